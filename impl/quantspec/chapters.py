@@ -1,0 +1,137 @@
+"""Reads the chapters of the specification: clauses, definitions, examples.
+
+A chapter is Markdown. A clause is a heading ``### AFF-TIES · Title`` whose first block quote is the normative sentence;
+``python`` blocks, in order, are the chapter's module; ``pycon`` blocks are its examples.
+"""
+
+import functools
+import hashlib
+import re
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+CLAUSE_HEADING = re.compile(r"^([A-Z]{3}(?:-[A-Z0-9]+)+) · (.+)$")
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One normative sentence and where it stands (``line`` counts from 1)."""
+
+    id: str
+    title: str
+    sentence: str
+    chapter: str
+    line: int
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the sentence, white space folded."""
+        return hashlib.sha256(" ".join(self.sentence.split()).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; ``line`` is the line of its first line of code, counted from 1."""
+
+    language: str
+    source: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A parsed chapter. ``stem`` is ``affine`` for ``01-affine.md``."""
+
+    stem: str
+    path: Path
+    title: str
+    clauses: tuple[Clause, ...]
+    blocks: tuple[Block, ...]
+
+
+def directory() -> Path:
+    """The folder with the chapters: in a checkout ``spec/``, in an installed package a copy inside it."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here / "spec", here.parent.parent / "spec"):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"the chapters are neither in {here / 'spec'} nor in {here.parent.parent / 'spec'}")
+
+
+def stems() -> list[str]:
+    """The stems of all chapters in reading order."""
+    return [path.stem[3:] for path in sorted(directory().glob("[0-9][0-9]-*.md"))]
+
+
+def parse(path: Path) -> Chapter:
+    """Parses one chapter.
+
+    Raises ValueError when a clause has no sentence, more than one, or an id that the chapter already used.
+    """
+    tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
+    title, clauses, blocks, heading = "", [], [], None
+    depth = 0
+    for index, token in enumerate(tokens):
+        if token.type == "heading_open":
+            if heading is not None:
+                raise ValueError(f"{path.name}:{heading[2]}: clause {heading[0]} has no normative sentence")
+            text = tokens[index + 1].content
+            title = title or text
+            if match := CLAUSE_HEADING.match(text):
+                heading = (match[1], match[2], token.map[0] + 1)
+        elif token.type == "blockquote_open":
+            depth += 1
+        elif token.type == "blockquote_close":
+            depth -= 1
+        elif token.type == "inline" and depth:
+            if heading is None:
+                raise ValueError(f"{path.name}:{token.map[0] + 1}: a block quote outside a clause")
+            clauses.append(Clause(heading[0], heading[1], token.content, path.stem[3:], heading[2]))
+            heading = None
+        elif token.type == "fence":
+            blocks.append(Block(token.info.strip(), token.content, token.map[0] + 2))
+    if heading is not None:
+        raise ValueError(f"{path.name}:{heading[2]}: clause {heading[0]} has no normative sentence")
+    ids = [clause.id for clause in clauses]
+    for clause in clauses:
+        if ids.count(clause.id) > 1:
+            raise ValueError(f"{path.name}:{clause.line}: clause {clause.id} stands twice")
+    return Chapter(path.stem[3:], path, title, tuple(clauses), tuple(blocks))
+
+
+@functools.cache
+def chapter(stem: str) -> Chapter:
+    """The parsed chapter of that stem; ValueError naming the known stems when there is none."""
+    for path in directory().glob(f"[0-9][0-9]-{stem}.md"):
+        return parse(path)
+    raise ValueError(f"stem: expected one of {', '.join(stems())}, got {stem!r}")
+
+
+def clauses() -> dict[str, Clause]:
+    """Every clause of the specification by id; ValueError when two chapters use one id."""
+    found: dict[str, Clause] = {}
+    for stem in stems():
+        for clause in chapter(stem).clauses:
+            if clause.id in found:
+                raise ValueError(f"clause {clause.id} stands in {found[clause.id].chapter} and in {clause.chapter}")
+            found[clause.id] = clause
+    return found
+
+
+@functools.cache
+def load(stem: str) -> types.ModuleType:
+    """The definitions of a chapter as a module: its ``python`` blocks, executed in order.
+
+    Tracebacks point at the lines of the Markdown file.
+    """
+    parsed = chapter(stem)
+    module = types.ModuleType(f"quantspec.chapters.{stem}", parsed.title)
+    module.__file__ = str(parsed.path)
+    for block in parsed.blocks:
+        if block.language == "python":
+            code = compile("\n" * (block.line - 1) + block.source, str(parsed.path), "exec")
+            exec(code, module.__dict__)  # noqa: S102 - the specification is the program
+    return module
