@@ -1,0 +1,185 @@
+"""Affine quantization, vectorised: chapter 1 on whole NumPy arrays.
+
+Every function gives exactly what the chapter's definitions give, element by element. The quotients are computed in
+float64, which is enough: the quotient of two float32 that is not half-way between two integers below 2^10 misses
+half-way by at least 2^-26, and float64 resolves 2^-44 there.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**119
+SCALE_FLOOR = 2.0**-63
+
+
+def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """(qmin, qmax) of codes of ``bits`` bits, 2 to 8 (AFF-CODES). Raises ValueError for other widths (AFF-BITS)."""
+    if bits not in range(2, 9):
+        raise ValueError(f"bits: expected 2 to 8, got {bits}")
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """The grid of a tensor: scale (real value per LSB), zero_point (code), the codes it may use, and the channel axis.
+
+    ``scale`` is float32 with shape () per tensor or (channels,) per channel; ``zero_point`` is int32 with the same shape, or () when
+    all channels share it. Raises ValueError for what AFF-SCALE, AFF-ZERO-POINT and AFF-CHANNEL-COUNT refuse.
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    qmin: int
+    qmax: int
+    axis: int | None = None
+    dtype: np.dtype = field(init=False)
+
+    def __post_init__(self):
+        scale, zero_point = checked_qparams(self.scale, self.zero_point, qmin=self.qmin, qmax=self.qmax, axis=self.axis)
+        for array in (scale, zero_point):
+            array.setflags(write=False)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "zero_point", zero_point)
+        object.__setattr__(self, "dtype", code_dtype(self.qmin, self.qmax))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the scales and zero points take when stored (SIZ-QPARAMS)."""
+        return self.scale.nbytes + self.zero_point.nbytes
+
+    def quantize(self, x: np.ndarray) -> np.ndarray:
+        """The codes of real values; see ``quantize``."""
+        return quantize(x, self.scale, self.zero_point, qmin=self.qmin, qmax=self.qmax, axis=self.axis)
+
+    def dequantize(self, q: np.ndarray) -> np.ndarray:
+        """The real values of codes as float32; see ``dequantize``."""
+        return dequantize(q, self.scale, self.zero_point, axis=self.axis)
+
+
+def code_dtype(qmin: int, qmax: int) -> np.dtype:
+    """uint8 or int8, whichever holds the codes from qmin to qmax; ValueError when neither does."""
+    if 0 <= qmin < qmax <= 255:
+        return np.dtype(np.uint8)
+    if -128 <= qmin < qmax <= 127:
+        return np.dtype(np.int8)
+    raise ValueError(f"qmin, qmax: expected codes of one byte with qmin < qmax, got {qmin} and {qmax}")
+
+
+def checked_qparams(scale, zero_point, *, qmin: int, qmax: int, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of scale (float32) and zero_point (int32); ValueError for what describes no grid (AFF-SCALE, AFF-ZERO-POINT)."""
+    code_dtype(qmin, qmax)
+    with np.errstate(over="ignore"):  # a scale beyond float32 becomes infinite and is refused below
+        scale = np.array(scale, dtype=np.float32)
+    points = np.array(zero_point)
+    if not np.all((scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE)):
+        raise ValueError(f"scale: expected float32 from 2^-126 to 2^119, got {scale}")
+    if not np.all((points >= qmin) & (points <= qmax) & (points == np.round(points))):
+        raise ValueError(f"zero_point: expected integers from {qmin} to {qmax}, got {points}")
+    if axis is None and (scale.ndim or points.ndim):
+        raise ValueError(f"scale, zero_point: expected one of each without an axis, got shapes {scale.shape} and {points.shape}")
+    if axis is not None and (scale.ndim != 1 or points.shape not in ((), scale.shape)):
+        raise ValueError(f"scale, zero_point: expected one per channel, got shapes {scale.shape} and {points.shape}")
+    return scale, points.astype(np.int32)
+
+
+def along(axis: int | None, channels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """``channels`` (() or (n,)) shaped to broadcast along ``axis`` of ``shape``; ValueError naming both counts (AFF-CHANNEL-COUNT)."""
+    if axis is None or channels.ndim == 0:
+        return channels
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis: expected an axis of an array of shape {shape}, got {axis}")
+    if channels.size != shape[axis]:
+        raise ValueError(f"scale, zero_point: expected {shape[axis]} channels along axis {axis}, got {channels.size}")
+    return channels.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+
+
+def float32_array(x, name: str = "x") -> np.ndarray:
+    """``x`` as float32 without a copy where it is one; TypeError naming the argument when that would lose digits."""
+    x = np.asarray(x)
+    if x.dtype != np.float32 and not (x.dtype.kind in "iu" and x.dtype.itemsize <= 2):
+        if x.dtype.kind != "f" or not np.array_equal(x.astype(np.float32), x, equal_nan=True):
+            raise TypeError(f"{name}: expected float32 values, got {x.dtype} values that float32 cannot hold")
+    return x.astype(np.float32, copy=False)
+
+
+def quantize(x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
+    """The codes of real values (AFF-NEAREST, AFF-TIES, AFF-ORDER, AFF-SATURATE, AFF-INFINITY, AFF-CHANNEL).
+
+    ``x``: float32 array of any shape. Returns codes of the same shape, uint8 or int8.
+    Raises ValueError for NaN (AFF-NAN) and for qparams that describe no grid, TypeError for values that are not float32.
+    """
+    scale, zero_point = checked_qparams(scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+    x = float32_array(x)
+    steps = np.divide(x, along(axis, scale, x.shape), dtype=np.float64)
+    if np.isnan(steps).any():
+        raise ValueError(f"x: expected numbers, got {int(np.isnan(x).sum())} NaN")
+    codes = np.clip(np.rint(steps) + along(axis, zero_point, x.shape), qmin, qmax)
+    return codes.astype(code_dtype(qmin, qmax))
+
+
+def dequantize(q, scale, zero_point, *, axis: int | None = None) -> np.ndarray:
+    """The real values of codes, float32 of the same shape (AFF-MEANING). Raises TypeError unless ``q`` holds integers."""
+    q = np.asarray(q)
+    if q.dtype.kind not in "iu":
+        raise TypeError(f"q: expected integer codes, got {q.dtype}")
+    scale, zero_point = np.asarray(scale, dtype=np.float32), np.asarray(zero_point, dtype=np.int32)
+    # q - zero_point has 9 bits and is exact in float32, so that this product is the only rounding.
+    steps = (q.astype(np.int32) - along(axis, zero_point, q.shape)).astype(np.float32)
+    return steps * along(axis, scale, q.shape)
+
+
+def nearest_float32(value: Fraction) -> np.float32:
+    """The float32 nearest to an exact value, ties to even; infinite beyond the largest float32 (AFF-MEANING)."""
+    with np.errstate(over="ignore"):
+        nearest = np.float32(float(value))
+    # float() rounded once and float32() again, so one of the neighbours may be nearer. A tie is even in its last bit.
+    candidates = (np.nextafter(nearest, np.float32(-np.inf)), nearest, np.nextafter(nearest, np.float32(np.inf)))
+
+    def distance(candidate):
+        # Infinity stands where the next float32 would be, which is what IEEE 754 rounds by.
+        real = Fraction(float(candidate)) if np.isfinite(candidate) else Fraction(2) ** 128 * int(np.sign(candidate))
+        return abs(real - value), int(candidate.view(np.int32)) & 1
+
+    return min(candidates, key=distance)
+
+
+def qparams(minimum, maximum, *, qmin: int, qmax: int, symmetric: bool, axis: int | None = None) -> QParams:
+    """The grid for values from minimum to maximum (chapter 1, "qparams from a range" and "Symmetric qparams").
+
+    ``minimum``, ``maximum``: float32 of shape () or, with ``axis``, (channels,). Symmetric: AFF-SYMMETRIC; affine: AFF-RANGE-*.
+    Raises ValueError for NaN, infinite, unordered or too wide ranges (AFF-RANGE-ORDER, AFF-RANGE-HUGE).
+    """
+    code_dtype(qmin, qmax)
+    low, high = checked_range(minimum, maximum)
+    if symmetric:
+        center = (qmin + qmax + 1) // 2
+        steps = min(center - qmin, qmax - center)
+        extents = [Fraction(float(v)) for v in np.maximum(np.abs(low), np.abs(high)).ravel()]
+    else:
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        steps = qmax - qmin
+        extents = [Fraction(float(b)) - Fraction(float(a)) for a, b in zip(low.ravel(), high.ravel())]
+    # Only as many numbers as there are channels, so exact fractions cost nothing.
+    scales = [max(nearest_float32(e / steps), np.float32(SCALE_FLOOR)) if e else 1 for e in extents]
+    scale = np.array(scales, dtype=np.float32).reshape(low.shape)
+    if np.any(scale > LARGEST_SCALE):
+        raise ValueError(f"maximum: the range is too wide, its scale {scale.max()} exceeds 2^119")
+    if symmetric:
+        zero_point = np.int32(center)
+    else:
+        zero_point = np.clip(qmin - np.rint(np.divide(low, scale, dtype=np.float64)), qmin, qmax).astype(np.int32)
+    return QParams(scale, zero_point, qmin, qmax, axis)
+
+
+def checked_range(minimum, maximum) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends as float32; ValueError unless finite and in order (AFF-RANGE-ORDER)."""
+    low, high = float32_array(minimum, "minimum"), float32_array(maximum, "maximum")
+    if low.shape != high.shape:
+        raise ValueError(f"minimum, maximum: expected one shape, got {low.shape} and {high.shape}")
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"minimum, maximum: expected finite numbers, got {minimum} and {maximum}")
+    if np.any(low > high):
+        raise ValueError(f"minimum: expected at most maximum, got {minimum} above {maximum}")
+    return low, high
