@@ -1,0 +1,366 @@
+"""Dialects, vectorised: the steps that real kernels take, on whole NumPy arrays, equal to chapter 10 in every code.
+
+A ``Dialect`` names one alternative for each choice of the chapter and computes with them. Arrays are float32 unless said;
+every operation on them rounds to float32, which is the point.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from . import affine, integer
+from .affine import QParams, along
+
+FLOOR = np.float32(2.0**-23)
+SMALL = float(np.float32(6.1e-5))
+
+
+def fma(a, b, c) -> np.ndarray:
+    """a * b + c for float32 arrays, rounded once to float32."""
+    a, b, c = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (a, b, c)))
+    product = a * b  # exact: 48 bits
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = product + c
+        back = total - product
+        rest = (product - (total - back)) + (c - back)
+        # Rounding to odd keeps what float64 lost, so that the second rounding, to float32, is the only one that counts.
+        bits = total.view(np.int64)
+        sticky = (rest != 0) & np.isfinite(rest) & (bits & 1 == 0)
+        bits = bits + np.where(sticky, np.where((rest > 0) == (total > 0), 1, -1), 0)
+        return bits.view(np.float64).astype(np.float32)
+
+
+def to_int32(steps: np.ndarray) -> np.ndarray:
+    """Rounded to integers as x86 converts float32 to int32: what does not fit becomes -2^31. Returns int64."""
+    rounded = np.rint(steps.astype(np.float64))
+    return np.where((rounded >= -(2.0**31)) & (rounded < 2.0**31), rounded, -(2.0**31)).astype(np.int64)
+
+
+def saturate16(values: np.ndarray) -> np.ndarray:
+    """Clamped to 16-bit integers."""
+    return np.clip(values, -(2**15), 2**15 - 1)
+
+
+def twice(scale) -> np.ndarray:
+    """The reciprocal of the reciprocal, each rounded to float32."""
+    one = np.float32(1)
+    return one / (one / np.asarray(scale, np.float32))
+
+
+# --- DIA-QUANTIZE and DIA-DYNAMIC-QUANTIZE: (x, scale, zero_point, qmin, qmax), already broadcast, to codes
+
+
+def quantize_divide(x, scale, zero_point, qmin, qmax):
+    return np.clip(np.rint(x / scale).astype(np.float64) + zero_point, qmin, qmax)
+
+
+def quantize_reciprocal(x, scale, zero_point, qmin, qmax):
+    return np.clip(np.rint(x * (np.float32(1) / scale)).astype(np.float64) + zero_point, qmin, qmax)
+
+
+def quantize_add(x, scale, zero_point, qmin, qmax):
+    return np.clip(np.rint(x * (np.float32(1) / scale) + zero_point.astype(np.float32)), qmin, qmax)
+
+
+def quantize_fused(x, scale, zero_point, qmin, qmax):
+    return np.clip(np.rint(fma(x, np.float32(1) / scale, zero_point)), qmin, qmax)
+
+
+def quantize_inverted(x, scale, zero_point, qmin, qmax):
+    per_step = np.float32(1) / twice_inverted(scale)
+    return np.clip(np.rint(x * per_step + zero_point.astype(np.float32)), qmin, qmax)
+
+
+def twice_inverted(scale) -> np.ndarray:
+    """A float64 scale inverted, rounded to float32, and inverted again."""
+    return np.float32(1) / np.asarray(1 / np.asarray(scale, np.float64)).astype(np.float32)
+
+
+QUANTIZE = {
+    "divide": quantize_divide,
+    "reciprocal": quantize_reciprocal,
+    "add": quantize_add,
+    "fused": quantize_fused,
+    "inverted": quantize_inverted,
+}
+
+# --- DIA-QPARAMS and DIA-SYMMETRIC: checked float32 ranges () or (channels,) to (scale, zero_point)
+
+
+def qparams_float32(low, high, qmin, qmax):
+    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+    scale = np.maximum((high - low) / np.float32(qmax - qmin), FLOOR)
+    return scale, np.clip(qmin - np.rint(low / scale), qmin, qmax).astype(np.int32)
+
+
+def qparams_float64(low, high, qmin, qmax):
+    if np.ndim(low):
+        pairs = [qparams_float64(a, b, qmin, qmax) for a, b in zip(low, high)]
+        return np.array([scale for scale, _ in pairs], np.float64), np.array([zero for _, zero in pairs], np.int32)
+    low, high, steps = min(float(low), 0.0), max(float(high), 0.0), qmax - qmin
+    scale = (high - low) / steps
+    with np.errstate(divide="ignore", over="ignore"):
+        if np.float32(scale) == 0 or np.isinf(np.float32(1) / np.float32(scale)):
+            scale = 0.1
+        if scale < SMALL:
+            stretch = np.float32(SMALL) / np.float32(scale)
+            if low == 0:
+                high = float(np.float32(SMALL) * np.float32(steps))
+            elif high == 0:
+                low = -float(np.float32(SMALL) * np.float32(steps))
+            else:
+                low, high = float(np.float32(low) * stretch), float(np.float32(high) * stretch)
+            scale = SMALL
+    from_low, from_high = qmin - low / scale, qmax - high / scale
+    start = from_low if abs(qmin) - abs(low / scale) < abs(qmax) - abs(high / scale) else from_high
+    return scale, np.int32(np.rint(np.clip(start, qmin, qmax)))
+
+
+def symmetric_half(low, high, qmin, qmax):
+    scale = np.maximum(np.maximum(np.maximum(-low, high), np.float32(0)) / np.float32((qmax - qmin) / 2), FLOOR)
+    return scale, np.int32((qmin + qmax + 1) // 2)
+
+
+QPARAMS = {"float32": qparams_float32, "float64": qparams_float64}
+
+# --- DIA-REQUANTIZE: (accumulator without bias [..., outputs], bias, s_x, s_w, y, lowest) to codes
+
+
+def requantize_exact(accumulator, bias, s_x, s_w, y, lowest):
+    codes = integer.requantize(accumulator + integer.quantize_bias(bias, s_x, s_w).astype(np.int64), s_x, s_w, y)
+    return np.maximum(codes, codes.dtype.type(lowest))
+
+
+def requantize_integer_bias(accumulator, bias, s_x, s_w, y, lowest):
+    total = accumulator + integer.quantize_bias(bias, s_x, s_w).astype(np.int64)
+    steps = np.rint(total.astype(np.float32) * (s_x * s_w / y.scale))
+    return np.clip(steps.astype(np.float64) + y.zero_point, lowest, y.qmax)
+
+
+def requantize_integer_bias_reciprocal(accumulator, bias, s_x, s_w, y, lowest):
+    unit = s_w * s_x
+    total = accumulator + bias_codes_reciprocal(bias, unit)
+    steps = total.astype(np.float32) * (unit * (np.float32(1) / y.scale))
+    return np.clip(saturate16(saturate16(to_int32(steps)) + y.zero_point), lowest, y.qmax)
+
+
+def bias_codes_reciprocal(bias, unit) -> np.ndarray:
+    """Bias codes with the reciprocal of the unit in float32, as int64."""
+    codes = np.rint((bias * (np.float32(1) / unit)).astype(np.float64))
+    return np.clip(codes, -(2.0**31), 2.0**31 - 1).astype(np.int64)
+
+
+def requantize_float_bias(accumulator, bias, s_x, s_w, y, lowest):
+    unit = s_x * s_w
+    if unit.ndim:
+        total = accumulator.astype(np.float32) + bias / unit
+    else:
+        total = fma(bias, np.float32(1) / unit, accumulator.astype(np.float32))
+    steps = total * (unit / y.scale)
+    return np.clip(saturate16(saturate16(to_int32(steps)) + y.zero_point), lowest, y.qmax)
+
+
+def requantize_real(accumulator, bias, s_x, s_w, y, lowest):
+    value = accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias
+    steps = value * (np.float32(1) / twice(y.scale)) + y.zero_point.astype(np.float32)
+    return np.clip(np.rint(steps), lowest, y.qmax)
+
+
+REQUANTIZE = {
+    "exact": requantize_exact,
+    "integer-bias": requantize_integer_bias,
+    "integer-bias-reciprocal": requantize_integer_bias_reciprocal,
+    "float-bias": requantize_float_bias,
+    "real": requantize_real,
+}
+
+# --- DIA-DYNAMIC: (accumulator [rows, outputs], bias, s_x, s_w) to every allowed float32 result
+
+
+def output_exact(accumulator, bias, s_x, s_w):
+    unit = np.float64(np.float32(s_x)) * s_w.astype(np.float64)  # exact: 48 bits
+    with np.errstate(over="ignore"):
+        real = accumulator * unit + bias
+        nearest = real.astype(np.float32)
+        # The float64 value is off by two roundings. Where the float32 depends on them, exact numbers decide.
+        slack = (np.abs(accumulator * unit) + np.abs(real)) * 2.0**-52
+        doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)
+    units, biases = np.broadcast_to(unit, real.shape), np.broadcast_to(bias, real.shape)
+    for index in zip(*np.nonzero(doubtful)):
+        exact = int(accumulator[index]) * Fraction(float(units[index])) + Fraction(float(biases[index]))
+        nearest[index] = affine.nearest_float32(exact)
+    return (nearest,)
+
+
+def output_fused(accumulator, bias, s_x, s_w):
+    return (fma(accumulator.astype(np.float32), np.float32(s_x) * s_w, bias),)
+
+
+def output_multiply_add(accumulator, bias, s_x, s_w):
+    return (accumulator.astype(np.float32) * (np.float32(s_x) * s_w) + bias,)
+
+
+def output_in_turn(accumulator, bias, s_x, s_w):
+    s_x, s_w, total = twice_inverted(s_x), twice(s_w), accumulator.astype(np.float32)
+    return total * s_x * s_w + bias, total * (s_x * s_w) + bias
+
+
+OUTPUT = {
+    "exact": output_exact,
+    "fused": output_fused,
+    "multiply-add": output_multiply_add,
+    "in-turn": output_in_turn,
+}
+
+# --- DIA-REDUCED
+
+
+REDUCED = {"codes": (0, 127), "container": (0, 255)}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One alternative for each choice of chapter 10, by name, and the arithmetic that follows (DIA-NAMED)."""
+
+    name: str
+    quantize_rule: str
+    quantize_channels_rule: str
+    qparams_rule: str
+    symmetric_rule: str
+    reduced: str
+    requantize_rule: str
+    qparams_dynamic_rule: str
+    quantize_dynamic_rule: str
+    output_rule: str
+
+    def quantize(self, x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
+        """Codes of real values by DIA-QUANTIZE; arguments and errors as ``affine.quantize``."""
+        return quantize(self.quantize_channels_rule if axis is not None else self.quantize_rule, x, scale, zero_point, qmin, qmax, axis)
+
+    def qparams(self, minimum, maximum, *, qmin: int, qmax: int, symmetric: bool, axis: int | None = None) -> QParams:
+        """The grid for a range by DIA-QPARAMS or DIA-SYMMETRIC; arguments and errors as ``affine.qparams``."""
+        if (self.symmetric_rule == "narrow") if symmetric else (self.qparams_rule == "exact"):
+            return affine.qparams(minimum, maximum, qmin=qmin, qmax=qmax, symmetric=symmetric, axis=axis)
+        low, high = affine.checked_range(minimum, maximum)
+        with np.errstate(over="ignore"):
+            rule = symmetric_half if symmetric else QPARAMS[self.qparams_rule]
+            scale, zero_point = rule(low, high, qmin, qmax)
+        if np.any(scale > affine.LARGEST_SCALE):
+            raise ValueError(f"maximum: the range is too wide, its scale {np.max(scale)} exceeds 2^119")
+        return QParams(scale, zero_point, qmin, qmax, axis)
+
+    def activation_qparams(self, minimum, maximum, *, reduce_range: bool = False) -> QParams:
+        """The unsigned affine grid of an activation, with DIA-REDUCED where the range is reduced."""
+        grid = self.qparams(minimum, maximum, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)
+        return self._contained(grid) if reduce_range else grid
+
+    def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu: bool = False) -> np.ndarray:
+        """Output codes [rows, outputs] of a linear layer by DIA-REQUANTIZE; arguments and errors as ``integer.linear``."""
+        bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
+        integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
+        accumulator = integer.accumulate(x_q, x.zero_point, w_q, w.zero_point)
+        return self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu)
+
+    def requantize(self, accumulator, bias, x_scale, w_scale, y: QParams, *, relu: bool = False) -> np.ndarray:
+        """Output codes of int32 accumulators [..., outputs] without their bias (float32 (outputs,)), by DIA-REQUANTIZE.
+
+        Raises ValueError for scales that DIA-UNIT refuses.
+        """
+        lowest = int(y.zero_point) if relu else y.qmin
+        if self.requantize_rule != "exact":
+            check_unit(x_scale * w_scale, y.scale)
+        with np.errstate(over="ignore"):
+            codes = REQUANTIZE[self.requantize_rule](np.asarray(accumulator), bias, x_scale, w_scale, y, lowest)
+        return codes.astype(y.dtype, copy=False)
+
+    def bias_codes(self, bias, x_scale, w_scale) -> np.ndarray | None:
+        """The integer bias codes of this dialect, (outputs,), or None where the bias stays a float."""
+        if self.requantize_rule in ("exact", "integer-bias"):
+            return integer.quantize_bias(bias, x_scale, w_scale)
+        if self.requantize_rule == "integer-bias-reciprocal":
+            return bias_codes_reciprocal(bias, w_scale * x_scale)
+        return None
+
+    def quantize_dynamic(self, x, *, reduce_range: bool = False) -> tuple[np.ndarray, object, QParams]:
+        """Codes of a whole tensor on the grid of its own range, the scale as computed, and that grid.
+
+        Raises ValueError for NaN and infinities (DYN-FINITE). The scale is a float64 where DIA-QPARAMS says so.
+        """
+        x = affine.float32_array(x)
+        if x.size == 0:
+            grid = QParams(1, 0, 0, 255)
+            return np.zeros(x.shape, np.uint8), grid.scale, grid
+        low, high = np.asarray(x.min()), np.asarray(x.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError(f"x: expected finite values, got a minimum of {low} and a maximum of {high}")
+        if self.qparams_dynamic_rule == "exact":
+            grid = affine.qparams(low, high, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)
+            scale = grid.scale
+        else:
+            scale, zero_point = QPARAMS[self.qparams_dynamic_rule](low, high, 0, 127 if reduce_range else 255)
+            grid = QParams(scale, zero_point, 0, 127 if reduce_range else 255)
+        grid = self._contained(grid) if reduce_range else grid
+        used = scale if self.quantize_dynamic_rule == "inverted" else grid.scale
+        codes = quantize(self.quantize_dynamic_rule, x, used, grid.zero_point, grid.qmin, grid.qmax, None)
+        return codes, scale, grid
+
+    def linear_dynamic(self, x, w_q, w: QParams, bias, *, reduce_range: bool = False) -> tuple[np.ndarray, ...]:
+        """Every float32 result [rows, outputs] that a dynamic linear layer may give (DIA-DYNAMIC); mostly one.
+
+        ``x``: float32 [rows, inputs]; ``w_q``: codes [outputs, inputs]; ``bias``: float32 (outputs,) or None.
+        Raises as ``quantize_dynamic`` and ``integer.accumulate`` do, UnsupportedError when an accumulator could overflow.
+        """
+        codes, scale, grid = self.quantize_dynamic(x, reduce_range=reduce_range)
+        bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
+        integer.check_overflow(grid, np.asarray(w_q), w, np.zeros(len(w_q), np.int32))
+        accumulator = integer.accumulate(codes, grid.zero_point, w_q, w.zero_point)
+        if self.output_rule != "exact":
+            check_unit(grid.scale * w.scale)
+        with np.errstate(over="ignore"):
+            return OUTPUT[self.output_rule](accumulator, bias, scale, w.scale)
+
+    def _contained(self, grid: QParams) -> QParams:
+        return QParams(grid.scale, grid.zero_point, *REDUCED[self.reduced])
+
+
+def check_unit(unit, y_scale=np.float32(1)) -> None:
+    """Raises ValueError when the unit of the accumulator or the multiplier is not a normal float32 (DIA-UNIT)."""
+    for name, value in (("scale of input times scale of weight", unit), ("multiplier", unit / y_scale)):
+        if not np.all(np.isfinite(value) & (value >= affine.SMALLEST_SCALE)):
+            raise ValueError(f"scale: expected a {name} that is a normal float32, got {value}")
+
+
+def quantize(rule: str, x, scale, zero_point, qmin: int, qmax: int, axis: int | None) -> np.ndarray:
+    """Codes of real values by one alternative of DIA-DYNAMIC-QUANTIZE. Only ``inverted`` looks at a float64 scale's digits."""
+    if rule == "exact":
+        return affine.quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+    single, points = affine.checked_qparams(scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+    x = affine.float32_array(x)
+    if np.isnan(x).any():
+        raise ValueError(f"x: expected numbers, got {int(np.isnan(x).sum())} NaN")
+    given = np.asarray(scale) if rule == "inverted" else along(axis, single, x.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        codes = QUANTIZE[rule](x, given, along(axis, points, x.shape), qmin, qmax)
+    return codes.astype(affine.code_dtype(qmin, qmax))
+
+
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect("exact", "exact", "exact", "exact", "narrow", "codes", "exact", "exact", "exact", "exact"),
+        Dialect("onnx", "divide", "divide", "exact", "narrow", "codes", "integer-bias", "exact", "divide", "multiply-add"),
+        Dialect("fbgemm", "fused", "add", "float32", "half", "container", "float-bias", "float64", "fused", "fused"),
+        Dialect("onednn", "fused", "add", "float32", "half", "container", "real", "float64", "inverted", "in-turn"),
+        Dialect(
+            "qnnpack", "fused", "add", "float32", "half", "container", "integer-bias-reciprocal", "float64", "fused", "multiply-add"
+        ),
+    )
+}
+
+
+def dialect(name: str) -> Dialect:
+    """The dialect of that name; ValueError listing the known ones when there is none."""
+    if name not in DIALECTS:
+        raise ValueError(f"dialect: expected one of {', '.join(DIALECTS)}, got {name!r}")
+    return DIALECTS[name]
