@@ -4,7 +4,7 @@ A ``Dialect`` names one alternative for each choice of the chapter and computes 
 every operation on them rounds to float32, which is the point.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -124,6 +124,30 @@ def symmetric_half(low, high, qmin, qmax):
 
 QPARAMS = {"float32": qparams_float32, "float64": qparams_float64}
 
+# --- DIA-ACCUMULATE: (x_q [rows, inputs], x_zero_point, w_q [outputs, inputs], w_zero_point) to int64 accumulators
+
+
+def accumulate_pairs(x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
+    """Accumulators whose products are added in pairs into saturating int16 first."""
+    lowest, highest = -(2**15), 2**15 - 1
+    total = integer.accumulate(x_q, x_zero_point, w_q, w_zero_point).astype(np.int64)
+    even = x_q.shape[1] + x_q.shape[1] % 2
+    x, w = (np.pad(q.astype(np.int32), ((0, 0), (0, even - q.shape[1]))) for q in (x_q, w_q))
+    w0, w1 = w[:, ::2], w[:, 1::2]
+    # Few pairs of weights can saturate at all. The rest of the sum is exact, so only what these pairs lose is subtracted.
+    most = 255 * (np.maximum(w0, 0) + np.maximum(w1, 0))
+    least = 255 * (np.minimum(w0, 0) + np.minimum(w1, 0))
+    if x_q.dtype == np.int8:
+        most, least = 128 * (np.abs(w0) + np.abs(w1)), -128 * (np.abs(w0) + np.abs(w1))
+    for pair in np.nonzero(((most > highest) | (least < lowest)).any(axis=0))[0]:
+        outputs = np.nonzero((most[:, pair] > highest) | (least[:, pair] < lowest))[0]
+        sums = np.outer(x[:, 2 * pair], w0[outputs, pair]) + np.outer(x[:, 2 * pair + 1], w1[outputs, pair])
+        total[:, outputs] -= sums - np.clip(sums, lowest, highest)
+    return total
+
+
+ACCUMULATE = {"exact": integer.accumulate, "pairs": accumulate_pairs}
+
 # --- DIA-REQUANTIZE: (accumulator without bias [..., outputs], bias, s_x, s_w, y, lowest) to codes
 
 
@@ -161,10 +185,16 @@ def requantize_float_bias(accumulator, bias, s_x, s_w, y, lowest):
     return np.clip(saturate16(saturate16(to_int32(steps)) + y.zero_point), lowest, y.qmax)
 
 
-def requantize_real(accumulator, bias, s_x, s_w, y, lowest):
-    value = accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias
-    steps = value * (np.float32(1) / twice(y.scale)) + y.zero_point.astype(np.float32)
-    return np.clip(np.rint(steps), lowest, y.qmax)
+def requantize_real_in_turn(accumulator, bias, s_x, s_w, y, lowest):
+    return quantize_real(accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias, y, lowest)
+
+
+def requantize_real_product(accumulator, bias, s_x, s_w, y, lowest):
+    return quantize_real(accumulator.astype(np.float32) * (twice(s_x) * twice(s_w)) + bias, y, lowest)
+
+
+def quantize_real(value, y, lowest):
+    return np.clip(np.rint(value * (np.float32(1) / twice(y.scale)) + y.zero_point.astype(np.float32)), lowest, y.qmax)
 
 
 REQUANTIZE = {
@@ -172,10 +202,11 @@ REQUANTIZE = {
     "integer-bias": requantize_integer_bias,
     "integer-bias-reciprocal": requantize_integer_bias_reciprocal,
     "float-bias": requantize_float_bias,
-    "real": requantize_real,
+    "real-in-turn": requantize_real_in_turn,
+    "real-product": requantize_real_product,
 }
 
-# --- DIA-DYNAMIC: (accumulator [rows, outputs], bias, s_x, s_w) to every allowed float32 result
+# --- DIA-DYNAMIC: (accumulator [rows, outputs], bias, s_x, s_w) to float32
 
 
 def output_exact(accumulator, bias, s_x, s_w):
@@ -190,20 +221,23 @@ def output_exact(accumulator, bias, s_x, s_w):
     for index in zip(*np.nonzero(doubtful)):
         exact = int(accumulator[index]) * Fraction(float(units[index])) + Fraction(float(biases[index]))
         nearest[index] = affine.nearest_float32(exact)
-    return (nearest,)
+    return nearest
 
 
 def output_fused(accumulator, bias, s_x, s_w):
-    return (fma(accumulator.astype(np.float32), np.float32(s_x) * s_w, bias),)
+    return fma(accumulator.astype(np.float32), np.float32(s_x) * s_w, bias)
 
 
 def output_multiply_add(accumulator, bias, s_x, s_w):
-    return (accumulator.astype(np.float32) * (np.float32(s_x) * s_w) + bias,)
+    return accumulator.astype(np.float32) * (np.float32(s_x) * s_w) + bias
 
 
 def output_in_turn(accumulator, bias, s_x, s_w):
-    s_x, s_w, total = twice_inverted(s_x), twice(s_w), accumulator.astype(np.float32)
-    return total * s_x * s_w + bias, total * (s_x * s_w) + bias
+    return accumulator.astype(np.float32) * twice_inverted(s_x) * twice(s_w) + bias
+
+
+def output_product(accumulator, bias, s_x, s_w):
+    return accumulator.astype(np.float32) * (twice_inverted(s_x) * twice(s_w)) + bias
 
 
 OUTPUT = {
@@ -211,6 +245,7 @@ OUTPUT = {
     "fused": output_fused,
     "multiply-add": output_multiply_add,
     "in-turn": output_in_turn,
+    "product": output_product,
 }
 
 # --- DIA-REDUCED
@@ -233,6 +268,7 @@ class Dialect:
     qparams_dynamic_rule: str
     quantize_dynamic_rule: str
     output_rule: str
+    accumulate_rule: str = "exact"
 
     def quantize(self, x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
         """Codes of real values by DIA-QUANTIZE; arguments and errors as ``affine.quantize``."""
@@ -259,7 +295,7 @@ class Dialect:
         """Output codes [rows, outputs] of a linear layer by DIA-REQUANTIZE; arguments and errors as ``integer.linear``."""
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
         integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
-        accumulator = integer.accumulate(x_q, x.zero_point, w_q, w.zero_point)
+        accumulator = ACCUMULATE[self.accumulate_rule](x_q, x.zero_point, w_q, w.zero_point)
         return self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu)
 
     def requantize(self, accumulator, bias, x_scale, w_scale, y: QParams, *, relu: bool = False) -> np.ndarray:
@@ -305,8 +341,8 @@ class Dialect:
         codes = quantize(self.quantize_dynamic_rule, x, used, grid.zero_point, grid.qmin, grid.qmax, None)
         return codes, scale, grid
 
-    def linear_dynamic(self, x, w_q, w: QParams, bias, *, reduce_range: bool = False) -> tuple[np.ndarray, ...]:
-        """Every float32 result [rows, outputs] that a dynamic linear layer may give (DIA-DYNAMIC); mostly one.
+    def linear_dynamic(self, x, w_q, w: QParams, bias, *, reduce_range: bool = False) -> np.ndarray:
+        """The float32 output [rows, outputs] of a dynamic linear layer (DIA-DYNAMIC).
 
         ``x``: float32 [rows, inputs]; ``w_q``: codes [outputs, inputs]; ``bias``: float32 (outputs,) or None.
         Raises as ``quantize_dynamic`` and ``integer.accumulate`` do, UnsupportedError when an accumulator could overflow.
@@ -314,7 +350,7 @@ class Dialect:
         codes, scale, grid = self.quantize_dynamic(x, reduce_range=reduce_range)
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
         integer.check_overflow(grid, np.asarray(w_q), w, np.zeros(len(w_q), np.int32))
-        accumulator = integer.accumulate(codes, grid.zero_point, w_q, w.zero_point)
+        accumulator = ACCUMULATE[self.accumulate_rule](codes, grid.zero_point, w_q, w.zero_point)
         if self.output_rule != "exact":
             check_unit(grid.scale * w.scale)
         with np.errstate(over="ignore"):
@@ -345,18 +381,20 @@ def quantize(rule: str, x, scale, zero_point, qmin: int, qmax: int, axis: int | 
     return codes.astype(affine.code_dtype(qmin, qmax))
 
 
+TORCH = ("fused", "add", "float32", "half", "container")
+INT16 = ("fbgemm", "onednn", "onednn-product")
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
         Dialect("exact", "exact", "exact", "exact", "narrow", "codes", "exact", "exact", "exact", "exact"),
         Dialect("onnx", "divide", "divide", "exact", "narrow", "codes", "integer-bias", "exact", "divide", "multiply-add"),
-        Dialect("fbgemm", "fused", "add", "float32", "half", "container", "float-bias", "float64", "fused", "fused"),
-        Dialect("onednn", "fused", "add", "float32", "half", "container", "real", "float64", "inverted", "in-turn"),
-        Dialect(
-            "qnnpack", "fused", "add", "float32", "half", "container", "integer-bias-reciprocal", "float64", "fused", "multiply-add"
-        ),
+        Dialect("fbgemm", *TORCH, "float-bias", "float64", "fused", "fused"),
+        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn"),
+        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product"),
+        Dialect("qnnpack", *TORCH, "integer-bias-reciprocal", "float64", "fused", "multiply-add"),
     )
 }
+DIALECTS |= {f"{name}-int16": replace(DIALECTS[name], name=f"{name}-int16", accumulate_rule="pairs") for name in INT16}
 
 
 def dialect(name: str) -> Dialect:

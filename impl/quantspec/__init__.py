@@ -1,0 +1,23 @@
+"""quantspec: an executable specification of 8-bit post-training quantization, and an implementation of it."""
+
+from .dynamic import quantize_dynamic
+from .errors import CalibrationError, FormatError, UnsupportedError
+from .module import QuantizedModule
+from .observers import MinMaxObserver, MovingAverageObserver
+from .program import Program
+from .static import Prepared, convert, prepare, quantize
+
+__all__ = [
+    "CalibrationError",
+    "FormatError",
+    "MinMaxObserver",
+    "MovingAverageObserver",
+    "Prepared",
+    "Program",
+    "QuantizedModule",
+    "UnsupportedError",
+    "convert",
+    "prepare",
+    "quantize",
+    "quantize_dynamic",
+]

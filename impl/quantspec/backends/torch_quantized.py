@@ -1,0 +1,185 @@
+"""PyTorch's own quantized engines: its eager-mode workflow and kernels, with NumPy arrays out.
+
+``torch.ao.quantization`` and the quantized dtypes are deprecated and being removed, which is why nothing outside this folder may
+depend on them, and why their warnings are silenced here: who compares with them knows.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+ENGINES = {
+    "x86": ("fbgemm",),
+    "fbgemm": ("fbgemm",),
+    "onednn": ("onednn", "onednn-product"),  # DIA-EITHER
+    "qnnpack": ("qnnpack",),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TorchLayer:
+    """One linear layer of a torch network: its parameters, and what it took and gave for the test inputs.
+
+    ``weight``: int8 codes [outputs, inputs]; ``w_scale``, ``w_zero_point``: () or (outputs,); ``bias``: float32 (outputs,).
+    ``bias_codes``: int64 (outputs,), torch's qint32 codes in units of input scale times weight scale, or None when dynamic.
+    ``scale``, ``zero_point`` of the output are None when dynamic; ``inputs`` and ``outputs`` [rows, ...] are codes, or float32 when dynamic.
+    """
+
+    name: str
+    weight: np.ndarray
+    w_scale: np.ndarray
+    w_zero_point: np.ndarray
+    bias: np.ndarray
+    bias_codes: np.ndarray | None
+    scale: float | None
+    zero_point: int | None
+    inputs: np.ndarray
+    outputs: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class TorchNetwork:
+    """A network quantized by torch; ``input_scale``, ``input_zero_point`` and ``input_codes`` are None when dynamic."""
+
+    layers: tuple[TorchLayer, ...]
+    input_scale: float | None
+    input_zero_point: int | None
+    input_codes: np.ndarray | None
+
+
+def why_not_offered(engine: str) -> str:
+    """Why this build of torch cannot run an engine; empty when it can."""
+    if engine in torch.backends.quantized.supported_engines:
+        return ""
+    return f"this build of torch offers {', '.join(torch.backends.quantized.supported_engines)}"
+
+
+@contextlib.contextmanager
+def selected(engine: str) -> Iterator[None]:
+    """torch computes with this engine inside, without its deprecation warnings; afterwards as before."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = engine
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def dialects_here(engine: str) -> tuple[str, ...]:
+    """The dialects that an engine may speak on this machine. It is asked, as CPUs differ (DIA-ACCUMULATE)."""
+    steps, highest, weight = 64, 255, 127
+    with selected(engine):
+        x = torch.quantize_per_tensor(torch.full((1, steps), float(highest)), 1.0, 0, torch.quint8)
+        w = torch.quantize_per_tensor(torch.full((16, steps), float(weight)), 1.0, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(w, torch.zeros(16))
+        codes = torch.ops.quantized.linear(x, packed, steps * highest * weight / 200, 0).int_repr()
+    suffix = "" if bool((codes == 200).all()) else "-int16"
+    return tuple(name + suffix for name in ENGINES[engine])
+
+
+def static_network(
+    model: nn.Module,
+    calibration: Iterable[torch.Tensor],
+    test: Iterable[torch.Tensor],
+    *,
+    engine: str,
+    fuse: list[list[str]],
+    per_channel: bool,
+    reduce_range: bool,
+) -> TorchNetwork:
+    """``model`` through torch's eager-mode static workflow with min-max observers, run over the test batches.
+
+    ``fuse`` lists the groups of modules to fuse, by path, as ``torch.ao.quantization.fuse_modules`` takes them.
+    """
+    quantization = torch.ao.quantization
+    weights = quantization.PerChannelMinMaxObserver if per_channel else quantization.MinMaxObserver
+    scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
+    activations = quantization.MinMaxObserver.with_args(dtype=torch.quint8, reduce_range=reduce_range)
+    with selected(engine):
+        network = nn.Sequential(quantization.QuantStub(), copy.deepcopy(model).eval(), quantization.DeQuantStub())
+        if fuse:
+            quantization.fuse_modules(network[1], fuse, inplace=True)
+        network.qconfig = quantization.QConfig(activations, weights.with_args(dtype=torch.qint8, qscheme=scheme))
+        quantization.prepare(network, inplace=True)
+        for batch in calibration:
+            network(batch)
+        quantization.convert(network, inplace=True)
+        stub = network[0]
+        kinds = torch.ao.nn.quantized.Linear, torch.ao.nn.intrinsic.quantized.LinearReLU
+        seen = record(network, {"": stub} | {p: m for p, m in network[1].named_modules() if isinstance(m, kinds)}, test)
+        layers = []
+        for path, module in network[1].named_modules():
+            if isinstance(module, kinds):
+                inputs, outputs = seen[path]
+                scale, zero_point = float(module.scale), int(module.zero_point)
+                layers.append(layer(path, module, scale, zero_point, codes(inputs), codes(outputs), inputs[0].q_scale()))
+        input_codes = codes(seen[""][1])
+        return TorchNetwork(tuple(layers), float(stub.scale), int(stub.zero_point), input_codes)
+
+
+def reduces_range(engine: str) -> bool:
+    """Whether torch's dynamic layers use seven bits: they always ask for it, and qnnpack ignores that."""
+    return engine != "qnnpack"
+
+
+def dynamic_network(model: nn.Module, test: Iterable[torch.Tensor], *, engine: str) -> TorchNetwork:
+    """``model`` through torch's dynamic workflow, with one weight scale a layer, run over the test batches."""
+    with selected(engine):
+        network = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).eval(), {nn.Linear}, dtype=torch.qint8)
+        modules = {p: m for p, m in network.named_modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)}
+        seen = record(network, modules, test)
+        layers = [
+            layer(path, module, None, None, *(torch.cat(tensors).numpy() for tensors in seen[path]), None)
+            for path, module in modules.items()
+        ]
+        return TorchNetwork(tuple(layers), None, None, None)
+
+
+def record(network: nn.Module, modules: dict[str, nn.Module], test: Iterable[torch.Tensor]) -> dict[str, tuple[list, list]]:
+    """What each of the modules took and gave while the network ran over the test batches."""
+    seen = {path: ([], []) for path in modules}
+    hooks = []
+    for path, module in modules.items():
+
+        def keep(module, arguments, output, path=path):
+            seen[path][0].append(arguments[0])
+            seen[path][1].append(output)
+
+        hooks.append(module.register_forward_hook(keep))
+    for batch in test:
+        network(batch)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def layer(path, module, scale, zero_point, inputs, outputs, x_scale) -> TorchLayer:
+    """The parameters of a quantized linear module as arrays."""
+    weight, bias = module.weight(), module.bias().detach()
+    if weight.qscheme() == torch.per_tensor_affine:
+        w_scale, w_zero_point = np.float32(weight.q_scale()), np.int32(weight.q_zero_point())
+    else:
+        w_scale = weight.q_per_channel_scales().numpy().astype(np.float32)
+        w_zero_point = weight.q_per_channel_zero_points().numpy().astype(np.int32)
+    bias_codes = None
+    if x_scale is not None:
+        units = np.broadcast_to(np.float32(x_scale) * w_scale, len(bias))
+        columns = [torch.quantize_per_tensor(b, float(u), 0, torch.qint32) for b, u in zip(bias, units)]
+        bias_codes = np.array([int(column.int_repr()) for column in columns], dtype=np.int64)
+    return TorchLayer(
+        path, weight.int_repr().numpy(), np.asarray(w_scale), np.asarray(w_zero_point), bias.numpy(), bias_codes,
+        scale, zero_point, inputs, outputs,
+    )
+
+
+def codes(tensors: list[torch.Tensor]) -> np.ndarray:
+    """The codes of quantized tensors, one after the other."""
+    return np.concatenate([tensor.int_repr().numpy() for tensor in tensors])

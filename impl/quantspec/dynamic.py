@@ -1,0 +1,44 @@
+"""Dynamic quantization: weights beforehand, activations by the range they arrive with (chapter 6)."""
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from . import capture
+from .dialects import dialect as find_dialect
+from .errors import CalibrationError
+from .integer import check_overflow
+from .affine import QParams
+from .module import QuantizedModule
+from .program import Call, LinearDynamic, Program
+from .static import weight_codes
+
+STAYS_FLOAT = "dynamic quantization keeps activations in float"
+
+
+def quantize_dynamic(
+    model: nn.Module, *, per_channel: bool = True, reduce_range: bool = False, dialect: str = "onnx"
+) -> QuantizedModule:
+    """``model`` with int8 weights, whose activations are quantized when they arrive (DYN-NO-CALIBRATION). The model is not modified.
+
+    Options as in ``quantspec.prepare``. Raises as ``capture`` does, and UnsupportedError when an accumulator could overflow.
+    """
+    choices, graph = find_dialect(dialect), capture.capture(model)
+    weights: dict[int, tuple[np.ndarray, QParams]] = {}
+    steps = []
+    for node in graph.nodes:
+        if isinstance(node, capture.Linear):
+            if id(node.weight) not in weights:
+                try:
+                    weights[id(node.weight)] = weight_codes(node.weight, choices, per_channel=per_channel)
+                except CalibrationError as error:
+                    raise ValueError(f"model: weight of layer {node.layer!r}: {error}") from error
+            codes, grid = weights[id(node.weight)]
+            # Before any input is known, the grid with the largest steps tells the worst case.
+            check_overflow(QParams(1, 0, 0, 255), codes, grid, np.zeros(len(codes), np.int32))
+            steps.append(LinearDynamic(node.name, node.x, node.layer, codes, node.bias, grid, reduce_range))
+        else:
+            call = node if isinstance(node, Call) else node.call
+            steps.append(replace(call, reason=STAYS_FLOAT) if isinstance(node, (capture.Relu, capture.Flatten)) else call)
+    return QuantizedModule(Program(choices.name, graph.inputs, graph.defaults, tuple(steps), graph.output), graph.callables)

@@ -1,0 +1,17 @@
+"""Engines run a Program. An engine is a callable: engine(program, callables) gives a function from a batch to the output.
+
+A batch is a dict of inputs by name. Every engine gives, bit for bit, what ``reference`` gives in the dialect it declares.
+"""
+
+from collections.abc import Callable
+
+from .reference import Reference
+
+ENGINES: dict[str, Callable] = {"reference": Reference}
+
+
+def engine(name: str) -> Callable:
+    """The engine of that name; ValueError listing the known ones when there is none."""
+    if name not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
+    return ENGINES[name]

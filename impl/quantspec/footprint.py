@@ -1,0 +1,41 @@
+"""Bytes that networks take when stored (chapter 8): weights, biases, scales and zero points, each array once."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from torch import nn
+
+from .program import Linear, LinearDynamic, Program, Quantize, Step
+
+
+def float_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a module; a shared tensor counts once."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def step_arrays(step: Step) -> list[np.ndarray]:
+    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers share it."""
+    arrays: list[np.ndarray | None] = []
+    if isinstance(step, Quantize):
+        arrays = [step.qparams.scale, step.qparams.zero_point]
+    if isinstance(step, (Linear, LinearDynamic)):
+        arrays = [step.weight, step.bias, step.w_qparams.scale, step.w_qparams.zero_point]
+    if isinstance(step, Linear):
+        arrays += [step.y_qparams.scale, step.y_qparams.zero_point]
+    return [array for array in arrays if array is not None]
+
+
+def arrays_bytes(arrays: Iterable[np.ndarray]) -> int:
+    """Bytes of arrays; the same array counts once."""
+    return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
+
+
+def step_bytes(step: Step) -> int:
+    """Bytes that one step needs stored."""
+    return arrays_bytes(step_arrays(step))
+
+
+def program_bytes(program: Program, float_parts: nn.Module) -> int:
+    """Bytes of a whole quantized network: its steps' arrays and the parameters and buffers of what stays in float (``float_parts``)."""
+    return arrays_bytes(array for step in program.steps for array in step_arrays(step)) + float_bytes(float_parts)
