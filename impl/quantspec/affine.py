@@ -132,10 +132,12 @@ def dequantize(q, scale, zero_point, *, axis: int | None = None) -> np.ndarray:
 
 def nearest_float32(value: Fraction) -> np.float32:
     """The float32 nearest to an exact value, ties to even; infinite beyond the largest float32 (AFF-MEANING)."""
+    if abs(value) >= 2**128:
+        return np.float32(np.inf if value > 0 else -np.inf)
     with np.errstate(over="ignore"):
         nearest = np.float32(float(value))
-    # float() rounded once and float32() again, so one of the neighbours may be nearer. A tie is even in its last bit.
-    candidates = (np.nextafter(nearest, np.float32(-np.inf)), nearest, np.nextafter(nearest, np.float32(np.inf)))
+        # float() rounded once and float32() again, so one of the neighbours may be nearer. A tie is even in its last bit.
+        candidates = (np.nextafter(nearest, np.float32(-np.inf)), nearest, np.nextafter(nearest, np.float32(np.inf)))
 
     def distance(candidate):
         # Infinity stands where the next float32 would be, which is what IEEE 754 rounds by.

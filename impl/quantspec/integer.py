@@ -52,10 +52,15 @@ def quantize_bias(bias, x_scale, w_scale) -> np.ndarray:
     ``bias``: float32 (outputs,); ``x_scale``: one; ``w_scale``: () or (outputs,).
     """
     bias = float32_array(bias, "bias")
+    # The product of two float32 is exact in float64.
     units = np.broadcast_to(np.asarray(x_scale, np.float64) * np.asarray(w_scale, np.float64), bias.shape)
-    # The product of two float32 is exact in float64, the quotient need not be: fractions, one for each channel.
-    codes = [round(Fraction(float(b)) / Fraction(float(u))) for b, u in zip(bias, units)]
-    return np.array([min(max(c, -INT32_MAX), INT32_MAX) for c in codes], dtype=np.int32)
+    steps = bias / units
+    codes = np.rint(np.clip(steps, -INT32_MAX, INT32_MAX)).astype(np.int64)
+    # The quotient is rounded once, to 53 bits. Where a tie lies that close, exact numbers decide.
+    doubtful = np.abs(np.abs(steps - np.rint(steps)) - 0.5) <= np.abs(steps) * 2.0**-53
+    for index in np.nonzero(doubtful & (np.abs(steps) < INT32_MAX))[0]:
+        codes[index] = round(Fraction(float(bias[index])) / Fraction(float(units[index])))
+    return codes.astype(np.int32)
 
 
 def requantize(accumulator, x_scale, w_scale, y: QParams, *, relu: bool = False) -> np.ndarray:
@@ -65,19 +70,12 @@ def requantize(accumulator, x_scale, w_scale, y: QParams, *, relu: bool = False)
     """
     accumulator = np.asarray(accumulator, dtype=np.int64)
     unit = np.asarray(x_scale, np.float64) * np.asarray(w_scale, np.float64)
+    # Two roundings to 53 bits leave a relative error below 2^-51.
     steps = accumulator * unit / np.float64(y.scale)
-    rounded = np.rint(steps)
-    # Two roundings to 53 bits leave a relative error below 2^-51. Where a tie lies that close, exact numbers decide.
-    # Beyond 2^10 steps every code saturates, so that closeness does not matter there.
-    doubtful = np.abs(np.abs(steps - rounded) - 0.5) <= np.abs(steps) * 2.0**-51
-    doubtful &= np.abs(steps) < 2**10
-    if doubtful.any():
-        exact = Fraction(1) / Fraction(float(y.scale))
-        units = np.broadcast_to(unit, accumulator.shape)
-        for index in zip(*np.nonzero(doubtful)):
-            rounded[index] = round(int(accumulator[index]) * Fraction(float(units[index])) * exact)
+    units, scale = np.broadcast_to(unit, accumulator.shape), Fraction(float(y.scale))
+    steps = rounded(steps, np.abs(steps), lambda index: int(accumulator[index]) * Fraction(float(units[index])) / scale)
     lowest = int(y.zero_point) if relu else y.qmin
-    return np.clip(rounded + y.zero_point, lowest, y.qmax).astype(y.dtype)
+    return np.clip(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)
 
 
 def linear(x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu: bool = False) -> np.ndarray:
@@ -96,3 +94,128 @@ def relu(q, zero_point) -> np.ndarray:
     """ReLU on codes: codes below the zero point become the zero point (INT-RELU). Same shape and dtype."""
     q = checked_codes(q, "q")
     return np.maximum(q, np.asarray(zero_point).astype(q.dtype))
+
+
+def fixed_point(multiplier: Fraction) -> tuple[int, int]:
+    """(m, n) with m from 2^30 to 2^31 - 1 and m * 2^-(31 + n) nearest to the multiplier (INT-FIXED). Raises ValueError unless positive."""
+    if multiplier <= 0:
+        raise ValueError(f"multiplier: expected a positive number, got {multiplier}")
+    # The bit lengths give the exponent up to one.
+    n = multiplier.denominator.bit_length() - multiplier.numerator.bit_length()
+    n -= multiplier * Fraction(2) ** n >= 1
+    n += multiplier * Fraction(2) ** n < Fraction(1, 2)
+    m = round(multiplier * Fraction(2) ** (31 + n))
+    return (m // 2, n - 1) if m == 2**31 else (m, n)
+
+
+def requantize_fixed(accumulator, m: int, n: int, y: QParams, *, roundings: int) -> np.ndarray:
+    """Output codes of int32 accumulators (bias included) in fixed point, with one rounding or two (INT-FIXED-ONE, INT-FIXED-TWO).
+
+    Raises ValueError for another number of roundings, for ``n`` outside 0 to 31 with two, and for m that is not of 31 bits.
+    """
+    accumulator = np.asarray(accumulator, np.int64)
+    if not 2**30 <= m < 2**31:
+        raise ValueError(f"m: expected 2^30 to 2^31 - 1, got {m}")
+    if roundings == 1:
+        product = np.abs(accumulator) * m  # below 2^62
+        shift = 31 + n
+        if shift <= 0:
+            sizes = np.minimum(product, 2**9) << min(-shift, 50)
+        else:
+            # Half is added after one bit less has been shifted out: the sum would overflow otherwise.
+            sizes = ((product >> min(shift - 1, 63)) + 1) >> 1
+        steps = np.sign(accumulator) * sizes
+    elif roundings == 2:
+        if not 0 <= n <= 31:
+            raise ValueError(f"n: expected 0 to 31 for two roundings, got {n}")
+        high = (accumulator * m + 2**30) >> 31
+        steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n)
+    else:
+        raise ValueError(f"roundings: expected 1 or 2, got {roundings}")
+    return np.clip(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
+
+
+def conv2d(
+    x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups: int = 1, relu: bool = False
+) -> np.ndarray:
+    """Output codes [n, outputs, rows, columns] of a convolution (INT-CONV, INT-CONV-PAD, INT-CONV-GROUPS).
+
+    ``x_q``: codes [n, inputs, height, width]; ``w_q``: codes [outputs, inputs / groups, height, width]; ``bias``: float32 (outputs,) or None.
+    Raises ValueError when the shapes do not fit, UnsupportedError when an accumulator could overflow (INT-OVERFLOW).
+    """
+    x_q, w_q = checked_codes(x_q, "x_q"), checked_codes(w_q, "w_q")
+    if x_q.ndim != 4 or w_q.ndim != 4 or x_q.shape[1] != w_q.shape[1] * groups or len(w_q) % groups:
+        raise ValueError(f"x_q, w_q: shapes {x_q.shape} and {w_q.shape} do not make a convolution with {groups} groups")
+    bias_q = np.zeros(len(w_q), np.int32) if bias is None else quantize_bias(bias, x.scale, w.scale)
+    check_overflow(x, w_q, w, bias_q)
+    # Zero points are subtracted first, so that padding with 0 is padding with the zero point. float64 sums these integers exactly.
+    real = torch.from_numpy(x_q.astype(np.float64) - x.zero_point)
+    weight = torch.from_numpy(w_q.astype(np.float64) - along(w.axis, w.zero_point, w_q.shape))
+    accumulator = torch.nn.functional.conv2d(real, weight, None, stride, padding, dilation, groups).numpy().astype(np.int64)
+    last = np.moveaxis(accumulator, 1, -1) + bias_q
+    return np.ascontiguousarray(np.moveaxis(requantize(last, x.scale, w.scale, y, relu=relu), -1, 1))
+
+
+def add(a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu: bool = False) -> np.ndarray:
+    """Codes of the sum of two arrays of codes of one shape (INT-ADD)."""
+    a_q, b_q = checked_codes(a_q, "a_q"), checked_codes(b_q, "b_q")
+    if a_q.shape != b_q.shape:
+        raise ValueError(f"a_q, b_q: expected one shape, got {a_q.shape} and {b_q.shape}")
+    terms = [np.float64(g.scale) * (q.astype(np.float64) - g.zero_point) for q, g in ((a_q, a), (b_q, b))]  # exact: 33 bits each
+    scale = Fraction(float(y.scale))
+
+    def exact(index):
+        return (Fraction(float(terms[0][index])) + Fraction(float(terms[1][index]))) / scale
+
+    steps = rounded((terms[0] + terms[1]) / float(y.scale), (np.abs(terms[0]) + np.abs(terms[1])) / float(y.scale), exact)
+    return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax).astype(y.dtype)
+
+
+def rescale(q, x: QParams, y: QParams) -> np.ndarray:
+    """The codes on grid ``y`` of what codes on grid ``x`` stand for (INT-CONCAT)."""
+    q = checked_codes(q, "q")
+    if (x.scale, x.zero_point) == (y.scale, y.zero_point):
+        return q.copy()
+    real = np.float64(x.scale) * (q.astype(np.float64) - x.zero_point)  # exact: 33 bits
+    scale = Fraction(float(y.scale))
+    steps = rounded(real / float(y.scale), np.abs(real) / float(y.scale), lambda index: Fraction(float(real[index])) / scale)
+    return np.clip(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
+
+
+def concat(parts, y: QParams, *, axis: int) -> np.ndarray:
+    """Codes on grid ``y`` of arrays joined along an axis (INT-CONCAT); ``parts`` are pairs of codes and their grid. ValueError for none."""
+    if not parts:
+        raise ValueError("parts: expected at least one array to join")
+    return np.concatenate([rescale(q, grid, y) for q, grid in parts], axis=axis)
+
+
+def max_pool2d(q, *, kernel, stride=None, padding=(0, 0), dilation=(1, 1)) -> np.ndarray:
+    """The largest code of each window (INT-MAXPOOL). ``q``: codes [n, channels, height, width]; ``stride`` is the kernel if not given."""
+    q = checked_codes(q, "q")
+    # Padding there is minus infinity, which no code is below.
+    pooled = torch.nn.functional.max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)
+    return pooled.numpy().astype(q.dtype)
+
+
+def avg_pool2d(q, grid: QParams, *, kernel, stride=None, padding=(0, 0), count_include_pad: bool = True) -> np.ndarray:
+    """The rounded average of each window (INT-AVGPOOL). ``q``: codes [n, channels, height, width]; the grid stays."""
+    q = checked_codes(q, "q")
+    pool = torch.nn.functional.avg_pool2d
+    centred = torch.from_numpy(q.astype(np.float64) - grid.zero_point)
+    totals = pool(centred, kernel, stride, padding, divisor_override=1)
+    inside = pool(torch.ones_like(centred), kernel, stride, padding, divisor_override=1)
+    counts = float(np.prod(np.broadcast_to(kernel, 2))) if count_include_pad else inside
+    # An integer over a small integer is a tie or misses it by far more than float64's rounding.
+    return np.clip(np.rint((totals / counts).numpy()) + grid.zero_point, grid.qmin, grid.qmax).astype(grid.dtype)
+
+
+def rounded(steps: np.ndarray, size: np.ndarray, exact) -> np.ndarray:
+    """``steps`` rounded to integers, ties to even, where float64 has them up to a few roundings of ``size``.
+
+    ``exact(index)`` gives the exact number where that is not enough. Beyond 2^10 steps every code saturates anyhow.
+    """
+    result = np.rint(steps)
+    doubtful = (np.abs(np.abs(steps - result) - 0.5) <= size * 2.0**-51) & (np.abs(steps) < 2**10)
+    for index in zip(*np.nonzero(doubtful)):
+        result[index] = round(exact(index))
+    return result

@@ -8,8 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from .affine import float32_array, nearest_float32
+from .affine import float32_array, nearest_float32, qparams
 from .errors import CalibrationError
+
+SMALLEST_EXPONENT = -149
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,134 @@ class MovingAverageObserver:
         return replace(self, minimum=low, maximum=high)
 
     range = MinMaxObserver.range
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramObserver:
+    """How often which values came (OBS-HIST-*), and the smallest and the largest.
+
+    ``counts``: int64 (bins,), the first for bin -bins / 2; ``exponent``: bins are 2^exponent wide. ``range`` gives the ends, as min-max does.
+    Raises ValueError for a number of bins that is not a power of two (OBS-HIST-BINS).
+    """
+
+    bins: int = 2048
+    exponent: int | None = None
+    counts: np.ndarray | None = None
+    minimum: np.ndarray | None = None
+    maximum: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.bins < 2 or self.bins & (self.bins - 1):
+            raise ValueError(f"bins: expected a power of two of at least 2, got {self.bins}")
+
+    def observe(self, x) -> "HistogramObserver":
+        """The observer that has also seen ``x`` (float32, any shape). Raises CalibrationError for NaN and infinities."""
+        batch = batch_range(x, None)
+        if batch is None:
+            return self
+        half = self.bins // 2
+        exponent = max(SMALLEST_EXPONENT, *(bin_exponent(float(end), half) for end in batch))
+        # Dividing by a power of two is exact in float64, so that the floor is the bin's own.
+        index = np.floor(np.ldexp(float32_array(x).ravel().astype(np.float64), -exponent)).astype(np.int64)
+        counts = np.bincount(index + half, minlength=self.bins)
+        return self.merge(replace(self, exponent=exponent, counts=counts, minimum=batch[0], maximum=batch[1]))
+
+    def merge(self, other: "HistogramObserver") -> "HistogramObserver":
+        """The observer that saw what both saw (OBS-HIST-MERGE). Raises ValueError for another number of bins."""
+        if self.bins != other.bins:
+            raise ValueError(f"other: expected a histogram of {self.bins} bins, got {other.bins}")
+        if self.counts is None or other.counts is None:
+            return self if other.counts is None else other
+        exponent = max(self.exponent, other.exponent)
+        counts = coarser(self.counts, exponent - self.exponent) + coarser(other.counts, exponent - other.exponent)
+        low, high = np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum)
+        return replace(self, exponent=exponent, counts=counts, minimum=low, maximum=high)
+
+    range = MinMaxObserver.range
+
+
+@dataclass(frozen=True, eq=False)
+class PercentileObserver:
+    """The range without the outermost values: ``percent`` of them stay, the rest is cut off at both ends alike (OBS-PERCENTILE)."""
+
+    percent: float = 99.99
+    histogram: HistogramObserver = HistogramObserver()
+
+    def __post_init__(self):
+        if not 0 < self.percent <= 100:
+            raise ValueError(f"percent: expected more than 0 and at most 100, got {self.percent}")
+
+    def observe(self, x) -> "PercentileObserver":
+        """The observer that has also seen ``x``; raises as ``HistogramObserver.observe`` does."""
+        return replace(self, histogram=self.histogram.observe(x))
+
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
+        minimum, maximum = self.histogram.range()
+        counts, half = self.histogram.counts, self.histogram.bins // 2
+        allowed = int(counts.sum()) * (100 - Fraction(self.percent)) // 200
+        low = int(np.argmax(np.cumsum(counts) > allowed)) - half
+        high = half - int(np.argmax(np.cumsum(counts[::-1]) > allowed))
+        with np.errstate(over="ignore"):  # the right edge of the last bin may lie beyond float32
+            edges = np.float32(np.ldexp(float(low), self.histogram.exponent)), np.float32(np.ldexp(float(high), self.histogram.exponent))
+        return np.maximum(edges[0], minimum), np.minimum(edges[1], maximum)
+
+
+@dataclass(frozen=True, eq=False)
+class MSEObserver:
+    """The range, of ``candidates`` shrunken ones, whose codes from qmin to qmax lose least on the histogram (OBS-MSE)."""
+
+    candidates: int = 64
+    qmin: int = 0
+    qmax: int = 255
+    histogram: HistogramObserver = HistogramObserver()
+
+    def __post_init__(self):
+        if self.candidates < 1:
+            raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
+
+    def observe(self, x) -> "MSEObserver":
+        """The observer that has also seen ``x``; raises as ``HistogramObserver.observe`` does."""
+        return replace(self, histogram=self.histogram.observe(x))
+
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """(minimum, maximum) as float32; raises CalibrationError before anything was seen, ValueError for a range without qparams."""
+        ends = [Fraction(float(end)) for end in self.histogram.range()]
+        used = np.nonzero(self.histogram.counts)[0]
+        centres = np.ldexp(used - self.histogram.bins // 2 + 0.5, self.histogram.exponent)
+        counts = self.histogram.counts[used]
+        # Widest first, and argmin takes the first of equal ones.
+        pairs = [tuple(nearest_float32(end * k / self.candidates) for end in ends) for k in range(self.candidates, 0, -1)]
+        errors = [self.error(low, high, centres, counts) for low, high in pairs]
+        low, high = pairs[int(np.argmin(errors))]
+        return np.asarray(low), np.asarray(high)
+
+    def error(self, low: np.float32, high: np.float32, centres: np.ndarray, counts: np.ndarray) -> float:
+        """The sum over the bins of count * (centre - its code's real value)^2, in float64."""
+        grid = qparams(low, high, qmin=self.qmin, qmax=self.qmax, symmetric=False)
+        scale, zero_point = float(grid.scale), int(grid.zero_point)
+        steps = np.clip(np.rint(centres / scale), self.qmin - zero_point, self.qmax - zero_point)
+        return float((counts * (centres - steps * scale) ** 2).sum())
+
+
+def bin_exponent(end: float, half: int) -> int:
+    """The smallest e with floor(end / 2^e) from -half to half - 1 (OBS-HIST-WIDTH)."""
+    fraction, exponent = np.frexp(abs(end))
+    if end == 0:
+        return SMALLEST_EXPONENT
+    # -half itself is a bin, half is not.
+    exact = end < 0 and fraction == 0.5
+    return int(exponent) - exact - (half.bit_length() - 1)
+
+
+def coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
+    """The counts in bins twice as wide, that many times over, still centred on zero."""
+    bins = len(counts)
+    if bins == 2:  # one bin below zero and one from zero on, whatever their width
+        return counts
+    for _ in range(min(doublings, bins.bit_length())):
+        counts = np.pad(counts.reshape(-1, 2).sum(axis=1), bins // 4)
+    return counts
 
 
 def batch_range(x, axis: int | None) -> tuple[np.ndarray, np.ndarray] | None:

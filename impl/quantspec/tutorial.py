@@ -119,12 +119,7 @@ def run(
     Raises ValueError for an unknown variant and for a batch size below 1.
     """
     chosen, sizes = [*dict.fromkeys(("float32", *variants))], [*dict.fromkeys(batches)]
-    for name in chosen:
-        if name not in VARIANTS:
-            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {name!r}")
-    for size in sizes:
-        if size < 1:
-            raise ValueError(f"batch: expected at least 1, got {size}")
+    check(chosen, sizes)
     networks = {name: model if name == "float32" else quantized(model, dataset, name, reduce_range=reduce_range) for name in chosen}
     predicted = {name: predictions(network, dataset.x_test) for name, network in progress(list(networks.items()), "accuracy")}
     latencies = measure(networks, dataset.x_test, sizes)
@@ -139,6 +134,16 @@ def run(
     here = {e: torch_quantized.dialects_here(e) for e in torch_quantized.ENGINES if not torch_quantized.why_not_offered(e)}
     equality = tuple(row for rows_, _ in found for row in rows_)
     return Result(dataset, tuple(rows), equality, tuple(row for _, rows_ in found for row in rows_), here)
+
+
+def check(variants: Iterable[str], batches: Iterable[int]) -> None:
+    """Raises ValueError for an unknown variant and for a batch size below 1."""
+    for name in variants:
+        if name not in VARIANTS:
+            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {name!r}")
+    for size in batches:
+        if size < 1:
+            raise ValueError(f"batch: expected at least 1, got {size}")
 
 
 def predictions(network: nn.Module, x: torch.Tensor) -> np.ndarray:
@@ -203,28 +208,28 @@ def compare(model: nn.Module, dataset: Dataset, engine: str, variant: str, reduc
         theirs = torch_quantized.static_network(model, calibration, test, engine=engine, reduce_range=reduce_range, **options)
     rows, parameters = [], []
 
-    def check(layer: str, what: str, mine, other) -> None:
+    def match(layer: str, what: str, mine, other) -> None:
         mine, other = np.atleast_1d(mine), np.atleast_1d(other)
         differ = int((mine != other).sum()) if mine.shape == other.shape else max(mine.size, other.size)
         parameters.append(Parameter(engine, variant, layer, what, other.size, differ))
 
     for step in ours.program.steps:
         if isinstance(step, Quantize):
-            check("input", "scale", step.qparams.scale, np.float32(theirs.input_scale))
-            check("input", "zero_point", step.qparams.zero_point, theirs.input_zero_point)
+            match("input", "scale", step.qparams.scale, np.float32(theirs.input_scale))
+            match("input", "zero_point", step.qparams.zero_point, theirs.input_zero_point)
             rules, grid = dialect(names[0]), step.qparams
             codes = rules.quantize(dataset.x_test.numpy(), grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
-            check("input", "codes", codes.ravel(), theirs.input_codes.ravel())
+            match("input", "codes", codes.ravel(), theirs.input_codes.ravel())
     for step, layer in zip(ours.program.layers, theirs.layers, strict=True):
-        check(step.layer, "weight", step.weight, layer.weight)
-        check(step.layer, "weight scale", step.w_qparams.scale, layer.w_scale)
-        check(step.layer, "weight zero_point", step.w_qparams.zero_point, layer.w_zero_point.ravel()[0])
-        check(step.layer, "bias", step.bias, layer.bias)
+        match(step.layer, "weight", step.weight, layer.weight)
+        match(step.layer, "weight scale", step.w_qparams.scale, layer.w_scale)
+        match(step.layer, "weight zero_point", step.w_qparams.zero_point, layer.w_zero_point.ravel()[0])
+        match(step.layer, "bias", step.bias, layer.bias)
         if isinstance(step, Linear):
-            check(step.layer, "scale", step.y_qparams.scale, np.float32(layer.scale))
-            check(step.layer, "zero_point", step.y_qparams.zero_point, layer.zero_point)
+            match(step.layer, "scale", step.y_qparams.scale, np.float32(layer.scale))
+            match(step.layer, "zero_point", step.y_qparams.zero_point, layer.zero_point)
             bias_codes = dialect("qnnpack").bias_codes(step.bias, step.x_qparams.scale, step.w_qparams.scale)
-            check(step.layer, "quantized bias", bias_codes, layer.bias_codes)
+            match(step.layer, "quantized bias", bias_codes, layer.bias_codes)
         agrees = np.zeros(layer.outputs.shape, dtype=bool)
         for name in names:
             agrees |= layer_outputs(step, layer.inputs, name) == layer.outputs

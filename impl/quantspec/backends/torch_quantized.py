@@ -125,6 +125,23 @@ def static_network(
         return TorchNetwork(tuple(layers), float(stub.scale), int(stub.zero_point), input_codes)
 
 
+def linear(x_q: np.ndarray, step, *, engine: str) -> np.ndarray:
+    """Output codes [rows, outputs] of torch's kernel for a ``program.Linear`` step, given input codes [rows, inputs]."""
+    x, w, y = step.x_qparams, step.w_qparams, step.y_qparams
+    with selected(engine):
+        x_tensor = torch._make_per_tensor_quantized_tensor(torch.from_numpy(x_q), float(x.scale), int(x.zero_point))
+        codes = torch.from_numpy(step.weight)
+        if w.axis is None:
+            weight = torch._make_per_tensor_quantized_tensor(codes, float(w.scale), int(w.zero_point))
+        else:
+            points = np.broadcast_to(w.zero_point, w.scale.shape).astype(np.int64)
+            scales = torch.from_numpy(w.scale.astype(np.float64))
+            weight = torch._make_per_channel_quantized_tensor(codes, scales, torch.from_numpy(points), w.axis)
+        packed = torch.ops.quantized.linear_prepack(weight, None if step.bias is None else torch.from_numpy(step.bias))
+        kernel = torch.ops.quantized.linear_relu if step.relu else torch.ops.quantized.linear
+        return kernel(x_tensor, packed, float(y.scale), int(y.zero_point)).int_repr().numpy()
+
+
 def reduces_range(engine: str) -> bool:
     """Whether torch's dynamic layers use seven bits: they always ask for it, and qnnpack ignores that."""
     return engine != "qnnpack"

@@ -1,0 +1,68 @@
+"""What every test gets: Hypothesis profiles, the data set, the clauses it checks, and the chapters' examples as tests."""
+
+import doctest
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "tests"))  # strategies and evidence, for test files in any folder
+
+from quantspec import chapters  # noqa: E402
+
+pytest_plugins = ["traceability"]
+
+# Deadlines measure the machine, not the code.
+settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("thorough", max_examples=1200, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def run_examples(example) -> None:
+    """Runs one ``pycon`` block against the definitions of its chapter."""
+    path = Path(example.path)
+    names = dict(chapters.load(path.stem[3:]).__dict__) if path.parent.name == "spec" and path.stem[:2].isdigit() else {}
+    test = doctest.DocTestParser().get_doctest(example.parsed, names, path.name, path.name, example.line)
+    out: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(test, out=out.append)
+    assert not out, "".join(out)
+
+
+def run_definitions(example) -> None:
+    """A ``python`` block: a chapter's is part of the module that loading the chapter runs; another page's is run by itself."""
+    path = Path(example.path)
+    if path.parent.name == "spec" and path.stem[:2].isdigit():
+        module = chapters.load(path.stem[3:])
+        defined = [line.split("(")[0].split()[1] for line in example.parsed.splitlines() if line.startswith("def ")]
+        missing = [name for name in defined if not hasattr(module, name)]
+        assert not missing, f"{path.name}:{example.line}: loading the chapter did not define {', '.join(missing)}"
+    else:
+        exec(compile(example.parsed, path.name, "exec"), {"__name__": "__example__"})  # noqa: S102
+
+
+pytest_collect_file = Sybil(
+    parsers=[CodeBlockParser("pycon", run_examples), CodeBlockParser("python", run_definitions)],
+    patterns=["[0-9][0-9]-*.md", "README.md"],
+).pytest()
+
+
+@pytest.fixture(scope="session")
+def dataset():
+    """MNIST where it is at hand ($QUANTSPEC_DATA, ./data), scikit-learn's digits otherwise. Tests never download."""
+    from quantspec import data
+
+    return data.load(download=False)
+
+
+@pytest.fixture(scope="session")
+def model(dataset, tmp_path_factory):
+    """The tutorial's network, trained on that data set."""
+    from quantspec import models
+
+    return models.trained(dataset, cache=os.environ.get("QUANTSPEC_CACHE") or tmp_path_factory.mktemp("networks"), progress=False)

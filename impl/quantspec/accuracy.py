@@ -1,0 +1,50 @@
+"""Accuracy: the error bound of a layer, and how much a network's accuracy can have dropped (chapter 9)."""
+
+import numpy as np
+from scipy.stats import beta
+
+from .affine import QParams
+
+
+def layer_bound(x, weight, x_scale, w_scale, y_scale) -> np.ndarray:
+    """How far each real output of a quantized linear layer may be from the float layer's, float64 [rows, outputs] (ACC-LAYER).
+
+    ``x``: real inputs [rows, inputs]; ``weight``: real weights [outputs, inputs]; ``w_scale``: () or (outputs,). Holds where inputs, weights and
+    outputs lie within the ranges of their grids.
+    """
+    x, weight = np.abs(np.asarray(x, np.float64)), np.abs(np.asarray(weight, np.float64))
+    s_x, s_w, s_y = (np.asarray(s, np.float64) for s in (x_scale, w_scale, y_scale))
+    inputs = weight.shape[1]
+    terms = x.sum(axis=1, keepdims=True) * s_w / 2 + weight.sum(axis=1) * s_x / 2 + inputs * s_x * s_w / 4
+    return terms + s_x * s_w / 2 + s_y / 2
+
+
+def inside(values, grid: QParams) -> np.ndarray:
+    """Whether real values lie within the range of a per-tensor grid."""
+    low, high = (float(grid.scale) * (end - int(grid.zero_point)) for end in (grid.qmin, grid.qmax))
+    return (np.asarray(values) >= low) & (np.asarray(values) <= high)
+
+
+def upper_bound(k: int, n: int, confidence: float = 0.99) -> float:
+    """The upper confidence bound of a share of which ``k`` of ``n`` were seen (ACC-UPPER; Clopper and Pearson 1934).
+
+    Raises ValueError unless 0 <= k <= n, n > 0, and the confidence is between 0 and 1.
+    """
+    if not 0 <= k <= n or n == 0:
+        raise ValueError(f"k: expected 0 to n, and n above 0, got {k} of {n}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected between 0 and 1, got {confidence}")
+    # The bound is a quantile of a beta distribution.
+    return 1.0 if k == n else float(beta.ppf(confidence, k + 1, n - k))
+
+
+def disagreement(float_predictions, int8_predictions, *, confidence: float = 0.99) -> tuple[int, float]:
+    """How many predictions differ, and the upper confidence bound of the share that does (ACC-DROP, ACC-UPPER).
+
+    Both are arrays of classes of one shape (n,). Raises ValueError for others, and for none.
+    """
+    a, b = np.asarray(float_predictions), np.asarray(int8_predictions)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"float_predictions, int8_predictions: expected one shape (n,), got {a.shape} and {b.shape}")
+    k = int((a != b).sum())
+    return k, upper_bound(k, len(a), confidence)

@@ -1,0 +1,142 @@
+"""The ``quantspec`` command: a thin reader of the functions of this package.
+
+Bad input ends in one line on stderr and exit code 2, before anything is written.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import data, models, report, tutorial
+from .backends import torch_quantized
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in one line."""
+
+    def error(self, message: str) -> None:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = Parser(prog="quantspec", description="Executable specification of 8-bit post-training quantization.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="train, quantize, measure and compare the tutorial's network")
+    run.add_argument("--data", metavar="DIR", help="folder with MNIST in torchvision's layout (default: $QUANTSPEC_DATA, ./data, download)")
+    run.add_argument("--cache", metavar="DIR", help="folder for trained networks (default: $QUANTSPEC_CACHE, ~/.cache/quantspec)")
+    run.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
+    run.add_argument("--variant", action="append", metavar="NAME", help=f"one of {', '.join(tutorial.VARIANTS)}; may be repeated")
+    run.add_argument("--batch", action="append", type=int, metavar="N", help="batch size to time (default: 1 10 256); may be repeated")
+    run.add_argument("--reduce-range", action="store_true", help="7-bit activations, as the tutorial has them on x86")
+    run.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    run.add_argument("--report", type=Path, metavar="FILE", help="write the results as one HTML page with pictures")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code: 0, or 2 for bad input."""
+    try:
+        options = parser().parse_args(arguments)
+        return run(options)
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+        print(f"quantspec: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """``quantspec run``."""
+    variants = options.variant or tutorial.VARIANTS
+    batches = [1, 10, 256] if options.batch is None else options.batch
+    tutorial.check(variants, batches)
+    with output_file(options.json, "--json") as json_file, output_file(options.report, "--report") as report_file:
+        dataset = data.load(options.data)
+        console = Console()
+        if dataset.note:
+            console.print(dataset.note, highlight=False, soft_wrap=True)
+        model = models.trained(dataset, cache=options.cache, seed=options.seed)
+        result = tutorial.run(model, dataset, variants=variants, batches=batches, reduce_range=options.reduce_range)
+        show(result, console)
+        if json_file:
+            json.dump(result.as_json(), json_file, indent=1)
+        if report_file:
+            report_file.write(report.page(model, result))
+    return 0
+
+
+@contextlib.contextmanager
+def output_file(path: Path | None, option: str) -> Iterator[IO[str] | None]:
+    """A text file that appears at ``path`` when everything went well, and not at all otherwise; None for no path.
+
+    Raises OSError naming the option and the path before any work when the file could not be written.
+    """
+    if path is None:
+        yield None
+        return
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+    except OSError as error:
+        raise OSError(f"{option} {path}: cannot be written: {error.strerror or error}") from error
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            yield file
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def show(result: tutorial.Result, console: Console) -> None:
+    """Prints the tables."""
+    sizes = list(result.variants[0].latency_us)
+    table = Table(title=f"{result.dataset.name}: {len(result.dataset.x_test):,} test images, torch {torch.__version__}", title_justify="left")
+    table.add_column("variant", no_wrap=True)
+    for column in ("accuracy", "change", "bytes", "compression", *(f"batch {size}, µs" for size in sizes)):
+        table.add_column(column, justify="right")
+    base = result.variants[0]
+    for v in result.variants:
+        speed = [f"{v.latency_us[s]:,.0f} ({base.latency_us[s] / v.latency_us[s]:.2f}x)" for s in sizes]
+        change = "" if v is base else f"{100 * (v.accuracy - base.accuracy):+.2f} pp"
+        table.add_row(v.name, f"{v.accuracy:.2%}", change, f"{v.bytes:,}", f"{v.compression:.2f}x", *speed)
+    console.print(table)
+    console.print("Latency, and speed-up against float32: median of interleaved calls on one thread, on the engine 'reference', which is made to be exact, not fast.")
+    console.print()
+    console.print(equality_table(result))
+    wrong = [p for p in result.parameters if p.differ]
+    numbers = sum(p.numbers for p in result.parameters)
+    console.print(f"Scales, zero points, int8 weights, biases, quantized biases and input codes: {numbers:,} numbers compared, ", end="")
+    console.print(f"{sum(p.differ for p in wrong):,} differ.")
+    for p in wrong:
+        console.print(f"  {p.engine} {p.variant} {p.layer} {p.what}: {p.differ:,} of {p.numbers:,} differ")
+    if any(name.endswith("-int16") for names in result.dialects.values() for name in names):
+        console.print("This CPU has no VNNI: some engines add products in pairs into saturating int16, which their dialect here includes.")
+
+
+def equality_table(result: tutorial.Result) -> Table:
+    """Codes compared and codes that differ, a row for each engine and variant."""
+    layers = list(dict.fromkeys(row.layer for row in result.equality))
+    table = Table(title="our integer arithmetic beside torch's kernels: outputs that differ / outputs compared", title_justify="left")
+    for column in ("engine", "dialect", "variant"):
+        table.add_column(column, no_wrap=column != "dialect")
+    for layer in layers:
+        table.add_column(layer, justify="right")
+    for engine in torch_quantized.ENGINES:
+        for variant in dict.fromkeys(row.variant for row in result.equality):
+            rows = {row.layer: row for row in result.equality if (row.engine, row.variant) == (engine, variant)}
+            cells = [f"not offered: {r.reason}" if (r := rows[name]).reason else f"{r.differ:,} / {r.codes:,}" for name in layers]
+            table.add_row(engine, " or ".join(result.dialects.get(engine, ())), variant, *cells)
+        table.add_section()
+    return table
