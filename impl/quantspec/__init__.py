@@ -3,15 +3,18 @@
 from .dynamic import quantize_dynamic
 from .errors import CalibrationError, FormatError, UnsupportedError
 from .module import QuantizedModule
-from .observers import MinMaxObserver, MovingAverageObserver
+from .observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
 from .program import Program
 from .static import Prepared, convert, prepare, quantize
 
 __all__ = [
     "CalibrationError",
     "FormatError",
+    "HistogramObserver",
+    "MSEObserver",
     "MinMaxObserver",
     "MovingAverageObserver",
+    "PercentileObserver",
     "Prepared",
     "Program",
     "QuantizedModule",

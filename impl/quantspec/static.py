@@ -14,10 +14,10 @@ from .dialects import Dialect, dialect as find_dialect
 from .errors import CalibrationError
 from .integer import check_overflow, quantize_bias
 from .module import QuantizedModule, progress
-from .observers import MinMaxObserver, MovingAverageObserver
+from .observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
 from .program import Call, Dequantize, Flatten, Linear, Program, Quantize, Ref, Relu, replace_refs
 
-Observer = MinMaxObserver | MovingAverageObserver
+Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver
 
 
 class Prepared(nn.Module):
@@ -73,10 +73,21 @@ def prepare(
     ``dialect``: the choices of chapter 10. Raises as ``capture`` does, ValueError for an unknown dialect.
     """
     choices = find_dialect(dialect)
-    if not isinstance(observer, Observer) or observer.minimum is not None or observer.axis is not None:
+    if not isinstance(observer, Observer):
+        raise TypeError(f"observer: expected an observer such as MinMaxObserver(), got {observer!r}")
+    if seen_something(observer) or getattr(observer, "axis", None) is not None:
         raise ValueError("observer: expected a per-tensor observer that has seen nothing")
     graph = capture.capture(model)
     return Prepared(fusion.fuse(graph) if fuse else graph, observer, per_channel, reduce_range, choices)
+
+
+def seen_something(observer: Observer) -> bool:
+    """Whether an observer has a range."""
+    try:
+        observer.range()
+    except CalibrationError:
+        return False
+    return True
 
 
 def convert(prepared: Prepared) -> QuantizedModule:

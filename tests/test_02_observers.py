@@ -1,0 +1,324 @@
+"""Chapter 2: observers. The oracle is the chapter's own definitions."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import strategies as draws
+from evidence import clause
+from quantspec import CalibrationError, chapters
+from quantspec.affine import QParams
+from quantspec.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
+
+spec = chapters.load("observers")
+GRID = QParams(0.1, 3, 0, 255)
+
+
+def batches(**options):
+    """A few float32 tensors, some of them empty."""
+    return st.lists(draws.arrays_on(GRID, finite=True, **options), min_size=1, max_size=4)
+
+
+def moderate():
+    """Values whose histograms the definition can count in reasonable time."""
+    return st.lists(st.lists(st.floats(-8, 8, width=32), max_size=12).map(lambda v: np.array(v, np.float32)), min_size=1, max_size=3)
+
+
+def watched(observer, tensors):
+    for x in tensors:
+        observer = observer.observe(x)
+    return observer
+
+
+def state(observer):
+    """All that a min-max or histogram observer knows, as plain data."""
+    if isinstance(observer, HistogramObserver):
+        counts = None if observer.counts is None else observer.counts.tolist()
+        return observer.exponent, counts, str(observer.minimum), str(observer.maximum)
+    return str(observer.minimum), str(observer.maximum)
+
+
+@clause("OBS-MINMAX")
+@given(batches())
+def test_the_range_is_the_smallest_and_largest_value_seen(tensors):
+    seen = None
+    for x in tensors:
+        seen = spec.observe_min_max(seen, [float(v) for v in x])
+    assume(seen is not None)
+    low, high = watched(MinMaxObserver(), tensors).range()
+    assert (float(low), float(high)) == seen
+    assert low.dtype == high.dtype == np.float32 and low.shape == high.shape == ()
+
+
+@clause("OBS-ORDER")
+@given(batches(), st.randoms(use_true_random=False))
+def test_order_does_not_matter(tensors, random):
+    shuffled = [x[random.sample(range(len(x)), len(x))] for x in random.sample(tensors, len(tensors))]
+    assert state(watched(MinMaxObserver(), tensors)) == state(watched(MinMaxObserver(), shuffled))
+
+
+@clause("OBS-SPLIT")
+@given(draws.arrays_on(GRID, finite=True), st.lists(st.integers(0, 65), max_size=4))
+def test_splitting_into_batches_does_not_matter(x, cuts):
+    parts = np.split(x, sorted(min(c, len(x)) for c in cuts))
+    assert state(watched(MinMaxObserver(), parts)) == state(MinMaxObserver().observe(x))
+
+
+@clause("OBS-MERGE")
+@given(batches(), batches(), batches())
+def test_merging_is_seeing_both(one, two, three):
+    a, b, c = (watched(MinMaxObserver(), tensors) for tensors in (one, two, three))
+    assert state(a.merge(b)) == state(watched(MinMaxObserver(), one + two)) == state(b.merge(a))
+    assert state(a.merge(b).merge(c)) == state(a.merge(b.merge(c)))
+    assert state(a.merge(MinMaxObserver())) == state(MinMaxObserver().merge(a)) == state(a)
+    seen = [None if o.minimum is None else (float(o.minimum), float(o.maximum)) for o in (a, b, a.merge(b))]
+    assert spec.merge_min_max(seen[0], seen[1]) == seen[2]
+
+
+@clause("OBS-MERGE")
+def test_observers_of_different_shape_do_not_merge():
+    with pytest.raises(ValueError, match="other: expected an observer along axis None, got axis 0"):
+        MinMaxObserver().merge(MinMaxObserver(axis=0))
+    one, two = (MinMaxObserver(axis=0).observe(np.zeros((n, 2), np.float32)) for n in (2, 3))
+    with pytest.raises(ValueError, match="expected 2 channels as before, got 3"):
+        one.merge(two)
+
+
+@clause("OBS-IDEMPOTENT")
+@given(batches())
+def test_seeing_data_again_changes_nothing(tensors):
+    once = watched(MinMaxObserver(), tensors)
+    assert state(watched(once, tensors)) == state(once)
+
+
+@clause("OBS-GROW")
+@given(batches(lengths=st.just(3)), draws.arrays_on(GRID, finite=True))
+def test_ranges_only_grow(tensors, more):
+    before = watched(MinMaxObserver(), tensors)
+    low, high = before.observe(more).range()
+    assert low <= before.minimum and high >= before.maximum
+
+
+REFUSING = [MinMaxObserver(), MinMaxObserver(axis=0), MovingAverageObserver(), HistogramObserver(), PercentileObserver(), MSEObserver()]
+
+
+@clause("OBS-FINITE")
+@pytest.mark.parametrize("observer", REFUSING, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@given(where=st.integers(0, 16))
+def test_nan_and_infinity_are_refused_and_leave_the_observer_as_it_was(observer, bad, where):
+    observer = observer.observe(np.float32([[-1.0], [2.0]]))
+    before = [str(v) for v in observer.range()]
+    x = np.zeros((2, 17), np.float32)
+    x[1, where] = bad
+    with pytest.raises(CalibrationError, match="x: expected finite values"):
+        observer.observe(x)
+    assert [str(v) for v in observer.range()] == before
+    with pytest.raises(ValueError, match="finite"):
+        spec.check_values([bad])
+
+
+@clause("OBS-NOTHING")
+@pytest.mark.parametrize("observer", REFUSING, ids=lambda o: type(o).__name__)
+def test_an_observer_that_saw_nothing_has_no_range(observer):
+    with pytest.raises(CalibrationError, match="has seen no values"):
+        observer.range()
+    with pytest.raises(CalibrationError, match="has seen no values"):
+        observer.observe(np.zeros((2, 0), np.float32)).range()
+
+
+@clause("OBS-EMPTY")
+@pytest.mark.parametrize("observer", REFUSING, ids=lambda o: type(o).__name__)
+def test_an_empty_tensor_is_no_observation(observer):
+    seen = observer.observe(np.float32([[-1.0], [2.0]]))
+    assert [str(v) for v in seen.observe(np.zeros((2, 0), np.float32)).range()] == [str(v) for v in seen.range()]
+    assert spec.observe_min_max((0.0, 1.0), []) == (0.0, 1.0)
+
+
+@clause("OBS-CHANNEL")
+@given(st.lists(draws.seeds(), min_size=1, max_size=3), st.sampled_from([0, 1, 2, -1]), st.tuples(*[st.integers(1, 4)] * 3))
+def test_a_channel_has_the_range_of_its_own_values(generators, axis, shape):
+    tensors = [g.normal(size=shape).astype(np.float32) for g in generators]
+    low, high = watched(MinMaxObserver(axis=axis), tensors).range()
+    assert low.shape == high.shape == (shape[axis],)
+    seen = None
+    for x in tensors:
+        seen = spec.observe_channels(seen, [[float(v) for v in np.take(x, c, axis=axis).ravel()] for c in range(shape[axis])])
+    assert list(zip(low.tolist(), high.tolist())) == seen
+
+
+@clause("OBS-CHANNEL")
+def test_an_axis_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="axis: expected an axis of an array of shape"):
+        MinMaxObserver(axis=2).observe(np.zeros((2, 2), np.float32))
+
+
+@clause("OBS-CHANNEL-COUNT")
+@pytest.mark.parametrize("observer", [MinMaxObserver(axis=0), MovingAverageObserver(axis=0)])
+def test_another_number_of_channels_is_refused(observer):
+    seen = observer.observe(np.ones((3, 2), np.float32))
+    with pytest.raises(ValueError, match="expected 3 channels as before, got 2"):
+        seen.observe(np.ones((2, 2), np.float32))
+    with pytest.raises(ValueError, match="expected 3 channels, got 2"):
+        spec.observe_channels([None] * 3, [[1.0]] * 2)
+
+
+@clause("OBS-AVERAGE")
+@given(batches(), st.floats(0.001, 1.0))
+def test_each_batch_pulls_the_range_as_the_definition_says(tensors, constant):
+    seen = None
+    for x in tensors:
+        seen = spec.observe_average(seen, [float(v) for v in x], constant)
+    assume(seen is not None)
+    low, high = watched(MovingAverageObserver(constant), tensors).range()
+    assert (float(low), float(high)) == seen
+    assert low.dtype == high.dtype == np.float32
+
+
+@clause("OBS-AVERAGE")
+@given(draws.seeds(), st.floats(0.01, 1.0))
+def test_averages_per_channel_are_those_of_each_channel_alone(generator, constant):
+    tensors = generator.normal(size=(3, 4, 5)).astype(np.float32)
+    low, high = watched(MovingAverageObserver(constant, axis=0), tensors).range()
+    for c in range(4):
+        alone = watched(MovingAverageObserver(constant), tensors[:, c]).range()
+        assert (low[c], high[c]) == alone
+
+
+@clause("OBS-AVERAGE-ORDER")
+@given(batches(), st.randoms(use_true_random=False))
+def test_an_average_ignores_order_within_a_tensor(tensors, random):
+    shuffled = [x[random.sample(range(len(x)), len(x))] for x in tensors]
+    assert state(watched(MovingAverageObserver(0.25), tensors)) == state(watched(MovingAverageObserver(0.25), shuffled))
+
+
+@clause("OBS-AVERAGE-ORDER")
+def test_an_average_depends_on_the_order_of_tensors():
+    one, two = np.float32([-1, 1]), np.float32([-1, 5])
+    ranges = [watched(MovingAverageObserver(0.25), order).range()[1] for order in ([one, two], [two, one])]
+    assert ranges == [2.0, 4.0]
+
+
+@clause("OBS-AVERAGE-CONSTANT")
+@pytest.mark.parametrize("constant", [0.0, -0.1, 1.0001, 2.0, float("nan")])
+def test_a_constant_that_is_no_share_is_refused(constant):
+    with pytest.raises(ValueError, match="constant: expected more than 0 and at most 1"):
+        MovingAverageObserver(constant)
+    with pytest.raises(ValueError, match="constant"):
+        spec.observe_average(None, [1.0], constant)
+
+
+@clause("OBS-AVERAGE-CONSTANT")
+@given(batches(lengths=st.integers(1, 17)))
+def test_with_constant_one_the_range_is_the_last_batch(tensors):
+    last = MinMaxObserver().observe(tensors[-1]).range()
+    assert watched(MovingAverageObserver(1), tensors).range() == last
+
+
+@clause("OBS-HIST-WIDTH", "OBS-HIST-COUNT")
+@given(moderate(), st.sampled_from([2, 4, 8, 64, 2048]))
+def test_a_histogram_equals_the_definition(tensors, bins):
+    e, counts = spec.histogram([float(v) for x in tensors for v in x], bins)
+    got = watched(HistogramObserver(bins), tensors)
+    assert got.exponent == e
+    if e is not None:
+        found = {int(i) - bins // 2: int(got.counts[i]) for i in np.nonzero(got.counts)[0]}
+        assert found == counts and len(got.counts) == bins
+
+
+@clause("OBS-HIST-WIDTH")
+@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-45, 1.0, -1.0, 0.99999994, -1.0000001, 3.4028235e38, -3.4028235e38, 2.0**127])
+@pytest.mark.parametrize("bins", [2, 4, 256])
+def test_the_bins_are_as_fine_as_a_single_value_allows(value, bins):
+    e, counts = spec.histogram([float(np.float32(value))], bins)
+    got = HistogramObserver(bins).observe(np.float32([value]))
+    assert got.exponent == e
+    assert {int(i) - bins // 2: int(got.counts[i]) for i in np.nonzero(got.counts)[0]} == counts
+
+
+@clause("OBS-HIST-COUNT")
+@given(batches(), st.sampled_from([2, 16, 2048]))
+def test_no_value_is_lost(tensors, bins):
+    seen = watched(HistogramObserver(bins), tensors)
+    total = sum(len(x) for x in tensors)
+    assert (0 if seen.counts is None else int(seen.counts.sum())) == total
+
+
+@clause("OBS-HIST-MERGE")
+@given(batches(), batches(), batches(), st.sampled_from([2, 4, 16, 2048]), st.randoms(use_true_random=False))
+def test_a_histogram_depends_on_the_values_alone(one, two, three, bins, random):
+    a, b, c = (watched(HistogramObserver(bins), tensors) for tensors in (one, two, three))
+    values = np.concatenate(one + two + three)
+    whole = HistogramObserver(bins).observe(values[random.sample(range(len(values)), len(values))])
+    assert state(a.merge(b).merge(c)) == state(a.merge(b.merge(c))) == state(c.merge(a).merge(b)) == state(whole)
+    assert state(a.merge(HistogramObserver(bins))) == state(HistogramObserver(bins).merge(a)) == state(a)
+
+
+@clause("OBS-HIST-BINS")
+@pytest.mark.parametrize("bins", [-2, 0, 1, 3, 100])
+def test_a_number_of_bins_that_is_no_power_of_two_is_refused(bins):
+    for build in (lambda: HistogramObserver(bins), lambda: spec.histogram([1.0], bins)):
+        with pytest.raises(ValueError, match="bins: expected a power of two"):
+            build()
+
+
+@clause("OBS-HIST-BINS")
+def test_histograms_of_different_bins_do_not_merge():
+    with pytest.raises(ValueError, match="other: expected a histogram of 4 bins, got 8"):
+        HistogramObserver(4).merge(HistogramObserver(8))
+
+
+@clause("OBS-PERCENTILE")
+@given(moderate(), st.sampled_from([2, 8, 64, 2048]), st.one_of(st.floats(1, 100), st.sampled_from([50.0, 90.0, 99.0, 100.0])))
+def test_a_percentile_equals_the_definition_and_cuts_off_no_more_than_it_may(tensors, bins, percent):
+    values = [float(v) for x in tensors for v in x]
+    assume(values)
+    observer = watched(PercentileObserver(percent, HistogramObserver(bins)), tensors)
+    low, high = observer.range()
+    assert (float(low), float(high)) == spec.percentile_range(values, percent, bins)
+    assert low.dtype == high.dtype == np.float32
+    allowed = len(values) * (100 - Fraction(percent)) / 200
+    assert sum(v < low for v in values) <= allowed and sum(v > high for v in values) <= allowed
+
+
+@clause("OBS-PERCENTILE-ALL")
+@given(batches(lengths=st.integers(1, 17)))
+def test_a_hundred_percent_is_min_max(tensors):
+    assert watched(PercentileObserver(100), tensors).range() == watched(MinMaxObserver(), tensors).range()
+
+
+@clause("OBS-PERCENTILE-SHARE")
+@pytest.mark.parametrize("percent", [0, -1, 100.1, float("nan")])
+def test_a_percentage_that_is_no_share_is_refused(percent):
+    for build in (lambda: PercentileObserver(percent), lambda: spec.percentile_range([1.0], percent, 4)):
+        with pytest.raises(ValueError, match="percent: expected more than 0 and at most 100"):
+            build()
+
+
+@clause("OBS-MSE")
+@given(moderate(), st.sampled_from([16, 64]), st.integers(1, 12), st.sampled_from([(0, 255), (0, 15), (-8, 7)]), st.booleans())
+def test_no_candidate_has_a_smaller_error_than_the_chosen_range(tensors, bins, candidates, ends, outlier):
+    tensors = [*tensors, np.float32([60.0])] if outlier else tensors
+    values = [float(v) for x in tensors for v in x]
+    assume(values)
+    low, high = watched(MSEObserver(candidates, *ends, HistogramObserver(bins)), tensors).range()
+    e, counts = spec.histogram(values, bins)
+    every = spec.mse_candidates(values, candidates)
+    errors = [spec.range_error(*pair, counts, e, *ends) for pair in every]
+    chosen = every.index((float(low), float(high)))
+    assert errors[chosen] <= min(errors) * (1 + Fraction(1, 2**40))
+    # Of equal ones the widest, which comes first.
+    assert all(error != errors[chosen] for pair, error in zip(every[:chosen], errors) if pair != every[chosen])
+
+
+@clause("OBS-MSE")
+def test_an_outlier_is_cut_off_where_that_pays():
+    values = np.float32([v / 8 for v in range(-8, 9)] * 200 + [10.0])
+    low, high = MSEObserver(10, 0, 15).observe(values).range()
+    assert high < 10 and low > -1.01
+    assert MSEObserver(1, 0, 15).observe(values).range() == MinMaxObserver().observe(values).range()
+    with pytest.raises(ValueError, match="candidates: expected at least 1"):
+        MSEObserver(0)
