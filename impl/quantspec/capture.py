@@ -9,7 +9,7 @@ import copy
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -144,7 +144,11 @@ class _Builder:
                 output = self.tree(node.args[0])
             elif (made := self.node(node)) is not None:
                 nodes.append(made)
-        return FloatGraph(tuple(inputs), defaults, tuple(nodes), output, self.callables, self.calls)
+        graph = FloatGraph(tuple(inputs), defaults, tuple(nodes), output, self.callables, self.calls)
+        reads = graph.readers()
+        # What a layer has absorbed, its parameters, is read by nobody now.
+        nodes = [node for node in nodes if not (isinstance(node, Call) and node.kind == "attribute" and reads[node.name] == 0)]
+        return replace(graph, nodes=tuple(nodes))
 
     def node(self, node: fx.Node) -> Node | None:
         target = node.target
@@ -166,10 +170,23 @@ class _Builder:
         elif node.op in ("call_function", "call_method"):
             if target in RELU:
                 return Relu(node.name, self.first(node), self.call(node))
+            if target is nn.functional.linear and (layer := self.functional_linear(node)):
+                return layer
             if target in FLATTEN:
                 axes = [*node.args[1:], *[node.kwargs[k] for k in ("start_dim", "end_dim") if k in node.kwargs]]
                 return Flatten(node.name, self.first(node), *(axes + [0, -1][len(axes) :]), self.call(node))
         return self.call(node)
+
+    def functional_linear(self, node: fx.Node) -> Linear | None:
+        """``F.linear`` as a layer where its weight and bias are parameters of the model."""
+        given = dict(zip(("input", "weight", "bias"), node.args)) | node.kwargs
+        weight, bias = given["weight"], given.get("bias")
+        if weight.op != "get_attr" or (bias is not None and bias.op != "get_attr"):
+            return None
+        layer = weight.target.rpartition(".")[0] or node.name
+        self.calls[layer] = self.calls.get(layer, 0) + 1
+        tensors = [None if n is None else operator.attrgetter(n.target)(self.model) for n in (weight, bias)]
+        return Linear(node.name, self.tree(given["input"]).name, layer, *(self.array(t) for t in tensors))
 
     def batch_norm(self, node: fx.Node, module: nn.BatchNorm1d) -> BatchNorm:
         ones = np.ones(module.num_features, np.float32)
@@ -277,6 +294,22 @@ def run(graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None]
             if isinstance(values[node.name], torch.Tensor):
                 seen(node.name, values[node.name])
     return replace_refs(graph.output, values.__getitem__)
+
+
+def float_calls(node: Linear, reason: str) -> tuple[list[Call], dict[tuple[str, str], Any]]:
+    """A layer that stays in float, as calls, the last of them making its value, and what they call."""
+    outputs, inputs = node.weight.shape
+    module = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=node.bias is not None).eval()
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(node.weight))
+        if node.bias is not None:
+            module.bias.copy_(torch.from_numpy(node.bias))
+    called: dict[tuple[str, str], Any] = {("module", node.layer): module}
+    if not node.relu:
+        return [Call(node.name, "module", node.layer, (Ref(node.x),), {}, reason)], called
+    first = Call(f"{node.name}.linear", "module", node.layer, (Ref(node.x),), {}, reason)
+    called["function", "torch.relu"] = torch.relu
+    return [first, Call(node.name, "function", "torch.relu", (Ref(first.name),), {}, reason)], called
 
 
 def run_linear(node: Linear, x: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,13 @@ import numpy as np
 from torch import nn
 
 from . import capture
-from .dialects import dialect as find_dialect
-from .errors import CalibrationError
-from .integer import check_overflow
 from .affine import QParams
+from .dialects import dialect as find_dialect
+from .errors import UnsupportedError
+from .integer import check_overflow
 from .module import QuantizedModule
 from .program import Call, LinearDynamic, Program
-from .static import weight_codes
+from .static import layer_codes
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
 
@@ -22,23 +22,26 @@ def quantize_dynamic(
 ) -> QuantizedModule:
     """``model`` with int8 weights, whose activations are quantized when they arrive (DYN-NO-CALIBRATION). The model is not modified.
 
-    Options as in ``quantspec.prepare``. Raises as ``capture`` does, and UnsupportedError when an accumulator could overflow.
+    A layer whose accumulators could overflow stays in float (STA-OVERFLOW). Options as in ``quantspec.prepare``. Raises as ``capture`` does.
     """
     choices, graph = find_dialect(dialect), capture.capture(model)
     weights: dict[int, tuple[np.ndarray, QParams]] = {}
-    steps = []
+    steps: list = []
+    callables = dict(graph.callables)
     for node in graph.nodes:
         if isinstance(node, capture.Linear):
             if id(node.weight) not in weights:
-                try:
-                    weights[id(node.weight)] = weight_codes(node.weight, choices, per_channel=per_channel)
-                except CalibrationError as error:
-                    raise ValueError(f"model: weight of layer {node.layer!r}: {error}") from error
+                weights[id(node.weight)] = layer_codes(node, choices, per_channel)
             codes, grid = weights[id(node.weight)]
-            # Before any input is known, the grid with the largest steps tells the worst case.
-            check_overflow(QParams(1, 0, 0, 255), codes, grid, np.zeros(len(codes), np.int32))
-            steps.append(LinearDynamic(node.name, node.x, node.layer, codes, node.bias, grid, reduce_range))
+            try:
+                # Before any input is known, the grid with the largest steps tells the worst case.
+                check_overflow(QParams(1, 0, 0, 255), codes, grid, np.zeros(len(codes), np.int32))
+            except UnsupportedError as error:
+                calls, called = capture.float_calls(node, str(error))
+                steps, callables = steps + calls, callables | called
+            else:
+                steps.append(LinearDynamic(node.name, node.x, node.layer, codes, node.bias, grid, reduce_range))
         else:
             call = node if isinstance(node, Call) else node.call
             steps.append(replace(call, reason=STAYS_FLOAT) if isinstance(node, (capture.Relu, capture.Flatten)) else call)
-    return QuantizedModule(Program(choices.name, graph.inputs, graph.defaults, tuple(steps), graph.output), graph.callables)
+    return QuantizedModule(Program(choices.name, graph.inputs, graph.defaults, tuple(steps), graph.output), callables)

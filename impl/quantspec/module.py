@@ -75,8 +75,10 @@ def layer_table(q: QuantizedModule) -> str:
     """What each layer became: scales, zero points, bytes, and why the rest stayed in float."""
     program = q.program
     table = Table(title=f"int8 network, dialect {program.dialect}, engine {q.engine}", title_justify="left")
-    for column in ("layer", "became", "weight scale", "weight zero", "output scale", "output zero"):
-        table.add_column(column, overflow="fold")
+    table.add_column("layer")
+    table.add_column("became")
+    for column in ("weight scale", "weight zero", "output scale", "output zero"):
+        table.add_column(column, no_wrap=True)
     table.add_column("bytes", justify="right")
     for step in program.steps:
         size = f"{footprint.step_bytes(step):,}"
@@ -92,7 +94,7 @@ def layer_table(q: QuantizedModule) -> str:
     table.add_section()
     table.add_row("all", "", "", "", "", "", f"{q.nbytes:,}")
     text = io.StringIO()
-    Console(file=text, width=120).print(table)
+    Console(file=text, width=160).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 

@@ -1,6 +1,7 @@
 """Static quantization: prepare, calibrate, convert (chapter 5)."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from . import capture, fusion
 from .affine import QParams, code_range
 from .capture import FloatGraph, run
 from .dialects import Dialect, dialect as find_dialect
-from .errors import CalibrationError
+from .errors import CalibrationError, UnsupportedError
 from .integer import check_overflow, quantize_bias
 from .module import QuantizedModule, progress
 from .observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
@@ -93,9 +94,11 @@ def seen_something(observer: Observer) -> bool:
 def convert(prepared: Prepared) -> QuantizedModule:
     """The quantized network of a calibrated one (STA-STEPS); the calibrated one can go on being used (STA-NO-LEAK).
 
-    Raises CalibrationError naming a layer that saw no data (STA-CALIBRATED), UnsupportedError when an accumulator could overflow.
+    A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW).
+    Raises CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
     """
-    return QuantizedModule(_Converter(prepared).convert(), prepared.graph.callables)
+    converter = _Converter(prepared)
+    return QuantizedModule(converter.convert(), converter.callables)
 
 
 def quantize(model: nn.Module, calibration: Iterable, **options: Any) -> QuantizedModule:
@@ -122,6 +125,14 @@ def weight_codes(weight: np.ndarray, dialect: Dialect, *, per_channel: bool) -> 
         low = high = np.zeros(len(weight) if per_channel else (), np.float32)
     grid = dialect.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=True, axis=axis)
     return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid
+
+
+def layer_codes(node: capture.Linear, dialect: Dialect, per_channel: bool) -> tuple[np.ndarray, QParams]:
+    """``weight_codes`` of a layer; ValueError naming it when they hold NaN or infinities."""
+    try:
+        return weight_codes(node.weight, dialect, per_channel=per_channel)
+    except CalibrationError as error:
+        raise ValueError(f"model: weight of layer {node.layer!r}: {error}") from error
 
 
 def source(graph: FloatGraph) -> dict[str, str]:
@@ -156,6 +167,8 @@ class _Converter:
         self.floats: dict[str, str] = {name: name for name in self.graph.inputs}
         self.grids: dict[str, QParams] = {}
         self.weights: dict[int, tuple[np.ndarray, QParams]] = {}
+        self.callables = dict(self.graph.callables)
+        self.kept: set[str] = set()
 
     def convert(self) -> Program:
         for node in self.graph.nodes:
@@ -178,17 +191,26 @@ class _Converter:
 
     def linear(self, node: capture.Linear) -> None:
         if id(node.weight) not in self.weights:  # a shared weight is one array of codes
-            try:
-                self.weights[id(node.weight)] = weight_codes(node.weight, self.dialect, per_channel=self.prepared.per_channel)
-            except CalibrationError as error:
-                raise ValueError(f"model: weight of layer {node.layer!r}: {error}") from error
+            self.weights[id(node.weight)] = layer_codes(node, self.dialect, self.prepared.per_channel)
         weight, w = self.weights[id(node.weight)]
         x, y = self.grid(self.sources[node.x]), self.grid(node.name)
         bias_q = quantize_bias(np.zeros(len(weight), np.float32) if node.bias is None else node.bias, x.scale, w.scale)
-        check_overflow(x, weight, w, bias_q)
+        try:
+            check_overflow(x, weight, w, bias_q)
+        except UnsupportedError as error:
+            self.keep(node, str(error))
+            return
         codes = self.as_codes(node.x)
         self.steps.append(Linear(node.name, codes, node.layer, weight, node.bias, x, w, y, node.relu))
         self.codes[node.name] = node.name
+
+    def keep(self, node: capture.Linear, reason: str) -> None:
+        """The layer in float, with the reason."""
+        calls, called = capture.float_calls(replace(node, x=self.as_float(node.x)), reason)
+        self.callables |= called
+        self.steps += calls
+        self.kept.add(node.name)
+        self.floats[node.name] = node.name
 
     def as_codes(self, name: str) -> str:
         """The step that has the value as codes, made if there is none."""
@@ -220,4 +242,5 @@ class _Converter:
 
     def has_codes(self, name: str) -> bool:
         """Whether the value is computed in codes: a layer's output, or what flattens or clamps one."""
-        return isinstance(self.producers.get(self.sources[name]), capture.Linear)
+        source = self.sources[name]
+        return source not in self.kept and isinstance(self.producers.get(source), capture.Linear)

@@ -1,0 +1,130 @@
+"""Small networks that several test files quantize, and how to draw them."""
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+
+def seeded(build, seed: int = 0) -> nn.Module:
+    """A module with seeded weights, in evaluation mode; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().eval()
+
+
+class Perceptron(nn.Module):
+    """4-5-3 with a ReLU between, given as a module."""
+
+    def __init__(self, bias: bool = True):
+        super().__init__()
+        self.first, self.relu, self.second = nn.Linear(4, 5, bias=bias), nn.ReLU(), nn.Linear(5, 3, bias=bias)
+
+    def forward(self, x):
+        return self.second(self.relu(self.first(x)))
+
+
+class Normalised(nn.Module):
+    """Linear, batch normalization, ReLU, linear."""
+
+    def __init__(self, affine: bool = True):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(4, 5), nn.BatchNorm1d(5, affine=affine), nn.Linear(5, 3)
+        with torch.no_grad():
+            self.norm.running_mean.copy_(torch.randn(5))
+            self.norm.running_var.copy_(torch.rand(5) + 0.25)
+            if affine:
+                self.norm.weight.copy_(torch.randn(5))
+                self.norm.bias.copy_(torch.randn(5))
+
+    def forward(self, x):
+        return self.second(torch.relu(self.norm(self.first(x))))
+
+
+class TwoReaders(nn.Module):
+    """The value before the ReLU is read a second time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(torch.relu(y)) + y.sum(-1, keepdim=True)
+
+
+class OutputBefore(nn.Module):
+    """The value before the ReLU is an output."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        return y, torch.relu(y)
+
+
+class Shared(nn.Module):
+    """One layer called twice, once with a normalization and a ReLU behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.layer(torch.relu(self.norm(self.layer(x))))
+
+
+class WithSoftmax(nn.Module):
+    """Layers around something that stays in float, with flatten, dropout and a residual in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.drop, self.second, self.soft = nn.Linear(4, 4), nn.Dropout(), nn.Linear(8, 3), nn.Softmax(-1)
+
+    def forward(self, x, scale=1.0):
+        y = self.drop(self.first(x * scale)).relu() + x
+        return {"p": self.soft(self.second(torch.flatten(y, 1)))}
+
+
+def inputs(rows: int = 32, shape: tuple[int, ...] = (4,), seed: int = 1) -> torch.Tensor:
+    """Seeded normal inputs [rows, *shape]."""
+    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def perceptrons(draw):
+    """(model, calibration batches, test batch) of random sizes: a chain of linear layers, some with ReLU or normalization behind."""
+    sizes = draw(st.lists(st.integers(1, 6), min_size=2, max_size=4))
+    seed = draw(st.integers(0, 2**31))
+    parts = []
+
+    def build():
+        for a, b in zip(sizes, sizes[1:]):
+            parts.append(nn.Linear(a, b, bias=draw(st.booleans())))
+            if draw(st.booleans()):
+                norm = nn.BatchNorm1d(b)
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.2, 3)
+                nn.init.normal_(norm.weight)
+                nn.init.normal_(norm.bias)
+                parts.append(norm)
+            if draw(st.booleans()):
+                parts.append(nn.ReLU())
+        return nn.Sequential(*parts)
+
+    model = seeded(build, seed)
+    spread = draw(st.sampled_from([0.01, 1.0, 30.0]))
+    return model, [inputs(n, (sizes[0],), seed + n) * spread for n in (1, 3, 8)], inputs(6, (sizes[0],), seed) * spread
+
+
+def parameters(model: nn.Module) -> dict[str, np.ndarray]:
+    """Copies of all parameters and buffers."""
+    return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def unchanged(model: nn.Module, before: dict[str, np.ndarray]) -> bool:
+    """Whether parameters and buffers are still those of ``before``, bit for bit."""
+    now = parameters(model)
+    return now.keys() == before.keys() and all(now[name].tobytes() == before[name].tobytes() for name in before)

@@ -1,0 +1,257 @@
+"""Chapter 4: fusion. The oracle is the chapter's own definitions."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import networks
+import quantspec as qs
+import strategies as draws
+from evidence import clause
+from quantspec import capture, chapters, fusion, integer
+from quantspec.affine import QParams, qparams
+from quantspec.program import Linear
+
+spec = chapters.load("fusion")
+ULP, TERMS = Fraction(1, 2**24) * (1 + Fraction(1, 2**20)), Fraction(1, 2**48)
+
+
+def captured(model):
+    return capture.capture(model)
+
+
+def layers_of(graph):
+    return [node for node in graph.nodes if isinstance(node, capture.Linear)]
+
+
+def kinds(graph):
+    return [type(node).__name__ for node in graph.nodes]
+
+
+@clause("FUS-RELU", "FUS-RANGE")
+@given(networks.perceptrons())
+def test_a_fused_network_is_the_unfused_one_at_the_fused_qparams(case):
+    model, calibration, x = case
+    q = qs.quantize(model, calibration, dialect="exact")
+    seen = {}
+    q.compiled({q.program.inputs[0]: x}, lambda step, value: seen.setdefault(step.name, value))
+    for step in q.program.layers:
+        plain = integer.linear(seen[step.x], step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams)
+        expected = integer.relu(plain, step.y_qparams.zero_point) if step.relu else plain
+        assert seen[step.name].tolist() == expected.tolist()
+
+
+@clause("FUS-RELU")
+@pytest.mark.parametrize("zero_point", [0, 1, 127, 255])
+def test_the_clamp_of_a_fused_layer_is_at_the_zero_point(zero_point):
+    y = QParams(1.0, zero_point, 0, 255)
+    grid, one = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127)
+    got = integer.linear(np.uint8([[0], [1], [5]]), grid, np.int8([[-1]]), one, None, y, relu=True)
+    assert got.tolist() == [[zero_point]] * 3
+
+
+@clause("FUS-RANGE")
+def test_the_range_of_a_fused_layer_is_observed_behind_its_relu():
+    model, x = networks.seeded(networks.Perceptron), networks.inputs()
+    with torch.no_grad():
+        before = model.first(x).numpy()
+    for fuse, seen in ((True, np.maximum(before, 0)), (False, before)):
+        step = qs.quantize(model, [x], fuse=fuse).program.layers[0]
+        expected = qparams(seen.min(), seen.max(), qmin=0, qmax=255, symmetric=False)
+        assert step.relu is fuse
+        assert (step.y_qparams.scale, step.y_qparams.zero_point) == (expected.scale, expected.zero_point)
+
+
+@st.composite
+def normalizations(draw):
+    """Arguments of fold_batch_norm for a weight of 2 to 5 axes."""
+    outputs = draw(st.integers(1, 4))
+    shape = (outputs, *draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
+    generator = draw(draws.seeds())
+    size = draw(st.sampled_from([1e-3, 1.0, 1e3]))
+
+    def some(*dims):
+        return (generator.normal(size=dims) * size).astype(np.float32)
+
+    var = np.abs(some(outputs)) * draw(st.sampled_from([0.0, 1e-6, 1.0]))
+    bias = draw(st.sampled_from([None, some(outputs)]))
+    return some(*shape), bias, some(outputs), some(outputs), some(outputs), var, draw(st.sampled_from([1e-5, 1e-3, 0.5]))
+
+
+@clause("FUS-FOLD-WEIGHT", "FUS-FOLD-BIAS", "FUS-FOLD-EPS")
+@given(normalizations())
+def test_folded_weights_and_biases_are_within_their_bounds(case):
+    weight, bias, gamma, beta, mean, var, eps = case
+    got_w, got_b = fusion.fold_batch_norm(*case)
+    assert got_w.dtype == got_b.dtype == np.float32 and got_w.shape == weight.shape and got_b.shape == (len(weight),)
+    for c in range(len(weight)):
+        start = 0.0 if bias is None else bias[c]
+        exact_w, exact_b = spec.fold_batch_norm(weight[c].ravel(), start, gamma[c], beta[c], mean[c], var[c], eps)
+        for got, exact in zip(got_w[c].ravel(), exact_w):
+            assert abs(Fraction(float(got)) - exact) <= ULP * abs(exact) + Fraction(1, 2**150)
+        factor = abs(Fraction(float(gamma[c])) / spec.root(Fraction(float(var[c])) + Fraction(eps)))
+        terms = (abs(Fraction(float(start))) + abs(Fraction(float(mean[c])))) * factor + abs(Fraction(float(beta[c])))
+        assert abs(Fraction(float(got_b[c])) - exact_b) <= ULP * abs(exact_b) + TERMS * terms + Fraction(1, 2**150)
+
+
+@clause("FUS-FOLD-WEIGHT")
+@given(normalizations())
+def test_each_output_channel_is_folded_with_its_own_statistics(case):
+    weight, bias, *statistics, eps = case
+    together = fusion.fold_batch_norm(*case)
+    for c in range(len(weight)):
+        one = slice(c, c + 1)
+        alone = fusion.fold_batch_norm(weight[one], None if bias is None else bias[one], *(s[one] for s in statistics), eps)
+        assert alone[0].tolist() == together[0][one].tolist() and alone[1].tolist() == together[1][one].tolist()
+
+
+@clause("FUS-FOLD-BIAS")
+def test_a_missing_bias_counts_as_zero():
+    one = np.ones(1, np.float32)
+    weight = np.float32([[2.0]])
+    with_zero = fusion.fold_batch_norm(weight, one * 0, one * 3, one * 5, one * 7, one * 4, 0.0)
+    without = fusion.fold_batch_norm(weight, None, one * 3, one * 5, one * 7, one * 4, 0.0)
+    assert [v.tolist() for v in without] == [v.tolist() for v in with_zero] == [[[3.0]], [-5.5]]
+
+
+@clause("FUS-FOLD-EPS")
+def test_a_channel_without_variance_folds_to_finite_weights():
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    weight, bias = fusion.fold_batch_norm(np.float32([[1.0]]), zero, one, zero, one, zero, 0.25)
+    assert weight.tolist() == [[2.0]] and bias.tolist() == [-2.0]
+    exact = spec.fold_batch_norm([1.0], 0.0, 1.0, 0.0, 1.0, 0.0, 0.25)
+    assert exact == ([2], -2)
+
+
+@clause("FUS-FOLD-BOUND")
+@given(normalizations(), st.data())
+def test_folding_changes_a_result_by_no_more_than_its_bound(case, data):
+    weight, bias, gamma, beta, mean, var, eps = case
+    weight = weight.reshape(len(weight), -1)
+    got_w, got_b = fusion.fold_batch_norm(weight, bias, gamma, beta, mean, var, eps)
+    u = [Fraction(v) for v in data.draw(st.lists(st.floats(-100, 100, width=32), min_size=weight.shape[1], max_size=weight.shape[1]))]
+    for c in range(len(weight)):
+        start = Fraction(0.0 if bias is None else float(bias[c]))
+        root = spec.root(Fraction(float(var[c])) + Fraction(eps))
+        g, m, b = (Fraction(float(v[c])) for v in (gamma, mean, beta))
+        layer = sum(Fraction(float(w)) * x for w, x in zip(weight[c], u)) + start
+        unfolded = g * (layer - m) / root + b
+        terms = [Fraction(float(w)) * x for w, x in zip(got_w[c], u)]
+        folded = sum(terms) + Fraction(float(got_b[c]))
+        small = Fraction(1, 2**47)
+        bound = Fraction(1, 2**23) * (sum(abs(t) for t in terms) + abs(Fraction(float(got_b[c])))) + small * (abs(start) + abs(m)) * abs(g) / root + small * abs(b)
+        assert abs(folded - unfolded) <= bound
+
+
+@clause("FUS-FOLD-REFUSE")
+@pytest.mark.parametrize(("var", "eps"), [(-1.0, 0.5), (-0.5, 0.5), (0.0, 0.0), (np.inf, 1e-5), (np.nan, 1e-5)])
+def test_a_variance_that_has_no_root_is_refused(var, eps):
+    one = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match="var: expected var \\+ eps to be positive and finite"):
+        fusion.fold_batch_norm(np.ones((2, 1), np.float32), None, one, one, one, np.float32([1.0, var]), eps)
+
+
+@clause("FUS-FOLD-REFUSE")
+def test_a_network_with_such_a_variance_is_refused():
+    model = networks.seeded(networks.Normalised)
+    model.norm.running_var[2] = -1
+    with pytest.raises(ValueError, match="var"):
+        qs.prepare(model)
+
+
+@clause("FUS-READER")
+@pytest.mark.parametrize("build", [networks.TwoReaders, networks.OutputBefore])
+def test_a_second_reader_forbids_fusion(build):
+    graph = captured(networks.seeded(build))
+    fused = fusion.fuse(graph)
+    assert not any(node.relu for node in layers_of(fused))
+    assert kinds(fused) == kinds(graph) and "Relu" in kinds(graph)
+
+
+@clause("FUS-READER")
+def test_a_value_before_normalization_that_is_read_again_is_not_folded():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return self.norm(y) + y
+
+    graph = captured(networks.seeded(Model))
+    assert kinds(fusion.fuse(graph)) == kinds(graph) == ["Linear", "BatchNorm", "Call"]
+
+
+@clause("FUS-READER", "FUS-SHARED")
+@given(st.integers(1, 3), st.booleans(), st.integers(1, 3))
+def test_what_may_be_fused_is_what_the_definition_says(reads, is_output, calls):
+    # What follows the layer reads its value once; being an output is one read more.
+    assert fusion.may_fuse(reads + is_output, calls) == spec.may_fuse(reads, is_output, calls)
+
+
+@clause("FUS-SHARED")
+def test_a_shared_layer_is_not_fused():
+    graph = captured(networks.seeded(networks.Shared))
+    fused = fusion.fuse(graph)
+    assert kinds(fused) == kinds(graph) == ["Linear", "BatchNorm", "Relu", "Linear"]
+    assert layers_of(fused)[0].weight is layers_of(fused)[1].weight
+    assert not any(node.relu for node in layers_of(fused))
+
+
+@clause("FUS-TRAINING", "STA-TRAINING")
+@pytest.mark.parametrize("which", ["", "norm"])
+def test_training_mode_is_refused(which):
+    model = networks.seeded(networks.Normalised)
+    model.get_submodule(which).train()
+    for quantize in (capture.capture, qs.prepare, qs.quantize_dynamic, lambda m: qs.quantize(m, [networks.inputs()])):
+        with pytest.raises(ValueError, match=f"model: {which or 'it'} is in training mode"):
+            quantize(model)
+
+
+@clause("FUS-KEEP")
+@given(networks.perceptrons())
+def test_fusing_keeps_every_value_that_is_still_computed(case):
+    model, _, x = case
+    graph = captured(model)
+    fused = fusion.fuse(graph)
+    folded = len(graph.nodes) != len(fused.nodes) and "BatchNorm" in kinds(graph)
+    values, after = {}, {}
+    before = capture.run(graph, x, lambda name, value: values.setdefault(name, value.numpy()))
+    output = capture.run(fused, x, lambda name, value: after.setdefault(name, value.numpy()))
+    assert before.shape == output.shape
+    if not folded:
+        assert output.numpy().tobytes() == before.numpy().tobytes()
+    else:
+        # Each layer multiplies what comes in by its weights, so that an error of 2^-20 of the largest value can grow by their size.
+        growth = np.prod([1 + np.abs(node.weight).sum(axis=1).max() for node in layers_of(fused)])
+        largest = max(1.0, *(np.abs(v).max() for v in values.values()))
+        assert np.abs(output.numpy() - before.numpy()).max() <= 2.0**-20 * growth * largest
+    assert not any(isinstance(node, (capture.Relu, capture.BatchNorm)) and node.x in {n.name for n in layers_of(fused)} for node in fused.nodes)
+
+
+@clause("FUS-KEEP")
+def test_fusing_changes_neither_the_graph_nor_the_model():
+    model = networks.seeded(networks.Normalised)
+    before, graph = networks.parameters(model), captured(model)
+    weights = [node.weight.copy() for node in layers_of(graph)]
+    names = [node.name for node in graph.nodes]
+    fusion.fuse(graph)
+    assert networks.unchanged(model, before)
+    assert [node.name for node in graph.nodes] == names
+    assert all(node.weight.tobytes() == weight.tobytes() for node, weight in zip(layers_of(graph), weights))
+
+
+@clause("FUS-KEEP")
+def test_a_network_is_fused_as_far_as_it_may():
+    for affine in (True, False):
+        fused = fusion.fuse(captured(networks.seeded(lambda: networks.Normalised(affine))))
+        assert kinds(fused) == ["Linear", "Linear"] and [node.relu for node in layers_of(fused)] == [True, False]
+    q = qs.quantize(networks.seeded(networks.Normalised), [networks.inputs()])
+    assert [type(step).__name__ for step in q.program.steps] == ["Quantize", "Linear", "Linear", "Dequantize"]
+    assert isinstance(q.program.layers[0], Linear)

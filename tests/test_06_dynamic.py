@@ -1,0 +1,185 @@
+"""Chapter 6: dynamic quantization. The oracle is the chapter's own definitions."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+
+import networks
+import quantspec as qs
+import strategies as draws
+from evidence import clause
+from quantspec import chapters, integer
+from quantspec.affine import QParams
+from quantspec.dialects import dialect
+
+spec = chapters.load("dynamic")
+EXACT = dialect("exact")
+
+
+@st.composite
+def layers(draw):
+    """(x, w_q, w, bias): real inputs and a quantized layer."""
+    rows, inputs, outputs = draw(st.integers(0, 3)), draw(st.integers(0, 6)), draw(st.integers(1, 3))
+    generator = draw(draws.seeds())
+    grid = QParams(0.1, 3, 0, 255)
+    x = np.array([draw(draws.values(0.1, finite=True)) for _ in range(rows * inputs)], np.float32).reshape(rows, inputs)
+    if draw(st.booleans()):
+        x = np.clip(x, -50, 50)
+    assume(x.size == 0 or float(x.max()) - float(x.min()) < 2.0**100)
+    del grid
+    w_q = generator.integers(-128, 128, (outputs, inputs)).astype(np.int8)
+    scale = np.array([draw(draws.scales(2.0**-20, 2.0**10)) for _ in range(outputs)], np.float32)
+    bias = (generator.normal(size=outputs) * draw(st.sampled_from([0, 1, 100]))).astype(np.float32)
+    return x, w_q, QParams(scale, 0, -128, 127, axis=0), bias
+
+
+def defined(x, w_q, w, bias, bits=8):
+    pairs = [(float(s), 0) for s in w.scale]
+    return spec.linear_dynamic(x.tolist(), w_q.tolist(), pairs, bias.tolist(), bits)
+
+
+@clause("DYN-RANGE", "DYN-OUTPUT", "DYN-ZERO-INPUTS")
+@given(layers(), st.booleans())
+def test_a_dynamic_layer_equals_the_definition(layer, reduce_range):
+    got = EXACT.linear_dynamic(*layer, reduce_range=reduce_range)
+    assert got.dtype == np.float32 and got.shape == (len(layer[0]), len(layer[1]))
+    assert got.tolist() == defined(*layer, bits=7 if reduce_range else 8)
+
+
+@clause("DYN-OUTPUT")
+@given(st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20), draws.scales(2.0**-20, 2.0**20), st.floats(-(2.0**40), 2.0**40, width=32), st.booleans())
+def test_the_output_is_rounded_once(accumulator, s_x, s_w, bias, cancel):
+    from quantspec.dialects import output_exact
+
+    if cancel:
+        bias = float(np.float32(-accumulator * float(s_x) * float(s_w)))
+    bias = np.float32(np.clip(bias, -3e38, 3e38))
+    exact = chapters.load("dialects").output_exact(accumulator, float(bias), float(s_x), float(s_w))
+    assert output_exact(np.array([[accumulator]]), np.array([bias]), s_x, np.array([s_w])).tolist() == [[exact]]
+
+
+@clause("DYN-RANGE")
+@given(layers())
+def test_the_range_is_that_of_the_whole_input(layer):
+    x = layer[0]
+    assume(x.size)
+    codes, scale, grid = EXACT.quantize_dynamic(x)
+    expected = spec.static.activation_qparams(float(x.min()), float(x.max()))
+    assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == expected
+    assert codes.tolist() == [[spec.affine.quantize(v, *expected) for v in row] for row in x.tolist()]
+
+
+@clause("DYN-STATIC")
+@given(layers())
+def test_dynamic_is_static_at_the_range_of_the_batch(layer):
+    x, w_q, w, bias = layer
+    assume(x.size)
+    codes, _, grid = EXACT.quantize_dynamic(x)
+    static_grid = EXACT.activation_qparams(x.min(), x.max())
+    assert codes.tolist() == static_grid.quantize(x).tolist()
+    accumulator = integer.accumulate(codes, grid.zero_point, w_q, 0)
+    assert accumulator.tolist() == integer.accumulate(static_grid.quantize(x), static_grid.zero_point, w_q, 0).tolist()
+
+
+@clause("DYN-STATIC")
+def test_a_dynamic_network_has_the_codes_of_a_static_one_calibrated_with_that_batch():
+    model, x = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 3))), networks.inputs()
+    static, dynamic = qs.quantize(model, [x], dialect="exact"), qs.quantize_dynamic(model, dialect="exact")
+    step = static.program.layers[0]
+    codes = static.compiled.step(static.program.steps[0], {static.program.inputs[0]: x})
+    assert codes.tolist() == EXACT.quantize_dynamic(x.numpy())[0].tolist()
+    assert step.weight.tolist() == dynamic.program.layers[0].weight.tolist()
+
+
+@clause("DYN-WEIGHT")
+@given(networks.perceptrons(), st.booleans())
+def test_weights_are_those_of_static_quantization(case, per_channel):
+    model, calibration, _ = case
+    static = qs.quantize(model, calibration, fuse=False, per_channel=per_channel)
+    dynamic = qs.quantize_dynamic(model, per_channel=per_channel)
+    for a, b in zip(static.program.layers, dynamic.program.layers, strict=True):
+        assert a.weight.tolist() == b.weight.tolist() and a.w_qparams.scale.tolist() == b.w_qparams.scale.tolist()
+
+
+@clause("DYN-ZERO-INPUTS")
+def test_no_rows_give_no_rows_and_no_inputs_give_the_bias():
+    w, bias = QParams([1.0, 2.0], 0, -128, 127, axis=0), np.float32([0.5, -0.25])
+    assert EXACT.linear_dynamic(np.zeros((0, 3), np.float32), np.zeros((2, 3), np.int8), w, bias).shape == (0, 2)
+    assert EXACT.linear_dynamic(np.zeros((3, 0), np.float32), np.zeros((2, 0), np.int8), w, bias).tolist() == [[0.5, -0.25]] * 3
+    assert EXACT.linear_dynamic(np.zeros((1, 0), np.float32), np.zeros((2, 0), np.int8), w, None).tolist() == [[0.0, 0.0]]
+    q = qs.quantize_dynamic(networks.seeded(networks.Perceptron))
+    assert q(torch.zeros(0, 4)).shape == (0, 3)
+
+
+@clause("DYN-FINITE")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_are_refused(bad):
+    x = networks.inputs(3)
+    x[1, 2] = bad
+    with pytest.raises(ValueError, match="x: expected finite values"):
+        qs.quantize_dynamic(networks.seeded(networks.Perceptron))(x)
+
+
+@clause("DYN-STATELESS")
+@given(networks.perceptrons())
+def test_there_is_no_memory(case):
+    model, others, x = case
+    q = qs.quantize_dynamic(model)
+    first = q(x)
+    for other in (*others, x * 1000):
+        q(other)
+    assert torch.equal(q(x), first) and torch.equal(qs.quantize_dynamic(model)(x), first)
+
+
+@clause("DYN-BATCH")
+@given(layers())
+def test_rows_share_a_range(layer):
+    x, w_q, w, bias = layer
+    assume(x.size)
+    ends = np.full((1, x.shape[1]), x.min(), np.float32)
+    ends[0, 0] = x.max()
+    # The same ends, so the same grid, whatever else comes along.
+    together = EXACT.linear_dynamic(np.concatenate([x, ends]), w_q, w, bias)
+    assert together[: len(x)].tolist() == EXACT.linear_dynamic(x, w_q, w, bias).tolist()
+
+
+@clause("DYN-BATCH")
+def test_a_row_with_larger_values_changes_the_others():
+    w = QParams(1.0, 0, -128, 127)
+    alone = EXACT.linear_dynamic(np.float32([[0.1, 1.0]]), np.int8([[1, 1]]), w, None)
+    beside = EXACT.linear_dynamic(np.float32([[0.1, 1.0], [0.0, 9.0]]), np.int8([[1, 1]]), w, None)
+    assert alone[0].tolist() != beside[0].tolist()
+
+
+@clause("DYN-NO-CALIBRATION")
+def test_quantizing_needs_the_model_alone_and_leaves_it_unmodified():
+    required = [p for p in inspect.signature(qs.quantize_dynamic).parameters.values() if p.default is p.empty]
+    assert [p.name for p in required] == ["model"]
+    model = networks.seeded(networks.Normalised)
+    before, structure = networks.parameters(model), str(model)
+    q = qs.quantize_dynamic(model)
+    q(networks.inputs())
+    assert networks.unchanged(model, before) and str(model) == structure
+    assert [step.layer for step in q.program.layers] == ["first", "second"]
+
+
+@clause("DYN-OUTPUT")
+@given(networks.perceptrons())
+def test_a_dynamic_network_is_its_layers_in_order(case):
+    model, _, x = case
+    q = qs.quantize_dynamic(model, dialect="exact")
+    layers = iter(q.program.layers)
+    value = x
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Linear):
+                step = next(layers)
+                value = torch.from_numpy(EXACT.linear_dynamic(value.numpy(), step.weight, step.w_qparams, step.bias))
+            else:
+                value = module(value)
+    assert torch.equal(q(x), value)
