@@ -305,7 +305,7 @@ class Dialect:
         """
         lowest = int(y.zero_point) if relu else y.qmin
         if self.requantize_rule != "exact":
-            check_unit(x_scale * w_scale, y.scale)
+            check_unit(x_scale, w_scale, y.scale)
         with np.errstate(over="ignore"):
             codes = REQUANTIZE[self.requantize_rule](np.asarray(accumulator), bias, x_scale, w_scale, y, lowest)
         return codes.astype(y.dtype, copy=False)
@@ -352,7 +352,7 @@ class Dialect:
         integer.check_overflow(grid, np.asarray(w_q), w, np.zeros(len(w_q), np.int32))
         accumulator = ACCUMULATE[self.accumulate_rule](codes, grid.zero_point, w_q, w.zero_point)
         if self.output_rule != "exact":
-            check_unit(grid.scale * w.scale)
+            check_unit(grid.scale, w.scale)
         with np.errstate(over="ignore"):
             return OUTPUT[self.output_rule](accumulator, bias, scale, w.scale)
 
@@ -360,9 +360,12 @@ class Dialect:
         return QParams(grid.scale, grid.zero_point, *REDUCED[self.reduced])
 
 
-def check_unit(unit, y_scale=np.float32(1)) -> None:
+def check_unit(x_scale, w_scale, y_scale=np.float32(1)) -> None:
     """Raises ValueError when the unit of the accumulator or the multiplier is not a normal float32 (DIA-UNIT)."""
-    for name, value in (("scale of input times scale of weight", unit), ("multiplier", unit / y_scale)):
+    with np.errstate(over="ignore"):
+        unit = x_scale * w_scale
+        products = {"scale of input times scale of weight": unit, "multiplier": unit / y_scale}
+    for name, value in products.items():
         if not np.all(np.isfinite(value) & (value >= affine.SMALLEST_SCALE)):
             raise ValueError(f"scale: expected a {name} that is a normal float32, got {value}")
 

@@ -130,8 +130,8 @@ def read(path: Path, key: str, expected: dict[str, torch.Tensor]) -> dict[str, t
             if metadata.get("format") != FORMAT or metadata.get("key") != key:
                 raise FormatError(f"{path}: holds another network than the one it is named after; {advice}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise FormatError(f"{path}: truncated or no safetensors file ({error}); {advice}") from error
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path}: unreadable, truncated or no safetensors file ({error}); {advice}") from error
     shapes = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     if shapes != {name: (t.shape, t.dtype) for name, t in expected.items()}:
         raise FormatError(f"{path}: holds another network than the one it is named after; {advice}")
