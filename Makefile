@@ -1,0 +1,34 @@
+# Everything here makes .venv itself when it is missing; Python 3.11 or newer and make are all it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 2
+# Two pytest workers on two cores: one thread each, so that they do not fight over them.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-dev test-thorough clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamp is made last, so that an installation which broke off starts again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantspec needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+run: .venv/installed ## train, quantize three ways, measure, compare with torch: the tutorial
+	@$(BIN)/quantspec run $(ARGS)
+
+test: .venv/installed ## run the suite
+	$(TEST) $(ARGS)
+
+test-dev: .venv/installed ## run the suite with few drawn examples, while working
+	HYPOTHESIS_PROFILE=dev $(TEST) $(ARGS)
+
+test-thorough: .venv/installed ## run the suite with twenty times the drawn examples, new ones every time
+	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
+
+clean: ## remove what the other targets made
+	rm -rf .venv build dist out .pytest_cache .hypothesis .benchmarks
