@@ -34,11 +34,10 @@ def watched(observer, tensors):
 
 
 def state(observer):
-    """All that a min-max or histogram observer knows, as plain data."""
-    if isinstance(observer, HistogramObserver):
-        counts = None if observer.counts is None else observer.counts.tolist()
-        return observer.exponent, counts, str(observer.minimum), str(observer.maximum)
-    return str(observer.minimum), str(observer.maximum)
+    """All that an observer knows, as plain data."""
+    ends = [None if end is None else float(end) for end in (observer.minimum, observer.maximum)]
+    counts = getattr(observer, "counts", None)
+    return getattr(observer, "exponent", None), None if counts is None else counts.tolist(), ends
 
 
 @clause("OBS-MINMAX")

@@ -14,12 +14,6 @@ def small():
     return data.Dataset("digits", d.x_train[:200], d.y_train[:200], d.x_test[:50], d.y_test[:50])
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(models, "EPOCHS", 2)
-    monkeypatch.setattr(models.train, "__kwdefaults__", models.train.__kwdefaults__ | dict(epochs=2))
-
-
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -36,7 +30,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_state_alone(small):
     networks = []
     for seed in (0, 0, 1):
         model = models.untrained(64, seed)
-        models.train(model, small, seed=seed, progress=False)
+        models.train(model, small, seed=seed, epochs=2, progress=False)
         assert not model.training
         networks.append(weights(model))
     assert torch.equal(networks[0], networks[1]) and not torch.equal(networks[0], networks[2])

@@ -1,6 +1,7 @@
 """Handwritten digits: MNIST where it can be had, scikit-learn's bundled digits otherwise."""
 
 import hashlib
+import http.client
 import os
 import shutil
 import socket
@@ -62,9 +63,10 @@ def load(root: str | os.PathLike | None = None, *, download: bool = True, timeou
     if download:
         try:
             fetch(local, timeout)
-            return mnist(local, "just downloaded")
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
             why = f"MNIST could not be downloaded: {' '.join(str(error).split()) or type(error).__name__}"
+        else:
+            return mnist(local, "just downloaded")
     return digits(f"Using scikit-learn's bundled handwritten digits: {why}.")
 
 
@@ -116,8 +118,12 @@ def check_files(root: Path, origin: str) -> None:
         if size != header + numbers[1] * item or numbers[1] == 0:
             raise FormatError(f"{path} ({origin}): expected {header + numbers[1] * item:,} bytes for {numbers[1]:,} items, got {size:,}")
         counts.append(numbers[1])
-    if counts[0] != counts[1] or counts[2] != counts[3]:
-        raise FormatError(f"{root} ({origin}): {counts[0]:,} and {counts[2]:,} images have {counts[1]:,} and {counts[3]:,} labels")
+        if magic != LABELS[0]:
+            continue
+        if counts[-2] != counts[-1]:
+            raise FormatError(f"{path} ({origin}): expected a label for each of the {counts[-2]:,} images, got {counts[-1]:,}")
+        if (highest := max(path.read_bytes()[header:])) > 9:  # letters and clothes come in idx files of 28x28 too
+            raise FormatError(f"{path} ({origin}): expected labels from 0 to 9, got {highest}")
 
 
 def digits(note: str = "") -> Dataset:

@@ -18,7 +18,7 @@ from .data import Dataset
 from .errors import FormatError
 
 HIDDEN, CLASSES = 100, 10
-EPOCHS, BATCH_SIZE, LEARNING_RATE = 20, 64, 3e-3
+EPOCHS, BATCH_SIZE, LEARNING_RATE = 20, 64, 5e-3
 FORMAT = "quantspec-network-1"
 
 
@@ -45,19 +45,28 @@ def untrained(inputs: int, seed: int) -> MLP:
         return MLP(inputs)
 
 
-def train(model: nn.Module, dataset: Dataset, *, seed: int, epochs: int = EPOCHS, progress: bool = True) -> None:
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    seed: int,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    learning_rate: float = LEARNING_RATE,
+    progress: bool = True,
+) -> None:
     """Trains in place with Adam on cross entropy, its rate falling linearly, and leaves the model in evaluation mode.
 
-    Equal seeds give equal weights.
+    Equal seeds give equal weights. The order of the images comes from a generator of its own; torch's global random state stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs)
     size = len(dataset.x_train)
     model.train()
     with Progress(console=Console(file=sys.stderr), transient=True, disable=not (progress and sys.stderr.isatty())) as bar:
         for _ in bar.track(range(epochs), description="train"):
-            for index in torch.randperm(size, generator=generator).split(BATCH_SIZE):
+            for index in torch.randperm(size, generator=generator).split(batch_size):
                 loss = nn.functional.cross_entropy(model(dataset.x_train[index]), dataset.y_train[index])
                 optimizer.zero_grad()
                 loss.backward()
@@ -66,14 +75,16 @@ def train(model: nn.Module, dataset: Dataset, *, seed: int, epochs: int = EPOCHS
     model.eval()
 
 
-def trained(dataset: Dataset, *, cache: str | os.PathLike | None = None, seed: int = 0, progress: bool = True) -> MLP:
+def trained(
+    dataset: Dataset, *, cache: str | os.PathLike | None = None, seed: int = 0, epochs: int = EPOCHS, progress: bool = True
+) -> MLP:
     """The network trained on a dataset, from the cache when it has been trained before with the same data, seed and settings.
 
     ``cache``: a folder, else $QUANTSPEC_CACHE, else ~/.cache/quantspec. Raises FormatError naming a cache file that is torn or
     belongs to another network, OSError naming a folder that cannot be written.
     """
     inputs = dataset.x_train[0].numel()
-    made_of = dict(inputs=inputs, hidden=HIDDEN, classes=CLASSES, seed=seed, epochs=EPOCHS, batch=BATCH_SIZE, rate=LEARNING_RATE)
+    made_of = dict(inputs=inputs, hidden=HIDDEN, classes=CLASSES, seed=seed, epochs=epochs, batch=BATCH_SIZE, rate=LEARNING_RATE)
     made_of |= dict(data=dataset.fingerprint())
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     folder = Path(cache or os.environ.get("QUANTSPEC_CACHE") or Path.home() / ".cache" / "quantspec")
@@ -82,19 +93,20 @@ def trained(dataset: Dataset, *, cache: str | os.PathLike | None = None, seed: i
     if path.exists():
         model.load_state_dict(read(path, key, model.state_dict()))
         return model.eval()
+    partial = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder)
-    except OSError as error:
-        raise OSError(f"{folder}: the cache of trained networks cannot be written: {error.strerror}") from error
-    try:
-        train(model, dataset, seed=seed, progress=progress)
-        with open(handle, "wb") as file:
+        # Opened before the training, so that a cache that cannot be written says so at once.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".partial-", delete=False) as file:
+            partial = Path(file.name)
+            train(model, dataset, seed=seed, epochs=epochs, progress=progress)
             file.write(save(model.state_dict(), {"format": FORMAT, "key": key}))
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(f"{folder}: the cache of trained networks cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial:
+            partial.unlink(missing_ok=True)
     return model
 
 
@@ -107,8 +119,8 @@ def read(path: Path, key: str, expected: dict[str, torch.Tensor]) -> dict[str, t
             if metadata.get("format") != FORMAT or metadata.get("key") != key:
                 raise FormatError(f"{path}: holds another network than the one it is named after; {advice}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise FormatError(f"{path}: truncated or no safetensors file ({error}); {advice}") from error
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path}: unreadable, truncated or no safetensors file ({error}); {advice}") from error
     shapes = {name: (t.shape, t.dtype) for name, t in tensors.items()}
     if shapes != {name: (t.shape, t.dtype) for name, t in expected.items()}:
         raise FormatError(f"{path}: holds another network than the one it is named after; {advice}")

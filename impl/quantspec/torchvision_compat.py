@@ -24,12 +24,12 @@ def import_torchvision() -> ModuleType:
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
-        if MISSING not in str(error):
+        if str(error) != MISSING:
             raise
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]  # half imported
     if not _declared:
-        library = torch.library.Library("torchvision", "FRAGMENT")
+        library = torch.library.Library("torchvision", "DEF")
         for schema in SCHEMAS.values():
             library.define(schema)
         _declared.append(library)
