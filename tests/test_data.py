@@ -1,7 +1,9 @@
 """Data: where MNIST is looked for, what is refused, and the digits that stand in."""
 
 import gzip
+import http.client
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,20 +152,26 @@ def test_the_digits_are_always_split_alike():
     assert len(images) > 1700
 
 
-def test_torchvision_is_imported_as_it_is_where_that_works(monkeypatch):
-    monkeypatch.setattr(torchvision_compat.importlib, "import_module", lambda name: f"plain {name}")
-    assert torchvision_compat.import_torchvision() == "plain torchvision"
+def test_a_connection_that_breaks_in_the_middle_leads_to_the_digits(tmp_path, monkeypatch):
+    def fail(*_):
+        raise http.client.IncompleteRead(b"1234", 6)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("QUANTSPEC_DATA", raising=False)
+    monkeypatch.setattr(data, "fetch", fail)
+    assert data.load().note.endswith("could not be downloaded: IncompleteRead(4 bytes read, 6 more expected).")
 
 
-def test_another_failure_of_the_import_is_not_hidden(monkeypatch):
-    def fail(name):
-        raise RuntimeError("operator torchvision::roi_align does not exist")
-
-    monkeypatch.setattr(torchvision_compat.importlib, "import_module", fail)
-    with pytest.raises(RuntimeError, match="roi_align"):
-        torchvision_compat.import_torchvision()
-
-
-def test_torchvision_imports_beside_this_torch():
-    assert torchvision_compat.import_torchvision().__name__ == "torchvision"
-    assert torchvision_compat.import_torchvision() is torchvision_compat.import_torchvision()
+def test_labels_that_are_no_digits_are_refused(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 2, 28, 28) + bytes(2 * 784))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + bytes([9, 10 if part == "t10k" else 0]))
+    with pytest.raises(FormatError, match="t10k-labels-idx1-ubyte .given as the data folder.: expected labels from 0 to 9, got 10"):
+        data.load(tmp_path)
+    labels = raw / "t10k-labels-idx1-ubyte"
+    Path(f"{labels}.gz").write_bytes(gzip.compress(labels.read_bytes()))
+    labels.unlink()
+    with pytest.raises(FileNotFoundError, match="t10k-labels-idx1-ubyte: missing"):
+        data.load(tmp_path)
