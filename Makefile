@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough clean
+.PHONY: help run test test-dev test-thorough lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-dev: .venv/installed ## run the suite with few drawn examples, while workin
 
 test-thorough: .venv/installed ## run the suite with twenty times the drawn examples, new ones every time
 	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
+
+lint: .venv/installed ## check the style of the code
+	$(BIN)/ruff check .
 
 clean: ## remove what the other targets made
 	rm -rf .venv build dist out .pytest_cache .hypothesis .benchmarks

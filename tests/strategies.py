@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from evidence import note
-from quantspec.affine import LARGEST_SCALE, SMALLEST_SCALE, QParams
+from quantspec.affine import QParams
 
 WIDTHS = [(bits, signed) for bits in range(2, 9) for signed in (False, True)]
 LENGTHS = [0, 1, 2, 3, 15, 16, 17, 63, 64, 65]

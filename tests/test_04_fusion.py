@@ -250,7 +250,7 @@ def test_fusing_changes_neither_the_graph_nor_the_model():
 @clause("FUS-KEEP")
 def test_a_network_is_fused_as_far_as_it_may():
     for affine in (True, False):
-        fused = fusion.fuse(captured(networks.seeded(lambda: networks.Normalised(affine))))
+        fused = fusion.fuse(captured(networks.seeded(lambda affine=affine: networks.Normalised(affine))))
         assert kinds(fused) == ["Linear", "Linear"] and [node.relu for node in layers_of(fused)] == [True, False]
     q = qs.quantize(networks.seeded(networks.Normalised), [networks.inputs()])
     assert [type(step).__name__ for step in q.program.steps] == ["Quantize", "Linear", "Linear", "Dequantize"]

@@ -163,7 +163,8 @@ def test_calibration_sees_and_returns_the_float_network(case):
 def test_weights_get_symmetric_qparams_from_their_own_values(case, per_channel):
     model, calibration, _ = case
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    for q in (qs.quantize(model, calibration, fuse=False, per_channel=per_channel, dialect="exact"), qs.quantize_dynamic(model, per_channel=per_channel, dialect="exact")):
+    options = dict(per_channel=per_channel, dialect="exact")
+    for q in (qs.quantize(model, calibration, fuse=False, **options), qs.quantize_dynamic(model, **options)):
         for step, module in zip(q.program.layers, linears, strict=True):
             rows = module.weight.detach().tolist()
             expected = spec.weight_qparams(rows, per_channel)

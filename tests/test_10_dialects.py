@@ -1,6 +1,5 @@
 """Chapter 10: dialects. The oracle is the chapter's own float32 steps."""
 
-import warnings
 from fractions import Fraction
 
 import numpy as np

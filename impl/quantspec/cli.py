@@ -100,24 +100,26 @@ def output_file(path: Path | None, option: str) -> Iterator[IO[str] | None]:
 
 
 def show(result: tutorial.Result, console: Console) -> None:
-    """Prints the tables."""
-    sizes = list(result.variants[0].latency_us)
+    """Prints the tables; each fits a terminal of 80 columns."""
     table = Table(title=f"{result.dataset.name}: {len(result.dataset.x_test):,} test images, torch {torch.__version__}", title_justify="left")
     table.add_column("variant", no_wrap=True)
-    for column in ("accuracy", "change", "bytes", "compression", *(f"batch {size}, µs" for size in sizes)):
-        table.add_column(column, justify="right")
+    for column in ("accuracy", "change", "bytes", "compression"):
+        table.add_column(column, justify="right", no_wrap=True)
     base = result.variants[0]
     for v in result.variants:
-        speed = [f"{v.latency_us[s]:,.0f} ({base.latency_us[s] / v.latency_us[s]:.2f}x)" for s in sizes]
         change = "" if v is base else f"{100 * (v.accuracy - base.accuracy):+.2f} pp"
-        table.add_row(v.name, f"{v.accuracy:.2%}", change, f"{v.bytes:,}", f"{v.compression:.2f}x", *speed)
+        table.add_row(v.name, f"{v.accuracy:.2%}", change, f"{v.bytes:,}", f"{v.compression:.2f}x")
     console.print(table)
-    console.print("Latency, and speed-up against float32: median of interleaved calls on one thread, on the engine 'reference', which is made to be exact, not fast.")
+    console.print()
+    console.print(latency_table(result))
+    console.print("Median of interleaved calls on one thread, on the engine 'reference', which is made to be exact, not fast.", highlight=False)
     console.print()
     console.print(equality_table(result))
+    for engine, names in result.dialects.items():
+        console.print(f"  {engine}: dialect {' or '.join(names)}", highlight=False)
     wrong = [p for p in result.parameters if p.differ]
     numbers = sum(p.numbers for p in result.parameters)
-    console.print(f"Scales, zero points, int8 weights, biases, quantized biases and input codes: {numbers:,} numbers compared, ", end="")
+    console.print(f"Scales, zero points, int8 weights, biases, quantized biases and input codes:\n{numbers:,} numbers compared, ", end="")
     console.print(f"{sum(p.differ for p in wrong):,} differ.")
     for p in wrong:
         console.print(f"  {p.engine} {p.variant} {p.layer} {p.what}: {p.differ:,} of {p.numbers:,} differ")
@@ -125,18 +127,30 @@ def show(result: tutorial.Result, console: Console) -> None:
         console.print("This CPU has no VNNI: some engines add products in pairs into saturating int16, which their dialect here includes.")
 
 
+def latency_table(result: tutorial.Result) -> Table:
+    """Microseconds a call and speed-up against float32, a column for each batch size."""
+    base = result.variants[0]
+    table = Table(title="latency, µs a call (speed-up against float32)", title_justify="left")
+    table.add_column("variant", no_wrap=True)
+    for size in base.latency_us:
+        table.add_column(f"batch {size}", justify="right")
+    for v in result.variants:
+        table.add_row(v.name, *(f"{us:,.0f} ({base.latency_us[size] / us:.2f}x)" for size, us in v.latency_us.items()))
+    return table
+
+
 def equality_table(result: tutorial.Result) -> Table:
     """Codes compared and codes that differ, a row for each engine and variant."""
     layers = list(dict.fromkeys(row.layer for row in result.equality))
-    table = Table(title="our integer arithmetic beside torch's kernels: outputs that differ / outputs compared", title_justify="left")
-    for column in ("engine", "dialect", "variant"):
-        table.add_column(column, no_wrap=column != "dialect")
+    table = Table(title="our integer arithmetic beside torch's kernels: outputs that differ/compared", title_justify="left")
+    for column in ("engine", "variant"):
+        table.add_column(column, no_wrap=True)
     for layer in layers:
         table.add_column(layer, justify="right")
     for engine in torch_quantized.ENGINES:
         for variant in dict.fromkeys(row.variant for row in result.equality):
             rows = {row.layer: row for row in result.equality if (row.engine, row.variant) == (engine, variant)}
-            cells = [f"not offered: {r.reason}" if (r := rows[name]).reason else f"{r.differ:,} / {r.codes:,}" for name in layers]
-            table.add_row(engine, " or ".join(result.dialects.get(engine, ())), variant, *cells)
+            cells = [f"not offered: {r.reason}" if (r := rows[name]).reason else f"{r.differ:,}/{r.codes:,}" for name in layers]
+            table.add_row(engine, variant, *cells)
         table.add_section()
     return table

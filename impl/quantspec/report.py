@@ -30,9 +30,10 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { color: var(--soft); font-weight: 600; background: #fff; } .tall th { position: sticky; top: 0; }
 th:first-child, td:first-child, .left { text-align: left; }
 .good { color: var(--good); } .bad { color: #b91c1c; font-weight: 700; }
-figure { margin: 1rem 0; overflow-x: auto; } img { width: 48rem; max-width: 100%; min-width: 34rem; height: auto; display: block; }
+figure { margin: 1rem 0; } img { width: 44rem; max-width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: .9rem; }
 ol.steps { padding-left: 1.4rem; } ol.steps li { margin: .55rem 0; max-width: 52rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .25rem .4rem; } }
 code { font: .88em/1.4 ui-monospace, "DejaVu Sans Mono", monospace; background: #f3f5f9; padding: .05em .3em; border-radius: 3px; }
 """
 
@@ -42,8 +43,9 @@ def page(model: nn.Module, result: Result) -> str:
     name = next((v.name for v in result.variants if v.name == "static-fused"), None)
     name = name or next((v.name for v in result.variants if v.name.startswith("static")), None)
     sections = [
-        section("What it costs and what it saves", variants_table(result), "Latency by batch size in microseconds, in brackets the speed-up against float32: the median of interleaved calls on one thread, "
-                "on the engine <code>reference</code>, which is made to be exact, not fast."),
+        section("What it costs and what it saves", variants_table(result),
+                "Latency by batch size in microseconds, in brackets the speed-up against float32: the median of interleaved calls on one "
+                "thread, on the engine <code>reference</code>, which is made to be exact, not fast."),
         section("Our arithmetic beside torch's kernels", equality_table(result),
                 "Outputs that differ, of all outputs of the layer over the whole test set, each engine in its own dialect of the specification."),
         section("Accuracy per digit", picture(per_digit(result), "Test accuracy of every variant, digit by digit.")),
@@ -53,7 +55,8 @@ def page(model: nn.Module, result: Result) -> str:
         sections += [
             section("Weights and their codes", picture(weight_histograms(model, q.program.layers),
                     "Each layer's float weights as a histogram. The ticks below are the grid: one for each int8 code, taller where weights use it.")),
-            section("Observed ranges", picture(ranges(q.program), "What calibration saw at each place, as the grid of 8-bit codes covers it; the dot is the zero point.")),
+            section("Observed ranges", picture(ranges(q.program),
+                    "What calibration saw at each place, as the grid of 8-bit codes covers it; the dot is the zero point.")),
             section("One neuron, worked out", neuron_steps(model, q, name, result)),
         ]
     title = f"quantspec: {html.escape(result.dataset.name)} in 8 bits"
@@ -101,8 +104,8 @@ def equality_table(result: Result) -> str:
         for r in (r for r in result.equality if (r.engine, r.variant) == (engine, variant)):
             kind = "bad" if r.differ else "good"
             cells.append(f"not offered: {html.escape(r.reason)}" if r.reason else f'<span class="{kind}">{r.differ:,}</span> / {r.codes:,}')
-        rows.append([engine, variant, " or ".join(result.dialects.get(engine, ())), *cells])
-    return table(["engine", "variant", "dialect", *layers], rows, tall=True)
+        rows.append([engine, variant, *cells, " or ".join(result.dialects.get(engine, ()))])
+    return table(["engine", "variant", *layers, "dialect"], rows, tall=True)
 
 
 def axes(width: float, height: float, **grid) -> tuple[plt.Figure, np.ndarray]:
@@ -116,7 +119,7 @@ def axes(width: float, height: float, **grid) -> tuple[plt.Figure, np.ndarray]:
 
 def per_digit(result: Result) -> plt.Figure:
     labels = result.dataset.y_test.numpy()
-    figure, ((ax,),) = axes(8, 3)
+    figure, ((ax,),) = axes(5.4, 2.6)
     shades = plt.get_cmap("YlOrBr")(np.linspace(0.35, 0.9, max(1, len(result.variants) - 1)))
     width = 0.8 / len(result.variants)
     for i, v in enumerate(result.variants):
@@ -130,7 +133,7 @@ def per_digit(result: Result) -> plt.Figure:
 
 def weight_histograms(model: nn.Module, layers) -> plt.Figure:
     weights = {path: m.weight.detach().numpy().ravel() for path, m in model.named_modules() if isinstance(m, nn.Linear)}
-    figure, all_axes = axes(8, 2.5 * len(layers), nrows=len(layers), gridspec_kw={"hspace": 0.55})
+    figure, all_axes = axes(5.4, 2 * len(layers), nrows=len(layers), gridspec_kw={"hspace": 0.55})
     for (ax,), step in zip(all_axes, layers):
         scale = float(step.w_qparams.scale.max())
         used = np.bincount(step.weight.ravel().astype(int) + 128, minlength=256)
@@ -148,7 +151,7 @@ def weight_histograms(model: nn.Module, layers) -> plt.Figure:
 def ranges(program) -> plt.Figure:
     places = [("input", s.qparams) for s in program.steps if isinstance(s, Quantize)]
     places += [(s.layer, s.y_qparams) for s in program.layers if isinstance(s, Linear)]
-    figure, ((ax,),) = axes(8, 0.6 * len(places) + 0.8)
+    figure, ((ax,),) = axes(5.4, 0.6 * len(places) + 0.8)
     for row, (_, grid) in enumerate(places):
         low, high = (float(grid.scale) * (end - int(grid.zero_point)) for end in (grid.qmin, grid.qmax))
         ax.plot([low, high], [row, row], color=INT8, linewidth=6, solid_capstyle="butt")
@@ -171,9 +174,10 @@ def neuron_steps(model: nn.Module, q, name: str, result: Result) -> str:
     ]
     rule = "rounded, ties to even"
     steps = [
-        f"The layer <code>{html.escape(n.layer)}</code> of <code>{name}</code> is given {len(n.x_codes)} codes. Its input has scale s_x = <code>{n.x_scale:.9g}</code> and "
-        f"zero point z_x = <code>{n.x_zero}</code>; this neuron's weights have scale s_w = <code>{n.w_scale:.9g}</code> and zero point 0. "
-        f"Every product (q_x - z_x) * q_w, largest first:" + table(["input", "q_x", "q_x - z_x", "q_w", "product", "real value"], rows, tall=True),
+        f"The layer <code>{html.escape(n.layer)}</code> of <code>{name}</code> is given {len(n.x_codes)} codes. "
+        f"Its input has scale s_x = <code>{n.x_scale:.9g}</code> and zero point z_x = <code>{n.x_zero}</code>; this neuron's weights have "
+        f"scale s_w = <code>{n.w_scale:.9g}</code> and zero point 0. Every product (q_x - z_x) * q_w, largest first:"
+        + table(["input", "q_x", "q_x - z_x", "q_w", "product", "real value"], rows, tall=True),
         f"The products add up to <code>{n.total:,}</code>, in units of s_x * s_w = <code>{float(n.unit):.9g}</code>.",
         f"The bias <code>{n.bias:.9g}</code> is <code>{n.bias / float(n.unit):,.3f}</code> units, {rule}: <code>{n.bias_code:,}</code>. The accumulator is "
         f"<code>{n.total:,} + {n.bias_code:,} = {n.accumulator:,}</code>, the real value <code>{n.accumulator * float(n.unit):.7g}</code>.",

@@ -152,6 +152,9 @@ def dynamic_network(model: nn.Module, test: Iterable[torch.Tensor], *, engine: s
     with selected(engine):
         network = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).eval(), {nn.Linear}, dtype=torch.qint8)
         modules = {p: m for p, m in network.named_modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)}
+        if not reduces_range(engine):
+            for module in modules.values():
+                module.version = 3  # layers of that age do not ask for seven bits; asked in vain, qnnpack prints a warning
         seen = record(network, modules, test)
         layers = [
             layer(path, module, None, None, *(torch.cat(tensors).numpy() for tensors in seen[path]), None)
