@@ -195,11 +195,12 @@ def test_each_channel_has_its_own_multiplier(layer):
 
 
 @clause("INT-REQUANT")
-@given(st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20))
-def test_requantize_saturates(accumulator, y_scale):
-    assume(abs(accumulator) > 300 * float(y_scale) + 300)
+@given(draws.scales(2.0**-20, 2.0**20), st.floats(0, 1), st.booleans())
+def test_requantize_saturates(y_scale, share, positive):
+    beyond = 300 * float(y_scale) + 300  # every accumulator from here on is more than 256 steps away
+    size = round(beyond + share * (2**31 - 1 - beyond))
     y = QParams(y_scale, 7, 0, 255)
-    assert integer.requantize([accumulator], 1.0, 1.0, y).tolist() == [255 if accumulator > 0 else 0]
+    assert integer.requantize([size if positive else -size], 1.0, 1.0, y).tolist() == [255 if positive else 0]
 
 
 @clause("INT-NEAREST", "INT-REQUANT")
