@@ -332,6 +332,21 @@ def test_what_stays_in_float_is_a_copy():
     assert torch.equal(qs.convert(prepared)(x), first)
 
 
+@clause("STA-LATER")
+@given(networks.perceptrons())
+def test_what_comes_after_a_conversion_is_for_the_next_one(case):
+    model, calibration, x = case
+    prepared = qs.prepare(model)
+    for batch in calibration:
+        prepared(batch)
+    first = qs.convert(prepared)
+    before, output = copy.deepcopy(first.program), first(x)
+    more = calibration[0] * 1000
+    prepared(more)
+    assert torch.equal(first(x), output) and same_program(first.program, before)
+    assert same_program(qs.convert(prepared).program, qs.quantize(model, [*calibration, more]).program)
+
+
 @clause("STA-BATCH-SIZE")
 @given(networks.perceptrons(), st.sampled_from([0, 1, 2, 7]))
 def test_any_batch_size_gives_each_row_its_own_output(case, rows):

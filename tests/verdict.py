@@ -1,7 +1,7 @@
 """A pytest plugin: what a failure says.
 
-After pytest's own account stand the clauses the test checks, and lines that fail in the same way when pasted into a shell in the project's folder. Where codes
-are compared (``assert got == allowed``), what came out and what was allowed stand below each other, with the first place where they part.
+After pytest's own account stand the clauses the test checks, the numbers it had in hand, and lines that fail in the same way when pasted into a shell
+in the project's folder. Where codes are compared (``assert got == allowed``), what came out and what was allowed stand below each other, with the first place where they part.
 """
 
 import re
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from quantspec import chapters
+from quantspec.affine import QParams
 
 BLOB = re.compile(r"@reproduce_failure\((.+?)\) as a decorator")
 SHOWN = 12
@@ -25,8 +26,24 @@ def pytest_runtest_makereport(item, call):
         ids = properties.get("clauses") or [id_ for id_ in [clause_of_block(item)] if id_]
         if ids:
             report.sections.append(("clauses", "\n".join(f"{id_}: {known[id_].sentence}" if id_ in known else id_ for id_ in ids)))
+        if call.excinfo and (numbers := numbers_at(item, call.excinfo)):
+            report.sections.append(("the numbers at the failure", numbers))
         report.sections.append(("reproduce", snippet(item, call.excinfo.value if call.excinfo else None)))
     return report
+
+
+def numbers_at(item, excinfo) -> str:
+    """The numbers and arrays that the test's own variables held where it failed; loops run from small to large, so these are the first that fail."""
+    frames = [entry for entry in excinfo.traceback if Path(entry.path) == item.path]
+    lines = []
+    for name, value in frames[-1].frame.f_locals.items() if frames else ():
+        if name.startswith("@"):  # what pytest's rewritten asserts keep
+            continue
+        if isinstance(value, (int, float, np.generic, QParams)) and not isinstance(value, bool):
+            lines.append(f"{name} = {value!r}" + (f" ({float(value).hex()})" if isinstance(value, (float, np.floating)) else ""))
+        elif is_numbers(value):
+            lines.append(f"{name} = {row(np.asarray(value).ravel())}")
+    return "\n".join(lines)
 
 
 def clause_of_block(item) -> str:
@@ -39,7 +56,7 @@ def clause_of_block(item) -> str:
 
 def snippet(item, error: BaseException | None) -> str:
     """What to paste into a shell to see the failure again: the smallest input alone where Hypothesis drew it, the test otherwise."""
-    notes = "\n".join(getattr(error, "__notes__", []))
+    notes = "\n".join(notes_of(error))
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     simple = all(isinstance(value, (str, int, float, bool, type(None))) for value in parameters.values())
     blob = BLOB.search(notes)
@@ -50,12 +67,17 @@ def snippet(item, error: BaseException | None) -> str:
     return "\n".join([
         "python - <<'END'",
         "import sys",
-        f"sys.path[:0] = ['tests', '{folder}']",
+        f"sys.path[:0] = {sorted({'tests', str(folder)})}",
         "from hypothesis import reproduce_failure",
         f"import {module}",
         f"reproduce_failure({blob[1]})({module}.{name})({arguments})",
         "END",
     ])
+
+
+def notes_of(error: BaseException | None) -> list[str]:
+    """What Hypothesis noted on an error, or on the errors of a group."""
+    return [*getattr(error, "__notes__", []), *(note for one in getattr(error, "exceptions", ()) for note in notes_of(one))]
 
 
 def pytest_assertrepr_compare(op, left, right):
