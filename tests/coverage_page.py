@@ -82,10 +82,10 @@ def is_stale(root: Path, page: str) -> bool:
 
 
 def table(found: list[Row], ran: list[Ran]) -> Table:
-    """A line for each chapter; the last three columns count its clauses by the strongest evidence for them."""
+    """A line for each chapter; the last three columns count its clauses by the strongest evidence."""
     made = Table(title="the specification", title_justify="left")
     made.add_column("chapter", no_wrap=True)
-    for column in ("clauses", "tests", "examples run", "faults killed", "ex- haustive", "sampled", "example only"):
+    for column in ("clauses", "tests", "examples\nrun", "faults\nkilled", "all\ncodes", "drawn", "single\ncases"):
         made.add_column(column, justify="right")
     for stem in chapters.stems():
         chapter = chapters.chapter(stem)
@@ -94,7 +94,7 @@ def table(found: list[Row], ran: list[Ran]) -> Table:
         tests = {one.test for one in ran if ids & set(one.clauses)}
         faults = {name for row in mine for name in row.faults}
         kinds = [sum(row.evidence.startswith(kind) for row in mine) for kind in ("exhaustive", "sampled", "example")]
-        made.add_row(chapter.title, *map(str, (len(ids), len(tests), examples_run(stem, ran), len(faults), *kinds)))
+        made.add_row(chapter.path.stem, *map(str, (len(ids), len(tests), examples_run(stem, ran), len(faults), *kinds)))
     return made
 
 

@@ -29,7 +29,7 @@ def layers(draw, smallest=0):
     x = np.array([draw(draws.values(0.1, finite=True)) for _ in range(rows * inputs)], np.float32).reshape(rows, inputs)
     x = np.clip(x, *draw(st.sampled_from([(-50, 50), (-(2.0**99), 2.0**99)])), dtype=np.float32)
     w_q = generator.integers(-128, 128, (outputs, inputs)).astype(np.int8)
-    scale = np.array([draw(draws.scales(2.0**-20, 2.0**10)) for _ in range(outputs)], np.float32)
+    scale = draw(draws.channel_scales(outputs, 2.0**-20, 2.0**10))
     bias = (generator.normal(size=outputs) * draw(st.sampled_from([0, 1, 100]))).astype(np.float32)
     return x, w_q, QParams(scale, 0, -128, 127, axis=0), bias
 

@@ -1,7 +1,8 @@
 """A pytest plugin: what a failure says.
 
 After pytest's own account stand the clauses the test checks, the numbers it had in hand, and lines that fail in the same way when pasted into a shell
-in the project's folder. Where codes are compared (``assert got == allowed``), what came out and what was allowed stand below each other, with the first place where they part.
+in the project's folder. Where codes are compared (``assert got == allowed``), what came out and what was allowed stand below
+each other, with the first place where they part.
 """
 
 import re
