@@ -424,6 +424,7 @@ def test_the_widest_range_is_that_of_the_largest_scale(symmetric):
     assert float(affine.qparams(-np.float32(0), widest, qmin=0, qmax=255, symmetric=symmetric).scale) == 2.0**119
     wider = np.float32(widest * np.float32(1 + 2**-20))
     definition = spec.qparams_symmetric if symmetric else spec.qparams_affine
+    assert definition(0.0, widest, 0, 255)[0] == 2.0**119
     with pytest.raises(ValueError, match="2\\^119"):
         affine.qparams(np.float32(0), wider, qmin=0, qmax=255, symmetric=symmetric)
     with pytest.raises(ValueError, match="2\\^119"):
