@@ -169,6 +169,14 @@ def test_a_quotient_beside_a_tie_is_not_taken_for_the_tie(scale, steps, ulps):
     assert distance <= Fraction(1, 2)
 
 
+@clause("AFF-NEAREST")
+@pytest.mark.parametrize("scale", [*SOME_SCALES, np.float32(1 / 3), np.float32(0.7), np.float32(123.4)])
+def test_the_floats_around_every_tie_get_the_code_of_their_exact_quotient(scale):
+    ties = (every_code(0, 254) + 0.5) * float(scale)
+    x = np.array([draws.shifted(tie, ulps) for tie in ties for ulps in (-2, -1, 0, 1, 2)])
+    assert affine.quantize(x, scale, 0, qmin=0, qmax=255).tolist() == [spec.quantize(v, scale, 0, 0, 255) for v in x]
+
+
 @clause("AFF-TIES")
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
 def test_ties_go_to_the_even_number_of_steps_at_every_zero_point(bits, signed):
@@ -324,6 +332,19 @@ def test_one_channel_is_per_tensor(grid, data, axis):
     assert one.tolist() == quantize(x, grid).tolist()
 
 
+@clause("AFF-ONE-CHANNEL")
+@pytest.mark.parametrize(("bits", "signed"), WIDTHS)
+@pytest.mark.parametrize("scale", [np.float32(v) for v in (0.25, 0.1, 2 / 255)])
+def test_one_channel_is_per_tensor_on_and_beside_ties_at_every_zero_point(bits, signed, scale):
+    qmin, qmax = code_ends(bits, signed)
+    steps = np.arange(-len(every_code(qmin, qmax)), 2**bits) + 0.5
+    ties = (steps * float(scale)).astype(np.float32)
+    x = np.concatenate([ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(-9))])[None]
+    for zero_point in every_zero_point(qmin, qmax):
+        one = affine.quantize(x, scale[None], np.array([zero_point]), qmin=qmin, qmax=qmax, axis=0)
+        assert one.tolist() == affine.quantize(x, scale, zero_point, qmin=qmin, qmax=qmax).tolist()
+
+
 @clause("AFF-CHANNEL-COUNT")
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_another_number_of_channels_is_refused(count):
@@ -364,6 +385,18 @@ def test_affine_qparams_equal_the_definition(ends, seen):
     if found := rounded_range(ends, seen, False):
         (scale, zero_point), got = found
         assert (float(got.scale), int(got.zero_point), got.qmin, got.qmax) == (scale, zero_point, *ends)
+
+
+@clause("AFF-RANGE-ZERO-POINT")
+@pytest.mark.parametrize(("bits", "signed"), WIDTHS)
+@pytest.mark.parametrize("scale", [1.0, 2.0**-3])
+def test_a_zero_point_half_way_between_two_codes_is_an_even_number_of_steps_from_qmin(bits, signed, scale):
+    qmin, qmax = code_ends(bits, signed)
+    for below in range(qmax - qmin):
+        low, high = -(below + 0.5) * scale, (qmax - qmin - below - 0.5) * scale
+        grid = affine.qparams(np.float32(low), np.float32(high), qmin=qmin, qmax=qmax, symmetric=False)
+        even = below + below % 2
+        assert (float(grid.scale), int(grid.zero_point)) == (scale, qmin + even) == spec.qparams_affine(low, high, qmin, qmax)
 
 
 @clause("AFF-SYMMETRIC")

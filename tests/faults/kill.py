@@ -1,0 +1,261 @@
+"""Runs the suite against every fault: ``python -m faults.kill``. Fails unless each is rejected by every clause it names.
+
+Everything slow is imported once, here; quantspec is not, so that each forked child imports it with its own fault inside.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy look at it: two children at once must not fight over two cores
+
+import hypothesis.extra.numpy  # noqa: E402, F401
+import numpy as np  # noqa: E402, F401
+import scipy.stats  # noqa: E402, F401
+import sybil  # noqa: E402, F401
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from faults import child  # noqa: E402
+from faults.fault import ROOT, Fault, Stale, load, too_few  # noqa: E402
+
+AT_ONCE = 2
+LOGS = ROOT / "out" / "faults"
+RESULTS = ROOT / "spec" / "results" / "faults.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a fault: ``status`` is killed, survived, broken, hung or stale; ``killed`` has the test that rejected it, by clause."""
+
+    fault: Fault
+    status: str
+    killed: dict[str, str] = field(default_factory=dict)
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call in a child of its own; ``result`` is the file that it writes."""
+
+    name: str
+    call: Callable
+    arguments: tuple
+    result: Path
+
+    def answer(self) -> dict | None:
+        """What the child found, or None when it died before it could say."""
+        return json.loads(self.result.read_text()) if self.result.exists() else None
+
+
+def run_jobs(jobs: list[Job], limit: float, title: str, console: Console) -> Iterator[tuple[Job, bool]]:
+    """Runs the jobs, two at a time; each job and whether it ended within ``limit`` seconds, in the order in which they end."""
+    waiting, running = list(reversed(jobs)), {}
+    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}")
+    fork = multiprocessing.get_context("fork")
+    # No thread of its own redraws the bar: a process that forks must have one thread only.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=len(jobs), now="")
+        try:
+            while waiting or running:
+                while waiting and len(running) < AT_ONCE:
+                    job = waiting.pop()
+                    process = fork.Process(target=job.call, args=job.arguments)
+                    process.start()
+                    running[process] = (job, time.monotonic() + limit)
+                wait([process.sentinel for process in running], timeout=0.2)
+                for process, (job, deadline) in list(running.items()):
+                    if process.is_alive() and time.monotonic() < deadline:
+                        continue
+                    ended = not process.is_alive()
+                    end(process)
+                    del running[process]
+                    bar.advance(task)
+                    yield job, ended
+                bar.update(task, now=" ".join(job.name for job, _ in running.values()), refresh=True)
+        finally:
+            for process in running:
+                end(process)
+
+
+def end(process: multiprocessing.Process) -> None:
+    """The child is gone, and so is whatever it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.kill()  # it has not made its own group yet, or nothing is left of it
+    process.join()
+
+
+def test_files() -> list[str]:
+    """The test files that name clauses."""
+    return [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "clause(" in path.read_text(encoding="utf-8")]
+
+
+def run_survey(clauses: list[str] | None, folder: Path, limit: float, console: Console) -> tuple[dict, dict[str, str], list[str]]:
+    """All tests of these clauses without a fault: (tests by id, chapters by clause, what went wrong)."""
+    jobs = []
+    for file in test_files():
+        stem = Path(file).stem
+        result, log = folder / f"{stem}.json", LOGS / f"without-fault-{stem}.log"
+        jobs.append(Job(stem, child.survey, ([file], clauses, result, log), result))
+    tests, chapters, wrong = {}, {}, []
+    for job, ended in run_jobs(jobs, limit, "without a fault", console):
+        found = job.answer()
+        if not ended or found is None:
+            wrong.append(f"{job.name} {'died' if ended else f'took more than {limit:.0f} seconds'} without any fault; see {shown(job.arguments[-1])}")
+            continue
+        tests |= found["tests"]
+        chapters |= found["chapters"]
+        wrong += [f"{test} fails without any fault; see {shown(job.arguments[-1])}" for test in found["failed"]]
+        if found["code"] not in (0, 1, 5):  # 5: no test there names one of the clauses
+            wrong.append(f"pytest ended with exit code {found['code']} on {job.name} without any fault; see {shown(job.arguments[-1])}")
+    return tests, chapters, wrong
+
+
+def run_attacks(faults: list[Fault], tests: dict, folder: Path, limit: float, console: Console) -> list[Outcome]:
+    """Every fault against the tests of its clauses, in the order of the faults."""
+    seconds = {id_: test["seconds"] for id_, test in tests.items()}
+    jobs, outcomes = [], {}
+    for fault in faults:
+        try:
+            compile("" if fault.is_text else fault.patched(), fault.name, "exec")
+            fault.patched()
+        except (Stale, SyntaxError) as error:
+            outcomes[fault.name] = Outcome(fault, "stale" if isinstance(error, Stale) else "broken", detail=str(error))
+            continue
+        files = sorted({test["file"] for test in tests.values() if set(test["clauses"]) & set(fault.clauses)})
+        result = folder / f"{fault.name}.json"
+        if files:
+            jobs.append(Job(fault.name, child.attack, (fault, files, seconds, result, LOGS / f"{fault.name}.log"), result))
+        else:
+            outcomes[fault.name] = Outcome(fault, "survived", detail="no test names its clauses")
+    for job, ended in run_jobs(jobs, limit, "faults", console):
+        fault, found = job.arguments[0], job.answer()
+        if not ended:
+            outcome = Outcome(fault, "hung", detail=f"not done after {limit:.0f} seconds")
+        elif found is None:
+            outcome = Outcome(fault, "broken", detail="the child died")
+        elif found["broken"]:
+            outcome = Outcome(fault, "broken", found["killed"], found["broken"])
+        else:
+            outcome = Outcome(fault, "killed" if set(found["killed"]) == set(fault.clauses) else "survived", found["killed"])
+        outcomes[fault.name] = outcome
+    return [outcomes[fault.name] for fault in faults]
+
+
+def shown(path: Path) -> str:
+    """A path as a reader at the repository's root writes it."""
+    return str(Path(path).relative_to(ROOT))
+
+
+def print_matrix(outcomes: list[Outcome], console: Console) -> None:
+    """The kill matrix: for each fault and each clause that had to reject it the test that did."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("fault", no_wrap=True, min_width=max(len(outcome.fault.name) for outcome in outcomes))
+    table.add_column("clause", no_wrap=True, min_width=max(len(id_) for outcome in outcomes for id_ in outcome.fault.clauses))
+    table.add_column("killed by", no_wrap=True, overflow="ellipsis")
+    for outcome in outcomes:
+        for index, id_ in enumerate(outcome.fault.clauses):
+            by = outcome.killed.get(id_, "").rpartition("::")[2].removeprefix("test_")
+            table.add_row("" if index else outcome.fault.name, id_, by.replace("[", r"\[") or f"[bold red]{outcome.status}")
+    console.print(table)
+
+
+def advice(outcome: Outcome) -> str:
+    """What to do about a fault that was not killed."""
+    fault, log = outcome.fault, f"out/faults/{outcome.fault.name}.log"
+    if outcome.status == "survived":
+        missing = [id_ for id_ in fault.clauses if id_ not in outcome.killed]
+        return (
+            f"{fault.name} survived {', '.join(missing)}: {fault.why} Add or strengthen a test that names "
+            f"{'this clause' if len(missing) == 1 else 'these clauses'}, or name only clauses whose sentence it violates. {outcome.detail}".strip()
+        )
+    if outcome.status == "stale":
+        return f"{outcome.detail}; write it anew for the module as it is now"
+    if outcome.status == "hung":
+        return f"{fault.name} hung, which is no answer ({outcome.detail}): let the fault end, or raise --limit; see {log}"
+    return f"{fault.name} is broken, which is no answer: {outcome.detail}; see {log}"
+
+
+def results_text(outcomes: list[Outcome], chapters: dict[str, str]) -> str:
+    """For each clause the names of the faults that it rejected, as JSON."""
+    killed = {id_: sorted(outcome.fault.name for outcome in outcomes if id_ in outcome.killed) for id_ in sorted(chapters)}
+    return json.dumps(killed, indent=1) + "\n"
+
+
+def keep_results(text: str, check: bool) -> str | None:
+    """Writes the results, or only compares them; a message when they were to be as they are and are not."""
+    if check:
+        current = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+        return None if current == text else f"{shown(RESULTS)} is not what this run found: run `make faults` and commit it"
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(text, encoding="utf-8")
+    return None
+
+
+def faults_of(path: str) -> list[Fault]:
+    """``FAULTS`` of a file that is no part of the suite."""
+    spec = importlib.util.spec_from_file_location("faults_of_a_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.FAULTS
+
+
+def chosen(faults: list[Fault], only: list[str]) -> list[Fault]:
+    """The faults of these names, and those that these clauses must reject; SystemExit naming what is neither."""
+    known = {fault.name for fault in faults} | {id_ for fault in faults for id_ in fault.clauses}
+    if unknown := [name for name in only if name not in known]:
+        raise SystemExit(f"--only: {unknown[0]} is neither the name of a fault nor a clause that a fault names")
+    return [fault for fault in faults if fault.name in only or set(fault.clauses) & set(only)]
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make faults", description="Attack the suite with plausible wrong implementations.")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these faults, or those that these clauses must reject; writes nothing")
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail if spec/results/faults.json would change")
+    parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="how long the tests of one fault may take (default 120)")
+    parser.add_argument("--from", dest="file", metavar="FILE", help="the faults in this Python file's FAULTS instead of the suite's; writes nothing")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parsed(argv)
+    console, complete = Console(highlight=False), not options.only and not options.file
+    faults = faults_of(options.file) if options.file else load()
+    faults = chosen(faults, options.only) if options.only else faults
+    LOGS.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="quantspec-faults-") as name:
+        folder = Path(name)
+        os.environ.setdefault("QUANTSPEC_CACHE", str(folder / "networks"))
+        clauses = None if complete else sorted({id_ for fault in faults for id_ in fault.clauses})
+        tests, chapters, wrong = run_survey(clauses, folder, 5 * options.limit, console)
+        outcomes = [] if wrong else run_attacks(faults, tests, folder, options.limit, console)
+    if not wrong:
+        print_matrix(outcomes, console)
+        wrong = [advice(outcome) for outcome in outcomes if outcome.status != "killed"]
+        wrong += too_few(faults, chapters) if complete else []
+    if complete and not wrong and (message := keep_results(results_text(outcomes, chapters), options.check)):
+        wrong.append(message)
+    for line in wrong:
+        console.print(line, markup=False, soft_wrap=True)
+    killed = sum(outcome.status == "killed" for outcome in outcomes)
+    print(f"faults: {killed} of {len(faults)} killed")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
