@@ -109,6 +109,20 @@ def test_a_layer_that_could_overflow_is_refused(inputs, zero_point, weight, bias
 
 
 @clause("INT-OVERFLOW")
+def test_weights_of_both_signs_do_not_cancel_in_the_worst_case():
+    x, w = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127)
+    for pairs in (33_000, 33_500):
+        w_q = np.tile(np.int8([127, -127]), (1, pairs))
+        worst = spec.worst_accumulator(0, 0, 255, w_q[0].tolist(), 0, 0)
+        assert worst == 2 * pairs * 127 * 255
+        if worst <= 2**31 - 1:
+            integer.check_overflow(x, w_q, w, np.zeros(1, np.int64))
+        else:
+            with pytest.raises(UnsupportedError, match=f"output 0 can reach {worst}, beyond int32"):
+                integer.check_overflow(x, w_q, w, np.zeros(1, np.int64))
+
+
+@clause("INT-OVERFLOW")
 def test_linear_and_conv_refuse_what_could_overflow():
     x, w, y = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
     w_q = np.full((1, 70_000), 127, np.int8)
@@ -174,6 +188,18 @@ def test_requantize_equals_the_definition_on_and_beside_ties(data, x_scale, w_sc
     assert integer.requantize(accumulators, x_scale, w_scale, y, relu=relu).tolist() == expected
 
 
+@clause("INT-MULTIPLIER", "INT-REQUANT")
+@given(draws.scales(2.0**-8, 1.0), draws.scales(2.0**-8, 1.0), st.integers(12, 20), st.floats(1, 2, width=32), st.integers(0, 255))
+def test_the_multiplier_is_exact_on_both_sides_of_every_tie(x_scale, w_scale, exponent, share, zero_point):
+    # A small multiplier: neighbouring accumulators lie closer to a tie than a float32 could tell.
+    y = QParams(np.float32(float(x_scale) * float(w_scale) * 2**exponent * share), zero_point, 0, 255)
+    m = spec.multiplier(x_scale, w_scale, y.scale)
+    below = [int((Fraction(int(code) - zero_point) + Fraction(1, 2)) / m) for code in every_code(0, 255)]
+    accumulators = [a + d for a in below for d in (-1, 0, 1)]
+    expected = [spec.requantize(a, m, zero_point, 0, 255) for a in accumulators]
+    assert integer.requantize(accumulators, x_scale, w_scale, y).tolist() == expected
+
+
 @clause("INT-REQUANT")
 @pytest.mark.parametrize("shift", range(0, 20))
 def test_every_code_is_reached_and_ties_go_to_even_at_every_zero_point(shift):
@@ -214,6 +240,17 @@ def test_the_output_is_the_nearest_code_of_the_exact_real_output(layer):
             real = sum(affine_spec.real_value(a, x.scale, x.zero_point) * affine_spec.real_value(b, w_scale, w_zero) for a, b in zip(codes, weights))
             steps = affine_spec.round_half_even(Fraction(real) / Fraction(float(y.scale)))
             assert int(code) == affine_spec.saturate(steps + int(y.zero_point), y.qmin, y.qmax)
+
+
+@clause("INT-NEAREST")
+@pytest.mark.parametrize("bias_code", [0, 1, -1, 254])
+def test_the_output_is_the_nearest_code_at_every_tie_and_zero_point(bias_code):
+    x_q, x, w = every_code(0, 255)[:, None], QParams(0.5, 128, 0, 255), QParams(1.0, 0, -128, 127)
+    real = (x_q[:, 0].astype(float) - 128 + bias_code) / 2
+    for zero_point in every_zero_point(0, 255):
+        y = QParams(1.0, zero_point, 0, 255)
+        got = integer.linear(x_q, x, np.int8([[1]]), w, np.float32([bias_code / 2]), y)
+        assert got[:, 0].tolist() == [affine_spec.quantize(v, 1.0, zero_point, 0, 255) for v in real]
 
 
 @clause("INT-LINEAR", "INT-BIAS", "INT-MULTIPLIER")

@@ -153,9 +153,18 @@ def test_calibration_sees_and_returns_the_float_network(case):
     for batch in calibration:
         with torch.no_grad():
             assert torch.equal(prepared(batch), model(batch))
-    x = torch.cat(calibration)
-    observer = prepared.observers[prepared.graph.inputs[0]]
-    assert (float(observer.minimum), float(observer.maximum)) == (float(x.min()), float(x.max()))
+    seen = {prepared.graph.inputs[0]: calibration}
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    nodes = [node for node in prepared.graph.nodes if type(node).__name__ == "Linear"]
+    for node, module in zip(nodes, linears, strict=True):
+        handle = module.register_forward_hook(lambda _, __, y, name=node.name: seen.setdefault(name, []).append(y.detach()))
+        for batch in calibration:
+            model(batch)
+        handle.remove()
+    assert set(prepared.observers) >= set(seen)
+    for name, values in seen.items():
+        observer = prepared.observers[name]
+        assert (float(observer.minimum), float(observer.maximum)) == (float(torch.cat(values).min()), float(torch.cat(values).max()))
 
 
 @clause("STA-WEIGHT", "DYN-WEIGHT")

@@ -1,1 +1,549 @@
-FAULTS = []
+"""Faults in accumulators, bias, requantization, convolution, addition and pooling (chapter 3)."""
+
+from faults.fault import Fault
+
+PRODUCT = "return torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int32)"
+# The row and column sums, with what corrects them to be filled in.
+SUMS = """points = np.broadcast_to(np.asarray(w_zero_point, np.float64), len(w_q))
+    x, w, z = x_q.astype(np.float64), w_q.astype(np.float64), float(x_zero_point)
+    return (x @ w.T - z * w.sum(axis=1) - {rows} * points + {count} * z * points).astype(np.int32)"""
+ROWS, COUNT = "x.sum(axis=1, keepdims=True)", "x.shape[1]"
+
+ACCUMULATORS = [
+    Fault(
+        "int16-accumulator",
+        "An accumulator of 16 bits wraps after a few products.",
+        "integer",
+        PRODUCT,
+        PRODUCT.replace(".astype(np.int32)", ".astype(np.int64).astype(np.int16).astype(np.int32)"),
+        ("INT-ACC",),
+    ),
+    Fault(
+        "float32-accumulator",
+        "Simulated quantization sums codes in float32, which drops the last bits of large sums.",
+        "integer",
+        PRODUCT,
+        "return torch.mm(torch.from_numpy(x).float(), torch.from_numpy(w).float().T).numpy().astype(np.int32)",
+        ("INT-ACC",),
+    ),
+    Fault(
+        "input-zero-point-forgotten",
+        "Raw input codes are multiplied, as if their zero point were 0.",
+        "integer",
+        "x = x_q.astype(np.float64) - x_zero_point",
+        "x = x_q.astype(np.float64)",
+        ("INT-ACC", "INT-LINEAR", "INT-NEAREST"),
+    ),
+    Fault(
+        "weight-zero-point-forgotten",
+        "Weights are nearly always symmetric, so somebody never subtracts their zero point.",
+        "integer",
+        "w = w_q.astype(np.float64) - along(0, np.asarray(w_zero_point), w_q.shape)",
+        "w = w_q.astype(np.float64)",
+        ("INT-ACC", "INT-SUMS", "INT-LINEAR"),
+    ),
+    Fault(
+        "sums-without-the-count",
+        "The last term of the row and column sums, K * z_x * z_w, is left out.",
+        "integer",
+        PRODUCT,
+        SUMS.format(rows=ROWS, count="0"),
+        ("INT-ACC", "INT-SUMS"),
+    ),
+    Fault(
+        "sums-count-the-padding",
+        "A kernel that packs inputs in fours takes the packed length for the number of inputs.",
+        "integer",
+        PRODUCT,
+        SUMS.format(rows=ROWS, count="-(-x.shape[1] // 4) * 4"),
+        ("INT-ACC", "INT-SUMS"),
+    ),
+    Fault(
+        "sum-of-all-rows",
+        "The sum of input codes is taken over the whole batch instead of each row.",
+        "integer",
+        PRODUCT,
+        SUMS.format(rows="x.sum()", count=COUNT),
+        ("INT-SUMS", "INT-BATCH"),
+    ),
+    Fault(
+        "block-floating-point",
+        "Signal processors shift a whole block down until its largest number fits, so that rows lose bits to each other.",
+        "integer",
+        PRODUCT,
+        "total = torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int64)\n"
+        "    shift = max(int(np.abs(total).max(initial=0)).bit_length() - 12, 0)\n"
+        "    return (total >> shift << shift).astype(np.int32)",
+        ("INT-ACC", "INT-BATCH"),
+    ),
+    Fault(
+        "overflow-check-without-bias",
+        "The worst sum of products is checked, and the bias that is added to it is not.",
+        "integer",
+        "worst = step * sizes + np.abs(bias_q.astype(np.int64))",
+        "worst = step * sizes",
+        ("INT-OVERFLOW",),
+    ),
+    Fault(
+        "overflow-check-from-qmax",
+        "Only the step from the zero point up to qmax is thought of, not the one down to qmin.",
+        "integer",
+        "step = max(int(x.zero_point) - x.qmin, x.qmax - int(x.zero_point))",
+        "step = x.qmax - int(x.zero_point)",
+        ("INT-OVERFLOW",),
+    ),
+    Fault(
+        "overflow-check-of-plain-sums",
+        "Weights of both signs cancel in a plain sum, but inputs need not let them.",
+        "integer",
+        "sizes = np.abs(w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).reshape(len(w_q), -1).sum(axis=1)",
+        "sizes = np.abs((w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).reshape(len(w_q), -1).sum(axis=1))",
+        ("INT-OVERFLOW",),
+    ),
+    Fault(
+        "overflow-limit-is-2-to-the-31",
+        "2^31 is taken for the largest int32, which is one less.",
+        "integer",
+        "if worst.size and worst.max() > INT32_MAX:",
+        "if worst.size and worst.max() > INT32_MAX + 1:",
+        ("INT-OVERFLOW",),
+    ),
+]
+
+UNITS = "units = np.broadcast_to(np.asarray(x_scale, np.float64) * np.asarray(w_scale, np.float64), bias.shape)"
+BIAS_CODES = "codes = np.rint(np.clip(steps, -INT32_MAX, INT32_MAX)).astype(np.int64)"
+
+BIAS = [
+    Fault(
+        "bias-at-the-weights-scale",
+        "The bias is a parameter like the weights, so somebody gives it their scale instead of the accumulator's.",
+        "integer",
+        UNITS,
+        "units = np.broadcast_to(np.asarray(w_scale, np.float64), bias.shape)",
+        ("INT-BIAS", "INT-LINEAR"),
+    ),
+    Fault(
+        "bias-at-channel-0s-scale",
+        "The weights have a scale for each channel, and the bias has the first for all.",
+        "integer",
+        UNITS,
+        UNITS.replace("np.asarray(w_scale, np.float64)", "np.ravel(np.asarray(w_scale, np.float64))[:1]"),
+        ("INT-BIAS",),
+    ),
+    Fault(
+        "bias-truncated",
+        "A cast to int32 without rounding cuts the bias's fraction off.",
+        "integer",
+        BIAS_CODES,
+        BIAS_CODES.replace("np.rint", "np.trunc"),
+        ("INT-BIAS",),
+    ),
+    Fault(
+        "bias-ties-up",
+        "floor(b + 0.5) moves the bias's ties upward.",
+        "integer",
+        "codes[index] = round(Fraction(float(bias[index])) / Fraction(float(units[index])))",
+        "codes[index] = (2 * Fraction(float(bias[index])) / Fraction(float(units[index])) + 1) // 2",
+        ("INT-BIAS",),
+    ),
+    Fault(
+        "bias-wraps",
+        "A cast to int32 without a clamp keeps the lowest 32 bits of the bias.",
+        "integer",
+        BIAS_CODES,
+        BIAS_CODES.replace("-INT32_MAX, INT32_MAX", "-(2.0**62), 2.0**62"),
+        ("INT-BIAS-SATURATE",),
+    ),
+    Fault(
+        "bias-reaches-int32-min",
+        "The whole of int32 is used, whose lowest number has no opposite.",
+        "integer",
+        BIAS_CODES,
+        BIAS_CODES.replace("-INT32_MAX, INT32_MAX", "-INT32_MAX - 1, INT32_MAX"),
+        ("INT-BIAS-SATURATE",),
+    ),
+]
+
+STEPS = "steps = accumulator * unit / np.float64(y.scale)"
+ROUNDED = "steps = rounded(steps, np.abs(steps), lambda index: int(accumulator[index]) * Fraction(float(units[index])) / scale)"
+CLAMPED = "return np.clip(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)"
+
+REQUANTIZE = [
+    Fault(
+        "multiplier-in-float32",
+        "Kernels keep the multiplier as a float32, and its rounding decides ties.",
+        "integer",
+        STEPS,
+        "steps = accumulator * (unit / np.float64(y.scale)).astype(np.float32).astype(np.float64)",
+        ("INT-MULTIPLIER", "INT-REQUANT"),
+    ),
+    Fault(
+        "multiplier-of-channel-0",
+        "A kernel written per tensor requantizes every channel with the first one's scale.",
+        "integer",
+        STEPS,
+        f"unit = unit if unit.ndim == 0 else np.resize(unit[:1], unit.shape)\n    {STEPS}",
+        ("INT-MULTIPLIER", "INT-LINEAR"),
+    ),
+    Fault(
+        "requantize-ties-away",
+        "C's round() moves the output's ties away from zero.",
+        "integer",
+        ROUNDED,
+        "steps = np.copysign(np.floor(np.abs(steps) + 0.5), steps)",
+        ("INT-REQUANT", "INT-NEAREST"),
+    ),
+    Fault(
+        "requantize-order",
+        "oneDNN adds the output's zero point before it rounds, so that ties depend on it.",
+        "integer",
+        ROUNDED,
+        "steps = np.rint(steps + y.zero_point) - y.zero_point",
+        ("INT-REQUANT", "INT-NEAREST"),
+    ),
+    Fault(
+        "requantize-clamps-early",
+        "The steps are clamped to the codes and the zero point is added afterwards, which wraps around.",
+        "integer",
+        CLAMPED,
+        "return (np.clip(steps, lowest, y.qmax) + y.zero_point).astype(np.int64).astype(y.dtype)",
+        ("INT-REQUANT",),
+    ),
+    Fault(
+        "requantize-wraps",
+        "A cast to a byte without a clamp keeps the lowest eight bits of the output.",
+        "integer",
+        CLAMPED,
+        "return np.maximum(np.clip(steps, -(2.0**40), 2.0**40) + y.zero_point, lowest if relu else -(2.0**40)).astype(np.int64).astype(y.dtype)",
+        ("INT-REQUANT",),
+    ),
+]
+
+SUM_AND_BIAS = "accumulator = accumulate(x_q, x.zero_point, w_q, w.zero_point) + bias_q"
+LOWEST = "lowest = int(y.zero_point) if relu else y.qmin"
+RETURN_LINEAR = "return requantize(accumulator, x.scale, w.scale, y, relu=relu)"
+
+LINEAR = [
+    Fault(
+        "bias-forgotten",
+        "The products are summed, and the bias is never added.",
+        "integer",
+        SUM_AND_BIAS,
+        SUM_AND_BIAS.replace(" + bias_q", ""),
+        ("INT-LINEAR",),
+    ),
+    Fault(
+        "bias-after-requantizing",
+        "The bias is rounded to the output's steps and added there, so that two roundings add up.",
+        "integer",
+        f"{SUM_AND_BIAS}\n    {RETURN_LINEAR}",
+        f"{SUM_AND_BIAS.replace(' + bias_q', '')}\n"
+        "    shift = 0 if bias is None else np.rint(np.asarray(bias, np.float64) / float(y.scale))\n"
+        "    codes = requantize(accumulator, x.scale, w.scale, y).astype(np.float64) + shift\n"
+        "    return np.clip(codes, y.zero_point if relu else y.qmin, y.qmax).astype(y.dtype)",
+        ("INT-LINEAR",),
+    ),
+    Fault(
+        "correction-comes-with-the-bias",
+        "Kernels pack the zero point's correction into the bias, and a layer without bias goes without it.",
+        "integer",
+        SUM_AND_BIAS,
+        SUM_AND_BIAS.replace("x.zero_point", "0 if bias is None else x.zero_point"),
+        ("INT-NO-BIAS", "INT-NEAREST"),
+    ),
+    Fault(
+        "output-zero-comes-with-bias",
+        "The output's zero point is packed into the bias, and a layer without bias goes without it.",
+        "integer",
+        RETURN_LINEAR,
+        "return requantize(accumulator, x.scale, w.scale, y if bias is not None else QParams(y.scale, y.qmin, y.qmin, y.qmax), relu=relu)",
+        ("INT-NO-BIAS", "INT-NEAREST"),
+    ),
+    Fault(
+        "relu-at-code-0",
+        "ReLU keeps what is above the code 0 instead of what is above the code of the real number 0.",
+        "integer",
+        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))",
+        "return np.maximum(q, q.dtype.type(0))",
+        ("INT-RELU",),
+    ),
+    Fault(
+        "relu-by-the-codes-sign",
+        "ReLU looks at the sign of the code, and puts the zero point in place of negative ones.",
+        "integer",
+        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))",
+        "return np.where(q > 0, q, np.asarray(zero_point).astype(q.dtype))",
+        ("INT-RELU",),
+    ),
+    Fault(
+        "fused-relu-at-code-0",
+        "The clamp of a fused ReLU begins at the code 0 instead of at the zero point.",
+        "integer",
+        LOWEST,
+        "lowest = 0 if relu else y.qmin",
+        ("INT-RELU-LINEAR", "FUS-RELU"),
+    ),
+    Fault(
+        "relu-before-bias",
+        "The sum of products is clamped at 0, and the bias is added to that.",
+        "integer",
+        SUM_AND_BIAS,
+        "accumulator = accumulate(x_q, x.zero_point, w_q, w.zero_point)\n    accumulator = (np.maximum(accumulator, 0) if relu else accumulator) + bias_q",
+        ("INT-RELU-LINEAR", "FUS-RELU"),
+    ),
+]
+
+M = "m = round(multiplier * Fraction(2) ** (31 + n))"
+CARRY = "return (m // 2, n - 1) if m == 2**31 else (m, n)"
+ONE = "sizes = ((product >> min(shift - 1, 63)) + 1) >> 1"
+SIGNED = "steps = np.sign(accumulator) * sizes"
+TWO = "steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n)"
+
+FIXED_POINT = [
+    Fault(
+        "fixed-point-truncated",
+        "A cast to int32 cuts the multiplier's last bit off instead of rounding it.",
+        "integer",
+        M,
+        M.replace("round", "int"),
+        ("INT-FIXED", "INT-FIXED-DISTANCE"),
+    ),
+    Fault(
+        "fixed-point-of-a-float32",
+        "The multiplier is a float32 first, so that seven of its 31 bits are empty.",
+        "integer",
+        M,
+        "m = round(Fraction(float(np.float32(float(multiplier * Fraction(2) ** n)))) * 2**31)",
+        ("INT-FIXED", "INT-FIXED-DISTANCE"),
+    ),
+    Fault(
+        "fixed-point-without-carry",
+        "A multiplier that rounds up to 2^31 does not fit 31 bits and is not normalised again.",
+        "integer",
+        CARRY,
+        "return m, n",
+        ("INT-FIXED",),
+    ),
+    Fault(
+        "fixed-point-carry-keeps-n",
+        "A multiplier that rounds up to 2^31 is halved, and its shift stays as it was.",
+        "integer",
+        CARRY,
+        CARRY.replace("n - 1", "n"),
+        ("INT-FIXED", "INT-FIXED-DISTANCE"),
+    ),
+    Fault(
+        "one-rounding-ties-to-even",
+        "The float path's rule for ties is carried over to the fixed-point path.",
+        "integer",
+        ONE,
+        f"{ONE}\n            sizes -= (sizes & 1) * ((product & ((1 << min(shift, 62)) - 1)) == 1 << (min(shift, 62) - 1))",
+        ("INT-FIXED-ONE",),
+    ),
+    Fault(
+        "one-rounding-ties-up",
+        "Adding half and shifting right moves negative ties up, towards zero.",
+        "integer",
+        SIGNED,
+        f"{SIGNED} if shift <= 0 else ((accumulator * m >> min(shift - 1, 63)) + 1) >> 1",
+        ("INT-FIXED-ONE",),
+    ),
+    Fault(
+        "one-rounding-truncates",
+        "The product is shifted right without adding half.",
+        "integer",
+        ONE,
+        "sizes = product >> min(shift, 63)",
+        ("INT-FIXED-ONE", "INT-FIXED-NEAR"),
+    ),
+    Fault(
+        "double-rounding",
+        "The high half of the product is rounded before the shift, as 32-bit instructions do it, where one rounding was asked for.",
+        "integer",
+        SIGNED,
+        "high = (accumulator * m + 2**30) >> 31\n"
+        "        steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n) if 0 <= n <= 31 else np.sign(accumulator) * sizes",
+        ("INT-FIXED-ONE",),
+    ),
+    Fault(
+        "high-multiply-truncates",
+        "The doubling high multiply takes the upper half of the product and forgets to round it.",
+        "integer",
+        "high = (accumulator * m + 2**30) >> 31",
+        "high = (accumulator * m) >> 31",
+        ("INT-FIXED-TWO",),
+    ),
+    Fault(
+        "shift-rounds-half-up",
+        "Adding half and shifting right moves negative ties of the second rounding up.",
+        "integer",
+        TWO,
+        "steps = (high + (2**n >> 1)) >> n",
+        ("INT-FIXED-TWO",),
+    ),
+    Fault(
+        "shift-truncates",
+        "The second rounding is a plain shift, which throws the rest away.",
+        "integer",
+        TWO,
+        "steps = np.sign(high) * (np.abs(high) >> n)",
+        ("INT-FIXED-TWO", "INT-FIXED-NEAR"),
+    ),
+]
+
+CONVOLVED = "torch.nn.functional.conv2d(real, weight, None, stride, padding, dilation, groups)"
+
+CONVOLUTION = [
+    Fault(
+        "stride-swapped",
+        "Widths come first in one interface and heights in the other.",
+        "integer",
+        CONVOLVED,
+        CONVOLVED.replace("stride", "stride[::-1]"),
+        ("INT-CONV",),
+    ),
+    Fault(
+        "kernel-turned-over",
+        "The mathematical convolution turns its kernel over; that of neural networks does not.",
+        "integer",
+        CONVOLVED,
+        CONVOLVED.replace("weight", "weight.flip(2, 3)"),
+        ("INT-CONV",),
+    ),
+    Fault(
+        "dilation-ignored",
+        "The windows are dense, whatever the dilation.",
+        "integer",
+        CONVOLVED,
+        CONVOLVED.replace("dilation", "1"),
+        ("INT-CONV",),
+    ),
+    Fault(
+        "padding-is-code-0",
+        "Buffers are cleared to the code 0, which stands for a real number below zero wherever the zero point is not 0.",
+        "integer",
+        CONVOLVED,
+        "torch.nn.functional.conv2d(\n"
+        "        torch.nn.functional.pad(real, (padding[1], padding[1], padding[0], padding[0]), value=-float(x.zero_point)), weight, None, stride, 0, dilation, groups\n"
+        "    )",
+        ("INT-CONV-PAD", "INT-CONV"),
+    ),
+    Fault(
+        "padding-repeats-the-border",
+        "Image filters repeat the border outside the image.",
+        "integer",
+        CONVOLVED,
+        "torch.nn.functional.conv2d(\n"
+        "        torch.from_numpy(np.pad(real.numpy(), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2), mode='edge')), weight, None, stride, 0, dilation, groups\n"
+        "    )",
+        ("INT-CONV-PAD",),
+    ),
+    Fault(
+        "groups-interleaved",
+        "Channels last in memory make every G-th channel a group instead of neighbouring ones.",
+        "integer",
+        CONVOLVED,
+        CONVOLVED.replace(
+            "(real", "(real.reshape(len(real), real.shape[1] // groups, groups, *real.shape[2:]).transpose(1, 2).reshape(real.shape)"
+        ),
+        ("INT-CONV-GROUPS",),
+    ),
+    Fault(
+        "every-group-reads-the-first",
+        "The pointer to the input is not moved on from group to group.",
+        "integer",
+        CONVOLVED,
+        CONVOLVED.replace("(real", "(real[:, : real.shape[1] // groups].repeat(1, groups, 1, 1)"),
+        ("INT-CONV-GROUPS",),
+    ),
+]
+
+POOLED = """pooled = torch.nn.functional.max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)
+    return pooled.numpy().astype(q.dtype)"""
+AVERAGED = "np.clip(np.rint((totals / counts).numpy()) + grid.zero_point"
+
+JOINING = [
+    Fault(
+        "add-on-one-scale",
+        "The two inputs are taken to be on one grid, as they are in the paper's residual blocks.",
+        "integer",
+        "terms = [np.float64(g.scale) * (q",
+        "terms = [np.float64(a.scale) * (q",
+        ("INT-ADD",),
+    ),
+    Fault(
+        "add-rounds-each-input",
+        "Each input is rounded to the output's steps first, so that two roundings add up.",
+        "integer",
+        "return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax)",
+        "steps = np.rint(terms[0] / float(y.scale)) + np.rint(terms[1] / float(y.scale))\n"
+        "    return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax)",
+        ("INT-ADD",),
+    ),
+    Fault(
+        "add-relu-at-code-0",
+        "The ReLU behind an addition clamps at the code 0.",
+        "integer",
+        "y.zero_point if relu else y.qmin, y.qmax)",
+        "0 if relu else y.qmin, y.qmax)",
+        ("INT-ADD",),
+    ),
+    Fault(
+        "concat-copies-codes",
+        "Joining copies memory, and codes of other grids change their meaning.",
+        "integer",
+        "np.concatenate([rescale(q, grid, y) for q, grid in parts], axis=axis)",
+        "np.concatenate([checked_codes(q, 'q').astype(y.dtype) for q, grid in parts], axis=axis)",
+        ("INT-CONCAT",),
+    ),
+    Fault(
+        "same-scale-is-the-same-grid",
+        "Codes whose scale is that of the output are copied, though their zero point is another.",
+        "integer",
+        "if (x.scale, x.zero_point) == (y.scale, y.zero_point):",
+        "if x.scale == y.scale and x.dtype == y.dtype:",
+        ("INT-CONCAT",),
+    ),
+    Fault(
+        "maxpool-chooses-the-padding",
+        "The border is filled with the code 0, which is larger than every negative code.",
+        "integer",
+        "max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)",
+        "max_pool2d(torch.nn.functional.pad(torch.from_numpy(q.astype(np.float64)), (padding[1],) * 2 + (padding[0],) * 2), kernel, stride, 0, dilation)",
+        ("INT-MAXPOOL",),
+    ),
+    Fault(
+        "maxpool-compares-signed-bytes",
+        "Unsigned bytes are compared by an instruction for signed ones, to which 200 is -56.",
+        "integer",
+        POOLED,
+        POOLED.replace("q.astype(np.float64)", "q.view(np.int8).astype(np.float64)").replace(".astype(q.dtype)", ".astype(np.int8).view(q.dtype)"),
+        ("INT-MAXPOOL",),
+    ),
+    Fault(
+        "avgpool-truncates",
+        "An integer division of the sum cuts the fraction off.",
+        "integer",
+        AVERAGED,
+        AVERAGED.replace("np.rint", "np.trunc"),
+        ("INT-AVGPOOL",),
+    ),
+    Fault(
+        "avgpool-pads-with-code-0",
+        "The raw codes are averaged, and the padding among them has the code 0.",
+        "integer",
+        "totals = pool(centred, kernel, stride, padding, divisor_override=1)",
+        "totals = pool(centred + float(grid.zero_point), kernel, stride, padding, divisor_override=1) - float(grid.zero_point) * float(np.prod(np.broadcast_to(kernel, 2)))",
+        ("INT-AVGPOOL",),
+    ),
+    Fault(
+        "avgpool-always-counts-padding",
+        "The sum is divided by the size of the window, even where the layer says to count only what lies inside.",
+        "integer",
+        "if count_include_pad else inside",
+        "",
+        ("INT-AVGPOOL",),
+    ),
+]
+
+FAULTS = [*ACCUMULATORS, *BIAS, *REQUANTIZE, *LINEAR, *FIXED_POINT, *CONVOLUTION, *JOINING]

@@ -164,8 +164,8 @@ def shown(path: Path) -> str:
 def print_matrix(outcomes: list[Outcome], console: Console) -> None:
     """The kill matrix: for each fault and each clause that had to reject it the test that did."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("fault", no_wrap=True, min_width=max(len(outcome.fault.name) for outcome in outcomes))
-    table.add_column("clause", no_wrap=True, min_width=max(len(id_) for outcome in outcomes for id_ in outcome.fault.clauses))
+    table.add_column("fault", no_wrap=True, width=max(len(outcome.fault.name) for outcome in outcomes))
+    table.add_column("clause", no_wrap=True, width=max(len(id_) for outcome in outcomes for id_ in outcome.fault.clauses))
     table.add_column("killed by", no_wrap=True, overflow="ellipsis")
     for outcome in outcomes:
         for index, id_ in enumerate(outcome.fault.clauses):
