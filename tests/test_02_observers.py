@@ -346,6 +346,18 @@ def test_no_candidate_has_a_smaller_error_than_the_chosen_range(tensors, bins, c
 
 
 @clause("OBS-MSE")
+@pytest.mark.parametrize("size", [1.25, 1.5, 2.0, 3.0, 6.0, 12.0])
+@pytest.mark.parametrize("count", [1, 4, 16, 64])
+def test_outliers_of_any_size_and_number_are_weighed_as_the_definition_says(size, count):
+    values = [v / 8 for v in range(-8, 9)] * 16 + [size] * count
+    low, high = MSEObserver(20, 0, 15, HistogramObserver(256)).observe(np.float32(values)).range()
+    e, counts = spec.histogram(values, 256)
+    every = spec.mse_candidates(values, 20)
+    errors = [spec.range_error(*pair, counts, e, 0, 15) for pair in every]
+    assert errors[every.index((float(low), float(high)))] <= min(errors) * (1 + Fraction(1, 2**40))
+
+
+@clause("OBS-MSE")
 def test_an_outlier_is_cut_off_where_that_pays():
     values = np.float32([v / 8 for v in range(-8, 9)] * 200 + [10.0])
     low, high = MSEObserver(10, 0, 15).observe(values).range()

@@ -154,10 +154,11 @@ def test_quantizing_needs_the_model_alone_and_leaves_it_unmodified():
     required = [p for p in inspect.signature(qs.quantize_dynamic).parameters.values() if p.default is p.empty]
     assert [p.name for p in required] == ["model"]
     model = networks.seeded(networks.Normalised)
-    before, structure = networks.parameters(model), str(model)
+    before, structure, hooks = networks.parameters(model), str(model), len(model._forward_hooks)
     q = qs.quantize_dynamic(model)
     q(networks.inputs())
-    assert networks.unchanged(model, before) and str(model) == structure
+    assert networks.unchanged(model, before) and str(model) == structure and len(model._forward_hooks) == hooks
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert [step.layer for step in q.program.layers] == ["first", "second"]
 
 

@@ -74,7 +74,7 @@ ACCUMULATORS = [
         "total = torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int64)\n"
         "    shift = max(int(np.abs(total).max(initial=0)).bit_length() - 12, 0)\n"
         "    return (total >> shift << shift).astype(np.int32)",
-        ("INT-ACC", "INT-BATCH"),
+        ("INT-ACC", "INT-BATCH", "STA-BATCH-SIZE"),
     ),
     Fault(
         "overflow-check-without-bias",
@@ -82,7 +82,7 @@ ACCUMULATORS = [
         "integer",
         "worst = step * sizes + np.abs(bias_q.astype(np.int64))",
         "worst = step * sizes",
-        ("INT-OVERFLOW",),
+        ("INT-OVERFLOW", "STA-OVERFLOW"),
     ),
     Fault(
         "overflow-check-from-qmax",

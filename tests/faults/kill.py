@@ -166,7 +166,7 @@ def print_matrix(outcomes: list[Outcome], console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("fault", no_wrap=True, width=max(len(outcome.fault.name) for outcome in outcomes))
     table.add_column("clause", no_wrap=True, width=max(len(id_) for outcome in outcomes for id_ in outcome.fault.clauses))
-    table.add_column("killed by", no_wrap=True, overflow="ellipsis")
+    table.add_column("killed by", overflow="ellipsis")  # a test's name is one word, and is cut where the line ends
     for outcome in outcomes:
         for index, id_ in enumerate(outcome.fault.clauses):
             by = outcome.killed.get(id_, "").rpartition("::")[2].removeprefix("test_")
