@@ -69,6 +69,16 @@ def test_the_range_is_that_of_the_whole_input(layer):
     assert codes.tolist() == [[spec.affine.quantize(v, *expected) for v in row] for row in x.tolist()]
 
 
+@clause("DYN-RANGE")
+@pytest.mark.parametrize("outlier", [-60.0, 60.0])
+def test_one_value_far_from_all_others_belongs_to_the_range(outlier):
+    x = networks.inputs(50, (20,)).numpy().copy()
+    x[31, 7] = outlier
+    codes, _, grid = EXACT.quantize_dynamic(x)
+    assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == spec.static.activation_qparams(float(x.min()), float(x.max()))
+    assert codes[31, 7] == (255 if outlier > 0 else 0) and np.abs(grid.dequantize(codes) - x).max() <= grid.scale * (0.5 + 2.0**-15)
+
+
 @clause("DYN-STATIC")
 @given(layers(smallest=1))
 def test_dynamic_is_static_at_the_range_of_the_batch(layer):

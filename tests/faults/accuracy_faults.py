@@ -63,11 +63,11 @@ FAULTS = [
         ("ACC-UPPER",),
     ),
     Fault(
-        "tutorial-calibrated-on-two-images",
-        "Two images are taken for typical, and most others saturate.",
+        "tutorial-calibrated-on-raw-pixels",
+        "The network is calibrated with pixels from 0 to 1 and then reads normalised ones from -1 to 1, of which half saturate.",
         "tutorial",
         "dataset.x_train[:CALIBRATION_IMAGES]",
-        "dataset.x_train[:2]",
+        "((dataset.x_train[:CALIBRATION_IMAGES] + 1) / 2)",
         ("ACC-TUTORIAL",),
     ),
 ]
