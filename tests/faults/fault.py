@@ -21,17 +21,17 @@ class Stale(ValueError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One mistake. ``why``: who makes it and what it does, in a sentence. ``clauses``: the ids that must reject it, every one of them.
+    """One mistake. ``clauses``: the ids that must reject it, every one of them. ``why``: who makes it and what it does, in a sentence.
 
     ``module``: a module of ``impl/quantspec`` ("affine", "engines.reference"), or a chapter as "spec/09-accuracy.md"; ``old`` becomes ``new`` in it.
     """
 
     name: str
-    why: str
     module: str
+    clauses: tuple[str, ...]
+    why: str
     old: str
     new: str
-    clauses: tuple[str, ...]
 
     @property
     def is_text(self) -> bool:
@@ -61,6 +61,14 @@ def load() -> list[Fault]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two faults are named {twice[0]}")
     return faults
+
+
+def chosen(faults: list[Fault], only: list[str]) -> list[Fault]:
+    """The faults of these names, and those that these clauses must reject. Raises ValueError naming what is neither."""
+    known = {fault.name for fault in faults} | {id_ for fault in faults for id_ in fault.clauses}
+    if unknown := [name for name in only if name not in known]:
+        raise ValueError(f"{unknown[0]} is neither the name of a fault nor a clause that a fault names")
+    return [fault for fault in faults if fault.name in only or set(fault.clauses) & set(only)]
 
 
 def too_few(faults: list[Fault], chapters: Mapping[str, str]) -> list[str]:

@@ -29,10 +29,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table  # noqa: E402
 
 from faults import child  # noqa: E402
-from faults.fault import ROOT, Fault, Stale, load, too_few  # noqa: E402
+from faults.fault import ROOT, Fault, Stale, chosen, load, too_few  # noqa: E402
 
 AT_ONCE = 2
-LOGS = ROOT / "out" / "faults"
 RESULTS = ROOT / "spec" / "results" / "faults.json"
 
 
@@ -58,6 +57,16 @@ class Job:
     def answer(self) -> dict | None:
         """What the child found, or None when it died before it could say."""
         return json.loads(self.result.read_text()) if self.result.exists() else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where results and logs go, the seconds that a fault's tests may take, and where to print."""
+
+    results: Path
+    logs: Path
+    limit: float
+    console: Console
 
 
 def run_jobs(jobs: list[Job], limit: float, title: str, console: Console) -> Iterator[tuple[Job, bool]]:
@@ -99,53 +108,54 @@ def end(process: multiprocessing.Process) -> None:
     process.join()
 
 
-def test_files() -> list[str]:
-    """The test files that name clauses."""
-    return [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "clause(" in path.read_text(encoding="utf-8")]
+def test_files(clauses: list[str] | None) -> list[str]:
+    """The test files that name clauses: any, or one of these."""
+    sources = {str(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    return [path for path, source in sources.items() if any(word in source for word in (["clause("] if clauses is None else clauses))]
 
 
-def run_survey(clauses: list[str] | None, folder: Path, limit: float, console: Console) -> tuple[dict, dict[str, str], list[str]]:
+def run_survey(clauses: list[str] | None, setting: Setting) -> tuple[dict, dict[str, str], list[str]]:
     """All tests of these clauses without a fault: (tests by id, chapters by clause, what went wrong)."""
     jobs = []
-    for file in test_files():
+    for file in test_files(clauses):
         stem = Path(file).stem
-        result, log = folder / f"{stem}.json", LOGS / f"without-fault-{stem}.log"
+        result, log = setting.results / f"{stem}.json", setting.logs / f"without-fault-{stem}.log"
         jobs.append(Job(stem, child.survey, ([file], clauses, result, log), result))
     tests, chapters, wrong = {}, {}, []
-    for job, ended in run_jobs(jobs, limit, "without a fault", console):
-        found = job.answer()
+    for job, ended in run_jobs(jobs, 5 * setting.limit, "without a fault", setting.console):
+        found, see = job.answer(), f"see {os.path.relpath(job.arguments[-1])}"
         if not ended or found is None:
-            wrong.append(f"{job.name} {'died' if ended else f'took more than {limit:.0f} seconds'} without any fault; see {shown(job.arguments[-1])}")
+            wrong.append(f"{job.name} {'died' if ended else f'took more than {5 * setting.limit:.0f} seconds'} without any fault; {see}")
             continue
         tests |= found["tests"]
         chapters |= found["chapters"]
-        wrong += [f"{test} fails without any fault; see {shown(job.arguments[-1])}" for test in found["failed"]]
+        wrong += [f"{test} fails without any fault; {see}" for test in found["failed"]]
         if found["code"] not in (0, 1, 5):  # 5: no test there names one of the clauses
-            wrong.append(f"pytest ended with exit code {found['code']} on {job.name} without any fault; see {shown(job.arguments[-1])}")
+            wrong.append(f"pytest ended with exit code {found['code']} on {job.name} without any fault; {see}")
     return tests, chapters, wrong
 
 
-def run_attacks(faults: list[Fault], tests: dict, folder: Path, limit: float, console: Console) -> list[Outcome]:
+def run_attacks(faults: list[Fault], tests: dict, setting: Setting) -> list[Outcome]:
     """Every fault against the tests of its clauses, in the order of the faults."""
     seconds = {id_: test["seconds"] for id_, test in tests.items()}
     jobs, outcomes = [], {}
     for fault in faults:
         try:
-            compile("" if fault.is_text else fault.patched(), fault.name, "exec")
-            fault.patched()
+            source = fault.patched()
+            compile("" if fault.is_text else source, fault.name, "exec")
         except (Stale, SyntaxError) as error:
             outcomes[fault.name] = Outcome(fault, "stale" if isinstance(error, Stale) else "broken", detail=str(error))
             continue
         files = sorted({test["file"] for test in tests.values() if set(test["clauses"]) & set(fault.clauses)})
-        result = folder / f"{fault.name}.json"
+        result, log = setting.results / f"{fault.name}.json", setting.logs / f"{fault.name}.log"
         if files:
-            jobs.append(Job(fault.name, child.attack, (fault, files, seconds, result, LOGS / f"{fault.name}.log"), result))
+            jobs.append(Job(fault.name, child.attack, (fault, files, seconds, result, log), result))
         else:
             outcomes[fault.name] = Outcome(fault, "survived", detail="no test names its clauses")
-    for job, ended in run_jobs(jobs, limit, "faults", console):
+    for job, ended in run_jobs(jobs, setting.limit, "faults", setting.console):
         fault, found = job.arguments[0], job.answer()
         if not ended:
-            outcome = Outcome(fault, "hung", detail=f"not done after {limit:.0f} seconds")
+            outcome = Outcome(fault, "hung", detail=f"not done after {setting.limit:.0f} seconds")
         elif found is None:
             outcome = Outcome(fault, "broken", detail="the child died")
         elif found["broken"]:
@@ -154,11 +164,6 @@ def run_attacks(faults: list[Fault], tests: dict, folder: Path, limit: float, co
             outcome = Outcome(fault, "killed" if set(found["killed"]) == set(fault.clauses) else "survived", found["killed"])
         outcomes[fault.name] = outcome
     return [outcomes[fault.name] for fault in faults]
-
-
-def shown(path: Path) -> str:
-    """A path as a reader at the repository's root writes it."""
-    return str(Path(path).relative_to(ROOT))
 
 
 def print_matrix(outcomes: list[Outcome], console: Console) -> None:
@@ -174,20 +179,20 @@ def print_matrix(outcomes: list[Outcome], console: Console) -> None:
     console.print(table)
 
 
-def advice(outcome: Outcome) -> str:
+def advice(outcome: Outcome, logs: Path) -> str:
     """What to do about a fault that was not killed."""
-    fault, log = outcome.fault, f"out/faults/{outcome.fault.name}.log"
+    fault, log = outcome.fault, logs / f"{outcome.fault.name}.log"
+    see = f"see {os.path.relpath(log)}" if log.exists() else "no test ran"
     if outcome.status == "survived":
         missing = [id_ for id_ in fault.clauses if id_ not in outcome.killed]
-        return (
-            f"{fault.name} survived {', '.join(missing)}: {fault.why} Add or strengthen a test that names "
-            f"{'this clause' if len(missing) == 1 else 'these clauses'}, or name only clauses whose sentence it violates. {outcome.detail}".strip()
-        )
+        these = "this clause" if len(missing) == 1 else "these clauses"
+        what = f"add or strengthen a test that names {these}, or let the fault name only clauses whose sentence it violates; {outcome.detail or see}"
+        return f"{fault.name} survived {', '.join(missing)}: {what}\n  {fault.why}"
     if outcome.status == "stale":
         return f"{outcome.detail}; write it anew for the module as it is now"
     if outcome.status == "hung":
-        return f"{fault.name} hung, which is no answer ({outcome.detail}): let the fault end, or raise --limit; see {log}"
-    return f"{fault.name} is broken, which is no answer: {outcome.detail}; see {log}"
+        return f"{fault.name} hung, which is no answer ({outcome.detail}): let the fault end, or raise --limit; {see}"
+    return f"{fault.name} is broken, which is no answer: {outcome.detail}; {see}"
 
 
 def results_text(outcomes: list[Outcome], chapters: dict[str, str]) -> str:
@@ -200,7 +205,7 @@ def keep_results(text: str, check: bool) -> str | None:
     """Writes the results, or only compares them; a message when they were to be as they are and are not."""
     if check:
         current = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-        return None if current == text else f"{shown(RESULTS)} is not what this run found: run `make faults` and commit it"
+        return None if current == text else f"{os.path.relpath(RESULTS)} is not what this run found: run `make faults` and commit it"
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text, encoding="utf-8")
     return None
@@ -212,14 +217,6 @@ def faults_of(path: str) -> list[Fault]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.FAULTS
-
-
-def chosen(faults: list[Fault], only: list[str]) -> list[Fault]:
-    """The faults of these names, and those that these clauses must reject; SystemExit naming what is neither."""
-    known = {fault.name for fault in faults} | {id_ for fault in faults for id_ in fault.clauses}
-    if unknown := [name for name in only if name not in known]:
-        raise SystemExit(f"--only: {unknown[0]} is neither the name of a fault nor a clause that a fault names")
-    return [fault for fault in faults if fault.name in only or set(fault.clauses) & set(only)]
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -235,18 +232,22 @@ def main(argv: list[str] | None = None) -> int:
     options = parsed(argv)
     console, complete = Console(highlight=False), not options.only and not options.file
     faults = faults_of(options.file) if options.file else load()
-    faults = chosen(faults, options.only) if options.only else faults
-    LOGS.mkdir(parents=True, exist_ok=True)
+    try:
+        faults = chosen(faults, options.only) if options.only else faults
+    except ValueError as error:
+        raise SystemExit(f"--only: {error}") from error
+    logs = Path(options.file).parent / "logs" if options.file else ROOT / "out" / "faults"
+    logs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="quantspec-faults-") as name:
-        folder = Path(name)
-        os.environ.setdefault("QUANTSPEC_CACHE", str(folder / "networks"))
+    with tempfile.TemporaryDirectory(prefix="quantspec-faults-") as folder:
+        setting = Setting(Path(folder), logs, options.limit, console)
+        os.environ.setdefault("QUANTSPEC_CACHE", str(setting.results / "networks"))
         clauses = None if complete else sorted({id_ for fault in faults for id_ in fault.clauses})
-        tests, chapters, wrong = run_survey(clauses, folder, 5 * options.limit, console)
-        outcomes = [] if wrong else run_attacks(faults, tests, folder, options.limit, console)
+        tests, chapters, wrong = run_survey(clauses, setting)
+        outcomes = [] if wrong else run_attacks(faults, tests, setting)
     if not wrong:
         print_matrix(outcomes, console)
-        wrong = [advice(outcome) for outcome in outcomes if outcome.status != "killed"]
+        wrong = [advice(outcome, logs) for outcome in outcomes if outcome.status != "killed"]
         wrong += too_few(faults, chapters) if complete else []
     if complete and not wrong and (message := keep_results(results_text(outcomes, chapters), options.check)):
         wrong.append(message)
