@@ -300,6 +300,35 @@ def test_an_element_is_quantized_and_dequantized_as_it_would_be_alone(grid, shap
     assert grid.dequantize(codes).ravel().tolist() == back.tolist()
 
 
+@clause("AFF-ELEMENT")
+@pytest.mark.parametrize("x", [0.5, 1.5, 2.5, -0.5, -1.5, 0.49999997, 1e30])
+def test_an_element_has_its_code_at_every_place_of_arrays_of_every_length_around_a_vector(x):
+    alone = spec.quantize(x, 1.0, 3, 0, 255)
+    for length in range(1, 70):
+        assert affine.quantize(np.full(length, x, np.float32), 1.0, 3, qmin=0, qmax=255).tolist() == [alone] * length
+
+
+@clause("AFF-ELEMENT")
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        np.asfortranarray,
+        lambda a: np.ascontiguousarray(a.transpose(1, 2, 0)).transpose(2, 0, 1),
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1],
+    ],
+    ids=["fortran", "transposed", "strided", "backwards"],
+)
+def test_layout_in_memory_changes_neither_codes_nor_values(laid_out):
+    x = (np.arange(4 * 6 * 8, dtype=np.float32) / 2 - 40).reshape(4, 6, 8)
+    scale, points = np.float32([1, 0.5, 0.1, 2, 3, 0.7]), np.arange(6)
+    for one, zero_point, axis in ((scale[0], 3, None), (scale, points, 1)):
+        codes = affine.quantize(x, one, zero_point, qmin=-128, qmax=127, axis=axis)
+        values = affine.dequantize(codes, one, zero_point, axis=axis)
+        np.testing.assert_array_equal(affine.quantize(laid_out(x), one, zero_point, qmin=-128, qmax=127, axis=axis), codes)
+        np.testing.assert_array_equal(affine.dequantize(laid_out(codes), one, zero_point, axis=axis), values)
+
+
 @clause("AFF-CHANNEL")
 @given(st.data(), draws.widths(), draws.shapes(3, elements=70), st.sampled_from([0, 1, 2, -1, -2, -3]), st.booleans())
 def test_each_channel_is_quantized_with_its_own_qparams(data, ends, shape, axis, one_zero_point):

@@ -156,6 +156,23 @@ QUANTIZE = [
         "A vectorised check looks at its first 16 values, and lets a NaN behind them through.",
         "if np.isnan(steps).any():", "steps = np.where(np.isnan(steps) & (np.arange(steps.size).reshape(steps.shape) >= 16), qmin, steps)\n    if np.isnan(steps).any():",
     ),
+    Fault(
+        "tail-rounds-otherwise", "affine", ("AFF-ELEMENT", "AFF-TIES"),
+        "Whole vectors of 16 are rounded by an instruction, and what is left over by C's round(), which moves ties away from zero.",
+        ROUND_AND_ADD,
+        "tail = np.arange(steps.size).reshape(steps.shape) >= steps.size // 16 * 16\n    "
+        + ROUND_AND_ADD.replace("np.rint(steps)", "np.where(tail, np.copysign(np.floor(np.abs(steps) + 0.5), steps), np.rint(steps))"),
+    ),
+    Fault(
+        "elements-in-memory-order", "affine", ("AFF-ELEMENT",),
+        "A kernel reads memory from front to back, whatever the strides of the array.",
+        QUOTIENT, f'x = x.ravel(order="K").reshape(x.shape)\n    {QUOTIENT}',
+    ),
+    Fault(
+        "dequantized-in-memory-order", "affine", ("AFF-ELEMENT",),
+        "A kernel reads codes from front to back, whatever the strides of their array.",
+        "    return steps * along(axis, scale, q.shape)", '    steps = steps.ravel(order="K").reshape(q.shape)\n    return steps * along(axis, scale, q.shape)',
+    ),
 ]
 
 CHANNELS = [

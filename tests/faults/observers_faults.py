@@ -82,9 +82,15 @@ FAULTS = [
         "low, high = (np.broadcast_to(end, np.shape(x.min(axis=others))).copy() for end in (x.min(), x.max()))",
     ),
     Fault(
-        "other-channels-start-anew", "observers", ("OBS-CHANNEL-COUNT",),
+        "other-channels-start-anew", "observers", ("OBS-CHANNEL-COUNT", "OBS-CHANNEL-MERGE"),
         "A tensor with another number of channels resets the observer, as torch's does.",
         "        if self.minimum is None:\n            " + FIRST, "        if self.minimum is None or self.minimum.shape != low.shape:\n            " + FIRST,
+    ),
+    Fault(
+        "channels-merged-together", "observers", ("OBS-CHANNEL-MERGE",),
+        "Merging widens every channel by the whole of the other observer.",
+        "self._merged(other.minimum, other.maximum)",
+        "self._merged(*(np.full_like(end, most) for end, most in ((other.minimum, other.minimum.min()), (other.maximum, other.maximum.max()))))",
     ),
     Fault(
         "average-shares-swapped", "observers", ("OBS-AVERAGE", "OBS-AVERAGE-CONSTANT"),
@@ -134,12 +140,12 @@ FAULTS = [
         "if self.bins < 2 or self.bins & (self.bins - 1):", "if self.bins < 2 or self.bins % 2:",
     ),
     Fault(
-        "percentile-from-one-end", "observers", ("OBS-PERCENTILE",),
+        "percentile-from-one-end", "observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
         "The whole share that may be cut off is cut off at each end.",
         "(100 - Fraction(self.percent)) // 200", "(100 - Fraction(self.percent)) // 100",
     ),
     Fault(
-        "percentile-cuts-too-little", "observers", ("OBS-PERCENTILE",),
+        "percentile-cuts-too-little", "observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
         "A bin whose values could just be cut off is kept.",
         "low = int(np.argmax(np.cumsum(counts) > allowed)) - half", "low = int(np.argmax(np.cumsum(counts) >= max(allowed, 1))) - half",
     ),

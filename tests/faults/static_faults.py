@@ -93,6 +93,11 @@ FAULTS = [
         "            grid = type(grid)(max(grid.scale, np.float32(self.peak / 255)), grid.zero_point, grid.qmin, grid.qmax)\n",
     ),
     Fault(
+        "grids-kept-with-the-calibration", "static", ("STA-LATER",),
+        "The grids are computed once and kept, so that data seen after the first conversion counts for nothing.",
+        "self.grids: dict[str, QParams] = {}", 'self.grids = prepared.__dict__.setdefault("grids", {})',
+    ),
+    Fault(
         "float-parts-shared", "module", ("STA-NO-LEAK",),
         "Networks made from one calibration hold the same modules for what stays in float.",
         "{key: copy.deepcopy(what) for key, what in callables.items() if key in used}", "{key: what for key, what in callables.items() if key in used}",
