@@ -264,6 +264,17 @@ def test_at_most_half_a_step_is_lost_inside_the_range(grid, data):
 
 
 @clause("AFF-ERROR")
+@pytest.mark.parametrize(("bits", "signed"), WIDTHS)
+def test_at_most_half_a_step_is_lost_anywhere_in_the_range_at_every_zero_point(bits, signed):
+    qmin, qmax = code_ends(bits, signed)
+    eighths = np.arange(8 * (len(every_code(qmin, qmax)) - 1) + 1) / 8
+    for zero_point in every_zero_point(qmin, qmax):
+        x = (0.25 * (qmin - zero_point + eighths)).astype(np.float32)
+        real = 0.25 * (affine.quantize(x, 0.25, zero_point, qmin=qmin, qmax=qmax).astype(float) - zero_point)
+        assert np.abs(real - x).max() == 0.125  # all of these are exact in float64
+
+
+@clause("AFF-ERROR")
 @given(draws.scales(2.0**-100, 2.0**100), st.integers(0, 254))
 def test_a_tie_loses_exactly_half_a_step(scale, steps):
     scale = np.float32(2.0 ** np.round(np.log2(float(scale))))

@@ -1,6 +1,7 @@
 """Chapter 6: dynamic quantization. The oracle is the chapter's own definitions."""
 
 import inspect
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import strategies as draws
 from evidence import clause
 from quantspec import chapters, integer
 from quantspec.affine import QParams
-from quantspec.dialects import dialect
+from quantspec.dialects import dialect, output_exact
 
 spec = chapters.load("dynamic")
 EXACT = dialect("exact")
@@ -50,13 +51,21 @@ def test_a_dynamic_layer_equals_the_definition(layer, reduce_range):
 @clause("DYN-OUTPUT")
 @given(st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20), draws.scales(2.0**-20, 2.0**20), st.floats(-(2.0**40), 2.0**40, width=32), st.booleans())
 def test_the_output_is_rounded_once(accumulator, s_x, s_w, bias, cancel):
-    from quantspec.dialects import output_exact
-
     if cancel:
         bias = float(np.float32(-accumulator * float(s_x) * float(s_w)))
     bias = np.float32(np.clip(bias, -3e38, 3e38))
     exact = chapters.load("dialects").output_exact(accumulator, float(bias), float(s_x), float(s_w))
     assert output_exact(np.array([[accumulator]]), np.array([bias]), s_x, np.array([s_w])).tolist() == [[exact]]
+
+
+@clause("DYN-OUTPUT")
+def test_what_is_left_of_a_sum_that_cancels_is_rounded_once_too():
+    generator = np.random.default_rng(0)
+    accumulator = generator.integers(2**29, 2**31, (1, 1000))
+    s_x, s_w = np.float32(0.7), generator.uniform(0.001, 1, 1000).astype(np.float32)
+    bias = -(accumulator[0] * (float(s_x) * s_w.astype(float))).astype(np.float32)
+    exact = [spec.affine.to_float32(int(a) * Fraction(float(s_x)) * Fraction(float(s)) + Fraction(float(b))) for a, s, b in zip(accumulator[0], s_w, bias)]
+    assert output_exact(accumulator, bias, s_x, s_w).tolist() == [exact]
 
 
 @clause("DYN-RANGE")

@@ -349,6 +349,20 @@ def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_poi
         assert step(np.array([[accumulator]], np.int32), bias[None], *scales, 0).tolist() == [[codes["exact"]]], rule
 
 
+@clause("DIA-EVERYWHERE")
+@pytest.mark.parametrize("rule", sorted(spec.REQUANTIZE))
+@pytest.mark.parametrize(("s_x", "s_w"), [(3.0, 5.0), (7 * 2.0**-9, 11 * 2.0**-3), (63.0, 61.0), (0.5, 0.25)])
+@pytest.mark.parametrize("coarse", [1, 3, 7, 129])
+def test_sums_of_whole_and_odd_shares_of_a_step_have_one_code_in_all_dialects(rule, s_x, s_w, coarse):
+    # Over an odd number no sum is a tie, nor near one.
+    y = QParams(s_x * s_w * coarse, 100, 0, 255)
+    for bias_code in [*range(-40, 41), -2047, -1000, 1000, 2047]:
+        accumulator = np.arange(-3 * coarse, 3 * coarse + 1) - bias_code
+        bias, scales = np.float32([bias_code * s_x * s_w]), (np.float32(s_x), np.float32(s_w))
+        got = dialects.REQUANTIZE[rule](accumulator.astype(np.int32)[:, None], bias, *scales, y, 0)[:, 0]
+        assert got.tolist() == [100 + round(Fraction(int(a) + bias_code, coarse)) for a in accumulator]
+
+
 @clause("DIA-REQUANTIZE")
 @given(accumulators())
 def test_bias_codes_are_those_that_requantizing_uses(case):

@@ -41,6 +41,11 @@ FAULTS = [
         EXACT_OUTPUT, f"    return (accumulator * (np.float64(np.float32(s_x)) * s_w.astype(np.float64))).astype(np.float32) + bias\n{EXACT_OUTPUT}",
     ),
     Fault(
+        "dynamic-output-in-float64", "dialects", ("DYN-OUTPUT",),
+        "The sum is rounded to float64 first and to float32 again, and what cancels loses its digits.",
+        "doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)", "doubtful = np.zeros(real.shape, bool)",
+    ),
+    Fault(
         "no-inputs-no-bias", "dialects", ("DYN-ZERO-INPUTS",),
         "A layer without input features gives zeros, as an empty sum is 0.",
         NO_BIAS, NO_BIAS.replace("if bias is None", "if bias is None or not np.size(x)"),

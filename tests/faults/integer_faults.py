@@ -77,6 +77,7 @@ ACCUMULATORS = [
 ]
 
 UNITS = "units = np.broadcast_to(np.asarray(x_scale, np.float64) * np.asarray(w_scale, np.float64), bias.shape)"
+DOUBTFUL = "doubtful = np.abs(np.abs(steps - np.rint(steps)) - 0.5) <= np.abs(steps) * 2.0**-53"
 BIAS_CODES = "codes = np.rint(np.clip(steps, -INT32_MAX, INT32_MAX)).astype(np.int64)"
 
 BIAS = [
@@ -102,6 +103,11 @@ BIAS = [
         "codes[index] = (2 * Fraction(float(bias[index])) / Fraction(float(units[index])) + 1) // 2",
     ),
     Fault(
+        "bias-in-float64", "integer", ("INT-BIAS",),
+        "float64 is taken to be exact enough, and a quotient that it rounds onto a tie goes to the even side of it.",
+        DOUBTFUL, "doubtful = np.zeros(steps.shape, bool)",
+    ),
+    Fault(
         "bias-wraps", "integer", ("INT-BIAS-SATURATE",),
         "A cast to int32 without a clamp keeps the lowest 32 bits of the bias.",
         BIAS_CODES, BIAS_CODES.replace("-INT32_MAX, INT32_MAX", "-(2.0**62), 2.0**62"),
@@ -122,6 +128,11 @@ REQUANTIZE = [
         "multiplier-in-float32", "integer", ("INT-MULTIPLIER", "INT-REQUANT"),
         "Kernels keep the multiplier as a float32, and its rounding decides ties.",
         STEPS, "steps = accumulator * (unit / np.float64(y.scale)).astype(np.float32).astype(np.float64)",
+    ),
+    Fault(
+        "requantize-in-float64", "integer", ("INT-REQUANT",),
+        "float64 is taken to be exact enough, and a product that it rounds onto a tie goes to the even side of it.",
+        ROUNDED, "steps = np.rint(steps)",
     ),
     Fault(
         "multiplier-of-channel-0", "integer", ("INT-MULTIPLIER", "INT-LINEAR"),
@@ -334,6 +345,12 @@ JOINING = [
         "    return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax)",
     ),
     Fault(
+        "add-in-float64", "integer", ("INT-ADD",),
+        "float64 is taken to be exact enough, and a small number that is added to a tie is lost.",
+        "steps = rounded((terms[0] + terms[1]) / float(y.scale), (np.abs(terms[0]) + np.abs(terms[1])) / float(y.scale), exact)",
+        "steps = np.rint((terms[0] + terms[1]) / float(y.scale))",
+    ),
+    Fault(
         "add-relu-at-code-0", "integer", ("INT-ADD",),
         "The ReLU behind an addition clamps at the code 0.",
         "y.zero_point if relu else y.qmin, y.qmax)", "0 if relu else y.qmin, y.qmax)",
@@ -347,7 +364,13 @@ JOINING = [
     Fault(
         "same-scale-is-the-same-grid", "integer", ("INT-CONCAT",),
         "Codes whose scale is that of the output are copied, though their zero point is another.",
-        "if (x.scale, x.zero_point) == (y.scale, y.zero_point):", "if x.scale == y.scale and x.dtype == y.dtype:",
+        "if (x.scale, x.zero_point, x.qmin, x.qmax) == (y.scale, y.zero_point, y.qmin, y.qmax):", "if x.scale == y.scale and x.dtype == y.dtype:",
+    ),
+    Fault(
+        "same-grid-of-other-codes", "integer", ("INT-CONCAT",),
+        "Codes with the output's scale and zero point are copied, those that the output does not have too.",
+        "if (x.scale, x.zero_point, x.qmin, x.qmax) == (y.scale, y.zero_point, y.qmin, y.qmax):",
+        "if (x.scale, x.zero_point) == (y.scale, y.zero_point):",
     ),
     Fault(
         "maxpool-chooses-the-padding", "integer", ("INT-MAXPOOL",),
