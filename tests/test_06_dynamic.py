@@ -161,6 +161,15 @@ def test_rows_share_a_range(layer):
 
 
 @clause("DYN-BATCH")
+@pytest.mark.parametrize("value", [-1.0, 0.1, 4.0])
+def test_many_rows_within_the_range_change_no_other_row(value):
+    w, x = QParams(0.1, 0, -128, 127), np.float32([[-1.0, 4.0], [0.5, 0.1], [2.3, -0.7]])
+    layer = np.int8([[3, -100], [127, 5]]), w, np.float32([0.25, -1])
+    together = EXACT.linear_dynamic(np.concatenate([x, np.full((200, 2), value, np.float32)]), *layer)
+    assert together[:3].tolist() == EXACT.linear_dynamic(x, *layer).tolist() and len(set(map(tuple, together[3:].tolist()))) == 1
+
+
+@clause("DYN-BATCH")
 def test_a_row_with_larger_values_changes_the_others():
     w = QParams(1.0, 0, -128, 127)
     alone = EXACT.linear_dynamic(np.float32([[0.1, 1.0]]), np.int8([[1, 1]]), w, None)
