@@ -364,6 +364,19 @@ def test_each_channel_is_quantized_with_its_own_qparams(data, ends, shape, axis,
         np.testing.assert_array_equal(np.take(back, c, axis=axis), alone)
 
 
+@clause("AFF-CHANNEL")
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+def test_channels_lie_along_their_axis_where_all_axes_are_equally_long(axis):
+    x = (np.arange(27, dtype=np.float32) - 13).reshape(3, 3, 3)
+    scale, points = np.float32([1, 0.5, 3]), np.array([-7, 0, 20])
+    codes = affine.quantize(x, scale, points, qmin=-128, qmax=127, axis=axis)
+    values = affine.dequantize(codes, scale, points, axis=axis)
+    for c in range(3):
+        alone = affine.quantize(np.take(x, c, axis), scale[c], points[c], qmin=-128, qmax=127)
+        assert np.take(codes, c, axis).tolist() == alone.tolist()
+        assert np.take(values, c, axis).tolist() == affine.dequantize(alone, scale[c], points[c]).tolist()
+
+
 @clause("AFF-ONE-CHANNEL")
 @given(draws.grids(), st.data(), st.integers(0, 2))
 def test_one_channel_is_per_tensor(grid, data, axis):

@@ -345,6 +345,18 @@ def test_relu_inside_a_layer_is_relu_behind_it(layer):
     assert integer.linear(*layer, relu=True).tolist() == integer.relu(integer.linear(*layer), y.zero_point).tolist()
 
 
+@clause("INT-RELU-LINEAR")
+@pytest.mark.parametrize("bias_code", [-300, -3, 0, 3, 300])
+def test_relu_inside_a_layer_comes_after_the_bias_at_every_zero_point(bias_code):
+    x_q, x, w = every_code(0, 255)[:, None], QParams(0.5, 128, 0, 255), QParams(1.0, 0, -128, 127)
+    for zero_point in every_zero_point(0, 255):
+        layer = x_q, x, np.int8([[1], [-1]]), w, np.float32([bias_code / 2] * 2), QParams(0.5, zero_point, 0, 255)
+        inside = integer.linear(*layer, relu=True)
+        assert inside.tolist() == integer.relu(integer.linear(*layer), zero_point).tolist()
+        expected = np.clip(x_q[:, 0].astype(int) - 128 + bias_code, 0, 255 - zero_point) + zero_point
+        assert inside[:, 0].tolist() == expected.tolist()
+
+
 def multipliers():
     """Exact positive numbers: ordinary, powers of two, beside them, far from one."""
     ordinary = st.tuples(st.integers(1, 2**48), st.integers(1, 2**48)).map(lambda p: Fraction(*p))
