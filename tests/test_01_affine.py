@@ -440,6 +440,19 @@ def test_affine_qparams_equal_the_definition(ends, seen):
         assert (float(got.scale), int(got.zero_point), got.qmin, got.qmax) == (scale, zero_point, *ends)
 
 
+@clause("AFF-RANGE-SCALE", "AFF-RANGE-ZERO-POINT")
+@pytest.mark.parametrize("symmetric_range", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+def test_hundreds_of_ordinary_ranges_have_the_qparams_of_the_definition(symmetric_range, signed):
+    # Symmetric ranges have their zero half-way between two codes, until the scale is rounded.
+    low, high = np.random.default_rng(0).uniform(-3, 3, (2, 300)).astype(np.float32)
+    low, high = (-np.abs(low), np.abs(low)) if symmetric_range else (np.minimum(low, high), np.maximum(low, high))
+    ends = code_ends(8, signed)
+    for a, b in zip(low, high):
+        grid = affine.qparams(a, b, qmin=ends[0], qmax=ends[1], symmetric=False)
+        assert (float(grid.scale), int(grid.zero_point)) == spec.qparams_affine(a, b, *ends)
+
+
 @clause("AFF-RANGE-ZERO-POINT")
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
 @pytest.mark.parametrize("scale", [1.0, 2.0**-3])

@@ -106,6 +106,16 @@ def test_the_float64_rule_equals_its_definition(seen, ends):
 
 
 @clause("DIA-QPARAMS")
+@pytest.mark.parametrize("rule", ["float32", "float64"])
+def test_hundreds_of_ranges_of_all_sizes_have_the_qparams_of_the_rule(rule):
+    generator = np.random.default_rng(0)
+    low, high = (generator.uniform(-1, 1, (2, 400)) * 10.0 ** generator.uniform(-9, 3, 400)).astype(np.float32)
+    for a, b in zip(np.minimum(low, high), np.maximum(low, high)):
+        scale, zero_point = dialects.QPARAMS[rule](np.asarray(a), np.asarray(b), 0, 255)
+        assert (float(scale), int(zero_point)) == spec.QPARAMS[rule](a, b, 0, 255)
+
+
+@clause("DIA-QPARAMS")
 @pytest.mark.parametrize("name", ["fbgemm", "onednn", "qnnpack"])
 def test_ranges_are_checked_in_every_dialect(name):
     for low, high in ((1.0, 0.0), (np.nan, 0.0), (0.0, np.inf)):
