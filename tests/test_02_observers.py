@@ -207,6 +207,14 @@ def test_each_batch_pulls_the_range_as_the_definition_says(tensors, constant):
 
 
 @clause("OBS-AVERAGE")
+def test_an_average_beside_a_tie_of_float32_is_rounded_once():
+    for tie in (0.5 + (2 * k + 1) * 2.0**-25 for k in range(100)):
+        constant = tie / 3  # three times it misses the tie by less than float64 resolves
+        low, high = watched(MovingAverageObserver(constant), [np.float32([0.0]), np.float32([0.0, 3.0])]).range()
+        assert (float(low), float(high)) == spec.observe_average((0.0, 0.0), [0.0, 3.0], constant)
+
+
+@clause("OBS-AVERAGE")
 @given(draws.seeds(), st.floats(0.01, 1.0))
 def test_averages_per_channel_are_those_of_each_channel_alone(generator, constant):
     tensors = generator.normal(size=(3, 4, 5)).astype(np.float32)

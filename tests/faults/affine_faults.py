@@ -49,7 +49,7 @@ CODES = [
         "return steps * along(axis, scale, q.shape)", "return (steps + np.float32(0.5)) * along(axis, scale, q.shape)",
     ),
     Fault(
-        "float32-rounded-twice", "affine", ("AFF-MEANING",),
+        "float32-rounded-twice", "affine", ("OBS-AVERAGE",),
         "Rounding an exact value to float64 and then to float32 rounds twice.",
         "return min(candidates, key=distance)", "return nearest",
     ),

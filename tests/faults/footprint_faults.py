@@ -17,7 +17,7 @@ FAULTS = [
         LAYER, LAYER.replace("step.bias, ", ""),
     ),
     Fault(
-        "codes-counted-as-elements", "footprint", ("SIZ-BYTES", "SIZ-LAYER", "SIZ-ONCE"),
+        "codes-counted-as-elements", "footprint", ("SIZ-BYTES", "SIZ-LAYER"),
         "Elements are counted instead of bytes, which is the same for codes only.",
         "sum(array.nbytes for array in", "sum(array.size for array in",
     ),

@@ -297,7 +297,7 @@ CONVOLUTION = [
         CONVOLVED, CONVOLVED.replace("dilation", "1"),
     ),
     Fault(
-        "padding-is-code-0", "integer", ("INT-CONV-PAD", "INT-CONV"),
+        "padding-is-code-0", "integer", ("INT-CONV-PAD",),
         "Buffers are cleared to the code 0, which stands for a real number below zero wherever the zero point is not 0.",
         CONVOLVED,
         "torch.nn.functional.conv2d(\n"
