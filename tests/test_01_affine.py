@@ -234,6 +234,15 @@ def test_nan_is_refused_wherever_it_stands(grid, length, data):
         defined([np.nan], grid)
 
 
+@clause("AFF-NAN")
+def test_nan_is_refused_at_every_place_of_a_long_array():
+    for place in range(70):
+        x = np.ones(70, np.float32)
+        x[place] = np.nan
+        with pytest.raises(ValueError, match="got 1 NaN"):
+            affine.quantize(x, 1.0, 3, qmin=0, qmax=255)
+
+
 @clause("AFF-ROUNDTRIP")
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
 @pytest.mark.parametrize("scale", SOME_SCALES)
@@ -367,7 +376,7 @@ def test_each_channel_is_quantized_with_its_own_qparams(data, ends, shape, axis,
 @clause("AFF-CHANNEL")
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
 def test_channels_lie_along_their_axis_where_all_axes_are_equally_long(axis):
-    x = (np.arange(27, dtype=np.float32) - 13).reshape(3, 3, 3)
+    x = ((np.arange(27, dtype=np.float32) - 13) / 2).reshape(3, 3, 3)
     scale, points = np.float32([1, 0.5, 3]), np.array([-7, 0, 20])
     codes = affine.quantize(x, scale, points, qmin=-128, qmax=127, axis=axis)
     values = affine.dequantize(codes, scale, points, axis=axis)

@@ -288,6 +288,17 @@ def test_linear_equals_the_definition(layer, relu):
     assert got.tolist() == defined(*layer, relu=relu)
 
 
+@clause("INT-LINEAR", "INT-MULTIPLIER", "INT-NO-BIAS")
+@pytest.mark.parametrize("relu", [False, True])
+def test_channels_of_very_different_scales_have_their_own_outputs_with_and_without_bias(relu):
+    x_q, w_q = every_code(0, 255).reshape(64, 4), np.tile(np.int8([[3, -2, 1, -1]]), (3, 1))
+    x, w, y = QParams(0.5, 7, 0, 255), QParams([1.0, 0.1, 30.0], 0, -128, 127, axis=0), QParams(20.0, 101, 0, 255)
+    bias = np.float32([100, 10, -1000])
+    got = integer.linear(x_q, x, w_q, w, bias, y, relu=relu)
+    assert got.tolist() == defined(x_q, x, w_q, w, bias, y, relu=relu) and all(len(set(column)) > 1 for column in got.T.tolist())
+    assert integer.linear(x_q, x, w_q, w, None, y, relu=relu).tolist() == defined(x_q, x, w_q, w, bias * 0, y, relu=relu)
+
+
 @clause("INT-LINEAR")
 @given(layers())
 def test_linear_does_not_write_to_its_arguments(layer):
@@ -515,6 +526,18 @@ def test_groups_are_separate_convolutions(case):
         grid = QParams(w.scale[part], 0, -128, 127, axis=0)
         alone = integer.conv2d(x_q[:, g * inputs : (g + 1) * inputs], x, w_q[part], grid, bias[part], y, **(geometry | dict(groups=1)))
         assert together[:, part].tolist() == alone.tolist()
+
+
+@clause("INT-CONV-GROUPS")
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_each_group_reads_its_own_neighbouring_channels(groups):
+    x_q, w_q = every_code(0, 255)[:64].reshape(1, 4, 4, 4), np.arange(4 * 4 // groups * 4, dtype=np.int8).reshape(4, 4 // groups, 2, 2) - 8
+    x, w, y = QParams(1.0, 9, 0, 255), QParams(1.0, 0, -128, 127), QParams(64.0, 128, 0, 255)
+    ends = float(y.scale), int(y.zero_point), y.qmin, y.qmax
+    got = integer.conv2d(x_q, x, w_q, w, None, y, groups=groups)
+    assert got[0].tolist() == spec.conv2d(
+        x_q[0].tolist(), (1.0, 9), w_q.reshape(4, -1).tolist(), [(1.0, 0)] * 4, [0.0] * 4, ends, kernel=(2, 2), groups=groups
+    )
 
 
 @clause("INT-CONV")
