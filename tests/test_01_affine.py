@@ -125,6 +125,9 @@ def test_a_zero_point_that_is_no_code_is_refused(bits, signed, off):
             build()
     with pytest.raises(ValueError, match="zero_point"):
         affine.quantize(np.float32([1.0]), 1.0, zero_point, qmin=qmin, qmax=qmax)
+    if bits == 8:
+        with pytest.raises(ValueError, match="zero_point"):
+            affine.dequantize(every_code(qmin, qmax), 1.0, zero_point)
 
 
 @clause("AFF-SCALE")
@@ -134,6 +137,7 @@ def test_a_scale_that_describes_no_grid_is_refused(scale):
         lambda: affine.QParams(scale, 0, 0, 255),
         lambda: spec.check_qparams(scale, 0, 0, 255),
         lambda: affine.quantize(np.float32([1]), scale, 0, qmin=0, qmax=255),
+        lambda: affine.dequantize(np.uint8([1]), scale, 0),
     ):
         with pytest.raises(ValueError, match="scale"):
             build()
