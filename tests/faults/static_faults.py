@@ -93,7 +93,7 @@ FAULTS = [
         "            grid = type(grid)(max(grid.scale, np.float32(self.peak / 255)), grid.zero_point, grid.qmin, grid.qmax)\n",
     ),
     Fault(
-        "grids-kept-with-the-calibration", "static", ("STA-LATER",),
+        "grids-kept-with-calibration", "static", ("STA-LATER",),
         "The grids are computed once and kept, so that data seen after the first conversion counts for nothing.",
         "self.grids: dict[str, QParams] = {}", 'self.grids = prepared.__dict__.setdefault("grids", {})',
     ),
