@@ -84,13 +84,14 @@ class Survey:
 class Attack:
     """A pytest plugin: only tests of the given clauses, the quick ones first, and no more of a clause that has rejected the fault.
 
-    ``killed``: for each clause that rejected it the test that did. ``broken``: why the fault is none.
+    ``killed``: for each clause that rejected it the test that did. ``no_answer``: the first test that failed without telling right from wrong. It
+    is passed over, so that what becomes of a fault does not depend on which test happens to come first.
     """
 
     def __init__(self, clauses: Iterable[str], seconds: Mapping[str, float]):
         self.open, self.seconds = set(clauses), seconds
         self.killed: dict[str, str] = {}
-        self.broken = ""
+        self.no_answer = ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
@@ -98,17 +99,15 @@ class Attack:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):
-        if self.broken or not named(item) & self.open:
+        if not named(item) & self.open:
             pytest.skip("nothing is left to be found out")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        if report.failed and report.when != "call":
-            self.broken = f"{item.nodeid} could not be set up: {call.excinfo.exconly()}"
-        elif report.failed and call.excinfo.errisinstance((NameError, Warning)):
-            # A misspelt name, or a warning where a kernel would be silent, fails whatever the test checks.
-            self.broken = f"{item.nodeid}: {call.excinfo.exconly()}"
+        # A misspelt name, or a warning where a kernel would be silent, fails whatever the test checks, and so does what cannot be set up.
+        if report.failed and (report.when != "call" or call.excinfo.errisinstance((NameError, Warning))):
+            self.no_answer = self.no_answer or f"{item.nodeid}: {call.excinfo.exconly().splitlines()[0]}"
         elif report.failed:
             for id_ in named(item) & self.open:
                 self.killed[id_] = item.nodeid
@@ -151,6 +150,5 @@ def attack(fault: Fault, files: list[str], seconds: Mapping[str, float], result:
     install(fault)
     plugin = Attack(fault.clauses, seconds)
     code = run_pytest(plugin, files)
-    if code not in (0, 1):
-        plugin.broken = plugin.broken or f"pytest ended with exit code {code} before the tests of its clauses ran"
-    result.write_text(json.dumps({"killed": plugin.killed, "broken": plugin.broken}))
+    ended = "" if code in (0, 1) else f"pytest ended with exit code {code} before the tests of its clauses ran"
+    result.write_text(json.dumps({"killed": plugin.killed, "broken": ended or (plugin.no_answer if plugin.open else "")}))
