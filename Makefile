@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough lint clean
+.PHONY: help run test test-dev test-thorough spec review lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ test-dev: .venv/installed ## run the suite with few drawn examples, while workin
 
 test-thorough: .venv/installed ## run the suite with twenty times the drawn examples, new ones every time
 	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
+
+spec: .venv/installed ## run the suite and show what each clause is checked by; writes spec/coverage.md
+	@status=0; $(TEST) -q --spec-record out/spec.json $(ARGS) || status=$$?; $(BIN)/python tests/coverage_page.py out/spec.json && exit $$status
+
+review: .venv/installed ## record that a clause's tests were read against it: CLAUSE="AFF-TIES OBS-*" [WITHDRAW=why] [EXAMPLES=affine]
+	@$(BIN)/python tests/review.py $(foreach c,$(CLAUSE),'$(c)') $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(WITHDRAW),--withdraw '$(WITHDRAW)')
 
 lint: .venv/installed ## check the style of the code
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
@@ -15,12 +15,14 @@ sys.path.insert(0, str(ROOT / "tests"))  # strategies and evidence, for test fil
 
 from quantspec import chapters  # noqa: E402
 
-pytest_plugins = ["traceability"]
+pytest_plugins = ["traceability", "verdict"]
 
 # Deadlines measure the machine, not the code.
-settings.register_profile("dev", max_examples=20, deadline=None)
+settings.register_profile("dev", max_examples=20, deadline=None, print_blob=True)
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("thorough", max_examples=1200, deadline=None, print_blob=True)
+# For runs in which tests are meant to fail: the smallest example is of no interest there.
+settings.register_profile("faults", max_examples=60, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -94,8 +94,8 @@ def inputs(rows: int = 32, shape: tuple[int, ...] = (4,), seed: int = 1) -> torc
 
 
 @st.composite
-def perceptrons(draw):
-    """(model, calibration batches, test batch) of random sizes: a chain of linear layers, some with ReLU or normalization behind."""
+def perceptrons(draw, norms=True):
+    """(model, calibration batches, test batch) of random sizes: a chain of linear layers, some with ReLU, or (``norms``) normalization behind."""
     sizes = draw(st.lists(st.integers(1, 6), min_size=2, max_size=4))
     seed = draw(st.integers(0, 2**31))
     parts = []
@@ -103,7 +103,7 @@ def perceptrons(draw):
     def build():
         for a, b in zip(sizes, sizes[1:]):
             parts.append(nn.Linear(a, b, bias=draw(st.booleans())))
-            if draw(st.booleans()):
+            if norms and draw(st.booleans()):
                 norm = nn.BatchNorm1d(b)
                 norm.running_mean.normal_()
                 norm.running_var.uniform_(0.2, 3)

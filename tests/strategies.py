@@ -47,11 +47,33 @@ def scales(low: float = 2.0**-126, high: float = 2.0**119) -> st.SearchStrategy[
     return st.one_of(
         st.floats(2.0**-10, 2.0, width=32) if low <= 2**-10 and high >= 2 else st.nothing(),
         exponents(low_exponent, high_exponent),
-        st.sampled_from([low, high]),
+        # No example is drawn twice, so without the idle draw each end would come once.
+        exponents(low_exponent, high_exponent).flatmap(lambda _: st.sampled_from([low, high])),
         st.floats(low, high, width=32),
         # Uniform in the exponent: what st.floats draws is mostly simple numbers.
         st.tuples(st.integers(low_exponent, high_exponent - 1), st.floats(1, 2, width=32, exclude_max=True)).map(lambda p: p[1] * 2.0 ** p[0]),
     ).map(np.float32)
+
+
+@st.composite
+def channel_scales(draw, count: int, low: float = 2.0**-126, high: float = 2.0**119) -> np.ndarray:
+    """Scales for so many channels, float32 (count,): each for itself, or all alike but one that is wildly different."""
+    if draw(st.booleans()):
+        return np.array([draw(scales(low, high)) for _ in range(count)], np.float32)
+    array = np.full(count, draw(scales(low, high)), np.float32)
+    if count:
+        array[draw(st.integers(0, count - 1))] = draw(st.sampled_from([low, high]))
+    return array
+
+
+@st.composite
+def shapes(draw, axes: int, longest: int = 65, elements: int = 400) -> tuple[int, ...]:
+    """Shapes of so many axes: one of them may be as long as a vector or its neighbours, the others are 0, 1 or small."""
+    shape = [draw(st.sampled_from([0, 1, 1, 2, 3])) for _ in range(axes)]
+    lengths = [n for n in LENGTHS if n <= longest and n * int(np.prod(np.maximum(shape, 1))) <= elements]
+    if axes and draw(st.booleans()):
+        shape[draw(st.integers(0, axes - 1))] = draw(st.sampled_from(lengths or [1]))
+    return tuple(shape)
 
 
 def shifted(x: float, ulps: int) -> np.float32:
@@ -100,11 +122,13 @@ def arrays_on(draw, grid: QParams, *, finite: bool = False, lengths=None) -> np.
 
 
 @st.composite
-def ranges(draw) -> tuple[np.float32, np.float32]:
-    """(minimum, maximum): ordinary, one-sided, symmetric, degenerate, tiny, huge."""
-    kind = draw(st.sampled_from(["ordinary", "any", "one-sided", "symmetric", "point", "tiny"]))
+def ranges(draw, widest: float = 2 * FLOAT32_MAX) -> tuple[np.float32, np.float32]:
+    """(minimum, maximum): ordinary, one-sided, symmetric, degenerate, tiny, huge; no wider than ``widest``, zero included."""
+    kind = draw(st.sampled_from(["ordinary", "any", "huge", "one-sided", "symmetric", "point", "tiny"]))
     if kind == "any":
         a, b = (draw(st.floats(width=32, allow_nan=False, allow_infinity=False)) for _ in "ab")
+    elif kind == "huge":
+        a, b = (float(np.float32(draw(st.floats(-1, 1, width=32)) * 2.0 ** draw(st.integers(90, 127)))) for _ in "ab")
     elif kind == "tiny":
         a, b = (draw(st.floats(-(2.0**-50), 2.0**-50, width=32)) for _ in "ab")
     else:
@@ -115,7 +139,13 @@ def ranges(draw) -> tuple[np.float32, np.float32]:
         a, b = -abs(a), abs(a)
     elif kind == "point":
         b = a
+    a, b = np.clip([a, b], -widest / 2, widest / 2)
     return np.float32(min(a, b)), np.float32(max(a, b))
+
+
+def coverable() -> st.SearchStrategy[tuple[np.float32, np.float32]]:
+    """Ranges that some scale covers with codes of any width, so that AFF-RANGE-HUGE does not apply."""
+    return ranges(widest=2.0**118)
 
 
 def seeds() -> st.SearchStrategy[np.random.Generator]:
@@ -125,11 +155,16 @@ def seeds() -> st.SearchStrategy[np.random.Generator]:
 
 @st.composite
 def layouts(draw, x: np.ndarray) -> np.ndarray:
-    """The same array in another memory layout: as it is, Fortran order, or every second element of a larger one."""
-    kind = draw(st.sampled_from(["plain", "fortran", "strided"]))
+    """The same array in another memory layout: as it is, Fortran order, every second element of a larger one, backwards, or off its alignment."""
+    kind = draw(st.sampled_from(["plain", "fortran", "strided", "backwards", "offset"]))
     if kind == "fortran":
         return np.asfortranarray(x)
     if kind == "strided" and x.ndim:
-        wide = np.repeat(x, 2, axis=x.ndim - 1)
-        return wide[..., ::2]
+        return np.repeat(x, 2, axis=x.ndim - 1)[..., ::2]
+    if kind == "backwards" and x.ndim:
+        return np.ascontiguousarray(x[::-1])[::-1]
+    if kind == "offset":
+        memory = np.zeros(x.nbytes + 1, np.uint8)
+        memory[1:] = np.frombuffer(x.tobytes(), np.uint8)
+        return memory[1:].view(x.dtype).reshape(x.shape)
     return x

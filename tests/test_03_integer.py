@@ -20,7 +20,8 @@ affine_spec = chapters.load("affine")
 @st.composite
 def layers(draw, *, max_inputs=17, per_channel=None, symmetric=None):
     """(x_q, x, w_q, w, bias, y) of a small linear layer; scales such that outputs land among the codes and beside ties."""
-    rows, inputs, outputs = draw(st.integers(0, 3)), draw(st.integers(0, max_inputs)), draw(st.integers(1, 3))
+    rows, outputs = draw(st.integers(0, 3)), draw(st.integers(1, 3))
+    inputs = draw(st.one_of(st.integers(0, max_inputs), st.sampled_from([n for n in draws.LENGTHS if n <= max_inputs])))
     generator = draw(draws.seeds())
     x = QParams(draw(draws.scales(2.0**-12, 4.0)), draw(st.integers(0, 255)), 0, 255)
     if draw(st.booleans()):
@@ -28,7 +29,7 @@ def layers(draw, *, max_inputs=17, per_channel=None, symmetric=None):
     per_channel = draw(st.booleans()) if per_channel is None else per_channel
     symmetric = draw(st.booleans()) if symmetric is None else symmetric
     count = outputs if per_channel else 1
-    w_scale = np.array([draw(draws.scales(2.0**-12, 4.0)) for _ in range(count)], np.float32)
+    w_scale = draw(draws.channel_scales(count, 2.0**-12, 4.0))
     w_zero = np.zeros(count) if symmetric else generator.integers(-128, 128, count)
     w = QParams(w_scale, w_zero, -128, 127, axis=0) if per_channel else QParams(w_scale[0], w_zero[0], -128, 127)
     x_q = generator.integers(x.qmin, x.qmax + 1, (rows, inputs)).astype(x.dtype)
@@ -195,11 +196,12 @@ def test_each_channel_has_its_own_multiplier(layer):
 
 
 @clause("INT-REQUANT")
-@given(st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20))
-def test_requantize_saturates(accumulator, y_scale):
-    assume(abs(accumulator) > 300 * float(y_scale) + 300)
+@given(draws.scales(2.0**-20, 2.0**20), st.floats(0, 1), st.booleans())
+def test_requantize_saturates(y_scale, share, positive):
+    beyond = 300 * float(y_scale) + 300  # every accumulator from here on is more than 256 steps away
+    size = round(beyond + share * (2**31 - 1 - beyond))
     y = QParams(y_scale, 7, 0, 255)
-    assert integer.requantize([accumulator], 1.0, 1.0, y).tolist() == [255 if accumulator > 0 else 0]
+    assert integer.requantize([size if positive else -size], 1.0, 1.0, y).tolist() == [255 if positive else 0]
 
 
 @clause("INT-NEAREST", "INT-REQUANT")

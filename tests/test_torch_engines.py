@@ -16,10 +16,6 @@ from quantspec.program import Linear
 OFFERED = [engine for engine in torch_quantized.ENGINES if not torch_quantized.why_not_offered(engine)]
 
 
-def test_this_build_of_torch_offers_an_engine():
-    assert OFFERED
-
-
 @clause("DIA-REQUANTIZE", "DIA-QUANTIZE", "DIA-QPARAMS", "DIA-SYMMETRIC", "DIA-EITHER", "DIA-DYNAMIC", "DIA-DYNAMIC-QUANTIZE", "DIA-ACCUMULATE", "DIA-REDUCED")
 @pytest.mark.parametrize("engine", OFFERED)
 @pytest.mark.parametrize("variant", tutorial.VARIANTS[1:])
@@ -65,20 +61,3 @@ def test_full_range_layers_have_torchs_codes_on_this_cpu(engine, generator, inpu
     theirs = torch_quantized.linear(x_q, step, engine=engine)
     allowed = [dialect(name).linear(x_q, x, weight, w, None, y) for name in torch_quantized.dialects_here(engine)]
     assert np.logical_or.reduce([codes == theirs for codes in allowed]).all()
-
-
-def test_an_engine_that_torch_does_not_have_is_listed_with_the_reason(model, dataset, monkeypatch):
-    monkeypatch.setattr(torch_quantized, "why_not_offered", lambda engine: "this build of torch offers none")
-    rows, parameters = tutorial.compare(model, dataset, "qnnpack", "static", False)
-    assert [(row.layer, row.codes, row.differ, row.reason) for row in rows] == [(name, 0, 0, "this build of torch offers none") for name in ("fc1", "fc2", "fc3")]
-    assert parameters == []
-
-
-def test_selecting_an_engine_is_undone():
-    import torch
-
-    before = torch.backends.quantized.engine
-    with pytest.raises(ZeroDivisionError), torch_quantized.selected(OFFERED[-1]):
-        assert torch.backends.quantized.engine == OFFERED[-1]
-        raise ZeroDivisionError
-    assert torch.backends.quantized.engine == before

@@ -4,6 +4,7 @@ A chapter is Markdown. A clause is a heading ``### AFF-TIES · Title`` whose fir
 ``python`` blocks, in order, are the chapter's module; ``pycon`` blocks are its examples.
 """
 
+import doctest
 import functools
 import hashlib
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
+LANGUAGES = ("python", "pycon")
 CLAUSE_HEADING = re.compile(r"^([A-Z]{3}(?:-[A-Z0-9]+)+) · (.+)$")
 
 
@@ -34,11 +36,17 @@ class Clause:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``line`` is the line of its first line of code, counted from 1."""
+    """A fenced block; ``line`` is the line of its first line of code, counted from 1; ``clause`` the id of the clause it stands under."""
 
     language: str
     source: str
     line: int
+    clause: str = ""
+
+    @property
+    def examples(self) -> int:
+        """How many prompts a ``pycon`` block has; 0 for other blocks. Raises ValueError where it is no transcript of the interpreter."""
+        return len(doctest.DocTestParser().get_examples(self.source)) if self.language == "pycon" else 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,11 @@ class Chapter:
     title: str
     clauses: tuple[Clause, ...]
     blocks: tuple[Block, ...]
+
+    @property
+    def examples(self) -> int:
+        """How many examples the chapter has."""
+        return sum(block.examples for block in self.blocks)
 
 
 def directory() -> Path:
@@ -69,7 +82,8 @@ def stems() -> list[str]:
 def parse(path: Path) -> Chapter:
     """Parses one chapter.
 
-    Raises ValueError when a clause has no sentence, more than one, or an id that the chapter already used.
+    Raises ValueError when a clause has no sentence, more than one, or an id that the chapter already used, and for a block that could not
+    run: one of another language, without a prompt, or that is no Python.
     """
     tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
     title, clauses, blocks, heading = "", [], [], None
@@ -92,7 +106,7 @@ def parse(path: Path) -> Chapter:
             clauses.append(Clause(heading[0], heading[1], token.content, path.stem[3:], heading[2]))
             heading = None
         elif token.type == "fence":
-            blocks.append(Block(token.info.strip(), token.content, token.map[0] + 2))
+            blocks.append(checked_block(path, Block(token.info.strip(), token.content, token.map[0] + 2, clauses[-1].id if clauses else "")))
     if heading is not None:
         raise ValueError(f"{path.name}:{heading[2]}: clause {heading[0]} has no normative sentence")
     ids = [clause.id for clause in clauses]
@@ -100,6 +114,20 @@ def parse(path: Path) -> Chapter:
         if ids.count(clause.id) > 1:
             raise ValueError(f"{path.name}:{clause.line}: clause {clause.id} stands twice")
     return Chapter(path.stem[3:], path, title, tuple(clauses), tuple(blocks))
+
+
+def checked_block(path: Path, block: Block) -> Block:
+    """The block; ValueError naming file and line where it could not run."""
+    try:
+        if block.language not in LANGUAGES:
+            raise ValueError(f"expected a block of {' or '.join(LANGUAGES)}, got {block.language!r}, which would not run")
+        if block.language == "python":
+            compile(block.source, path.name, "exec")
+        elif block.examples == 0:
+            raise ValueError("a pycon block without a prompt, in which nothing would run")
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{path.name}:{block.line}: {error}") from error
+    return block
 
 
 @functools.cache

@@ -52,6 +52,11 @@ def test_the_digest_sees_words_and_not_white_space(tmp_path):
         (GOOD + "\n### ABC-TWO · Second\n\n## Next\n", "clause ABC-TWO has no normative sentence"),
         (GOOD + "\n> Another MUST.\n", "a block quote outside a clause"),
         (GOOD + "\n### ABC-ONE · Again\n\n> It MUST.\n", "clause ABC-ONE stands twice"),
+        (GOOD.replace("```python", "```pyhton"), "expected a block of python or pycon, got 'pyhton', which would not run"),
+        (GOOD.replace("```python", "```"), "expected a block of python or pycon, got ''"),
+        (GOOD.replace("return 1", "return 1 +"), "invalid syntax"),
+        (GOOD.replace(">>> one()", "> one()"), "a pycon block without a prompt"),
+        (GOOD.replace(">>> one()", ">>>one()"), "line 1 of the docstring .* lacks blank after >>>"),
     ],
 )
 def test_a_chapter_that_breaks_the_form_is_an_error(tmp_path, text, message):

@@ -1,0 +1,28 @@
+"""The adapter of torch's quantized engines: what it offers, and that it leaves torch as it was."""
+
+import pytest
+import torch
+
+from quantspec import tutorial
+from quantspec.backends import torch_quantized
+
+OFFERED = [engine for engine in torch_quantized.ENGINES if not torch_quantized.why_not_offered(engine)]
+
+
+def test_this_build_of_torch_offers_an_engine():
+    assert OFFERED
+
+
+def test_an_engine_that_torch_does_not_have_is_listed_with_the_reason(model, dataset, monkeypatch):
+    monkeypatch.setattr(torch_quantized, "why_not_offered", lambda engine: "this build of torch offers none")
+    rows, parameters = tutorial.compare(model, dataset, "qnnpack", "static", False)
+    assert [(row.layer, row.codes, row.differ, row.reason) for row in rows] == [(name, 0, 0, "this build of torch offers none") for name in ("fc1", "fc2", "fc3")]
+    assert parameters == []
+
+
+def test_selecting_an_engine_is_undone():
+    before = torch.backends.quantized.engine
+    with pytest.raises(ZeroDivisionError), torch_quantized.selected(OFFERED[-1]):
+        assert torch.backends.quantized.engine == OFFERED[-1]
+        raise ZeroDivisionError
+    assert torch.backends.quantized.engine == before
