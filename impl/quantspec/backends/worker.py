@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,7 @@ class Worker:
         if reason := registry.why_not_installed(name):
             raise ImportError(f"{name} is {reason}")
         self.seconds, self._wanted = seconds, name
+        self.wrote = ""  # which argument the last call changed
         self._environment = {
             **os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **registry.find(name).environment, **(environment or {}),
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -127,7 +129,7 @@ class Worker:
     def _start(self) -> None:
         self._stderr = tempfile.TemporaryFile()
         command = [sys.executable, "-m", "quantspec.backends.worker", self._wanted]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=self._environment, bufsize=0)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=self._environment, bufsize=0, start_new_session=True)
         os.set_blocking(process.stdin.fileno(), False)  # so that one that does not read is one that hangs
         self._process, self.starts = process, self.starts + 1
         self._finalizer = weakref.finalize(self, end, process, self._stderr)
@@ -140,13 +142,28 @@ class Worker:
         self.name, self.version, self.dialect = hello["name"], hello["version"], hello["dialect"]
         self.operations = hello["operations"]
 
-    def _call(self, operation: str, arguments: tuple, options: dict) -> Any:
-        call = wire.pack({"operation": operation, "arguments": list(arguments), "options": options})
+    def fresh(self, operation: str, *arguments, **options) -> Outcome:
+        """What comes of a call in a copy of the process from before its first call, which ends with the answer."""
+        try:
+            return Outcome("value", self._call(operation, arguments, options, fresh=True))
+        except NotOffered as error:
+            return Outcome("not offered", message=str(error))
+        except Died as error:
+            return Outcome(error.kind, message=str(error))
+        except ValueError as error:
+            return Outcome("refused", message=str(error))
+        except BackendError as error:
+            kind = {"Died": "crashed"}.get(error.kind, "error")
+            return Outcome(kind, message=f"crashed: {error.message}" if kind == "crashed" else str(error))
+
+    def _call(self, operation: str, arguments: tuple, options: dict, fresh: bool = False) -> Any:
+        call = wire.pack({"operation": operation, "arguments": list(arguments), "options": options, "fresh": fresh})
         if self._process is None:
             self._start()
         with contextlib.suppress(BrokenPipeError, TimeoutError):  # reading then says what happened
             self._send(call)
         answer = self._receive(lambda: described(operation, arguments, options), self.seconds)
+        self.wrote = answer.get("wrote", "")
         raise_error(answer)
         return answer["value"]
 
@@ -190,7 +207,8 @@ class Worker:
             raise self._lost(Corrupted, str(error), call()) from None
 
     def _lost(self, kind: type[Died], how: str, call: str) -> Died:
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._stderr.seek(max(self._stderr.seek(0, os.SEEK_END) - 2000, 0))
         said = self._stderr.read().decode(errors="replace").strip()
@@ -199,10 +217,11 @@ class Worker:
 
 
 def end(process: subprocess.Popen, stderr) -> None:
-    """Ends a worker: closed pipes ask it to, and a signal makes it."""
+    """Ends a worker and its copies: closed pipes ask it to, and a signal makes it."""
     process.stdin.close()
     process.stdout.close()
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     stderr.close()
 
@@ -251,12 +270,6 @@ def serve(name: str, source, sink) -> None:
         sink.write(frame)
         sink.flush()
 
-    def read(length: int) -> bytes:
-        data = source.read(length)
-        if len(data) < length:
-            raise EOFError
-        return data
-
     backend = None
 
     def hello() -> dict:
@@ -264,11 +277,78 @@ def serve(name: str, source, sink) -> None:
         backend = registry.find(name).make()
         return {"name": backend.name, "version": backend.version, "dialect": backend.dialect, "operations": list(offers(backend))}
 
+    def run(call: dict) -> dict:
+        before = snapshots(call)
+        value = getattr(backend, call["operation"])(*call["arguments"], **call["options"])
+        changed = [place for place, (array, copy) in before.items() if array.tobytes() != copy]
+        return {"value": value, "wrote": ", ".join(changed)}
+
     answer(hello)
+    # A process that has answered nothing yet waits to be copied for every call that wants one.
+    nursery = Nursery(lambda call: answer(lambda: run(call))) if backend is not None else None
     with contextlib.suppress(EOFError):
         while backend is not None:
-            call = wire.unpack(read)
-            answer(lambda call=call: {"value": getattr(backend, call["operation"])(*call["arguments"], **call["options"])})
+            call = wire.unpack(lambda length: read_all(source, length))
+            if not call["fresh"]:
+                answer(lambda call=call: run(call))
+            elif died := nursery.answer(call):
+                words = described(call["operation"], call["arguments"], call["options"])
+                answer(lambda how=died, words=words: {"error": "Died", "message": f"{how} on {words}"})
+
+
+def snapshots(call: dict) -> dict[str, tuple[np.ndarray, bytes]]:
+    """The arrays among a call's arguments by where they stand, each with its bytes now."""
+    found: dict[str, tuple[np.ndarray, bytes]] = {}
+
+    def look(place: str, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            found[place] = value, value.tobytes()
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                look(f"{place}[{index}]", item)
+
+    for index, value in enumerate(call["arguments"]):
+        look(str(index), value)
+    return found
+
+
+class Nursery:
+    """A copy of this process, made when it has answered nothing, that copies itself for every call it is given."""
+
+    def __init__(self, respond: Callable[[dict], None]):
+        call_read, self._calls = os.pipe()
+        self._ends, end_write = os.pipe()
+        if os.fork():
+            os.close(call_read)
+            os.close(end_write)
+            return
+        os.close(self._calls)
+        os.close(self._ends)
+        with contextlib.suppress(EOFError), os.fdopen(call_read, "rb") as calls:
+            while True:
+                call = wire.unpack(lambda length: read_all(calls, length))
+                child = os.fork()
+                if not child:
+                    respond(call)
+                    os._exit(0)
+                os.write(end_write, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+        os._exit(0)
+
+    def answer(self, call: dict) -> str:
+        """Lets a fresh copy answer, in its own words; or says how it died."""
+        frame = memoryview(wire.pack(call))
+        while frame:
+            frame = frame[os.write(self._calls, frame) :]
+        (code,) = struct.unpack("<i", os.read(self._ends, 4))
+        return "" if code == 0 else signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def read_all(source, length: int) -> bytes:
+    """So many bytes, or EOFError."""
+    data = source.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
 
 
 def main() -> None:
