@@ -1,11 +1,8 @@
 """Our own arithmetic behind the protocol, in any dialect: what the other backends are compared with."""
 
-import numpy as np
 
-from .. import __version__, fusion
+from .. import __version__
 from ..dialects import dialect
-from ..affine import QParams
-from ..integer import max_pool2d
 
 
 class Ours:

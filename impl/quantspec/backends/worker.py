@@ -142,30 +142,29 @@ class Worker:
         self.name, self.version, self.dialect = hello["name"], hello["version"], hello["dialect"]
         self.operations = hello["operations"]
 
-    def fresh(self, operation: str, *arguments, **options) -> Outcome:
-        """What comes of a call in a copy of the process from before its first call, which ends with the answer."""
-        try:
-            return Outcome("value", self._call(operation, arguments, options, fresh=True))
-        except NotOffered as error:
-            return Outcome("not offered", message=str(error))
-        except Died as error:
-            return Outcome(error.kind, message=str(error))
-        except ValueError as error:
-            return Outcome("refused", message=str(error))
-        except BackendError as error:
-            kind = {"Died": "crashed"}.get(error.kind, "error")
-            return Outcome(kind, message=f"crashed: {error.message}" if kind == "crashed" else str(error))
+    def story(self, calls: list[tuple[str, tuple, dict]]) -> list[Outcome]:
+        """What comes of calls (operation, arguments, options), one after the other, in a copy of the process from before its first call.
 
-    def _call(self, operation: str, arguments: tuple, options: dict, fresh: bool = False) -> Any:
-        call = wire.pack({"operation": operation, "arguments": list(arguments), "options": options, "fresh": fresh})
+        The copy ends with the last answer, so that stories know nothing of each other. Raises Died when the copy does not live to its end.
+        """
+        frame = {"story": [{"operation": o, "arguments": list(a), "options": dict(k)} for o, a, k in calls]}
+        answers = self._ask(frame, lambda: f"a story of {len(calls)} calls, the last of which is {described(*calls[-1])}")
+        return [Outcome(**answer) for answer in answers["value"]]
+
+    def _call(self, operation: str, arguments: tuple, options: dict) -> Any:
+        frame = {"operation": operation, "arguments": list(arguments), "options": options}
+        return self._ask(frame, lambda: described(operation, arguments, options))["value"]
+
+    def _ask(self, frame: dict, words: Callable[[], str]) -> dict:
+        packed = wire.pack(frame)
         if self._process is None:
             self._start()
         with contextlib.suppress(BrokenPipeError, TimeoutError):  # reading then says what happened
-            self._send(call)
-        answer = self._receive(lambda: described(operation, arguments, options), self.seconds)
+            self._send(packed)
+        answer = self._receive(words, self.seconds)
         self.wrote = answer.get("wrote", "")
         raise_error(answer)
-        return answer["value"]
+        return answer
 
     def _send(self, frame: bytes) -> None:
         pipe, view = self._process.stdin, memoryview(frame)
@@ -234,6 +233,8 @@ def raise_error(answer: dict) -> None:
             raise NotOffered(message)
         if kind == "ValueError":
             raise ValueError(message)
+        if kind == "Died":
+            raise Crashed(message, "a story")
         raise BackendError(kind, message)
 
 
@@ -283,17 +284,19 @@ def serve(name: str, source, sink) -> None:
         changed = [place for place, (array, copy) in before.items() if array.tobytes() != copy]
         return {"value": value, "wrote": ", ".join(changed)}
 
+    def tell(story: list[dict]) -> dict:
+        return {"value": [vars(outcome(backend, c["operation"], *c["arguments"], **c["options"])) for c in story]}
+
     answer(hello)
-    # A process that has answered nothing yet waits to be copied for every call that wants one.
-    nursery = Nursery(lambda call: answer(lambda: run(call))) if backend is not None else None
+    # A process that has answered nothing yet waits to be copied for every story.
+    nursery = Nursery(lambda call: answer(lambda: tell(call["story"]))) if backend is not None else None
     with contextlib.suppress(EOFError):
         while backend is not None:
             call = wire.unpack(lambda length: read_all(source, length))
-            if not call["fresh"]:
+            if "story" not in call:
                 answer(lambda call=call: run(call))
             elif died := nursery.answer(call):
-                words = described(call["operation"], call["arguments"], call["options"])
-                answer(lambda how=died, words=words: {"error": "Died", "message": f"{how} on {words}"})
+                answer(lambda how=died: {"error": "Died", "message": how})
 
 
 def snapshots(call: dict) -> dict[str, tuple[np.ndarray, bytes]]:
@@ -313,7 +316,7 @@ def snapshots(call: dict) -> dict[str, tuple[np.ndarray, bytes]]:
 
 
 class Nursery:
-    """A copy of this process, made when it has answered nothing, that copies itself for every call it is given."""
+    """A copy of this process, made when it has answered nothing, that copies itself for every story it is given."""
 
     def __init__(self, respond: Callable[[dict], None]):
         call_read, self._calls = os.pipe()

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backends.ours import Ours
 from ..backends.protocol import EXACT, dialects
-from ..backends.worker import Outcome, Worker, outcome
+from ..backends.worker import Died, Outcome, Worker, outcome
 from .calls import Call
 
 DEAD = ("crashed", "exited", "hung", "corrupted")
@@ -32,12 +32,16 @@ class Session:
         self.worker, self.more_threads = worker, more_threads
         self.asked = 0
 
-    def ask(self, call: Call, *, fresh: bool = False, threads: bool = False) -> Outcome:
-        """What comes of a call. ``fresh``: in a process that has answered nothing before; ``threads``: in the one with more threads."""
-        worker = self.more_threads if threads else self.worker
-        if fresh:
-            return worker.fresh(call.operation, *call.arguments, **call.options)
-        return outcome(worker, call.operation, *call.arguments, **call.options)
+    def ask(self, call: Call, *, threads: bool = False) -> Outcome:
+        """What comes of a call, with ``threads`` in the process that has more of them."""
+        return outcome(self.more_threads if threads else self.worker, call.operation, *call.arguments, **call.options)
+
+    def story(self, calls: list[Call]) -> list[Outcome]:
+        """What comes of calls, one after the other, in a process that has answered nothing before. Undecided when no such process can be had."""
+        try:
+            return self.worker.story([(call.operation, call.arguments, call.options) for call in calls])
+        except Died as error:
+            raise Undecided(str(error)) from None
 
     def answer(self, call: Call, **how) -> np.ndarray:
         """The array that a call is answered with. Undecided when it is refused or not offered, Violation when the process does not live to answer."""
