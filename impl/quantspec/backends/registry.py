@@ -28,8 +28,8 @@ class Entry:
 # FBGEMM and oneDNN choose kernels by what the CPU has; these make them choose as on one without VNNI, in a process that has not loaded them yet.
 NO_VNNI = {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 TORCH_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+LITERT = ("ai_edge_litert", "flatbuffers")
 HERE = "quantspec.backends"
-ONNX = {"needs": ("onnx",), "extra": "onnx"}
 
 ENTRIES = {
     entry.name: entry
@@ -37,6 +37,15 @@ ENTRIES = {
         *(Entry(f"quantspec-{name}", f"{HERE}.ours:Ours", (name,)) for name in DIALECTS),
         *(Entry(f"torch-{engine}", f"{HERE}.torch_engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
         *(Entry(f"torch-{e}-no-vnni", f"{HERE}.torch_engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
+        Entry("torch-fake-quantize", f"{HERE}.torch_fake:TorchFakeQuantize"),
+        Entry("torch-decomposed", f"{HERE}.torch_fake:TorchDecomposed"),
+        Entry("torch-onednn-pointwise", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",)),
+        Entry("torch-onednn-pointwise-int8", f"{HERE}.torch_pointwise:OnednnPointwise", ("int8",)),
+        Entry("torch-onednn-pointwise-no-vnni", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",), environment=NO_VNNI),
+        Entry("onnx-reference", f"{HERE}.onnx_reference:OnnxReference", needs=("onnx",), extra="onnx"),
+        Entry("onnxruntime", f"{HERE}.onnx_runtime:OnnxRuntime", needs=("onnx", "onnxruntime"), extra="onnx"),
+        *(Entry(f"litert-{k}", f"{HERE}.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
+        Entry("openvino", f"{HERE}.openvino_cpu:OpenVINO", needs=("openvino",), extra="openvino"),
     )
 }
 
