@@ -520,12 +520,13 @@ def windows(x_q, zero_point, w_q, stride, padding, dilation, groups: int) -> tup
     views = views[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
     images, channels, height, width = views.shape[:4]
     split = views.reshape(images, groups, channels // groups, height, width, *w_q.shape[2:])
-    return split.transpose(1, 0, 3, 4, 5, 6, 2).reshape(groups, images * height * width, -1), (images, height, width)
+    inputs = int(np.prod(w_q.shape[1:]))
+    return split.transpose(1, 0, 3, 4, 5, 6, 2).reshape(groups, images * height * width, inputs), (images, height, width)
 
 
 def rows(w_q: np.ndarray) -> np.ndarray:
     """Weights [outputs, inputs, height, width] as [outputs, height * width * inputs], inputs last."""
-    return w_q.transpose(0, 2, 3, 1).reshape(len(w_q), -1)
+    return w_q.transpose(0, 2, 3, 1).reshape(len(w_q), int(np.prod(w_q.shape[1:])))
 
 
 TORCH = ("fused", "add", "float32", "half", "container")

@@ -29,9 +29,11 @@ class Call:
 
 
 def scales(low: float = ORDINARY[0], high: float = ORDINARY[1]) -> st.SearchStrategy[np.float32]:
-    """Ordinary scales: powers of two, whose ties are exact, and any float32."""
-    exponents = st.integers(int(np.ceil(np.log2(low))), int(np.floor(np.log2(high)))).map(lambda e: 2.0**e)
-    return st.one_of(exponents, st.floats(low, high, width=32)).map(np.float32)
+    """Ordinary scales: powers of two, whose ties are exact, and float32 of which all digits count."""
+    ends = np.log2(low), np.log2(high)
+    exponents = st.integers(int(np.ceil(ends[0])), int(np.floor(ends[1]))).map(lambda e: 2.0**e)
+    digits = st.integers(0, 2**16).map(lambda seed: 2.0 ** np.random.default_rng(seed).uniform(*ends))
+    return st.one_of(exponents, digits, digits).map(np.float32)
 
 
 @st.composite
@@ -91,9 +93,13 @@ def dequantize_calls(draw) -> Call:
 def qparams_calls(draw) -> Call:
     """Ranges: ordinary, one-sided, symmetric, a point, tiny."""
     size = draw(st.sampled_from([1.0, 100.0, 2.0**-20]))
+    kind = draw(st.sampled_from(["any", "mirrored", "tie"]))
     a, b = (np.float32(draw(st.floats(-1, 1, width=32)) * size) for _ in "ab")
-    if draw(st.booleans()):
+    if kind == "mirrored":
         a, b = -abs(a), abs(a)
+    elif kind == "tie":  # zero lies half-way between two codes, exactly
+        below, step = draw(st.integers(0, 254)) + 0.5, draw(st.sampled_from([1.0, 0.25, 2.0**-10]))
+        a, b = np.float32(-below * step), np.float32((255 - below) * step)
     symmetric, signed = draw(st.booleans()), draw(st.booleans())
     qmin, qmax = (-128, 127) if signed else (0, 255)
     return Call("qparams", (min(a, b), max(a, b)), {"qmin": qmin, "qmax": qmax, "symmetric": symmetric})
@@ -107,6 +113,19 @@ def weights(draw, shape: tuple[int, ...], largest: int = 127) -> tuple[np.ndarra
     if draw(st.booleans()):
         return w_q, QParams(draw(scales()), 0, -128, 127)
     return w_q, QParams(np.array([draw(scales()) for _ in range(shape[0])], np.float32), 0, -128, 127, axis=0)
+
+
+def tuned(draw, sums: np.ndarray, x: QParams, signed: bool) -> tuple[QParams, QParams]:
+    """Weight and output grids that put each output's first accumulator (``sums``, (outputs,)) on a tie, give or take an ulp of its weight scale."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**16)))
+    qmin, qmax = (-128, 127) if signed else (0, 255)
+    y = QParams(draw(scales()), draw(st.integers(qmin, qmax)), qmin, qmax)
+    steps = generator.integers(0, 100, len(sums)) + 0.5
+    sizes = np.maximum(np.abs(sums), 1)
+    w_scale = (steps * np.float64(y.scale) / (np.float64(x.scale) * sizes)).astype(np.float32)
+    ulps = generator.integers(-1, 2, len(sums))
+    w_scale = np.where(ulps < 0, np.nextafter(w_scale, np.float32(0)), np.where(ulps > 0, np.nextafter(w_scale, np.float32(1e9)), w_scale))
+    return QParams(w_scale, 0, -128, 127, axis=0), y
 
 
 @st.composite
@@ -134,6 +153,9 @@ def linear_calls(draw, rows=st.integers(1, 4), inputs=lengths(), outs=lengths(),
     unit = np.float64(x.scale) * w.scale
     y = draw(outputs(float(np.max(unit)), shape[1], x.qmin < 0))
     x_q, bias = codes(draw, x, (draw(rows), shape[1])), biases(draw, unit, shape[0])
+    if w.axis == 0 and draw(st.booleans()):
+        w, y = tuned(draw, (x_q[0].astype(np.int64) - int(x.zero_point)) @ w_q.T.astype(np.int64), x, x.qmin < 0)
+        bias = None
     return Call("linear", (x_q, x, w_q, w, bias, y), {"relu": draw(st.booleans())})
 
 
@@ -142,7 +164,10 @@ def linear_dynamic_calls(draw, rows=st.integers(1, 4), inputs=lengths(), outs=le
     """A dynamic layer on values that lie on multiples of a step, so that many are ties of the grid that their range gives."""
     shape = draw(outs), draw(inputs)
     generator = np.random.default_rng(draw(st.integers(0, 2**16)))
-    x = (generator.integers(-200, 201, (draw(rows), shape[1])) * np.float64(draw(scales())) / 2).astype(np.float32)
+    steps = generator.integers(-200, 201, (draw(rows), shape[1]))
+    if steps.size > 1 and draw(st.booleans()):  # a range that is the same on both sides of zero
+        steps.ravel()[:2] = (-201, 201)
+    x = (steps * np.float64(draw(scales())) / 2).astype(np.float32)
     w_q, w = draw(weights(shape, largest))
     return Call("linear_dynamic", (x, w_q, w, biases(draw, w.scale, shape[0])), {"relu": draw(st.booleans())})
 
@@ -161,7 +186,14 @@ def conv2d_calls(draw, largest: int = 20, channels: tuple[int, int, int] | None 
     y = draw(outputs(float(np.max(unit)), inputs * kernel[0] * kernel[1], x.qmin < 0))
     x_q = codes(draw, x, (draw(st.integers(1, 2)), groups * inputs, *size))
     placed = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "relu": draw(st.booleans())}
-    return Call("conv2d", (x_q, x, w_q, w, biases(draw, unit, groups * outs), y), placed)
+    bias = biases(draw, unit, groups * outs)
+    if w.axis == 0 and draw(st.booleans()):
+        padding = placed["padding"] = (0, 0)
+        seen = x_q[0, :, : size[0] : dilation[0], : size[1] : dilation[1]][:, : kernel[0], : kernel[1]].astype(np.int64) - int(x.zero_point)
+        seen = np.repeat(seen.reshape(groups, 1, inputs, *kernel), outs, axis=1).reshape(groups * outs, -1)
+        w, y = tuned(draw, (seen * w_q.reshape(groups * outs, -1)).sum(axis=1), x, x.qmin < 0)
+        bias = None
+    return Call("conv2d", (x_q, x, w_q, w, bias, y), placed)
 
 
 @st.composite
@@ -173,7 +205,13 @@ def pair_calls(draw, operation: str) -> Call:
     y = QParams(np.float32(size * draw(st.sampled_from([0.5, 1.0, 1.3, 2.0]))), draw(st.integers(a.qmin, a.qmax)), a.qmin, a.qmax)
     shape = (1, draw(lengths()), 1, draw(st.integers(1, 3)))
     options = {"relu": draw(st.booleans())} if operation == "add" else {}
-    return Call(operation, (codes(draw, a, shape), a, codes(draw, b, shape), b, y), options)
+    a_q, b_q = codes(draw, a, shape), codes(draw, b, shape)
+    if draw(st.booleans()):  # the first element on a tie, give or take an ulp of the output's scale
+        one, other = (float(grid.scale) * (int(q.ravel()[0]) - int(grid.zero_point)) for q, grid in ((a_q, a), (b_q, b)))
+        real, steps = abs(one + other if operation == "add" else one * other), draw(st.integers(0, 100)) + 0.5
+        scale = np.float32(min(max(real / steps, 2.0**-30), 2.0**30))
+        y = QParams(np.nextafter(scale, np.float32(draw(st.sampled_from([0, scale, 1e9])))), y.zero_point, y.qmin, y.qmax)
+    return Call(operation, (a_q, a, b_q, b, y), options)
 
 
 @st.composite

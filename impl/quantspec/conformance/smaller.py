@@ -33,6 +33,7 @@ def smaller(call: Call) -> Iterator[Call]:
     if cut:
         yield from cut(call)
     yield from plainer_options(call)
+    yield from plainer_grids(call)
 
 
 def pieces(length: int) -> Iterator[slice]:
@@ -60,6 +61,33 @@ def plainer_options(call: Call) -> Iterator[Call]:
     for option, value in plain.items():
         if option in call.options and call.options[option] not in (value, None):
             yield replace(call, options={**call.options, option: value})
+
+
+def plainer_grids(call: Call) -> Iterator[Call]:
+    """The call with one of its grids plainer: one scale for all, scale 1, zero point 0."""
+    arguments = call.arguments
+    for i, argument in enumerate(arguments):
+        for grid in plainer(argument) if isinstance(argument, QParams) else ():
+            yield call.with_arguments(*arguments[:i], grid, *arguments[i + 1 :])
+    if call.operation in ("quantize", "dequantize") and not np.ndim(arguments[1]):
+        x, scale, zero_point = arguments
+        if np.isfinite(scale) and scale > 0 and scale != 1:
+            # Real values keep their steps.
+            stretched = (x / scale).astype(np.float32) if call.operation == "quantize" else x
+            yield call.with_arguments(stretched, np.float32(1), zero_point)
+        if zero_point not in (0, 1):
+            yield call.with_arguments(x, scale, 0)
+            yield call.with_arguments(x, scale, 1)
+
+
+def plainer(grid: QParams) -> Iterator[QParams]:
+    """Simpler grids with the same codes."""
+    if grid.axis is not None:
+        yield QParams(grid.scale[0], 0, grid.qmin, grid.qmax)
+    elif float(grid.scale) != 1:
+        yield QParams(1.0, grid.zero_point, grid.qmin, grid.qmax)
+    if grid.axis is None and int(grid.zero_point):
+        yield QParams(grid.scale, 0, grid.qmin, grid.qmax)
 
 
 def elementwise(call: Call) -> Iterator[Call]:
