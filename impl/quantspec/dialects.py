@@ -135,6 +135,13 @@ def qparams_float64(low, high, qmin, qmax):
     return scale, np.int32(np.rint(np.clip(start, qmin, qmax)))
 
 
+def qparams_float32_bare(low, high, qmin, qmax):
+    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+    scale = (high - low) / np.float32(qmax - qmin)
+    scale = np.where(scale == 0, np.float32(1), scale)
+    return scale, np.clip(np.rint(np.float32(qmin) - low / scale), qmin, qmax).astype(np.int32)
+
+
 def qparams_half_up(low, high, qmin, qmax):
     grid = affine.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=False, axis=0 if np.ndim(low) else None)
     low = np.minimum(low, np.float32(0)).astype(np.float64)
@@ -147,7 +154,7 @@ def symmetric_half(low, high, qmin, qmax):
     return scale, np.int32((qmin + qmax + 1) // 2)
 
 
-QPARAMS = {"float32": qparams_float32, "float64": qparams_float64, "half-up": qparams_half_up}
+QPARAMS = {"float32": qparams_float32, "float32-bare": qparams_float32_bare, "float64": qparams_float64, "half-up": qparams_half_up}
 
 # --- DIA-ACCUMULATE: (x_q [rows, inputs], x_zero_point, w_q [outputs, inputs], w_zero_point) to int64 accumulators
 
@@ -235,6 +242,11 @@ def requantize_real_plain(accumulator, bias, s_x, s_w, y, lowest):
     return np.clip(np.rint(value * (np.float32(1) / y.scale) + y.zero_point.astype(np.float32)), lowest, y.qmax)
 
 
+def requantize_real_plain_product(accumulator, bias, s_x, s_w, y, lowest):
+    value = accumulator.astype(np.float32) * (s_x * s_w) + bias
+    return np.clip(np.rint(value * (np.float32(1) / y.scale) + y.zero_point.astype(np.float32)), lowest, y.qmax)
+
+
 def requantize_real_divided(accumulator, bias, s_x, s_w, y, lowest):
     value = accumulator.astype(np.float32) * s_x * s_w + bias
     return np.clip(np.rint(value / y.scale + y.zero_point.astype(np.float32)), lowest, y.qmax)
@@ -293,6 +305,7 @@ REQUANTIZE = {
     "real-weight-once": requantize_real_weight_once,
     "real-weight-once-product": requantize_real_weight_once_product,
     "real-plain": requantize_real_plain,
+    "real-plain-product": requantize_real_plain_product,
     "real-divided": requantize_real_divided,
     "double-inside": requantize_double_inside,
     "fixed-one": requantize_fixed_one,
@@ -372,6 +385,7 @@ class Dialect:
     average_rule: str
     mean_rule: str
     fold_rule: str
+    channels_rule: str = "any"
     accumulate_rule: str = "exact"
 
     def quantize(self, x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
@@ -408,12 +422,19 @@ class Dialect:
         """Output codes [n, outputs, rows, columns] of a convolution by DIA-WINDOWS; arguments and errors as ``integer.conv2d``."""
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
         integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
-        patches, shape = windows(x_q, x.zero_point, w_q, stride, padding, dilation, groups)
-        outputs = len(w_q) // groups
+        in_pairs = self.channels_rule == "even" and self.accumulate_rule == "pairs"
+        if in_pairs:
+            x_q, w_q = evened(x_q, w_q, groups)
+        outputs, places = len(w_q) // groups, (stride, padding, dilation, groups)
+        patches, shape = windows(x_q, 0 if in_pairs else x.zero_point, w_q, *places)
         sums = [
             ACCUMULATE[self.accumulate_rule](patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), points)
             for g, points in enumerate(np.broadcast_to(w.zero_point, len(w_q)).reshape(groups, outputs))
         ]
+        if in_pairs:  # what is outside took no part, and must not be compensated for
+            outside, _ = windows(np.zeros_like(x_q), 1, w_q, *places)
+            for g, total in enumerate(sums):
+                total += int(x.zero_point) * integer.accumulate(outside[g], 0, rows(w_q[g * outputs : (g + 1) * outputs]), 0)
         accumulator = np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
         codes = self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu, rule=self.windows_rule)
         return np.ascontiguousarray(np.moveaxis(codes, -1, 1))
@@ -523,6 +544,16 @@ def windows(x_q, zero_point, w_q, stride, padding, dilation, groups: int) -> tup
     return split.transpose(1, 0, 3, 4, 5, 6, 2).reshape(groups, images * height * width, -1), (images, height, width)
 
 
+def evened(x_q, w_q, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and weights with one more channel of zeros in each group where their number is odd."""
+    if w_q.shape[1] % 2 == 0:
+        return x_q, w_q
+    images, channels, height, width = x_q.shape
+    split = x_q.reshape(images, groups, channels // groups, height, width)
+    split = np.pad(split, [(0, 0), (0, 0), (0, 1), (0, 0), (0, 0)])
+    return split.reshape(images, -1, height, width), np.pad(w_q, [(0, 0), (0, 1), (0, 0), (0, 0)])
+
+
 def rows(w_q: np.ndarray) -> np.ndarray:
     """Weights [outputs, inputs, height, width] as [outputs, height * width * inputs], inputs last."""
     return w_q.transpose(0, 2, 3, 1).reshape(len(w_q), -1)
@@ -530,39 +561,40 @@ def rows(w_q: np.ndarray) -> np.ndarray:
 
 TORCH = ("fused", "add", "float32", "half", "container")
 TORCH_CODES = ("real", "reciprocal", "quantize", "inside", "inside", "float32")
-ONNX = ("divide", "divide", "exact", "narrow", "codes")
+ONNX = ("divide", "divide", "float32-bare", "narrow", "codes")
 ONNX_CODES = ("ratios", "inside", "quantize", "real", "ratio", "exact")
 TFLITE = ("divide-away", "divide-away", "exact", "narrow", "codes")
 TFLITE_CODES = ("shifted", "fixed-two", "ratio-away", "codes-away", "fixed-two", "exact")
 EXACT_CODES = ("exact",) * 6
-INT16 = ("fbgemm", "onednn", "onednn-product", "onednn-pointwise")
+INT16 = ("fbgemm", "onednn", "onednn-product", "onednn-pointwise", "onednn-pointwise-product")
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
         Dialect("exact", "exact", "exact", "exact", "narrow", "codes", "exact", "exact", "exact", "exact", "exact", *EXACT_CODES),
-        Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
-        Dialect("onnx", *ONNX, "integer-bias", "exact", "divide", "multiply-add", "integer-bias", *ONNX_CODES),
-        Dialect("onnx-reference", *ONNX, "double-inside", "exact", "divide", "multiply-add", "double-inside", *ONNX_CODES),
-        Dialect("torch-quantize", *TORCH, "exact", "float64", "fused", "exact", "exact", *TORCH_CODES),
-        Dialect("torch-quantize-tail", *TORCH, "exact", "float64", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:]),
-        Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
+        Dialect("onnx", *ONNX, "integer-bias", "float32-bare", "divide", "multiply-add", "integer-bias", *ONNX_CODES),
         Dialect("fbgemm", *TORCH, "float-bias", "float64", "fused", "fused", "float-bias", *TORCH_CODES),
-        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn", "real-weight-once", *TORCH_CODES),
-        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product", "real-weight-once-product", *TORCH_CODES),
-        Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES),
-        Dialect("onednn-reference", *TORCH, "real-divided", "float64", "fused", "in-turn", "real-divided", *TORCH_CODES),
+        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn", "real-weight-once", *TORCH_CODES, "even"),
+        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product", "real-weight-once-product", *TORCH_CODES, "even"),
         Dialect(
             "qnnpack", *TORCH, "integer-bias-reciprocal", "float64", "fused", "multiply-add", "integer-bias-reciprocal",
             "fixed-away", "reciprocal", "quantize", "ratio", "ratio", "float32",
         ),
+        Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
+        Dialect("onnx-reference", *ONNX, "double-inside", "float32-bare", "divide", "multiply-add", "double-inside", *ONNX_CODES),
+        Dialect("torch-quantize", *TORCH, "exact", "float32", "fused", "exact", "exact", *TORCH_CODES),
+        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:]),
+        Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
+        Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES, "even"),
+        Dialect("onednn-pointwise-product", *TORCH, "real-plain-product", "float64", "fused", "product", "real-plain-product", *TORCH_CODES, "even"),
+        Dialect("onednn-reference", *TORCH, "real-divided", "float64", "fused", "in-turn", "real-divided", *TORCH_CODES, "even"),
         Dialect(
-            "xnnpack", "reciprocal", "reciprocal", *ONNX[2:], "integer-bias", "exact", "reciprocal", "multiply-add", "integer-bias",
+            "xnnpack", "reciprocal", "divide-away", "exact", "narrow", "codes", "integer-bias", "exact", "reciprocal", "multiply-add", "integer-bias",
             "fixed-up", "outside", "ratio-away", "codes-away", "inside", "exact",
         ),
         Dialect("tflite-reference", *TFLITE, "fixed-one", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
         Dialect("tflite-two-roundings", *TFLITE, "fixed-two", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
         Dialect("tflite-ruy", *TFLITE, "fixed-two-up", "exact", "divide-away", "multiply-add", "fixed-two-up", *TFLITE_CODES),
-        Dialect("openvino", "levels", "levels", *ONNX[2:], "real-product", "exact", "levels", "exact", "real-product", *EXACT_CODES),
+        Dialect("openvino", "levels", "levels", "exact", "narrow", "codes", "real-product", "exact", "levels", "exact", "real-product", *EXACT_CODES),
     )
 }  # fmt: skip
 DIALECTS |= {f"{name}-int16": replace(DIALECTS[name], name=f"{name}-int16", accumulate_rule="pairs") for name in INT16}

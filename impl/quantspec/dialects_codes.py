@@ -257,5 +257,6 @@ def fold_batch_norm(rules: Dialect, weight, bias, gamma, beta, mean, var, eps: f
     weight, gamma, beta, mean, var = (np.asarray(v, np.float32) for v in (weight, gamma, beta, mean, var))
     bias = np.zeros(len(weight), np.float32) if bias is None else np.asarray(bias, np.float32)
     inverse = ONE / np.sqrt(var + np.float32(eps))
-    factor = (gamma * inverse).reshape(-1, *[1] * (weight.ndim - 1))
-    return weight * factor, (bias - mean) * inverse * gamma + beta
+    factor = gamma * inverse
+    shift = (bias - mean) * factor if weight.ndim == 2 else (bias - mean) * inverse * gamma
+    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift + beta
