@@ -11,6 +11,8 @@ import numpy as np
 
 from . import affine, integer
 from .affine import QParams, along
+from .dialects_fixed import away, requantize_double_inside, requantize_fixed_one, requantize_fixed_two, requantize_fixed_two_up
+from .dialects_windows import evened, rows, windows
 
 FLOOR = np.float32(2.0**-23)
 SMALL = float(np.float32(6.1e-5))
@@ -69,11 +71,6 @@ def quantize_fused(x, scale, zero_point, qmin, qmax):
 
 def quantize_divide_away(x, scale, zero_point, qmin, qmax):
     return np.clip(away((x / scale).astype(np.float64)) + zero_point, qmin, qmax)
-
-
-def away(values: np.ndarray) -> np.ndarray:
-    """Float64 values rounded to integers, ties away from zero; below 2^52 the sum is exact, and beyond everything is an integer."""
-    return np.where(np.abs(values) < 2.0**52, np.sign(values) * np.floor(np.abs(values) + 0.5), values)
 
 
 def quantize_levels(x, scale, zero_point, qmin, qmax):
@@ -250,49 +247,6 @@ def requantize_real_plain_product(accumulator, bias, s_x, s_w, y, lowest):
 def requantize_real_divided(accumulator, bias, s_x, s_w, y, lowest):
     value = accumulator.astype(np.float32) * s_x * s_w + bias
     return np.clip(np.rint(value / y.scale + y.zero_point.astype(np.float32)), lowest, y.qmax)
-
-
-def requantize_double_inside(accumulator, bias, s_x, s_w, y, lowest):
-    total = accumulator + integer.quantize_bias(bias, s_x, s_w).astype(np.int64)
-    return np.clip(np.rint(total * (s_x * s_w / y.scale).astype(np.float64) + y.zero_point), lowest, y.qmax)
-
-
-def requantize_fixed_one(accumulator, bias, s_x, s_w, y, lowest):
-    return fixed(accumulator, bias, s_x, s_w, y, lowest, lambda total, m, n: integer.requantize_fixed(total, m, n, y, roundings=1))
-
-
-def requantize_fixed_two(accumulator, bias, s_x, s_w, y, lowest):
-    return fixed(accumulator, bias, s_x, s_w, y, lowest, lambda total, m, n: two_roundings(total, m, n, away_shift) + y.zero_point)
-
-
-def requantize_fixed_two_up(accumulator, bias, s_x, s_w, y, lowest):
-    return fixed(accumulator, bias, s_x, s_w, y, lowest, lambda total, m, n: two_roundings(total, m, n, up_shift) + y.zero_point)
-
-
-def fixed(accumulator, bias, s_x, s_w, y, lowest, rounded):
-    """Codes by ``rounded(total, m, n)`` for each output with its own multiplier (INT-FIXED)."""
-    total = accumulator + integer.quantize_bias(bias, s_x, s_w).astype(np.int64)
-    codes = np.empty(total.shape, np.int64)
-    for j, scale in enumerate(np.broadcast_to(s_w, total.shape[-1:])):
-        m, n = integer.fixed_point(Fraction(float(s_x)) * Fraction(float(scale)) / Fraction(float(y.scale)))
-        codes[..., j] = rounded(total[..., j], m, n)
-    return np.clip(codes, lowest, y.qmax)
-
-
-def two_roundings(total, m: int, n: int, shift) -> np.ndarray:
-    """total * m * 2^-(31 + n) rounded after the multiplication, half-way cases up, and again by ``shift``; beyond 31 nothing is left of it."""
-    if n > 31:
-        return np.zeros_like(total)
-    high = ((np.clip(total, -(2**31), 2**31 - 1) << max(-n, 0)) * m + 2**30) >> 31
-    return shift(high, max(n, 0))
-
-
-def away_shift(high, n: int):
-    return np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n)
-
-
-def up_shift(high, n: int):
-    return (high + (2**n >> 1)) >> n
 
 
 REQUANTIZE = {
@@ -524,39 +478,6 @@ def quantize(rule: str, x, scale, zero_point, qmin: int, qmax: int, axis: int | 
     with np.errstate(over="ignore", invalid="ignore"):
         codes = QUANTIZE[rule](x, given, along(axis, points, x.shape), qmin, qmax)
     return codes.astype(affine.code_dtype(qmin, qmax))
-
-
-def windows(x_q, zero_point, w_q, stride, padding, dilation, groups: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The codes of every window, [groups, windows, inputs], and how many images, rows and columns of windows there are.
-
-    Inputs of a window are in the order rows, columns, channels, as ``rows`` puts weights; outside the image is the zero point. ValueError for shapes that do not fit.
-    """
-    x_q, w_q = integer.checked_codes(x_q, "x_q"), integer.checked_codes(w_q, "w_q")
-    if x_q.ndim != 4 or w_q.ndim != 4 or x_q.shape[1] != w_q.shape[1] * groups or len(w_q) % groups:
-        raise ValueError(f"x_q, w_q: shapes {x_q.shape} and {w_q.shape} do not make a convolution with {groups} groups")
-    around = [(0, 0), (0, 0), *((p, p) for p in padding)]
-    padded = np.pad(x_q, around, constant_values=int(zero_point))
-    spread = [d * (k - 1) + 1 for d, k in zip(dilation, w_q.shape[2:])]
-    views = np.lib.stride_tricks.sliding_window_view(padded, spread, axis=(2, 3))
-    views = views[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
-    images, channels, height, width = views.shape[:4]
-    split = views.reshape(images, groups, channels // groups, height, width, *w_q.shape[2:])
-    return split.transpose(1, 0, 3, 4, 5, 6, 2).reshape(groups, images * height * width, -1), (images, height, width)
-
-
-def evened(x_q, w_q, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and weights with one more channel of zeros in each group where their number is odd."""
-    if w_q.shape[1] % 2 == 0:
-        return x_q, w_q
-    images, channels, height, width = x_q.shape
-    split = x_q.reshape(images, groups, channels // groups, height, width)
-    split = np.pad(split, [(0, 0), (0, 0), (0, 1), (0, 0), (0, 0)])
-    return split.reshape(images, -1, height, width), np.pad(w_q, [(0, 0), (0, 1), (0, 0), (0, 0)])
-
-
-def rows(w_q: np.ndarray) -> np.ndarray:
-    """Weights [outputs, inputs, height, width] as [outputs, height * width * inputs], inputs last."""
-    return w_q.transpose(0, 2, 3, 1).reshape(len(w_q), -1)
 
 
 TORCH = ("fused", "add", "float32", "half", "container")

@@ -38,6 +38,8 @@ class OnednnPointwise:
         return OPS.qlinear_pointwise(torch.from_numpy(x_q.copy()), float(x.scale), int(x.zero_point), packed, scales, points, bias, *output).numpy()
 
     def conv2d(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, relu=False):
+        if x.dtype != np.uint8:
+            raise NotOffered("signed activations: qconv2d_pointwise takes unsigned ones only")
         weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
         places = list(stride), list(padding), list(dilation), groups
         packed = OPS.qconv_prepack(weight, scales, float(x.scale), int(x.zero_point), *places, list(x_q.shape))
