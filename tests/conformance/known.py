@@ -10,7 +10,6 @@ KNOWN = {
     ("torch-x86-no-vnni", "conv2d"): GROUPED,
     ("torch-onednn-no-vnni", "conv2d"): GROUPED,
     ("torch-onednn-pointwise-no-vnni", "conv2d"): GROUPED,
-    ("onnx-reference", "conv2d"): "the reference evaluator differs beside ties in a few outputs of grouped convolutions",
     ("onnx-reference", "max_pool2d"): "the reference evaluator takes pads in another order, and fails on integer codes where a window is all padding",
     ("litert-xnnpack", "adaptive_avg_pool2d"): "XNNPACK's mean beside ties; no form found",
     ("litert-builtin", "quantize"): "the elements that fill no vector take steps of their own",
