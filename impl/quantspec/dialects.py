@@ -11,6 +11,8 @@ import numpy as np
 
 from . import affine, integer
 from .affine import QParams, along
+from .dialects_fixed import away, requantize_double_inside, requantize_fixed_one, requantize_fixed_two, requantize_fixed_two_up
+from .dialects_windows import evened, rows, windows
 
 FLOOR = np.float32(2.0**-23)
 SMALL = float(np.float32(6.1e-5))
@@ -69,11 +71,6 @@ def quantize_fused(x, scale, zero_point, qmin, qmax):
 
 def quantize_divide_away(x, scale, zero_point, qmin, qmax):
     return np.clip(away((x / scale).astype(np.float64)) + zero_point, qmin, qmax)
-
-
-def away(values: np.ndarray) -> np.ndarray:
-    """Float64 values rounded to integers, ties away from zero; below 2^52 the sum is exact, and beyond everything is an integer."""
-    return np.where(np.abs(values) < 2.0**52, np.sign(values) * np.floor(np.abs(values) + 0.5), values)
 
 
 def quantize_levels(x, scale, zero_point, qmin, qmax):
@@ -135,6 +132,13 @@ def qparams_float64(low, high, qmin, qmax):
     return scale, np.int32(np.rint(np.clip(start, qmin, qmax)))
 
 
+def qparams_float32_bare(low, high, qmin, qmax):
+    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+    scale = (high - low) / np.float32(qmax - qmin)
+    scale = np.where(scale == 0, np.float32(1), scale)
+    return scale, np.clip(np.rint(np.float32(qmin) - low / scale), qmin, qmax).astype(np.int32)
+
+
 def qparams_half_up(low, high, qmin, qmax):
     grid = affine.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=False, axis=0 if np.ndim(low) else None)
     low = np.minimum(low, np.float32(0)).astype(np.float64)
@@ -147,7 +151,7 @@ def symmetric_half(low, high, qmin, qmax):
     return scale, np.int32((qmin + qmax + 1) // 2)
 
 
-QPARAMS = {"float32": qparams_float32, "float64": qparams_float64, "half-up": qparams_half_up}
+QPARAMS = {"float32": qparams_float32, "float32-bare": qparams_float32_bare, "float64": qparams_float64, "half-up": qparams_half_up}
 
 # --- DIA-ACCUMULATE: (x_q [rows, inputs], x_zero_point, w_q [outputs, inputs], w_zero_point) to int64 accumulators
 
@@ -235,52 +239,14 @@ def requantize_real_plain(accumulator, bias, s_x, s_w, y, lowest):
     return np.clip(np.rint(value * (np.float32(1) / y.scale) + y.zero_point.astype(np.float32)), lowest, y.qmax)
 
 
+def requantize_real_plain_product(accumulator, bias, s_x, s_w, y, lowest):
+    value = accumulator.astype(np.float32) * (s_x * s_w) + bias
+    return np.clip(np.rint(value * (np.float32(1) / y.scale) + y.zero_point.astype(np.float32)), lowest, y.qmax)
+
+
 def requantize_real_divided(accumulator, bias, s_x, s_w, y, lowest):
     value = accumulator.astype(np.float32) * s_x * s_w + bias
     return np.clip(np.rint(value / y.scale + y.zero_point.astype(np.float32)), lowest, y.qmax)
-
-
-def requantize_double_inside(accumulator, bias, s_x, s_w, y, lowest):
-    total = accumulator + integer.quantize_bias(bias, s_x, s_w).astype(np.int64)
-    return np.clip(np.rint(total * (s_x * s_w / y.scale).astype(np.float64) + y.zero_point), lowest, y.qmax)
-
-
-def requantize_fixed_one(accumulator, bias, s_x, s_w, y, lowest):
-    return fixed(accumulator, bias, s_x, s_w, y, lowest, lambda total, m, n: integer.requantize_fixed(total, m, n, y, roundings=1))
-
-
-def requantize_fixed_two(accumulator, bias, s_x, s_w, y, lowest):
-    return fixed(accumulator, bias, s_x, s_w, y, lowest, lambda total, m, n: two_roundings(total, m, n, away_shift) + y.zero_point)
-
-
-def requantize_fixed_two_up(accumulator, bias, s_x, s_w, y, lowest):
-    return fixed(accumulator, bias, s_x, s_w, y, lowest, lambda total, m, n: two_roundings(total, m, n, up_shift) + y.zero_point)
-
-
-def fixed(accumulator, bias, s_x, s_w, y, lowest, rounded):
-    """Codes by ``rounded(total, m, n)`` for each output with its own multiplier (INT-FIXED)."""
-    total = accumulator + integer.quantize_bias(bias, s_x, s_w).astype(np.int64)
-    codes = np.empty(total.shape, np.int64)
-    for j, scale in enumerate(np.broadcast_to(s_w, total.shape[-1:])):
-        m, n = integer.fixed_point(Fraction(float(s_x)) * Fraction(float(scale)) / Fraction(float(y.scale)))
-        codes[..., j] = rounded(total[..., j], m, n)
-    return np.clip(codes, lowest, y.qmax)
-
-
-def two_roundings(total, m: int, n: int, shift) -> np.ndarray:
-    """total * m * 2^-(31 + n) rounded after the multiplication, half-way cases up, and again by ``shift``; beyond 31 nothing is left of it."""
-    if n > 31:
-        return np.zeros_like(total)
-    high = ((np.clip(total, -(2**31), 2**31 - 1) << max(-n, 0)) * m + 2**30) >> 31
-    return shift(high, max(n, 0))
-
-
-def away_shift(high, n: int):
-    return np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n)
-
-
-def up_shift(high, n: int):
-    return (high + (2**n >> 1)) >> n
 
 
 REQUANTIZE = {
@@ -293,6 +259,7 @@ REQUANTIZE = {
     "real-weight-once": requantize_real_weight_once,
     "real-weight-once-product": requantize_real_weight_once_product,
     "real-plain": requantize_real_plain,
+    "real-plain-product": requantize_real_plain_product,
     "real-divided": requantize_real_divided,
     "double-inside": requantize_double_inside,
     "fixed-one": requantize_fixed_one,
@@ -372,6 +339,7 @@ class Dialect:
     average_rule: str
     mean_rule: str
     fold_rule: str
+    channels_rule: str = "any"
     accumulate_rule: str = "exact"
 
     def quantize(self, x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
@@ -408,12 +376,19 @@ class Dialect:
         """Output codes [n, outputs, rows, columns] of a convolution by DIA-WINDOWS; arguments and errors as ``integer.conv2d``."""
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
         integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
-        patches, shape = windows(x_q, x.zero_point, w_q, stride, padding, dilation, groups)
-        outputs = len(w_q) // groups
+        in_pairs = self.channels_rule == "even" and self.accumulate_rule == "pairs"
+        if in_pairs:
+            x_q, w_q = evened(x_q, w_q, groups)
+        outputs, places = len(w_q) // groups, (stride, padding, dilation, groups)
+        patches, shape = windows(x_q, 0 if in_pairs else x.zero_point, w_q, *places)
         sums = [
             ACCUMULATE[self.accumulate_rule](patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), points)
             for g, points in enumerate(np.broadcast_to(w.zero_point, len(w_q)).reshape(groups, outputs))
         ]
+        if in_pairs:  # what is outside took no part, and must not be compensated for
+            outside, _ = windows(np.zeros_like(x_q), 1, w_q, *places)
+            for g, total in enumerate(sums):
+                total += int(x.zero_point) * integer.accumulate(outside[g], 0, rows(w_q[g * outputs : (g + 1) * outputs]), 0)
         accumulator = np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
         codes = self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu, rule=self.windows_rule)
         return np.ascontiguousarray(np.moveaxis(codes, -1, 1))
@@ -505,65 +480,42 @@ def quantize(rule: str, x, scale, zero_point, qmin: int, qmax: int, axis: int | 
     return codes.astype(affine.code_dtype(qmin, qmax))
 
 
-def windows(x_q, zero_point, w_q, stride, padding, dilation, groups: int) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The codes of every window, [groups, windows, inputs], and how many images, rows and columns of windows there are.
-
-    Inputs of a window are in the order rows, columns, channels, as ``rows`` puts weights; outside the image is the zero point. ValueError for shapes that do not fit.
-    """
-    x_q, w_q = integer.checked_codes(x_q, "x_q"), integer.checked_codes(w_q, "w_q")
-    if x_q.ndim != 4 or w_q.ndim != 4 or x_q.shape[1] != w_q.shape[1] * groups or len(w_q) % groups:
-        raise ValueError(f"x_q, w_q: shapes {x_q.shape} and {w_q.shape} do not make a convolution with {groups} groups")
-    around = [(0, 0), (0, 0), *((p, p) for p in padding)]
-    padded = np.pad(x_q, around, constant_values=int(zero_point))
-    spread = [d * (k - 1) + 1 for d, k in zip(dilation, w_q.shape[2:])]
-    views = np.lib.stride_tricks.sliding_window_view(padded, spread, axis=(2, 3))
-    views = views[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
-    images, channels, height, width = views.shape[:4]
-    split = views.reshape(images, groups, channels // groups, height, width, *w_q.shape[2:])
-    inputs = int(np.prod(w_q.shape[1:]))
-    return split.transpose(1, 0, 3, 4, 5, 6, 2).reshape(groups, images * height * width, inputs), (images, height, width)
-
-
-def rows(w_q: np.ndarray) -> np.ndarray:
-    """Weights [outputs, inputs, height, width] as [outputs, height * width * inputs], inputs last."""
-    return w_q.transpose(0, 2, 3, 1).reshape(len(w_q), int(np.prod(w_q.shape[1:])))
-
-
 TORCH = ("fused", "add", "float32", "half", "container")
 TORCH_CODES = ("real", "reciprocal", "quantize", "inside", "inside", "float32")
-ONNX = ("divide", "divide", "exact", "narrow", "codes")
+ONNX = ("divide", "divide", "float32-bare", "narrow", "codes")
 ONNX_CODES = ("ratios", "inside", "quantize", "real", "ratio", "exact")
 TFLITE = ("divide-away", "divide-away", "exact", "narrow", "codes")
 TFLITE_CODES = ("shifted", "fixed-two", "ratio-away", "codes-away", "fixed-two", "exact")
 EXACT_CODES = ("exact",) * 6
-INT16 = ("fbgemm", "onednn", "onednn-product", "onednn-pointwise")
+INT16 = ("fbgemm", "onednn", "onednn-product", "onednn-pointwise", "onednn-pointwise-product")
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
         Dialect("exact", "exact", "exact", "exact", "narrow", "codes", "exact", "exact", "exact", "exact", "exact", *EXACT_CODES),
-        Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
-        Dialect("onnx", *ONNX, "integer-bias", "exact", "divide", "multiply-add", "integer-bias", *ONNX_CODES),
-        Dialect("onnx-reference", *ONNX, "double-inside", "exact", "divide", "multiply-add", "double-inside", *ONNX_CODES),
-        Dialect("torch-quantize", *TORCH, "exact", "float64", "fused", "exact", "exact", *TORCH_CODES),
-        Dialect("torch-quantize-tail", *TORCH, "exact", "float64", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:]),
-        Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
+        Dialect("onnx", *ONNX, "integer-bias", "float32-bare", "divide", "multiply-add", "integer-bias", *ONNX_CODES),
         Dialect("fbgemm", *TORCH, "float-bias", "float64", "fused", "fused", "float-bias", *TORCH_CODES),
-        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn", "real-weight-once", *TORCH_CODES),
-        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product", "real-weight-once-product", *TORCH_CODES),
-        Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES),
-        Dialect("onednn-reference", *TORCH, "real-divided", "float64", "fused", "in-turn", "real-divided", *TORCH_CODES),
+        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn", "real-weight-once", *TORCH_CODES, "even"),
+        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product", "real-weight-once-product", *TORCH_CODES, "even"),
         Dialect(
             "qnnpack", *TORCH, "integer-bias-reciprocal", "float64", "fused", "multiply-add", "integer-bias-reciprocal",
             "fixed-away", "reciprocal", "quantize", "ratio", "ratio", "float32",
         ),
+        Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
+        Dialect("onnx-reference", *ONNX, "double-inside", "float32-bare", "divide", "multiply-add", "double-inside", *ONNX_CODES),
+        Dialect("torch-quantize", *TORCH, "exact", "float32", "fused", "exact", "exact", *TORCH_CODES),
+        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:]),
+        Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
+        Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES, "even"),
+        Dialect("onednn-pointwise-product", *TORCH, "real-plain-product", "float64", "fused", "product", "real-plain-product", *TORCH_CODES, "even"),
+        Dialect("onednn-reference", *TORCH, "real-divided", "float64", "fused", "in-turn", "real-divided", *TORCH_CODES, "even"),
         Dialect(
-            "xnnpack", "reciprocal", "reciprocal", *ONNX[2:], "integer-bias", "exact", "reciprocal", "multiply-add", "integer-bias",
+            "xnnpack", "reciprocal", "divide-away", "exact", "narrow", "codes", "integer-bias", "exact", "reciprocal", "multiply-add", "integer-bias",
             "fixed-up", "outside", "ratio-away", "codes-away", "inside", "exact",
         ),
         Dialect("tflite-reference", *TFLITE, "fixed-one", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
         Dialect("tflite-two-roundings", *TFLITE, "fixed-two", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
         Dialect("tflite-ruy", *TFLITE, "fixed-two-up", "exact", "divide-away", "multiply-add", "fixed-two-up", *TFLITE_CODES),
-        Dialect("openvino", "levels", "levels", *ONNX[2:], "real-product", "exact", "levels", "exact", "real-product", *EXACT_CODES),
+        Dialect("openvino", "levels", "levels", "exact", "narrow", "codes", "real-product", "exact", "levels", "exact", "real-product", *EXACT_CODES),
     )
 }  # fmt: skip
 DIALECTS |= {f"{name}-int16": replace(DIALECTS[name], name=f"{name}-int16", accumulate_rule="pairs") for name in INT16}

@@ -10,7 +10,8 @@ import torch
 
 from . import fusion, integer
 from .affine import QParams
-from .dialects import Dialect, away, away_shift, fma, quantize, two_roundings
+from .dialects import Dialect, fma, quantize
+from .dialects_fixed import away, away_shift, two_roundings
 from .integer import checked_codes
 
 ONE = np.float32(1)
@@ -257,5 +258,6 @@ def fold_batch_norm(rules: Dialect, weight, bias, gamma, beta, mean, var, eps: f
     weight, gamma, beta, mean, var = (np.asarray(v, np.float32) for v in (weight, gamma, beta, mean, var))
     bias = np.zeros(len(weight), np.float32) if bias is None else np.asarray(bias, np.float32)
     inverse = ONE / np.sqrt(var + np.float32(eps))
-    factor = (gamma * inverse).reshape(-1, *[1] * (weight.ndim - 1))
-    return weight * factor, (bias - mean) * inverse * gamma + beta
+    factor = gamma * inverse
+    shift = (bias - mean) * factor if weight.ndim == 2 else (bias - mean) * inverse * gamma
+    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1)), shift + beta

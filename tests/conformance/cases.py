@@ -76,11 +76,11 @@ def dequantize(d: Draw, count: int) -> Iterator:
 
 
 def qparams(d: Draw, count: int) -> Iterator:
-    for i in range(count * 40):
+    for i in range(count * 120):
         low, high = sorted((d.r.normal(size=2) * d.pick(1e-3, 1, 100)).astype(np.float32))
         if i % 5 == 0:
             low, high = -np.abs(high), np.abs(high)
-        yield (low, high), {"qmin": d.ends[0], "qmax": d.ends[1], "symmetric": bool(i % 2)}
+        yield (low, high), {"qmin": d.ends[0], "qmax": d.ends[1], "symmetric": i % 4 == 3}
 
 
 def layer(d: Draw, outputs: int, inputs: int, natural: bool):
@@ -186,7 +186,7 @@ def avg_pool2d(d: Draw, count: int) -> Iterator:
 
 
 def adaptive_avg_pool2d(d: Draw, count: int) -> Iterator:
-    for i in range(count * 4):
+    for _ in range(count * 6):
         size = d.pick((1, 1), (1, 1), (2, 3), (3, 3))
         height, width = d.pick(2, 4, 6, 7, 14), d.pick(3, 6, 8, 14)
         yield (images(d, d.pick(1, 3, 17, 64), height, width), d.grid(d.scale())), {"size": size}

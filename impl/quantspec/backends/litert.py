@@ -17,8 +17,8 @@ RESOLVERS = {
     "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     "reference": OpResolverType.BUILTIN_REF,
 }
-# The builtin kernels take one path or another by sizes: ruy's or gemmlowp's second rounding.
-BUILTIN = frozenset({"tflite-two-roundings", "tflite-ruy"})
+# The builtin kernels take one path or another by sizes: ruy's or gemmlowp's second rounding, a vector's steps or those of the elements that fill none.
+BUILTIN = frozenset({"tflite-two-roundings", "tflite-ruy", "xnnpack"})
 DIALECTS = {"xnnpack": "xnnpack", "builtin": BUILTIN, "reference": "tflite-reference"}
 NONE, RELU = schema.ActivationFunctionType.NONE, schema.ActivationFunctionType.RELU
 

@@ -14,7 +14,7 @@ class OnnxReference(OnnxOperators):
     """onnx.reference: one NumPy implementation an operator, of ONNX's own operators only."""
 
     name, version = "onnx-reference", onnx.__version__
-    dialect = "onnx"
+    dialect = "onnx-reference"
 
     def _run(self, graph: bytes, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         with np.errstate(all="ignore"):

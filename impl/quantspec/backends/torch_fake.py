@@ -42,7 +42,7 @@ class TorchFakeQuantize:
 class TorchDecomposed:
     """``torch.ops.quantized_decomposed``: quantize, dequantize and choosing qparams on plain tensors, in Python on torch operators."""
 
-    name, version, dialect = "torch-decomposed", torch.__version__, "torch-decomposed"
+    name, version, dialect = "torch-decomposed", torch.__version__, "torch-fake-quantize"
 
     def __init__(self):
         torch.set_num_threads(threads())

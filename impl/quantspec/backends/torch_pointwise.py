@@ -23,12 +23,13 @@ class OnednnPointwise:
         self.name = "torch-onednn-pointwise" + ("" if codes == "uint8" else f"-{codes}")
         self.dialect = "onednn-reference" if codes == "int8" else self._probed()
 
-    def _probed(self) -> str:
-        """``onednn-pointwise``, or its form with saturating pairs where this CPU adds products so (DIA-ACCUMULATE)."""
+    def _probed(self) -> frozenset[str]:
+        """``onednn-pointwise``, or its forms with saturating pairs where this CPU adds products so (DIA-ACCUMULATE)."""
         grid, w = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127)
         x_q, w_q = np.full((1, 64), 255, np.uint8), np.full((16, 64), 127, np.int8)
         codes = self.linear(x_q, grid, w_q, w, None, QParams(np.float32(64 * 255 * 127 / 200), 0, 0, 255))
-        return "onednn-pointwise" if (codes == 200).all() else "onednn-pointwise-int16"
+        names = {"onednn-pointwise"} if (codes == 200).all() else {"onednn-pointwise-int16", "onednn-pointwise-product-int16"}
+        return frozenset(names)
 
     def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
         weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
@@ -37,6 +38,8 @@ class OnednnPointwise:
         return OPS.qlinear_pointwise(torch.from_numpy(x_q.copy()), float(x.scale), int(x.zero_point), packed, scales, points, bias, *output).numpy()
 
     def conv2d(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, relu=False):
+        if x.dtype != np.uint8:
+            raise NotOffered("signed activations: qconv2d_pointwise takes unsigned ones only")
         weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
         places = list(stride), list(padding), list(dilation), groups
         packed = OPS.qconv_prepack(weight, scales, float(x.scale), int(x.zero_point), *places, list(x_q.shape))

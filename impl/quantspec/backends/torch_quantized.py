@@ -111,8 +111,11 @@ def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
 
 
 def convolutions_here(engine: str, layers: frozenset[str]) -> frozenset[str]:
-    """The dialects of an engine's convolutions: those of its linear layers, except that x86 hands convolutions to oneDNN where that has VNNI."""
-    if engine == "x86" and layers == {"fbgemm"}:
+    """The dialects of an engine's convolutions: those of its linear layers, except that x86 hands convolutions to oneDNN on CPUs with VNNI.
+
+    torch asks the CPU itself for that, whatever instructions oneDNN has been told to use.
+    """
+    if engine == "x86" and torch.cpu._is_vnni_supported():
         return frozenset(dialects_here("onednn"))
     return layers
 
