@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough spec review lint clean
+.PHONY: help run test test-dev test-thorough spec review faults lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ spec: .venv/installed ## run the suite and show what each clause is checked by; 
 
 review: .venv/installed ## record that a clause's tests were read against it: CLAUSE="AFF-TIES OBS-*" [WITHDRAW=why] [EXAMPLES=affine]
 	@$(BIN)/python tests/review.py $(foreach c,$(CLAUSE),'$(c)') $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(WITHDRAW),--withdraw '$(WITHDRAW)')
+
+faults: .venv/installed ## attack the suite with plausible wrong implementations, each of which it must reject
+	@PYTHONPATH=tests $(BIN)/python -m faults.kill $(ARGS)
 
 lint: .venv/installed ## check the style of the code
 	$(BIN)/ruff check .

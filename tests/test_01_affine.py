@@ -125,6 +125,9 @@ def test_a_zero_point_that_is_no_code_is_refused(bits, signed, off):
             build()
     with pytest.raises(ValueError, match="zero_point"):
         affine.quantize(np.float32([1.0]), 1.0, zero_point, qmin=qmin, qmax=qmax)
+    if bits == 8:
+        with pytest.raises(ValueError, match="zero_point"):
+            affine.dequantize(every_code(qmin, qmax), 1.0, zero_point)
 
 
 @clause("AFF-SCALE")
@@ -134,6 +137,7 @@ def test_a_scale_that_describes_no_grid_is_refused(scale):
         lambda: affine.QParams(scale, 0, 0, 255),
         lambda: spec.check_qparams(scale, 0, 0, 255),
         lambda: affine.quantize(np.float32([1]), scale, 0, qmin=0, qmax=255),
+        lambda: affine.dequantize(np.uint8([1]), scale, 0),
     ):
         with pytest.raises(ValueError, match="scale"):
             build()
@@ -167,6 +171,14 @@ def test_a_quotient_beside_a_tie_is_not_taken_for_the_tie(scale, steps, ulps):
     got = affine.quantize(np.array([abs(x)]), scale, 0, qmin=0, qmax=255)[0]
     distance = abs(abs(quotient) - int(got))
     assert distance <= Fraction(1, 2)
+
+
+@clause("AFF-NEAREST")
+@pytest.mark.parametrize("scale", [*SOME_SCALES, np.float32(1 / 3), np.float32(0.7), np.float32(123.4)])
+def test_the_floats_around_every_tie_get_the_code_of_their_exact_quotient(scale):
+    ties = (every_code(0, 254) + 0.5) * float(scale)
+    x = np.array([draws.shifted(tie, ulps) for tie in ties for ulps in (-2, -1, 0, 1, 2)])
+    assert affine.quantize(x, scale, 0, qmin=0, qmax=255).tolist() == [spec.quantize(v, scale, 0, 0, 255) for v in x]
 
 
 @clause("AFF-TIES")
@@ -226,6 +238,15 @@ def test_nan_is_refused_wherever_it_stands(grid, length, data):
         defined([np.nan], grid)
 
 
+@clause("AFF-NAN")
+def test_nan_is_refused_at_every_place_of_a_long_array():
+    for place in range(70):
+        x = np.ones(70, np.float32)
+        x[place] = np.nan
+        with pytest.raises(ValueError, match="got 1 NaN"):
+            affine.quantize(x, 1.0, 3, qmin=0, qmax=255)
+
+
 @clause("AFF-ROUNDTRIP")
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
 @pytest.mark.parametrize("scale", SOME_SCALES)
@@ -253,6 +274,17 @@ def test_at_most_half_a_step_is_lost_inside_the_range(grid, data):
         exact = Fraction(float(value))
         if scale * (grid.qmin - zero_point) <= exact <= scale * (grid.qmax - zero_point):
             assert abs(spec.real_value(code, grid.scale, zero_point) - exact) <= scale / 2
+
+
+@clause("AFF-ERROR")
+@pytest.mark.parametrize(("bits", "signed"), WIDTHS)
+def test_at_most_half_a_step_is_lost_anywhere_in_the_range_at_every_zero_point(bits, signed):
+    qmin, qmax = code_ends(bits, signed)
+    eighths = np.arange(8 * (len(every_code(qmin, qmax)) - 1) + 1) / 8
+    for zero_point in every_zero_point(qmin, qmax):
+        x = (0.25 * (qmin - zero_point + eighths)).astype(np.float32)
+        real = 0.25 * (affine.quantize(x, 0.25, zero_point, qmin=qmin, qmax=qmax).astype(float) - zero_point)
+        assert np.abs(real - x).max() == 0.125  # all of these are exact in float64
 
 
 @clause("AFF-ERROR")
@@ -292,6 +324,35 @@ def test_an_element_is_quantized_and_dequantized_as_it_would_be_alone(grid, shap
     assert grid.dequantize(codes).ravel().tolist() == back.tolist()
 
 
+@clause("AFF-ELEMENT")
+@pytest.mark.parametrize("x", [0.5, 1.5, 2.5, -0.5, -1.5, 0.49999997, 1e30])
+def test_an_element_has_its_code_at_every_place_of_arrays_of_every_length_around_a_vector(x):
+    alone = spec.quantize(x, 1.0, 3, 0, 255)
+    for length in range(1, 70):
+        assert affine.quantize(np.full(length, x, np.float32), 1.0, 3, qmin=0, qmax=255).tolist() == [alone] * length
+
+
+@clause("AFF-ELEMENT")
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        np.asfortranarray,
+        lambda a: np.ascontiguousarray(a.transpose(1, 2, 0)).transpose(2, 0, 1),
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1],
+    ],
+    ids=["fortran", "transposed", "strided", "backwards"],
+)
+def test_layout_in_memory_changes_neither_codes_nor_values(laid_out):
+    x = (np.arange(4 * 6 * 8, dtype=np.float32) / 2 - 40).reshape(4, 6, 8)
+    scale, points = np.float32([1, 0.5, 0.1, 2, 3, 0.7]), np.arange(6)
+    for one, zero_point, axis in ((scale[0], 3, None), (scale, points, 1)):
+        codes = affine.quantize(x, one, zero_point, qmin=-128, qmax=127, axis=axis)
+        values = affine.dequantize(codes, one, zero_point, axis=axis)
+        np.testing.assert_array_equal(affine.quantize(laid_out(x), one, zero_point, qmin=-128, qmax=127, axis=axis), codes)
+        np.testing.assert_array_equal(affine.dequantize(laid_out(codes), one, zero_point, axis=axis), values)
+
+
 @clause("AFF-CHANNEL")
 @given(st.data(), draws.widths(), draws.shapes(3, elements=70), st.sampled_from([0, 1, 2, -1, -2, -3]), st.booleans())
 def test_each_channel_is_quantized_with_its_own_qparams(data, ends, shape, axis, one_zero_point):
@@ -316,12 +377,38 @@ def test_each_channel_is_quantized_with_its_own_qparams(data, ends, shape, axis,
         np.testing.assert_array_equal(np.take(back, c, axis=axis), alone)
 
 
+@clause("AFF-CHANNEL")
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+def test_channels_lie_along_their_axis_where_all_axes_are_equally_long(axis):
+    x = ((np.arange(27, dtype=np.float32) - 13) / 2).reshape(3, 3, 3)
+    scale, points = np.float32([1, 0.5, 3]), np.array([-7, 0, 20])
+    codes = affine.quantize(x, scale, points, qmin=-128, qmax=127, axis=axis)
+    values = affine.dequantize(codes, scale, points, axis=axis)
+    for c in range(3):
+        alone = affine.quantize(np.take(x, c, axis), scale[c], points[c], qmin=-128, qmax=127)
+        assert np.take(codes, c, axis).tolist() == alone.tolist()
+        assert np.take(values, c, axis).tolist() == affine.dequantize(alone, scale[c], points[c]).tolist()
+
+
 @clause("AFF-ONE-CHANNEL")
 @given(draws.grids(), st.data(), st.integers(0, 2))
 def test_one_channel_is_per_tensor(grid, data, axis):
     x = np.expand_dims(data.draw(draws.arrays_on(grid)).reshape(1, -1) if axis else data.draw(draws.arrays_on(grid))[:, None], axis)
     one = affine.quantize(x, grid.scale[None], grid.zero_point[None], qmin=grid.qmin, qmax=grid.qmax, axis=axis)
     assert one.tolist() == quantize(x, grid).tolist()
+
+
+@clause("AFF-ONE-CHANNEL")
+@pytest.mark.parametrize(("bits", "signed"), WIDTHS)
+@pytest.mark.parametrize("scale", [np.float32(v) for v in (0.25, 0.1, 2 / 255)])
+def test_one_channel_is_per_tensor_on_and_beside_ties_at_every_zero_point(bits, signed, scale):
+    qmin, qmax = code_ends(bits, signed)
+    steps = np.arange(-len(every_code(qmin, qmax)), 2**bits) + 0.5
+    ties = (steps * float(scale)).astype(np.float32)
+    x = np.concatenate([ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(-9))])[None]
+    for zero_point in every_zero_point(qmin, qmax):
+        one = affine.quantize(x, scale[None], np.array([zero_point]), qmin=qmin, qmax=qmax, axis=0)
+        assert one.tolist() == affine.quantize(x, scale, zero_point, qmin=qmin, qmax=qmax).tolist()
 
 
 @clause("AFF-CHANNEL-COUNT")
@@ -364,6 +451,31 @@ def test_affine_qparams_equal_the_definition(ends, seen):
     if found := rounded_range(ends, seen, False):
         (scale, zero_point), got = found
         assert (float(got.scale), int(got.zero_point), got.qmin, got.qmax) == (scale, zero_point, *ends)
+
+
+@clause("AFF-RANGE-SCALE", "AFF-RANGE-ZERO-POINT")
+@pytest.mark.parametrize("symmetric_range", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+def test_hundreds_of_ordinary_ranges_have_the_qparams_of_the_definition(symmetric_range, signed):
+    # Symmetric ranges have their zero half-way between two codes, until the scale is rounded.
+    low, high = np.random.default_rng(0).uniform(-3, 3, (2, 300)).astype(np.float32)
+    low, high = (-np.abs(low), np.abs(low)) if symmetric_range else (np.minimum(low, high), np.maximum(low, high))
+    ends = code_ends(8, signed)
+    for a, b in zip(low, high):
+        grid = affine.qparams(a, b, qmin=ends[0], qmax=ends[1], symmetric=False)
+        assert (float(grid.scale), int(grid.zero_point)) == spec.qparams_affine(a, b, *ends)
+
+
+@clause("AFF-RANGE-ZERO-POINT")
+@pytest.mark.parametrize(("bits", "signed"), WIDTHS)
+@pytest.mark.parametrize("scale", [1.0, 2.0**-3])
+def test_a_zero_point_half_way_between_two_codes_is_an_even_number_of_steps_from_qmin(bits, signed, scale):
+    qmin, qmax = code_ends(bits, signed)
+    for below in range(qmax - qmin):
+        low, high = -(below + 0.5) * scale, (qmax - qmin - below - 0.5) * scale
+        grid = affine.qparams(np.float32(low), np.float32(high), qmin=qmin, qmax=qmax, symmetric=False)
+        even = below + below % 2
+        assert (float(grid.scale), int(grid.zero_point)) == (scale, qmin + even) == spec.qparams_affine(low, high, qmin, qmax)
 
 
 @clause("AFF-SYMMETRIC")

@@ -67,6 +67,14 @@ def test_splitting_into_batches_does_not_matter(x, cuts):
     assert state(watched(MinMaxObserver(), parts)) == state(MinMaxObserver().observe(x))
 
 
+@clause("OBS-SPLIT")
+def test_a_tensor_may_be_split_at_any_two_places():
+    x = np.float32([3, -5, 8, -1, 0, 9, -6, 2])
+    for first in range(len(x) + 1):
+        for second in range(first, len(x) + 1):
+            assert state(watched(MinMaxObserver(), np.split(x, [first, second]))) == state(MinMaxObserver().observe(x))
+
+
 @clause("OBS-MERGE")
 @given(batches(), batches(), batches())
 def test_merging_is_seeing_both(one, two, three):
@@ -187,7 +195,7 @@ def test_other_numbers_of_channels_do_not_merge():
 
 
 @clause("OBS-AVERAGE")
-@given(batches(), st.floats(0.001, 1.0))
+@given(batches(), st.one_of(st.floats(0.001, 1.0), st.just(1.0)))
 def test_each_batch_pulls_the_range_as_the_definition_says(tensors, constant):
     seen = None
     for x in tensors:
@@ -196,6 +204,14 @@ def test_each_batch_pulls_the_range_as_the_definition_says(tensors, constant):
     low, high = watched(MovingAverageObserver(constant), tensors).range()
     assert (float(low), float(high)) == seen
     assert low.dtype == high.dtype == np.float32
+
+
+@clause("OBS-AVERAGE")
+def test_an_average_beside_a_tie_of_float32_is_rounded_once():
+    for tie in (0.5 + (2 * k + 1) * 2.0**-25 for k in range(100)):
+        constant = tie / 3  # three times it misses the tie by less than float64 resolves
+        low, high = watched(MovingAverageObserver(constant), [np.float32([0.0]), np.float32([0.0, 3.0])]).range()
+        assert (float(low), float(high)) == spec.observe_average((0.0, 0.0), [0.0, 3.0], constant)
 
 
 @clause("OBS-AVERAGE")
@@ -265,6 +281,17 @@ def test_no_value_is_lost(tensors, bins):
     seen = watched(HistogramObserver(bins), tensors)
     total = sum(len(x) for x in tensors)
     assert (0 if seen.counts is None else int(seen.counts.sum())) == total
+
+
+@clause("OBS-HIST-COUNT", "OBS-HIST-WIDTH")
+@pytest.mark.parametrize("bins", [2, 4, 8, 64])
+def test_counts_are_right_while_the_bins_grow(bins):
+    tensors = [np.float32(v) for v in ([0.1, -0.05], [0.3, 0.3, -0.25], [1.0, 0.6, -0.9], [7.5, -3.0, 0.0], [100.0, -64.0])]
+    for seen in range(1, len(tensors) + 1):
+        for order in (tensors[:seen], tensors[:seen][::-1]):
+            got = watched(HistogramObserver(bins), order)
+            e, counts = spec.histogram([float(v) for x in order for v in x], bins)
+            assert got.exponent == e and {int(i) - bins // 2: int(got.counts[i]) for i in np.nonzero(got.counts)[0]} == counts
 
 
 @clause("OBS-HIST-MERGE")
@@ -343,6 +370,26 @@ def test_no_candidate_has_a_smaller_error_than_the_chosen_range(tensors, bins, c
     assert errors[chosen] <= min(errors) * (1 + Fraction(1, 2**40))
     # Of equal ones the widest, which comes first.
     assert all(error != errors[chosen] for pair, error in zip(every[:chosen], errors) if pair != every[chosen])
+
+
+@clause("OBS-MSE")
+@pytest.mark.parametrize("size", [1.25, 1.5, 2.0, 3.0, 6.0, 12.0])
+@pytest.mark.parametrize("count", [1, 4, 16, 64])
+def test_outliers_of_any_size_and_number_are_weighed_as_the_definition_says(size, count):
+    values = [v / 8 for v in range(-8, 9)] * 16 + [size] * count
+    low, high = MSEObserver(20, 0, 15, HistogramObserver(256)).observe(np.float32(values)).range()
+    e, counts = spec.histogram(values, 256)
+    every = spec.mse_candidates(values, 20)
+    errors = [spec.range_error(*pair, counts, e, 0, 15) for pair in every]
+    assert errors[every.index((float(low), float(high)))] <= min(errors) * (1 + Fraction(1, 2**40))
+
+
+@clause("OBS-MSE")
+@pytest.mark.parametrize("candidates", [2, 5, 64])
+def test_of_candidates_with_equal_errors_the_widest_is_taken(candidates):
+    # So small that every candidate has the smallest scale, and with it the same error.
+    values = np.float32([-(2.0**-70), 2.0**-71, 2.0**-70])
+    assert MSEObserver(candidates).observe(values).range() == (values.min(), values.max())
 
 
 @clause("OBS-MSE")

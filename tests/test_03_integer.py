@@ -109,6 +109,20 @@ def test_a_layer_that_could_overflow_is_refused(inputs, zero_point, weight, bias
 
 
 @clause("INT-OVERFLOW")
+def test_weights_of_both_signs_do_not_cancel_in_the_worst_case():
+    x, w = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127)
+    for pairs in (33_000, 33_500):
+        w_q = np.tile(np.int8([127, -127]), (1, pairs))
+        worst = spec.worst_accumulator(0, 0, 255, w_q[0].tolist(), 0, 0)
+        assert worst == 2 * pairs * 127 * 255
+        if worst <= 2**31 - 1:
+            integer.check_overflow(x, w_q, w, np.zeros(1, np.int64))
+        else:
+            with pytest.raises(UnsupportedError, match=f"output 0 can reach {worst}, beyond int32"):
+                integer.check_overflow(x, w_q, w, np.zeros(1, np.int64))
+
+
+@clause("INT-OVERFLOW")
 def test_linear_and_conv_refuse_what_could_overflow():
     x, w, y = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
     w_q = np.full((1, 70_000), 127, np.int8)
@@ -155,6 +169,24 @@ def test_bias_ties_go_to_even(steps):
     assert integer.quantize_bias(np.float32([steps]), 1.0, 1.0).tolist() == [round(steps)]
 
 
+@clause("INT-BIAS")
+@pytest.mark.parametrize(
+    ("bias", "x_scale", "w_scale"),
+    [
+        (9590312 * 2.0**-31, 8477747 * 2.0**-23, 11902703 * 2.0**-60),
+        (2057569 * 2.0**-29, 13401453 * 2.0**-23, 8750497 * 2.0**-60),
+        (2229849 * 2.0**-30, 14166377 * 2.0**-23, 14341051 * 2.0**-60),
+        (6038457 * 2.0**-29, 11220953 * 2.0**-23, 15679235 * 2.0**-60),
+    ],
+)
+def test_a_bias_that_misses_a_tie_by_less_than_float64_resolves_is_rounded_exactly(bias, x_scale, w_scale):
+    steps = Fraction(bias) / (Fraction(x_scale) * Fraction(w_scale))
+    assert 0 < abs(abs(steps - round(steps)) - Fraction(1, 2)) < steps / 2**53
+    for sign in (-1, 1):
+        expected = spec.quantize_bias(sign * bias, x_scale, w_scale)
+        assert integer.quantize_bias(np.float32([sign * bias]), np.float32(x_scale), np.float32(w_scale)).tolist() == [expected] == [sign * round(steps)]
+
+
 @clause("INT-BIAS-SATURATE")
 @pytest.mark.parametrize("bias", [2.0**31, 2.0**40, 3e38])
 def test_a_bias_saturates_at_32_bits(bias):
@@ -172,6 +204,27 @@ def test_requantize_equals_the_definition_on_and_beside_ties(data, x_scale, w_sc
     lowest = int(y.zero_point) if relu else 0
     expected = [spec.requantize(a, m, int(y.zero_point), lowest, 255) for a in accumulators]
     assert integer.requantize(accumulators, x_scale, w_scale, y, relu=relu).tolist() == expected
+
+
+@clause("INT-MULTIPLIER", "INT-REQUANT")
+@given(draws.scales(2.0**-8, 1.0), draws.scales(2.0**-8, 1.0), st.integers(12, 20), st.floats(1, 2, width=32), st.integers(0, 255))
+def test_the_multiplier_is_exact_on_both_sides_of_every_tie(x_scale, w_scale, exponent, share, zero_point):
+    # A small multiplier: neighbouring accumulators lie closer to a tie than a float32 could tell.
+    y = QParams(np.float32(float(x_scale) * float(w_scale) * 2**exponent * share), zero_point, 0, 255)
+    m = spec.multiplier(x_scale, w_scale, y.scale)
+    below = [int((Fraction(int(code) - zero_point) + Fraction(1, 2)) / m) for code in every_code(0, 255)]
+    accumulators = [a + d for a in below for d in (-1, 0, 1)]
+    expected = [spec.requantize(a, m, zero_point, 0, 255) for a in accumulators]
+    assert integer.requantize(accumulators, x_scale, w_scale, y).tolist() == expected
+
+
+@clause("INT-REQUANT")
+def test_a_product_that_misses_a_tie_by_less_than_float64_resolves_is_rounded_exactly():
+    accumulator, x_scale, w_scale = 1942976612, np.float32(11351833 * 2.0**-23), np.float32(9072685 * 2.0**-47)
+    steps = accumulator * spec.multiplier(x_scale, w_scale, 1.0)
+    assert 0 < Fraction(339, 2) - steps < Fraction(1, 2**45)  # float64 has 169.5, and would round it to 170
+    assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 10, 0, 255)).tolist() == [179, 0]
+    assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 240, 0, 255)).tolist() == [255, 71]
 
 
 @clause("INT-REQUANT")
@@ -216,12 +269,34 @@ def test_the_output_is_the_nearest_code_of_the_exact_real_output(layer):
             assert int(code) == affine_spec.saturate(steps + int(y.zero_point), y.qmin, y.qmax)
 
 
+@clause("INT-NEAREST")
+@pytest.mark.parametrize("bias_code", [0, 1, -1, 254])
+def test_the_output_is_the_nearest_code_at_every_tie_and_zero_point(bias_code):
+    x_q, x, w = every_code(0, 255)[:, None], QParams(0.5, 128, 0, 255), QParams(1.0, 0, -128, 127)
+    real = (x_q[:, 0].astype(float) - 128 + bias_code) / 2
+    for zero_point in every_zero_point(0, 255):
+        y = QParams(1.0, zero_point, 0, 255)
+        got = integer.linear(x_q, x, np.int8([[1]]), w, np.float32([bias_code / 2]), y)
+        assert got[:, 0].tolist() == [affine_spec.quantize(v, 1.0, zero_point, 0, 255) for v in real]
+
+
 @clause("INT-LINEAR", "INT-BIAS", "INT-MULTIPLIER")
 @given(layers(max_inputs=65), st.booleans())
 def test_linear_equals_the_definition(layer, relu):
     got = integer.linear(*layer, relu=relu)
     assert got.dtype == np.uint8 and got.shape == (len(layer[0]), len(layer[2]))
     assert got.tolist() == defined(*layer, relu=relu)
+
+
+@clause("INT-LINEAR", "INT-MULTIPLIER", "INT-NO-BIAS")
+@pytest.mark.parametrize("relu", [False, True])
+def test_channels_of_very_different_scales_have_their_own_outputs_with_and_without_bias(relu):
+    x_q, w_q = every_code(0, 255).reshape(64, 4), np.tile(np.int8([[3, -2, 1, -1]]), (3, 1))
+    x, w, y = QParams(0.5, 7, 0, 255), QParams([1.0, 0.1, 30.0], 0, -128, 127, axis=0), QParams(20.0, 101, 0, 255)
+    bias = np.float32([100, 10, -1000])
+    got = integer.linear(x_q, x, w_q, w, bias, y, relu=relu)
+    assert got.tolist() == defined(x_q, x, w_q, w, bias, y, relu=relu) and all(len(set(column)) > 1 for column in got.T.tolist())
+    assert integer.linear(x_q, x, w_q, w, None, y, relu=relu).tolist() == defined(x_q, x, w_q, w, bias * 0, y, relu=relu)
 
 
 @clause("INT-LINEAR")
@@ -240,6 +315,18 @@ def test_rows_are_independent(layer):
     together = integer.linear(x_q, *rest)
     alone = [integer.linear(x_q[i : i + 1], *rest)[0].tolist() for i in range(len(x_q))]
     assert together.tolist() == alone
+
+
+@clause("INT-BATCH")
+@pytest.mark.parametrize("weight_zero_point", [0, 5])
+def test_a_row_of_large_sums_does_not_change_a_row_of_small_ones(weight_zero_point):
+    x, w = QParams(1.0, 3, 0, 255), QParams(1.0, weight_zero_point, -128, 127)
+    x_q = np.array([[(7 * r + c) % 256 // (1 + 60 * (r % 2)) for c in range(64)] for r in range(20)], np.uint8)
+    w_q = np.array([[(5 * o + 3 * i) % 256 - 128 for i in range(64)] for o in range(4)], np.int8)
+    for scale in (1.0, 100.0, 3000.0):
+        layer = x, w_q, w, np.float32([1, -1, 0, 2]), QParams(scale, 128, 0, 255)
+        alone = [integer.linear(row[None], *layer)[0].tolist() for row in x_q]
+        assert integer.linear(x_q, *layer).tolist() == alone == defined(x_q, *layer)
 
 
 @clause("INT-NO-BIAS")
@@ -267,6 +354,18 @@ def test_relu_keeps_what_is_above_zero_at_every_zero_point(qmin, qmax):
 def test_relu_inside_a_layer_is_relu_behind_it(layer):
     y = layer[-1]
     assert integer.linear(*layer, relu=True).tolist() == integer.relu(integer.linear(*layer), y.zero_point).tolist()
+
+
+@clause("INT-RELU-LINEAR")
+@pytest.mark.parametrize("bias_code", [-300, -3, 0, 3, 300])
+def test_relu_inside_a_layer_comes_after_the_bias_at_every_zero_point(bias_code):
+    x_q, x, w = every_code(0, 255)[:, None], QParams(0.5, 128, 0, 255), QParams(1.0, 0, -128, 127)
+    for zero_point in every_zero_point(0, 255):
+        layer = x_q, x, np.int8([[1], [-1]]), w, np.float32([bias_code / 2] * 2), QParams(0.5, zero_point, 0, 255)
+        inside = integer.linear(*layer, relu=True)
+        assert inside.tolist() == integer.relu(integer.linear(*layer), zero_point).tolist()
+        expected = np.clip(x_q[:, 0].astype(int) - 128 + bias_code, 0, 255 - zero_point) + zero_point
+        assert inside[:, 0].tolist() == expected.tolist()
 
 
 def multipliers():
@@ -429,6 +528,18 @@ def test_groups_are_separate_convolutions(case):
         assert together[:, part].tolist() == alone.tolist()
 
 
+@clause("INT-CONV-GROUPS")
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_each_group_reads_its_own_neighbouring_channels(groups):
+    x_q, w_q = every_code(0, 255)[:64].reshape(1, 4, 4, 4), np.arange(4 * 4 // groups * 4, dtype=np.int8).reshape(4, 4 // groups, 2, 2) - 8
+    x, w, y = QParams(1.0, 9, 0, 255), QParams(1.0, 0, -128, 127), QParams(64.0, 128, 0, 255)
+    ends = float(y.scale), int(y.zero_point), y.qmin, y.qmax
+    got = integer.conv2d(x_q, x, w_q, w, None, y, groups=groups)
+    assert got[0].tolist() == spec.conv2d(
+        x_q[0].tolist(), (1.0, 9), w_q.reshape(4, -1).tolist(), [(1.0, 0)] * 4, [0.0] * 4, ends, kernel=(2, 2), groups=groups
+    )
+
+
 @clause("INT-CONV")
 def test_shapes_that_make_no_convolution_are_refused():
     x, w, y = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
@@ -465,6 +576,15 @@ def test_every_pair_of_codes_is_added_exactly():
         integer.add(a_q, a, b_q[:3], b, y)
 
 
+@clause("INT-ADD")
+@pytest.mark.parametrize("tiny", [2.0**-40, 2.0**-60, 2.0**-100])
+def test_a_tie_that_a_tiny_number_is_added_to_is_no_tie(tiny):
+    a, b, y = QParams(0.5, 0, 0, 255), QParams(tiny, 1, 0, 255), QParams(1.0, 0, 0, 255)
+    odd = every_code(0, 255)[1::2]
+    for code, nearest in ((0, odd // 2), (1, odd // 2 + (odd // 2) % 2), (2, odd // 2 + 1)):  # a little less than the tie, the tie, a little more
+        assert integer.add(odd, a, np.full_like(odd, code), b, y).tolist() == nearest.tolist()
+
+
 @clause("INT-CONCAT")
 @given(st.data(), st.integers(0, 2), st.integers(1, 3))
 def test_joined_codes_equal_the_definition(data, axis, count):
@@ -488,6 +608,11 @@ def test_codes_on_the_common_grid_stay_as_they_are():
     for zero_point in every_zero_point(0, 255):
         y = QParams(0.1, zero_point, 0, 255)
         assert integer.rescale(every_code(0, 255), QParams(0.1, zero_point, 0, 255), y).tolist() == list(range(256))
+    # The same steps, but other codes: what lies beyond them saturates.
+    for ends in ((0, 15), (-128, 127)):
+        y = QParams(0.1, 3, *ends)
+        expected = [spec.rescale(q, (float(y.scale), 3), (float(y.scale), 3, *ends)) for q in range(256)]
+        assert integer.rescale(every_code(0, 255), QParams(0.1, 3, 0, 255), y).tolist() == expected == [min(q, ends[1]) for q in range(256)]
     with pytest.raises(ValueError, match="parts: expected at least one"):
         integer.concat([], y, axis=0)
 

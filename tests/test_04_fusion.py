@@ -53,6 +53,10 @@ def test_the_clamp_of_a_fused_layer_is_at_the_zero_point(zero_point):
     grid, one = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127)
     got = integer.linear(np.uint8([[0], [1], [5]]), grid, np.int8([[-1]]), one, None, y, relu=True)
     assert got.tolist() == [[zero_point]] * 3
+    # The bias counts before the ReLU.
+    layer = np.uint8([[0], [1], [5]]), grid, np.int8([[-1]]), one, np.float32([3]), y
+    expected = [[min(zero_point + value, 255)] for value in (3, 2, 0)]
+    assert integer.linear(*layer, relu=True).tolist() == integer.relu(integer.linear(*layer), zero_point).tolist() == expected
 
 
 @clause("FUS-RANGE")
@@ -233,6 +237,23 @@ def test_fusing_keeps_every_value_that_is_still_computed(case):
         largest = max(1.0, *(np.abs(v).max() for v in values.values()))
         assert np.abs(output.numpy() - before.numpy()).max() <= 2.0**-20 * growth * largest
     assert not any(isinstance(node, (capture.Relu, capture.BatchNorm)) and node.x in {n.name for n in layers_of(fused)} for node in fused.nodes)
+
+
+def behind_relu():
+    """A normalization that follows a ReLU, so that the layer before may absorb the ReLU and nothing else."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model[2].running_mean.normal_()
+    model[2].running_var.uniform_(0.2, 3)
+    return model
+
+
+@clause("FUS-KEEP")
+@pytest.mark.parametrize("build", [networks.TwoReaders, networks.OutputBefore, networks.Shared, behind_relu])
+def test_where_not_everything_may_be_fused_the_network_computes_the_same_bits(build):
+    graph, x = captured(networks.seeded(build)), networks.inputs()
+    before, after = (capture.run(g, x) for g in (graph, fusion.fuse(graph)))
+    for a, b in zip(*(output if isinstance(output, tuple) else (output,) for output in (before, after)), strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes()
 
 
 @clause("FUS-KEEP")

@@ -1,6 +1,7 @@
 """Chapter 6: dynamic quantization. The oracle is the chapter's own definitions."""
 
 import inspect
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import strategies as draws
 from evidence import clause
 from quantspec import chapters, integer
 from quantspec.affine import QParams
-from quantspec.dialects import dialect
+from quantspec.dialects import dialect, output_exact
 
 spec = chapters.load("dynamic")
 EXACT = dialect("exact")
@@ -50,13 +51,21 @@ def test_a_dynamic_layer_equals_the_definition(layer, reduce_range):
 @clause("DYN-OUTPUT")
 @given(st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20), draws.scales(2.0**-20, 2.0**20), st.floats(-(2.0**40), 2.0**40, width=32), st.booleans())
 def test_the_output_is_rounded_once(accumulator, s_x, s_w, bias, cancel):
-    from quantspec.dialects import output_exact
-
     if cancel:
         bias = float(np.float32(-accumulator * float(s_x) * float(s_w)))
     bias = np.float32(np.clip(bias, -3e38, 3e38))
     exact = chapters.load("dialects").output_exact(accumulator, float(bias), float(s_x), float(s_w))
     assert output_exact(np.array([[accumulator]]), np.array([bias]), s_x, np.array([s_w])).tolist() == [[exact]]
+
+
+@clause("DYN-OUTPUT")
+def test_what_is_left_of_a_sum_that_cancels_is_rounded_once_too():
+    generator = np.random.default_rng(0)
+    accumulator = generator.integers(2**29, 2**31, (1, 1000))
+    s_x, s_w = np.float32(0.7), generator.uniform(0.001, 1, 1000).astype(np.float32)
+    bias = -(accumulator[0] * (float(s_x) * s_w.astype(float))).astype(np.float32)
+    exact = [spec.affine.to_float32(int(a) * Fraction(float(s_x)) * Fraction(float(s)) + Fraction(float(b))) for a, s, b in zip(accumulator[0], s_w, bias)]
+    assert output_exact(accumulator, bias, s_x, s_w).tolist() == [exact]
 
 
 @clause("DYN-RANGE")
@@ -67,6 +76,16 @@ def test_the_range_is_that_of_the_whole_input(layer):
     expected = spec.static.activation_qparams(float(x.min()), float(x.max()))
     assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == expected
     assert codes.tolist() == [[spec.affine.quantize(v, *expected) for v in row] for row in x.tolist()]
+
+
+@clause("DYN-RANGE")
+@pytest.mark.parametrize("outlier", [-60.0, 60.0])
+def test_one_value_far_from_all_others_belongs_to_the_range(outlier):
+    x = networks.inputs(50, (20,)).numpy().copy()
+    x[31, 7] = outlier
+    codes, _, grid = EXACT.quantize_dynamic(x)
+    assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == spec.static.activation_qparams(float(x.min()), float(x.max()))
+    assert codes[31, 7] == (255 if outlier > 0 else 0) and np.abs(grid.dequantize(codes) - x).max() <= grid.scale * (0.5 + 2.0**-15)
 
 
 @clause("DYN-STATIC")
@@ -142,6 +161,15 @@ def test_rows_share_a_range(layer):
 
 
 @clause("DYN-BATCH")
+@pytest.mark.parametrize("value", [-1.0, 0.1, 4.0])
+def test_many_rows_within_the_range_change_no_other_row(value):
+    w, x = QParams(0.1, 0, -128, 127), np.float32([[-1.0, 4.0], [0.5, 0.1], [2.3, -0.7]])
+    layer = np.int8([[3, -100], [127, 5]]), w, np.float32([0.25, -1])
+    together = EXACT.linear_dynamic(np.concatenate([x, np.full((200, 2), value, np.float32)]), *layer)
+    assert together[:3].tolist() == EXACT.linear_dynamic(x, *layer).tolist() and len(set(map(tuple, together[3:].tolist()))) == 1
+
+
+@clause("DYN-BATCH")
 def test_a_row_with_larger_values_changes_the_others():
     w = QParams(1.0, 0, -128, 127)
     alone = EXACT.linear_dynamic(np.float32([[0.1, 1.0]]), np.int8([[1, 1]]), w, None)
@@ -154,10 +182,11 @@ def test_quantizing_needs_the_model_alone_and_leaves_it_unmodified():
     required = [p for p in inspect.signature(qs.quantize_dynamic).parameters.values() if p.default is p.empty]
     assert [p.name for p in required] == ["model"]
     model = networks.seeded(networks.Normalised)
-    before, structure = networks.parameters(model), str(model)
+    before, structure, hooks = networks.parameters(model), str(model), len(model._forward_hooks)
     q = qs.quantize_dynamic(model)
     q(networks.inputs())
-    assert networks.unchanged(model, before) and str(model) == structure
+    assert networks.unchanged(model, before) and str(model) == structure and len(model._forward_hooks) == hooks
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert [step.layer for step in q.program.layers] == ["first", "second"]
 
 

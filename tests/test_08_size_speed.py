@@ -128,6 +128,18 @@ def test_layers_of_some_size_are_never_larger_than_in_float(inputs, outputs, per
 
 
 @clause("SIZ-SMALLER")
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_quantized_layers_of_some_size_are_not_larger_than_they_were(per_channel, bias):
+    for inputs, outputs in np.ndindex(8, 8):
+        inputs, outputs = inputs + 1, outputs + 1
+        if (inputs >= 4 and outputs >= 2) if per_channel else inputs * outputs >= 6:
+            model = networks.seeded(lambda i=inputs, o=outputs: nn.Sequential(nn.Linear(i, o, bias=bias)))
+            for q in (qs.quantize(model, [networks.inputs(4, (inputs,))], per_channel=per_channel), qs.quantize_dynamic(model, per_channel=per_channel)):
+                assert footprint.step_bytes(q.program.layers[0]) <= footprint.float_bytes(model)
+
+
+@clause("SIZ-SMALLER")
 def test_the_smallest_layers_are_larger():
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(1, 1)))
     step = qs.quantize(model, [networks.inputs(4, (1,))], per_channel=False).program.layers[0]

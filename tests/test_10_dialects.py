@@ -110,6 +110,16 @@ def test_the_float64_rule_equals_its_definition(seen, ends):
 
 
 @clause("DIA-QPARAMS")
+@pytest.mark.parametrize("rule", ["float32", "float64"])
+def test_hundreds_of_ranges_of_all_sizes_have_the_qparams_of_the_rule(rule):
+    generator = np.random.default_rng(0)
+    low, high = (generator.uniform(-1, 1, (2, 400)) * 10.0 ** generator.uniform(-9, 3, 400)).astype(np.float32)
+    for a, b in zip(np.minimum(low, high), np.maximum(low, high)):
+        scale, zero_point = dialects.QPARAMS[rule](np.asarray(a), np.asarray(b), 0, 255)
+        assert (float(scale), int(zero_point)) == spec.QPARAMS[rule](a, b, 0, 255)
+
+
+@clause("DIA-QPARAMS")
 @pytest.mark.parametrize("name", ["fbgemm", "onednn", "qnnpack"])
 def test_ranges_are_checked_in_every_dialect(name):
     for low, high in ((1.0, 0.0), (np.nan, 0.0), (0.0, np.inf)):
@@ -195,6 +205,26 @@ def test_every_way_to_requantize_equals_its_definition(rule, case, relu):
 
 
 @clause("DIA-REQUANTIZE")
+@pytest.mark.parametrize("rule", sorted(spec.REQUANTIZE))
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(("s_x", "s_w"), [(0.013, 0.7), (0.1, 0.003), (2 / 255, 1.3)])
+def test_a_bias_that_moves_the_sum_by_half_an_ulp_counts_as_in_the_definition(rule, per_channel, s_x, s_w):
+    # Sums on ties of the output, and biases on ties of the sum: what is rounded when decides the code.
+    s_x, s_w = np.float32(s_x), np.float32(s_w)
+    y = QParams(np.float32(s_x * s_w * 2.0**20), 3, 0, 255)
+    accumulator = (2 * (every_code(0, 255).astype(np.int64) - 3) + 1) * 2**19
+    halves = np.spacing(np.abs(accumulator).astype(np.float32)).astype(np.float64) / 2
+    for sign in (-1, 1):
+        bias = (sign * halves * float(s_x) * float(s_w)).astype(np.float32)
+        got = np.array([
+            dialects.REQUANTIZE[rule](np.array([[a]], np.int32), b[None], s_x, s_w[None] if per_channel else s_w, y, 0)[0, 0]
+            for a, b in zip(accumulator, bias)
+        ])
+        expected = [spec.REQUANTIZE[rule](int(a), float(b), s_x, s_w, y.scale, 3, 0, 255, per_channel) for a, b in zip(accumulator, bias)]
+        assert got.tolist() == expected
+
+
+@clause("DIA-REQUANTIZE")
 @pytest.mark.parametrize("name", NAMES)
 @given(draws.seeds(), st.integers(0, 4), st.integers(0, 9), st.booleans(), st.booleans())
 def test_a_layer_in_a_dialect_is_its_accumulate_and_requantize(name, generator, rows, inputs, per_channel, relu):
@@ -250,6 +280,19 @@ def test_every_way_to_quantize_a_dynamic_input_equals_its_definition(rule, scale
     used = scale if rule == "inverted" else np.float32(scale)
     got = dialects.quantize(rule, x, used, zero_point, 0, 255, None)
     assert got.tolist() == [spec.QUANTIZE_DYNAMIC[rule](v, used, zero_point, 0, 255) for v in x]
+
+
+@clause("DIA-DYNAMIC-QUANTIZE")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.3), (0.0, 0.7), (-1.7, 0.6)])  # the last two show whether a scale is inverted with all its digits
+def test_a_dynamic_input_full_of_ties_has_the_codes_of_the_definition(name, low, high):
+    scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams_dynamic")](np.float32(low), np.float32(high), 0, 255)
+    ties = (np.arange(-zero_point, 255 - zero_point) + 0.5) * scale
+    x = np.array([low, high, *(draws.shifted(tie, ulps) for tie in ties for ulps in (-2, -1, 0, 1, 2))], np.float32)
+    x = np.clip(x, np.float32(low), np.float32(high))
+    rule = spec.choice(name, "quantize_dynamic")
+    expected = [spec.QUANTIZE_DYNAMIC[rule](v, scale if rule == "inverted" else np.float32(scale), zero_point, 0, 255) for v in x]
+    assert dialects.dialect(name).quantize_dynamic(x[None])[0].ravel().tolist() == expected
 
 
 @clause("DIA-DYNAMIC", "DIA-DYNAMIC-QUANTIZE")
@@ -317,6 +360,23 @@ def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_poi
     codes = {rule: int(step(accumulator, float(bias), **arguments)) for rule, step in spec.REQUANTIZE.items() if not rule.startswith("fixed-two")}
     assert 0 < codes["exact"] < 255
     assert set(codes.values()) == {codes["exact"]}
+    scales = s_x, s_w[None] if per_channel else s_w, QParams(s_y, zero_point, 0, 255)
+    for rule, step in dialects.REQUANTIZE.items():
+        assert step(np.array([[accumulator]], np.int32), bias[None], *scales, 0).tolist() == [[codes["exact"]]], rule
+
+
+@clause("DIA-EVERYWHERE")
+@pytest.mark.parametrize("rule", sorted(spec.REQUANTIZE))
+@pytest.mark.parametrize(("s_x", "s_w"), [(3.0, 5.0), (7 * 2.0**-9, 11 * 2.0**-3), (63.0, 61.0), (0.5, 0.25)])
+@pytest.mark.parametrize("coarse", [1, 3, 7, 129])
+def test_sums_of_whole_and_odd_shares_of_a_step_have_one_code_in_all_dialects(rule, s_x, s_w, coarse):
+    # Over an odd number no sum is a tie, nor near one.
+    y = QParams(s_x * s_w * coarse, 100, 0, 255)
+    for bias_code in [*range(-40, 41), -2047, -1000, 1000, 2047]:
+        accumulator = np.arange(-3 * coarse, 3 * coarse + 1) - bias_code
+        bias, scales = np.float32([bias_code * s_x * s_w]), (np.float32(s_x), np.float32(s_w))
+        got = dialects.REQUANTIZE[rule](accumulator.astype(np.int32)[:, None], bias, *scales, y, 0)[:, 0]
+        assert got.tolist() == [100 + round(Fraction(int(a) + bias_code, coarse)) for a in accumulator]
 
 
 @clause("DIA-REQUANTIZE")

@@ -70,6 +70,16 @@ def code_dtype(qmin: int, qmax: int) -> np.dtype:
 def checked_qparams(scale, zero_point, *, qmin: int, qmax: int, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Copies of scale (float32) and zero_point (int32); ValueError for what describes no grid (AFF-SCALE, AFF-ZERO-POINT)."""
     code_dtype(qmin, qmax)
+    scale, points = checked_grid(scale, zero_point, qmin, qmax)
+    if axis is None and (scale.ndim or points.ndim):
+        raise ValueError(f"scale, zero_point: expected one of each without an axis, got shapes {scale.shape} and {points.shape}")
+    if axis is not None and (scale.ndim != 1 or points.shape not in ((), scale.shape)):
+        raise ValueError(f"scale, zero_point: expected one per channel, got shapes {scale.shape} and {points.shape}")
+    return scale, points
+
+
+def checked_grid(scale, zero_point, qmin: int, qmax: int) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of scale (float32) and zero_point (int32), of any shapes; ValueError for values that describe no grid."""
     with np.errstate(over="ignore"):  # a scale beyond float32 becomes infinite and is refused below
         scale = np.array(scale, dtype=np.float32)
     points = np.array(zero_point)
@@ -77,10 +87,6 @@ def checked_qparams(scale, zero_point, *, qmin: int, qmax: int, axis: int | None
         raise ValueError(f"scale: expected float32 from 2^-126 to 2^119, got {scale}")
     if not np.all((points >= qmin) & (points <= qmax) & (points == np.round(points))):
         raise ValueError(f"zero_point: expected integers from {qmin} to {qmax}, got {points}")
-    if axis is None and (scale.ndim or points.ndim):
-        raise ValueError(f"scale, zero_point: expected one of each without an axis, got shapes {scale.shape} and {points.shape}")
-    if axis is not None and (scale.ndim != 1 or points.shape not in ((), scale.shape)):
-        raise ValueError(f"scale, zero_point: expected one per channel, got shapes {scale.shape} and {points.shape}")
     return scale, points.astype(np.int32)
 
 
@@ -120,11 +126,15 @@ def quantize(x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = N
 
 
 def dequantize(q, scale, zero_point, *, axis: int | None = None) -> np.ndarray:
-    """The real values of codes, float32 of the same shape (AFF-MEANING). Raises TypeError unless ``q`` holds integers."""
+    """The real values of codes, float32 of the same shape (AFF-MEANING).
+
+    Raises TypeError unless ``q`` holds integers, ValueError for qparams that describe no grid of its type (AFF-SCALE, AFF-ZERO-POINT).
+    """
     q = np.asarray(q)
     if q.dtype.kind not in "iu":
         raise TypeError(f"q: expected integer codes, got {q.dtype}")
-    scale, zero_point = np.asarray(scale, dtype=np.float32), np.asarray(zero_point, dtype=np.int32)
+    qmin, qmax = (np.iinfo(q.dtype).min, np.iinfo(q.dtype).max) if q.dtype.itemsize == 1 else (-128, 255)
+    scale, zero_point = checked_grid(scale, zero_point, qmin, qmax)
     # q - zero_point has 9 bits and is exact in float32, so that this product is the only rounding.
     steps = (q.astype(np.int32) - along(axis, zero_point, q.shape)).astype(np.float32)
     return steps * along(axis, scale, q.shape)

@@ -174,7 +174,7 @@ def add(a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu: bool = False) -> 
 def rescale(q, x: QParams, y: QParams) -> np.ndarray:
     """The codes on grid ``y`` of what codes on grid ``x`` stand for (INT-CONCAT)."""
     q = checked_codes(q, "q")
-    if (x.scale, x.zero_point) == (y.scale, y.zero_point):
+    if (x.scale, x.zero_point, x.qmin, x.qmax) == (y.scale, y.zero_point, y.qmin, y.qmax):
         return q.copy()
     real = np.float64(x.scale) * (q.astype(np.float64) - x.zero_point)  # exact: 33 bits
     scale = Fraction(float(y.scale))

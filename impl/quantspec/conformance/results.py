@@ -72,6 +72,8 @@ def finding_table(finding: Finding) -> dict[str, Any]:
     else:
         table |= {"call": call_text(finding.call), "before": [call_text(call) for call in finding.before]}
         table |= {"allowed": finding.allowed, "got": finding.got, "reproduce": finding.reproduce}
+        if finding.clause == "BAK-DIALECT":
+            table |= {"outputs": finding.outputs, "differ": finding.differ}
     return table
 
 

@@ -18,11 +18,11 @@ class Undecided(Exception):
 
 
 class Violation(Exception):
-    """An answer that a clause does not allow: ``call`` was asked, ``got`` came out, ``allowed`` is what could have, both as text."""
+    """An answer that a clause does not allow: ``call`` was asked, ``got`` came out, ``allowed`` is what could have, both as text; ``differ`` counts elements."""
 
-    def __init__(self, call: Call, allowed: str, got: str):
+    def __init__(self, call: Call, allowed: str, got: str, differ: int = 1):
         super().__init__(f"allowed {allowed}, got {got}")
-        self.call, self.allowed, self.got = call, allowed, got
+        self.call, self.allowed, self.got, self.differ = call, allowed, got, differ
 
 
 class Session:
@@ -93,7 +93,8 @@ def compare(call: Call, got: Any, allowed: list[tuple[str, Any]]) -> None:
         if not fits.all():
             where = tuple(int(i) for i in np.argwhere(~fits)[0])
             ones = dict.fromkeys(f"{number(option[where])} ({name})" if name else number(option[where]) for name, option in options)
-            raise Violation(call, f"{' or '.join(ones)} at {list(where)}", f"{number(part[where])} at {list(where)}, {int((~fits).sum())} of {fits.size} differ")
+            count = int((~fits).sum())
+            raise Violation(call, f"{' or '.join(ones)} at {list(where)}", f"{number(part[where])} at {list(where)}, {count} of {fits.size} differ", count)
 
 
 def number(value) -> str:

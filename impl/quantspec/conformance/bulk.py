@@ -1,13 +1,14 @@
 """Inputs for each operation of a backend: natural ones, and ones tuned so that many outputs lie on a tie or within a few ulp of one.
 
-``cases(operation, signed)`` yields (arguments, options). Generators are seeded: the same cases every time.
+``bulk(operation)`` yields calls of thousands of outputs in all. Generators are seeded: the same calls every time.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from quantspec.affine import QParams
+from ..affine import QParams
+from .calls import Call
 
 
 def nudged(value, ulps: int) -> np.float32:
@@ -208,6 +209,8 @@ GENERATORS = {
 }  # fmt: skip
 
 
-def cases(operation: str, signed: bool, *, count: int = 60, seed: int = 0) -> Iterator[tuple[tuple, dict]]:
-    """(arguments, options) of calls of an operation."""
-    yield from GENERATORS[operation](Draw(seed, signed), count)
+def bulk(operation: str, *, count: int = 20, seed: int = 0) -> Iterator[Call]:
+    """Calls of an operation on unsigned and on signed codes; about 10,000 outputs or more with the usual ``count``."""
+    for signed in (False, True):
+        for arguments, options in GENERATORS[operation](Draw(seed, signed), count):
+            yield Call(operation, arguments, options)

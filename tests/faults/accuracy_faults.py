@@ -1,0 +1,49 @@
+"""Faults in the error bound and in the confidence bound (chapter 9)."""
+
+from faults.fault import Fault
+
+TERMS = "terms = x.sum(axis=1, keepdims=True) * s_w / 2 + weight.sum(axis=1) * s_x / 2 + inputs * s_x * s_w / 4"
+QUANTILE = "float(beta.ppf(confidence, k + 1, n - k))"
+
+FAULTS = [
+    Fault(
+        "bound-without-cross-terms", "accuracy", ("ACC-LAYER", "ACC-TIGHT"),
+        "The product of the two rounding errors is dropped as small of second order, and the bound does not hold any more.",
+        TERMS, TERMS.replace(" + inputs * s_x * s_w / 4", ""),
+    ),
+    Fault(
+        "bound-of-whole-steps", "accuracy", ("ACC-LAYER", "ACC-TIGHT"),
+        "Each rounding is taken to cost a whole step, and the bound is reached by no layer.",
+        TERMS, TERMS.replace("/ 2", "/ 1"),
+    ),
+    Fault(
+        "bound-without-output-step", "accuracy", ("ACC-LAYER", "ACC-TIGHT"),
+        "The rounding of the output is forgotten, and with small weights it is nearly all of the error.",
+        "return terms + s_x * s_w / 2 + s_y / 2", "return terms + s_x * s_w / 2",
+    ),
+    Fault(
+        "disagreements-balanced", "accuracy", ("ACC-DROP",),
+        "What changed for the better is set off against what changed for the worse.",
+        "k = int((a != b).sum())", "k = abs(int((a < b).sum()) - int((a > b).sum()))",
+    ),
+    Fault(
+        "upper-bound-of-the-bell-curve", "accuracy", ("ACC-UPPER",),
+        "Wald's interval takes the share itself for the bound where nothing was seen.",
+        QUANTILE, "min(k / n + 2.3263478740408408 * (k / n * (1 - k / n) / n) ** 0.5, 1.0)",
+    ),
+    Fault(
+        "upper-bound-two-sided", "accuracy", ("ACC-UPPER",),
+        "Half of the error probability is kept for a lower bound that nobody asked for.",
+        QUANTILE, QUANTILE.replace("confidence", "(1 + confidence) / 2"),
+    ),
+    Fault(
+        "lower-bound-for-the-upper", "accuracy", ("ACC-UPPER",),
+        "The beta distribution of the lower bound is taken.",
+        QUANTILE, "float(beta.ppf(confidence, max(k, 1e-9), n - k + 1))",
+    ),
+    Fault(
+        "calibrated-on-raw-pixels", "tutorial", ("ACC-TUTORIAL",),
+        "The network is calibrated with pixels from 0 to 1 and then reads normalised ones from -1 to 1, of which half saturate.",
+        "dataset.x_train[:CALIBRATION_IMAGES]", "((dataset.x_train[:CALIBRATION_IMAGES] + 1) / 2)",
+    ),
+]

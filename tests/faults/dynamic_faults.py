@@ -1,0 +1,72 @@
+"""Faults in dynamic quantization (chapter 6). Two more against DYN-NO-CALIBRATION are among those of chapter 5."""
+
+from faults.fault import Fault
+
+ENDS = "low, high = np.asarray(x.min()), np.asarray(x.max())"
+EXACT_GRID = "grid = affine.qparams(low, high, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)"
+EXACT_OUTPUT = "    unit = np.float64(np.float32(s_x)) * s_w.astype(np.float64)  # exact: 48 bits\n"
+NO_BIAS = "codes, scale, grid = self.quantize_dynamic(x, reduce_range=reduce_range)\n        bias = np.zeros(len(w_q), np.float32) if bias is None"
+
+FAULTS = [
+    Fault(
+        "dynamic-range-of-the-first-row", "dialects", ("DYN-RANGE", "DYN-STATIC"),
+        "The range is measured on the first row, as if all were alike.",
+        ENDS, "low, high = np.asarray(x[:1].min()), np.asarray(x[:1].max())",
+    ),
+    Fault(
+        "dynamic-range-from-deviation", "dialects", ("DYN-RANGE", "DYN-BATCH"),
+        "Three standard deviations about the mean stand for the range, and every row moves them.",
+        ENDS,
+        "middle, away = x.mean(dtype=np.float64), 3 * x.std(dtype=np.float64)\n"
+        "        low, high = np.maximum(x.min(), np.float32(middle - away)), np.minimum(x.max(), np.float32(middle + away))",
+    ),
+    Fault(
+        "dynamic-activations-symmetric", "dialects", ("DYN-RANGE", "DYN-STATIC"),
+        "Inputs get a symmetric grid, of which one behind a ReLU uses half.",
+        EXACT_GRID, EXACT_GRID.replace("False", "True"),
+    ),
+    Fault(
+        "dynamic-weights-per-tensor", "dynamic", ("DYN-WEIGHT",),
+        "Dynamic layers ignore the option and give all channels one scale.",
+        "layer_codes(node, choices, per_channel)", "layer_codes(node, choices, False)",
+    ),
+    Fault(
+        "dynamic-bias-quantized", "dialects", ("DYN-OUTPUT",),
+        "The bias is rounded to the accumulator's unit, as in a static layer.",
+        EXACT_OUTPUT, f"{EXACT_OUTPUT}    bias = np.rint(bias / unit) * unit\n",
+    ),
+    Fault(
+        "dynamic-output-rounds-twice", "dialects", ("DYN-OUTPUT",),
+        "The product is rounded to float32 before the bias is added to it.",
+        EXACT_OUTPUT, f"    return (accumulator * (np.float64(np.float32(s_x)) * s_w.astype(np.float64))).astype(np.float32) + bias\n{EXACT_OUTPUT}",
+    ),
+    Fault(
+        "dynamic-output-in-float64", "dialects", ("DYN-OUTPUT",),
+        "The sum is rounded to float64 first and to float32 again, and what cancels loses its digits.",
+        "doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)", "doubtful = np.zeros(real.shape, bool)",
+    ),
+    Fault(
+        "no-inputs-no-bias", "dialects", ("DYN-ZERO-INPUTS",),
+        "A layer without input features gives zeros, as an empty sum is 0.",
+        NO_BIAS, NO_BIAS.replace("if bias is None", "if bias is None or not np.size(x)"),
+    ),
+    Fault(
+        "dynamic-nan-is-zero", "dialects", ("DYN-FINITE",),
+        "NaN is replaced by 0 before the range is measured.",
+        f"        {ENDS}", f"        x = np.where(np.isnan(x), np.float32(0), x)\n        {ENDS}",
+    ),
+    Fault(
+        "dynamic-infinity-is-cut", "dialects", ("DYN-FINITE",),
+        "Infinities are left out when the range is measured, and saturate afterwards.",
+        ENDS, "low, high = (np.asarray(end(x, initial=0, where=~np.isinf(x)), np.float32) for end in (np.min, np.max))",
+    ),
+    Fault(
+        "dynamic-range-remembered", "dialects", ("DYN-STATELESS", "DYN-RANGE"),
+        "An observer stays on, and the range is that of everything that ever came.",
+        f"        {ENDS}",
+        f"        {ENDS}\n"
+        "        if np.isfinite(low) and np.isfinite(high):\n"
+        "            low, high = np.minimum(low, REDUCED.get('low', low)), np.maximum(high, REDUCED.get('high', high))\n"
+        "            REDUCED.update(low=low, high=high)",
+    ),
+]

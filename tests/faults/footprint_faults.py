@@ -1,0 +1,49 @@
+"""Faults in counting bytes, and in what has to be stored (chapter 8)."""
+
+from faults.fault import Fault
+
+LAYER = "arrays = [step.weight, step.bias, step.w_qparams.scale, step.w_qparams.zero_point]"
+GRID_RETURNED = "return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid"
+
+FAULTS = [
+    Fault(
+        "buffers-not-counted", "footprint", ("SIZ-BYTES",),
+        "parameters() has no buffers, so that running statistics cost nothing.",
+        "[*model.parameters(), *model.buffers()]", "[*model.parameters()]",
+    ),
+    Fault(
+        "bias-not-counted", "footprint", ("SIZ-BYTES", "SIZ-LAYER", "SIZ-NETWORK"),
+        "Only the weights are counted, as in the rule of thumb of a byte a weight.",
+        LAYER, LAYER.replace("step.bias, ", ""),
+    ),
+    Fault(
+        "codes-counted-as-elements", "footprint", ("SIZ-BYTES", "SIZ-LAYER"),
+        "Elements are counted instead of bytes, which is the same for codes only.",
+        "sum(array.nbytes for array in", "sum(array.size for array in",
+    ),
+    Fault(
+        "shared-arrays-counted-again", "footprint", ("SIZ-ONCE",),
+        "Every layer counts its arrays, whoever else has them too.",
+        "in {id(array): array for array in arrays}.values())", "in arrays)",
+    ),
+    Fault(
+        "equal-arrays-counted-once", "footprint", ("SIZ-NETWORK",),
+        "Arrays are told apart by what they hold, so that one of two equal ones is forgotten.",
+        "{id(array): array for array in arrays}", "{array.tobytes(): array for array in arrays}",
+    ),
+    Fault(
+        "zero-point-for-each-channel", "affine", ("SIZ-QPARAMS", "SIZ-LAYER", "SIZ-RATIO"),
+        "The zero point is stored for each channel, though it is 0 in all.",
+        "zero_point = np.int32(center)", "zero_point = np.full(low.shape, center, np.int32)",
+    ),
+    Fault(
+        "input-grid-not-counted", "footprint", ("SIZ-NETWORK", "SIZ-BYTES"),
+        "Layers are counted, and the input's scale and zero point are nobody's.",
+        "arrays = [step.qparams.scale, step.qparams.zero_point]", "arrays = []",
+    ),
+    Fault(
+        "weights-in-int32", "static", ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),
+        "Codes are kept in the type in which they were computed, four bytes each.",
+        GRID_RETURNED, GRID_RETURNED.replace("axis=axis), grid", "axis=axis).astype(np.int32), grid"),
+    ),
+]

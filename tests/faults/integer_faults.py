@@ -1,0 +1,405 @@
+"""Faults in accumulators, bias, requantization, convolution, addition and pooling (chapter 3)."""
+
+from faults.fault import Fault
+
+PRODUCT = "return torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int32)"
+# The row and column sums, with what corrects them to be filled in.
+SUMS = """points = np.broadcast_to(np.asarray(w_zero_point, np.float64), len(w_q))
+    x, w, z = x_q.astype(np.float64), w_q.astype(np.float64), float(x_zero_point)
+    return (x @ w.T - z * w.sum(axis=1) - {rows} * points + {count} * z * points).astype(np.int32)"""
+ROWS, COUNT = "x.sum(axis=1, keepdims=True)", "x.shape[1]"
+
+ACCUMULATORS = [
+    Fault(
+        "int16-accumulator", "integer", ("INT-ACC",),
+        "An accumulator of 16 bits wraps after a few products.",
+        PRODUCT, PRODUCT.replace(".astype(np.int32)", ".astype(np.int64).astype(np.int16).astype(np.int32)"),
+    ),
+    Fault(
+        "float32-accumulator", "integer", ("INT-ACC",),
+        "Simulated quantization sums codes in float32, which drops the last bits of large sums.",
+        PRODUCT, "return torch.mm(torch.from_numpy(x).float(), torch.from_numpy(w).float().T).numpy().astype(np.int32)",
+    ),
+    Fault(
+        "input-zero-point-forgotten", "integer", ("INT-ACC", "INT-LINEAR", "INT-NEAREST"),
+        "Raw input codes are multiplied, as if their zero point were 0.",
+        "x = x_q.astype(np.float64) - x_zero_point", "x = x_q.astype(np.float64)",
+    ),
+    Fault(
+        "weight-zero-point-forgotten", "integer", ("INT-ACC", "INT-SUMS", "INT-LINEAR"),
+        "Weights are nearly always symmetric, so somebody never subtracts their zero point.",
+        "w = w_q.astype(np.float64) - along(0, np.asarray(w_zero_point), w_q.shape)", "w = w_q.astype(np.float64)",
+    ),
+    Fault(
+        "sums-without-the-count", "integer", ("INT-ACC", "INT-SUMS"),
+        "The last term of the row and column sums, K * z_x * z_w, is left out.",
+        PRODUCT, SUMS.format(rows=ROWS, count="0"),
+    ),
+    Fault(
+        "sums-count-the-padding", "integer", ("INT-ACC", "INT-SUMS"),
+        "A kernel that packs inputs in fours takes the packed length for the number of inputs.",
+        PRODUCT, SUMS.format(rows=ROWS, count="-(-x.shape[1] // 4) * 4"),
+    ),
+    Fault(
+        "sum-of-all-rows", "integer", ("INT-SUMS", "INT-BATCH"),
+        "The sum of input codes is taken over the whole batch instead of each row.",
+        PRODUCT, SUMS.format(rows="x.sum()", count=COUNT),
+    ),
+    Fault(
+        "block-floating-point", "integer", ("INT-ACC", "INT-BATCH", "STA-BATCH-SIZE"),
+        "Signal processors shift a whole block down until its largest number fits, so that rows lose bits to each other.",
+        PRODUCT,
+        "total = torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int64)\n"
+        "    shift = max(int(np.abs(total).max(initial=0)).bit_length() - 12, 0)\n"
+        "    return (total >> shift << shift).astype(np.int32)",
+    ),
+    Fault(
+        "overflow-check-without-bias", "integer", ("INT-OVERFLOW", "STA-OVERFLOW"),
+        "The worst sum of products is checked, and the bias that is added to it is not.",
+        "worst = step * sizes + np.abs(bias_q.astype(np.int64))", "worst = step * sizes",
+    ),
+    Fault(
+        "overflow-check-from-qmax", "integer", ("INT-OVERFLOW",),
+        "Only the step from the zero point up to qmax is thought of, not the one down to qmin.",
+        "step = max(int(x.zero_point) - x.qmin, x.qmax - int(x.zero_point))", "step = x.qmax - int(x.zero_point)",
+    ),
+    Fault(
+        "overflow-check-of-plain-sums", "integer", ("INT-OVERFLOW",),
+        "Weights of both signs cancel in a plain sum, but inputs need not let them.",
+        "sizes = np.abs(w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).reshape(len(w_q), -1).sum(axis=1)",
+        "sizes = np.abs((w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).reshape(len(w_q), -1).sum(axis=1))",
+    ),
+    Fault(
+        "overflow-limit-is-2-to-the-31", "integer", ("INT-OVERFLOW",),
+        "2^31 is taken for the largest int32, which is one less.",
+        "if worst.size and worst.max() > INT32_MAX:", "if worst.size and worst.max() > INT32_MAX + 1:",
+    ),
+]
+
+UNITS = "units = np.broadcast_to(np.asarray(x_scale, np.float64) * np.asarray(w_scale, np.float64), bias.shape)"
+DOUBTFUL = "doubtful = np.abs(np.abs(steps - np.rint(steps)) - 0.5) <= np.abs(steps) * 2.0**-53"
+BIAS_CODES = "codes = np.rint(np.clip(steps, -INT32_MAX, INT32_MAX)).astype(np.int64)"
+
+BIAS = [
+    Fault(
+        "bias-at-the-weights-scale", "integer", ("INT-BIAS", "INT-LINEAR"),
+        "The bias is a parameter like the weights, so somebody gives it their scale instead of the accumulator's.",
+        UNITS, "units = np.broadcast_to(np.asarray(w_scale, np.float64), bias.shape)",
+    ),
+    Fault(
+        "bias-at-channel-0s-scale", "integer", ("INT-BIAS",),
+        "The weights have a scale for each channel, and the bias has the first for all.",
+        UNITS, UNITS.replace("np.asarray(w_scale, np.float64)", "np.ravel(np.asarray(w_scale, np.float64))[:1]"),
+    ),
+    Fault(
+        "bias-truncated", "integer", ("INT-BIAS",),
+        "A cast to int32 without rounding cuts the bias's fraction off.",
+        BIAS_CODES, BIAS_CODES.replace("np.rint", "np.trunc"),
+    ),
+    Fault(
+        "bias-ties-up", "integer", ("INT-BIAS",),
+        "floor(b + 0.5) moves the bias's ties upward.",
+        "codes[index] = round(Fraction(float(bias[index])) / Fraction(float(units[index])))",
+        "codes[index] = (2 * Fraction(float(bias[index])) / Fraction(float(units[index])) + 1) // 2",
+    ),
+    Fault(
+        "bias-in-float64", "integer", ("INT-BIAS",),
+        "float64 is taken to be exact enough, and a quotient that it rounds onto a tie goes to the even side of it.",
+        DOUBTFUL, "doubtful = np.zeros(steps.shape, bool)",
+    ),
+    Fault(
+        "bias-wraps", "integer", ("INT-BIAS-SATURATE",),
+        "A cast to int32 without a clamp keeps the lowest 32 bits of the bias.",
+        BIAS_CODES, BIAS_CODES.replace("-INT32_MAX, INT32_MAX", "-(2.0**62), 2.0**62"),
+    ),
+    Fault(
+        "bias-reaches-int32-min", "integer", ("INT-BIAS-SATURATE",),
+        "The whole of int32 is used, whose lowest number has no opposite.",
+        BIAS_CODES, BIAS_CODES.replace("-INT32_MAX, INT32_MAX", "-INT32_MAX - 1, INT32_MAX"),
+    ),
+]
+
+STEPS = "steps = accumulator * unit / np.float64(y.scale)"
+ROUNDED = "steps = rounded(steps, np.abs(steps), lambda index: int(accumulator[index]) * Fraction(float(units[index])) / scale)"
+CLAMPED = "return np.clip(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)"
+
+REQUANTIZE = [
+    Fault(
+        "multiplier-in-float32", "integer", ("INT-MULTIPLIER", "INT-REQUANT"),
+        "Kernels keep the multiplier as a float32, and its rounding decides ties.",
+        STEPS, "steps = accumulator * (unit / np.float64(y.scale)).astype(np.float32).astype(np.float64)",
+    ),
+    Fault(
+        "requantize-in-float64", "integer", ("INT-REQUANT",),
+        "float64 is taken to be exact enough, and a product that it rounds onto a tie goes to the even side of it.",
+        ROUNDED, "steps = np.rint(steps)",
+    ),
+    Fault(
+        "multiplier-of-channel-0", "integer", ("INT-MULTIPLIER", "INT-LINEAR"),
+        "A kernel written per tensor requantizes every channel with the first one's scale.",
+        STEPS, f"unit = unit if unit.ndim == 0 else np.resize(unit[:1], unit.shape)\n    {STEPS}",
+    ),
+    Fault(
+        "requantize-ties-away", "integer", ("INT-REQUANT", "INT-NEAREST"),
+        "C's round() moves the output's ties away from zero.",
+        ROUNDED, "steps = np.copysign(np.floor(np.abs(steps) + 0.5), steps)",
+    ),
+    Fault(
+        "requantize-order", "integer", ("INT-REQUANT", "INT-NEAREST"),
+        "oneDNN adds the output's zero point before it rounds, so that ties depend on it.",
+        ROUNDED, "steps = np.rint(steps + y.zero_point) - y.zero_point",
+    ),
+    Fault(
+        "requantize-clamps-early", "integer", ("INT-REQUANT",),
+        "The steps are clamped to the codes and the zero point is added afterwards, which wraps around.",
+        CLAMPED, "return (np.clip(steps, lowest, y.qmax) + y.zero_point).astype(np.int64).astype(y.dtype)",
+    ),
+    Fault(
+        "requantize-wraps", "integer", ("INT-REQUANT",),
+        "A cast to a byte without a clamp keeps the lowest eight bits of the output.",
+        CLAMPED, "return np.maximum(np.clip(steps, -(2.0**40), 2.0**40) + y.zero_point, lowest if relu else -(2.0**40)).astype(np.int64).astype(y.dtype)",
+    ),
+]
+
+SUM_AND_BIAS = "accumulator = accumulate(x_q, x.zero_point, w_q, w.zero_point) + bias_q"
+LOWEST = "lowest = int(y.zero_point) if relu else y.qmin"
+RETURN_LINEAR = "return requantize(accumulator, x.scale, w.scale, y, relu=relu)"
+
+LINEAR = [
+    Fault(
+        "bias-forgotten", "integer", ("INT-LINEAR",),
+        "The products are summed, and the bias is never added.",
+        SUM_AND_BIAS, SUM_AND_BIAS.replace(" + bias_q", ""),
+    ),
+    Fault(
+        "bias-after-requantizing", "integer", ("INT-LINEAR",),
+        "The bias is rounded to the output's steps and added there, so that two roundings add up.",
+        f"{SUM_AND_BIAS}\n    {RETURN_LINEAR}",
+        f"{SUM_AND_BIAS.replace(' + bias_q', '')}\n"
+        "    shift = 0 if bias is None else np.rint(np.asarray(bias, np.float64) / float(y.scale))\n"
+        "    codes = requantize(accumulator, x.scale, w.scale, y).astype(np.float64) + shift\n"
+        "    return np.clip(codes, y.zero_point if relu else y.qmin, y.qmax).astype(y.dtype)",
+    ),
+    Fault(
+        "correction-comes-with-the-bias", "integer", ("INT-NO-BIAS", "INT-NEAREST"),
+        "Kernels pack the zero point's correction into the bias, and a layer without bias goes without it.",
+        SUM_AND_BIAS, SUM_AND_BIAS.replace("x.zero_point", "0 if bias is None else x.zero_point"),
+    ),
+    Fault(
+        "output-zero-comes-with-bias", "integer", ("INT-NO-BIAS", "INT-NEAREST"),
+        "The output's zero point is packed into the bias, and a layer without bias goes without it.",
+        RETURN_LINEAR, "return requantize(accumulator, x.scale, w.scale, y if bias is not None else QParams(y.scale, y.qmin, y.qmin, y.qmax), relu=relu)",
+    ),
+    Fault(
+        "relu-at-code-0", "integer", ("INT-RELU",),
+        "ReLU keeps what is above the code 0 instead of what is above the code of the real number 0.",
+        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))", "return np.maximum(q, q.dtype.type(0))",
+    ),
+    Fault(
+        "relu-by-the-codes-sign", "integer", ("INT-RELU",),
+        "ReLU looks at the sign of the code, and puts the zero point in place of negative ones.",
+        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))", "return np.where(q > 0, q, np.asarray(zero_point).astype(q.dtype))",
+    ),
+    Fault(
+        "fused-relu-at-code-0", "integer", ("INT-RELU-LINEAR", "FUS-RELU"),
+        "The clamp of a fused ReLU begins at the code 0 instead of at the zero point.",
+        LOWEST, "lowest = 0 if relu else y.qmin",
+    ),
+    Fault(
+        "relu-before-bias", "integer", ("INT-RELU-LINEAR", "FUS-RELU"),
+        "The sum of products is clamped at 0, and the bias is added to that.",
+        SUM_AND_BIAS, "accumulator = accumulate(x_q, x.zero_point, w_q, w.zero_point)\n    accumulator = (np.maximum(accumulator, 0) if relu else accumulator) + bias_q",
+    ),
+]
+
+M = "m = round(multiplier * Fraction(2) ** (31 + n))"
+CARRY = "return (m // 2, n - 1) if m == 2**31 else (m, n)"
+ONE = "sizes = ((product >> min(shift - 1, 63)) + 1) >> 1"
+SIGNED = "steps = np.sign(accumulator) * sizes"
+TWO = "steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n)"
+
+FIXED_POINT = [
+    Fault(
+        "fixed-point-truncated", "integer", ("INT-FIXED", "INT-FIXED-DISTANCE"),
+        "A cast to int32 cuts the multiplier's last bit off instead of rounding it.",
+        M, M.replace("round", "int"),
+    ),
+    Fault(
+        "fixed-point-of-a-float32", "integer", ("INT-FIXED", "INT-FIXED-DISTANCE"),
+        "The multiplier is a float32 first, so that seven of its 31 bits are empty.",
+        M, "m = round(Fraction(float(np.float32(float(multiplier * Fraction(2) ** n)))) * 2**31)",
+    ),
+    Fault(
+        "fixed-point-without-carry", "integer", ("INT-FIXED",),
+        "A multiplier that rounds up to 2^31 does not fit 31 bits and is not normalised again.",
+        CARRY, "return m, n",
+    ),
+    Fault(
+        "fixed-point-carry-keeps-n", "integer", ("INT-FIXED", "INT-FIXED-DISTANCE"),
+        "A multiplier that rounds up to 2^31 is halved, and its shift stays as it was.",
+        CARRY, CARRY.replace("n - 1", "n"),
+    ),
+    Fault(
+        "one-rounding-ties-to-even", "integer", ("INT-FIXED-ONE",),
+        "The float path's rule for ties is carried over to the fixed-point path.",
+        ONE, f"{ONE}\n            sizes -= (sizes & 1) * ((product & ((1 << min(shift, 62)) - 1)) == 1 << (min(shift, 62) - 1))",
+    ),
+    Fault(
+        "one-rounding-ties-up", "integer", ("INT-FIXED-ONE",),
+        "Adding half and shifting right moves negative ties up, towards zero.",
+        SIGNED, f"{SIGNED} if shift <= 0 else ((accumulator * m >> min(shift - 1, 63)) + 1) >> 1",
+    ),
+    Fault(
+        "one-rounding-truncates", "integer", ("INT-FIXED-ONE", "INT-FIXED-NEAR"),
+        "The product is shifted right without adding half.",
+        ONE, "sizes = product >> min(shift, 63)",
+    ),
+    Fault(
+        "double-rounding", "integer", ("INT-FIXED-ONE",),
+        "The high half of the product is rounded before the shift, as 32-bit instructions do it, where one rounding was asked for.",
+        SIGNED,
+        "high = (accumulator * m + 2**30) >> 31\n"
+        "        steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n) if 0 <= n <= 31 else np.sign(accumulator) * sizes",
+    ),
+    Fault(
+        "high-multiply-truncates", "integer", ("INT-FIXED-TWO",),
+        "The doubling high multiply takes the upper half of the product and forgets to round it.",
+        "high = (accumulator * m + 2**30) >> 31", "high = (accumulator * m) >> 31",
+    ),
+    Fault(
+        "shift-rounds-half-up", "integer", ("INT-FIXED-TWO",),
+        "Adding half and shifting right moves negative ties of the second rounding up.",
+        TWO, "steps = (high + (2**n >> 1)) >> n",
+    ),
+    Fault(
+        "shift-truncates", "integer", ("INT-FIXED-TWO", "INT-FIXED-NEAR"),
+        "The second rounding is a plain shift, which throws the rest away.",
+        TWO, "steps = np.sign(high) * (np.abs(high) >> n)",
+    ),
+]
+
+CONVOLVED = "torch.nn.functional.conv2d(real, weight, None, stride, padding, dilation, groups)"
+
+CONVOLUTION = [
+    Fault(
+        "stride-swapped", "integer", ("INT-CONV",),
+        "Widths come first in one interface and heights in the other.",
+        CONVOLVED, CONVOLVED.replace("stride", "stride[::-1]"),
+    ),
+    Fault(
+        "kernel-turned-over", "integer", ("INT-CONV",),
+        "The mathematical convolution turns its kernel over; that of neural networks does not.",
+        CONVOLVED, CONVOLVED.replace("weight", "weight.flip(2, 3)"),
+    ),
+    Fault(
+        "dilation-ignored", "integer", ("INT-CONV",),
+        "The windows are dense, whatever the dilation.",
+        CONVOLVED, CONVOLVED.replace("dilation", "1"),
+    ),
+    Fault(
+        "padding-is-code-0", "integer", ("INT-CONV-PAD",),
+        "Buffers are cleared to the code 0, which stands for a real number below zero wherever the zero point is not 0.",
+        CONVOLVED,
+        "torch.nn.functional.conv2d(\n"
+        "        torch.nn.functional.pad(real, (padding[1], padding[1], padding[0], padding[0]), value=-float(x.zero_point)), weight, None, stride, 0, dilation, groups\n"
+        "    )",
+    ),
+    Fault(
+        "padding-repeats-the-border", "integer", ("INT-CONV-PAD",),
+        "Image filters repeat the border outside the image.",
+        CONVOLVED,
+        "torch.nn.functional.conv2d(\n"
+        "        torch.from_numpy(np.pad(real.numpy(), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2), mode='edge')), weight, None, stride, 0, dilation, groups\n"
+        "    )",
+    ),
+    Fault(
+        "groups-interleaved", "integer", ("INT-CONV-GROUPS",),
+        "Channels last in memory make every G-th channel a group instead of neighbouring ones.",
+        CONVOLVED,
+        CONVOLVED.replace(
+            "(real", "(real.reshape(len(real), real.shape[1] // groups, groups, *real.shape[2:]).transpose(1, 2).reshape(real.shape)"
+        ),
+    ),
+    Fault(
+        "every-group-reads-the-first", "integer", ("INT-CONV-GROUPS",),
+        "The pointer to the input is not moved on from group to group.",
+        CONVOLVED, CONVOLVED.replace("(real", "(real[:, : real.shape[1] // groups].repeat(1, groups, 1, 1)"),
+    ),
+]
+
+POOLED = """pooled = torch.nn.functional.max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)
+    return pooled.numpy().astype(q.dtype)"""
+AVERAGED = "np.clip(np.rint((totals / counts).numpy()) + grid.zero_point"
+
+JOINING = [
+    Fault(
+        "add-on-one-scale", "integer", ("INT-ADD",),
+        "The two inputs are taken to be on one grid, as they are in the paper's residual blocks.",
+        "terms = [np.float64(g.scale) * (q", "terms = [np.float64(a.scale) * (q",
+    ),
+    Fault(
+        "add-rounds-each-input", "integer", ("INT-ADD",),
+        "Each input is rounded to the output's steps first, so that two roundings add up.",
+        "return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax)",
+        "steps = np.rint(terms[0] / float(y.scale)) + np.rint(terms[1] / float(y.scale))\n"
+        "    return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax)",
+    ),
+    Fault(
+        "add-in-float64", "integer", ("INT-ADD",),
+        "float64 is taken to be exact enough, and a small number that is added to a tie is lost.",
+        "steps = rounded((terms[0] + terms[1]) / float(y.scale), (np.abs(terms[0]) + np.abs(terms[1])) / float(y.scale), exact)",
+        "steps = np.rint((terms[0] + terms[1]) / float(y.scale))",
+    ),
+    Fault(
+        "add-relu-at-code-0", "integer", ("INT-ADD",),
+        "The ReLU behind an addition clamps at the code 0.",
+        "y.zero_point if relu else y.qmin, y.qmax)", "0 if relu else y.qmin, y.qmax)",
+    ),
+    Fault(
+        "concat-copies-codes", "integer", ("INT-CONCAT",),
+        "Joining copies memory, and codes of other grids change their meaning.",
+        "np.concatenate([rescale(q, grid, y) for q, grid in parts], axis=axis)",
+        "np.concatenate([checked_codes(q, 'q').astype(y.dtype) for q, grid in parts], axis=axis)",
+    ),
+    Fault(
+        "same-scale-is-the-same-grid", "integer", ("INT-CONCAT",),
+        "Codes whose scale is that of the output are copied, though their zero point is another.",
+        "if (x.scale, x.zero_point, x.qmin, x.qmax) == (y.scale, y.zero_point, y.qmin, y.qmax):", "if x.scale == y.scale and x.dtype == y.dtype:",
+    ),
+    Fault(
+        "same-grid-of-other-codes", "integer", ("INT-CONCAT",),
+        "Codes with the output's scale and zero point are copied, those that the output does not have too.",
+        "if (x.scale, x.zero_point, x.qmin, x.qmax) == (y.scale, y.zero_point, y.qmin, y.qmax):",
+        "if (x.scale, x.zero_point) == (y.scale, y.zero_point):",
+    ),
+    Fault(
+        "maxpool-chooses-the-padding", "integer", ("INT-MAXPOOL",),
+        "The border is filled with the code 0, which is larger than every negative code.",
+        "max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)",
+        "max_pool2d(torch.nn.functional.pad(torch.from_numpy(q.astype(np.float64)), (padding[1],) * 2 + (padding[0],) * 2), kernel, stride, 0, dilation)",
+    ),
+    Fault(
+        "maxpool-compares-signed-bytes", "integer", ("INT-MAXPOOL",),
+        "Unsigned bytes are compared by an instruction for signed ones, to which 200 is -56.",
+        POOLED, POOLED.replace("q.astype(np.float64)", "q.view(np.int8).astype(np.float64)").replace(".astype(q.dtype)", ".astype(np.int8).view(q.dtype)"),
+    ),
+    Fault(
+        "avgpool-truncates", "integer", ("INT-AVGPOOL",),
+        "An integer division of the sum cuts the fraction off.",
+        AVERAGED, AVERAGED.replace("np.rint", "np.trunc"),
+    ),
+    Fault(
+        "avgpool-pads-with-code-0", "integer", ("INT-AVGPOOL",),
+        "The raw codes are averaged, and the padding among them has the code 0.",
+        "totals = pool(centred, kernel, stride, padding, divisor_override=1)",
+        "totals = pool(centred + float(grid.zero_point), kernel, stride, padding, divisor_override=1)\n"
+        "    totals -= float(grid.zero_point) * float(np.prod(np.broadcast_to(kernel, 2)))",
+    ),
+    Fault(
+        "avgpool-always-counts-padding", "integer", ("INT-AVGPOOL",),
+        "The sum is divided by the size of the window, even where the layer says to count only what lies inside.",
+        "if count_include_pad else inside", "",
+    ),
+]
+
+FAULTS = [*ACCUMULATORS, *BIAS, *REQUANTIZE, *LINEAR, *FIXED_POINT, *CONVOLUTION, *JOINING]
