@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
