@@ -338,6 +338,10 @@ def test_there_are_no_other_dialects():
         dialects.dialect("best")
 
 
+# The alternatives that round to a whole number of steps once.
+ONCE = sorted(set(spec.REQUANTIZE) - {"fixed-two", "fixed-two-up"})
+
+
 def short_scales():
     """Scales of six binary digits, so that their product with a bias code is a float32."""
     return st.tuples(st.integers(1, 63), st.integers(-30, 30)).map(lambda p: np.float32(p[0] * 2.0 ** p[1]))
@@ -360,16 +364,17 @@ def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_poi
     while near_a_tie(accumulator):
         accumulator += max(1, round(coarse / 4))
     arguments = dict(s_x=s_x, s_w=s_w, s_y=s_y, zero_point=zero_point, lowest=0, qmax=255, per_channel=per_channel)
-    codes = {rule: int(step(accumulator, float(bias), **arguments)) for rule, step in spec.REQUANTIZE.items() if not rule.startswith("fixed-two")}
+    codes = {rule: int(step(accumulator, float(bias), **arguments)) for rule, step in spec.REQUANTIZE.items() if rule in ONCE}
     assert 0 < codes["exact"] < 255
     assert set(codes.values()) == {codes["exact"]}
     scales = s_x, s_w[None] if per_channel else s_w, QParams(s_y, zero_point, 0, 255)
-    for rule, step in dialects.REQUANTIZE.items():
+    for rule in ONCE:
+        step = dialects.REQUANTIZE[rule]
         assert step(np.array([[accumulator]], np.int32), bias[None], *scales, 0).tolist() == [[codes["exact"]]], rule
 
 
 @clause("DIA-EVERYWHERE")
-@pytest.mark.parametrize("rule", sorted(spec.REQUANTIZE))
+@pytest.mark.parametrize("rule", ONCE)
 @pytest.mark.parametrize(("s_x", "s_w"), [(3.0, 5.0), (7 * 2.0**-9, 11 * 2.0**-3), (63.0, 61.0), (0.5, 0.25)])
 @pytest.mark.parametrize("coarse", [1, 3, 7, 129])
 def test_sums_of_whole_and_odd_shares_of_a_step_have_one_code_in_all_dialects(rule, s_x, s_w, coarse):
