@@ -133,11 +133,11 @@ class Under(Ours):
 
 def probe(session: Session, place: Place) -> Choice:
     """Which alternatives give every answer of a backend."""
-    asked: list[tuple[Call, list[np.ndarray]]] = []
+    asked: list[tuple[int, list[np.ndarray]]] = []
     why = ""
-    for call in place.probes():
+    for index, call in enumerate(place.probes()):
         try:
-            asked.append((call, parts(session.answer(call))))
+            asked.append((index, parts(session.answer(call))))
         except Undecided as undecided:
             why = str(undecided)
         except Violation as violation:
@@ -147,36 +147,43 @@ def probe(session: Session, place: Place) -> Choice:
     outputs = sum(part.size for _, answer in asked for part in answer)
     every = dict(alternatives(place))
     # One alternative that gives every answer is what most backends have, and most others are ruled out by the first probes.
-    whole = [name for name, rules in every.items() if all(matches(rules, call, answer).all() for call, answer in asked)]
+    whole = [name for name, rules in every.items() if all(matches(place, rules, index, answer).all() for index, answer in asked)]
     if not whole:
-        found = {name: [matches(rules, call, answer) for call, answer in asked] for name, rules in every.items()}
+        found = {name: [matches(place, rules, index, answer) for index, answer in asked] for name, rules in every.items()}
         pairs = [(a, b) for a, b in combinations(found, 2) if all((x | y).all() for x, y in zip(found[a], found[b]))]
         if not pairs:
-            return Choice(place.name, place.clause, place.operation, "other", outputs, counterexample(found, asked))
+            return Choice(place.name, place.clause, place.operation, "other", outputs, counterexample(place, found, asked))
         whole = list(pairs[0])
     told = dict.fromkeys(", ".join(name.split(", ")[: place.told]) for name in whole)
     return Choice(place.name, place.clause, place.operation, " or ".join(told), outputs)
 
 
-def matches(rules: Dialect, call: Call, answer: list[np.ndarray]) -> np.ndarray:
-    """Where an answer is that of some rules, flat; nowhere when they refuse the call."""
-    size = sum(part.size for part in answer)
+@cache
+def expected(place: Place, rules: Dialect, index: int) -> list[np.ndarray] | None:
+    """What some rules answer to a probe of a place; None when they refuse it. Every backend is asked the same probes."""
     try:
-        expected = parts(answered(Under(rules), call))
+        return parts(answered(Under(rules), place.probes()[index]))
     except (ValueError, NotImplementedError):
-        return np.zeros(size, bool)
-    if [part.shape for part in expected] != [part.shape for part in answer]:
-        return np.zeros(size, bool)
-    return np.concatenate([same(a, b).ravel() for a, b in zip(answer, expected)]) if answer else np.zeros(0, bool)
+        return None
 
 
-def counterexample(fits: dict[str, list[np.ndarray]], asked: list[tuple[Call, list[np.ndarray]]]) -> str:
+def matches(place: Place, rules: Dialect, index: int, answer: list[np.ndarray]) -> np.ndarray:
+    """Where the answer to a probe is that of some rules, flat; nowhere when they refuse it."""
+    size = sum(part.size for part in answer)
+    model = expected(place, rules, index)
+    if model is None or [part.shape for part in model] != [part.shape for part in answer]:
+        return np.zeros(size, bool)
+    return np.concatenate([same(a, b).ravel() for a, b in zip(answer, model)]) if answer else np.zeros(0, bool)
+
+
+def counterexample(place: Place, fits: dict[str, list[np.ndarray]], asked: list[tuple[int, list[np.ndarray]]]) -> str:
     """The call that ruled out the alternative that lasted longest, with the answer there."""
     from .results import call_text
 
     first = {name: next(i for i, one in enumerate(found) if not one.all()) for name, found in fits.items()}
     best = max(first, key=first.__getitem__)
-    call, answer = asked[first[best]]
+    index, answer = asked[first[best]]
+    call = place.probes()[index]
     flat = np.concatenate([part.ravel() for part in answer])
     where = int(np.nonzero(~fits[best][first[best]])[0][0])
     return f"{call_text(call)[:400]} gives {number(flat[where])} at element {where}, which {best} does not"

@@ -146,15 +146,18 @@ def examine_purity(session: Session) -> Finding:
         purity.search(session, settings(profile(STORIES), stateful_step_count=STEPS, phases=[Phase.generate]))
     except purity.Impure as impure:
         last = impure
-        told = list(impure.story[:-1])
-        for index in range(len(told) - 1, -1, -1):  # without what does not matter
-            fewer = told[:index] + told[index + 1 :]
-            try:
-                purity.hold(session, [*fewer, impure.call])
-            except purity.Impure as still:
-                told, last = fewer, still
-            except Undecided:
-                pass
+        told, size = list(impure.story[:-1]), len(impure.story) // 2
+        while size:  # without what does not matter, halves first
+            for start in range(len(told) - size, -1, -size):
+                fewer = told[:start] + told[start + size :]
+                try:
+                    purity.hold(session, [*fewer, impure.call])
+                except purity.Impure as still:
+                    if still.call is impure.call:
+                        told, last = fewer, still
+                except Undecided:
+                    pass
+            size //= 2
         return described("BAK-PURE", "all", session, last, tuple(told))
     except Undecided as undecided:
         return Finding("BAK-PURE", "all", "not offered", reason=str(undecided))

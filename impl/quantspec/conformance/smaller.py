@@ -72,8 +72,8 @@ def plainer_grids(call: Call) -> Iterator[Call]:
     if call.operation in ("quantize", "dequantize") and not np.ndim(arguments[1]):
         x, scale, zero_point = arguments
         if np.isfinite(scale) and scale > 0 and scale != 1:
-            # Real values keep their steps.
-            stretched = (x / scale).astype(np.float32) if call.operation == "quantize" else x
+            # Real values keep their steps, and ties stay ties.
+            stretched = (np.rint(x / scale * 2) / 2).astype(np.float32) if call.operation == "quantize" else x
             yield call.with_arguments(stretched, np.float32(1), zero_point)
         if zero_point not in (0, 1):
             yield call.with_arguments(x, scale, 0)
@@ -94,6 +94,8 @@ def elementwise(call: Call) -> Iterator[Call]:
     """quantize and dequantize."""
     x, scale, zero_point = call.arguments
     if np.ndim(scale):
+        if len(scale) == 1:
+            yield replace(call, arguments=(x[0], scale[0], int(zero_point[0])), options={k: v for k, v in call.options.items() if k != "axis"})
         for c in pieces(len(x)):
             yield call.with_arguments(x[c], scale[c], zero_point[c])
     for c in pieces(x.shape[-1]):
