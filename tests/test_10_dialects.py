@@ -94,6 +94,10 @@ def test_nan_and_bad_grids_are_refused_in_every_dialect(name):
 def test_qparams_equal_their_definition(name, seen, ends, symmetric):
     place = spec.SYMMETRIC[spec.choice(name, "symmetric")] if symmetric else spec.QPARAMS[spec.choice(name, "qparams")]
     scale, zero_point = place(*seen, *ends)
+    if scale < 2.0**-126:  # only `float32-bare` has no floor
+        with pytest.raises(ValueError, match="scale"):
+            dialects.dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
+        return
     got = dialects.dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
     assert (float(got.scale), int(got.zero_point)) == (scale, zero_point)
 
@@ -140,8 +144,12 @@ def test_qparams_per_channel_are_those_of_each_channel(name):
 @given(draws.coverable())
 def test_a_reduced_range_has_the_scale_of_seven_bits(name, seen):
     rules = dialects.dialect(name)
-    grid = rules.activation_qparams(*seen, reduce_range=True)
     scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams")](*seen, 0, 127)
+    if scale < 2.0**-126:  # only `float32-bare` has no floor
+        with pytest.raises(ValueError, match="scale"):
+            rules.activation_qparams(*seen, reduce_range=True)
+        return
+    grid = rules.activation_qparams(*seen, reduce_range=True)
     assert (float(grid.scale), int(grid.zero_point)) == (scale, zero_point)
     assert (grid.qmin, grid.qmax) == spec.REDUCED[spec.choice(name, "reduced")]
     full = rules.activation_qparams(*seen)
@@ -247,7 +255,7 @@ def test_a_layer_in_a_dialect_is_its_accumulate_and_requantize(name, generator, 
 
 
 @clause("DIA-UNIT")
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "exact"])
+@pytest.mark.parametrize("name", [name for name in NAMES if spec.choice(name, "requantize") != "exact"])
 @pytest.mark.parametrize(("s_x", "s_w", "s_y"), [(2.0**-70, 2.0**-70, 1.0), (2.0**70, 2.0**70, 1.0), (2.0**-50, 2.0**-50, 2.0**30), (2.0**50, 2.0**50, 2.0**-40)])
 def test_products_of_scales_that_are_no_normal_numbers_are_refused(name, s_x, s_w, s_y):
     x, w, y = QParams(s_x, 0, 0, 255), QParams(s_w, 0, -128, 127), QParams(s_y, 0, 0, 255)
@@ -316,7 +324,8 @@ def test_every_dialect_makes_the_choices_of_the_table(name):
     fields = dict(
         quantize="quantize_rule", quantize_channels="quantize_channels_rule", qparams="qparams_rule", symmetric="symmetric_rule", reduced="reduced",
         requantize="requantize_rule", qparams_dynamic="qparams_dynamic_rule", quantize_dynamic="quantize_dynamic_rule", output="output_rule",
-        accumulate="accumulate_rule",
+        accumulate="accumulate_rule", windows="windows_rule", add="add_rule", mul="mul_rule", rescale="rescale_rule", average="average_rule",
+        mean="mean_rule", fold="fold_rule", channels="channels_rule",
     )
     assert rules.name == name
     assert {place: getattr(rules, field) for place, field in fields.items()} == {place: spec.choice(name, place) for place in fields}
@@ -327,6 +336,10 @@ def test_there_are_no_other_dialects():
     assert set(NAMES) == {*spec.DIALECTS, *(f"{name}-int16" for name in spec.INT16)}
     with pytest.raises(ValueError, match="dialect: expected one of exact, onnx, .*, got 'best'"):
         dialects.dialect("best")
+
+
+# The alternatives that round to a whole number of steps once.
+ONCE = sorted(set(spec.REQUANTIZE) - {"fixed-two", "fixed-two-up"})
 
 
 def short_scales():
@@ -351,16 +364,17 @@ def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_poi
     while near_a_tie(accumulator):
         accumulator += max(1, round(coarse / 4))
     arguments = dict(s_x=s_x, s_w=s_w, s_y=s_y, zero_point=zero_point, lowest=0, qmax=255, per_channel=per_channel)
-    codes = {rule: int(step(accumulator, float(bias), **arguments)) for rule, step in spec.REQUANTIZE.items()}
+    codes = {rule: int(step(accumulator, float(bias), **arguments)) for rule, step in spec.REQUANTIZE.items() if rule in ONCE}
     assert 0 < codes["exact"] < 255
     assert set(codes.values()) == {codes["exact"]}
     scales = s_x, s_w[None] if per_channel else s_w, QParams(s_y, zero_point, 0, 255)
-    for rule, step in dialects.REQUANTIZE.items():
+    for rule in ONCE:
+        step = dialects.REQUANTIZE[rule]
         assert step(np.array([[accumulator]], np.int32), bias[None], *scales, 0).tolist() == [[codes["exact"]]], rule
 
 
 @clause("DIA-EVERYWHERE")
-@pytest.mark.parametrize("rule", sorted(spec.REQUANTIZE))
+@pytest.mark.parametrize("rule", ONCE)
 @pytest.mark.parametrize(("s_x", "s_w"), [(3.0, 5.0), (7 * 2.0**-9, 11 * 2.0**-3), (63.0, 61.0), (0.5, 0.25)])
 @pytest.mark.parametrize("coarse", [1, 3, 7, 129])
 def test_sums_of_whole_and_odd_shares_of_a_step_have_one_code_in_all_dialects(rule, s_x, s_w, coarse):
@@ -379,7 +393,7 @@ def test_bias_codes_are_those_that_requantizing_uses(case):
     _, bias, s_x, s_w, y = case
     for name in NAMES:
         codes = dialects.dialect(name).bias_codes(bias, s_x, s_w)
-        if spec.choice(name, "requantize") in ("exact", "integer-bias"):
+        if spec.choice(name, "requantize") in dialects.INTEGER_BIAS:
             assert codes.tolist() == integer.quantize_bias(bias, s_x, s_w).tolist()
         elif spec.choice(name, "requantize") == "integer-bias-reciprocal":
             zero = np.zeros((1, 3), np.int64)

@@ -41,20 +41,41 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--reduce-range", action="store_true", help="7-bit activations, as the tutorial has them on x86")
     run.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     run.add_argument("--report", type=Path, metavar="FILE", help="write the results as one HTML page with pictures")
+    run.set_defaults(function=run_tutorial)
+    hold = commands.add_parser("conformance", help="hold backends to the specification and record what they do")
+    hold.add_argument("--backend", action="append", metavar="NAME", help="a known one or my_package.my_module:MyBackend; may be repeated (default: all installed)")
+    hold.add_argument("--examples", type=int, default=60, metavar="N", help="drawn calls for each clause and operation (default: 60)")
+    hold.add_argument("--seconds", type=float, default=20.0, metavar="S", help="how long one call may take (default: 20)")
+    hold.add_argument("--write", type=Path, metavar="DIR", help="write results and pages into a folder like spec/")
+    hold.set_defaults(function=lambda options: conformance().conformance(options))
+    probe = commands.add_parser("fingerprint", help="find out which choices of chapter 10 a backend makes")
+    probe.add_argument("backend", metavar="BACKEND", help="a known backend or my_package.my_module:MyBackend")
+    probe.set_defaults(function=lambda options: conformance().show_fingerprint(options))
     return top
+
+
+def conformance():
+    """The commands that draw examples, which need Hypothesis. Raises ValueError saying how to get it where it is missing."""
+    try:
+        from .conformance import command
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        raise ValueError("this command needs Hypothesis: pip install 'quantspec[conformance]'") from error
+    return command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
     try:
         options = parser().parse_args(arguments)
-        return run(options)
+        return options.function(options)
     except (ValueError, TypeError, OSError, NotImplementedError) as error:
         print(f"quantspec: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
-def run(options: argparse.Namespace) -> int:
+def run_tutorial(options: argparse.Namespace) -> int:
     """``quantspec run``."""
     variants = options.variant or tutorial.VARIANTS
     batches = [1, 10, 256] if options.batch is None else options.batch

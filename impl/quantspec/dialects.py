@@ -11,6 +11,8 @@ import numpy as np
 
 from . import affine, integer
 from .affine import QParams, along
+from .dialects_fixed import away, requantize_double_inside, requantize_fixed_one, requantize_fixed_two, requantize_fixed_two_up
+from .dialects_windows import evened, rows, windows
 
 FLOOR = np.float32(2.0**-23)
 SMALL = float(np.float32(6.1e-5))
@@ -67,6 +69,17 @@ def quantize_fused(x, scale, zero_point, qmin, qmax):
     return np.clip(np.rint(fma(x, np.float32(1) / scale, zero_point)), qmin, qmax)
 
 
+def quantize_divide_away(x, scale, zero_point, qmin, qmax):
+    return np.clip(away((x / scale).astype(np.float64)) + zero_point, qmin, qmax)
+
+
+def quantize_levels(x, scale, zero_point, qmin, qmax):
+    low, high = scale * (qmin - zero_point).astype(np.float32), scale * (qmax - zero_point).astype(np.float32)
+    per_step = np.float32(qmax - qmin) / (high - low)
+    steps = np.clip(x, low, high) * per_step
+    return np.clip(np.where(zero_point == 0, np.rint(steps), np.rint(steps + -low * per_step) + qmin), qmin, qmax)
+
+
 def quantize_inverted(x, scale, zero_point, qmin, qmax):
     per_step = np.float32(1) / twice_inverted(scale)
     return np.clip(np.rint(x * per_step + zero_point.astype(np.float32)), qmin, qmax)
@@ -82,6 +95,8 @@ QUANTIZE = {
     "reciprocal": quantize_reciprocal,
     "add": quantize_add,
     "fused": quantize_fused,
+    "divide-away": quantize_divide_away,
+    "levels": quantize_levels,
     "inverted": quantize_inverted,
 }
 
@@ -117,12 +132,26 @@ def qparams_float64(low, high, qmin, qmax):
     return scale, np.int32(np.rint(np.clip(start, qmin, qmax)))
 
 
+def qparams_float32_bare(low, high, qmin, qmax):
+    low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
+    scale = (high - low) / np.float32(qmax - qmin)
+    scale = np.where(scale == 0, np.float32(1), scale)
+    return scale, np.clip(np.rint(np.float32(qmin) - low / scale), qmin, qmax).astype(np.int32)
+
+
+def qparams_half_up(low, high, qmin, qmax):
+    grid = affine.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=False, axis=0 if np.ndim(low) else None)
+    low = np.minimum(low, np.float32(0)).astype(np.float64)
+    # A float32 over a float32 is half-way between two small integers exactly, or misses it by more than float64 loses.
+    return grid.scale, np.clip(np.floor(qmin - low / grid.scale + 0.5), qmin, qmax).astype(np.int32)
+
+
 def symmetric_half(low, high, qmin, qmax):
     scale = np.maximum(np.maximum(np.maximum(-low, high), np.float32(0)) / np.float32((qmax - qmin) / 2), FLOOR)
     return scale, np.int32((qmin + qmax + 1) // 2)
 
 
-QPARAMS = {"float32": qparams_float32, "float64": qparams_float64}
+QPARAMS = {"float32": qparams_float32, "float32-bare": qparams_float32_bare, "float64": qparams_float64, "half-up": qparams_half_up}
 
 # --- DIA-ACCUMULATE: (x_q [rows, inputs], x_zero_point, w_q [outputs, inputs], w_zero_point) to int64 accumulators
 
@@ -197,6 +226,29 @@ def quantize_real(value, y, lowest):
     return np.clip(np.rint(value * (np.float32(1) / twice(y.scale)) + y.zero_point.astype(np.float32)), lowest, y.qmax)
 
 
+def requantize_real_weight_once(accumulator, bias, s_x, s_w, y, lowest):
+    return quantize_real(accumulator.astype(np.float32) * twice(s_x) * s_w + bias, y, lowest)
+
+
+def requantize_real_weight_once_product(accumulator, bias, s_x, s_w, y, lowest):
+    return quantize_real(accumulator.astype(np.float32) * (twice(s_x) * s_w) + bias, y, lowest)
+
+
+def requantize_real_plain(accumulator, bias, s_x, s_w, y, lowest):
+    value = accumulator.astype(np.float32) * s_x * s_w + bias
+    return np.clip(np.rint(value * (np.float32(1) / y.scale) + y.zero_point.astype(np.float32)), lowest, y.qmax)
+
+
+def requantize_real_plain_product(accumulator, bias, s_x, s_w, y, lowest):
+    value = accumulator.astype(np.float32) * (s_x * s_w) + bias
+    return np.clip(np.rint(value * (np.float32(1) / y.scale) + y.zero_point.astype(np.float32)), lowest, y.qmax)
+
+
+def requantize_real_divided(accumulator, bias, s_x, s_w, y, lowest):
+    value = accumulator.astype(np.float32) * s_x * s_w + bias
+    return np.clip(np.rint(value / y.scale + y.zero_point.astype(np.float32)), lowest, y.qmax)
+
+
 REQUANTIZE = {
     "exact": requantize_exact,
     "integer-bias": requantize_integer_bias,
@@ -204,7 +256,19 @@ REQUANTIZE = {
     "float-bias": requantize_float_bias,
     "real-in-turn": requantize_real_in_turn,
     "real-product": requantize_real_product,
+    "real-weight-once": requantize_real_weight_once,
+    "real-weight-once-product": requantize_real_weight_once_product,
+    "real-plain": requantize_real_plain,
+    "real-plain-product": requantize_real_plain_product,
+    "real-divided": requantize_real_divided,
+    "double-inside": requantize_double_inside,
+    "fixed-one": requantize_fixed_one,
+    "fixed-two": requantize_fixed_two,
+    "fixed-two-up": requantize_fixed_two_up,
 }
+
+# The alternatives whose bias is the integer of chapter 3.
+INTEGER_BIAS = ("exact", "integer-bias", "double-inside", "fixed-one", "fixed-two", "fixed-two-up")
 
 # --- DIA-DYNAMIC: (accumulator [rows, outputs], bias, s_x, s_w) to float32
 
@@ -268,6 +332,14 @@ class Dialect:
     qparams_dynamic_rule: str
     quantize_dynamic_rule: str
     output_rule: str
+    windows_rule: str
+    add_rule: str
+    mul_rule: str
+    rescale_rule: str
+    average_rule: str
+    mean_rule: str
+    fold_rule: str
+    channels_rule: str = "any"
     accumulate_rule: str = "exact"
 
     def quantize(self, x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
@@ -298,21 +370,45 @@ class Dialect:
         accumulator = ACCUMULATE[self.accumulate_rule](x_q, x.zero_point, w_q, w.zero_point)
         return self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu)
 
-    def requantize(self, accumulator, bias, x_scale, w_scale, y: QParams, *, relu: bool = False) -> np.ndarray:
+    def conv2d(
+        self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups: int = 1, relu: bool = False
+    ) -> np.ndarray:
+        """Output codes [n, outputs, rows, columns] of a convolution by DIA-WINDOWS; arguments and errors as ``integer.conv2d``."""
+        bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
+        integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
+        in_pairs = self.channels_rule == "even" and self.accumulate_rule == "pairs"
+        if in_pairs:
+            x_q, w_q = evened(x_q, w_q, groups)
+        outputs, places = len(w_q) // groups, (stride, padding, dilation, groups)
+        patches, shape = windows(x_q, 0 if in_pairs else x.zero_point, w_q, *places)
+        sums = [
+            ACCUMULATE[self.accumulate_rule](patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), points)
+            for g, points in enumerate(np.broadcast_to(w.zero_point, len(w_q)).reshape(groups, outputs))
+        ]
+        if in_pairs:  # what is outside took no part, and must not be compensated for
+            outside, _ = windows(np.zeros_like(x_q), 1, w_q, *places)
+            for g, total in enumerate(sums):
+                total += int(x.zero_point) * integer.accumulate(outside[g], 0, rows(w_q[g * outputs : (g + 1) * outputs]), 0)
+        accumulator = np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
+        codes = self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu, rule=self.windows_rule)
+        return np.ascontiguousarray(np.moveaxis(codes, -1, 1))
+
+    def requantize(self, accumulator, bias, x_scale, w_scale, y: QParams, *, relu: bool = False, rule: str | None = None) -> np.ndarray:
         """Output codes of int32 accumulators [..., outputs] without their bias (float32 (outputs,)), by DIA-REQUANTIZE.
 
-        Raises ValueError for scales that DIA-UNIT refuses.
+        ``rule`` is another alternative than the dialect's for linear layers. Raises ValueError for scales that DIA-UNIT refuses.
         """
         lowest = int(y.zero_point) if relu else y.qmin
-        if self.requantize_rule != "exact":
+        rule = rule or self.requantize_rule
+        if rule != "exact":
             check_unit(x_scale, w_scale, y.scale)
         with np.errstate(over="ignore"):
-            codes = REQUANTIZE[self.requantize_rule](np.asarray(accumulator), bias, x_scale, w_scale, y, lowest)
+            codes = REQUANTIZE[rule](np.asarray(accumulator), bias, x_scale, w_scale, y, lowest)
         return codes.astype(y.dtype, copy=False)
 
     def bias_codes(self, bias, x_scale, w_scale) -> np.ndarray | None:
         """The integer bias codes of this dialect, (outputs,), or None where the bias stays a float."""
-        if self.requantize_rule in ("exact", "integer-bias"):
+        if self.requantize_rule in INTEGER_BIAS:
             return integer.quantize_bias(bias, x_scale, w_scale)
         if self.requantize_rule == "integer-bias-reciprocal":
             return bias_codes_reciprocal(bias, w_scale * x_scale)
@@ -385,18 +481,43 @@ def quantize(rule: str, x, scale, zero_point, qmin: int, qmax: int, axis: int | 
 
 
 TORCH = ("fused", "add", "float32", "half", "container")
-INT16 = ("fbgemm", "onednn", "onednn-product")
+TORCH_CODES = ("real", "reciprocal", "quantize", "inside", "inside", "float32")
+ONNX = ("divide", "divide", "float32-bare", "narrow", "codes")
+ONNX_CODES = ("ratios", "inside", "quantize", "real", "ratio", "exact")
+TFLITE = ("divide-away", "divide-away", "exact", "narrow", "codes")
+TFLITE_CODES = ("shifted", "fixed-two", "ratio-away", "codes-away", "fixed-two", "exact")
+EXACT_CODES = ("exact",) * 6
+INT16 = ("fbgemm", "onednn", "onednn-product", "onednn-pointwise", "onednn-pointwise-product")
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
-        Dialect("exact", "exact", "exact", "exact", "narrow", "codes", "exact", "exact", "exact", "exact"),
-        Dialect("onnx", "divide", "divide", "exact", "narrow", "codes", "integer-bias", "exact", "divide", "multiply-add"),
-        Dialect("fbgemm", *TORCH, "float-bias", "float64", "fused", "fused"),
-        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn"),
-        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product"),
-        Dialect("qnnpack", *TORCH, "integer-bias-reciprocal", "float64", "fused", "multiply-add"),
+        Dialect("exact", "exact", "exact", "exact", "narrow", "codes", "exact", "exact", "exact", "exact", "exact", *EXACT_CODES),
+        Dialect("onnx", *ONNX, "integer-bias", "float32-bare", "divide", "multiply-add", "integer-bias", *ONNX_CODES),
+        Dialect("fbgemm", *TORCH, "float-bias", "float64", "fused", "fused", "float-bias", *TORCH_CODES),
+        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn", "real-weight-once", *TORCH_CODES, "even"),
+        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product", "real-weight-once-product", *TORCH_CODES, "even"),
+        Dialect(
+            "qnnpack", *TORCH, "integer-bias-reciprocal", "float64", "fused", "multiply-add", "integer-bias-reciprocal",
+            "fixed-away", "reciprocal", "quantize", "ratio", "ratio", "float32",
+        ),
+        Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
+        Dialect("onnx-reference", *ONNX, "double-inside", "float32-bare", "divide", "multiply-add", "double-inside", *ONNX_CODES),
+        Dialect("torch-quantize", *TORCH, "exact", "float32", "fused", "exact", "exact", *TORCH_CODES),
+        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:]),
+        Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
+        Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES, "even"),
+        Dialect("onednn-pointwise-product", *TORCH, "real-plain-product", "float64", "fused", "product", "real-plain-product", *TORCH_CODES, "even"),
+        Dialect("onednn-reference", *TORCH, "real-divided", "float64", "fused", "in-turn", "real-divided", *TORCH_CODES, "even"),
+        Dialect(
+            "xnnpack", "reciprocal", "divide-away", "exact", "narrow", "codes", "integer-bias", "exact", "reciprocal", "multiply-add", "integer-bias",
+            "fixed-up", "outside", "ratio-away", "codes-away", "inside", "exact",
+        ),
+        Dialect("tflite-reference", *TFLITE, "fixed-one", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
+        Dialect("tflite-two-roundings", *TFLITE, "fixed-two", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
+        Dialect("tflite-ruy", *TFLITE, "fixed-two-up", "exact", "divide-away", "multiply-add", "fixed-two-up", *TFLITE_CODES),
+        Dialect("openvino", "levels", "levels", "exact", "narrow", "codes", "real-product", "exact", "levels", "exact", "real-product", *EXACT_CODES),
     )
-}
+}  # fmt: skip
 DIALECTS |= {f"{name}-int16": replace(DIALECTS[name], name=f"{name}-int16", accumulate_rule="pairs") for name in INT16}
 
 

@@ -61,13 +61,20 @@ def why_not_offered(engine: str) -> str:
 
 
 @contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without torch's deprecation warnings inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
 def selected(engine: str) -> Iterator[None]:
     """torch computes with this engine inside, without its deprecation warnings; afterwards as before."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with silent(), torch.no_grad():
             yield
     finally:
         torch.backends.quantized.engine = before
@@ -83,6 +90,34 @@ def dialects_here(engine: str) -> tuple[str, ...]:
         codes = torch.ops.quantized.linear(x, packed, steps * highest * weight / 200, 0).int_repr()
     suffix = "" if bool((codes == 200).all()) else "-int16"
     return tuple(name + suffix for name in ENGINES[engine])
+
+
+def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
+    """The dialects of each operation of an engine in this build of torch and on this CPU, of which each output follows one."""
+    with selected(engine):
+        # Half a step, zero point 1: 2 when the zero point is added before rounding, 1 when it is added after (AFF-ORDER).
+        inside = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr().item() == 2
+    tensors = frozenset({"torch-quantize" if inside else "torch-fake-quantize"})
+    layers = frozenset(dialects_here(engine))
+    # The last few elements of a tensor take other steps than those that fill a vector; qnnpack has kernels for unsigned codes only.
+    sums = frozenset({"torch-quantize", "torch-quantize-tail"}) | (frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset())
+    averages = frozenset({"torch-quantize"}) | (frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset())
+    exact = frozenset({"exact"})
+    return {
+        "quantize": tensors, "dequantize": exact, "qparams": frozenset({"torch-quantize"}), "linear": layers, "linear_dynamic": layers,
+        "conv2d": convolutions_here(engine, layers), "add": sums, "mul": frozenset({"torch-quantize"}), "concat": tensors, "max_pool2d": exact,
+        "avg_pool2d": averages, "adaptive_avg_pool2d": averages, "fold_batch_norm": frozenset({"torch-quantize"}),
+    }  # fmt: skip
+
+
+def convolutions_here(engine: str, layers: frozenset[str]) -> frozenset[str]:
+    """The dialects of an engine's convolutions: those of its linear layers, except that x86 hands convolutions to oneDNN on CPUs with VNNI.
+
+    torch asks the CPU itself for that, whatever instructions oneDNN has been told to use.
+    """
+    if engine == "x86" and torch.cpu._is_vnni_supported():
+        return frozenset(dialects_here("onednn"))
+    return layers
 
 
 def static_network(

@@ -1,0 +1,79 @@
+"""The backends that quantspec knows, how each is made, and what it needs. Peers are extras: one that is not there is not installed, and no failure."""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass, field
+
+from ..dialects import DIALECTS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """``factory`` is ``module:attribute``, called with ``arguments``; ``needs`` are importable modules, which ``extra`` brings; ``environment`` is set
+    in the worker that runs it, before anything is imported."""
+
+    name: str
+    factory: str
+    arguments: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def make(self) -> object:
+        """The backend, in this process. Raises NotOffered when this build of the peer cannot, ImportError when it is not there."""
+        module, _, attribute = self.factory.partition(":")
+        return getattr(importlib.import_module(module), attribute)(*self.arguments)
+
+
+# FBGEMM and oneDNN choose kernels by what the CPU has; these make them choose as on one without VNNI, in a process that has not loaded them yet.
+NO_VNNI = {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+TORCH_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+LITERT = ("ai_edge_litert", "flatbuffers")
+HERE = "quantspec.backends"
+
+ENTRIES = {
+    entry.name: entry
+    for entry in (
+        *(Entry(f"quantspec-{name}", f"{HERE}.ours:Ours", (name,)) for name in DIALECTS),
+        *(Entry(f"torch-{engine}", f"{HERE}.torch_engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
+        *(Entry(f"torch-{e}-no-vnni", f"{HERE}.torch_engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
+        Entry("torch-fake-quantize", f"{HERE}.torch_fake:TorchFakeQuantize"),
+        Entry("torch-decomposed", f"{HERE}.torch_fake:TorchDecomposed"),
+        Entry("torch-onednn-pointwise", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",)),
+        Entry("torch-onednn-pointwise-int8", f"{HERE}.torch_pointwise:OnednnPointwise", ("int8",)),
+        Entry("torch-onednn-pointwise-no-vnni", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",), environment=NO_VNNI),
+        Entry("onnx-reference", f"{HERE}.onnx_reference:OnnxReference", needs=("onnx",), extra="onnx"),
+        Entry("onnxruntime", f"{HERE}.onnx_runtime:OnnxRuntime", needs=("onnx", "onnxruntime"), extra="onnx"),
+        *(Entry(f"litert-{k}", f"{HERE}.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
+        Entry("openvino", f"{HERE}.openvino_cpu:OpenVINO", needs=("openvino",), extra="openvino"),
+    )
+}
+
+
+def find(name: str) -> Entry:
+    """The entry of a known backend, or one for ``my_package.my_module:MyBackend``. ValueError listing the known ones for anything else."""
+    if name in ENTRIES:
+        return ENTRIES[name]
+    if ":" in name:
+        return Entry(name, name)
+    raise ValueError(f"backend: expected one of {', '.join(ENTRIES)}, or module:attribute, got {name!r}")
+
+
+def why_not_installed(name: str) -> str:
+    """What is missing to run a backend, in words; empty when nothing is. Imports nothing but the parents of a dotted name."""
+    entry = find(name)
+    module = entry.factory.partition(":")[0]
+    for needed in (*entry.needs, module):
+        try:
+            found = importlib.util.find_spec(needed) is not None
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            remedy = f"; pip install 'quantspec[{entry.extra}]'" if entry.extra else ""
+            return f"not installed: there is no module {needed}{remedy}"
+    return ""
+
+
+def installed(name: str) -> bool:
+    """Whether everything that a backend needs can be imported; ``why_not_installed`` says what cannot."""
+    return not why_not_installed(name)

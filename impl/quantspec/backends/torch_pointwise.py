@@ -1,0 +1,60 @@
+"""torch.ops.onednn's pointwise kernels behind the backend protocol: what torch's compiler calls, on plain uint8 and int8 tensors."""
+
+import numpy as np
+import torch
+
+from ..affine import QParams
+from .protocol import NotOffered, per_tensor, whole_byte
+from .worker import threads
+
+OPS = torch.ops.onednn
+
+
+class OnednnPointwise:
+    """``qlinear_pointwise`` and ``qconv2d_pointwise``, for activations of one type: signed ones go another way, through oneDNN's slow reference kernel."""
+
+    version = torch.__version__
+
+    def __init__(self, codes: str):
+        if not torch.backends.mkldnn.is_available():
+            raise NotOffered("this build of torch has no oneDNN")
+        torch.set_num_threads(threads())
+        self._codes = np.dtype(codes)
+        self.name = "torch-onednn-pointwise" + ("" if codes == "uint8" else f"-{codes}")
+        self.dialect = "onednn-reference" if codes == "int8" else self._probed()
+
+    def _probed(self) -> frozenset[str]:
+        """``onednn-pointwise``, or its forms with saturating pairs where this CPU adds products so (DIA-ACCUMULATE)."""
+        grid, w = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127)
+        x_q, w_q = np.full((1, 64), 255, np.uint8), np.full((16, 64), 127, np.int8)
+        codes = self.linear(x_q, grid, w_q, w, None, QParams(np.float32(64 * 255 * 127 / 200), 0, 0, 255))
+        names = {"onednn-pointwise"} if (codes == 200).all() else {"onednn-pointwise-int16", "onednn-pointwise-product-int16"}
+        return frozenset(names)
+
+    def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
+        weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
+        packed = OPS.qlinear_prepack(weight, None)
+        output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", [], ""
+        return OPS.qlinear_pointwise(torch.from_numpy(x_q.copy()), float(x.scale), int(x.zero_point), packed, scales, points, bias, *output).numpy()
+
+    def conv2d(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, relu=False):
+        if x.dtype != np.uint8:
+            raise NotOffered("signed activations: qconv2d_pointwise takes unsigned ones only")
+        weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
+        places = list(stride), list(padding), list(dilation), groups
+        packed = OPS.qconv_prepack(weight, scales, float(x.scale), int(x.zero_point), *places, list(x_q.shape))
+        codes = torch.from_numpy(x_q.copy()).contiguous(memory_format=torch.channels_last)
+        output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", [], ""
+        result = OPS.qconv2d_pointwise(codes, float(x.scale), int(x.zero_point), packed, scales, points, bias, *places, *output)
+        return np.ascontiguousarray(result.numpy())
+
+    def _arguments(self, x: QParams, w_q, w: QParams, bias, y: QParams):
+        per_tensor(x, "x"), per_tensor(y, "y"), whole_byte(y)
+        if x.dtype != self._codes:
+            raise NotOffered(f"{x.dtype} activations: this adapter is for {self._codes}")
+        if np.any(w.zero_point):
+            raise NotOffered("weights whose zero point is not 0")
+        scales = torch.from_numpy(np.atleast_1d(w.scale).copy())
+        points = torch.zeros(len(scales), dtype=torch.int64)
+        bias = None if bias is None else torch.from_numpy(bias.copy())
+        return torch.from_numpy(np.array(w_q, order="C")), scales, points, bias, torch.uint8 if y.qmin == 0 else torch.int8

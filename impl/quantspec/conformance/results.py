@@ -1,0 +1,168 @@
+"""Results as data: what each backend does, as TOML under version control, so that an upgrade of a backend is a difference that people read."""
+
+import fnmatch
+import json
+import platform
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..affine import QParams
+from .calls import Call
+from .fingerprint import Choice
+from .run import Finding
+
+KNOWN = "known.toml"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A divergence that is known: patterns of the backend, clause and operation that it stands for, why it is so, and where it was reported."""
+
+    backend: str
+    clause: str
+    operation: str
+    reason: str
+    upstream: str = ""
+
+    def covers(self, backend: str, clause: str, operation: str) -> bool:
+        """Whether a failure is the one that this entry explains."""
+        pairs = ((backend, self.backend), (clause, self.clause), (operation, self.operation))
+        return all(fnmatch.fnmatchcase(value, pattern) for value, pattern in pairs)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is recorded of one backend on one kind of CPU. Findings and choices are the dicts of their TOML tables."""
+
+    backend: str
+    version: str
+    cpu: str
+    findings: tuple[dict[str, Any], ...]
+    choices: tuple[dict[str, Any], ...]
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"{self.backend}-{self.version}-{self.cpu}"
+
+
+def cpu() -> str:
+    """The kind of this machine's CPU, as far as kernels are chosen by it: ``avx512-vnni``, ``avx2``, ..."""
+    vnni = "-vnni" if torch.cpu._is_vnni_supported() else ""
+    return f"{torch.backends.cpu.get_cpu_capability().lower()}{vnni}" if platform.machine() in ("x86_64", "AMD64") else platform.machine()
+
+
+def recorded(backend: str, version: str, kind: str, findings: list[Finding], choices: list[Choice]) -> Results:
+    """Findings and choices as what their files will say."""
+    return Results(backend, version, kind, tuple(finding_table(f) for f in findings), tuple(choice_table(c) for c in choices))
+
+
+def finding_table(finding: Finding) -> dict[str, Any]:
+    table = {"clause": finding.clause, "operation": finding.operation, "outcome": finding.outcome}
+    if finding.outcome == "pass":
+        table |= {"examples": finding.examples, "outputs": finding.outputs}
+    elif finding.outcome == "not offered":
+        table |= {"reason": finding.reason}
+    else:
+        table |= {"call": call_text(finding.call), "before": [call_text(call) for call in finding.before]}
+        table |= {"allowed": finding.allowed, "got": finding.got, "reproduce": finding.reproduce}
+        if finding.clause == "BAK-DIALECT":
+            table |= {"outputs": finding.outputs, "differ": finding.differ}
+    return table
+
+
+def choice_table(choice: Choice) -> dict[str, Any]:
+    table = {"clause": choice.clause, "operation": choice.operation, "choice": choice.choice, "outputs": choice.outputs}
+    return table | ({"counterexample": choice.counterexample} if choice.counterexample else {})
+
+
+def call_text(call: Call | None) -> str:
+    """A call in one line, floats in hexadecimal."""
+    if call is None:
+        return ""
+    words = [*map(value_text, call.arguments), *(f"{key}={value_text(value)}" for key, value in call.options.items())]
+    return f"{call.operation}({', '.join(words)})"
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, QParams):
+        return f"({value_text(value.scale)}, {value_text(value.zero_point)}, {value.qmin}..{value.qmax})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(value_text, value))}]"
+    if isinstance(value, (np.ndarray, np.generic)):
+        if np.ndim(value):
+            shape = "x".join(map(str, np.shape(value)))
+            flat = [value_text(v) for v in np.ravel(value)[:64]]
+            return f"{value.dtype}[{shape}]{{{', '.join(flat)}{', ...' if np.size(value) > 64 else ''}}}"
+        return float(value).hex() if value.dtype.kind == "f" else str(int(value))
+    if isinstance(value, float):
+        return value.hex()
+    return str(value)
+
+
+def write(root: Path, results: Results) -> None:
+    """Writes the folder of one backend anew: a file for each operation. Folders of its other versions on this CPU go, as they are what it did before."""
+    for old in root.glob(f"{results.backend}-*-{results.cpu}"):
+        if read_folder(old).backend == results.backend:
+            shutil.rmtree(old)
+    folder = root / results.folder
+    folder.mkdir(parents=True)
+    for operation in dict.fromkeys(f["operation"] for f in results.findings):
+        lines = [f"backend = {json.dumps(results.backend)}", f"version = {json.dumps(results.version)}", f"cpu = {json.dumps(results.cpu)}"]
+        for kind, tables in (("choice", results.choices), ("finding", results.findings)):
+            for table in tables:
+                if table["operation"] == operation:
+                    lines += ["", f"[[{kind}]]", *(f"{key} = {toml(value)}" for key, value in table.items() if key != "operation" and value not in ("", []))]
+        (folder / f"{operation}.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def toml(value: Any) -> str:
+    """A value as TOML: a JSON string is one; text of several lines stands as it is."""
+    if isinstance(value, str) and "\n" in value and "'''" not in value:
+        return f"'''\n{value}'''"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read_folder(folder: Path) -> Results:
+    """The results in a folder."""
+    findings, choices, head = [], [], {}
+    for path in sorted(folder.glob("*.toml")):
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        head = {key: data[key] for key in ("backend", "version", "cpu")}
+        findings += [{"operation": path.stem, **table} for table in data.get("finding", ())]
+        choices += [{"operation": path.stem, **table} for table in data.get("choice", ())]
+    return Results(head["backend"], head["version"], head["cpu"], tuple(findings), tuple(choices))
+
+
+def read_all(root: Path) -> list[Results]:
+    """The results of all backends, by name."""
+    return [read_folder(folder) for folder in sorted(root.iterdir()) if folder.is_dir()]
+
+
+def read_known(root: Path) -> list[Known]:
+    """The known divergences; none where there is no file."""
+    path = root / KNOWN
+    return [Known(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("known", ())] if path.exists() else []
+
+
+def complaints(all_results: list[Results], known: list[Known]) -> list[str]:
+    """Failures that no entry explains, and entries that explain nothing."""
+    lines, used = [], set()
+    for results in all_results:
+        for finding in results.findings:
+            if finding["outcome"] == "fails":
+                entry = next((k for k in known if k.covers(results.backend, finding["clause"], finding["operation"])), None)
+                used.add(entry)
+                if entry is None:
+                    lines.append(f"{results.backend} {finding['clause']} {finding['operation']}: fails, and {KNOWN} does not say why.")
+    here = {results.backend for results in all_results}
+    for entry in known:
+        if entry not in used and any(fnmatch.fnmatchcase(name, entry.backend) for name in here):
+            lines.append(f"{KNOWN}: {entry.backend} {entry.clause} {entry.operation} is said to fail, and nothing does. Delete the entry.")
+    return lines

@@ -1,0 +1,102 @@
+"""Asks a backend: in its worker, in a fresh process, or with more threads; and what its answers may be."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..backends.ours import Ours
+from ..backends.protocol import EXACT, dialects
+from ..backends.worker import Died, Outcome, Worker, outcome
+from .calls import Call
+
+DEAD = ("crashed", "exited", "hung", "corrupted")
+
+
+class Undecided(Exception):
+    """The backend offers no answer to a call, so that it says nothing about a clause; the message says why."""
+
+
+class Violation(Exception):
+    """An answer that a clause does not allow: ``call`` was asked, ``got`` came out, ``allowed`` is what could have, both as text; ``differ`` counts elements."""
+
+    def __init__(self, call: Call, allowed: str, got: str, differ: int = 1):
+        super().__init__(f"allowed {allowed}, got {got}")
+        self.call, self.allowed, self.got, self.differ = call, allowed, got, differ
+
+
+class Session:
+    """One backend under test. ``asked`` counts its answers' elements, so that a clause can say how much was compared."""
+
+    def __init__(self, worker: Worker, *, more_threads: Worker | None = None):
+        self.worker, self.more_threads = worker, more_threads
+        self.asked = 0
+
+    def ask(self, call: Call, *, threads: bool = False) -> Outcome:
+        """What comes of a call, with ``threads`` in the process that has more of them."""
+        return outcome(self.more_threads if threads else self.worker, call.operation, *call.arguments, **call.options)
+
+    def story(self, calls: list[Call]) -> list[Outcome]:
+        """What comes of calls, one after the other, in a process that has answered nothing before. Undecided when no such process can be had."""
+        try:
+            return self.worker.story([(call.operation, call.arguments, call.options) for call in calls])
+        except Died as error:
+            raise Undecided(str(error)) from None
+
+    def answer(self, call: Call, **how) -> np.ndarray:
+        """The array that a call is answered with. Undecided when it is refused or not offered, Violation when the process does not live to answer."""
+        result = self.ask(call, **how)
+        if result.kind in DEAD:
+            raise Violation(call, "an answer or a refusal", result.message)
+        if result.kind != "value":
+            raise Undecided(f"{result.kind}: {result.message}")
+        self.asked += sum(part.size for part in parts(result.value))
+        return result.value
+
+    def allowed(self, call: Call) -> list[tuple[str, Any]]:
+        """(dialect, answer) for each dialect that the backend declares for the operation."""
+        names = ["exact"] if call.operation in EXACT else sorted(dialects(self.worker, call.operation))
+        return [(name, answered(ours(name), call)) for name in names]
+
+
+@cache
+def ours(name: str) -> Ours:
+    """Our own arithmetic in a dialect."""
+    return Ours(name)
+
+
+def answered(backend: object, call: Call) -> Any:
+    """The answer of a backend in this process."""
+    return getattr(backend, call.operation)(*call.arguments, **call.options)
+
+
+def parts(value: Any) -> list[np.ndarray]:
+    """An answer as arrays: most are one, qparams and folded layers are two."""
+    return [np.asarray(part) for part in value] if isinstance(value, (tuple, list)) else [np.asarray(value)]
+
+
+def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two arrays of one shape are equal, NaN to NaN."""
+    return (a == b) | ((a != a) & (b != b))
+
+
+def compare(call: Call, got: Any, allowed: list[tuple[str, Any]]) -> None:
+    """Raises Violation unless each element of an answer is one that is allowed, and its shape and type are."""
+    for index, part in enumerate(parts(got)):
+        options = [(name, parts(answer)[index]) for name, answer in allowed]
+        shape, kind = options[0][1].shape, options[0][1].dtype
+        if part.shape != shape or part.dtype.kind != kind.kind:
+            raise Violation(call, f"{kind}{list(shape)}", f"{part.dtype}{list(part.shape)}")
+        fits = np.zeros(shape, bool)
+        for _, option in options:
+            fits |= same(part, option)
+        if not fits.all():
+            where = tuple(int(i) for i in np.argwhere(~fits)[0])
+            ones = dict.fromkeys(f"{number(option[where])} ({name})" if name else number(option[where]) for name, option in options)
+            count = int((~fits).sum())
+            raise Violation(call, f"{' or '.join(ones)} at {list(where)}", f"{number(part[where])} at {list(where)}, {count} of {fits.size} differ", count)
+
+
+def number(value) -> str:
+    """A number without loss: integers as they are, floats in hexadecimal too."""
+    return str(int(value)) if np.asarray(value).dtype.kind in "iu" else f"{float(value):.9g} ({float(value).hex()})"

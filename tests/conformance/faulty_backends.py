@@ -1,0 +1,193 @@
+"""Backends that are deliberately wrong, each in one way that some kernel in use is. All declare the dialect ``onnx`` and would pass but for that."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from quantspec.affine import QParams
+from quantspec.backends.ours import Ours
+
+
+class Sound(Ours):
+    """Nothing is wrong with this one."""
+
+    def __init__(self):
+        super().__init__("onnx")
+
+
+class TiesAway(Sound):
+    """Half-way cases go away from zero."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        if axis is not None:
+            scale, zero_point = (np.reshape(v, [-1 if i == axis else 1 for i in range(x.ndim)]) for v in (scale, zero_point))
+        steps = x / np.float32(scale)
+        codes = np.clip(np.sign(steps) * np.floor(np.abs(steps) + np.float32(0.5)) + zero_point, qmin, qmax)
+        return codes.astype(np.uint8 if qmin >= 0 else np.int8)
+
+
+class KeepsTheScale(Sound):
+    """Packed weights remember the output scale of their first call."""
+
+    def __init__(self):
+        super().__init__()
+        self._packed = {}
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        first = self._packed.setdefault(w_q.tobytes(), y.scale)
+        return super().linear(x_q, x, w_q, w, bias, QParams(first, y.zero_point, y.qmin, y.qmax), relu=relu)
+
+
+class KeepsTheReLU(Sound):
+    """A ReLU sticks to the packed weights."""
+
+    def __init__(self):
+        super().__init__()
+        self._clamped = set()
+
+    def conv2d(self, x_q, x, w_q, w, bias, y, *, relu=False, **places):
+        if relu:
+            self._clamped.add(w_q.tobytes())
+        return super().conv2d(x_q, x, w_q, w, bias, y, relu=w_q.tobytes() in self._clamped, **places)
+
+
+class OtherTail(Sound):
+    """What fills no vector of 16 is rounded another way."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        codes = super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        if axis is None and x.ndim == 1:
+            tail = len(x) // 16 * 16
+            codes[tail:] = np.clip(np.floor(x[tail:] / np.float32(scale) + np.float32(0.5)) + zero_point, qmin, qmax)
+        return codes
+
+
+class OneRowAtATimeDiffers(Sound):
+    """A single row goes to a matrix-vector kernel of another dialect."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        rules = Ours("fbgemm") if len(x_q) == 1 else super()
+        return rules.linear(x_q, x, w_q, w, bias, y, relu=relu)
+
+
+class Wraps(Sound):
+    """Steps are converted to int32 as x86 does it: what does not fit becomes -2^31."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        codes = super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        return np.where(np.abs(x / np.float32(np.max(scale))) >= 2.0**31, codes.dtype.type(qmin), codes) if axis is None else codes
+
+
+class NanAtTheEnd(Sound):
+    """NaN gets the zero point in whole vectors and qmin behind them."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        codes = super().quantize(np.nan_to_num(x, nan=0.0), scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        if axis is None:
+            tail = len(x) // 8 * 8
+            codes[tail:][np.isnan(x[tail:])] = qmin
+        return codes
+
+
+class NothingGivesZero(Sound):
+    """A layer without inputs gives code 0 instead of what its bias gives."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        codes = super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+        return codes if x_q.shape[1] else np.zeros_like(codes)
+
+
+class TakesAnyScale(Sound):
+    """A scale of zero is computed with."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        usable = np.where(np.isfinite(scale) & (np.asarray(scale) > 0), scale, np.float32(1))
+        return super().quantize(x, usable, np.clip(zero_point, qmin, qmax), qmin=qmin, qmax=qmax, axis=axis)
+
+
+class OneGroupForAll(Sound):
+    """Every group is computed with the bias of the first."""
+
+    def conv2d(self, x_q, x, w_q, w, bias, y, *, groups=1, **places):
+        if bias is not None and groups > 1:
+            bias = np.tile(bias[: len(bias) // groups], groups)
+        return super().conv2d(x_q, x, w_q, w, bias, y, groups=groups, **places)
+
+
+class PadsWithZeros(Sound):
+    """Padding has the code 0 instead of the code of zero."""
+
+    def conv2d(self, x_q, x, w_q, w, bias, y, *, padding=(0, 0), **places):
+        around = np.pad(x_q, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
+        return super().conv2d(around, x, w_q, w, bias, y, padding=(0, 0), **places)
+
+
+class ClampsAtZero(Sound):
+    """ReLU keeps codes above 0 instead of codes above the zero point."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        return np.maximum(super().linear(x_q, x, w_q, w, bias, y, relu=False), 0)
+
+
+class WritesToItsInput(Sound):
+    """Subtracts the zero point in place."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        codes = super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+        x_q -= x_q.dtype.type(1)
+        return codes
+
+
+class NoBiasIsGarbage(Sound):
+    """Without a bias, the memory where it would be is read."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        given = np.full(len(w_q), 9 * y.scale, np.float32) if bias is None else bias
+        return super().linear(x_q, x, w_q, w, given, y, relu=relu)
+
+
+class Rises(Sound):
+    """Codes above the middle fall by one, so that order is lost there."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        codes = super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        return np.where(codes == (qmin + qmax + 1) // 2, codes - 2, codes).astype(codes.dtype)
+
+
+class Crashes(Sound):
+    """Divides by the number of inputs."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        if x_q.shape[1] == 0:
+            os.kill(os.getpid(), signal.SIGFPE)
+        return super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+
+
+class Hangs(Sound):
+    """Waits for a thread that never comes when there are no rows."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        if len(x_q) == 0:
+            time.sleep(3600)
+        return super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+
+
+class NoSuchShape(Sound):
+    """An adapter that is wrong: it gives the codes of a layer lying down."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        return super().linear(x_q, x, w_q, w, bias, y, relu=relu).T
+
+
+class Offers(Sound):
+    """An adapter that offers nothing under the names of the protocol."""
+
+    def __getattribute__(self, name):
+        from quantspec.backends.protocol import OPERATIONS
+
+        if name in OPERATIONS:
+            raise AttributeError(name)
+        return super().__getattribute__(name)

@@ -1,0 +1,95 @@
+"""Every installed backend beside the dialects that it declares, operation by operation, on fewer calls than `make conformance` takes."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from evidence import clause
+from quantspec import chapters
+from quantspec.affine import QParams
+from quantspec.backends import protocol, registry
+from quantspec.backends.ours import Ours
+from quantspec.backends.worker import Worker, outcome
+from quantspec.conformance import checks, results
+from quantspec.conformance.bulk import GENERATORS, bulk
+from quantspec.conformance.session import Session, Undecided, Violation, answered, parts
+from quantspec.dialects import DIALECTS
+
+KNOWN = results.read_known(chapters.directory() / "results")
+PEERS = [name for name in registry.ENTRIES if not name.startswith("quantspec-")]
+CLAUSES = (
+    "DIA-QUANTIZE", "DIA-QPARAMS", "DIA-SYMMETRIC", "DIA-ACCUMULATE", "DIA-REQUANTIZE", "DIA-WINDOWS", "DIA-DYNAMIC", "DIA-ADD", "DIA-MUL", "DIA-RESCALE",
+    "DIA-AVERAGE", "DIA-FOLD", "DIA-EITHER",
+)  # fmt: skip
+
+
+def started(name: str, **options) -> Worker:
+    """A worker of a backend; the test is skipped, with the reason, where the backend is not installed or its peer's build lacks it."""
+    if reason := registry.why_not_installed(name):
+        pytest.skip(reason)
+    try:
+        return Worker(name, **options)
+    except protocol.NotOffered as error:
+        pytest.skip(f"{name} is not offered: {error}")
+
+
+@clause(*CLAUSES)
+@pytest.mark.parametrize("name", PEERS)
+def test_a_backend_speaks_the_dialect_that_it_declares(name):
+    with started(name) as worker:
+        assert worker.operations
+        session = Session(worker)
+        for operation in worker.operations:
+            known = any(entry.covers(worker.name, "BAK-DIALECT", operation) for entry in KNOWN)
+            for call in bulk(operation, count=3):
+                try:
+                    checks.dialect(session, call)
+                except Undecided as undecided:
+                    assert str(undecided).startswith(("not offered", "refused")), f"{name} {operation}: {undecided}"
+                except Violation:
+                    if not known:
+                        raise
+
+
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_our_own_backends_offer_every_operation_in_every_dialect(name):
+    backend = Ours(name)
+    assert protocol.offers(backend) == protocol.OPERATIONS == tuple(GENERATORS)
+    for operation in protocol.OPERATIONS:
+        for call in itertools.islice(bulk(operation, count=1), 4):
+            before = [np.array(a) for a in call.arguments if isinstance(a, np.ndarray)]
+            answered(backend, call)
+            assert all(np.array_equal(a, b) for a, b in zip([a for a in call.arguments if isinstance(a, np.ndarray)], before))
+
+
+def test_our_own_backend_gives_the_same_in_a_worker():
+    here = Ours("onnx")
+    with Worker("quantspec-onnx") as there:
+        for operation in protocol.OPERATIONS:
+            for call in itertools.islice(bulk(operation, count=2), 6):
+                ours, theirs = (outcome(backend, operation, *call.arguments, **call.options) for backend in (here, there))
+                assert ours.kind == theirs.kind == "value"
+                assert np.array_equal(np.concatenate([np.ravel(v) for v in ours.value]), np.concatenate([np.ravel(v) for v in theirs.value]))
+
+
+@pytest.mark.parametrize("operation", protocol.OPERATIONS)
+def test_cases_reach_places_where_dialects_differ(operation):
+    """Else no comparison with them would say anything: every operation with a choice tells two dialects apart."""
+    if operation in ("dequantize", "max_pool2d"):
+        pytest.skip("no choice: all dialects agree")
+    few = [Ours(name) for name in ("exact", "onnx", "fbgemm", "xnnpack")]
+    seen = [[] for _ in few]
+    for call in itertools.islice(bulk(operation, count=8), 60):
+        for answers, backend in zip(seen, few):
+            answers.append(np.concatenate([part.ravel() for part in parts(answered(backend, call))]))
+    assert len({np.concatenate(answers).tobytes() for answers in seen}) > 1
+
+
+def test_one_process_is_one_cpu_and_another_may_be_another():
+    """The same engine, told to see no VNNI, saturates: environment variables reach the worker before torch is loaded."""
+    with started("torch-fbgemm-no-vnni") as worker:
+        assert protocol.dialects(worker, "linear") == {"fbgemm-int16"}
+        x, w = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127)
+        codes = worker.linear(np.full((1, 2), 255, np.uint8), x, np.full((1, 2), 127, np.int8), w, None, QParams(300, 0, 0, 255))
+        assert codes.tolist() == [[109]]  # 32,767 / 300, where 64,770 / 300 is 216

@@ -1,0 +1,137 @@
+"""Backends in processes of their own: whatever they do, the caller learns it and goes on."""
+
+import time
+
+import numpy as np
+import pytest
+
+import quantspec
+from quantspec.affine import QParams
+from quantspec.backends import protocol, registry, wire
+from quantspec.backends.worker import Crashed, Died, Hung, Worker, outcome
+
+HERE = "conformance.broken_backends"
+CODES = np.arange(4, dtype=np.uint8)
+
+
+@pytest.fixture
+def start():
+    """Starts workers that end with the test."""
+    started = []
+
+    def start(name, **options):
+        started.append(Worker(f"{HERE}:{name}", **options))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.close()
+
+
+def quantized(worker):
+    return outcome(worker, "quantize", np.float32([1, 2]), np.float32(0.5), 3, qmin=0, qmax=255)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("Divides", "crashed", "crashed: SIGFPE on quantize(float32[2], 0.5, 3, qmin=0, qmax=255)"),
+        ("Segfaults", "crashed", "crashed: SIGSEGV on quantize("),
+        ("Leaves", "exited", "exited: exit code 3 on quantize("),
+        ("Hangs", "hung", "hung: no answer after 1 s on quantize("),
+        ("WritesOverThePipe", "corrupted", "corrupted: a frame cannot begin with"),
+        ("Refuses", "refused", "scale: expected a positive number"),
+        ("Lacks", "not offered", "one scale a channel"),
+        ("Raises", "error", "ZeroDivisionError: by nothing"),
+        ("ReturnsAnObject", "error", "TypeError: expected arrays"),
+    ],
+)
+def test_whatever_goes_wrong_is_an_outcome_and_the_next_call_works(start, name, kind, message):
+    worker = start(name, seconds=1)
+    before = worker.dequantize(CODES, np.float32(0.5), 1)
+    got = quantized(worker)
+    assert got.kind == kind and got.message.startswith(message)
+    worker.seconds = 30
+    assert worker.dequantize(CODES, np.float32(0.5), 1).tolist() == before.tolist() == [-0.5, 0, 0.5, 1]
+    assert worker.starts == (2 if kind in ("crashed", "exited", "hung", "corrupted") else 1)
+
+
+def test_what_a_dying_backend_said_is_kept(start):
+    worker = start("Leaves")
+    with pytest.raises(Died) as caught:
+        worker.quantize(CODES, 1, 0, qmin=0, qmax=255)
+    assert caught.value.said == "I am leaving." and caught.value.call.startswith("quantize(uint8[4]")
+
+
+def test_what_a_backend_prints_does_not_disturb(start):
+    assert quantized(start("Prints")).value.tolist() == [0]
+
+
+def test_a_backend_that_cannot_be_made_says_why():
+    with pytest.raises(protocol.NotOffered, match="this build lacks it"):
+        Worker(f"{HERE}:CannotBeMade")
+    with pytest.raises(Crashed, match="SIGILL on start-up"):
+        Worker(f"{HERE}:DiesWhenMade")
+    with pytest.raises(protocol.BackendError, match="AttributeError"):
+        Worker(f"{HERE}:Nobody")
+    with pytest.raises(ImportError, match="not installed: there is no module nowhere.at_all"):
+        Worker("nowhere.at_all:Backend")
+
+
+def test_a_worker_is_what_its_backend_is(start):
+    worker = start("Echoes")
+    assert (worker.name, worker.version) == ("broken", "1")
+    assert protocol.offers(worker) == ("quantize", "dequantize", "linear")
+    assert protocol.dialects(worker, "quantize") == {"onnx", "exact"} and protocol.dialects(worker, "dequantize") == {"exact"}
+    with pytest.raises(ValueError, match="declares no dialect"):
+        protocol.dialects(worker, "linear")
+    with pytest.raises(AttributeError):
+        worker.conv2d()
+    assert outcome(worker, "conv2d").kind == "not offered"
+
+
+def test_arguments_and_results_cross_unchanged(start):
+    worker = start("Echoes", environment={"QUANTSPEC_TEST": "set"}, threads=2)
+    arrays = [np.float32([[np.nan, np.inf, -0.0]]), np.zeros((0, 3), np.int8), np.array(7, np.int32), np.asfortranarray(np.eye(3, dtype=np.uint8))]
+    for array in arrays:
+        back = worker.quantize(array, 1, 0, qmin=0, qmax=255)
+        assert back.dtype == array.dtype and back.shape == array.shape and back.tobytes() == array.tobytes()
+    grid = QParams(np.float32([0.1, 3e-20]), np.int32([5, 6]), 0, 255, axis=0)
+    (one, two, three), options, threads, variable = worker.linear(grid, None, [(1, np.float32(0.1))], relu=True, scale=float("nan"))
+    assert (one.scale.tolist(), one.zero_point.tolist(), one.qmin, one.qmax, one.axis) == (grid.scale.tolist(), [5, 6], 0, 255, 0)
+    assert two is None and three == [(1, np.float32(0.1))] and three[0][1].dtype == np.float32
+    assert options["relu"] is True and np.isnan(options["scale"]) and (threads, variable) == ("2", "set")
+
+
+def test_a_call_costs_less_than_a_millisecond(start):
+    worker = start("Echoes")
+    array, times = np.zeros(1000, np.float32), []
+    for _ in range(200):
+        begin = time.perf_counter()
+        worker.quantize(array, 1, 0, qmin=0, qmax=255)
+        times.append(time.perf_counter() - begin)
+    # The fastest of many: what else the machine does is not measured.
+    assert min(times) < 1e-3
+
+
+def test_a_hanging_worker_that_does_not_read_is_ended(start):
+    worker = start("Hangs", seconds=0.5)
+    with pytest.raises(Hung):
+        worker.quantize(np.zeros(10**7, np.float32), 1, 0, qmin=0, qmax=255)
+
+
+def test_only_what_the_pipe_carries_can_be_sent():
+    for value in (object(), {1, 2}.__iter__(), b"bytes", np.array([object()])):
+        with pytest.raises((TypeError, ValueError)):
+            wire.pack({"value": value})
+
+
+def test_known_backends_and_those_of_others_are_found():
+    assert registry.find("torch-x86").factory.endswith(":TorchEngine")
+    assert registry.find("my_package.my_module:MyBackend").factory == "my_package.my_module:MyBackend"
+    with pytest.raises(ValueError, match="backend: expected one of quantspec-exact, .*, got 'best'"):
+        registry.find("best")
+    for name in registry.ENTRIES:
+        assert isinstance(registry.why_not_installed(name), str)
+    assert not registry.installed("nowhere.at_all:Backend") and registry.installed("json:Backend")
+    assert quantspec.backends
