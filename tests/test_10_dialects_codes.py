@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies as draws
-from conformance.cases import cases
+from quantspec.conformance.bulk import bulk
 from evidence import clause
 from quantspec import chapters, dialects, dialects_codes, integer
 from quantspec.affine import QParams
@@ -190,7 +190,8 @@ def expected_code(name, x_q, x, weights, channels, w_scale, bias, y, per_channel
 @pytest.mark.parametrize("name", NAMES)
 def test_a_convolution_is_what_the_dialect_says(name):
     generator = np.random.default_rng(NAMES.index(name))
-    for (x_q, x, w_q, w, bias, y), options in itertools.islice(cases("conv2d", False, seed=7), 12):
+    for call in itertools.islice(bulk("conv2d", seed=7), 12):
+        (x_q, x, w_q, w, bias, y), options = call.arguments, call.options
         got = dialects.dialect(name).conv2d(x_q, x, w_q, w, bias, y, **options)
         each = len(w_q) // options["groups"]
         scales, biases = np.broadcast_to(w.scale, len(w_q)), np.zeros(len(w_q)) if bias is None else bias
@@ -206,7 +207,8 @@ def test_a_convolution_is_what_the_dialect_says(name):
 @clause("DIA-WINDOWS")
 def test_the_exact_dialects_convolution_is_chapter_3s():
     for signed in (False, True):
-        for (x_q, x, w_q, w, bias, y), options in itertools.islice(cases("conv2d", signed, seed=3), 30):
+        for call in itertools.islice((c for c in bulk("conv2d", count=30, seed=3) if (c.arguments[1].qmin < 0) == signed), 30):
+            (x_q, x, w_q, w, bias, y), options = call.arguments, call.options
             got = dialects.dialect("exact").conv2d(x_q, x, w_q, w, bias, y, **options)
             assert got.tolist() == integer.conv2d(x_q, x, w_q, w, bias, y, **options).tolist()
 

@@ -83,11 +83,41 @@ FAULTS = [
     Fault(
         "onednns-kernels-mixed-up", "dialects", ("DIA-NAMED",),
         "onednn multiplies by the product, and onednn-product in turn.",
-        'Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn")', 'Dialect("onednn", *TORCH, "real-product", "float64", "inverted", "product")',
+        'Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn",', 'Dialect("onednn", *TORCH, "real-product", "float64", "inverted", "product",',
     ),
     Fault(
         "reciprocal-bias-truncated", "dialects", ("DIA-EVERYWHERE", "DIA-REQUANTIZE"),
         "A cast without rounding turns a bias of just under a whole number of LSBs into one LSB less.",
         "codes = np.rint((bias * (np.float32(1) / unit)).astype(np.float64))", "codes = np.trunc((bias * (np.float32(1) / unit)).astype(np.float64))",
+    ),
+    Fault(
+        "windows-take-the-linear-rule", "dialects", ("DIA-WINDOWS",),
+        "Convolutions are requantized as linear layers are, which oneDNN does not do.",
+        "relu=relu, rule=self.windows_rule)", "relu=relu)",
+    ),
+    Fault(
+        "sum-rounded-term-by-term", "dialects_codes", ("DIA-ADD",),
+        "Each term is multiplied by its ratio and rounded before the other is added, where one fused instruction does both.",
+        "fma(a_q.astype(np.float32), r_a, fma(b_q.astype(np.float32), r_b, start))", "a_q.astype(np.float32) * r_a + (b_q.astype(np.float32) * r_b + start)",
+    ),
+    Fault(
+        "product-by-the-quotient", "dialects_codes", ("DIA-MUL",),
+        "The multiplier is divided by the output's scale where the kernel multiplies by its reciprocal.",
+        "(a.scale * b.scale * (ONE / y.scale))", "(a.scale * b.scale / y.scale)",
+    ),
+    Fault(
+        "joined-by-the-ratio", "dialects_codes", ("DIA-RESCALE",),
+        "Codes are rescaled by the ratio of the scales in one step, instead of being dequantized and quantized.",
+        "quantize(rule, centred(q, x) * x.scale, y.scale,", "quantize(rule, centred(q, x) * (x.scale / y.scale), ONE,",
+    ),
+    Fault(
+        "average-divides", "dialects_codes", ("DIA-AVERAGE",),
+        "The zero point is added behind the rounding of the average, which moves ties.",
+        "(ONE / positions.astype(np.float32)) + grid.zero_point.astype(np.float32))", "(ONE / positions.astype(np.float32))) + grid.zero_point",
+    ),
+    Fault(
+        "convolutions-fold-as-layers", "dialects_codes", ("DIA-FOLD",),
+        "The order of the products is taken from linear layers, where torch's convolutions have another.",
+        "(bias - mean) * factor if weight.ndim == 2 else (bias - mean) * inverse * gamma", "(bias - mean) * factor",
     ),
 ]

@@ -167,7 +167,8 @@ def linear_dynamic_calls(draw, rows=st.integers(1, 4), inputs=lengths(), outs=le
     steps = generator.integers(-200, 201, (draw(rows), shape[1]))
     if steps.size > 1 and draw(st.booleans()):  # a range that is the same on both sides of zero
         steps.ravel()[:2] = (-201, 201)
-    x = (steps * np.float64(draw(scales())) / 2).astype(np.float32)
+    tiny = draw(st.sampled_from([1.0, 1.0, 1.0, 2.0**-30]))  # ranges that some rules lift
+    x = (steps * np.float64(draw(scales())) / 2 * tiny).astype(np.float32)
     w_q, w = draw(weights(shape, largest))
     return Call("linear_dynamic", (x, w_q, w, biases(draw, w.scale, shape[0])), {"relu": draw(st.booleans())})
 
@@ -220,7 +221,13 @@ def concat_calls(draw) -> Call:
     signed, rows = draw(st.booleans()), draw(st.integers(1, 3))
     each = [draw(grids(signed)) for _ in range(draw(st.integers(2, 3)))]
     y = draw(st.sampled_from([each[0], draw(grids(signed))]))
-    return Call("concat", ([(codes(draw, grid, (rows, draw(lengths()))), grid) for grid in each], y), {"axis": 1})
+    parts = [(codes(draw, grid, (rows, draw(lengths()))), grid) for grid in each]
+    if draw(st.booleans()):  # an element on a tie, give or take an ulp of the output's scale
+        q, grid = parts[0]
+        real = abs(int(q[0, 0]) - int(grid.zero_point)) * float(grid.scale)
+        scale = np.float32(min(max(real / (draw(st.integers(0, 100)) + 0.5), 2.0**-30), 2.0**30))
+        y = QParams(np.nextafter(scale, np.float32(draw(st.sampled_from([0, scale, 1e9])))), y.zero_point, y.qmin, y.qmax)
+    return Call("concat", (parts, y), {"axis": 1})
 
 
 @st.composite
