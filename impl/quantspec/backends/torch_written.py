@@ -22,15 +22,20 @@ def _(value):
 @literal.register
 def _(value: torch.Tensor):
     """Its elements in its own order of memory, which kernels may look at."""
+    with torch._C.DisableTorchFunction():  # it is asked for its elements, whatever ``Instead`` does with questions
+        return (tensor_text(value),)
+
+
+def tensor_text(value: torch.Tensor) -> str:
     order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
     dense = value if value.is_contiguous() else value.permute(order)
     if not dense.is_contiguous():
         raise ValueError("a tensor with gaps cannot be written down")
     dtype = "" if value.dtype in (torch.float32, torch.int64) else f", dtype={value.dtype}"
     if not value.numel():
-        return (f"torch.zeros({tuple(value.shape)}, dtype={value.dtype})",)
+        return f"torch.zeros({tuple(value.shape)}, dtype={value.dtype})"
     back = "" if dense is value else f".permute({tuple(int(axis) for axis in np.argsort(order))})"
-    return (f"torch.tensor({nested(dense.tolist())}{dtype}){back}",)
+    return f"torch.tensor({nested(dense.tolist())}{dtype}){back}"
 
 
 class Instead(TorchFunctionMode):

@@ -212,7 +212,7 @@ def text(page: list[Written], result: Written, many: bool, first: Iterable[str],
         elif wanted[id(node)] > 1 or (len(words) > INLINE and id(node) not in heads):
             names[id(node)] = NAMES[len(names)] if len(names) < len(NAMES) else f"t{len(names)}"
             lines.append(f"{names[id(node)]} = {words}")
-    final = said(result).removesuffix(".numpy()")
+    final = re.sub(r"\.(numpy|item)\(\)$", "", said(result))
     lines = packed(lines) + [f"print([v.tolist() for v in {final}])" if many else f"print({final}.tolist())"]
     body = "\n".join(lines)
     general = [name for name, sign in (("base64", r"\bbase64\."), ("numpy as np", r"\bnp\.")) if re.search(sign, body)]
