@@ -1,5 +1,6 @@
 """LiteRT (TensorFlow Lite) behind the backend protocol: with the XNNPACK delegate, with its own optimised kernels, and with its reference kernels."""
 
+import sys
 from importlib import metadata
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..integer import quantize_bias
 from .protocol import NotOffered, per_tensor, whole_byte
 from .tflite_graphs import OPERATOR, OPTIONS, Tensor, constant, model, on_grid
 from .worker import threads
+from .written import literal, script
 
 RESOLVERS = {
     "xnnpack": OpResolverType.AUTO,
@@ -38,10 +40,10 @@ class LiteRT:
         content = model(operators, tensors, list(inputs), [output])
         interpreter = Interpreter(model_content=content, experimental_op_resolver_type=self._resolver, num_threads=threads())
         interpreter.allocate_tensors()
-        for detail, array in zip(interpreter.get_input_details(), inputs.values(), strict=True):
-            interpreter.set_tensor(detail["index"], np.ascontiguousarray(array))
+        for place, array in inputs.items():
+            interpreter.set_tensor(place, np.ascontiguousarray(array))
         interpreter.invoke()
-        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        return interpreter.get_tensor(output)
 
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         if qmax - qmin != 255:
@@ -164,6 +166,16 @@ class LiteRT:
         options.keepDims = True
         tensors = [on_grid((images, height, width, channels), grid), constant(np.array([1, 2], np.int32)), on_grid((images, 1, 1, channels), grid)]
         return from_channels_last(self._run([(OPERATOR.MEAN, [0, 1], [2], OPTIONS.ReducerOptions, options)], tensors, {0: to_channels_last(q)}, 2))
+
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call, with the model in it; see ``written.script``."""
+        first = ["from ai_edge_litert.interpreter import Interpreter, OpResolverType"]
+        return script(self, operation, arguments, options, first=first, modules={sys.modules[__name__]: {"Interpreter": "Interpreter"}})
+
+
+@literal.register
+def _(value: OpResolverType):
+    return (f"OpResolverType.{value.name}",)
 
 
 def one_byte(*grids: QParams) -> None:

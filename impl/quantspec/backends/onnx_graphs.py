@@ -109,4 +109,4 @@ def channel_points(w: QParams, outputs: int) -> np.ndarray:
 
 def rectified(codes: np.ndarray, y: QParams, relu: bool) -> np.ndarray:
     """Codes with a ReLU, which on codes is a clamp (INT-RELU)."""
-    return np.maximum(codes, y.zero_point.astype(codes.dtype)) if relu else codes
+    return np.maximum(codes, y.zero_point.astype(y.dtype)) if relu else codes

@@ -1,5 +1,7 @@
 """The reference evaluator of the onnx package behind the backend protocol."""
 
+import sys
+
 import numpy as np
 import onnx
 from onnx import helper
@@ -8,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from ..affine import QParams
 from .onnx_graphs import OnnxOperators, channel_points, grids, model, rectified
 from .protocol import NotOffered, whole_byte
+from .written import script
 
 
 class OnnxReference(OnnxOperators):
@@ -29,3 +32,8 @@ class OnnxReference(OnnxOperators):
         node = helper.make_node("QLinearMatMul", ["x", "x_s", "x_z", "w", "w_s", "w_z", "y_s", "y_z"], ["y"])
         codes = self._run(model([node], {"x": x_q}, {"y": y.dtype}, constants), {"x": x_q})[0]
         return rectified(codes, y, relu)
+
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call, with the graph in it; see ``written.script``."""
+        modules = {sys.modules[__name__]: {"ReferenceEvaluator": "ReferenceEvaluator"}}
+        return script(self, operation, arguments, options, first=["from onnx.reference import ReferenceEvaluator"], modules=modules)

@@ -1,5 +1,7 @@
 """ONNX Runtime behind the backend protocol: one operator a session, on its CPU provider."""
 
+import sys
+
 import numpy as np
 import onnxruntime
 from onnx import helper
@@ -9,6 +11,7 @@ from ..integer import quantize_bias
 from .onnx_graphs import MICROSOFT, OnnxOperators, channel_points, grids, model, rectified
 from .protocol import NotOffered, whole_byte
 from .worker import threads
+from .written import script
 
 
 class OnnxRuntime(OnnxOperators):
@@ -20,13 +23,10 @@ class OnnxRuntime(OnnxOperators):
     name, version = "onnxruntime", onnxruntime.__version__
     dialect = "onnx"
 
-    def __init__(self):
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads, self._options.inter_op_num_threads = threads(), 1
-        self._options.log_severity_level = 4
-
     def _run(self, graph: bytes, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        session = onnxruntime.InferenceSession(graph, self._options, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads(), 1, 4
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         return session.run(None, {name: np.ascontiguousarray(array) for name, array in inputs.items()})
 
     def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
@@ -76,3 +76,8 @@ class OnnxRuntime(OnnxOperators):
             raise NotOffered(f"windows that split an image into {size[0]} by {size[1]}: QLinearGlobalAveragePool gives one")
         node = helper.make_node("QLinearGlobalAveragePool", ["x", "x_s", "x_z", "x_s", "x_z"], ["y"], domain=MICROSOFT, channels_last=0)
         return self._run(model([node], {"x": q}, {"y": q.dtype}, grids(x=grid)), {"x": q})[0]
+
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call, with the graph in it; see ``written.script``."""
+        modules = {sys.modules[__name__]: {"onnxruntime": "onnxruntime"}}
+        return script(self, operation, arguments, options, first=["import onnxruntime"], modules=modules)

@@ -1,5 +1,7 @@
 """OpenVINO's CPU plugin behind the backend protocol: models of one layer, compiled for every call."""
 
+import sys
+
 import numpy as np
 import openvino
 from openvino import opset13 as ops
@@ -7,6 +9,7 @@ from openvino import opset13 as ops
 from ..affine import QParams
 from .protocol import NotOffered, per_tensor, whole_byte
 from .worker import threads
+from .written import literal, script
 
 TYPES = {np.dtype(np.uint8): openvino.Type.u8, np.dtype(np.int8): openvino.Type.i8, np.dtype(np.float32): openvino.Type.f32}
 
@@ -28,10 +31,14 @@ class OpenVINO:
     def _run(self, output, parameters: list, inputs: list[np.ndarray], kernel: str = "") -> np.ndarray:
         compiled = self._core.compile_model(openvino.Model([output], parameters), "CPU", self._options)
         if kernel:
-            executed = {node.get_rt_info()["layerType"].value: node.get_rt_info()["runtimePrecision"].value for node in compiled.get_runtime_model().get_ops()}
-            if executed.get(kernel) not in ("u8", "i8"):
-                raise NotOffered(f"an int8 kernel: the plugin executes {executed}")
+            self._hold_to_codes(compiled, kernel)
         return np.array(compiled([np.ascontiguousarray(array) for array in inputs])[0])
+
+    def _hold_to_codes(self, compiled, kernel: str) -> None:
+        """Raises NotOffered unless a layer was compiled to a kernel on codes."""
+        executed = {node.get_rt_info()["layerType"].value: node.get_rt_info()["runtimePrecision"].value for node in compiled.get_runtime_model().get_ops()}
+        if executed.get(kernel) not in ("u8", "i8"):
+            raise NotOffered(f"an int8 kernel: the plugin executes {executed}")
 
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         x = np.asarray(x, np.float32)
@@ -63,6 +70,18 @@ class OpenVINO:
         source = ops.parameter(list(q.shape), TYPES[q.dtype])
         pooled = ops.max_pool(source, list(stride or kernel), list(dilation), list(padding), list(padding), list(kernel))
         return self._run(pooled.output(0), [source], [q])
+
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call, which is not compiled here and so is not held to be on codes; see ``written.script``."""
+        attributes = {"_core": "openvino.Core()", "_hold_to_codes": lambda compiled, kernel: None}
+        first = ["import openvino", "from openvino import opset13 as ops"]
+        modules = {sys.modules[__name__]: {"ops": "ops", "openvino": "openvino"}}
+        return script(self, operation, arguments, options, first=first, modules=modules, attributes=attributes)
+
+
+@literal.register
+def _(value: openvino.Type):
+    return (f"openvino.Type.{value.get_type_name()}",)
 
 
 def fake_quantized(real, scale, zero_point, qmin: int, qmax: int):

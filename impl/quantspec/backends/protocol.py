@@ -19,6 +19,8 @@ OPERATIONS = (
     "quantize", "dequantize", "qparams", "linear", "linear_dynamic", "conv2d", "add", "mul", "concat",
     "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "fold_batch_norm",
 )
+# No operation, but a method that a backend may have: it says in the backend's own words what a call of an operation is.
+REPRODUCTION = "reproduction"
 # Dialects have no choice here: what comes out is an exact integer.
 EXACT = ("max_pool2d",)
 
@@ -88,6 +90,10 @@ class Backend(Protocol):
 
     def fold_batch_norm(self, weight, bias, gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
         """Float32 weight and bias of a layer that does what the layer and the batch normalization behind it did."""
+
+    def reproduction(self, operation: str, /, *arguments, **options) -> str:
+        """A short Python script that makes the kernel call of an operation through the backend's own interface, and prints the raw result as lists. It has
+        nothing of quantspec in it, and is not run here. Numbers are without loss. ValueError for arrays of more than 256 elements."""
 
 
 def offers(backend: object) -> tuple[str, ...]:

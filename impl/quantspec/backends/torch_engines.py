@@ -6,6 +6,7 @@ import torch
 from ..affine import QParams
 from . import torch_quantized
 from .protocol import NotOffered, per_tensor, whole_byte
+from .torch_written import torch_script
 from .worker import threads
 
 OPS = torch.ops.quantized
@@ -115,6 +116,15 @@ class TorchEngine:
             fold = torch.nn.utils.fusion.fuse_conv_bn_weights if np.ndim(weight) > 2 else torch.nn.utils.fusion.fuse_linear_bn_weights
             folded, moved = fold(*given, eps, scale, shift)
         return folded.numpy(), moved.numpy()
+
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call. These three are Python on torch's functions, and are what is called."""
+        modules = {
+            torch.ao.quantization: {"MinMaxObserver": "torch.ao.quantization.MinMaxObserver"},
+            torch.nn.utils.fusion: {name: f"torch.nn.utils.fusion.{name}" for name in ("fuse_conv_bn_weights", "fuse_linear_bn_weights")},
+        }
+        first = (f"torch.backends.quantized.engine = {self._engine!r}",)
+        return torch_script(self, operation, arguments, options, first=first, modules=modules)
 
 
 def torch_dtype(qmin: int, qmax: int) -> torch.dtype:

@@ -6,6 +6,7 @@ import torch.ao.quantization.fx._decomposed  # noqa: F401 - registers torch.ops.
 
 from .protocol import NotOffered
 from .torch_quantized import silent
+from .torch_written import torch_script
 from .worker import threads
 
 DECOMPOSED = torch.ops.quantized_decomposed
@@ -38,6 +39,10 @@ class TorchFakeQuantize:
             raise NotOffered("reading codes off values that are no multiples of the scale")
         return codes.astype(np.uint8 if qmin >= 0 else np.int8)
 
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call; it prints the values, not the codes that are read off them."""
+        return torch_script(self, operation, arguments, options)
+
 
 class TorchDecomposed:
     """``torch.ops.quantized_decomposed``: quantize, dequantize and choosing qparams on plain tensors, in Python on torch operators."""
@@ -68,6 +73,10 @@ class TorchDecomposed:
             choose = DECOMPOSED.choose_qparams_symmetric if symmetric else DECOMPOSED.choose_qparams
             scale, zero_point = choose.tensor(x, qmin, qmax, 2.0**-23, dtype)
         return np.float32(scale.item()), int(zero_point.item())
+
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call; see ``written.script``."""
+        return torch_script(self, operation, arguments, options, first=("import torch.ao.quantization.fx._decomposed",))
 
 
 def channel_arrays(scale, zero_point, channels: int) -> tuple[np.ndarray, np.ndarray]:

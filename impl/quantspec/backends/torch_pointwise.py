@@ -5,6 +5,7 @@ import torch
 
 from ..affine import QParams
 from .protocol import NotOffered, per_tensor, whole_byte
+from .torch_written import torch_script
 from .worker import threads
 
 OPS = torch.ops.onednn
@@ -47,6 +48,10 @@ class OnednnPointwise:
         output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", [], ""
         result = OPS.qconv2d_pointwise(codes, float(x.scale), int(x.zero_point), packed, scales, points, bias, *places, *output)
         return np.ascontiguousarray(result.numpy())
+
+    def reproduction(self, operation, /, *arguments, **options):
+        """The script of a call; see ``written.script``."""
+        return torch_script(self, operation, arguments, options)
 
     def _arguments(self, x: QParams, w_q, w: QParams, bias, y: QParams):
         per_tensor(x, "x"), per_tensor(y, "y"), whole_byte(y)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import registry, wire
-from .protocol import OPERATIONS, BackendError, NotOffered, offers
+from .protocol import REPRODUCTION, BackendError, NotOffered, offers
 
 START_SECONDS = 120.0
 THREADS = "QUANTSPEC_THREADS"
@@ -72,8 +72,11 @@ class Outcome:
     message: str = ""
 
 
-def outcome(backend: object, operation: str, *arguments, **options) -> Outcome:
-    """Calls an operation of a backend, in a worker or not, and says what came of it. A method that is missing is "not offered"."""
+def outcome(backend: object, operation: str, /, *arguments, **options) -> Outcome:
+    """Calls an operation of a backend, in a worker or not, and says what came of it. A method that is missing is "not offered".
+
+    ``outcome(backend, "reproduction", operation, *arguments, **options)`` is the script of a call, where the backend can write one.
+    """
     method = getattr(backend, operation, None)
     if method is None:
         return Outcome("not offered", message=f"{operation} is not offered")
@@ -110,7 +113,7 @@ class Worker:
         self._start()
 
     def __getattr__(self, operation: str):
-        if operation in OPERATIONS and operation in self.__dict__.get("operations", ()):
+        if operation in self.__dict__.get("_methods", ()):
             return lambda *arguments, **options: self._call(operation, arguments, options)
         raise AttributeError(f"{type(self).__name__} {self.__dict__.get('_wanted')!r} does not offer {operation}")
 
@@ -141,6 +144,7 @@ class Worker:
             raise
         self.name, self.version, self.dialect = hello["name"], hello["version"], hello["dialect"]
         self.operations = hello["operations"]
+        self._methods = (*self.operations, *([REPRODUCTION] if hello["reproduces"] else ()))
 
     def story(self, calls: list[tuple[str, tuple, dict]]) -> list[Outcome]:
         """What comes of calls (operation, arguments, options), one after the other, in a copy of the process from before its first call.
@@ -276,7 +280,8 @@ def serve(name: str, source, sink) -> None:
     def hello() -> dict:
         nonlocal backend
         backend = registry.find(name).make()
-        return {"name": backend.name, "version": backend.version, "dialect": backend.dialect, "operations": list(offers(backend))}
+        told = {"name": backend.name, "version": backend.version, "dialect": backend.dialect, "operations": list(offers(backend))}
+        return told | {"reproduces": callable(getattr(backend, REPRODUCTION, None))}
 
     def run(call: dict) -> dict:
         before = snapshots(call)

@@ -135,9 +135,14 @@ def failure(check: Check, session: Session, found: Violation) -> Finding:
 
 
 def described(clause: str, operation: str, session: Session, violation: Violation, before: tuple[Call, ...] = ()) -> Finding:
-    lines = outcome(session.worker, "reproduction", violation.call.operation, *violation.call.arguments, **violation.call.options)
-    text = lines.value if lines.kind == "value" else ""
+    text = reproduction(session, [*before, violation.call])
     return Finding(clause, operation, "fails", call=violation.call, before=before, allowed=violation.allowed, got=violation.got, reproduce=text)
+
+
+def reproduction(session: Session, calls: list[Call]) -> str:
+    """One script that makes calls of a backend, one after the other, without us; empty when one of them cannot be written down."""
+    scripts = [outcome(session.worker, "reproduction", call.operation, *call.arguments, **call.options) for call in calls]
+    return "\n".join(script.value for script in scripts) if all(script.kind == "value" for script in scripts) else ""
 
 
 def examine_purity(session: Session) -> Finding:
