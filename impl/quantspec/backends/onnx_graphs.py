@@ -38,14 +38,14 @@ class OnnxOperators:
             raise NotOffered(f"codes from {qmin} to {qmax}: QuantizeLinear saturates at the ends of the byte")
         dtype = np.uint8 if qmin == 0 else np.int8
         scale = np.asarray(scale, np.float32)
-        constants = {"s": scale, "z": np.broadcast_to(np.asarray(zero_point), scale.shape).astype(dtype)}
+        constants = {"s": scale, "z": points(zero_point, scale.shape, dtype)}
         node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"], **({} if axis is None else {"axis": axis}))
         x = np.asarray(x, np.float32)
         return self._run(model([node], {"x": x}, {"y": dtype}, constants), {"x": x})[0]
 
     def dequantize(self, q, scale, zero_point, *, axis=None):
         scale = np.asarray(scale, np.float32)
-        constants = {"s": scale, "z": np.broadcast_to(np.asarray(zero_point), scale.shape).astype(q.dtype)}
+        constants = {"s": scale, "z": points(zero_point, scale.shape, q.dtype)}
         node = helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"], **({} if axis is None else {"axis": axis}))
         return self._run(model([node], {"x": q}, {"y": np.float32}, constants), {"x": q})[0]
 
@@ -110,3 +110,11 @@ def channel_points(w: QParams, outputs: int) -> np.ndarray:
 def rectified(codes: np.ndarray, y: QParams, relu: bool) -> np.ndarray:
     """Codes with a ReLU, which on codes is a clamp (INT-RELU)."""
     return np.maximum(codes, y.zero_point.astype(y.dtype)) if relu else codes
+
+
+def points(zero_point, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Zero points as a constant of the type of the codes. NotOffered for those that the type, and so a graph, cannot say."""
+    wide, ends = np.asarray(zero_point), np.iinfo(dtype)
+    if np.any((wide < ends.min) | (wide > ends.max)):
+        raise NotOffered(f"a zero point of {zero_point}: a graph holds it as {np.dtype(dtype)}")
+    return np.broadcast_to(wide, shape).astype(dtype)

@@ -1,8 +1,11 @@
 """``quantspec conformance`` and ``quantspec fingerprint``: the conformance suite for people who write backends, and for ``make conformance``."""
 
 import argparse
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from rich.console import Console
@@ -64,17 +67,31 @@ EASY = {
 }
 
 
-def examine(name: str, options: argparse.Namespace, bar: Progress) -> results.Results:
-    """Everything about one backend."""
-    with Worker(name, seconds=options.seconds) as worker:
-        smoke(name, worker)
-        known_as, version = worker.name, worker.version
-    task = bar.add_task(known_as, total=len(run.CHECKS) + 2)
-    choices = fingerprint(name)
-    bar.advance(task)
-    findings = run.run(name, examples=options.examples, seconds=options.seconds, seen=lambda finding: bar.advance(task))
-    bar.remove_task(task)
+def examine(name: str, examples: int, seconds: float) -> results.Results | str:
+    """Everything about one backend, or why it cannot be had. Raises ValueError for a broken adapter."""
+    try:
+        with Worker(name, seconds=seconds) as worker:
+            smoke(name, worker)
+            known_as, version = worker.name, worker.version
+        choices = fingerprint(name)
+        findings = run.run(name, examples=examples, seconds=seconds)
+    except (NotOffered, Died, ImportError) as error:
+        return f"{name}: {error}"
     return results.recorded(known_as, version, results.cpu(), findings, choices)
+
+
+def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | str]:
+    """What there is to say about backends, in their order, with a progress bar; as many at once as there are cores."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    workers = min(len(names), os.cpu_count() or 1)
+    # Spawned, because a copy of a process with torch's threads in it may wait for them forever.
+    with (
+        Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar,
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        futures = [pool.submit(examine, name, options.examples, options.seconds) for name in names]
+        for future in bar.track(futures, description="conformance"):
+            yield future.result()
 
 
 def conformance(options: argparse.Namespace) -> int:
@@ -85,20 +102,17 @@ def conformance(options: argparse.Namespace) -> int:
     if options.backend and (missing := [f"{name}: {reason}" for name, reason in reasons.items() if reason]):
         raise ValueError(f"backend {missing[0]}")
     found = []
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar:
-        for name, reason in reasons.items():
-            if reason:
-                console.print(f"{name}: {reason}", highlight=False)
-                continue
-            try:
-                found.append(examine(name, options, bar))
-            except (NotOffered, Died, ImportError) as error:
-                if options.backend:
-                    raise ValueError(f"backend {name}: {error}") from error
-                console.print(f"{name}: not here: {error}", highlight=False)
-                continue
-            console.print(summary(found[-1]), highlight=False)
+    for name, reason in reasons.items():
+        if reason:
+            console.print(f"{name}: {reason}", highlight=False)
+    for one in examined([name for name, reason in reasons.items() if not reason], options):
+        if isinstance(one, str):
+            if options.backend:
+                raise ValueError(f"backend {one}")
+            console.print(one, highlight=False)
+        else:
+            found.append(one)
+            console.print(summary(one), highlight=False)
     root = options.write / "results" if options.write else chapters.directory() / "results"
     known = results.read_known(root)
     if options.write:
