@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough spec review faults lint clean
+.PHONY: help run test test-dev test-thorough spec review faults conformance lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ review: .venv/installed ## record that a clause's tests were read against it: CL
 
 faults: .venv/installed ## attack the suite with plausible wrong implementations, each of which it must reject
 	@PYTHONPATH=tests $(BIN)/python -m faults.kill $(ARGS)
+
+# The peers are extras, which nothing else needs.
+.venv/peers: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,conformance,onnx,litert,openvino]'
+	@touch $@
+
+conformance: .venv/peers ## hold all backends to the specification; writes spec/results, spec/conformance.md and .html
+	@OMP_NUM_THREADS=1 $(BIN)/quantspec conformance --write spec $(ARGS)
 
 lint: .venv/installed ## check the style of the code
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # strategies and evidence, for test fil
 
 from quantspec import chapters  # noqa: E402
 
-pytest_plugins = ["traceability", "verdict"]
+pytest_plugins = ["traceability", "verdict", "given_backend"]
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("dev", max_examples=20, deadline=None, print_blob=True)
@@ -50,7 +50,7 @@ def run_definitions(example) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[CodeBlockParser("pycon", run_examples), CodeBlockParser("python", run_definitions)],
-    patterns=["[0-9][0-9]-*.md", "README.md"],
+    patterns=["[0-9][0-9]-*.md", "README.md", "your-backend.md"],
 ).pytest()
 
 

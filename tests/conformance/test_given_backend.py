@@ -1,0 +1,50 @@
+"""The checks of one backend as tests: ``pytest --backend NAME``. A clause that the backend is known to break is an expected failure, with the reason."""
+
+import pytest
+
+from evidence import clause
+from quantspec import chapters
+from quantspec.backends.worker import Worker
+from quantspec.conformance import command, results, run
+from quantspec.conformance.checks import CHECKS
+from quantspec.conformance.session import Session
+
+KNOWN = results.read_known(chapters.directory() / "results")
+
+
+@pytest.fixture(scope="module")
+def given(request):
+    name = request.config.getoption("--backend")
+    with Worker(name) as worker, Worker(name, threads=2) as more:
+        yield Session(worker, more_threads=more)
+
+
+def judge(request, session: Session, finding: run.Finding) -> None:
+    if finding.outcome == "not offered":
+        pytest.skip(finding.reason)
+    known = next((k for k in KNOWN if k.covers(session.worker.name, finding.clause, finding.operation)), None)
+    if finding.outcome == "fails":
+        sentence = chapters.clauses()[finding.clause].sentence
+        before = "".join(f"\nbefore: {results.call_text(call)}" for call in finding.before)
+        text = f"{sentence}{before}\nasked: {results.call_text(finding.call)}\nallowed: {finding.allowed}\ngot: {finding.got}\n\n{finding.reproduce}"
+        if known:
+            pytest.xfail(f"{known.reason}\n{text}")
+        pytest.fail(text, pytrace=False)
+    assert known is None, f"{finding.clause} {finding.operation} is said to fail in {results.KNOWN}, and passes"
+
+
+def test_the_adapter_answers_easy_calls(request, given):
+    command.smoke(request.config.getoption("--backend"), given.worker)
+
+
+@pytest.mark.parametrize("check", [pytest.param(c, marks=clause(c.clause), id=f"{c.clause}-{c.operation}") for c in CHECKS])
+def test_a_clause_holds(check, request, given):
+    if check.operation not in given.worker.operations:
+        pytest.skip(f"{check.operation} is not offered")
+    examine = run.examine_dialect if check.clause == "BAK-DIALECT" else run.examine
+    judge(request, given, examine(check, Session(given.worker, more_threads=given.more_threads), run.EXAMPLES))
+
+
+@clause("BAK-PURE")
+def test_answers_depend_on_nothing_but_the_arguments(request, given):
+    judge(request, given, run.examine_purity(Session(given.worker)))
