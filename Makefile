@@ -42,6 +42,7 @@ review: .venv/installed ## record that a clause's tests were read against it: CL
 
 faults: .venv/installed ## attack the suite with plausible wrong implementations, each of which it must reject
 	@PYTHONPATH=tests $(BIN)/python -m faults.kill $(ARGS)
+
 mutants: .venv/installed-mutants ## change the chapter modules in every small way, each of which the suite must notice: [ARGS="affine static"]
 	@$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
 
