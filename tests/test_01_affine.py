@@ -150,6 +150,15 @@ def test_a_scale_that_describes_no_grid_is_refused(scale):
         affine.QParams([1.0, scale], 0, 0, 255, axis=0)
 
 
+@clause("AFF-ZERO-POINT")
+def test_codes_in_wider_integers_have_the_zero_points_of_a_byte():
+    for zero_point in (-128, 255):
+        assert affine.dequantize(np.array([5]), 1.0, zero_point).tolist() == [5 - zero_point]
+    for zero_point in (-129, 256):
+        with pytest.raises(ValueError, match=f"^zero_point: expected integers from -128 to 255, got {zero_point}$"):
+            affine.dequantize(np.array([5]), 1.0, zero_point)
+
+
 @clause("AFF-SCALE", "AFF-ZERO-POINT")
 def test_a_grid_holds_float32_scales_and_int32_zero_points_of_its_own():
     scale, points = np.array([0.1, 0.3]), np.array([3.0, 4.0])
