@@ -55,7 +55,8 @@ track_dependencies = false
 use_git_change_detection = false
 """
 # One thread per process, as several run at once and forking a process with threads is not safe.
-ENVIRONMENT = {"HYPOTHESIS_PROFILE": "faults", "QUANTSPEC_SUBSET": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTEST_ADDOPTS": ""}
+ENVIRONMENT = {"HYPOTHESIS_PROFILE": "faults", "QUANTSPEC_SUBSET": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT |= {"PYTEST_ADDOPTS": "", "PYTHONUTF8": "1"}  # no options of another run; mutmut's names are not ASCII
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def attack(module: str, workers: int) -> list[Mutant]:
         shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests="\n    ".join(f"tests/{name}" for name in TESTS[module])))
+    tests = "\n    ".join(f"tests/{name}" for name in TESTS[module])
+    (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests), encoding="utf-8")
     print(f"mutating {module}.py ...", flush=True)
     run_mutmut(folder, workers)
     mutants = read_results(mutmut(folder, "results", "--all", "true"))
@@ -177,16 +179,17 @@ def attack(module: str, workers: int) -> list[Mutant]:
 def run_mutmut(folder: Path, workers: int) -> None:
     """The run itself; on a terminal mutmut shows its progress, elsewhere its words are kept for the case that it fails."""
     log = folder / "mutmut.log"
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         output = None if sys.stdout.isatty() else file
         command = [executable(), "run", "--max-children", str(workers)]
         code = subprocess.run(command, cwd=folder, env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT).returncode
     if code:
-        raise SystemExit(f"{log.read_text()[-4000:]}\nmutmut failed in {folder}")
+        raise SystemExit(f"{log.read_text(encoding="utf-8")[-4000:]}\nmutmut failed in {folder}")
 
 
 def mutmut(folder: Path, *arguments: str) -> str:
-    return subprocess.run([executable(), *arguments], cwd=folder, env=os.environ | ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    command = [executable(), *arguments]
+    return subprocess.run(command, cwd=folder, env=os.environ | ENVIRONMENT, check=True, capture_output=True, encoding="utf-8").stdout
 
 
 def executable() -> str:
@@ -234,7 +237,7 @@ def main() -> int:
     if unknown := set(options.modules) - set(TESTS):
         parser.error(f"module: expected some of {', '.join(TESTS)}, got {', '.join(sorted(unknown))}")
     modules = options.modules or list(TESTS)
-    reasons = {change: reason for change, reason in read_equivalents(EQUIVALENT.read_text()).items() if change.module in modules}
+    reasons = {change: reason for change, reason in read_equivalents(EQUIVALENT.read_text(encoding="utf-8")).items() if change.module in modules}
     verdict = judge([mutant for module in modules for mutant in attack(module, options.workers)], reasons)
     print("\n".join(account(verdict, reasons)))
     Console().print(table(verdict, modules))
