@@ -184,7 +184,8 @@ def run_mutmut(folder: Path, workers: int) -> None:
         command = [executable(), "run", "--max-children", str(workers)]
         code = subprocess.run(command, cwd=folder, env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT).returncode
     if code:
-        raise SystemExit(f"{log.read_text(encoding="utf-8")[-4000:]}\nmutmut failed in {folder}")
+        said = log.read_text(encoding="utf-8")
+        raise SystemExit(f"{said[-4000:]}\nmutmut failed in {folder}")
 
 
 def mutmut(folder: Path, *arguments: str) -> str:
