@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough spec review faults conformance lint clean
+.PHONY: help run test test-dev test-thorough spec review faults mutants conformance lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ help: ## list the targets
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantspec needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+.venv/installed-mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,mutants]'
 	@touch $@
 
 run: .venv/installed ## train, quantize three ways, measure, compare with torch: the tutorial
@@ -46,6 +50,9 @@ faults: .venv/installed ## attack the suite with plausible wrong implementations
 
 conformance: .venv/peers ## hold all backends to the specification; writes spec/results, spec/conformance.md and .html
 	@OMP_NUM_THREADS=1 $(BIN)/quantspec conformance --write spec $(ARGS)
+
+mutants: .venv/installed-mutants ## change the chapter modules in every small way, each of which the suite must notice: [ARGS="affine static"]
+	@$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
 
 lint: .venv/installed ## check the style of the code
 	$(BIN)/ruff check .

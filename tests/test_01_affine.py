@@ -78,7 +78,12 @@ def test_a_dequantized_code_is_the_exact_product_rounded_once(grid, data):
 @example(Fraction(0), 0)
 @example(1 + Fraction(1, 2**24), 0)  # a tie between 1 and its neighbour
 @example(1 + Fraction(3, 2**24), 0)
-@example(1 + Fraction(1, 2**24) + Fraction(1, 2**60), 0)  # float64 would round this to the tie
+@example(1 + Fraction(1, 2**24) + Fraction(1, 2**60), 0)  # float64 would round this to the tie, which goes down
+@example(1 + Fraction(3, 2**24) - Fraction(1, 2**60), 0)  # and this to one that goes up
+@example(-1 - Fraction(1, 2**24) - Fraction(1, 2**60), 0)
+@example(-1 - Fraction(3, 2**24) + Fraction(1, 2**60), 0)
+@example(Fraction(10), 400)  # beyond float64
+@example(Fraction(-10), 400)
 @example(2 - Fraction(1, 2**25), 127)  # beyond the largest float32
 @example(2 - Fraction(3, 2**25), 127)
 @example(Fraction(1, 2**24), -126)
@@ -143,6 +148,26 @@ def test_a_scale_that_describes_no_grid_is_refused(scale):
             build()
     with pytest.raises(ValueError, match="scale"):
         affine.QParams([1.0, scale], 0, 0, 255, axis=0)
+
+
+@clause("AFF-ZERO-POINT")
+def test_codes_in_wider_integers_have_the_zero_points_of_a_byte():
+    for zero_point in (-128, 255):
+        assert affine.dequantize(np.array([5]), 1.0, zero_point).tolist() == [5 - zero_point]
+    for zero_point in (-129, 256):
+        with pytest.raises(ValueError, match=f"^zero_point: expected integers from -128 to 255, got {zero_point}$"):
+            affine.dequantize(np.array([5]), 1.0, zero_point)
+
+
+@clause("AFF-SCALE", "AFF-ZERO-POINT")
+def test_a_grid_holds_float32_scales_and_int32_zero_points_of_its_own():
+    scale, points = np.array([0.1, 0.3]), np.array([3.0, 4.0])
+    grid = affine.QParams(scale, points, 0, 255, axis=0)
+    scale[:], points[:] = 1, 0
+    assert grid.scale.dtype == np.float32 and grid.scale.tolist() == np.float32([0.1, 0.3]).tolist()
+    assert grid.zero_point.dtype == np.int32 and grid.zero_point.tolist() == [3, 4]
+    checked = affine.checked_qparams(0.1, 3.0, qmin=0, qmax=255, axis=None)
+    assert [(array.dtype, array.shape) for array in checked] == [(np.float32, ()), (np.int32, ())]
 
 
 @clause("AFF-SCALE")
@@ -390,6 +415,13 @@ def test_channels_lie_along_their_axis_where_all_axes_are_equally_long(axis):
         assert np.take(values, c, axis).tolist() == affine.dequantize(alone, scale[c], points[c]).tolist()
 
 
+@clause("AFF-CHANNEL")
+def test_a_grid_of_channels_goes_along_its_axis():
+    grid = affine.QParams([0.5, 2.0], [1, 2], 0, 255, axis=0)
+    assert grid.quantize(np.float32([[3, -4], [8, 0]])).tolist() == [[7, 0], [6, 2]]
+    assert grid.dequantize(np.uint8([[7, 0], [6, 2]])).tolist() == [[3, -0.5], [8, 0]]
+
+
 @clause("AFF-ONE-CHANNEL")
 @given(draws.grids(), st.data(), st.integers(0, 2))
 def test_one_channel_is_per_tensor(grid, data, axis):
@@ -497,6 +529,14 @@ def test_the_largest_size_is_the_last_symmetric_code(bits, signed):
     assert grid.quantize(np.float32([5, -5, 0])).tolist() == [int(grid.zero_point) + d for d in (steps, -steps, 0)]
 
 
+@clause("AFF-SYMMETRIC")
+@pytest.mark.parametrize(("qmin", "qmax"), [(-127, 127), (-7, 7), (1, 255), (0, 254), (-8, 6)])
+def test_codes_that_fill_no_width_have_their_zero_point_in_the_middle_too(qmin, qmax):
+    grid = affine.qparams(np.float32(-3), np.float32(5), qmin=qmin, qmax=qmax, symmetric=True)
+    assert (float(grid.scale), int(grid.zero_point)) == spec.qparams_symmetric(-3.0, 5.0, qmin, qmax)
+    assert grid.quantize(np.float32([5, -5])).tolist() == [int(grid.zero_point) + d for d in ((qmax - qmin) // 2, -((qmax - qmin) // 2))]
+
+
 @clause("AFF-RANGE-ZERO")
 @given(draws.widths(), st.floats(2.0**-20, 1e6, width=32), st.floats(2.0**-20, 1e6, width=32))
 def test_a_one_sided_range_starts_or_ends_at_zero(ends, a, b):
@@ -562,6 +602,19 @@ def test_what_is_no_range_is_refused(low, high):
             refuse()
 
 
+@clause("AFF-RANGE-ORDER")
+@pytest.mark.parametrize(("low", "high", "message"), [(0.1, np.float32(1), "^minimum: "), (np.float32(-1), 0.1, "^maximum: ")])
+def test_an_end_that_float32_cannot_hold_is_refused_by_name(low, high, message):
+    with pytest.raises(TypeError, match=message + "expected float32 values, got float64"):
+        affine.qparams(low, high, qmin=0, qmax=255, symmetric=False)
+
+
+@clause("AFF-RANGE-ORDER")
+def test_ends_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"^minimum, maximum: expected one shape, got \(2,\) and \(3,\)$"):
+        affine.qparams(np.zeros(2), np.ones(3), qmin=0, qmax=255, symmetric=False, axis=0)
+
+
 @clause("AFF-RANGE-COVERS")
 @given(draws.widths(), draws.coverable(), st.floats(0, 1), st.data())
 def test_the_whole_range_is_covered(ends, seen, share, data):
@@ -603,8 +656,23 @@ def test_values_that_float32_cannot_hold_are_refused_and_others_accepted():
         affine.quantize(np.array([2**40]), 1.0, 0, qmin=0, qmax=255)
     with pytest.raises(TypeError, match="q: expected integer codes"):
         affine.dequantize(np.float32([1.0]), 1.0, 0)
-    for exact in (np.array([0.5]), np.float16([0.5]), np.uint8([7]), [0.5]):
+    for exact in (np.array([0.5]), np.float16([0.5]), np.uint8([7]), np.int16([7]), np.uint16([7]), [0.5]):
         assert affine.quantize(exact, 0.25, 0, qmin=0, qmax=255).tolist() == [float(np.asarray(exact)[0]) * 4]
+        assert affine.float32_array(exact).dtype == np.float32
+    with pytest.raises(ValueError, match="^x: expected numbers, got 1 NaN$"):  # float32 holds a float64's NaN
+        affine.quantize(np.array([0.5, np.nan]), 1.0, 0, qmin=0, qmax=255)
+
+
+@clause("AFF-NEAREST")
+def test_float32_values_are_taken_as_they_are():
+    x = np.float32([0.5, 1.0])
+    assert affine.float32_array(x) is x
+
+
+@clause("AFF-MEANING")
+def test_a_scale_given_in_more_digits_counts_as_float32():
+    got = affine.dequantize(np.uint8([1, 255]), 0.1, 0)
+    assert got.dtype == np.float32 and got.tolist() == [np.float32(0.1), np.float32(255) * np.float32(0.1)]
 
 
 @clause("AFF-NEAREST")

@@ -123,6 +123,23 @@ def test_weights_of_both_signs_do_not_cancel_in_the_worst_case():
 
 
 @clause("INT-OVERFLOW")
+@pytest.mark.parametrize(("qmin", "qmax"), [(0, 255), (-128, 127), (0, 127)])
+def test_the_limit_is_exact_at_every_zero_point_of_the_input_and_for_weights_with_their_own(qmin, qmax):
+    w_q = np.arange(-90, 90, 5).astype(np.int8).reshape(2, 3, 3, 2)
+    w = QParams([1.0, 1.0], [3, -7], -128, 127, axis=0)
+    for zero_point in every_zero_point(qmin, qmax):
+        x = QParams(1.0, zero_point, qmin, qmax)
+        for output, w_zero in enumerate((3, -7)):
+            room = 2**31 - 1 - spec.worst_accumulator(zero_point, qmin, qmax, w_q[output].ravel().tolist(), w_zero, 0)
+            bias_q = np.zeros(2, np.int32)
+            bias_q[output] = -room
+            integer.check_overflow(x, w_q, w, bias_q)
+            bias_q[output] = -room - 1
+            with pytest.raises(UnsupportedError, match=f"^weight: the accumulator of output {output} can reach {2**31}, beyond int32$"):
+                integer.check_overflow(x, w_q, w, bias_q)
+
+
+@clause("INT-OVERFLOW")
 def test_linear_and_conv_refuse_what_could_overflow():
     x, w, y = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
     w_q = np.full((1, 70_000), 127, np.int8)
@@ -187,6 +204,12 @@ def test_a_bias_that_misses_a_tie_by_less_than_float64_resolves_is_rounded_exact
         assert integer.quantize_bias(np.float32([sign * bias]), np.float32(x_scale), np.float32(w_scale)).tolist() == [expected] == [sign * round(steps)]
 
 
+@clause("INT-BIAS")
+def test_a_bias_that_float32_cannot_hold_is_refused():
+    with pytest.raises(TypeError, match="^bias: expected float32 values, got float64"):
+        integer.quantize_bias(np.array([0.1]), 1.0, 1.0)
+
+
 @clause("INT-BIAS-SATURATE")
 @pytest.mark.parametrize("bias", [2.0**31, 2.0**40, 3e38])
 def test_a_bias_saturates_at_32_bits(bias):
@@ -225,6 +248,25 @@ def test_a_product_that_misses_a_tie_by_less_than_float64_resolves_is_rounded_ex
     assert 0 < Fraction(339, 2) - steps < Fraction(1, 2**45)  # float64 has 169.5, and would round it to 170
     assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 10, 0, 255)).tolist() == [179, 0]
     assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 240, 0, 255)).tolist() == [255, 71]
+
+
+@clause("INT-REQUANT")
+@pytest.mark.parametrize("unit", [8388617, 10000019, 16777213])
+def test_an_output_that_float64_cannot_tell_from_a_tie_goes_to_its_own_side(unit):
+    misled = 0
+    for odd in range(1, 255, 2):
+        exponent = 31 - odd.bit_length()
+        for off in (1, -1):
+            # accumulator * unit is one more or one less than odd * scale / 2, so that the number of steps hardly misses the tie odd / 2.
+            mantissa = pow(-off * odd << exponent, -1, unit)
+            accumulator, scale = ((odd * mantissa << exponent) + off) // unit, mantissa << (exponent + 1)
+            assert 2 * accumulator * unit == odd * scale + 2 * off
+            y = QParams(scale, 128, 0, 255)
+            m = spec.multiplier(1.0, float(unit), float(scale))
+            expected = [spec.requantize(a, m, 128, 0, 255) for a in (accumulator, -accumulator)]
+            assert integer.requantize([accumulator, -accumulator], 1.0, float(unit), y).tolist() == expected
+            misled += expected[0] != 128 + np.rint(accumulator * float(unit) / scale)
+    assert misled > 20  # float64 alone would have got that many of the 254 wrong
 
 
 @clause("INT-REQUANT")
@@ -384,7 +426,7 @@ def multipliers():
 @example(Fraction(2**32 + 3, 2**33))
 def test_the_fixed_point_form_is_the_nearest(m):
     m0, n = integer.fixed_point(m)
-    assert (m0, n) == spec.fixed_point(m)
+    assert (m0, n) == spec.fixed_point(m) and isinstance(m0, int)
     assert 2**30 <= m0 < 2**31
     assert abs(m0 * Fraction(2) ** -(31 + n) - m) <= m / 2**31
     assert all(abs(other * Fraction(2) ** -(31 + n) - m) >= abs(m0 * Fraction(2) ** -(31 + n) - m) for other in (m0 - 1, m0 + 1))
@@ -397,9 +439,29 @@ def test_a_multiplier_that_is_not_positive_is_refused(m):
         integer.fixed_point(m)
 
 
+@clause("INT-FIXED-ONE")
+@pytest.mark.parametrize("n", range(-34, 40))
+def test_every_shift_rounds_as_the_definition_does(n):
+    y, accumulators = QParams(1.0, 128, 0, 255), np.array([0, 1, -1, 2, -2, 3, -3, 255, -255, 2**31 - 1, -(2**31)], np.int32)
+    for m0 in (2**30, 3 * 2**29, 2**31 - 1):
+        expected = [spec.requantize_one(int(a), m0, n, 128, 0, 255) for a in accumulators]
+        assert integer.requantize_fixed(accumulators, m0, n, y, roundings=1).tolist() == expected
+
+
+@clause("INT-FIXED-TWO")
+@pytest.mark.parametrize("n", range(32))
+def test_every_second_shift_rounds_as_the_definition_does(n):
+    y = QParams(1.0, 128, 0, 255)
+    beside = [int(s * 2**n) + d for s in (Fraction(0), Fraction(1, 2), Fraction(3, 2)) for d in (-1, 0, 1)]
+    accumulators = np.array([a for b in beside for a in (b, -b)], np.int64).clip(-(2**31), 2**31 - 1).astype(np.int32)
+    for m0 in (2**30, 3 * 2**29, 2**31 - 1):
+        expected = [spec.requantize_two(int(a), m0, n, 128, 0, 255) for a in accumulators]
+        assert integer.requantize_fixed(accumulators, m0, n, y, roundings=2).tolist() == expected
+
+
 def fixed_cases():
     """(accumulators, m0, n): products on and beside ties of the output."""
-    return st.tuples(st.integers(2**30, 2**31 - 1), st.integers(-4, 31), st.lists(st.tuples(st.integers(-600, 600), st.integers(-2, 2)), min_size=1, max_size=8)).map(
+    return st.tuples(st.integers(2**30, 2**31 - 1), st.integers(-34, 31), st.lists(st.tuples(st.integers(-600, 600), st.integers(-2, 2)), min_size=1, max_size=8)).map(
         lambda c: ([min(max(int(Fraction(2 * s + 1, 2) / (c[0] * Fraction(2) ** -(31 + c[1]))) + d, -(2**31)), 2**31 - 1) for s, d in c[2]], c[0], c[1])
     )
 
@@ -412,8 +474,9 @@ def fixed_cases():
 def test_one_rounding_equals_the_definition_and_is_near_the_exact_code(case, zero_point):
     accumulators, m0, n = case
     y = QParams(1.0, zero_point, 0, 255)
-    got = integer.requantize_fixed(accumulators, m0, n, y, roundings=1).tolist()
-    assert got == [spec.requantize_one(a, m0, n, zero_point, 0, 255) for a in accumulators]
+    codes = integer.requantize_fixed(np.array(accumulators, np.int32), m0, n, y, roundings=1)
+    got = codes.tolist()
+    assert codes.dtype == np.uint8 and got == [spec.requantize_one(a, m0, n, zero_point, 0, 255) for a in accumulators]
     m = m0 * Fraction(2) ** -(31 + n)
     for a, code in zip(accumulators, got):
         near(a, m, code, zero_point, m * abs(a) / 2**31)
@@ -429,8 +492,9 @@ def test_two_roundings_equal_the_definition_and_are_near_the_exact_code(case, ze
         with pytest.raises(ValueError, match="n: expected 0 to 31"):
             integer.requantize_fixed(accumulators, m0, n, y, roundings=2)
         return
-    got = integer.requantize_fixed(accumulators, m0, n, y, roundings=2).tolist()
-    assert got == [spec.requantize_two(a, m0, n, zero_point, 0, 255) for a in accumulators]
+    codes = integer.requantize_fixed(np.array(accumulators, np.int32), m0, n, y, roundings=2)
+    got = codes.tolist()
+    assert codes.dtype == np.uint8 and got == [spec.requantize_two(a, m0, n, zero_point, 0, 255) for a in accumulators]
     m = m0 * Fraction(2) ** -(31 + n)
     for a, code in zip(accumulators, got):
         near(a, m, code, zero_point, m * abs(a) / 2**31 + Fraction(1, 2**n))
@@ -455,8 +519,9 @@ def test_other_numbers_of_roundings_and_unnormalised_multipliers_are_refused():
     for m in (2**30 - 1, 2**31):
         with pytest.raises(ValueError, match="m: expected 2\\^30 to 2\\^31 - 1"):
             integer.requantize_fixed([1], m, 0, y, roundings=1)
-    with pytest.raises(ValueError, match="n: expected 0 to 31"):
-        integer.requantize_fixed([1], 2**30, 32, y, roundings=2)
+    for n in (-1, 32):
+        with pytest.raises(ValueError, match=f"^n: expected 0 to 31 for two roundings, got {n}$"):
+            integer.requantize_fixed([1], 2**30, n, y, roundings=2)
 
 
 @st.composite
@@ -543,9 +608,34 @@ def test_each_group_reads_its_own_neighbouring_channels(groups):
 @clause("INT-CONV")
 def test_shapes_that_make_no_convolution_are_refused():
     x, w, y = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
-    for shape, groups in (((1, 3, 4, 4), 2), ((1, 2, 4, 4), 1), ((3, 4, 4), 1)):
-        with pytest.raises(ValueError, match="do not make a convolution"):
-            integer.conv2d(np.zeros(shape, np.uint8), x, np.zeros((2, 3, 1, 1), np.int8), w, None, y, groups=groups)
+    weights, three = (2, 3, 1, 1), (3, 3, 1, 1)
+    for shape, w_shape, groups in (
+        ((1, 3, 4, 4), weights, 2), ((1, 2, 4, 4), weights, 1), ((3, 4, 4), weights, 1), ((3, 3, 4), weights, 1), ((1, 3, 4, 4), (2, 3, 1), 1), ((1, 6, 4, 4), three, 2),
+    ):
+        with pytest.raises(ValueError, match=f"^x_q, w_q: shapes .* do not make a convolution with {groups} groups$"):
+            integer.conv2d(np.zeros(shape, np.uint8), x, np.zeros(w_shape, np.int8), w, None, y, groups=groups)
+
+
+@clause("INT-CONV", "INT-RELU", "INT-ADD", "INT-CONCAT", "INT-MAXPOOL", "INT-AVGPOOL")
+def test_what_is_no_array_of_codes_is_refused_by_name():
+    x, w, q = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127), np.zeros((1, 1, 2, 2), np.uint8)
+    wide = q.astype(np.int16)
+    for name, call in {
+        "x_q": lambda: integer.conv2d(wide, x, q, w, None, x),
+        "w_q": lambda: integer.conv2d(q, x, wide, w, None, x),
+        "a_q": lambda: integer.add(wide, x, q, x, x),
+        "b_q": lambda: integer.add(q, x, wide, x, x),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name}: expected uint8 or int8 codes, got int16$"):
+            call()
+    for call in (
+        lambda: integer.relu(wide, 0),
+        lambda: integer.concat([(wide, x)], x, axis=0),
+        lambda: integer.max_pool2d(wide, kernel=2),
+        lambda: integer.avg_pool2d(wide, x, kernel=2),
+    ):
+        with pytest.raises(TypeError, match="^q: expected uint8 or int8 codes, got int16$"):
+            call()
 
 
 @clause("INT-ADD")
@@ -613,8 +703,16 @@ def test_codes_on_the_common_grid_stay_as_they_are():
         y = QParams(0.1, 3, *ends)
         expected = [spec.rescale(q, (float(y.scale), 3), (float(y.scale), 3, *ends)) for q in range(256)]
         assert integer.rescale(every_code(0, 255), QParams(0.1, 3, 0, 255), y).tolist() == expected == [min(q, ends[1]) for q in range(256)]
-    with pytest.raises(ValueError, match="parts: expected at least one"):
+    with pytest.raises(ValueError, match="^parts: expected at least one array to join$"):
         integer.concat([], y, axis=0)
+
+
+@clause("INT-CONCAT")
+@pytest.mark.parametrize(("qmin", "qmax"), [(0, 255), (-128, 127), (-8, 7)])
+def test_codes_that_the_common_grid_does_not_have_saturate(qmin, qmax):
+    y = QParams(0.5, 0, qmin, qmax)
+    joined = integer.concat([(every_code(-128, 127), QParams(0.5, 0, -128, 127)), (every_code(0, 255), QParams(0.5, 0, 0, 255))], y, axis=0)
+    assert joined.dtype == y.dtype and joined.tolist() == [min(max(q, qmin), qmax) for q in (*range(-128, 128), *range(256))]
 
 
 def windows(q, kernel, stride, padding, dilation=(1, 1)):
@@ -643,9 +741,11 @@ def poolings(draw):
 
 
 @clause("INT-MAXPOOL")
-@given(poolings())
-def test_max_pooling_takes_the_largest_code_inside(case):
+@given(poolings(), st.tuples(st.integers(1, 2), st.integers(1, 2)))
+def test_max_pooling_takes_the_largest_code_inside(case, dilation):
     q, grid, geometry = case
+    geometry["dilation"] = dilation
+    q = np.tile(q, (1, 1, 2, 2))  # room for a dilated window
     got = integer.max_pool2d(q, **geometry)
     assert got.dtype == q.dtype
     for image, pooled in zip(q.reshape(-1, *q.shape[2:]), got.reshape(-1, *got.shape[2:])):
@@ -657,12 +757,21 @@ def test_max_pooling_takes_the_largest_code_inside(case):
 def test_average_pooling_equals_the_definition(case, count_include_pad):
     q, grid, geometry = case
     got = integer.avg_pool2d(q, grid, **geometry, count_include_pad=count_include_pad)
+    assert got.dtype == grid.dtype
     positions = int(np.prod(geometry["kernel"]))
     for image, pooled in zip(q.reshape(-1, *q.shape[2:]), got.reshape(-1, *got.shape[2:])):
         expected = [
             [spec.avg_pool(w, int(grid.zero_point), positions if count_include_pad else len(w)) for w in row] for row in windows(image, **geometry)
         ]
         assert pooled.tolist() == expected
+
+
+@clause("INT-MAXPOOL", "INT-AVGPOOL")
+def test_windows_lie_side_by_side_and_padding_counts_unless_said_otherwise():
+    q, grid = np.uint8([[[[10, 20, 30, 40], [50, 60, 70, 80]]]]), QParams(1.0, 10, 0, 255)
+    assert integer.max_pool2d(q, kernel=2).tolist() == [[[[60, 80]]]]
+    assert integer.avg_pool2d(q, grid, kernel=2).tolist() == [[[[35, 55]]]]
+    assert integer.avg_pool2d(q, grid, kernel=2, padding=1).tolist() == [[[[10, 18, 18], [20, 38, 28]]]]
 
 
 @clause("INT-AVGPOOL")

@@ -156,7 +156,7 @@ def test_folding_changes_a_result_by_no_more_than_its_bound(case, data):
 @pytest.mark.parametrize(("var", "eps"), [(-1.0, 0.5), (-0.5, 0.5), (0.0, 0.0), (np.inf, 1e-5), (np.nan, 1e-5)])
 def test_a_variance_that_has_no_root_is_refused(var, eps):
     one = np.ones(2, np.float32)
-    with pytest.raises(ValueError, match="var: expected var \\+ eps to be positive and finite"):
+    with pytest.raises(ValueError, match=f"^var: expected var \\+ eps to be positive and finite, got {var + eps}$"):
         fusion.fold_batch_norm(np.ones((2, 1), np.float32), None, one, one, one, np.float32([1.0, var]), eps)
 
 
@@ -247,8 +247,27 @@ def behind_relu():
     return model
 
 
+class Reader(nn.Module):
+    """Something in float reads what a layer with its ReLU absorbed gives; ``read`` says how."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.layer, self.read = nn.Linear(4, 4), read
+
+    def forward(self, x):
+        return self.read(torch.relu(self.layer(x)))
+
+
+READERS = [
+    lambda: Reader(lambda y: torch.softmax(y, 1)),
+    lambda: Reader(lambda y: torch.softmax(input=y, dim=1)),
+    lambda: Reader(torch.relu),
+    lambda: Reader(lambda y: torch.flatten(y, 0)),
+]
+
+
 @clause("FUS-KEEP")
-@pytest.mark.parametrize("build", [networks.TwoReaders, networks.OutputBefore, networks.Shared, behind_relu])
+@pytest.mark.parametrize("build", [networks.TwoReaders, networks.OutputBefore, networks.Shared, behind_relu, *READERS])
 def test_where_not_everything_may_be_fused_the_network_computes_the_same_bits(build):
     graph, x = captured(networks.seeded(build)), networks.inputs()
     before, after = (capture.run(g, x) for g in (graph, fusion.fuse(graph)))

@@ -1,6 +1,8 @@
 """Chapter 5: static quantization. The oracle is the chapter's own definitions."""
 
 import copy
+import io
+import sys
 import threading
 
 import numpy as np
@@ -60,6 +62,8 @@ def test_there_is_one_observer_at_the_input_and_one_at_the_output_of_each_layer(
     for fuse in (True, False):
         prepared = qs.prepare(networks.seeded(networks.Perceptron), fuse=fuse)
         assert list(prepared.observers) == ["x", "first", "second"]
+        assert len(prepared.graph.nodes) == (2 if fuse else 3)
+    assert len(qs.prepare(networks.seeded(networks.Perceptron)).graph.nodes) == 2
         # The observer of the second layer's input is that of what its input clamps or flattens.
 
 
@@ -104,8 +108,29 @@ def test_a_nan_in_calibration_names_its_place_and_observes_nothing():
     assert [o.range() for o in prepared.observers.values()] == before
     with torch.no_grad():
         model.second.weight[0, 0] = float("inf")
-    with pytest.raises(qs.CalibrationError, match="output of layer 'second'"):
+    with pytest.raises(qs.CalibrationError, match="^output of layer 'second': x: expected finite values"):
         qs.prepare(model)(x)
+
+
+@clause("STA-CALIBRATED")
+def test_a_place_that_is_neither_an_input_nor_a_layers_output_has_the_values_name():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(torch.log(x))
+
+    model, x = networks.seeded(Model), networks.inputs().abs() + 1
+    prepared = qs.prepare(model)
+    with pytest.raises(qs.CalibrationError, match="^value 'log': the observer has seen no values"):
+        qs.convert(prepared)
+    with pytest.raises(qs.CalibrationError, match="^value 'log': x: expected finite values"):
+        prepared(-x)
+    prepared(x)
+    with torch.no_grad():
+        assert (qs.convert(prepared)(x) - model(x)).abs().max() < 0.05
 
 
 @clause("STA-EVERY-BATCH")
@@ -144,8 +169,23 @@ def test_each_observer_sees_each_batch_once_and_in_order(hold):
 @clause("STA-EVERY-BATCH")
 @pytest.mark.parametrize("bad", [torch.zeros(2, 4), np.zeros((2, 4)), {"x": torch.zeros(2, 4)}, 7, None, "data"])
 def test_what_is_no_iterable_of_batches_is_refused(bad):
-    with pytest.raises(TypeError, match="calibration: expected an iterable of batches"):
+    message = f"^calibration: expected an iterable of batches, got {type(bad).__name__}; pass \\[batch\\] for one batch$"
+    with pytest.raises(TypeError, match=message):
         qs.quantize(networks.seeded(networks.Perceptron), bad)
+
+
+@clause("STA-EVERY-BATCH")
+def test_a_terminal_is_shown_how_many_batches_have_been_observed(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    for name, stream, shown in (("terminal", Terminal(), True), ("file", io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        qs.quantize(networks.seeded(networks.Perceptron), [networks.inputs()] * 3)
+        assert ("calibrate " in stream.getvalue() and "3/3" in stream.getvalue()) is shown, name
+        assert shown or not stream.getvalue()
 
 
 @clause("STA-EVERY-BATCH")
@@ -247,6 +287,10 @@ def test_flatten_and_relu_keep_the_grid_of_their_input():
     q = qs.quantize(model, [x], fuse=False)
     kinds = [type(step).__name__ for step in q.program.steps]
     assert kinds == ["Quantize", "Linear", "Relu", "Flatten", "Linear", "Dequantize"]
+    # Values that a step makes out of another are named after it, so that no two steps have one name.
+    assert [step.name for step in q.program.steps] == ["x.codes", "first", "relu.codes", "flatten.codes", "second", "second.float"]
+    assert [step.relu for step in q.program.layers] == [False, False]
+    assert [step.relu for step in qs.quantize(model, [x]).program.layers] == [True, False]
     first, second = q.program.layers
     assert second.x_qparams is first.y_qparams and steps_of(q, program.Relu)[0].qparams is first.y_qparams
     seen = {}
@@ -470,9 +514,9 @@ def test_unknown_choices_are_refused():
     model = networks.seeded(networks.Perceptron)
     with pytest.raises(ValueError, match="dialect: expected one of exact, onnx, .*, got 'fast'"):
         qs.prepare(model, dialect="fast")
-    with pytest.raises(ValueError, match="observer: expected a per-tensor observer that has seen nothing"):
+    with pytest.raises(ValueError, match="^observer: expected a per-tensor observer that has seen nothing$"):
         qs.prepare(model, observer=qs.MinMaxObserver(axis=0))
-    with pytest.raises(ValueError, match="observer: expected a per-tensor observer that has seen nothing"):
+    with pytest.raises(ValueError, match="^observer: expected a per-tensor observer that has seen nothing$"):
         qs.prepare(model, observer=qs.MinMaxObserver().observe(np.float32([1])))
     with pytest.raises(TypeError, match="observer: expected an observer"):
         qs.prepare(model, observer=qs.MinMaxObserver)
@@ -503,8 +547,17 @@ def test_weights_without_a_range_are_refused_and_empty_ones_are_not():
         qs.quantize_dynamic(model)
     empty = networks.seeded(lambda: nn.Linear(3, 2))
     empty.weight = nn.Parameter(torch.zeros(2, 0))
-    codes, grid = static.weight_codes(np.zeros((2, 0), np.float32), EXACT, per_channel=True)
-    assert codes.shape == (2, 0) and grid.scale.tolist() == [1.0, 1.0]
+    for per_channel, scales in ((True, [1.0, 1.0]), (False, 1.0)):
+        codes, grid = static.weight_codes(np.zeros((2, 0), np.float32), EXACT, per_channel=per_channel)
+        assert codes.shape == (2, 0) and grid.scale.tolist() == scales
+
+
+@clause("STA-WEIGHT", "DYN-WEIGHT")
+def test_a_layer_that_is_called_twice_has_its_weights_once():
+    model, x = networks.seeded(networks.Shared), networks.inputs()
+    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model)):
+        one, two = q.program.layers
+        assert one.weight is two.weight and one.w_qparams is two.w_qparams
 
 
 @clause("STA-OVERFLOW")
@@ -534,6 +587,48 @@ def test_a_layer_whose_accumulators_could_overflow_stays_in_float(dynamic, relu)
             assert torch.equal(q(x), quantized(hidden))
         else:
             assert (q(x) - model(x)).abs().max() <= model(x).abs().max() / 64
+
+
+@clause("STA-OVERFLOW", "STA-RUN")
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_layer_that_stays_in_float_stands_between_dequantizing_and_quantizing(relu):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.soft, self.first, self.wide, self.last = nn.Softmax(1), nn.Linear(4, 2), nn.Linear(2, 2), nn.Linear(2, 3)
+
+        def forward(self, x):
+            y = self.wide(self.first(self.soft(x)))
+            return self.last(torch.relu(y) if relu else y)
+
+    model, x = networks.seeded(Model), networks.inputs()
+    with torch.no_grad():
+        model.wide.bias.copy_(torch.tensor([1e9, -1e9]))
+    q = qs.quantize(model, [x], dialect="exact")
+    kept = ["Call", "Call"] if relu else ["Call"]
+    assert [type(step).__name__ for step in q.program.steps] == ["Call", "Quantize", "Linear", "Dequantize", *kept, "Quantize", "Linear", "Dequantize"]
+    assert [step.layer for step in q.program.layers] == ["first", "last"]
+    assert len({step.name for step in q.program.steps}) == len(q.program.steps)
+    seen = {}
+    output = q.compiled({"x": x}, lambda step, value: seen.setdefault(step.name, value))
+    first, last = q.program.layers
+    with torch.no_grad():
+        hidden = model.wide(torch.from_numpy(first.y_qparams.dequantize(seen["first"])))
+    codes = last.x_qparams.quantize((hidden.relu() if relu else hidden).numpy())
+    expected = EXACT.linear(codes, last.x_qparams, last.weight, last.w_qparams, last.bias, last.y_qparams)
+    assert seen["last"].tolist() == expected.tolist() and torch.equal(output, q(x))
+
+
+@clause("STA-OVERFLOW")
+@pytest.mark.parametrize("fuse", [False, True])
+def test_behind_a_layer_that_stays_in_float_nothing_is_quantized_that_no_layer_reads(fuse):
+    model, x = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Softmax(1))), networks.inputs()
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([1e9, 1e9 + 64, 1e9 - 64]))
+    q = qs.quantize(model, [x], fuse=fuse)
+    assert all(isinstance(step, program.Call) for step in q.program.steps)
+    with torch.no_grad():
+        assert torch.equal(q(x), model(x))
 
 
 @clause("STA-OVERFLOW")

@@ -17,6 +17,7 @@ from evidence import clause
 from quantspec import chapters, integer
 from quantspec.affine import QParams
 from quantspec.dialects import dialect, output_exact
+from quantspec.program import Call
 
 spec = chapters.load("dynamic")
 EXACT = dialect("exact")
@@ -187,21 +188,32 @@ def test_quantizing_needs_the_model_alone_and_leaves_it_unmodified():
     q(networks.inputs())
     assert networks.unchanged(model, before) and str(model) == structure and len(model._forward_hooks) == hooks
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert [step.layer for step in q.program.layers] == ["first", "second"]
+    assert [(step.layer, step.reduce_range, step.w_qparams.axis) for step in q.program.layers] == [("first", False, 0), ("second", False, 0)]
 
 
 @clause("DYN-OUTPUT")
-@given(networks.perceptrons())
-def test_a_dynamic_network_is_its_layers_in_order(case):
+@given(networks.perceptrons(), st.booleans())
+def test_a_dynamic_network_is_its_layers_in_order(case, reduce_range):
     model, _, x = case
-    q = qs.quantize_dynamic(model, dialect="exact")
+    q = qs.quantize_dynamic(model, dialect="exact", reduce_range=reduce_range)
     layers = iter(q.program.layers)
     value = x
     with torch.no_grad():
         for module in model:
             if isinstance(module, nn.Linear):
                 step = next(layers)
-                value = torch.from_numpy(EXACT.linear_dynamic(value.numpy(), step.weight, step.w_qparams, step.bias))
+                bias = None if module.bias is None else module.bias.numpy()
+                value = torch.from_numpy(EXACT.linear_dynamic(value.numpy(), step.weight, step.w_qparams, bias, reduce_range=reduce_range))
             else:
                 value = module(value)
     assert torch.equal(q(x), value)
+
+
+@clause("STA-REST")
+def test_a_dynamic_network_lists_what_stays_in_float_with_the_reason():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4), nn.Softmax(1)))
+    q = qs.quantize_dynamic(model)
+    activations = "dynamic quantization keeps activations in float"
+    expected = [("1", activations), ("2", activations), ("3", "BatchNorm1d has no integer form here"), ("4", "Softmax has no integer form here")]
+    assert [(step.target, step.reason) for step in q.program.steps if isinstance(step, Call)] == expected
+    assert activations in repr(q) and "Softmax has no integer form here" in repr(q)

@@ -12,6 +12,7 @@ import numpy as np
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**119
 SCALE_FLOOR = 2.0**-63
+BEYOND_FLOAT32 = 2.0**128  # where the float32 after the largest one would be
 
 
 def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -98,16 +99,16 @@ def along(axis: int | None, channels: np.ndarray, shape: tuple[int, ...]) -> np.
         raise ValueError(f"axis: expected an axis of an array of shape {shape}, got {axis}")
     if channels.size != shape[axis]:
         raise ValueError(f"scale, zero_point: expected {shape[axis]} channels along axis {axis}, got {channels.size}")
-    return channels.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+    return np.expand_dims(channels, [i for i in range(len(shape)) if i != axis % len(shape)])
 
 
 def float32_array(x, name: str = "x") -> np.ndarray:
     """``x`` as float32 without a copy where it is one; TypeError naming the argument when that would lose digits."""
     x = np.asarray(x)
-    if x.dtype != np.float32 and not (x.dtype.kind in "iu" and x.dtype.itemsize <= 2):
+    if x.dtype != np.float32 and not (x.dtype.kind in ("i", "u") and np.can_cast(x.dtype, np.float32)):
         if x.dtype.kind != "f" or not np.array_equal(x.astype(np.float32), x, equal_nan=True):
             raise TypeError(f"{name}: expected float32 values, got {x.dtype} values that float32 cannot hold")
-    return x.astype(np.float32, copy=False)
+    return np.asarray(x, dtype=np.float32)
 
 
 def quantize(x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
@@ -131,7 +132,7 @@ def dequantize(q, scale, zero_point, *, axis: int | None = None) -> np.ndarray:
     Raises TypeError unless ``q`` holds integers, ValueError for qparams that describe no grid of its type (AFF-SCALE, AFF-ZERO-POINT).
     """
     q = np.asarray(q)
-    if q.dtype.kind not in "iu":
+    if q.dtype.kind not in ("i", "u"):
         raise TypeError(f"q: expected integer codes, got {q.dtype}")
     qmin, qmax = (np.iinfo(q.dtype).min, np.iinfo(q.dtype).max) if q.dtype.itemsize == 1 else (-128, 255)
     scale, zero_point = checked_grid(scale, zero_point, qmin, qmax)
@@ -142,8 +143,7 @@ def dequantize(q, scale, zero_point, *, axis: int | None = None) -> np.ndarray:
 
 def nearest_float32(value: Fraction) -> np.float32:
     """The float32 nearest to an exact value, ties to even; infinite beyond the largest float32 (AFF-MEANING)."""
-    if abs(value) >= 2**128:
-        return np.float32(np.inf if value > 0 else -np.inf)
+    value = Fraction(min(max(value, -BEYOND_FLOAT32), BEYOND_FLOAT32))
     with np.errstate(over="ignore"):
         nearest = np.float32(float(value))
         # float() rounded once and float32() again, so one of the neighbours may be nearer. A tie is even in its last bit.
@@ -151,8 +151,8 @@ def nearest_float32(value: Fraction) -> np.float32:
 
     def distance(candidate):
         # Infinity stands where the next float32 would be, which is what IEEE 754 rounds by.
-        real = Fraction(float(candidate)) if np.isfinite(candidate) else Fraction(2) ** 128 * int(np.sign(candidate))
-        return abs(real - value), int(candidate.view(np.int32)) & 1
+        real = min(max(float(candidate), -BEYOND_FLOAT32), BEYOND_FLOAT32)
+        return abs(Fraction(real) - value), int(candidate.view(np.int32)) & 1
 
     return min(candidates, key=distance)
 
@@ -174,14 +174,15 @@ def qparams(minimum, maximum, *, qmin: int, qmax: int, symmetric: bool, axis: in
         steps = qmax - qmin
         extents = [Fraction(float(b)) - Fraction(float(a)) for a, b in zip(low.ravel(), high.ravel())]
     # Only as many numbers as there are channels, so exact fractions cost nothing.
-    scales = [max(nearest_float32(e / steps), np.float32(SCALE_FLOOR)) if e else 1 for e in extents]
-    scale = np.array(scales, dtype=np.float32).reshape(low.shape)
+    scales = [max(nearest_float32(e / steps), np.float32(SCALE_FLOOR)) if e else np.float32(1) for e in extents]
+    scale = np.array(scales).reshape(low.shape)
     if np.any(scale > LARGEST_SCALE):
         raise ValueError(f"maximum: the range is too wide, its scale {scale.max()} exceeds 2^119")
     if symmetric:
         zero_point = np.int32(center)
     else:
-        zero_point = np.clip(qmin - np.rint(np.divide(low, scale, dtype=np.float64)), qmin, qmax).astype(np.int32)
+        # Among the codes by itself: the scale is rounded by far less than half a step in qmax - qmin.
+        zero_point = qmin - np.rint(np.divide(low, scale, dtype=np.float64))
     return QParams(scale, zero_point, qmin, qmax, axis)
 
 

@@ -105,7 +105,7 @@ def mul_exact(a_q, a, b_q, b, y):
     scale = np.float64(a.scale) * np.float64(b.scale)  # exact: 48 bits
     product, units = products(a_q, a, b_q, b), Fraction(float(a.scale)) * Fraction(float(b.scale)) / Fraction(float(y.scale))
     steps = product * scale / np.float64(y.scale)
-    return integer.rounded(steps, np.abs(steps), lambda index: int(product[index]) * units) + y.zero_point
+    return integer.rounded(steps, lambda index: int(product[index]) * units) + y.zero_point
 
 
 MUL = {"exact": mul_exact, "outside": mul_outside, "reciprocal": mul_reciprocal, "inside": mul_inside, "fixed-two": mul_fixed_two}

@@ -19,11 +19,13 @@ def fold_batch_norm(weight, bias, gamma, beta, mean, var, eps: float) -> tuple[n
     ``bias`` may be None. Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
     """
     gamma, beta, mean, var = (np.asarray(v, np.float64) for v in (gamma, beta, mean, var))
-    if not np.all(np.isfinite(var + eps) & (var + eps > 0)):
-        raise ValueError(f"var: expected var + eps to be positive and finite, got a smallest of {np.min(var + eps)}")
-    factor = gamma / np.sqrt(var + eps)
-    start = 0.0 if bias is None else np.asarray(bias, np.float64)
-    folded = np.asarray(weight, np.float64) * factor.reshape(-1, *[1] * (np.ndim(weight) - 1))
+    total = var + eps
+    good = (total > 0) & (total < np.inf)
+    if not good.all():
+        raise ValueError(f"var: expected var + eps to be positive and finite, got {total[~good][0]}")
+    factor = gamma / np.sqrt(total)
+    start = 0.0 if bias is None else bias
+    folded = weight * np.expand_dims(factor, tuple(range(1, np.ndim(weight))))
     return folded.astype(np.float32), ((start - mean) * factor + beta).astype(np.float32)
 
 

@@ -9,6 +9,8 @@ from .affine import QParams, along, float32_array
 from .errors import UnsupportedError
 
 INT32_MAX = 2**31 - 1
+SURELY_SATURATED = 2**10  # steps from which on every code of one byte saturates, whatever the zero point
+NEARLY_HALF = 0.5 - 2.0**-40
 
 
 def accumulate(x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
@@ -40,7 +42,7 @@ def check_overflow(x: QParams, w_q: np.ndarray, w: QParams, bias_q: np.ndarray) 
     ``w_q``: codes [outputs, ...]; ``bias_q``: int32 [outputs].
     """
     step = max(int(x.zero_point) - x.qmin, x.qmax - int(x.zero_point))
-    sizes = np.abs(w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).reshape(len(w_q), -1).sum(axis=1)
+    sizes = np.abs(w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim)))
     worst = step * sizes + np.abs(bias_q.astype(np.int64))
     if worst.size and worst.max() > INT32_MAX:
         raise UnsupportedError(f"weight: the accumulator of output {worst.argmax()} can reach {worst.max()}, beyond int32")
@@ -53,12 +55,11 @@ def quantize_bias(bias, x_scale, w_scale) -> np.ndarray:
     """
     bias = float32_array(bias, "bias")
     # The product of two float32 is exact in float64.
-    units = np.broadcast_to(np.asarray(x_scale, np.float64) * np.asarray(w_scale, np.float64), bias.shape)
-    steps = bias / units
-    codes = np.rint(np.clip(steps, -INT32_MAX, INT32_MAX)).astype(np.int64)
-    # The quotient is rounded once, to 53 bits. Where a tie lies that close, exact numbers decide.
-    doubtful = np.abs(np.abs(steps - np.rint(steps)) - 0.5) <= np.abs(steps) * 2.0**-53
-    for index in np.nonzero(doubtful & (np.abs(steps) < INT32_MAX))[0]:
+    units = np.broadcast_to(np.multiply(x_scale, w_scale, dtype=np.float64), bias.shape)
+    steps = np.clip(bias / units, -INT32_MAX, INT32_MAX)
+    codes = np.rint(steps)
+    # The quotient is rounded once, to the nearest of 53 bits, so that it can come to lie on a tie but not beyond one.
+    for index in np.nonzero(np.abs(steps - codes) == 0.5)[0]:
         codes[index] = round(Fraction(float(bias[index])) / Fraction(float(units[index])))
     return codes.astype(np.int32)
 
@@ -68,12 +69,11 @@ def requantize(accumulator, x_scale, w_scale, y: QParams, *, relu: bool = False)
 
     ``accumulator``: integers [..., outputs]; ``w_scale``: () or (outputs,). Returns codes of the same shape.
     """
-    accumulator = np.asarray(accumulator, dtype=np.int64)
-    unit = np.asarray(x_scale, np.float64) * np.asarray(w_scale, np.float64)
-    # Two roundings to 53 bits leave a relative error below 2^-51.
+    accumulator = np.asarray(accumulator)
+    unit = np.multiply(x_scale, w_scale, dtype=np.float64)
     steps = accumulator * unit / np.float64(y.scale)
     units, scale = np.broadcast_to(unit, accumulator.shape), Fraction(float(y.scale))
-    steps = rounded(steps, np.abs(steps), lambda index: int(accumulator[index]) * Fraction(float(units[index])) / scale)
+    steps = rounded(steps, lambda index: int(accumulator[index]) * Fraction(float(units[index])) / scale)
     lowest = int(y.zero_point) if relu else y.qmin
     return np.clip(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)
 
@@ -84,7 +84,7 @@ def linear(x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu: bool = F
     ``x_q``: codes [rows, inputs]; ``w_q``: codes [outputs, inputs]; ``bias``: float32 (outputs,) or None (INT-NO-BIAS).
     Raises UnsupportedError when an accumulator could overflow (INT-OVERFLOW).
     """
-    bias_q = np.zeros(len(w_q), np.int32) if bias is None else quantize_bias(bias, x.scale, w.scale)
+    bias_q = quantize_bias(np.zeros(len(w_q)) if bias is None else bias, x.scale, w.scale)
     check_overflow(x, np.asarray(w_q), w, bias_q)
     accumulator = accumulate(x_q, x.zero_point, w_q, w.zero_point) + bias_q
     return requantize(accumulator, x.scale, w.scale, y, relu=relu)
@@ -100,10 +100,9 @@ def fixed_point(multiplier: Fraction) -> tuple[int, int]:
     """(m, n) with m from 2^30 to 2^31 - 1 and m * 2^-(31 + n) nearest to the multiplier (INT-FIXED). Raises ValueError unless positive."""
     if multiplier <= 0:
         raise ValueError(f"multiplier: expected a positive number, got {multiplier}")
-    # The bit lengths give the exponent up to one.
+    # The bit lengths give an n for which multiplier * 2^n lies between 1/2 and 2.
     n = multiplier.denominator.bit_length() - multiplier.numerator.bit_length()
     n -= multiplier * Fraction(2) ** n >= 1
-    n += multiplier * Fraction(2) ** n < Fraction(1, 2)
     m = round(multiplier * Fraction(2) ** (31 + n))
     return (m // 2, n - 1) if m == 2**31 else (m, n)
 
@@ -117,13 +116,10 @@ def requantize_fixed(accumulator, m: int, n: int, y: QParams, *, roundings: int)
     if not 2**30 <= m < 2**31:
         raise ValueError(f"m: expected 2^30 to 2^31 - 1, got {m}")
     if roundings == 1:
-        product = np.abs(accumulator) * m  # below 2^62
-        shift = 31 + n
-        if shift <= 0:
-            sizes = np.minimum(product, 2**9) << min(-shift, 50)
-        else:
-            # Half is added after one bit less has been shifted out: the sum would overflow otherwise.
-            sizes = ((product >> min(shift - 1, 63)) + 1) >> 1
+        product = np.abs(accumulator) * m  # 0, or from 2^30 to 2^62
+        shift = max(31 + n, 1)  # a shift to the left would take even further what saturates anyway
+        # Half is added after one bit less has been shifted out: the sum would overflow otherwise.
+        sizes = ((product >> (shift - 1)) + 1) >> 1
         steps = np.sign(accumulator) * sizes
     elif roundings == 2:
         if not 0 <= n <= 31:
@@ -146,12 +142,12 @@ def conv2d(
     x_q, w_q = checked_codes(x_q, "x_q"), checked_codes(w_q, "w_q")
     if x_q.ndim != 4 or w_q.ndim != 4 or x_q.shape[1] != w_q.shape[1] * groups or len(w_q) % groups:
         raise ValueError(f"x_q, w_q: shapes {x_q.shape} and {w_q.shape} do not make a convolution with {groups} groups")
-    bias_q = np.zeros(len(w_q), np.int32) if bias is None else quantize_bias(bias, x.scale, w.scale)
+    bias_q = quantize_bias(np.zeros(len(w_q)) if bias is None else bias, x.scale, w.scale)
     check_overflow(x, w_q, w, bias_q)
     # Zero points are subtracted first, so that padding with 0 is padding with the zero point. float64 sums these integers exactly.
     real = torch.from_numpy(x_q.astype(np.float64) - x.zero_point)
     weight = torch.from_numpy(w_q.astype(np.float64) - along(w.axis, w.zero_point, w_q.shape))
-    accumulator = torch.nn.functional.conv2d(real, weight, None, stride, padding, dilation, groups).numpy().astype(np.int64)
+    accumulator = torch.nn.functional.conv2d(real, weight, None, stride, padding, dilation, groups).numpy()
     last = np.moveaxis(accumulator, 1, -1) + bias_q
     return np.ascontiguousarray(np.moveaxis(requantize(last, x.scale, w.scale, y, relu=relu), -1, 1))
 
@@ -167,18 +163,16 @@ def add(a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu: bool = False) -> 
     def exact(index):
         return (Fraction(float(terms[0][index])) + Fraction(float(terms[1][index]))) / scale
 
-    steps = rounded((terms[0] + terms[1]) / float(y.scale), (np.abs(terms[0]) + np.abs(terms[1])) / float(y.scale), exact)
+    steps = rounded((terms[0] + terms[1]) / float(y.scale), exact)
     return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax).astype(y.dtype)
 
 
 def rescale(q, x: QParams, y: QParams) -> np.ndarray:
     """The codes on grid ``y`` of what codes on grid ``x`` stand for (INT-CONCAT)."""
     q = checked_codes(q, "q")
-    if (x.scale, x.zero_point, x.qmin, x.qmax) == (y.scale, y.zero_point, y.qmin, y.qmax):
-        return q.copy()
     real = np.float64(x.scale) * (q.astype(np.float64) - x.zero_point)  # exact: 33 bits
-    scale = Fraction(float(y.scale))
-    steps = rounded(real / float(y.scale), np.abs(real) / float(y.scale), lambda index: Fraction(float(real[index])) / scale)
+    # Of two numbers of 33 and 24 bits, a quotient that is no tie misses it by 2^-34 of its size, which float64 resolves.
+    steps = np.rint(real / float(y.scale))
     return np.clip(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
 
 
@@ -206,16 +200,16 @@ def avg_pool2d(q, grid: QParams, *, kernel, stride=None, padding=(0, 0), count_i
     inside = pool(torch.ones_like(centred), kernel, stride, padding, divisor_override=1)
     counts = float(np.prod(np.broadcast_to(kernel, 2))) if count_include_pad else inside
     # An integer over a small integer is a tie or misses it by far more than float64's rounding.
-    return np.clip(np.rint((totals / counts).numpy()) + grid.zero_point, grid.qmin, grid.qmax).astype(grid.dtype)
+    return (np.rint((totals / counts).numpy()) + grid.zero_point).astype(grid.dtype)
 
 
-def rounded(steps: np.ndarray, size: np.ndarray, exact) -> np.ndarray:
-    """``steps`` rounded to integers, ties to even, where float64 has them up to a few roundings of ``size``.
+def rounded(steps: np.ndarray, exact) -> np.ndarray:
+    """``steps`` rounded to integers, ties to even, where float64 has them up to two roundings.
 
-    ``exact(index)`` gives the exact number where that is not enough. Beyond 2^10 steps every code saturates anyhow.
+    ``exact(index)`` gives the exact number where that is not enough: two roundings to 53 bits move a number below 2^10 by less than 2^-41.
     """
     result = np.rint(steps)
-    doubtful = (np.abs(np.abs(steps - result) - 0.5) <= size * 2.0**-51) & (np.abs(steps) < 2**10)
+    doubtful = (np.abs(steps - result) > NEARLY_HALF) & (np.abs(steps) < SURELY_SATURATED)
     for index in zip(*np.nonzero(doubtful)):
         result[index] = round(exact(index))
     return result

@@ -3,6 +3,7 @@
 An observer is a frozen value. ``observe`` returns the next one; ``range`` gives what it has seen as (minimum, maximum).
 """
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -95,7 +96,7 @@ class HistogramObserver:
     maximum: np.ndarray | None = None
 
     def __post_init__(self):
-        if self.bins < 2 or self.bins & (self.bins - 1):
+        if self.bins < 2 or self.bins.bit_count() != 1:
             raise ValueError(f"bins: expected a power of two of at least 2, got {self.bins}")
 
     def observe(self, x) -> "HistogramObserver":
@@ -106,7 +107,7 @@ class HistogramObserver:
         half = self.bins // 2
         exponent = max(SMALLEST_EXPONENT, *(bin_exponent(float(end), half) for end in batch))
         # Dividing by a power of two is exact in float64, so that the floor is the bin's own.
-        index = np.floor(np.ldexp(float32_array(x).ravel().astype(np.float64), -exponent)).astype(np.int64)
+        index = np.floor(np.ldexp(float32_array(x).ravel(), -exponent, dtype=np.float64)).astype(np.int64)
         counts = np.bincount(index + half, minlength=self.bins)
         return self.merge(replace(self, exponent=exponent, counts=counts, minimum=batch[0], maximum=batch[1]))
 
@@ -142,12 +143,12 @@ class PercentileObserver:
     def range(self) -> tuple[np.ndarray, np.ndarray]:
         """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
         minimum, maximum = self.histogram.range()
-        counts, half = self.histogram.counts, self.histogram.bins // 2
+        counts, half = self.histogram.counts, self.histogram.bins / 2
         allowed = int(counts.sum()) * (100 - Fraction(self.percent)) // 200
         low = int(np.argmax(np.cumsum(counts) > allowed)) - half
         high = half - int(np.argmax(np.cumsum(counts[::-1]) > allowed))
         with np.errstate(over="ignore"):  # the right edge of the last bin may lie beyond float32
-            edges = np.float32(np.ldexp(float(low), self.histogram.exponent)), np.float32(np.ldexp(float(high), self.histogram.exponent))
+            edges = np.float32(np.ldexp(low, self.histogram.exponent)), np.float32(np.ldexp(high, self.histogram.exponent))
         return np.maximum(edges[0], minimum), np.minimum(edges[1], maximum)
 
 
@@ -172,7 +173,7 @@ class MSEObserver:
         """(minimum, maximum) as float32; raises CalibrationError before anything was seen, ValueError for a range without qparams."""
         ends = [Fraction(float(end)) for end in self.histogram.range()]
         used = np.nonzero(self.histogram.counts)[0]
-        centres = np.ldexp(used - self.histogram.bins // 2 + 0.5, self.histogram.exponent)
+        centres = np.ldexp(used - self.histogram.bins / 2 + 0.5, self.histogram.exponent)
         counts = self.histogram.counts[used]
         # Widest first, and argmin takes the first of equal ones.
         pairs = [tuple(nearest_float32(end * k / self.candidates) for end in ends) for k in range(self.candidates, 0, -1)]
@@ -190,12 +191,12 @@ class MSEObserver:
 
 def bin_exponent(end: float, half: int) -> int:
     """The smallest e with floor(end / 2^e) from -half to half - 1 (OBS-HIST-WIDTH)."""
-    fraction, exponent = np.frexp(abs(end))
     if end == 0:
         return SMALLEST_EXPONENT
+    fraction, exponent = math.frexp(end)
     # -half itself is a bin, half is not.
-    exact = end < 0 and fraction == 0.5
-    return int(exponent) - exact - (half.bit_length() - 1)
+    exact = fraction == -0.5
+    return exponent - exact - (half.bit_length() - 1)
 
 
 def coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
@@ -204,7 +205,7 @@ def coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
     if bins == 2:  # one bin below zero and one from zero on, whatever their width
         return counts
     for _ in range(min(doublings, bins.bit_length())):
-        counts = np.pad(counts.reshape(-1, 2).sum(axis=1), bins // 4)
+        counts = np.pad(counts[::2] + counts[1::2], bins // 4)
     return counts
 
 
@@ -235,4 +236,4 @@ def moved(old: np.ndarray, new: np.ndarray, constant: float) -> np.ndarray:
     """old + constant * (new - old), exactly, rounded once to float32."""
     pairs = zip(old.ravel(), new.ravel())
     exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]
-    return np.array([nearest_float32(v) for v in exact], dtype=np.float32).reshape(old.shape)
+    return np.array([nearest_float32(v) for v in exact]).reshape(old.shape)

@@ -122,7 +122,7 @@ def weight_codes(weight: np.ndarray, dialect: Dialect, *, per_channel: bool) -> 
     if weight.size:
         low, high = MinMaxObserver(axis).observe(weight).range()
     else:
-        low = high = np.zeros(len(weight) if per_channel else (), np.float32)
+        low = high = np.zeros(len(weight) if per_channel else ())
     grid = dialect.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=True, axis=axis)
     return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid
 
@@ -194,7 +194,7 @@ class _Converter:
             self.weights[id(node.weight)] = layer_codes(node, self.dialect, self.prepared.per_channel)
         weight, w = self.weights[id(node.weight)]
         x, y = self.grid(self.sources[node.x]), self.grid(node.name)
-        bias_q = quantize_bias(np.zeros(len(weight), np.float32) if node.bias is None else node.bias, x.scale, w.scale)
+        bias_q = quantize_bias(np.zeros(len(weight)) if node.bias is None else node.bias, x.scale, w.scale)
         try:
             check_overflow(x, weight, w, bias_q)
         except UnsupportedError as error:

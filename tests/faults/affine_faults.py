@@ -189,7 +189,7 @@ CHANNELS = [
     Fault(
         "channels-along-the-last-axis", "affine", ("AFF-CHANNEL",),
         "NumPy broadcasts a vector along the last axis, wherever the channels are.",
-        "-1 if i == axis % len(shape) else 1", "-1 if i == (axis % len(shape) if shape[-1] != channels.size else len(shape) - 1) else 1",
+        "if i != axis % len(shape)]", "if i != (axis % len(shape) if shape[-1] != channels.size else len(shape) - 1)]",
     ),
     Fault(
         "per-channel-order", "affine", ("AFF-CHANNEL", "AFF-ONE-CHANNEL"),
@@ -219,7 +219,7 @@ CHANNELS = [
 
 EXTEND = "low, high = np.minimum(low, 0), np.maximum(high, 0)"
 EXTENT = "Fraction(float(b)) - Fraction(float(a)) for a, b"
-ZERO_POINT = "np.clip(qmin - np.rint(np.divide(low, scale, dtype=np.float64)), qmin, qmax)"
+ZERO_POINT = "qmin - np.rint(np.divide(low, scale, dtype=np.float64))"
 
 RANGES = [
     Fault(
@@ -245,12 +245,12 @@ RANGES = [
     Fault(
         "zero-point-half-up", "affine", ("AFF-RANGE-ZERO-POINT",),
         "Jacob et al. (2018) round the zero point half up.",
-        ZERO_POINT, "np.clip(qmin + np.floor(np.divide(-low, scale, dtype=np.float64) + 0.5), qmin, qmax)",
+        ZERO_POINT, "qmin + np.floor(np.divide(-low, scale, dtype=np.float64) + 0.5)",
     ),
     Fault(
         "zero-point-of-unrounded-scale", "affine", ("AFF-RANGE-ZERO-POINT",),
         "The zero point comes from the scale before its rounding to float32, which sees a tie at every symmetric range.",
-        ZERO_POINT, "np.clip(qmin - np.rint(low.astype(np.float64) * (qmax - qmin) / np.where(high > low, high.astype(np.float64) - low, 1)), qmin, qmax)",
+        ZERO_POINT, "qmin - np.rint(low.astype(np.float64) * (qmax - qmin) / np.where(high > low, high.astype(np.float64) - low, 1))",
     ),
     Fault(
         "zero-point-truncated", "affine", ("AFF-RANGE-ZERO-POINT", "AFF-RANGE-COVERS"),
@@ -260,12 +260,12 @@ RANGES = [
     Fault(
         "empty-range-has-the-floor", "affine", ("AFF-RANGE-EMPTY",),
         "A range of nothing but zero falls to the smallest scale, as in torch's min-max observer.",
-        "np.float32(SCALE_FLOOR)) if e else 1", "np.float32(SCALE_FLOOR))",
+        "np.float32(SCALE_FLOOR)) if e else np.float32(1)", "np.float32(SCALE_FLOOR))",
     ),
     Fault(
         "empty-range-has-a-tenth", "affine", ("AFF-RANGE-EMPTY",),
         "torch's dynamic quantization takes 0.1 where there is no range.",
-        "np.float32(SCALE_FLOOR)) if e else 1", "np.float32(SCALE_FLOOR)) if e else 0.1",
+        "np.float32(SCALE_FLOOR)) if e else np.float32(1)", "np.float32(SCALE_FLOOR)) if e else 0.1",
     ),
     Fault(
         "floor-of-torch", "affine", ("AFF-RANGE-TINY", "AFF-RANGE-SCALE"),
@@ -280,8 +280,8 @@ RANGES = [
     Fault(
         "too-wide-a-range-is-cut", "affine", ("AFF-RANGE-HUGE",),
         "A scale beyond the largest becomes the largest, and the ends of the range are lost in silence.",
-        "scale = np.array(scales, dtype=np.float32).reshape(low.shape)",
-        "scale = np.minimum(np.array(scales, dtype=np.float32).reshape(low.shape), np.float32(LARGEST_SCALE))",
+        "scale = np.array(scales).reshape(low.shape)",
+        "scale = np.minimum(np.array(scales).reshape(low.shape), np.float32(LARGEST_SCALE))",
     ),
     Fault(
         "ends-are-sorted", "affine", ("AFF-RANGE-ORDER",),

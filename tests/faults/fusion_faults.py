@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-FACTOR = "factor = gamma / np.sqrt(var + eps)"
+FACTOR = "factor = gamma / np.sqrt(total)"
 FOLDED_BIAS = "((start - mean) * factor + beta)"
 MAY_FUSE = "return reads == 1 and calls == 1"
 
@@ -62,12 +62,12 @@ FAULTS = [
     Fault(
         "negative-variance-is-zero", "fusion", ("FUS-FOLD-REFUSE",),
         "Broken statistics are repaired silently.",
-        "    if not np.all(np.isfinite(var + eps)", "    var = np.maximum(var, 0)\n    if not np.all(np.isfinite(var + eps)",
+        "total = var + eps", "total = np.maximum(var, 0) + eps",
     ),
     Fault(
         "infinite-variance-is-taken", "fusion", ("FUS-FOLD-REFUSE",),
         "Only the sign is checked, and an overflowed variance folds to weights of 0.",
-        "np.all(np.isfinite(var + eps) & (var + eps > 0))", "np.all(var + eps > 0)",
+        "good = (total > 0) & (total < np.inf)", "good = total > 0",
     ),
     Fault(
         "second-reader-ignored", "fusion", ("FUS-READER", "FUS-KEEP"),

@@ -15,7 +15,7 @@ MERGED = "return replace(self, minimum=np.minimum(self.minimum, low), maximum=np
 FIRST = "return replace(self, minimum=low, maximum=high)\n        check_channels(self.minimum, low)"
 MOVED = "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
 BATCH_OF_AN_AVERAGE = '"""The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""\n'
-WIDTH = "exact = end < 0 and fraction == 0.5"
+WIDTH = "exact = fraction == -0.5"
 EDGES = "return np.maximum(edges[0], minimum), np.minimum(edges[1], maximum)"
 
 FAULTS = [
@@ -137,7 +137,7 @@ FAULTS = [
     Fault(
         "any-even-number-of-bins", "observers", ("OBS-HIST-BINS",),
         "Evenness is checked where a power of two is needed.",
-        "if self.bins < 2 or self.bins & (self.bins - 1):", "if self.bins < 2 or self.bins % 2:",
+        "if self.bins < 2 or self.bins.bit_count() != 1:", "if self.bins < 2 or self.bins % 2:",
     ),
     Fault(
         "percentile-from-one-end", "observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),

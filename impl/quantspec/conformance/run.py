@@ -19,6 +19,7 @@ EXAMPLES = 60
 STORIES, STEPS = 12, 6
 # A backend that hangs costs this many seconds for every call that it hangs on, so the smallest call is looked for with few of them.
 SECONDS = 20.0
+CUTTING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def failure(check: Check, session: Session, found: Violation) -> Finding:
     if not breaks(found.call):
         last = found
         return described(check.clause, check.operation, session, found)
-    smallest(found.call, breaks, seconds=3 * session.worker.seconds if hung else 30.0)
+    smallest(found.call, breaks, seconds=3 * session.worker.seconds if hung else CUTTING_SECONDS)
     return described(check.clause, check.operation, session, last)
 
 

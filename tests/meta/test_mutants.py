@@ -1,0 +1,137 @@
+"""The driver of the mutation tester, on made-up results; and the list of equivalent mutants beside the code it is about."""
+
+import importlib
+import inspect
+import io
+
+import pytest
+from rich.console import Console
+
+from mutants import run
+from mutants.run import Change, Mutant
+
+RESULTS = """
+    quantspec.affine.x_along__mutmut_1: killed
+    quantspec.affine.xǁQParamsǁquantize__mutmut_12: survived
+    quantspec.static.xǁ_Converterǁas_float__mutmut_3: timeout
+    quantspec.static.x_source__mutmut_2: no tests
+"""
+SHOWN = """# quantspec.affine.xǁQParamsǁquantize__mutmut_12: survived
+--- src/quantspec/affine.py
++++ src/quantspec/affine.py
+@@ -1,4 +1,5 @@
+     def quantize(self, x):
+-        return f(
+-            x, axis=self.axis)
++        return f(
++            x, axis=None)
+         # the end
+"""
+ENTRY = """
+[[equivalent]]
+module = "affine"
+function = "along"
+before = "a + b"
+after = ["a - b", "a * b"]
+reason = "b is 0"
+"""
+
+
+def along(before, after):
+    return Change("affine", "along", before, after)
+
+
+def mutant(status, change=None, module="affine"):
+    return Mutant(module, f"quantspec.{module}.x_along__mutmut_1", status, change)
+
+
+def test_results_and_changes_are_read_from_the_tools_words():
+    mutants = run.read_results(RESULTS)
+    assert [(m.module, m.status) for m in mutants] == [("affine", "killed"), ("affine", "survived"), ("static", "timeout"), ("static", "no tests")]
+    assert mutants[2].name == "quantspec.static.xǁ_Converterǁas_float__mutmut_3"
+    change = run.read_change(mutants[1], SHOWN)
+    assert change == Change("affine", "QParams.quantize", "return f(\nx, axis=self.axis)", "return f(\nx, axis=None)")
+    assert [run.read_change(m, SHOWN).function for m in mutants] == ["along", "QParams.quantize", "_Converter.as_float", "source"]
+
+
+def test_an_entry_explains_each_of_its_changes():
+    assert run.read_equivalents(ENTRY) == {along("a + b", "a - b"): "b is 0", along("a + b", "a * b"): "b is 0"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('reason = "b is 0"', 'reason = "  "', "expected module, function, before, after and reason"),
+        ('reason = "b is 0"', "", "expected module, function, before, after and reason"),
+        ('"affine"', '"afine"', "expected a module out of affine, .*, got 'afine'"),
+        ('"a * b"', '"a - b"', "stands twice"),
+    ],
+)
+def test_an_entry_that_lacks_something_is_refused(old, new, message):
+    with pytest.raises(ValueError, match=f"^equivalent: {message}"):
+        run.read_equivalents(ENTRY.replace(old, new))
+
+
+def test_mutants_are_sorted_by_what_became_of_them():
+    survivors = [mutant("survived", along("a + b", "a - b")), mutant("survived", along("a + b", "a / b"))]
+    odd = [mutant(status, along("a + b", "a * b")) for status in ("no tests", "suspicious", "segfault", "not checked")]
+    verdict = run.judge([mutant("killed"), mutant("timeout"), *survivors, *odd], run.read_equivalents(ENTRY))
+    assert (len(verdict.killed), len(verdict.timed_out), verdict.equivalent, verdict.unexplained) == (1, 1, survivors[:1], [survivors[1], *odd])
+    assert verdict.stale == [along("a + b", "a * b")]
+    assert verdict.last_line() == "mutants: 2 of 8 killed, 1 equivalent, 5 unexplained"
+    assert not verdict.passes
+
+
+def test_one_entry_explains_one_mutant():
+    twice = [mutant("survived", along("a + b", "a - b"))] * 2
+    assert len(run.judge(twice, run.read_equivalents(ENTRY)).unexplained) == 1
+
+
+@pytest.mark.parametrize(("killed", "equivalent", "passes"), [(950, 50, True), (949, 51, False)])
+def test_too_many_equivalent_mutants_fail(killed, equivalent, passes):
+    reasons = {along("a", str(i)): "so it is" for i in range(equivalent)}
+    verdict = run.judge([mutant("killed")] * killed + [mutant("survived", change) for change in reasons], reasons)
+    assert verdict.last_line() == f"mutants: {killed} of 1000 killed, {equivalent} equivalent, 0 unexplained"
+    assert verdict.passes is passes
+    assert any("less than 95 %" in line for line in run.account(verdict, reasons)) is not passes
+
+
+def test_no_unexplained_survivor_and_no_stale_entry_passes():
+    reasons = {along("a", "b"): "so it is"}
+    killed = [mutant("killed")] * 99
+    assert run.judge([*killed, mutant("survived", along("a", "b"))], reasons).passes
+    assert not run.judge([*killed, mutant("survived", along("a", "c"))], {}).passes
+    assert not run.judge(killed, reasons).passes
+    assert not run.judge([], {}).passes
+
+
+def test_the_account_says_what_each_survivor_changes_and_what_is_to_be_done():
+    reasons = {along("a", "b"): "so\n  it is", along("a", "d"): "no more"}
+    verdict = run.judge([mutant("survived", along("a", "b")), mutant("no tests", along("a", "c"))], reasons)
+    lines = run.account(verdict, reasons)
+    assert lines[:4] == ["affine.along", "    - a", "    + b", "    equivalent: so it is"]
+    assert lines[8].startswith("    UNEXPLAINED (no tests)") and lines[13].startswith("    STALE") and lines[15].startswith("The score is 0.0 %")
+
+
+def test_the_table_has_a_row_for_each_module_and_one_for_all():
+    verdict = run.judge([mutant("killed")] * 3 + [mutant("timeout", module="static"), mutant("survived", along("a", "b"), "static")], {})
+    text = io.StringIO()
+    Console(file=text, width=100).print(run.table(verdict, ["affine", "static"]))
+    rows = [line.split() for line in text.getvalue().replace("│", " ").splitlines() if "%" in line]
+    assert rows == [["affine", "3", "3", "0", "0", "0", "100.0", "%"], ["static", "2", "0", "1", "0", "1", "50.0", "%"], ["all", "5", "3", "1", "0", "1", "80.0", "%"]]
+
+
+def test_the_list_is_about_code_that_is_there():
+    for change in run.read_equivalents(run.EQUIVALENT.read_text(encoding="utf-8")):
+        found = importlib.import_module(f"quantspec.{change.module}")
+        for name in change.function.split("."):
+            found = getattr(found, name)
+        source = run.without_indentation(inspect.getsource(found))
+        assert change.before in source, f"{change.module}.{change.function} has no line {change.before!r} any more: see tests/mutants/{run.EQUIVALENT.name}"
+        assert change.before != change.after
+
+
+def test_every_module_has_the_tests_of_its_chapter():
+    for module, tests in run.TESTS.items():
+        assert (run.ROOT / "impl" / "quantspec" / f"{module}.py").exists()
+        assert tests and all((run.ROOT / "tests" / name).exists() for name in tests)

@@ -1,0 +1,250 @@
+"""The mutation score of the chapter modules: ``make mutants``.
+
+mutmut changes one thing at a time in a module (a number, an operator, an argument, a word of a message) and runs the tests of the module's own
+chapter on every such mutant. A mutant that no test rejects has found a hole in the tests, or code that is not needed, or it computes the same as
+before: ``equivalent.toml`` lists those, each with its reason. A survivor that is not listed fails, and so does an entry that is no survivor.
+
+What is not mutated, by mutmut or because it would not load: constants of a module, defaults of dataclass fields, properties.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+EQUIVALENT = Path(__file__).with_name("equivalent.toml")
+WORK = ROOT / "build" / "mutants"
+TESTS = {
+    "affine": ("test_01_affine.py",),
+    "observers": ("test_02_observers.py",),
+    "integer": ("test_03_integer.py",),
+    "fusion": ("test_04_fusion.py",),
+    "static": ("test_05_static.py",),
+    "dynamic": ("test_06_dynamic.py", "test_05_static.py"),  # what stays in float is a clause of chapter 5 for both
+}
+LEAST = 95  # percent of all mutants, the equivalent ones among them
+
+# mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took before, and 25 s.
+SETTINGS = """\
+[mutmut]
+source_paths = src
+only_mutate = src/quantspec/{module}.py
+also_copy =
+    spec
+    conftest.py
+pytest_add_cli_args =
+    -p
+    no:xdist
+    -p
+    no:cacheprovider
+pytest_add_cli_args_test_selection =
+    {tests}
+timeout_multiplier = 5.0
+timeout_constant = 5.0
+track_dependencies = false
+use_git_change_detection = false
+"""
+# One thread per process, as several run at once and forking a process with threads is not safe.
+ENVIRONMENT = {"HYPOTHESIS_PROFILE": "faults", "QUANTSPEC_SUBSET": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT |= {"PYTEST_ADDOPTS": "", "PYTHONUTF8": "1"}  # no options of another run; mutmut's names are not ASCII
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a mutant changes: the lines of a function before and after, without indentation."""
+
+    module: str
+    function: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mutant, what became of it in mutmut's words, and for one that was not killed its change."""
+
+    module: str
+    name: str
+    status: str
+    change: Change | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Mutants judged against the list of equivalent ones."""
+
+    killed: list[Mutant]
+    timed_out: list[Mutant]
+    equivalent: list[Mutant]
+    unexplained: list[Mutant]
+    stale: list[Change]
+
+    @property
+    def total(self) -> int:
+        return len(self.killed) + len(self.timed_out) + len(self.equivalent) + len(self.unexplained)
+
+    @property
+    def score(self) -> float:
+        """The percentage that was killed, time-outs included."""
+        return 100 * (len(self.killed) + len(self.timed_out)) / self.total if self.total else 0.0
+
+    @property
+    def passes(self) -> bool:
+        return not self.unexplained and not self.stale and self.score >= LEAST
+
+    def last_line(self) -> str:
+        killed = len(self.killed) + len(self.timed_out)
+        return f"mutants: {killed} of {self.total} killed, {len(self.equivalent)} equivalent, {len(self.unexplained)} unexplained"
+
+
+def judge(mutants: Iterable[Mutant], reasons: dict[Change, str]) -> Verdict:
+    """Sorts the mutants. Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing."""
+    verdict = Verdict([], [], [], [], [])
+    left = dict(reasons)
+    for mutant in mutants:
+        if mutant.status == "killed":
+            verdict.killed.append(mutant)
+        elif mutant.status == "timeout":
+            verdict.timed_out.append(mutant)
+        elif mutant.status == "survived" and left.pop(mutant.change, None):
+            verdict.equivalent.append(mutant)
+        else:
+            verdict.unexplained.append(mutant)
+    verdict.stale.extend(left)
+    return verdict
+
+
+def read_equivalents(text: str) -> dict[Change, str]:
+    """The reason for each change in the list. ValueError for an entry that lacks something, names no module, or stands twice."""
+    reasons: dict[Change, str] = {}
+    for entry in tomllib.loads(text).get("equivalent", []):
+        if entry.keys() != {"module", "function", "before", "after", "reason"} or not entry["reason"].strip():
+            raise ValueError(f"equivalent: expected module, function, before, after and reason, got {entry}")
+        if entry["module"] not in TESTS:
+            raise ValueError(f"equivalent: expected a module out of {', '.join(TESTS)}, got {entry['module']!r}")
+        # Several changes of one line may have one reason.
+        for after in [entry["after"]] if isinstance(entry["after"], str) else entry["after"]:
+            change = Change(entry["module"], entry["function"], without_indentation(entry["before"]), without_indentation(after))
+            if change in reasons:
+                raise ValueError(f"equivalent: stands twice: {change}")
+            reasons[change] = entry["reason"].strip()
+    return reasons
+
+
+def without_indentation(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def read_results(text: str) -> list[Mutant]:
+    """The mutants in the output of ``mutmut results --all``."""
+    found = re.findall(r"^\s+quantspec\.(\w+)\.(\S+): (.+)$", text, re.MULTILINE)
+    return [Mutant(module, f"quantspec.{module}.{name}", status) for module, name, status in found]
+
+
+def read_change(mutant: Mutant, text: str) -> Change:
+    """The change of a mutant, from the output of ``mutmut show``: its status and a unified diff."""
+    function = mutant.name.rpartition("__mutmut_")[0].rpartition(".")[2].removeprefix("x").removeprefix("_").strip("ǁ").replace("ǁ", ".")
+    diff = text[text.index("\n@@ ") :].splitlines()
+    sides = ("\n".join(line[1:] for line in diff if line.startswith(sign)) for sign in "-+")
+    return Change(mutant.module, function, *(without_indentation(side) for side in sides))
+
+
+def attack(module: str, workers: int) -> list[Mutant]:
+    """All mutants of one module, tried on the tests of its chapter, in a folder of their own where the package is ``src/quantspec``."""
+    folder = WORK / module
+    shutil.rmtree(folder, ignore_errors=True)
+    unneeded = shutil.ignore_patterns("__pycache__")
+    for source, target in (("impl/quantspec", "src/quantspec"), ("tests", "tests"), ("spec", "spec")):
+        shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    tests = "\n    ".join(f"tests/{name}" for name in TESTS[module])
+    (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests), encoding="utf-8")
+    print(f"mutating {module}.py ...", flush=True)
+    run_mutmut(folder, workers)
+    mutants = read_results(mutmut(folder, "results", "--all", "true"))
+    return [m if m.status == "killed" else replace(m, change=read_change(m, mutmut(folder, "show", m.name))) for m in mutants]
+
+
+def run_mutmut(folder: Path, workers: int) -> None:
+    """The run itself; on a terminal mutmut shows its progress, elsewhere its words are kept for the case that it fails."""
+    log = folder / "mutmut.log"
+    with log.open("w", encoding="utf-8") as file:
+        output = None if sys.stdout.isatty() else file
+        command = [executable(), "run", "--max-children", str(workers)]
+        code = subprocess.run(command, cwd=folder, env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT).returncode
+    if code:
+        said = log.read_text(encoding="utf-8")
+        raise SystemExit(f"{said[-4000:]}\nmutmut failed in {folder}")
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    command = [executable(), *arguments]
+    return subprocess.run(command, cwd=folder, env=os.environ | ENVIRONMENT, check=True, capture_output=True, encoding="utf-8").stdout
+
+
+def executable() -> str:
+    return str(Path(sys.executable).with_name("mutmut"))
+
+
+def table(verdict: Verdict, modules: Iterable[str]) -> Table:
+    """How each module fared."""
+    shown = Table(title="mutants", title_justify="left")
+    shown.add_column("module")
+    for column in ("all", "killed", "timed out", "equivalent", "unexplained", "score"):
+        shown.add_column(column, justify="right")
+    groups = (verdict.killed, verdict.timed_out, verdict.equivalent, verdict.unexplained)
+    rows = [(module, [sum(m.module == module for m in group) for group in groups]) for module in modules]
+    for module, counts in [*rows, ("all", [len(group) for group in groups])]:
+        score = 100 * sum(counts[:2]) / sum(counts) if sum(counts) else 0.0
+        shown.add_row(module, str(sum(counts)), *(str(count) for count in counts), f"{score:.1f} %")
+    return shown
+
+
+def account(verdict: Verdict, reasons: dict[Change, str]) -> list[str]:
+    """The survivors with what they change and why they may, then what has to be done."""
+    lines = []
+    for mutant in verdict.equivalent:
+        lines += [*described(mutant.change), f"    equivalent: {' '.join(reasons[mutant.change].split())}", ""]
+    for mutant in verdict.unexplained:
+        lines += [*described(mutant.change), f"    UNEXPLAINED ({mutant.status}): test what it changes, or simplify the code, or list it in {EQUIVALENT.name}", ""]
+    for change in verdict.stale:
+        lines += [*described(change), f"    STALE: no mutant that survives makes this change; take it out of {EQUIVALENT.name}", ""]
+    if verdict.score < LEAST:
+        lines.append(f"The score is {verdict.score:.1f} %, less than {LEAST} %.")
+    return lines
+
+
+def described(change: Change) -> list[str]:
+    sides = [f"    {sign} {line}" for sign, side in (("-", change.before), ("+", change.after)) for line in side.splitlines()]
+    return [f"{change.module}.{change.function}", *sides]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The mutation score of the chapter modules.")
+    parser.add_argument("modules", nargs="*", metavar="module", help=f"of {', '.join(TESTS)}; all if none is given")
+    parser.add_argument("--workers", type=int, default=2, help="how many mutants to try at a time")
+    options = parser.parse_args()
+    if unknown := set(options.modules) - set(TESTS):
+        parser.error(f"module: expected some of {', '.join(TESTS)}, got {', '.join(sorted(unknown))}")
+    modules = options.modules or list(TESTS)
+    reasons = {change: reason for change, reason in read_equivalents(EQUIVALENT.read_text(encoding="utf-8")).items() if change.module in modules}
+    verdict = judge([mutant for module in modules for mutant in attack(module, options.workers)], reasons)
+    print("\n".join(account(verdict, reasons)))
+    Console().print(table(verdict, modules))
+    print(verdict.last_line())
+    return 0 if verdict.passes else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
