@@ -16,7 +16,7 @@ FAULTS = [
         "compare(call, session.answer(call), session.allowed(call))", 'compare(call, session.answer(call), [("", session.answer(call))])',
     ),
     Fault(
-        "stories-held-against-themselves", PURITY, ("BAK-PURE",),
+        "stories-against-themselves", PURITY, ("BAK-PURE",),
         "The second answer of the same process is compared with its first.",
         "alone = answers[id(call)]", "alone = together",
     ),
