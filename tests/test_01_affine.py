@@ -378,6 +378,19 @@ def test_layout_in_memory_changes_neither_codes_nor_values(laid_out):
         np.testing.assert_array_equal(affine.dequantize(laid_out(codes), one, zero_point, axis=axis), values)
 
 
+@clause("AFF-CHANNEL", "AFF-ONE-CHANNEL")
+@pytest.mark.parametrize("scales", [[0.1], [2 / 255], [0.1, 2 / 255, 3.0]])
+def test_channels_beside_ties_get_the_codes_they_would_get_alone(scales):
+    scale, points = np.float32(scales), np.arange(len(scales), dtype=np.int32) + 3
+    halves = np.arange(-300, 300) + 0.5
+    for ulps in (-1, 0, 1):
+        x = np.array([[draws.shifted(h * float(s), ulps) for h in halves] for s in scale], np.float32)
+        together = affine.quantize(x, scale, points, qmin=0, qmax=255, axis=0)
+        for row, s, point, codes in zip(x, scale, points, together):
+            assert codes.tolist() == affine.quantize(row, s, point, qmin=0, qmax=255).tolist()
+            assert codes.tolist() == [spec.quantize(v, s, int(point), 0, 255) for v in row]
+
+
 @clause("AFF-CHANNEL")
 @given(st.data(), draws.widths(), draws.shapes(3, elements=70), st.sampled_from([0, 1, 2, -1, -2, -3]), st.booleans())
 def test_each_channel_is_quantized_with_its_own_qparams(data, ends, shape, axis, one_zero_point):

@@ -83,6 +83,22 @@ def test_a_product_is_what_the_dialect_says(name, grids, data):
     assert got.tolist() == [rule(name, "mul")(int(p), one(a), int(q), one(b), whole(y)) for p, q in zip(a_q, b_q)]
 
 
+@clause("DIA-MUL")
+@pytest.mark.parametrize("place", sorted(spec.MUL))
+def test_products_on_ties_and_an_ulp_beside_them(place):
+    name = next(n for n in NAMES if spec.choice(n, "mul") == place)
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        s_a, s_b = np.exp(generator.uniform(-5, 0, 2)).astype(np.float32)
+        a, b = (QParams(s, int(generator.integers(256)), 0, 255) for s in (s_a, s_b))
+        a_q, b_q = generator.integers(0, 256, (2, 4)).astype(np.uint8)
+        real = abs((int(a_q[0]) - int(a.zero_point)) * (int(b_q[0]) - int(b.zero_point))) * float(s_a) * float(s_b)
+        step = draws.shifted(max(real, 1e-3) / (generator.integers(1, 90) + 0.5), int(generator.integers(-1, 2)))
+        y = QParams(step, int(generator.integers(256)), 0, 255)
+        got = dialects_codes.mul(dialects.dialect(name), a_q, a, b_q, b, y)
+        assert got.tolist() == [spec.MUL[place](int(p), one(a), int(q), one(b), whole(y)) for p, q in zip(a_q, b_q)]
+
+
 @clause("DIA-ADD", "DIA-MUL")
 def test_arrays_of_two_shapes_are_refused():
     grid = QParams(1, 0, 0, 255)

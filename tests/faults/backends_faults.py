@@ -38,7 +38,7 @@ FAULTS = [
     Fault(
         "nan-only-alone", CHECKS, ("BAK-NAN",),
         "A NaN is tried by itself and not in an array.",
-        "compare(call, got[np.isnan(x)], ", "compare(call, single, ",
+        'compare(call, got[np.isnan(x)], [("", np.full(int(np.isnan(x).sum()), single[0], single.dtype))])', 'compare(call, single, [("", single)])',
     ),
     Fault(
         "nothing-is-fine", CHECKS, ("BAK-EMPTY",),
