@@ -9,6 +9,7 @@ import pytest
 from evidence import clause
 from quantspec import chapters, cli, integer
 from quantspec.affine import QParams
+from quantspec.backends.protocol import OPERATIONS
 from quantspec.backends.worker import Worker
 from quantspec.conformance import fingerprint, purity, run
 from quantspec.conformance.bulk import bulk
@@ -30,7 +31,7 @@ class Here:
 
     def __init__(self, backend, dialect=None):
         self.backend, self.dialect = backend, dialect or backend.dialect
-        self.operations = run.OPERATIONS
+        self.operations = OPERATIONS
 
     def __getattr__(self, name):
         return getattr(self.backend, name)

@@ -1,12 +1,11 @@
 """Runs the checks on a backend and says, clause by clause and operation by operation, what came of them."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-from ..backends.protocol import OPERATIONS
 from ..backends.worker import Worker, outcome
 from . import purity
 from .bulk import bulk
@@ -180,14 +179,3 @@ def examine_purity(session: Session) -> Finding:
     except Undecided as undecided:
         return Finding("BAK-PURE", "all", "not offered", reason=str(undecided))
     return Finding("BAK-PURE", "all", "pass", STORIES)
-
-
-def clauses() -> list[str]:
-    """The clauses that are held against every backend, in the order in which they are reported."""
-    return list(dict.fromkeys([*(check.clause for check in CHECKS), "BAK-PURE"]))
-
-
-def operations_of(findings: Iterable[Finding]) -> list[str]:
-    """The operations that a backend answers for at least one clause."""
-    decided = {finding.operation for finding in findings if finding.outcome != "not offered"}
-    return [operation for operation in OPERATIONS if operation in decided]
