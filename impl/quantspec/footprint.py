@@ -5,7 +5,10 @@ from collections.abc import Iterable
 import numpy as np
 from torch import nn
 
-from .program import Linear, LinearDynamic, Program, Quantize, Step
+from .affine import QParams
+from .program import Program, Quantize, Step, arrays
+
+READ_GRIDS = ("x_qparams", "a_qparams", "b_qparams")
 
 
 def float_bytes(model: nn.Module) -> int:
@@ -15,15 +18,10 @@ def float_bytes(model: nn.Module) -> int:
 
 
 def step_arrays(step: Step) -> list[np.ndarray]:
-    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers share it."""
-    arrays: list[np.ndarray | None] = []
-    if isinstance(step, Quantize):
-        arrays = [step.qparams.scale, step.qparams.zero_point]
-    if isinstance(step, (Linear, LinearDynamic)):
-        arrays = [step.weight, step.bias, step.w_qparams.scale, step.w_qparams.zero_point]
-    if isinstance(step, Linear):
-        arrays += [step.y_qparams.scale, step.y_qparams.zero_point]
-    return [array for array in arrays if array is not None]
+    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers, and what only rearranges it, share it."""
+    if isinstance(getattr(step, "qparams", None), QParams) and not isinstance(step, Quantize):
+        return []
+    return [array for path, array in arrays(step) if path.partition(".")[0] not in READ_GRIDS]
 
 
 def arrays_bytes(arrays: Iterable[np.ndarray]) -> int:

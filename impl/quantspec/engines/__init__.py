@@ -8,10 +8,16 @@ from collections.abc import Callable
 from .reference import Reference
 
 ENGINES: dict[str, Callable] = {"reference": Reference}
+AUTO = "auto"
+
+
+def check(name: str) -> None:
+    """Raises ValueError listing the known engines when there is none of that name."""
+    if name != AUTO and name not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join([AUTO, *ENGINES])}, got {name!r}")
 
 
 def engine(name: str) -> Callable:
     """The engine of that name; ValueError listing the known ones when there is none."""
-    if name not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
-    return ENGINES[name]
+    check(name)
+    return ENGINES["reference" if name == AUTO else name]
