@@ -61,7 +61,8 @@ class QuantizedModule(nn.Module):
     @property
     def nbytes(self) -> int:
         """Bytes that the network takes when stored: weights, biases, scales, zero points, and what stays in float."""
-        return footprint.program_bytes(self.program, self.float_parts)
+        constants = sum(what.nbytes for key, what in self.callables.items() if key[0] == "attribute" and isinstance(what, torch.Tensor))
+        return footprint.program_bytes(self.program, self.float_parts) + constants
 
     def __repr__(self) -> str:
         return table.layer_table(self)
