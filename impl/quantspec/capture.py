@@ -83,8 +83,9 @@ class Tracer(fx.Tracer):
 
 def written_out(model: nn.Module) -> nn.Module:
     """The model itself, or where it is one that ``attention`` writes out, a module with its parts that computes so."""
-    if (forward := attention.written(model)) is None:
+    if attention.written(model) is None:
         return model
+    forward = next(whole for kind, whole in attention.WHOLE.items() if isinstance(model, kind))
     twin = copy.copy(model)
     twin.__class__ = type(type(model).__name__, (type(model),), {"forward": forward})
     return twin
@@ -95,8 +96,8 @@ def alone(model: nn.Module) -> fx.Graph:
     made = fx.Graph()
     values = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            break
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "output_size":
+            break  # the size of a transposed convolution's output follows from its input here
         optional = parameter.default is not parameter.empty
         values.append(made.placeholder(name, default_value=parameter.default) if optional else made.placeholder(name))
     made.output(made.call_module("", tuple(values)))

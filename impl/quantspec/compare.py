@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from . import accuracy, capture, footprint, fusion, graph, moves
 from .affine import QParams
@@ -119,6 +118,8 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
     ``data``: batches as for ``quantize``, of which the first ``batches`` are taken; entries of a batch behind the model's inputs are targets: classes, for
     which accuracies are given when the output is [examples, classes]. Raises ValueError for no data and for networks whose layers are not those of the model.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # as much to import as the rest of this package
+
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
     fused = as_quantized(model, q)

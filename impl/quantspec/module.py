@@ -9,14 +9,14 @@ from torch import nn
 
 from . import footprint, table
 from .engines import engine as find_engine
-from .program import Call, Layer, Program, arrays, with_arrays
+from .program import Call, Program, arrays, with_arrays
 
 
 class QuantizedModule(nn.Module):
     """A quantized network. Calling it takes and gives what the float model took and gave, for any batch and image size.
 
     ``program`` is the network as plain data; ``callables`` has what its ``Call`` steps call. Training mode is refused. It can be copied, pickled and called
-    from several threads at once. ``parameters()`` are those of what stays in float; ``state_dict()`` has the layers' codes, scales and biases too.
+    from several threads at once. ``parameters()`` are those of what stays in float; ``state_dict()`` has the codes, scales and biases too.
     """
 
     def __init__(self, program: Program, callables: dict[tuple[str, str], Any], engine: str = "auto"):
@@ -68,14 +68,14 @@ class QuantizedModule(nn.Module):
         return table.layer_table(self)
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
-        """The layers' arrays by ``step.field``, for ``state_dict``."""
-        return {f"{step.name}.{path}": torch.tensor(array) for step in self.program.steps if isinstance(step, Layer) for path, array in arrays(step)}
+        """The steps' arrays by ``step.field``, for ``state_dict``: codes, biases, scales, zero points, tables."""
+        return {f"{step.name}.{path}": torch.tensor(array) for step in self.program.steps for path, array in arrays(step)}
 
     def set_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes the layers' arrays from ``load_state_dict``. Raises ValueError for other names, shapes or types than this network's."""
+        """Takes the steps' arrays from ``load_state_dict``. Raises ValueError for other names, shapes or types than this network's."""
         have = self.get_extra_state()
         if set(have) != set(state):
-            raise ValueError(f"state_dict: expected the arrays of this network's layers, {sorted(set(have) ^ set(state))[0]!r} is in only one of them")
+            raise ValueError(f"state_dict: expected the arrays of this network, {sorted(set(have) ^ set(state))[0]!r} is in only one of them")
         for name, tensor in state.items():
             if tensor.shape != have[name].shape or tensor.dtype != have[name].dtype:
                 raise ValueError(f"state_dict: {name!r} is {tensor.dtype}{list(tensor.shape)}, expected {have[name].dtype}{list(have[name].shape)}")
