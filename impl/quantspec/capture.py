@@ -6,6 +6,7 @@ traced, because its control flow depends on data, becomes one node that calls a 
 
 import copy
 import inspect
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,6 +57,10 @@ def check_model(model: nn.Module) -> None:
 
 class Tracer(fx.Tracer):
     """Goes into modules as far as they let it; one that does not is a leaf, and only that one."""
+
+    def __init__(self) -> None:
+        # Packing sequences looks at their lengths, so it is called as a whole.
+        super().__init__(autowrap_modules=(math, nn.utils.rnn))
 
     @staticmethod
     def is_whole(module: nn.Module) -> bool:
