@@ -1,6 +1,6 @@
 """quantspec: an executable specification of 8-bit post-training quantization, and an implementation of it."""
 
-from .compare import Comparison, compare
+from .comparison import Comparison, compare
 from .dynamic import quantize_dynamic
 from .errors import CalibrationError, FormatError, UnsupportedError
 from .module import QuantizedModule

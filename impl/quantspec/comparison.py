@@ -17,7 +17,7 @@ from . import accuracy, capture, choices, footprint, fusion, graph, moves
 from .affine import QParams, along
 from .engines.reference import Reference
 from .module import QuantizedModule
-from .program import Call, Conv, Layer, Linear, refs
+from .program import Call, Conv, ConvReal, Layer, Linear, LinearReal, refs
 from .progress import progress
 
 PARTED = 20.0  # dB: an error of a tenth
@@ -156,12 +156,12 @@ def as_quantized(model: nn.Module, q: QuantizedModule) -> graph.FloatGraph:
     captured = choices.without(capture.capture(model), model, [name for name in excluded if name in dict(model.named_modules())])
     for made in (fusion.fuse(captured), captured):
         layers = {node.name: node for node in made.nodes if isinstance(node, graph.Layer)}
-        if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv))):
+        if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv, LinearReal, ConvReal))):
             return made
     raise ValueError("q: expected a network that was made of this model, its layers are others")
 
 
-def made_of(step: Linear | Conv, node: graph.Layer | None) -> bool:
+def made_of(step: Linear | Conv | LinearReal | ConvReal, node: graph.Layer | None) -> bool:
     """Whether a step can have been made of a layer: the same kind, clamp and weights, each within one step of its grid."""
     if node is None or node.relu != step.relu or node.weight.shape != step.weight.shape:
         return False
