@@ -116,6 +116,12 @@ def function(name: str) -> Any:
     return getattr(PLACES[place], leaf)
 
 
+def listed(kind: str, name: str, what: Any) -> bool:
+    """Whether that is a function which its name finds again."""
+    place, _, leaf = name.rpartition(".")
+    return kind == "function" and leaf in FUNCTIONS.get(place, ()) and function(name) is what
+
+
 def check(step: Call) -> None:
     """ValueError for a call that a file may not hold."""
     where = f"step {step.name!r}"

@@ -320,13 +320,15 @@ def test_everything_on_the_lists_exists():
 
 def test_every_plain_module_comes_back_as_it_was():
     examples = [
-        nn.LayerNorm((3, 4), bias=False), nn.LayerNorm(3, elementwise_affine=False), nn.RMSNorm(4), nn.GroupNorm(2, 4, affine=False), nn.BatchNorm2d(3, momentum=None),
-        nn.BatchNorm1d(3, affine=False, track_running_stats=False), nn.InstanceNorm2d(3, affine=True), nn.Embedding(4, 3, padding_idx=1), nn.EmbeddingBag(4, 3, mode="max"),
-        nn.Linear(3, 2, bias=False), nn.Bilinear(2, 3, 4), nn.Conv2d(4, 4, (1, 3), padding="same", groups=2, padding_mode="reflect"), nn.ConvTranspose1d(4, 2, 3, stride=2),
-        nn.MultiheadAttention(8, 2, bias=False, add_bias_kv=True, kdim=3, vdim=5, batch_first=True), nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2), nn.GRU(3, 4, bias=False),
-        nn.RNN(3, 4, nonlinearity="relu"), nn.GRUCell(3, 4), nn.PReLU(3), nn.GELU("tanh"), nn.Softmax(1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2, divisor_override=3),
-        nn.AdaptiveAvgPool2d((None, 2)), nn.Upsample(scale_factor=2.0, mode="bilinear"), nn.Fold((4, 5), (2, 2)), nn.Flatten(), nn.Unflatten(1, (2, 3)), nn.Identity(),
-        nn.ConstantPad2d(1, 2.5), nn.Hardtanh(-2, 3), nn.Threshold(0.5, 1.0), nn.LPPool2d(2, 3), nn.CosineSimilarity(0), nn.AdaptiveMaxPool2d(2), nn.Dropout(0.25),
+        nn.LayerNorm((3, 4), bias=False), nn.LayerNorm(3, elementwise_affine=False), nn.RMSNorm(4), nn.GroupNorm(2, 4, affine=False),
+        nn.BatchNorm2d(3, momentum=None), nn.BatchNorm1d(3, affine=False, track_running_stats=False), nn.InstanceNorm2d(3, affine=True),
+        nn.Embedding(4, 3, padding_idx=1), nn.EmbeddingBag(4, 3, mode="max"), nn.Linear(3, 2, bias=False), nn.Bilinear(2, 3, 4),
+        nn.Conv2d(4, 4, (1, 3), padding="same", groups=2, padding_mode="reflect"), nn.ConvTranspose1d(4, 2, 3, stride=2),
+        nn.MultiheadAttention(8, 2, bias=False, add_bias_kv=True, kdim=3, vdim=5, batch_first=True), nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2),
+        nn.GRU(3, 4, bias=False), nn.RNN(3, 4, nonlinearity="relu"), nn.GRUCell(3, 4), nn.PReLU(3), nn.GELU("tanh"), nn.Softmax(1),
+        nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2, divisor_override=3), nn.AdaptiveAvgPool2d((None, 2)), nn.AdaptiveMaxPool2d(2), nn.LPPool2d(2, 3),
+        nn.Upsample(scale_factor=2.0, mode="bilinear"), nn.Fold((4, 5), (2, 2)), nn.Flatten(), nn.Unflatten(1, (2, 3)), nn.Identity(),
+        nn.ConstantPad2d(1, 2.5), nn.Hardtanh(-2, 3), nn.Threshold(0.5, 1.0), nn.CosineSimilarity(0), nn.Dropout(0.25),
     ]  # fmt: skip
     for module in (m.eval() for m in examples):
         writer = storage.Writer()
@@ -354,25 +356,25 @@ def leaves(value, path=()):
         yield from leaves(item, (*path, key))
 
 
+def at(path, value):
+    for key in path:
+        value = value[key]
+    return value
+
+
 def changed_json(network, draw: random.Random):
     network = copy.deepcopy(network)
     for _ in range(draw.choice((1, 1, 1, 2))):
         paths = list(leaves(network))
         *way, last = draw.choice(paths)
-        place = network
-        for key in way:
-            place = place[key]
+        place = at(way, network)
         kind = draw.randrange(5)
         if kind == 0:
             del place[last]
         elif kind == 1 and isinstance(place, list):
             place.insert(last, copy.deepcopy(place[draw.randrange(len(place))]))
         elif kind == 2:
-            *other, end = draw.choice(paths)  # something from elsewhere in the same file
-            source = network
-            for key in other:
-                source = source[key] if isinstance(source, (dict, list)) and (isinstance(source, dict) and key in source or isinstance(source, list) and key < len(source)) else {}
-            place[last] = copy.deepcopy(source.get(end) if isinstance(source, dict) else source[end] if end < len(source) else None)
+            place[last] = copy.deepcopy(at(draw.choice(paths), network))  # something from elsewhere in the same file
         elif kind == 3 and isinstance(place[last], (int, float)):
             place[last] += draw.choice((-1, 1, 0.5, -2))
         else:
