@@ -7,6 +7,7 @@ from .module import QuantizedModule
 from .observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
 from .program import Program
 from .static import Prepared, convert, prepare, quantize
+from .storage import load
 
 __all__ = [
     "CalibrationError",
@@ -23,6 +24,7 @@ __all__ = [
     "UnsupportedError",
     "compare",
     "convert",
+    "load",
     "prepare",
     "quantize",
     "quantize_dynamic",

@@ -102,7 +102,7 @@ def encoder_layer(m: nn.TransformerEncoderLayer, src, src_mask=None, src_key_pad
 def encoder(m: nn.TransformerEncoder, src, mask=None, src_key_padding_mask=None, is_causal=None):
     """``nn.TransformerEncoder`` on proxies."""
     for layer in m.layers:
-        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal))
+        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)  # is_causal only says what the mask is
     return src if m.norm is None else m.norm(src)
 
 

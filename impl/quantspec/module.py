@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import footprint, table
+from . import footprint, storage_calls, table
 from .engines import engine as find_engine
 from .program import Call, Program, arrays, with_arrays
 
@@ -83,11 +83,14 @@ class QuantizedModule(nn.Module):
         self.compiled = find_engine(self.asked_engine)(self.program, self.callables)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A compiled network holds memory of this process; it is made again from the Program.
-        return {key: value for key, value in self.__dict__.items() if key != "compiled"}
+        # A compiled network holds memory of this process; it is made again from the Program. Some of torch's functions are made when it is imported,
+        # and pickle cannot name them.
+        state = {key: value for key, value in self.__dict__.items() if key != "compiled"}
+        return state | {"callables": {key: None if storage_calls.listed(*key, what) else what for key, what in self.callables.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        callables = {key: storage_calls.function(key[1]) if what is None and key[0] == "function" else what for key, what in state["callables"].items()}
+        super().__setstate__(state | {"callables": callables})
         self.compiled = find_engine(self.asked_engine)(self.program, self.callables)
 
     def __deepcopy__(self, memo: dict) -> "QuantizedModule":
