@@ -1,12 +1,15 @@
 """The quantized network as plain data: what capture, fusion and observers end in and every engine, file and report reads.
 
-A Program is a list of steps. Each step makes one value, named ``name``, from the values it reads. A value is either an array of codes or a
-float tensor; ``Quantize`` and ``Dequantize`` are the only ways from one to the other, besides ``LinearDynamic``, which has both inside.
-A Program holds no behaviour, no module and no batch size.
+A Program is a list of steps. Each step makes one value, named ``name``, from the values it reads. A value is either an array of codes or what a
+float network has (a float tensor, a size, a tuple); ``Quantize`` and ``Dequantize`` are the only ways from one to the other, besides the steps that
+have both inside. A Program holds no behaviour, no module, no batch size and no image size.
+
+Codes of activations are uint8 (grids with qmin >= 0), those of weights int8 with zero point 0. Windows are [batch, channels, *positions] with one to
+three axes of positions.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from .affine import QParams
 
 @dataclass(frozen=True)
 class Ref:
-    """Stands for the value of that name among the arguments of a ``Call`` and in the output."""
+    """Stands for the value of that name among the arguments of a ``Call`` or a ``Move``, and in the output."""
 
     name: str
 
@@ -59,16 +62,43 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearDynamic:
-    """Float [..., inputs] to float [..., outputs], quantized inside at the input's own range (chapter 6)."""
+class Conv:
+    """A convolution of codes (INT-CONV-ANY), with a ReLU inside where ``relu``.
+
+    ``weight``: int8 codes [outputs, inputs / groups, *kernel]; ``bias`` as in ``Linear``. One entry for each axis of positions: ``stride``, ``padding``
+    ((before, after), with the code of zero; negative cuts off), ``dilation`` of the kernel, ``input_dilation``: that many minus one zeros between
+    neighbouring inputs, before padding, which makes it a transposed convolution (INT-CONV-TRANSPOSED).
+    """
 
     name: str
     x: str
     layer: str
     weight: np.ndarray
     bias: np.ndarray | None
+    x_qparams: QParams
     w_qparams: QParams
-    reduce_range: bool
+    y_qparams: QParams
+    relu: bool
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    input_dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A function of one value, element by element: the code of ``function`` (its name) for each of 256 codes (INT-TABLE).
+
+    ``table``: uint8 (256,), indexed by the input's code.
+    """
+
+    name: str
+    x: str
+    function: str
+    table: np.ndarray
+    x_qparams: QParams
+    y_qparams: QParams
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +111,185 @@ class Relu:
 
 
 @dataclass(frozen=True, eq=False)
-class Flatten:
-    """Axes ``start`` to ``end`` of codes become one; the grid stays."""
+class Add:
+    """The sum of two values in codes (INT-ADD), whose shapes broadcast, with a ReLU inside where ``relu``."""
+
+    name: str
+    a: str
+    b: str
+    a_qparams: QParams
+    b_qparams: QParams
+    y_qparams: QParams
+    relu: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Mul:
+    """The product of two values in codes, element by element (INT-MUL), whose shapes broadcast."""
+
+    name: str
+    a: str
+    b: str
+    a_qparams: QParams
+    b_qparams: QParams
+    y_qparams: QParams
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """Codes joined along ``axis`` on a common grid (INT-CONCAT)."""
+
+    name: str
+    xs: tuple[str, ...]
+    x_qparams: tuple[QParams, ...]
+    y_qparams: QParams
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool:
+    """The largest code of each window (INT-MAXPOOL); one entry of ``kernel``, ``stride``, ``padding``, ``dilation`` for each axis of positions.
+
+    ``ceil_mode``: a last window that begins inside the input or its padding before counts though it ends outside.
+    """
 
     name: str
     x: str
-    start: int
-    end: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool:
+    """The average code of each window (INT-AVGPOOL); the grid stays."""
+
+    name: str
+    x: str
+    qparams: QParams
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil_mode: bool
+    count_include_pad: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveAvgPool:
+    """The average code of each of ``size`` windows, which split the positions as evenly as they can (INT-MEAN); None keeps an axis as it is."""
+
+    name: str
+    x: str
+    qparams: QParams
+    size: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The average code over ``axes`` (INT-MEAN), which stay with length 1 where ``keepdim``; the grid stays."""
+
+    name: str
+    x: str
+    qparams: QParams
+    axes: tuple[int, ...]
+    keepdim: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """What rearranges codes without looking at them: flatten, permute, slice, split, pad with ``qparams``' zero point, nearest neighbours, ...
+
+    ``kind`` and ``target`` as in ``Call``, but only what ``moves`` knows; ``args`` and ``kwargs`` hold ``Ref`` where values go.
+    """
+
+    name: str
+    kind: str
+    target: str
+    args: tuple
+    kwargs: dict
+    qparams: QParams
+
+
+@dataclass(frozen=True, eq=False)
+class LinearDynamic:
+    """Float [..., inputs] to float [..., outputs], quantized inside at the input's own range (chapter 6).
+
+    ``rows``: each row of the input has a range of its own (DYN-ROWS), instead of the whole input.
+    """
+
+    name: str
+    x: str
+    layer: str
+    weight: np.ndarray
+    bias: np.ndarray | None
+    w_qparams: QParams
+    reduce_range: bool
+    rows: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class LinearWeight:
+    """Float [..., inputs] to float [..., outputs] with weights that are dequantized where they are used (DYN-WEIGHT-ONLY)."""
+
+    name: str
+    x: str
+    layer: str
+    weight: np.ndarray
+    bias: np.ndarray | None
+    w_qparams: QParams
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Rows of a table of int8 codes [entries, features], dequantized (DYN-EMBEDDING). ``x``: integers; the result float32 [..., features].
+
+    ``bag``: None, or how the rows of a bag become one: ``sum``, ``mean`` or ``max``; ``offsets`` and ``weights`` then name the values, if given.
+    """
+
+    name: str
+    x: str
+    layer: str
+    weight: np.ndarray
+    w_qparams: QParams
+    bag: str | None = None
+    offsets: str | None = None
+    weights: str | None = None
+    include_last_offset: bool = False
+    padding_idx: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One direction of one layer of a recurrent network: the input's and the state's weights, int8 [gates * state, ...], and biases (or None)."""
+
+    input_weight: np.ndarray
+    input_qparams: QParams
+    input_bias: np.ndarray | None
+    state_weight: np.ndarray
+    state_qparams: QParams
+    state_bias: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrent:
+    """An LSTM, GRU or RNN whose matrix products are dynamic linear layers (DYN-RECURRENT). ``kind``: ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``.
+
+    ``x``: float [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; ``state``: a tree with ``Ref``, or None. ``cells``: for each layer
+    forward and, where ``bidirectional``, backward. The result is what the module gives: (output, state). ``single``: one step of an ``nn.LSTMCell`` or its like.
+    """
+
+    name: str
+    x: str
+    state: Any
+    layer: str
+    kind: str
+    cells: tuple[Cell, ...]
+    bidirectional: bool
+    batch_first: bool
+    reduce_range: bool
+    single: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +297,8 @@ class Call:
     """What stays in float: a call whose arguments hold ``Ref`` where values go.
 
     ``kind`` is ``module`` (``target`` is its path), ``function`` (its qualified name), ``method`` or ``attribute``; ``reason``
-    says why it is not in int8. The callable itself is kept by the module that holds the Program, under ``(kind, target)``.
+    says why it is not in int8, and is empty where there is nothing to quantize. The callable itself is kept by the module that holds the Program,
+    under ``(kind, target)``.
     """
 
     name: str
@@ -106,7 +309,11 @@ class Call:
     reason: str
 
 
-Step = Quantize | Dequantize | Linear | LinearDynamic | Relu | Flatten | Call
+Layer = Linear | Conv | LinearDynamic | LinearWeight | Embedding | Recurrent
+Step = (
+    Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool | Mean | Move
+    | LinearDynamic | LinearWeight | Embedding | Recurrent | Call
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +330,9 @@ class Program:
     output: Any
 
     @property
-    def layers(self) -> tuple[Linear | LinearDynamic, ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """The steps that hold weights, in order."""
-        return tuple(step for step in self.steps if isinstance(step, (Linear, LinearDynamic)))
+        return tuple(step for step in self.steps if isinstance(step, Layer))
 
 
 def replace_refs(tree: Any, value: Callable[[str], Any]) -> Any:
@@ -148,3 +355,34 @@ def refs(tree: Any) -> list[str]:
     found: list[str] = []
     replace_refs(tree, lambda name: found.append(name))
     return found
+
+
+# Fields of steps that name values; ``args``, ``kwargs`` and ``state`` are trees with Refs.
+NAMING = ("x", "a", "b", "xs", "offsets", "weights")
+
+
+def reads(step: Any) -> list[str]:
+    """The names of the values that a step, or a node of a float graph, reads, with repetitions."""
+    found = []
+    for field in fields(step):
+        value = getattr(step, field.name)
+        if field.name in NAMING and value is not None:
+            found += [value] if isinstance(value, str) else value
+        elif field.name in ("args", "kwargs", "state"):
+            found += refs(value)
+    return found
+
+
+def arrays(step: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays that a step holds, by the path of fields to them; grids' among them."""
+    for field in fields(step):
+        value = getattr(step, field.name)
+        for index, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            path = field.name if index is None else f"{field.name}.{index}"
+            if isinstance(item, np.ndarray):
+                yield path, item
+            elif isinstance(item, QParams):
+                yield f"{path}.scale", item.scale
+                yield f"{path}.zero_point", item.zero_point
+            elif isinstance(item, Cell):
+                yield from ((f"{path}.{inner}", array) for inner, array in arrays(item))
