@@ -1,0 +1,120 @@
+"""The compiled engine: parts of a program that its kernels know run in one call each, everything else as the reference engine does."""
+
+import itertools
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...affine import float32_array
+from ...capture import bind
+from ...errors import UnsupportedError
+from ...program import Dequantize, Program, Quantize, Ref, reads, refs, replace_refs
+from ..reference import Reference, array
+from .bound import Bound
+from .native import caller
+from .pack import pack_layer
+from .plan import EMITTERS, Planner
+
+DIALECT = "onnx"
+SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
+
+
+class Segment:
+    """Steps that run in one call, from floats to floats."""
+
+    def __init__(self, steps: tuple, outputs: tuple[str, ...]):
+        made = {step.name for step in steps}
+        inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
+        self.steps = steps
+        self.planner = Planner(steps, inputs, outputs, {step.name: pack_layer(step) for step in steps if hasattr(step, "weight")})
+        self.local = threading.local()
+
+    def bound(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
+        """The segment bound to inputs of these shapes, for this thread."""
+        known = self.local.__dict__.setdefault("bound", {})
+        key = shapes, torch.get_num_threads()
+        if key not in known:
+            if len(known) >= SHAPES_KEPT:
+                known.clear()
+            known[key] = Bound(self.planner, *key)
+        return known[key]
+
+    def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs. ValueError for NaN and for shapes that do not fit."""
+        outputs = self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
+        if outputs is None:
+            counts = [int(torch.isnan(inputs[self.planner.inputs.index(step.x)]).sum()) for step in self.steps if isinstance(step, Quantize)]
+            raise ValueError(f"x: expected numbers, got {next(count for count in counts if count)} NaN")
+        return outputs
+
+
+def segments(program: Program) -> list:
+    """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
+    groups = [(known, tuple(steps)) for known, steps in itertools.groupby(program.steps, lambda step: type(step) in EMITTERS)]
+    parts: list = []
+    for known, steps in groups:
+        names = {step.name for step in steps}
+        wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in names for name in reads(other)}
+        outputs = tuple(step.name for step in steps if step.name in wanted)
+        floats_in = all(isinstance(step, Quantize) or set(reads(step)) <= names for step in steps)
+        floats_out = all(isinstance(step, Dequantize) for step in steps if step.name in outputs)
+        parts += [Segment(steps, outputs)] if known and outputs and floats_in and floats_out else steps
+    return parts
+
+
+class Compiled:
+    """A Program ready to run: ``engine(program, callables)(batch)``, or, where ``input_name`` is not None, ``.single(tensor)`` with the only input.
+
+    UnsupportedError for a dialect that it does not compute in.
+    """
+
+    def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
+        if program.dialect != DIALECT:
+            raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
+        self.program, self.reference = program, Reference(program, callables)
+        self.parts = segments(program)
+        self.run, self.local, self.input_name = caller(), threading.local(), None
+        if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
+            planner = self.parts[0].planner
+            if len(planner.outputs) == 1 and isinstance(program.output, Ref):
+                self.input_name = program.inputs[0]
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        """The output for a batch. Raises as the reference engine does."""
+        if len(batch) == 1 and self.input_name in batch:
+            return self.single(batch[self.input_name])
+        values = bind(self.program.inputs, self.program.defaults, batch)
+        with torch.no_grad():
+            for part in self.parts:
+                if isinstance(part, Segment):
+                    names = part.planner.inputs
+                    values |= zip(part.planner.outputs, part([contiguous(values[name], name) for name in names]))
+                else:
+                    values[part.name] = self.reference.step(part, values)
+        return replace_refs(self.program.output, values.__getitem__)
+
+    def single(self, x: torch.Tensor) -> torch.Tensor:
+        """The output of a program with one input and one output, all of it compiled."""
+        if type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous():
+            ready = self.local.__dict__.get(x.shape)
+            if ready is not None:
+                y = torch.empty(ready[1])
+                if self.run(ready[0], x.data_ptr(), y.data_ptr()) == 0:
+                    return y
+        segment = self.parts[0]
+        x = contiguous(x, self.input_name)
+        (y,) = segment([x])
+        bound = segment.bound((tuple(x.shape),))
+        if bound.direct and not bound.threaded:
+            if len(self.local.__dict__) >= SHAPES_KEPT:
+                self.local.__dict__.clear()
+            # The bound is kept as well, as it owns the memory.
+            self.local.__dict__[x.shape] = bound.direct, bound.shapes[0], bound
+        return y
+
+
+def contiguous(x: Any, name: str) -> torch.Tensor:
+    """An input as a contiguous float32 tensor; TypeError naming it when it is none, or holds what float32 does not."""
+    return torch.from_numpy(np.ascontiguousarray(float32_array(array(x, name))))
