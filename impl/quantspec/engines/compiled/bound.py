@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .native import ADDRESSES, RELEASE, SLICES, STRIDES, caller
+from .pack import Packed
 from .plan import LONG, Plan, Planner
 
 SLICE_BYTES = 2**19  # activations of a slice: they share the second-level cache with weights
@@ -23,7 +24,7 @@ class Bound:
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int):
         whole = planner.plan(dict(zip(planner.inputs, shapes)), dry=True)
-        self.shapes, self.threaded = whole.shapes, False
+        self.shapes, self.threaded, self.threads = whole.shapes, False, threads
         batch = planner.batch(shapes, whole.shapes)
         if not batch:
             self.tasks = [[(planner.plan(dict(zip(planner.inputs, shapes))), (0,) * (len(shapes) + len(self.shapes)))]]
@@ -76,7 +77,7 @@ class Bound:
 def slice_size(planner: Planner, batch: int, whole: Plan) -> int:
     """Samples of a slice: as many as the cache holds, but enough for large weights to be worth their way from memory."""
     size = max(1, SLICE_BYTES * batch // max(1, whole.nbytes))
-    weights = sum(packed.weight.nbytes for parts in planner.packed.values() for packed in parts)
+    weights = sum(part.weight.nbytes for parts in planner.packed.values() for part in parts if isinstance(part, Packed))
     if weights > LARGE_WEIGHTS:
         size = max(size, -(-REUSE * weights * batch // max(1, whole.macs)))
     return size

@@ -8,14 +8,17 @@ import numpy as np
 import torch
 
 from ...affine import float32_array
-from ...capture import bind
+from ...dialects import dialect
 from ...errors import UnsupportedError
-from ...program import Dequantize, Program, Quantize, Ref, reads, refs, replace_refs
-from ..reference import Reference, array
+from ...graph import bind
+from ...program import Conv, Dequantize, Linear, Program, Quantize, Ref, reads, refs, replace_refs
+from ..reference import array, run_step
 from .bound import Bound
+from .emitters import EMITTERS
 from .native import caller
 from .pack import pack_layer
-from .plan import EMITTERS, Planner
+from .plan import Planner
+from .shapes import fused, known
 
 DIALECT = "onnx"
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
@@ -28,18 +31,23 @@ class Segment:
         made = {step.name for step in steps}
         inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
         self.steps = steps
-        self.planner = Planner(steps, inputs, outputs, {step.name: pack_layer(step) for step in steps if hasattr(step, "weight")})
+        packed = {step.name: pack_layer(step) for step in steps if isinstance(step, (Linear, Conv))}
+        self.planner = Planner(fused(steps, outputs), inputs, outputs, packed, EMITTERS)
         self.local = threading.local()
 
+    @property
+    def bounds(self) -> dict[tuple, Bound]:
+        """This thread's bounds, by the inputs' shapes."""
+        return self.local.__dict__.setdefault("bounds", {})
+
     def bound(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
-        """The segment bound to inputs of these shapes, for this thread."""
-        known = self.local.__dict__.setdefault("bound", {})
-        key = shapes, torch.get_num_threads()
-        if key not in known:
+        """The segment bound to inputs of these shapes, for this thread. UnsupportedError for shapes that the kernels do not take."""
+        known, threads = self.bounds, torch.get_num_threads()
+        if shapes not in known or known[shapes].threads != threads:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
-            known[key] = Bound(self.planner, *key)
-        return known[key]
+            known[shapes] = Bound(self.planner, shapes, threads)
+        return known[shapes]
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs. ValueError for NaN and for shapes that do not fit."""
@@ -52,15 +60,15 @@ class Segment:
 
 def segments(program: Program) -> list:
     """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
-    groups = [(known, tuple(steps)) for known, steps in itertools.groupby(program.steps, lambda step: type(step) in EMITTERS)]
+    groups = [(compiles, tuple(steps)) for compiles, steps in itertools.groupby(program.steps, known)]
     parts: list = []
-    for known, steps in groups:
+    for compiles, steps in groups:
         names = {step.name for step in steps}
         wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in names for name in reads(other)}
         outputs = tuple(step.name for step in steps if step.name in wanted)
         floats_in = all(isinstance(step, Quantize) or set(reads(step)) <= names for step in steps)
         floats_out = all(isinstance(step, Dequantize) for step in steps if step.name in outputs)
-        parts += [Segment(steps, outputs)] if known and outputs and floats_in and floats_out else steps
+        parts += [Segment(steps, outputs)] if compiles and outputs and floats_in and floats_out else steps
     return parts
 
 
@@ -73,7 +81,7 @@ class Compiled:
     def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
         if program.dialect != DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
-        self.program, self.reference = program, Reference(program, callables)
+        self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
         self.parts = segments(program)
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
@@ -85,15 +93,31 @@ class Compiled:
         """The output for a batch. Raises as the reference engine does."""
         if len(batch) == 1 and self.input_name in batch:
             return self.single(batch[self.input_name])
+        return self.general(batch)
+
+    def general(self, batch: Any) -> Any:
+        """The output for any batch of any program."""
         values = bind(self.program.inputs, self.program.defaults, batch)
         with torch.no_grad():
             for part in self.parts:
                 if isinstance(part, Segment):
-                    names = part.planner.inputs
-                    values |= zip(part.planner.outputs, part([contiguous(values[name], name) for name in names]))
+                    self.run_segment(part, values)
                 else:
-                    values[part.name] = self.reference.step(part, values)
+                    values[part.name] = run_step(part, values, self.callables, self.dialect)
         return replace_refs(self.program.output, values.__getitem__)
+
+    def run_segment(self, segment: Segment, values: dict[str, Any]) -> None:
+        """Adds the segment's outputs to the values."""
+        inputs = [contiguous(values[name], name) for name in segment.planner.inputs]
+        try:
+            outputs = segment(inputs)
+        except UnsupportedError:
+            # Shapes that the kernels do not take, or that fit no layer, which the reference says in its own words.
+            inner = dict(values)
+            for step in segment.steps:
+                inner[step.name] = run_step(step, inner, self.callables, self.dialect)
+            outputs = [inner[name] for name in segment.planner.outputs]
+        values |= zip(segment.planner.outputs, outputs)
 
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""
@@ -103,15 +127,12 @@ class Compiled:
                 y = torch.empty(ready[1])
                 if self.run(ready[0], x.data_ptr(), y.data_ptr()) == 0:
                     return y
-        segment = self.parts[0]
-        x = contiguous(x, self.input_name)
-        (y,) = segment([x])
-        bound = segment.bound((tuple(x.shape),))
-        if bound.direct and not bound.threaded:
-            if len(self.local.__dict__) >= SHAPES_KEPT:
-                self.local.__dict__.clear()
-            # The bound is kept as well, as it owns the memory.
-            self.local.__dict__[x.shape] = bound.direct, bound.shapes[0], bound
+        y = self.general({self.input_name: x})
+        known, bound = self.local.__dict__, self.parts[0].bounds.get((tuple(x.shape),))
+        if bound is not None and bound.direct and not bound.threaded:
+            if len(known) >= SHAPES_KEPT:
+                known.clear()
+            known[x.shape] = bound.direct, bound.shapes[0], bound  # which owns the memory
         return y
 
 

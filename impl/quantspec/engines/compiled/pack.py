@@ -7,7 +7,9 @@ import numpy as np
 from ...dialects import check_unit
 from ...integer import check_overflow, quantize_bias
 from ...program import Conv, Linear
+from .depthwise import ORDER, WIDE
 from .layout import aligned, position_pitch
+from .shapes import is_depthwise
 from .simd import LANES
 
 PANEL = 4
@@ -96,9 +98,28 @@ def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
     return bias.astype(np.int64) - int(x.zero_point) * sums, x.scale * w.scale / y.scale
 
 
-def pack_layer(step: Linear | Conv) -> list[Packed]:
-    """One for each group of channels."""
+def pack_layer(step: Linear | Conv) -> list:
+    """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives."""
+    if isinstance(step, Conv) and is_depthwise(step):
+        return pack_channels(step)
     weight, (bias, factor) = runs(step), epilogue(step)
     groups = getattr(step, "groups", 1)
     factor = np.broadcast_to(factor, len(weight))
     return [pack(*parts) for parts in zip(*(np.split(v, groups) for v in (weight, bias, factor)))]
+
+
+def pack_channels(step: Conv) -> list[np.ndarray]:
+    """Weights [block of 64][group of four places][vector][lane][place], biases and factors [block of 64][vector][lane] (``depthwise.ORDER``)."""
+    weight, (bias, factor) = step.weight.reshape(len(step.weight), -1), epilogue(step)
+    channels, count = weight.shape
+    blocks, groups = -(-channels // WIDE), -(-count // 4)
+    order = np.array(ORDER)
+    padded = np.zeros((blocks * WIDE, groups * 4), np.int8)
+    padded[:channels, :count] = weight
+    packed, biases, factors = aligned(padded.size, np.int8), aligned(blocks * WIDE, np.int32), aligned(blocks * WIDE, np.float32)
+    packed[:] = padded.reshape(blocks, WIDE, groups, 4)[:, order].transpose(0, 3, 1, 2, 4).ravel()
+    for target, values in ((biases, lanes(bias, channels, np.int32)), (factors, lanes(np.broadcast_to(factor, channels), channels, np.float32))):
+        full = np.zeros(blocks * WIDE, target.dtype)
+        full[: len(values)] = values
+        target[:] = full.reshape(blocks, WIDE)[:, order].ravel()
+    return [packed, biases, factors]

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...program import Dequantize, Linear, Quantize, reads
-from . import codes, gemm
+from ...errors import UnsupportedError
+from ...program import AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Quantize, reads
 from .layout import Layout, aligned
 from .native import BEGIN, COUNT, MOST_SLOTS, RELEASE, SLICES, SLOTS, WIDTH, kernel
 from .pack import Packed
-from .simd import float_bits
+from .shapes import SHAPES, ConvAdd
 
-CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 LONG = 2_000_000  # multiply-accumulates from which on other Python threads may run meanwhile
 
 
@@ -23,6 +22,7 @@ class Value:
     shape: tuple[int, ...]
     layout: Layout
     place: int | None = None
+    filled: int | None = None  # the zero point that the margin holds, where there is one
 
 
 @dataclass
@@ -43,22 +43,67 @@ class Plan:
 class Planner:
     """Makes the plan of a segment for inputs of certain shapes. ``packed``: what the segment's layers were packed into, by the step's name."""
 
-    def __init__(self, steps, inputs: tuple[str, ...], outputs: tuple[str, ...], packed: dict[str, list[Packed]]):
-        self.steps, self.inputs, self.outputs, self.packed = steps, inputs, outputs, packed
+    def __init__(self, steps, inputs: tuple[str, ...], outputs: tuple[str, ...], packed: dict[str, list[Packed]], emitters: dict[type, Callable]):
+        self.steps, self.inputs, self.outputs, self.packed, self.emitters = steps, inputs, outputs, packed, emitters
 
     def plan(self, shapes: dict[str, tuple[int, ...]], *, dry: bool = False) -> Plan:
-        """The plan for inputs of these shapes; ``dry``: without memory to run in. ValueError for shapes that do not fit, naming the layer."""
+        """The plan for inputs of these shapes; ``dry``: without memory to run in. UnsupportedError for shapes that the kernels do not take."""
         self.shapes, self.values, self.ops, self.kept, self.macs = dict(shapes), {}, [], [], 0
         for step in self.steps:
             self.shapes[step.name] = SHAPES[type(step)](step, self.shapes)
+        margins, forms = self.margins(), self.forms()
         for step in self.steps:
-            self.values[step.name] = Value(self.shapes[step.name], rows_of(self.shapes[step.name]))
+            if not isinstance(step, Dequantize):
+                margin, filled = margins.get(step.name, ((0, 0, 0, 0), None))
+                self.values[step.name] = Value(self.shapes[step.name], layout_of(self.shapes[step.name], forms[step.name], margin), None, filled)
         self.nbytes = self.place()
         self.arena = aligned(0 if dry else self.nbytes)
         self.kept.append(self.arena)
         for step in self.steps:
-            EMITTERS[type(step)](self, step)
+            self.emitters[type(step)](self, step)
+            if step.name in self.values and self.values[step.name].filled is not None:
+                self.emitters["margin"](self, self.values[step.name])
         return self.finish()
+
+    def forms(self) -> dict[str, bool]:
+        """Whether each value lies in memory as images [n, channels, *positions], or as rows."""
+        windows = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)
+        read_by = {name: step for step in self.steps if isinstance(step, (*windows, Linear)) for name in reads(step)}
+        forms: dict[str, bool] = {}
+        for step in self.steps:
+            if isinstance(step, windows):
+                forms[step.name] = True
+            elif isinstance(step, (Linear, Move)):
+                forms[step.name] = False
+            elif isinstance(step, Quantize):
+                rank = len(self.shapes[step.name])
+                reader = read_by.get(step.name)
+                forms[step.name] = rank in (3, 4) and (isinstance(reader, windows) or rank == 4 and not isinstance(reader, Linear))
+            else:
+                forms[step.name] = forms[reads(step)[0]] and len(self.shapes[step.name]) > 2
+        for step in self.steps:
+            if isinstance(step, Linear) and forms[step.x] or not isinstance(step, (Move, Mean)) and len({forms[x] for x in reads(step) if x in forms}) > 1:
+                raise UnsupportedError(f"step {step.name!r}: the kernels do not take rows where images are")
+            if isinstance(step, (*windows, Mean, Concat)) and any(not forms[x] for x in reads(step)) and len(self.shapes[step.name]) > 2:
+                raise UnsupportedError(f"step {step.name!r}: the kernels take images there, and got rows")
+        return forms
+
+    def margins(self) -> dict[str, tuple[tuple[int, int, int, int], int]]:
+        """For each value that convolutions read beyond its edges: how far, and the zero point that is there."""
+        result: dict[str, tuple[tuple[int, int, int, int], int]] = {}
+        for step in self.steps:
+            conv = step.conv if isinstance(step, ConvAdd) else step
+            if isinstance(conv, Conv):
+                sides = []
+                for n, outputs, k, s, (before, _), d in zip(
+                    self.shapes[conv.x][2:], self.shapes[step.name][2:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation
+                ):
+                    sides += [max(0, before), max(0, (outputs - 1) * s + d * (k - 1) + 1 - before - n)]
+                sides = [0] * (4 - len(sides)) + sides
+                if any(sides):
+                    known = result.get(conv.x, ((0, 0, 0, 0), 0))[0]
+                    result[conv.x] = tuple(map(max, known, sides)), int(conv.x_qparams.zero_point)
+        return result
 
     def place(self) -> int:
         """Gives every value in codes a place in the arena, that of one which is no longer needed where possible; the bytes of it."""
@@ -139,62 +184,9 @@ def merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def rows_of(shape: tuple[int, ...]) -> Layout:
-    """The layout of an array whose last axis makes rows."""
-    return Layout(int(np.prod(shape[:-1])), 1, 1, shape[-1] if shape else 1)
-
-
-def same_shape(step, shapes) -> tuple[int, ...]:
-    return shapes[step.x]
-
-
-def linear_shape(step, shapes) -> tuple[int, ...]:
-    shape, (outputs, inputs) = shapes[step.x], step.weight.shape
-    if not shape or shape[-1] != inputs:
-        raise ValueError(f"layer {step.layer!r}: expected {inputs} input features, got shape {shape}")
-    return (*shape[:-1], outputs)
-
-
-def emit_quantize(planner: Planner, step: Quantize) -> None:
-    value = planner.values[step.name]
-    layout = value.layout
-    op = planner.emit("quantize", codes.write_quantize, {
-        codes.SOURCE: planner.slot(step.x), codes.TARGET: planner.first(step.name), codes.COUNT: layout.images, codes.WIDTH: layout.channels,
-        codes.SOURCE_PITCH: 4 * layout.channels, codes.TARGET_PITCH: layout.pitch,
-    })  # fmt: skip
-    codes.quantize_fields(op, step.qparams)
-
-
-def emit_dequantize(planner: Planner, step: Dequantize) -> None:
-    layout = planner.values[step.x].layout
-    op = planner.emit("dequantize", codes.write_dequantize, {
-        codes.SOURCE: planner.first(step.x), codes.TARGET: planner.slot(step.name), codes.COUNT: layout.images, codes.WIDTH: layout.channels,
-        codes.SOURCE_PITCH: layout.pitch, codes.TARGET_PITCH: 4 * layout.channels,
-    })  # fmt: skip
-    codes.quantize_fields(op, step.qparams)
-
-
-def emit_linear(planner: Planner, step: Linear) -> None:
-    x, y = planner.values[step.x].layout, planner.values[step.name].layout
-    (packed,) = planner.packed[step.name]
-    emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets(1, 1), y.offsets(1, 1), [0])
-
-
-def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets) -> np.ndarray:
-    """One product, by the addresses of its operands and the offsets of their rows."""
-    grid, rows = step.y_qparams, len(y_offsets)
-    lowest = int(grid.zero_point) if step.relu else grid.qmin
-    inputs = 4 * packed.runs * packed.run_steps
-    planner.macs += rows * packed.outputs * inputs
-    return planner.emit("product", gemm.write_product, {
-        gemm.X: x, gemm.Y: y, gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias), gemm.FACTOR: planner.keep(packed.factor),
-        gemm.ROWS: rows, gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
-        gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
-        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: max(48, CHUNK_BYTES // inputs // 6 * 6),
-        gemm.LOWEST: float_bits(lowest - int(grid.zero_point)), gemm.HIGHEST: float_bits(grid.qmax - int(grid.zero_point)),
-        gemm.ZERO: int(grid.zero_point),
-    })  # fmt: skip
-
-
-SHAPES: dict[type, Callable] = {Quantize: same_shape, Dequantize: same_shape, Linear: linear_shape}
-EMITTERS: dict[type, Callable] = {Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear}
+def layout_of(shape: tuple[int, ...], as_images: bool, margin=(0, 0, 0, 0)) -> Layout:
+    """How an array of that shape lies in memory."""
+    if not as_images:
+        return Layout(int(np.prod(shape[:-1])), 1, 1, shape[-1] if shape else 1)
+    height, width = (1, *shape[2:]) if len(shape) == 3 else shape[2:]
+    return Layout(shape[0], height, width, shape[1], margin)
