@@ -1,5 +1,6 @@
 """quantspec: an executable specification of 8-bit post-training quantization, and an implementation of it."""
 
+from .compare import Comparison, compare
 from .dynamic import quantize_dynamic
 from .errors import CalibrationError, FormatError, UnsupportedError
 from .module import QuantizedModule
@@ -9,6 +10,7 @@ from .static import Prepared, convert, prepare, quantize
 
 __all__ = [
     "CalibrationError",
+    "Comparison",
     "FormatError",
     "HistogramObserver",
     "MSEObserver",
@@ -19,6 +21,7 @@ __all__ = [
     "Program",
     "QuantizedModule",
     "UnsupportedError",
+    "compare",
     "convert",
     "prepare",
     "quantize",

@@ -1,4 +1,6 @@
-"""Accuracy: the error bound of a layer, and how much a network's accuracy can have dropped (chapter 9)."""
+"""Accuracy: the error bound of a layer, signal and noise, and how much a network's accuracy can have dropped (chapter 9)."""
+
+import math
 
 import numpy as np
 from scipy.stats import beta
@@ -48,3 +50,21 @@ def disagreement(float_predictions, int8_predictions, *, confidence: float = 0.9
         raise ValueError(f"float_predictions, int8_predictions: expected one shape (n,), got {a.shape} and {b.shape}")
     k = int((a != b).sum())
     return k, upper_bound(k, len(a), confidence)
+
+
+def sqnr(reference, values) -> float:
+    """The signal-to-quantization-noise ratio of values beside float ones, in dB (ACC-SQNR); infinite where they are equal.
+
+    Raises ValueError for other shapes.
+    """
+    f, y = np.asarray(reference, np.float64), np.asarray(values, np.float64)
+    if f.shape != y.shape:
+        raise ValueError(f"reference, values: expected one shape, got {f.shape} and {y.shape}")
+    return decibels(float((f**2).sum()), float(((f - y) ** 2).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 * log10(signal / noise) of sums of squares; infinite without noise, minus infinite without signal."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf

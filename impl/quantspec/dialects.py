@@ -312,12 +312,6 @@ OUTPUT = {
     "product": output_product,
 }
 
-# --- DIA-REDUCED
-
-
-REDUCED = {"codes": (0, 127), "container": (0, 255)}
-
-
 @dataclass(frozen=True)
 class Dialect:
     """One alternative for each choice of chapter 10, by name, and the arithmetic that follows (DIA-NAMED)."""
@@ -358,10 +352,11 @@ class Dialect:
             raise ValueError(f"maximum: the range is too wide, its scale {np.max(scale)} exceeds 2^119")
         return QParams(scale, zero_point, qmin, qmax, axis)
 
-    def activation_qparams(self, minimum, maximum, *, reduce_range: bool = False) -> QParams:
-        """The unsigned affine grid of an activation, with DIA-REDUCED where the range is reduced."""
-        grid = self.qparams(minimum, maximum, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)
-        return self._contained(grid) if reduce_range else grid
+    def activation_qparams(self, minimum, maximum, *, reduce_range: bool = False, bits: int = 8) -> QParams:
+        """The unsigned affine grid of an activation of so many bits, with one less and DIA-REDUCED where the range is reduced."""
+        qmin, qmax = affine.code_range(bits - reduce_range, signed=False)
+        grid = self.qparams(minimum, maximum, qmin=qmin, qmax=qmax, symmetric=False)
+        return self._contained(grid, affine.code_range(bits, signed=False)) if reduce_range else grid
 
     def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu: bool = False) -> np.ndarray:
         """Output codes [rows, outputs] of a linear layer by DIA-REQUANTIZE; arguments and errors as ``integer.linear``."""
@@ -374,24 +369,43 @@ class Dialect:
         self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups: int = 1, relu: bool = False
     ) -> np.ndarray:
         """Output codes [n, outputs, rows, columns] of a convolution by DIA-WINDOWS; arguments and errors as ``integer.conv2d``."""
+        both = tuple((p, p) for p in padding)
+        return self.conv(x_q, x, w_q, w, bias, y, stride=stride, padding=both, dilation=dilation, input_dilation=(1, 1), groups=groups, relu=relu)
+
+    def conv(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride, padding, dilation, input_dilation, groups: int, relu: bool = False) -> np.ndarray:
+        """Output codes [n, outputs, *positions] of a convolution over one to three axes by DIA-WINDOWS; places as ``integer.accumulate_conv`` has them.
+
+        Raises as ``integer.conv2d`` does.
+        """
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
         integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
-        in_pairs = self.channels_rule == "even" and self.accumulate_rule == "pairs"
+        places = {"stride": stride, "padding": padding, "dilation": dilation, "input_dilation": input_dilation, "groups": groups}
+        if self.accumulate_rule == "exact":
+            accumulator = integer.accumulate_conv(x_q, x.zero_point, w_q, w, **places)
+        else:
+            accumulator = self._accumulate_windows(x_q, x, w_q, w, places)
+        codes = self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu, rule=self.windows_rule)
+        return np.ascontiguousarray(np.moveaxis(codes, -1, 1))
+
+    def _accumulate_windows(self, x_q, x: QParams, w_q, w: QParams, places: dict) -> np.ndarray:
+        """Accumulators [n, *positions, outputs] of windows whose products are added in an order of their own."""
+        x_q, w_q = integer.checked_codes(x_q, "x_q"), integer.checked_codes(w_q, "w_q")
+        integer.check_channels(x_q, w_q, places["groups"])
+        in_pairs, groups = self.channels_rule == "even", places["groups"]
         if in_pairs:
             x_q, w_q = evened(x_q, w_q, groups)
-        outputs, places = len(w_q) // groups, (stride, padding, dilation, groups)
-        patches, shape = windows(x_q, 0 if in_pairs else x.zero_point, w_q, *places)
+        outputs, way = len(w_q) // groups, (w_q.shape[2:], places["stride"], places["dilation"], groups)
+        outside = 0 if in_pairs else int(x.zero_point)
+        patches, shape = windows(integer.spread(x_q, places["input_dilation"], places["padding"], outside), *way)
         sums = [
             ACCUMULATE[self.accumulate_rule](patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), points)
             for g, points in enumerate(np.broadcast_to(w.zero_point, len(w_q)).reshape(groups, outputs))
         ]
         if in_pairs:  # what is outside took no part, and must not be compensated for
-            outside, _ = windows(np.zeros_like(x_q), 1, w_q, *places)
+            added, _ = windows(integer.spread(np.zeros_like(x_q), places["input_dilation"], places["padding"], 1), *way)
             for g, total in enumerate(sums):
-                total += int(x.zero_point) * integer.accumulate(outside[g], 0, rows(w_q[g * outputs : (g + 1) * outputs]), 0)
-        accumulator = np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
-        codes = self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu, rule=self.windows_rule)
-        return np.ascontiguousarray(np.moveaxis(codes, -1, 1))
+                total += int(x.zero_point) * integer.accumulate(added[g], 0, rows(w_q[g * outputs : (g + 1) * outputs]), 0)
+        return np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
 
     def requantize(self, accumulator, bias, x_scale, w_scale, y: QParams, *, relu: bool = False, rule: str | None = None) -> np.ndarray:
         """Output codes of int32 accumulators [..., outputs] without their bias (float32 (outputs,)), by DIA-REQUANTIZE.
@@ -432,7 +446,7 @@ class Dialect:
         else:
             scale, zero_point = QPARAMS[self.qparams_dynamic_rule](low, high, 0, 127 if reduce_range else 255)
             grid = QParams(scale, zero_point, 0, 127 if reduce_range else 255)
-        grid = self._contained(grid) if reduce_range else grid
+        grid = self._contained(grid, (0, 255)) if reduce_range else grid
         used = scale if self.quantize_dynamic_rule == "inverted" else grid.scale
         codes = quantize(self.quantize_dynamic_rule, x, used, grid.zero_point, grid.qmin, grid.qmax, None)
         return codes, scale, grid
@@ -452,8 +466,8 @@ class Dialect:
         with np.errstate(over="ignore"):
             return OUTPUT[self.output_rule](accumulator, bias, scale, w.scale)
 
-    def _contained(self, grid: QParams) -> QParams:
-        return QParams(grid.scale, grid.zero_point, *REDUCED[self.reduced])
+    def _contained(self, grid: QParams, whole: tuple[int, int]) -> QParams:
+        return QParams(grid.scale, grid.zero_point, *(whole if self.reduced == "container" else (grid.qmin, grid.qmax)))
 
 
 def check_unit(x_scale, w_scale, y_scale=np.float32(1)) -> None:

@@ -6,9 +6,8 @@ Each rule equals the chapter's definition of the same name in every code. Functi
 from fractions import Fraction
 
 import numpy as np
-import torch
 
-from . import fusion, integer
+from . import fusion, integer, pooling
 from .affine import QParams
 from .dialects import Dialect, fma, quantize
 from .dialects_fixed import away, away_shift, two_roundings
@@ -101,14 +100,7 @@ def mul_fixed_two(a_q, a, b_q, b, y):
     return two_roundings(products(a_q, a, b_q, b), m, n, away_shift) + y.zero_point
 
 
-def mul_exact(a_q, a, b_q, b, y):
-    scale = np.float64(a.scale) * np.float64(b.scale)  # exact: 48 bits
-    product, units = products(a_q, a, b_q, b), Fraction(float(a.scale)) * Fraction(float(b.scale)) / Fraction(float(y.scale))
-    steps = product * scale / np.float64(y.scale)
-    return integer.rounded(steps, lambda index: int(product[index]) * units) + y.zero_point
-
-
-MUL = {"exact": mul_exact, "outside": mul_outside, "reciprocal": mul_reciprocal, "inside": mul_inside, "fixed-two": mul_fixed_two}
+MUL = {"outside": mul_outside, "reciprocal": mul_reciprocal, "inside": mul_inside, "fixed-two": mul_fixed_two}
 
 # --- DIA-RESCALE: (q, x, y, quantize rule) to codes
 
@@ -167,6 +159,8 @@ def add(rules: Dialect, a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu: b
 
 def mul(rules: Dialect, a_q, a: QParams, b_q, b: QParams, y: QParams) -> np.ndarray:
     """Codes of a product, element by element, by DIA-MUL; arguments and errors as ``integer.add``."""
+    if rules.mul_rule == "exact":
+        return integer.mul(a_q, a, b_q, b, y)
     a_q, b_q = same_shape(a_q, b_q)
     with np.errstate(over="ignore"):
         return np.clip(MUL[rules.mul_rule](a_q, a, b_q, b, y), y.qmin, y.qmax).astype(y.dtype)
@@ -198,56 +192,58 @@ def rescale(rules: Dialect, q, x: QParams, y: QParams) -> np.ndarray:
 
 def avg_pool2d(rules: Dialect, q, grid: QParams, *, kernel, stride=None, padding=(0, 0), count_include_pad: bool = True) -> np.ndarray:
     """Codes of averages over windows by DIA-AVERAGE; arguments and errors as ``integer.avg_pool2d``."""
+    return avg_pool(rules, q, grid, *map(integer.pair, (kernel, stride or kernel, padding)), False, count_include_pad)
+
+
+def avg_pool(rules: Dialect, q, grid: QParams, kernel, stride, padding, ceil_mode: bool, count_include_pad: bool) -> np.ndarray:
+    """Codes of averages over windows of as many last axes as the kernel has, by DIA-AVERAGE; errors as ``integer.window_sums``."""
+    total, positions = integer.window_sums(q, grid, kernel, stride, padding, ceil_mode, count_include_pad)
     if rules.average_rule == "exact":
-        return integer.avg_pool2d(q, grid, kernel=kernel, stride=stride, padding=padding, count_include_pad=count_include_pad)
-    q, stride = checked_codes(q, "q"), stride or kernel
-    steps = torch.from_numpy(q.astype(np.float64) - grid.zero_point)
-    pool = torch.nn.functional.avg_pool2d
-    positions = pool(torch.ones_like(steps), kernel, stride, padding, divisor_override=1).numpy()
-    if count_include_pad:
-        positions = np.full_like(positions, kernel[0] * kernel[1])
+        return integer.average(total, positions, grid)
     if rules.average_rule == "real":
-        return average_real(steps.numpy().astype(np.float32) * grid.scale, positions, grid, kernel, stride, padding)
-    total = pool(steps, kernel, stride, padding, divisor_override=1).numpy()
+        values = (q.astype(np.float32) - grid.zero_point.astype(np.float32)) * grid.scale
+        return average_real(pooling.views(values, kernel, stride, padding, (1,) * len(kernel), ceil_mode, np.float32(0)), positions, grid)
     return np.clip(AVERAGE[rules.average_rule](total, positions, grid), grid.qmin, grid.qmax).astype(grid.dtype)
 
 
-def average_real(values, positions, grid, kernel, stride, padding) -> np.ndarray:
+def average_real(values, positions, grid) -> np.ndarray:
     """Real values summed one after the other in float32, row by row, divided, and quantized with the zero point inside the rounding."""
-    padded = np.pad(values, [(0, 0), (0, 0), *((p, p) for p in padding)])
-    rows, columns = positions.shape[2:]
     total = np.zeros(positions.shape, np.float32)
-    for i in range(kernel[0]):
-        for j in range(kernel[1]):
-            total = total + padded[:, :, i :: stride[0], j :: stride[1]][:, :, :rows, :columns]
+    for view in values:
+        total = total + view
     steps = total / positions.astype(np.float32) / grid.scale + grid.zero_point.astype(np.float32)
     return np.clip(np.rint(steps), grid.qmin, grid.qmax).astype(grid.dtype)
 
 
 def adaptive_avg_pool2d(rules: Dialect, q, grid: QParams, *, size: tuple[int, int]) -> np.ndarray:
-    """Codes of averages over ``size`` windows that split the image as evenly as they can, by the dialect's choice for means.
+    """Codes of averages over ``size`` windows that split the image as evenly as they can (``pooling.part``), by the dialect's choice for means."""
+    return adaptive_avg_pool(rules, q, grid, size)
 
-    Window i of n over a length starts at floor(i * length / n) and ends before ceil((i + 1) * length / n).
-    """
+
+def adaptive_avg_pool(rules: Dialect, q, grid: QParams, size: tuple[int | None, ...]) -> np.ndarray:
+    """The same over as many last axes as ``size`` has; None keeps an axis as it is."""
     q = checked_codes(q, "q")
-    steps = q.astype(np.float64) - grid.zero_point
-    result = np.empty((*q.shape[:2], *size), grid.dtype)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            (top, bottom), (left, right) = (part(k, n, length) for k, n, length in zip((i, j), size, q.shape[2:]))
-            total = steps[:, :, top:bottom, left:right].sum((2, 3))
-            positions = np.full(total.shape, float((bottom - top) * (right - left)))
-            if rules.mean_rule == "exact":
-                codes = np.rint(total / positions) + grid.zero_point
-            else:
-                codes = AVERAGE[rules.mean_rule](total, positions, grid)
-            result[:, :, i, j] = np.clip(codes, grid.qmin, grid.qmax)
-    return result
+    lengths = q.shape[q.ndim - len(size) :]
+    counts = [length if n is None else n for n, length in zip(size, lengths)]
+    made = np.empty((*q.shape[: q.ndim - len(size)], *counts), grid.dtype)
+    axes = tuple(range(-len(size), 0))
+    for place in np.ndindex(*counts):
+        inside = tuple(slice(*pooling.part(i, n, length)) for i, n, length in zip(place, counts, lengths))
+        made[(..., *place)] = mean(rules, q[(..., *inside)], grid, axes)
+    return made
 
 
-def part(index: int, parts: int, length: int) -> tuple[int, int]:
-    """Where a part of a length starts and ends."""
-    return index * length // parts, -(-(index + 1) * length // parts)
+def mean(rules: Dialect, q, grid: QParams, axes: tuple[int, ...], *, keepdim: bool = False) -> np.ndarray:
+    """The average code over ``axes`` (INT-MEAN), by the dialect's choice for means; an axis that stays has length 1. Raises ValueError for no elements."""
+    q = checked_codes(q, "q")
+    total = (q.astype(np.float64) - grid.zero_point).sum(axes, keepdims=keepdim)
+    count = np.prod([q.shape[axis] for axis in axes])
+    if not count and total.size:
+        raise ValueError(f"q: expected elements to average, got shape {q.shape} with axes {axes}")
+    positions = np.full(total.shape, float(count))
+    if rules.mean_rule == "exact":
+        return integer.average(total, positions, grid)
+    return np.clip(AVERAGE[rules.mean_rule](total, positions, grid), grid.qmin, grid.qmax).astype(grid.dtype)
 
 
 def fold_batch_norm(rules: Dialect, weight, bias, gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:

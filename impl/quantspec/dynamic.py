@@ -1,47 +1,85 @@
 """Dynamic quantization: weights beforehand, activations by the range they arrive with (chapter 6)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
-from . import capture
+from . import choices, graph, program
 from .affine import QParams
-from .dialects import dialect as find_dialect
+from .capture import capture
+from .conversion import Weights, embedding_step, recurrent_step
 from .errors import UnsupportedError
 from .integer import check_overflow
 from .module import QuantizedModule
-from .program import Call, LinearDynamic, Program
-from .static import layer_codes
+from .program import Call, LinearDynamic, LinearWeight, Program
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
+ACTIVATIONS = ("per_tensor", "per_token", None)
 
 
 def quantize_dynamic(
-    model: nn.Module, *, per_channel: bool = True, reduce_range: bool = False, dialect: str = "onnx"
+    model: nn.Module,
+    *,
+    per_channel: bool = True,
+    reduce_range: bool | None = None,
+    dialect: str = "onnx",
+    bits: int = 8,
+    activations: str | None = "per_tensor",
+    exclude: str | Sequence[str] = (),
+    engine: str = "auto",
 ) -> QuantizedModule:
     """``model`` with int8 weights, whose activations are quantized when they arrive (DYN-NO-CALIBRATION). The model is not modified.
 
-    A layer whose accumulators could overflow stays in float (STA-OVERFLOW). Options as in ``quantspec.prepare``. Raises as ``capture`` does.
+    ``activations``: ``per_tensor`` (one range for the whole input of a layer), ``per_token`` (one for each row, DYN-ROWS), or None: only weights are
+    quantized (DYN-WEIGHT-ONLY). ``bits``: of the weights. A layer whose accumulators could overflow stays in float (STA-OVERFLOW).
+    Other options as in ``quantspec.prepare``. Raises as ``capture`` does, ValueError for other ``activations``.
     """
-    choices, graph = find_dialect(dialect), capture.capture(model)
-    weights: dict[int, tuple[np.ndarray, QParams]] = {}
-    steps: list = []
-    callables = dict(graph.callables)
-    for node in graph.nodes:
-        if isinstance(node, capture.Linear):
-            if id(node.weight) not in weights:
-                weights[id(node.weight)] = layer_codes(node, choices, per_channel)
-            codes, grid = weights[id(node.weight)]
-            try:
-                # Before any input is known, the grid with the largest steps tells the worst case.
-                check_overflow(QParams(1, 0, 0, 255), codes, grid, np.zeros(len(codes), np.int32))
-            except UnsupportedError as error:
-                calls, called = capture.float_calls(node, str(error))
-                steps, callables = steps + calls, callables | called
-            else:
-                steps.append(LinearDynamic(node.name, node.x, node.layer, codes, node.bias, grid, reduce_range))
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
+    options = choices.checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
+    captured = choices.without(capture(model), model, exclude)
+    weights, steps, callables = Weights(options), [], dict(captured.callables)
+    for node in captured.nodes:
+        made = step(node, weights, options, activations)
+        if isinstance(made, str):
+            calls, called = float_step(node, made)
+            steps, callables = steps + calls, callables | called
         else:
-            call = node if isinstance(node, Call) else node.call
-            steps.append(replace(call, reason=STAYS_FLOAT) if isinstance(node, (capture.Relu, capture.Flatten)) else call)
-    return QuantizedModule(Program(choices.name, graph.inputs, graph.defaults, tuple(steps), graph.output), callables)
+            steps.append(made)
+    made = Program(options.dialect.name, captured.inputs, captured.defaults, tuple(steps), captured.output)
+    choices.warn_if_nothing(made, captured)
+    return QuantizedModule(made, callables, options.engine)
+
+
+def step(node: graph.Node, weights: Weights, options: choices.Choices, activations: str | None) -> program.Step | str:
+    """The step for a node, or why it stays in float."""
+    if isinstance(node, graph.Linear):
+        codes, grid = weights.codes(node.weight, node.layer)
+        if activations is None:
+            return LinearWeight(node.name, node.x, node.layer, codes, node.bias, grid)
+        try:
+            # Before any input is known, the grid with the largest steps tells the worst case.
+            check_overflow(QParams(1, 0, 0, 255), codes, grid, np.zeros(len(codes), np.int32))
+        except UnsupportedError as error:
+            return str(error)
+        return LinearDynamic(node.name, node.x, node.layer, codes, node.bias, grid, options.reduce_range, activations == "per_token")
+    if isinstance(node, graph.Conv):
+        return "a convolution, which dynamic quantization leaves in float"
+    if isinstance(node, graph.Embedding):
+        return embedding_step(node, options, node.x, lambda name: name)
+    if isinstance(node, graph.Recurrent) and activations is not None:
+        return recurrent_step(node, weights, options, node.x, lambda name: name)
+    if isinstance(node, Call):
+        return node
+    if isinstance(node, (graph.Shape, graph.Move)):
+        return replace(node.call, reason="")
+    return node.call.reason if isinstance(node, graph.BatchNorm) else STAYS_FLOAT
+
+
+def float_step(node: graph.Node, reason: str) -> tuple[list[Call], dict]:
+    """A node in float, as calls, and what they call beside what the graph has."""
+    if isinstance(node, graph.Layer):
+        return graph.float_calls(node, reason)
+    return [replace(node.call, reason=reason)], {}

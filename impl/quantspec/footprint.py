@@ -1,11 +1,16 @@
 """Bytes that networks take when stored (chapter 8): weights, biases, scales and zero points, each array once."""
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from .program import Linear, LinearDynamic, Program, Quantize, Step
+from .affine import QParams
+from .program import Embedding, Program, Quantize, Step, arrays
+
+READ_GRIDS = ("x_qparams", "a_qparams", "b_qparams")
 
 
 def float_bytes(model: nn.Module) -> int:
@@ -15,15 +20,10 @@ def float_bytes(model: nn.Module) -> int:
 
 
 def step_arrays(step: Step) -> list[np.ndarray]:
-    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers share it."""
-    arrays: list[np.ndarray | None] = []
-    if isinstance(step, Quantize):
-        arrays = [step.qparams.scale, step.qparams.zero_point]
-    if isinstance(step, (Linear, LinearDynamic)):
-        arrays = [step.weight, step.bias, step.w_qparams.scale, step.w_qparams.zero_point]
-    if isinstance(step, Linear):
-        arrays += [step.y_qparams.scale, step.y_qparams.zero_point]
-    return [array for array in arrays if array is not None]
+    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers, and what only rearranges it, share it."""
+    if isinstance(getattr(step, "qparams", None), QParams) and not isinstance(step, Quantize):
+        return []
+    return [array for path, array in arrays(step) if path.partition(".")[0] not in READ_GRIDS]
 
 
 def arrays_bytes(arrays: Iterable[np.ndarray]) -> int:
@@ -39,3 +39,17 @@ def step_bytes(step: Step) -> int:
 def program_bytes(program: Program, float_parts: nn.Module) -> int:
     """Bytes of a whole quantized network: its steps' arrays and the parameters and buffers of what stays in float (``float_parts``)."""
     return arrays_bytes(array for step in program.steps for array in step_arrays(step)) + float_bytes(float_parts)
+
+
+def macs(layer: Any, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+    """The multiply-accumulates of a layer, of a float graph or of a Program, for the shapes of an input and its output (SIZ-MACS); 0 for what is no layer."""
+    weight = getattr(layer, "weight", None)
+    if weight is None or isinstance(layer, Embedding):
+        return 0
+    if not hasattr(layer, "groups"):
+        return math.prod(x_shape[:-1]) * weight.size
+    positions = weight.ndim - 2
+    spread = any(d > 1 for d in layer.input_dilation) or getattr(layer, "transposed", False)
+    shape = x_shape if spread else y_shape
+    images = math.prod(shape[: len(shape) - positions - 1])
+    return images * math.prod(shape[len(shape) - positions :]) * weight.size

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from . import pooling
 from .affine import QParams, along, float32_array
 from .errors import UnsupportedError
 
@@ -139,17 +140,54 @@ def conv2d(
     ``x_q``: codes [n, inputs, height, width]; ``w_q``: codes [outputs, inputs / groups, height, width]; ``bias``: float32 (outputs,) or None.
     Raises ValueError when the shapes do not fit, UnsupportedError when an accumulator could overflow (INT-OVERFLOW).
     """
-    x_q, w_q = checked_codes(x_q, "x_q"), checked_codes(w_q, "w_q")
-    if x_q.ndim != 4 or w_q.ndim != 4 or x_q.shape[1] != w_q.shape[1] * groups or len(w_q) % groups:
-        raise ValueError(f"x_q, w_q: shapes {x_q.shape} and {w_q.shape} do not make a convolution with {groups} groups")
     bias_q = quantize_bias(np.zeros(len(w_q)) if bias is None else bias, x.scale, w.scale)
-    check_overflow(x, w_q, w, bias_q)
-    # Zero points are subtracted first, so that padding with 0 is padding with the zero point. float64 sums these integers exactly.
-    real = torch.from_numpy(x_q.astype(np.float64) - x.zero_point)
-    weight = torch.from_numpy(w_q.astype(np.float64) - along(w.axis, w.zero_point, w_q.shape))
-    accumulator = torch.nn.functional.conv2d(real, weight, None, stride, padding, dilation, groups).numpy()
-    last = np.moveaxis(accumulator, 1, -1) + bias_q
-    return np.ascontiguousarray(np.moveaxis(requantize(last, x.scale, w.scale, y, relu=relu), -1, 1))
+    check_overflow(x, np.asarray(w_q), w, bias_q)
+    both = tuple((p, p) for p in padding)
+    accumulator = accumulate_conv(x_q, x.zero_point, w_q, w, stride=stride, padding=both, dilation=dilation, input_dilation=(1, 1), groups=groups)
+    return np.ascontiguousarray(np.moveaxis(requantize(accumulator + bias_q, x.scale, w.scale, y, relu=relu), -1, 1))
+
+
+def accumulate_conv(x_q, x_zero_point, w_q, w: QParams, *, stride, padding, dilation, input_dilation, groups: int) -> np.ndarray:
+    """Accumulators of a convolution over one to three axes of positions (INT-CONV-ANY, INT-CONV-TRANSPOSED): int64 [n, *positions, outputs].
+
+    ``x_q``: codes [n, inputs, *positions]; ``w_q``: codes [outputs, inputs / groups, *kernel]; ``padding``: (before, after) for each axis, negative cuts off;
+    ``input_dilation``: that many minus one zeros between neighbouring inputs. Raises ValueError when the shapes do not fit.
+    """
+    x_q, w_q = checked_codes(x_q, "x_q"), checked_codes(w_q, "w_q")
+    check_channels(x_q, w_q, groups)
+    weight = w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)
+    step = max(int(x_zero_point) - np.iinfo(x_q.dtype).min, np.iinfo(x_q.dtype).max - int(x_zero_point))
+    worst = step * int(np.abs(weight).sum(axis=tuple(range(1, weight.ndim))).max(initial=0))
+    # Every partial sum is an integer of at most that size, which float32 holds up to 2^24 and float64 up to 2^53: the sum is exact in any order.
+    exact = np.float32 if worst <= 2**24 else np.float64
+    # Zero points are subtracted first, so that what is put between and around the inputs is 0.
+    real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)
+    convolve = getattr(torch.nn.functional, f"conv{weight.ndim - 2}d")
+    if 0 in real.shape or 0 in weight.shape[2:] or any(n < d * (k - 1) + 1 for n, d, k in zip(real.shape[2:], dilation, weight.shape[2:])):
+        sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(real.shape[2:], dilation, weight.shape[2:], stride)]
+        if real.shape[0] and min(sizes) <= 0:
+            raise ValueError(f"x_q: a window of {weight.shape[2:]} does not fit into {real.shape[2:]} positions, padding included")
+        return np.zeros((len(real), *(max(n, 0) for n in sizes), len(weight)), np.int64)
+    accumulator = convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups).numpy()
+    return np.moveaxis(accumulator, 1, -1).astype(np.int64)
+
+
+def spread(values: np.ndarray, input_dilation, padding, fill) -> np.ndarray:
+    """Values [n, channels, *positions] with ``fill`` between neighbours and around: what a window of a convolution sees."""
+    if any(d > 1 for d in input_dilation):
+        sizes = [max((n - 1) * d + 1, 0) for n, d in zip(values.shape[2:], input_dilation)]
+        wide = np.full((*values.shape[:2], *sizes), fill, values.dtype)
+        wide[(slice(None), slice(None), *(slice(None, None, d) for d in input_dilation))] = values
+        values = wide
+    cut = tuple(slice(max(-before, 0), n - max(-after, 0)) for (before, after), n in zip(padding, values.shape[2:]))
+    around = [(0, 0), (0, 0), *((max(before, 0), max(after, 0)) for before, after in padding)]
+    return np.pad(values[(slice(None), slice(None), *cut)], around, constant_values=fill)
+
+
+def check_channels(x_q: np.ndarray, w_q: np.ndarray, groups: int) -> None:
+    """Raises ValueError unless inputs and weights make a convolution."""
+    if x_q.ndim != w_q.ndim or w_q.ndim not in (3, 4, 5) or x_q.shape[1] != w_q.shape[1] * groups or len(w_q) % groups:
+        raise ValueError(f"x_q, w_q: shapes {x_q.shape} and {w_q.shape} do not make a convolution with {groups} groups")
 
 
 def add(a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu: bool = False) -> np.ndarray:
@@ -185,22 +223,64 @@ def concat(parts, y: QParams, *, axis: int) -> np.ndarray:
 
 def max_pool2d(q, *, kernel, stride=None, padding=(0, 0), dilation=(1, 1)) -> np.ndarray:
     """The largest code of each window (INT-MAXPOOL). ``q``: codes [n, channels, height, width]; ``stride`` is the kernel if not given."""
+    kernel, stride, padding, dilation = (pair(v) for v in (kernel, stride or kernel, padding, dilation))
+    return max_pool(q, kernel, stride, padding, dilation, False)
+
+
+def pair(value) -> tuple[int, int]:
+    """One number for both axes, or two."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def max_pool(q, kernel, stride, padding, dilation, ceil_mode: bool) -> np.ndarray:
+    """The largest code of each window over as many last axes as the kernel has (INT-MAXPOOL, INT-POOL-WINDOWS). Raises ValueError for padding beyond half a kernel."""
     q = checked_codes(q, "q")
-    # Padding there is minus infinity, which no code is below.
-    pooled = torch.nn.functional.max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)
-    return pooled.numpy().astype(q.dtype)
+    check_padding(kernel, padding)
+    # Outside is the smallest code, which never comes out: half a window at least is inside.
+    largest = None
+    for view in pooling.views(q, kernel, stride, padding, dilation, ceil_mode, np.iinfo(q.dtype).min):
+        largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)
+    return largest
+
+
+def check_padding(kernel, padding) -> None:
+    """Raises ValueError for padding of more than half a window, in which a window could lie outside as a whole."""
+    if any(2 * p > k for k, p in zip(kernel, padding)):
+        raise ValueError(f"padding: expected at most half the kernel {tuple(kernel)}, got {tuple(padding)}")
 
 
 def avg_pool2d(q, grid: QParams, *, kernel, stride=None, padding=(0, 0), count_include_pad: bool = True) -> np.ndarray:
     """The rounded average of each window (INT-AVGPOOL). ``q``: codes [n, channels, height, width]; the grid stays."""
+    total, counts = window_sums(q, grid, pair(kernel), pair(stride or kernel), pair(padding), False, count_include_pad)
+    return average(total, counts, grid)
+
+
+def window_sums(q, grid: QParams, kernel, stride, padding, ceil_mode: bool, count_include_pad: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The sums of q - zero_point over each window, and how many positions count, float64 integers both (INT-AVGPOOL, INT-POOL-WINDOWS)."""
     q = checked_codes(q, "q")
-    pool = torch.nn.functional.avg_pool2d
-    centred = torch.from_numpy(q.astype(np.float64) - grid.zero_point)
-    totals = pool(centred, kernel, stride, padding, divisor_override=1)
-    inside = pool(torch.ones_like(centred), kernel, stride, padding, divisor_override=1)
-    counts = float(np.prod(np.broadcast_to(kernel, 2))) if count_include_pad else inside
+    check_padding(kernel, padding)
+    centred = q.astype(np.float64) - grid.zero_point
+    total = sum(pooling.views(centred, kernel, stride, padding, (1,) * len(kernel), ceil_mode, 0.0))
+    counts = pooling.counts(q.shape[q.ndim - len(kernel) :], kernel, stride, padding, ceil_mode, count_include_pad)
+    return total, np.broadcast_to(counts, total.shape)
+
+
+def average(total: np.ndarray, counts: np.ndarray, grid: QParams) -> np.ndarray:
+    """z + round(total / counts), codes (INT-AVGPOOL, INT-MEAN)."""
     # An integer over a small integer is a tie or misses it by far more than float64's rounding.
-    return (np.rint((totals / counts).numpy()) + grid.zero_point).astype(grid.dtype)
+    return (np.rint(total / counts) + grid.zero_point).astype(grid.dtype)
+
+
+def mul(a_q, a: QParams, b_q, b: QParams, y: QParams) -> np.ndarray:
+    """Codes of the product, element by element, of two arrays of codes of one shape (INT-MUL)."""
+    a_q, b_q = checked_codes(a_q, "a_q"), checked_codes(b_q, "b_q")
+    if a_q.shape != b_q.shape:
+        raise ValueError(f"a_q, b_q: expected one shape, got {a_q.shape} and {b_q.shape}")
+    product = (a_q.astype(np.int64) - a.zero_point) * (b_q.astype(np.int64) - b.zero_point)
+    units = Fraction(float(a.scale)) * Fraction(float(b.scale)) / Fraction(float(y.scale))
+    # The product of the scales is exact in float64: 48 bits.
+    steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale), lambda index: int(product[index]) * units)
+    return np.clip(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
 
 
 def rounded(steps: np.ndarray, exact) -> np.ndarray:

@@ -9,7 +9,7 @@ three axes of positions.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -276,8 +276,9 @@ class Cell:
 class Recurrent:
     """An LSTM, GRU or RNN whose matrix products are dynamic linear layers (DYN-RECURRENT). ``kind``: ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``.
 
-    ``x``: float [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; ``state``: a tree with ``Ref``, or None. ``cells``: for each layer
-    forward and, where ``bidirectional``, backward. The result is what the module gives: (output, state). ``single``: one step of an ``nn.LSTMCell`` or its like.
+    ``x``: float [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; ``state``: a tree with ``Ref``, or None.
+    ``cells``: for each layer forward and, where ``bidirectional``, backward. The result is what the module gives: (output, state).
+    ``single``: one step of an ``nn.LSTMCell`` or its like.
     """
 
     name: str
@@ -386,3 +387,32 @@ def arrays(step: Any) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"{path}.zero_point", item.zero_point
             elif isinstance(item, Cell):
                 yield from ((f"{path}.{inner}", array) for inner, array in arrays(item))
+
+
+def with_arrays(program: Program, given: dict[str, np.ndarray]) -> Program:
+    """The Program with other arrays, by ``step.path``; steps that are not named stay as they are. The caller checks shapes and types."""
+    steps = []
+    for step in program.steps:
+        paths = {path: given[f"{step.name}.{path}"] for path, _ in arrays(step) if f"{step.name}.{path}" in given}
+        steps.append(_with(step, paths) if paths else step)
+    return replace(program, steps=tuple(steps))
+
+
+def _with(step: Any, paths: dict[str, np.ndarray]) -> Any:
+    """A step, cell or grid with other arrays by path."""
+    changes: dict[str, Any] = {}
+    for head in dict.fromkeys(path.partition(".")[0] for path in paths):
+        value = getattr(step, head)
+        inner = {path.partition(".")[2]: array for path, array in paths.items() if path.partition(".")[0] == head}
+        if "" in inner:
+            changes[head] = inner[""]
+        elif isinstance(value, tuple):
+            items = list(value)
+            for index in dict.fromkeys(path.partition(".")[0] for path in inner):
+                items[int(index)] = _with(items[int(index)], {p.partition(".")[2]: a for p, a in inner.items() if p.partition(".")[0] == index})
+            changes[head] = tuple(items)
+        elif isinstance(value, QParams):
+            changes[head] = QParams(inner.get("scale", value.scale), inner.get("zero_point", value.zero_point), value.qmin, value.qmax, value.axis)
+        else:
+            changes[head] = _with(value, inner)
+    return replace(step, **changes)

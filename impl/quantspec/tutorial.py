@@ -14,7 +14,8 @@ from .data import Dataset
 from .dialects import dialect
 from .dynamic import quantize_dynamic
 from .footprint import float_bytes
-from .module import QuantizedModule, progress
+from .module import QuantizedModule
+from .progress import progress
 from .program import Linear, Quantize
 from .static import quantize
 

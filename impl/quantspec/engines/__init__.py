@@ -17,10 +17,16 @@ def compiled(program: Any, callables: dict) -> Callable:
 
 
 ENGINES: dict[str, Callable] = {"reference": Reference, "compiled": compiled}
+AUTO = "auto"
+
+
+def check(name: str) -> None:
+    """Raises ValueError listing the known engines when there is none of that name."""
+    if name != AUTO and name not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join([AUTO, *ENGINES])}, got {name!r}")
 
 
 def engine(name: str) -> Callable:
     """The engine of that name; ValueError listing the known ones when there is none."""
-    if name not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
-    return ENGINES[name]
+    check(name)
+    return ENGINES["reference" if name == AUTO else name]

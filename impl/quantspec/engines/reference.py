@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..capture import bind, call_float
-from ..dialects import dialect
-from ..integer import relu
-from ..program import Call, Dequantize, Flatten, Linear, LinearDynamic, Program, Quantize, Relu, Step, replace_refs
+from .. import dynamic_steps, integer, moves
+from ..dialects import Dialect, dialect
+from ..dialects_codes import adaptive_avg_pool, add, avg_pool, concat, mean, mul
+from ..graph import bind, call_float, check_fits
+from ..program import (
+    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, MaxPool, Mean, Move, Mul, Program,
+    Quantize, Recurrent, Relu, Step, Table, reads, refs, replace_refs,
+)  # fmt: skip
 
 
 class Reference:
@@ -17,6 +21,8 @@ class Reference:
 
     def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
         self.program, self.callables = program, callables
+        self.dialect = dialect(program.dialect)
+        self.last = last_reads(program)
 
     def __call__(self, batch: Any, seen: Callable[[Step, Any], None] = lambda step, value: None) -> Any:
         """The output for a batch; ``seen(step, value)`` is told what each step gives: codes as an array, floats as a tensor.
@@ -26,36 +32,107 @@ class Reference:
         program = self.program
         values = bind(program.inputs, program.defaults, batch)
         with torch.no_grad():
-            for step in program.steps:
-                values[step.name] = self.step(step, values)
+            for step, done in zip(program.steps, self.last):
+                values[step.name] = run_step(step, values, self.callables, self.dialect)
                 seen(step, values[step.name])
+                for name in done:
+                    del values[name]
         return replace_refs(program.output, values.__getitem__)
 
-    def step(self, step: Step, values: dict[str, Any]) -> Any:
-        choices = dialect(self.program.dialect)
-        if isinstance(step, Call):
-            return call_float(step, self.callables, values.__getitem__)
-        x = values[step.x]
-        if isinstance(step, Quantize):
-            grid = step.qparams
-            return choices.quantize(array(x, step.x), grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
-        if isinstance(step, Dequantize):
-            return torch.from_numpy(np.asarray(step.qparams.dequantize(x)))
-        if isinstance(step, Relu):
-            return relu(x, step.qparams.zero_point)
-        if isinstance(step, Flatten):
-            return np.ascontiguousarray(torch.from_numpy(x).flatten(step.start, step.end).numpy())
-        x = array(x, step.x) if isinstance(step, LinearDynamic) else x
-        outputs, inputs = step.weight.shape
-        if x.ndim < 1 or x.shape[-1] != inputs:
-            raise ValueError(f"layer {step.layer!r}: expected {inputs} input features, got shape {x.shape}")
-        rows = x.reshape(int(np.prod(x.shape[:-1])), inputs)
-        if isinstance(step, Linear):
-            y = choices.linear(rows, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, relu=step.relu)
-        else:
-            y = choices.linear_dynamic(rows, step.weight, step.w_qparams, step.bias, reduce_range=step.reduce_range)
-        y = y.reshape(*x.shape[:-1], outputs)
-        return torch.from_numpy(y) if isinstance(step, LinearDynamic) else y
+
+def last_reads(program: Program) -> list[list[str]]:
+    """For each step the values that nobody reads after it, its own among them where nobody reads it at all."""
+    kept, last = set(refs(program.output)), {}
+    for index, step in enumerate(program.steps):
+        last |= dict.fromkeys([step.name, *reads(step)], index)
+    done: list[list[str]] = [[] for _ in program.steps]
+    for name, index in last.items():
+        if name not in kept:
+            done[index].append(name)
+    return done
+
+
+def run_step(step: Step, values: dict[str, Any], callables: dict[tuple[str, str], Any], choices: Dialect) -> Any:
+    """What a step gives."""
+    return STEPS[type(step)](step, values, callables, choices)
+
+
+def call(step: Call, values, callables, choices) -> Any:
+    # Only what reads shapes is given codes, which have them too.
+    return call_float(step, callables, lambda name: moves.as_tensors(values[name]))
+
+
+def quantize(step: Quantize, values, callables, choices) -> np.ndarray:
+    grid = step.qparams
+    return choices.quantize(array(values[step.x], step.x), grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
+
+
+def dequantize(step: Dequantize, values, callables, choices) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(step.qparams.dequantize(values[step.x])))
+
+
+def linear(step: Linear, values, callables, choices) -> np.ndarray:
+    x = values[step.x]
+    check_fits(step, x.shape)
+    rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
+    y = choices.linear(rows, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, relu=step.relu)
+    return y.reshape(*x.shape[:-1], len(step.weight))
+
+
+def conv(step: Conv, values, callables, choices) -> np.ndarray:
+    x = values[step.x]
+    check_fits(step, x.shape)
+    alone = x.ndim == step.weight.ndim - 1  # one image without a batch axis
+    places = {"stride": step.stride, "padding": step.padding, "dilation": step.dilation, "input_dilation": step.input_dilation, "groups": step.groups}
+    try:
+        y = choices.conv(
+            x[None] if alone else x, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, **places, relu=step.relu
+        )
+    except ValueError as error:
+        raise ValueError(f"layer {step.layer!r}: {error}") from error
+    return y[0] if alone else y
+
+
+def table(step: Table, values, callables, choices) -> np.ndarray:
+    return step.table[values[step.x]]
+
+
+def relu(step: Relu, values, callables, choices) -> np.ndarray:
+    return integer.relu(values[step.x], step.qparams.zero_point)
+
+
+def added(step: Add, values, callables, choices) -> np.ndarray:
+    a, b = np.broadcast_arrays(values[step.a], values[step.b])
+    return add(choices, a, step.a_qparams, b, step.b_qparams, step.y_qparams, relu=step.relu)
+
+
+def multiplied(step: Mul, values, callables, choices) -> np.ndarray:
+    a, b = np.broadcast_arrays(values[step.a], values[step.b])
+    return mul(choices, a, step.a_qparams, b, step.b_qparams, step.y_qparams)
+
+
+def joined(step: Concat, values, callables, choices) -> np.ndarray:
+    return concat(choices, [(values[x], grid) for x, grid in zip(step.xs, step.x_qparams)], step.y_qparams, axis=step.axis)
+
+
+def max_pool(step: MaxPool, values, callables, choices) -> np.ndarray:
+    return integer.max_pool(values[step.x], step.kernel, step.stride, step.padding, step.dilation, step.ceil_mode)
+
+
+def average_pool(step: AvgPool, values, callables, choices) -> np.ndarray:
+    return avg_pool(choices, values[step.x], step.qparams, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad)
+
+
+def adaptive(step: AdaptiveAvgPool, values, callables, choices) -> np.ndarray:
+    return adaptive_avg_pool(choices, values[step.x], step.qparams, step.size)
+
+
+def averaged(step: Mean, values, callables, choices) -> np.ndarray:
+    return mean(choices, values[step.x], step.qparams, step.axes, keepdim=step.keepdim)
+
+
+def moved(step: Move, values, callables, choices) -> Any:
+    return moves.apply(step, values.__getitem__)
 
 
 def array(x: Any, name: str) -> np.ndarray:
@@ -64,3 +141,32 @@ def array(x: Any, name: str) -> np.ndarray:
         what = f"a tensor on {x.device}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"{name}: expected a tensor on the CPU, got {what}")
     return x.detach().numpy()
+
+
+def linear_dynamic(step: LinearDynamic, values, callables, choices) -> torch.Tensor:
+    x = array(values[step.x], step.x)
+    check_fits(step, x.shape)
+    rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
+    y = dynamic_steps.linear(choices, rows, step.weight, step.w_qparams, step.bias, reduce_range=step.reduce_range, rows=step.rows)
+    return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
+
+
+def linear_weight(step: LinearWeight, values, callables, choices) -> torch.Tensor:
+    check_fits(step, values[step.x].shape)
+    weight = torch.from_numpy(step.w_qparams.dequantize(step.weight))
+    return torch.nn.functional.linear(values[step.x], weight, None if step.bias is None else torch.from_numpy(step.bias))
+
+
+def embedding(step: Embedding, values, callables, choices) -> torch.Tensor:
+    return dynamic_steps.embedding(step, values)
+
+
+def recurrent(step: Recurrent, values, callables, choices) -> Any:
+    return dynamic_steps.recurrent(step, values[step.x], replace_refs(step.state, values.__getitem__), choices)
+
+
+STEPS: dict[type, Callable] = {
+    Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
+    MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Move: moved, LinearDynamic: linear_dynamic, LinearWeight: linear_weight,
+    Embedding: embedding, Recurrent: recurrent,
+}  # fmt: skip

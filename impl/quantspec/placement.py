@@ -1,0 +1,70 @@
+"""Where a float graph will be in codes, and which grids that takes (chapter 5, "What gets which qparams")."""
+
+from functools import cached_property
+
+from .graph import Add, Concat, Elementwise, Embedding, FloatGraph, Layer, Move, Mul, Node, Pool, Recurrent, Relu
+from .program import reads
+
+SPLITTING = ("chunk", "split", "unbind", "torch.chunk", "torch.split", "torch.unbind", "tensor_split")
+
+
+class Placement:
+    """``coded``: the values that are computed in codes. ``sources``: for each value the one whose grid it has, its own or what it rearranges, clamps or pools
+    (STA-SAME-GRID). ``observed``: the values that need an observer, in order: what feeds a layer, and what is computed in codes (STA-STEPS)."""
+
+    def __init__(self, graph: FloatGraph):
+        self.graph = graph
+        self.nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
+        # What feeds a layer is quantized in any case, so that sums and joins with it may be computed in codes.
+        self.coded, self.sources = self.placed(frozenset())
+        fed = frozenset(self.sources[node.x] for node in graph.nodes if isinstance(node, Layer))
+        self.coded, self.sources = self.placed(fed)
+
+    def placed(self, fed: frozenset[str]) -> tuple[set[str], dict[str, str]]:
+        coded: set[str] = set()
+        sources = {name: name for name in self.graph.inputs}
+
+        def in_codes(name: str) -> bool:
+            return name in coded or sources[name] in fed
+
+        for node in self.graph.nodes:
+            sources[node.name] = node.name
+            if isinstance(node, Layer):
+                coded.add(node.name)
+            elif isinstance(node, (Add, Mul, Concat)):
+                if all(in_codes(name) for name in dict.fromkeys(own_reads(node))):
+                    coded.add(node.name)
+            elif isinstance(node, (Relu, Pool, Move, Elementwise)):
+                if node.x in coded:
+                    coded.add(node.name)
+                if not isinstance(node, Elementwise) and (node.x in coded or (isinstance(node, Move) and not takes_item(node))):
+                    sources[node.name] = sources[node.x]
+        return coded, sources
+
+    @cached_property
+    def observed(self) -> list[str]:
+        places: dict[str, None] = {}
+        for node in self.graph.nodes:
+            if isinstance(node, Layer):
+                places |= {self.sources[node.x]: None, node.name: None}
+            elif node.name in self.coded and isinstance(node, (Add, Mul, Concat, Elementwise)):
+                places |= dict.fromkeys(self.sources[name] for name in own_reads(node))
+                places[node.name] = None
+        return list(places)
+
+    def place(self, name: str) -> str:
+        """How to call the place of a value in a message."""
+        if name in self.graph.inputs:
+            return f"input {name!r}"
+        node = self.nodes[name]
+        return f"output of layer {node.layer!r}" if isinstance(node, (*Layer.__args__, Embedding, Recurrent)) else f"value {name!r}"
+
+
+def own_reads(node: Node) -> list[str]:
+    """The values that an operation computes with."""
+    return list(node.xs) if isinstance(node, Concat) else [node.a, node.b] if isinstance(node, (Add, Mul)) else [reads(node)[0]]
+
+
+def takes_item(node: Move) -> bool:
+    """Whether a node takes an item, of a tensor or of a tuple, which it cannot tell."""
+    return node.call.target == "operator.getitem"
