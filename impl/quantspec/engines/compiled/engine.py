@@ -1,5 +1,6 @@
 """The compiled engine: parts of a program that its kernels know run in one call each, everything else as the reference engine does."""
 
+import copy
 import itertools
 import threading
 from typing import Any
@@ -46,7 +47,8 @@ class Segment:
         if shapes not in known or known[shapes].threads != threads:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
-            known[shapes] = Bound(self.planner, shapes, threads)
+            # A planner holds the plan in the making, so that threads must not share one.
+            known[shapes] = Bound(copy.copy(self.planner), shapes, threads)
         return known[shapes]
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
