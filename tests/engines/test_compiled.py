@@ -136,7 +136,7 @@ def test_tables(r, shape):
     check(programs.between(x, [step], step.y_qparams), programs.values(r, x, shape))
 
 
-@given(strategies.seeds(), st.floats(-37, 36))
+@given(strategies.seeds(), st.floats(-37, 35.6))
 def test_quantize_with_scales_of_any_size(r, exponent):
     # Scales at which the remainder of the division would underflow are divided by.
     from quantspec.affine import QParams

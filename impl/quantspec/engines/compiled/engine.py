@@ -12,14 +12,14 @@ from ...affine import float32_array
 from ...dialects import dialect
 from ...errors import UnsupportedError
 from ...graph import bind
-from ...program import Conv, Dequantize, Linear, Program, Quantize, Ref, reads, refs, replace_refs
+from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Ref, reads, refs, replace_refs
 from ..reference import array, run_step
 from .bound import Bound
 from .emitters import EMITTERS
 from .native import caller
 from .pack import pack_layer
 from .plan import Planner
-from .shapes import fused, known
+from .shapes import compilable, flattens, fused
 
 DIALECT = "onnx"
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
@@ -32,7 +32,7 @@ class Segment:
         made = {step.name for step in steps}
         inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
         self.steps = steps
-        packed = {step.name: pack_layer(step) for step in steps if isinstance(step, (Linear, Conv))}
+        packed = {step.name: pack_layer(step) for step in steps if isinstance(step, (Linear, Conv, LinearDynamic))}
         self.planner = Planner(fused(steps, outputs), inputs, outputs, packed, EMITTERS)
         self.local = threading.local()
 
@@ -51,26 +51,24 @@ class Segment:
             known[shapes] = Bound(copy.copy(self.planner), shapes, threads)
         return known[shapes]
 
-    def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs. ValueError for NaN and for shapes that do not fit."""
-        outputs = self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
-        if outputs is None:
-            counts = [int(torch.isnan(inputs[self.planner.inputs.index(step.x)]).sum()) for step in self.steps if isinstance(step, Quantize)]
-            raise ValueError(f"x: expected numbers, got {next(count for count in counts if count)} NaN")
-        return outputs
+    def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""
+        return self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
 
 
-def segments(program: Program) -> list:
+def segments(program: Program, callables: dict) -> list:
     """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
-    groups = [(compiles, tuple(steps)) for compiles, steps in itertools.groupby(program.steps, known)]
+    names = compilable(program, callables)
     parts: list = []
-    for compiles, steps in groups:
-        names = {step.name for step in steps}
-        wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in names for name in reads(other)}
+    for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
+        steps = tuple(group)
+        made = {step.name for step in steps}
+        wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in made for name in reads(other)}
         outputs = tuple(step.name for step in steps if step.name in wanted)
-        floats_in = all(isinstance(step, Quantize) or set(reads(step)) <= names for step in steps)
-        floats_out = all(isinstance(step, Dequantize) for step in steps if step.name in outputs)
-        parts += [Segment(steps, outputs)] if compiles and outputs and floats_in and floats_out else steps
+        floats_in = all(isinstance(step, (Quantize, LinearDynamic, Call)) or set(reads(step)) <= made for step in steps)
+        floats_out = all(isinstance(step, (Dequantize, LinearDynamic, Call)) for step in steps if step.name in outputs)
+        views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
+        parts += [Segment(steps, outputs)] if compiles and outputs and floats_in and floats_out and not views else steps
     return parts
 
 
@@ -84,7 +82,7 @@ class Compiled:
         if program.dialect != DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
         self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
-        self.parts = segments(program)
+        self.parts = segments(program, callables)
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             planner = self.parts[0].planner
@@ -114,7 +112,9 @@ class Compiled:
         try:
             outputs = segment(inputs)
         except UnsupportedError:
-            # Shapes that the kernels do not take, or that fit no layer, which the reference says in its own words.
+            outputs = None
+        if outputs is None:
+            # What the kernels do not take, and the reference may refuse in its own words: other shapes, NaN, ranges that make no grid.
             inner = dict(values)
             for step in segment.steps:
                 inner[step.name] = run_step(step, inner, self.callables, self.dialect)

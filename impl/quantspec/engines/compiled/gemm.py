@@ -16,7 +16,7 @@ X, Y, W, BIAS, FACTOR, ROWS, OUTPUTS, BLOCKS, STEPS = range(1, 10)
 RUNS, RUN_STEPS, RUN_OFFSETS, X_OFFSETS, Y_OFFSETS, CHUNK = range(10, 16)
 LOWEST, HIGHEST, ZERO = range(16, 19)  # float32 in steps relative to the zero point, and the zero point as an integer
 ADD, B, B_OFFSETS, RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST = range(19, 27)
-ROW_SCALE, ROW_ZERO, SUMS = 27, 28, 29
+ROW_GRIDS, SUMS = 27, 28  # of dynamic layers
 
 TILE_ROWS, PANEL = (1, 2, 4, 6), 4
 

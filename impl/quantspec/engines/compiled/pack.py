@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...affine import QParams
 from ...dialects import check_unit
 from ...integer import check_overflow, quantize_bias
-from ...program import Conv, Linear
+from ...program import Conv, Linear, LinearDynamic
 from .depthwise import ORDER, WIDE
 from .layout import aligned, position_pitch
 from .shapes import is_depthwise
@@ -35,8 +36,8 @@ class Packed:
         return -(-self.outputs // LANES)
 
 
-def pack(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray) -> Packed:
-    """``weight``: int8 [outputs, runs, inputs of a run]; ``bias``: integers (outputs,); ``factor``: float32, () or (outputs,)."""
+def pack(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray, bias_type=np.int32) -> Packed:
+    """``weight``: int8 [outputs, runs, inputs of a run]; ``bias`` (outputs,); ``factor``: float32, () or (outputs,)."""
     outputs, runs, inputs = weight.shape
     blocks, steps = -(-outputs // LANES), -(-inputs // 4)
     padded = np.zeros((blocks * LANES, runs, steps * 4), np.int8)
@@ -49,7 +50,7 @@ def pack(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray) -> Packed:
         packed[place : place + panel.size] = panel.ravel()
         place += panel.size
     sums = weight.astype(np.int64).sum((1, 2))
-    return Packed(outputs, runs, steps, packed, lanes(bias, outputs, np.int32), lanes(factor, outputs, np.float32), lanes(sums, outputs, np.int32))
+    return Packed(outputs, runs, steps, packed, lanes(bias, outputs, bias_type), lanes(factor, outputs, np.float32), lanes(sums, outputs, np.int32))
 
 
 def lanes(values, outputs: int, dtype) -> np.ndarray:
@@ -98,14 +99,25 @@ def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
     return bias.astype(np.int64) - int(x.zero_point) * sums, x.scale * w.scale / y.scale
 
 
-def pack_layer(step: Linear | Conv) -> list:
+def pack_layer(step: Linear | Conv | LinearDynamic) -> list:
     """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives."""
+    if isinstance(step, LinearDynamic):
+        return [pack_dynamic(step)]
     if isinstance(step, Conv) and is_depthwise(step):
         return pack_channels(step)
     weight, (bias, factor) = runs(step), epilogue(step)
     groups = getattr(step, "groups", 1)
     factor = np.broadcast_to(factor, len(weight))
     return [pack(*parts) for parts in zip(*(np.split(v, groups) for v in (weight, bias, factor)))]
+
+
+def pack_dynamic(step: LinearDynamic) -> Packed:
+    """Weights, the float bias and the scales of the weights. UnsupportedError for accumulators that could overflow."""
+    outputs = len(step.weight)
+    # The grid with the largest steps tells the worst case, whatever the input.
+    check_overflow(QParams(1, 0, 0, 255), step.weight, step.w_qparams, np.zeros(outputs, np.int32))
+    bias = np.zeros(outputs, np.float32) if step.bias is None else step.bias
+    return pack(step.weight[:, None, :], bias, np.broadcast_to(step.w_qparams.scale, outputs), bias_type=np.float32)
 
 
 def pack_channels(step: Conv) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from ...program import AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linea
 from .layout import Layout, aligned
 from .native import BEGIN, COUNT, MOST_SLOTS, RELEASE, SLICES, SLOTS, WIDTH, kernel
 from .pack import Packed
-from .shapes import SHAPES, ConvAdd
+from .shapes import SHAPES, ConvAdd, Dynamic, FlatFloat, FlatQuantize
 
 LONG = 2_000_000  # multiply-accumulates from which on other Python threads may run meanwhile
 
@@ -48,12 +48,17 @@ class Planner:
 
     def plan(self, shapes: dict[str, tuple[int, ...]], *, dry: bool = False) -> Plan:
         """The plan for inputs of these shapes; ``dry``: without memory to run in. UnsupportedError for shapes that the kernels do not take."""
-        self.shapes, self.values, self.ops, self.kept, self.macs = dict(shapes), {}, [], [], 0
+        self.shapes, self.values, self.alias, self.ops, self.kept, self.macs = dict(shapes), {}, {}, [], [], 0
         for step in self.steps:
             self.shapes[step.name] = SHAPES[type(step)](step, self.shapes)
         margins, forms = self.margins(), self.forms()
         for step in self.steps:
-            if not isinstance(step, Dequantize):
+            if isinstance(step, FlatFloat):
+                self.alias[step.name] = step.x
+            elif isinstance(step, Dynamic):
+                rows = int(np.prod(self.shapes[step.name][:-1]))
+                self.values[step.name] = Value(self.shapes[step.name], Layout(1, 1, 1, 4 * rows * self.shapes[step.name][-1]))
+            elif not isinstance(step, Dequantize):
                 margin, filled = margins.get(step.name, ((0, 0, 0, 0), None))
                 self.values[step.name] = Value(self.shapes[step.name], layout_of(self.shapes[step.name], forms[step.name], margin), None, filled)
         self.nbytes = self.place()
@@ -73,7 +78,7 @@ class Planner:
         for step in self.steps:
             if isinstance(step, windows):
                 forms[step.name] = True
-            elif isinstance(step, (Linear, Move)):
+            elif isinstance(step, (Linear, Move, FlatQuantize, FlatFloat, Dynamic)):
                 forms[step.name] = False
             elif isinstance(step, Quantize):
                 rank = len(self.shapes[step.name])
@@ -82,7 +87,7 @@ class Planner:
             else:
                 forms[step.name] = forms[reads(step)[0]] and len(self.shapes[step.name]) > 2
         for step in self.steps:
-            if isinstance(step, Linear) and forms[step.x] or not isinstance(step, (Move, Mean)) and len({forms[x] for x in reads(step) if x in forms}) > 1:
+            if isinstance(step, (Linear, Dynamic)) and forms.get(step.x) or not isinstance(step, (Move, Mean)) and len({forms[x] for x in reads(step) if x in forms}) > 1:
                 raise UnsupportedError(f"step {step.name!r}: the kernels do not take rows where images are")
             if isinstance(step, (*windows, Mean, Concat)) and any(not forms[x] for x in reads(step)) and len(self.shapes[step.name]) > 2:
                 raise UnsupportedError(f"step {step.name!r}: the kernels take images there, and got rows")
@@ -107,11 +112,11 @@ class Planner:
 
     def place(self) -> int:
         """Gives every value in codes a place in the arena, that of one which is no longer needed where possible; the bytes of it."""
-        last = {name: index for index, step in enumerate(self.steps) for name in reads(step)}
+        last = {self.alias.get(name, name): index for index, step in enumerate(self.steps) for name in reads(step)}
         last |= dict.fromkeys(self.outputs, len(self.steps))
         free, used, size = [], [], 0
         for index, step in enumerate(self.steps):
-            if isinstance(step, Dequantize):
+            if step.name not in self.values:
                 continue
             free += [(place, length) for end, place, length in used if end < index]
             used = [entry for entry in used if entry[0] >= index]
@@ -169,6 +174,8 @@ class Planner:
 
     def batch(self, shapes, outputs) -> int | None:
         """How many samples can be computed independently of each other; None when the inputs are one."""
+        if any(isinstance(step, Dynamic) and not step.layer.rows for step in self.steps):
+            return None
         counts = {shape[0] if shape else None for shape in (*shapes, *outputs)}
         return counts.pop() if len(counts) == 1 else None
 

@@ -92,6 +92,10 @@ class Emitter(ir.IRBuilder):
         moved = self.fadd(steps, self.splat(MAGIC, FLOATS))
         return self.sub(self.bitcast(moved, INTS), self.splat(MAGIC_BITS, INTS))
 
+    def rounded_one(self, steps):
+        """A float of at most 2^22 in size to the nearest int32, ties to even."""
+        return self.sub(self.bitcast(self.fadd(steps, F32(MAGIC)), I32), I32(MAGIC_BITS))
+
     def mask(self, count):
         """The first ``count`` (int64) lanes."""
         return self.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), self.splat(self.trunc(self.smaller(count, I64(LANES)), I32)))
