@@ -4,10 +4,19 @@ A batch is a dict of inputs by name. Every engine gives, bit for bit, what ``ref
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from .reference import Reference
 
-ENGINES: dict[str, Callable] = {"reference": Reference}
+
+def compiled(program: Any, callables: dict) -> Callable:
+    """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it cannot run."""
+    from .compiled.engine import Compiled
+
+    return Compiled(program, callables)
+
+
+ENGINES: dict[str, Callable] = {"reference": Reference, "compiled": compiled}
 AUTO = "auto"
 
 

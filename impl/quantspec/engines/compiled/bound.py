@@ -1,0 +1,94 @@
+"""A segment bound to shapes: the batch cut into slices whose activations stay in the cache, and these shared out among threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+
+from .native import ADDRESSES, RELEASE, SLICES, STRIDES, caller
+from .pack import Packed
+from .plan import LONG, Plan, Planner
+
+SLICE_BYTES = 2**19  # activations of a slice: they share the second-level cache with weights
+LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
+REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
+THREAD_MACS = 10_000_000  # work that is worth another thread
+
+
+class Bound:
+    """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
+
+    ``direct``: the frame's address when a single frame does it all for one input and one output, otherwise 0.
+    """
+
+    def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int):
+        whole = planner.plan(dict(zip(planner.inputs, shapes)), dry=True)
+        self.shapes, self.threaded, self.threads = whole.shapes, False, threads
+        batch = planner.batch(shapes, whole.shapes)
+        if not batch:
+            self.tasks = [[(planner.plan(dict(zip(planner.inputs, shapes))), (0,) * (len(shapes) + len(self.shapes)))]]
+        else:
+            self.threaded = whole.macs >= 2 * THREAD_MACS
+            workers = max(1, min(threads, whole.macs // THREAD_MACS, batch))
+            self.tasks = [
+                self.slices(planner, shapes, batch, whole, first, last)
+                for first, last in zip(shares(batch, workers)[:-1], shares(batch, workers)[1:])
+            ]
+        self.run = caller()
+        plan, _ = self.tasks[0][0]
+        self.single = len(self.tasks) == 1 and len(self.tasks[0]) == 1 and len(shapes) == len(self.shapes) == 1
+        self.direct = plan.address if self.single else 0
+
+    def slices(self, planner: Planner, shapes, batch: int, whole: Plan, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
+        """Plans for samples from ``first`` to ``last``, each with the bytes from the start of every input and output to its part."""
+        size = slice_size(planner, batch, whole)
+        count = last - first
+        size = -(-count // max(1, -(-count // size)))
+        steps = [4 * int(np.prod(shape[1:])) for shape in (*shapes, *whole.shapes)]
+        result = []
+        for start, samples, times in ((first, size, count // size), (first + count // size * size, count % size, 1)):
+            if samples and times:
+                plan = planner.plan({name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)})
+                plan.frame[SLICES] = times
+                plan.frame[RELEASE] = whole.macs >= LONG
+                plan.frame[STRIDES : STRIDES + len(steps)] = [samples * step for step in steps]
+                result.append((plan, tuple(start * step for step in steps)))
+        return result
+
+    def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        """The outputs for contiguous float32 tensors; None when one holds NaN."""
+        outputs = [torch.empty(shape) for shape in self.shapes]
+        starts = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        others = [pool(len(self.tasks) - 1).submit(self.work, task, starts) for task in self.tasks[1:]]
+        nan = self.work(self.tasks[0], starts)
+        for other in others:
+            nan |= other.result()
+        return None if nan else outputs
+
+    def work(self, task: list[tuple[Plan, tuple[int, ...]]], starts: list[int]) -> int:
+        nan = 0
+        for plan, offsets in task:
+            plan.frame[ADDRESSES : ADDRESSES + len(starts)] = [start + offset for start, offset in zip(starts, offsets)]
+            nan |= self.run(plan.address, 0, 0)
+        return nan
+
+
+def slice_size(planner: Planner, batch: int, whole: Plan) -> int:
+    """Samples of a slice: as many as the cache holds, but enough for large weights to be worth their way from memory."""
+    size = max(1, SLICE_BYTES * batch // max(1, whole.nbytes))
+    weights = sum(part.weight.nbytes for parts in planner.packed.values() for part in parts if isinstance(part, Packed))
+    if weights > LARGE_WEIGHTS:
+        size = max(size, -(-REUSE * weights * batch // max(1, whole.macs)))
+    return size
+
+
+def shares(batch: int, workers: int) -> list[int]:
+    """Where the shares of the workers begin and end."""
+    return [batch * index // workers for index in range(workers + 1)]
+
+
+@cache
+def pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="quantspec")
+

@@ -1,0 +1,135 @@
+"""Quantize, dequantize, and what goes from code to code by a table.
+
+``quantize`` divides as IEEE 754 does, without a division: with r the float32 nearest to 1 / scale and t what is missing to it, fma(x, r, x * t) is one of the
+two float32 next to the quotient, and one step of Newton's iteration on its remainder, which is exact, rounds it correctly (Markstein's theorem). That
+holds as long as nothing underflows; scales that are very small or very large divide.
+"""
+
+import numpy as np
+from llvmlite import ir
+
+from . import cpu
+from .native import ADDRESSES
+from .simd import BYTES, F32, FLOATS, I1, I32, I64, INTS, LANES, Emitter, float_bits, function
+
+# Entries of an instruction of either kind. SOURCE and TARGET are addresses, or with SLOT the number of an input or output of the program.
+SOURCE, TARGET, COUNT, WIDTH, SOURCE_PITCH, TARGET_PITCH = range(1, 7)  # COUNT rows of WIDTH values, whose starts are as many bytes apart
+SCALE, INVERSE, REST, LOW, HIGH, ZERO = range(7, 13)
+SAFE_SCALES = 2.0**-60, 2.0**60
+UNROLLED = 4
+
+
+def quantize_fields(op, grid) -> None:
+    """Fills in the entries that describe the grid."""
+    scale = np.float32(grid.scale)
+    op[SCALE], op[INVERSE], op[REST] = float_bits(scale), 0, 0
+    if SAFE_SCALES[0] <= scale <= SAFE_SCALES[1]:
+        inverse = np.float32(1) / scale
+        op[INVERSE], op[REST] = float_bits(inverse), float_bits(np.float32(1 / np.float64(scale) - np.float64(inverse)))
+    # What lies beyond these products has the first or the last code, and so have they.
+    with np.errstate(over="ignore"):
+        op[LOW], op[HIGH] = (float_bits(scale * np.float32(end - int(grid.zero_point))) for end in (grid.qmin, grid.qmax))
+    op[ZERO] = int(grid.zero_point)
+
+
+def run_quantize(emit: Emitter, op, source, target, count):
+    """``count`` floats at ``source`` to codes at ``target``; 1 when there was a NaN, otherwise 0."""
+    scale, inverse, rest, low, high = (emit.splat(emit.field(op, name, F32)) for name in (SCALE, INVERSE, REST, LOW, HIGH))
+    zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
+
+    def quotient(x):
+        if not cpu.target().has_fma:
+            return emit.fdiv(x, scale)
+        near = emit.fma(x, inverse, emit.fmul(x, rest))
+        return emit.fma(emit.fma(emit.fneg(near), scale, x), inverse, near)
+
+    def codes(x, divide):
+        x = emit.minimum(emit.maximum(x, low), high)
+        return emit.trunc(emit.add(emit.rounded(emit.fdiv(x, scale) if divide else quotient(x)), zero), BYTES)
+
+    none = ir.Constant(ir.VectorType(I1, LANES), [0] * LANES)
+
+    def pass_over(divide: bool):
+        def many(i, carried):
+            nan = carried[0]
+            at = emit.mul(i, I64(LANES * UNROLLED))
+            xs = [emit.read(emit.add(source, emit.shl(emit.add(at, I64(LANES * n)), I64(2))), FLOATS) for n in range(UNROLLED)]
+            for a, b in zip(xs[::2], xs[1::2]):
+                nan = emit.or_(nan, emit.fcmp_unordered("uno", a, b))
+            for n, x in enumerate(xs):
+                emit.write(codes(x, divide), emit.add(target, emit.add(at, I64(LANES * n))))
+            return [nan]
+
+        def few(i, carried):
+            at = emit.add(emit.mul(whole, I64(LANES * UNROLLED)), emit.mul(i, I64(LANES)))
+            mask = emit.mask(emit.sub(count, at))
+            x = emit.read_some(emit.add(source, emit.shl(at, I64(2))), FLOATS, mask, emit.splat(0.0, FLOATS))
+            emit.write_some(codes(x, divide), emit.add(target, at), mask)
+            return [emit.or_(carried[0], emit.fcmp_unordered("uno", x, x))]
+
+        whole = emit.sdiv(count, I64(LANES * UNROLLED))
+        left = emit.sdiv(emit.add(emit.sub(count, emit.mul(whole, I64(LANES * UNROLLED))), I64(LANES - 1)), I64(LANES))
+        nan = emit.loop(left, emit.loop(whole, [none], many), few)[0]
+        return emit.icmp_unsigned("!=", emit.bitcast(nan, ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0))
+
+    result = emit.alloca(I1)
+    with emit.if_else(emit.icmp_signed("==", emit.field(op, INVERSE), I64(0))) as (by_division, otherwise):
+        with by_division:
+            emit.store(pass_over(True), result)
+        with otherwise:
+            emit.store(pass_over(False), result)
+    return emit.zext(emit.load(result), I64)
+
+
+def run_dequantize(emit: Emitter, op, source, target, count):
+    """``count`` codes at ``source`` to floats at ``target``."""
+    scale, zero = emit.splat(emit.field(op, SCALE, F32)), emit.splat(emit.trunc(emit.field(op, ZERO), I32))
+
+    def real(q):
+        return emit.fmul(emit.sitofp(emit.sub(emit.zext(q, INTS), zero), FLOATS), scale)
+
+    def many(i, carried):
+        at = emit.mul(i, I64(LANES * UNROLLED))
+        for n in range(UNROLLED):
+            place = emit.add(at, I64(LANES * n))
+            emit.write(real(emit.read(emit.add(source, place), BYTES)), emit.add(target, emit.shl(place, I64(2))))
+        return []
+
+    def few(i, carried):
+        at = emit.add(emit.mul(whole, I64(LANES * UNROLLED)), emit.mul(i, I64(LANES)))
+        mask = emit.mask(emit.sub(count, at))
+        q = emit.read_some(emit.add(source, at), BYTES, mask, emit.splat(0, BYTES))
+        emit.write_some(real(q), emit.add(target, emit.shl(at, I64(2))), mask)
+        return []
+
+    whole = emit.sdiv(count, I64(LANES * UNROLLED))
+    left = emit.sdiv(emit.add(emit.sub(count, emit.mul(whole, I64(LANES * UNROLLED))), I64(LANES - 1)), I64(LANES))
+    emit.loop(whole, [], many)
+    emit.loop(left, [], few)
+
+
+def slot(emit: Emitter, op, frame, index: int):
+    """The address of the program's input or output whose number is entry ``index`` of the instruction."""
+    return emit.field(emit.add(frame, emit.shl(emit.field(op, index), I64(3))), ADDRESSES)
+
+
+def rows(name: str, one_row, from_slot: bool):
+    """Writes a kernel that runs ``one_row(op, source, target, width)`` over rows, from an input of the program or to an output of it."""
+
+    def write(emit: Emitter, op, frame):
+        source = slot(emit, op, frame, SOURCE) if from_slot else emit.field(op, SOURCE)
+        target = emit.field(op, TARGET) if from_slot else slot(emit, op, frame, TARGET)
+        width, near, far = (emit.field(op, entry) for entry in (WIDTH, SOURCE_PITCH, TARGET_PITCH))
+        run = function(emit.module, f"quantspec_{name}_run", 4, one_row)
+
+        def row(index, carried):
+            places = emit.add(source, emit.mul(index, near)), emit.add(target, emit.mul(index, far))
+            return [emit.or_(carried[0], emit.call(run, [op, *places, width]))]
+
+        return emit.loop(emit.field(op, COUNT), [I64(0)], row)[0]
+
+    return write
+
+
+write_quantize = rows("quantize", run_quantize, True)
+write_dequantize = rows("dequantize", run_dequantize, False)

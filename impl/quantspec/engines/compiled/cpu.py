@@ -1,0 +1,43 @@
+"""What the CPU can do.
+
+The kernels are written for vectors of sixteen 32-bit lanes. LLVM splits them where registers are shorter; only the dot product of bytes and the
+fused multiplication differ with the CPU, and both are exact everywhere, so that every CPU gives the same codes.
+
+``QUANTSPEC_CPU``, read once per process, makes the kernels be compiled for another CPU than the one at hand: ``generic`` (no extensions at all), ``avx2`` (no dot
+product of bytes) or ``avx512vl`` (the dot product in registers of 256 bits only).
+"""
+
+import functools
+import os
+from dataclasses import dataclass
+
+from llvmlite import binding
+
+AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt"
+AVX512VL = f"{AVX2},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512vnni"
+EMULATED = {"generic": ("generic", ""), "avx2": ("haswell", AVX2), "avx512vl": ("icelake-client", AVX512VL)}
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """LLVM's name of a CPU, its features as LLVM writes them, and the longest dot product of bytes to use, in lanes."""
+
+    name: str
+    features: str
+    dot_lanes: int
+    has_fma: bool
+
+
+@functools.cache
+def target() -> Cpu:
+    """The CPU to compile for. ValueError when QUANTSPEC_CPU asks for an unknown one."""
+    wanted = os.environ.get("QUANTSPEC_CPU")
+    if wanted and wanted not in EMULATED:
+        raise ValueError(f"QUANTSPEC_CPU: expected one of {', '.join(EMULATED)}, got {wanted!r}")
+    name, features = EMULATED[wanted] if wanted else (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    known = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    if {"avx512f", "avx512bw", "avx512vnni"} <= known and wanted != "avx512vl":
+        lanes = 16
+    else:
+        lanes = 8 if {"avx512vl", "avx512vnni"} <= known or "avxvnni" in known else 0
+    return Cpu(name, features, lanes, "fma" in known or "avx512f" in known)

@@ -1,0 +1,160 @@
+"""Dynamic linear layers: the range of the input, its grid, its codes, the product, and floats as output (chapter 6, dialect ``onnx``)."""
+
+from llvmlite import ir
+
+from . import codes
+from .codes import run_quantize
+from .gemm import BIAS, FACTOR, OUTPUTS, PANEL, ROW_GRIDS, SUMS, Y, Y_OFFSETS, accumulate, product
+from .native import ADDRESSES
+from .simd import F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
+
+# The instruction that quantizes: SOURCE and the like as ``codes`` has them, and
+SLOT, GRIDS, GRID_STRIDE, PER_ROW, QMAX, SMALLEST, LARGEST = range(13, 20)
+GRID_ENTRIES = 16  # int64 entries of a grid: those of ``codes.quantize_fields``
+NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
+F64 = ir.DoubleType()
+
+
+def source_or_slot(emit: Emitter, op, frame, slot: int, address: int):
+    """The address of an input or output of the program, by entry ``slot``, or entry ``address`` where that is negative."""
+    number = emit.field(op, slot)
+    place = emit.select(emit.icmp_signed("<", number, I64(0)), I64(0), number)
+    outside = emit.field(emit.add(frame, emit.shl(place, I64(3))), ADDRESSES)
+    return emit.select(emit.icmp_signed("<", number, I64(0)), emit.field(op, address), outside)
+
+
+def run_range(emit: Emitter, op, source, count, grid):
+    """The grid of ``count`` floats (DIA-QPARAMS, ``float32-bare``) to the entries at ``grid``; 1 for what has none."""
+    infinite = float("inf")
+    starts = [emit.splat(infinite, FLOATS), emit.splat(-infinite, FLOATS)] * 2
+
+    def sixteen(at, mask, low, high):
+        address = emit.add(source, emit.shl(at, I64(2)))
+        x = emit.read(address, FLOATS) if mask is None else emit.read_some(address, FLOATS, mask, emit.splat(0.0, FLOATS))
+        # A NaN among the operands is found by the sum below.
+        return x, emit.select(emit.fcmp_ordered("<", x, low), x, low), emit.select(emit.fcmp_ordered(">", x, high), x, high)
+
+    none = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES)
+
+    def many(i, carried):
+        at = emit.shl(i, I64(5))
+        x, low, high = sixteen(at, None, *carried[:2])
+        y, low2, high2 = sixteen(emit.add(at, I64(LANES)), None, *carried[2:4])
+        return [low, high, low2, high2, emit.or_(carried[4], emit.fcmp_unordered("uno", x, y))]
+
+    whole = emit.ashr(count, I64(5))
+    low, high, low2, high2, nan = emit.loop(whole, [*starts, none], many)
+    low, high = emit.minimum(low, low2), emit.maximum(high, high2)
+
+    def few(i, carried):
+        at = emit.add(emit.shl(whole, I64(5)), emit.shl(i, I64(4)))
+        x, low, high = sixteen(at, emit.mask(emit.sub(count, at)), *carried[:2])
+        return [low, high, emit.or_(carried[2], emit.fcmp_unordered("uno", x, x))]
+
+    left = emit.ashr(emit.add(emit.sub(count, emit.shl(whole, I64(5))), I64(LANES - 1)), I64(4))
+    low, high, nan = emit.loop(left, [low, high, nan], few)
+    low, high = (reduced(emit, v, pick) for v, pick in ((low, emit.minimum), (high, emit.maximum)))
+    # The range holds zero, as lanes that are left over do.
+    low, high = emit.minimum(low, F32(0)), emit.maximum(high, F32(0))
+    qmax = emit.field(op, QMAX, F32)
+    scale = emit.fdiv(emit.fsub(high, low), qmax)
+    scale = emit.select(emit.fcmp_ordered("==", scale, F32(0)), F32(1), scale)
+    zero = emit.rounded_one(emit.fneg(emit.fdiv(low, scale)))
+    zero = emit.select(emit.icmp_signed("<", zero, I32(0)), I32(0), zero)
+    most = emit.fptosi(qmax, I32)
+    zero = emit.select(emit.icmp_signed(">", zero, most), most, zero)
+    inverse = emit.fdiv(F32(1), scale)
+    exact = emit.fdiv(F64(1), emit.fpext(scale, F64))
+    rest = emit.fptrunc(emit.fsub(exact, emit.fpext(inverse, F64)), F32)
+    safe = emit.and_(emit.fcmp_ordered(">=", scale, F32(codes.SAFE_SCALES[0])), emit.fcmp_ordered("<=", scale, F32(codes.SAFE_SCALES[1])))
+    steps = emit.sitofp(zero, F32)
+    for entry, value in (
+        (codes.SCALE, scale), (codes.REST, rest), (codes.LOW, emit.fmul(scale, emit.fneg(steps))), (codes.HIGH, emit.fmul(scale, emit.fsub(qmax, steps))),
+    ):  # fmt: skip
+        emit.write(value, emit.add(grid, I64(8 * entry)))
+    bits = emit.zext(emit.bitcast(inverse, I32), I64)
+    emit.write(emit.select(safe, bits, I64(0)), emit.add(grid, I64(8 * codes.INVERSE)))
+    emit.write(emit.sext(zero, I64), emit.add(grid, I64(8 * codes.ZERO)))
+    # Finite values, a scale that is a grid's, and units of the accumulator that are normal numbers.
+    smallest, largest = (emit.fmul(scale, emit.field(op, entry, F32)) for entry in (SMALLEST, LARGEST))
+    good = emit.icmp_unsigned("==", emit.bitcast(nan, ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0))
+    limits = (">=", low, -FINITE), ("<=", high, FINITE), (">=", scale, NORMAL), ("<=", scale, MOST), (">=", smallest, NORMAL), ("<=", largest, FINITE)
+    for relation, value, limit in limits:
+        good = emit.and_(good, emit.fcmp_ordered(relation, value, F32(limit)))
+    return emit.zext(emit.not_(good), I64)
+
+
+def reduced(emit: Emitter, vector, pick):
+    """One value of sixteen."""
+    values = [emit.extract_element(vector, I32(i)) for i in range(LANES)]
+    while len(values) > 1:
+        values = [pick(a, b) for a, b in zip(values[::2], values[1::2])]
+    return values[0]
+
+
+def write_dynamic_quantize(emit: Emitter, op, frame):
+    """Codes of rows on the grid of their range, which goes to GRIDS, and those codes to TARGET."""
+    source = source_or_slot(emit, op, frame, SLOT, codes.SOURCE)
+    target, count, width, near, far, grids, stride = (
+        emit.field(op, entry) for entry in (codes.TARGET, codes.COUNT, codes.WIDTH, codes.SOURCE_PITCH, codes.TARGET_PITCH, GRIDS, GRID_STRIDE)
+    )
+    per_row = emit.icmp_signed("!=", emit.field(op, PER_ROW), I64(0))
+    find = function(emit.module, "quantspec_range", 4, run_range)
+    quantize = function(emit.module, "quantspec_quantize_run", 4, run_quantize)
+
+    def one_range(i, carried):
+        return [emit.or_(carried[0], emit.call(find, [op, emit.add(source, emit.mul(i, near)), length, emit.add(grids, emit.mul(i, stride))]))]
+
+    # Rows lie after one another, so that the whole is one long row.
+    length = emit.select(per_row, width, emit.mul(width, count))
+    bad = emit.loop(emit.select(per_row, count, I64(1)), [I64(0)], one_range)[0]
+
+    def row(i, carried):
+        emit.call(quantize, [emit.add(grids, emit.mul(i, stride)), emit.add(source, emit.mul(i, near)), emit.add(target, emit.mul(i, far)), width])
+        return []
+
+    emit.loop(count, [], row)
+    return bad
+
+
+Y_SLOT, RELU, Y_PITCH = 26, 25, 24  # entries of a product that codes have for sums
+
+
+def float_tile(rows: int, blocks: int):
+    """Writes the function that computes a tile of floats: accumulator times unit, plus bias, each rounded (DIA-DYNAMIC, ``multiply-add``)."""
+
+    def write(emit: Emitter, op, row, panel):
+        first = emit.mul(panel, I64(LANES * PANEL))
+        totals = accumulate(emit, op, row, panel, rows, blocks, [emit.splat(0, INTS)] * (rows * blocks))
+        lane = emit.shl(first, I64(2))
+        sums, factors, biases = (
+            [emit.read(emit.add(emit.add(emit.field(op, entry), lane), I64(64 * j)), kind, 64) for j in range(blocks)]
+            for entry, kind in ((SUMS, INTS), (FACTOR, FLOATS), (BIAS, FLOATS))
+        )
+        mask = emit.mask(emit.sub(emit.field(op, OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
+        relu = emit.splat(emit.select(emit.icmp_signed("!=", emit.field(op, RELU), I64(0)), F32(0), F32(float("-inf"))))
+        pitch, target = emit.field(op, Y_PITCH), emit.add(emit.field(op, Y), lane)
+        for i in range(rows):
+            here = emit.add(row, I64(i))
+            grid = emit.add(emit.field(op, ROW_GRIDS), emit.mul(here, emit.field(op, Y_OFFSETS)))
+            scale, zero = emit.splat(emit.field(grid, codes.SCALE, F32)), emit.splat(emit.trunc(emit.field(grid, codes.ZERO), I32))
+            address = emit.add(target, emit.mul(here, pitch))
+            for j in range(blocks):
+                centred = emit.sub(totals[i * blocks + j], emit.mul(zero, sums[j]))
+                real = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), emit.fmul(scale, factors[j])), biases[j])
+                real = emit.select(emit.fcmp_ordered("<", real, relu), relu, real)
+                if j < blocks - 1:
+                    emit.write(real, emit.add(address, I64(64 * j)))
+                else:
+                    emit.write_some(real, emit.add(address, I64(64 * j)), mask)
+
+    return write
+
+
+run_product = product("floats", float_tile)
+
+
+def write_dynamic_product(emit: Emitter, op, frame):
+    """A product of codes to floats. Y_OFFSETS is here the bytes from the grid of one row to that of the next; Y is set from the slot."""
+    emit.write(source_or_slot(emit, op, frame, Y_SLOT, Y), emit.add(op, I64(8 * Y)))
+    run_product(emit, op, frame)

@@ -1,0 +1,312 @@
+"""The instructions of each kind of step."""
+
+import itertools
+
+import numpy as np
+
+from ...errors import UnsupportedError
+from ...pooling import counts as window_counts, part
+from ...program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
+from . import codes, depthwise, dynamic, gemm, places
+from .layout import SLACK, Layout, aligned, row_pitch
+from .pack import Packed, joined
+from .plan import Planner, Value
+from .shapes import ConvAdd, Dynamic, FlatFloat, FlatQuantize, is_depthwise, ratios
+from .simd import float_bits
+
+CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
+
+
+def emit_quantize(planner: Planner, step: Quantize) -> None:
+    layout = planner.values[step.name].layout
+    if layout.height * layout.width == 1 and layout.margin == (0, 0, 0, 0):
+        op = planner.emit("quantize", codes.write_quantize, {
+            codes.SOURCE: planner.slot(step.x), codes.TARGET: planner.first(step.name), codes.COUNT: layout.images, codes.WIDTH: layout.channels,
+            codes.SOURCE_PITCH: 4 * layout.channels, codes.TARGET_PITCH: layout.pitch,
+        })  # fmt: skip
+    else:
+        lines = aligned(layout.channels * (layout.width + 64))
+        op = planner.emit("quantize_planes", places.write_quantize_planes, planes(layout) | {
+            places.SOURCE: planner.slot(step.x), places.GOAL: planner.first(step.name), places.P_LINES: planner.keep(lines),
+        })  # fmt: skip
+    codes.quantize_fields(op, step.qparams)
+
+
+def planes(layout: Layout) -> dict[int, int]:
+    return {
+        places.P_IMAGES: layout.images, places.P_HEIGHT: layout.height, places.P_WIDTH: layout.width, places.P_CHANNELS: layout.channels,
+        places.P_IMAGE: layout.image, places.P_LINE: layout.line, places.P_PITCH: layout.pitch,
+    }  # fmt: skip
+
+
+def emit_dequantize(planner: Planner, step: Dequantize) -> None:
+    layout = planner.values[step.x].layout
+    if layout.height * layout.width == 1:
+        op = planner.emit("dequantize", codes.write_dequantize, {
+            codes.SOURCE: planner.first(step.x), codes.TARGET: planner.slot(step.name), codes.COUNT: layout.images, codes.WIDTH: layout.channels,
+            codes.SOURCE_PITCH: layout.image, codes.TARGET_PITCH: 4 * layout.channels,
+        })  # fmt: skip
+    else:
+        op = planner.emit("dequantize_planes", places.write_dequantize_planes, planes(layout) | {
+            places.SOURCE: planner.first(step.x), places.GOAL: planner.slot(step.name),
+        })  # fmt: skip
+    codes.quantize_fields(op, step.qparams)
+
+
+def emit_margin(planner: Planner, value: Value) -> None:
+    """The zero points around images."""
+    layout = value.layout
+    used = layout.width * layout.pitch
+    after = layout.image - layout.first - (layout.height - 1) * layout.line - used
+    entries = (planner.arena.ctypes.data + value.place, layout.images, layout.image, layout.first, layout.height, layout.line, used, after, value.filled)
+    planner.emit("fill", places.write_fill, dict(enumerate(entries, 1)))
+
+
+def emit_linear(planner: Planner, step: Linear) -> None:
+    x, y = planner.values[step.x].layout, planner.values[step.name].layout
+    (packed,) = planner.packed[step.name]
+    emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets(1, 1), y.offsets(1, 1), [0])
+
+
+def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets) -> np.ndarray:
+    """One product, by the addresses of its operands and the offsets of their rows."""
+    inputs = 4 * packed.runs * packed.run_steps
+    planner.macs += len(y_offsets) * packed.outputs * inputs
+    return planner.emit("product", gemm.write_product, {
+        gemm.X: x, gemm.Y: y, gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias), gemm.FACTOR: planner.keep(packed.factor),
+        gemm.ROWS: len(y_offsets), gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
+        gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
+        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: chunk_rows(inputs),
+    } | clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO))  # fmt: skip
+
+
+def clamp(step, lowest: int, highest: int, zero: int) -> dict[int, int]:
+    """The entries for the lowest and the highest code, relative to the zero point, and the zero point."""
+    grid = step.y_qparams
+    point = int(grid.zero_point)
+    return {lowest: float_bits((point if step.relu else grid.qmin) - point), highest: float_bits(grid.qmax - point), zero: point}
+
+
+def spread(step: Conv) -> tuple[tuple[int, int], ...]:
+    """Kernel, stride, start and dilation for two axes of positions, the first of which may be missing."""
+    kernel, stride, start, dilation = step.weight.shape[2:], step.stride, tuple(-before for before, _ in step.padding), step.dilation
+    return tuple((fill, *value) if len(value) == 1 else tuple(value) for fill, value in ((1, kernel), (1, stride), (0, start), (1, dilation)))
+
+
+def emit_dynamic(planner: Planner, step: Dynamic) -> None:
+    """Quantizing rows on the grids of their ranges, and the product."""
+    shape, (packed,) = planner.shapes[step.name], planner.packed[step.layer.name]
+    rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
+    inputs, outputs = step.layer.weight.shape[1], shape[-1]
+    pitch, scale = row_pitch(inputs), step.layer.w_qparams.scale
+    quantized = planner.keep(aligned(rows * pitch + SLACK))
+    stride = 8 * dynamic.GRID_ENTRIES if step.layer.rows else 0
+    grids = planner.keep(aligned(dynamic.GRID_ENTRIES * (rows if step.layer.rows else 1), np.int64))
+    outside = source not in planner.values
+    planner.emit("dynamic_quantize", dynamic.write_dynamic_quantize, {
+        codes.SOURCE: 0 if outside else planner.address(source), dynamic.SLOT: planner.slot(source) if outside else -1, codes.TARGET: quantized,
+        codes.COUNT: rows, codes.WIDTH: inputs, codes.SOURCE_PITCH: 4 * inputs, codes.TARGET_PITCH: pitch, dynamic.GRIDS: grids,
+        dynamic.GRID_STRIDE: stride, dynamic.PER_ROW: int(step.layer.rows), dynamic.QMAX: float_bits(127 if step.layer.reduce_range else 255),
+        dynamic.SMALLEST: float_bits(scale.min()), dynamic.LARGEST: float_bits(scale.max()),
+    })  # fmt: skip
+    is_output = step.name in planner.outputs
+    offsets = (np.arange(rows) * pitch).astype(np.int32)
+    planner.macs += rows * inputs * outputs
+    planner.emit("dynamic_product", dynamic.write_dynamic_product, {
+        gemm.X: quantized, gemm.Y: 0 if is_output else planner.address(step.name), gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias),
+        gemm.FACTOR: planner.keep(packed.factor), gemm.SUMS: planner.keep(packed.sums), gemm.ROWS: rows, gemm.OUTPUTS: outputs, gemm.BLOCKS: packed.blocks,
+        gemm.STEPS: packed.run_steps, gemm.RUNS: 1, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.zeros(1, np.int32)),
+        gemm.X_OFFSETS: planner.keep(offsets), gemm.Y_OFFSETS: stride, gemm.CHUNK: chunk_rows(inputs), gemm.ROW_GRIDS: grids, dynamic.RELU: int(step.relu),
+        dynamic.Y_PITCH: 4 * outputs, dynamic.Y_SLOT: planner.slot(step.name) if is_output else -1,
+    })  # fmt: skip
+
+
+def emit_view(planner: Planner, step: FlatFloat) -> None:
+    """Nothing: floats lie in the same order."""
+
+
+def chunk_rows(inputs: int) -> int:
+    """Rows of a chunk, in whole tiles."""
+    return max(48, CHUNK_BYTES // inputs // 6 * 6)
+
+
+def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.ndarray]:
+    """The products of all groups, to the value ``name``."""
+    name = name or step.name
+    if is_depthwise(step):
+        return [emit_depthwise(planner, step, name)]
+    x, y = planner.values[step.x].layout, planner.values[name].layout
+    kernel, stride, start, dilation = spread(step)
+    sources, targets = x.offsets(y.height, y.width, stride, start), y.offsets(y.height, y.width)
+    runs = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in ([0] if joined(step) else range(kernel[1]))]
+    inputs, outputs = step.weight.shape[1], len(step.weight) // step.groups
+    return [
+        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs)
+        for g, packed in enumerate(planner.packed[step.name])
+    ]
+
+
+def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
+    r_a, r_b, start, _ = ratios(step.add)
+    grid, other = step.add.y_qparams, planner.values[step.b].layout
+    lowest = int(grid.zero_point) if step.add.relu else grid.qmin
+    offsets = planner.keep(other.offsets(other.height, other.width))
+    for g, op in enumerate(emit_conv(planner, step.conv, step.name)):
+        op[gemm.ADD], op[gemm.B], op[gemm.B_OFFSETS] = 1 if step.first else 2, planner.address(step.b) + g * len(step.conv.weight) // step.conv.groups, offsets
+        op[gemm.RATIO], op[gemm.B_RATIO], op[gemm.START] = map(float_bits, (r_a, r_b, start))
+        op[gemm.ADD_LOWEST], op[gemm.ADD_HIGHEST] = float_bits(lowest), float_bits(grid.qmax)
+
+
+def emit_depthwise(planner: Planner, step: Conv, name: str) -> np.ndarray:
+    x, y = planner.values[step.x].layout, planner.values[name].layout
+    kernel, stride, start, dilation = spread(step)
+    taps = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(kernel[1])]
+    groups = -(-len(taps) // 4)
+    taps += [taps[-1]] * (4 * groups - len(taps))
+    weight, bias, factor = planner.packed[step.name]
+    fixed = groups if groups <= depthwise.IN_REGISTERS else None
+    targets = y.offsets(y.height, y.width)
+    planner.macs += 4 * groups * len(targets) * y.channels
+    return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), {
+        depthwise.X: planner.address(step.x), depthwise.Y: planner.address(name), depthwise.W: planner.keep(weight), depthwise.BIAS: planner.keep(bias),
+        depthwise.FACTOR: planner.keep(factor), depthwise.ROWS: len(targets), depthwise.CHANNELS: y.channels, depthwise.GROUPS: groups,
+        depthwise.TAPS: planner.keep(np.array(taps, np.int32)), depthwise.X_OFFSETS: planner.keep(x.offsets(y.height, y.width, stride, start)),
+        depthwise.Y_OFFSETS: planner.keep(targets),
+    } | clamp(step, depthwise.LOWEST, depthwise.HIGHEST, depthwise.ZERO))  # fmt: skip
+
+
+def emit_windows(planner: Planner, step, kernel, write, windows: list[list[int]], factors, entries: dict[int, int]) -> None:
+    """Pooling by a table: for each output position the offsets of the inputs that count."""
+    x, y = planner.values[step.x].layout, planner.values[step.name].layout
+    width = max(map(len, windows), default=1)
+    taps = np.array([window + [0] * (width - len(window)) for window in windows], np.int32)
+    one = Layout(1, y.height, y.width, y.channels, y.margin)
+    planner.emit(kernel, write, {
+        places.X: planner.address(step.x), places.Y: planner.address(step.name), places.IMAGES: y.images, places.ROWS: len(windows), places.WINDOW: width,
+        places.CHANNELS: y.channels, places.X_IMAGE: x.image, places.Y_IMAGE: y.image, places.TAPS: planner.keep(taps),
+        places.COUNTS: planner.keep(np.array([len(window) for window in windows], np.int32)), places.Y_OFFSETS: planner.keep(one.offsets(y.height, y.width)),
+        places.FACTORS: planner.keep(np.array(factors, np.float32)),
+    } | entries)  # fmt: skip
+
+
+def inside(step, x: Layout, y: Layout) -> list[list[int]]:
+    """For each window the offsets of its positions that lie in the image, row by row."""
+    missing = (1,) * (2 - len(step.kernel))
+    kernel, stride, dilation = ((*missing, *value) for value in (step.kernel, step.stride, getattr(step, "dilation", (1,) * len(step.kernel))))
+    padding = ((0,) * len(missing) + tuple(step.padding))
+    along = []
+    for axis, (n, count) in enumerate(((x.height, y.height), (x.width, y.width))):
+        starts = [i * stride[axis] - padding[axis] for i in range(count)]
+        along.append([[p for p in (start + k * dilation[axis] for k in range(kernel[axis])) if 0 <= p < n] for start in starts])
+    return [[x.first + i * x.line + j * x.pitch for i in rows for j in columns] for rows in along[0] for columns in along[1]]
+
+
+def emit_max(planner: Planner, step: MaxPool) -> None:
+    x, y = planner.values[step.x].layout, planner.values[step.name].layout
+    windows = inside(step, x, y)
+    emit_windows(planner, step, "max", places.write_max, windows, [0] * len(windows), {})
+
+
+def emit_average(planner: Planner, step: AvgPool) -> None:
+    x, y = planner.values[step.x].layout, planner.values[step.name].layout
+    shape = planner.shapes[step.x][2:]
+    positions = window_counts(shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad).ravel()
+    if not positions.all():
+        raise UnsupportedError(f"step {step.name!r}: a window has no positions that count")
+    grid = step.qparams
+    emit_windows(planner, step, "average", places.write_average, inside(step, x, y), positions, {
+        places.SCALE: float_bits(grid.scale), places.ZERO: int(grid.zero_point), places.LOWEST: float_bits(grid.qmin), places.HIGHEST: float_bits(grid.qmax),
+    })  # fmt: skip
+
+
+def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
+    x, shape = planner.values[step.x].layout, planner.shapes[step.name]
+    height, width = (1, 1) if isinstance(step, Mean) else (1, *shape[2:]) if len(shape) == 3 else shape[2:]
+    windows = []
+    for i, j in itertools.product(range(height), range(width)):
+        rows, columns = range(*part(i, height, x.height)), range(*part(j, width, x.width))
+        windows.append([x.first + r * x.line + c * x.pitch for r in rows for c in columns])
+    grid, point = step.qparams, int(step.qparams.zero_point)
+    with np.errstate(over="ignore"):
+        factors = [grid.scale / (grid.scale * np.float32(len(window))) for window in windows]
+    emit_windows(planner, step, "mean", places.write_mean, windows, factors, {
+        places.ZERO: point, places.LOWEST: float_bits(grid.qmin - point), places.HIGHEST: float_bits(grid.qmax - point),
+    })  # fmt: skip
+
+
+def emit_bytes(planner: Planner, name: str, write, a: str, b: str, target: str, parameters, *, start: int = 0) -> None:
+    """An instruction that goes over the bytes of two values, of which one may have fewer images or positions, to channels of ``target`` from ``start`` on."""
+    layouts = [planner.values[value].layout for value in (a, b, target)]
+    images, height, width = (max(getattr(layout, side) for layout in layouts) for side in ("images", "height", "width"))
+    channels = layouts[0].channels
+    strides = [[pitch * (count > 1) for pitch, count in ((x.image, x.images), (x.line, x.height), (x.pitch, x.width))] for x in layouts]
+    loops = [images, height, width, channels]
+    if layouts[0].width == layouts[1].width and len({x.pitch for x in layouts}) == 1 and start == 0:
+        # Whole lines, with what lies between the channels of one position and the next.
+        loops = [images, height, 1, (width - 1) * layouts[0].pitch + channels]
+    entries = {places.A: planner.first(a), places.B: planner.first(b), places.TARGET: planner.first(target) + start}
+    for base, values in ((places.LOOP, loops), (places.A_STRIDE, strides[0]), (places.B_STRIDE, strides[1]), (places.TARGET_STRIDE, strides[2])):
+        entries |= {base + i: value for i, value in enumerate(values)}
+    planner.emit(name, write, entries | {places.PARAMETER + i: value for i, value in enumerate(parameters)})
+
+
+def emit_add(planner: Planner, step: Add) -> None:
+    r_a, r_b, start, finite = ratios(step)
+    if not finite:
+        raise UnsupportedError(f"step {step.name!r}: its scales are too far apart")
+    grid = step.y_qparams
+    lowest = int(grid.zero_point) if step.relu else grid.qmin
+    emit_bytes(planner, "add", places.write_add, step.a, step.b, step.name, map(float_bits, (lowest, grid.qmax, r_a, r_b, start)))
+
+
+def emit_mul(planner: Planner, step: Mul) -> None:
+    a, b, y = step.a_qparams, step.b_qparams, step.y_qparams
+    with np.errstate(over="ignore"):
+        ratio = a.scale * b.scale / y.scale
+    if not np.isfinite(ratio):
+        raise UnsupportedError(f"step {step.name!r}: its scales are too far apart")
+    points = [int(grid.zero_point) for grid in (a, b, y)]
+    emit_bytes(planner, "mul", places.write_mul, step.a, step.b, step.name, [*map(float_bits, (y.qmin, y.qmax, ratio)), *points])
+
+
+def emit_table(planner: Planner, step: Table) -> None:
+    emit_bytes(planner, "table", places.write_table, step.x, step.x, step.name, [planner.keep(np.ascontiguousarray(step.table))])
+
+
+def emit_relu(planner: Planner, step: Relu) -> None:
+    table = np.maximum(np.arange(256), int(step.qparams.zero_point)).astype(np.uint8)
+    emit_bytes(planner, "table", places.write_table, step.x, step.x, step.name, [planner.keep(table)])
+
+
+def emit_concat(planner: Planner, step: Concat) -> None:
+    from ...dialects import dialect
+    from ...dialects_codes import rescale
+
+    start = 0
+    for x, grid in zip(step.xs, step.x_qparams):
+        table = rescale(dialect("onnx"), np.arange(256, dtype=np.uint8), grid, step.y_qparams)
+        emit_bytes(planner, "table", places.write_table, x, x, step.name, [planner.keep(table)], start=start)
+        start += planner.values[x].layout.channels
+
+
+def emit_flatten(planner: Planner, step: Move) -> None:
+    name = step.args[0].name
+    x, y = planner.values[name].layout, planner.values[step.name].layout
+    images = planner.shapes[step.name][0]
+    rows = x.images // images if images else 1  # rows of more than two axes join theirs
+    entries = {places.A: planner.first(name), places.B: planner.first(name), places.TARGET: planner.first(step.name)}
+    if x.height * x.width * rows == 1 or rows > 1:
+        loops, near, far, steps = [images, rows, 1, x.channels], [x.image * rows, x.image, 0], [y.image, x.channels, 0], (1, 1)
+    else:
+        loops, near, far = [images, x.channels, x.height, x.width], [x.image, 1, x.line], [y.image, x.height * x.width, x.width]
+        steps = x.pitch, 1
+    for base, values in ((places.LOOP, loops), (places.A_STRIDE, near), (places.B_STRIDE, near), (places.TARGET_STRIDE, far), (places.PARAMETER, steps)):
+        entries |= {base + i: value for i, value in enumerate(values)}
+    planner.emit("copy", places.write_copy, entries)
+
+
+EMITTERS = {
+    Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add, Table: emit_table, Relu: emit_relu,
+    Add: emit_add, Mul: emit_mul, Concat: emit_concat, MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
+    Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Dynamic: emit_dynamic, "margin": emit_margin,
+}  # fmt: skip

@@ -1,0 +1,143 @@
+"""The compiled engine: parts of a program that its kernels know run in one call each, everything else as the reference engine does."""
+
+import copy
+import itertools
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...affine import float32_array
+from ...dialects import dialect
+from ...errors import UnsupportedError
+from ...graph import bind
+from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Ref, reads, refs, replace_refs
+from ..reference import array, run_step
+from .bound import Bound
+from .emitters import EMITTERS
+from .native import caller
+from .pack import pack_layer
+from .plan import Planner
+from .shapes import compilable, flattens, fused
+
+DIALECT = "onnx"
+SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
+
+
+class Segment:
+    """Steps that run in one call, from floats to floats."""
+
+    def __init__(self, steps: tuple, outputs: tuple[str, ...]):
+        made = {step.name for step in steps}
+        inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
+        self.steps = steps
+        packed = {step.name: pack_layer(step) for step in steps if isinstance(step, (Linear, Conv, LinearDynamic))}
+        self.planner = Planner(fused(steps, outputs), inputs, outputs, packed, EMITTERS)
+        self.local = threading.local()
+
+    @property
+    def bounds(self) -> dict[tuple, Bound]:
+        """This thread's bounds, by the inputs' shapes."""
+        return self.local.__dict__.setdefault("bounds", {})
+
+    def bound(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
+        """The segment bound to inputs of these shapes, for this thread. UnsupportedError for shapes that the kernels do not take."""
+        known, threads = self.bounds, torch.get_num_threads()
+        if shapes not in known or known[shapes].threads != threads:
+            if len(known) >= SHAPES_KEPT:
+                known.clear()
+            # A planner holds the plan in the making, so that threads must not share one.
+            known[shapes] = Bound(copy.copy(self.planner), shapes, threads)
+        return known[shapes]
+
+    def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""
+        return self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
+
+
+def segments(program: Program, callables: dict) -> list:
+    """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
+    names = compilable(program, callables)
+    parts: list = []
+    for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
+        steps = tuple(group)
+        made = {step.name for step in steps}
+        wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in made for name in reads(other)}
+        outputs = tuple(step.name for step in steps if step.name in wanted)
+        floats_in = all(isinstance(step, (Quantize, LinearDynamic, Call)) or set(reads(step)) <= made for step in steps)
+        floats_out = all(isinstance(step, (Dequantize, LinearDynamic, Call)) for step in steps if step.name in outputs)
+        views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
+        parts += [Segment(steps, outputs)] if compiles and outputs and floats_in and floats_out and not views else steps
+    return parts
+
+
+class Compiled:
+    """A Program ready to run: ``engine(program, callables)(batch)``, or, where ``input_name`` is not None, ``.single(tensor)`` with the only input.
+
+    UnsupportedError for a dialect that it does not compute in.
+    """
+
+    def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
+        if program.dialect != DIALECT:
+            raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
+        self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
+        self.parts = segments(program, callables)
+        self.run, self.local, self.input_name = caller(), threading.local(), None
+        if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
+            planner = self.parts[0].planner
+            if len(planner.outputs) == 1 and isinstance(program.output, Ref):
+                self.input_name = program.inputs[0]
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        """The output for a batch. Raises as the reference engine does."""
+        if len(batch) == 1 and self.input_name in batch:
+            return self.single(batch[self.input_name])
+        return self.general(batch)
+
+    def general(self, batch: Any) -> Any:
+        """The output for any batch of any program."""
+        values = bind(self.program.inputs, self.program.defaults, batch)
+        with torch.no_grad():
+            for part in self.parts:
+                if isinstance(part, Segment):
+                    self.run_segment(part, values)
+                else:
+                    values[part.name] = run_step(part, values, self.callables, self.dialect)
+        return replace_refs(self.program.output, values.__getitem__)
+
+    def run_segment(self, segment: Segment, values: dict[str, Any]) -> None:
+        """Adds the segment's outputs to the values."""
+        inputs = [contiguous(values[name], name) for name in segment.planner.inputs]
+        try:
+            outputs = segment(inputs)
+        except UnsupportedError:
+            outputs = None
+        if outputs is None:
+            # What the kernels do not take, and the reference may refuse in its own words: other shapes, NaN, ranges that make no grid.
+            inner = dict(values)
+            for step in segment.steps:
+                inner[step.name] = run_step(step, inner, self.callables, self.dialect)
+            outputs = [inner[name] for name in segment.planner.outputs]
+        values |= zip(segment.planner.outputs, outputs)
+
+    def single(self, x: torch.Tensor) -> torch.Tensor:
+        """The output of a program with one input and one output, all of it compiled."""
+        if type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous():
+            ready = self.local.__dict__.get(x.shape)
+            if ready is not None:
+                y = torch.empty(ready[1])
+                if self.run(ready[0], x.data_ptr(), y.data_ptr()) == 0:
+                    return y
+        y = self.general({self.input_name: x})
+        known, bound = self.local.__dict__, self.parts[0].bounds.get((tuple(x.shape),))
+        if bound is not None and bound.direct and not bound.threaded:
+            if len(known) >= SHAPES_KEPT:
+                known.clear()
+            known[x.shape] = bound.direct, bound.shapes[0], bound  # which owns the memory
+        return y
+
+
+def contiguous(x: Any, name: str) -> torch.Tensor:
+    """An input as a contiguous float32 tensor; TypeError naming it when it is none, or holds what float32 does not."""
+    return torch.from_numpy(np.ascontiguousarray(float32_array(array(x, name))))

@@ -1,0 +1,179 @@
+"""LLVM code to machine code, stored between processes, and a way to call it that costs Python next to nothing.
+
+Only llvmlite is needed, the part of Numba that compiles. Kernels are compiled when a program first needs them, each for itself, and stored as object
+files under ``$QUANTSPEC_KERNELS``, or ``quantspec/kernels`` in the user's cache folder; the name of a file is the hash of all it depends on. A
+folder that cannot be written to costs time and nothing else.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import llvmlite
+from llvmlite import binding, ir
+
+from . import cpu
+from .simd import I64, Emitter, function
+
+PYTHON = {  # what the caller calls in Python, by the types of its result and arguments
+    "PyLong_AsVoidPtr": (I64, [I64]),
+    "PyLong_FromLong": (I64, [I64]),
+    "PyEval_SaveThread": (I64, []),
+    "PyEval_RestoreThread": (ir.VoidType(), [I64]),
+}
+# A frame is an int64 array: COUNT instructions, to be run SLICES times; whether other Python threads may run meanwhile (RELEASE); the addresses of SLOTS inputs and
+# outputs, and by how many bytes each moves from slice to slice; then the instructions, WIDTH entries each, of which the first is its kernel's address.
+COUNT, SLICES, SLOTS, RELEASE, ADDRESSES, STRIDES, BEGIN, WIDTH = 0, 1, 2, 3, 8, 24, 40, 32
+MOST_SLOTS = STRIDES - ADDRESSES
+
+
+class MethodDef(ctypes.Structure):
+    """CPython's PyMethodDef."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("call", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+
+
+@functools.cache
+def sources() -> bytes:
+    """A hash of this package's source and of what it is compiled with and for."""
+    digest = hashlib.sha256(f"{llvmlite.__version__} {sys.version} {cpu.target()}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def folder() -> Path:
+    """Where object files are stored."""
+    if given := os.environ.get("QUANTSPEC_KERNELS"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantspec" / "kernels"
+
+
+class Machine:
+    """LLVM's compiler and loader. One per process; everything it loads stays loaded."""
+
+    def __init__(self):
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        for name in PYTHON:
+            binding.add_symbol(name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
+        target = cpu.target()
+        self.machine = binding.Target.from_default_triple().create_target_machine(
+            cpu=target.name, features=target.features, opt=3, codemodel="jitdefault"
+        )
+        self.engine = binding.create_mcjit_compiler(binding.parse_assembly(""), self.machine)
+        self.lock = threading.Lock()
+        self.addresses: dict[str, int] = {}
+
+    def address(self, name: str, write: Callable[[ir.Module], None]) -> int:
+        """The address of the function ``name``, which ``write`` adds to a module if it was never compiled."""
+        with self.lock:
+            if name not in self.addresses:
+                self.engine.add_object_file(binding.ObjectFileRef.from_data(self.code(name, write)))
+                self.engine.finalize_object()
+                self.addresses[name] = self.engine.get_function_address(name)
+            return self.addresses[name]
+
+    def code(self, name: str, write: Callable[[ir.Module], None]) -> bytes:
+        """The object file with the function, from the store or compiled and stored."""
+        path = folder() / f"{name}-{hashlib.sha256(sources() + name.encode()).hexdigest()[:32]}.o"
+        try:
+            return path.read_bytes()
+        except OSError:
+            code = self.compile(name, write)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(code)
+            os.replace(file.name, path)  # never half a file
+        except OSError:
+            pass
+        return code
+
+    def compile(self, name: str, write: Callable[[ir.Module], None]) -> bytes:
+        module = ir.Module(name)
+        module.triple = binding.get_default_triple()
+        write(module)
+        parsed = binding.parse_assembly(str(module))
+        parsed.verify()
+        options = binding.create_pipeline_tuning_options(speed_level=3)
+        options.loop_vectorization = True
+        builder = binding.create_pass_builder(self.machine, options)
+        builder.getModulePassManager().run(parsed, builder)
+        return self.machine.emit_object(parsed)
+
+
+@functools.cache
+def machine() -> Machine:
+    return Machine()
+
+
+def kernel(name: str, write: Callable[..., None]) -> int:
+    """The address of the kernel (op, frame) whose body ``write(emit, op, frame)`` emits; its value, if any, is 1 when an input holds NaN."""
+    return machine().address(f"quantspec_{name}", lambda module: function(module, f"quantspec_{name}", 2, write, public=True))
+
+
+def write_run(emit: Emitter, frame, x, y):
+    """Runs a frame; 1 when an input holds NaN."""
+    with emit.if_then(emit.icmp_signed("!=", x, I64(0))):
+        emit.write(x, emit.add(frame, I64(8 * ADDRESSES)))
+        emit.write(y, emit.add(frame, I64(8 * ADDRESSES + 8)))
+    kind = ir.FunctionType(I64, [I64, I64]).as_pointer()
+
+    def instruction(index, carried):
+        op = emit.add(frame, emit.add(I64(8 * BEGIN), emit.mul(index, I64(8 * WIDTH))))
+        return [emit.or_(carried[0], emit.call(emit.inttoptr(emit.field(op, 0), kind), [op, frame]))]
+
+    def move(slot, carried):
+        place = emit.add(frame, emit.add(I64(8 * ADDRESSES), emit.shl(slot, I64(3))))
+        emit.write(emit.add(emit.read(place, I64), emit.read(emit.add(place, I64(8 * (STRIDES - ADDRESSES))), I64)), place)
+        return []
+
+    def one(index, carried):
+        carried = emit.loop(emit.field(frame, COUNT), carried, instruction)
+        emit.loop(emit.field(frame, SLOTS), [], move)
+        return carried
+
+    return emit.loop(emit.field(frame, SLICES), [I64(0)], one)[0]
+
+
+def write_caller(emit: Emitter, self, arguments, count):
+    """CPython's fast calling convention: three integers, of an array of ``count`` objects, to ``run``, and its result to an integer."""
+
+    def python(name, *args):
+        kind, arguments = PYTHON[name]
+        known = emit.module.globals.get(name)
+        return emit.call(known or ir.Function(emit.module, ir.FunctionType(kind, arguments), name), args)
+
+    frame, x, y = (python("PyLong_AsVoidPtr", emit.field(arguments, i)) for i in range(3))
+    run = function(emit.module, "quantspec_run", 3, write_run)
+    result = emit.alloca(I64)
+    with emit.if_else(emit.icmp_signed("==", emit.field(frame, RELEASE), I64(0))) as (short, long):
+        with short:
+            emit.store(emit.call(run, [frame, x, y]), result)
+        with long:
+            thread = python("PyEval_SaveThread")
+            emit.store(emit.call(run, [frame, x, y]), result)
+            python("PyEval_RestoreThread", thread)
+    return python("PyLong_FromLong", emit.load(result))
+
+
+@functools.cache
+def caller() -> Callable[[int, int, int], int]:
+    """``run(frame, x, y)`` for Python: addresses of a frame, and of input and output of a program with one of each, otherwise 0, as the slots are filled in already."""
+    name = "quantspec_caller"
+    address = machine().address(name, lambda module: function(module, name, 3, write_caller, public=True))
+    definition = MethodDef(b"run", address, 0x0080, b"run(frame, x, y): runs a compiled program")  # METH_FASTCALL
+    _kept.append(definition)
+    make = ctypes.pythonapi.PyCFunction_NewEx
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    return make(ctypes.addressof(definition), None, None)
+
+
+_kept: list = []  # CPython keeps a pointer to each definition

@@ -1,0 +1,137 @@
+"""Weights as the kernels read them, packed once for a program."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...affine import QParams
+from ...dialects import check_unit
+from ...integer import check_overflow, quantize_bias
+from ...program import Conv, Linear, LinearDynamic
+from .depthwise import ORDER, WIDE
+from .layout import aligned, position_pitch
+from .shapes import is_depthwise
+from .simd import LANES
+
+PANEL = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """The weights of a product: ``weight`` [panel][step][block][16][4], ``bias`` int32 and ``factor`` float32 with entries for all lanes of all blocks.
+
+    ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights.
+    """
+
+    outputs: int
+    runs: int
+    run_steps: int
+    weight: np.ndarray
+    bias: np.ndarray
+    factor: np.ndarray
+    sums: np.ndarray
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.outputs // LANES)
+
+
+def pack(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray, bias_type=np.int32) -> Packed:
+    """``weight``: int8 [outputs, runs, inputs of a run]; ``bias`` (outputs,); ``factor``: float32, () or (outputs,)."""
+    outputs, runs, inputs = weight.shape
+    blocks, steps = -(-outputs // LANES), -(-inputs // 4)
+    padded = np.zeros((blocks * LANES, runs, steps * 4), np.int8)
+    padded[:outputs, :, :inputs] = weight
+    by_block = padded.reshape(blocks, LANES, runs * steps, 4)
+    packed = aligned(padded.size, np.int8)
+    place = 0
+    for first in range(0, blocks, PANEL):
+        panel = by_block[first : first + PANEL].transpose(2, 0, 1, 3)
+        packed[place : place + panel.size] = panel.ravel()
+        place += panel.size
+    sums = weight.astype(np.int64).sum((1, 2))
+    return Packed(outputs, runs, steps, packed, lanes(bias, outputs, bias_type), lanes(factor, outputs, np.float32), lanes(sums, outputs, np.int32))
+
+
+def lanes(values, outputs: int, dtype) -> np.ndarray:
+    """One value per lane of all blocks, zeros behind the last output. Integers wrap, as accumulators do."""
+    result = aligned(-(-outputs // LANES) * LANES, dtype)
+    values = np.asarray(values)
+    result[:outputs] = values.astype(np.uint32).view(np.int32) if dtype == np.int32 else values
+    return result
+
+
+def runs(step: Linear | Conv) -> np.ndarray:
+    """The layer's weights [outputs, runs, inputs of a run] in the order in which the input lies in memory.
+
+    Columns of a kernel that is not spread out lie next to each other and make one run.
+    """
+    weight = step.weight
+    if isinstance(step, Linear):
+        return weight[:, None, :]
+    outputs, inputs = weight.shape[:2]
+    kernel = weight.reshape(outputs, inputs, *([1] if weight.ndim == 3 else []), *weight.shape[2:])
+    rows, columns = kernel.shape[2:]
+    last = kernel.transpose(0, 2, 3, 1)
+    if not joined(step):
+        return last.reshape(outputs, rows * columns, inputs)
+    pitch = position_pitch(inputs)
+    spread = np.zeros((outputs, rows, columns, pitch), np.int8)
+    spread[..., :inputs] = last
+    return spread.reshape(outputs, rows, columns * pitch)[:, :, : (columns - 1) * pitch + inputs]
+
+
+def joined(step: Conv) -> bool:
+    """Whether the columns of the kernel make one run."""
+    return step.dilation[-1] == 1 and step.groups == 1
+
+
+def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
+    """The bias codes with input zero point times sum of weights taken off, int64, and the multipliers (DIA-REQUANTIZE, ``integer-bias``).
+
+    Raises UnsupportedError for accumulators that could overflow and ValueError for scales that DIA-UNIT refuses.
+    """
+    x, w, y = step.x_qparams, step.w_qparams, step.y_qparams
+    bias = quantize_bias(np.zeros(len(step.weight), np.float32) if step.bias is None else step.bias, x.scale, w.scale)
+    check_overflow(x, step.weight, w, bias)
+    check_unit(x.scale, w.scale, y.scale)
+    sums = step.weight.reshape(len(step.weight), -1).astype(np.int64).sum(1)
+    return bias.astype(np.int64) - int(x.zero_point) * sums, x.scale * w.scale / y.scale
+
+
+def pack_layer(step: Linear | Conv | LinearDynamic) -> list:
+    """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives."""
+    if isinstance(step, LinearDynamic):
+        return [pack_dynamic(step)]
+    if isinstance(step, Conv) and is_depthwise(step):
+        return pack_channels(step)
+    weight, (bias, factor) = runs(step), epilogue(step)
+    groups = getattr(step, "groups", 1)
+    factor = np.broadcast_to(factor, len(weight))
+    return [pack(*parts) for parts in zip(*(np.split(v, groups) for v in (weight, bias, factor)))]
+
+
+def pack_dynamic(step: LinearDynamic) -> Packed:
+    """Weights, the float bias and the scales of the weights. UnsupportedError for accumulators that could overflow."""
+    outputs = len(step.weight)
+    # The grid with the largest steps tells the worst case, whatever the input.
+    check_overflow(QParams(1, 0, 0, 255), step.weight, step.w_qparams, np.zeros(outputs, np.int32))
+    bias = np.zeros(outputs, np.float32) if step.bias is None else step.bias
+    return pack(step.weight[:, None, :], bias, np.broadcast_to(step.w_qparams.scale, outputs), bias_type=np.float32)
+
+
+def pack_channels(step: Conv) -> list[np.ndarray]:
+    """Weights [block of 64][group of four places][vector][lane][place], biases and factors [block of 64][vector][lane] (``depthwise.ORDER``)."""
+    weight, (bias, factor) = step.weight.reshape(len(step.weight), -1), epilogue(step)
+    channels, count = weight.shape
+    blocks, groups = -(-channels // WIDE), -(-count // 4)
+    order = np.array(ORDER)
+    padded = np.zeros((blocks * WIDE, groups * 4), np.int8)
+    padded[:channels, :count] = weight
+    packed, biases, factors = aligned(padded.size, np.int8), aligned(blocks * WIDE, np.int32), aligned(blocks * WIDE, np.float32)
+    packed[:] = padded.reshape(blocks, WIDE, groups, 4)[:, order].transpose(0, 3, 1, 2, 4).ravel()
+    for target, values in ((biases, lanes(bias, channels, np.int32)), (factors, lanes(np.broadcast_to(factor, channels), channels, np.float32))):
+        full = np.zeros(blocks * WIDE, target.dtype)
+        full[: len(values)] = values
+        target[:] = full.reshape(blocks, WIDE)[:, order].ravel()
+    return [packed, biases, factors]

@@ -1,0 +1,282 @@
+"""The compiled engine gives the reference engine's bits, whatever the shapes, the threads and the CPU."""
+
+import copy
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import emulated
+import numpy as np
+import programs
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+import strategies
+from quantspec import UnsupportedError, engines
+from quantspec.engines.compiled.engine import Compiled, Segment
+from quantspec.engines.reference import Reference
+from quantspec.program import Add, Mul, Program
+
+
+def check(program: Program, *inputs: np.ndarray) -> None:
+    """Both engines' outputs are equal, and the kernels made them; also the second time, when everything is ready."""
+    batch = {name: torch.from_numpy(x) for name, x in zip(program.inputs, inputs)}
+    engine = Compiled(program, {})
+    (segment,) = engine.parts
+    assert isinstance(segment, Segment)
+    expected = Reference(program, {})(batch)
+    for _ in range(2):
+        found = engine(batch)
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        assert torch.equal(found, expected), f"{int((found != expected).sum())} of {expected.numel()} outputs differ"
+    assert len(segment.bounds) == 1, "the kernels did not take these shapes"
+
+
+@given(strategies.seeds(), st.integers(0, 40), st.integers(1, 200), st.integers(1, 150), st.integers(1, 70))
+def test_linear_layers(r, rows, inputs, hidden, outputs):
+    x = programs.grid(r)
+    first = programs.linear(r, "a", "x.codes", x, inputs, hidden)
+    second = programs.linear(r, "b", "a", first.y_qparams, hidden, outputs)
+    check(programs.between(x, [first, second], second.y_qparams), programs.values(r, x, (rows, inputs)))
+
+
+@given(strategies.seeds(), st.lists(st.integers(1, 4), min_size=0, max_size=3))
+def test_rows_of_any_rank(r, lead):
+    x = programs.grid(r)
+    step = programs.linear(r, "a", "x.codes", x, 12, 20)
+    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (*lead, 12)))
+
+
+@given(strategies.seeds(), st.data())
+def test_convolutions(r, data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    groups, positions = data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.sampled_from([2, 2, 1]))
+    channels, outputs = groups * draw(1, 20), groups * draw(1, 30)
+    kernel, stride, dilation = (tuple(draw(1, high) for _ in range(positions)) for high in (4, 3, 2))
+    padding = tuple((draw(-1, 3), draw(-1, 3)) for _ in range(positions))
+    lengths = [max(d * (k - 1) + 1 - before - after, 1, 1 - before, 1 - after) + draw(0, 8) for k, d, (before, after) in zip(kernel, dilation, padding)]
+    x = programs.grid(r)
+    step = programs.conv(r, "a", "x.codes", x, channels, outputs, kernel, stride, padding, dilation, groups)
+    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (draw(1, 3), channels, *lengths)))
+
+
+@given(strategies.seeds(), st.data())
+def test_depthwise_convolutions(r, data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    channels, size = draw(2, 140), data.draw(st.sampled_from([1, 2, 3, 5]))
+    kernel, stride, dilation = (size, size), (draw(1, 2),) * 2, (draw(1, 2),) * 2
+    padding = ((size // 2, size // 2),) * 2
+    x = programs.grid(r)
+    step = programs.conv(r, "a", "x.codes", x, channels, channels, kernel, stride, padding, dilation, channels)
+    side = dilation[0] * (size - 1) + 1 + draw(0, 6)
+    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (draw(1, 2), channels, side, side + 1)))
+
+
+@given(strategies.seeds(), st.integers(1, 40), st.booleans(), st.integers(1, 9))
+def test_sums_within_convolutions(r, channels, first, side):
+    program = programs.residual(r, channels, first)
+    check(program, programs.values(r, program.steps[0].qparams, (2, channels, side, side + 2)))
+
+
+@given(strategies.seeds(), st.sampled_from([Add, Mul]), st.integers(1, 40), st.sampled_from(["equal", "column", "line", "position"]))
+def test_pairs(r, kind, channels, other):
+    program = programs.pair(r, kind)
+    shape = (2, channels, 5, 6)
+    small = {"equal": shape, "column": (2, channels, 5, 1), "line": (2, channels, 1, 6), "position": (2, channels, 1, 1)}[other]
+    shapes = (shape, small) if r.random() < 0.5 else (small, shape)
+    check(program, *(programs.values(r, step.qparams, s) for step, s in zip(program.steps, shapes)))
+
+
+@given(strategies.seeds(), st.sampled_from([Add, Mul]), st.integers(1, 100))
+def test_pairs_of_rows(r, kind, width):
+    program = programs.pair(r, kind)
+    check(program, *(programs.values(r, step.qparams, (7, width)) for step in program.steps[:2]))
+
+
+def test_every_pair_of_codes():
+    r = np.random.default_rng(5)
+    for kind in (Add, Mul) * 10:
+        program = programs.pair(r, kind)
+        codes = np.stack(np.meshgrid(*[np.arange(256)] * 2, indexing="ij"))
+        check(program, *(step.qparams.dequantize(c.astype(np.uint8)) for step, c in zip(program.steps, codes)))
+
+
+@given(strategies.seeds(), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
+def test_concatenation(r, a, b, c):
+    program = programs.joined(r)
+    check(program, *(programs.values(r, step.qparams, (2, n, 3, 4)) for step, n in zip(program.steps, (a, b, c))))
+
+
+@pytest.mark.parametrize("which", range(6))
+@given(r=strategies.seeds(), channels=st.integers(1, 40), sides=st.tuples(st.integers(5, 9), st.integers(5, 9)))
+def test_steps_that_keep_the_grid(which, r, channels, sides):
+    x = programs.grid(r)
+    step = programs.pools(r, x, 2)[which]
+    check(programs.between(x, [step], x), programs.values(r, x, (2, channels, *sides)))
+
+
+@pytest.mark.parametrize("which", range(3))
+@given(r=strategies.seeds(), length=st.integers(5, 9))
+def test_steps_over_one_axis_of_positions(which, r, length):
+    x = programs.grid(r)
+    check(programs.between(x, [programs.pools(r, x, 1)[which]], x), programs.values(r, x, (2, 5, length)))
+
+
+@given(strategies.seeds(), st.sampled_from([(7, 33), (2, 5, 3, 4), (1, 3, 17, 9)]))
+def test_tables(r, shape):
+    x = programs.grid(r)
+    step = programs.table(r, x)
+    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, shape))
+
+
+@given(strategies.seeds(), st.floats(-37, 35.6))
+def test_quantize_with_scales_of_any_size(r, exponent):
+    # Scales at which the remainder of the division would underflow are divided by.
+    from quantspec.affine import QParams
+    from quantspec.program import Dequantize, Quantize, Ref
+
+    g = QParams(np.float32(10.0**exponent * 1.2345), int(r.integers(0, 256)), 0, 255)
+    program = Program("onnx", ("x",), {}, (Quantize("q", "x", g), Dequantize("out", "q", g)), Ref("out"))
+    with np.errstate(over="ignore"):
+        check(program, programs.values(r, g, (3, 130)))
+
+
+def two_layers(inputs: int = 50):
+    r = np.random.default_rng(0)
+    x = programs.grid(r)
+    first = programs.linear(r, "a", "x.codes", x, inputs, 70)
+    second = programs.linear(r, "b", "a", first.y_qparams, 70, 10)
+    return programs.between(x, [first, second], second.y_qparams), x, r
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan])
+@pytest.mark.parametrize("place", [0, 17, 49])
+def test_nan_is_refused_as_the_reference_refuses_it(value, place):
+    program, x, r = two_layers()
+    engine, clean = Compiled(program, {}), torch.from_numpy(programs.values(r, x, (5, 50)))
+    expected = engine({"x": clean})
+    spoiled = clean.clone()
+    spoiled[3, place] = value
+    for run in (engine, Reference(program, {})):
+        with pytest.raises(ValueError, match="x: expected numbers, got 1 NaN"):
+            run({"x": spoiled})
+    assert torch.equal(engine({"x": clean}), expected)
+
+
+def test_inputs_that_are_not_contiguous_or_of_another_type():
+    program, x, r = two_layers()
+    engine = Compiled(program, {})
+    batch = torch.from_numpy(programs.values(r, x, (6, 50)))
+    expected = engine({"x": batch})
+    wide = torch.zeros(12, 100)
+    wide[::2, ::2] = batch
+    assert torch.equal(engine({"x": wide[::2, ::2]}), expected)
+    assert torch.equal(engine({"x": batch.T.contiguous().T}), expected)
+    assert torch.equal(engine({"x": batch.double()}), expected)
+    assert torch.equal(engine({"x": batch.clone().requires_grad_()}), expected)
+    assert not engine({"x": batch.clone().requires_grad_()}).requires_grad
+    with pytest.raises(TypeError, match="x: expected a tensor on the CPU"):
+        engine({"x": batch.numpy()})
+    with pytest.raises(TypeError, match="float32"):
+        engine({"x": batch.double() * (1 + 1e-12)})
+
+
+def test_inputs_that_do_not_fit():
+    program, x, r = two_layers()
+    engine = Compiled(program, {})
+    for batch in ({"x": torch.zeros(3, 49)}, {"y": torch.zeros(3, 50)}, {}, {"x": torch.zeros(())}):
+        with pytest.raises(ValueError) as found:
+            engine(batch)
+        with pytest.raises(ValueError) as expected:
+            Reference(program, {})(batch)
+        assert str(found.value) == str(expected.value)
+
+
+def test_inputs_are_not_written_to_and_outputs_are_new():
+    program, x, r = two_layers()
+    engine = Compiled(program, {})
+    batch = torch.from_numpy(programs.values(r, x, (6, 50)))
+    before = batch.clone()
+    first = engine({"x": batch})
+    kept = first.clone()
+    engine({"x": batch.roll(1, 0)})
+    assert torch.equal(batch, before) and torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("rows", [1, 13, 5000])
+def test_concurrent_callers(rows):
+    program, x, r = two_layers()
+    engine = Compiled(program, {})
+    batches = [torch.from_numpy(programs.values(r, x, (rows, 50))) for _ in range(4)]
+    expected = [Reference(program, {})({"x": batch}) for batch in batches]
+
+    def call(i):
+        return torch.equal(engine({"x": batches[i % 4]}), expected[i % 4])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(100)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_and_slices_change_nothing(threads):
+    r = np.random.default_rng(1)
+    x = programs.grid(r)
+    step = programs.linear(r, "a", "x.codes", x, 400, 300)
+    program = programs.between(x, [step], step.y_qparams)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check(program, programs.values(r, x, (1237, 400)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_many_shapes_do_not_pile_up():
+    program, x, r = two_layers()
+    engine = Compiled(program, {})
+    for rows in range(100):
+        engine({"x": torch.zeros(rows, 50)})
+    assert len(engine.parts[0].bounds) <= 16 and len(engine.local.__dict__) <= 16
+
+
+def test_other_dialects_are_refused():
+    program, _, _ = two_layers()
+    other = copy.copy(program)
+    object.__setattr__(other, "dialect", "fbgemm")
+    with pytest.raises(UnsupportedError, match="dialect"):
+        engines.engine("compiled")(other, {})
+
+
+FEATURES = {"generic": set(), "avx2": {"avx2", "fma"}, "avx512vl": {"avx512vl", "avx512vnni", "avx512bw", "avx512dq"}}
+
+
+@pytest.mark.parametrize("cpu", FEATURES)
+def test_other_cpus_give_the_same_bits(cpu, tmp_path):
+    from llvmlite import binding
+
+    have = {name for name, there in binding.get_host_cpu_features().items() if there}
+    if missing := FEATURES[cpu] - have:
+        pytest.skip(f"this CPU has no {', '.join(sorted(missing))}, so that code for {cpu} does not run on it")
+    environment = os.environ | {"QUANTSPEC_CPU": cpu, "QUANTSPEC_KERNELS": str(tmp_path)}
+    script = Path(__file__).parent / "emulated.py"
+    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == emulated.digest()
+
+
+def test_an_unknown_cpu_is_refused():
+    environment = os.environ | {"QUANTSPEC_CPU": "z80"}
+    run = subprocess.run([sys.executable, str(Path(__file__).parent / "emulated.py")], env=environment, capture_output=True, text=True, timeout=200)
+    assert run.returncode != 0 and "expected one of generic, avx2, avx512vl, got 'z80'" in run.stderr
+
+
+def test_importing_the_package_loads_no_compiler():
+    script = "import sys, quantspec; sys.exit('llvmlite' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], timeout=200).returncode == 0
