@@ -9,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ..affine import QParams
 from ..integer import quantize_bias
+from .kept import Kept
 from .protocol import NotOffered, per_tensor, whole_byte
 from .tflite_graphs import OPERATOR, OPTIONS, Tensor, constant, model, on_grid
 from .worker import threads
@@ -34,16 +35,24 @@ class LiteRT:
 
     def __init__(self, kernels: str):
         self.name, self.version = f"litert-{kernels}", metadata.version("ai-edge-litert")
-        self.dialect, self._resolver = DIALECTS[kernels], RESOLVERS[kernels]
+        self.dialect, self._resolver, self._kept = DIALECTS[kernels], RESOLVERS[kernels], Kept()
+
+    def keep(self):
+        """Interpreters are kept from here on: they are made once for a model."""
+        self._kept = Kept(keeps=True)
 
     def _run(self, operators: list, tensors: list[Tensor], inputs: dict[int, np.ndarray], output: int) -> np.ndarray:
         content = model(operators, tensors, list(inputs), [output])
-        interpreter = Interpreter(model_content=content, experimental_op_resolver_type=self._resolver, num_threads=threads())
-        interpreter.allocate_tensors()
+        interpreter = self._kept((content,), lambda: self._interpreter(content))
         for place, array in inputs.items():
             interpreter.set_tensor(place, np.ascontiguousarray(array))
         interpreter.invoke()
         return interpreter.get_tensor(output)
+
+    def _interpreter(self, content: bytes):
+        interpreter = Interpreter(model_content=content, experimental_op_resolver_type=self._resolver, num_threads=threads())
+        interpreter.allocate_tensors()
+        return interpreter
 
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         if qmax - qmin != 255:
