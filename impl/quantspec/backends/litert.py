@@ -57,12 +57,14 @@ class LiteRT:
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         if qmax - qmin != 255:
             raise NotOffered(f"codes from {qmin} to {qmax}: QUANTIZE saturates at the ends of the byte")
+        several(scale, axis)
         x = np.asarray(x, np.float32)
         dtype = np.dtype(np.uint8 if qmin == 0 else np.int8)
         y = Tensor(x.shape, dtype, np.asarray(scale, np.float32), np.asarray(zero_point), axis or 0)
         return self._run([(OPERATOR.QUANTIZE, [0], [1], OPTIONS.QuantizeOptions, schema.QuantizeOptionsT())], [Tensor(x.shape, x.dtype), y], {0: x}, 1)
 
     def dequantize(self, q, scale, zero_point, *, axis=None):
+        several(scale, axis)
         x = Tensor(q.shape, q.dtype, np.asarray(scale, np.float32), np.asarray(zero_point), axis or 0)
         y = Tensor(q.shape, np.dtype(np.float32))
         return self._run([(OPERATOR.DEQUANTIZE, [0], [1], OPTIONS.DequantizeOptions, schema.DequantizeOptionsT())], [x, y], {0: q}, 1)
@@ -193,6 +195,12 @@ def one_byte(*grids: QParams) -> None:
         per_tensor(grid, "activation"), whole_byte(grid)
     if len({grid.dtype for grid in grids}) > 1:
         raise NotOffered("signed and unsigned codes together")
+
+
+def several(scale, axis: int | None) -> None:
+    """Raises NotOffered for one scale a channel when there is one channel: the format has a list of one scale then, which is one scale a tensor."""
+    if axis is not None and np.size(scale) == 1:
+        raise NotOffered("one channel with a scale of its own: the format cannot tell it from one scale a tensor")
 
 
 def signed(x: QParams, w: QParams) -> None:

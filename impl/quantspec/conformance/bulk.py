@@ -121,13 +121,16 @@ def linear_dynamic(d: Draw, count: int) -> Iterator:
 
 def conv2d(d: Draw, count: int) -> Iterator:
     for i in range(count):
-        kind = ("dense", "grouped", "depthwise")[i % 3]
-        groups = {"dense": 1, "grouped": d.pick(2, 4), "depthwise": d.pick(2, 3, 8, 16, 17, 32)}[kind]
-        each, outputs = (1, 1) if kind == "depthwise" else (d.pick(1, 3, 4, 8), d.pick(1, 4, 5, 8))
+        kind = ("dense", "grouped", "depthwise", "usual")[i % 4]
+        groups = {"dense": 1, "grouped": d.pick(2, 4), "depthwise": d.pick(2, 3, 8, 16, 17, 32), "usual": d.pick(8, 16, 32)}[kind]
+        each, outputs = (1, 1) if kind in ("depthwise", "usual") else (d.pick(1, 3, 4, 8), d.pick(1, 4, 5, 8))
         kernel = d.pick(1, 2, 3, 5), d.pick(1, 2, 3, 5)
         padding = tuple(min(int(p), k - 1) for p, k in zip(d.r.integers(0, 3, 2), kernel))
         places = {"stride": (d.pick(1, 1, 2), d.pick(1, 2)), "padding": padding, "dilation": (d.pick(1, 1, 2), d.pick(1, 1, 2)), "groups": groups}
-        x, w_q, w, bias, y = layer(d, groups * outputs, each * kernel[0] * kernel[1], bool(i % 2))
+        if kind == "usual":  # depthwise as networks have them, for which there are kernels apart
+            side, step = d.pick(3, 3, 5), d.pick(1, 2)
+            kernel, places = (side, side), {"stride": (step, step), "padding": (side // 2, side // 2), "dilation": (1, 1), "groups": groups}
+        x, w_q, w, bias, y = layer(d, groups * outputs, each * kernel[0] * kernel[1], bool(i // 4 % 2))
         w_q = w_q.reshape(groups * outputs, each, *kernel)
         yield (d.codes(2, groups * each, 11, 10), x, w_q, w, bias, y), {**places, "relu": i % 5 == 0}
 

@@ -98,9 +98,10 @@ def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.
         Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar,
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        futures = [pool.submit(examine, name, options.examples, options.seconds) for name in names]
-        for future in bar.track(futures, description="conformance"):
-            yield future.result()
+        # The last of the registry take longest, and are not to be waited for alone.
+        futures = {name: pool.submit(examine, name, options.examples, options.seconds) for name in reversed(names)}
+        for name in bar.track(names, description="conformance"):
+            yield futures[name].result()
 
 
 def conformance(options: argparse.Namespace) -> int:
@@ -110,6 +111,7 @@ def conformance(options: argparse.Namespace) -> int:
     reasons = {name: registry.why_not_installed(name) for name in wanted}
     if options.backend and (missing := [f"{name}: {reason}" for name, reason in reasons.items() if reason]):
         raise ValueError(f"backend {missing[0]}")
+    root = (options.write or chapters.directory()) / "results"
     found, unexplained = [], []
     for name, reason in reasons.items():
         if reason:
@@ -124,11 +126,9 @@ def conformance(options: argparse.Namespace) -> int:
         else:
             found.append(one)
             console.print(summary(one), highlight=False)
-    root = (options.write or chapters.directory()) / "results"
+            if options.write:
+                results.write(root, one)
     known = results.read_known(root)
-    if options.write:
-        for one in found:
-            results.write(root, one)
     if options.write or options.recorded:
         found = results.read_all(root)
     if options.write:

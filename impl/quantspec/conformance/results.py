@@ -49,7 +49,7 @@ class Results:
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        return f"{self.backend}-{self.version}-{self.cpu}"
+        return f"{self.backend}-{self.version}-{self.cpu}".replace("/", "-")
 
 
 def cpu() -> str:
