@@ -64,6 +64,9 @@ def alone(call: Call) -> Iterator[tuple[Call, Callable]]:
         for i in sorted({0, len(x) - 1}):
             yield call.with_arguments(x[i : i + 1], *rest), lambda w, i=i: w[i : i + 1]
         yield call.with_arguments(np.concatenate([x, x, x]), *rest), lambda w: np.concatenate([w, w, w])
+        if call.operation.endswith("pool2d"):
+            for i in sorted({0, x.shape[1] - 1}):
+                yield call.with_arguments(x[:, i : i + 1], *rest), lambda w, i=i: w[:, i : i + 1]
         if call.operation == "linear":
             x_grid, w_q, w, bias, y = rest
             for j in sorted({0, len(w_q) // 2, len(w_q) - 1}):
