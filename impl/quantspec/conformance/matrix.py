@@ -127,7 +127,8 @@ def own_page(results: Results, known: list[Known]) -> str:
 
 
 def compared_row(found: dict[str, Any]) -> list[str]:
-    differ = f"[{found['differ']:,}](#{anchor(found)})" if found["outcome"] == "fails" else "0"
+    # A call that was drawn apart may be the only one that differs.
+    differ = f"[{found['differ'] or 'one'}](#{anchor(found)})" if found["outcome"] == "fails" else "0"
     return [found["operation"], " or ".join(found["dialects"]), f"{found['outputs']:,}", differ]
 
 

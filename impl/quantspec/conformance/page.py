@@ -15,12 +15,12 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem; } p { max-width: 5
 .matrix { overflow: auto; max-height: 88vh; border: 1px solid var(--line); margin-top: 1rem; }
 table { border-collapse: separate; border-spacing: 0; font-size: .8rem; }
 th, td { border-right: 1px solid var(--line); border-bottom: 1px solid var(--line); padding: .2rem .4rem; text-align: center; background: #fff; }
-td { max-width: 7.5rem; overflow-wrap: anywhere; line-height: 1.25; }
+td { min-width: 3.6rem; max-width: 8rem; line-height: 1.25; }
 thead th { position: sticky; top: 0; z-index: 2; vertical-align: bottom; font-weight: 600; }
 thead span { display: inline-block; writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; line-height: 1.25; max-height: 15rem; }
 thead th:first-child { left: 0; z-index: 3; text-align: left; }
-tbody th { position: sticky; left: 0; z-index: 1; text-align: left; font-weight: 400; min-width: 8rem; }
-tr.clause th { font-weight: 700; background: var(--head); white-space: nowrap; z-index: 1; } tr.clause td { background: var(--head); }
+tbody th { position: sticky; left: 0; z-index: 1; text-align: left; font-weight: 400; min-width: 11rem; max-width: 17rem; }
+tr.clause th { font-weight: 700; background: var(--head); } tr.clause td { background: var(--head); } tr.clause th b { white-space: nowrap; }
 .first { border-left: 2px solid #8d99ae; }
 td.pass { background: var(--good); color: #17633a; } td.fails { background: var(--bad); } td.choice { background: var(--choice); } td.none { color: #6b7587; }
 button { all: unset; cursor: pointer; color: #9b1c13; text-decoration: underline dotted; } td.choice button { color: #27408b; }
@@ -31,8 +31,7 @@ button:focus-visible, .matrix:focus-visible { outline: 2px solid #27408b; }
 [popover] > button { position: absolute; top: .7rem; right: 1rem; color: var(--ink); text-decoration: none; font-size: 1.1rem; padding: 0 .3rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--head); padding: .6rem; border-radius: 4px; margin: .2rem 0 .6rem;
       font: .8rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
-@media (max-width: 600px) { body { padding: .8rem; } tbody th { min-width: 5rem; max-width: 8rem; overflow-wrap: anywhere; }
-  tr.clause th { white-space: normal; } thead span { max-height: 12rem; } }
+@media (max-width: 600px) { body { padding: .8rem; } tbody th { min-width: 7rem; max-width: 8.5rem; } thead span { max-height: 13rem; } }
 """
 INTRODUCTION = """<h1>What backends do with 8-bit networks</h1>
 <p>Clauses of the specification down, backends across. <b>pass</b>: no drawn call broke the clause. <b>differs</b>: one did; open it to see the smallest that was found.
@@ -51,7 +50,7 @@ def page(all_results: list[Results], known: list[Known]) -> str:
     body, opened = [], []
     for clause, operations in places(all_results).items():
         title = f" · {escaped(sentences[clause].title)}" if clause in sentences else ""
-        body.append(f'<tr class="clause"><th>{clause}{title}</th>{"".join(f"<td{edge(first)}></td>" for _, first in columns)}</tr>')
+        body.append(f'<tr class="clause"><th><b>{clause}</b>{title}</th>{"".join(f"<td{edge(first)}></td>" for _, first in columns)}</tr>')
         for operation, place in rows(all_results, clause, operations):
             cells = []
             for results, first in columns:
@@ -66,7 +65,8 @@ def page(all_results: list[Results], known: list[Known]) -> str:
                 else:
                     reason = f' title="{escaped(found["reason"])}"' if found.get("reason") else ""
                     cells.append(f'<td class="{"pass" if kind == "pass" else "none"}{border}"{reason}>{"pass" if kind == "pass" else "–"}</td>')
-            body.append(f"<tr><th>{place or operation}</th>{''.join(cells)}</tr>")
+            name = (place or operation).replace("_", "_<wbr>")
+            body.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>quantspec: what backends do</title><style>{STYLE}</style></head><body>{INTRODUCTION}'
@@ -107,6 +107,7 @@ def popover(results: Results, found: dict[str, Any], known: list[Known], sentenc
         rest = f"<p>Its choice: <b>{escaped(found['choice'])}</b>, by {found['outputs']:,} outputs.</p>"
         return head + rest + (f"<pre>{escaped(found['counterexample'])}</pre>" if found.get("counterexample") else "")
     reason = explained(results, found, known)
-    counted = f"<p>{found['differ']:,} of {found['outputs']:,} outputs differ.</p>" if found.get("outputs") else ""
+    many = f"{found['differ']:,} of {found['outputs']:,} outputs differ." if found.get("differ") else f"Beside {found.get('outputs', 0):,} outputs that agree."
+    counted = f"<p>{many}</p>" if found.get("outputs") else ""
     parts = told(found) + ([("to see it without quantspec", found["reproduce"].strip())] if found.get("reproduce") else [])
     return head + (f"<p><b>Why:</b> {escaped(reason)}</p>" if reason else "") + counted + "".join(f"<b>{name}</b><pre>{escaped(text)}</pre>" for name, text in parts)
