@@ -37,7 +37,6 @@ HERE = "quantspec.backends"
 ENTRIES = {
     entry.name: replace(entry, family=family)
     for family, entries in {
-        "quantspec itself": [Entry(f"quantspec-{name}", f"{HERE}.ours:Ours", (name,)) for name in DIALECTS],
         "PyTorch's engines": [
             *(Entry(f"torch-{engine}", f"{HERE}.torch_engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
             *(Entry(f"torch-{e}-no-vnni", f"{HERE}.torch_engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
@@ -55,6 +54,7 @@ ENTRIES = {
             *(Entry(f"litert-{k}", f"{HERE}.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
             Entry("openvino", f"{HERE}.openvino_cpu:OpenVINO", needs=("openvino",), extra="openvino"),
         ],
+        "quantspec itself": [Entry(f"quantspec-{name}", f"{HERE}.ours:Ours", (name,)) for name in DIALECTS],
     }.items()
     for entry in entries
 }

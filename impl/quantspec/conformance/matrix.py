@@ -65,11 +65,19 @@ def markdown(all_results: list[Results]) -> str:
     lines = [INTRODUCTION]
     for family, members in families(all_results).items():
         heads = [f"[{r.backend}](results/{r.folder}/README.md)" for r in members]
-        lines += ["", f"## {family}", "", ", ".join(f"{r.backend} {r.version}" for r in members) + f" on {members[0].cpu}.", ""]
+        lines += ["", f"## {family}", "", stands_for(members), ""]
         lines += table(["clause", *heads], held(members))
         lines += ["", "Choices:", ""]
         lines += table(["place", *heads], chosen(members))
     return "\n".join(lines) + "\n"
+
+
+def stands_for(members: list[Results]) -> str:
+    """Versions and CPUs of a family, in a sentence."""
+    named = {(r.version, r.cpu): [m.backend for m in members if (m.version, m.cpu) == (r.version, r.cpu)] for r in members}
+    said = [f"{', '.join(names)}: {version} on {cpu}" for (version, cpu), names in named.items()]
+    hidden = " What ends in `-no-vnni` was told, by environment variables, to do without that instruction." if any("-no-vnni" in r.backend for r in members) else ""
+    return f"{'; '.join(said)}.{hidden}"
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
@@ -91,7 +99,9 @@ def held(members: list[Results]) -> Iterable[list[str]]:
 
 def chosen(members: list[Results]) -> Iterable[list[str]]:
     """A row for each place of chapter 10: what the backends of a family choose there."""
-    for place, clause in dict.fromkeys((t["place"], t["clause"]) for r in members for t in r.choices):
+    places = dict.fromkeys((t["place"], t["clause"]) for r in members for t in r.choices)
+    order = ordered({clause for _, clause in places})
+    for place, clause in sorted(places, key=lambda p: (order.index(p[1]), p[0])):
         cells = []
         for results in members:
             (choice,) = (t["choice"] for t in results.choices if t["place"] == place)
