@@ -131,8 +131,8 @@ def own_page(results: Results, known: list[Known]) -> str:
         if reason := explained(results, found, known):
             lines += [f"**Why:** {reason}", ""]
         lines += ["```text", *(f"{name}: {text}" for name, text in told(found)), "```", ""]
-        if found.get("reproduce"):
-            lines += ["```python", found["reproduce"].rstrip(), "```", ""]
+        if found.get("reproduce"):  # no block of the tested kind: some of these end the process
+            lines += ["```py", found["reproduce"].rstrip(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
