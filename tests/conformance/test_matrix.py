@@ -75,7 +75,7 @@ def test_markdown_leads_from_a_clause_to_the_call_that_broke_it():
 
 def test_families_stand_together_in_the_registrys_order():
     names = ["openvino", "mine", "torch-onednn", "torch-x86"]
-    assert {family: [one.backend for one in members] for family, members in matrix.families(made(name) for name in names).items()} == {
+    assert {family: [one.backend for one in members] for family, members in matrix.families([made(name) for name in names]).items()} == {
         "PyTorch's engines": ["torch-x86", "torch-onednn"], "ONNX, LiteRT, OpenVINO": ["openvino"], registry.OTHERS: ["mine"],
     }  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
     results.write(tmp_path, one)
     (again,) = results.read_all(tmp_path)
     assert (again.backend, again.version, again.cpu, again.choices) == (one.backend, one.version, one.cpu, one.choices)
-    assert sorted(map(str, again.findings)) == sorted(map(str, one.findings))
+    assert all(finding in again.findings for finding in one.findings) and len(again.findings) == len(one.findings)
 
 
 def test_pages_come_from_recorded_results_without_asking_any_backend(tmp_path, capsys, monkeypatch):

@@ -43,7 +43,7 @@ def divergences(all_results: Iterable[Results]) -> int:
     return sum(table["outcome"] == "fails" for results in all_results for table in results.findings)
 
 
-def families(all_results: Iterable[Results]) -> dict[str, list[Results]]:
+def families(all_results: list[Results]) -> dict[str, list[Results]]:
     """Backends that stand beside each other, in the registry's order; those that it does not know come last."""
     order = list(registry.ENTRIES)
     known = sorted((r for r in all_results if r.backend in order), key=lambda r: order.index(r.backend))
