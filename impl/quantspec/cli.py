@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     hold.add_argument("--examples", type=int, default=60, metavar="N", help="drawn calls for each clause and operation (default: 60)")
     hold.add_argument("--seconds", type=float, default=20.0, metavar="S", help="how long one call may take (default: 20)")
     hold.add_argument("--write", type=Path, metavar="DIR", help="write results and pages into a folder like spec/")
+    hold.add_argument("--html", type=Path, metavar="FILE", help="write the matrix as one HTML page")
+    hold.add_argument("--recorded", action="store_true", help="ask no backend; the pages are written from the results that are there")
     hold.set_defaults(function=lambda options: conformance().conformance(options))
     probe = commands.add_parser("fingerprint", help="find out which choices of chapter 10 a backend makes")
     probe.add_argument("backend", metavar="BACKEND", help="a known backend or my_package.my_module:MyBackend")

@@ -526,7 +526,7 @@ DIALECTS = {
         Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
         Dialect("onnx-reference", *ONNX, "double-inside", "float32-bare", "divide", "multiply-add", "double-inside", *ONNX_CODES),
         Dialect("torch-quantize", *TORCH, "exact", "float32", "fused", "exact", "exact", *TORCH_CODES),
-        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:]),
+        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:4], "codes", "float32"),
         Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
         Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES, "even"),
         Dialect("onednn-pointwise-product", *TORCH, "real-plain-product", "float64", "fused", "product", "real-plain-product", *TORCH_CODES, "even"),
