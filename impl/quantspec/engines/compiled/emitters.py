@@ -68,11 +68,11 @@ def emit_linear(planner: Planner, step: Linear) -> None:
     emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets(1, 1), y.offsets(1, 1), [0])
 
 
-def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets) -> np.ndarray:
-    """One product, by the addresses of its operands and the offsets of their rows."""
+def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets, adds: bool = False) -> np.ndarray:
+    """One product, by the addresses of its operands and the offsets of their rows; ``adds``: it is to be a sum as well."""
     inputs = 4 * packed.runs * packed.run_steps
     planner.macs += len(y_offsets) * packed.outputs * inputs
-    return planner.emit("product", gemm.write_product, {
+    return planner.emit(*(("product_add", gemm.write_product_add) if adds else ("product", gemm.write_product)), {
         gemm.X: x, gemm.Y: y, gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias), gemm.FACTOR: planner.keep(packed.factor),
         gemm.ROWS: len(y_offsets), gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
         gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
@@ -127,12 +127,12 @@ def emit_view(planner: Planner, step: FlatFloat) -> None:
 
 def chunk_rows(inputs: int) -> int:
     """Rows of a chunk, in whole tiles."""
-    return max(48, CHUNK_BYTES // inputs // 6 * 6)
+    return max(56, CHUNK_BYTES // inputs // 14 * 14)
 
 
 def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.ndarray]:
-    """The products of all groups, to the value ``name``."""
-    name = name or step.name
+    """The products of all groups; with the ``name`` of another value they are to be sums, which are that value."""
+    adds, name = name is not None, name or step.name
     if is_depthwise(step):
         return [emit_depthwise(planner, step, name)]
     x, y = planner.values[step.x].layout, planner.values[name].layout
@@ -141,7 +141,7 @@ def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.
     runs = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in ([0] if joined(step) else range(kernel[1]))]
     inputs, outputs = step.weight.shape[1], len(step.weight) // step.groups
     return [
-        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs)
+        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs, adds)
         for g, packed in enumerate(planner.packed[step.name])
     ]
 

@@ -9,11 +9,10 @@ from ...dialects import check_unit
 from ...integer import check_overflow, quantize_bias
 from ...program import Conv, Linear, LinearDynamic
 from .depthwise import ORDER, WIDE
+from .gemm import PANEL
 from .layout import aligned, position_pitch
 from .shapes import is_depthwise
 from .simd import LANES
-
-PANEL = 4
 
 
 @dataclass(frozen=True, eq=False)
