@@ -9,7 +9,7 @@ from ...pooling import counts as window_counts, part
 from ...program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
 from . import codes, depthwise, dynamic, gemm, places
 from .layout import SLACK, Layout, aligned, row_pitch
-from .pack import Packed, joined
+from .pack import Packed, in_pairs, joined
 from .plan import Planner, Value
 from .shapes import ConvAdd, Dynamic, FlatFloat, FlatQuantize, is_depthwise, ratios
 from .simd import float_bits
@@ -160,19 +160,35 @@ def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
 def emit_depthwise(planner: Planner, step: Conv, name: str) -> np.ndarray:
     x, y = planner.values[step.x].layout, planner.values[name].layout
     kernel, stride, start, dilation = spread(step)
-    taps = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(kernel[1])]
+    weight, bias, factor = planner.packed[step.name]
+    entries = {
+        depthwise.X: planner.address(step.x), depthwise.Y: planner.address(name), depthwise.W: planner.keep(weight), depthwise.BIAS: planner.keep(bias),
+        depthwise.FACTOR: planner.keep(factor),
+    } | clamp(step, depthwise.LOWEST, depthwise.HIGHEST, depthwise.ZERO)  # fmt: skip
+    planner.macs += step.weight[0].size * y.images * y.height * y.width * y.channels
+    # Positions that lie together in a block of channels, as wide as a line allows.
+    together = depthwise.WIDE // y.channels if depthwise.WIDE % y.channels == 0 and y.pitch == x.pitch == y.channels and stride[1] == 1 else 1
+    while y.width % together:
+        together //= 2
+    channels, width = together * y.channels, y.width // together
+    if in_pairs(step) and together == 1 and width > 1:
+        sources, targets = x.offsets(y.height, 1, stride, start), y.offsets(y.height, 1)
+        return planner.emit("depthwise_pairs", depthwise.write_pairs, entries | {
+            depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: -(-width // 2), depthwise.X_OFFSETS: planner.keep(sources),
+            depthwise.Y_OFFSETS: planner.keep(targets), depthwise.PITCH: x.pitch, depthwise.LINE: x.line, depthwise.Y_PITCH: y.pitch,
+            depthwise.LAST: width - 2,
+        })  # fmt: skip
+    padded = kernel[1] + in_pairs(step)
+    taps = [i * dilation[0] * x.line + min(j, kernel[1] - 1) * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(padded)]
     groups = -(-len(taps) // 4)
     taps += [taps[-1]] * (4 * groups - len(taps))
-    weight, bias, factor = planner.packed[step.name]
     fixed = groups if groups <= depthwise.IN_REGISTERS else None
-    targets = y.offsets(y.height, y.width)
-    planner.macs += 4 * groups * len(targets) * y.channels
-    return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), {
-        depthwise.X: planner.address(step.x), depthwise.Y: planner.address(name), depthwise.W: planner.keep(weight), depthwise.BIAS: planner.keep(bias),
-        depthwise.FACTOR: planner.keep(factor), depthwise.ROWS: len(targets), depthwise.CHANNELS: y.channels, depthwise.GROUPS: groups,
-        depthwise.TAPS: planner.keep(np.array(taps, np.int32)), depthwise.X_OFFSETS: planner.keep(x.offsets(y.height, y.width, stride, start)),
-        depthwise.Y_OFFSETS: planner.keep(targets),
-    } | clamp(step, depthwise.LOWEST, depthwise.HIGHEST, depthwise.ZERO))  # fmt: skip
+    sources = x.offsets(y.height, width, (stride[0], stride[1] * together), start)
+    targets = y.offsets(y.height, width, (1, together))
+    return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), entries | {
+        depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: groups, depthwise.TAPS: planner.keep(np.array(taps, np.int32)),
+        depthwise.X_OFFSETS: planner.keep(sources), depthwise.Y_OFFSETS: planner.keep(targets),
+    })  # fmt: skip
 
 
 def emit_windows(planner: Planner, step, kernel, write, windows: list[list[int]], factors, entries: dict[int, int]) -> None:
