@@ -10,7 +10,7 @@ from .simd import F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
 
 # The instruction that quantizes: SOURCE and the like as ``codes`` has them, and
 SLOT, GRIDS, GRID_STRIDE, PER_ROW, QMAX, SMALLEST, LARGEST = range(13, 20)
-GRID_ENTRIES = 16  # int64 entries of a grid: those of ``codes.quantize_fields``
+GRID_ENTRIES = 24  # int64 entries of a grid: those of ``codes.quantize_fields``
 NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
 F64 = ir.DoubleType()
 
