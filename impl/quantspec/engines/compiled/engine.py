@@ -126,15 +126,17 @@ class Compiled:
         if type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous():
             ready = self.local.__dict__.get(x.shape)
             if ready is not None:
-                y = torch.empty(ready[1])
-                if self.run(ready[0], x.data_ptr(), y.data_ptr()) == 0:
-                    return y
+                address, shape, threads, _ = ready
+                if threads == 0 or threads == torch.get_num_threads():
+                    y = torch.empty(shape)
+                    if self.run(address, x.data_ptr(), y.data_ptr()) == 0:
+                        return y
         y = self.general({self.input_name: x})
         known, bound = self.local.__dict__, self.parts[0].bounds.get((tuple(x.shape),))
-        if bound is not None and bound.direct and not bound.threaded:
+        if bound is not None and bound.direct:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
-            known[x.shape] = bound.direct, bound.shapes[0], bound  # which owns the memory
+            known[x.shape] = bound.direct, bound.shapes[0], bound.threads if bound.threaded else 0, bound  # which owns the memory
         return y
 
 
