@@ -8,13 +8,11 @@ from ...errors import UnsupportedError
 from ...pooling import counts as window_counts, part
 from ...program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
 from . import codes, depthwise, dynamic, gemm, places
-from .layout import SLACK, Layout, aligned, row_pitch
+from .layout import Layout, aligned
 from .pack import Packed, in_pairs, joined
 from .plan import Planner, Value
 from .shapes import ConvAdd, Dynamic, FlatFloat, FlatQuantize, is_depthwise, ratios
 from .simd import float_bits
-
-CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 
 
 def emit_quantize(planner: Planner, step: Quantize) -> None:
@@ -76,7 +74,7 @@ def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offse
         gemm.X: x, gemm.Y: y, gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias), gemm.FACTOR: planner.keep(packed.factor),
         gemm.ROWS: len(y_offsets), gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
         gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
-        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: chunk_rows(inputs),
+        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: gemm.chunk_rows(inputs),
     } | clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO))  # fmt: skip
 
 
@@ -98,36 +96,22 @@ def emit_dynamic(planner: Planner, step: Dynamic) -> None:
     shape, (packed,) = planner.shapes[step.name], planner.packed[step.layer.name]
     rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
     inputs, outputs = step.layer.weight.shape[1], shape[-1]
-    pitch, scale = row_pitch(inputs), step.layer.w_qparams.scale
-    quantized = planner.keep(aligned(rows * pitch + SLACK))
-    stride = 8 * dynamic.GRID_ENTRIES if step.layer.rows else 0
-    grids = planner.keep(aligned(dynamic.GRID_ENTRIES * (rows if step.layer.rows else 1), np.int64))
-    outside = source not in planner.values
-    planner.emit("dynamic_quantize", dynamic.write_dynamic_quantize, {
-        codes.SOURCE: 0 if outside else planner.address(source), dynamic.SLOT: planner.slot(source) if outside else -1, codes.TARGET: quantized,
-        codes.COUNT: rows, codes.WIDTH: inputs, codes.SOURCE_PITCH: 4 * inputs, codes.TARGET_PITCH: pitch, dynamic.GRIDS: grids,
-        dynamic.GRID_STRIDE: stride, dynamic.PER_ROW: int(step.layer.rows), dynamic.QMAX: float_bits(127 if step.layer.reduce_range else 255),
-        dynamic.SMALLEST: float_bits(scale.min()), dynamic.LARGEST: float_bits(scale.max()),
-    })  # fmt: skip
-    is_output = step.name in planner.outputs
-    offsets = (np.arange(rows) * pitch).astype(np.int32)
+    first, second = dynamic.entries(packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows, relu=step.relu)
+    if source in planner.values:
+        first[codes.SOURCE] = planner.address(source)
+    else:
+        first[dynamic.SLOT] = planner.slot(source)
+    if step.name in planner.outputs:
+        second[dynamic.Y_SLOT] = planner.slot(step.name)
+    else:
+        second[gemm.Y] = planner.address(step.name)
     planner.macs += rows * inputs * outputs
-    planner.emit("dynamic_product", dynamic.write_dynamic_product, {
-        gemm.X: quantized, gemm.Y: 0 if is_output else planner.address(step.name), gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias),
-        gemm.FACTOR: planner.keep(packed.factor), gemm.SUMS: planner.keep(packed.sums), gemm.ROWS: rows, gemm.OUTPUTS: outputs, gemm.BLOCKS: packed.blocks,
-        gemm.STEPS: packed.run_steps, gemm.RUNS: 1, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.zeros(1, np.int32)),
-        gemm.X_OFFSETS: planner.keep(offsets), gemm.Y_OFFSETS: stride, gemm.CHUNK: chunk_rows(inputs), gemm.ROW_GRIDS: grids, dynamic.RELU: int(step.relu),
-        dynamic.Y_PITCH: 4 * outputs, dynamic.Y_SLOT: planner.slot(step.name) if is_output else -1,
-    })  # fmt: skip
+    planner.emit("dynamic_quantize", dynamic.write_dynamic_quantize, first)
+    planner.emit("dynamic_product", dynamic.write_dynamic_product, second)
 
 
 def emit_view(planner: Planner, step: FlatFloat) -> None:
     """Nothing: floats lie in the same order."""
-
-
-def chunk_rows(inputs: int) -> int:
-    """Rows of a chunk, in whole tiles."""
-    return max(56, CHUNK_BYTES // inputs // 14 * 14)
 
 
 def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.ndarray]:

@@ -12,13 +12,14 @@ from ...affine import float32_array
 from ...dialects import dialect
 from ...errors import UnsupportedError
 from ...graph import bind
-from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Ref, reads, refs, replace_refs
+from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs
 from ..reference import array, run_step
 from .bound import Bound
 from .emitters import EMITTERS
 from .native import caller
 from .pack import pack_layer
 from .plan import Planner
+from .recurrent import Recurring
 from .shapes import compilable, flattens, fused
 
 DIALECT = "onnx"
@@ -82,7 +83,7 @@ class Compiled:
         if program.dialect != DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
         self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
-        self.parts = segments(program, callables)
+        self.parts = [Recurring(part, self.dialect) if isinstance(part, Recurrent) else part for part in segments(program, callables)]
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             planner = self.parts[0].planner
@@ -102,6 +103,8 @@ class Compiled:
             for part in self.parts:
                 if isinstance(part, Segment):
                     self.run_segment(part, values)
+                elif isinstance(part, Recurring):
+                    values[part.name] = part(values[part.step.x], replace_refs(part.step.state, values.__getitem__))
                 else:
                     values[part.name] = run_step(part, values, self.callables, self.dialect)
         return replace_refs(self.program.output, values.__getitem__)

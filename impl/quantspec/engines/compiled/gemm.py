@@ -21,6 +21,12 @@ ROW_GRIDS, SUMS = 27, 28  # of dynamic layers
 
 TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
+CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
+
+
+def chunk_rows(inputs: int) -> int:
+    """Rows of a chunk, in whole tiles."""
+    return max(4, CHUNK_BYTES // inputs // TILE_ROWS[-1]) * TILE_ROWS[-1]
 
 
 def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: list) -> list:
