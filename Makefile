@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough spec review faults mutants conformance lint clean
+.PHONY: help run test test-dev test-thorough spec review faults mutants conformance matrix lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,8 +48,11 @@ faults: .venv/installed ## attack the suite with plausible wrong implementations
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,conformance,onnx,litert,openvino]'
 	@touch $@
 
-conformance: .venv/peers ## hold all backends to the specification; writes spec/results, spec/conformance.md and .html
-	@OMP_NUM_THREADS=1 $(BIN)/quantspec conformance --write spec $(ARGS)
+conformance: .venv/peers ## hold all backends to the specification; writes spec/results, spec/conformance.md, out/conformance.html
+	@OMP_NUM_THREADS=1 $(BIN)/quantspec conformance --write spec --html out/conformance.html $(ARGS)
+
+matrix: .venv/installed ## write spec/conformance.md and out/conformance.html from the recorded results, in seconds
+	@$(BIN)/quantspec conformance --recorded --write spec --html out/conformance.html
 
 mutants: .venv/installed-mutants ## change the chapter modules in every small way, each of which the suite must notice: [ARGS="affine static"]
 	@$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)

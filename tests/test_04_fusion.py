@@ -1,5 +1,6 @@
 """Chapter 4: fusion. The oracle is the chapter's own definitions."""
 
+import copy
 from fractions import Fraction
 
 import numpy as np
@@ -27,7 +28,7 @@ def captured(model):
 
 
 def layers_of(graph):
-    return [node for node in graph.nodes if isinstance(node, floats.Linear)]
+    return [node for node in graph.nodes if isinstance(node, floats.Layer)]
 
 
 def kinds(graph):
@@ -288,3 +289,197 @@ def test_a_network_is_fused_as_far_as_it_may():
     q = qs.quantize(networks.seeded(networks.Normalised), [networks.inputs()])
     assert [type(step).__name__ for step in q.program.steps] == ["Quantize", "Linear", "Linear", "Dequantize"]
     assert isinstance(q.program.layers[0], Linear)
+
+
+def batch_norm(kind, channels, g):
+    """A normalization with drawn statistics."""
+    norm = kind(channels).eval()
+    with torch.no_grad():
+        for tensor, values in ((norm.weight, g.normal(size=channels)), (norm.bias, g.normal(size=channels)), (norm.running_mean, g.normal(size=channels))):
+            tensor.copy_(torch.from_numpy(values))
+        norm.running_var.copy_(torch.from_numpy(g.uniform(0.1, 3, channels)))
+    return norm
+
+
+def exact(array):
+    return np.vectorize(lambda v: Fraction(float(v)), otypes=[object])(array)
+
+
+def fold_bound(u, weight, bias, layer_bias, norm):
+    """FUS-FOLD-BOUND for outputs that are sums of |u| * |weight|, [outputs]."""
+    root = np.sqrt(norm.running_var.double().numpy() + norm.eps)
+    gamma, beta, mean = (np.abs(t.detach().double().numpy()) for t in (norm.weight, norm.bias, norm.running_mean))
+    return 2.0**-23 * (u + np.abs(bias)) + 2.0**-47 * (np.abs(layer_bias) + mean) * gamma / root + 2.0**-47 * beta
+
+
+@clause("FUS-FOLD-TRANSPOSED", "FUS-FOLD-BOUND", "FUS-KEEP")
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("kinds", [(nn.ConvTranspose1d, nn.BatchNorm1d, (5,)), (nn.ConvTranspose2d, nn.BatchNorm2d, (4, 5))])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_normalization_behind_a_transposed_convolution_is_folded(groups, kinds, bias):
+    conv, norm, shape = kinds
+    g = np.random.default_rng(groups)
+    layer = networks.seeded(lambda: conv(groups * 2, groups * 4, 3, stride=2, padding=1, output_padding=1, groups=groups, bias=bias))
+    model = nn.Sequential(layer, batch_norm(norm, groups * 4, g)).eval()
+    fused = fusion.fuse(captured(model))
+    (node,) = fused.nodes
+    x = torch.from_numpy(g.normal(size=(2, groups * 2, *shape)))
+    twin = copy.deepcopy(model).double()
+    with torch.no_grad():
+        expected = twin(x).numpy()
+        folded = floats.run_conv(node, x, torch.from_numpy(node.weight).double(), torch.from_numpy(node.bias).double()).numpy()
+        sizes = floats.run_conv(node, x.abs(), torch.from_numpy(node.weight).double().abs(), None).numpy()
+    layer_bias = layer.bias.detach().numpy() if bias else np.zeros(groups * 4)
+    along = (slice(None), *[None] * len(shape))
+    numbers = model[1], node.bias
+    bound = 2.0**-23 * sizes + fold_bound(0.0, None, numbers[1], layer_bias, numbers[0])[along]
+    # Both are computed in float64, whose own rounding of some dozens of products is far below 2^-40 of their sizes.
+    assert (np.abs(folded - expected) <= bound + 2.0**-40 * (sizes + np.abs(expected) + 1)).all()
+    assert np.abs(folded - expected).max() < 1e-5 < np.abs(expected).max()
+
+
+@st.composite
+def before(draw):
+    """(weight, bias, (gamma, beta, mean, var), eps, groups) for a normalization before a layer."""
+    g, groups = draw(draws.seeds()), draw(st.integers(1, 3))
+    outputs, inputs = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    kernel = draw(st.sampled_from([(), (1,), (2,), (2, 3)]))
+    groups = groups if kernel else 1
+    weight = g.normal(size=(groups * outputs, inputs, *kernel)).astype(np.float32)
+    statistics = [g.normal(size=groups * inputs).astype(np.float32) * draw(st.sampled_from([1e-3, 1, 50])) for _ in range(3)]
+    var = g.uniform(1e-4, 9, groups * inputs).astype(np.float32)
+    bias = g.normal(size=len(weight)).astype(np.float32) if draw(st.booleans()) else None
+    return weight, bias, (*statistics, var), draw(st.sampled_from([1e-5, 1e-3])), groups
+
+
+@clause("FUS-FOLD-BEFORE")
+@given(before())
+def test_a_normalization_before_a_layer_is_folded_as_the_definition_says(case):
+    weight, bias, statistics, eps, groups = case
+    folded, shifted = fusion.fold_batch_norm_before(weight, bias, *statistics, eps, groups)
+    assert folded.dtype == shifted.dtype == np.float32 and folded.shape == weight.shape
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    for o in range(len(weight)):
+        channels = range(o // outputs * inputs, (o // outputs + 1) * inputs)
+        numbers = [tuple(float(s[c]) for s in statistics) for c in channels]
+        start = 0.0 if bias is None else float(bias[o])
+        rows = weight[o].reshape(inputs, -1)
+        w, b = spec.fold_batch_norm_before(rows.tolist(), start, numbers, eps)
+        for got, exactly in zip(folded[o].reshape(-1), [v for row in w for v in row]):
+            assert abs(Fraction(float(got)) - exactly) <= abs(exactly) * Fraction(2) ** -24 * (1 + Fraction(2) ** -20) + Fraction(2) ** -150
+        terms = abs(Fraction(start))
+        for row, (gamma, beta, mean, var) in zip(rows.tolist(), numbers):
+            factor = abs(Fraction(gamma)) / spec.root(Fraction(var) + Fraction(eps))
+            terms += sum(abs(Fraction(v)) for v in row) * (abs(Fraction(beta)) + abs(Fraction(mean)) * factor)
+        n = rows.size
+        bound = abs(b) * Fraction(2) ** -24 * (1 + Fraction(2) ** -20) + Fraction(2) ** -48 * (n + 4) * terms
+        assert abs(Fraction(float(shifted[o])) - b) <= bound + Fraction(2) ** -150
+
+
+@clause("FUS-FOLD-BEFORE", "FUS-KEEP")
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda g: nn.Sequential(batch_norm(nn.BatchNorm1d, 4, g), nn.Linear(4, 3)), (4,)),
+        (lambda g: nn.Sequential(batch_norm(nn.BatchNorm2d, 4, g), nn.Conv2d(4, 6, 3, groups=2)), (4, 5, 6)),
+        (lambda g: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), batch_norm(nn.BatchNorm1d, 4, g), nn.Linear(4, 3)), (4,)),
+    ],
+)
+def test_networks_with_a_normalization_before_a_layer_keep_their_function(build, shape):
+    model = networks.seeded(lambda: build(np.random.default_rng(3)))
+    fused = fusion.fuse(captured(model))
+    assert "BatchNorm" not in kinds(fused)
+    x = networks.inputs(8, shape)
+    got, expected = floats.run(fused, x), floats.run(captured(model), x)
+    growth = np.prod([1 + np.abs(node.weight).reshape(len(node.weight), -1).sum(axis=1).max() for node in layers_of(fused)])
+    assert (got - expected).abs().max() <= 2.0**-20 * growth * float(x.abs().max() + expected.abs().max())
+
+
+@clause("FUS-FOLD-PADDING")
+@pytest.mark.parametrize(("padding", "left"), [(0, []), (1, ["BatchNorm"]), ("same", ["BatchNorm"])])
+def test_a_normalization_is_not_folded_into_a_layer_that_pads(padding, left):
+    model = networks.seeded(lambda: nn.Sequential(batch_norm(nn.BatchNorm2d, 2, np.random.default_rng(1)), nn.Conv2d(2, 3, 3, padding=padding)))
+    fused = fusion.fuse(captured(model))
+    assert kinds(fused) == [*left, "Conv"]
+    x = networks.inputs(2, (2, 6, 6))
+    with torch.no_grad():
+        assert (floats.run(fused, x) - model(x)).abs().max() < 1e-4  # padding with the mean's fold would be off by tenths
+    shared = networks.seeded(lambda: nn.Sequential(batch_norm(nn.BatchNorm1d, 4, np.random.default_rng(1)), *[nn.Linear(4, 4)] * 2))
+    assert kinds(fusion.fuse(captured(shared))) == ["BatchNorm", "Linear", "Linear"]
+
+
+@clause("FUS-ALONE")
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_normalization_that_nothing_absorbs_is_a_layer_of_its_own(per_channel):
+    g = np.random.default_rng(5)
+    layers = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), batch_norm(nn.BatchNorm2d, 4, g), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
+    model = networks.seeded(lambda: nn.Sequential(*layers))
+    fused = fusion.fuse(captured(model))
+    assert kinds(fused) == ["Conv", "Pool", "Conv", "Conv"] and [node.relu for node in layers_of(fused)] == [False, True, False]
+    alone, norm = layers_of(fused)[1], layers[2]
+    factor = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    assert alone.groups == 4 and alone.weight.shape == (4, 1, 1, 1)
+    assert alone.weight.ravel().tolist() == factor.float().tolist()
+    step = qs.quantize(model, [networks.inputs(4, (3, 9, 9))], per_channel=per_channel).program.layers[1]
+    assert np.abs(step.weight).ravel().tolist() == [127] * 4 and step.w_qparams.scale.shape == (4,)
+    # In float nothing is gained by another layer.
+    assert kinds(fusion.fuse(captured(networks.seeded(lambda: nn.Sequential(nn.Softmax(1), nn.BatchNorm2d(3)))))) == ["Call", "BatchNorm"]
+
+
+class Residual(nn.Module):
+    """A sum with a ReLU behind it, which ``read`` may read before the ReLU too."""
+
+    def __init__(self, read=lambda y: 0.0):
+        super().__init__()
+        self.first, self.second, self.read = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1), read
+
+    def forward(self, x):
+        y = self.first(x)
+        total = self.second(y) + y
+        return torch.relu(total) + self.read(total)
+
+
+@clause("FUS-SUM")
+def test_a_sum_absorbs_the_relu_behind_it():
+    fused = fusion.fuse(captured(networks.seeded(Residual)))
+    assert [type(node).__name__ for node in fused.nodes][:3] == ["Conv", "Conv", "Add"] and fused.nodes[2].relu
+    kept = fusion.fuse(captured(networks.seeded(lambda: Residual(lambda y: y.sum()))))
+    assert not kept.nodes[2].relu and "Relu" in kinds(kept)
+    x = networks.inputs(2, (3, 4, 4))
+    q = qs.quantize(networks.seeded(Residual), [x])
+    (total,) = [step for step in q.program.steps if type(step).__name__ == "Add"]
+    with torch.no_grad():
+        seen = networks.seeded(Residual)(x)
+    assert total.relu and int(total.y_qparams.zero_point) == 0
+    assert float(total.y_qparams.scale) == pytest.approx(float(seen.max()) / 255, rel=2.0**-20)  # the range behind the ReLU, up to the float sums' order
+
+
+@clause("FUS-CLAMP")
+@pytest.mark.parametrize("clamp", [nn.ReLU6(), nn.Hardtanh(0.0, 2.5)])
+def test_a_clamp_from_zero_is_absorbed_and_ends_where_it_did(clamp):
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 6), clamp, nn.Linear(6, 2)))
+    with torch.no_grad():
+        model[0].weight.mul_(30)
+    ceiling = 6.0 if isinstance(clamp, nn.ReLU6) else 2.5
+    fused = fusion.fuse(captured(model))
+    assert kinds(fused) == ["Linear", "Linear"] and fused.nodes[0].relu and fused.nodes[0].ceiling == ceiling
+    x = networks.inputs(50)
+    with torch.no_grad():
+        assert floats.run(fused, x).numpy().tobytes() == floats.run(captured(model), x).numpy().tobytes()
+    q = qs.quantize(model, [x])
+    grid = q.program.layers[0].y_qparams
+    assert float(grid.scale) * (255 - int(grid.zero_point)) <= ceiling * (1 + 2.0**-23)
+    assert float(grid.scale) * (255 - int(grid.zero_point)) > 0.99 * ceiling
+    unequal = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.Hardtanh(-1.0, 1.0)))
+    assert kinds(fusion.fuse(captured(unequal))) == ["Linear", "Elementwise"]
+
+
+@clause("FUS-SHARED")
+def test_a_linear_layer_that_holds_a_normalization_takes_rows_only():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    images = networks.inputs(3, (4, 4))  # [batch, channels, features]: here the normalization's channels are the second axis
+    with pytest.raises(ValueError, match="^batch: layer '0' with its BatchNorm1d expects \\[rows, features\\], got shape \\(3, 4, 4\\); prepare with fuse=False$"):
+        qs.quantize(model, [images])
+    with torch.no_grad():
+        assert torch.equal(qs.prepare(model, fuse=False)(images), model(images))
+

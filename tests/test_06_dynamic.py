@@ -1,5 +1,6 @@
 """Chapter 6: dynamic quantization. The oracle is the chapter's own definitions."""
 
+import copy
 import inspect
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ import networks
 import quantspec as qs
 import strategies as draws
 from evidence import clause
-from quantspec import chapters, integer
+from quantspec import accuracy, chapters, dynamic_steps, footprint, integer, program
 from quantspec.affine import QParams
 from quantspec.dialects import dialect, output_exact
 from quantspec.program import Call
@@ -219,3 +220,159 @@ def test_a_dynamic_network_lists_what_stays_in_float_with_the_reason():
     expected = [("1", activations), ("torch.flatten", ""), ("3", "BatchNorm1d has no integer form here"), ("4", "Softmax has no integer form here")]
     assert [(step.target, step.reason) for step in q.program.steps if isinstance(step, Call)] == expected
     assert activations in repr(q) and "Softmax has no integer form here" in repr(q)
+
+
+@clause("DYN-ROWS")
+@pytest.mark.parametrize("name", ["exact", "onnx", "fbgemm"])
+def test_rows_with_ranges_of_their_own_are_those_of_layers_that_see_one_row(name):
+    model = networks.seeded(lambda: nn.Linear(5, 3))
+    x = networks.inputs(6, (4, 5)) * torch.tensor([0.01, 1.0, 40.0, 0.0])[:, None]  # the last row is all zeros
+    per_token = qs.quantize_dynamic(model, activations="per_token", dialect=name)
+    whole = qs.quantize_dynamic(model, dialect=name)
+    got = per_token(x)
+    for i, j in np.ndindex(6, 4):
+        assert torch.equal(got[i, j], whole(x[i, j][None])[0])
+    assert not torch.equal(got, whole(x))
+    assert per_token(x[:0]).shape == (0, 4, 3) and per_token(x[0, 1]).shape == (3,)
+    with pytest.raises(ValueError, match="^activations: expected 'per_tensor', 'per_token', None, got 'rows'$"):
+        qs.quantize_dynamic(model, activations="rows")
+
+
+@clause("DYN-WEIGHT-ONLY")
+@given(networks.perceptrons(norms=False), st.booleans())
+def test_weights_only_is_the_float_network_on_dequantized_weights(case, per_channel):
+    model, _, x = case
+    q = qs.quantize_dynamic(model, activations=None, per_channel=per_channel)
+    assert all(type(layer) is program.LinearWeight for layer in q.program.layers)
+    twin = copy.deepcopy(model)
+    layers = [m for m in twin.modules() if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        for layer, step in zip(layers, q.program.layers, strict=True):
+            layer.weight.copy_(torch.from_numpy(step.w_qparams.dequantize(step.weight)))
+        assert torch.equal(q(x), twin(x))
+    assert q.nbytes < footprint.float_bytes(model) or footprint.float_bytes(model) < 200
+
+
+class Words(nn.Module):
+    """A table of embeddings, and one whose rows are joined in bags."""
+
+    def __init__(self, mode="mean"):
+        super().__init__()
+        self.table, self.bag, self.head = nn.Embedding(9, 4, padding_idx=2), nn.EmbeddingBag(9, 4, mode=mode), nn.Linear(4, 3)
+
+    def forward(self, index, offsets):
+        return self.head(self.table(index)), self.bag(index.flatten(), offsets)
+
+
+@clause("DYN-EMBEDDING")
+@pytest.mark.parametrize("mode", ["mean", "sum", "max"])
+def test_embeddings_are_dequantized_rows(mode):
+    model = networks.seeded(lambda: Words(mode))
+    index, offsets = torch.tensor([[0, 8, 2], [3, 3, 1]]), torch.tensor([0, 2])
+    for q in (qs.quantize_dynamic(model), qs.quantize(model, [(index, offsets)])):
+        table, bag = (step for step in q.program.layers if isinstance(step, program.Embedding))
+        assert table.weight.dtype == np.int8 and table.w_qparams.scale.shape == (9,)
+        rows = torch.from_numpy(table.w_qparams.dequantize(table.weight))
+        reference = q.run_on("reference")
+        seen = {}
+        output = reference.compiled(dict(zip(q.program.inputs, (index, offsets))), lambda step, value, seen=seen: seen.setdefault(step.name, value))
+        assert torch.equal(seen["table"], rows[index])
+        bags = torch.from_numpy(bag.w_qparams.dequantize(bag.weight))
+        assert torch.equal(output[1], nn.functional.embedding_bag(index.flatten(), bags, offsets, mode=mode))
+        for wrong in (torch.tensor([[9]]), torch.tensor([[-1]])):
+            with pytest.raises(ValueError, match="^batch: layer 'table' has 9 entries, got indices from"):
+                q(wrong, torch.tensor([0]))
+        with pytest.raises(ValueError, match="^batch: layer 'table' expects indices, got torch.float32$"):
+            q(index.float(), offsets)
+
+
+KINDS = [
+    (lambda: nn.LSTM(4, 5), 3),
+    (lambda: nn.LSTM(4, 5, num_layers=2, bidirectional=True, batch_first=True), 3),
+    (lambda: nn.GRU(4, 5, bias=False), 3),
+    (lambda: nn.GRU(4, 5, num_layers=2, batch_first=True), 3),
+    (lambda: nn.RNN(4, 5), 3),
+    (lambda: nn.RNN(4, 5, nonlinearity="relu", bidirectional=True), 3),
+    (lambda: nn.LSTMCell(4, 5), 2),
+    (lambda: nn.GRUCell(4, 5), 2),
+    (lambda: nn.RNNCell(4, 5, nonlinearity="relu"), 2),
+]
+
+
+def flat(tree):
+    return [tree] if isinstance(tree, torch.Tensor) else [leaf for item in tree for leaf in flat(item)]
+
+
+@clause("DYN-RECURRENT")
+@pytest.mark.parametrize(("build", "axes"), KINDS)
+def test_recurrent_layers_of_every_kind_are_near_their_float_model(build, axes):
+    model = networks.seeded(build)
+    x = networks.inputs(7, (3, 4) if axes == 3 else (4,))
+    q = qs.quantize_dynamic(model)
+    assert [type(layer) for layer in q.program.layers] == [program.Recurrent]
+    with torch.no_grad():
+        expected, got = flat(model(x)), flat(q(x))
+        assert len(expected) == len(got)
+        for f, y in zip(expected, got):
+            assert f.shape == y.shape and accuracy.sqnr(f.numpy(), y.numpy()) > 20
+        alone = flat(model(x[0] if axes == 2 else x[:, 0]))
+        for f, y in zip(alone, flat(q(x[0] if axes == 2 else x[:, 0]))):
+            assert f.shape == y.shape and accuracy.sqnr(f.numpy(), y.numpy()) > 20
+        # With a state of one's own.
+        state = model(x)[1] if axes == 3 else model(x)
+        for f, y in zip(flat(model(x, state)), flat(q(x, state))):
+            assert accuracy.sqnr(f.numpy(), y.numpy()) > 20
+    with pytest.raises(ValueError, match="expects 4 input features, got"):
+        q(x[..., :3])
+
+
+@clause("DYN-RECURRENT")
+@given(draws.seeds(), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3))
+def test_a_recurrent_layer_with_relu_equals_the_definition(g, count, inputs, size):
+    layer = networks.seeded(lambda: nn.RNN(inputs, size, nonlinearity="relu"), int(g.integers(1000)))
+    q = qs.quantize_dynamic(layer, dialect="exact")
+    (cell,) = q.program.layers[0].cells
+    x = g.normal(size=(count, inputs)).astype(np.float32)
+
+    def given_as(weight, grid, bias):
+        return weight.tolist(), [(float(s), 0) for s in grid.scale], bias.tolist()
+
+    own = given_as(cell.input_weight, cell.input_qparams, cell.input_bias), given_as(cell.state_weight, cell.state_qparams, cell.state_bias)
+    expected = spec.rnn_relu(x.tolist(), *own, size)
+    output, state = q(torch.from_numpy(x))
+    assert output.tolist() == expected and state[0].tolist() == (expected[-1] if count else [0.0] * size)
+
+
+@clause("DYN-RECURRENT")
+def test_gates_are_torchs_with_sigmoid_and_tanh_rounded_once():
+    g = networks.inputs(2, (2, 12)).double()
+    x, h = g[0].float(), g[1].float()
+    sigmoid, tanh = (lambda t, f=f: f(t.double()).float() for f in (torch.sigmoid, torch.tanh))
+    c = networks.inputs(2, (3,), 5)
+    gates = x + h
+    new = sigmoid(gates[:, 3:6]) * c + sigmoid(gates[:, :3]) * tanh(gates[:, 6:9])
+    assert all(map(torch.equal, dynamic_steps.lstm(x, h, (None, c)), (sigmoid(gates[:, 9:]) * tanh(new), new)))
+    x, h = x[:, :9], h[:, :9]
+    r, z = sigmoid(x[:, :3] + h[:, :3]), sigmoid(x[:, 3:6] + h[:, 3:6])
+    n = tanh(x[:, 6:] + r * h[:, 6:])
+    assert torch.equal(dynamic_steps.gru(x, h, (c,))[0], n + z * (c - n))
+    assert torch.equal(dynamic_steps.rnn_tanh(x, h, ())[0], tanh(x + h)) and torch.equal(dynamic_steps.rnn_relu(x, h, ())[0], torch.relu(x + h))
+
+
+@clause("DYN-RECURRENT")
+def test_packed_sequences_stay_in_float():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return self.head(self.lstm(packed)[1][0])
+
+    model, x, lengths = networks.seeded(Packed), networks.inputs(6, (3, 4)), torch.tensor([6, 2, 4])
+    q = qs.quantize_dynamic(model)
+    assert [layer.layer for layer in q.program.layers] == ["head"] and "LSTM has no integer form here" in str(q)
+    with torch.no_grad():
+        assert accuracy.sqnr(model(x, lengths).numpy(), q(x, lengths).numpy()) > 20
+

@@ -11,7 +11,7 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
-from quantspec import chapters, footprint, program
+from quantspec import capture, chapters, footprint, program
 
 spec = chapters.load("size-speed")
 
@@ -151,3 +151,24 @@ def test_the_size_does_not_depend_on_the_data():
     model = networks.seeded(networks.Perceptron)
     sizes = {qs.quantize(model, [networks.inputs(rows) * size]).nbytes for rows in (1, 9) for size in (0.01, 100)}
     assert len(sizes) == 1
+
+
+@clause("SIZ-MACS")
+@pytest.mark.parametrize(
+    ("build", "shape", "expected"),
+    [
+        (lambda: nn.Linear(5, 3), (7, 4, 5), lambda: spec.macs_linear(28, 5, 3)),
+        (lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2), (2, 4, 9, 7), lambda: spec.macs_conv(2 * 4 * 3, 4, 6, 9, 2)),
+        (lambda: nn.Conv1d(4, 4, 3, padding=1), (4, 8), lambda: spec.macs_conv(8, 4, 4, 3)),
+        (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2), (2, 4, 3, 5), lambda: spec.macs_conv(2 * 3 * 5, 4, 6, 9, 2)),
+    ],
+)
+def test_multiply_accumulates_are_counted_by_the_formula(build, shape, expected):
+    model, x = networks.seeded(build), networks.inputs(shape[0], shape[1:])
+    q = qs.quantize(model, [x])
+    (layer,) = q.program.layers
+    assert footprint.macs(layer, x.shape, q(x).shape) == expected()
+    (node,) = capture.capture(model).nodes
+    assert footprint.macs(node, x.shape, q(x).shape) == expected()
+    assert footprint.macs(q.program.steps[0], x.shape, x.shape) == 0
+

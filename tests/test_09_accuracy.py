@@ -4,12 +4,15 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import networks
+import quantspec as qs
 import strategies as draws
 from evidence import clause
-from quantspec import accuracy, chapters, integer, tutorial
+from quantspec import accuracy, chapters, footprint, integer, tutorial
 from quantspec.affine import QParams, qparams
 
 spec = chapters.load("accuracy")
@@ -115,3 +118,73 @@ def test_the_tutorials_variants_agree_with_the_float_network(variant, reduce_ran
     a, b = (tutorial.predictions(network, dataset.x_test) for network in (model, q))
     k, bound = accuracy.disagreement(a, b, confidence=0.99)
     assert bound <= (0.02 if dataset.name == "mnist" else 0.03), f"{k} of {len(a)} predictions differ"
+
+
+@clause("ACC-SQNR")
+@given(st.lists(st.tuples(st.integers(-99, 99), st.integers(-9, 9)), min_size=1, max_size=8))
+def test_sqnr_is_that_of_the_definition(pairs):
+    reference = [float(f) for f, _ in pairs]
+    values = [f + e / 8 for (_, e), f in zip(pairs, reference)]
+    expected = spec.sqnr(reference, values)
+    got = accuracy.sqnr(reference, values)
+    # Sums of such squares are exact in float64; the logarithm is one rounding of each library.
+    assert got == expected or abs(got - expected) <= 2.0**-50 * max(abs(expected), 1)
+    with pytest.raises(ValueError, match="^reference, values: expected one shape, got"):
+        accuracy.sqnr(reference, [*values, 1.0])
+
+
+@clause("ACC-COMPARE")
+@pytest.mark.parametrize("fuse", [True, False])
+def test_compare_says_for_each_layer_how_far_it_is_from_float(fuse):
+    model, x = networks.seeded(networks.Perceptron), networks.inputs()
+    q = qs.quantize(model, [x], fuse=fuse)
+    found = qs.compare(model, q, [x])
+    with torch.no_grad():
+        first = model.first(x).relu() if fuse else model.first(x)
+        floats, output = {"first": first, "second": model(x)}, model(x)
+    seen = {}
+    q.run_on("reference").compiled({"x": x}, lambda step, value: seen.setdefault(step.name, value))
+    for row, layer in zip(found.layers, q.program.layers, strict=True):
+        real = layer.y_qparams.dequantize(seen[layer.name])
+        assert row.layer == layer.layer and row.int8 and row.reason == ""
+        assert abs(row.sqnr - spec.sqnr(floats[row.layer].ravel().tolist(), real.ravel().tolist())) < 1e-9
+        assert row.bytes == footprint.step_bytes(layer) and row.macs == 32 * layer.weight.size
+    assert abs(found.sqnr - spec.sqnr(output.ravel().tolist(), q(x).ravel().tolist())) < 1e-9
+    assert (found.int8_macs, found.float_bytes, found.int8_bytes, found.examples) == (1.0, footprint.float_bytes(model), q.nbytes, 32)
+    assert found.parted is None and qs.compare(model, q, [x], threshold=99.0).parted == "first"
+    assert "first" in str(found) and found.as_json()["layers"][0]["layer"] == "first" and found.float_accuracy is None
+
+
+@clause("ACC-COMPARE", "ACC-DROP", "ACC-UPPER")
+def test_compare_counts_answers_where_there_are_targets(tmp_path):
+    model, x = networks.seeded(networks.Perceptron), networks.inputs(100)
+    with torch.no_grad():
+        target = model(x).argmax(1)
+    q = qs.quantize(model, [x])
+    found = qs.compare(model, q, [(x[:60], target[:60]), (x[60:], target[60:])])
+    changed = int((q(x).argmax(1) != target).sum())
+    assert (found.float_accuracy, found.int8_accuracy, found.changed) == (1.0, 1 - changed / 100, changed) and found.examples == 100
+    assert found.changed_at_most == accuracy.upper_bound(changed, 100)
+    found.plot(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == bytes([137]) + b"PNG"
+
+
+@clause("ACC-COMPARE")
+def test_compare_counts_what_stays_in_float_and_refuses_other_networks():
+    model, x = networks.seeded(networks.Perceptron), networks.inputs()
+    q = qs.quantize(model, [x], exclude="second")
+    found = qs.compare(model, q, [x])
+    assert [(row.layer, row.int8) for row in found.layers] == [("first", True), ("second", False)] and found.layers[1].reason == "excluded"
+    assert found.int8_macs == 20 / 35  # 4 * 5 of 4 * 5 + 5 * 3
+    attention = networks.seeded(lambda: torch.nn.MultiheadAttention(8, 2, batch_first=True))
+    y = networks.inputs(3, (5, 8))
+    shares = qs.compare(attention, qs.quantize(attention, [(y, y, y)]), [(y, y, y)])
+    work = 3 * 5 * 8 * 8 * 4
+    assert shares.int8_macs == work / (work + 2 * 3 * 5 * 5 * 8)  # queries times keys, and weights times values
+    with pytest.raises(ValueError, match="^data: expected at least one batch, got none$"):
+        qs.compare(model, q, [])
+    with pytest.raises(TypeError, match="^data: expected an iterable of batches, got Tensor"):
+        qs.compare(model, q, x)
+    with pytest.raises(ValueError, match="^q: expected a network that was made of this model"):
+        qs.compare(networks.seeded(networks.WithSoftmax), qs.quantize(networks.seeded(networks.Normalised), [x]), [x])
+

@@ -10,11 +10,12 @@ from evidence import clause
 from quantspec import chapters, cli, integer
 from quantspec.affine import QParams
 from quantspec.backends.protocol import OPERATIONS
-from quantspec.backends.worker import Worker
-from quantspec.conformance import fingerprint, purity, run
+from quantspec.backends.worker import OTHER, Worker
+from quantspec.conformance import command, fingerprint, purity, run
 from quantspec.conformance.bulk import bulk
 from quantspec.conformance.calls import Call
 from quantspec.conformance.checks import CHECKS
+from quantspec.conformance.results import call_text
 from quantspec.conformance.session import Session, Violation, compare, ours
 from quantspec.conformance.smaller import smallest
 from quantspec.dialects import DIALECTS
@@ -56,8 +57,9 @@ def test_a_sound_backend_breaks_no_clause(check, sound):
 
 
 @clause("BAK-PURE")
-def test_a_sound_backend_answers_in_every_story_as_alone(sound):
-    assert run.examine_purity(sound).outcome == "pass"
+@pytest.mark.parametrize("operation", run.PURITY)
+def test_a_sound_backend_answers_in_every_story_as_alone(sound, operation):
+    assert run.examine_purity(sound, operation).outcome == "pass"
 
 
 def case(name, clause_id, operation):
@@ -98,12 +100,49 @@ def test_a_crash_and_a_hang_are_findings_and_the_run_ends_by_itself():
 
 
 @clause("BAK-PURE")
-@pytest.mark.parametrize("name", ["KeepsTheScale", "KeepsTheReLU"])
-def test_state_that_leaks_between_calls_is_found_with_the_shortest_story(name):
+@pytest.mark.parametrize(
+    ("name", "operation"), [("KeepsTheScale", "linear"), ("KeepsThePacked", "linear"), ("KeepsTheReLU", "conv2d"), ("KeepsTheScale", "all")]
+)
+def test_state_that_leaks_between_calls_is_found_with_the_shortest_story(name, operation):
     with Worker(f"{FAULTY}:{name}") as worker:
-        finding = run.examine_purity(Session(worker))
+        finding = run.examine_purity(Session(worker), operation)
     assert finding.outcome == "fails" and len(finding.before) == 1
-    assert finding.before[0].operation == finding.call.operation == ("linear" if name == "KeepsTheScale" else "conv2d")
+    assert finding.before[0].operation == finding.call.operation == ("conv2d" if name == "KeepsTheReLU" else "linear")
+
+
+@clause("BAK-PURE")
+def test_what_is_kept_is_kept_in_stories_only():
+    assert found("KeepsThePacked", "BAK-DIALECT", "linear").outcome == found("KeepsThePacked", "BAK-PLACE", "linear").outcome == "pass"
+
+
+@clause("BAK-PURE")
+def test_a_call_that_ends_the_process_after_another_one_only_is_found():
+    with Worker(f"{FAULTY}:DiesOfTheOtherKind") as worker:
+        finding = run.examine_purity(Session(worker), "linear_dynamic")
+        assert run.examine_purity(Session(worker), "linear").outcome == "pass"
+    assert finding.got.startswith("crashed: SIGSEGV on linear_dynamic(")
+    assert [call.operation for call in finding.before] == ["linear"]
+
+
+@clause("BAK-EMPTY")
+def test_memory_that_nobody_wrote_is_told_as_such_and_found_every_time():
+    findings = []
+    for _ in range(2):
+        with Worker(f"{FAULTY}:ForgetsToWrite") as worker, Worker(f"{FAULTY}:ForgetsToWrite", threads=2, unwritten=OTHER) as more:
+            findings.append(run.examine(CHECK["BAK-EMPTY", "linear"], Session(worker, more_threads=more), 60))
+    assert findings[0].got == findings[1].got == "what happened to be in memory that nobody wrote"
+    assert call_text(findings[0].call) == call_text(findings[1].call)
+
+
+@clause("BAK-ANSWER")
+def test_an_installed_backend_that_dies_at_start_up_is_a_failure(monkeypatch, capsys, tmp_path):
+    name = "conformance.broken_backends:DiesWhenMade"
+    monkeypatch.setattr(command, "OWN", ())
+    monkeypatch.setattr(command, "PEERS", (name,))
+    (tmp_path / "results").mkdir()
+    assert cli.main(["conformance", "--write", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "crashed: SIGILL on start-up" in said and said.endswith("conformance: 0 backends, 0 clauses, 0 divergences, 1 unexplained\n")
 
 
 @clause("BAK-DIALECT")

@@ -1,12 +1,13 @@
 """quantspec: an executable specification of 8-bit post-training quantization, and an implementation of it."""
 
-from .compare import Comparison, compare
+from .comparison import Comparison, compare
 from .dynamic import quantize_dynamic
 from .errors import CalibrationError, FormatError, UnsupportedError
 from .module import QuantizedModule
 from .observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
 from .program import Program
 from .static import Prepared, convert, prepare, quantize
+from .storage import load
 
 __all__ = [
     "CalibrationError",
@@ -23,6 +24,7 @@ __all__ = [
     "UnsupportedError",
     "compare",
     "convert",
+    "load",
     "prepare",
     "quantize",
     "quantize_dynamic",

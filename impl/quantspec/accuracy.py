@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.stats import beta
 
 from .affine import QParams
 
@@ -36,8 +35,10 @@ def upper_bound(k: int, n: int, confidence: float = 0.99) -> float:
         raise ValueError(f"k: expected 0 to n, and n above 0, got {k} of {n}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected between 0 and 1, got {confidence}")
+    from scipy.special import betaincinv  # half a second that a program without this question need not wait for
+
     # The bound is a quantile of a beta distribution.
-    return 1.0 if k == n else float(beta.ppf(confidence, k + 1, n - k))
+    return 1.0 if k == n else float(betaincinv(k + 1, n - k, confidence))
 
 
 def disagreement(float_predictions, int8_predictions, *, confidence: float = 0.99) -> tuple[int, float]:

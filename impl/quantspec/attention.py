@@ -102,7 +102,7 @@ def encoder_layer(m: nn.TransformerEncoderLayer, src, src_mask=None, src_key_pad
 def encoder(m: nn.TransformerEncoder, src, mask=None, src_key_padding_mask=None, is_causal=None):
     """``nn.TransformerEncoder`` on proxies."""
     for layer in m.layers:
-        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask, is_causal=bool(is_causal))
+        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)  # is_causal only says what the mask is
     return src if m.norm is None else m.norm(src)
 
 
@@ -127,6 +127,36 @@ WRITTEN = {
     nn.TransformerEncoder: encoder,
     nn.TransformerDecoder: decoder,
     nn.Transformer: transformer,
+}
+
+
+def whole_multihead(m, query, key, value, key_padding_mask=None, attn_mask=None):
+    return multihead(m, query, key, value, key_padding_mask, True, attn_mask)
+
+
+def whole_encoder_layer(m, src, src_mask=None, src_key_padding_mask=None):
+    return encoder_layer(m, src, src_mask, src_key_padding_mask)
+
+
+def whole_encoder(m, src, mask=None, src_key_padding_mask=None):
+    return encoder(m, src, mask, src_key_padding_mask)
+
+
+def whole_decoder(m, tgt, memory, tgt_mask=None, memory_mask=None, tgt_key_padding_mask=None, memory_key_padding_mask=None):
+    return decoder(m, tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+
+
+def whole_transformer(m, src, tgt, src_mask=None, tgt_mask=None, memory_mask=None, src_key_padding_mask=None, tgt_key_padding_mask=None):
+    return transformer(m, src, tgt, src_mask, tgt_mask, memory_mask, src_key_padding_mask, tgt_key_padding_mask=tgt_key_padding_mask)
+
+
+# Where such a module is the whole model, its inputs are the tensors among its arguments; switches have their defaults.
+WHOLE = {
+    nn.MultiheadAttention: whole_multihead,
+    nn.TransformerEncoderLayer: whole_encoder_layer,
+    nn.TransformerEncoder: whole_encoder,
+    nn.TransformerDecoder: whole_decoder,
+    nn.Transformer: whole_transformer,
 }
 
 

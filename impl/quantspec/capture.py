@@ -6,6 +6,7 @@ traced, because its control flow depends on data, becomes one node that calls a 
 
 import copy
 import inspect
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,6 +58,10 @@ def check_model(model: nn.Module) -> None:
 class Tracer(fx.Tracer):
     """Goes into modules as far as they let it; one that does not is a leaf, and only that one."""
 
+    def __init__(self) -> None:
+        # Packing sequences looks at their lengths, so it is called as a whole.
+        super().__init__(autowrap_modules=(math, nn.utils.rnn))
+
     @staticmethod
     def is_whole(module: nn.Module) -> bool:
         """Whether a module is never gone into: those of torch.nn, other than containers and what ``attention`` writes out."""
@@ -83,8 +88,9 @@ class Tracer(fx.Tracer):
 
 def written_out(model: nn.Module) -> nn.Module:
     """The model itself, or where it is one that ``attention`` writes out, a module with its parts that computes so."""
-    if (forward := attention.written(model)) is None:
+    if attention.written(model) is None:
         return model
+    forward = next(whole for kind, whole in attention.WHOLE.items() if isinstance(model, kind))
     twin = copy.copy(model)
     twin.__class__ = type(type(model).__name__, (type(model),), {"forward": forward})
     return twin
@@ -95,8 +101,8 @@ def alone(model: nn.Module) -> fx.Graph:
     made = fx.Graph()
     values = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            break
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "output_size":
+            break  # the size of a transposed convolution's output follows from its input here
         optional = parameter.default is not parameter.empty
         values.append(made.placeholder(name, default_value=parameter.default) if optional else made.placeholder(name))
     made.output(made.call_module("", tuple(values)))

@@ -13,6 +13,8 @@ from .dialects import Dialect, dialect as find_dialect
 from .graph import Add, BatchNorm, Concat, Elementwise, Embedding, FloatGraph, Layer, Move, Mul, Pool, Recurrent, Relu, float_calls
 from .program import Call, Program
 
+EXCLUDED = "excluded"
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -61,7 +63,7 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
         parts = path.split(".")
         return any(fnmatch.fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1) for pattern in patterns)
 
-    reason, nodes, callables = "excluded", [], dict(graph.callables)
+    reason, nodes, callables = EXCLUDED, [], dict(graph.callables)
     for node in graph.nodes:
         path = getattr(node, "layer", "") or graph.paths.get(node.name, "")
         if not excluded(path):

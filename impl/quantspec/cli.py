@@ -17,8 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import data, models, report, tutorial
+from . import data, models, report, tutorial, zoo
 from .backends import torch_quantized
+from .progress import progress
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +48,13 @@ def parser() -> argparse.ArgumentParser:
     hold.add_argument("--examples", type=int, default=60, metavar="N", help="drawn calls for each clause and operation (default: 60)")
     hold.add_argument("--seconds", type=float, default=20.0, metavar="S", help="how long one call may take (default: 20)")
     hold.add_argument("--write", type=Path, metavar="DIR", help="write results and pages into a folder like spec/")
+    hold.add_argument("--html", type=Path, metavar="FILE", help="write the matrix as one HTML page")
+    hold.add_argument("--recorded", action="store_true", help="ask no backend; the pages are written from the results that are there")
     hold.set_defaults(function=lambda options: conformance().conformance(options))
+    nets = commands.add_parser("zoo", help="quantize networks that people have, and compare them with float32 and with torch.ao")
+    nets.add_argument("--model", action="append", metavar="NAME", help="one of the networks; may be repeated (default: all)")
+    nets.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    nets.set_defaults(function=show_zoo)
     probe = commands.add_parser("fingerprint", help="find out which choices of chapter 10 a backend makes")
     probe.add_argument("backend", metavar="BACKEND", help="a known backend or my_package.my_module:MyBackend")
     probe.set_defaults(function=lambda options: conformance().show_fingerprint(options))
@@ -92,6 +99,27 @@ def run_tutorial(options: argparse.Namespace) -> int:
             json.dump(result.as_json(), json_file, indent=1)
         if report_file:
             report_file.write(report.page(model, result))
+    return 0
+
+
+def show_zoo(options: argparse.Namespace) -> int:
+    """``quantspec zoo``: a row for each network, each measured in a process of its own. Raises ValueError for an unknown network."""
+    names = options.model or list(zoo.NAMES)
+    if unknown := [name for name in names if name not in zoo.NAMES]:
+        raise ValueError(f"--model: expected one of {', '.join(zoo.NAMES)}, got {unknown[0]!r}")
+    with output_file(options.json, "--json") as json_file:
+        found = [row for _, row in zip(progress(names, "zoo"), zoo.rows(names))]
+        console = Console()
+        console.print(zoo.table(found))
+        for row in found:
+            if row.peer_reason:
+                console.print(f"{row.name}: torch.ao cannot: {row.peer_reason}", highlight=False, soft_wrap=True)
+            if row.onnx_reason:
+                console.print(f"{row.name}: not exported to ONNX: {row.onnx_reason}", highlight=False, soft_wrap=True)
+            if row.left:
+                console.print(f"{row.name}: in float: {', '.join(f'{count} x {reason}' for reason, count in row.left.items())}", highlight=False, soft_wrap=True)
+        if json_file:
+            json.dump(zoo.as_json(found), json_file, indent=1)
     return 0
 
 

@@ -110,19 +110,21 @@ class Converter:
 
     def layer(self, node: Layer) -> None:
         weight, w = self.weights.codes(node.weight, node.layer)
-        x, y = self.grid(node.x), self.grid(node.name)
+        x = self.grid(node.x)
         bias_q = quantize_bias(np.zeros(len(weight)) if node.bias is None else node.bias, x.scale, w.scale)
         try:
             check_overflow(x, weight, w, bias_q)
         except UnsupportedError as error:
             self.keep(node, str(error))
             return
-        first = node.name, self.as_codes(node.x), node.layer, weight, node.bias, x, w, y, node.relu
+        direct = node.name in self.placement.direct
+        first = node.name, self.as_codes(node.x), node.layer, weight, node.bias, x, w, *(() if direct else (self.grid(node.name),)), node.relu
         if isinstance(node, graph.Linear):
-            self.steps.append(program.Linear(*first))
+            self.steps.append(program.LinearReal(*first) if direct else program.Linear(*first))
         else:
-            self.steps.append(program.Conv(*first, node.stride, node.padding, node.dilation, node.input_dilation, node.groups))
-        self.codes[node.name] = node.name
+            kind = program.ConvReal if direct else program.Conv
+            self.steps.append(kind(*first, node.stride, node.padding, node.dilation, node.input_dilation, node.groups))
+        (self.floats if direct else self.codes)[node.name] = node.name
 
     def keep(self, node: Layer, reason: str) -> None:
         """The layer in float, with the reason."""

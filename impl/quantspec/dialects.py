@@ -380,12 +380,24 @@ class Dialect:
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
         integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
         places = {"stride": stride, "padding": padding, "dilation": dilation, "input_dilation": input_dilation, "groups": groups}
-        if self.accumulate_rule == "exact":
-            accumulator = integer.accumulate_conv(x_q, x.zero_point, w_q, w, **places)
-        else:
-            accumulator = self._accumulate_windows(x_q, x, w_q, w, places)
+        accumulator = self.accumulate_conv(x_q, x, w_q, w, **places)
         codes = self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu, rule=self.windows_rule)
         return np.ascontiguousarray(np.moveaxis(codes, -1, 1))
+
+    def accumulate_conv(self, x_q, x: QParams, w_q, w: QParams, **places) -> np.ndarray:
+        """Accumulators [n, *positions, outputs] of a convolution by DIA-ACCUMULATE; places and errors as ``integer.accumulate_conv``."""
+        if self.accumulate_rule == "exact":
+            return integer.accumulate_conv(x_q, x.zero_point, w_q, w, **places)
+        return self._accumulate_windows(x_q, x, w_q, w, places)
+
+    def real(self, accumulator, bias, x_scale, w_scale, *, relu: bool = False) -> np.ndarray:
+        """Float32 outputs of accumulators [..., outputs] without their bias, by DIA-DYNAMIC (STA-DIRECT). Raises ValueError for scales that DIA-UNIT refuses."""
+        bias = np.zeros(np.shape(accumulator)[-1], np.float32) if bias is None else affine.float32_array(bias, "bias")
+        if self.output_rule != "exact":
+            check_unit(x_scale, w_scale)
+        with np.errstate(over="ignore"):
+            y = OUTPUT[self.output_rule](np.asarray(accumulator), bias, x_scale, w_scale)
+        return np.maximum(y, np.float32(0)) if relu else y
 
     def _accumulate_windows(self, x_q, x: QParams, w_q, w: QParams, places: dict) -> np.ndarray:
         """Accumulators [n, *positions, outputs] of windows whose products are added in an order of their own."""
@@ -461,10 +473,7 @@ class Dialect:
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
         integer.check_overflow(grid, np.asarray(w_q), w, np.zeros(len(w_q), np.int32))
         accumulator = ACCUMULATE[self.accumulate_rule](codes, grid.zero_point, w_q, w.zero_point)
-        if self.output_rule != "exact":
-            check_unit(grid.scale, w.scale)
-        with np.errstate(over="ignore"):
-            return OUTPUT[self.output_rule](accumulator, bias, scale, w.scale)
+        return self.real(accumulator, bias, scale, w.scale)
 
     def _contained(self, grid: QParams, whole: tuple[int, int]) -> QParams:
         return QParams(grid.scale, grid.zero_point, *(whole if self.reduced == "container" else (grid.qmin, grid.qmax)))
@@ -517,7 +526,7 @@ DIALECTS = {
         Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
         Dialect("onnx-reference", *ONNX, "double-inside", "float32-bare", "divide", "multiply-add", "double-inside", *ONNX_CODES),
         Dialect("torch-quantize", *TORCH, "exact", "float32", "fused", "exact", "exact", *TORCH_CODES),
-        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:]),
+        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:4], "codes", "float32"),
         Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
         Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES, "even"),
         Dialect("onednn-pointwise-product", *TORCH, "real-plain-product", "float64", "fused", "product", "real-plain-product", *TORCH_CODES, "even"),

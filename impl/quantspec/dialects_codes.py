@@ -124,6 +124,11 @@ def average_inside(total, positions, grid):
     return np.rint(total.astype(np.float32) * (ONE / positions.astype(np.float32)) + grid.zero_point.astype(np.float32))
 
 
+def average_codes(total, positions, grid):
+    codes = total + positions * grid.zero_point.astype(np.int64)
+    return np.rint(codes.astype(np.float32) * (ONE / positions.astype(np.float32)))
+
+
 def average_ratio(total, positions, grid):
     ratio = grid.scale / (grid.scale * positions.astype(np.float32))
     return np.rint(total.astype(np.float32) * ratio).astype(np.float64) + grid.zero_point
@@ -145,7 +150,7 @@ def average_fixed_two(total, positions, grid):
     return result + grid.zero_point
 
 
-AVERAGE = {"inside": average_inside, "ratio": average_ratio, "codes-away": average_codes_away, "fixed-two": average_fixed_two}
+AVERAGE = {"inside": average_inside, "codes": average_codes, "ratio": average_ratio, "codes-away": average_codes_away, "fixed-two": average_fixed_two}
 
 
 def add(rules: Dialect, a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu: bool = False) -> np.ndarray:

@@ -131,7 +131,7 @@ def one_way(step: Recurrent, cell: Cell, x: torch.Tensor, state: list[torch.Tens
         return torch.from_numpy(choices.linear_dynamic(values.contiguous().numpy(), weight, grid, bias, reduce_range=step.reduce_range))
 
     # The inputs of all steps share a range; each step's state has its own.
-    gates = product(x.reshape(count * batch, inputs), cell.input_weight, cell.input_qparams, cell.input_bias).reshape(count, batch, -1)
+    gates = product(x.reshape(count * batch, inputs), cell.input_weight, cell.input_qparams, cell.input_bias).reshape(count, batch, len(cell.input_weight))
     now: tuple = tuple(state)
     outputs: list = [None] * count
     for index in reversed(range(count)) if backward else range(count):

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import footprint, table
+from . import footprint, storage_calls, table
 from .engines import engine as find_engine
-from .program import Call, Layer, Program, arrays, with_arrays
+from .program import Call, Program, arrays, with_arrays
 
 
 class QuantizedModule(nn.Module):
     """A quantized network. Calling it takes and gives what the float model took and gave, for any batch and image size.
 
     ``program`` is the network as plain data; ``callables`` has what its ``Call`` steps call. Training mode is refused. It can be copied, pickled and called
-    from several threads at once. ``parameters()`` are those of what stays in float; ``state_dict()`` has the layers' codes, scales and biases too.
+    from several threads at once. ``parameters()`` are those of what stays in float; ``state_dict()`` has the codes, scales and biases too.
     """
 
     def __init__(self, program: Program, callables: dict[tuple[str, str], Any], engine: str = "auto"):
@@ -68,14 +68,14 @@ class QuantizedModule(nn.Module):
         return table.layer_table(self)
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
-        """The layers' arrays by ``step.field``, for ``state_dict``."""
-        return {f"{step.name}.{path}": torch.tensor(array) for step in self.program.steps if isinstance(step, Layer) for path, array in arrays(step)}
+        """The steps' arrays by ``step.field``, for ``state_dict``: codes, biases, scales, zero points, tables."""
+        return {f"{step.name}.{path}": torch.tensor(array) for step in self.program.steps for path, array in arrays(step)}
 
     def set_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes the layers' arrays from ``load_state_dict``. Raises ValueError for other names, shapes or types than this network's."""
+        """Takes the steps' arrays from ``load_state_dict``. Raises ValueError for other names, shapes or types than this network's."""
         have = self.get_extra_state()
         if set(have) != set(state):
-            raise ValueError(f"state_dict: expected the arrays of this network's layers, {sorted(set(have) ^ set(state))[0]!r} is in only one of them")
+            raise ValueError(f"state_dict: expected the arrays of this network, {sorted(set(have) ^ set(state))[0]!r} is in only one of them")
         for name, tensor in state.items():
             if tensor.shape != have[name].shape or tensor.dtype != have[name].dtype:
                 raise ValueError(f"state_dict: {name!r} is {tensor.dtype}{list(tensor.shape)}, expected {have[name].dtype}{list(have[name].shape)}")
@@ -83,11 +83,14 @@ class QuantizedModule(nn.Module):
         self.compiled = find_engine(self.asked_engine)(self.program, self.callables)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A compiled network holds memory of this process; it is made again from the Program.
-        return {key: value for key, value in self.__dict__.items() if key != "compiled"}
+        # A compiled network holds memory of this process; it is made again from the Program. Some of torch's functions are made when it is imported,
+        # and pickle cannot name them.
+        state = {key: value for key, value in self.__dict__.items() if key != "compiled"}
+        return state | {"callables": {key: None if storage_calls.listed(*key, what) else what for key, what in self.callables.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        callables = {key: storage_calls.function(key[1]) if what is None and key[0] == "function" else what for key, what in state["callables"].items()}
+        super().__setstate__(state | {"callables": callables})
         self.compiled = find_engine(self.asked_engine)(self.program, self.callables)
 
     def __deepcopy__(self, memo: dict) -> "QuantizedModule":

@@ -2,15 +2,16 @@
 
 from functools import cached_property
 
-from .graph import Add, Concat, Elementwise, Embedding, FloatGraph, Layer, Move, Mul, Node, Pool, Recurrent, Relu
-from .program import reads
+from .graph import Add, Concat, Elementwise, Embedding, FloatGraph, Layer, Move, Mul, Node, Pool, Recurrent, Relu, Shape, node_reads
+from .program import reads, refs
 
 SPLITTING = ("chunk", "split", "unbind", "torch.chunk", "torch.split", "torch.unbind", "tensor_split")
 
 
 class Placement:
-    """``coded``: the values that are computed in codes. ``sources``: for each value the one whose grid it has, its own or what it rearranges, clamps or pools
-    (STA-SAME-GRID). ``observed``: the values that need an observer, in order: what feeds a layer, and what is computed in codes (STA-STEPS)."""
+    """``coded``: the values that are computed in codes. ``direct``: layers that take codes and give floats (STA-DIRECT).
+    ``sources``: for each value the one whose grid it has, its own or what it rearranges, clamps or pools (STA-SAME-GRID).
+    ``observed``: the values that need an observer, in order: what feeds a layer, and what is computed in codes (STA-STEPS)."""
 
     def __init__(self, graph: FloatGraph):
         self.graph = graph
@@ -19,6 +20,8 @@ class Placement:
         self.coded, self.sources = self.placed(frozenset())
         fed = frozenset(self.sources[node.x] for node in graph.nodes if isinstance(node, Layer))
         self.coded, self.sources = self.placed(fed)
+        self.direct = self.read_in_float()
+        self.coded -= {name for name in self.coded if self.sources[name] in self.direct}
 
     def placed(self, fed: frozenset[str]) -> tuple[set[str], dict[str, str]]:
         coded: set[str] = set()
@@ -41,12 +44,30 @@ class Placement:
                     sources[node.name] = sources[node.x]
         return coded, sources
 
+    def read_in_float(self) -> set[str]:
+        """The layers whose output, or what it is rearranged to, is read by operations in float only, and is no output of the network.
+
+        Behind a ReLU codes are finer, and a clamp's upper end is that of their range, so that those layers keep them.
+        """
+        kept = {self.sources.get(name, name) for name in refs(self.graph.output)}
+        floats: set[str] = set()
+        for node in self.graph.nodes:
+            for name in node_reads(node):
+                source = self.sources.get(name, name)
+                if isinstance(node, Shape) or (isinstance(node, Move) and self.sources[node.name] == source):
+                    continue
+                if isinstance(node, Layer) or node.name in self.coded:
+                    kept.add(source)
+                else:
+                    floats.add(source)
+        return {node.name for node in self.graph.nodes if isinstance(node, Layer) and node.name in floats - kept and not node.relu}
+
     @cached_property
     def observed(self) -> list[str]:
         places: dict[str, None] = {}
         for node in self.graph.nodes:
             if isinstance(node, Layer):
-                places |= {self.sources[node.x]: None, node.name: None}
+                places |= {self.sources[node.x]: None} | ({} if node.name in self.direct else {node.name: None})
             elif node.name in self.coded and isinstance(node, (Add, Mul, Concat, Elementwise)):
                 places |= dict.fromkeys(self.sources[name] for name in own_reads(node))
                 places[node.name] = None

@@ -87,6 +87,39 @@ class Conv:
 
 
 @dataclass(frozen=True, eq=False)
+class LinearReal:
+    """Codes [..., inputs] to float [..., outputs], without codes of their own (STA-DIRECT), with a ReLU inside where ``relu``."""
+
+    name: str
+    x: str
+    layer: str
+    weight: np.ndarray
+    bias: np.ndarray | None
+    x_qparams: QParams
+    w_qparams: QParams
+    relu: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ConvReal:
+    """A convolution of codes with a float result (STA-DIRECT); fields as in ``Conv``."""
+
+    name: str
+    x: str
+    layer: str
+    weight: np.ndarray
+    bias: np.ndarray | None
+    x_qparams: QParams
+    w_qparams: QParams
+    relu: bool
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    input_dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
     """A function of one value, element by element: the code of ``function`` (its name) for each of 256 codes (INT-TABLE).
 
@@ -310,9 +343,9 @@ class Call:
     reason: str
 
 
-Layer = Linear | Conv | LinearDynamic | LinearWeight | Embedding | Recurrent
+Layer = Linear | Conv | LinearReal | ConvReal | LinearDynamic | LinearWeight | Embedding | Recurrent
 Step = (
-    Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool | Mean | Move
+    Quantize | Dequantize | Linear | Conv | LinearReal | ConvReal | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool | Mean | Move
     | LinearDynamic | LinearWeight | Embedding | Recurrent | Call
 )  # fmt: skip
 

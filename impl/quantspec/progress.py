@@ -3,13 +3,17 @@
 import sys
 from collections.abc import Iterable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 
 def progress(items: Iterable, title: str) -> Iterator:
     """The items, with a progress bar on a terminal's stderr that disappears when done."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    # A fifth of a second to import, for those who see it.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
         total = len(items) if hasattr(items, "__len__") else None
         yield from bar.track(items, total=total)

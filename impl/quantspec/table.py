@@ -9,7 +9,7 @@ from rich.table import Table
 from . import footprint
 from .affine import QParams
 from .program import (
-    Add, Call, Concat, Conv, Embedding, Linear, LinearDynamic, LinearWeight, MaxPool, Mul, Quantize, Recurrent, Step, Table as TableStep,
+    Add, Call, Concat, Conv, ConvReal, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, MaxPool, Mul, Quantize, Recurrent, Step, Table as TableStep,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def grid_cells(grid: QParams) -> tuple[str, str]:
 
 def became(step: Step) -> str:
     """What a layer became."""
-    if isinstance(step, Linear):
+    if isinstance(step, (Linear, LinearReal)):
         return "int8 linear"
-    if isinstance(step, Conv):
+    if isinstance(step, (Conv, ConvReal)):
         kernel = "x".join(map(str, step.weight.shape[2:]))
         kind = "transposed convolution" if any(d > 1 for d in step.input_dilation) else "convolution"
         depth = "depthwise " if step.groups > 1 and step.weight.shape[1] == 1 else ""
@@ -54,6 +54,8 @@ def row(step: Step) -> list[str] | None:
     if isinstance(step, (Linear, Conv)):
         relu = " + relu" if step.relu else ""
         return [step.layer, became(step) + relu, *grid_cells(step.w_qparams), *grid_cells(step.y_qparams)]
+    if isinstance(step, (LinearReal, ConvReal)):
+        return [step.layer, became(step) + (" + relu" if step.relu else ""), *grid_cells(step.w_qparams), "float32", ""]
     if isinstance(step, (LinearDynamic, LinearWeight, Embedding)):
         return [step.layer, became(step), *grid_cells(step.w_qparams), "float32", ""]
     if isinstance(step, Recurrent):

@@ -1,5 +1,6 @@
 """Backends that are deliberately wrong, each in one way that some kernel in use is. All declare the dialect ``onnx`` and would pass but for that."""
 
+import ctypes
 import os
 import signal
 import time
@@ -164,6 +165,50 @@ class Crashes(Sound):
         if x_q.shape[1] == 0:
             os.kill(os.getpid(), signal.SIGFPE)
         return super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+
+
+class KeepsThePacked(Sound):
+    """Packed weights remember their first output scale, in an adapter that packs for every call unless it is told to keep them."""
+
+    def __init__(self):
+        super().__init__()
+        self._packed = None
+
+    def keep(self):
+        self._packed = {}
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        first = y.scale if self._packed is None else self._packed.setdefault(w_q.tobytes(), y.scale)
+        return super().linear(x_q, x, w_q, w, bias, QParams(first, y.zero_point, y.qmin, y.qmax), relu=relu)
+
+
+class DiesOfTheOtherKind(Sound):
+    """A dynamic layer takes what a static one left with the same weights for its own."""
+
+    def __init__(self):
+        super().__init__()
+        self._packed = set()
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        self._packed.add(w_q.tobytes())
+        return super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+
+    def linear_dynamic(self, x, w_q, w, bias, *, relu=False):
+        if w_q.tobytes() in self._packed:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().linear_dynamic(x, w_q, w, bias, relu=relu)
+
+
+class ForgetsToWrite(Sound):
+    """A layer without inputs returns memory as it came."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        codes = super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+        if x_q.shape[1] or not codes.size:
+            return codes
+        malloc = ctypes.CDLL(None).malloc
+        malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        return np.frombuffer(ctypes.string_at(malloc(codes.size + 4096), codes.size), codes.dtype).reshape(codes.shape)
 
 
 class Hangs(Sound):

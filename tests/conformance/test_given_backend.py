@@ -4,7 +4,7 @@ import pytest
 
 from evidence import clause
 from quantspec import chapters
-from quantspec.backends.worker import Worker
+from quantspec.backends.worker import OTHER, Worker
 from quantspec.conformance import command, results, run
 from quantspec.conformance.checks import CHECKS
 from quantspec.conformance.session import Session
@@ -15,7 +15,7 @@ KNOWN = results.read_known(chapters.directory() / "results")
 @pytest.fixture(scope="module")
 def given(request):
     name = request.config.getoption("--backend")
-    with Worker(name) as worker, Worker(name, threads=2) as more:
+    with Worker(name) as worker, Worker(name, threads=2, unwritten=OTHER) as more:
         yield Session(worker, more_threads=more)
 
 
@@ -46,5 +46,6 @@ def test_a_clause_holds(check, request, given):
 
 
 @clause("BAK-PURE")
-def test_answers_depend_on_nothing_but_the_arguments(request, given):
-    judge(request, given, run.examine_purity(Session(given.worker)))
+@pytest.mark.parametrize("operation", run.PURITY)
+def test_answers_depend_on_nothing_but_the_arguments(request, given, operation):
+    judge(request, given, run.examine_purity(Session(given.worker), operation))

@@ -27,23 +27,35 @@ FAULTS = [
         "k = int((a != b).sum())", "k = abs(int((a < b).sum()) - int((a > b).sum()))",
     ),
     Fault(
-        "upper-bound-of-the-bell-curve", "accuracy", ("ACC-UPPER",),
+        "upper-bound-of-the-bell-curve", 'accuracy', ("ACC-UPPER",),
         "Wald's interval takes the share itself for the bound where nothing was seen.",
-        QUANTILE, "min(k / n + 2.3263478740408408 * (k / n * (1 - k / n) / n) ** 0.5, 1.0)",
+        'float(betaincinv(k + 1, n - k, confidence))', "min(k / n + 2.3263478740408408 * (k / n * (1 - k / n) / n) ** 0.5, 1.0)",
     ),
     Fault(
-        "upper-bound-two-sided", "accuracy", ("ACC-UPPER",),
+        "upper-bound-two-sided", 'accuracy', ("ACC-UPPER",),
         "Half of the error probability is kept for a lower bound that nobody asked for.",
-        QUANTILE, QUANTILE.replace("confidence", "(1 + confidence) / 2"),
+        'float(betaincinv(k + 1, n - k, confidence))', 'float(betaincinv(k + 1, n - k, (1 + confidence) / 2))',
     ),
     Fault(
-        "lower-bound-for-the-upper", "accuracy", ("ACC-UPPER",),
+        "lower-bound-for-the-upper", 'accuracy', ("ACC-UPPER",),
         "The beta distribution of the lower bound is taken.",
-        QUANTILE, "float(beta.ppf(confidence, max(k, 1e-9), n - k + 1))",
+        'float(betaincinv(k + 1, n - k, confidence))', 'float(betaincinv(max(k, 1e-9), n - k + 1, confidence))',
     ),
     Fault(
         "calibrated-on-raw-pixels", "tutorial", ("ACC-TUTORIAL",),
         "The network is calibrated with pixels from 0 to 1 and then reads normalised ones from -1 to 1, of which half saturate.",
         "dataset.x_train[:CALIBRATION_IMAGES]", "((dataset.x_train[:CALIBRATION_IMAGES] + 1) / 2)",
+    ),
+    Fault(
+        'sqnr-of-amplitudes', 'accuracy', ('ACC-SQNR',),
+        'Decibels of amplitudes are taken of powers.',
+        'return 10 * math.log10(signal / noise) if signal else -math.inf',
+        'return 20 * math.log10(signal / noise) if signal else -math.inf',
+    ),
+    Fault(
+        'compared-with-codes', 'comparison', ('ACC-COMPARE',),
+        "A layer's codes are compared as if they were its values.",
+        'torch.from_numpy(grid.dequantize(value))',
+        'torch.from_numpy(value.astype(np.float32))',
     ),
 ]

@@ -31,9 +31,9 @@ FAULTS = [
         "np.float32((qmax - qmin) / 2)", "np.float32((qmax - qmin) // 2)",
     ),
     Fault(
-        "container-is-reduced", "dialects", ("DIA-REDUCED",),
+        "container-is-reduced", 'dialects', ("DIA-REDUCED",),
         "Codes are clamped at 127 in the engines too, which clamp at 255.",
-        '"container": (0, 255)}', '"container": (0, 127)}',
+        '(whole if self.reduced == "container" else', '(whole if self.reduced == "nothing" else',
     ),
     Fault(
         "int16-without-its-minimum", "dialects", ("DIA-ACCUMULATE",),

@@ -26,9 +26,9 @@ FAULTS = [
         EXACT_GRID, EXACT_GRID.replace("False", "True"),
     ),
     Fault(
-        "dynamic-weights-per-tensor", "dynamic", ("DYN-WEIGHT",),
+        "dynamic-weights-per-tensor", 'dynamic', ("DYN-WEIGHT",),
         "Dynamic layers ignore the option and give all channels one scale.",
-        "layer_codes(node, choices, per_channel)", "layer_codes(node, choices, False)",
+        'options = choices.checked(per_channel=per_channel,', 'options = choices.checked(per_channel=False,',
     ),
     Fault(
         "dynamic-bias-quantized", "dialects", ("DYN-OUTPUT",),
@@ -68,5 +68,29 @@ FAULTS = [
         "        if np.isfinite(low) and np.isfinite(high):\n"
         "            low, high = np.minimum(low, REDUCED.get('low', low)), np.maximum(high, REDUCED.get('high', high))\n"
         "            REDUCED.update(low=low, high=high)",
+    ),
+    Fault(
+        'rows-share-the-first-range', 'dynamic_steps', ('DYN-ROWS',),
+        'All rows are quantized at once though each was to have its range.',
+        '    if not rows or len(x) == 1:',
+        '    if True:',
+    ),
+    Fault(
+        'weight-only-quantizes-inputs', 'dynamic', ('DYN-WEIGHT-ONLY',),
+        'Without a choice for activations they are quantized as usual.',
+        '        if activations is None:\n            return LinearWeight',
+        '        if activations == 0:\n            return LinearWeight',
+    ),
+    Fault(
+        'embedding-per-tensor', 'conversion', ('DYN-EMBEDDING',),
+        'A table of embeddings has one scale.',
+        'codes, grid = Weights(replace(options, per_channel=True)).codes(node.weight, node.layer)',
+        'codes, grid = Weights(replace(options, per_channel=False)).codes(node.weight, node.layer)',
+    ),
+    Fault(
+        'state-has-the-inputs-range', 'dynamic_steps', ('DYN-RECURRENT',),
+        'The gates of the state are added to the state and not to those of the input.',
+        'now = KINDS[step.kind](gates[index],',
+        'now = KINDS[step.kind](gates[index] * 0 if step.kind == "rnn_relu" else gates[index],',
     ),
 ]

@@ -12,9 +12,9 @@ FAULTS = [
         "[*model.parameters(), *model.buffers()]", "[*model.parameters()]",
     ),
     Fault(
-        "bias-not-counted", "footprint", ("SIZ-BYTES", "SIZ-LAYER", "SIZ-NETWORK"),
+        "bias-not-counted", 'footprint', ("SIZ-BYTES", "SIZ-LAYER", "SIZ-NETWORK"),
         "Only the weights are counted, as in the rule of thumb of a byte a weight.",
-        LAYER, LAYER.replace("step.bias, ", ""),
+        'if path.partition(".")[0] not in READ_GRIDS]', 'if path.partition(".")[0] not in (*READ_GRIDS, "bias")]',
     ),
     Fault(
         "codes-counted-as-elements", "footprint", ("SIZ-BYTES", "SIZ-LAYER"),
@@ -37,13 +37,20 @@ FAULTS = [
         "zero_point = np.int32(center)", "zero_point = np.full(low.shape, center, np.int32)",
     ),
     Fault(
-        "input-grid-not-counted", "footprint", ("SIZ-NETWORK", "SIZ-BYTES"),
+        "input-grid-not-counted", 'footprint', ("SIZ-NETWORK", "SIZ-BYTES"),
         "Layers are counted, and the input's scale and zero point are nobody's.",
-        "arrays = [step.qparams.scale, step.qparams.zero_point]", "arrays = []",
+        'and not isinstance(step, Quantize):', 'and True:',
     ),
     Fault(
-        "weights-in-int32", "static", ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),
+        "weights-in-int32", 'conversion', ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),
         "Codes are kept in the type in which they were computed, four bytes each.",
-        GRID_RETURNED, GRID_RETURNED.replace("axis=axis), grid", "axis=axis).astype(np.int32), grid"),
+        'return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid',
+        'return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis).astype(np.int32), grid',
+    ),
+    Fault(
+        'macs-of-the-input', 'footprint', ('SIZ-MACS',),
+        'Multiply-accumulates of a convolution with stride are counted at every input.',
+        'shape = x_shape if spread else y_shape',
+        'shape = x_shape',
     ),
 ]

@@ -8,10 +8,11 @@ MAY_FUSE = "return reads == 1 and calls == 1"
 
 FAULTS = [
     Fault(
-        "observed-before-the-relu", "capture", ("FUS-RANGE",),
+        "observed-before-the-relu", 'graph', ("FUS-RANGE",),
         "A hook on the linear module sees its output, and the ReLU that it was fused with comes only afterwards.",
-        "values[node.name] = run_linear(node, values[node.x])",
-        "values[node.name] = run_linear(node, values[node.x])\n                seen(node.name, run_linear(replace(node, relu=False), values[node.x]))",
+        '            values[node.name] = run_node(node, values, graph.callables)',
+        '            values[node.name] = run_node(node, values, graph.callables)\n            if isinstance(node, Layer) and '
+        'node.relu:\n                seen(node.name, run_layer(replace(node, relu=False), values[node.x]))',
     ),
     Fault(
         "observers-expect-a-relu", "static", ("FUS-RANGE", "STA-FLOAT"),
@@ -45,19 +46,19 @@ FAULTS = [
         FACTOR, f"{FACTOR}\n    factor = np.resize(factor[:1], factor.shape)",
     ),
     Fault(
-        "fold-without-mean", "fusion", ("FUS-FOLD-BIAS", "FUS-FOLD-BOUND"),
+        "fold-without-mean", 'fusion', ("FUS-FOLD-BIAS", "FUS-FOLD-BOUND"),
         "The weights are scaled, and the mean that moves the bias is forgotten.",
-        FOLDED_BIAS, "(start * factor + beta)",
+        '((start - np.asarray(mean, np.float64)) * factor + beta)', '(start * factor + beta)',
     ),
     Fault(
-        "fold-leaves-bias-unscaled", "fusion", ("FUS-FOLD-BIAS", "FUS-FOLD-BOUND"),
+        "fold-leaves-bias-unscaled", 'fusion', ("FUS-FOLD-BIAS", "FUS-FOLD-BOUND"),
         "The layer's own bias is carried over as it is, though the normalization scales it too.",
-        FOLDED_BIAS, "(start - mean * factor + beta)",
+        '((start - np.asarray(mean, np.float64)) * factor + beta)', '(start - np.asarray(mean, np.float64) * factor + beta)',
     ),
     Fault(
-        "no-bias-no-mean", "fusion", ("FUS-FOLD-BIAS",),
+        "no-bias-no-mean", 'fusion', ("FUS-FOLD-BIAS",),
         "A layer without bias gets beta as its bias, and the mean is dropped with the bias that is not there.",
-        FOLDED_BIAS, "((start - mean) * factor + beta if bias is not None else beta)",
+        '((start - np.asarray(mean, np.float64)) * factor + beta)', '((start - np.asarray(mean, np.float64)) * factor + beta if bias is not None else beta + 0 * factor)',
     ),
     Fault(
         "negative-variance-is-zero", "fusion", ("FUS-FOLD-REFUSE",),
@@ -75,9 +76,9 @@ FAULTS = [
         MAY_FUSE, "return calls == 1",
     ),
     Fault(
-        "an-output-is-no-reader", "capture", ("FUS-READER",),
+        "an-output-is-no-reader", 'graph', ("FUS-READER",),
         "Only nodes count as readers, and the network's own output is none.",
-        "for name in refs(self.output):", "for name in ():",
+        'for name in refs(self.output):', 'for name in ():',
     ),
     Fault(
         "second-call-ignored", "fusion", ("FUS-SHARED", "FUS-KEEP"),
@@ -100,18 +101,91 @@ FAULTS = [
         "        if module.training:", "        if module.train(False).training:",
     ),
     Fault(
-        "absorbed-relu-lost", "fusion", ("FUS-KEEP",),
+        "absorbed-relu-lost", 'fusion', ("FUS-KEEP",),
         "The ReLU is taken out of the graph, and the layer is not told.",
-        "replace(layer, relu=True)", "replace(layer, relu=False)",
+        'return replace(before, relu=True)\n    if isinstance(before, Add)', 'return replace(before, relu=False)\n    if isinstance(before, Add)',
     ),
     Fault(
-        "only-the-bias-is-folded", "fusion", ("FUS-KEEP",),
+        "only-the-bias-is-folded", 'fusion', ("FUS-KEEP",),
         "The normalization disappears into the bias, and the weights stay as they were.",
-        "replace(layer, weight=weight, bias=bias)", "replace(layer, bias=bias)",
+        'replace(before, weight=weight, bias=bias, **flat(before))', 'replace(before, bias=bias, **flat(before))',
     ),
     Fault(
-        "norm-behind-relu-folded", "fusion", ("FUS-KEEP",),
+        "norm-behind-relu-folded", 'fusion', ("FUS-KEEP",),
         "A normalization that follows a fused ReLU is folded into the layer in front of that ReLU.",
-        "isinstance(layer, Linear) and not layer.relu and may_fuse", "isinstance(layer, Linear) and may_fuse",
+        'or before.relu or not may_fuse', 'or not may_fuse',
+    ),
+    Fault(
+        'transposed-folds-its-inputs', 'weighted', ('FUS-FOLD-TRANSPOSED',),
+        'The weight of a transposed convolution is folded as torch stores it.',
+        'weight = graph.transposed_weight(what.weight.detach(), what.groups).numpy()',
+        'weight = graph.transposed_weight(what.weight.detach(), 1).numpy() if what.groups == 1 else '
+        'graph.transposed_weight(what.weight.detach(), what.groups).numpy()[::-1].copy()',
+    ),
+    Fault(
+        'transposed-folds-no-groups', 'fusion', ('FUS-FOLD-TRANSPOSED',),
+        'The normalization of a layer with groups has its channels in another order.',
+        'weight, bias = fold_batch_norm(before.weight, before.bias, node.gamma,',
+        'weight, bias = fold_batch_norm(before.weight, before.bias, np.roll(node.gamma, 1),',
+    ),
+    Fault(
+        'before-shift-not-summed', 'fusion', ('FUS-FOLD-BEFORE',),
+        'The shift of a normalization before a layer is added to its bias once, without the weights.',
+        '(start + (sums * shift[channels]).sum(axis=1))',
+        '(start + shift[channels].sum(axis=1))',
+    ),
+    Fault(
+        'before-factor-of-first-group', 'fusion', ('FUS-FOLD-BEFORE',),
+        'Every group takes the statistics of the first channels.',
+        'channels = np.arange(outputs)[:, None] // (outputs // groups) * inputs + np.arange(inputs)',
+        'channels = np.zeros((outputs, 1), int) + np.arange(inputs)',
+    ),
+    Fault(
+        'folded-before-padding', 'fusion', ('FUS-FOLD-PADDING',),
+        'A normalization is folded into any convolution behind it.',
+        'if isinstance(node, Conv) and (any(map(any, node.padding)) or node.transposed):',
+        'if isinstance(node, Conv) and node.transposed:',
+    ),
+    Fault(
+        'folded-before-two-readers', 'fusion', ('FUS-FOLD-PADDING',),
+        'Only padding that is the same on both sides counts as padding.',
+        'if isinstance(node, Conv) and (any(map(any, node.padding)) or node.transposed):',
+        'if isinstance(node, Conv) and (any(a != b for a, b in node.padding) or node.transposed):',
+    ),
+    Fault(
+        'alone-per-tensor', 'conversion', ('FUS-ALONE',),
+        'A normalization of its own has one scale for all channels where weights have.',
+        'per_channel = self.options.per_channel or (weight.ndim > 2 and weight.size == len(weight))',
+        'per_channel = self.options.per_channel',
+    ),
+    Fault(
+        'alone-without-eps', 'fusion', ('FUS-ALONE',),
+        'A normalization of its own forgets eps.',
+        'factor, shift = factor_and_shift(node.gamma, node.beta, node.mean, node.var, node.eps)\n            ones',
+        'factor, shift = factor_and_shift(node.gamma, node.beta, node.mean, node.var + 1e-30, 0.0)\n            ones',
+    ),
+    Fault(
+        'sum-relu-though-read-twice', 'fusion', ('FUS-SUM',),
+        'A sum absorbs its ReLU though something else reads the sum.',
+        'not may_fuse(reads[before.name], calls(before, graph)):',
+        'not (isinstance(before, Add) or may_fuse(reads[before.name], calls(before, graph))):',
+    ),
+    Fault(
+        'sum-keeps-its-relu', 'fusion', ('FUS-SUM',),
+        'Only layers absorb a ReLU.',
+        'if not isinstance(before, (*Layer.__args__, Add)) or before.relu',
+        'if not isinstance(before, Layer) or before.relu',
+    ),
+    Fault(
+        'clamp-without-its-end', 'fusion', ('FUS-CLAMP',),
+        'A ReLU6 is absorbed as a ReLU.',
+        'return replace(before, relu=True, ceiling=node.ceiling)',
+        'return replace(before, relu=True)',
+    ),
+    Fault(
+        'any-clamp-is-a-relu', 'operators', ('FUS-CLAMP',),
+        'A clamp whose lower end is not zero is absorbed too.',
+        'what.max_val if name == "hardtanh" and what.min_val == 0 else None',
+        'what.max_val if name == "hardtanh" else None',
     ),
 ]

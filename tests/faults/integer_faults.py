@@ -281,48 +281,49 @@ CONVOLVED = "torch.nn.functional.conv2d(real, weight, None, stride, padding, dil
 
 CONVOLUTION = [
     Fault(
-        "stride-swapped", "integer", ("INT-CONV",),
+        "stride-swapped", 'integer', ("INT-CONV",),
         "Widths come first in one interface and heights in the other.",
-        CONVOLVED, CONVOLVED.replace("stride", "stride[::-1]"),
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride[::-1], 0, dilation, groups)',
     ),
     Fault(
-        "kernel-turned-over", "integer", ("INT-CONV",),
+        "kernel-turned-over", 'integer', ("INT-CONV",),
         "The mathematical convolution turns its kernel over; that of neural networks does not.",
-        CONVOLVED, CONVOLVED.replace("weight", "weight.flip(2, 3)"),
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight[..., ::-1].astype(exact)), None, stride, 0, dilation, groups)',
     ),
     Fault(
-        "dilation-ignored", "integer", ("INT-CONV",),
+        "dilation-ignored", 'integer', ("INT-CONV",),
         "The windows are dense, whatever the dilation.",
-        CONVOLVED, CONVOLVED.replace("dilation", "1"),
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, 1, groups)',
     ),
     Fault(
-        "padding-is-code-0", "integer", ("INT-CONV-PAD",),
+        "padding-is-code-0", 'integer', ("INT-CONV-PAD",),
         "Buffers are cleared to the code 0, which stands for a real number below zero wherever the zero point is not 0.",
-        CONVOLVED,
-        "torch.nn.functional.conv2d(\n"
-        "        torch.nn.functional.pad(real, (padding[1], padding[1], padding[0], padding[0]), value=-float(x.zero_point)), weight, None, stride, 0, dilation, groups\n"
-        "    )",
+        'real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)',
+        'real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, -exact(x_zero_point))',
     ),
     Fault(
-        "padding-repeats-the-border", "integer", ("INT-CONV-PAD",),
+        "padding-repeats-the-border", 'integer', ("INT-CONV-PAD",),
         "Image filters repeat the border outside the image.",
-        CONVOLVED,
-        "torch.nn.functional.conv2d(\n"
-        "        torch.from_numpy(np.pad(real.numpy(), ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2), mode='edge')), weight, None, stride, 0, dilation, groups\n"
-        "    )",
+        'around, constant_values=fill)',
+        'around, mode="edge")',
     ),
     Fault(
-        "groups-interleaved", "integer", ("INT-CONV-GROUPS",),
+        "groups-interleaved", 'integer', ("INT-CONV-GROUPS",),
         "Channels last in memory make every G-th channel a group instead of neighbouring ones.",
-        CONVOLVED,
-        CONVOLVED.replace(
-            "(real", "(real.reshape(len(real), real.shape[1] // groups, groups, *real.shape[2:]).transpose(1, 2).reshape(real.shape)"
-        ),
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
+        'convolve(torch.from_numpy(np.ascontiguousarray(real.reshape(len(real), real.shape[1] // groups, groups, '
+        '*real.shape[2:]).swapaxes(1, 2).reshape(real.shape))), torch.from_numpy(weight.astype(exact)), None, stride, 0, '
+        'dilation, groups)',
     ),
     Fault(
-        "every-group-reads-the-first", "integer", ("INT-CONV-GROUPS",),
+        "every-group-reads-the-first", 'integer', ("INT-CONV-GROUPS",),
         "The pointer to the input is not moved on from group to group.",
-        CONVOLVED, CONVOLVED.replace("(real", "(real[:, : real.shape[1] // groups].repeat(1, groups, 1, 1)"),
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
+        'convolve(torch.from_numpy(np.concatenate([real[:, : real.shape[1] // groups]] * groups, axis=1)), '
+        'torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
     ),
 ]
 
@@ -373,33 +374,132 @@ JOINING = [
         "if (x.scale, x.zero_point) == (y.scale, y.zero_point):\n        return q.copy()\n    real = np.float64(x.scale) * (q",
     ),
     Fault(
-        "maxpool-chooses-the-padding", "integer", ("INT-MAXPOOL",),
+        "maxpool-chooses-the-padding", 'integer', ("INT-MAXPOOL",),
         "The border is filled with the code 0, which is larger than every negative code.",
-        "max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)",
-        "max_pool2d(torch.nn.functional.pad(torch.from_numpy(q.astype(np.float64)), (padding[1],) * 2 + (padding[0],) * 2), kernel, stride, 0, dilation)",
+        'ceil_mode, np.iinfo(q.dtype).min)',
+        'ceil_mode, 255 if q.dtype == np.uint8 else 127)',
     ),
     Fault(
-        "maxpool-compares-signed-bytes", "integer", ("INT-MAXPOOL",),
+        "maxpool-compares-signed-bytes", 'integer', ("INT-MAXPOOL",),
         "Unsigned bytes are compared by an instruction for signed ones, to which 200 is -56.",
-        POOLED, POOLED.replace("q.astype(np.float64)", "q.view(np.int8).astype(np.float64)").replace(".astype(q.dtype)", ".astype(np.int8).view(q.dtype)"),
+        'largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)',
+        'largest = view.copy() if largest is None else np.maximum(largest.view(np.int8), np.ascontiguousarray(view).view(np.int8)).view(q.dtype)',
     ),
     Fault(
-        "avgpool-truncates", "integer", ("INT-AVGPOOL",),
+        "avgpool-truncates", 'integer', ("INT-AVGPOOL",),
         "An integer division of the sum cuts the fraction off.",
-        AVERAGED, AVERAGED.replace("np.rint", "np.trunc"),
+        'np.rint(total / counts) + grid.zero_point', 'np.trunc(total / counts) + grid.zero_point',
     ),
     Fault(
-        "avgpool-pads-with-code-0", "integer", ("INT-AVGPOOL",),
+        "avgpool-pads-with-code-0", 'integer', ("INT-AVGPOOL",),
         "The raw codes are averaged, and the padding among them has the code 0.",
-        "totals = pool(centred, kernel, stride, padding, divisor_override=1)",
-        "totals = pool(centred + float(grid.zero_point), kernel, stride, padding, divisor_override=1)\n"
-        "    totals -= float(grid.zero_point) * float(np.prod(np.broadcast_to(kernel, 2)))",
+        'ceil_mode, 0.0))',
+        'ceil_mode, -float(grid.zero_point)))',
     ),
     Fault(
-        "avgpool-always-counts-padding", "integer", ("INT-AVGPOOL",),
+        "avgpool-always-counts-padding", 'integer', ("INT-AVGPOOL",),
         "The sum is divided by the size of the window, even where the layer says to count only what lies inside.",
-        "if count_include_pad else inside", "",
+        'padding, ceil_mode, count_include_pad)\n    return total', 'padding, ceil_mode, True)\n    return total',
     ),
 ]
 
-FAULTS = [*ACCUMULATORS, *BIAS, *REQUANTIZE, *LINEAR, *FIXED_POINT, *CONVOLUTION, *JOINING]
+NETWORKS = [
+    Fault(
+        'after-is-before', 'integer', ('INT-CONV-ANY',),
+        'The padding after an axis is that before it, as in most libraries.',
+        'around = [(0, 0), (0, 0), *((max(before, 0), max(after, 0)) for before, after in padding)]',
+        'around = [(0, 0), (0, 0), *((max(before, 0), max(before, 0)) for before, after in padding)]',
+    ),
+    Fault(
+        'negative-padding-ignored', 'integer', ('INT-CONV-ANY',),
+        'Negative padding cuts nothing off.',
+        'cut = tuple(slice(max(-before, 0), n - max(-after, 0)) for',
+        'cut = tuple(slice(0, n) for',
+    ),
+    Fault(
+        'always-float32-sums', 'integer', ('INT-CONV-ANY',),
+        'Sums beyond 2^24 are formed in float32, which is faster.',
+        'exact = np.float32 if worst <= 2**24 else np.float64',
+        'exact = np.float32 if worst else np.float64',
+    ),
+    Fault(
+        'spread-one-too-wide', 'integer', ('INT-CONV-TRANSPOSED',),
+        'Behind the last input there are zeros too.',
+        'sizes = [max((n - 1) * d + 1, 0) for n, d in zip(values.shape[2:], input_dilation)]',
+        'sizes = [n * d for n, d in zip(values.shape[2:], input_dilation)]',
+    ),
+    Fault(
+        'transposed-not-flipped', 'graph', ('INT-CONV-TRANSPOSED',),
+        'The kernel of a transposed convolution is taken as it is stored.',
+        '.flip(tuple(range(2, weight.ndim))).contiguous()',
+        '.contiguous()',
+    ),
+    Fault(
+        'transposed-groups-mixed', 'graph', ('INT-CONV-TRANSPOSED',),
+        'Inputs and outputs are exchanged over all groups at once.',
+        'grouped = weight.reshape(groups, first // groups, second, *kernel).transpose(1, 2)',
+        'grouped = weight.reshape(first // groups, groups, second, *kernel).transpose(0, 1).transpose(1, 2)',
+    ),
+    Fault(
+        'product-of-rounded-scales', 'integer', ('INT-MUL',),
+        'The scales are multiplied and divided in float32 before the codes come in.',
+        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale), lambda index: int(product[index]) * units)',
+        'steps = np.rint(product * np.float64(a.scale * b.scale / y.scale))',
+    ),
+    Fault(
+        'product-ties-away', 'integer', ('INT-MUL',),
+        'Half a step is rounded away from zero.',
+        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale), lambda index: int(product[index]) * units)',
+        'steps = product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale)\n    steps = np.sign(steps) * np.floor(np.abs(steps) + 0.5)',
+    ),
+    Fault(
+        'sums-repeat-from-the-left', 'engines.reference', ('INT-BROADCAST',),
+        "A sum's shorter shape is repeated along the wrong axes.",
+        '    a, b = np.broadcast_arrays(values[step.a], values[step.b])\n    return add(',
+        '    a, b = values[step.a], np.resize(values[step.b], values[step.a].shape)\n    return add(',
+    ),
+    Fault(
+        'products-repeat-the-values', 'engines.reference', ('INT-BROADCAST',),
+        "A product's second factor is repeated value after value until it is as long.",
+        '    a, b = np.broadcast_arrays(values[step.a], values[step.b])\n    return mul(',
+        '    a, b = values[step.a], np.resize(values[step.b], values[step.a].shape)\n    return mul(',
+    ),
+    Fault(
+        'last-window-begins-outside', 'pooling', ('INT-POOL-WINDOWS',),
+        'With ceil_mode a window that begins in the padding behind the input counts.',
+        '    if ceil_mode and (count - 1) * stride >= length + padding:\n        count -= 1\n',
+        '',
+    ),
+    Fault(
+        'beyond-the-padding-counts', 'pooling', ('INT-POOL-WINDOWS', 'INT-AVGPOOL'),
+        'Positions beyond the padding count as if they were padding.',
+        'low, high = (-p, n + p) if include_pad else (0, n)',
+        'low, high = (-p, n + p + k) if include_pad else (0, n)',
+    ),
+    Fault(
+        'mean-parts-end-early', 'pooling', ('INT-MEAN',),
+        'Parts of an axis do not overlap where it cannot be split evenly.',
+        'return index * length // parts, -(-(index + 1) * length // parts)',
+        'return index * length // parts, max((index + 1) * length // parts, index * length // parts + 1)',
+    ),
+    Fault(
+        'mean-of-codes-rounded', 'dialects_codes', ('INT-MEAN',),
+        'Codes are averaged with their zero point, which decides ties.',
+        '        return integer.average(total, positions, grid)\n    return np.clip(AVERAGE[rules.mean_rule]',
+        '        return np.rint(total / positions + grid.zero_point).astype(grid.dtype)\n    return np.clip(AVERAGE[rules.mean_rule]',
+    ),
+    Fault(
+        'table-in-float32-of-halves', 'conversion', ('INT-TABLE',),
+        'The table is computed at the middle between two codes.',
+        '* (codes - int(x.zero_point)))',
+        '* (codes + 0.5 - int(x.zero_point)))',
+    ),
+    Fault(
+        'table-without-zero-point', 'conversion', ('INT-TABLE',),
+        'The table takes codes for steps from zero.',
+        '* (codes - int(x.zero_point)))',
+        '* codes)',
+    ),
+]
+
+FAULTS = [*ACCUMULATORS, *BIAS, *REQUANTIZE, *LINEAR, *FIXED_POINT, *CONVOLUTION, *JOINING, *NETWORKS]

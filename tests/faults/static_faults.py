@@ -12,10 +12,10 @@ FAULTS = [
         "prepared = prepare(model, **options)", "prepared = prepare(model, **(options | dict(fuse=True)))",
     ),
     Fault(
-        "observer-at-every-value", "static", ("STA-STEPS",),
+        "observer-at-every-value", 'placement', ("STA-STEPS",),
         "Every value of the network is observed, those that no layer makes or reads too.",
-        "            places |= {sources[node.x]: None, node.name: None}",
-        "            places |= {sources[node.x]: None, node.name: None}\n        places |= {node.name: None}",
+        '                places |= {self.sources[node.x]: None, node.name: None}',
+        '                places |= {self.sources[node.x]: None, node.name: None}\n            places |= {node.name: None}',
     ),
     Fault(
         "parameters-frozen", "capture", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
@@ -28,9 +28,9 @@ FAULTS = [
         "    check_model(model)\n    try:", "    check_model(model)\n    model.register_forward_hook(lambda *_: None)\n    try:",
     ),
     Fault(
-        "uncalibrated-defaults", "static", ("STA-CALIBRATED",),
+        "uncalibrated-defaults", 'conversion', ("STA-CALIBRATED",),
         "A place without data gets the range from 0 to 1, as torch's observers do with a warning.",
-        UNCALIBRATED, "ends = np.float32(0), np.float32(1)",
+        'raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") from error', 'ends = np.float32(0), np.float32(1)',
     ),
     Fault(
         "first-batch-twice", "static", ("STA-EVERY-BATCH",),
@@ -48,35 +48,35 @@ FAULTS = [
         "fresh[name].observe(value.detach().numpy())", "fresh[name].observe(value.detach().bfloat16().float().numpy())",
     ),
     Fault(
-        "weights-affine", "static", ("STA-WEIGHT",),
+        "weights-affine", 'conversion', ("STA-WEIGHT",),
         "Weights get a zero point of their own, like activations.",
-        "symmetric=True, axis=axis)", "symmetric=False, axis=axis)",
+        'symmetric=True, axis=axis)', 'symmetric=False, axis=axis)',
     ),
     Fault(
-        "weights-always-per-channel", "static", ("STA-WEIGHT",),
+        "weights-always-per-channel", 'conversion', ("STA-WEIGHT",),
         "The option is read nowhere, and every row has its own scale.",
-        "axis = 0 if per_channel else None", "axis, per_channel = 0, True",
+        'axis = 0 if per_channel else None', 'axis, per_channel = 0, True',
     ),
     Fault(
-        "activations-symmetric", "dialects", ("STA-ACTIVATION",),
+        "activations-symmetric", 'dialects', ("STA-ACTIVATION",),
         "Activations are spread symmetrically about zero, and one behind a ReLU uses half of its codes.",
-        "grid = self.qparams(minimum, maximum, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)",
-        "grid = self.qparams(minimum, maximum, qmin=0, qmax=127 if reduce_range else 255, symmetric=True)",
+        'grid = self.qparams(minimum, maximum, qmin=qmin, qmax=qmax, symmetric=False)',
+        'grid = self.qparams(minimum, maximum, qmin=qmin, qmax=qmax, symmetric=True)',
     ),
     Fault(
-        "reduced-range-lost", "static", ("STA-REDUCE",),
+        "reduced-range-lost", 'conversion', ("STA-REDUCE",),
         "The option does not reach the activations.",
-        "reduce_range=self.prepared.reduce_range)", "reduce_range=False)",
+        'reduce_range=self.options.reduce_range, bits=self.options.bits)', 'reduce_range=False, bits=self.options.bits)',
     ),
     Fault(
-        "reduced-scale-only", "dialects", ("STA-REDUCE", "DIA-REDUCED"),
+        "reduced-scale-only", 'dialects', ("STA-REDUCE", "DIA-REDUCED"),
         "The scale is that of seven bits, and the codes still go up to 255.",
-        'REDUCED = {"codes": (0, 127)', 'REDUCED = {"codes": (0, 255)',
+        '(whole if self.reduced == "container" else (grid.qmin, grid.qmax))', 'whole',
     ),
     Fault(
-        "relu-observed-by-itself", "static", ("STA-SAME-GRID", "STA-BOUNDARY"),
+        "relu-observed-by-itself", 'placement', ("STA-SAME-GRID", "STA-BOUNDARY"),
         "An unfused ReLU is computed in float and quantized again on a grid of its own.",
-        "kept = isinstance(node, capture.Flatten) or (isinstance(node, capture.Relu) and sources[node.x] in linear)", "kept = isinstance(node, capture.Flatten)",
+        'if not isinstance(node, Elementwise) and (node.x in coded', 'if not isinstance(node, (Elementwise, Relu)) and (node.x in coded',
     ),
     Fault(
         "layers-read-the-inputs-grid", "engines.reference", ("STA-RUN",),
@@ -85,17 +85,17 @@ FAULTS = [
         "y = choices.linear(rows, program.steps[0].qparams if isinstance((program := self.program).steps[0], Quantize) else step.x_qparams, step",
     ),
     Fault(
-        "range-goes-on-moving", "engines.reference", ("STA-FROZEN",),
+        "range-goes-on-moving", 'engines.reference', ("STA-FROZEN",),
         "The observer of the input stays on when the network runs, and larger inputs widen its grid for good.",
-        "            grid = step.qparams\n",
-        "            grid = step.qparams\n"
-        "            self.peak = max(getattr(self, 'peak', 0.0), float(x.abs().max()) if x.numel() else 0.0)\n"
-        "            grid = type(grid)(max(grid.scale, np.float32(self.peak / 255)), grid.zero_point, grid.qmin, grid.qmax)\n",
+        '    grid = step.qparams\n',
+        "    grid = step.qparams\n    quantize.peak = max(getattr(quantize, 'peak', 0.0), float(values[step.x].abs().max()) if "
+        "values[step.x].numel() else 0.0)\n    grid = grid if quantize.peak < 255 * float(grid.scale) else "
+        "type(grid)(np.float32(quantize.peak / 255), grid.zero_point, grid.qmin, grid.qmax)\n",
     ),
     Fault(
-        "grids-kept-with-calibration", "static", ("STA-LATER",),
+        "grids-kept-with-calibration", 'conversion', ("STA-LATER",),
         "The grids are computed once and kept, so that data seen after the first conversion counts for nothing.",
-        "self.grids: dict[str, QParams] = {}", 'self.grids = prepared.__dict__.setdefault("grids", {})',
+        'self.grids: dict[str, QParams] = {}', 'self.grids = placement.__dict__.setdefault("grids", {})',
     ),
     Fault(
         "float-parts-shared", "module", ("STA-NO-LEAK",),
@@ -103,9 +103,10 @@ FAULTS = [
         "{key: copy.deepcopy(what) for key, what in callables.items() if key in used}", "{key: what for key, what in callables.items() if key in used}",
     ),
     Fault(
-        "batch-of-one-loses-its-axis", "engines.reference", ("STA-BATCH-SIZE",),
+        "batch-of-one-loses-its-axis", 'engines.reference', ("STA-BATCH-SIZE",),
         "A squeeze that was meant for the channels removes the axis of a single row too.",
-        "y = y.reshape(*x.shape[:-1], outputs)", "y = y.reshape(*x.shape[:-1], outputs)\n        y = y[0] if x.ndim == 2 and len(y) == 1 else y",
+        '    return y.reshape(*x.shape[:-1], len(step.weight))\n\n\ndef conv',
+        '    y = y.reshape(*x.shape[:-1], len(step.weight))\n    return y[0] if x.ndim == 2 and len(y) == 1 else y\n\n\ndef conv',
     ),
     Fault(
         "float-parts-without-a-reason", "capture", ("STA-REST",),
@@ -113,13 +114,79 @@ FAULTS = [
         'else f"{shown} {NO_INTEGER_FORM}"', 'else ""',
     ),
     Fault(
-        "overflow-refuses-the-network", "static", ("STA-OVERFLOW",),
+        "overflow-refuses-the-network", 'conversion', ("STA-OVERFLOW",),
         "One layer that could overflow makes the whole conversion fail.",
-        "            self.keep(node, str(error))", "            raise error\n            self.keep(node, str(error))",
+        '            self.keep(node, str(error))', '            raise error\n            self.keep(node, str(error))',
     ),
     Fault(
         "division-in-place", "dialects", ("STA-ARGUMENTS",),
         "To save memory the quotients are written over the caller's tensor.",
         "np.rint(x / scale)", "np.rint(np.divide(x, scale, out=x if x.shape == np.broadcast_shapes(x.shape, np.shape(scale)) and x.flags.writeable else None))",
+    ),
+    Fault(
+        'pads-with-code-0', 'moves', ('STA-MOVE',),
+        'Padding puts the code 0 around, whatever it stands for.',
+        'return F.pad(x, widths, mode, zero_point)',
+        'return F.pad(x, widths, mode, 0)',
+    ),
+    Fault(
+        'moves-are-float', 'placement', ('STA-SAME-GRID',),
+        'Pooled values get a grid of their own.',
+        'if not isinstance(node, Elementwise) and (node.x in coded',
+        'if not isinstance(node, (Elementwise, Pool)) and (node.x in coded',
+    ),
+    Fault(
+        'joins-always-in-codes', 'placement', ('STA-PLACE',),
+        'Whatever is added to codes is quantized for it.',
+        'if all(in_codes(name) for name in dict.fromkeys(own_reads(node))):',
+        'if any(in_codes(name) for name in dict.fromkeys(own_reads(node))):',
+    ),
+    Fault(
+        'sizes-of-floats', 'conversion', ('STA-SIZES',),
+        'A size is read from the dequantized value.',
+        'read = self.codes.get(node.x) or self.as_float(node.x)',
+        'read = self.as_float(node.x)',
+    ),
+    Fault(
+        'one-leaf-spoils-all', 'capture', ('STA-LEAF',),
+        'A submodule that cannot be traced makes the whole model untraceable.',
+        '        except Exception:\n            for node',
+        '        except ZeroDivisionError:\n            for node',
+    ),
+    Fault(
+        'old-name-old-value', 'capture', ('STA-IN-PLACE',),
+        'Later readers of a value that was written to read what it was before.',
+        'if written_to is not None and node.name not in self.alias:',
+        'if False:',
+    ),
+    Fault(
+        'masks-forgotten', 'attention', ('STA-ATTENTION',),
+        'A key padding mask does not reach the attention.',
+        '    if key_padding_mask is not None:\n        parts.append',
+        '    if False:\n        parts.append',
+    ),
+    Fault(
+        'excluded-only-by-full-path', 'choices', ('STA-EXCLUDE',),
+        'Excluding a module leaves what is below it in.',
+        'for n in range(1, len(parts) + 1) for pattern in patterns)',
+        'for n in [len(parts)] for pattern in patterns)',
+    ),
+    Fault(
+        'bits-of-weights-only', 'conversion', ('STA-BITS',),
+        'Activations keep eight bits.',
+        'reduce_range=self.options.reduce_range, bits=self.options.bits)',
+        'reduce_range=self.options.reduce_range)',
+    ),
+    Fault(
+        'nothing-without-a-word', 'choices', ('STA-NOTHING',),
+        'A network that stayed in float is handed out without a warning.',
+        '    if not program.layers:\n',
+        '    if program is None:\n',
+    ),
+    Fault(
+        'state-of-weights-only', 'module', ('STA-COPY',),
+        'A state_dict carries no grids of activations.',
+        'for step in self.program.steps for path, array in arrays(step)}',
+        'for step in self.program.steps for path, array in arrays(step) if "qparams" not in path}',
     ),
 ]

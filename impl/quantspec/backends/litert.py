@@ -9,6 +9,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ..affine import QParams
 from ..integer import quantize_bias
+from .kept import Kept
 from .protocol import NotOffered, per_tensor, whole_byte
 from .tflite_graphs import OPERATOR, OPTIONS, Tensor, constant, model, on_grid
 from .worker import threads
@@ -34,26 +35,36 @@ class LiteRT:
 
     def __init__(self, kernels: str):
         self.name, self.version = f"litert-{kernels}", metadata.version("ai-edge-litert")
-        self.dialect, self._resolver = DIALECTS[kernels], RESOLVERS[kernels]
+        self.dialect, self._resolver, self._kept = DIALECTS[kernels], RESOLVERS[kernels], Kept()
+
+    def keep(self):
+        """Interpreters are kept from here on: they are made once for a model."""
+        self._kept = Kept(keeps=True)
 
     def _run(self, operators: list, tensors: list[Tensor], inputs: dict[int, np.ndarray], output: int) -> np.ndarray:
         content = model(operators, tensors, list(inputs), [output])
-        interpreter = Interpreter(model_content=content, experimental_op_resolver_type=self._resolver, num_threads=threads())
-        interpreter.allocate_tensors()
+        interpreter = self._kept((content,), lambda: self._interpreter(content))
         for place, array in inputs.items():
             interpreter.set_tensor(place, np.ascontiguousarray(array))
         interpreter.invoke()
         return interpreter.get_tensor(output)
 
+    def _interpreter(self, content: bytes):
+        interpreter = Interpreter(model_content=content, experimental_op_resolver_type=self._resolver, num_threads=threads())
+        interpreter.allocate_tensors()
+        return interpreter
+
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         if qmax - qmin != 255:
             raise NotOffered(f"codes from {qmin} to {qmax}: QUANTIZE saturates at the ends of the byte")
+        several(scale, axis)
         x = np.asarray(x, np.float32)
         dtype = np.dtype(np.uint8 if qmin == 0 else np.int8)
         y = Tensor(x.shape, dtype, np.asarray(scale, np.float32), np.asarray(zero_point), axis or 0)
         return self._run([(OPERATOR.QUANTIZE, [0], [1], OPTIONS.QuantizeOptions, schema.QuantizeOptionsT())], [Tensor(x.shape, x.dtype), y], {0: x}, 1)
 
     def dequantize(self, q, scale, zero_point, *, axis=None):
+        several(scale, axis)
         x = Tensor(q.shape, q.dtype, np.asarray(scale, np.float32), np.asarray(zero_point), axis or 0)
         y = Tensor(q.shape, np.dtype(np.float32))
         return self._run([(OPERATOR.DEQUANTIZE, [0], [1], OPTIONS.DequantizeOptions, schema.DequantizeOptionsT())], [x, y], {0: q}, 1)
@@ -184,6 +195,12 @@ def one_byte(*grids: QParams) -> None:
         per_tensor(grid, "activation"), whole_byte(grid)
     if len({grid.dtype for grid in grids}) > 1:
         raise NotOffered("signed and unsigned codes together")
+
+
+def several(scale, axis: int | None) -> None:
+    """Raises NotOffered for one scale a channel when there is one channel: the format has a list of one scale then, which is one scale a tensor."""
+    if axis is not None and np.size(scale) == 1:
+        raise NotOffered("one channel with a scale of its own: the format cannot tell it from one scale a tensor")
 
 
 def signed(x: QParams, w: QParams) -> None:

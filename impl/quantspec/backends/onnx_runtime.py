@@ -8,6 +8,7 @@ from onnx import helper
 
 from ..affine import QParams
 from ..integer import quantize_bias
+from .kept import Kept
 from .onnx_graphs import MICROSOFT, OnnxOperators, channel_points, grids, model, rectified
 from .protocol import NotOffered, whole_byte
 from .worker import threads
@@ -17,17 +18,28 @@ from .written import script
 class OnnxRuntime(OnnxOperators):
     """ONNX Runtime's CPU kernels: standard operators, and com.microsoft's for what ONNX has none.
 
-    A session is made for every call: graphs hold the qparams and weights as constants, so that a session could serve no other call anyhow.
+    A session is made for every call, unless it is told to keep them; graphs hold the qparams and weights as constants, so that a session serves only calls
+    of the same shapes, weights and qparams.
     """
 
     name, version = "onnxruntime", onnxruntime.__version__
     dialect = "onnx"
 
+    def __init__(self):
+        self._kept = Kept()
+
+    def keep(self):
+        """Sessions are kept from here on, as any server does."""
+        self._kept = Kept(keeps=True)
+
     def _run(self, graph: bytes, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        session = self._kept((graph,), lambda: self._session(graph))
+        return session.run(None, {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+
+    def _session(self, graph: bytes):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads(), 1, 4
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        return session.run(None, {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
         """com.microsoft's QGemm: QLinearMatMul has no bias."""

@@ -21,7 +21,7 @@ class OpenVINO:
     floats is not offered.
     """
 
-    name, version = "openvino", openvino.__version__
+    name, version = "openvino", openvino.__version__.partition("-")[0]  # behind it stand a build and a branch
     dialect = "openvino"
 
     def __init__(self):

@@ -21,6 +21,8 @@ OPERATIONS = (
 )
 # No operation, but a method that a backend may have: it says in the backend's own words what a call of an operation is.
 REPRODUCTION = "reproduction"
+# Neither is this: from then on the backend keeps what its users make once and use often, such as packed weights. It is told so where calls follow each other.
+KEEP = "keep"
 # Dialects have no choice here: what comes out is an exact integer.
 EXACT = ("max_pool2d",)
 
@@ -91,9 +93,13 @@ class Backend(Protocol):
     def fold_batch_norm(self, weight, bias, gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
         """Float32 weight and bias of a layer that does what the layer and the batch normalization behind it did."""
 
+    def keep(self) -> None:
+        """From here on, what users of the backend make once for many calls is kept: packed weights, sessions. Else calls share nothing."""
+
     def reproduction(self, operation: str, /, *arguments, **options) -> str:
         """A short Python script that makes the kernel call of an operation through the backend's own interface, and prints the raw result as lists. It has
-        nothing of quantspec in it, and is not run here. Numbers are without loss. ValueError for arrays of more than 256 elements."""
+        nothing of quantspec in it, and is not run here. Numbers are without loss. An option ``before`` has calls (operation, arguments, options) that come first, with
+        what is kept. ValueError for arrays of more than 256 elements."""
 
 
 def offers(backend: object) -> tuple[str, ...]:

@@ -2,15 +2,17 @@
 
 import importlib
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..dialects import DIALECTS
+
+OTHERS = "Others"
 
 
 @dataclass(frozen=True)
 class Entry:
     """``factory`` is ``module:attribute``, called with ``arguments``; ``needs`` are importable modules, which ``extra`` brings; ``environment`` is set
-    in the worker that runs it, before anything is imported."""
+    in the worker that runs it, before anything is imported. ``family`` is what it stands beside in the matrix."""
 
     name: str
     factory: str
@@ -18,6 +20,7 @@ class Entry:
     needs: tuple[str, ...] = ()
     extra: str = ""
     environment: dict[str, str] = field(default_factory=dict)
+    family: str = OTHERS
 
     def make(self) -> object:
         """The backend, in this process. Raises NotOffered when this build of the peer cannot, ImportError when it is not there."""
@@ -32,21 +35,28 @@ LITERT = ("ai_edge_litert", "flatbuffers")
 HERE = "quantspec.backends"
 
 ENTRIES = {
-    entry.name: entry
-    for entry in (
-        *(Entry(f"quantspec-{name}", f"{HERE}.ours:Ours", (name,)) for name in DIALECTS),
-        *(Entry(f"torch-{engine}", f"{HERE}.torch_engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
-        *(Entry(f"torch-{e}-no-vnni", f"{HERE}.torch_engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
-        Entry("torch-fake-quantize", f"{HERE}.torch_fake:TorchFakeQuantize"),
-        Entry("torch-decomposed", f"{HERE}.torch_fake:TorchDecomposed"),
-        Entry("torch-onednn-pointwise", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",)),
-        Entry("torch-onednn-pointwise-int8", f"{HERE}.torch_pointwise:OnednnPointwise", ("int8",)),
-        Entry("torch-onednn-pointwise-no-vnni", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",), environment=NO_VNNI),
-        Entry("onnx-reference", f"{HERE}.onnx_reference:OnnxReference", needs=("onnx",), extra="onnx"),
-        Entry("onnxruntime", f"{HERE}.onnx_runtime:OnnxRuntime", needs=("onnx", "onnxruntime"), extra="onnx"),
-        *(Entry(f"litert-{k}", f"{HERE}.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
-        Entry("openvino", f"{HERE}.openvino_cpu:OpenVINO", needs=("openvino",), extra="openvino"),
-    )
+    entry.name: replace(entry, family=family)
+    for family, entries in {
+        "PyTorch's engines": [
+            *(Entry(f"torch-{engine}", f"{HERE}.torch_engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
+            *(Entry(f"torch-{e}-no-vnni", f"{HERE}.torch_engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
+        ],
+        "PyTorch outside of its engines": [
+            Entry("torch-fake-quantize", f"{HERE}.torch_fake:TorchFakeQuantize"),
+            Entry("torch-decomposed", f"{HERE}.torch_fake:TorchDecomposed"),
+            Entry("torch-onednn-pointwise", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",)),
+            Entry("torch-onednn-pointwise-int8", f"{HERE}.torch_pointwise:OnednnPointwise", ("int8",)),
+            Entry("torch-onednn-pointwise-no-vnni", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",), environment=NO_VNNI),
+        ],
+        "ONNX, LiteRT, OpenVINO": [
+            Entry("onnx-reference", f"{HERE}.onnx_reference:OnnxReference", needs=("onnx",), extra="onnx"),
+            Entry("onnxruntime", f"{HERE}.onnx_runtime:OnnxRuntime", needs=("onnx", "onnxruntime"), extra="onnx"),
+            *(Entry(f"litert-{k}", f"{HERE}.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
+            Entry("openvino", f"{HERE}.openvino_cpu:OpenVINO", needs=("openvino",), extra="openvino"),
+        ],
+        "quantspec itself": [Entry(f"quantspec-{name}", f"{HERE}.ours:Ours", (name,)) for name in DIALECTS],
+    }.items()
+    for entry in entries
 }
 
 

@@ -5,6 +5,7 @@ import torch
 
 from ..affine import QParams
 from . import torch_quantized
+from .kept import Kept
 from .protocol import NotOffered, per_tensor, whole_byte
 from .torch_written import torch_script
 from .worker import threads
@@ -23,8 +24,13 @@ class TorchEngine:
             raise NotOffered(reason)
         self._engine = engine
         self.name, self.version = f"torch-{engine}", torch.__version__
+        self._kept: Kept = Kept()
         torch.set_num_threads(threads())
         self.dialect = torch_quantized.dialects_by_operation(engine)
+
+    def keep(self):
+        """Packed weights are kept from here on: modules pack them once, and use them for every call."""
+        self._kept = Kept(keeps=True)
 
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         dtype = torch_dtype(qmin, qmax)
@@ -57,24 +63,27 @@ class TorchEngine:
     def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
         unsigned(x, y)
         with torch_quantized.selected(self._engine):
-            packed = OPS.linear_prepack(weight_tensor(w_q, w), None if bias is None else torch.from_numpy(bias.copy()))
+            packed = self._packed(OPS.linear_prepack, w_q, w, bias)
             kernel = OPS.linear_relu if relu else OPS.linear
             return kernel(activation(x_q, x), packed, float(y.scale), int(y.zero_point)).int_repr().numpy()
 
     def linear_dynamic(self, x, w_q, w: QParams, bias, *, relu=False):
         with torch_quantized.selected(self._engine):
-            packed = OPS.linear_prepack(weight_tensor(w_q, w), None if bias is None else torch.from_numpy(bias.copy()))
+            packed = self._packed(OPS.linear_prepack, w_q, w, bias)
             kernel = OPS.linear_relu_dynamic if relu else OPS.linear_dynamic
             return kernel(torch.from_numpy(x.copy()), packed, False).numpy()
 
     def conv2d(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, relu=False):
         unsigned(x, y)
         with torch_quantized.selected(self._engine):
-            bias = None if bias is None else torch.from_numpy(bias.copy())
-            packed = OPS.conv2d_prepack(weight_tensor(w_q, w), bias, list(stride), list(padding), list(dilation), groups)
+            packed = self._packed(OPS.conv2d_prepack, w_q, w, bias, list(stride), list(padding), list(dilation), groups)
             kernel = OPS.conv2d_relu if relu else OPS.conv2d
             # Channels last is the only format of the kernels; a plain tensor is copied into it, and the result comes back as its logical shape.
             return np.ascontiguousarray(kernel(activation(x_q, x), packed, float(y.scale), int(y.zero_point)).int_repr().numpy())
+
+    def _packed(self, prepack, w_q, w: QParams, bias, *places):
+        given = None if bias is None else torch.from_numpy(bias.copy())
+        return self._kept((prepack, w_q, w.scale, bias, *map(str, places)), lambda: prepack(weight_tensor(w_q, w), given, *places))
 
     def add(self, a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu=False):
         kernel = OPS.add_relu if relu else OPS.add

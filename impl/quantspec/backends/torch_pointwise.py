@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ..affine import QParams
+from .kept import Kept
 from .protocol import NotOffered, per_tensor, whole_byte
 from .torch_written import torch_script
 from .worker import threads
@@ -20,7 +21,7 @@ class OnednnPointwise:
         if not torch.backends.mkldnn.is_available():
             raise NotOffered("this build of torch has no oneDNN")
         torch.set_num_threads(threads())
-        self._codes = np.dtype(codes)
+        self._codes, self._kept = np.dtype(codes), Kept()
         self.name = "torch-onednn-pointwise" + ("" if codes == "uint8" else f"-{codes}")
         self.dialect = "onednn-reference" if codes == "int8" else self._probed()
 
@@ -32,9 +33,13 @@ class OnednnPointwise:
         names = {"onednn-pointwise"} if (codes == 200).all() else {"onednn-pointwise-int16", "onednn-pointwise-product-int16"}
         return frozenset(names)
 
+    def keep(self):
+        """Packed weights are kept from here on, as compiled code keeps them."""
+        self._kept = Kept(keeps=True)
+
     def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
         weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
-        packed = OPS.qlinear_prepack(weight, None)
+        packed = self._kept(("linear", w_q), lambda: OPS.qlinear_prepack(weight, None))
         output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", [], ""
         return OPS.qlinear_pointwise(torch.from_numpy(x_q.copy()), float(x.scale), int(x.zero_point), packed, scales, points, bias, *output).numpy()
 
@@ -43,7 +48,8 @@ class OnednnPointwise:
             raise NotOffered("signed activations: qconv2d_pointwise takes unsigned ones only")
         weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
         places = list(stride), list(padding), list(dilation), groups
-        packed = OPS.qconv_prepack(weight, scales, float(x.scale), int(x.zero_point), *places, list(x_q.shape))
+        key = "conv2d", w_q, w.scale, x.scale, x.zero_point, str(places), x_q.shape
+        packed = self._kept(key, lambda: OPS.qconv_prepack(weight, scales, float(x.scale), int(x.zero_point), *places, list(x_q.shape)))
         codes = torch.from_numpy(x_q.copy()).contiguous(memory_format=torch.channels_last)
         output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", [], ""
         result = OPS.qconv2d_pointwise(codes, float(x.scale), int(x.zero_point), packed, scales, points, bias, *places, *output)

@@ -102,11 +102,13 @@ def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
     # The last few elements of a tensor take other steps than those that fill a vector; qnnpack has kernels for unsigned codes only.
     sums = frozenset({"torch-quantize", "torch-quantize-tail"}) | (frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset())
     averages = frozenset({"torch-quantize"}) | (frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset())
+    # Means of images whose channels are last, as one channel counts, take other steps than those of others.
+    means = averages | {"torch-quantize-tail"}
     exact = frozenset({"exact"})
     return {
         "quantize": tensors, "dequantize": exact, "qparams": frozenset({"torch-quantize"}), "linear": layers, "linear_dynamic": layers,
         "conv2d": convolutions_here(engine, layers), "add": sums, "mul": frozenset({"torch-quantize"}), "concat": tensors, "max_pool2d": exact,
-        "avg_pool2d": averages, "adaptive_avg_pool2d": averages, "fold_batch_norm": frozenset({"torch-quantize"}),
+        "avg_pool2d": averages, "adaptive_avg_pool2d": means, "fold_batch_norm": frozenset({"torch-quantize"}),
     }  # fmt: skip
 
 

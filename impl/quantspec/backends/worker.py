@@ -22,10 +22,13 @@ from typing import Any
 import numpy as np
 
 from . import registry, wire
-from .protocol import REPRODUCTION, BackendError, NotOffered, offers
+from .protocol import KEEP, REPRODUCTION, BackendError, NotOffered, offers
 
 START_SECONDS = 120.0
 THREADS = "QUANTSPEC_THREADS"
+# What a worker's new and freed memory is filled with (glibc's malloc.perturb), so that an answer made of memory that nobody wrote is the same in every run,
+# and another one in a worker that is told to fill with ``OTHER``.
+UNWRITTEN, OTHER = 0xA5, 0x3C
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS)
 
 
@@ -95,17 +98,18 @@ def outcome(backend: object, operation: str, /, *arguments, **options) -> Outcom
 class Worker:
     """A backend in a process of its own; it has ``name``, ``version``, ``dialect`` and the methods that the backend has, and no others.
 
-    ``seconds`` is how long a call may take; ``environment`` adds to the entry's; ``threads`` is what the process may use. Raises from the constructor:
-    ImportError when the backend is not installed, NotOffered when its peer's build lacks it, BackendError when making it fails, Died.
+    ``seconds`` is how long a call may take; ``environment`` adds to the entry's; ``threads`` is what the process may use, ``unwritten`` the byte
+    in memory that nobody wrote. Raises from the constructor: ImportError when the backend is not installed, NotOffered when its peer's build lacks it,
+    BackendError when making it fails, Died.
     """
 
-    def __init__(self, name: str, *, seconds: float = 30.0, environment: dict[str, str] | None = None, threads: int = 1):
+    def __init__(self, name: str, *, seconds: float = 30.0, environment: dict[str, str] | None = None, threads: int = 1, unwritten: int = UNWRITTEN):
         if reason := registry.why_not_installed(name):
             raise ImportError(f"{name} is {reason}")
         self.seconds, self._wanted = seconds, name
         self.wrote = ""  # which argument the last call changed
         self._environment = {
-            **os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **registry.find(name).environment, **(environment or {}),
+            **os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "GLIBC_TUNABLES": filled(unwritten), **registry.find(name).environment, **(environment or {}),
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }  # fmt: skip
         self._process: subprocess.Popen | None = None
@@ -142,7 +146,9 @@ class Worker:
         except BaseException:
             self.close()
             raise
-        self.name, self.version, self.dialect = hello["name"], hello["version"], hello["dialect"]
+        # A backend that is known is called by its entry's name, as the same one in another environment is another backend.
+        self.name = self._wanted if self._wanted in registry.ENTRIES else hello["name"]
+        self.version, self.dialect = hello["version"], hello["dialect"]
         self.operations = hello["operations"]
         self._methods = (*self.operations, *([REPRODUCTION] if hello["reproduces"] else ()))
 
@@ -229,6 +235,11 @@ def end(process: subprocess.Popen, stderr) -> None:
     stderr.close()
 
 
+def filled(byte: int) -> str:
+    """The tunables that make glibc fill memory; its cache of freed blocks, which escapes that, is off. Other C libraries ignore them."""
+    return f"glibc.malloc.perturb={byte}:glibc.malloc.tcache_count=0"
+
+
 def raise_error(answer: dict) -> None:
     """Raises what the backend raised, as far as types are shared: NotOffered, ValueError, or BackendError for all others."""
     if "error" in answer:
@@ -238,7 +249,7 @@ def raise_error(answer: dict) -> None:
         if kind == "ValueError":
             raise ValueError(message)
         if kind == "Died":
-            raise Crashed(message, "a story")
+            raise (Exited if message.startswith("exit code") else Crashed)(message, "a story")
         raise BackendError(kind, message)
 
 
@@ -290,6 +301,8 @@ def serve(name: str, source, sink) -> None:
         return {"value": value, "wrote": ", ".join(changed)}
 
     def tell(story: list[dict]) -> dict:
+        if len(story) > 1 and hasattr(backend, KEEP):
+            backend.keep()
         return {"value": [vars(outcome(backend, c["operation"], *c["arguments"], **c["options"])) for c in story]}
 
     answer(hello)

@@ -17,6 +17,8 @@ from unittest import mock
 
 import numpy as np
 
+from .protocol import KEEP
+
 LARGEST = 256
 WIDTH = 140  # short statements share a line up to this column
 INLINE = 60  # a longer expression that is an argument gets a name
@@ -151,31 +153,42 @@ def script(
     modules: Mapping[ModuleType, Mapping[str, str]] | None = None, attributes: Mapping[str, Any] | None = None,
     contexts: Iterable[Callable[[list[Written]], contextlib.AbstractContextManager]] = (), comment: str = "",
 ) -> str:  # fmt: skip
-    """The script of a call, which prints the raw result as lists. ``comment`` and the statements ``first`` begin it.
+    """The script of a call, which prints the raw result as lists. ``comment`` and the statements ``first`` begin it. An option ``before`` has the calls,
+    as (operation, arguments, options), that come first; the backend keeps what it made for them.
 
     ``modules`` says which names of which modules stand for the backend, and how the script calls them; ``attributes`` says it of the adapter's own, where
     what is no string is taken as it is. ``contexts`` are entered with the page. ValueError for arrays of more than 256 elements; NotOffered where the
     adapter raises it.
     """
-    small(arguments)
+    before, options = options.get("before", ()), {key: value for key, value in options.items() if key != "before"}
     page: list[Written] = []
-    shadow, many = copy.copy(backend), False
+    shadow = copy.copy(backend)
     for name, value in (attributes or {}).items():
         setattr(shadow, name, Written(page, value) if isinstance(value, str) else value)
+    if before and hasattr(shadow, KEEP):
+        shadow.keep()
     with contextlib.ExitStack() as stack:
         for module, names in (modules or {}).items():
             stack.enter_context(mock.patch.multiple(module, **{name: Written(page, expression) for name, expression in names.items()}))
         for context in contexts:
             stack.enter_context(context(page))
-        try:
-            answer = getattr(shadow, operation)(*arguments, **options)
-            # NumPy's functions wrap what they do not know in an array of objects.
-            result = answer.item() if isinstance(answer, np.ndarray) else answer
-        except Needed as needed:
-            result, many = needed.result, needed.many
+        results = [result_of(shadow, *call) for call in (*before, (operation, arguments, options))]
+    return text(page, results, first, comment)
+
+
+def result_of(shadow: object, operation: str, arguments: tuple, options: dict[str, Any]) -> tuple[Written, bool]:
+    """(raw result, whether it is a sequence) of a call that is written down."""
+    small(arguments)
+    many = False
+    try:
+        answer = getattr(shadow, operation)(*arguments, **options)
+        # NumPy's functions wrap what they do not know in an array of objects.
+        result = answer.item() if isinstance(answer, np.ndarray) else answer
+    except Needed as needed:
+        result, many = needed.result, needed.many
     if not isinstance(result, Written):
         raise TypeError(f"{operation} gave {type(result).__name__}, which nothing of the backend is part of")
-    return text(page, result, many, first, comment)
+    return result, many
 
 
 def small(value: Any) -> None:
@@ -187,13 +200,14 @@ def small(value: Any) -> None:
             small(item)
 
 
-def text(page: list[Written], result: Written, many: bool, first: Iterable[str], comment: str) -> str:
-    """The script that makes the calls of a page which the result needs, or whose value nobody took, and prints the result."""
+def text(page: list[Written], results: list[tuple[Written, bool]], first: Iterable[str], comment: str) -> str:
+    """The script that makes the calls of a page which the results need, or whose value nobody took, and prints each result when it is there."""
+    printed = {id(result): many for result, many in results}
     taken = {id(call) for node in page for call in calls_in(node)}
-    whole = {id(node) for node in page if node is result or node.does_ and id(node) not in taken}
+    whole = {id(node) for node in page if id(node) in printed or node.does_ and id(node) not in taken}
     wanted = dict.fromkeys(whole, 0)  # how often each call's value is, counted from the last call to the first
     for node in reversed(page):
-        if id(node) in wanted and (node.does_ or node is result):
+        if id(node) in wanted and (node.does_ or id(node) in printed):
             for call in calls_in(node):
                 wanted[id(call)] = wanted.get(id(call), 0) + 1
     heads = {id(node.parts_[0]) for node in page}  # of which something is asked at once: said in place
@@ -204,7 +218,10 @@ def text(page: list[Written], result: Written, many: bool, first: Iterable[str],
 
     lines: list[str] = []
     for node in page:
-        if node is result or not node.does_ or id(node) not in wanted:
+        if id(node) in printed:
+            final = re.sub(r"\.(numpy|item)\(\)$", "", said(node))
+            lines.append(f"print([v.tolist() for v in {final}])" if printed[id(node)] else f"print({final}.tolist())")
+        if id(node) in printed or not node.does_ or id(node) not in wanted:
             continue
         words = said(node)
         if id(node) in whole:
@@ -212,9 +229,8 @@ def text(page: list[Written], result: Written, many: bool, first: Iterable[str],
         elif wanted[id(node)] > 1 or (len(words) > INLINE and id(node) not in heads):
             names[id(node)] = NAMES[len(names)] if len(names) < len(NAMES) else f"t{len(names)}"
             lines.append(f"{names[id(node)]} = {words}")
-    final = re.sub(r"\.(numpy|item)\(\)$", "", said(result))
-    lines = packed(lines) + [f"print([v.tolist() for v in {final}])" if many else f"print({final}.tolist())"]
-    body = "\n".join(lines)
+    last = lines.pop()
+    body = "\n".join([*packed(lines), last])
     general = [name for name, sign in (("base64", r"\bbase64\."), ("numpy as np", r"\bnp\.")) if re.search(sign, body)]
     head = [*([f"import {', '.join(general)}"] if general else []), *first, *(["h = float.fromhex"] if re.search(r"\bh\('", body) else [])]
     return "\n".join([*([f"# {comment}"] if comment else []), "; ".join(head), body]) + "\n"

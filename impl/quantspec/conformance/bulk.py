@@ -77,7 +77,7 @@ def dequantize(d: Draw, count: int) -> Iterator:
 
 
 def qparams(d: Draw, count: int) -> Iterator:
-    for i in range(count * 120):
+    for i in range(count * 340):
         low, high = sorted((d.r.normal(size=2) * d.pick(1e-3, 1, 100)).astype(np.float32))
         if i % 5 == 0:
             low, high = -np.abs(high), np.abs(high)
@@ -106,7 +106,7 @@ def layer(d: Draw, outputs: int, inputs: int, natural: bool):
 
 
 def linear(d: Draw, count: int) -> Iterator:
-    for i in range(count * 2):
+    for i in range(count * 4):
         rows, inputs, outputs = d.pick(1, 2, 5, 16, 33), d.pick(1, 3, 8, 17, 32, 64, 100), d.pick(1, 3, 8, 16, 31, 64)
         x, w_q, w, bias, y = layer(d, outputs, inputs, bool(i % 2))
         yield (d.codes(rows, inputs), x, w_q, w, bias, y), {"relu": bool(i % 3 == 0)}
@@ -121,13 +121,16 @@ def linear_dynamic(d: Draw, count: int) -> Iterator:
 
 def conv2d(d: Draw, count: int) -> Iterator:
     for i in range(count):
-        kind = ("dense", "grouped", "depthwise")[i % 3]
-        groups = {"dense": 1, "grouped": d.pick(2, 4), "depthwise": d.pick(2, 3, 8, 16, 17, 32)}[kind]
-        each, outputs = (1, 1) if kind == "depthwise" else (d.pick(1, 3, 4, 8), d.pick(1, 4, 5, 8))
+        kind = ("dense", "grouped", "depthwise", "usual")[i % 4]
+        groups = {"dense": 1, "grouped": d.pick(2, 4), "depthwise": d.pick(2, 3, 8, 16, 17, 32), "usual": d.pick(8, 16, 32)}[kind]
+        each, outputs = (1, 1) if kind in ("depthwise", "usual") else (d.pick(1, 3, 4, 8), d.pick(1, 4, 5, 8))
         kernel = d.pick(1, 2, 3, 5), d.pick(1, 2, 3, 5)
         padding = tuple(min(int(p), k - 1) for p, k in zip(d.r.integers(0, 3, 2), kernel))
         places = {"stride": (d.pick(1, 1, 2), d.pick(1, 2)), "padding": padding, "dilation": (d.pick(1, 1, 2), d.pick(1, 1, 2)), "groups": groups}
-        x, w_q, w, bias, y = layer(d, groups * outputs, each * kernel[0] * kernel[1], bool(i % 2))
+        if kind == "usual":  # depthwise as networks have them, for which there are kernels apart
+            side, step = d.pick(3, 3, 5), d.pick(1, 2)
+            kernel, places = (side, side), {"stride": (step, step), "padding": (side // 2, side // 2), "dilation": (1, 1), "groups": groups}
+        x, w_q, w, bias, y = layer(d, groups * outputs, each * kernel[0] * kernel[1], bool(i // 4 % 2))
         w_q = w_q.reshape(groups * outputs, each, *kernel)
         yield (d.codes(2, groups * each, 11, 10), x, w_q, w, bias, y), {**places, "relu": i % 5 == 0}
 
@@ -158,7 +161,7 @@ def pairs(d: Draw, count: int, sum_: bool) -> Iterator:
 
 def concat(d: Draw, count: int) -> Iterator:
     every = np.arange(d.ends[0], d.ends[1] + 1).astype(d.dtype)
-    for i in range(count):
+    for i in range(count * 2):
         y = d.grid(d.scale())
         grids = [d.grid(d.beside(y.scale * np.float32(d.pick(0.5, 1.5, 2.5, 1.7)))), y, d.grid(d.scale())]
         parts = [(every if i % 2 else d.codes(d.pick(1, 5, 33)), grid) for grid in grids]
@@ -187,14 +190,14 @@ def avg_pool2d(d: Draw, count: int) -> Iterator:
 
 
 def adaptive_avg_pool2d(d: Draw, count: int) -> Iterator:
-    for _ in range(count * 6):
+    for _ in range(count * 14):
         size = d.pick((1, 1), (1, 1), (2, 3), (3, 3))
         height, width = d.pick(2, 4, 6, 7, 14), d.pick(3, 6, 8, 14)
         yield (images(d, d.pick(1, 3, 17, 64), height, width), d.grid(d.scale())), {"size": size}
 
 
 def fold_batch_norm(d: Draw, count: int) -> Iterator:
-    for i in range(count):
+    for i in range(count * 2):
         outputs = d.pick(1, 5, 16)
         weight = d.r.normal(size=(outputs, 3, 3, 3) if i % 2 else (outputs, 20)).astype(np.float32)
         numbers = [d.r.normal(size=outputs).astype(np.float32) for _ in range(4)]
@@ -210,7 +213,8 @@ GENERATORS = {
 
 
 def bulk(operation: str, *, count: int = 20, seed: int = 0) -> Iterator[Call]:
-    """Calls of an operation on unsigned and on signed codes; about 10,000 outputs or more with the usual ``count``."""
+    """Calls of an operation on unsigned and on signed codes; more than 10,000 outputs with the usual ``count``, also where a backend
+    offers those of one signedness, of one range rule or without a bias only."""
     for signed in (False, True):
         for arguments, options in GENERATORS[operation](Draw(seed, signed), count):
             yield Call(operation, arguments, options)

@@ -175,11 +175,20 @@ def linear_dynamic_calls(draw, rows=st.integers(1, 4), inputs=lengths(), outs=le
 
 @st.composite
 def conv2d_calls(draw, largest: int = 20, channels: tuple[int, int, int] | None = None) -> Call:
-    """A convolution: dense, grouped or depthwise, kernels of 1 to 7; ``channels`` fixes (groups, inputs a group, outputs a group)."""
+    """A convolution: dense, grouped or depthwise, kernels of 1 to 7; ``channels`` fixes (groups, inputs a group, outputs a group).
+
+    One in four is depthwise as networks have them, for which there are kernels apart: groups in eights, square windows, padded to keep the size.
+    """
+    usual = channels is None and draw(st.sampled_from([False, False, False, True]))
+    if usual:
+        channels = draw(st.sampled_from([8, 16, 32])), 1, 1
     groups, inputs, outs = channels or (draw(st.sampled_from([1, 1, 2, 3, 4, 8, 16, 17])), draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     kernel = draw(st.tuples(*[st.sampled_from([1, 2, 3, 3, 5, 7])] * 2))
     stride, dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 3))), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    if usual:
+        side, step = draw(st.sampled_from([3, 3, 5])), draw(st.integers(1, 2))
+        kernel, stride, dilation, padding = (side, side), (step, step), (1, 1), (side // 2, side // 2)
     size = tuple(d * (k - 1) + 1 + draw(st.integers(0, 4)) for d, k in zip(dilation, kernel))
     x = draw(grids())
     w_q, w = draw(weights((groups * outs, inputs, *kernel), largest))
@@ -188,7 +197,7 @@ def conv2d_calls(draw, largest: int = 20, channels: tuple[int, int, int] | None 
     x_q = codes(draw, x, (draw(st.integers(1, 2)), groups * inputs, *size))
     placed = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "relu": draw(st.booleans())}
     bias = biases(draw, unit, groups * outs)
-    if w.axis == 0 and draw(st.booleans()):
+    if w.axis == 0 and not usual and draw(st.booleans()):
         padding = placed["padding"] = (0, 0)
         seen = x_q[0, :, : size[0] : dilation[0], : size[1] : dilation[1]][:, : kernel[0], : kernel[1]].astype(np.int64) - int(x.zero_point)
         seen = np.repeat(seen.reshape(groups, 1, inputs, *kernel), outs, axis=1).reshape(groups * outs, -1)

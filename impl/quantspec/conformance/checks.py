@@ -64,6 +64,9 @@ def alone(call: Call) -> Iterator[tuple[Call, Callable]]:
         for i in sorted({0, len(x) - 1}):
             yield call.with_arguments(x[i : i + 1], *rest), lambda w, i=i: w[i : i + 1]
         yield call.with_arguments(np.concatenate([x, x, x]), *rest), lambda w: np.concatenate([w, w, w])
+        if call.operation.endswith("pool2d"):
+            for i in sorted({0, x.shape[1] - 1}):
+                yield call.with_arguments(x[:, i : i + 1], *rest), lambda w, i=i: w[:, i : i + 1]
         if call.operation == "linear":
             x_grid, w_q, w, bias, y = rest
             for j in sorted({0, len(w_q) // 2, len(w_q) - 1}):
@@ -214,12 +217,17 @@ def emptied(draw, operation: str) -> Call:
     """An ordinary call with one axis of length 0 where that has a meaning."""
     call = draw(CALLS[operation])
     x, *rest = call.arguments
-    if operation in ("linear", "linear_dynamic"):
-        if draw(st.booleans()):
+    if operation in ("linear", "linear_dynamic", "conv2d"):
+        at = 0 if operation == "linear_dynamic" else 1
+        without = draw(st.sampled_from(["rows", "outputs"] if operation == "conv2d" else ["rows", "outputs", "inputs"]))
+        if without == "rows":
             return call.with_arguments(x[:0], *rest)
-        at = 1 if operation == "linear" else 0
-        rest[at] = rest[at][:, :0]
-        return call.with_arguments(x[:, :0], *rest)
+        if without == "inputs":
+            rest[at] = rest[at][:, :0]
+            return call.with_arguments(x[:, :0], *rest)
+        w = rest[at + 1]
+        rest[at : at + 3] = rest[at][:0], w if w.axis is None else QParams(w.scale[0], 0, w.qmin, w.qmax), None
+        return call.with_arguments(x, *rest)
     if operation in ("add", "mul"):
         return call.with_arguments(x[:, :0], rest[0], rest[1][:, :0], *rest[2:])
     if operation == "concat":

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -17,7 +18,7 @@ from ..affine import QParams
 from ..backends import registry
 from ..backends.protocol import NotOffered
 from ..backends.worker import Died, Worker, outcome
-from . import matrix, results, run
+from . import matrix, page, results, run
 from .calls import Call
 from .fingerprint import Choice, consistent, fingerprint
 from .session import ours, parts
@@ -67,7 +68,15 @@ EASY = {
 }
 
 
-def examine(name: str, examples: int, seconds: float) -> results.Results | str:
+@dataclass(frozen=True)
+class Absent:
+    """A backend that cannot be had. ``broken``: it is installed, and does not live to be asked."""
+
+    text: str
+    broken: bool
+
+
+def examine(name: str, examples: int, seconds: float) -> results.Results | Absent:
     """Everything about one backend, or why it cannot be had. Raises ValueError for a broken adapter."""
     try:
         with Worker(name, seconds=seconds) as worker:
@@ -76,54 +85,61 @@ def examine(name: str, examples: int, seconds: float) -> results.Results | str:
         choices = fingerprint(name)
         findings = run.run(name, examples=examples, seconds=seconds)
     except (NotOffered, Died, ImportError) as error:
-        return f"{name}: {error}"
+        return Absent(f"{name}: {error}", isinstance(error, Died))
     return results.recorded(known_as, version, results.cpu(), findings, choices)
 
 
-def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | str]:
+def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | Absent]:
     """What there is to say about backends, in their order, with a progress bar; as many at once as there are cores."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    workers = min(len(names), os.cpu_count() or 1)
+    workers = max(1, min(len(names), os.cpu_count() or 1))
     # Spawned, because a copy of a process with torch's threads in it may wait for them forever.
     with (
         Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar,
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        futures = [pool.submit(examine, name, options.examples, options.seconds) for name in names]
-        for future in bar.track(futures, description="conformance"):
-            yield future.result()
+        # The last of the registry take longest, and are not to be waited for alone.
+        futures = {name: pool.submit(examine, name, options.examples, options.seconds) for name in reversed(names)}
+        for name in bar.track(names, description="conformance"):
+            yield futures[name].result()
 
 
 def conformance(options: argparse.Namespace) -> int:
     """``quantspec conformance``: 0 when every divergence is known, 1 otherwise. Raises ValueError for unknown backends and broken adapters."""
     console = Console()
-    wanted = options.backend or [*OWN, *PEERS]
+    wanted = [] if options.recorded else options.backend or [*OWN, *PEERS]
     reasons = {name: registry.why_not_installed(name) for name in wanted}
     if options.backend and (missing := [f"{name}: {reason}" for name, reason in reasons.items() if reason]):
         raise ValueError(f"backend {missing[0]}")
-    found = []
+    root = (options.write or chapters.directory()) / "results"
+    found, unexplained = [], []
     for name, reason in reasons.items():
         if reason:
             console.print(f"{name}: {reason}", highlight=False)
     for one in examined([name for name, reason in reasons.items() if not reason], options):
-        if isinstance(one, str):
+        if isinstance(one, Absent):
             if options.backend:
-                raise ValueError(f"backend {one}")
-            console.print(one, highlight=False)
+                raise ValueError(f"backend {one.text}")
+            console.print(one.text, highlight=False)
+            if one.broken:
+                unexplained.append(one.text)
         else:
             found.append(one)
             console.print(summary(one), highlight=False)
-    root = options.write / "results" if options.write else chapters.directory() / "results"
+            if options.write:
+                results.write(root, one)
     known = results.read_known(root)
-    if options.write:
-        for one in found:
-            results.write(root, one)
+    if options.write or options.recorded:
         found = results.read_all(root)
-        (options.write / "conformance.md").write_text(matrix.markdown(found, known), encoding="utf-8")
-        (options.write / "conformance.html").write_text(matrix.page(found, known), encoding="utf-8")
+    if options.write:
+        for path, text in matrix.pages(found, known).items():
+            (options.write / path).write_text(text, encoding="utf-8")
     elif len(found) == 1:
         console.print(table(found[0]))
-    unexplained = results.complaints(found, known)
+    if options.html:
+        options.html.parent.mkdir(parents=True, exist_ok=True)
+        options.html.write_text(page.page(found, known), encoding="utf-8")
+    unexplained += results.complaints(found, known)
     for line in unexplained:
         console.print(line, highlight=False, soft_wrap=True)
     clauses = len(matrix.places(found))

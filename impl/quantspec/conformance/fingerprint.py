@@ -49,7 +49,7 @@ class Choice:
 @cache
 def drawn(operation: str, keep: Callable[[Call], bool] = lambda call: True, wanted: int = PROBES) -> list[Call]:
     """Calls of an operation, the same every time."""
-    from .run import profile
+    from .run import drawn_alike, profile
 
     found: list[Call] = []
 
@@ -59,7 +59,8 @@ def drawn(operation: str, keep: Callable[[Call], bool] = lambda call: True, want
         if keep(call):
             found.append(call)
 
-    collect()
+    with drawn_alike():
+        collect()
     return found
 
 
@@ -82,7 +83,7 @@ def is_affine(call: Call) -> bool:
 @cache
 def full_range() -> list[Call]:
     """Linear layers whose pairs of products do not fit 16 bits."""
-    from .run import profile
+    from .run import drawn_alike, profile
 
     found: list[Call] = []
 
@@ -93,7 +94,8 @@ def full_range() -> list[Call]:
         if x.qmin == 0:
             found.append(call.with_arguments(np.where(x_q > 99, 255, x_q).astype(np.uint8), x, np.where(w_q > 30, 127, w_q).astype(np.int8), w, bias, y))
 
-    collect()
+    with drawn_alike():
+        collect()
     return found
 
 

@@ -1,55 +1,41 @@
-"""The matrix: backends across, clauses down, as ``spec/conformance.md`` and as one HTML page whose cells open what was found."""
+"""The matrix in Markdown: ``spec/conformance.md`` with backends across and clauses down, and a page for each backend with what was found."""
 
-import html
 from collections.abc import Iterable
+from typing import Any
 
 from .. import chapters
+from ..backends import registry
+from ..backends.protocol import OPERATIONS
 from .results import Known, Results
 
-WORDS = {"pass": "pass", "fails": "differs", "not offered": "–"}
-STYLE = """
-:root { --ink: #1d2433; --soft: #5b6579; --line: #d9dee7; --good: #e7f5ec; --bad: #fdeceb; --choice: #eef2fb; }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 1.5rem; color: var(--ink); background: #fff; font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .5rem; } p { max-width: 52rem; margin: .4rem 0; } .soft { color: var(--soft); }
-.matrix { overflow: auto; max-height: 85vh; border: 1px solid var(--line); margin-top: 1rem; }
-table { border-collapse: separate; border-spacing: 0; font-size: .8rem; }
-th, td { border-right: 1px solid var(--line); border-bottom: 1px solid var(--line); padding: .2rem .45rem; text-align: center; white-space: nowrap; background: #fff; }
-thead th { position: sticky; top: 0; z-index: 2; vertical-align: bottom; } thead th span { writing-mode: vertical-rl; transform: rotate(180deg); }
-tbody th { position: sticky; left: 0; z-index: 1; text-align: left; font-weight: 400; }
-tr.clause th { font-weight: 700; background: #f6f8fb; } tr.clause td { background: #f6f8fb; }
-td.pass { background: var(--good); color: #17633a; } td.fails { background: var(--bad); } td.choice { background: var(--choice); }
-td.none { color: #b7bfcc; } button { all: unset; cursor: pointer; color: #9b1c13; text-decoration: underline dotted; } td.choice button { color: #27408b; }
-button:focus-visible { outline: 2px solid #27408b; }
-[popover] { max-width: min(46rem, 94vw); max-height: 85vh; overflow: auto; border: 1px solid var(--line); border-radius: 6px; padding: 1rem 1.2rem;
-            box-shadow: 0 8px 30px #0003; text-align: left; }
-[popover]::backdrop { background: #1d243355; } [popover] h2 { font-size: 1rem; margin: 0 0 .5rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f8fb; padding: .6rem; border-radius: 4px; margin: .2rem 0 .6rem;
-      font: .8rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
-"""
+INTRODUCTION = """\
+# What backends do
+
+Which clauses of this specification real kernels keep, and which choices they make where it leaves one open. `make conformance` writes this page and the pages that it
+links to, from what it records in [`results/`](results).
+
+- **pass**: no call that was drawn broke the clause, for any operation that the backend offers.
+- **An operation's name**: for this operation a call broke the clause. The link leads to the smallest such call that was found, what was allowed, what came
+  out, how to see it without quantspec, and why it is so.
+- **–**: the backend offers no operation that the clause speaks of.
+
+A dialect is a choice, not a fault: the tables of choices say which alternative of [chapter 10](10-dialects.md) a backend was found to take when it was
+probed from outside, and none is better than another. There is no score. What matters is whether the backend does what *you* rely on."""
 
 
 def places(all_results: Iterable[Results]) -> dict[str, list[str]]:
-    """The operations that were held against each clause, in the order of the files."""
-    found: dict[str, list[str]] = {}
+    """The operations that were held against each clause: what binds every backend first, choices last."""
+    found: dict[str, set[str]] = {}
     for results in all_results:
         for table in (*results.findings, *results.choices):
-            operations = found.setdefault(table["clause"], [])
-            if table["operation"] not in operations:
-                operations.append(table["operation"])
-    return found
+            found.setdefault(table["clause"], set()).add(table["operation"])
+    return {clause: [o for o in (*OPERATIONS, "all") if o in found[clause]] for clause in ordered(found)}
 
 
-def cell(results: Results, clause: str, operation: str) -> tuple[str, dict]:
-    """What stands in a cell (pass, fails, choice, not offered) and the table behind it."""
-    for table in results.findings:
-        if (table["clause"], table["operation"]) == (clause, operation):
-            return table["outcome"], table
-    made = [table for table in results.choices if (table["clause"], table["operation"]) == (clause, operation)]
-    if not made or all(table["choice"] == "not offered" for table in made):
-        return "not offered", made[0] if made else {}
-    joined = "; ".join(table["choice"] for table in made if table["choice"] != "not offered")
-    return "choice", {**made[0], "choice": joined}
+def ordered(clauses: Iterable[str]) -> list[str]:
+    """Clauses by chapter: that on backends first, that on dialects last."""
+    chapter = list(chapters.clauses())
+    return sorted(clauses, key=lambda c: (c.startswith("DIA"), not c.startswith("BAK"), chapter.index(c) if c in chapter else len(chapter), c))
 
 
 def divergences(all_results: Iterable[Results]) -> int:
@@ -57,96 +43,117 @@ def divergences(all_results: Iterable[Results]) -> int:
     return sum(table["outcome"] == "fails" for results in all_results for table in results.findings)
 
 
-def markdown(all_results: list[Results], known: list[Known]) -> str:
+def families(all_results: list[Results]) -> dict[str, list[Results]]:
+    """Backends that stand beside each other, in the registry's order; those that it does not know come last."""
+    order = list(registry.ENTRIES)
+    known = sorted((r for r in all_results if r.backend in order), key=lambda r: order.index(r.backend))
+    found: dict[str, list[Results]] = {}
+    for results in [*known, *(r for r in all_results if r.backend not in order)]:
+        family = registry.ENTRIES[results.backend].family if results.backend in order else registry.OTHERS
+        found.setdefault(family, []).append(results)
+    return found
+
+
+def pages(all_results: list[Results], known: list[Known]) -> dict[str, str]:
+    """All of it, by path inside ``spec/``."""
+    made = {"conformance.md": markdown(all_results)}
+    return made | {f"results/{results.folder}/README.md": own_page(results, known) for results in all_results}
+
+
+def markdown(all_results: list[Results]) -> str:
     """``spec/conformance.md``."""
-    sentences = chapters.clauses()
-    lines = [
-        "# What backends do",
-        "",
-        "Written by `make conformance` from [`results/`](results). *pass*: no drawn call broke the clause. *differs*: one did, and it stands below.",
-        "A name in *italics* is a choice of [chapter 10](10-dialects.md), which the backend was found to make: a choice is no fault. – means that the",
-        "backend does not offer the operation, or no call that the clause speaks of. There is no score: what matters is whether the backend does",
-        "what *you* rely on.",
-        "",
-        "| clause | operation | " + " | ".join(f"{r.backend}<br>{r.version}<br>{r.cpu}" for r in all_results) + " |",
-        "|---|---|" + "---|" * len(all_results),
-    ]
-    for clause, operations in places(all_results).items():
-        for operation in operations:
-            cells = []
-            for results in all_results:
-                kind, table = cell(results, clause, operation)
-                cells.append(f"*{table['choice']}*" if kind == "choice" else f"[differs](#{anchor(results, table)})" if kind == "fails" else WORDS[kind])
-            lines.append(f"| {clause} | {operation} | " + " | ".join(cells) + " |")
-    lines += ["", "## What differs"]
-    for results in all_results:
-        for table in results.findings:
-            if table["outcome"] == "fails":
-                lines += ["", f'### <a id="{anchor(results, table)}"></a>{results.backend} {results.version}, {table["operation"]}: {table["clause"]}', ""]
-                lines += [f"> {sentences[table['clause']].sentence}", ""] if table["clause"] in sentences else []
-                lines += [f"- before: `{call}`" for call in table.get("before", ())]
-                lines += [f"- asked: `{table.get('call', '')}`", f"- allowed: {table['allowed']}", f"- got: {table['got']}"]
-                if reason := explained(results, table, known):
-                    lines.append(f"- known: {reason}")
-                if table.get("reproduce"):
-                    lines += ["", "```text", table["reproduce"].rstrip(), "```"]
+    lines = [INTRODUCTION]
+    for family, members in families(all_results).items():
+        heads = [f"[{r.backend}](results/{r.folder}/README.md)" for r in members]
+        lines += ["", f"## {family}", "", stands_for(members), ""]
+        lines += table(["clause", *heads], held(members))
+        lines += ["", "Choices:", ""]
+        lines += table(["place", *heads], chosen(members))
     return "\n".join(lines) + "\n"
 
 
-def anchor(results: Results, table: dict) -> str:
-    return f"{results.backend}-{table['operation']}-{table['clause']}".lower()
+def stands_for(members: list[Results]) -> str:
+    """Versions and CPUs of a family, in a sentence."""
+    named = {(r.version, r.cpu): [m.backend for m in members if (m.version, m.cpu) == (r.version, r.cpu)] for r in members}
+    said = [f"{', '.join(names)}: {version} on {cpu}" for (version, cpu), names in named.items()]
+    hidden = " What ends in `-no-vnni` was told, by environment variables, to do without that instruction." if any("-no-vnni" in r.backend for r in members) else ""
+    return f"{'; '.join(said)}.{hidden}"
 
 
-def explained(results: Results, table: dict, known: list[Known]) -> str:
-    """Why a divergence is as it is, and where it was reported."""
-    entry = next((k for k in known if k.covers(results.backend, table["clause"], table["operation"])), None)
-    return "" if entry is None else f"{entry.reason}{f' ({entry.upstream})' if entry.upstream else ''}"
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def page(all_results: list[Results], known: list[Known]) -> str:
-    """The matrix as one self-contained HTML page."""
+def held(members: list[Results]) -> Iterable[list[str]]:
+    """A row for each clause: how the backends of a family keep it."""
     sentences = chapters.clauses()
-    heads = "".join(
-        f"<th><span>{html.escape(r.backend)}<br><small class=soft>{html.escape(r.version)} · {html.escape(r.cpu)}</small></span></th>" for r in all_results
-    )
-    body, dialogs = [], []
-    for clause, operations in places(all_results).items():
-        title = sentences[clause].title if clause in sentences else ""
-        body.append(f'<tr class=clause><th>{clause} · {html.escape(title)}</th>{"<td></td>" * len(all_results)}</tr>')
-        for operation in operations:
-            cells = []
-            for results in all_results:
-                kind, table = cell(results, clause, operation)
-                if kind in ("fails", "choice"):
-                    word = "differs" if kind == "fails" else html.escape(table["choice"] if len(table["choice"]) < 22 else f"{table['choice'][:20]}…")
-                    name = f"d{len(dialogs)}"
-                    cells.append(f'<td class={kind}><button popovertarget={name}>{word}</button></td>')
-                    dialogs.append(f"<div popover id={name}>{opened(results, clause, table, known, sentences)}</div>")
-                else:
-                    cells.append(f'<td class={"pass" if kind == "pass" else "none"} title="{html.escape(table.get("reason", ""))}">{WORDS[kind]}</td>')
-            body.append(f"<tr><th>&emsp;{operation}</th>{''.join(cells)}</tr>")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>quantspec: what backends do</title><style>{STYLE}</style></head><body>'
-        "<h1>What backends do with 8-bit networks</h1>"
-        "<p>Clauses of the specification down, backends across. <b>pass</b>: no drawn call broke the clause. "
-        "<b>differs</b>: one did; open it to see the smallest that was found. "
-        "A name is a <b>choice</b> that the specification leaves open (chapter 10), as it was found by probing: a choice is no fault. – : not offered.</p>"
-        '<p class=soft>There is no score. What matters is whether a backend does what you rely on.</p>'
-        f"<div class=matrix tabindex=0><table><thead><tr><th></th>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{''.join(dialogs)}</body></html>\n"
-    )
+    for clause in ordered({t["clause"] for r in members for t in r.findings}):
+        cells = []
+        for results in members:
+            tables = [t for t in results.findings if t["clause"] == clause]
+            broken = [f"[{t['operation']}](results/{results.folder}/README.md#{anchor(t)})" for t in tables if t["outcome"] == "fails"]
+            cells.append("<br>".join(broken) or ("pass" if any(t["outcome"] == "pass" for t in tables) else "–"))
+        if set(cells) != {"–"}:
+            yield [f"{clause}<br>{sentences[clause].title}" if clause in sentences else clause, *cells]
 
 
-def opened(results: Results, clause: str, table: dict, known: list[Known], sentences: dict) -> str:
-    """What a cell opens."""
-    sentence = f"<p>{html.escape(sentences[clause].sentence)}</p>" if clause in sentences else ""
-    title = f"<h2>{html.escape(results.backend)} {html.escape(results.version)} · {table['operation']} · {clause}</h2>{sentence}"
-    if "choice" in table:
-        rest = f"<p>Its choice: <b>{html.escape(table['choice'])}</b>, by {table['outputs']:,} outputs.</p>"
-        return title + rest + (f"<pre>{html.escape(table['counterexample'])}</pre>" if table.get("counterexample") else "")
-    parts = [("before", call) for call in table.get("before", ())]
-    parts += [("asked", table.get("call", "")), ("allowed", table["allowed"]), ("got", table["got"])]
-    parts += [("to see it without quantspec", table["reproduce"])] if table.get("reproduce") else []
-    reason = explained(results, table, known)
-    text = "".join(f"<b>{name}</b><pre>{html.escape(value)}</pre>" for name, value in parts)
-    return title + text + (f"<p><b>Known:</b> {html.escape(reason)}</p>" if reason else "")
+def chosen(members: list[Results]) -> Iterable[list[str]]:
+    """A row for each place of chapter 10: what the backends of a family choose there."""
+    places = dict.fromkeys((t["place"], t["clause"]) for r in members for t in r.choices)
+    order = ordered({clause for _, clause in places})
+    for place, clause in sorted(places, key=lambda p: (order.index(p[1]), p[0])):
+        cells = []
+        for results in members:
+            (choice,) = (t["choice"] for t in results.choices if t["place"] == place)
+            cells.append("–" if choice == "not offered" else choice.replace(" or ", "<br>or "))
+        if set(cells) != {"–"}:
+            yield [f"{place}<br>{clause}", *cells]
+
+
+def own_page(results: Results, known: list[Known]) -> str:
+    """What one backend does, in full."""
+    sentences = chapters.clauses()
+    lines = [f"# {results.backend} {results.version} on {results.cpu}", "", "One column of [the matrix](../../conformance.md), written by `make conformance`."]
+    compared = [t for t in results.findings if t["clause"] == "BAK-DIALECT" and t["outcome"] != "not offered"]
+    lines += ["", "## Beside its dialects", "", "Outputs that were compared with the declared dialects, and how many of them are of none.", ""]
+    lines += table(["operation", "declared", "outputs", "differ"], ([*compared_row(t)] for t in compared))
+    lines += ["", "## Its choices", "", "Found by probing, without being told the dialects.", ""]
+    made = [t for t in results.choices if t["choice"] != "not offered"]
+    lines += table(["place", "clause", "choice", "outputs"], ([t["place"], t["clause"], t["choice"], f"{t['outputs']:,}"] for t in made))
+    for other in (t for t in made if t.get("counterexample")):
+        lines += ["", f"No alternative of {other['clause']} gives all its outputs at `{other['place']}`:", "", "```text", other["counterexample"], "```"]
+    lines += ["", "## What differs", ""]
+    broken = [t for t in results.findings if t["outcome"] == "fails"]
+    lines += [] if broken else ["Nothing."]
+    for found in broken:
+        lines += [f"### {found['clause']} {found['operation']}", ""]
+        lines += [f"> {sentences[found['clause']].sentence}", ""] if found["clause"] in sentences else []
+        if reason := explained(results, found, known):
+            lines += [f"**Why:** {reason}", ""]
+        lines += ["```text", *(f"{name}: {text}" for name, text in told(found)), "```", ""]
+        if found.get("reproduce"):  # no block of the tested kind: some of these end the process
+            lines += ["```py", found["reproduce"].rstrip(), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def compared_row(found: dict[str, Any]) -> list[str]:
+    # A call that was drawn apart may be the only one that differs.
+    differ = f"[{found['differ'] or 'one'}](#{anchor(found)})" if found["outcome"] == "fails" else "0"
+    return [found["operation"], " or ".join(found["dialects"]), f"{found['outputs']:,}", differ]
+
+
+def told(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was found, a line each."""
+    before = [("before", call) for call in found.get("before", ())]
+    return [*before, ("asked", found.get("call", "")), ("allowed", found["allowed"]), ("got", found["got"])]
+
+
+def anchor(found: dict[str, Any]) -> str:
+    """The fragment under which a forge shows a finding's heading."""
+    return f"{found['clause']}-{found['operation']}".lower()
+
+
+def explained(results: Results, found: dict[str, Any], known: list[Known]) -> str:
+    """Why a divergence is as it is, and where it was reported."""
+    entry = next((k for k in known if k.covers(results.backend, found["clause"], found["operation"])), None)
+    return "" if entry is None else f"{entry.reason}{f' ({entry.upstream})' if entry.upstream else ''}"

@@ -49,7 +49,7 @@ class Results:
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        return f"{self.backend}-{self.version}-{self.cpu}"
+        return f"{self.backend}-{self.version}-{self.cpu}".replace("/", "-")
 
 
 def cpu() -> str:
@@ -74,11 +74,11 @@ def finding_table(finding: Finding) -> dict[str, Any]:
         table |= {"allowed": finding.allowed, "got": finding.got, "reproduce": finding.reproduce}
         if finding.clause == "BAK-DIALECT":
             table |= {"outputs": finding.outputs, "differ": finding.differ}
-    return table
+    return table | ({"dialects": list(finding.dialects)} if finding.dialects else {})
 
 
 def choice_table(choice: Choice) -> dict[str, Any]:
-    table = {"clause": choice.clause, "operation": choice.operation, "choice": choice.choice, "outputs": choice.outputs}
+    table = {"clause": choice.clause, "operation": choice.operation, "place": choice.place, "choice": choice.choice, "outputs": choice.outputs}
     return table | ({"counterexample": choice.counterexample} if choice.counterexample else {})
 
 
@@ -142,7 +142,7 @@ def read_folder(folder: Path) -> Results:
 
 def read_all(root: Path) -> list[Results]:
     """The results of all backends, by name."""
-    return [read_folder(folder) for folder in sorted(root.iterdir()) if folder.is_dir()]
+    return [read_folder(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and any(folder.glob("*.toml"))]
 
 
 def read_known(root: Path) -> list[Known]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backends.ours import Ours
 from ..backends.protocol import EXACT, dialects
-from ..backends.worker import Died, Outcome, Worker, outcome
+from ..backends.worker import Died, Outcome, Worker, described, outcome
 from .calls import Call
 
 DEAD = ("crashed", "exited", "hung", "corrupted")
@@ -42,6 +42,15 @@ class Session:
             return self.worker.story([(call.operation, call.arguments, call.options) for call in calls])
         except Died as error:
             raise Undecided(str(error)) from None
+
+    def death(self, calls: list[Call]) -> str:
+        """How a process that has answered nothing before dies of calls, one after the other, in words; empty when it lives."""
+        try:
+            self.worker.story([(call.operation, call.arguments, call.options) for call in calls])
+        except Died as error:
+            last = calls[-1]
+            return f"{error.kind}: {error.how} on {described(last.operation, last.arguments, last.options)}"
+        return ""
 
     def answer(self, call: Call, **how) -> np.ndarray:
         """The array that a call is answered with. Undecided when it is refused or not offered, Violation when the process does not live to answer."""

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from .. import dynamic_steps, integer, moves
-from ..dialects import Dialect, dialect
+from ..dialects import ACCUMULATE, Dialect, dialect
 from ..dialects_codes import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 from ..graph import bind, call_float, check_fits
 from ..program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, MaxPool, Mean, Move, Mul, Program,
-    Quantize, Recurrent, Relu, Step, Table, reads, refs, replace_refs,
+    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, MaxPool, Mean, Move,
+    Mul, Program, Quantize, Recurrent, Relu, Step, Table, reads, refs, replace_refs,
 )  # fmt: skip
 
 
@@ -83,14 +83,37 @@ def conv(step: Conv, values, callables, choices) -> np.ndarray:
     x = values[step.x]
     check_fits(step, x.shape)
     alone = x.ndim == step.weight.ndim - 1  # one image without a batch axis
-    places = {"stride": step.stride, "padding": step.padding, "dilation": step.dilation, "input_dilation": step.input_dilation, "groups": step.groups}
     try:
         y = choices.conv(
-            x[None] if alone else x, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, **places, relu=step.relu
+            x[None] if alone else x, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, **places(step), relu=step.relu
         )
     except ValueError as error:
         raise ValueError(f"layer {step.layer!r}: {error}") from error
     return y[0] if alone else y
+
+
+def linear_real(step: LinearReal, values, callables, choices) -> torch.Tensor:
+    x = values[step.x]
+    check_fits(step, x.shape)
+    rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
+    accumulator = ACCUMULATE[choices.accumulate_rule](rows, step.x_qparams.zero_point, step.weight, step.w_qparams.zero_point)
+    y = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
+    return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
+
+
+def conv_real(step: ConvReal, values, callables, choices) -> torch.Tensor:
+    x = values[step.x]
+    check_fits(step, x.shape)
+    alone = x.ndim == step.weight.ndim - 1
+    accumulator = choices.accumulate_conv(x[None] if alone else x, step.x_qparams, step.weight, step.w_qparams, **places(step))
+    y = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
+    y = torch.from_numpy(np.ascontiguousarray(np.moveaxis(y, -1, 1)))
+    return y[0] if alone else y
+
+
+def places(step: Conv | ConvReal) -> dict[str, Any]:
+    """Where the windows of a convolution lie."""
+    return {key: getattr(step, key) for key in ("stride", "padding", "dilation", "input_dilation", "groups")}
 
 
 def table(step: Table, values, callables, choices) -> np.ndarray:
@@ -166,7 +189,8 @@ def recurrent(step: Recurrent, values, callables, choices) -> Any:
 
 
 STEPS: dict[type, Callable] = {
-    Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
+    Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv,
+    LinearReal: linear_real, ConvReal: conv_real, Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
     MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Move: moved, LinearDynamic: linear_dynamic, LinearWeight: linear_weight,
     Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

@@ -3,7 +3,7 @@
 import io
 import itertools
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from . import accuracy, capture, footprint, fusion, graph, moves
-from .affine import QParams
+from . import accuracy, capture, choices, footprint, fusion, graph, moves
+from .affine import QParams, along
 from .engines.reference import Reference
 from .module import QuantizedModule
-from .program import Call, Conv, Layer, Linear
+from .program import Call, Conv, ConvReal, Layer, Linear, LinearReal, refs
 from .progress import progress
 
 PARTED = 20.0  # dB: an error of a tenth
@@ -119,12 +118,14 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
     ``data``: batches as for ``quantize``, of which the first ``batches`` are taken; entries of a batch behind the model's inputs are targets: classes, for
     which accuracies are given when the output is [examples, classes]. Raises ValueError for no data and for networks whose layers are not those of the model.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # as much to import as the rest of this package
+
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
     fused = as_quantized(model, q)
     reference = Reference(q.program, q.callables)
     steps = {step.name: step for step in q.program.steps}
-    nodes = [node for node in fused.nodes if isinstance(node, (graph.Linear, graph.Conv, graph.Embedding, graph.Recurrent))]
+    nodes = [node for node in fused.nodes if isinstance(node, (*graph.Layer.__args__, graph.Embedding, graph.Recurrent)) or left_out(node, fused)]
     sums: dict[str, list[float]] = {node.name: [0.0, 0.0] for node in nodes} | {"": [0.0, 0.0]}
     work, answers, examples, counted = dict.fromkeys(sums, 0), [], 0, 0
     taken = list(itertools.islice(data, batches)) if batches else data
@@ -139,8 +140,9 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
         for f, y in zip(leaves(output), leaves(got), strict=True):
             add(sums[""], f, y)
         for node in nodes:
-            if node.name in shapes and node.x in shapes:
-                work[node.name] += footprint.macs(node, shapes[node.x], shapes[node.name])
+            x = getattr(node, "x", None) or refs(node.args)[0]
+            if node.name in shapes and x in shapes:
+                work[node.name] += footprint.macs(left_out(node, fused) or node, shapes[x], shapes[node.name])
         if (target := targets(fused, batch)) is not None and first is not None and first.ndim == 2 and len(target) == len(first):
             answers.append((target, first.argmax(1), next(iter(leaves(got))).argmax(1)))
     if not examples:
@@ -150,14 +152,29 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
 
 def as_quantized(model: nn.Module, q: QuantizedModule) -> graph.FloatGraph:
     """The float graph whose layers are those of the network, fused or not. Raises ValueError when neither has the network's layers."""
-    captured = capture.capture(model)
-    wanted = {step.name for step in q.program.layers if isinstance(step, (Linear, Conv))}
-    relus = {step.name for step in q.program.steps if isinstance(step, (Linear, Conv)) and step.relu}
+    excluded = [step.target for step in q.program.steps if isinstance(step, Call) and step.kind == "module" and step.reason == choices.EXCLUDED]
+    captured = choices.without(capture.capture(model), model, [name for name in excluded if name in dict(model.named_modules())])
     for made in (fusion.fuse(captured), captured):
         layers = {node.name: node for node in made.nodes if isinstance(node, graph.Layer)}
-        if wanted <= set(layers) and all(layers[name].relu for name in relus):
+        if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv, LinearReal, ConvReal))):
             return made
     raise ValueError("q: expected a network that was made of this model, its layers are others")
+
+
+def made_of(step: Linear | Conv | LinearReal | ConvReal, node: graph.Layer | None) -> bool:
+    """Whether a step can have been made of a layer: the same kind, clamp and weights, each within one step of its grid."""
+    if node is None or node.relu != step.relu or node.weight.shape != step.weight.shape:
+        return False
+    scale = along(step.w_qparams.axis, step.w_qparams.scale, step.weight.shape)
+    return bool((np.abs(step.w_qparams.dequantize(step.weight) - node.weight) <= scale).all())
+
+
+def left_out(node: graph.Node, fused: graph.FloatGraph) -> graph.Layer | None:
+    """The layer in a call of one that was excluded; None for other nodes."""
+    if not isinstance(node, Call) or node.kind != "module":
+        return None
+    what = fused.callables[node.kind, node.target]
+    return replace(what.node, weight=what.weight.numpy(), bias=None if what.bias is None else what.bias.numpy()) if isinstance(what, graph.FloatLayer) else None
 
 
 def keep(floats: dict, shapes: dict, wanted: set[str]):
@@ -208,10 +225,10 @@ def summary(fused, q: QuantizedModule, nodes, steps, sums, work, counted, exampl
     rows = []
     for node in nodes:
         step = steps.get(node.name)
-        int8 = isinstance(step, Layer)
-        size = footprint.step_bytes(step) if int8 else node_bytes(node)
+        int8, layer = isinstance(step, Layer), left_out(node, fused) or node
+        size = footprint.step_bytes(step) if int8 else node_bytes(layer)
         reason = "" if int8 else step.reason if isinstance(step, Call) else "not in the network"
-        rows.append(LayerRow(node.layer, accuracy.decibels(*sums[node.name]), work[node.name], size, int8, reason))
+        rows.append(LayerRow(layer.layer, accuracy.decibels(*sums[node.name]), work[node.name], size, int8, reason))
     # Products inside what is one call in float, such as attention, are counted by torch; it does not count those of recurrent layers.
     total = max(counted, sum(work.values()))
     share = sum(row.macs for row in rows if row.int8) / total if total else 0.0

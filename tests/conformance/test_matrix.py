@@ -1,0 +1,105 @@
+"""The recorded results, what explains them, and the pages that are made of them."""
+
+import re
+
+import pytest
+
+from quantspec import chapters, cli
+from quantspec.backends import registry
+from quantspec.conformance import command, matrix, page, results
+from quantspec.conformance.results import Known, Results
+
+SPEC = chapters.directory()
+RECORDED = results.read_all(SPEC / "results")
+KNOWN = results.read_known(SPEC / "results")
+FAILS = {
+    "clause": "BAK-PLACE", "operation": "add", "outcome": "fails", "call": "add(<1>)", "before": ["add(<0>)"], "allowed": "1", "got": "2 & more", "reproduce": "print(1)",
+}  # fmt: skip
+PASSES = {"clause": "BAK-EMPTY", "operation": "add", "outcome": "pass", "examples": 3, "outputs": 3}
+CHOICE = {"clause": "DIA-ADD", "operation": "add", "place": "add", "choice": "real or real-inside", "outputs": 9}
+
+
+def made(backend: str = "mine", findings=(FAILS, PASSES), choices=(CHOICE,)) -> Results:
+    return Results(backend, "1", "cpu", tuple(findings), tuple(choices))
+
+
+@pytest.mark.parametrize("path", sorted(matrix.pages(RECORDED, KNOWN)))
+def test_a_page_is_what_the_results_say(path):
+    """`make matrix` writes them anew."""
+    assert (SPEC / path).read_text(encoding="utf-8") == matrix.pages(RECORDED, KNOWN)[path]
+
+
+def test_every_recorded_divergence_is_explained_and_every_explanation_is_needed():
+    assert results.complaints(RECORDED, KNOWN) == []
+    assert all(entry.reason for entry in KNOWN)
+
+
+def test_every_known_peer_is_recorded_once_and_under_its_own_name():
+    assert sorted(one.backend for one in RECORDED) == sorted([*command.OWN, *command.PEERS])
+
+
+@pytest.mark.parametrize("one", RECORDED, ids=lambda one: one.backend)
+def test_an_operation_agrees_with_its_dialects_on_ten_thousand_outputs_or_shows_where_it_does_not(one):
+    for finding in one.findings:
+        if finding["clause"] == "BAK-DIALECT" and finding["outcome"] != "not offered":
+            assert finding["outputs"] >= 10_000 or finding["outcome"] == "fails", finding["operation"]
+        if finding["outcome"] == "fails":
+            assert finding["call"] and finding["allowed"] and finding["got"]
+
+
+def test_the_page_has_a_column_for_each_backend_and_gives_no_score():
+    text = page.page(RECORDED, KNOWN)
+    assert text.count("<small") == len(RECORDED) >= 12
+    assert "A dialect is a choice, not a fault." in text
+    assert not re.search(r"\d\s*%", re.sub(r"<style>.*</style>|<pre>.*?</pre>", "", text, flags=re.DOTALL))
+    for target in re.findall(r'popovertarget="(\w+)"', text):
+        assert f'id="{target}"' in text
+
+
+def test_a_cell_opens_what_was_found_and_why():
+    known = [Known("mine", "BAK-*", "add", "the tail is scalar code", "https://example.org/1")]
+    text = page.page([made()], known)
+    for said in ("add(&lt;1&gt;)", "add(&lt;0&gt;)", "2 &amp; more", "the tail is scalar code (https://example.org/1)", "real or real-inside"):
+        assert said in text
+    assert chapters.clauses()["BAK-PLACE"].sentence in text
+
+
+def test_markdown_leads_from_a_clause_to_the_call_that_broke_it():
+    known = [Known("mine", "BAK-PLACE", "add", "the tail is scalar code")]
+    pages = matrix.pages([made()], known)
+    assert "[add](results/mine-1-cpu/README.md#bak-place-add)" in pages["conformance.md"]
+    own = pages["results/mine-1-cpu/README.md"]
+    assert "### BAK-PLACE add\n" in own and "**Why:** the tail is scalar code" in own and "asked: add(<1>)" in own
+    assert "## What differs\n\nNothing." in matrix.pages([made(findings=(PASSES,))], [])["results/mine-1-cpu/README.md"]
+
+
+def test_families_stand_together_in_the_registrys_order():
+    names = ["openvino", "mine", "torch-onednn", "torch-x86"]
+    assert {family: [one.backend for one in members] for family, members in matrix.families([made(name) for name in names]).items()} == {
+        "PyTorch's engines": ["torch-x86", "torch-onednn"], "ONNX, LiteRT, OpenVINO": ["openvino"], registry.OTHERS: ["mine"],
+    }  # fmt: skip
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    one = made(findings=(FAILS, PASSES, {"clause": "BAK-NAN", "operation": "quantize", "outcome": "not offered", "reason": "no\n'quantize'"}))
+    results.write(tmp_path, one)
+    (again,) = results.read_all(tmp_path)
+    assert (again.backend, again.version, again.cpu, again.choices) == (one.backend, one.version, one.cpu, one.choices)
+    assert all(finding in again.findings for finding in one.findings) and len(again.findings) == len(one.findings)
+
+
+def test_pages_come_from_recorded_results_without_asking_any_backend(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "Worker", None)
+    results.write(tmp_path / "results", made())
+    (tmp_path / "results" / results.KNOWN).write_text('[[known]]\nbackend = "mine"\nclause = "*"\noperation = "add"\nreason = "so"\n')
+    assert cli.main(["conformance", "--recorded", "--write", str(tmp_path), "--html", str(tmp_path / "out" / "page.html")]) == 0
+    assert capsys.readouterr().out == "conformance: 1 backends, 3 clauses, 1 divergences, 0 unexplained\n"
+    assert (tmp_path / "conformance.md").exists() and (tmp_path / "out" / "page.html").exists()
+
+
+def test_a_divergence_without_a_reason_fails_and_so_does_a_reason_without_a_divergence(tmp_path, capsys):
+    results.write(tmp_path / "results", made())
+    (tmp_path / "results" / results.KNOWN).write_text('[[known]]\nbackend = "mine"\nclause = "BAK-NAN"\noperation = "*"\nreason = "so"\n')
+    assert cli.main(["conformance", "--recorded", "--write", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "mine BAK-PLACE add: fails" in said and "BAK-NAN * is said to fail, and nothing does" in said
