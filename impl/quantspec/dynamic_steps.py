@@ -79,11 +79,11 @@ def rnn_relu(x: torch.Tensor, h: torch.Tensor, state: tuple) -> tuple:
 KINDS = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
 
 
-def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect) -> Any:
+def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: Callable | None = None) -> Any:
     """What the module would give: (output, state), or the new state of a single step (DYN-RECURRENT).
 
     ``x``: float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; a single step's has no axis of steps.
-    Raises ValueError naming the layer when it does not fit.
+    ``run`` does what ``one_way`` does. Raises ValueError naming the layer when it does not fit.
     """
     inputs = step.cells[0].input_weight.shape[1]
     if not isinstance(x, torch.Tensor) or x.ndim < 1 or x.shape[-1] != inputs:
@@ -97,7 +97,7 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect) -> Any:
     for first in range(0, len(step.cells), directions):
         outputs = []
         for direction in range(directions):
-            steps, end = one_way(step, step.cells[first + direction], values, [s[first + direction] for s in states], direction == 1, choices)
+            steps, end = (run or one_way)(step, step.cells[first + direction], values, [s[first + direction] for s in states], direction == 1, choices)
             outputs.append(steps)
             ends.append(end)
         values = torch.cat(outputs, dim=-1)

@@ -3,7 +3,10 @@
 import numpy as np
 
 from quantspec.affine import QParams
-from quantspec.program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu, Table
+from quantspec.program import (
+    Add, AdaptiveAvgPool, AvgPool, Call, Cell, Concat, Conv, Dequantize, Linear, LinearDynamic, MaxPool, Mean, Move, Mul, Program, Quantize, Recurrent, Ref, Relu,
+    Table,
+)  # fmt: skip
 
 
 def grid(r: np.random.Generator) -> QParams:
@@ -108,3 +111,31 @@ def joined(r: np.random.Generator) -> Program:
     a, b, y = grid(r), grid(r), grid(r)
     step = Concat("y", ("a.codes", "b.codes", "c.codes"), (a, b, y), y, 1)
     return between(a, [step], y, inputs=("a", "b", "c"), grids=(a, b, y))
+
+
+def dynamic(r: np.random.Generator, name: str, source: str, inputs: int, outputs: int, *, rows: bool, reduce_range: bool) -> LinearDynamic:
+    codes, w = weights(r, (outputs, inputs))
+    offset = None if r.random() < 0.2 else r.normal(size=outputs).astype(np.float32)
+    return LinearDynamic(name, source, name, codes, offset, w, reduce_range, rows)
+
+
+def dynamic_chain(r: np.random.Generator, widths: list[int], *, rows: bool, reduce_range: bool) -> Program:
+    """Dynamic layers with ReLU between them, after a flatten."""
+    steps: list = [Call("flat", "function", "torch.flatten", (Ref("x"), 1), {}, "")]
+    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        if index:
+            steps.append(Call(f"relu{index}", "function", "torch.relu", (Ref(steps[-1].name),), {}, "float"))
+        steps.append(dynamic(r, f"layer{index}", steps[-1].name, inputs, outputs, rows=rows, reduce_range=reduce_range))
+    return Program("onnx", ("x",), {}, tuple(steps), Ref(steps[-1].name))
+
+
+def recurrent(r: np.random.Generator, kind: str, inputs: int, size: int, *, layers: int, both: bool, reduce_range: bool) -> Program:
+    gates = {"lstm": 4, "gru": 3}.get(kind, 1) * size
+    cells = []
+    for layer in range(layers):
+        for _ in range(1 + both):
+            (a, a_grid), (b, b_grid) = weights(r, (gates, inputs if layer == 0 else size * (1 + both))), weights(r, (gates, size))
+            offsets = [None if r.random() < 0.2 else r.normal(size=gates).astype(np.float32) for _ in range(2)]
+            cells.append(Cell(a, a_grid, offsets[0], b, b_grid, offsets[1]))
+    step = Recurrent("y", "x", None, "layer", kind, tuple(cells), both, bool(r.random() < 0.5), reduce_range)
+    return Program("onnx", ("x",), {}, (step,), Ref("y"))

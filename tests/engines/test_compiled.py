@@ -70,7 +70,8 @@ def test_depthwise_convolutions(r, data):
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
-    channels, size = draw(2, 140), data.draw(st.sampled_from([1, 2, 3, 5]))
+    # Few channels, where a block holds several positions, and many.
+    channels, size = data.draw(st.sampled_from([2, 4, 16, 32, 64]) | st.integers(2, 140)), data.draw(st.sampled_from([1, 2, 3, 3, 5]))
     kernel, stride, dilation = (size, size), (draw(1, 2),) * 2, (draw(1, 2),) * 2
     padding = ((size // 2, size // 2),) * 2
     x = programs.grid(r)
@@ -146,6 +147,55 @@ def test_quantize_with_scales_of_any_size(r, exponent):
     program = Program("onnx", ("x",), {}, (Quantize("q", "x", g), Dequantize("out", "q", g)), Ref("out"))
     with np.errstate(over="ignore"):
         check(program, programs.values(r, g, (3, 130)))
+
+
+RELU = {("function", "torch.relu"): torch.relu, ("function", "torch.flatten"): torch.flatten}
+
+
+@given(strategies.seeds(), st.lists(st.integers(1, 90), min_size=2, max_size=4), st.integers(0, 20), st.booleans(), st.booleans())
+def test_dynamic_layers(r, widths, samples, rows, reduce_range):
+    program = programs.dynamic_chain(r, widths, rows=rows, reduce_range=reduce_range)
+    engine = Compiled(program, RELU)
+    (segment,) = engine.parts
+    x = r.normal(size=(samples, 1, widths[0])).astype(np.float32) * np.float32(10.0 ** r.integers(-20, 10))
+    x[: samples // 2] = 0 if r.random() < 0.2 else x[: samples // 2]
+    batch = {"x": torch.from_numpy(x)}
+    expected = Reference(program, RELU)(batch)
+    for _ in range(2):
+        assert torch.equal(engine(batch), expected)
+    assert len(segment.bounds) == 1
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_ranges_that_make_no_grid_are_refused_as_the_reference_refuses_them(value, rows):
+    program = programs.dynamic_chain(np.random.default_rng(0), [40, 30], rows=rows, reduce_range=False)
+    x = torch.ones(7, 40)
+    x[5, 33] = value
+    x[6, 2] = -abs(value)
+    with np.errstate(over="ignore"):  # the range is too wide for a float32
+        with pytest.raises(ValueError) as expected:
+            Reference(program, RELU)({"x": x})
+        with pytest.raises(ValueError) as found:
+            Compiled(program, RELU)({"x": x})
+    assert str(found.value) == str(expected.value)
+
+
+@given(
+    strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]), st.integers(1, 40), st.integers(1, 40), st.integers(1, 2), st.booleans(),
+    st.booleans(), st.tuples(st.integers(1, 6), st.integers(1, 4)),
+)  # fmt: skip
+def test_recurrent_networks(r, kind, inputs, size, layers, both, reduce_range, shape):
+    program = programs.recurrent(r, kind, inputs, size, layers=layers, both=both, reduce_range=reduce_range)
+    engine, batch = Compiled(program, {}), {"x": torch.from_numpy(r.normal(size=(*shape, inputs)).astype(np.float32))}
+    expected = flat(Reference(program, {})(batch))
+    for _ in range(2):
+        for a, b in zip(flat(engine(batch)), expected, strict=True):
+            assert a.shape == b.shape and torch.equal(a, b)
+
+
+def flat(value) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else [tensor for part in value for tensor in flat(part)]
 
 
 def two_layers(inputs: int = 50):

@@ -19,7 +19,8 @@ THREAD_MACS = 10_000_000  # work that is worth another thread
 class Bound:
     """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
 
-    ``direct``: the frame's address when a single frame does it all for one input and one output, otherwise 0.
+    ``direct``: the frame's address when a single frame does it all for one input and one output, otherwise 0. ``threaded``: whether that depends on the threads
+    there are.
     """
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int):

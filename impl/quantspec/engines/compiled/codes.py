@@ -1,20 +1,26 @@
 """Quantize, dequantize, and what goes from code to code by a table.
 
-``quantize`` divides as IEEE 754 does, without a division: with r the float32 nearest to 1 / scale and t what is missing to it, fma(x, r, x * t) is one of the
-two float32 next to the quotient, and one step of Newton's iteration on its remainder, which is exact, rounds it correctly (Markstein's theorem). That
-holds as long as nothing underflows; scales that are very small or very large divide.
+``quantize`` divides as IEEE 754 does, without a division. With r the float32 nearest to 1 / scale and t what is missing to it, near = fma(x, r, x * t) is off by
+2^-48 of its size before it is rounded. It can have another code than the quotient only where the quotient lies that close to the end of what rounds to
+a tie between two codes: a few x for each tie, which are tried for every scale beforehand (``is_checked``). Where the scale is known only at run time one
+step of Newton's iteration on the remainder, which is exact, rounds near correctly (Markstein's theorem). That holds as long as nothing underflows; scales
+that are very small or very large divide.
 """
+
+import functools
 
 import numpy as np
 from llvmlite import ir
 
+from ...dialects import fma
 from . import cpu
 from .native import ADDRESSES
-from .simd import BYTES, F32, FLOATS, I1, I32, I64, INTS, LANES, Emitter, float_bits, function
+from .simd import BYTES, F32, FLOATS, I1, I8, I16, I32, I64, INTS, LANES, Emitter, float_bits, function
 
 # Entries of an instruction of either kind. SOURCE and TARGET are addresses, or with SLOT the number of an input or output of the program.
 SOURCE, TARGET, COUNT, WIDTH, SOURCE_PITCH, TARGET_PITCH = range(1, 7)  # COUNT rows of WIDTH values, whose starts are as many bytes apart
 SCALE, INVERSE, REST, LOW, HIGH, ZERO = range(7, 13)
+CHECKED = 21  # whether ``is_checked``, and the lowest code is 0
 SAFE_SCALES = 2.0**-60, 2.0**60
 UNROLLED = 4
 
@@ -26,10 +32,29 @@ def quantize_fields(op, grid) -> None:
     if SAFE_SCALES[0] <= scale <= SAFE_SCALES[1]:
         inverse = np.float32(1) / scale
         op[INVERSE], op[REST] = float_bits(inverse), float_bits(np.float32(1 / np.float64(scale) - np.float64(inverse)))
+        op[CHECKED] = grid.qmin == 0 and is_checked(float(scale))
     # What lies beyond these products has the first or the last code, and so have they.
     with np.errstate(over="ignore"):
         op[LOW], op[HIGH] = (float_bits(scale * np.float32(end - int(grid.zero_point))) for end in (grid.qmin, grid.qmax))
     op[ZERO] = int(grid.zero_point)
+
+
+@functools.lru_cache(4096)
+def is_checked(scale: float) -> bool:
+    """Whether fma(x, r, x * t) has the quotient's code for every x next to a tie, and so for every x."""
+    scale = np.float32(scale)
+    inverse = np.float32(1) / scale
+    rest = np.float32(1 / np.float64(scale) - np.float64(inverse))
+    ties = np.arange(-257, 257) + 0.5
+    near = x = (ties * np.float64(scale)).astype(np.float32)
+    candidates = [x]
+    for end in (-np.inf, np.inf):
+        near = x
+        for _ in range(4):
+            near = np.nextafter(near, np.float32(end))
+            candidates.append(near)
+    x = np.concatenate(candidates)
+    return bool((np.rint(fma(x, inverse, x * rest)) == np.rint(x / scale)).all())
 
 
 def run_quantize(emit: Emitter, op, source, target, count):
@@ -49,13 +74,17 @@ def run_quantize(emit: Emitter, op, source, target, count):
 
     none = ir.Constant(ir.VectorType(I1, LANES), [0] * LANES)
 
-    def pass_over(divide: bool):
+    def pass_over(divide: bool, checked: bool = False):
         def many(i, carried):
             nan = carried[0]
             at = emit.mul(i, I64(LANES * UNROLLED))
             xs = [emit.read(emit.add(source, emit.shl(emit.add(at, I64(LANES * n)), I64(2))), FLOATS) for n in range(UNROLLED)]
             for a, b in zip(xs[::2], xs[1::2]):
                 nan = emit.or_(nan, emit.fcmp_unordered("uno", a, b))
+            if checked:
+                steps = [emit.fma(x, inverse, emit.fmul(x, rest)) for x in (emit.minimum(x, high) for x in xs)]
+                emit.write(saturated(emit, steps, zero), emit.add(target, at))
+                return [nan]
             for n, x in enumerate(xs):
                 emit.write(codes(x, divide), emit.add(target, emit.add(at, I64(LANES * n))))
             return [nan]
@@ -77,8 +106,29 @@ def run_quantize(emit: Emitter, op, source, target, count):
         with by_division:
             emit.store(pass_over(True), result)
         with otherwise:
-            emit.store(pass_over(False), result)
+            if cpu.target().dot_lanes == LANES:
+                with emit.if_else(emit.icmp_signed("!=", emit.field(op, CHECKED), I64(0))) as (known, unknown):
+                    with known:
+                        emit.store(pass_over(False, True), result)
+                    with unknown:
+                        emit.store(pass_over(False), result)
+            else:
+                emit.store(pass_over(False), result)
     return emit.zext(emit.load(result), I64)
+
+
+def saturated(emit: Emitter, steps: list, zero):
+    """Four vectors of steps, at most a few hundred or NaN where they are far below zero, as 64 codes from 0 on."""
+    shorts, bytes64 = ir.VectorType(I16, 2 * LANES), ir.VectorType(I8, 4 * LANES)
+    # What has no int32 becomes -2^31.
+    whole = [emit.native("llvm.x86.avx512.mask.cvtps2dq.512", INTS, v, emit.splat(0, INTS), I16(-1), I32(4)) for v in steps]
+    zeros = emit.insert_element(ir.Constant(shorts, ir.Undefined), emit.trunc(emit.extract_element(zero, I32(0)), I16), I32(0))
+    zeros = emit.shuffle_vector(zeros, zeros, ir.Constant(ir.VectorType(I32, 2 * LANES), [0] * 2 * LANES))
+    halves = [emit.native("llvm.x86.avx512.packssdw.512", shorts, a, b) for a, b in zip(whole[::2], whole[1::2])]
+    halves = [emit.native("llvm.sadd.sat.v32i16", shorts, half, zeros) for half in halves]
+    mixed = emit.bitcast(emit.native("llvm.x86.avx512.packuswb.512", bytes64, *halves), INTS)
+    order = [4 * (i % 4) + i // 4 for i in range(LANES)]
+    return emit.shuffle_vector(mixed, mixed, ir.Constant(INTS, order))
 
 
 def run_dequantize(emit: Emitter, op, source, target, count):

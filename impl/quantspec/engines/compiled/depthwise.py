@@ -6,10 +6,12 @@ leaves channels in another order, which weights, biases and factors follow (``OR
 
 from llvmlite import ir
 
-from .simd import F32, FLOATS, I8, I32, I64, INTS, LANES, Emitter
+from . import cpu
+from .simd import F32, FLOATS, I8, I16, I32, I64, INTS, LANES, Emitter
 
 X, Y, W, BIAS, FACTOR, ROWS, CHANNELS = range(1, 8)
 GROUPS, TAPS, X_OFFSETS, Y_OFFSETS, LOWEST, HIGHEST, ZERO = range(8, 15)
+PITCH, LINE, Y_PITCH, LAST = range(15, 19)
 WIDE = 64
 # The channel of a block of 64 that lane l of vector j holds.
 ORDER = [[16 * (lane // 4) + 4 * j + lane % 4 for lane in range(LANES)] for j in range(4)]
@@ -36,21 +38,59 @@ def transposed(emit: Emitter, a, b, c, d) -> list:
 
 def restored(emit: Emitter, vectors: list):
     """Four int32 vectors of codes, channels as in ``ORDER``, as 64 bytes in order."""
+    bytes64, shorts = ir.VectorType(I8, WIDE), ir.VectorType(I16, 2 * LANES)
+    if cpu.target().dot_lanes == LANES:
+        low, high = (emit.native("llvm.x86.avx512.packssdw.512", shorts, a, b) for a, b in zip(vectors[::2], vectors[1::2]))
+        return emit.native("llvm.x86.avx512.packuswb.512", bytes64, low, high)
     wide = ir.VectorType(I32, 2 * LANES)
     pairs = [emit.shuffle_vector(a, b, ir.Constant(wide, list(range(2 * LANES)))) for a, b in zip(vectors[::2], vectors[1::2])]
     place = {channel: LANES * j + lane for j, row in enumerate(ORDER) for lane, channel in enumerate(row)}
     order = ir.Constant(ir.VectorType(I32, WIDE), [place[channel] for channel in range(WIDE)])
-    return emit.trunc(emit.shuffle_vector(*pairs, order), ir.VectorType(I8, WIDE))
+    return emit.trunc(emit.shuffle_vector(*pairs, order), bytes64)
+
+
+def first_bytes(emit: Emitter, count):
+    """The mask of the first ``count`` of 64 bytes."""
+    kind = ir.VectorType(I8, WIDE)
+    limit = emit.insert_element(ir.Constant(kind, ir.Undefined), emit.trunc(emit.smaller(count, I64(WIDE)), I8), I32(0))
+    limit = emit.shuffle_vector(limit, limit, ir.Constant(ir.VectorType(I32, WIDE), [0] * WIDE))
+    return emit.icmp_unsigned("<", ir.Constant(kind, list(range(WIDE))), limit)
+
+
+class Epilogue:
+    """What a kernel needs to make codes of accumulators of a block of 64 channels."""
+
+    def __init__(self, emit: Emitter, op):
+        self.emit, self.bias, self.factor = emit, emit.field(op, BIAS), emit.field(op, FACTOR)
+        self.lowest, self.highest = (emit.splat(emit.field(op, entry, F32)) for entry in (LOWEST, HIGHEST))
+        self.zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
+
+    def block(self, index, left) -> list:
+        """Begins the block; the accumulators' start. ``left``: channels from its first on."""
+        lanes = self.emit.mul(index, I64(4 * WIDE))
+        biases, self.factors = (
+            [self.emit.read(self.emit.add(base, self.emit.add(lanes, I64(64 * j))), kind) for j in range(4)]
+            for base, kind in ((self.bias, INTS), (self.factor, FLOATS))
+        )
+        self.mask = first_bytes(self.emit, left)
+        return biases
+
+    def put(self, totals: list, address) -> None:
+        """The codes of the accumulators to memory."""
+        emit = self.emit
+        steps = [emit.fmul(emit.sitofp(total, FLOATS), f) for total, f in zip(totals, self.factors)]
+        codes = [emit.add(emit.rounded(emit.minimum(emit.maximum(s, self.lowest), self.highest)), self.zero) for s in steps]
+        pointer = emit.at(address, ir.VectorType(I8, WIDE))
+        emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), restored(emit, codes), pointer, I32(1), self.mask)
 
 
 def depthwise(groups: int | None):
     """Writes the kernel for ``groups`` groups of four places, or any number."""
 
     def write(emit: Emitter, op, frame):
-        x, y, w, bias, factor, rows, channels = (emit.field(op, entry) for entry in range(X, CHANNELS + 1))
+        x, y, w, rows, channels = (emit.field(op, entry) for entry in (X, Y, W, ROWS, CHANNELS))
         taps, sources, targets = (emit.field(op, entry) for entry in (TAPS, X_OFFSETS, Y_OFFSETS))
-        lowest, highest = (emit.splat(emit.field(op, entry, F32)) for entry in (LOWEST, HIGHEST))
-        zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
+        epilogue = Epilogue(emit, op)
         count = I64(groups) if groups else emit.field(op, GROUPS)
         bytes64 = ir.VectorType(I8, WIDE)
 
@@ -61,14 +101,9 @@ def depthwise(groups: int | None):
 
         def block(b, carried):
             channel = emit.mul(b, I64(WIDE))
-            lanes = emit.mul(b, I64(4 * WIDE))
-            biases, factors = ([emit.read(emit.add(base, emit.add(lanes, I64(64 * j))), kind) for j in range(4)] for base, kind in ((bias, INTS), (factor, FLOATS)))
+            start = epilogue.block(b, emit.sub(channels, channel))
             weights = emit.add(w, emit.mul(b, emit.mul(count, I64(4 * WIDE))))
             kept = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(4 * groups)] if groups else []
-            left = emit.smaller(emit.sub(channels, channel), I64(WIDE))
-            limit = emit.insert_element(ir.Constant(bytes64, ir.Undefined), emit.trunc(left, I8), I32(0))
-            limit = emit.shuffle_vector(limit, limit, ir.Constant(ir.VectorType(I32, WIDE), [0] * WIDE))
-            mask = emit.icmp_unsigned("<", ir.Constant(bytes64, list(range(WIDE))), limit)
 
             def row(r, carried):
                 entry = emit.shl(r, I64(2))
@@ -78,7 +113,7 @@ def depthwise(groups: int | None):
                     four = transposed(emit, *(emit.read(emit.add(source, p), bytes64) for p in places))
                     return [emit.dot(total, v, part) for total, v, part in zip(totals, four, parts)]
 
-                totals = biases
+                totals = start
                 if groups:
                     for g in range(groups):
                         totals = more(totals, fixed[4 * g : 4 * g + 4], kept[4 * g : 4 * g + 4])
@@ -90,11 +125,7 @@ def depthwise(groups: int | None):
                         return more(carried, places, [emit.read(emit.add(here, I64(64 * j)), INTS) for j in range(4)])
 
                     totals = emit.loop(count, totals, group)
-                steps = [emit.fmul(emit.sitofp(total, FLOATS), f) for total, f in zip(totals, factors)]
-                codes = [emit.add(emit.rounded(emit.minimum(emit.maximum(s, lowest), highest)), zero) for s in steps]
-                address = emit.add(emit.add(y, channel), emit.sext(emit.read(emit.add(targets, entry), I32), I64))
-                pointer = emit.at(address, bytes64)
-                emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), restored(emit, codes), pointer, I32(1), mask)
+                epilogue.put(totals, emit.add(emit.add(y, channel), emit.sext(emit.read(emit.add(targets, entry), I32), I64)))
                 return []
 
             return emit.loop(rows, [], row)
@@ -102,3 +133,49 @@ def depthwise(groups: int | None):
         emit.loop(emit.sdiv(emit.add(channels, I64(WIDE - 1)), I64(WIDE)), [], block)
 
     return write
+
+
+def write_pairs(emit: Emitter, op, frame):
+    """Kernels of 3 by 3 that move by one: two neighbouring outputs at a time, which share four columns of inputs.
+
+    ROWS lines of GROUPS pairs, whose first inputs and outputs the offsets tell; a line of odd length has its last pair overlap. Of each group of four weights
+    the last is zero; those of the second output are moved on by one byte.
+    """
+    x, y, w, lines, channels, pairs = (emit.field(op, entry) for entry in (X, Y, W, ROWS, CHANNELS, GROUPS))
+    sources, targets = emit.field(op, X_OFFSETS), emit.field(op, Y_OFFSETS)
+    pitch, line, y_pitch, last = (emit.field(op, entry) for entry in (PITCH, LINE, Y_PITCH, LAST))
+    epilogue = Epilogue(emit, op)
+    bytes64 = ir.VectorType(I8, WIDE)
+
+    def block(b, carried):
+        channel = emit.mul(b, I64(WIDE))
+        start = epilogue.block(b, emit.sub(channels, channel))
+        weights = emit.add(w, emit.mul(b, I64(3 * 4 * WIDE)))
+        first = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(12)]
+
+        def one_line(r, carried):
+            entry = emit.shl(r, I64(2))
+            source, target = (
+                emit.add(emit.add(base, channel), emit.sext(emit.read(emit.add(offsets, entry), I32), I64)) for base, offsets in ((x, sources), (y, targets))
+            )
+
+            def pair(p, carried):
+                column = emit.smaller(emit.add(p, p), last)
+                at = emit.add(source, emit.mul(column, pitch))
+                left, right = start, start
+                for k in range(3):
+                    here = emit.add(at, emit.mul(line, I64(k)))
+                    four = transposed(emit, *(emit.read(emit.add(here, emit.mul(pitch, I64(i))), bytes64) for i in range(4)))
+                    parts = first[4 * k : 4 * k + 4]
+                    left = [emit.dot(total, v, part) for total, v, part in zip(left, four, parts)]
+                    right = [emit.dot(total, v, emit.shl(part, emit.splat(8, INTS))) for total, v, part in zip(right, four, parts)]
+                goal = emit.add(target, emit.mul(column, y_pitch))
+                epilogue.put(left, goal)
+                epilogue.put(right, emit.add(goal, y_pitch))
+                return []
+
+            return emit.loop(pairs, [], pair)
+
+        return emit.loop(lines, [], one_line)
+
+    emit.loop(emit.sdiv(emit.add(channels, I64(WIDE - 1)), I64(WIDE)), [], block)

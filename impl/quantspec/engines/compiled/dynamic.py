@@ -1,16 +1,20 @@
 """Dynamic linear layers: the range of the input, its grid, its codes, the product, and floats as output (chapter 6, dialect ``onnx``)."""
 
+from collections.abc import Callable
+
+import numpy as np
 from llvmlite import ir
 
-from . import codes
+from . import codes, gemm
 from .codes import run_quantize
 from .gemm import BIAS, FACTOR, OUTPUTS, PANEL, ROW_GRIDS, SUMS, Y, Y_OFFSETS, accumulate, product
+from .layout import SLACK, aligned, row_pitch
 from .native import ADDRESSES
-from .simd import F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
+from .simd import F32, FLOATS, I32, I64, INTS, LANES, Emitter, float_bits, function
 
 # The instruction that quantizes: SOURCE and the like as ``codes`` has them, and
 SLOT, GRIDS, GRID_STRIDE, PER_ROW, QMAX, SMALLEST, LARGEST = range(13, 20)
-GRID_ENTRIES = 16  # int64 entries of a grid: those of ``codes.quantize_fields``
+GRID_ENTRIES = 24  # int64 entries of a grid: those of ``codes.quantize_fields``
 NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
 F64 = ir.DoubleType()
 
@@ -158,3 +162,22 @@ def write_dynamic_product(emit: Emitter, op, frame):
     """A product of codes to floats. Y_OFFSETS is here the bytes from the grid of one row to that of the next; Y is set from the slot."""
     emit.write(source_or_slot(emit, op, frame, Y_SLOT, Y), emit.add(op, I64(8 * Y)))
     run_product(emit, op, frame)
+
+
+def entries(packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *, qmax: int, per_row: bool, relu: bool) -> tuple[dict[int, int], dict[int, int]]:
+    """The entries of both instructions of a layer, but for where its input and output are. ``keep`` gives the address of an array that lives as long."""
+    pitch, scale = row_pitch(inputs), packed.factor[: packed.outputs]
+    quantized = keep(aligned(rows * pitch + SLACK))
+    stride = 8 * GRID_ENTRIES if per_row else 0
+    grids = keep(aligned(GRID_ENTRIES * (rows if per_row else 1), np.int64))
+    first = {
+        SLOT: -1, codes.TARGET: quantized, codes.COUNT: rows, codes.WIDTH: inputs, codes.SOURCE_PITCH: 4 * inputs, codes.TARGET_PITCH: pitch, GRIDS: grids,
+        GRID_STRIDE: stride, PER_ROW: int(per_row), QMAX: float_bits(qmax), SMALLEST: float_bits(scale.min()), LARGEST: float_bits(scale.max()),
+    }  # fmt: skip
+    second = {
+        gemm.X: quantized, gemm.W: keep(packed.weight), gemm.BIAS: keep(packed.bias), gemm.FACTOR: keep(packed.factor), gemm.SUMS: keep(packed.sums),
+        gemm.ROWS: rows, gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.run_steps, gemm.RUNS: 1,
+        gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: keep(np.zeros(1, np.int32)), gemm.X_OFFSETS: keep((np.arange(rows) * pitch).astype(np.int32)),
+        gemm.Y_OFFSETS: stride, gemm.CHUNK: gemm.chunk_rows(inputs), gemm.ROW_GRIDS: grids, RELU: int(relu), Y_PITCH: 4 * packed.outputs, Y_SLOT: -1,
+    }  # fmt: skip
+    return first, second

@@ -8,13 +8,11 @@ from ...errors import UnsupportedError
 from ...pooling import counts as window_counts, part
 from ...program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
 from . import codes, depthwise, dynamic, gemm, places
-from .layout import SLACK, Layout, aligned, row_pitch
-from .pack import Packed, joined
+from .layout import Layout, aligned
+from .pack import Packed, in_pairs, joined
 from .plan import Planner, Value
 from .shapes import ConvAdd, Dynamic, FlatFloat, FlatQuantize, is_depthwise, ratios
 from .simd import float_bits
-
-CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 
 
 def emit_quantize(planner: Planner, step: Quantize) -> None:
@@ -68,15 +66,15 @@ def emit_linear(planner: Planner, step: Linear) -> None:
     emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets(1, 1), y.offsets(1, 1), [0])
 
 
-def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets) -> np.ndarray:
-    """One product, by the addresses of its operands and the offsets of their rows."""
+def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets, adds: bool = False) -> np.ndarray:
+    """One product, by the addresses of its operands and the offsets of their rows; ``adds``: it is to be a sum as well."""
     inputs = 4 * packed.runs * packed.run_steps
     planner.macs += len(y_offsets) * packed.outputs * inputs
-    return planner.emit("product", gemm.write_product, {
+    return planner.emit(*(("product_add", gemm.write_product_add) if adds else ("product", gemm.write_product)), {
         gemm.X: x, gemm.Y: y, gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias), gemm.FACTOR: planner.keep(packed.factor),
         gemm.ROWS: len(y_offsets), gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
         gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
-        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: chunk_rows(inputs),
+        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: gemm.chunk_rows(inputs),
     } | clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO))  # fmt: skip
 
 
@@ -98,41 +96,27 @@ def emit_dynamic(planner: Planner, step: Dynamic) -> None:
     shape, (packed,) = planner.shapes[step.name], planner.packed[step.layer.name]
     rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
     inputs, outputs = step.layer.weight.shape[1], shape[-1]
-    pitch, scale = row_pitch(inputs), step.layer.w_qparams.scale
-    quantized = planner.keep(aligned(rows * pitch + SLACK))
-    stride = 8 * dynamic.GRID_ENTRIES if step.layer.rows else 0
-    grids = planner.keep(aligned(dynamic.GRID_ENTRIES * (rows if step.layer.rows else 1), np.int64))
-    outside = source not in planner.values
-    planner.emit("dynamic_quantize", dynamic.write_dynamic_quantize, {
-        codes.SOURCE: 0 if outside else planner.address(source), dynamic.SLOT: planner.slot(source) if outside else -1, codes.TARGET: quantized,
-        codes.COUNT: rows, codes.WIDTH: inputs, codes.SOURCE_PITCH: 4 * inputs, codes.TARGET_PITCH: pitch, dynamic.GRIDS: grids,
-        dynamic.GRID_STRIDE: stride, dynamic.PER_ROW: int(step.layer.rows), dynamic.QMAX: float_bits(127 if step.layer.reduce_range else 255),
-        dynamic.SMALLEST: float_bits(scale.min()), dynamic.LARGEST: float_bits(scale.max()),
-    })  # fmt: skip
-    is_output = step.name in planner.outputs
-    offsets = (np.arange(rows) * pitch).astype(np.int32)
+    first, second = dynamic.entries(packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows, relu=step.relu)
+    if source in planner.values:
+        first[codes.SOURCE] = planner.address(source)
+    else:
+        first[dynamic.SLOT] = planner.slot(source)
+    if step.name in planner.outputs:
+        second[dynamic.Y_SLOT] = planner.slot(step.name)
+    else:
+        second[gemm.Y] = planner.address(step.name)
     planner.macs += rows * inputs * outputs
-    planner.emit("dynamic_product", dynamic.write_dynamic_product, {
-        gemm.X: quantized, gemm.Y: 0 if is_output else planner.address(step.name), gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias),
-        gemm.FACTOR: planner.keep(packed.factor), gemm.SUMS: planner.keep(packed.sums), gemm.ROWS: rows, gemm.OUTPUTS: outputs, gemm.BLOCKS: packed.blocks,
-        gemm.STEPS: packed.run_steps, gemm.RUNS: 1, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.zeros(1, np.int32)),
-        gemm.X_OFFSETS: planner.keep(offsets), gemm.Y_OFFSETS: stride, gemm.CHUNK: chunk_rows(inputs), gemm.ROW_GRIDS: grids, dynamic.RELU: int(step.relu),
-        dynamic.Y_PITCH: 4 * outputs, dynamic.Y_SLOT: planner.slot(step.name) if is_output else -1,
-    })  # fmt: skip
+    planner.emit("dynamic_quantize", dynamic.write_dynamic_quantize, first)
+    planner.emit("dynamic_product", dynamic.write_dynamic_product, second)
 
 
 def emit_view(planner: Planner, step: FlatFloat) -> None:
     """Nothing: floats lie in the same order."""
 
 
-def chunk_rows(inputs: int) -> int:
-    """Rows of a chunk, in whole tiles."""
-    return max(48, CHUNK_BYTES // inputs // 6 * 6)
-
-
 def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.ndarray]:
-    """The products of all groups, to the value ``name``."""
-    name = name or step.name
+    """The products of all groups; with the ``name`` of another value they are to be sums, which are that value."""
+    adds, name = name is not None, name or step.name
     if is_depthwise(step):
         return [emit_depthwise(planner, step, name)]
     x, y = planner.values[step.x].layout, planner.values[name].layout
@@ -141,7 +125,7 @@ def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.
     runs = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in ([0] if joined(step) else range(kernel[1]))]
     inputs, outputs = step.weight.shape[1], len(step.weight) // step.groups
     return [
-        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs)
+        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs, adds)
         for g, packed in enumerate(planner.packed[step.name])
     ]
 
@@ -160,19 +144,35 @@ def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
 def emit_depthwise(planner: Planner, step: Conv, name: str) -> np.ndarray:
     x, y = planner.values[step.x].layout, planner.values[name].layout
     kernel, stride, start, dilation = spread(step)
-    taps = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(kernel[1])]
+    weight, bias, factor = planner.packed[step.name]
+    entries = {
+        depthwise.X: planner.address(step.x), depthwise.Y: planner.address(name), depthwise.W: planner.keep(weight), depthwise.BIAS: planner.keep(bias),
+        depthwise.FACTOR: planner.keep(factor),
+    } | clamp(step, depthwise.LOWEST, depthwise.HIGHEST, depthwise.ZERO)  # fmt: skip
+    planner.macs += step.weight[0].size * y.images * y.height * y.width * y.channels
+    # Positions that lie together in a block of channels, as wide as a line allows.
+    together = depthwise.WIDE // y.channels if depthwise.WIDE % y.channels == 0 and y.pitch == x.pitch == y.channels and stride[1] == 1 else 1
+    while y.width % together:
+        together //= 2
+    channels, width = together * y.channels, y.width // together
+    if in_pairs(step) and together == 1 and width > 1:
+        sources, targets = x.offsets(y.height, 1, stride, start), y.offsets(y.height, 1)
+        return planner.emit("depthwise_pairs", depthwise.write_pairs, entries | {
+            depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: -(-width // 2), depthwise.X_OFFSETS: planner.keep(sources),
+            depthwise.Y_OFFSETS: planner.keep(targets), depthwise.PITCH: x.pitch, depthwise.LINE: x.line, depthwise.Y_PITCH: y.pitch,
+            depthwise.LAST: width - 2,
+        })  # fmt: skip
+    padded = kernel[1] + in_pairs(step)
+    taps = [i * dilation[0] * x.line + min(j, kernel[1] - 1) * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(padded)]
     groups = -(-len(taps) // 4)
     taps += [taps[-1]] * (4 * groups - len(taps))
-    weight, bias, factor = planner.packed[step.name]
     fixed = groups if groups <= depthwise.IN_REGISTERS else None
-    targets = y.offsets(y.height, y.width)
-    planner.macs += 4 * groups * len(targets) * y.channels
-    return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), {
-        depthwise.X: planner.address(step.x), depthwise.Y: planner.address(name), depthwise.W: planner.keep(weight), depthwise.BIAS: planner.keep(bias),
-        depthwise.FACTOR: planner.keep(factor), depthwise.ROWS: len(targets), depthwise.CHANNELS: y.channels, depthwise.GROUPS: groups,
-        depthwise.TAPS: planner.keep(np.array(taps, np.int32)), depthwise.X_OFFSETS: planner.keep(x.offsets(y.height, y.width, stride, start)),
-        depthwise.Y_OFFSETS: planner.keep(targets),
-    } | clamp(step, depthwise.LOWEST, depthwise.HIGHEST, depthwise.ZERO))  # fmt: skip
+    sources = x.offsets(y.height, width, (stride[0], stride[1] * together), start)
+    targets = y.offsets(y.height, width, (1, together))
+    return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), entries | {
+        depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: groups, depthwise.TAPS: planner.keep(np.array(taps, np.int32)),
+        depthwise.X_OFFSETS: planner.keep(sources), depthwise.Y_OFFSETS: planner.keep(targets),
+    })  # fmt: skip
 
 
 def emit_windows(planner: Planner, step, kernel, write, windows: list[list[int]], factors, entries: dict[int, int]) -> None:

@@ -12,13 +12,14 @@ from ...affine import float32_array
 from ...dialects import dialect
 from ...errors import UnsupportedError
 from ...graph import bind
-from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Ref, reads, refs, replace_refs
+from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs
 from ..reference import array, run_step
 from .bound import Bound
 from .emitters import EMITTERS
 from .native import caller
 from .pack import pack_layer
 from .plan import Planner
+from .recurrent import Recurring
 from .shapes import compilable, flattens, fused
 
 DIALECT = "onnx"
@@ -82,7 +83,7 @@ class Compiled:
         if program.dialect != DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
         self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
-        self.parts = segments(program, callables)
+        self.parts = [Recurring(part, self.dialect) if isinstance(part, Recurrent) else part for part in segments(program, callables)]
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             planner = self.parts[0].planner
@@ -102,6 +103,8 @@ class Compiled:
             for part in self.parts:
                 if isinstance(part, Segment):
                     self.run_segment(part, values)
+                elif isinstance(part, Recurring):
+                    values[part.name] = part(values[part.step.x], replace_refs(part.step.state, values.__getitem__))
                 else:
                     values[part.name] = run_step(part, values, self.callables, self.dialect)
         return replace_refs(self.program.output, values.__getitem__)
@@ -126,15 +129,17 @@ class Compiled:
         if type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.is_contiguous():
             ready = self.local.__dict__.get(x.shape)
             if ready is not None:
-                y = torch.empty(ready[1])
-                if self.run(ready[0], x.data_ptr(), y.data_ptr()) == 0:
-                    return y
+                address, shape, threads, _ = ready
+                if threads == 0 or threads == torch.get_num_threads():
+                    y = torch.empty(shape)
+                    if self.run(address, x.data_ptr(), y.data_ptr()) == 0:
+                        return y
         y = self.general({self.input_name: x})
         known, bound = self.local.__dict__, self.parts[0].bounds.get((tuple(x.shape),))
-        if bound is not None and bound.direct and not bound.threaded:
+        if bound is not None and bound.direct:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
-            known[x.shape] = bound.direct, bound.shapes[0], bound  # which owns the memory
+            known[x.shape] = bound.direct, bound.shapes[0], bound.threads if bound.threaded else 0, bound  # which owns the memory
         return y
 
 

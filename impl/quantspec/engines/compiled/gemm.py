@@ -4,9 +4,10 @@ A product has ``rows`` (samples of a batch, or positions of a convolution) and `
 address is ``X`` plus an entry of a table of offsets, that of a run a further offset which all rows share. So a convolution reads its windows where
 they lie, and a linear layer is a convolution of one run.
 
-Weights lie as [panel][step][block][output 16][input 4]: a step is four inputs, a panel up to four blocks of 16 outputs. A tile of up to 6 rows by 4 blocks
-stays in registers over all steps: 24 accumulators, more than the latency of the dot product asks for. Accumulators begin with the bias, from
-which input zero point times the sum of weights has been subtracted beforehand.
+Weights lie as [panel][step][block][output 16][input 4]: a step is four inputs, a panel two blocks of 16 outputs, or one in the end. A tile of up to 14 rows by 2
+blocks stays in registers over all steps: 28 accumulators, more than the latency of the dot product asks for, and a panel that is small enough to stay in the
+first-level cache while rows pass. Tiles of few rows have several sets of accumulators for steps in turn. Accumulators begin with the bias, from which
+input zero point times the sum of weights has been subtracted beforehand.
 """
 
 from .simd import BYTES, F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
@@ -18,7 +19,14 @@ LOWEST, HIGHEST, ZERO = range(16, 19)  # float32 in steps relative to the zero p
 ADD, B, B_OFFSETS, RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST = range(19, 27)
 ROW_GRIDS, SUMS = 27, 28  # of dynamic layers
 
-TILE_ROWS, PANEL = (1, 2, 4, 6), 4
+TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
+IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
+CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
+
+
+def chunk_rows(inputs: int) -> int:
+    """Rows of a chunk, in whole tiles."""
+    return max(4, CHUNK_BYTES // inputs // TILE_ROWS[-1]) * TILE_ROWS[-1]
 
 
 def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: list) -> list:
@@ -28,73 +36,89 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
     xs = [emit.add(x, emit.sext(emit.read(emit.add(offsets, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
     steps, runs = emit.field(op, RUN_STEPS), emit.field(op, RUN_OFFSETS)
     w = emit.add(emit.field(op, W), emit.mul(panel, emit.mul(emit.field(op, STEPS), I64(64 * PANEL))))
+    sets = max(1, IN_FLIGHT // (rows * blocks))
+    size = rows * blocks
 
     def run(index, carried):
-        w, totals = carried[0], carried[1:]
         place = emit.sext(emit.read(emit.add(runs, emit.shl(index, I64(2))), I32, 4), I64)
         bases = [emit.add(pointer, place) for pointer in xs]
 
-        def step(k, carried):
-            w, totals = carried[0], carried[1:]
+        def step(w, k, totals):
             weights = [emit.read(emit.add(w, I64(64 * j)), INTS, 64) for j in range(blocks)]
-            inner = emit.shl(k, I64(2))
+            fours = (emit.splat(emit.read(emit.add(base, emit.shl(k, I64(2))), I32)) for base in bases)
+            return [emit.dot(totals[i * blocks + j], four, weights[j]) for i, four in enumerate(fours) for j in range(blocks)]
+
+        def several(i, carried):
+            w, totals, k = carried[0], carried[1:], emit.mul(i, I64(sets))
             result = []
-            for i in range(rows):
-                four = emit.splat(emit.read(emit.add(bases[i], inner), I32))
-                result += [emit.dot(totals[i * blocks + j], four, weights[j]) for j in range(blocks)]
-            return [emit.add(w, I64(64 * blocks)), *result]
+            for n in range(sets):
+                result += step(emit.add(w, I64(64 * blocks * n)), emit.add(k, I64(n)), totals[n * size : (n + 1) * size])
+            return [emit.add(w, I64(64 * blocks * sets)), *result]
 
-        return emit.loop(steps, [w, *totals], step)
+        def one(i, carried):
+            w, totals = carried[0], carried[1:]
+            return [emit.add(w, I64(64 * blocks)), *step(w, emit.add(done, i), totals[:size]), *totals[size:]]
 
-    return emit.loop(emit.field(op, RUNS), [w, *start], run)[1:]
+        if sets == 1:
+            return emit.loop(steps, carried, several)
+        count = emit.sdiv(steps, I64(sets))
+        done = emit.mul(count, I64(sets))
+        return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), one)
+
+    zeros = [emit.splat(0, INTS)] * (size * (sets - 1))
+    totals = emit.loop(emit.field(op, RUNS), [w, *start, *zeros], run)[1:]
+    for n in range(1, sets):
+        totals[:size] = [emit.add(a, b) for a, b in zip(totals[:size], totals[n * size : (n + 1) * size])]
+    return totals[:size]
 
 
-def tile(rows: int, blocks: int):
-    """Writes the function that computes a tile of codes."""
+def tile(adds: bool):
+    """What makes a tile's function: codes, or the codes of their sum with another value."""
 
-    def write(emit: Emitter, op, row, panel):
-        first = emit.mul(panel, I64(LANES * PANEL))  # output
-        bias = emit.add(emit.field(op, BIAS), emit.shl(first, I64(2)))
-        start = [emit.read(emit.add(bias, I64(64 * j)), INTS, 64) for j in range(blocks)] * rows
-        totals = accumulate(emit, op, row, panel, rows, blocks, start)
-        factor = emit.add(emit.field(op, FACTOR), emit.shl(first, I64(2)))
-        factors = [emit.read(emit.add(factor, I64(64 * j)), FLOATS, 64) for j in range(blocks)]
-        lowest, highest = (emit.splat(emit.field(op, name, F32)) for name in (LOWEST, HIGHEST))
-        zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
-        mask = emit.mask(emit.sub(emit.field(op, OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
+    def make(rows: int, blocks: int):
+        def write(emit: Emitter, op, row, panel):
+            first = emit.mul(panel, I64(LANES * PANEL))  # output
+            bias = emit.add(emit.field(op, BIAS), emit.shl(first, I64(2)))
+            start = [emit.read(emit.add(bias, I64(64 * j)), INTS, 64) for j in range(blocks)] * rows
+            totals = accumulate(emit, op, row, panel, rows, blocks, start)
+            factor = emit.add(emit.field(op, FACTOR), emit.shl(first, I64(2)))
+            factors = [emit.read(emit.add(factor, I64(64 * j)), FLOATS, 64) for j in range(blocks)]
+            lowest, highest = (emit.splat(emit.field(op, name, F32)) for name in (LOWEST, HIGHEST))
+            zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
+            mask = emit.mask(emit.sub(emit.field(op, OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
 
-        def code(i, j):
-            steps = emit.fmul(emit.sitofp(totals[i * blocks + j], FLOATS), factors[j])
-            return emit.add(emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest)), zero)
+            def code(i, j):
+                steps = emit.fmul(emit.sitofp(totals[i * blocks + j], FLOATS), factors[j])
+                return emit.add(emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest)), zero)
 
-        def addresses(base, offsets):
-            start, offsets = emit.add(emit.field(op, base), first), emit.add(emit.field(op, offsets), emit.shl(row, I64(2)))
-            return [emit.add(start, emit.sext(emit.read(emit.add(offsets, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
+            def addresses(base, offsets):
+                start, offsets = emit.add(emit.field(op, base), first), emit.add(emit.field(op, offsets), emit.shl(row, I64(2)))
+                return [emit.add(start, emit.sext(emit.read(emit.add(offsets, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
 
-        def put(value, address, j):
-            address = emit.add(address, I64(LANES * j))
-            if j < blocks - 1:
-                emit.write(emit.trunc(value, BYTES), address)
+            def put(value, address, j):
+                address = emit.add(address, I64(LANES * j))
+                if j < blocks - 1:
+                    emit.write(emit.trunc(value, BYTES), address)
+                else:
+                    emit.write_some(emit.trunc(value, BYTES), address, mask)
+
+            ys = addresses(Y, Y_OFFSETS)
+            if adds:
+                add_rows(emit, op, code, addresses(B, B_OFFSETS), ys, mask, put, blocks)
             else:
-                emit.write_some(emit.trunc(value, BYTES), address, mask)
-
-        added = emit.field(op, ADD)
-        ys = addresses(Y, Y_OFFSETS)
-        with emit.if_else(emit.icmp_signed("==", added, I64(0))) as (plain, adding):
-            with plain:
                 for i in range(rows):
                     for j in range(blocks):
                         put(code(i, j), ys[i], j)
-            with adding:
-                add_rows(emit, op, added, code, addresses(B, B_OFFSETS), ys, mask, put, blocks)
 
-    return write
+        return write
+
+    return make
 
 
-def add_rows(emit: Emitter, op, added, code, others, ys, mask, put, blocks: int) -> None:
-    """Adds another value in codes to those of the tile. ``added``: 1 when the tile's are the first operand, 2 when they are the second."""
+def add_rows(emit: Emitter, op, code, others, ys, mask, put, blocks: int) -> None:
+    """Adds another value in codes to those of the tile. ADD is 1 when the tile's are the first operand, 2 when they are the second."""
     ratio, b_ratio, start, lowest, highest = (emit.splat(emit.field(op, name, F32)) for name in (RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST))
-    is_first = emit.splat(emit.icmp_signed("==", added, I64(1)))
+    is_first = emit.splat(emit.icmp_signed("==", emit.field(op, ADD), I64(1)))
     for i, (other, y) in enumerate(zip(others, ys)):
         for j in range(blocks):
             address = emit.add(other, I64(LANES * j))
@@ -117,36 +141,54 @@ def product(kind: str, make):
             end = emit.smaller(emit.add(start, chunk), rows)
 
             def one_panel(panel, carried):
-                left = emit.sub(blocks, emit.shl(panel, I64(2)))
-                done = emit.append_basic_block("done")
-                switch = emit.switch(left, emit.append_basic_block("full"))
-                for width in range(PANEL, 0, -1):
-                    if width < PANEL:
-                        case = emit.append_basic_block("part")
-                        switch.add_case(I64(width), case)
-                    emit.position_at_end(case if width < PANEL else switch.default)
-                    row = start
-                    for size in reversed(TILE_ROWS):
-                        tile = function(emit.module, f"quantspec_{kind}_{size}_{width}", 3, make(size, width))
-                        count = emit.sdiv(emit.sub(end, row), I64(size))
-                        emit.loop(count, [], tiles(tile, op, row, panel, size))
-                        row = emit.add(row, emit.mul(count, I64(size)))
-                    emit.branch(done)
-                emit.position_at_end(done)
+                wide = emit.icmp_signed(">=", emit.sub(blocks, emit.mul(panel, I64(PANEL))), I64(PANEL))
+                with emit.if_else(wide) as (full, part):
+                    for width, branch in ((PANEL, full), (1, part)):
+                        with branch:
+                            tiles(emit, op, [function(emit.module, f"quantspec_{kind}_{size}_{width}", 3, make(size, width)) for size in TILE_ROWS], start, end, panel)
                 return []
 
-            def tiles(tile, op, row, panel, size):
-                def one(index, carried):
-                    emit.call(tile, [op, emit.add(row, emit.mul(index, I64(size))), panel])
-                    return []
-
-                return one
-
-            return emit.loop(emit.ashr(emit.add(blocks, I64(PANEL - 1)), I64(2)), [], one_panel)
+            return emit.loop(emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL)), [], one_panel)
 
         emit.loop(emit.sdiv(emit.add(rows, emit.sub(chunk, I64(1))), chunk), [], one_chunk)
 
     return write
 
 
-write_product = product("codes", tile)
+def tiles(emit: Emitter, op, functions: list, start, end, panel) -> None:
+    """Covers rows from ``start`` to ``end`` by tiles. A last one may overlap the one before it, where it computes the same again."""
+    largest = TILE_ROWS[-1]
+    count = emit.sdiv(emit.sub(end, start), I64(largest))
+
+    def one(index, carried):
+        emit.call(functions[-1], [op, emit.add(start, emit.mul(index, I64(largest))), panel])
+        return []
+
+    emit.loop(count, [], one)
+    left = emit.sub(emit.sub(end, start), emit.mul(count, I64(largest)))
+    with emit.if_then(emit.icmp_signed(">", left, I64(0))):
+        done = emit.append_basic_block("done")
+        # The smallest tile that holds what is left, if there are rows enough before it to overlap.
+        for rows, tile in zip(TILE_ROWS, functions):
+            fits = emit.and_(emit.icmp_signed("<=", left, I64(rows)), emit.icmp_signed(">=", end, I64(rows)))
+            with emit.if_then(fits):
+                emit.call(tile, [op, emit.sub(end, I64(rows)), panel])
+                emit.branch(done)
+                emit.position_at_end(emit.append_basic_block("unreached"))
+        # Few rows in all: one tile after the other.
+        row = emit.sub(end, left)
+        for rows, tile in reversed(list(zip(TILE_ROWS, functions))):
+            count = emit.sdiv(emit.sub(end, row), I64(rows))
+
+            def small(index, carried, tile=tile, row=row, rows=rows):
+                emit.call(tile, [op, emit.add(row, emit.mul(index, I64(rows))), panel])
+                return []
+
+            emit.loop(count, [], small)
+            row = emit.add(row, emit.mul(count, I64(rows)))
+        emit.branch(done)
+        emit.position_at_end(done)
+
+
+write_product = product("codes", tile(False))
+write_product_add = product("sums", tile(True))

@@ -9,11 +9,10 @@ from ...dialects import check_unit
 from ...integer import check_overflow, quantize_bias
 from ...program import Conv, Linear, LinearDynamic
 from .depthwise import ORDER, WIDE
+from .gemm import PANEL
 from .layout import aligned, position_pitch
 from .shapes import is_depthwise
 from .simd import LANES
-
-PANEL = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,16 +121,31 @@ def pack_dynamic(step: LinearDynamic) -> Packed:
 
 def pack_channels(step: Conv) -> list[np.ndarray]:
     """Weights [block of 64][group of four places][vector][lane][place], biases and factors [block of 64][vector][lane] (``depthwise.ORDER``)."""
-    weight, (bias, factor) = step.weight.reshape(len(step.weight), -1), epilogue(step)
+    weight, (bias, factor) = by_four(step), epilogue(step)
     channels, count = weight.shape
+    # What fits several times into a block is there as many times, for as many neighbouring positions.
+    times = WIDE // channels if WIDE % channels == 0 else 1
+    weight, bias, factor = (np.concatenate([values] * times) for values in (weight, bias, np.broadcast_to(factor, channels)))
+    channels *= times
     blocks, groups = -(-channels // WIDE), -(-count // 4)
     order = np.array(ORDER)
     padded = np.zeros((blocks * WIDE, groups * 4), np.int8)
     padded[:channels, :count] = weight
     packed, biases, factors = aligned(padded.size, np.int8), aligned(blocks * WIDE, np.int32), aligned(blocks * WIDE, np.float32)
     packed[:] = padded.reshape(blocks, WIDE, groups, 4)[:, order].transpose(0, 3, 1, 2, 4).ravel()
-    for target, values in ((biases, lanes(bias, channels, np.int32)), (factors, lanes(np.broadcast_to(factor, channels), channels, np.float32))):
+    for target, values in ((biases, lanes(bias, channels, np.int32)), (factors, lanes(factor, channels, np.float32))):
         full = np.zeros(blocks * WIDE, target.dtype)
         full[: len(values)] = values
         target[:] = full.reshape(blocks, WIDE)[:, order].ravel()
     return [packed, biases, factors]
+
+
+def by_four(step: Conv) -> np.ndarray:
+    """The places of a depthwise kernel in a row, those of ``pairs`` kernels with a zero behind each line of three."""
+    weight = step.weight.reshape(len(step.weight), 1, -1) if step.weight.ndim == 3 else step.weight[:, 0]
+    return np.pad(weight, [(0, 0), (0, 0), (0, int(in_pairs(step)))]).reshape(len(weight), -1)
+
+
+def in_pairs(step: Conv) -> bool:
+    """Whether a depthwise convolution computes two neighbouring outputs at a time."""
+    return step.weight.shape[2:] == (3, 3) and step.stride[1] == 1 and step.dilation == (1, 1)

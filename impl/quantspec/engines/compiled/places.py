@@ -3,7 +3,7 @@
 from llvmlite import ir
 
 from .codes import run_quantize, slot
-from .simd import BYTES, F32, FLOATS, I1, I8, I32, I64, INTS, LANES, Emitter, function
+from .simd import BYTES, F32, FLOATS, I8, I32, I64, INTS, LANES, Emitter, function
 
 X, Y, IMAGES, ROWS, WINDOW, CHANNELS, X_IMAGE, Y_IMAGE = range(1, 9)
 TAPS, COUNTS, Y_OFFSETS, FACTORS = range(9, 13)  # int32 offsets [row, window] from an image's start; int32 and float32 (rows,)
@@ -96,10 +96,17 @@ def write_average(emit: Emitter, op, frame):
 def write_fill(emit: Emitter, op, frame):
     """Margins of zero points: bytes before the first position, between lines, and behind the last position of each image."""
     target, images, size, before, height, line, used, after, zero = (emit.field(op, entry) for entry in range(1, 10))
-    pointer = ir.PointerType(I8)
+    zeros = emit.splat(emit.trunc(zero, I8))
 
     def put(address, count):
-        emit.native("llvm.memset.p0.i64", ir.VoidType(), emit.inttoptr(address, pointer), emit.trunc(zero, I8), count, I1(0))
+        def one(at, mask):
+            place = emit.add(address, at)
+            if mask is None:
+                emit.write(zeros, place)
+            else:
+                emit.write_some(zeros, place, mask)
+
+        by_sixteen(emit, count, one)
 
     def image(n, carried):
         start = emit.add(target, emit.mul(n, size))
