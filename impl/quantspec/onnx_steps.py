@@ -168,11 +168,46 @@ def pooled(x: Tensor, step: MaxPool | AvgPool, dilation: tuple[int, ...]) -> tup
 def avg_pool(g: Graph, step: AvgPool, values: Values) -> Tensor:
     x, grid = values[step.x], step.qparams
     shape = pooled(x, step, (1,) * len(step.kernel))
+    if step.ceil_mode:
+        return Tensor(last_windows(g, x, step), shape, grid)
     made = g.node(
         "AveragePool", [g.dequantize(x.name, grid)], kernel_shape=step.kernel, strides=step.stride, pads=[*step.padding, *step.padding],
-        ceil_mode=int(step.ceil_mode), count_include_pad=int(step.count_include_pad),
+        count_include_pad=int(step.count_include_pad),
     )  # fmt: skip
     return Tensor(g.quantize(made, grid), shape, grid)
+
+
+def last_windows(g: Graph, x: Tensor, step: AvgPool) -> str:
+    """Averages over windows of which the last may end outside, where ONNX Runtime's kernel counts other positions: DIA-AVERAGE, `real`, written out."""
+    first, grid = x.rank - len(step.kernel), step.qparams
+    places = list(zip(range(first, x.rank), step.kernel, step.stride, step.padding))
+    widths, starts, positions = [], [], None
+    for axis, k, s, p in places:
+        length, one, stride = g.int_name(g.size(x, axis)), g.ints(1), g.ints(s)
+        room = g.node("Add", [length, g.ints(2 * p - k + s - 1)])
+        count = g.node("Add", [g.node("Div", [room, stride]), one])
+        begins = g.node("Mul", [g.node("Sub", [count, one]), stride])
+        outside = g.node("Cast", [g.node("GreaterOrEqual", [begins, g.node("Add", [length, g.ints(p)])])], to=TensorProto.INT64)
+        count = g.node("Sub", [count, outside])
+        reach = g.node("Mul", [g.node("Sub", [count, one]), stride])
+        widths.append(g.node("Max", [g.node("Sub", [g.node("Add", [reach, g.ints(k - p)]), length]), g.ints(0)]))
+        starts.append(g.node("Add", [reach, one]))
+        scalar = g.node("Squeeze", [count])
+        at = g.node("Sub", [g.node("Mul", [g.node("Range", [g.constant(0, np.int64), scalar, g.constant(1, np.int64)]), stride]), g.ints(p)])
+        low, high = (g.ints(-p), g.node("Add", [length, g.ints(p)])) if step.count_include_pad else (g.ints(0), length)
+        inside = g.node("Sub", [g.node("Min", [g.node("Add", [at, g.ints(k)]), high]), g.node("Max", [at, low])])
+        inside = g.node("Reshape", [inside, g.ints(*(-1 if i == axis else 1 for i in range(first, x.rank)))])
+        positions = inside if positions is None else g.node("Mul", [positions, inside])
+    before = g.ints(*[0] * first, *step.padding, *[0] * first)
+    values = g.node("Pad", [g.dequantize(x.name, grid), g.node("Concat", [before, *widths], axis=0), g.constant(0.0, np.float32)])
+    axes, strides, ends = g.ints(*(axis for axis, *_ in places)), g.ints(*step.stride), g.node("Concat", starts, axis=0)
+    total = g.constant(0.0, np.float32)
+    for place in np.ndindex(*step.kernel):
+        view = g.node("Slice", [values, g.ints(*place), g.node("Add", [ends, g.ints(*place)]), axes, strides])
+        total = g.node("Add", [total, view])
+    quotient = g.node("Div", [total, g.node("Cast", [positions], to=TensorProto.FLOAT)])
+    steps = g.node("Add", [g.node("Div", [quotient, g.constant(grid.scale, np.float32, "scale")]), g.constant(float(grid.zero_point), np.float32)])
+    return g.quantize(steps, QParams(1, 0, grid.qmin, grid.qmax))
 
 
 def mean(g: Graph, step: Mean, values: Values) -> Tensor:
@@ -216,7 +251,8 @@ def adaptive(g: Graph, step: AdaptiveAvgPool, values: Values) -> Tensor:
         following = g.node("Mul", [g.constant(np.arange(1, size + 1), np.int64), length])
         ends = g.node("Div", [g.node("Add", [following, g.ints(size - 1)]), g.ints(size)])
         running = g.node("CumSum", [total, g.constant(axis, np.int64)])
-        running = g.node("Pad", [running, g.ints(1, 0), g.constant(0, np.int32), g.ints(axis)])
+        before = [int(i == axis) for i in range(x.rank)]
+        running = g.node("Pad", [running, g.ints(*before, *[0] * x.rank), g.constant(0, np.int32)])
         total = g.node("Sub", [g.node("Gather", [running, ends], axis=axis), g.node("Gather", [running, starts], axis=axis)])
         along = g.node("Reshape", [g.node("Sub", [ends, starts]), g.ints(*(-1 if i == axis else 1 for i in range(first, x.rank)))])
         counts = along if counts is None else g.node("Mul", [counts, along])
@@ -260,10 +296,10 @@ def by_rows(g: Graph, x: str, weight: np.ndarray, unit: np.ndarray, step: Linear
 
 
 def linear_weight(g: Graph, step: LinearWeight, values: Values) -> Tensor:
-    x, w = values[step.x], step.w_qparams
-    axis = {} if w.axis is None else {"axis": 1}
-    weight = g.node("DequantizeLinear", [g.constant(step.weight.T, np.int8, "weight"), *g.grid(w)], **axis)
-    made = g.node("MatMul", [x.name, weight])
+    """The weights' codes times their scales, and a product of floats. (Behind a DequantizeLinear ONNX Runtime would quantize the activations too.)"""
+    x, unit = values[step.x], step.w_qparams.scale
+    codes = g.node("Cast", [g.constant(step.weight.T, np.int8, "weight")], to=TensorProto.FLOAT)
+    made = g.node("MatMul", [x.name, g.node("Mul", [codes, g.constant(unit, np.float32, "scale")])])
     if step.bias is not None:
         made = g.node("Add", [made, g.constant(step.bias, np.float32, "bias")])
     return Tensor(made, None if x.shape is None else (*x.shape[:-1], len(step.weight)))
