@@ -20,7 +20,8 @@ from .errors import UnsupportedError
 from .graph import bind
 from .module import QuantizedModule
 from .program import (
-    Call, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, Move, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs,
+    Call, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, Move, Program, Quantize, Recurrent, Ref, reads, refs,
+    replace_refs,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def reader_rank(program: Program, name: str) -> tuple[int, bool]:
     for step in program.steps:
         if not same.intersection(reads(step)):
             continue
-        if isinstance(step, (Linear, LinearDynamic, LinearWeight)):
+        if isinstance(step, (Linear, LinearReal, LinearDynamic, LinearWeight)):
             return 2, False
-        if isinstance(step, Conv):
+        if isinstance(step, (Conv, ConvReal)):
             return step.weight.ndim, False
         if isinstance(step, Embedding):
             return 2, True

@@ -16,7 +16,8 @@ from .integer import quantize_bias
 from .onnx_graph import Dim, Graph, Tensor, broadcast, windows
 from .onnx_moves import like, narrow, pad, reshape, sizes_of, transpose, unsqueeze
 from .program import (
-    Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, MaxPool, Mean, Mul, Quantize, Relu, Table,
+    Add, AdaptiveAvgPool, AvgPool, Concat, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, MaxPool, Mean, Mul, Quantize,
+    Relu, Table,
 )  # fmt: skip
 
 Values = dict[str, Any]
@@ -66,9 +67,15 @@ def rows_of(g: Graph, x: Tensor, y: Tensor, outputs: int) -> Tensor:
 
 
 def conv(g: Graph, step: Conv, values: Values) -> Tensor:
-    x, padding = values[step.x], list(step.padding)
-    positions = step.weight.ndim - 2
-    if x.shape is not None and x.rank != positions + 2:
+    x, attributes, shape = placed(g, step, values[step.x])
+    made = g.node("Conv", [g.dequantize(x.name, step.x_qparams), *parameters(g, step)], **attributes)
+    return Tensor(rectified(g, made, step), shape, step.y_qparams)
+
+
+def placed(g: Graph, step: Conv | ConvReal, x: Tensor) -> tuple[Tensor, dict[str, Any], tuple[Dim, ...]]:
+    """The codes that a convolution of ONNX takes, its attributes, and the output's shape."""
+    padding, positions = list(step.padding), step.weight.ndim - 2
+    if x.rank != positions + 2:
         raise UnsupportedError("a convolution without a batch axis")
     for axis, d in enumerate(step.input_dilation):
         if d > 1:
@@ -77,13 +84,35 @@ def conv(g: Graph, step: Conv, values: Values) -> Tensor:
         if before < 0 or after < 0:
             x = narrow(g, x, axis + 2, max(-before, 0), after if after < 0 else None)
             padding[axis] = (max(before, 0), max(after, 0))
-    inputs = [g.dequantize(x.name, step.x_qparams), *parameters(g, step)]
     pads = [before for before, _ in padding] + [after for _, after in padding]
-    made = g.node("Conv", inputs, strides=step.stride, pads=pads, dilations=step.dilation, group=step.groups, kernel_shape=step.weight.shape[2:])
-    shape = x.shape or (("batch", x.name), 0, *((x.name, i) for i in range(positions)))
-    places = zip(shape[2:], step.weight.shape[2:], step.stride, padding, step.dilation)
-    dims = tuple(windows(n, k, s, b, a, d) for n, k, s, (b, a), d in places)
-    return Tensor(rectified(g, made, step), (shape[0], len(step.weight), *dims), step.y_qparams)
+    attributes = {"strides": step.stride, "pads": pads, "dilations": step.dilation, "group": step.groups, "kernel_shape": step.weight.shape[2:]}
+    places = zip(x.shape[2:], step.weight.shape[2:], step.stride, padding, step.dilation)
+    return x, attributes, (x.shape[0], len(step.weight), *(windows(n, k, s, b, a, d) for n, k, s, (b, a), d in places))
+
+
+def linear_real(g: Graph, step: LinearReal, values: Values) -> Tensor:
+    """An integer product, and DIA-DYNAMIC, `multiply-add`, in its own steps."""
+    x, (_, point) = values[step.x], g.grid(step.x_qparams)
+    weight = g.constant(np.ascontiguousarray(step.weight.T), np.int8, "weight")
+    sums = g.node("MatMulInteger", [x.name, weight, point])
+    return Tensor(real(g, sums, step, (-1,)), None if x.shape is None else (*x.shape[:-1], len(step.weight)))
+
+
+def conv_real(g: Graph, step: ConvReal, values: Values) -> Tensor:
+    """The same of a convolution. ConvInteger takes unsigned weights only, so that its codes lie 128 higher, and so does their zero point."""
+    x, attributes, shape = placed(g, step, values[step.x])
+    weight = g.constant((step.weight.astype(np.int16) + 128).astype(np.uint8), np.uint8, "weight")
+    sums = g.node("ConvInteger", [x.name, weight, g.grid(step.x_qparams)[1], g.constant(128, np.uint8)], **attributes)
+    return Tensor(real(g, sums, step, (-1, *[1] * (step.weight.ndim - 2))), shape)
+
+
+def real(g: Graph, sums: str, step: LinearReal | ConvReal, along: tuple[int, ...]) -> str:
+    """Floats of accumulators; ``along``: the shape in which what belongs to channels meets them."""
+    unit = np.float32(step.x_qparams.scale) * step.w_qparams.scale
+    made = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), g.constant(unit.reshape(along) if unit.ndim else unit, np.float32, "scale")])
+    if step.bias is not None:
+        made = g.node("Add", [made, g.constant(step.bias.reshape(along), np.float32, "bias")])
+    return g.node("Relu", [made]) if step.relu else made
 
 
 def spread(g: Graph, x: Tensor, axis: int, d: int) -> Tensor:
@@ -320,4 +349,5 @@ def embedding(g: Graph, step: Embedding, values: Values) -> Tensor:
 STEPS: dict[type, Callable[[Graph, Any, Values], Tensor]] = {
     Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: add, Mul: mul, Concat: concat, MaxPool: max_pool,
     AvgPool: avg_pool, AdaptiveAvgPool: adaptive, Mean: mean, LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding,
+    LinearReal: linear_real, ConvReal: conv_real,
 }  # fmt: skip
