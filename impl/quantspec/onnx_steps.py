@@ -35,7 +35,8 @@ def parameters(g: Graph, step: Linear | Conv) -> list[str]:
     """Weight, and bias where there is one, as floats of their codes."""
     w = step.w_qparams
     axis = {} if w.axis is None else {"axis": 0}
-    made = [g.node("DequantizeLinear", [g.constant(step.weight, np.int8, "weight"), *g.grid(w)], **axis)]
+    # Weights and their zero points are a layer's own: where ONNX Runtime makes them unsigned, for CPUs without VNNI, shared ones would be made twice.
+    made = [g.node("DequantizeLinear", [g.constant(step.weight, np.int8, "weight", step.name), *g.grid(w, step.name)], **axis)]
     if step.bias is not None:
         codes, unit = quantize_bias(step.bias, step.x_qparams.scale, w.scale), step.x_qparams.scale * w.scale
         made.append(g.node("DequantizeLinear", [g.constant(codes, np.int32, "bias"), g.constant(unit, np.float32, "scale")], **axis))
@@ -93,7 +94,7 @@ def placed(g: Graph, step: Conv | ConvReal, x: Tensor) -> tuple[Tensor, dict[str
 def linear_real(g: Graph, step: LinearReal, values: Values) -> Tensor:
     """An integer product, and DIA-DYNAMIC, `multiply-add`, in its own steps."""
     x, (_, point) = values[step.x], g.grid(step.x_qparams)
-    weight = g.constant(np.ascontiguousarray(step.weight.T), np.int8, "weight")
+    weight = g.constant(np.ascontiguousarray(step.weight.T), np.int8, "weight", step.name)
     sums = g.node("MatMulInteger", [x.name, weight, point])
     return Tensor(real(g, sums, step, (-1,)), None if x.shape is None else (*x.shape[:-1], len(step.weight)))
 
@@ -301,7 +302,8 @@ def linear_dynamic(g: Graph, step: LinearDynamic, values: Values) -> Tensor:
         made = by_rows(g, x.name, weight, unit, step)
     else:
         codes, scale, point = g.node("DynamicQuantizeLinear", [x.name], outputs=3)
-        sums = g.node("MatMulInteger", [codes, g.constant(weight, np.int8, "weight"), point, g.constant(np.zeros(unit.shape), np.int8)])
+        zeros = g.constant(np.zeros(unit.shape), np.int8, "zero_point", step.name)
+        sums = g.node("MatMulInteger", [codes, g.constant(weight, np.int8, "weight", step.name), point, zeros])
         made = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), g.node("Mul", [scale, g.constant(unit, np.float32, "scale")])])
     if step.bias is not None:
         made = g.node("Add", [made, g.constant(step.bias, np.float32, "bias")])

@@ -139,6 +139,15 @@ ROWS = {
 }  # fmt: skip
 
 
+@pytest.fixture(params=["default", "x64quantprecision"])
+def session(request, monkeypatch):
+    """Both ways that x86 CPUs go: weights as they are, or made unsigned so that nothing saturates."""
+    monkeypatch.setattr(onnx_export, "saturates", lambda: request.param != "default" or saturates())
+
+
+saturates = onnx_export.saturates
+
+
 def compared(q, batch, least=1):
     """All codes and outputs equal; gives how many were compared."""
     found = onnx_export.differences(q, batch, steps=True)
@@ -152,7 +161,7 @@ def compared(q, batch, least=1):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_network_of_images_has_the_same_codes(name):
+def test_a_network_of_images_has_the_same_codes(name, session):
     q = quantspec.quantize(seeded(IMAGES[name]), [CALIBRATION])
     onnx_export.export_onnx(q)
     compared(q, inputs(1, (3, 8, 8), 2) * 1.5)
@@ -294,7 +303,7 @@ def test_any_sum_and_product_has_the_same_codes(data):
 
 
 @pytest.mark.parametrize("options", [{}, {"activations": "per_token"}, {"reduce_range": True}, {"per_channel": False}], ids=str)
-def test_dynamic_layers_give_the_same_floats(options):
+def test_dynamic_layers_give_the_same_floats(options, session):
     q = quantspec.quantize_dynamic(seeded(Perceptron), **options)
     compared(q, inputs(1))
     compared(q, inputs(5, seed=4) * 100)
@@ -381,7 +390,7 @@ def test_without_the_packages_the_error_says_how_to_have_them(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5"])
-def test_networks_of_torchvision_have_the_same_codes(name):
+def test_networks_of_torchvision_have_the_same_codes(name, session):
     torchvision_compat.import_torchvision()
     import torchvision
 
@@ -390,3 +399,40 @@ def test_networks_of_torchvision_have_the_same_codes(name):
     quantspec.export_onnx(q)
     assert compared(q, inputs(1, (3, 64, 64), 2)) == 1000
     assert compared(q, inputs(5, (3, 64, 64), 3)) == 5000
+
+
+@pytest.mark.parametrize("size", [8, 16, 18, 26])
+def test_window_attention_is_torchvisions_at_any_size(size):
+    """Whole windows, padded ones, and a single one, which is not shifted. All of it is in float, in which sums of at most 64 terms differ by their rounding."""
+    torchvision_compat.import_torchvision()
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    model = seeded(lambda: SwinTransformer([2, 2], 8, [2, 2], [2, 4], [4, 4], num_classes=6, stochastic_depth_prob=0.0))
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    q = quantspec.quantize_dynamic(model, activations=None)
+    exported, x = quantspec.export_onnx(q), inputs(3, (3, size, size))
+    np.testing.assert_allclose(run(exported, x=x)["output"], q(x).numpy(), rtol=0, atol=2**-16)
+    assert q(x).abs().max() > 0.05
+
+
+def test_several_outputs_come_in_order_and_an_input_may_be_called_output():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
+
+        def forward(self, output, scale=None):
+            return {"b": self.b(output), "a": (self.a(output), None)}
+
+    q = quantspec.quantize(seeded(Model), [inputs()])
+    assert compared(q, inputs(5)) == 25
+    assert [o.name for o in quantspec.export_onnx(q).graph.output] == ["output_0", "output_1"]
+
+    class One(Model):
+        def forward(self, output):
+            return self.a(output)
+
+    q = quantspec.quantize(seeded(One), [inputs()])
+    assert compared(q, inputs(5)) == 15
+    assert [o.name for o in quantspec.export_onnx(q).graph.output] == ["output_2"]
