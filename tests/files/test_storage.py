@@ -240,6 +240,10 @@ def test_places_where_no_file_can_be_are_errors_of_the_system(tmp_path):
     q = NETWORKS["mlp"]()[0]
     with pytest.raises(FileNotFoundError):
         q.save(tmp_path / "none" / "q.safetensors")
+    for folder in (tmp_path, "", "/"):
+        with pytest.raises(IsADirectoryError):
+            q.save(folder)
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError):
         quantspec.load(tmp_path / "q.safetensors")
     with pytest.raises(IsADirectoryError):
