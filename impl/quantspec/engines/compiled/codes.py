@@ -163,6 +163,14 @@ def slot(emit: Emitter, op, frame, index: int):
     return emit.field(emit.add(frame, emit.shl(emit.field(op, index), I64(3))), ADDRESSES)
 
 
+def source_or_slot(emit: Emitter, op, frame, slot: int, address: int):
+    """The address of an input or output of the program, by entry ``slot``, or entry ``address`` where that is negative."""
+    number = emit.field(op, slot)
+    place = emit.select(emit.icmp_signed("<", number, I64(0)), I64(0), number)
+    outside = emit.field(emit.add(frame, emit.shl(place, I64(3))), ADDRESSES)
+    return emit.select(emit.icmp_signed("<", number, I64(0)), emit.field(op, address), outside)
+
+
 def rows(name: str, one_row, from_slot: bool):
     """Writes a kernel that runs ``one_row(op, source, target, width)`` over rows, from an input of the program or to an output of it."""
 

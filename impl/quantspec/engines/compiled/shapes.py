@@ -45,6 +45,22 @@ class FlatFloat:
 
 
 @dataclass(frozen=True, eq=False)
+class Import:
+    """Codes from outside, as an array in the order of its axes."""
+
+    name: str
+    x: str
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """Codes to outside."""
+
+    name: str
+    x: str
+
+
+@dataclass(frozen=True, eq=False)
 class Dynamic:
     """A dynamic linear layer, with a ReLU behind it where ``relu``."""
 
@@ -240,4 +256,5 @@ def flat(step: Move | FlatQuantize | FlatFloat, shapes) -> tuple[int, ...]:
 SHAPES: dict[type, Callable] = {
     Quantize: same, Dequantize: same, Linear: linear, Conv: conv, ConvAdd: conv_add, Table: same, Relu: same, Add: pair, Mul: pair, Concat: concat, MaxPool: pool,
     AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: flat, FlatQuantize: flat, FlatFloat: flat, Dynamic: dynamic,
+    Import: same, Export: same,
 }  # fmt: skip
