@@ -1,8 +1,10 @@
 """What every test gets: Hypothesis profiles, the data set, the clauses it checks, and the chapters' examples as tests."""
 
+import contextlib
 import doctest
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,8 @@ def run_definitions(example) -> None:
         missing = [name for name in defined if not hasattr(module, name)]
         assert not missing, f"{path.name}:{example.line}: loading the chapter did not define {', '.join(missing)}"
     else:
-        exec(compile(example.parsed, path.name, "exec"), {"__name__": "__example__"})  # noqa: S102
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # an example may write files
+            exec(compile(example.parsed, path.name, "exec"), {"__name__": "__example__"})  # noqa: S102
 
 
 pytest_collect_file = Sybil(

@@ -20,9 +20,11 @@ import networks
 import quantspec as qs
 import strategies as draws
 from evidence import clause
-from quantspec import capture, graph, moves, program
+from quantspec import capture, chapters, graph, moves, program
 from quantspec.affine import QParams
 from quantspec.program import Call, Move, Ref
+
+spec = chapters.load("static")
 
 
 def kinds(q):
@@ -446,3 +448,71 @@ def test_every_elementwise_function_is_recognised_as_module_and_as_function():
         q = qs.quantize(model, [networks.inputs(2, (2, 4, 4))])
         assert not named(q, Call), (made, str(q))
         assert isinstance(capture.capture(model), graph.FloatGraph)
+
+
+def in_definition(step, x_q):
+    """STA-DIRECT's outputs for rows of codes."""
+    qparams = [(float(scale), 0) for scale in np.broadcast_to(step.w_qparams.scale, len(step.weight))]
+    bias = np.zeros(len(step.weight)) if step.bias is None else step.bias
+    x = float(step.x_qparams.scale), int(step.x_qparams.zero_point)
+    return spec.linear_real(x_q.reshape(-1, x_q.shape[-1]).tolist(), x, step.weight.reshape(len(step.weight), -1).tolist(), qparams, bias.tolist())
+
+
+@clause("STA-DIRECT")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("read", [lambda y: torch.softmax(y, -1), lambda y: torch.softmax(y.transpose(-1, -2), -1) * y.size(-1)])
+def test_what_only_float_reads_is_not_rounded_to_codes(bias, read):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3, bias=bias)
+
+        def forward(self, x):
+            return read(self.layer(x))
+
+    model, x = networks.seeded(Model), networks.inputs(3, (2, 4))
+    prepared = qs.prepare(model, dialect="exact")
+    assert list(prepared.observers) == ["x"]
+    prepared(x)
+    q = qs.convert(prepared)
+    (step,) = q.program.layers
+    assert type(step) is program.LinearReal and "Dequantize" not in kinds(q)
+    seen = trace(q, x)
+    assert seen[step.name].reshape(-1, 3).tolist() == in_definition(step, seen[step.x])
+    assert torch.equal(q(x), read(seen[step.name]))
+
+
+@clause("STA-DIRECT")
+def test_a_convolution_that_only_float_reads_gives_floats_too():
+    model, x = networks.seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1))), networks.inputs(2, (3, 4, 5))
+    q = qs.quantize(model, [x], dialect="exact")
+    (step,) = q.program.layers
+    seen = trace(q, x)
+    rows = np.moveaxis(seen[step.x], 1, -1)
+    got = seen[step.name].permute(0, 2, 3, 1).reshape(-1, 4)
+    assert type(step) is program.ConvReal and got.tolist() == in_definition(step, rows)
+    assert torch.equal(q(x[0])[None], q(x[:1]))
+
+
+@clause("STA-DIRECT")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda y, conv: (torch.softmax(y, 1), y),  # an output of the network
+        lambda y, conv: torch.softmax(torch.relu(y), 1),  # a ReLU
+        lambda y, conv: torch.softmax(y, 1) + conv(y),  # a layer reads it too
+        lambda y, conv: torch.softmax(torch.sigmoid(y), 1),  # a table reads it
+    ],
+)
+def test_what_codes_are_needed_of_has_codes(read):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return read(self.conv(x), self.other)
+
+    q = qs.quantize(networks.seeded(Model), [networks.inputs(2, (3, 2, 2))])
+    assert type(q.program.layers[0]) is program.Conv
+

@@ -5,6 +5,7 @@ from .dynamic import quantize_dynamic
 from .errors import CalibrationError, FormatError, UnsupportedError
 from .module import QuantizedModule
 from .observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
+from .onnx_export import export_onnx
 from .program import Program
 from .static import Prepared, convert, prepare, quantize
 from .storage import load
@@ -24,6 +25,7 @@ __all__ = [
     "UnsupportedError",
     "compare",
     "convert",
+    "export_onnx",
     "load",
     "prepare",
     "quantize",

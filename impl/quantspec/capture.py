@@ -104,6 +104,8 @@ def alone(model: nn.Module) -> fx.Graph:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "output_size":
             break  # the size of a transposed convolution's output follows from its input here
         optional = parameter.default is not parameter.empty
+        if optional and isinstance(model, weighted.TRANSPOSED):
+            break  # an output_size is a number of a call, not of the layer
         values.append(made.placeholder(name, default_value=parameter.default) if optional else made.placeholder(name))
     made.output(made.call_module("", tuple(values)))
     return made

@@ -174,7 +174,7 @@ class Converter:
         """The step that has the value as a float, made if there is none."""
         if name not in self.floats:
             node = self.producers[name]
-            if self.has_codes(name) and not splits(node):
+            if self.has_codes(name) and not splits(node, self.producers):
                 step = Dequantize(f"{name}.float", self.as_codes(name), self.grid(name))
             elif isinstance(node, graph.Embedding):
                 step = embedding_step(node, self.options, self.as_float(node.x), self.as_float)
@@ -199,9 +199,12 @@ class Converter:
         return name in self.placement.coded and name not in self.kept and self.sources[name] not in self.kept
 
 
-def splits(node: graph.Node) -> bool:
-    """Whether a node gives a tuple of values."""
-    return isinstance(node, graph.Move) and node.call.target in SPLITTING
+def splits(node: graph.Node | None, producers: dict[str, graph.Node]) -> bool:
+    """Whether a node gives a tuple of values: what splits one, or takes several of a tuple's items."""
+    if not isinstance(node, graph.Move):
+        return False
+    several = node.call.target == "operator.getitem" and isinstance(node.call.args[1], slice)
+    return node.call.target in SPLITTING or (several and splits(producers.get(node.x), producers))
 
 
 def table(node: graph.Elementwise, callables: dict, x: QParams, y: QParams, dialect: Dialect) -> np.ndarray:

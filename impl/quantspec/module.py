@@ -40,6 +40,8 @@ class QuantizedModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output, float32. Inputs are float32 tensors as the model takes them; they are not written to."""
+        if len(args) == 1 and not kwargs and getattr(self.compiled, "input_name", None) is not None:
+            return self.compiled.single(args[0])
         return self.compiled({**dict(zip(self.program.inputs, args, strict=False)), **kwargs})
 
     def run_on(self, engine: str) -> "QuantizedModule":

@@ -6,9 +6,9 @@ unless the session option ``session.x64quantprecision`` is 1.
 """
 
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch
 from . import moves
 from .engines.reference import Reference
 from .errors import UnsupportedError
-from .graph import bind
+from .graph import FloatLayer, bind
 from .module import QuantizedModule
 from .program import (
-    Call, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, Move, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs,
+    Call, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, Move, Program, Quantize, Recurrent, Ref, reads, refs,
+    replace_refs,
 )  # fmt: skip
+from .storage import write_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -47,40 +49,37 @@ def export_onnx(q: QuantizedModule, path: str | os.PathLike | None = None, *, ex
     Raises UnsupportedError naming a step that has no ONNX operator, before anything is written; ImportError without the extra ``onnx``.
     """
     onnx = needed("onnx")
-    model = build(q.program, q.callables, ranks(q.program, example))
+    model = build(q.program, q.callables, ranks(q, example))
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            draft.write_bytes(model.SerializeToString())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(path, model.SerializeToString())
     return model
 
 
-def ranks(program: Program, example: Any = None) -> dict[str, tuple[int, bool] | None]:
+def ranks(q: QuantizedModule, example: Any = None) -> dict[str, tuple[int, bool] | None]:
     """For each input its number of axes and whether it holds integers; None for those that have a default and are left out."""
+    program = q.program
     if example is not None:
         given = bind(program.inputs, program.defaults, example)
         tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
         return {name: (tensors[name].ndim, not tensors[name].is_floating_point()) if name in tensors else None for name in program.inputs}
-    return {name: None if name in program.defaults else reader_rank(program, name) for name in program.inputs}
+    return {name: None if name in program.defaults else reader_rank(q, name) for name in program.inputs}
 
 
-def reader_rank(program: Program, name: str) -> tuple[int, bool]:
+def reader_rank(q: QuantizedModule, name: str) -> tuple[int, bool]:
     """The axes of an input by the first layer that reads it, directly or behind what leaves shapes as they are."""
     same = {name}
-    for step in program.steps:
+    for step in q.program.steps:
         if not same.intersection(reads(step)):
             continue
-        if isinstance(step, (Linear, LinearDynamic, LinearWeight)):
+        if isinstance(step, (Linear, LinearReal, LinearDynamic, LinearWeight)):
             return 2, False
-        if isinstance(step, Conv):
+        if isinstance(step, (Conv, ConvReal)):
             return step.weight.ndim, False
         if isinstance(step, Embedding):
             return 2, True
+        if isinstance(step, Call) and isinstance(layer := q.callables.get((step.kind, step.target)), FloatLayer):
+            return layer.weight.ndim, False
         if isinstance(step, Quantize):
             same.add(step.name)
     raise UnsupportedError(f"input {name!r}: how many axes it has is not known; export with an example batch")
@@ -116,7 +115,7 @@ def build(program: Program, callables: dict[tuple[str, str], Any], axes: dict[st
             raise UnsupportedError(f"step {step.name!r} has no ONNX form: {error}") from error
     g.step, outputs = "", []
     names = refs(program.output)
-    made = {f"output_{index}" if len(names) > 1 else "output": name for index, name in enumerate(names)}
+    made = {g.fresh(f"output_{index}" if len(names) > 1 else "output"): name for index, name in enumerate(names)}
     for out, name in (made | {name: name for name in shown}).items():
         value = values[name]
         if isinstance(value, Tensor):
@@ -138,7 +137,7 @@ def moved(g: Any, step: Move, values: dict[str, Any], known: dict) -> Any:
 
 
 def compare_codes(q: QuantizedModule, batch: Any, *, steps: bool = False) -> tuple[int, int]:
-    """(outputs compared, differences) of ONNX Runtime, with default optimisation, and engine ``reference`` in dialect ``onnx``, for one batch.
+    """(outputs compared, differences) of ONNX Runtime, with default optimisation and exact accumulators, and engine ``reference`` in dialect ``onnx``, for one batch.
 
     An output that was dequantized is compared as codes, others by their bits. ``steps``: every step that gives codes is compared too.
     """
@@ -159,33 +158,38 @@ def differences(q: QuantizedModule, batch: Any, *, steps: bool = False) -> dict[
 
     output = Reference(program, q.callables)(batch, see)
     given = bind(program.inputs, program.defaults, batch)
-    names = refs(program.output)
     flat: list[torch.Tensor] = []
-    replace_refs_with(program.output, output, flat)
-    model = build(program, q.callables, ranks(program, batch), tuple(expected))
+    gather(program.output, output, flat)
+    model = build(program, q.callables, ranks(q, batch), tuple(expected))
     options = runtime.SessionOptions()
+    if saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = torch.get_num_threads(), 1, 3
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {info.name: given[info.name].detach().numpy() for info in session.get_inputs()}
     results = dict(zip([info.name for info in session.get_outputs()], session.run(None, feeds)))
-    found = {name: differing(expected[name], results[name]) for name in expected}
-    for index, tensor in enumerate(flat):
-        name = f"output_{index}" if len(names) > 1 else "output"
-        if isinstance(tensor, torch.Tensor) and name in results:
-            found[name] = differing(tensor.numpy(), results[name])
-    return found
+    found = {name: differing(expected[name], results.pop(name)) for name in expected}
+    tensors = [tensor.numpy() for tensor in flat if isinstance(tensor, torch.Tensor)]
+    return found | {name: differing(one, other) for one, (name, other) in zip(tensors, results.items(), strict=True)}
 
 
-def replace_refs_with(tree: Any, made: Any, flat: list) -> None:
+def saturates() -> bool:
+    """Whether this is an x86 CPU without VNNI, on which ONNX Runtime's kernels saturate in between unless they are told not to."""
+    from llvmlite import binding
+
+    return platform.machine() in ("x86_64", "AMD64") and not {"avx512vnni", "avxvnni"} & {name for name, has in binding.get_host_cpu_features().items() if has}
+
+
+def gather(tree: Any, made: Any, flat: list[Any]) -> None:
     """What stands in ``made`` where ``tree`` has its ``Ref``s, in order."""
     if isinstance(tree, Ref):
         flat.append(made)
     elif isinstance(tree, (tuple, list)):
         for one, other in zip(tree, made):
-            replace_refs_with(one, other, flat)
+            gather(one, other, flat)
     elif isinstance(tree, dict):
         for key, one in tree.items():
-            replace_refs_with(one, made[key], flat)
+            gather(one, made[key], flat)
 
 
 def differing(one: np.ndarray, other: np.ndarray) -> tuple[int, int]:

@@ -242,6 +242,8 @@ def layer(g: Graph, what: graph.FloatLayer, x: Tensor) -> Tensor:
 
 def call(g: Graph, step: Call, values: dict[str, Any], callables: dict[tuple[str, str], Any]) -> Any:
     """What a call gives: a tensor of the graph, a length, a constant, or a tuple of these. Raises UnsupportedError for what ONNX has no operator for."""
+    from . import onnx_windows  # which builds on the functions here
+
     args, kwargs = replace_refs(step.args, values.__getitem__), replace_refs(step.kwargs, values.__getitem__)
     what = callables.get((step.kind, step.target))
     if step.kind == "attribute":
@@ -273,6 +275,8 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: dict[tuple[str
     if known and target in MOVES:
         args = (args[0] if isinstance(args[0], Tensor) else Tensor(named(g, args[0]), shape_of(args[0])), *args[1:])
         return MOVES[target](g, *args, **kwargs)
+    if step.target in onnx_windows.FUNCTIONS:
+        return onnx_windows.FUNCTIONS[step.target](g, *args, **kwargs)
     if target not in FUNCTIONS or step.target.startswith("torchvision"):
         raise UnsupportedError(f"{step.target}, for which there is no ONNX operator here")
     if any(isinstance(value, Size) for value in dynamic):

@@ -62,10 +62,10 @@ class Graph:
         self.names.add(name)
         return name
 
-    def constant(self, value: Any, dtype: Any = None, hint: str = "constant") -> str:
-        """The name of a constant."""
+    def constant(self, value: Any, dtype: Any = None, hint: str = "constant", owner: str = "") -> str:
+        """The name of a constant, which only those of the same ``owner`` share."""
         array = np.array(value, dtype, order="C")
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (owner, array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
             self.constants[key] = self.fresh(hint)
             self.initializers.append(numpy_helper.from_array(array, self.constants[key]))
@@ -83,10 +83,10 @@ class Graph:
 
     # --- codes
 
-    def grid(self, grid: QParams) -> tuple[str, str]:
+    def grid(self, grid: QParams, owner: str = "") -> tuple[str, str]:
         """Scale and zero point of a grid."""
         points = np.broadcast_to(grid.zero_point, grid.scale.shape)
-        return self.constant(grid.scale, np.float32, "scale"), self.constant(points, grid.dtype, "zero_point")
+        return self.constant(grid.scale, np.float32, "scale"), self.constant(points, grid.dtype, "zero_point", owner)
 
     def dequantize(self, name: str, grid: QParams, **attributes: Any) -> str:
         return self.node("DequantizeLinear", [name, *self.grid(grid)], **attributes)

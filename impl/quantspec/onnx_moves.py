@@ -223,9 +223,11 @@ def pad(g: Graph, x: Tensor, widths: Any, mode: str = "constant", value: Any = N
     axes = [(axis, max(b, 0), max(a, 0)) for axis, b, a in pairs if b > 0 or a > 0]
     if not axes:
         return x
-    ends = g.ints(*(b for _, b, _ in axes), *(a for _, _, a in axes))
+    # For every axis: ONNX Runtime loses its way with a Pad of some axes when it moves transpositions through it.
+    befores, afters = ({axis: pair[end] for axis, *pair in axes} for end in (0, 1))
+    ends = g.ints(*(befores.get(i, 0) for i in range(x.rank)), *(afters.get(i, 0) for i in range(x.rank)))
     filler = g.constant(x.grid.zero_point, x.grid.dtype) if x.grid is not None else g.constant(value or 0.0, np.float32)
-    name = g.node("Pad", [x.name, ends, filler if mode == "constant" else "", g.ints(*(a for a, _, _ in axes))], mode=kinds[mode])
+    name = g.node("Pad", [x.name, ends, *([filler] if mode == "constant" else [])], mode=kinds[mode])
     shape = list(x.shape)
     for axis, before, after in axes:
         shape[axis] = shape[axis] + before + after if isinstance(shape[axis], int) else ("pad", shape[axis], before, after)

@@ -16,7 +16,8 @@ from .integer import quantize_bias
 from .onnx_graph import Dim, Graph, Tensor, broadcast, windows
 from .onnx_moves import like, narrow, pad, reshape, sizes_of, transpose, unsqueeze
 from .program import (
-    Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, MaxPool, Mean, Mul, Quantize, Relu, Table,
+    Add, AdaptiveAvgPool, AvgPool, Concat, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, MaxPool, Mean, Mul, Quantize,
+    Relu, Table,
 )  # fmt: skip
 
 Values = dict[str, Any]
@@ -34,7 +35,8 @@ def parameters(g: Graph, step: Linear | Conv) -> list[str]:
     """Weight, and bias where there is one, as floats of their codes."""
     w = step.w_qparams
     axis = {} if w.axis is None else {"axis": 0}
-    made = [g.node("DequantizeLinear", [g.constant(step.weight, np.int8, "weight"), *g.grid(w)], **axis)]
+    # Weights and their zero points are a layer's own: where ONNX Runtime makes them unsigned, for CPUs without VNNI, shared ones would be made twice.
+    made = [g.node("DequantizeLinear", [g.constant(step.weight, np.int8, "weight", step.name), *g.grid(w, step.name)], **axis)]
     if step.bias is not None:
         codes, unit = quantize_bias(step.bias, step.x_qparams.scale, w.scale), step.x_qparams.scale * w.scale
         made.append(g.node("DequantizeLinear", [g.constant(codes, np.int32, "bias"), g.constant(unit, np.float32, "scale")], **axis))
@@ -66,9 +68,15 @@ def rows_of(g: Graph, x: Tensor, y: Tensor, outputs: int) -> Tensor:
 
 
 def conv(g: Graph, step: Conv, values: Values) -> Tensor:
-    x, padding = values[step.x], list(step.padding)
-    positions = step.weight.ndim - 2
-    if x.shape is not None and x.rank != positions + 2:
+    x, attributes, shape = placed(g, step, values[step.x])
+    made = g.node("Conv", [g.dequantize(x.name, step.x_qparams), *parameters(g, step)], **attributes)
+    return Tensor(rectified(g, made, step), shape, step.y_qparams)
+
+
+def placed(g: Graph, step: Conv | ConvReal, x: Tensor) -> tuple[Tensor, dict[str, Any], tuple[Dim, ...]]:
+    """The codes that a convolution of ONNX takes, its attributes, and the output's shape."""
+    padding, positions = list(step.padding), step.weight.ndim - 2
+    if x.rank != positions + 2:
         raise UnsupportedError("a convolution without a batch axis")
     for axis, d in enumerate(step.input_dilation):
         if d > 1:
@@ -77,13 +85,35 @@ def conv(g: Graph, step: Conv, values: Values) -> Tensor:
         if before < 0 or after < 0:
             x = narrow(g, x, axis + 2, max(-before, 0), after if after < 0 else None)
             padding[axis] = (max(before, 0), max(after, 0))
-    inputs = [g.dequantize(x.name, step.x_qparams), *parameters(g, step)]
     pads = [before for before, _ in padding] + [after for _, after in padding]
-    made = g.node("Conv", inputs, strides=step.stride, pads=pads, dilations=step.dilation, group=step.groups, kernel_shape=step.weight.shape[2:])
-    shape = x.shape or (("batch", x.name), 0, *((x.name, i) for i in range(positions)))
-    places = zip(shape[2:], step.weight.shape[2:], step.stride, padding, step.dilation)
-    dims = tuple(windows(n, k, s, b, a, d) for n, k, s, (b, a), d in places)
-    return Tensor(rectified(g, made, step), (shape[0], len(step.weight), *dims), step.y_qparams)
+    attributes = {"strides": step.stride, "pads": pads, "dilations": step.dilation, "group": step.groups, "kernel_shape": step.weight.shape[2:]}
+    places = zip(x.shape[2:], step.weight.shape[2:], step.stride, padding, step.dilation)
+    return x, attributes, (x.shape[0], len(step.weight), *(windows(n, k, s, b, a, d) for n, k, s, (b, a), d in places))
+
+
+def linear_real(g: Graph, step: LinearReal, values: Values) -> Tensor:
+    """An integer product, and DIA-DYNAMIC, `multiply-add`, in its own steps."""
+    x, (_, point) = values[step.x], g.grid(step.x_qparams)
+    weight = g.constant(np.ascontiguousarray(step.weight.T), np.int8, "weight", step.name)
+    sums = g.node("MatMulInteger", [x.name, weight, point])
+    return Tensor(real(g, sums, step, (-1,)), None if x.shape is None else (*x.shape[:-1], len(step.weight)))
+
+
+def conv_real(g: Graph, step: ConvReal, values: Values) -> Tensor:
+    """The same of a convolution. ConvInteger takes unsigned weights only, so that its codes lie 128 higher, and so does their zero point."""
+    x, attributes, shape = placed(g, step, values[step.x])
+    weight = g.constant((step.weight.astype(np.int16) + 128).astype(np.uint8), np.uint8, "weight")
+    sums = g.node("ConvInteger", [x.name, weight, g.grid(step.x_qparams)[1], g.constant(128, np.uint8)], **attributes)
+    return Tensor(real(g, sums, step, (-1, *[1] * (step.weight.ndim - 2))), shape)
+
+
+def real(g: Graph, sums: str, step: LinearReal | ConvReal, along: tuple[int, ...]) -> str:
+    """Floats of accumulators; ``along``: the shape in which what belongs to channels meets them."""
+    unit = np.float32(step.x_qparams.scale) * step.w_qparams.scale
+    made = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), g.constant(unit.reshape(along) if unit.ndim else unit, np.float32, "scale")])
+    if step.bias is not None:
+        made = g.node("Add", [made, g.constant(step.bias.reshape(along), np.float32, "bias")])
+    return g.node("Relu", [made]) if step.relu else made
 
 
 def spread(g: Graph, x: Tensor, axis: int, d: int) -> Tensor:
@@ -168,11 +198,46 @@ def pooled(x: Tensor, step: MaxPool | AvgPool, dilation: tuple[int, ...]) -> tup
 def avg_pool(g: Graph, step: AvgPool, values: Values) -> Tensor:
     x, grid = values[step.x], step.qparams
     shape = pooled(x, step, (1,) * len(step.kernel))
+    if step.ceil_mode:
+        return Tensor(last_windows(g, x, step), shape, grid)
     made = g.node(
         "AveragePool", [g.dequantize(x.name, grid)], kernel_shape=step.kernel, strides=step.stride, pads=[*step.padding, *step.padding],
-        ceil_mode=int(step.ceil_mode), count_include_pad=int(step.count_include_pad),
+        count_include_pad=int(step.count_include_pad),
     )  # fmt: skip
     return Tensor(g.quantize(made, grid), shape, grid)
+
+
+def last_windows(g: Graph, x: Tensor, step: AvgPool) -> str:
+    """Averages over windows of which the last may end outside, where ONNX Runtime's kernel counts other positions: DIA-AVERAGE, `real`, written out."""
+    first, grid = x.rank - len(step.kernel), step.qparams
+    places = list(zip(range(first, x.rank), step.kernel, step.stride, step.padding))
+    widths, starts, positions = [], [], None
+    for axis, k, s, p in places:
+        length, one, stride = g.int_name(g.size(x, axis)), g.ints(1), g.ints(s)
+        room = g.node("Add", [length, g.ints(2 * p - k + s - 1)])
+        count = g.node("Add", [g.node("Div", [room, stride]), one])
+        begins = g.node("Mul", [g.node("Sub", [count, one]), stride])
+        outside = g.node("Cast", [g.node("GreaterOrEqual", [begins, g.node("Add", [length, g.ints(p)])])], to=TensorProto.INT64)
+        count = g.node("Sub", [count, outside])
+        reach = g.node("Mul", [g.node("Sub", [count, one]), stride])
+        widths.append(g.node("Max", [g.node("Sub", [g.node("Add", [reach, g.ints(k - p)]), length]), g.ints(0)]))
+        starts.append(g.node("Add", [reach, one]))
+        scalar = g.node("Squeeze", [count])
+        at = g.node("Sub", [g.node("Mul", [g.node("Range", [g.constant(0, np.int64), scalar, g.constant(1, np.int64)]), stride]), g.ints(p)])
+        low, high = (g.ints(-p), g.node("Add", [length, g.ints(p)])) if step.count_include_pad else (g.ints(0), length)
+        inside = g.node("Sub", [g.node("Min", [g.node("Add", [at, g.ints(k)]), high]), g.node("Max", [at, low])])
+        inside = g.node("Reshape", [inside, g.ints(*(-1 if i == axis else 1 for i in range(first, x.rank)))])
+        positions = inside if positions is None else g.node("Mul", [positions, inside])
+    before = g.ints(*[0] * first, *step.padding, *[0] * first)
+    values = g.node("Pad", [g.dequantize(x.name, grid), g.node("Concat", [before, *widths], axis=0), g.constant(0.0, np.float32)])
+    axes, strides, ends = g.ints(*(axis for axis, *_ in places)), g.ints(*step.stride), g.node("Concat", starts, axis=0)
+    total = g.constant(0.0, np.float32)
+    for place in np.ndindex(*step.kernel):
+        view = g.node("Slice", [values, g.ints(*place), g.node("Add", [ends, g.ints(*place)]), axes, strides])
+        total = g.node("Add", [total, view])
+    quotient = g.node("Div", [total, g.node("Cast", [positions], to=TensorProto.FLOAT)])
+    steps = g.node("Add", [g.node("Div", [quotient, g.constant(grid.scale, np.float32, "scale")]), g.constant(float(grid.zero_point), np.float32)])
+    return g.quantize(steps, QParams(1, 0, grid.qmin, grid.qmax))
 
 
 def mean(g: Graph, step: Mean, values: Values) -> Tensor:
@@ -216,7 +281,8 @@ def adaptive(g: Graph, step: AdaptiveAvgPool, values: Values) -> Tensor:
         following = g.node("Mul", [g.constant(np.arange(1, size + 1), np.int64), length])
         ends = g.node("Div", [g.node("Add", [following, g.ints(size - 1)]), g.ints(size)])
         running = g.node("CumSum", [total, g.constant(axis, np.int64)])
-        running = g.node("Pad", [running, g.ints(1, 0), g.constant(0, np.int32), g.ints(axis)])
+        before = [int(i == axis) for i in range(x.rank)]
+        running = g.node("Pad", [running, g.ints(*before, *[0] * x.rank), g.constant(0, np.int32)])
         total = g.node("Sub", [g.node("Gather", [running, ends], axis=axis), g.node("Gather", [running, starts], axis=axis)])
         along = g.node("Reshape", [g.node("Sub", [ends, starts]), g.ints(*(-1 if i == axis else 1 for i in range(first, x.rank)))])
         counts = along if counts is None else g.node("Mul", [counts, along])
@@ -236,7 +302,8 @@ def linear_dynamic(g: Graph, step: LinearDynamic, values: Values) -> Tensor:
         made = by_rows(g, x.name, weight, unit, step)
     else:
         codes, scale, point = g.node("DynamicQuantizeLinear", [x.name], outputs=3)
-        sums = g.node("MatMulInteger", [codes, g.constant(weight, np.int8, "weight"), point, g.constant(np.zeros(unit.shape), np.int8)])
+        zeros = g.constant(np.zeros(unit.shape), np.int8, "zero_point", step.name)
+        sums = g.node("MatMulInteger", [codes, g.constant(weight, np.int8, "weight", step.name), point, zeros])
         made = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), g.node("Mul", [scale, g.constant(unit, np.float32, "scale")])])
     if step.bias is not None:
         made = g.node("Add", [made, g.constant(step.bias, np.float32, "bias")])
@@ -260,10 +327,10 @@ def by_rows(g: Graph, x: str, weight: np.ndarray, unit: np.ndarray, step: Linear
 
 
 def linear_weight(g: Graph, step: LinearWeight, values: Values) -> Tensor:
-    x, w = values[step.x], step.w_qparams
-    axis = {} if w.axis is None else {"axis": 1}
-    weight = g.node("DequantizeLinear", [g.constant(step.weight.T, np.int8, "weight"), *g.grid(w)], **axis)
-    made = g.node("MatMul", [x.name, weight])
+    """The weights' codes times their scales, and a product of floats. (Behind a DequantizeLinear ONNX Runtime would quantize the activations too.)"""
+    x, unit = values[step.x], step.w_qparams.scale
+    codes = g.node("Cast", [g.constant(step.weight.T, np.int8, "weight")], to=TensorProto.FLOAT)
+    made = g.node("MatMul", [x.name, g.node("Mul", [codes, g.constant(unit, np.float32, "scale")])])
     if step.bias is not None:
         made = g.node("Add", [made, g.constant(step.bias, np.float32, "bias")])
     return Tensor(made, None if x.shape is None else (*x.shape[:-1], len(step.weight)))
@@ -284,4 +351,5 @@ def embedding(g: Graph, step: Embedding, values: Values) -> Tensor:
 STEPS: dict[type, Callable[[Graph, Any, Values], Tensor]] = {
     Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: add, Mul: mul, Concat: concat, MaxPool: max_pool,
     AvgPool: avg_pool, AdaptiveAvgPool: adaptive, Mean: mean, LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding,
+    LinearReal: linear_real, ConvReal: conv_real,
 }  # fmt: skip

@@ -7,6 +7,7 @@ The file holds no code, and reading it runs none: steps are data, functions come
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,15 @@ def save(q: QuantizedModule, path: str | os.PathLike) -> None:
     A module of a class that is not torch.nn's own is stored by its state, and is to be given again to ``load``. Raises UnsupportedError naming a function, or a
     value among the arguments, that has no place in a file; OSError as writing files does.
     """
+    write_whole(path, packed(q))
+
+
+def write_whole(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file at once, or leaves what is there. Raises OSError as writing files does."""
     path = Path(path)
-    data = packed(q)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if not path.name:
+        raise IsADirectoryError(f"expected the path of a file, got {os.fspath(path)!r}")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(draft, "xb") as file:
             file.write(data)

@@ -11,11 +11,12 @@ from .dialects import DIALECTS
 from .dynamic_steps import KINDS
 from .integer import check_overflow, quantize_bias
 from .program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Cell, Concat, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, MaxPool, Mean, Move, Mul, Program,
-    Quantize, Recurrent, Ref, Relu, Step, Table, reads, refs,
+    Add, AdaptiveAvgPool, AvgPool, Call, Cell, Concat, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, MaxPool, Mean,
+    Move, Mul, Program, Quantize, Recurrent, Ref, Relu, Step, Table, reads, refs,
 )  # fmt: skip
 
 CODES = (Quantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move)
+READING_CODES = (*CODES, Dequantize, LinearReal, ConvReal)
 LONGEST = 2**20  # no kernel, stride or dilation is longer
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -36,7 +37,7 @@ def check(program: Program, callables: Collection[tuple[str, str]]) -> None:
             for name in reads(step):
                 if name not in grids:
                     raise ValueError(f"reads {name!r}, which no earlier step makes")
-            grids[step.name] = CHECKS[type(step)](step, grids) if type(step) in CODES or type(step) is Dequantize else checked_float(step, grids)
+            grids[step.name] = CHECKS[type(step)](step, grids) if type(step) in READING_CODES else checked_float(step, grids)
         except ValueError as error:
             raise ValueError(f"step {step.name!r}: {error}") from error
         if isinstance(step, Call):
@@ -95,16 +96,16 @@ def weight(codes: Any, grid: QParams, bias: Any, *, dims: tuple[int, ...]) -> No
         raise ValueError(f"expected a float32 bias of shape {codes.shape[:1]} without NaN, got {bias.dtype} {bias.shape}")
 
 
-def layer(step: Linear | Conv, grids: dict) -> QParams:
+def layer(step: Linear | Conv | LinearReal | ConvReal, grids: dict) -> QParams | None:
     x = on_grid(step.x, step.x_qparams, grids)
-    weight(step.weight, step.w_qparams, step.bias, dims=(2,) if isinstance(step, Linear) else (3, 4, 5))
+    weight(step.weight, step.w_qparams, step.bias, dims=(2,) if isinstance(step, (Linear, LinearReal)) else (3, 4, 5))
     storage_calls.check_layer(step, step.weight, step.bias, "weight")
     zeros = np.zeros(len(step.weight), np.float32)
     try:
         check_overflow(x, step.weight, step.w_qparams, quantize_bias(zeros if step.bias is None else step.bias, x.scale, step.w_qparams.scale))
     except NotImplementedError as error:
         raise ValueError(str(error)) from error
-    return activation(step.y_qparams)
+    return activation(step.y_qparams) if isinstance(step, (Linear, Conv)) else None
 
 
 def table(step: Table, grids: dict) -> QParams:
@@ -198,8 +199,12 @@ def fits_cell(cell: Cell, outputs: int, inputs: int, size: int) -> None:
             raise ValueError(f"expected a weight of shape {(outputs, columns)}, got {codes.shape}")
 
 
+def relu(step: Relu, grids: dict) -> QParams:
+    return on_grid(step.x, step.qparams, grids)
+
+
 CHECKS: dict[type, Callable] = {
-    Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, Table: table, Relu: lambda step, grids: on_grid(step.x, step.qparams, grids), Add: pair,
-    Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: move, LinearDynamic: linear_float,
+    Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, LinearReal: layer, ConvReal: layer, Table: table, Relu: relu, Add: pair, Mul: pair,
+    Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: move, LinearDynamic: linear_float,
     LinearWeight: linear_float, Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

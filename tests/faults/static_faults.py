@@ -189,4 +189,14 @@ FAULTS = [
         'for step in self.program.steps for path, array in arrays(step)}',
         'for step in self.program.steps for path, array in arrays(step) if "qparams" not in path}',
     ),
+    Fault(
+        "direct-though-read-as-codes", "placement", ("STA-DIRECT",),
+        "A layer gives floats as soon as one reader wants them, and they are quantized again for the others.",
+        "node.name in floats - kept and not node.relu}", "node.name in floats and not node.relu}",
+    ),
+    Fault(
+        "checksum-not-looked-at", "storage", ("STA-STORED",),
+        "What a file says is taken for what was written to it.",
+        'if header["sha256"] != digest(network, tensors):', "if not header:",
+    ),
 ]

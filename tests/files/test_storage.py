@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import quantspec
+from evidence import clause
 from networks import inputs, seeded
 from quantspec import storage, storage_calls
 from quantspec.program import Call, Program, Ref
@@ -105,6 +106,7 @@ for name in names:
 """
 
 
+@clause("STA-STORED")
 def test_a_network_computes_the_same_bits_in_a_fresh_process(tmp_path):
     expected = []
     for name, build in NETWORKS.items():
@@ -240,6 +242,10 @@ def test_places_where_no_file_can_be_are_errors_of_the_system(tmp_path):
     q = NETWORKS["mlp"]()[0]
     with pytest.raises(FileNotFoundError):
         q.save(tmp_path / "none" / "q.safetensors")
+    for folder in (tmp_path, "", "/"):
+        with pytest.raises(IsADirectoryError):
+            q.save(folder)
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError):
         quantspec.load(tmp_path / "q.safetensors")
     with pytest.raises(IsADirectoryError):
@@ -258,6 +264,7 @@ def parts(data: bytes):
     return safetensors.torch.load(data), json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["quantspec"])["network"]
 
 
+@clause("STA-STORED")
 def test_foreign_and_newer_files_are_named(tmp_path):
     data, path = storage.packed(NETWORKS["mlp"]()[0]), tmp_path / "q.safetensors"
     tensors, network = parts(data)
@@ -289,6 +296,7 @@ def test_foreign_and_newer_files_are_named(tmp_path):
         ("torch.Tensor.add", "function", ({"ref": "x"},)), ("torch.nn.functional.__dict__", "function", ()), ("", "function", ()),
     ],
 )  # fmt: skip
+@clause("STA-STORED")
 def test_a_file_names_no_other_functions_than_those_that_compute(target, kind, args, tmp_path):
     call = {"step": "Call", "name": "y", "kind": kind, "target": target, "args": {"tuple": list(args)}, "kwargs": {"dict": []}, "reason": ""}
     network = {"dialect": "onnx", "inputs": ["x"], "defaults": {"dict": []}, "steps": [call], "output": {"ref": "y"}, "grids": []}
@@ -421,6 +429,7 @@ def changed_bytes(data: bytes, draw: random.Random) -> bytes:
 FUZZED = {"cnn": 800, "mlp of 5 bits, partly in float": 800, "tagger": 800, "encoder": 240}  # forgeries of each; a large file takes long to read
 
 
+@clause("STA-STORED")
 @pytest.mark.parametrize("name", FUZZED)
 def test_damage_is_an_error_or_changes_no_bit(name, tmp_path):
     q, x = NETWORKS[name]()

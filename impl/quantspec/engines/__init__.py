@@ -18,6 +18,7 @@ def compiled(program: Any, callables: dict) -> Callable:
 
 ENGINES: dict[str, Callable] = {"reference": Reference, "compiled": compiled}
 AUTO = "auto"
+COMPILED_DIALECT = "onnx"  # the one in which the compiled engine computes
 
 
 def check(name: str) -> None:
@@ -29,4 +30,9 @@ def check(name: str) -> None:
 def engine(name: str) -> Callable:
     """The engine of that name; ValueError listing the known ones when there is none."""
     check(name)
-    return ENGINES["reference" if name == AUTO else name]
+    return auto if name == AUTO else ENGINES[name]
+
+
+def auto(program: Any, callables: dict) -> Callable:
+    """The fastest engine that computes in the program's dialect. Which one it is stands in the network's ``engine`` and in its table."""
+    return (compiled if program.dialect == COMPILED_DIALECT else Reference)(program, callables)

@@ -19,6 +19,8 @@ from ..program import (
 class Reference:
     """A Program ready to run: ``engine(program, callables)(batch)``."""
 
+    name = "reference"
+
     def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
         self.program, self.callables = program, callables
         self.dialect = dialect(program.dialect)

@@ -13,6 +13,7 @@ from ...dialects import dialect
 from ...errors import UnsupportedError
 from ...graph import bind
 from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs
+from .. import COMPILED_DIALECT
 from ..reference import array, run_step
 from .bound import Bound
 from .emitters import EMITTERS
@@ -22,7 +23,6 @@ from .plan import Planner
 from .recurrent import Recurring
 from .shapes import Export, Import, compilable, flattens, fused
 
-DIALECT = "onnx"
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
@@ -95,9 +95,11 @@ class Compiled:
     UnsupportedError for a dialect that it does not compute in.
     """
 
+    name = "compiled"
+
     def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
-        if program.dialect != DIALECT:
-            raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
+        if program.dialect != COMPILED_DIALECT:
+            raise UnsupportedError(f"dialect: the compiled engine computes in {COMPILED_DIALECT!r} only, got {program.dialect!r}")
         self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
         self.parts = [Recurring(part, self.dialect) if isinstance(part, Recurrent) else part for part in segments(program, callables)]
         self.run, self.local, self.input_name = caller(), threading.local(), None
