@@ -108,8 +108,6 @@ class Compiled:
             if len(segment.outputs) == 1 and isinstance(program.output, Ref) and not segment.has_codes:
                 self.input_name = program.inputs[0]
 
-    name = "compiled"
-
     def __reduce__(self):
         # Machine code and the memory it works in belong to the process.
         return Compiled, (self.program, self.callables)
