@@ -249,6 +249,23 @@ def test_inputs_that_do_not_fit():
         assert str(found.value) == str(expected.value)
 
 
+def test_a_layer_whose_scales_are_refused_is_refused_when_it_is_run():
+    from dataclasses import replace
+
+    from quantspec.affine import QParams
+
+    program, x, r = two_layers()
+    tiny = QParams(np.float32(2.0**-126), 0, 0, 255)
+    steps = [replace(step, x_qparams=tiny) if step.name == "b" else step for step in program.steps]
+    program = replace(program, steps=tuple(steps))
+    batch = {"x": torch.from_numpy(programs.values(r, x, (5, 50)))}
+    with pytest.raises(ValueError) as expected:
+        Reference(program, {})(batch)
+    with pytest.raises(ValueError) as found:
+        Compiled(program, {})(batch)
+    assert str(found.value) == str(expected.value)
+
+
 def test_inputs_are_not_written_to_and_outputs_are_new():
     program, x, r = two_layers()
     engine = Compiled(program, {})

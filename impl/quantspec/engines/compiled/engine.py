@@ -21,7 +21,7 @@ from .native import caller
 from .pack import pack_layer
 from .plan import Planner
 from .recurrent import Recurring
-from .shapes import Export, Import, compilable, flattens, fused
+from .shapes import Export, Import, compilable, flattens, fused, known
 
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
@@ -29,7 +29,7 @@ SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 class Segment:
     """Steps that run in one call. Codes that come from outside or go there are ``imports`` and ``exports``, which have other names inside the planner."""
 
-    def __init__(self, steps: tuple, outputs: tuple[str, ...]):
+    def __init__(self, steps: tuple, outputs: tuple[str, ...], packed: dict[str, list]):
         made = {step.name for step in steps}
         self.steps, self.outputs = steps, outputs
         self.inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
@@ -41,9 +41,8 @@ class Segment:
         inside = (
             *(Import(name, outer(name)) for name in self.inputs if name in self.imports), *inside, *(Export(outer(name), name) for name in outputs if name in exports)
         )  # fmt: skip
-        packed = {step.name: pack_layer(step) for step in steps if isinstance(step, (Linear, Conv, LinearDynamic))}
         names = (tuple(outer(name) if name in group else name for name in side) for side, group in ((self.inputs, self.imports), (outputs, exports)))
-        self.planner = Planner(inside, *names, packed, EMITTERS)
+        self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS)
         self.local = threading.local()
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
@@ -77,7 +76,8 @@ def outer(name: str) -> str:
 
 def segments(program: Program, callables: dict) -> list:
     """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
-    names = compilable(program, callables)
+    packed = {step.name: packable(pack_layer, step) for step in program.steps if isinstance(step, (Linear, Conv, LinearDynamic)) and known(step)}
+    names = compilable(program, callables) - {name for name, what in packed.items() if what is None}
     parts: list = []
     for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
         steps = tuple(group)
@@ -85,8 +85,16 @@ def segments(program: Program, callables: dict) -> list:
         wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in made for name in reads(other)}
         outputs = tuple(step.name for step in steps if step.name in wanted)
         views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
-        parts += [Segment(steps, outputs)] if compiles and outputs and not views else steps
+        parts += [Segment(steps, outputs, packed)] if compiles and outputs and not views else steps
     return parts
+
+
+def packable(pack, step, *args):
+    """What ``pack`` makes of a step; None where its accumulators could overflow, or its scales multiply to no float32: the reference refuses it when it is run."""
+    try:
+        return pack(step, *args)
+    except (ValueError, UnsupportedError):
+        return None
 
 
 class Compiled:
@@ -101,7 +109,9 @@ class Compiled:
         if program.dialect != COMPILED_DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {COMPILED_DIALECT!r} only, got {program.dialect!r}")
         self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
-        self.parts = [Recurring(part, self.dialect) if isinstance(part, Recurrent) else part for part in segments(program, callables)]
+        self.parts = [
+            (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program, callables)
+        ]
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             segment = self.parts[0]
