@@ -16,6 +16,8 @@ from hypothesis import given, strategies as st
 
 import strategies
 from quantspec import UnsupportedError, engines
+from quantspec.dialects import dialect
+from quantspec.engines.compiled import arrays, peak
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
 from quantspec.program import Add, Mul, Program
@@ -347,3 +349,37 @@ def test_an_unknown_cpu_is_refused():
 def test_importing_the_package_loads_no_compiler():
     script = "import sys, quantspec; sys.exit('llvmlite' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=200).returncode == 0
+
+
+@given(strategies.seeds(), st.integers(0, 300), st.integers(0, 3))
+def test_arrays(r, count, offset):
+    x = programs.grid(r)
+    values = programs.values(r, x, (count + offset,))[offset:]
+    codes = arrays.quantize(values, x)
+    assert np.array_equal(codes, dialect("onnx").quantize(values, x.scale, x.zero_point, qmin=x.qmin, qmax=x.qmax))
+    assert np.array_equal(arrays.dequantize(codes, x), x.dequantize(codes))
+
+
+@pytest.mark.parametrize("count", [2**21, 2**21 + 17])
+def test_large_arrays(count):
+    r = np.random.default_rng(0)
+    x = programs.grid(r)
+    codes = r.integers(0, 256, count).astype(np.uint8)
+    assert np.array_equal(arrays.dequantize(codes, x), x.dequantize(codes))
+
+
+def test_arrays_refuse_what_they_do_not_compute():
+    from quantspec.affine import QParams
+
+    x = QParams(np.float32(1), 3, 0, 255)
+    with pytest.raises(ValueError, match="expected numbers, got 2 NaN"):
+        arrays.quantize(np.array([1, np.nan, np.nan], np.float32), x)
+    with pytest.raises(TypeError, match="expected uint8 codes"):
+        arrays.dequantize(np.zeros(3, np.int8), x)
+    for grid in (QParams(np.float32(1), 3, -128, 127), QParams(np.ones(2, np.float32), [0, 0], 0, 255, 0)):
+        with pytest.raises(ValueError, match="grid: expected one of unsigned codes"):
+            arrays.quantize(np.zeros(2, np.float32), grid)
+
+
+def test_the_peak_is_above_what_a_product_reaches():
+    assert 1e9 < peak.macs_per_second(0.05) < 1e13 and 1e8 < peak.copy_bytes_per_second(2**20, 0.05) < 1e13
