@@ -1,13 +1,8 @@
 """The compiled engine gives the reference engine's bits, whatever the shapes, the threads and the CPU."""
 
 import copy
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import emulated
 import numpy as np
 import programs
 import pytest
@@ -321,34 +316,6 @@ def test_other_dialects_are_refused():
     object.__setattr__(other, "dialect", "fbgemm")
     with pytest.raises(UnsupportedError, match="dialect"):
         engines.engine("compiled")(other, {})
-
-
-FEATURES = {"generic": set(), "avx2": {"avx2", "fma"}, "avx512vl": {"avx512vl", "avx512vnni", "avx512bw", "avx512dq"}}
-
-
-@pytest.mark.parametrize("cpu", FEATURES)
-def test_other_cpus_give_the_same_bits(cpu, tmp_path):
-    from llvmlite import binding
-
-    have = {name for name, there in binding.get_host_cpu_features().items() if there}
-    if missing := FEATURES[cpu] - have:
-        pytest.skip(f"this CPU has no {', '.join(sorted(missing))}, so that code for {cpu} does not run on it")
-    environment = os.environ | {"QUANTSPEC_CPU": cpu, "QUANTSPEC_KERNELS": str(tmp_path)}
-    script = Path(__file__).parent / "emulated.py"
-    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == emulated.digest()
-
-
-def test_an_unknown_cpu_is_refused():
-    environment = os.environ | {"QUANTSPEC_CPU": "z80"}
-    run = subprocess.run([sys.executable, str(Path(__file__).parent / "emulated.py")], env=environment, capture_output=True, text=True, timeout=200)
-    assert run.returncode != 0 and "expected one of generic, avx2, avx512vl, got 'z80'" in run.stderr
-
-
-def test_importing_the_package_loads_no_compiler():
-    script = "import sys, quantspec; sys.exit('llvmlite' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], timeout=200).returncode == 0
 
 
 @given(strategies.seeds(), st.integers(0, 300), st.integers(0, 3))
