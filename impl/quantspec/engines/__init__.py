@@ -9,14 +9,15 @@ from typing import Any
 from .reference import Reference
 
 
-def load_compiled(program: Any, callables: dict) -> Callable:
+def make_compiled(program: Any, callables: dict) -> Callable:
     """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it cannot run."""
+    # Not called ``compiled``: loading the package of that name would put it in this function's place.
     from .compiled.engine import Compiled
 
     return Compiled(program, callables)
 
 
-ENGINES: dict[str, Callable] = {"reference": Reference, "compiled": load_compiled}
+ENGINES: dict[str, Callable] = {"reference": Reference, "compiled": make_compiled}
 AUTO = "auto"
 COMPILED_DIALECT = "onnx"  # the one in which the compiled engine computes
 
@@ -35,4 +36,4 @@ def engine(name: str) -> Callable:
 
 def auto(program: Any, callables: dict) -> Callable:
     """The fastest engine that computes in the program's dialect. Which one it is stands in the network's ``engine`` and in its table."""
-    return (load_compiled if program.dialect == COMPILED_DIALECT else Reference)(program, callables)
+    return (make_compiled if program.dialect == COMPILED_DIALECT else Reference)(program, callables)

@@ -36,6 +36,7 @@ class Bound:
                 self.slices(planner, shapes, batch, whole, first, last)
                 for first, last in zip(shares(batch, workers)[:-1], shares(batch, workers)[1:])
             ]
+        self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run = caller()
         plan, _ = self.tasks[0][0]
         self.single = len(self.tasks) == 1 and len(self.tasks[0]) == 1 and len(shapes) == len(self.shapes) == 1
@@ -43,10 +44,9 @@ class Bound:
 
     def slices(self, planner: Planner, shapes, batch: int, whole: Plan, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
         """Plans for samples from ``first`` to ``last``, each with the bytes from the start of every input and output to its part."""
-        size = slice_size(planner, batch, whole)
-        count = last - first
-        size = -(-count // max(1, -(-count // size)))
-        steps = [4 * int(np.prod(shape[1:])) for shape in (*shapes, *whole.shapes)]
+        most, count = slice_size(planner, batch, whole), last - first
+        size = -(-count // max(1, -(-count // most)))
+        steps = [nbytes * int(np.prod(shape[1:])) for nbytes, shape in zip(planner.sizes(), (*shapes, *whole.shapes))]
         result = []
         for start, samples, times in ((first, size, count // size), (first + count // size * size, count % size, 1)):
             if samples and times:
@@ -58,8 +58,8 @@ class Bound:
         return result
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-        """The outputs for contiguous float32 tensors; None when one holds NaN."""
-        outputs = [torch.empty(shape) for shape in self.shapes]
+        """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as NaN."""
+        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(self.shapes, self.types)]
         starts = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
         others = [pool(len(self.tasks) - 1).submit(self.work, task, starts) for task in self.tasks[1:]]
         nan = self.work(self.tasks[0], starts)

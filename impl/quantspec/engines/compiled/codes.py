@@ -23,6 +23,7 @@ SCALE, INVERSE, REST, LOW, HIGH, ZERO = range(7, 13)
 CHECKED = 21  # whether ``is_checked``, and the lowest code is 0
 SAFE_SCALES = 2.0**-60, 2.0**60
 UNROLLED = 4
+PAST_CACHE = 2**21  # floats
 
 
 def quantize_fields(op, grid) -> None:
@@ -138,29 +139,56 @@ def run_dequantize(emit: Emitter, op, source, target, count):
     def real(q):
         return emit.fmul(emit.sitofp(emit.sub(emit.zext(q, INTS), zero), FLOATS), scale)
 
-    def many(i, carried):
-        at = emit.mul(i, I64(LANES * UNROLLED))
-        for n in range(UNROLLED):
-            place = emit.add(at, I64(LANES * n))
-            emit.write(real(emit.read(emit.add(source, place), BYTES)), emit.add(target, emit.shl(place, I64(2))))
-        return []
-
-    def few(i, carried):
-        at = emit.add(emit.mul(whole, I64(LANES * UNROLLED)), emit.mul(i, I64(LANES)))
-        mask = emit.mask(emit.sub(count, at))
+    def some(at, mask):
         q = emit.read_some(emit.add(source, at), BYTES, mask, emit.splat(0, BYTES))
         emit.write_some(real(q), emit.add(target, emit.shl(at, I64(2))), mask)
-        return []
 
-    whole = emit.sdiv(count, I64(LANES * UNROLLED))
-    left = emit.sdiv(emit.add(emit.sub(count, emit.mul(whole, I64(LANES * UNROLLED))), I64(LANES - 1)), I64(LANES))
-    emit.loop(whole, [], many)
-    emit.loop(left, [], few)
+    def all_from(start, past_cache: bool):
+        """Sixty-four at a time from entry ``start`` on, and what is left."""
+        left = emit.sub(count, start)
+        whole = emit.sdiv(left, I64(LANES * UNROLLED))
+
+        def many(i, carried):
+            at = emit.add(start, emit.mul(i, I64(LANES * UNROLLED)))
+            for n in range(UNROLLED):
+                place = emit.add(at, I64(LANES * n))
+                value, address = real(emit.read(emit.add(source, place), BYTES)), emit.add(target, emit.shl(place, I64(2)))
+                written = emit.write(value, address, 64 if past_cache else 1)
+                if past_cache:
+                    written.set_metadata("nontemporal", emit.module.add_metadata([I32(1)]))
+            return []
+
+        def few(i, carried):
+            at = emit.add(start, emit.add(emit.mul(whole, I64(LANES * UNROLLED)), emit.mul(i, I64(LANES))))
+            some(at, emit.mask(emit.sub(count, at)))
+            return []
+
+        emit.loop(whole, [], many)
+        rest = emit.sub(left, emit.mul(whole, I64(LANES * UNROLLED)))
+        emit.loop(emit.sdiv(emit.add(rest, I64(LANES - 1)), I64(LANES)), [], few)
+
+    # What no cache holds is written past them, in whole cache lines: reading lines that are overwritten would cost as much as writing them.
+    aligned = emit.icmp_signed("==", emit.and_(target, I64(3)), I64(0))
+    with emit.if_else(emit.and_(aligned, emit.icmp_signed(">=", count, I64(PAST_CACHE)))) as (large, small):
+        with large:
+            head = emit.lshr(emit.and_(emit.sub(I64(0), target), I64(63)), I64(2))
+            some(I64(0), emit.mask(head))
+            all_from(head, True)
+        with small:
+            all_from(I64(0), False)
 
 
 def slot(emit: Emitter, op, frame, index: int):
     """The address of the program's input or output whose number is entry ``index`` of the instruction."""
     return emit.field(emit.add(frame, emit.shl(emit.field(op, index), I64(3))), ADDRESSES)
+
+
+def source_or_slot(emit: Emitter, op, frame, slot: int, address: int):
+    """The address of an input or output of the program, by entry ``slot``, or entry ``address`` where that is negative."""
+    number = emit.field(op, slot)
+    place = emit.select(emit.icmp_signed("<", number, I64(0)), I64(0), number)
+    outside = emit.field(emit.add(frame, emit.shl(place, I64(3))), ADDRESSES)
+    return emit.select(emit.icmp_signed("<", number, I64(0)), emit.field(op, address), outside)
 
 
 def rows(name: str, one_row, from_slot: bool):

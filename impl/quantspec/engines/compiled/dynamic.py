@@ -6,10 +6,9 @@ import numpy as np
 from llvmlite import ir
 
 from . import codes, gemm
-from .codes import run_quantize
+from .codes import run_quantize, source_or_slot
 from .gemm import BIAS, FACTOR, OUTPUTS, PANEL, ROW_GRIDS, SUMS, Y, Y_OFFSETS, accumulate, product
 from .layout import SLACK, aligned, row_pitch
-from .native import ADDRESSES
 from .simd import F32, FLOATS, I32, I64, INTS, LANES, Emitter, float_bits, function
 
 # The instruction that quantizes: SOURCE and the like as ``codes`` has them, and
@@ -17,14 +16,6 @@ SLOT, GRIDS, GRID_STRIDE, PER_ROW, QMAX, SMALLEST, LARGEST = range(13, 20)
 GRID_ENTRIES = 24  # int64 entries of a grid: those of ``codes.quantize_fields``
 NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
 F64 = ir.DoubleType()
-
-
-def source_or_slot(emit: Emitter, op, frame, slot: int, address: int):
-    """The address of an input or output of the program, by entry ``slot``, or entry ``address`` where that is negative."""
-    number = emit.field(op, slot)
-    place = emit.select(emit.icmp_signed("<", number, I64(0)), I64(0), number)
-    outside = emit.field(emit.add(frame, emit.shl(place, I64(3))), ADDRESSES)
-    return emit.select(emit.icmp_signed("<", number, I64(0)), emit.field(op, address), outside)
 
 
 def run_range(emit: Emitter, op, source, count, grid):

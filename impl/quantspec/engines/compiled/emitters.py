@@ -11,7 +11,7 @@ from . import codes, depthwise, dynamic, gemm, places
 from .layout import Layout, aligned
 from .pack import Packed, in_pairs, joined
 from .plan import Planner, Value
-from .shapes import ConvAdd, Dynamic, FlatFloat, FlatQuantize, is_depthwise, ratios
+from .shapes import ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import, is_depthwise, ratios
 from .simd import float_bits
 
 
@@ -294,19 +294,45 @@ def emit_flatten(planner: Planner, step: Move) -> None:
     x, y = planner.values[name].layout, planner.values[step.name].layout
     images = planner.shapes[step.name][0]
     rows = x.images // images if images else 1  # rows of more than two axes join theirs
-    entries = {places.A: planner.first(name), places.B: planner.first(name), places.TARGET: planner.first(step.name)}
+    places_ = planner.first(name), planner.first(step.name), -1, -1
     if x.height * x.width * rows == 1 or rows > 1:
-        loops, near, far, steps = [images, rows, 1, x.channels], [x.image * rows, x.image, 0], [y.image, x.channels, 0], (1, 1)
+        emit_copy(planner, [images, rows, 1, x.channels], [x.image * rows, x.image, 0, 1], [y.image, x.channels, 0, 1], *places_)
     else:
-        loops, near, far = [images, x.channels, x.height, x.width], [x.image, 1, x.line], [y.image, x.height * x.width, x.width]
-        steps = x.pitch, 1
-    for base, values in ((places.LOOP, loops), (places.A_STRIDE, near), (places.B_STRIDE, near), (places.TARGET_STRIDE, far), (places.PARAMETER, steps)):
+        far = [y.image, x.height * x.width, x.width, 1]
+        emit_copy(planner, [images, x.channels, x.height, x.width], [x.image, 1, x.line, x.pitch], far, *places_)
+
+
+def emit_copy(planner: Planner, loops: list[int], near: list[int], far: list[int], source: int, target: int, source_slot: int, target_slot: int) -> None:
+    """Bytes in four nested loops, whose strides are given for either side."""
+    entries = {places.A: source, places.B: source, places.TARGET: target}
+    parameters = near[3], far[3], source_slot, target_slot
+    for base, values in (
+        (places.LOOP, loops), (places.A_STRIDE, near[:3]), (places.B_STRIDE, near[:3]), (places.TARGET_STRIDE, far[:3]), (places.PARAMETER, parameters),
+    ):  # fmt: skip
         entries |= {base + i: value for i, value in enumerate(values)}
     planner.emit("copy", places.write_copy, entries)
+
+
+def plain(layout: Layout) -> tuple[list[int], list[int], list[int]]:
+    """Counts and strides in memory and in an array [images, channels, height, width]."""
+    area = layout.height * layout.width
+    counts = [layout.images, layout.channels, layout.height, layout.width]
+    return counts, [layout.image, 1, layout.line, layout.pitch], [layout.channels * area, area, layout.width, 1]
+
+
+def emit_import(planner: Planner, step: Import) -> None:
+    counts, inside, outside = plain(planner.values[step.name].layout)
+    emit_copy(planner, counts, outside, inside, 0, planner.first(step.name), planner.slot(step.x), -1)
+
+
+def emit_export(planner: Planner, step: Export) -> None:
+    counts, inside, outside = plain(planner.values[step.x].layout)
+    emit_copy(planner, counts, inside, outside, planner.first(step.x), 0, -1, planner.slot(step.name))
 
 
 EMITTERS = {
     Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add, Table: emit_table, Relu: emit_relu,
     Add: emit_add, Mul: emit_mul, Concat: emit_concat, MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
-    Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Dynamic: emit_dynamic, "margin": emit_margin,
+    Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Dynamic: emit_dynamic, Import: emit_import, Export: emit_export,
+    "margin": emit_margin,
 }  # fmt: skip

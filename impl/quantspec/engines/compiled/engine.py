@@ -21,21 +21,33 @@ from .native import caller
 from .pack import pack_layer
 from .plan import Planner
 from .recurrent import Recurring
-from .shapes import compilable, flattens, fused
+from .shapes import Export, Import, compilable, flattens, fused, known
 
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
 class Segment:
-    """Steps that run in one call, from floats to floats."""
+    """Steps that run in one call. Codes that come from outside or go there are ``imports`` and ``exports``, which have other names inside the planner."""
 
-    def __init__(self, steps: tuple, outputs: tuple[str, ...]):
+    def __init__(self, steps: tuple, outputs: tuple[str, ...], packed: dict[str, list]):
         made = {step.name for step in steps}
-        inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
-        self.steps = steps
-        packed = {step.name: pack_layer(step) for step in steps if isinstance(step, (Linear, Conv, LinearDynamic))}
-        self.planner = Planner(fused(steps, outputs), inputs, outputs, packed, EMITTERS)
+        self.steps, self.outputs = steps, outputs
+        self.inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
+        floats = {step.name for step in steps if isinstance(step, (Dequantize, LinearDynamic, Call))}
+        read_as_floats = {name for step in steps if isinstance(step, (Quantize, LinearDynamic, Call)) for name in reads(step)}
+        self.imports, exports = frozenset(self.inputs) - read_as_floats, frozenset(outputs) - floats
+        self.has_codes = bool(self.imports or exports)
+        inside = fused(steps, outputs)
+        inside = (
+            *(Import(name, outer(name)) for name in self.inputs if name in self.imports), *inside, *(Export(outer(name), name) for name in outputs if name in exports)
+        )  # fmt: skip
+        names = (tuple(outer(name) if name in group else name for name in side) for side, group in ((self.inputs, self.imports), (outputs, exports)))
+        self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS)
         self.local = threading.local()
+
+    def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
+        """The inputs as contiguous tensors."""
+        return [torch.from_numpy(np.ascontiguousarray(values[n])) if n in self.imports else contiguous(values[n], n) for n in self.inputs]
 
     @property
     def bounds(self) -> dict[tuple, Bound]:
@@ -57,20 +69,32 @@ class Segment:
         return self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
 
 
+def outer(name: str) -> str:
+    """What a planner calls codes outside."""
+    return f"{name} outside"
+
+
 def segments(program: Program, callables: dict) -> list:
     """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
-    names = compilable(program, callables)
+    packed = {step.name: packable(pack_layer, step) for step in program.steps if isinstance(step, (Linear, Conv, LinearDynamic)) and known(step)}
+    names = compilable(program, callables) - {name for name, what in packed.items() if what is None}
     parts: list = []
     for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
         steps = tuple(group)
         made = {step.name for step in steps}
         wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in made for name in reads(other)}
         outputs = tuple(step.name for step in steps if step.name in wanted)
-        floats_in = all(isinstance(step, (Quantize, LinearDynamic, Call)) or set(reads(step)) <= made for step in steps)
-        floats_out = all(isinstance(step, (Dequantize, LinearDynamic, Call)) for step in steps if step.name in outputs)
         views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
-        parts += [Segment(steps, outputs)] if compiles and outputs and floats_in and floats_out and not views else steps
+        parts += [Segment(steps, outputs, packed)] if compiles and outputs and not views else steps
     return parts
+
+
+def packable(pack, step, *args):
+    """What ``pack`` makes of a step; None where its accumulators could overflow, or its scales multiply to no float32: the reference refuses it when it is run."""
+    try:
+        return pack(step, *args)
+    except (ValueError, UnsupportedError):
+        return None
 
 
 class Compiled:
@@ -85,12 +109,24 @@ class Compiled:
         if program.dialect != COMPILED_DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {COMPILED_DIALECT!r} only, got {program.dialect!r}")
         self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
-        self.parts = [Recurring(part, self.dialect) if isinstance(part, Recurrent) else part for part in segments(program, callables)]
+        self.parts = [
+            (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program, callables)
+        ]
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
-            planner = self.parts[0].planner
-            if len(planner.outputs) == 1 and isinstance(program.output, Ref):
+            segment = self.parts[0]
+            if len(segment.outputs) == 1 and isinstance(program.output, Ref) and not segment.has_codes:
                 self.input_name = program.inputs[0]
+
+    def __reduce__(self):
+        # Machine code and the memory it works in belong to the process.
+        return Compiled, (self.program, self.callables)
+
+    @property
+    def inside(self) -> frozenset[str]:
+        """The names of the steps that are compiled; all others are run as the reference engine runs them."""
+        names = (step.name for part in self.parts if isinstance(part, Segment) for step in part.steps)
+        return frozenset(names) | {part.name for part in self.parts if isinstance(part, Recurring)}
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         """The output for a batch. Raises as the reference engine does."""
@@ -113,9 +149,8 @@ class Compiled:
 
     def run_segment(self, segment: Segment, values: dict[str, Any]) -> None:
         """Adds the segment's outputs to the values."""
-        inputs = [contiguous(values[name], name) for name in segment.planner.inputs]
         try:
-            outputs = segment(inputs)
+            outputs = segment(segment.given(values))
         except UnsupportedError:
             outputs = None
         if outputs is None:
@@ -123,8 +158,10 @@ class Compiled:
             inner = dict(values)
             for step in segment.steps:
                 inner[step.name] = run_step(step, inner, self.callables, self.dialect)
-            outputs = [inner[name] for name in segment.planner.outputs]
-        values |= zip(segment.planner.outputs, outputs)
+            outputs = [inner[name] for name in segment.outputs]
+        elif segment.has_codes:
+            outputs = [output.numpy() if output.dtype == torch.uint8 else output for output in outputs]
+        values |= zip(segment.outputs, outputs)
 
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""

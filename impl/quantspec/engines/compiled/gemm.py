@@ -10,7 +10,9 @@ first-level cache while rows pass. Tiles of few rows have several sets of accumu
 input zero point times the sum of weights has been subtracted beforehand.
 """
 
-from .simd import BYTES, F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
+from llvmlite import ir
+
+from .simd import BYTES, F32, FLOATS, I8, I32, I64, INTS, LANES, Emitter, function
 
 # Entries of an instruction for a product. Addresses unless said; offsets are int32 arrays.
 X, Y, W, BIAS, FACTOR, ROWS, OUTPUTS, BLOCKS, STEPS = range(1, 10)
@@ -18,6 +20,7 @@ RUNS, RUN_STEPS, RUN_OFFSETS, X_OFFSETS, Y_OFFSETS, CHUNK = range(10, 16)
 LOWEST, HIGHEST, ZERO = range(16, 19)  # float32 in steps relative to the zero point, and the zero point as an integer
 ADD, B, B_OFFSETS, RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST = range(19, 27)
 ROW_GRIDS, SUMS = 27, 28  # of dynamic layers
+AHEAD, ADVANCE = 29, 30  # set while running: where the next panel is to be fetched from, and how far that moves with each step
 
 TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
@@ -38,6 +41,8 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
     w = emit.add(emit.field(op, W), emit.mul(panel, emit.mul(emit.field(op, STEPS), I64(64 * PANEL))))
     sets = max(1, IN_FLIGHT // (rows * blocks))
     size = rows * blocks
+    fetches = rows == TILE_ROWS[-1]
+    ahead, advance = emit.field(op, AHEAD), emit.field(op, ADVANCE)
 
     def run(index, carried):
         place = emit.sext(emit.read(emit.add(runs, emit.shl(index, I64(2))), I32, 4), I64)
@@ -47,6 +52,10 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
             weights = [emit.read(emit.add(w, I64(64 * j)), INTS, 64) for j in range(blocks)]
             fours = (emit.splat(emit.read(emit.add(base, emit.shl(k, I64(2))), I32)) for base in bases)
             return [emit.dot(totals[i * blocks + j], four, weights[j]) for i, four in enumerate(fours) for j in range(blocks)]
+
+        def fetching(i, carried):
+            emit.native("llvm.prefetch.p0", ir.VoidType(), emit.inttoptr(carried[-1], ir.PointerType(I8)), I32(0), I32(2), I32(1))
+            return [*several(i, carried[:-1]), emit.add(carried[-1], advance)]
 
         def several(i, carried):
             w, totals, k = carried[0], carried[1:], emit.mul(i, I64(sets))
@@ -60,13 +69,13 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
             return [emit.add(w, I64(64 * blocks)), *step(w, emit.add(done, i), totals[:size]), *totals[size:]]
 
         if sets == 1:
-            return emit.loop(steps, carried, several)
+            return emit.loop(steps, carried, fetching if fetches else several)
         count = emit.sdiv(steps, I64(sets))
         done = emit.mul(count, I64(sets))
         return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), one)
 
     zeros = [emit.splat(0, INTS)] * (size * (sets - 1))
-    totals = emit.loop(emit.field(op, RUNS), [w, *start, *zeros], run)[1:]
+    totals = emit.loop(emit.field(op, RUNS), [w, *start, *zeros, *[ahead] * fetches], run)[1:]
     for n in range(1, sets):
         totals[:size] = [emit.add(a, b) for a, b in zip(totals[:size], totals[n * size : (n + 1) * size])]
     return totals[:size]
@@ -159,8 +168,15 @@ def tiles(emit: Emitter, op, functions: list, start, end, panel) -> None:
     """Covers rows from ``start`` to ``end`` by tiles. A last one may overlap the one before it, where it computes the same again."""
     largest = TILE_ROWS[-1]
     count = emit.sdiv(emit.sub(end, start), I64(largest))
+    # The weights of the next panel come from further away while those of this one are used, each tile fetching its share.
+    nbytes = emit.mul(emit.field(op, STEPS), I64(64 * PANEL))
+    advance = emit.sdiv(I64(64 * PANEL), emit.add(count, I64(1)))
+    emit.write(advance, emit.add(op, I64(8 * ADVANCE)))
+    following = emit.add(emit.field(op, W), emit.mul(emit.add(panel, I64(1)), nbytes))
 
     def one(index, carried):
+        place = emit.add(following, emit.mul(index, emit.mul(advance, emit.field(op, STEPS))))
+        emit.write(place, emit.add(op, I64(8 * AHEAD)))
         emit.call(functions[-1], [op, emit.add(start, emit.mul(index, I64(largest))), panel])
         return []
 

@@ -55,6 +55,21 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantspec" / "kernels"
 
 
+def store(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; a folder that cannot be written to is no error."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)
+    except OSError:
+        return
+    try:
+        with file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError:
+        os.unlink(file.name)
+
+
 class Machine:
     """LLVM's compiler and loader. One per process; everything it loads stays loaded."""
 
@@ -84,16 +99,13 @@ class Machine:
         """The object file with the function, from the store or compiled and stored."""
         path = folder() / f"{name}-{hashlib.sha256(sources() + name.encode()).hexdigest()[:32]}.o"
         try:
-            return path.read_bytes()
-        except OSError:
-            code = self.compile(name, write)
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(code)
-            os.replace(file.name, path)  # never half a file
+            stored = path.read_bytes()
+            if hashlib.sha256(stored[32:]).digest() == stored[:32]:  # a torn file would take the process with it
+                return stored[32:]
         except OSError:
             pass
+        code = self.compile(name, write)
+        store(path, hashlib.sha256(code).digest() + code)
         return code
 
     def compile(self, name: str, write: Callable[[ir.Module], None]) -> bytes:

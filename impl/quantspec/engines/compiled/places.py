@@ -2,7 +2,7 @@
 
 from llvmlite import ir
 
-from .codes import run_quantize, slot
+from .codes import run_quantize, slot, source_or_slot
 from .simd import BYTES, F32, FLOATS, I8, I32, I64, INTS, LANES, Emitter, function
 
 X, Y, IMAGES, ROWS, WINDOW, CHANNELS, X_IMAGE, Y_IMAGE = range(1, 9)
@@ -208,7 +208,10 @@ def write_table(emit: Emitter, op, frame):
 
 
 def write_copy(emit: Emitter, op, frame):
-    """Bytes from one order to another: the last of the loops has strides as well, parameters 0 and 1."""
+    """Bytes from one order to another: the last of the loops has strides as well, parameters 0 and 1. Parameters 2 and 3: the input or output of the program
+    that is the source or the target, or -1."""
+    for parameter, entry in ((2, A), (3, TARGET)):
+        emit.write(source_or_slot(emit, op, frame, PARAMETER + parameter, entry), emit.add(op, I64(8 * entry)))
     near, far = (emit.field(op, PARAMETER + i) for i in (0, 1))
 
     def run(a, b, target, count):

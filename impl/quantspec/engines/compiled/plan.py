@@ -10,7 +10,7 @@ from ...program import AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linea
 from .layout import Layout, aligned
 from .native import BEGIN, COUNT, MOST_SLOTS, RELEASE, SLICES, SLOTS, WIDTH, kernel
 from .pack import Packed
-from .shapes import SHAPES, ConvAdd, Dynamic, FlatFloat, FlatQuantize
+from .shapes import SHAPES, ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import
 
 LONG = 2_000_000  # multiply-accumulates from which on other Python threads may run meanwhile
 
@@ -58,7 +58,7 @@ class Planner:
             elif isinstance(step, Dynamic):
                 rows = int(np.prod(self.shapes[step.name][:-1]))
                 self.values[step.name] = Value(self.shapes[step.name], Layout(1, 1, 1, 4 * rows * self.shapes[step.name][-1]))
-            elif not isinstance(step, Dequantize):
+            elif not isinstance(step, (Dequantize, Export)):
                 margin, filled = margins.get(step.name, ((0, 0, 0, 0), None))
                 self.values[step.name] = Value(self.shapes[step.name], layout_of(self.shapes[step.name], forms[step.name], margin), None, filled)
         self.nbytes = self.place()
@@ -80,7 +80,7 @@ class Planner:
                 forms[step.name] = True
             elif isinstance(step, (Linear, Move, FlatQuantize, FlatFloat, Dynamic)):
                 forms[step.name] = False
-            elif isinstance(step, Quantize):
+            elif isinstance(step, (Quantize, Import)):
                 rank = len(self.shapes[step.name])
                 reader = read_by.get(step.name)
                 forms[step.name] = rank in (3, 4) and (isinstance(reader, windows) or rank == 4 and not isinstance(reader, Linear))
@@ -171,6 +171,11 @@ class Planner:
         frame[COUNT], frame[SLICES], frame[SLOTS], frame[RELEASE] = len(self.ops), 1, len(slots), self.macs >= LONG
         frame[BEGIN:] = np.concatenate(self.ops)
         return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.kept)
+
+    def sizes(self) -> list[int]:
+        """Bytes of an element of each input and output."""
+        codes = {step.x for step in self.steps if isinstance(step, Import)} | {step.name for step in self.steps if isinstance(step, Export)}
+        return [1 if name in codes else 4 for name in self.inputs + self.outputs]
 
     def batch(self, shapes, outputs) -> int | None:
         """How many samples can be computed independently of each other; None when the inputs are one."""

@@ -11,7 +11,8 @@ from ...dialects import fma
 from ...errors import UnsupportedError
 from ...pooling import sizes
 from ...program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, Dequantize, Linear, LinearDynamic, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu, Table, reads,
+    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, Dequantize, Linear, LinearDynamic, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu, Table,
+    reads, refs,
 )  # fmt: skip
 
 
@@ -45,6 +46,22 @@ class FlatFloat:
 
 
 @dataclass(frozen=True, eq=False)
+class Import:
+    """Codes from outside, as an array in the order of its axes."""
+
+    name: str
+    x: str
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """Codes to outside."""
+
+    name: str
+    x: str
+
+
+@dataclass(frozen=True, eq=False)
 class Dynamic:
     """A dynamic linear layer, with a ReLU behind it where ``relu``."""
 
@@ -66,7 +83,8 @@ def is_relu(step, callables: dict) -> bool:
 def compilable(program: Program, callables: dict) -> set[str]:
     """The names of the steps that the kernels know, whatever the shapes."""
     names = {step.name for step in program.steps if known(step)}
-    dynamic = {step.name for step in program.steps if isinstance(step, LinearDynamic)}
+    given = set(refs(program.output))
+    dynamic = {step.name for step in program.steps if isinstance(step, LinearDynamic) and step.name not in given}
     for step in program.steps:
         if is_relu(step, callables) and step.args[0].name in dynamic & names and len(readers(program.steps)[step.args[0].name]) == 1:
             names.add(step.name)
@@ -240,4 +258,5 @@ def flat(step: Move | FlatQuantize | FlatFloat, shapes) -> tuple[int, ...]:
 SHAPES: dict[type, Callable] = {
     Quantize: same, Dequantize: same, Linear: linear, Conv: conv, ConvAdd: conv_add, Table: same, Relu: same, Add: pair, Mul: pair, Concat: concat, MaxPool: pool,
     AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: flat, FlatQuantize: flat, FlatFloat: flat, Dynamic: dynamic,
+    Import: same, Export: same,
 }  # fmt: skip

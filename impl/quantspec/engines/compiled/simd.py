@@ -30,7 +30,9 @@ class Emitter(ir.IRBuilder):
         return value
 
     def write(self, value, address, align: int = 1):
-        self.store(value, self.at(address, value.type)).align = align
+        stored = self.store(value, self.at(address, value.type))
+        stored.align = align
+        return stored
 
     def field(self, op, index: int, kind=I64):
         """Entry ``index`` of an instruction, whose entries are 8 bytes apart."""
