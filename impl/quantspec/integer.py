@@ -163,7 +163,7 @@ def accumulate_conv(x_q, x_zero_point, w_q, w: QParams, *, stride, padding, dila
     # Zero points are subtracted first, so that what is put between and around the inputs is 0.
     real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)
     convolve = getattr(torch.nn.functional, f"conv{weight.ndim - 2}d")
-    if 0 in real.shape or 0 in weight.shape[2:] or any(n < d * (k - 1) + 1 for n, d, k in zip(real.shape[2:], dilation, weight.shape[2:])):
+    if not real.size or not weight.size or any(n < d * (k - 1) + 1 for n, d, k in zip(real.shape[2:], dilation, weight.shape[2:])):
         sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(real.shape[2:], dilation, weight.shape[2:], stride)]
         if real.shape[0] and min(sizes) <= 0:
             raise ValueError(f"x_q: a window of {weight.shape[2:]} does not fit into {real.shape[2:]} positions, padding included")
