@@ -106,7 +106,7 @@ def layer(d: Draw, outputs: int, inputs: int, natural: bool):
 
 
 def linear(d: Draw, count: int) -> Iterator:
-    for i in range(count * 4):
+    for i in range(count * 6):
         rows, inputs, outputs = d.pick(1, 2, 5, 16, 33), d.pick(1, 3, 8, 17, 32, 64, 100), d.pick(1, 3, 8, 16, 31, 64)
         x, w_q, w, bias, y = layer(d, outputs, inputs, bool(i % 2))
         yield (d.codes(rows, inputs), x, w_q, w, bias, y), {"relu": bool(i % 3 == 0)}

@@ -253,8 +253,14 @@ def pool_calls(draw, operation: str) -> Call:
 
 @st.composite
 def adaptive_calls(draw) -> Call:
-    """Adaptive average pooling to one window or a few."""
+    """Adaptive average pooling to one window or a few; or to one whose codes are two neighbours, each as often as the other, so that all means are ties."""
     grid, size = draw(grids()), draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (3, 2)]))
+    if draw(st.booleans()):
+        shape = (draw(st.integers(1, 2)), draw(lengths()), *draw(st.sampled_from([(2, 7), (4, 7), (7, 8), (6, 7), (2, 5), (3, 6)])))
+        generator = np.random.default_rng(draw(st.integers(0, 2**16)))
+        halves = generator.random((*shape[:2], shape[2] * shape[3])).argsort(axis=-1) % 2
+        below = generator.integers(grid.qmin, grid.qmax, (*shape[:2], 1))
+        return Call("adaptive_avg_pool2d", ((below + halves).reshape(shape).astype(grid.dtype), grid), {"size": (1, 1)})
     shape = (draw(st.integers(1, 2)), draw(lengths()), *(s + draw(st.integers(0, 6)) for s in size))
     return Call("adaptive_avg_pool2d", (codes(draw, grid, shape), grid), {"size": size})
 
