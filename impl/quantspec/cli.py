@@ -161,7 +161,7 @@ def show(result: tutorial.Result, console: Console) -> None:
     console.print(table)
     console.print()
     console.print(latency_table(result))
-    console.print("Median of interleaved calls on one thread, on the engine 'reference', which is made to be exact, not fast.", highlight=False)
+    console.print("Median of interleaved calls on one thread, on the engine that a network takes by default in its dialect.", highlight=False)
     console.print()
     console.print(equality_table(result))
     for engine, names in result.dialects.items():

@@ -74,7 +74,7 @@ def channel(values: np.ndarray, index: int):
 def work_out(q: QuantizedModule, model: torch.nn.Module, x: torch.Tensor) -> Neuron:
     """The neuron with the largest output of a static network's last layer, for one input ``x`` [1, ...]; ``model`` is the float network."""
     values: dict[str, np.ndarray] = {}
-    q.compiled({q.program.inputs[0]: x}, lambda step, value: values.setdefault(step.name, value))
+    q.run_on("reference").compiled({q.program.inputs[0]: x}, lambda step, value: values.setdefault(step.name, value))
     step = [s for s in q.program.layers if isinstance(s, Linear)][-1]
     x_codes, index = values[step.x].reshape(-1), int(values[step.name].argmax())
     with torch.no_grad():

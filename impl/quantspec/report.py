@@ -45,7 +45,7 @@ def page(model: nn.Module, result: Result) -> str:
     sections = [
         section("What it costs and what it saves", variants_table(result),
                 "Latency by batch size in microseconds, in brackets the speed-up against float32: the median of interleaved calls on one "
-                "thread, on the engine <code>reference</code>, which is made to be exact, not fast."),
+                "thread, on the engine that a network takes by default in its dialect."),
         section("Our arithmetic beside torch's kernels", equality_table(result),
                 "Outputs that differ, of all outputs of the layer over the whole test set, each engine in its own dialect of the specification."),
         section("Accuracy per digit", picture(per_digit(result), "Test accuracy of every variant, digit by digit.")),
