@@ -10,6 +10,11 @@ from quantspec.conformance.checks import CHECKS
 from quantspec.conformance.session import Session
 
 KNOWN = results.read_known(chapters.directory() / "results")
+# A pattern of the known ones may stand for backends of which some pass: what each did is recorded.
+FAILED = {
+    (one.backend, table["clause"], table["operation"])
+    for one in results.read_all(chapters.directory() / "results") for table in one.findings if table["outcome"] == "fails"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,8 @@ def judge(request, session: Session, finding: run.Finding) -> None:
         if known:
             pytest.xfail(f"{known.reason}\n{text}")
         pytest.fail(text, pytrace=False)
-    assert known is None, f"{finding.clause} {finding.operation} is said to fail in {results.KNOWN}, and passes"
+    recorded = (session.worker.name, finding.clause, finding.operation) in FAILED
+    assert not recorded, f"{finding.clause} {finding.operation} is recorded as a known divergence, and passes"
 
 
 def test_the_adapter_answers_easy_calls(request, given):
