@@ -305,3 +305,35 @@ def test_a_networks_activations_are_tables_with_grids_of_their_own():
     q.run_on("reference").compiled({q.program.inputs[0]: x}, lambda step, value: seen.setdefault(step.name, value))
     for step in tables:
         assert seen[step.name].tolist() == step.table[seen[step.x]].tolist() and step.x_qparams.scale != step.y_qparams.scale
+
+
+@clause("INT-POOL-WINDOWS", "INT-AVGPOOL")
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("include", [False, True])
+def test_every_small_window_averages_the_positions_that_count(ceil_mode, include):
+    q, grid = np.uint8([[7, 250, 3, 90, 41, 200]]), QParams(1.0, 5, 0, 255)
+    for n, kernel, stride in itertools.product(range(1, 7), range(1, 5), range(1, 4)):
+        for padding in range(kernel // 2 + 1):
+            windows = spec.pool_windows(n, kernel, stride, padding, 1, ceil_mode)
+            inside = [[p for p in window if 0 <= p < n] for window in windows]
+            if windows and all(inside):
+                counts = [len(w) if include else len(i) for w, i in zip(windows, inside)]
+                got = avg_pool(EXACT, q[:, :n], grid, (kernel,), (stride,), (padding,), ceil_mode, include)
+                assert got.tolist() == [[spec.avg_pool([int(q[0, p]) for p in w], 5, c) for w, c in zip(inside, counts)]]
+
+
+@clause("INT-MUL")
+def test_products_beside_ties_are_those_of_the_exact_scales():
+    codes = np.arange(256).astype(np.uint8)
+    a_q, b_q = (m.ravel() for m in np.meshgrid(codes, np.uint8([1, 3, 7, 101])))
+    rounded = 0
+    for seed in range(40):
+        g = np.random.default_rng(seed)
+        s_a, s_b = (np.float32(v) for v in g.uniform(0.01, 1, 2))
+        # An output step of two units, give or take the last bit: odd products lie on a tie, or hardly beside it.
+        a, b, y = QParams(s_a, 0, 0, 255), QParams(s_b, 0, 0, 255), QParams(np.float32(2) * (s_a * s_b), 0, 0, 255)
+        expected = [spec.mul(p, ends(a)[:2], q, ends(b)[:2], ends(y)) for p, q in zip(a_q.tolist(), b_q.tolist())]
+        assert integer.mul(a_q, a, b_q, b, y).tolist() == expected
+        product = a_q.astype(float) * b_q
+        rounded += expected != np.clip(np.rint(product * np.float64(s_a * s_b / y.scale)), 0, 255).tolist()
+    assert rounded > 10  # scales rounded to float32 beforehand would have given other codes

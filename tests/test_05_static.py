@@ -343,11 +343,14 @@ def test_a_static_network_computes_what_the_definition_says(case, per_channel, r
     assert q(x).tolist() == spec.run(network, x.tolist())
 
 
+ENGINES = st.sampled_from(["reference", "compiled"])
+
+
 @clause("STA-FROZEN")
-@given(networks.perceptrons())
-def test_running_changes_nothing(case):
+@given(networks.perceptrons(), ENGINES)
+def test_running_changes_nothing(case, engine):
     model, calibration, x = case
-    q = qs.quantize(model, calibration)
+    q = qs.quantize(model, calibration, engine=engine)
     before, first = copy.deepcopy(q.program), q(x)
     for other in (*calibration, x * 1000, -x):
         q(other)
@@ -422,10 +425,10 @@ def test_what_comes_after_a_conversion_is_for_the_next_one(case):
 
 
 @clause("STA-BATCH-SIZE")
-@given(networks.perceptrons(), st.sampled_from([0, 1, 2, 7]))
-def test_any_batch_size_gives_each_row_its_own_output(case, rows):
+@given(networks.perceptrons(), st.sampled_from([0, 1, 2, 7]), ENGINES)
+def test_any_batch_size_gives_each_row_its_own_output(case, rows, engine):
     model, calibration, _ = case
-    q = qs.quantize(model, calibration)
+    q = qs.quantize(model, calibration, engine=engine)
     x = networks.inputs(rows, (calibration[0].shape[1],))
     together = q(x)
     assert together.shape == (rows, model(calibration[0]).shape[1]) and together.dtype == torch.float32
@@ -434,11 +437,12 @@ def test_any_batch_size_gives_each_row_its_own_output(case, rows):
 
 
 @clause("STA-BATCH-SIZE")
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_rows_of_very_different_sizes_do_not_disturb_each_other(per_channel):
+def test_rows_of_very_different_sizes_do_not_disturb_each_other(per_channel, engine):
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)))
     x = networks.inputs(100, (64,)) * torch.logspace(-3, 1, 100)[:, None]
-    q = qs.quantize(model, [x], per_channel=per_channel)
+    q = qs.quantize(model, [x], per_channel=per_channel, engine=engine)
     assert torch.equal(q(x), torch.cat([q(row[None]) for row in x]))
 
 
@@ -465,13 +469,14 @@ def test_nothing_is_converted_twice():
 
 
 @clause("STA-ARGUMENTS")
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
 @pytest.mark.parametrize("build", [networks.Perceptron, networks.Normalised, networks.OutputBefore])
-def test_inputs_are_not_written_to(build):
+def test_inputs_are_not_written_to(build, engine):
     model, x = networks.seeded(build), networks.inputs()
     before = x.clone()
-    q = qs.quantize(model, [x])
+    q = qs.quantize(model, [x], engine=engine)
     q(x)
-    qs.quantize_dynamic(model)(x)
+    qs.quantize_dynamic(model, engine=engine)(x)
     assert torch.equal(x, before)
 
 

@@ -66,8 +66,8 @@ FAULTS = [
         f"        {ENDS}",
         f"        {ENDS}\n"
         "        if np.isfinite(low) and np.isfinite(high):\n"
-        "            low, high = np.minimum(low, REDUCED.get('low', low)), np.maximum(high, REDUCED.get('high', high))\n"
-        "            REDUCED.update(low=low, high=high)",
+        "            low, high = np.minimum(low, ACCUMULATE.get('low', low)), np.maximum(high, ACCUMULATE.get('high', high))\n"
+        "            ACCUMULATE.update(low=low, high=high)",
     ),
     Fault(
         'rows-share-the-first-range', 'dynamic_steps', ('DYN-ROWS',),

@@ -82,7 +82,7 @@ FAULTS = [
         "layers-read-the-inputs-grid", "engines.reference", ("STA-RUN",),
         "Each layer takes its input to be on the grid of the network's input.",
         "y = choices.linear(rows, step.x_qparams, step",
-        "y = choices.linear(rows, program.steps[0].qparams if isinstance((program := self.program).steps[0], Quantize) else step.x_qparams, step",
+        "linear.first = getattr(linear, 'first', step.x_qparams)\n    y = choices.linear(rows, linear.first, step",
     ),
     Fault(
         "range-goes-on-moving", 'engines.reference', ("STA-FROZEN",),
