@@ -217,8 +217,11 @@ def test_calibration_sees_and_returns_the_float_network(case):
         for batch in calibration:
             model(batch)
         handle.remove()
-    assert set(prepared.observers) >= set(seen)
+    # A layer whose normalization stays in float behind it gives floats and has no range (STA-DIRECT).
+    assert set(prepared.observers) == set(seen) - prepared.placement.direct
     for name, values in seen.items():
+        if name in prepared.placement.direct:
+            continue
         observer = prepared.observers[name]
         assert (float(observer.minimum), float(observer.maximum)) == (float(torch.cat(values).min()), float(torch.cat(values).max()))
 
@@ -294,7 +297,7 @@ def test_flatten_and_relu_keep_the_grid_of_their_input():
     first, second = q.program.layers
     assert second.x_qparams is first.y_qparams and steps_of(q, program.Relu)[0].qparams is first.y_qparams
     seen = {}
-    q.compiled({"x": x}, lambda step, value: seen.setdefault(type(step).__name__, value))
+    q.run_on("reference").compiled({"x": x}, lambda step, value: seen.setdefault(type(step).__name__, value))
     z = int(first.y_qparams.zero_point)
     assert (seen["Relu"] >= z).all() and seen["Move"].tolist() == seen["Relu"].reshape(9, 8).tolist()
 
@@ -306,7 +309,7 @@ def test_codes_from_the_first_layer_to_the_last(drawn):
     q = qs.quantize(model, calibration, fuse=fuse)
     assume(not any("beyond int32" in step.reason for step in steps_of(q, program.Call)))  # a layer that might overflow
     seen = []
-    q.compiled({q.program.inputs[0]: x}, lambda step, value: seen.append((type(step).__name__, value)))
+    q.run_on("reference").compiled({q.program.inputs[0]: x}, lambda step, value: seen.append((type(step).__name__, value)))
     names = [name for name, _ in seen]
     assert names.count("Quantize") == names.count("Dequantize") == 1 and names[0] == "Quantize" and names[-1] == "Dequantize"
     assert all(value.dtype == np.uint8 for name, value in seen[:-1])
@@ -452,7 +455,8 @@ def test_what_cannot_be_quantized_stays_in_float_and_is_listed_with_the_reason()
 @clause("STA-REST")
 def test_nothing_is_converted_twice():
     q = qs.quantize(networks.seeded(networks.TwoReaders), [networks.inputs()])
-    assert [type(s).__name__ for s in q.program.steps].count("Dequantize") == 2  # of the first layer, and of the second
+    # Of the first layer, which a layer and a sum in float read; the second gives floats itself.
+    assert [type(s).__name__ for s in q.program.steps].count("Dequantize") == 1
     names = [step.name for step in q.program.steps]
     assert len(names) == len(set(names))
 

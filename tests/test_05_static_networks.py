@@ -128,8 +128,7 @@ def test_values_are_joined_in_codes_where_all_of_them_are(join, kind, other):
     assert (kind in kinds(q)) == (other != "float") and kinds(q).count("Quantize") == 1
     with torch.no_grad():
         expected = model(x)
-    steps = 8 * max(float(s.y_qparams.scale) for s in q.program.steps if hasattr(s, "y_qparams")) * (1 + float(expected.abs().max()))
-    assert (q(x) - expected).abs().max() <= steps
+    assert qs.accuracy.sqnr(expected.numpy(), q(x).numpy()) > 30
 
 
 @clause("STA-PLACE")
@@ -484,7 +483,7 @@ def test_what_only_float_reads_is_not_rounded_to_codes(bias, read):
 
 @clause("STA-DIRECT")
 def test_a_convolution_that_only_float_reads_gives_floats_too():
-    model, x = networks.seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1))), networks.inputs(2, (3, 4, 5))
+    model, x = networks.seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(-1))), networks.inputs(2, (3, 4, 5))
     q = qs.quantize(model, [x], dialect="exact")
     (step,) = q.program.layers
     seen = trace(q, x)

@@ -1,4 +1,4 @@
-"""The tutorial's network, its training, and a cache of trained networks."""
+"""The tutorial's network and two more, their training, and a cache of trained networks."""
 
 import hashlib
 import json
@@ -36,6 +36,33 @@ class MLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.relu1(self.fc1(torch.flatten(x, 1)))
         return self.fc3(self.relu2(self.fc2(x)))
+
+
+class LeNet(nn.Module):
+    """A small convolutional network for images [n, 1, size, size], size from 12 on; the output is [n, 10]."""
+
+    def __init__(self, size: int = 28):
+        super().__init__()
+        left = ((size - 2) // 2 - 2) // 2
+        self.conv1, self.norm1, self.conv2 = nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3)
+        self.pool, self.relu = nn.MaxPool2d(2), nn.ReLU()
+        self.fc1, self.fc2 = nn.Linear(16 * left * left, 64), nn.Linear(64, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.relu(self.norm1(self.conv1(x))))
+        x = self.pool(self.relu(self.conv2(x)))
+        return self.fc2(self.relu(self.fc1(torch.flatten(x, 1))))
+
+
+class RowReader(nn.Module):
+    """An LSTM that reads an image [n, 1, rows, columns] row by row and then says which digit it was, [n, 10]."""
+
+    def __init__(self, columns: int = 28):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(columns, 64, batch_first=True), nn.Linear(64, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x[:, 0])[0][:, -1])
 
 
 def untrained(inputs: int, seed: int) -> MLP:

@@ -129,7 +129,7 @@ def test_only_what_the_pipe_carries_can_be_sent():
 def test_known_backends_and_those_of_others_are_found():
     assert registry.find("torch-x86").factory.endswith(":TorchEngine")
     assert registry.find("my_package.my_module:MyBackend").factory == "my_package.my_module:MyBackend"
-    with pytest.raises(ValueError, match="backend: expected one of quantspec-exact, .*, got 'best'"):
+    with pytest.raises(ValueError, match="backend: expected one of torch-x86, .*, got 'best'"):
         registry.find("best")
     for name in registry.ENTRIES:
         assert isinstance(registry.why_not_installed(name), str)

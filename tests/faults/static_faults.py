@@ -14,8 +14,7 @@ FAULTS = [
     Fault(
         "observer-at-every-value", 'placement', ("STA-STEPS",),
         "Every value of the network is observed, those that no layer makes or reads too.",
-        '                places |= {self.sources[node.x]: None, node.name: None}',
-        '                places |= {self.sources[node.x]: None, node.name: None}\n            places |= {node.name: None}',
+        "        return list(places)\n\n    def place(", "        places |= dict.fromkeys(node.name for node in self.graph.nodes)\n        return list(places)\n\n    def place(",
     ),
     Fault(
         "parameters-frozen", "capture", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),

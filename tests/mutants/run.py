@@ -27,9 +27,9 @@ WORK = ROOT / "build" / "mutants"
 TESTS = {
     "affine": ("test_01_affine.py",),
     "observers": ("test_02_observers.py",),
-    "integer": ("test_03_integer.py",),
+    "integer": ("test_03_integer.py", "test_03_integer_windows.py"),
     "fusion": ("test_04_fusion.py",),
-    "static": ("test_05_static.py",),
+    "static": ("test_05_static.py", "test_05_static_networks.py"),
     "dynamic": ("test_06_dynamic.py", "test_05_static.py"),  # what stays in float is a clause of chapter 5 for both
 }
 LEAST = 95  # percent of all mutants, the equivalent ones among them

@@ -11,7 +11,8 @@ from ...dialects import fma
 from ...errors import UnsupportedError
 from ...pooling import sizes
 from ...program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, Dequantize, Linear, LinearDynamic, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu, Table, reads,
+    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, Dequantize, Linear, LinearDynamic, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu, Table,
+    reads, refs,
 )  # fmt: skip
 
 
@@ -82,7 +83,8 @@ def is_relu(step, callables: dict) -> bool:
 def compilable(program: Program, callables: dict) -> set[str]:
     """The names of the steps that the kernels know, whatever the shapes."""
     names = {step.name for step in program.steps if known(step)}
-    dynamic = {step.name for step in program.steps if isinstance(step, LinearDynamic)}
+    given = set(refs(program.output))
+    dynamic = {step.name for step in program.steps if isinstance(step, LinearDynamic) and step.name not in given}
     for step in program.steps:
         if is_relu(step, callables) and step.args[0].name in dynamic & names and len(readers(program.steps)[step.args[0].name]) == 1:
             names.add(step.name)
