@@ -24,35 +24,38 @@ class Bound:
     """
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int):
-        whole = planner.plan(dict(zip(planner.inputs, shapes)), dry=True)
-        self.shapes, self.threaded, self.threads = whole.shapes, False, threads
-        batch = planner.batch(shapes, whole.shapes)
-        if not batch:
-            self.tasks = [[(planner.plan(dict(zip(planner.inputs, shapes))), (0,) * (len(shapes) + len(self.shapes)))]]
+        self.threaded, self.threads = False, threads
+        batch = planner.batch(shapes)
+        if batch:
+            # One sample tells the work of all.
+            one = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
+            self.shapes = [(batch, *shape[1:]) for shape in one.shapes]
+            macs = one.macs * batch
+            self.threaded = macs >= 2 * THREAD_MACS
+            workers = max(1, min(threads, macs // THREAD_MACS, batch))
+            ends = shares(batch, workers)
+            self.tasks = [self.slices(planner, shapes, slice_size(planner, one), macs, *share) for share in zip(ends[:-1], ends[1:])]
         else:
-            self.threaded = whole.macs >= 2 * THREAD_MACS
-            workers = max(1, min(threads, whole.macs // THREAD_MACS, batch))
-            self.tasks = [
-                self.slices(planner, shapes, batch, whole, first, last)
-                for first, last in zip(shares(batch, workers)[:-1], shares(batch, workers)[1:])
-            ]
+            plan = planner.plan(dict(zip(planner.inputs, shapes)))
+            self.shapes = plan.shapes
+            self.tasks = [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run = caller()
         plan, _ = self.tasks[0][0]
         self.single = len(self.tasks) == 1 and len(self.tasks[0]) == 1 and len(shapes) == len(self.shapes) == 1
         self.direct = plan.address if self.single else 0
 
-    def slices(self, planner: Planner, shapes, batch: int, whole: Plan, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
-        """Plans for samples from ``first`` to ``last``, each with the bytes from the start of every input and output to its part."""
-        most, count = slice_size(planner, batch, whole), last - first
-        size = -(-count // max(1, -(-count // most)))
-        steps = [nbytes * int(np.prod(shape[1:])) for nbytes, shape in zip(planner.sizes(), (*shapes, *whole.shapes))]
+    def slices(self, planner: Planner, shapes, most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
+        """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the start of every input and output to its part."""
+        count = last - first
+        size = -(-count // -(-count // most))
+        steps = [nbytes * int(np.prod(shape[1:])) for nbytes, shape in zip(planner.sizes(), (*shapes, *self.shapes))]
         result = []
         for start, samples, times in ((first, size, count // size), (first + count // size * size, count % size, 1)):
             if samples and times:
                 plan = planner.plan({name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)})
                 plan.frame[SLICES] = times
-                plan.frame[RELEASE] = whole.macs >= LONG
+                plan.frame[RELEASE] = macs >= LONG
                 plan.frame[STRIDES : STRIDES + len(steps)] = [samples * step for step in steps]
                 result.append((plan, tuple(start * step for step in steps)))
         return result
@@ -75,13 +78,11 @@ class Bound:
         return nan
 
 
-def slice_size(planner: Planner, batch: int, whole: Plan) -> int:
-    """Samples of a slice: as many as the cache holds, but enough for large weights to be worth their way from memory."""
-    size = max(1, SLICE_BYTES * batch // max(1, whole.nbytes))
+def slice_size(planner: Planner, one: Plan) -> int:
+    """Samples of a slice, by the plan of one: as many as the cache holds, but enough for large weights to be worth their way from memory."""
+    size = max(1, SLICE_BYTES // max(1, one.nbytes))
     weights = sum(part.weight.nbytes for parts in planner.packed.values() for part in parts if isinstance(part, Packed))
-    if weights > LARGE_WEIGHTS:
-        size = max(size, -(-REUSE * weights * batch // max(1, whole.macs)))
-    return size
+    return max(size, -(-REUSE * weights // max(1, one.macs))) if weights > LARGE_WEIGHTS else size
 
 
 def shares(batch: int, workers: int) -> list[int]:

@@ -20,12 +20,13 @@ EMULATED = {"generic": ("generic", ""), "avx2": ("haswell", AVX2), "avx512vl": (
 
 @dataclass(frozen=True)
 class Cpu:
-    """LLVM's name of a CPU, its features as LLVM writes them, and the longest dot product of bytes to use, in lanes."""
+    """LLVM's name of a CPU, its features as LLVM writes them, the longest dot product of bytes to use, in lanes, and whether it has certain instructions."""
 
     name: str
     features: str
     dot_lanes: int
     has_fma: bool
+    looks_up: bool  # 128 bytes at a time
 
 
 @functools.cache
@@ -40,4 +41,4 @@ def target() -> Cpu:
         lanes = 16
     else:
         lanes = 8 if {"avx512vl", "avx512vnni"} <= known or "avxvnni" in known else 0
-    return Cpu(name, features, lanes, "fma" in known or "avx512f" in known)
+    return Cpu(name, features, lanes, "fma" in known or "avx512f" in known, {"avx512vbmi", "avx512bw"} <= known)

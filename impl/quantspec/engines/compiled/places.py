@@ -2,7 +2,9 @@
 
 from llvmlite import ir
 
+from . import cpu
 from .codes import run_quantize, slot, source_or_slot
+from .depthwise import WIDE, first_bytes
 from .simd import BYTES, F32, FLOATS, I8, I32, I64, INTS, LANES, Emitter, function
 
 X, Y, IMAGES, ROWS, WINDOW, CHANNELS, X_IMAGE, Y_IMAGE = range(1, 9)
@@ -195,16 +197,39 @@ def write_mul(emit: Emitter, op, frame):
 def write_table(emit: Emitter, op, frame):
     """``target = table[a]``. Parameter: the table's address."""
     table = emit.field(op, PARAMETER)
+    if not cpu.target().looks_up:
 
-    def run(a, b, target, count):
+        def by_one(a, b, target, count):
+            def one(i, carried):
+                code = emit.zext(emit.read(emit.add(a, i), I8), I64)
+                emit.write(emit.read(emit.add(table, code), I8), emit.add(target, i))
+                return []
+
+            emit.loop(count, [], one)
+
+        return over_bytes(emit, op, by_one)
+    bytes64 = ir.VectorType(I8, WIDE)
+    parts = [emit.read(emit.add(table, I64(WIDE * i)), bytes64) for i in range(4)]
+
+    def by_many(a, b, target, count):
+        def looked_up(at):
+            code = emit.read(emit.add(a, at), bytes64)
+            low, high = (emit.native("llvm.x86.avx512.vpermi2var.qi.512", bytes64, parts[i], code, parts[i + 1]) for i in (0, 2))
+            return emit.select(emit.icmp_signed("<", code, ir.Constant(bytes64, [0] * WIDE)), high, low), emit.add(target, at)
+
         def one(i, carried):
-            code = emit.zext(emit.read(emit.add(a, i), I8), I64)
-            emit.write(emit.read(emit.add(table, code), I8), emit.add(target, i))
+            emit.write(*looked_up(emit.mul(i, I64(WIDE))))
             return []
 
-        emit.loop(count, [], one)
+        whole = emit.sdiv(count, I64(WIDE))
+        emit.loop(whole, [], one)
+        done = emit.mul(whole, I64(WIDE))
+        left = emit.sub(count, done)
+        with emit.if_then(emit.icmp_signed(">", left, I64(0))):
+            value, address = looked_up(done)  # reads behind the last code, which the arena allows
+            emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), value, emit.at(address, bytes64), I32(1), first_bytes(emit, left))
 
-    over_bytes(emit, op, run)
+    return over_bytes(emit, op, by_many)
 
 
 def write_copy(emit: Emitter, op, frame):

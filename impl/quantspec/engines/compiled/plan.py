@@ -177,11 +177,11 @@ class Planner:
         codes = {step.x for step in self.steps if isinstance(step, Import)} | {step.name for step in self.steps if isinstance(step, Export)}
         return [1 if name in codes else 4 for name in self.inputs + self.outputs]
 
-    def batch(self, shapes, outputs) -> int | None:
+    def batch(self, shapes) -> int | None:
         """How many samples can be computed independently of each other; None when the inputs are one."""
         if any(isinstance(step, Dynamic) and not step.layer.rows for step in self.steps):
             return None
-        counts = {shape[0] if shape else None for shape in (*shapes, *outputs)}
+        counts = {shape[0] if len(shape) > 1 else None for shape in shapes}
         return counts.pop() if len(counts) == 1 else None
 
 
