@@ -143,14 +143,14 @@ def test_nan_and_infinity_are_refused(bad):
 
 
 @clause("DYN-STATELESS")
-@given(networks.perceptrons())
-def test_there_is_no_memory(case):
+@given(networks.perceptrons(), st.sampled_from(["reference", "compiled"]))
+def test_there_is_no_memory(case, engine):
     model, others, x = case
-    q = qs.quantize_dynamic(model)
+    q = qs.quantize_dynamic(model, engine=engine)
     first = q(x)
     for other in (*others, x * 1000):
         q(other)
-    assert torch.equal(q(x), first) and torch.equal(qs.quantize_dynamic(model)(x), first)
+    assert torch.equal(q(x), first) and torch.equal(qs.quantize_dynamic(model, engine=engine)(x), first)
 
 
 @clause("DYN-BATCH")
