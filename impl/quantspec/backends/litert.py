@@ -23,7 +23,6 @@ RESOLVERS = {
 # The builtin kernels take one path or another by sizes: ruy's or gemmlowp's second rounding, a vector's steps or those of the elements that fill none.
 BUILTIN = frozenset({"tflite-two-roundings", "tflite-ruy", "xnnpack"})
 DIALECTS = {"xnnpack": "xnnpack", "builtin": BUILTIN, "reference": "tflite-reference"}
-NO_SIZE = "number of elements overflowed"
 NONE, RELU = schema.ActivationFunctionType.NONE, schema.ActivationFunctionType.RELU
 
 
@@ -155,6 +154,9 @@ class LiteRT:
     def _pool(self, code, q, grid, kernel, stride, padding):
         one_byte(grid)
         images, channels, height, width = q.shape
+        if images == 0 and self.name == "litert-xnnpack":
+            # A fault of its own, but no two runs would record the same: now a shape of other numbers, now a refusal, now the right shape of the call before.
+            raise NotOffered("no images: XNNPACK sizes the output of pooling by what is on its stack, where nobody wrote it")
         size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip((height, width), padding, kernel, stride)]
         options = schema.Pool2DOptionsT()
         options.padding, options.fusedActivationFunction = schema.Padding.VALID, NONE
@@ -166,16 +168,7 @@ class LiteRT:
             options.padding = schema.Padding.SAME
         (options.strideH, options.strideW), (options.filterHeight, options.filterWidth) = stride, kernel
         tensors = [on_grid((images, height, width, channels), grid), on_grid((images, *size, channels), grid)]
-        try:
-            y = self._run([(code, [0], [1], OPTIONS.Pool2DOptions, options)], tensors, {0: to_channels_last(q)}, 1)
-        except RuntimeError as error:
-            if images or NO_SIZE not in str(error):
-                raise
-            y = None
-        if images == 0 and (y is None or y.shape != (0, *size, channels)):
-            # XNNPACK sizes the output for no images by what is on its stack. Some numbers there make a shape and others overflow; either way it is no size.
-            return np.empty(0, q.dtype)
-        return from_channels_last(y)
+        return from_channels_last(self._run([(code, [0], [1], OPTIONS.Pool2DOptions, options)], tensors, {0: to_channels_last(q)}, 1))
 
     def adaptive_avg_pool2d(self, q, grid: QParams, *, size):
         """MEAN over height and width."""
