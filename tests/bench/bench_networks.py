@@ -38,5 +38,6 @@ def test_row(row, threads, bench, benchmark, made):
         benchmark.pedantic(both.run, setup=both.peers, rounds=both.rounds, iterations=1)
     own, kinds = benchmark.stats.stats.median / both.count, {peer.name: peer.kind for peer in ran}
     work = rows.work(model, batch, ours.nbytes)
-    found = bench.row(row, threads, own, both.medians(), kinds, work, ours.engine, both.rounds, (*peers.absent(), *others.unavailable))
+    ran_as = {"engine": ours.engine, "rounds": both.rounds}
+    found = bench.row(row, threads, own, both.medians(), kinds, work, ran_as, (*peers.absent(), *others.unavailable))
     benchmark.extra_info.update(found)

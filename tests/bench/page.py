@@ -9,9 +9,10 @@ INTRODUCTION = """\
 
 Written by `make bench ARGS=--bench-write` from what it measured, which is kept in [`results/performance.json`](results/performance.json) with the times of all peers.
 
-Times are of this machine and of no other; what carries over are the **ratios**, which come from one process that ran everybody in turn: each round times every peer
-once, in an order that moves on, and a time is the median of the rounds. Floats go in and come out. Everybody has as many threads as the row says, garbage
-collection is off, and everybody is calibrated with the same data. `vs float32` and `vs int8` are the times of the best peer divided by ours: 2.00 means that we take half as long.
+Times are of this machine and of no other; what carries over are the **ratios**, which come from one process that ran everybody in turn: each round times
+every peer once, in an order that moves on, and a time is the median of the rounds. Floats go in and come out. Everybody has as many threads as the row says,
+garbage collection is off, and everybody is calibrated with the same data. `vs float32` and `vs int8` are the times of the best peer divided by ours: 2.00 means
+that we take half as long. `vs torch.ao` is the same for the best of torch.ao's ways alone.
 
 - *float32*: torch in `inference_mode`, ONNX Runtime; torch.compile where the peers' list of a row has it.
 - *int8*: torch.ao on engines x86 and onednn, both also through TorchScript (traced and frozen); ONNX Runtime (QDQ; U8S8 and U8U8 with a scale for each channel).
@@ -43,11 +44,11 @@ def volume(nbytes: int) -> str:
 def cells(row: dict) -> list[str]:
     return [
         row["row"], str(row["threads"]), micro(row["ours_us"]), cell(row["best_float32"]), cell(row["best_int8"]), times(row["vs_float32"]), times(row["vs_int8"]),
-        f"{row['peak_share']:.0%}", volume(row["bytes"]),
+        times(row["vs_torch_ao"]), f"{row['peak_share']:.0%}", volume(row["bytes"]),
     ]  # fmt: skip
 
 
-COLUMNS = ("row", "threads", "ours, µs", "best float32, µs", "best int8 peer, µs", "vs float32", "vs int8", "peak", "bytes")
+COLUMNS = ("row", "threads", "ours, µs", "best float32, µs", "best int8 peer, µs", "vs float32", "vs int8", "vs torch.ao", "peak", "bytes")
 
 
 def rich_rows(found: dict, before: dict | None) -> Table:
@@ -82,7 +83,10 @@ def markdown(found: dict) -> str:
     """The page."""
     machine = found["machine"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "onnxruntime", "onnx"))
-    lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores; {machine['peak_gmacs']:g}·10⁹ multiply-accumulates a second at the most and for one thread. {versions}."]
+    most = f"{machine['peak_gmacs']:g}·10⁹ multiply-accumulates a second at the most and for one thread"
+    lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores; {most}. {versions}."]
+    if machine["load"] >= 0.5:
+        lines += ["", f"**The machine was not idle**: its load average was {machine['load']:g} before this began. Ratios are noisier for it, and speeds too low."]
     lines += ["", "## Networks", "", *head((*COLUMNS, "short of"))]
     lines += [line([*cells(row), "; ".join(results.shortfalls(row))]) for row in found["rows"]]
     lines += ["", "## The rest", "", *head(("measure", "value", "target", "reached", "what it is"))]

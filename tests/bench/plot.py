@@ -27,6 +27,6 @@ def draw(found: dict, path: Path) -> None:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("times as fast as the best peer (one thread unless said otherwise)")
     axes.margins(x=0.08)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,23 +63,24 @@ class Bench:
         self.rows: list[dict] = []
         self.measures: list[dict] = []
         self.unavailable: dict[str, str] = {}
-        self.peak = 0.0
+        self.peak, self.load = 0.0, os.getloadavg()[0]
 
     def compiles(self, row: rows.Row) -> bool:
         """Whether torch.compile is to be tried."""
         return any(fnmatch.fnmatch(row.name, pattern) for pattern in self.config.getoption("--bench-compile").split())
 
-    def row(self, row: rows.Row, threads: int, own: float, others: dict[str, float], kinds: dict[str, str], work: rows.Work, engine: str, rounds: int, absent) -> dict:
-        """Adds a row: seconds of ours and of everybody else's."""
+    def row(self, row: rows.Row, threads: int, own: float, others: dict[str, float], kinds: dict[str, str], work: rows.Work, ran: dict, absent) -> dict:
+        """Adds a row: seconds of ours and of everybody else's. ``ran``: the engine and the number of rounds."""
         self.peak = max(self.peak, peak.macs_per_second(0.1))  # the run's highest: a single measurement may meet a busy machine
         for one in absent:
             self.unavailable.setdefault(one.name, f"{row.network}: {one.reason}" if one not in peers.absent() else one.reason)
-        best = {kind: min(((name, others[name]) for name, its in kinds.items() if its == kind), key=lambda pair: pair[1], default=None) for kind in (peers.FLOAT32, peers.INT8)}
+        best = {kind: fastest({name: others[name] for name, its in kinds.items() if its == kind}) for kind in (peers.FLOAT32, peers.INT8)}
+        torch_ao = fastest({name: seconds for name, seconds in others.items() if name.startswith("torch.ao")})
         found = {
-            "row": row.name, "threads": threads, "ours_us": digits(own * 1e6), "engine": engine,
+            "row": row.name, "threads": threads, "ours_us": digits(own * 1e6), **ran,
             "best_float32": pair(best[peers.FLOAT32]), "best_int8": pair(best[peers.INT8]),
-            "vs_float32": ratio(best[peers.FLOAT32], own), "vs_int8": ratio(best[peers.INT8], own),
-            "peak_share": None, "macs": work.macs, "bytes": work.nbytes, "rounds": rounds,
+            "vs_float32": ratio(best[peers.FLOAT32], own), "vs_int8": ratio(best[peers.INT8], own), "vs_torch_ao": ratio(torch_ao, own),
+            "peak_share": None, "macs": work.macs, "bytes": work.nbytes,
             "promises": row.promises, "targets": vars(row.targets), "peers_us": {name: digits(seconds * 1e6) for name, seconds in others.items()},
         }  # fmt: skip
         self.rows.append(found)
@@ -92,6 +94,10 @@ class Bench:
 def digits(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
+
+
+def fastest(seconds: dict[str, float]) -> tuple[str, float] | None:
+    return min(seconds.items(), key=lambda one: one[1], default=None)
 
 
 def pair(best: tuple[str, float] | None) -> list | None:
@@ -108,7 +114,7 @@ def pytest_sessionfinish(session, exitstatus):
         return
     for row in bench.rows:  # when the peak is known
         row["peak_share"] = digits(row["macs"] / (row["ours_us"] * 1e-6) / (bench.peak * row["threads"]))
-    found = results.record(bench.rows, bench.measures, bench.unavailable, bench.peak)
+    found = results.record(bench.rows, bench.measures, bench.unavailable, bench.peak, bench.load)
     LAST.parent.mkdir(exist_ok=True)
     before = json.loads(LAST.read_text()) if LAST.exists() else None
     console = Console(width=190, soft_wrap=False)

@@ -4,14 +4,15 @@ import json
 import platform
 from pathlib import Path
 
+MEASURED = ("peak_gmacs", "load")  # of the machine, and not the same in every run
 RECORD, PAGE = "results/performance.json", "performance.md"
 
 
-def record(rows: list[dict], measures: list[dict], unavailable: dict[str, str], peak: float) -> dict:
-    """All of it. ``peak``: 8-bit multiply-accumulates per second of one thread, from registers alone."""
+def record(rows: list[dict], measures: list[dict], unavailable: dict[str, str], peak: float, load: float) -> dict:
+    """All of it. ``peak``: 8-bit multiply-accumulates per second of one thread, from registers alone. ``load``: average before this began."""
     from . import peers
 
-    machine = {"cpu": cpu_name(), "cores": cores(), "peak_gmacs": round(peak / 1e9, 1), "python": platform.python_version()} | peers.versions()
+    machine = {"cpu": cpu_name(), "cores": cores(), "peak_gmacs": round(peak / 1e9, 1), "load": round(load, 2), "python": platform.python_version()} | peers.versions()
     return {"machine": machine, "rows": rows, "measures": measures, "unavailable": unavailable}
 
 
@@ -50,7 +51,7 @@ def key(entry: dict) -> tuple:
 
 def comparable(before: dict | None, found: dict) -> bool:
     """Whether two runs are of the same machine and versions."""
-    return before is not None and all(before["machine"][name] == value for name, value in found["machine"].items() if name != "peak_gmacs")
+    return before is not None and all(before["machine"][name] == value for name, value in found["machine"].items() if name not in MEASURED)
 
 
 def merged(before: dict, found: dict) -> dict:
@@ -61,7 +62,7 @@ def merged(before: dict, found: dict) -> dict:
         made[part] = [new.pop(key(entry), entry) for entry in before[part]]
         made[part] += new.values()
     made["unavailable"] = before["unavailable"] | found["unavailable"]
-    made["machine"] = found["machine"] | {"peak_gmacs": max(before["machine"]["peak_gmacs"], found["machine"]["peak_gmacs"])}
+    made["machine"] = found["machine"] | {name: max(before["machine"][name], found["machine"][name]) for name in MEASURED}
     return made
 
 
@@ -86,9 +87,13 @@ def broken_promises(found: dict) -> list[str]:
 
 def shortfalls(row: dict) -> list[str]:
     """The targets that a row misses, each with what it reached."""
-    have = {"vs_float32": row["vs_float32"], "vs_int8": row["vs_int8"], "peak": row["peak_share"]}
-    words = {"vs_float32": "{:.2f} of {:.2f} times float32", "vs_int8": "{:.2f} of {:.2f} times int8", "peak": "{:.0%} of {:.0%} of the peak"}
-    return [words[name].format(have[name], least) for name, least in row["targets"].items() if least is not None and have[name] is not None and have[name] < least]
+    have = {"vs_float32": row["vs_float32"], "vs_int8": row["vs_int8"], "vs_torch_ao": row["vs_torch_ao"], "peak": row["peak_share"]}
+    words = {
+        "vs_float32": "{:.2f} of {:.2f} times float32", "vs_int8": "{:.2f} of {:.2f} times int8", "vs_torch_ao": "{:.2f} of {:.2f} times torch.ao",
+        "peak": "{:.0%} of {:.0%} of the peak",
+    }  # fmt: skip
+    targets = [(name, least) for name, least in row["targets"].items() if least is not None and have[name] is not None]
+    return [words[name].format(have[name], least) for name, least in targets if have[name] < least]
 
 
 def misses(measure: dict) -> bool:
