@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough spec review faults mutants conformance matrix lint clean
+.PHONY: help run test test-dev test-thorough spec review faults mutants conformance matrix bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ conformance: .venv/peers ## hold all backends to the specification; writes spec/
 
 matrix: .venv/installed ## write spec/conformance.md and out/conformance.html from the recorded results, in seconds
 	@$(BIN)/quantspec conformance --recorded --write spec --html out/conformance.html
+
+bench: .venv/peers ## measure speed beside float32 and int8 peers: [ROWS="tutorial/* lstm/*"] [THREADS="1 2"] [JSON=FILE] [ARGS=--bench-write]
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m pytest -p bench.plugin -p no:cacheprovider -o filterwarnings=ignore -o timeout=0 --benchmark-quiet -q \
+		--bench-threads '$(or $(THREADS),1)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
+		tests/bench/bench_networks.py tests/bench/bench_other.py
 
 mutants: .venv/installed-mutants ## change the chapter modules in every small way, each of which the suite must notice: [ARGS="affine static"]
 	@$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)

@@ -1,0 +1,154 @@
+"""What is no network's time: calibration, observers, conversion between floats and codes, start-up, and how time grows."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+
+import quantspec as qs
+from quantspec import affine, zoo
+from quantspec.engines.compiled import arrays
+from quantspec.models import MLP
+
+from bench import peers, rows, timing
+
+CALIBRATED = {
+    "tutorial batch 64": (rows.seeded(MLP), (64, 784)),
+    "mlp1024 batch 64": (rows.seeded(lambda: rows.wide(1024)), (64, 1024)),
+    "resnet18 batch 4": (lambda: zoo.build("resnet18", 224), (4, 3, 224, 224)),
+}
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+def test_calibration(name, bench):
+    build, shape = CALIBRATED[name]
+    model, batch = build(), torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    prepared = qs.prepare(model)
+    with torch.inference_mode():
+        found = timing.side_by_side({"observed": lambda: prepared(batch), "float": lambda: model(batch)}, bench.budget)
+    what = "time of a calibration batch through min-max observers over the float forward pass, less 1"
+    bench.measure(f"calibration overhead, {name}", found["observed"] / found["float"] - 1, "", of=what, most=0.10)
+
+
+@pytest.mark.parametrize("count", [2**16, 2**20])
+def test_observers(count, bench):
+    batches = [torch.randn(count, generator=torch.Generator().manual_seed(seed)) * (1 + seed) for seed in range(4)]
+
+    def ours(observer):
+        for batch in batches:
+            observer = observer.observe(batch.numpy())
+        return observer.range()
+
+    def theirs():
+        observer = torch.ao.quantization.HistogramObserver()
+        for batch in batches:
+            observer(batch)
+        return observer.calculate_qparams()
+
+    functions = {"histogram": lambda: ours(qs.HistogramObserver()), "mse": lambda: ours(qs.MSEObserver()), "torch.ao": theirs}
+    with torch.no_grad(), peers.quiet():
+        found = timing.side_by_side(functions, bench.budget)
+    what = f"time of torch.ao's HistogramObserver (4 batches of {count:,} values and qparams) over ours"
+    bench.measure(f"histogram observer, {count:,} values", found["torch.ao"] / found["histogram"], "x", of=f"{what}, the range that was seen", least=5)
+    searched = f"{what}, MSEObserver, which searches as theirs does"
+    bench.measure(f"histogram observer with search, {count:,} values", found["torch.ao"] / found["mse"], "x", of=searched, least=5)
+
+
+@pytest.mark.parametrize("count", [2**16, 2**20, 2**25])
+def test_conversion(count, bench):
+    x = np.random.default_rng(0).normal(size=count).astype(np.float32)
+    grid = affine.qparams(x.min(), x.max(), qmin=0, qmax=255, symmetric=False)
+    q = arrays.quantize(x, grid)
+    assert np.array_equal(q[:100_000], grid.quantize(x[:100_000]))
+    # 5 bytes a value pass in either direction, so a copy of as many bytes copies 2.5 a value.
+    source, target = np.ones(count * 5 // 2, np.uint8), np.ones(count * 5 // 2, np.uint8)
+    functions = {
+        "quantize": lambda: arrays.quantize(x, grid), "dequantize": lambda: arrays.dequantize(q, grid),
+        "copy": lambda: np.copyto(target, source), "new copy": lambda: source.copy(),
+    }  # fmt: skip
+    found = timing.side_by_side(functions, bench.budget)
+    for name in ("quantize", "dequantize"):
+        speed = 5 * count / found[name] / 1e9
+        bench.measure(f"{name}, {count:,} values", speed, "GB/s", of="bytes read and written per second by engines.compiled.arrays, result allocated anew")
+        what = "its speed over that of NumPy's copy of as many bytes"
+        bench.measure(f"{name} over a new copy, {count:,} values", found["new copy"] / found[name], "", of=f"{what} into new memory, as its own result is", least=0.7)
+        bench.measure(f"{name} over copyto, {count:,} values", found["copy"] / found[name], "", of=f"{what} into memory that is there already")
+
+
+IMPORT = "import time, torch; t = time.perf_counter(); import quantspec; print(time.perf_counter() - t)"
+COMPILES = "import sys, torch; before = set(sys.modules); import quantspec; print(sum(name in ('llvmlite', 'numba') for name in set(sys.modules) - before))"
+FIRST = """
+import json, time, warnings
+warnings.simplefilter("ignore")
+import torch, quantspec as qs
+from bench import rows
+torch.set_num_threads(1)
+row = next(row for row in rows.rows() if row.name == {name!r})
+model, batch = row.build(), row.batch()
+q = qs.quantize(model, [batch])
+start = time.perf_counter(); q(batch); first = time.perf_counter() - start
+start = time.perf_counter(); q(batch)
+print(json.dumps([first, time.perf_counter() - start]))
+"""
+
+
+def child(script: str, **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", script], env=os.environ | environment, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_import(bench):
+    child(IMPORT)
+    bench.measure("import", median(float(child(IMPORT)) for _ in range(5)), "s", of="`import quantspec` after `import torch`", most=0.3)
+    bench.measure("compilers imported", int(child(COMPILES)), "", of="how many of llvmlite and numba `import quantspec` loads", most=0)
+
+
+@pytest.mark.parametrize("name", ["tutorial/batch=1", "mobilenet_v2/batch=1"])
+def test_first_call(name, bench):
+    colds, warms = [], []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            places = dict(QUANTSPEC_KERNELS=folder, NUMBA_CACHE_DIR=folder)
+            cold, usual = json.loads(child(FIRST.format(name=name), **places))
+            warm, _ = json.loads(child(FIRST.format(name=name), **places))
+        colds.append(cold)
+        warms.append(warm - usual if warm > 2 * usual else warm)
+    what = f"first call of {name} in a fresh process"
+    bench.measure(f"first call cold, {name}", median(colds), "s", of=f"{what}, nothing compiled before", most=5)
+    bench.measure(f"first call warm, {name}", median(warms), "s", of=f"{what}, kernels stored by an earlier process", most=0.3)
+
+
+def test_slope(bench):
+    """A batch as large as the network is wide, so that one number scales all."""
+    macs, seconds = [], []
+    with torch.inference_mode(), timing.without_collection():
+        for width in (160, 256, 416, 672, 1024, 1504):
+            batch = torch.rand(width, width)
+            q = qs.quantize(rows.seeded(lambda width=width: rows.wide(width))(), [batch])
+            timed = timing.Timed("", lambda q=q, batch=batch: q(batch))
+            count, once = timing.block_size(timed)
+            seconds.append(median(timing.block(timed, count) for _ in range(max(7, min(100, int(0.5 / (once * count)))))))
+            macs.append(3 * width**3)
+    slope = float(np.polyfit(np.log(macs), np.log(seconds), 1)[0])
+    what = f"log-log slope of time against multiply-accumulates, from {macs[0]:.1e} to {macs[-1]:.1e}: MLPs whose width is their batch size"
+    bench.measure("growth, highest", slope, "", of=what, most=1.05)
+    bench.measure("growth, lowest", slope, "", of="the same", least=0.95)
+
+
+def test_memory(bench):
+    """The peak is the process's own, so that it is measured in others."""
+    script = """
+import resource, torch, quantspec as qs
+from bench import rows
+model = rows.seeded(lambda: rows.wide(1024))()
+qs.quantize(model, (torch.rand(64, 1024) for _ in range({count})), observer=qs.HistogramObserver())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    few, many = (float(child(script.format(count=count))) for count in (4, 200))
+    bench.measure("memory of calibration", many / few, "x", of="peak memory of calibrating with 200 batches over that with 4 (1024-wide MLP, histograms)", most=1.05)

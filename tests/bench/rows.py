@@ -1,0 +1,140 @@
+"""What is measured: networks, their inputs, and what each row promises."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from quantspec import zoo
+from quantspec.models import MLP
+
+STATIC, DYNAMIC = "static", "dynamic"
+BATCHES = (1, 10, 64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The least that a row is to reach: ratios to the best peers' time, or to the best of torch.ao's, and a share of the VNNI peak; None where nothing was set."""
+
+    vs_float32: float | None = None
+    vs_int8: float | None = 1.0
+    vs_torch_ao: float | None = None
+    peak: float | None = None
+
+
+AS_DYNAMIC = Targets(vs_int8=None, vs_torch_ao=1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """``network``: the name of what ``build`` makes; ``shape`` of the input. ``promises``: that int8 is not slower than float32, or the run fails."""
+
+    name: str
+    network: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    kind: str = STATIC
+    targets: Targets = Targets()
+    promises: bool = True
+
+    def batch(self, seed: int = 0) -> torch.Tensor:
+        """The input: images from 0 to 1, or for networks on other things normal numbers, as their layers expect."""
+        generator = torch.Generator().manual_seed(seed)
+        if len(self.shape) == 4 and self.shape[1] == 3:
+            return zoo.images(self.shape[0], self.shape[-1], seed)
+        return torch.rand(self.shape, generator=generator) if self.kind == STATIC else torch.randn(self.shape, generator=generator)
+
+
+class LeNet(nn.Module):
+    """LeNet-5 with ReLU and max pooling, on images [n, 1, 28, 28]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 5, padding=2), nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.max_pool2d(torch.relu(self.conv1(x)), 2)
+        x = torch.flatten(torch.max_pool2d(torch.relu(self.conv2(x)), 2), 1)
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
+
+
+class Sequence(nn.Module):
+    """What an LSTM gives for each step of [n, steps, 128]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(128, 256, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x)[0]
+
+
+def seeded(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The same network every time, in evaluation mode."""
+
+    def made() -> nn.Module:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            return build().eval()
+
+    return made
+
+
+def wide(width: int, layers: int = 3) -> nn.Module:
+    """Square layers with ReLU between them."""
+    parts = [part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*parts[:-1])
+
+
+def mlp_targets(batch: int) -> Targets:
+    return Targets(peak=0.7 if batch >= 256 else None)
+
+
+def rows() -> list[Row]:
+    """All rows, those of one network next to each other."""
+    made = [Row(f"tutorial/batch={n}", "tutorial", seeded(MLP), (n, 784), targets=Targets(2.0, 2.0 if n == 1 else 1.2)) for n in BATCHES]
+    for width in (1024, 4096):
+        made += [Row(f"mlp{width}/batch={n}", f"mlp{width}", seeded(lambda width=width: wide(width)), (n, width), targets=mlp_targets(n)) for n in BATCHES]
+    made += [Row(f"lenet/batch={n}", "lenet", seeded(LeNet), (n, 1, 28, 28)) for n in (1, 8)]
+    for name in ("resnet18", "resnet50", "mobilenet_v2"):
+        least = 2.5 if name.startswith("resnet") else None
+        made += [Row(f"{name}/batch={n}", name, lambda name=name: zoo.build(name, 224), (n, 3, 224, 224), targets=Targets(least)) for n in (1, 8)]
+    linear = seeded(lambda: nn.Sequential(nn.Linear(768, 3072)))
+    made += [Row(f"dynamic-linear/rows={n}", "dynamic-linear", linear, (n, 768), DYNAMIC, AS_DYNAMIC) for n in (1, 16, 128)]
+    return made + [Row(f"lstm/batch={n}", "lstm", seeded(Sequence), (n, 32, 128), DYNAMIC, AS_DYNAMIC) for n in (1, 16)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one forward pass: multiply-accumulates, and the bytes of an int8 network that have to pass at least (weights, biases, float input and output, and each
+    layer's codes, written and read once)."""
+
+    macs: int
+    nbytes: int
+
+
+def work(model: nn.Module, batch: torch.Tensor, weight_bytes: int) -> Work:
+    """Counted by layer while the float network runs."""
+    macs, codes, hooks = [], [], []
+
+    def count(module: nn.Module, inputs, output) -> None:
+        if isinstance(module, nn.LSTM):
+            steps = inputs[0].shape[0] * inputs[0].shape[1]
+            macs.append(steps * sum(weight.numel() for name, weight in module.named_parameters() if "weight" in name))
+            return
+        macs.append(output.numel() * module.weight[0].numel())
+        codes.append(2 * output.numel())
+
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LSTM)):
+            hooks.append(module.register_forward_hook(count))
+    with torch.inference_mode():
+        output = model(batch)
+    for hook in hooks:
+        hook.remove()
+    # The last layer's codes become floats at once.
+    return Work(sum(macs), weight_bytes + 4 * (batch.numel() + output.numel()) + sum(codes[:-1]))

@@ -1,0 +1,108 @@
+"""Times of several functions that do the same, measured side by side.
+
+Every round times each of them once, in an order that moves on, so that whatever else the machine does meets all of them alike. What takes microseconds is called
+many times in a row, so that reading the clock costs nothing. A time is the median of the rounds.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import repeat
+from statistics import median
+
+BLOCK = 300e-6  # seconds of calls that are timed together
+WARM = 0.03  # seconds of warm-up
+LEAST_ROUNDS, MOST_ROUNDS = 7, 400
+SETTLE = 0.004  # seconds after which other libraries' threads have stopped spinning
+
+
+@dataclass(frozen=True)
+class Timed:
+    """``call`` is timed, ``before`` is not."""
+
+    name: str
+    call: Callable[[], object]
+    before: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Without Python's cyclic garbage collection."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def block_size(timed: Timed) -> tuple[int, float]:
+    """How many calls to time together after a warm-up, and the seconds of one."""
+    timed.before()
+    timed.call()
+    calls, start = 0, time.perf_counter()
+    while True:
+        timed.call()
+        calls += 1
+        passed = time.perf_counter() - start
+        if passed >= WARM:
+            return max(1, round(BLOCK * calls / passed)), passed / calls
+
+
+def block(timed: Timed, count: int) -> float:
+    """Seconds of one call, of ``count`` in a row."""
+    timed.before()
+    call = timed.call
+    start = time.perf_counter()
+    for _ in repeat(None, count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+class Interleaved:
+    """The times of all but the first are taken between those of the first, which whoever runs the rounds times: ``peers`` before each, ``ours`` itself."""
+
+    def __init__(self, ours: Timed, others: list[Timed], budget: float, settle: float = 0.0):
+        self.ours, self.others, self.settle, self.turn = ours, others, settle, 0
+        self.sizes = {timed.name: block_size(timed) for timed in (ours, *others)}
+        self.count = self.sizes[ours.name][0]
+        self.seconds: dict[str, list[float]] = {timed.name: [] for timed in others}
+        # A first call may still pay for what only it does.
+        one = sum(count * seconds for count, seconds in self.sizes.values()) + settle * (1 + len(others))
+        self.rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(budget / one)))
+
+    def peers(self) -> None:
+        """A round of everybody else's."""
+        for index in range(len(self.others)):
+            timed = self.others[(index + self.turn) % len(self.others)]
+            time.sleep(self.settle)
+            self.seconds[timed.name].append(block(timed, self.sizes[timed.name][0]))
+        self.turn += 1
+        time.sleep(self.settle)
+        self.ours.before()
+
+    def run(self) -> None:
+        """A block of ours."""
+        call = self.ours.call
+        for _ in repeat(None, self.count):
+            call()
+
+    def medians(self) -> dict[str, float]:
+        """Seconds of a call, of everybody else's."""
+        return {name: median(seconds) for name, seconds in self.seconds.items()}
+
+
+def side_by_side(functions: dict[str, Callable[[], object]], budget: float = 1.0) -> dict[str, float]:
+    """Median seconds of each function."""
+    first, *others = [Timed(name, call) for name, call in functions.items()]
+    with without_collection():
+        both = Interleaved(first, others, budget)
+        own = []
+        for _ in range(both.rounds):
+            both.peers()
+            own.append(block(first, both.count))
+    return {first.name: median(own), **both.medians()}

@@ -1,0 +1,32 @@
+"""The recorded speeds, and the page that is made of them. Nothing is measured here."""
+
+import json
+
+from bench import page, results
+from quantspec import chapters
+
+SPEC = chapters.directory()
+RECORDED = json.loads((SPEC / results.RECORD).read_text())
+
+
+def test_the_page_is_what_the_record_says():
+    """`make bench ARGS=--bench-write` writes both."""
+    assert (SPEC / results.PAGE).read_text(encoding="utf-8") == page.markdown(RECORDED)
+
+
+def test_the_record_is_written_as_it_is_read():
+    assert (SPEC / results.RECORD).read_text() == results.text(RECORDED)
+
+
+def test_ratios_are_those_of_the_times_beside_them():
+    for row in RECORDED["rows"]:
+        for best, ratio in (("best_float32", "vs_float32"), ("best_int8", "vs_int8")):
+            name, time = row[best]
+            assert row["peers_us"][name] == time
+            assert abs(row[ratio] * row["ours_us"] / time - 1) < 2e-3  # each has four digits
+
+
+def test_a_slower_row_that_promises_otherwise_is_told():
+    row = RECORDED["rows"][0]
+    slower = row | {"vs_float32": 0.9}
+    assert results.broken_promises({"rows": [slower]}) and not results.broken_promises({"rows": [slower | {"promises": False}, row | {"vs_float32": 1.0}]})
