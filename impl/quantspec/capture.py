@@ -6,7 +6,6 @@ traced, because its control flow depends on data, becomes one node that calls a 
 
 import copy
 import inspect
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +24,7 @@ from .program import Call, Ref
 NO_INTEGER_FORM = "has no integer form here"
 # What gives back its input in evaluation, so that its readers can read that directly.
 GONE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+PACKING = tuple(getattr(nn.utils.rnn, name) for name in ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence", "unpack_sequence", "pad_sequence"))
 IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul, operator.itruediv: operator.truediv}
 GONE_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth", "drop_path")
 
@@ -59,8 +59,10 @@ class Tracer(fx.Tracer):
     """Goes into modules as far as they let it; one that does not is a leaf, and only that one."""
 
     def __init__(self) -> None:
-        # Packing sequences looks at their lengths, so it is called as a whole.
-        super().__init__(autowrap_modules=(math, nn.utils.rnn))
+        # Packing sequences looks at their lengths, so it is called as a whole, by whatever name. Naming the module to fx would do that to everything
+        # in it, among it the class Tensor, which models ask their inputs for.
+        super().__init__(autowrap_functions=PACKING)
+        self._autowrap_search.append(nn.utils.rnn)
 
     @staticmethod
     def is_whole(module: nn.Module) -> bool:

@@ -112,6 +112,9 @@ def show_zoo(options: argparse.Namespace) -> int:
         console = Console()
         console.print(zoo.table(found))
         for row in found:
+            if row.same_sqnr is not None:
+                what = f"torch.ao makes {row.peer_layers} of {row.layers} layers int8; ours with those alone: {row.same_sqnr:.1f} dB"
+                console.print(f"{row.name}: {what}", highlight=False, soft_wrap=True)
             if row.peer_reason:
                 console.print(f"{row.name}: torch.ao cannot: {row.peer_reason}", highlight=False, soft_wrap=True)
             if row.onnx_reason:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 from torch import nn
 
@@ -205,15 +206,14 @@ def alone(name: str) -> Row:
 
 def table(found: list[Row]) -> Table:
     """The rows as a table."""
-    made = Table(title="networks in int8, beside float32", title_justify="left")
+    made = Table(title="networks in int8, beside float32", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("network", no_wrap=True)
-    for column in ("SQNR, dB", "torch.ao", "same layers", "int8 MACs", "smaller", "seconds", "peak MB", "ONNX codes"):
+    for column in ("SQNR, dB", "torch.ao", "int8 MACs", "smaller", "s", "MB", "ONNX differs"):
         made.add_column(column, justify="right", no_wrap=True)
     for r in found:
         peer = "–" if r.peer_sqnr is None else f"{r.peer_sqnr:.1f}"
-        onnx = "–" if r.onnx is None else f"{r.onnx[1]}/{r.onnx[0]:,} differ"
-        same = "" if r.same_sqnr is None else f"{r.same_sqnr:.1f} ({r.peer_layers} of {r.layers})"
-        made.add_row(r.name, f"{r.sqnr:.1f}", peer, same, f"{r.int8_macs:.1%}", f"{r.compression:.2f}x", f"{r.seconds:.1f}", f"{r.peak_mb:,.0f}", onnx)
+        onnx = "–" if r.onnx is None else f"{r.onnx[1]}/{r.onnx[0]:,}"
+        made.add_row(r.name, f"{r.sqnr:.1f}", peer, f"{r.int8_macs:.1%}", f"{r.compression:.2f}x", f"{r.seconds:.1f}", f"{r.peak_mb:,.0f}", onnx)
     return made
 
 

@@ -8,7 +8,8 @@ import torch
 from quantspec import cli, zoo
 
 # Those whose image size may be small, and which a run of the suite can afford.
-SMALL = {"resnet18": 64, "mobilenet_v3_large": 64, "squeezenet1_1": 64, "shufflenet_v2_x1_0": 64, "convnext_tiny": 64, "lstm_tagger": None, "transformer_encoder": None}
+SMALL = dict.fromkeys(("resnet18", "mobilenet_v3_large", "squeezenet1_1", "shufflenet_v2_x1_0", "densenet121", "convnext_tiny"), 64)
+SMALL |= dict.fromkeys(zoo.SEQUENCES)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -167,7 +167,7 @@ class Planner:
         frame = aligned(BEGIN + WIDTH * len(self.ops), np.int64)
         slots = self.inputs + self.outputs
         if len(slots) > MOST_SLOTS:
-            raise ValueError(f"program: expected at most {MOST_SLOTS} inputs and outputs of a compiled part, got {len(slots)}")
+            raise UnsupportedError(f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {len(slots)}")
         frame[COUNT], frame[SLICES], frame[SLOTS], frame[RELEASE] = len(self.ops), 1, len(slots), self.macs >= LONG
         frame[BEGIN:] = np.concatenate(self.ops)
         return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.kept)
