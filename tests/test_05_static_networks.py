@@ -131,6 +131,43 @@ def test_values_are_joined_in_codes_where_all_of_them_are(join, kind, other):
     assert qs.accuracy.sqnr(expected.numpy(), q(x).numpy()) > 30
 
 
+class Dense(nn.Module):
+    """A dense block: joins of what came before, all of them read by a convolution. ``move`` is what happens to a value on its way to a join."""
+
+    def __init__(self, move, read_elsewhere):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Conv2d(2, 4, 1), nn.Conv2d(2, 3, 1), nn.Conv2d(7, 2, 1), nn.Conv2d(9, 2, 1)
+        self.other = nn.Conv2d(3, 1, 1)
+        self.move, self.read_elsewhere = move, read_elsewhere
+
+    def forward(self, x):
+        a, b = self.a(x), self.b(x)
+        c = self.c(torch.cat([self.move(a), self.move(b)], 1))
+        d = self.d(torch.cat([self.move(a), self.move(b), c], 1))
+        return (d, self.other(b)) if self.read_elsewhere == "layer" else (d, b) if self.read_elsewhere == "output" else d
+
+
+@clause("STA-JOIN")
+@pytest.mark.parametrize("read_elsewhere", ["", "layer", "output"])
+@pytest.mark.parametrize("move", [lambda t: t, torch.relu, nn.AvgPool2d(1), lambda t: t.flip([3])], ids=["as-it-is", "relu", "pool", "flip"])
+@pytest.mark.parametrize("observer", [qs.MinMaxObserver(), qs.PercentileObserver(99)])
+def test_what_only_joins_read_has_their_grid(move, read_elsewhere, observer):
+    model, x = networks.seeded(lambda: Dense(move, read_elsewhere)), networks.inputs(5, (2, 4, 4))
+    prepared = qs.prepare(model, observer=observer, dialect="exact")
+    prepared(x)
+    ranges = {name: tuple(map(float, seen.range())) for name, seen in prepared.observers.items()}
+    first, second = (node.name for node in prepared.graph.nodes if isinstance(node, graph.Concat))
+    expected = spec.shared_ranges(ranges, {first: ["a", "b"], second: ["a", "b", "c"]}, {"b"} if read_elsewhere else set())
+    q = qs.convert(prepared)
+    layers = {step.name: step.y_qparams for step in q.program.layers}
+    grids = layers | {name: step.y_qparams for name, step in zip((first, second), named(q, program.Concat))}
+    for name in ("a", "b", "c", first, second):
+        grid = grids[name]
+        scale, zero_point, qmin, qmax = spec.activation_qparams(*expected[name])
+        assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == (scale, zero_point, qmin, qmax), name
+    assert (grids["b"] == grids[first]) != bool(read_elsewhere)
+
+
 @clause("STA-PLACE")
 def test_the_stream_of_a_transformer_stays_in_float():
     model = networks.seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, batch_first=True))

@@ -98,15 +98,21 @@ class Converter:
         return Program(self.dialect.name, self.graph.inputs, self.graph.defaults, tuple(self.steps), output)
 
     def grid(self, name: str) -> QParams:
-        """The grid of a value: that of the observed value which it has it from."""
+        """The grid of a value: that of the observed value which it has it from, or the one that it shares with joins (STA-JOIN)."""
         name = self.sources[name]
         if name not in self.grids:
-            try:
-                ends = self.observers[name].range()
-            except CalibrationError as error:
-                raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") from error
-            self.grids[name] = self.dialect.activation_qparams(*ends, reduce_range=self.options.reduce_range, bits=self.options.bits)
+            group = self.placement.joined.get(name, (name,))
+            lows, highs = zip(*map(self.observed_range, group))
+            grid = self.dialect.activation_qparams(min(lows), max(highs), reduce_range=self.options.reduce_range, bits=self.options.bits)
+            self.grids |= dict.fromkeys(group, grid)
         return self.grids[name]
+
+    def observed_range(self, name: str) -> tuple:
+        """Both ends of what was observed at a place."""
+        try:
+            return self.observers[name].range()
+        except CalibrationError as error:
+            raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") from error
 
     def layer(self, node: Layer) -> None:
         weight, w = self.weights.codes(node.weight, node.layer)

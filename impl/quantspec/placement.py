@@ -11,6 +11,7 @@ SPLITTING = ("chunk", "split", "unbind", "torch.chunk", "torch.split", "torch.un
 class Placement:
     """``coded``: the values that are computed in codes. ``direct``: layers that take codes and give floats (STA-DIRECT).
     ``sources``: for each value the one whose grid it has, its own or what it rearranges, clamps or pools (STA-SAME-GRID).
+    ``joined``: for each join, and each value that only joins read, all the values that have a grid in common with it (STA-JOIN).
     ``observed``: the values that need an observer, in order: what feeds a layer, and what is computed in codes (STA-STEPS)."""
 
     def __init__(self, graph: FloatGraph):
@@ -22,6 +23,7 @@ class Placement:
         self.coded, self.sources = self.placed(fed)
         self.direct = self.read_in_float()
         self.coded -= {name for name in self.coded if self.sources[name] in self.direct}
+        self.joined = self.share_grids()
 
     def placed(self, fed: frozenset[str]) -> tuple[set[str], dict[str, str]]:
         coded: set[str] = set()
@@ -61,6 +63,21 @@ class Placement:
                 else:
                     floats.add(source)
         return {node.name for node in self.graph.nodes if isinstance(node, Layer) and node.name in floats - kept and not node.relu}
+
+    def share_grids(self) -> dict[str, list[str]]:
+        """For joins in codes, and what only they read: the group of values it belongs to."""
+        joins = {node.name: node for node in self.graph.nodes if isinstance(node, Concat) and node.name in self.coded}
+        others = {self.sources.get(name, name) for name in refs(self.graph.output)}
+        for node in self.graph.nodes:
+            keeps_grid = node.name in self.coded and self.sources[node.name] != node.name
+            if not (node.name in joins or keeps_grid or isinstance(node, Shape)):
+                others |= {self.sources.get(name, name) for name in node_reads(node)}
+        groups: dict[str, list[str]] = {}
+        for name, node in joins.items():
+            parts = [source for part in node.xs if (source := self.sources[part]) in self.coded - others]
+            merged = list(dict.fromkeys(member for one in (name, *parts) for member in groups.get(one, [one])))
+            groups |= dict.fromkeys(merged, merged)
+        return groups
 
     @cached_property
     def observed(self) -> list[str]:

@@ -142,6 +142,16 @@ FAULTS = [
         'if any(in_codes(name) for name in dict.fromkeys(own_reads(node))):',
     ),
     Fault(
+        "joined-though-a-layer-reads-it", "placement", ("STA-JOIN",),
+        "Whatever is joined has the join's grid, though a layer reads it too and wants its own.",
+        "in self.coded - others]", "in self.coded]",
+    ),
+    Fault(
+        "joins-rounded-twice", "placement", ("STA-JOIN",),
+        "What is joined has a grid of its own, and is rounded to the join's afterwards.",
+        "self.joined = self.share_grids()", "self.joined = {}",
+    ),
+    Fault(
         'sizes-of-floats', 'conversion', ('STA-SIZES',),
         'A size is read from the dequantized value.',
         'read = self.codes.get(node.x) or self.as_float(node.x)',
