@@ -177,6 +177,44 @@ def test_the_stream_of_a_transformer_stays_in_float():
     assert kinds(q).count("Quantize") == 3
 
 
+class Told(nn.Module):
+    """What calls a function. Deep copies of it call the same one."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+    def __deepcopy__(self, memo):
+        return Told(self.function)
+
+
+@clause("STA-RUNTIME")
+@given(st.integers(0, 2**16), st.sampled_from(["reference", "compiled"]))
+def test_the_same_floats_lead_to_the_same_codes(seed, engine):
+    def layers():
+        return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 7), nn.ReLU(), nn.LayerNorm(7), nn.Linear(7, 5))
+
+    model, x = networks.seeded(layers, seed), networks.inputs(9, (6,), seed + 1)
+    q = qs.quantize(model, [x])
+    gave = []
+
+    def in_its_own_order(y):
+        """A normalization whose sums are those of float64."""
+        y = y.double()
+        gave.append(((y - y.mean(-1, keepdim=True)) * torch.rsqrt(y.var(-1, keepdim=True, correction=0) + 1e-5)).float())
+        return gave[-1]
+
+    own = qs.QuantizedModule(q.program, dict.fromkeys(q.callables, Told(in_its_own_order)), engine)(x)
+    told = iter(gave)
+    seen = trace(qs.QuantizedModule(q.program, dict.fromkeys(q.callables, Told(lambda y: next(told)))), x)
+    assert len(gave) == 2 and seen[q.program.output.name].tolist() == own.tolist()
+    for floats, step in zip(gave, named(q, program.Quantize)[1:], strict=True):
+        assert seen[step.name].tolist() == step.qparams.quantize(floats.numpy()).tolist()
+
+
 @clause("STA-SIZES")
 def test_sizes_are_read_from_codes():
     class Model(nn.Module):

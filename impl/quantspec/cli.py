@@ -119,6 +119,10 @@ def show_zoo(options: argparse.Namespace) -> int:
                 console.print(f"{row.name}: torch.ao cannot: {row.peer_reason}", highlight=False, soft_wrap=True)
             if row.onnx_reason:
                 console.print(f"{row.name}: not exported to ONNX: {row.onnx_reason}", highlight=False, soft_wrap=True)
+            if row.onnx_same_floats:
+                compared, differing = row.onnx_same_floats
+                what = f"ONNX Runtime given the same floats where operations in float stand (STA-RUNTIME): {differing} of {compared:,} differ"
+                console.print(f"{row.name}: {what}", highlight=False, soft_wrap=True)
             if row.left:
                 console.print(f"{row.name}: in float: {', '.join(f'{count} x {reason}' for reason, count in row.left.items())}", highlight=False, soft_wrap=True)
         if json_file:

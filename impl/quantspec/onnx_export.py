@@ -1,7 +1,7 @@
 """A quantized network as an ONNX model in QDQ form, for ONNX Runtime and whoever else reads it.
 
-ONNX Runtime with its default optimisation gives the codes that engine ``reference`` gives in dialect ``onnx``, wherever the way to them leads through codes
-alone: what stays in float has the last bits of whoever computes it. On x86 CPUs without VNNI its integer kernels saturate in between (DIA-ACCUMULATE, `pairs`)
+ONNX Runtime with its default optimisation gives the codes that engine ``reference`` gives in dialect ``onnx``, given the same floats where operations in float
+stand (STA-RUNTIME): those have the last bits of whoever computes them. On x86 CPUs without VNNI its integer kernels saturate in between (DIA-ACCUMULATE, `pairs`)
 unless the session option ``session.x64quantprecision`` is 1.
 """
 
@@ -136,13 +136,42 @@ def moved(g: Any, step: Move, values: dict[str, Any], known: dict) -> Any:
     return known[target](g, *args, **kwargs)
 
 
-def compare_codes(q: QuantizedModule, batch: Any, *, steps: bool = False) -> tuple[int, int]:
+def compare_codes(q: QuantizedModule, batch: Any, *, steps: bool = False, same_floats: bool = False) -> tuple[int, int]:
     """(outputs compared, differences) of ONNX Runtime, with default optimisation and exact accumulators, and engine ``reference`` in dialect ``onnx``, for one batch.
 
-    An output that was dequantized is compared as codes, others by their bits. ``steps``: every step that gives codes is compared too.
+    An output that was dequantized is compared as codes, others by their bits. ``steps``: every step that gives codes is compared too. ``same_floats``: ONNX
+    Runtime is given what our operations in float give, and all that they read is compared too (STA-RUNTIME).
     """
+    if same_floats:
+        q, batch = between_floats(q, batch)
     found = differences(q, batch, steps=steps)
     return sum(total for total, _ in found.values()), sum(count for _, count in found.values())
+
+
+def between_floats(q: QuantizedModule, batch: Any) -> tuple[QuantizedModule, dict[str, Any]]:
+    """The network without its operations in float, and a batch for it: what those give are inputs, what they read is output."""
+    program = replace(q.program, dialect="onnx")
+    values: dict[str, Any] = {}
+    Reference(program, q.callables)(batch, lambda step, value: values.setdefault(step.name, value))
+
+    def real(value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+    # An operation may give several tensors at once, which others take out of the tuple.
+    removed = [step for step in program.steps if isinstance(step, Call) and any(map(real, several(values[step.name])))]
+    steps = tuple(step for step in program.steps if step not in removed)
+    read = [name for step in removed for name in reads(step)] + refs(program.output)
+    made = {step.name for step in steps}
+    output = tuple(Ref(name) for name in dict.fromkeys(read) if name in made and real(values[name]))
+    given = {step.name: values[step.name] for step in removed if real(values[step.name])}
+    rest = replace(program, inputs=(*program.inputs, *given), steps=steps, output=output)
+    given = bind(program.inputs, program.defaults, batch) | given
+    return QuantizedModule(rest, q.callables, "reference"), given
+
+
+def several(value: Any) -> tuple | list:
+    """A value's own values, where it is a tuple."""
+    return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def differences(q: QuantizedModule, batch: Any, *, steps: bool = False) -> dict[str, tuple[int, int]]:

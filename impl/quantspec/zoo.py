@@ -40,7 +40,8 @@ class Row:
     """One network. ``sqnr`` of its outputs in dB, ours and torch.ao's on the same calibration data and kinds of observers (None and ``peer_reason`` where
     torch.ao cannot); ``layers``: how many became int8, and how many of them in torch.ao too; where those are fewer, ``same_sqnr`` is ours with only these in int8.
     ``int8_macs``: share of multiply-accumulates; ``seconds`` to quantize, ``peak_mb`` of the process; ``ran``: shapes of inputs it ran on; ``left`` in
-    float, by reason; ``onnx``: (outputs compared with ONNX Runtime, how many codes differ), None and ``onnx_reason`` where there is no export."""
+    float, by reason; ``onnx``: (outputs compared with ONNX Runtime, how many codes differ), None and ``onnx_reason`` where there is no export; where codes
+    differ, ``onnx_same_floats`` is the same of all that lies between operations in float, which both then take our floats from (STA-RUNTIME)."""
 
     name: str
     sqnr: float
@@ -57,6 +58,7 @@ class Row:
     left: dict[str, int]
     onnx: tuple[int, int] | None
     onnx_reason: str
+    onnx_same_floats: tuple[int, int] | None
 
 
 class LSTMTagger(nn.Module):
@@ -160,13 +162,14 @@ def row(name: str, *, size: int | None = None) -> Row:
     if peer is not None and (more := own - theirs):
         same = accuracy.sqnr(expected.numpy(), quantize(model, [calibration], exclude=sorted(more))(test).detach().numpy()) if own & theirs else float("inf")
     onnx, onnx_reason = exported(q, shapes(name, size)[0])
+    between = exported(q, shapes(name, size)[0], same_floats=True)[0] if onnx is not None and onnx[1] else None
     left: dict[str, int] = {}
     for step in q.program.steps:
         if isinstance(step, Call) and step.reason:
             left[step.reason] = left.get(step.reason, 0) + 1
     ran = tuple(tuple(batch.shape) for batch in shapes(name, size))
     counts = len(own), None if peer is None else len(own & theirs)
-    return Row(name, found.sqnr, peer, reason, *counts, same, found.int8_macs, found.compression, seconds, peak, ran, left, onnx, onnx_reason)
+    return Row(name, found.sqnr, peer, reason, *counts, same, found.int8_macs, found.compression, seconds, peak, ran, left, onnx, onnx_reason, between)
 
 
 def torch_ao(model: nn.Module, calibration: torch.Tensor, test: torch.Tensor, expected: torch.Tensor) -> tuple[set[str], float | None, str]:
@@ -180,13 +183,13 @@ def torch_ao(model: nn.Module, calibration: torch.Tensor, test: torch.Tensor, ex
         return set(), None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
 
 
-def exported(q: nn.Module, batch: torch.Tensor) -> tuple[tuple[int, int] | None, str]:
+def exported(q: nn.Module, batch: torch.Tensor, *, same_floats: bool = False) -> tuple[tuple[int, int] | None, str]:
     """How many codes ONNX Runtime gives for an exported network, and how many of them differ; or why there is no answer."""
     from . import onnx_export
     from .errors import UnsupportedError
 
     try:
-        return onnx_export.compare_codes(q, batch), ""
+        return onnx_export.compare_codes(q, batch, same_floats=same_floats), ""
     except (UnsupportedError, ImportError) as error:
         return None, str(error)
 

@@ -152,6 +152,13 @@ FAULTS = [
         "self.joined = self.share_grids()", "self.joined = {}",
     ),
     Fault(
+        "floats-kept-in-half", "engines.reference", ("STA-RUNTIME",),
+        "What operations in float give is kept in 16 bits on the way to the codes behind it.",
+        "    return call_float(step, callables, lambda name: moves.as_tensors(values[name]))",
+        "    y = call_float(step, callables, lambda name: moves.as_tensors(values[name]))\n"
+        "    return y.half().float() if isinstance(y, torch.Tensor) and y.is_floating_point() else y",
+    ),
+    Fault(
         'sizes-of-floats', 'conversion', ('STA-SIZES',),
         'A size is read from the dequantized value.',
         'read = self.codes.get(node.x) or self.as_float(node.x)',

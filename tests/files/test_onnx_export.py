@@ -206,10 +206,23 @@ def test_a_network_of_rows_has_the_same_codes(name):
 
 
 def one_code_off(q, batch):
-    """Softmax stays in float, where runtimes differ in the last bits: before it all codes are equal."""
+    """Softmax stays in float, where runtimes differ in the last bits: before it all codes are equal, and behind it given the same floats (STA-RUNTIME)."""
+    compared, differing = onnx_export.compare_codes(q, batch, same_floats=True)
+    assert compared > 400 and differing == 0
     found = onnx_export.differences(q, batch, steps=True)
     before = [name for name in found if name.startswith(("x.codes", "linear", "chunk", "getitem"))][:3]
     assert before and all(found[name][1] == 0 for name in before)
+
+
+def test_given_the_same_floats_a_transformer_has_the_same_codes():
+    layer = seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True, activation="gelu"))
+    q, x = quantspec.quantize(layer, [inputs(4, (7, 16))]), inputs(5, (7, 16), 2)
+    compared, differing = onnx_export.compare_codes(q, x, same_floats=True)
+    # Three projections that attention reads, and what two sums read of its output and of the second linear layer.
+    assert compared == 5 * 7 * 16 * 5 and differing == 0
+    between, batch = onnx_export.between_floats(q, x)
+    assert not any(isinstance(step, Call) for step in between.program.steps)
+    assert torch.equal(batch[q.program.output.name], q.run_on("reference")(x))
 
 
 @pytest.mark.parametrize("build, kind", [(lambda: nn.Conv2d(3, 4, 3), ConvReal), (lambda: nn.Linear(8, 5, bias=False), LinearReal)])
