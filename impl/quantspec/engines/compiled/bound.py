@@ -6,11 +6,10 @@ from functools import cache
 import numpy as np
 import torch
 
-from .native import ADDRESSES, RELEASE, SLICES, STRIDES, caller
-from .pack import Packed
+from .native import ADDRESSES, RELEASE, SLICES, STRIDES, THEN, X_FROM, Y_FROM, caller
 from .plan import LONG, Plan, Planner
 
-SLICE_BYTES = 2**19  # activations of a slice: they share the second-level cache with weights
+SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
 THREAD_MACS = 10_000_000  # work that is worth another thread
@@ -19,8 +18,8 @@ THREAD_MACS = 10_000_000  # work that is worth another thread
 class Bound:
     """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
 
-    ``direct``: the frame's address when a single frame does it all for one input and one output, otherwise 0. ``threaded``: whether that depends on the threads
-    there are.
+    ``direct``: the address of the first of the frames that do it all for one input and one output, 0 where threads share it or there are more. ``threaded``: whether
+    it depends on the threads there are.
     """
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int):
@@ -41,9 +40,16 @@ class Bound:
             self.tasks = [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run = caller()
-        plan, _ = self.tasks[0][0]
-        self.single = len(self.tasks) == 1 and len(self.tasks[0]) == 1 and len(shapes) == len(self.shapes) == 1
-        self.direct = plan.address if self.single else 0
+        self.direct = self.chained() if len(self.tasks) == len(shapes) == len(self.shapes) == 1 else 0
+
+    def chained(self) -> int:
+        """The address of the first frame, of which each leads to the next."""
+        plans = [plan for plan, _ in self.tasks[0]]
+        for plan, following in zip(plans, plans[1:]):
+            plan.frame[THEN] = following.address
+        for plan, offsets in self.tasks[0]:
+            plan.frame[[X_FROM, Y_FROM]] = offsets
+        return plans[0].address
 
     def slices(self, planner: Planner, shapes, most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
         """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the start of every input and output to its part."""
@@ -80,8 +86,8 @@ class Bound:
 
 def slice_size(planner: Planner, one: Plan) -> int:
     """Samples of a slice, by the plan of one: as many as the cache holds, but enough for large weights to be worth their way from memory."""
-    size = max(1, SLICE_BYTES // max(1, one.nbytes))
-    weights = sum(part.weight.nbytes for parts in planner.packed.values() for part in parts if isinstance(part, Packed))
+    inputs = sum(4 * int(np.prod(shape)) for shape in (planner.shapes[name] for name in planner.inputs))
+    size, weights = max(1, SLICE_BYTES // max(1, one.nbytes + inputs)), planner.weight_bytes
     return max(size, -(-REUSE * weights // max(1, one.macs))) if weights > LARGE_WEIGHTS else size
 
 

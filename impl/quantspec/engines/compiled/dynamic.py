@@ -169,6 +169,6 @@ def entries(packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *
         gemm.X: quantized, gemm.W: keep(packed.weight), gemm.BIAS: keep(packed.bias), gemm.FACTOR: keep(packed.factor), gemm.SUMS: keep(packed.sums),
         gemm.ROWS: rows, gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.run_steps, gemm.RUNS: 1,
         gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: keep(np.zeros(1, np.int32)), gemm.X_OFFSETS: keep((np.arange(rows) * pitch).astype(np.int32)),
-        gemm.Y_OFFSETS: stride, gemm.CHUNK: gemm.chunk_rows(inputs), gemm.ROW_GRIDS: grids, RELU: int(relu), Y_PITCH: 4 * packed.outputs, Y_SLOT: -1,
+        gemm.Y_OFFSETS: stride, gemm.CHUNK: gemm.chunk_rows(rows, inputs), gemm.ROW_GRIDS: grids, RELU: int(relu), Y_PITCH: 4 * packed.outputs, Y_SLOT: -1,
     }  # fmt: skip
     return first, second

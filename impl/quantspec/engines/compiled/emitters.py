@@ -74,7 +74,7 @@ def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offse
         gemm.X: x, gemm.Y: y, gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias), gemm.FACTOR: planner.keep(packed.factor),
         gemm.ROWS: len(y_offsets), gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
         gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
-        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: gemm.chunk_rows(inputs),
+        gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: gemm.chunk_rows(len(y_offsets), inputs),
     } | clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO))  # fmt: skip
 
 

@@ -10,9 +10,7 @@ first-level cache while rows pass. Tiles of few rows have several sets of accumu
 input zero point times the sum of weights has been subtracted beforehand.
 """
 
-from llvmlite import ir
-
-from .simd import BYTES, F32, FLOATS, I8, I32, I64, INTS, LANES, Emitter, function
+from .simd import BYTES, F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
 
 # Entries of an instruction for a product. Addresses unless said; offsets are int32 arrays.
 X, Y, W, BIAS, FACTOR, ROWS, OUTPUTS, BLOCKS, STEPS = range(1, 10)
@@ -20,16 +18,18 @@ RUNS, RUN_STEPS, RUN_OFFSETS, X_OFFSETS, Y_OFFSETS, CHUNK = range(10, 16)
 LOWEST, HIGHEST, ZERO = range(16, 19)  # float32 in steps relative to the zero point, and the zero point as an integer
 ADD, B, B_OFFSETS, RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST = range(19, 27)
 ROW_GRIDS, SUMS = 27, 28  # of dynamic layers
-AHEAD, ADVANCE = 29, 30  # set while running: where the next panel is to be fetched from, and how far that moves with each step
+AHEAD, ADVANCE = 29, 30  # set while running: where the next panel is to be fetched from, and how far that moves with each half step
 
 TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
 CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 
 
-def chunk_rows(inputs: int) -> int:
-    """Rows of a chunk, in whole tiles."""
-    return max(4, CHUNK_BYTES // inputs // TILE_ROWS[-1]) * TILE_ROWS[-1]
+def chunk_rows(rows: int, inputs: int) -> int:
+    """Rows of a chunk, in whole tiles: chunks of about the same size, as a small one in the end would have all weights pass for little."""
+    tiles = max(1, -(-rows // TILE_ROWS[-1]))
+    chunks = max(1, round(rows * inputs / CHUNK_BYTES))
+    return max(4, -(-tiles // chunks)) * TILE_ROWS[-1]
 
 
 def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: list) -> list:
@@ -54,8 +54,10 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
             return [emit.dot(totals[i * blocks + j], four, weights[j]) for i, four in enumerate(fours) for j in range(blocks)]
 
         def fetching(i, carried):
-            emit.native("llvm.prefetch.p0", ir.VoidType(), emit.inttoptr(carried[-1], ir.PointerType(I8)), I32(0), I32(2), I32(1))
-            return [*several(i, carried[:-1]), emit.add(carried[-1], advance)]
+            for _ in range(2):
+                emit.prefetch(carried[-1])
+                carried = [*carried[:-1], emit.add(carried[-1], advance)]
+            return [*several(i, carried[:-1]), carried[-1]]
 
         def several(i, carried):
             w, totals, k = carried[0], carried[1:], emit.mul(i, I64(sets))
@@ -168,14 +170,17 @@ def tiles(emit: Emitter, op, functions: list, start, end, panel) -> None:
     """Covers rows from ``start`` to ``end`` by tiles. A last one may overlap the one before it, where it computes the same again."""
     largest = TILE_ROWS[-1]
     count = emit.sdiv(emit.sub(end, start), I64(largest))
-    # The weights of the next panel come from further away while those of this one are used, each tile fetching its share.
-    nbytes = emit.mul(emit.field(op, STEPS), I64(64 * PANEL))
-    advance = emit.sdiv(I64(64 * PANEL), emit.add(count, I64(1)))
+    # The weights of the next panel, at the end the first one's, come from further away while those of this one are used, each tile fetching its share.
+    steps, tiles = emit.field(op, STEPS), emit.select(emit.icmp_signed(">", count, I64(0)), count, I64(1))
+    advance = emit.sdiv(emit.add(I64(32 * PANEL - 1), tiles), tiles)
     emit.write(advance, emit.add(op, I64(8 * ADVANCE)))
-    following = emit.add(emit.field(op, W), emit.mul(emit.add(panel, I64(1)), nbytes))
+    after = emit.mul(emit.add(panel, I64(1)), I64(PANEL))
+    after = emit.select(emit.icmp_signed("<", after, emit.field(op, BLOCKS)), after, I64(0))
+    following = emit.add(emit.field(op, W), emit.mul(emit.shl(after, I64(6)), steps))
+    share = emit.mul(emit.shl(advance, I64(1)), steps)
 
     def one(index, carried):
-        place = emit.add(following, emit.mul(index, emit.mul(advance, emit.field(op, STEPS))))
+        place = emit.add(following, emit.mul(index, share))
         emit.write(place, emit.add(op, I64(8 * AHEAD)))
         emit.call(functions[-1], [op, emit.add(start, emit.mul(index, I64(largest))), panel])
         return []

@@ -29,7 +29,9 @@ PYTHON = {  # what the caller calls in Python, by the types of its result and ar
 }
 # A frame is an int64 array: COUNT instructions, to be run SLICES times; whether other Python threads may run meanwhile (RELEASE); the addresses of SLOTS inputs and
 # outputs, and by how many bytes each moves from slice to slice; then the instructions, WIDTH entries each, of which the first is its kernel's address.
-COUNT, SLICES, SLOTS, RELEASE, ADDRESSES, STRIDES, BEGIN, WIDTH = 0, 1, 2, 3, 8, 24, 40, 32
+# Where it is run with one input and one output, THEN is the address of the frame for the samples behind its own, or 0, and X_FROM and Y_FROM are the bytes
+# from the start of both to its own.
+COUNT, SLICES, SLOTS, RELEASE, THEN, X_FROM, Y_FROM, ADDRESSES, STRIDES, BEGIN, WIDTH = 0, 1, 2, 3, 4, 5, 6, 8, 24, 40, 32
 MOST_SLOTS = STRIDES - ADDRESSES
 
 
@@ -132,10 +134,29 @@ def kernel(name: str, write: Callable[..., None]) -> int:
 
 
 def write_run(emit: Emitter, frame, x, y):
-    """Runs a frame; 1 when an input holds NaN."""
-    with emit.if_then(emit.icmp_signed("!=", x, I64(0))):
-        emit.write(x, emit.add(frame, I64(8 * ADDRESSES)))
-        emit.write(y, emit.add(frame, I64(8 * ADDRESSES + 8)))
+    """Runs a frame, and with ``x`` and ``y`` the frames behind it; 1 when an input holds NaN."""
+    alone = emit.icmp_signed("==", x, I64(0))
+    start = emit.block
+    head, done = emit.append_basic_block("head"), emit.append_basic_block("done")
+    emit.branch(head)
+    emit.position_at_end(head)
+    current, before = emit.phi(I64), emit.phi(I64)
+    current.add_incoming(frame, start)
+    before.add_incoming(I64(0), start)
+    with emit.if_then(emit.not_(alone)):
+        emit.write(emit.add(x, emit.field(current, X_FROM)), emit.add(current, I64(8 * ADDRESSES)))
+        emit.write(emit.add(y, emit.field(current, Y_FROM)), emit.add(current, I64(8 * ADDRESSES + 8)))
+    nan = emit.or_(before, run_slices(emit, current))
+    following = emit.select(alone, I64(0), emit.field(current, THEN))
+    current.add_incoming(following, emit.block)
+    before.add_incoming(nan, emit.block)
+    emit.cbranch(emit.icmp_signed("==", following, I64(0)), done, head)
+    emit.position_at_end(done)
+    return nan
+
+
+def run_slices(emit: Emitter, frame):
+    """All slices of a frame; 1 when an input holds NaN."""
     kind = ir.FunctionType(I64, [I64, I64]).as_pointer()
 
     def instruction(index, carried):

@@ -172,6 +172,11 @@ class Planner:
         frame[BEGIN:] = np.concatenate(self.ops)
         return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.kept)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of all products."""
+        return sum(part.weight.nbytes for parts in self.packed.values() for part in parts if isinstance(part, Packed))
+
     def sizes(self) -> list[int]:
         """Bytes of an element of each input and output."""
         codes = {step.x for step in self.steps if isinstance(step, Import)} | {step.name for step in self.steps if isinstance(step, Export)}

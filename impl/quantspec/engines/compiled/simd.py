@@ -77,6 +77,10 @@ class Emitter(ir.IRBuilder):
         even, odd = (self.shuffle_vector(products, products, ir.Constant(INTS, list(range(i, 2 * LANES, 2)))) for i in (0, 1))
         return self.add(even, odd)
 
+    def prefetch(self, address):
+        """The line at an address to the second-level cache; any address will do."""
+        self.native("llvm.prefetch.p0", ir.VoidType(), self.inttoptr(address, ir.PointerType(I8)), I32(0), I32(2), I32(1))
+
     def fma(self, a, b, c):
         """a * b + c, rounded once."""
         return self.native("llvm.fma.v16f32" if isinstance(a.type, ir.VectorType) else "llvm.fma.f32", a.type, a, b, c)
