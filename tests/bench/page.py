@@ -10,9 +10,9 @@ INTRODUCTION = """\
 Written by `make bench ARGS=--bench-write` from what it measured, which is kept in [`results/performance.json`](results/performance.json) with the times of all peers.
 
 Times are of this machine and of no other; what carries over are the **ratios**, which come from one process that ran everybody in turn: each round times
-every peer once, in an order that moves on, after a call that is not timed, and a time is the median of the rounds. Floats go in and come out. Everybody has as many threads as the row says,
-garbage collection is off, and everybody is calibrated with the same data. `vs float32` and `vs int8` are the times of the best peer divided by ours: 2.00 means
-that we take half as long. `vs torch.ao` is the same for the best of torch.ao's ways alone.
+every peer once, in an order that moves on, after a call that is not timed, and a time is the median of the rounds. Floats go in and come out. Everybody has
+as many threads as the row says, garbage collection is off, and everybody is calibrated with the same data. `vs float32` and `vs int8` are the times of the
+best peer divided by ours: 2.00 means that we take half as long. `vs torch.ao` is the same for the best of torch.ao's ways alone.
 
 - *float32*: torch in `inference_mode`, ONNX Runtime; torch.compile where the peers' list of a row has it.
 - *int8*: torch.ao on engines x86 and onednn, both also through TorchScript (traced and frozen); ONNX Runtime (QDQ; U8S8 and U8U8 with a scale for each channel).

@@ -1,11 +1,13 @@
 """Small programs for engines: one step, or a few, between floats and floats, drawn from a seeded generator."""
 
+from dataclasses import fields
+
 import numpy as np
 
 from quantspec.affine import QParams
 from quantspec.program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Cell, Concat, Conv, Dequantize, Linear, LinearDynamic, MaxPool, Mean, Move, Mul, Program, Quantize, Recurrent, Ref, Relu,
-    Table,
+    Add, AdaptiveAvgPool, AvgPool, Call, Cell, Concat, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, MaxPool, Mean, Move, Mul, Program, Quantize,
+    Recurrent, Ref, Relu, Table,
 )  # fmt: skip
 
 
@@ -47,6 +49,17 @@ def conv(r: np.random.Generator, name: str, source: str, x: QParams, channels: i
     y = output_grid(r, x, w, codes[0].size)
     ones = (1,) * len(kernel)
     return Conv(name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5), stride, padding, dilation, ones, groups)
+
+
+def real(layer: Linear | Conv) -> LinearReal | ConvReal:
+    """The layer with floats as its result."""
+    kind = LinearReal if isinstance(layer, Linear) else ConvReal
+    return kind(**{field.name: getattr(layer, field.name) for field in fields(kind)})
+
+
+def to_floats(x: QParams, layer: LinearReal | ConvReal) -> Program:
+    """A network of one layer that gives floats."""
+    return Program("onnx", ("x",), {}, (Quantize("x.codes", "x", x), layer), Ref(layer.name))
 
 
 def between(x: QParams, steps: list, y: QParams, *, inputs: tuple[str, ...] = ("x",), grids: tuple[QParams, ...] = ()) -> Program:

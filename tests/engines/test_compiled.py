@@ -27,7 +27,7 @@ def check(program: Program, *inputs: np.ndarray) -> None:
     expected = Reference(program, {})(batch)
     for _ in range(2):
         found = engine(batch)
-        assert found.dtype == expected.dtype and found.shape == expected.shape
+        assert found.dtype == expected.dtype and found.shape == expected.shape and found.is_contiguous()
         assert torch.equal(found, expected), f"{int((found != expected).sum())} of {expected.numel()} outputs differ"
     assert len(segment.bounds) == 1, "the kernels did not take these shapes"
 
@@ -44,7 +44,15 @@ def test_linear_layers(r, rows, inputs, hidden, outputs):
 def test_rows_of_any_rank(r, lead):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, 12, 20)
-    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (*lead, 12)))
+    values = programs.values(r, x, (*lead, 12))
+    check(programs.between(x, [step], step.y_qparams), values)
+    check(programs.to_floats(x, programs.real(step)), values)
+
+
+@given(strategies.seeds(), st.integers(0, 40), st.integers(1, 200), st.integers(1, 70))
+def test_linear_layers_that_give_floats(r, rows, inputs, outputs):
+    x = programs.grid(r)
+    check(programs.to_floats(x, programs.real(programs.linear(r, "a", "x.codes", x, inputs, outputs))), programs.values(r, x, (rows, inputs)))
 
 
 @given(strategies.seeds(), st.data())
@@ -59,7 +67,9 @@ def test_convolutions(r, data):
     lengths = [max(d * (k - 1) + 1 - before - after, 1, 1 - before, 1 - after) + draw(0, 8) for k, d, (before, after) in zip(kernel, dilation, padding)]
     x = programs.grid(r)
     step = programs.conv(r, "a", "x.codes", x, channels, outputs, kernel, stride, padding, dilation, groups)
-    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (draw(1, 3), channels, *lengths)))
+    values = programs.values(r, x, (draw(1, 3), channels, *lengths))
+    check(programs.between(x, [step], step.y_qparams), values)
+    check(programs.to_floats(x, programs.real(step)), values)
 
 
 @given(strategies.seeds(), st.data())
@@ -74,7 +84,9 @@ def test_depthwise_convolutions(r, data):
     x = programs.grid(r)
     step = programs.conv(r, "a", "x.codes", x, channels, channels, kernel, stride, padding, dilation, channels)
     side = dilation[0] * (size - 1) + 1 + draw(0, 6)
-    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (draw(1, 2), channels, side, side + 1)))
+    values = programs.values(r, x, (draw(1, 2), channels, side, side + 1))
+    check(programs.between(x, [step], step.y_qparams), values)
+    check(programs.to_floats(x, programs.real(step)), values)
 
 
 @given(strategies.seeds(), st.integers(1, 40), st.booleans(), st.integers(1, 9))

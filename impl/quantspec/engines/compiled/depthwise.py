@@ -84,13 +84,13 @@ class Epilogue:
         emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), restored(emit, codes), pointer, I32(1), self.mask)
 
 
-def depthwise(groups: int | None):
-    """Writes the kernel for ``groups`` groups of four places, or any number."""
+def depthwise(groups: int | None, epilogue=Epilogue, size: int = 1):
+    """Writes the kernel for ``groups`` groups of four places, or any number. ``epilogue``: what makes values of ``size`` bytes of accumulators."""
 
     def write(emit: Emitter, op, frame):
         x, y, w, rows, channels = (emit.field(op, entry) for entry in (X, Y, W, ROWS, CHANNELS))
         taps, sources, targets = (emit.field(op, entry) for entry in (TAPS, X_OFFSETS, Y_OFFSETS))
-        epilogue = Epilogue(emit, op)
+        end = epilogue(emit, op)
         count = I64(groups) if groups else emit.field(op, GROUPS)
         bytes64 = ir.VectorType(I8, WIDE)
 
@@ -101,7 +101,7 @@ def depthwise(groups: int | None):
 
         def block(b, carried):
             channel = emit.mul(b, I64(WIDE))
-            start = epilogue.block(b, emit.sub(channels, channel))
+            start = end.block(b, emit.sub(channels, channel))
             weights = emit.add(w, emit.mul(b, emit.mul(count, I64(4 * WIDE))))
             kept = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(4 * groups)] if groups else []
 
@@ -125,7 +125,7 @@ def depthwise(groups: int | None):
                         return more(carried, places, [emit.read(emit.add(here, I64(64 * j)), INTS) for j in range(4)])
 
                     totals = emit.loop(count, totals, group)
-                epilogue.put(totals, emit.add(emit.add(y, channel), emit.sext(emit.read(emit.add(targets, entry), I32), I64)))
+                end.put(totals, emit.add(emit.add(y, emit.mul(channel, I64(size))), emit.sext(emit.read(emit.add(targets, entry), I32), I64)))
                 return []
 
             return emit.loop(rows, [], row)

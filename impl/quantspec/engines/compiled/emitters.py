@@ -6,13 +6,16 @@ import numpy as np
 
 from ...errors import UnsupportedError
 from ...pooling import counts as window_counts, part
-from ...program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
-from . import codes, depthwise, dynamic, gemm, places
+from ...program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, ConvReal, Dequantize, Linear, LinearReal, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
+from . import codes, depthwise, dynamic, gemm, places, real
 from .layout import Layout, aligned
 from .pack import Packed, in_pairs, joined
-from .plan import Planner, Value
+from .plan import Planner, Value, layout_of
 from .shapes import ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import, is_depthwise, ratios
 from .simd import float_bits
+
+
+PRODUCT, PRODUCT_ADD = ("product", gemm.write_product), ("product_add", gemm.write_product_add)
 
 
 def emit_quantize(planner: Planner, step: Quantize) -> None:
@@ -66,16 +69,16 @@ def emit_linear(planner: Planner, step: Linear) -> None:
     emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets(1, 1), y.offsets(1, 1), [0])
 
 
-def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets, adds: bool = False) -> np.ndarray:
-    """One product, by the addresses of its operands and the offsets of their rows; ``adds``: it is to be a sum as well."""
+def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets, kind=PRODUCT) -> np.ndarray:
+    """One product, by the addresses of its operands and the offsets of their rows; ``kind``: the kernel's name and what writes it."""
     inputs = 4 * packed.runs * packed.run_steps
     planner.macs += len(y_offsets) * packed.outputs * inputs
-    return planner.emit(*(("product_add", gemm.write_product_add) if adds else ("product", gemm.write_product)), {
+    return planner.emit(*kind, {
         gemm.X: x, gemm.Y: y, gemm.W: planner.keep(packed.weight), gemm.BIAS: planner.keep(packed.bias), gemm.FACTOR: planner.keep(packed.factor),
         gemm.ROWS: len(y_offsets), gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
         gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
         gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: gemm.chunk_rows(len(y_offsets), inputs),
-    } | clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO))  # fmt: skip
+    } | ({} if isinstance(step, (LinearReal, ConvReal)) else clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO)))  # fmt: skip
 
 
 def clamp(step, lowest: int, highest: int, zero: int) -> dict[int, int]:
@@ -110,6 +113,25 @@ def emit_dynamic(planner: Planner, step: Dynamic) -> None:
     planner.emit("dynamic_product", dynamic.write_dynamic_product, second)
 
 
+def emit_linear_real(planner: Planner, step: LinearReal) -> None:
+    (packed,) = planner.packed[step.name]
+    emit_real(planner, step, packed, planner.address(step.x), planner.values[step.x].layout.offsets(1, 1), [0])
+
+
+def emit_real(planner: Planner, step: LinearReal | ConvReal, packed: Packed, x: int, x_offsets: np.ndarray, run_offsets, group: int = 0) -> None:
+    """One product that gives floats, to columns of the output from those of ``group`` on."""
+    y_offsets = real_offsets(len(x_offsets), len(step.weight), group * packed.outputs)
+    op = emit_product(planner, step, packed, x, 0, x_offsets, y_offsets, run_offsets, kind=("product_real", real.write_product_real))
+    op[real.REAL_BIAS], op[real.RELU], op[real.Y_SLOT] = planner.keep(packed.real_bias), step.relu, planner.slot(step.name)
+
+
+def real_offsets(rows: int, outputs: int, first: int = 0) -> np.ndarray:
+    """Where rows of floats begin, from entry ``first`` of each on."""
+    if 4 * rows * outputs >= 2**31:
+        raise UnsupportedError("the kernels give less than 2 GiB of floats at a time")
+    return (4 * (np.arange(rows) * outputs + first)).astype(np.int32)
+
+
 def emit_view(planner: Planner, step: FlatFloat) -> None:
     """Nothing: floats lie in the same order."""
 
@@ -120,14 +142,29 @@ def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.
     if is_depthwise(step):
         return [emit_depthwise(planner, step, name)]
     x, y = planner.values[step.x].layout, planner.values[name].layout
-    kernel, stride, start, dilation = spread(step)
-    sources, targets = x.offsets(y.height, y.width, stride, start), y.offsets(y.height, y.width)
-    runs = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in ([0] if joined(step) else range(kernel[1]))]
-    inputs, outputs = step.weight.shape[1], len(step.weight) // step.groups
+    (sources, runs), targets = windows_of(step, x, y), y.offsets(y.height, y.width)
+    inputs, outputs, kind = step.weight.shape[1], len(step.weight) // step.groups, PRODUCT_ADD if adds else PRODUCT
     return [
-        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs, adds)
+        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs, kind)
         for g, packed in enumerate(planner.packed[step.name])
     ]
+
+
+def windows_of(step: Conv | ConvReal, x: Layout, y: Layout) -> tuple[np.ndarray, list[int]]:
+    """Where the windows of an input begin, and how far from there the runs of bytes in each."""
+    kernel, stride, start, dilation = spread(step)
+    runs = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in ([0] if joined(step) else range(kernel[1]))]
+    return x.offsets(y.height, y.width, stride, start), runs
+
+
+def emit_conv_real(planner: Planner, step: ConvReal) -> None:
+    """The products of all groups, to floats."""
+    x, y, inputs = planner.values[step.x].layout, layout_of(planner.shapes[step.name], True), step.weight.shape[1]
+    if is_depthwise(step):
+        return emit_depthwise_real(planner, step, x, y)
+    sources, runs = windows_of(step, x, y)
+    for g, packed in enumerate(planner.packed[step.name]):
+        emit_real(planner, step, packed, planner.address(step.x) + g * inputs, sources, runs, g)
 
 
 def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
@@ -162,17 +199,36 @@ def emit_depthwise(planner: Planner, step: Conv, name: str) -> np.ndarray:
             depthwise.Y_OFFSETS: planner.keep(targets), depthwise.PITCH: x.pitch, depthwise.LINE: x.line, depthwise.Y_PITCH: y.pitch,
             depthwise.LAST: width - 2,
         })  # fmt: skip
-    padded = kernel[1] + in_pairs(step)
-    taps = [i * dilation[0] * x.line + min(j, kernel[1] - 1) * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(padded)]
-    groups = -(-len(taps) // 4)
-    taps += [taps[-1]] * (4 * groups - len(taps))
+    taps = taps_of(step, x)
+    groups = len(taps) // 4
     fixed = groups if groups <= depthwise.IN_REGISTERS else None
     sources = x.offsets(y.height, width, (stride[0], stride[1] * together), start)
     targets = y.offsets(y.height, width, (1, together))
     return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), entries | {
-        depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: groups, depthwise.TAPS: planner.keep(np.array(taps, np.int32)),
+        depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: groups, depthwise.TAPS: planner.keep(taps),
         depthwise.X_OFFSETS: planner.keep(sources), depthwise.Y_OFFSETS: planner.keep(targets),
     })  # fmt: skip
+
+
+def taps_of(step: Conv | ConvReal, x: Layout) -> np.ndarray:
+    """Where the places of a kernel lie from the start of a window on, in whole groups of four, the last of which have weights of zero."""
+    kernel, _, _, dilation = spread(step)
+    padded = kernel[1] + in_pairs(step)
+    taps = [i * dilation[0] * x.line + min(j, kernel[1] - 1) * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(padded)]
+    return np.array(taps + [taps[-1]] * (-len(taps) % 4), np.int32)
+
+
+def emit_depthwise_real(planner: Planner, step: ConvReal, x: Layout, y: Layout) -> None:
+    """A depthwise convolution that gives floats."""
+    _, stride, start, _ = spread(step)
+    weight, *tables = planner.packed[step.name]
+    taps, rows = taps_of(step, x), y.images * y.height * y.width
+    planner.macs += step.weight[0].size * rows * y.channels
+    planner.emit("depthwise_real", real.write_depthwise_real, {
+        depthwise.X: planner.address(step.x), depthwise.W: planner.keep(weight), depthwise.ROWS: rows, depthwise.CHANNELS: y.channels,
+        depthwise.GROUPS: len(taps) // 4, depthwise.TAPS: planner.keep(taps), depthwise.X_OFFSETS: planner.keep(x.offsets(y.height, y.width, stride, start)),
+        depthwise.Y_OFFSETS: planner.keep(real_offsets(rows, y.channels)), real.RELU: step.relu, real.Y_SLOT: planner.slot(step.name),
+    } | dict(zip((depthwise.BIAS, depthwise.FACTOR, real.REAL_BIAS), map(planner.keep, tables))))  # fmt: skip
 
 
 def emit_windows(planner: Planner, step, kernel, write, windows: list[list[int]], factors, entries: dict[int, int]) -> None:
@@ -331,8 +387,9 @@ def emit_export(planner: Planner, step: Export) -> None:
 
 
 EMITTERS = {
-    Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add, Table: emit_table, Relu: emit_relu,
-    Add: emit_add, Mul: emit_mul, Concat: emit_concat, MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
-    Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Dynamic: emit_dynamic, Import: emit_import, Export: emit_export,
+    Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add, LinearReal: emit_linear_real,
+    ConvReal: emit_conv_real, Dynamic: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
+    MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
+    Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Import: emit_import, Export: emit_export,
     "margin": emit_margin,
 }  # fmt: skip

@@ -12,7 +12,9 @@ from ...affine import float32_array
 from ...dialects import dialect
 from ...errors import UnsupportedError
 from ...graph import bind
-from ...program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs
+from ...program import (
+    Call, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs,
+)  # fmt: skip
 from .. import COMPILED_DIALECT
 from ..reference import array, run_step
 from .bound import Bound
@@ -23,6 +25,7 @@ from .plan import Planner
 from .recurrent import Recurring
 from .shapes import Export, Import, compilable, flattens, fused, known
 
+Packable = Linear | Conv | LinearReal | ConvReal | LinearDynamic
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
@@ -33,7 +36,7 @@ class Segment:
         made = {step.name for step in steps}
         self.steps, self.outputs = steps, outputs
         self.inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
-        floats = {step.name for step in steps if isinstance(step, (Dequantize, LinearDynamic, Call))}
+        floats = {step.name for step in steps if isinstance(step, (Dequantize, LinearReal, ConvReal, LinearDynamic, Call))}
         read_as_floats = {name for step in steps if isinstance(step, (Quantize, LinearDynamic, Call)) for name in reads(step)}
         self.imports, exports = frozenset(self.inputs) - read_as_floats, frozenset(outputs) - floats
         self.has_codes = bool(self.imports or exports)
@@ -43,6 +46,7 @@ class Segment:
         )  # fmt: skip
         names = (tuple(outer(name) if name in group else name for name in side) for side, group in ((self.inputs, self.imports), (outputs, exports)))
         self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS)
+        self.images = frozenset(step.name for step in steps if isinstance(step, ConvReal))
         self.local = threading.local()
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
@@ -66,7 +70,16 @@ class Segment:
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""
-        return self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
+        outputs = self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
+        if outputs is None or not self.images:
+            return outputs
+        return [channels_first(y) if name in self.images else y for name, y in zip(self.outputs, outputs)]
+
+
+def channels_first(y: torch.Tensor) -> torch.Tensor:
+    """Floats that lie position by position, though their shape is [n, channels, *positions], in the order that their shape tells."""
+    n, channels, *positions = y.shape
+    return y.view(n, *positions, channels).movedim(-1, 1).contiguous()
 
 
 def outer(name: str) -> str:
@@ -76,7 +89,7 @@ def outer(name: str) -> str:
 
 def segments(program: Program, callables: dict) -> list:
     """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
-    packed = {step.name: packable(pack_layer, step) for step in program.steps if isinstance(step, (Linear, Conv, LinearDynamic)) and known(step)}
+    packed = {step.name: packable(pack_layer, step) for step in program.steps if isinstance(step, Packable) and known(step)}
     names = compilable(program, callables) - {name for name, what in packed.items() if what is None}
     parts: list = []
     for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
@@ -115,7 +128,7 @@ class Compiled:
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             segment = self.parts[0]
-            if len(segment.outputs) == 1 and isinstance(program.output, Ref) and not segment.has_codes:
+            if len(segment.outputs) == 1 and isinstance(program.output, Ref) and not (segment.has_codes or segment.images):
                 self.input_name = program.inputs[0]
 
     def __reduce__(self):

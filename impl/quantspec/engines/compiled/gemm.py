@@ -34,9 +34,7 @@ def chunk_rows(rows: int, inputs: int) -> int:
 
 def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: list) -> list:
     """The accumulators, rows by blocks, of a tile, beginning with ``start``."""
-    offsets = emit.add(emit.field(op, X_OFFSETS), emit.shl(row, I64(2)))
-    x = emit.field(op, X)
-    xs = [emit.add(x, emit.sext(emit.read(emit.add(offsets, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
+    xs = addresses(emit, op, X, X_OFFSETS, row, rows, I64(0))
     steps, runs = emit.field(op, RUN_STEPS), emit.field(op, RUN_OFFSETS)
     w = emit.add(emit.field(op, W), emit.mul(panel, emit.mul(emit.field(op, STEPS), I64(64 * PANEL))))
     sets = max(1, IN_FLIGHT // (rows * blocks))
@@ -83,6 +81,12 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
     return totals[:size]
 
 
+def addresses(emit: Emitter, op, base: int, offsets: int, row, rows: int, ahead) -> list:
+    """Where the rows of a tile lie, ``ahead`` bytes from their start on, by the entries of their base and of their offsets."""
+    start, table = emit.add(emit.field(op, base), ahead), emit.add(emit.field(op, offsets), emit.shl(row, I64(2)))
+    return [emit.add(start, emit.sext(emit.read(emit.add(table, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
+
+
 def tile(adds: bool):
     """What makes a tile's function: codes, or the codes of their sum with another value."""
 
@@ -102,10 +106,6 @@ def tile(adds: bool):
                 steps = emit.fmul(emit.sitofp(totals[i * blocks + j], FLOATS), factors[j])
                 return emit.add(emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest)), zero)
 
-            def addresses(base, offsets):
-                start, offsets = emit.add(emit.field(op, base), first), emit.add(emit.field(op, offsets), emit.shl(row, I64(2)))
-                return [emit.add(start, emit.sext(emit.read(emit.add(offsets, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
-
             def put(value, address, j):
                 address = emit.add(address, I64(LANES * j))
                 if j < blocks - 1:
@@ -113,9 +113,9 @@ def tile(adds: bool):
                 else:
                     emit.write_some(emit.trunc(value, BYTES), address, mask)
 
-            ys = addresses(Y, Y_OFFSETS)
+            ys = addresses(emit, op, Y, Y_OFFSETS, row, rows, first)
             if adds:
-                add_rows(emit, op, code, addresses(B, B_OFFSETS), ys, mask, put, blocks)
+                add_rows(emit, op, code, addresses(emit, op, B, B_OFFSETS, row, rows, first), ys, mask, put, blocks)
             else:
                 for i in range(rows):
                     for j in range(blocks):

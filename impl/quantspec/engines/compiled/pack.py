@@ -1,13 +1,13 @@
 """Weights as the kernels read them, packed once for a program."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...affine import QParams
 from ...dialects import check_unit
 from ...integer import check_overflow, quantize_bias
-from ...program import Conv, Linear, LinearDynamic
+from ...program import Conv, ConvReal, Linear, LinearDynamic, LinearReal
 from .depthwise import ORDER, WIDE
 from .gemm import PANEL
 from .layout import aligned, position_pitch
@@ -19,7 +19,7 @@ from .simd import LANES
 class Packed:
     """The weights of a product: ``weight`` [panel][step][block][16][4], ``bias`` int32 and ``factor`` float32 with entries for all lanes of all blocks.
 
-    ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights.
+    ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights. ``real_bias``: float32, of layers that give floats.
     """
 
     outputs: int
@@ -29,6 +29,7 @@ class Packed:
     bias: np.ndarray
     factor: np.ndarray
     sums: np.ndarray
+    real_bias: np.ndarray | None = None
 
     @property
     def blocks(self) -> int:
@@ -60,13 +61,13 @@ def lanes(values, outputs: int, dtype) -> np.ndarray:
     return result
 
 
-def runs(step: Linear | Conv) -> np.ndarray:
+def runs(step: Linear | Conv | LinearReal | ConvReal) -> np.ndarray:
     """The layer's weights [outputs, runs, inputs of a run] in the order in which the input lies in memory.
 
     Columns of a kernel that is not spread out lie next to each other and make one run.
     """
     weight = step.weight
-    if isinstance(step, Linear):
+    if isinstance(step, (Linear, LinearReal)):
         return weight[:, None, :]
     outputs, inputs = weight.shape[:2]
     kernel = weight.reshape(outputs, inputs, *([1] if weight.ndim == 3 else []), *weight.shape[2:])
@@ -80,7 +81,7 @@ def runs(step: Linear | Conv) -> np.ndarray:
     return spread.reshape(outputs, rows, columns * pitch)[:, :, : (columns - 1) * pitch + inputs]
 
 
-def joined(step: Conv) -> bool:
+def joined(step: Conv | ConvReal) -> bool:
     """Whether the columns of the kernel make one run."""
     return step.dilation[-1] == 1 and step.groups == 1
 
@@ -98,16 +99,28 @@ def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
     return bias.astype(np.int64) - int(x.zero_point) * sums, x.scale * w.scale / y.scale
 
 
-def pack_layer(step: Linear | Conv | LinearDynamic) -> list:
+def real_epilogue(step: LinearReal | ConvReal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What accumulators begin with, int64, the units, and the bias, float32, one for each output (STA-DIRECT). Raises as ``epilogue`` does."""
+    x, w, outputs = step.x_qparams, step.w_qparams, len(step.weight)
+    check_overflow(x, step.weight, w, np.zeros(outputs, np.int32))
+    check_unit(x.scale, w.scale)
+    sums = step.weight.reshape(outputs, -1).astype(np.int64).sum(1)
+    bias = np.zeros(outputs, np.float32) if step.bias is None else step.bias
+    return -int(x.zero_point) * sums, np.broadcast_to(x.scale * w.scale, outputs), bias
+
+
+def pack_layer(step: Linear | Conv | LinearReal | ConvReal | LinearDynamic) -> list:
     """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives."""
     if isinstance(step, LinearDynamic):
         return [pack_dynamic(step)]
-    if isinstance(step, Conv) and is_depthwise(step):
-        return pack_channels(step)
-    weight, (bias, factor) = runs(step), epilogue(step)
+    real = isinstance(step, (LinearReal, ConvReal))
+    bias, factor, *others = real_epilogue(step) if real else epilogue(step)
+    values = bias, np.broadcast_to(factor, len(bias)), *others
+    if is_depthwise(step):
+        return pack_channels(step, *values)
     groups = getattr(step, "groups", 1)
-    factor = np.broadcast_to(factor, len(weight))
-    return [pack(*parts) for parts in zip(*(np.split(v, groups) for v in (weight, bias, factor)))]
+    parts = zip(*(np.split(v, groups) for v in (runs(step), *values)))
+    return [replace(pack(*part[:3]), real_bias=lanes(part[3], len(part[3]), np.float32)) if real else pack(*part) for part in parts]
 
 
 def pack_dynamic(step: LinearDynamic) -> Packed:
@@ -119,33 +132,34 @@ def pack_dynamic(step: LinearDynamic) -> Packed:
     return pack(step.weight[:, None, :], bias, np.broadcast_to(step.w_qparams.scale, outputs), bias_type=np.float32)
 
 
-def pack_channels(step: Conv) -> list[np.ndarray]:
-    """Weights [block of 64][group of four places][vector][lane][place], biases and factors [block of 64][vector][lane] (``depthwise.ORDER``)."""
-    weight, (bias, factor) = by_four(step), epilogue(step)
+def pack_channels(step: Conv | ConvReal, bias: np.ndarray, *floats: np.ndarray) -> list[np.ndarray]:
+    """Weights [block of 64][group of four places][vector][lane][place], biases, factors and other floats [block of 64][vector][lane] (``depthwise.ORDER``)."""
+    weight = by_four(step)
     channels, count = weight.shape
     # What fits several times into a block is there as many times, for as many neighbouring positions.
     times = WIDE // channels if WIDE % channels == 0 else 1
-    weight, bias, factor = (np.concatenate([values] * times) for values in (weight, bias, np.broadcast_to(factor, channels)))
+    weight, bias, *floats = (np.concatenate([values] * times) for values in (weight, bias, *floats))
     channels *= times
     blocks, groups = -(-channels // WIDE), -(-count // 4)
     order = np.array(ORDER)
     padded = np.zeros((blocks * WIDE, groups * 4), np.int8)
     padded[:channels, :count] = weight
-    packed, biases, factors = aligned(padded.size, np.int8), aligned(blocks * WIDE, np.int32), aligned(blocks * WIDE, np.float32)
+    packed, tables = aligned(padded.size, np.int8), []
     packed[:] = padded.reshape(blocks, WIDE, groups, 4)[:, order].transpose(0, 3, 1, 2, 4).ravel()
-    for target, values in ((biases, lanes(bias, channels, np.int32)), (factors, lanes(factor, channels, np.float32))):
-        full = np.zeros(blocks * WIDE, target.dtype)
+    for values in (lanes(bias, channels, np.int32), *(lanes(values, channels, np.float32) for values in floats)):
+        table, full = aligned(blocks * WIDE, values.dtype), np.zeros(blocks * WIDE, values.dtype)
         full[: len(values)] = values
-        target[:] = full.reshape(blocks, WIDE)[:, order].ravel()
-    return [packed, biases, factors]
+        table[:] = full.reshape(blocks, WIDE)[:, order].ravel()
+        tables.append(table)
+    return [packed, *tables]
 
 
-def by_four(step: Conv) -> np.ndarray:
+def by_four(step: Conv | ConvReal) -> np.ndarray:
     """The places of a depthwise kernel in a row, those of ``pairs`` kernels with a zero behind each line of three."""
     weight = step.weight.reshape(len(step.weight), 1, -1) if step.weight.ndim == 3 else step.weight[:, 0]
     return np.pad(weight, [(0, 0), (0, 0), (0, int(in_pairs(step)))]).reshape(len(weight), -1)
 
 
-def in_pairs(step: Conv) -> bool:
+def in_pairs(step: Conv | ConvReal) -> bool:
     """Whether a depthwise convolution computes two neighbouring outputs at a time."""
     return step.weight.shape[2:] == (3, 3) and step.stride[1] == 1 and step.dilation == (1, 1)

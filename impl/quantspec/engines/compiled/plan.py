@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...errors import UnsupportedError
-from ...program import AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Quantize, reads
+from ...program import AdaptiveAvgPool, AvgPool, Concat, Conv, ConvReal, Dequantize, Linear, LinearReal, MaxPool, Mean, Move, Quantize, reads
 from .layout import Layout, aligned
 from .native import BEGIN, COUNT, MOST_SLOTS, RELEASE, SLICES, SLOTS, WIDTH, kernel
 from .pack import Packed
@@ -58,7 +58,7 @@ class Planner:
             elif isinstance(step, Dynamic):
                 rows = int(np.prod(self.shapes[step.name][:-1]))
                 self.values[step.name] = Value(self.shapes[step.name], Layout(1, 1, 1, 4 * rows * self.shapes[step.name][-1]))
-            elif not isinstance(step, (Dequantize, Export)):
+            elif not isinstance(step, (Dequantize, LinearReal, ConvReal, Export)):
                 margin, filled = margins.get(step.name, ((0, 0, 0, 0), None))
                 self.values[step.name] = Value(self.shapes[step.name], layout_of(self.shapes[step.name], forms[step.name], margin), None, filled)
         self.nbytes = self.place()
@@ -72,22 +72,23 @@ class Planner:
 
     def forms(self) -> dict[str, bool]:
         """Whether each value lies in memory as images [n, channels, *positions], or as rows."""
-        windows = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)
-        read_by = {name: step for step in self.steps if isinstance(step, (*windows, Linear)) for name in reads(step)}
+        windows = (Conv, ConvReal, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)
+        read_by = {name: step for step in self.steps if isinstance(step, (*windows, Linear, LinearReal)) for name in reads(step)}
         forms: dict[str, bool] = {}
         for step in self.steps:
             if isinstance(step, windows):
                 forms[step.name] = True
-            elif isinstance(step, (Linear, Move, FlatQuantize, FlatFloat, Dynamic)):
+            elif isinstance(step, (Linear, LinearReal, Move, FlatQuantize, FlatFloat, Dynamic)):
                 forms[step.name] = False
             elif isinstance(step, (Quantize, Import)):
                 rank = len(self.shapes[step.name])
                 reader = read_by.get(step.name)
-                forms[step.name] = rank in (3, 4) and (isinstance(reader, windows) or rank == 4 and not isinstance(reader, Linear))
+                forms[step.name] = rank in (3, 4) and (isinstance(reader, windows) or rank == 4 and not isinstance(reader, (Linear, LinearReal)))
             else:
                 forms[step.name] = forms[reads(step)[0]] and len(self.shapes[step.name]) > 2
         for step in self.steps:
-            if isinstance(step, (Linear, Dynamic)) and forms.get(step.x) or not isinstance(step, (Move, Mean)) and len({forms[x] for x in reads(step) if x in forms}) > 1:
+            mixed = len({forms[x] for x in reads(step) if x in forms}) > 1
+            if isinstance(step, (Linear, LinearReal, Dynamic)) and forms.get(step.x) or not isinstance(step, (Move, Mean)) and mixed:
                 raise UnsupportedError(f"step {step.name!r}: the kernels do not take rows where images are")
             if isinstance(step, (*windows, Mean, Concat)) and any(not forms[x] for x in reads(step)) and len(self.shapes[step.name]) > 2:
                 raise UnsupportedError(f"step {step.name!r}: the kernels take images there, and got rows")
@@ -98,7 +99,7 @@ class Planner:
         result: dict[str, tuple[tuple[int, int, int, int], int]] = {}
         for step in self.steps:
             conv = step.conv if isinstance(step, ConvAdd) else step
-            if isinstance(conv, Conv):
+            if isinstance(conv, (Conv, ConvReal)):
                 sides = []
                 for n, outputs, k, s, (before, _), d in zip(
                     self.shapes[conv.x][2:], self.shapes[step.name][2:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation

@@ -11,8 +11,8 @@ from ...dialects import fma
 from ...errors import UnsupportedError
 from ...pooling import sizes
 from ...program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, Dequantize, Linear, LinearDynamic, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu, Table,
-    reads, refs,
+    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu,
+    Table, reads, refs,
 )  # fmt: skip
 
 
@@ -104,9 +104,9 @@ def readers(steps) -> dict[str, list]:
 
 def known(step) -> bool:
     """Whether the kernels know a step by itself."""
-    if isinstance(step, Conv):
+    if isinstance(step, (Conv, ConvReal)):
         return step.weight.ndim <= 4 and set(step.input_dilation) == {1} and step.weight.size > 0
-    if isinstance(step, (Linear, LinearDynamic)):
+    if isinstance(step, (Linear, LinearReal, LinearDynamic)):
         return step.weight.size > 0
     if isinstance(step, (MaxPool, AvgPool)):
         return len(step.kernel) <= 2
@@ -169,8 +169,9 @@ def ratios(step: Add) -> tuple[np.float32, np.float32, np.float32, bool]:
     return r_a, r_b, start, bool(np.isfinite([r_a, r_b, start]).all())
 
 
-def is_depthwise(step: Conv) -> bool:
-    return step.groups == len(step.weight) and step.weight.shape[1] == 1 and step.groups > 1
+def is_depthwise(step) -> bool:
+    """Whether a layer is a convolution in which every channel is on its own."""
+    return isinstance(step, (Conv, ConvReal)) and step.groups == len(step.weight) and step.weight.shape[1] == 1 and step.groups > 1
 
 
 def images(shape: tuple[int, ...], positions: int, step) -> tuple[int, ...]:
@@ -183,7 +184,7 @@ def same(step, shapes) -> tuple[int, ...]:
     return shapes[step.x]
 
 
-def linear(step: Linear, shapes) -> tuple[int, ...]:
+def linear(step: Linear | LinearReal, shapes) -> tuple[int, ...]:
     shape = shapes[step.x]
     if not shape or shape[-1] != step.weight.shape[1]:
         raise UnsupportedError(f"layer {step.layer!r}: expected {step.weight.shape[1]} input features, got shape {shape}")
@@ -194,7 +195,7 @@ def dynamic(step: Dynamic, shapes) -> tuple[int, ...]:
     return linear(replace(step.layer, x=step.x), shapes)
 
 
-def conv(step: Conv, shapes) -> tuple[int, ...]:
+def conv(step: Conv | ConvReal, shapes) -> tuple[int, ...]:
     shape = images(shapes[step.x], step.weight.ndim - 2, step)
     if shape[1] != step.weight.shape[1] * step.groups:
         raise UnsupportedError(f"layer {step.layer!r}: expected {step.weight.shape[1] * step.groups} channels, got shape {shape}")
@@ -258,5 +259,5 @@ def flat(step: Move | FlatQuantize | FlatFloat, shapes) -> tuple[int, ...]:
 SHAPES: dict[type, Callable] = {
     Quantize: same, Dequantize: same, Linear: linear, Conv: conv, ConvAdd: conv_add, Table: same, Relu: same, Add: pair, Mul: pair, Concat: concat, MaxPool: pool,
     AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: flat, FlatQuantize: flat, FlatFloat: flat, Dynamic: dynamic,
-    Import: same, Export: same,
+    LinearReal: linear, ConvReal: conv, Import: same, Export: same,
 }  # fmt: skip
