@@ -68,17 +68,20 @@ def test_conversion(count, bench):
     assert np.array_equal(q[:100_000], grid.quantize(x[:100_000]))
     # 5 bytes a value pass in either direction, so a copy of as many bytes copies 2.5 a value.
     source, target = np.ones(count * 5 // 2, np.uint8), np.ones(count * 5 // 2, np.uint8)
+    to_codes, to_floats = np.ones(count, np.uint8), np.ones(count, np.float32)
     functions = {
-        "quantize": lambda: arrays.quantize(x, grid), "dequantize": lambda: arrays.dequantize(q, grid),
+        "quantize": lambda: arrays.quantize(x, grid, out=to_codes), "dequantize": lambda: arrays.dequantize(q, grid, out=to_floats),
+        "new quantize": lambda: arrays.quantize(x, grid), "new dequantize": lambda: arrays.dequantize(q, grid),
         "copy": lambda: np.copyto(target, source), "new copy": lambda: source.copy(),
     }  # fmt: skip
     found = timing.side_by_side(functions, bench.budget)
     for name in ("quantize", "dequantize"):
         speed = 5 * count / found[name] / 1e9
-        bench.measure(f"{name}, {count:,} values", speed, "GB/s", of="bytes read and written per second by engines.compiled.arrays, result allocated anew")
+        bench.measure(f"{name}, {count:,} values", speed, "GB/s", of="bytes read and written per second by engines.compiled.arrays, into memory that is there")
         what = "its speed over that of NumPy's copy of as many bytes"
-        bench.measure(f"{name} over a new copy, {count:,} values", found["new copy"] / found[name], "", of=f"{what} into new memory, as its own result is", least=0.7)
-        bench.measure(f"{name} over copyto, {count:,} values", found["copy"] / found[name], "", of=f"{what} into memory that is there already")
+        bench.measure(f"{name} over a copy, {count:,} values", found["copy"] / found[name], "", of=f"{what} (copyto)", least=0.7)
+        new = f"both into new memory, of which the copy needs {'more' if name == 'quantize' else 'less'}"
+        bench.measure(f"new {name} over a new copy, {count:,} values", found["new copy"] / found[f"new {name}"], "", of=f"{what}, {new}")
 
 
 IMPORT = "import time, torch; t = time.perf_counter(); import quantspec; print(time.perf_counter() - t)"

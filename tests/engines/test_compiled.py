@@ -337,6 +337,10 @@ def test_arrays(r, count, offset):
     codes = arrays.quantize(values, x)
     assert np.array_equal(codes, dialect("onnx").quantize(values, x.scale, x.zero_point, qmin=x.qmin, qmax=x.qmax))
     assert np.array_equal(arrays.dequantize(codes, x), x.dequantize(codes))
+    values.flags.writeable = codes.flags.writeable = False
+    again, real = np.zeros_like(codes), np.zeros_like(values)
+    assert arrays.quantize(values, x, out=again) is again and np.array_equal(again, codes)
+    assert arrays.dequantize(codes, x, out=real) is real and np.array_equal(real, x.dequantize(codes))
 
 
 @pytest.mark.parametrize("count", [2**21, 2**21 + 17])
@@ -355,6 +359,9 @@ def test_arrays_refuse_what_they_do_not_compute():
         arrays.quantize(np.array([1, np.nan, np.nan], np.float32), x)
     with pytest.raises(TypeError, match="expected uint8 codes"):
         arrays.dequantize(np.zeros(3, np.int8), x)
+    for out in (np.zeros(4, np.uint8), np.zeros(3, np.int8), np.zeros(6, np.uint8)[::2]):
+        with pytest.raises(ValueError, match="out: expected a contiguous uint8 array of shape \\(3,\\), got"):
+            arrays.quantize(np.zeros(3, np.float32), x, out=out)
     for grid in (QParams(np.float32(1), 3, -128, 127), QParams(np.ones(2, np.float32), [0, 0], 0, 255, 0)):
         with pytest.raises(ValueError, match="grid: expected one of unsigned codes"):
             arrays.quantize(np.zeros(2, np.float32), grid)

@@ -8,6 +8,7 @@ that are very small or very large divide.
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
@@ -211,3 +212,17 @@ def rows(name: str, one_row, from_slot: bool):
 
 write_quantize = rows("quantize", run_quantize, True)
 write_dequantize = rows("dequantize", run_dequantize, False)
+
+
+def array(name: str, run: Callable):
+    """Writes a kernel that runs over WIDTH values in a row, from the first slot to the second."""
+
+    def write(emit: Emitter, op, frame):
+        one = function(emit.module, f"quantspec_{name}_run", 4, run)
+        return emit.call(one, [op, emit.field(frame, ADDRESSES), emit.field(frame, ADDRESSES + 1), emit.field(op, WIDTH)])
+
+    return write
+
+
+write_quantize_array = array("quantize", run_quantize)
+write_dequantize_array = array("dequantize", run_dequantize)
