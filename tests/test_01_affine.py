@@ -511,6 +511,18 @@ def test_hundreds_of_ordinary_ranges_have_the_qparams_of_the_definition(symmetri
         assert (float(grid.scale), int(grid.zero_point)) == spec.qparams_affine(a, b, *ends)
 
 
+@clause("AFF-RANGE-SCALE")
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("nudge", [-np.inf, 0, np.inf])
+def test_a_scale_half_way_between_two_float32_is_the_even_one(bits, nudge):
+    steps = 2**bits - 1
+    for odd in range(1, 64, 2):  # the scale is 1 + odd * 2^-24, give or take the least that a range can differ
+        low = np.float32(-steps * odd * 2.0**-24)
+        low = np.nextafter(low, np.float32(nudge)) if nudge else low
+        grid = affine.qparams(low, np.float32(steps), qmin=0, qmax=steps, symmetric=False)
+        assert (float(grid.scale), int(grid.zero_point)) == spec.qparams_affine(float(low), float(steps), 0, steps)
+
+
 @clause("AFF-RANGE-ZERO-POINT")
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
 @pytest.mark.parametrize("scale", [1.0, 2.0**-3])

@@ -1,6 +1,7 @@
 """Chapter 2: observers. The oracle is the chapter's own definitions."""
 
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 import strategies as draws
 from evidence import clause
-from quantspec import CalibrationError, chapters
+from quantspec import CalibrationError, chapters, observers
 from quantspec.affine import QParams
 from quantspec.observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
 
@@ -256,10 +257,12 @@ def test_with_constant_one_the_range_is_the_last_batch(tensors):
 
 
 @clause("OBS-HIST-WIDTH", "OBS-HIST-COUNT")
+@pytest.mark.parametrize("many", [1, observers.MANY], ids=["by a compiled loop", "by NumPy"])
 @given(moderate(), st.sampled_from([2, 4, 8, 64, 2048]))
-def test_a_histogram_equals_the_definition(tensors, bins):
+def test_a_histogram_equals_the_definition(many, tensors, bins):
     e, counts = spec.histogram([float(v) for x in tensors for v in x], bins)
-    got = watched(HistogramObserver(bins), tensors)
+    with mock.patch.object(observers, "MANY", many):
+        got = watched(HistogramObserver(bins), tensors)
     assert got.exponent == e
     if e is not None:
         found = {int(i) - bins // 2: int(got.counts[i]) for i in np.nonzero(got.counts)[0]}
@@ -293,6 +296,19 @@ def test_counts_are_right_while_the_bins_grow(bins):
             got = watched(HistogramObserver(bins), order)
             e, counts = spec.histogram([float(v) for x in order for v in x], bins)
             assert got.exponent == e and {int(i) - bins // 2: int(got.counts[i]) for i in np.nonzero(got.counts)[0]} == counts
+
+
+@clause("OBS-HIST-COUNT")
+@pytest.mark.parametrize("exponent", [-149, -121, -120, -37, 0, 1, 64, 117, 120])
+def test_large_tensors_are_counted_as_small_ones_are(exponent):
+    r = np.random.default_rng(0)
+    with np.errstate(over="ignore", under="ignore"):
+        steps = np.concatenate([r.normal(size=observers.MANY) * 9, r.integers(-32, 32, 501), [2.0**-30, -(2.0**-30), -0.0]])
+        values = np.ldexp(np.clip(steps, -32, 31.5), exponent).astype(np.float32)
+    values = np.append(values[np.isfinite(values)], np.float32([1e-45, -1e-45, -1e-38]) if exponent > -100 else np.float32([]))
+    together = observers.bin_counts(values, exponent, 64)
+    apart = sum(observers.bin_counts(part, exponent, 64) for part in np.array_split(values, 3))
+    assert together.dtype == np.int64 and together.tolist() == apart.tolist() and together.sum() == values.size > observers.MANY
 
 
 @clause("OBS-HIST-MERGE")
@@ -404,8 +420,9 @@ def test_the_smallest_error_is_found_where_much_can_be_cut_off(generator, bins, 
     assert errors[every.index(tuple(float(end) for end in observer.range()))] <= min(errors) * (1 + Fraction(1, 2**40))
     used = np.array(sorted(counts))
     centres, numbers = np.ldexp(used + 0.5, e), np.array([counts[i] for i in used])
-    for pair, error in zip(every, errors):
-        assert abs(Fraction(observer.error(*np.float32(pair), centres, numbers)) - error) <= error / 2**40
+    lows, highs = np.float32(every).T
+    for found, error in zip(observer.errors(lows, highs, centres, numbers).tolist(), errors, strict=True):
+        assert abs(Fraction(found) - error) <= error / 2**40
 
 
 @clause("OBS-MSE")

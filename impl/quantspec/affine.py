@@ -5,6 +5,7 @@ float64, which is enough: the quotient of two float32 that is not half-way betwe
 half-way by at least 2^-26, and float64 resolves 2^-44 there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -157,6 +158,16 @@ def nearest_float32(value: Fraction) -> np.float32:
     return min(candidates, key=distance)
 
 
+def nearest_float32s(approximate: np.ndarray, exact: Callable[[int], Fraction]) -> np.ndarray:
+    """The float32 values nearest to numbers of which ``approximate`` float64 values are off by at most 2^-50 of their size; ``exact(i)`` is the i-th number."""
+    with np.errstate(over="ignore"):
+        below, above = (np.asarray(approximate * (1 + sign * 2.0**-50)).astype(np.float32) for sign in (-1, 1))
+    # Hardly ever does a number lie so close to the middle between two.
+    for i in np.flatnonzero(below != above):
+        below[i] = nearest_float32(exact(i))
+    return below
+
+
 def qparams(minimum, maximum, *, qmin: int, qmax: int, symmetric: bool, axis: int | None = None) -> QParams:
     """The grid for values from minimum to maximum (chapter 1, "qparams from a range" and "Symmetric qparams").
 
@@ -168,14 +179,14 @@ def qparams(minimum, maximum, *, qmin: int, qmax: int, symmetric: bool, axis: in
     if symmetric:
         center = (qmin + qmax + 1) // 2
         steps = min(center - qmin, qmax - center)
-        extents = [Fraction(float(v)) for v in np.maximum(np.abs(low), np.abs(high)).ravel()]
+        ends = np.zeros_like(low), np.maximum(np.abs(low), np.abs(high))
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         steps = qmax - qmin
-        extents = [Fraction(float(b)) - Fraction(float(a)) for a, b in zip(low.ravel(), high.ravel())]
-    # Only as many numbers as there are channels, so exact fractions cost nothing.
-    scales = [max(nearest_float32(e / steps), np.float32(SCALE_FLOOR)) if e else np.float32(1) for e in extents]
-    scale = np.array(scales).reshape(low.shape)
+        ends = low, high
+    first, last = (end.astype(np.float64).ravel() for end in ends)
+    scale = nearest_float32s((last - first) / steps, lambda i: (Fraction(last[i]) - Fraction(first[i])) / steps).reshape(low.shape)
+    scale = np.where(ends[0] == ends[1], np.float32(1), np.maximum(scale, np.float32(SCALE_FLOOR)))
     if np.any(scale > LARGEST_SCALE):
         raise ValueError(f"maximum: the range is too wide, its scale {scale.max()} exceeds 2^119")
     if symmetric:

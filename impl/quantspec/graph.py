@@ -7,13 +7,14 @@ that happens to the model can change the graph.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from .program import Call, Ref, reads, refs, replace_refs
+from .program import Call, Ref, last_reads, reads, refs, replace_refs
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,6 +210,11 @@ class FloatGraph:
             counts[name] += 1
         return counts
 
+    @cached_property
+    def last(self) -> list[list[str]]:
+        """For each node the values that nobody reads after it."""
+        return last_reads(self.nodes, refs(self.output), node_reads)
+
 
 def node_reads(node: Node) -> list[str]:
     """The names of the values that a node reads, with repetitions. What its ``call`` takes beside its input counts too."""
@@ -283,16 +289,13 @@ def run(graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None]
     for name in graph.inputs:
         if isinstance(values[name], torch.Tensor):
             seen(name, values[name])
-    left = graph.readers()
     with torch.no_grad():
-        for node in graph.nodes:
+        for node, done in zip(graph.nodes, graph.last):
             values[node.name] = run_node(node, values, graph.callables)
             if isinstance(values[node.name], torch.Tensor):
                 seen(node.name, values[node.name])
-            for name in node_reads(node):
-                left[name] -= 1
-                if not left[name]:
-                    del values[name]
+            for name in done:
+                del values[name]
     return replace_refs(graph.output, values.__getitem__)
 
 

@@ -9,10 +9,11 @@ from fractions import Fraction
 
 import numpy as np
 
-from .affine import float32_array, nearest_float32, qparams
+from .affine import float32_array, nearest_float32, nearest_float32s, qparams
 from .errors import CalibrationError
 
 SMALLEST_EXPONENT = -149
+MANY = 2**13  # values from which on a compiled loop counts them
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,8 @@ class MinMaxObserver:
     def _merged(self, low: np.ndarray, high: np.ndarray) -> "MinMaxObserver":
         if self.minimum is None:
             return replace(self, minimum=low, maximum=high)
+        if self.axis is None and low >= self.minimum and high <= self.maximum:
+            return self
         check_channels(self.minimum, low)
         return replace(self, minimum=np.minimum(self.minimum, low), maximum=np.maximum(self.maximum, high))
 
@@ -106,9 +109,7 @@ class HistogramObserver:
             return self
         half = self.bins // 2
         exponent = max(SMALLEST_EXPONENT, *(bin_exponent(float(end), half) for end in batch))
-        # Dividing by a power of two is exact in float64, so that the floor is the bin's own.
-        index = np.floor(np.ldexp(float32_array(x).ravel(), -exponent, dtype=np.float64)).astype(np.int64)
-        counts = np.bincount(index + half, minlength=self.bins)
+        counts = bin_counts(float32_array(x), exponent, self.bins)
         return self.merge(replace(self, exponent=exponent, counts=counts, minimum=batch[0], maximum=batch[1]))
 
     def merge(self, other: "HistogramObserver") -> "HistogramObserver":
@@ -171,22 +172,32 @@ class MSEObserver:
 
     def range(self) -> tuple[np.ndarray, np.ndarray]:
         """(minimum, maximum) as float32; raises CalibrationError before anything was seen, ValueError for a range without qparams."""
-        ends = [Fraction(float(end)) for end in self.histogram.range()]
+        ends = self.histogram.range()
         used = np.nonzero(self.histogram.counts)[0]
         centres = np.ldexp(used - self.histogram.bins / 2 + 0.5, self.histogram.exponent)
-        counts = self.histogram.counts[used]
         # Widest first, and argmin takes the first of equal ones.
-        pairs = [tuple(nearest_float32(end * k / self.candidates) for end in ends) for k in range(self.candidates, 0, -1)]
-        errors = [self.error(low, high, centres, counts) for low, high in pairs]
-        low, high = pairs[int(np.argmin(errors))]
-        return np.asarray(low), np.asarray(high)
+        shares = np.arange(self.candidates, 0, -1)
+        lows, highs = (shrunken(end, shares, self.candidates) for end in ends)
+        best = int(np.argmin(self.errors(lows, highs, centres, self.histogram.counts[used])))
+        return np.asarray(lows[best]), np.asarray(highs[best])
 
-    def error(self, low: np.float32, high: np.float32, centres: np.ndarray, counts: np.ndarray) -> float:
-        """The sum over the bins of count * (centre - its code's real value)^2, in float64."""
-        grid = qparams(low, high, qmin=self.qmin, qmax=self.qmax, symmetric=False)
-        scale, zero_point = float(grid.scale), int(grid.zero_point)
-        steps = np.clip(np.rint(centres / scale), self.qmin - zero_point, self.qmax - zero_point)
-        return float((counts * (centres - steps * scale) ** 2).sum())
+    def errors(self, lows: np.ndarray, highs: np.ndarray, centres: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """For each range the sum over the bins of count * (centre - its code's real value)^2, in float64."""
+        grid = qparams(lows, highs, qmin=self.qmin, qmax=self.qmax, symmetric=False, axis=0)
+        scale, zero_point = grid.scale.astype(np.float64)[:, None], grid.zero_point[:, None]
+        real = np.divide(centres, scale)
+        np.clip(np.rint(real, out=real), self.qmin - zero_point, self.qmax - zero_point, out=real)
+        real *= scale
+        np.subtract(centres, real, out=real)
+        np.multiply(real, real, out=real)
+        real *= counts
+        return real.sum(axis=1)
+
+
+def shrunken(end: np.ndarray, shares: np.ndarray, all_of_it: int) -> np.ndarray:
+    """end * shares / all_of_it, each rounded once to float32."""
+    exact = Fraction(float(end))
+    return nearest_float32s(np.float64(end) * shares / all_of_it, lambda i: exact * int(shares[i]) / all_of_it)
 
 
 def bin_exponent(end: float, half: int) -> int:
@@ -197,6 +208,17 @@ def bin_exponent(end: float, half: int) -> int:
     # -half itself is a bin, half is not.
     exact = fraction == -0.5
     return exponent - exact - (half.bit_length() - 1)
+
+
+def bin_counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
+    """int64 (bins,): how many values lie in each bin of width 2^exponent, half of which are below zero (OBS-HIST-BINS)."""
+    if x.size >= MANY and abs(exponent) <= 120:
+        from .engines.compiled import histogram
+
+        return histogram.counts(x, exponent, bins)
+    # Dividing by a power of two is exact in float64, so that the floor is the bin's own.
+    index = np.floor(np.ldexp(x.ravel(), -exponent, dtype=np.float64)).astype(np.int64)
+    return np.bincount(index + bins // 2, minlength=bins)
 
 
 def coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
@@ -220,8 +242,9 @@ def batch_range(x, axis: int | None) -> tuple[np.ndarray, np.ndarray] | None:
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected an axis of an array of shape {x.shape}, got {axis}")
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
-    low, high = np.asarray(x.min(axis=others)), np.asarray(x.max(axis=others))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    low, high = np.asarray(np.minimum.reduce(x, axis=others)), np.asarray(np.maximum.reduce(x, axis=others))
+    finite = math.isfinite(low) and math.isfinite(high) if axis is None else np.isfinite(low).all() and np.isfinite(high).all()
+    if not finite:
         raise CalibrationError(f"x: expected finite values, got a minimum of {low.min()} and a maximum of {high.max()}")
     return low, high
 

@@ -8,7 +8,7 @@ Codes of activations are uint8 (grids with qmin >= 0), those of weights int8 wit
 three axes of positions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -405,6 +405,18 @@ def reads(step: Any) -> list[str]:
         elif field.name in ("args", "kwargs", "state"):
             found += refs(value)
     return found
+
+
+def last_reads(steps: Sequence, kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads) -> list[list[str]]:
+    """For each step the values, but those that are ``kept``, that nobody reads after it: its own among them where nobody reads it at all."""
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        last |= dict.fromkeys([step.name, *read_by(step)], index)
+    done: list[list[str]] = [[] for _ in steps]
+    for name, index in last.items():
+        if name not in kept:
+            done[index].append(name)
+    return done
 
 
 def arrays(step: Any) -> Iterator[tuple[str, np.ndarray]]:

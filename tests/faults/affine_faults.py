@@ -218,7 +218,8 @@ CHANNELS = [
 ]
 
 EXTEND = "low, high = np.minimum(low, 0), np.maximum(high, 0)"
-EXTENT = "Fraction(float(b)) - Fraction(float(a)) for a, b"
+EXTENT = "(last - first) / steps, lambda i: (Fraction(last[i]) - Fraction(first[i])) / steps"
+SCALES = "scale = np.where(ends[0] == ends[1], np.float32(1), np.maximum(scale, np.float32(SCALE_FLOOR)))"
 ZERO_POINT = "qmin - np.rint(np.divide(low, scale, dtype=np.float64))"
 
 RANGES = [
@@ -240,7 +241,12 @@ RANGES = [
     Fault(
         "extent-in-float32", "affine", ("AFF-RANGE-SCALE",),
         "maximum - minimum in float32 rounds before the division rounds again.",
-        EXTENT, "Fraction(float(np.float32(float(b) - float(a)))) for a, b",
+        EXTENT, "(last - first).astype(np.float32) / np.float64(steps), lambda i: Fraction(float(np.float32(last[i] - first[i]))) / steps",
+    ),
+    Fault(
+        "scale-rounded-down-at-ties", "affine", ("AFF-RANGE-SCALE",),
+        "A quotient that lies too close to the middle of two float32 for float64 to tell is not looked at again.",
+        "for i in np.flatnonzero(below != above):", "for i in ():",
     ),
     Fault(
         "zero-point-half-up", "affine", ("AFF-RANGE-ZERO-POINT",),
@@ -260,12 +266,12 @@ RANGES = [
     Fault(
         "empty-range-has-the-floor", "affine", ("AFF-RANGE-EMPTY",),
         "A range of nothing but zero falls to the smallest scale, as in torch's min-max observer.",
-        "np.float32(SCALE_FLOOR)) if e else np.float32(1)", "np.float32(SCALE_FLOOR))",
+        SCALES, "scale = np.maximum(scale, np.float32(SCALE_FLOOR))",
     ),
     Fault(
         "empty-range-has-a-tenth", "affine", ("AFF-RANGE-EMPTY",),
         "torch's dynamic quantization takes 0.1 where there is no range.",
-        "np.float32(SCALE_FLOOR)) if e else np.float32(1)", "np.float32(SCALE_FLOOR)) if e else 0.1",
+        SCALES, SCALES.replace("np.float32(1)", "np.float32(0.1)"),
     ),
     Fault(
         "floor-of-torch", "affine", ("AFF-RANGE-TINY", "AFF-RANGE-SCALE"),
@@ -280,8 +286,7 @@ RANGES = [
     Fault(
         "too-wide-a-range-is-cut", "affine", ("AFF-RANGE-HUGE",),
         "A scale beyond the largest becomes the largest, and the ends of the range are lost in silence.",
-        "scale = np.array(scales).reshape(low.shape)",
-        "scale = np.minimum(np.array(scales).reshape(low.shape), np.float32(LARGEST_SCALE))",
+        SCALES, SCALES.replace("np.maximum(scale, np.float32(SCALE_FLOOR))", "np.clip(scale, np.float32(SCALE_FLOOR), np.float32(LARGEST_SCALE))"),
     ),
     Fault(
         "ends-are-sorted", "affine", ("AFF-RANGE-ORDER",),
@@ -314,7 +319,7 @@ SYMMETRIC = [
     Fault(
         "symmetric-by-the-maximum", "affine", ("AFF-SYMMETRIC", "AFF-NARROW"),
         "Whoever forgets the minimum's size cuts off weights that are larger below zero than above.",
-        "np.maximum(np.abs(low), np.abs(high)).ravel()", "np.maximum(high, 0).ravel()",
+        "np.maximum(np.abs(low), np.abs(high))", "np.maximum(high, 0)",
     ),
     Fault(
         "symmetric-centre-rounded-down", "affine", ("AFF-SYMMETRIC",),

@@ -12,7 +12,7 @@ def float32_array(x):
     return {{}}
 """
 MERGED = "return replace(self, minimum=np.minimum(self.minimum, low), maximum=np.maximum(self.maximum, high))"
-FIRST = "return replace(self, minimum=low, maximum=high)\n        check_channels(self.minimum, low)"
+FIRST = "return replace(self, minimum=low, maximum=high)\n        if self.axis is None and low"
 MOVED = "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
 BATCH_OF_AN_AVERAGE = '"""The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""\n'
 WIDTH = "exact = fraction == -0.5"
@@ -48,7 +48,8 @@ FAULTS = [
     Fault(
         "margin-with-every-batch", "observers", ("OBS-IDEMPOTENT", "OBS-MINMAX", "OBS-SPLIT"),
         "A margin for safety is added whenever a batch is seen, so that the same data twice widens the range twice.",
-        MERGED, "return replace(self, minimum=np.minimum(self.minimum, low) - np.float32(0.01), maximum=np.maximum(self.maximum, high) + np.float32(0.01))",
+        "if self.axis is None and low >= self.minimum and high <= self.maximum:\n            return self",
+        "low, high = (np.asarray(end + np.float32(way * 0.01)) for end, way in ((np.minimum(self.minimum, low), -1), (np.maximum(self.maximum, high), 1)))",
     ),
     Fault(
         "nan-skipped", "observers", ("OBS-FINITE",),
@@ -78,7 +79,7 @@ FAULTS = [
     Fault(
         "range-of-the-whole-tensor", "observers", ("OBS-CHANNEL",),
         "The axis shapes the result, and every channel has the range of all.",
-        "low, high = np.asarray(x.min(axis=others)), np.asarray(x.max(axis=others))",
+        "low, high = np.asarray(np.minimum.reduce(x, axis=others)), np.asarray(np.maximum.reduce(x, axis=others))",
         "low, high = (np.broadcast_to(end, np.shape(x.min(axis=others))).copy() for end in (x.min(), x.max()))",
     ),
     Fault(
@@ -162,16 +163,16 @@ FAULTS = [
     Fault(
         "absolute-error", "observers", ("OBS-MSE",),
         "The error is not squared, and outliers weigh less.",
-        "(counts * (centres - steps * scale) ** 2).sum()", "(counts * np.abs(centres - steps * scale)).sum()",
+        "np.multiply(real, real, out=real)", "np.abs(real, out=real)",
     ),
     Fault(
         "narrowest-of-equals", "observers", ("OBS-MSE",),
         "The candidates come narrowest first, and of equal errors the first is taken.",
-        "for k in range(self.candidates, 0, -1)]", "for k in range(1, self.candidates + 1)]",
+        "np.arange(self.candidates, 0, -1)", "np.arange(1, self.candidates + 1)",
     ),
     Fault(
         "error-of-one-in-each-bin", "observers", ("OBS-MSE",),
         "A bin counts once, however many values it holds.",
-        "counts = self.histogram.counts[used]", "counts = np.minimum(self.histogram.counts[used], 1)",
+        "centres, self.histogram.counts[used])))", "centres, np.minimum(self.histogram.counts[used], 1))))",
     ),
 ]

@@ -12,7 +12,7 @@ from ..dialects_codes import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 from ..graph import bind, call_float, check_fits
 from ..program import (
     Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, MaxPool, Mean, Move,
-    Mul, Program, Quantize, Recurrent, Relu, Step, Table, reads, refs, replace_refs,
+    Mul, Program, Quantize, Recurrent, Relu, Step, Table, last_reads, refs, replace_refs,
 )  # fmt: skip
 
 
@@ -24,7 +24,7 @@ class Reference:
     def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
         self.program, self.callables = program, callables
         self.dialect = dialect(program.dialect)
-        self.last = last_reads(program)
+        self.last = last_reads(program.steps, refs(program.output))
 
     def __call__(self, batch: Any, seen: Callable[[Step, Any], None] = lambda step, value: None) -> Any:
         """The output for a batch; ``seen(step, value)`` is told what each step gives: codes as an array, floats as a tensor.
@@ -40,18 +40,6 @@ class Reference:
                 for name in done:
                     del values[name]
         return replace_refs(program.output, values.__getitem__)
-
-
-def last_reads(program: Program) -> list[list[str]]:
-    """For each step the values that nobody reads after it, its own among them where nobody reads it at all."""
-    kept, last = set(refs(program.output)), {}
-    for index, step in enumerate(program.steps):
-        last |= dict.fromkeys([step.name, *reads(step)], index)
-    done: list[list[str]] = [[] for _ in program.steps]
-    for name, index in last.items():
-        if name not in kept:
-            done[index].append(name)
-    return done
 
 
 def run_step(step: Step, values: dict[str, Any], callables: dict[tuple[str, str], Any], choices: Dialect) -> Any:
