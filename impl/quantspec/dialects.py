@@ -361,9 +361,17 @@ class Dialect:
     def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu: bool = False) -> np.ndarray:
         """Output codes [rows, outputs] of a linear layer by DIA-REQUANTIZE; arguments and errors as ``integer.linear``."""
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
-        integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
-        accumulator = ACCUMULATE[self.accumulate_rule](x_q, x.zero_point, w_q, w.zero_point)
+        self.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
+        accumulator = self.accumulate(x_q, x.zero_point, w_q, w.zero_point)
         return self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu)
+
+    def check_overflow(self, x: QParams, w_q: np.ndarray, w: QParams, bias_q: np.ndarray) -> None:
+        """``integer.check_overflow``."""
+        integer.check_overflow(x, w_q, w, bias_q)
+
+    def accumulate(self, x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
+        """Accumulators [rows, outputs] by DIA-ACCUMULATE; arguments and errors as ``integer.accumulate``."""
+        return ACCUMULATE[self.accumulate_rule](x_q, x_zero_point, w_q, w_zero_point)
 
     def conv2d(
         self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups: int = 1, relu: bool = False
@@ -378,7 +386,7 @@ class Dialect:
         Raises as ``integer.conv2d`` does.
         """
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
-        integer.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
+        self.check_overflow(x, np.asarray(w_q), w, integer.quantize_bias(bias, x.scale, w.scale))
         places = {"stride": stride, "padding": padding, "dilation": dilation, "input_dilation": input_dilation, "groups": groups}
         accumulator = self.accumulate_conv(x_q, x, w_q, w, **places)
         codes = self.requantize(accumulator, bias, x.scale, w.scale, y, relu=relu, rule=self.windows_rule)
@@ -388,7 +396,7 @@ class Dialect:
         """Accumulators [n, *positions, outputs] of a convolution by DIA-ACCUMULATE; places and errors as ``integer.accumulate_conv``."""
         if self.accumulate_rule == "exact":
             return integer.accumulate_conv(x_q, x.zero_point, w_q, w, **places)
-        return self._accumulate_windows(x_q, x, w_q, w, places)
+        return self.accumulate_windows(x_q, x, w_q, w, places)
 
     def real(self, accumulator, bias, x_scale, w_scale, *, relu: bool = False) -> np.ndarray:
         """Float32 outputs of accumulators [..., outputs] without their bias, by DIA-DYNAMIC (STA-DIRECT). Raises ValueError for scales that DIA-UNIT refuses."""
@@ -399,7 +407,7 @@ class Dialect:
             y = OUTPUT[self.output_rule](np.asarray(accumulator), bias, x_scale, w_scale)
         return np.maximum(y, np.float32(0)) if relu else y
 
-    def _accumulate_windows(self, x_q, x: QParams, w_q, w: QParams, places: dict) -> np.ndarray:
+    def accumulate_windows(self, x_q, x: QParams, w_q, w: QParams, places: dict) -> np.ndarray:
         """Accumulators [n, *positions, outputs] of windows whose products are added in an order of their own."""
         x_q, w_q = integer.checked_codes(x_q, "x_q"), integer.checked_codes(w_q, "w_q")
         integer.check_channels(x_q, w_q, places["groups"])
@@ -410,7 +418,7 @@ class Dialect:
         outside = 0 if in_pairs else int(x.zero_point)
         patches, shape = windows(integer.spread(x_q, places["input_dilation"], places["padding"], outside), *way)
         sums = [
-            ACCUMULATE[self.accumulate_rule](patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), points)
+            self.accumulate(patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), points)
             for g, points in enumerate(np.broadcast_to(w.zero_point, len(w_q)).reshape(groups, outputs))
         ]
         if in_pairs:  # what is outside took no part, and must not be compensated for
@@ -471,8 +479,8 @@ class Dialect:
         """
         codes, scale, grid = self.quantize_dynamic(x, reduce_range=reduce_range)
         bias = np.zeros(len(w_q), np.float32) if bias is None else affine.float32_array(bias, "bias")
-        integer.check_overflow(grid, np.asarray(w_q), w, np.zeros(len(w_q), np.int32))
-        accumulator = ACCUMULATE[self.accumulate_rule](codes, grid.zero_point, w_q, w.zero_point)
+        self.check_overflow(grid, np.asarray(w_q), w, np.zeros(len(w_q), np.int32))
+        accumulator = self.accumulate(codes, grid.zero_point, w_q, w.zero_point)
         return self.real(accumulator, bias, scale, w.scale)
 
     def _contained(self, grid: QParams, whole: tuple[int, int]) -> QParams:

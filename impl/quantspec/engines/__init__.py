@@ -6,6 +6,8 @@ A batch is a dict of inputs by name. Every engine gives, bit for bit, what ``ref
 from collections.abc import Callable
 from typing import Any
 
+from ..dialects import dialect
+from . import torch_int8
 from .reference import Reference
 
 
@@ -17,7 +19,7 @@ def make_compiled(program: Any, callables: dict) -> Callable:
     return Compiled(program, callables)
 
 
-ENGINES: dict[str, Callable] = {"reference": Reference, "compiled": make_compiled}
+ENGINES: dict[str, Callable] = {"reference": Reference, "torch": torch_int8.Torch, "compiled": make_compiled}
 AUTO = "auto"
 COMPILED_DIALECT = "onnx"  # the one in which the compiled engine computes
 
@@ -35,5 +37,8 @@ def engine(name: str) -> Callable:
 
 
 def auto(program: Any, callables: dict) -> Callable:
-    """The fastest engine that computes in the program's dialect. Which one it is stands in the network's ``engine`` and in its table."""
-    return (make_compiled if program.dialect == COMPILED_DIALECT else Reference)(program, callables)
+    """The fastest engine that computes in the program's dialect, which for each of them is the same whatever the sizes (spec/performance.md). Which one it is
+    stands in the network's ``engine`` and in its table."""
+    if program.dialect == COMPILED_DIALECT:
+        return make_compiled(program, callables)
+    return (torch_int8.Torch if torch_int8.runs(dialect(program.dialect)) else Reference)(program, callables)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .. import dynamic_steps, integer, moves
-from ..dialects import ACCUMULATE, Dialect, dialect
+from ..dialects import Dialect, dialect
 from ..dialects_codes import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 from ..graph import bind, call_float, check_fits
 from ..program import (
@@ -86,7 +86,7 @@ def linear_real(step: LinearReal, values, callables, choices) -> torch.Tensor:
     x = values[step.x]
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    accumulator = ACCUMULATE[choices.accumulate_rule](rows, step.x_qparams.zero_point, step.weight, step.w_qparams.zero_point)
+    accumulator = choices.accumulate(rows, step.x_qparams.zero_point, step.weight, step.w_qparams.zero_point)
     y = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
     return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
 

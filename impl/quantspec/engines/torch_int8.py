@@ -1,0 +1,114 @@
+"""The torch engine: the reference engine with torch's product of int8 matrices for the accumulators, in every dialect that adds them exactly.
+
+That product takes no deprecated type and no module of torch.ao. On x86 CPUs without instructions for dot products it adds pairs of products in 16 bits, which
+saturate (DIA-ACCUMULATE, `pairs`); whether it does is tried, and there the engine refuses to run.
+"""
+
+import functools
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import integer
+from ..dialects import Dialect
+from ..dialects_windows import rows, windows
+from ..errors import UnsupportedError
+from ..program import Conv, ConvReal, Linear, LinearDynamic, LinearReal, Program
+from .reference import Reference
+
+MOST_INPUTS = 2**16  # of which products of two codes add up in 32 bits, whatever they are
+FEW_INPUTS = 32  # of a window, below which torch's float convolutions take less time than laying windows out
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights of a layer or of one of its groups: codes, int8 [inputs, outputs], and their sums, int32 (outputs,)."""
+
+    codes: torch.Tensor
+    sums: torch.Tensor
+
+
+def weights(w_q: np.ndarray) -> Weights:
+    """From codes [outputs, inputs]."""
+    codes = torch.from_numpy(np.ascontiguousarray(w_q))
+    # With a transposed view of one input torch 2.13 gives what lies in memory: its strides, (1, 1), do not tell how many outputs there are.
+    return Weights(torch.empty(codes.shape[::-1], dtype=torch.int8).copy_(codes.T), codes.sum(1, dtype=torch.int32))
+
+
+def product(x_q: np.ndarray, x_zero_point: int, w: Weights) -> np.ndarray:
+    """Accumulators of codes [rows, inputs]."""
+    # Unsigned codes less 128 are signed ones with the same bits but the first.
+    signed, offset = (x_q, 0) if x_q.dtype == np.int8 else ((x_q ^ 128).view(np.int8), 128)
+    total = torch._int_mm(torch.from_numpy(np.ascontiguousarray(signed)), w.codes)
+    return total.add_((offset - x_zero_point) * w.sums).numpy()
+
+
+@dataclass(frozen=True)
+class ByTorch(Dialect):
+    """A dialect whose accumulators torch computes. ``known``: the weights of a program's layers, for each group, by the identity of their codes; ``fits``: what is
+    known not to overflow."""
+
+    known: dict[int, list[Weights]] = field(default_factory=dict, compare=False)
+    fits: set = field(default_factory=set, compare=False)
+
+    def check_overflow(self, x, w_q, w, bias_q) -> None:
+        key = id(w_q), int(x.zero_point), x.qmin, x.qmax, bias_q.tobytes()
+        if key not in self.fits:
+            super().check_overflow(x, w_q, w, bias_q)
+            if id(w_q) in self.known:
+                self.fits.add(key)
+
+    def accumulate(self, x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
+        known = self.known.get(id(w_q))
+        if known is None or not x_q.size or x_q.ndim != 2 or x_q.shape[1] != w_q.shape[1]:
+            return super().accumulate(x_q, x_zero_point, w_q, w_zero_point)
+        return product(x_q, int(x_zero_point), known[0])
+
+    def accumulate_conv(self, x_q, x, w_q, w, *, stride, padding, dilation, input_dilation, groups) -> np.ndarray:
+        places = dict(stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation, groups=groups)
+        known = self.known.get(id(w_q))
+        if known is None or w_q[0].size < FEW_INPUTS:
+            return super().accumulate_conv(x_q, x, w_q, w, **places)
+        integer.check_channels(x_q, w_q, groups)
+        patches, shape = windows(integer.spread(x_q, input_dilation, padding, int(x.zero_point)), w_q.shape[2:], stride, dilation, groups)
+        if not patches.size:
+            return super().accumulate_conv(x_q, x, w_q, w, **places)
+        sums = [product(part, int(x.zero_point), one) for part, one in zip(patches, known)]
+        return np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
+
+
+def known_weights(program: Program) -> dict[int, list[Weights]]:
+    """The weights of the layers whose products fit into 32 bits whatever the input, and that have a grid around zero."""
+    known = {}
+    for step in program.steps:
+        if not isinstance(step, (Linear, LinearReal, LinearDynamic, Conv, ConvReal)) or not 0 < step.weight[:1].size <= MOST_INPUTS or np.any(step.w_qparams.zero_point):
+            continue
+        known[id(step.weight)] = [weights(rows(part)) for part in np.split(step.weight, getattr(step, "groups", 1))]
+    return known
+
+
+@functools.cache
+def is_exact() -> bool:
+    """Whether torch's product of int8 matrices adds exactly on this machine."""
+    ends = torch.tensor([-128, 127], dtype=torch.int8)[torch.randint(0, 2, (2, 64, 256), generator=torch.Generator().manual_seed(0))]
+    return torch.equal(torch._int_mm(ends[0], ends[1].T).double(), ends[0].double() @ ends[1].double().T)
+
+
+def runs(choices: Dialect) -> bool:
+    """Whether the engine gives the accumulators of a dialect."""
+    return choices.accumulate_rule == "exact" and is_exact()
+
+
+class Torch(Reference):
+    """A Program ready to run: ``engine(program, callables)(batch)``. UnsupportedError where accumulators would not be those of the dialect."""
+
+    name = "torch"
+
+    def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
+        super().__init__(program, callables)
+        if not runs(self.dialect):
+            why = "torch's product of int8 matrices saturates on this CPU" if self.dialect.accumulate_rule == "exact" else "its accumulators saturate"
+            raise UnsupportedError(f"dialect: the torch engine cannot compute in {self.dialect.name!r}, as {why}")
+        self.dialect = ByTorch(**{rule.name: getattr(self.dialect, rule.name) for rule in fields(Dialect)}, known=known_weights(program))
