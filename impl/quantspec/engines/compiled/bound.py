@@ -1,13 +1,13 @@
-"""A segment bound to shapes: the batch cut into slices whose activations stay in the cache, and these shared out among threads."""
+"""A segment bound to shapes: the batch cut into slices whose activations stay in the cache, shared out among threads; of few samples the instructions are."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+import os
 
 import numpy as np
 import torch
 
 from .native import ADDRESSES, RELEASE, SLICES, STRIDES, THEN, X_FROM, Y_FROM, caller
 from .plan import LONG, Plan, Planner
+from .team import Team, pool, shares
 
 SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
@@ -19,11 +19,11 @@ class Bound:
     """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
 
     ``direct``: the address of the first of the frames that do it all for one input and one output, 0 where threads share it or there are more. ``threaded``: whether
-    it depends on the threads there are.
+    it depends on the threads there are. ``alone``: nobody else's threads are busy in between.
     """
 
-    def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int):
-        self.threaded, self.threads = False, threads
+    def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int, alone: bool):
+        self.threaded, self.threads, self.team = False, threads, None
         batch = planner.batch(shapes)
         if batch:
             # One sample tells the work of all.
@@ -31,9 +31,12 @@ class Bound:
             self.shapes = [(batch, *shape[1:]) for shape in one.shapes]
             macs = one.macs * batch
             self.threaded = macs >= 2 * THREAD_MACS
-            workers = max(1, min(threads, macs // THREAD_MACS, batch))
-            ends = shares(batch, workers)
-            self.tasks = [self.slices(planner, shapes, slice_size(planner, one), macs, *share) for share in zip(ends[:-1], ends[1:])]
+            wanted = max(1, min(threads, macs // THREAD_MACS))
+            if wanted > batch and alone and os.name == "posix":
+                self.team, self.tasks = Team(planner.plan(dict(zip(planner.inputs, shapes))), wanted), []
+            else:
+                most = slice_size(planner, one)
+                self.tasks = [self.slices(planner, shapes, most, macs, *share) for share in shares(batch, min(wanted, batch))]
         else:
             plan = planner.plan(dict(zip(planner.inputs, shapes)))
             self.shapes = plan.shapes
@@ -70,6 +73,8 @@ class Bound:
         """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as NaN."""
         outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(self.shapes, self.types)]
         starts = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        if self.team:
+            return None if self.team(starts) else outputs
         others = [pool(len(self.tasks) - 1).submit(self.work, task, starts) for task in self.tasks[1:]]
         nan = self.work(self.tasks[0], starts)
         for other in others:
@@ -89,14 +94,3 @@ def slice_size(planner: Planner, one: Plan) -> int:
     inputs = sum(4 * int(np.prod(shape)) for shape in (planner.shapes[name] for name in planner.inputs))
     size, weights = max(1, SLICE_BYTES // max(1, one.nbytes + inputs)), planner.weight_bytes
     return max(size, -(-REUSE * weights // max(1, one.macs))) if weights > LARGE_WEIGHTS else size
-
-
-def shares(batch: int, workers: int) -> list[int]:
-    """Where the shares of the workers begin and end."""
-    return [batch * index // workers for index in range(workers + 1)]
-
-
-@cache
-def pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="quantspec")
-

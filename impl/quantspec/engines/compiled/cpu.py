@@ -9,6 +9,7 @@ product of bytes) or ``avx512vl`` (the dot product in registers of 256 bits only
 
 import functools
 import os
+import platform
 from dataclasses import dataclass
 
 from llvmlite import binding
@@ -27,6 +28,10 @@ class Cpu:
     dot_lanes: int
     has_fma: bool
     looks_up: bool  # 128 bytes at a time
+
+
+def is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64", "i386", "i686")
 
 
 @functools.cache

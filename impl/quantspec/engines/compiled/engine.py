@@ -48,6 +48,7 @@ class Segment:
         self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS)
         self.images = frozenset(step.name for step in steps if isinstance(step, ConvReal))
         self.local = threading.local()
+        self.alone = False  # whether it is all of a program: threads that wait for each other lose more by torch's, which look for work for a while, than they win
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
         """The inputs as contiguous tensors."""
@@ -65,7 +66,7 @@ class Segment:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
             # A planner holds the plan in the making, so that threads must not share one.
-            known[shapes] = Bound(copy.copy(self.planner), shapes, threads)
+            known[shapes] = Bound(copy.copy(self.planner), shapes, threads, self.alone)
         return known[shapes]
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
@@ -125,6 +126,8 @@ class Compiled:
         self.parts = [
             (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program, callables)
         ]
+        if len(self.parts) == 1 and isinstance(self.parts[0], Segment):
+            self.parts[0].alone = True
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             segment = self.parts[0]

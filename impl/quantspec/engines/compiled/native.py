@@ -80,6 +80,8 @@ class Machine:
         binding.initialize_native_asmprinter()
         for name in PYTHON:
             binding.add_symbol(name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
+        if os.name == "posix":
+            binding.add_symbol("sched_yield", ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value)
         target = cpu.target()
         self.machine = binding.Target.from_default_triple().create_target_machine(
             cpu=target.name, features=target.features, opt=3, codemodel="jitdefault"

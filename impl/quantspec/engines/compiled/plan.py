@@ -33,6 +33,7 @@ class Plan:
     shapes: list[tuple[int, ...]]  # of the outputs
     macs: int
     nbytes: int  # of the arena
+    names: list[str]  # of the instructions' kernels
     kept: list = field(default_factory=list)
 
     @property
@@ -48,7 +49,7 @@ class Planner:
 
     def plan(self, shapes: dict[str, tuple[int, ...]], *, dry: bool = False) -> Plan:
         """The plan for inputs of these shapes; ``dry``: without memory to run in. UnsupportedError for shapes that the kernels do not take."""
-        self.shapes, self.values, self.alias, self.ops, self.kept, self.macs = dict(shapes), {}, {}, [], [], 0
+        self.shapes, self.values, self.alias, self.ops, self.names, self.kept, self.macs = dict(shapes), {}, {}, [], [], [], 0
         for step in self.steps:
             self.shapes[step.name] = SHAPES[type(step)](step, self.shapes)
         margins, forms = self.margins(), self.forms()
@@ -162,6 +163,7 @@ class Planner:
         for index, value in entries.items():
             op[index] = value
         self.ops.append(op)
+        self.names.append(name)
         return op
 
     def finish(self) -> Plan:
@@ -171,7 +173,7 @@ class Planner:
             raise UnsupportedError(f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {len(slots)}")
         frame[COUNT], frame[SLICES], frame[SLOTS], frame[RELEASE] = len(self.ops), 1, len(slots), self.macs >= LONG
         frame[BEGIN:] = np.concatenate(self.ops)
-        return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.kept)
+        return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.names, self.kept)
 
     @property
     def weight_bytes(self) -> int:

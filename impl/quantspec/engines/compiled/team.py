@@ -1,0 +1,148 @@
+"""A frame shared out among threads: each runs its part of every instruction, and all wait for each other behind it.
+
+Products and depthwise convolutions, where the work is, are cut into rows, or into panels of outputs where rows are few; the first thread alone does everything else.
+One team works at a time, as threads of two that wait for each other would never end; a caller who finds it busy works alone.
+"""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+from llvmlite import ir
+
+from . import cpu, depthwise, gemm
+from .layout import aligned
+from .native import ADDRESSES, BEGIN, COUNT, RELEASE, WIDTH, caller, kernel
+from .plan import Plan
+from .simd import I64, Emitter
+
+COUNTER, ARRIVED = 1, 2  # entries of a barrier: the address of the counter, and what it is when all have come
+SPINS = 4096  # looks at the counter before the thread offers its place to others
+busy = threading.Lock()
+
+
+def write_barrier(emit: Emitter, op, frame):
+    """Adds one to the counter and waits until it is ARRIVED."""
+    counter, arrived = emit.at(emit.field(op, COUNTER), I64), emit.field(op, ARRIVED)
+    emit.atomic_rmw("add", counter, I64(1), "seq_cst")
+    before = emit.block
+    look, wait, give, done = (emit.append_basic_block(name) for name in ("look", "wait", "give", "done"))
+    emit.branch(look)
+    emit.position_at_end(look)
+    spins = emit.phi(I64)
+    spins.add_incoming(I64(0), before)
+    emit.cbranch(emit.icmp_signed("<", emit.load_atomic(counter, "acquire", 8), arrived), wait, done)
+    emit.position_at_end(wait)
+    if cpu.is_x86():
+        emit.native("llvm.x86.sse2.pause", ir.VoidType())
+    more = emit.add(spins, I64(1))
+    spins.add_incoming(more, wait)
+    emit.cbranch(emit.icmp_signed("==", emit.and_(more, I64(SPINS - 1)), I64(0)), give, look)
+    emit.position_at_end(give)
+    emit.native("sched_yield", ir.IntType(32))
+    spins.add_incoming(more, give)
+    emit.branch(look)
+    emit.position_at_end(done)
+
+
+class Team:
+    """The frames of a plan's threads. ``plan`` is run by one thread where the team is busy."""
+
+    def __init__(self, plan: Plan, threads: int):
+        self.plan, self.counter, self.run = plan, aligned(8, np.int64), caller()
+        ops = plan.frame[BEGIN:].reshape(-1, WIDTH)
+        parts = [split(name, op, threads) for name, op in zip(plan.names, ops)]
+        self.frames = []
+        for thread in range(threads):
+            frame = aligned(BEGIN + 2 * WIDTH * len(ops), np.int64)
+            frame[:BEGIN] = plan.frame[:BEGIN]
+            made = []
+            for index, part in enumerate(parts):
+                barrier = np.zeros(WIDTH, np.int64)
+                barrier[0], barrier[COUNTER], barrier[ARRIVED] = kernel("barrier", write_barrier), self.counter.ctypes.data, threads * (index + 1)
+                made += [*part[thread : thread + 1], barrier]
+            frame[COUNT], frame[RELEASE] = len(made), 1
+            frame[BEGIN : BEGIN + WIDTH * len(made)] = np.concatenate(made)
+            self.frames.append(frame)
+
+    def __call__(self, starts: list[int]) -> int:
+        """Runs the plan for inputs and outputs that start there; 1 when an input holds NaN."""
+        if not busy.acquire(blocking=False):
+            self.plan.frame[ADDRESSES : ADDRESSES + len(starts)] = starts
+            return self.run(self.plan.address, 0, 0)
+        try:
+            self.counter[0] = 0
+            for frame in self.frames:
+                frame[ADDRESSES : ADDRESSES + len(starts)] = starts
+            others = [pool(len(self.frames) - 1).submit(self.run, frame.ctypes.data, 0, 0) for frame in self.frames[1:]]
+            nan = self.run(self.frames[0].ctypes.data, 0, 0)
+            # A thread that still looks at the counter must not see the next run's.
+            for other in others:
+                nan |= other.result()
+            return nan
+        finally:
+            busy.release()
+
+
+def split(name: str, op: np.ndarray, threads: int) -> list[np.ndarray]:
+    """The parts of an instruction, one for each of the first threads."""
+    if name.startswith("depthwise"):
+        return by_rows(op, threads, 1, depthwise.ROWS, (depthwise.X_OFFSETS, depthwise.Y_OFFSETS))
+    if not name.startswith("product"):
+        return [op]
+    if op[gemm.ROWS] >= threads * gemm.TILE_ROWS[-1] or name == "product_real":
+        return by_rows(op, threads, gemm.TILE_ROWS[-1], gemm.ROWS, (gemm.X_OFFSETS, gemm.Y_OFFSETS, *[gemm.B_OFFSETS] * (name == "product_add")))
+    return by_panels(op, threads)
+
+
+def by_rows(op: np.ndarray, threads: int, tile: int, rows: int, offsets: tuple[int, ...]) -> list[np.ndarray]:
+    """Shares of whole tiles of rows, whose offsets are in tables of int32."""
+    tiles = -(-int(op[rows]) // tile)
+    parts = []
+    for first, last in shares(tiles, threads):
+        part = op.copy()
+        part[rows] = min(last * tile, op[rows]) - first * tile
+        part[list(offsets)] += 4 * first * tile
+        parts.append(part)
+    return parts
+
+
+def by_panels(op: np.ndarray, threads: int) -> list[np.ndarray]:
+    """Shares of panels of outputs."""
+    panels = -(-int(op[gemm.BLOCKS]) // gemm.PANEL)
+    wide = 16 * gemm.PANEL
+    parts = []
+    for first, last in shares(panels, threads):
+        part = op.copy()
+        part[gemm.W] += first * 64 * gemm.PANEL * op[gemm.STEPS]
+        part[[gemm.BIAS, gemm.FACTOR]] += 4 * wide * first
+        part[[gemm.Y, gemm.B]] += wide * first
+        part[gemm.OUTPUTS] = min(op[gemm.OUTPUTS], wide * last) - wide * first
+        part[gemm.BLOCKS] = min(op[gemm.BLOCKS], gemm.PANEL * last) - gemm.PANEL * first
+        parts.append(part)
+    return parts
+
+
+def shares(count: int, threads: int) -> list[tuple[int, int]]:
+    """From where to where the parts go, none of them empty."""
+    threads = max(1, min(threads, count))
+    ends = [count * index // threads for index in range(threads + 1)]
+    return list(zip(ends, ends[1:]))
+
+
+@cache
+def pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="quantspec")
+
+
+def forget() -> None:
+    """A forked process has no threads but its own."""
+    global busy
+    busy = threading.Lock()
+    pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget)
