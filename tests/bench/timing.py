@@ -16,7 +16,7 @@ from statistics import median
 BLOCK = 300e-6  # seconds of calls that are timed together
 WARM = 0.03  # seconds of warm-up
 LEAST_ROUNDS, MOST_ROUNDS = 7, 400
-SETTLE = 0.004  # seconds after which other libraries' threads have stopped spinning
+SETTLE = 0.015  # seconds after which other libraries' threads have stopped spinning
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,20 @@ def test_sums(r, count, channels, first, side):
     check(program, programs.values(r, program.steps[0].qparams, (1, channels, side, side + 2)), count)
 
 
+@given(strategies.seeds(), st.integers(2, 5), st.lists(st.integers(1, 50), min_size=2, max_size=4), st.integers(1, 60), st.booleans())
+def test_dynamic_layers(r, count, widths, samples, reduce_range):
+    program = programs.dynamic_chain(r, widths, rows=False, reduce_range=reduce_range)
+    callables = {("function", "torch.relu"): torch.relu, ("function", "torch.flatten"): torch.flatten}
+    batch = {"x": torch.from_numpy(r.normal(size=(samples, 1, widths[0])).astype(np.float32))}
+    expected = Reference(program, callables)(batch)
+    with threads(count):
+        engine = Compiled(program, callables)
+        for _ in range(3):
+            assert torch.equal(engine(batch), expected)
+        (made,) = engine.parts[0].bounds.values()
+        assert (made.team is None) == (samples * sum(a * b for a, b in zip(widths, widths[1:])) < 2)
+
+
 def test_callers_at_once():
     r = np.random.default_rng(0)
     x = programs.grid(r)

@@ -12,7 +12,7 @@ from .team import Team, pool, shares
 SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
-THREAD_MACS = 10_000_000  # work that is worth another thread
+THREAD_MACS = 40_000_000  # work that is worth waking another thread, which takes up to a tenth of a millisecond
 
 
 class Bound:
@@ -24,23 +24,25 @@ class Bound:
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int, alone: bool):
         self.threaded, self.threads, self.team = False, threads, None
-        batch = planner.batch(shapes)
+        batch, teams = planner.batch(shapes), alone and os.name == "posix"
         if batch:
             # One sample tells the work of all.
             one = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
             self.shapes = [(batch, *shape[1:]) for shape in one.shapes]
             macs = one.macs * batch
-            self.threaded = macs >= 2 * THREAD_MACS
             wanted = max(1, min(threads, macs // THREAD_MACS))
-            if wanted > batch and alone and os.name == "posix":
+            if wanted > batch and teams:
                 self.team, self.tasks = Team(planner.plan(dict(zip(planner.inputs, shapes))), wanted), []
             else:
                 most = slice_size(planner, one)
                 self.tasks = [self.slices(planner, shapes, most, macs, *share) for share in shares(batch, min(wanted, batch))]
         else:
             plan = planner.plan(dict(zip(planner.inputs, shapes)))
-            self.shapes = plan.shapes
-            self.tasks = [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
+            self.shapes, macs = plan.shapes, plan.macs
+            wanted = min(threads, macs // THREAD_MACS) if teams else 1
+            self.team = Team(plan, wanted) if wanted > 1 else None
+            self.tasks = [] if self.team else [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
+        self.threaded = macs >= 2 * THREAD_MACS
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run = caller()
         self.direct = self.chained() if len(self.tasks) == len(shapes) == len(self.shapes) == 1 else 0

@@ -112,7 +112,7 @@ def write_dynamic_quantize(emit: Emitter, op, frame):
     return bad
 
 
-Y_SLOT, RELU, Y_PITCH = 26, 25, 24  # entries of a product that codes have for sums
+Y_AHEAD, Y_PITCH, RELU, Y_SLOT = 19, 24, 25, 26  # entries of a product that codes have for sums; Y_AHEAD: bytes from the start of the slot to the first row
 
 
 def float_tile(rows: int, blocks: int):
@@ -151,7 +151,9 @@ run_product = product("floats", float_tile)
 
 def write_dynamic_product(emit: Emitter, op, frame):
     """A product of codes to floats. Y_OFFSETS is here the bytes from the grid of one row to that of the next; Y is set from the slot."""
-    emit.write(source_or_slot(emit, op, frame, Y_SLOT, Y), emit.add(op, I64(8 * Y)))
+    address = emit.add(source_or_slot(emit, op, frame, Y_SLOT, Y), emit.field(op, Y_AHEAD))
+    inside = emit.icmp_signed("<", emit.field(op, Y_SLOT), I64(0))
+    emit.write(emit.select(inside, emit.field(op, Y), address), emit.add(op, I64(8 * Y)))
     run_product(emit, op, frame)
 
 

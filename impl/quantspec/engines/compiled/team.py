@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from llvmlite import ir
 
-from . import cpu, depthwise, gemm
+from . import cpu, depthwise, dynamic, gemm
 from .layout import aligned
 from .native import ADDRESSES, BEGIN, COUNT, RELEASE, WIDTH, caller, kernel
 from .plan import Plan
@@ -90,6 +90,8 @@ def split(name: str, op: np.ndarray, threads: int) -> list[np.ndarray]:
     """The parts of an instruction, one for each of the first threads."""
     if name.startswith("depthwise"):
         return by_rows(op, threads, 1, depthwise.ROWS, (depthwise.X_OFFSETS, depthwise.Y_OFFSETS))
+    if name == "dynamic_product":
+        return dynamic_rows(op, threads)
     if not name.startswith("product"):
         return [op]
     if op[gemm.ROWS] >= threads * gemm.TILE_ROWS[-1] or name == "product_real":
@@ -106,6 +108,16 @@ def by_rows(op: np.ndarray, threads: int, tile: int, rows: int, offsets: tuple[i
         part[rows] = min(last * tile, op[rows]) - first * tile
         part[list(offsets)] += 4 * first * tile
         parts.append(part)
+    return parts
+
+
+def dynamic_rows(op: np.ndarray, threads: int) -> list[np.ndarray]:
+    """Shares of rows of a dynamic layer, whose floats and grids lie at equal distances."""
+    parts, first = by_rows(op, threads, gemm.TILE_ROWS[-1], gemm.ROWS, (gemm.X_OFFSETS,)), 0
+    for part in parts:
+        part[gemm.ROW_GRIDS] += first * op[gemm.Y_OFFSETS]
+        part[dynamic.Y_AHEAD if op[dynamic.Y_SLOT] >= 0 else gemm.Y] += first * op[dynamic.Y_PITCH]
+        first += int(part[gemm.ROWS])
     return parts
 
 
