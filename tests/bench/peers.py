@@ -109,6 +109,8 @@ def session(path: Path, batch: int, threads: int) -> onnxruntime.InferenceSessio
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     options.add_free_dimension_override_by_name("batch", batch)
+    # Its threads go on looking for work when a run is over, which would take the processor from whoever is measured next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
