@@ -209,9 +209,10 @@ def alone(name: str) -> Row:
 
 def table(found: list[Row]) -> Table:
     """The rows as a table."""
-    made = Table(title="networks in int8, SQNR in dB beside float32", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    title = "networks in int8: SQNR in dB, work in int8, codes that differ in ONNX Runtime"
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("network", no_wrap=True)
-    for column in ("SQNR", "torch.ao", "int8 MACs", "smaller", "s", "MB", "ONNX differs"):
+    for column in ("SQNR", "torch.ao", "in int8", "smaller", "s", "MB", "ONNX ≠"):
         made.add_column(column, justify="right", no_wrap=True)
     for r in found:
         peer = "–" if r.peer_sqnr is None else f"{r.peer_sqnr:.1f}"
