@@ -161,7 +161,7 @@ def nearest_float32(value: Fraction) -> np.float32:
 def nearest_float32s(approximate: np.ndarray, exact: Callable[[int], Fraction]) -> np.ndarray:
     """The float32 values nearest to numbers of which ``approximate`` float64 values are off by at most 2^-50 of their size; ``exact(i)`` is the i-th number."""
     with np.errstate(over="ignore"):
-        below, above = (np.asarray(approximate * (1 + sign * 2.0**-50)).astype(np.float32) for sign in (-1, 1))
+        below, above = ((approximate * (1 + sign * 2.0**-50)).astype(np.float32) for sign in (-1, 1))
     # Hardly ever does a number lie so close to the middle between two.
     for i in np.flatnonzero(below != above):
         below[i] = nearest_float32(exact(i))

@@ -396,7 +396,7 @@ class Dialect:
         """Accumulators [n, *positions, outputs] of a convolution by DIA-ACCUMULATE; places and errors as ``integer.accumulate_conv``."""
         if self.accumulate_rule == "exact":
             return integer.accumulate_conv(x_q, x.zero_point, w_q, w, **places)
-        return self.accumulate_windows(x_q, x, w_q, w, places)
+        return self._accumulate_windows(x_q, x, w_q, w, places)
 
     def real(self, accumulator, bias, x_scale, w_scale, *, relu: bool = False) -> np.ndarray:
         """Float32 outputs of accumulators [..., outputs] without their bias, by DIA-DYNAMIC (STA-DIRECT). Raises ValueError for scales that DIA-UNIT refuses."""
@@ -407,7 +407,7 @@ class Dialect:
             y = OUTPUT[self.output_rule](np.asarray(accumulator), bias, x_scale, w_scale)
         return np.maximum(y, np.float32(0)) if relu else y
 
-    def accumulate_windows(self, x_q, x: QParams, w_q, w: QParams, places: dict) -> np.ndarray:
+    def _accumulate_windows(self, x_q, x: QParams, w_q, w: QParams, places: dict) -> np.ndarray:
         """Accumulators [n, *positions, outputs] of windows whose products are added in an order of their own."""
         x_q, w_q = integer.checked_codes(x_q, "x_q"), integer.checked_codes(w_q, "w_q")
         integer.check_channels(x_q, w_q, places["groups"])

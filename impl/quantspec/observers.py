@@ -212,10 +212,11 @@ def bin_exponent(end: float, half: int) -> int:
 
 def bin_counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
     """int64 (bins,): how many values lie in each bin of width 2^exponent, half of which are below zero (OBS-HIST-BINS)."""
-    if x.size >= MANY and abs(exponent) <= 120:
+    if x.size >= MANY:
         from .engines.compiled import histogram
 
-        return histogram.counts(x, exponent, bins)
+        if histogram.EXPONENTS[0] <= exponent <= histogram.EXPONENTS[1]:
+            return histogram.counts(x, exponent, bins)
     # Dividing by a power of two is exact in float64, so that the floor is the bin's own.
     index = np.floor(np.ldexp(x.ravel(), -exponent, dtype=np.float64)).astype(np.int64)
     return np.bincount(index + bins // 2, minlength=bins)

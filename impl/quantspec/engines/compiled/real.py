@@ -51,9 +51,8 @@ run_product = gemm.product("reals", real_tile)
 
 
 def write_product_real(emit: Emitter, op, frame):
-    """A product of codes to floats. Y is the bytes from the start of the output of the program to this group's."""
-    output = codes.source_or_slot(emit, op, frame, Y_SLOT, gemm.Y)
-    emit.write(output, emit.add(op, I64(8 * gemm.Y)))
+    """A product of codes to floats. Y is set from the slot; where a group's columns begin, the offsets of rows tell."""
+    emit.write(codes.slot(emit, op, frame, Y_SLOT), emit.add(op, I64(8 * gemm.Y)))
     run_product(emit, op, frame)
 
 
@@ -94,7 +93,6 @@ def in_order(emit: Emitter, vectors: list) -> list:
 
 
 def write_depthwise_real(emit: Emitter, op, frame):
-    """A depthwise convolution of codes to floats."""
-    output = codes.source_or_slot(emit, op, frame, Y_SLOT, depthwise.Y)
-    emit.write(output, emit.add(op, I64(8 * depthwise.Y)))
+    """A depthwise convolution of codes to floats. Y is set from the slot."""
+    emit.write(codes.slot(emit, op, frame, Y_SLOT), emit.add(op, I64(8 * depthwise.Y)))
     depthwise.depthwise(None, Epilogue, 4)(emit, op, frame)
