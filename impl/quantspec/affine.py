@@ -13,6 +13,7 @@ import numpy as np
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**119
 SCALE_FLOOR = 2.0**-63
+FLOAT32 = np.dtype(np.float32)
 BEYOND_FLOAT32 = 2.0**128  # where the float32 after the largest one would be
 
 
@@ -105,6 +106,8 @@ def along(axis: int | None, channels: np.ndarray, shape: tuple[int, ...]) -> np.
 
 def float32_array(x, name: str = "x") -> np.ndarray:
     """``x`` as float32 without a copy where it is one; TypeError naming the argument when that would lose digits."""
+    if type(x) is np.ndarray and x.dtype == FLOAT32:
+        return x
     x = np.asarray(x)
     if x.dtype != np.float32 and not (x.dtype.kind in ("i", "u") and np.can_cast(x.dtype, np.float32)):
         if x.dtype.kind != "f" or not np.array_equal(x.astype(np.float32), x, equal_nan=True):

@@ -17,8 +17,20 @@ from torch import nn
 from .program import Call, Ref, last_reads, reads, refs, replace_refs
 
 
+class Weights:
+    """What layers have in common."""
+
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+    @cached_property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias for torch's operators, in the same memory."""
+        return torch.from_numpy(self.weight), None if self.bias is None else torch.from_numpy(self.bias)
+
+
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Weights):
     """A linear layer: ``weight`` float32 [outputs, inputs], ``bias`` float32 (outputs,) or None; behind it, where ``relu``, a ReLU that ends at ``ceiling``.
 
     ``flat``: it holds a normalization whose channels are its features only where its input has two axes.
@@ -35,7 +47,7 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False)
-class Conv:
+class Conv(Weights):
     """A convolution: ``weight`` float32 [outputs, inputs / groups, *kernel]; the rest as in ``Linear`` and ``program.Conv``.
 
     A ``transposed`` one has its kernel flipped and its channels in that order, so that it is a convolution of spread inputs (INT-CONV-TRANSPOSED).
@@ -312,13 +324,13 @@ def run_layer(node: Layer, x: torch.Tensor) -> torch.Tensor:
     """A layer in float32. Raises ValueError naming it when the input does not fit."""
     if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
         raise ValueError(f"batch: layer {node.layer!r} expects float32, got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}")
-    weight = torch.from_numpy(node.weight)
-    bias = None if node.bias is None else torch.from_numpy(node.bias)
     check_fits(node, x.shape)
+    weight, bias = node.tensors
     y = nn.functional.linear(x, weight, bias) if isinstance(node, Linear) else run_conv(node, x, weight, bias)
     if not node.relu:
         return y
-    return y.relu() if node.ceiling == float("inf") else y.clamp(0, node.ceiling)
+    # Nobody else has the layer's output yet.
+    return y.relu_() if node.ceiling == float("inf") else y.clamp_(0, node.ceiling)
 
 
 def check_fits(node, shape: tuple[int, ...]) -> None:

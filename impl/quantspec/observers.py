@@ -3,6 +3,8 @@
 An observer is a frozen value. ``observe`` returns the next one; ``range`` gives what it has seen as (minimum, maximum).
 """
 
+import ctypes
+import functools
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,10 +12,13 @@ from fractions import Fraction
 import numpy as np
 
 from .affine import float32_array, nearest_float32, nearest_float32s, qparams
+from .engines.compiled.layout import place
 from .errors import CalibrationError
 
 SMALLEST_EXPONENT = -149
 MANY = 2**13  # values from which on a compiled loop counts them
+PAIR = ctypes.c_float * 2
+NOTHING = PAIR(math.inf, -math.inf)  # the ends of no values
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +38,19 @@ class MinMaxObserver:
         Raises CalibrationError for NaN and infinities (OBS-FINITE), ValueError for another number of channels than before
         (OBS-CHANNEL-COUNT).
         """
+        x = float32_array(x)
+        if self.axis is None and x.size > 0 and x.flags.c_contiguous:
+            return self.observe_at(place(x), x.size)
         batch = batch_range(x, self.axis)
         return self if batch is None else self._merged(*batch)
+
+    def observe_at(self, address: int, count: int) -> "MinMaxObserver":
+        """What ``observe`` gives for the ``count`` float32 values at an address, of which there must be one; for observers per tensor."""
+        ends = extremes().wider(address, count, self._known[1])
+        if ends is None:
+            return self
+        low, high = finite_ends(*ends)
+        return replace(self, minimum=low, maximum=high)
 
     def merge(self, other: "MinMaxObserver") -> "MinMaxObserver":
         """The observer that saw what both saw (OBS-MERGE). Raises ValueError for another axis or number of channels."""
@@ -48,11 +64,15 @@ class MinMaxObserver:
             raise CalibrationError("the observer has seen no values, so there is no range")
         return self.minimum, self.maximum
 
+    @functools.cached_property
+    def _known(self) -> tuple[ctypes.Array, int]:
+        """What was seen as two float32, and their address."""
+        ends = NOTHING if self.minimum is None else PAIR(self.minimum.item(), self.maximum.item())
+        return ends, ctypes.addressof(ends)
+
     def _merged(self, low: np.ndarray, high: np.ndarray) -> "MinMaxObserver":
         if self.minimum is None:
             return replace(self, minimum=low, maximum=high)
-        if self.axis is None and low >= self.minimum and high <= self.maximum:
-            return self
         check_channels(self.minimum, low)
         return replace(self, minimum=np.minimum(self.minimum, low), maximum=np.maximum(self.maximum, high))
 
@@ -235,19 +255,39 @@ def coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
 def batch_range(x, axis: int | None) -> tuple[np.ndarray, np.ndarray] | None:
     """The smallest and largest value of a tensor (along ``axis``: of each channel), or None when it is empty (OBS-EMPTY).
 
-    Raises CalibrationError for NaN and infinities: both show up in the ends, so that the data is read only twice.
+    Raises CalibrationError for NaN and infinities: both show up in the ends, so that nothing else reads the data.
     """
     x = float32_array(x)
     if x.size == 0:
         return None
+    if axis is None and x.flags.c_contiguous:
+        return finite_ends(*extremes().wider(place(x), x.size, ctypes.addressof(NOTHING)))
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected an axis of an array of shape {x.shape}, got {axis}")
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
     low, high = np.asarray(np.minimum.reduce(x, axis=others)), np.asarray(np.maximum.reduce(x, axis=others))
-    finite = math.isfinite(low) and math.isfinite(high) if axis is None else np.isfinite(low).all() and np.isfinite(high).all()
-    if not finite:
-        raise CalibrationError(f"x: expected finite values, got a minimum of {low.min()} and a maximum of {high.max()}")
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise not_finite(low.min(), high.max())
     return low, high
+
+
+def finite_ends(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float32; CalibrationError unless they are finite (OBS-FINITE)."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise not_finite(low, high)
+    return np.array(low, np.float32), np.array(high, np.float32)
+
+
+def not_finite(low: float, high: float) -> CalibrationError:
+    return CalibrationError(f"x: expected finite values, got a minimum of {low} and a maximum of {high}")
+
+
+@functools.cache
+def extremes():
+    """The compiled loop over values, whose compiler is loaded when it is first asked for."""
+    from .engines.compiled import extremes
+
+    return extremes
 
 
 def check_channels(before: np.ndarray, now: np.ndarray) -> None:

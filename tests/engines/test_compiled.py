@@ -241,8 +241,12 @@ def test_inputs_that_are_not_contiguous_or_of_another_type():
     assert torch.equal(engine({"x": batch.double()}), expected)
     assert torch.equal(engine({"x": batch.clone().requires_grad_()}), expected)
     assert not engine({"x": batch.clone().requires_grad_()}).requires_grad
-    with pytest.raises(TypeError, match="x: expected a tensor on the CPU"):
-        engine({"x": batch.numpy()})
+    # Twice, since the engine remembers the shapes that it has seen.
+    for _ in range(2):
+        assert torch.equal(engine({"x": torch._neg_view(-batch)}), expected)
+        for other in (batch.to_sparse(), batch.to_mkldnn(), batch.to("meta"), batch.numpy()):
+            with pytest.raises(TypeError, match="x: expected a dense tensor on the CPU"):
+                engine({"x": other})
     with pytest.raises(TypeError, match="float32"):
         engine({"x": batch.double() * (1 + 1e-12)})
 

@@ -17,8 +17,8 @@ FAULTS = [
     Fault(
         "observers-expect-a-relu", "static", ("FUS-RANGE", "STA-FLOAT"),
         "Every layer's range begins at 0, as if each had a ReLU behind it that it was fused with.",
-        "fresh[name] = fresh[name].observe(value.detach().numpy())",
-        "fresh[name] = fresh[name].observe((value if name in self.graph.inputs else value.relu()).detach().numpy())",
+        "fresh[name] = observed(fresh[name], value)",
+        "fresh[name] = observed(fresh[name], value if name in self.graph.inputs else value.relu())",
     ),
     Fault(
         "eps-forgotten", "fusion", ("FUS-FOLD-EPS", "FUS-FOLD-WEIGHT", "FUS-FOLD-BIAS"),

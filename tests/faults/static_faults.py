@@ -45,7 +45,7 @@ FAULTS = [
     Fault(
         "calibrated-in-bfloat16", "static", ("STA-FLOAT",),
         "To be quick the observers see values of eight digits.",
-        "fresh[name].observe(value.detach().numpy())", "fresh[name].observe(value.detach().bfloat16().float().numpy())",
+        "observed(fresh[name], value)", "observed(fresh[name], value.bfloat16().float())",
     ),
     Fault(
         "weights-affine", 'conversion', ("STA-WEIGHT",),

@@ -150,10 +150,11 @@ def moved(step: Move, values, callables, choices) -> Any:
 
 def array(x: Any, name: str) -> np.ndarray:
     """A float tensor as an array; TypeError naming it when it is no tensor on the CPU."""
-    if not isinstance(x, torch.Tensor) or x.device.type != "cpu":
-        what = f"a tensor on {x.device}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise TypeError(f"{name}: expected a tensor on the CPU, got {what}")
-    return x.detach().numpy()
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: expected a dense tensor on the CPU, got {type(x).__name__}")
+    if x.device.type != "cpu" or x.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor on the CPU, got one on {x.device} of layout {x.layout}")
+    return x.detach().resolve_neg().numpy()
 
 
 def linear_dynamic(step: LinearDynamic, values, callables, choices) -> torch.Tensor:

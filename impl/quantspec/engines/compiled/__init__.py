@@ -4,5 +4,5 @@
 ``team`` of threads that share the work on a sample. ``plan`` makes them by what ``shapes`` and ``emitters`` know of each kind of step and ``layout`` of memory. A
 plan is a frame of instructions; each calls a kernel, written in LLVM's language with ``simd`` (``gemm``, ``depthwise``, ``real``, ``places``, ``codes``,
 ``dynamic``, ``recurrent``) and compiled, stored and loaded by ``native`` for the CPU that ``cpu`` finds. ``pack`` has weights as the kernels read them.
-``arrays`` quantizes and dequantizes arrays by the same kernels, and ``histogram`` counts what observers see; ``peak`` measures what the machine can do.
+``arrays`` quantizes and dequantizes arrays by the same kernels, ``extremes`` and ``histogram`` are what observers see by; ``peak`` measures what the machine can do.
 """

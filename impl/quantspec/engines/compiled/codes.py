@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from ...dialects import fma
 from . import cpu
-from .native import ADDRESSES
+from .native import ADDRESSES, LENGTH
 from .simd import BYTES, F32, FLOATS, I1, I8, I16, I32, I64, INTS, LANES, Emitter, float_bits, function
 
 # Entries of an instruction of either kind. SOURCE and TARGET are addresses, or with SLOT the number of an input or output of the program.
@@ -214,15 +214,16 @@ write_quantize = rows("quantize", run_quantize, True)
 write_dequantize = rows("dequantize", run_dequantize, False)
 
 
-def array(name: str, run: Callable):
-    """Writes a kernel that runs over WIDTH values in a row, from the first slot to the second."""
+def array(name: str, run: Callable, size: int):
+    """Writes a kernel that runs over an array of values of ``size`` bytes, the first slot, to the second."""
 
     def write(emit: Emitter, op, frame):
         one = function(emit.module, f"quantspec_{name}_run", 4, run)
-        return emit.call(one, [op, emit.field(frame, ADDRESSES), emit.field(frame, ADDRESSES + 1), emit.field(op, WIDTH)])
+        count = emit.sdiv(emit.field(frame, LENGTH), I64(size))
+        return emit.call(one, [op, emit.field(frame, ADDRESSES), emit.field(frame, ADDRESSES + 1), count])
 
     return write
 
 
-write_quantize_array = array("quantize", run_quantize)
-write_dequantize_array = array("dequantize", run_dequantize)
+write_quantize_array = array("quantize", run_quantize, 4)
+write_dequantize_array = array("dequantize", run_dequantize, 1)

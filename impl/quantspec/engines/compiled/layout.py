@@ -1,5 +1,6 @@
 """How codes lie in memory: positions of an image after one another, each with all its channels, and a margin of zero points for convolutions to read."""
 
+import ctypes
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,14 @@ def row_pitch(channels: int) -> int:
     """Bytes of a row: whole cache lines, and no large power of two, or rows would compete for the same lines of the cache."""
     pitch = -(-channels // 64) * 64
     return pitch + 64 if pitch % 512 == 0 else pitch
+
+
+def place(x: np.ndarray) -> int:
+    """Where an array's values lie, by a third of the time that ``x.ctypes`` takes where it is writeable and not empty."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(x))
+    except (TypeError, ValueError):
+        return x.ctypes.data
 
 
 def aligned(count: int, dtype=np.uint8) -> np.ndarray:

@@ -19,19 +19,24 @@ import llvmlite
 from llvmlite import binding, ir
 
 from . import cpu
-from .simd import I64, Emitter, function
+from .simd import I32, I64, Emitter, function
 
 PYTHON = {  # what the caller calls in Python, by the types of its result and arguments
     "PyLong_AsVoidPtr": (I64, [I64]),
     "PyLong_FromLong": (I64, [I64]),
     "PyEval_SaveThread": (I64, []),
     "PyEval_RestoreThread": (ir.VoidType(), [I64]),
+    "PyObject_GetBuffer": (I32, [I64, I64, I32]),
+    "PyBuffer_Release": (ir.VoidType(), [I64]),
 }
+BUFFER_WIDTH, BUFFER_LENGTH = 10, 2  # CPython's Py_buffer, in entries of 8 bytes: how many, and which is the length in bytes; the first is the address
+WRITABLE = 1  # what PyObject_GetBuffer is asked for beside memory in one piece
+LONG_BYTES = 2**19  # of an array, from which on other Python threads may run meanwhile
 # A frame is an int64 array: COUNT instructions, to be run SLICES times; whether other Python threads may run meanwhile (RELEASE); the addresses of SLOTS inputs and
 # outputs, and by how many bytes each moves from slice to slice; then the instructions, WIDTH entries each, of which the first is its kernel's address.
 # Where it is run with one input and one output, THEN is the address of the frame for the samples behind its own, or 0, and X_FROM and Y_FROM are the bytes
-# from the start of both to its own.
-COUNT, SLICES, SLOTS, RELEASE, THEN, X_FROM, Y_FROM, ADDRESSES, STRIDES, BEGIN, WIDTH = 0, 1, 2, 3, 4, 5, 6, 8, 24, 40, 32
+# from the start of both to its own. LENGTH is the size of an array that is run over alone, in bytes.
+COUNT, SLICES, SLOTS, RELEASE, THEN, X_FROM, Y_FROM, LENGTH, ADDRESSES, STRIDES, BEGIN, WIDTH = 0, 1, 2, 3, 4, 5, 6, 7, 8, 24, 40, 32
 MOST_SLOTS = STRIDES - ADDRESSES
 
 
@@ -178,32 +183,73 @@ def run_slices(emit: Emitter, frame):
     return emit.loop(emit.field(frame, SLICES), [I64(0)], one)[0]
 
 
-def write_caller(emit: Emitter, self, arguments, count):
-    """CPython's fast calling convention: three integers, of an array of ``count`` objects, to ``run``, and its result to an integer."""
+def python(emit: Emitter, name: str, *arguments):
+    """A call of one of CPython's own functions."""
+    kind, kinds = PYTHON[name]
+    known = emit.module.globals.get(name)
+    return emit.call(known or ir.Function(emit.module, ir.FunctionType(kind, kinds), name), arguments)
 
-    def python(name, *args):
-        kind, arguments = PYTHON[name]
-        known = emit.module.globals.get(name)
-        return emit.call(known or ir.Function(emit.module, ir.FunctionType(kind, arguments), name), args)
 
-    frame, x, y = (python("PyLong_AsVoidPtr", emit.field(arguments, i)) for i in range(3))
+def write_call(emit: Emitter, frame, x, y, release):
+    """Runs a frame, other Python threads meanwhile too if ``release``; its result."""
     run = function(emit.module, "quantspec_run", 3, write_run)
     result = emit.alloca(I64)
-    with emit.if_else(emit.icmp_signed("==", emit.field(frame, RELEASE), I64(0))) as (short, long):
+    with emit.if_else(release) as (long, short):
+        with long:
+            thread = python(emit, "PyEval_SaveThread")
+            emit.store(emit.call(run, [frame, x, y]), result)
+            python(emit, "PyEval_RestoreThread", thread)
         with short:
             emit.store(emit.call(run, [frame, x, y]), result)
-        with long:
-            thread = python("PyEval_SaveThread")
-            emit.store(emit.call(run, [frame, x, y]), result)
-            python("PyEval_RestoreThread", thread)
-    return python("PyLong_FromLong", emit.load(result))
+    return emit.load(result)
+
+
+def write_caller(emit: Emitter, self, arguments, count):
+    """CPython's fast calling convention: three integers, of an array of ``count`` objects, to ``run``, and its result to an integer."""
+    frame, x, y = (python(emit, "PyLong_AsVoidPtr", emit.field(arguments, i)) for i in range(3))
+    released = emit.icmp_signed("!=", emit.field(frame, RELEASE), I64(0))
+    return python(emit, "PyLong_FromLong", write_call(emit, frame, x, y, released))
+
+
+def write_array_caller(emit: Emitter, self, arguments, count):
+    """The same for a frame and two arrays in one piece, one to read and one to write; the bytes of the first go to the frame's LENGTH. An error is no object."""
+    frame = python(emit, "PyLong_AsVoidPtr", emit.field(arguments, 0))
+    x, y = (emit.ptrtoint(emit.alloca(ir.ArrayType(I64, BUFFER_WIDTH)), I64) for _ in range(2))
+    result = emit.alloca(I64)
+    emit.store(I64(0), result)
+
+    def with_buffer(index: int, view, flags: int, inside: Callable[[], None]) -> None:
+        failed = python(emit, "PyObject_GetBuffer", emit.field(arguments, index), view, I32(flags))
+        with emit.if_then(emit.icmp_signed("==", failed, I32(0))):
+            inside()
+            python(emit, "PyBuffer_Release", view)
+
+    def run():
+        length = emit.field(x, BUFFER_LENGTH)
+        emit.write(length, emit.add(frame, I64(8 * LENGTH)))
+        value = write_call(emit, frame, emit.field(x, 0), emit.field(y, 0), emit.icmp_signed(">=", length, I64(LONG_BYTES)))
+        emit.store(python(emit, "PyLong_FromLong", value), result)
+
+    with_buffer(1, x, 0, lambda: with_buffer(2, y, WRITABLE, run))
+    return emit.load(result)
 
 
 @functools.cache
 def caller() -> Callable[[int, int, int], int]:
     """``run(frame, x, y)`` for Python: addresses of a frame, and of input and output of a program with one of each, otherwise 0, as the slots are filled in already."""
-    name = "quantspec_caller"
-    address = machine().address(name, lambda module: function(module, name, 3, write_caller, public=True))
+    return callable_from_python("caller", write_caller)
+
+
+@functools.cache
+def array_caller() -> Callable[[int, object, object], int]:
+    """``run(frame, x, y)`` for Python: a frame's address, and objects with the buffers that it reads and writes. Raises as they do where they have no such buffer."""
+    return callable_from_python("array_caller", write_array_caller)
+
+
+def callable_from_python(name: str, write: Callable[..., None]) -> Callable:
+    """A function of Python's whose body is ``write(emit, self, arguments, count)``."""
+    name = f"quantspec_{name}"
+    address = machine().address(name, lambda module: function(module, name, 3, write, public=True))
     definition = MethodDef(b"run", address, 0x0080, b"run(frame, x, y): runs a compiled program")  # METH_FASTCALL
     _kept.append(definition)
     make = ctypes.pythonapi.PyCFunction_NewEx
