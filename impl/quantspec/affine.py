@@ -5,6 +5,7 @@ float64, which is enough: the quotient of two float32 that is not half-way betwe
 half-way by at least 2^-26, and float64 resolves 2^-44 there.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,6 +14,7 @@ import numpy as np
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-126, 2.0**119
 SCALE_FLOOR = 2.0**-63
+MANY = 2**12  # values from which on a compiled loop quantizes
 FLOAT32 = np.dtype(np.float32)
 BEYOND_FLOAT32 = 2.0**128  # where the float32 after the largest one would be
 
@@ -54,11 +56,23 @@ class QParams:
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """The codes of real values; see ``quantize``."""
+        if self.axis is None and isinstance(x, np.ndarray) and x.size >= MANY:
+            return compiled().quantize(x, self)
         return quantize(x, self.scale, self.zero_point, qmin=self.qmin, qmax=self.qmax, axis=self.axis)
 
     def dequantize(self, q: np.ndarray) -> np.ndarray:
         """The real values of codes as float32; see ``dequantize``."""
+        if self.axis is None and isinstance(q, np.ndarray) and q.dtype == self.dtype and q.size >= MANY:
+            return compiled().dequantize(q, self)
         return dequantize(q, self.scale, self.zero_point, axis=self.axis)
+
+
+@functools.cache
+def compiled():
+    """The same by compiled loops, whose compiler is loaded when it is first asked for."""
+    from .engines.compiled import arrays
+
+    return arrays
 
 
 def code_dtype(qmin: int, qmax: int) -> np.dtype:

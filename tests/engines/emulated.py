@@ -10,6 +10,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import programs
 
+from quantspec import MinMaxObserver
+from quantspec.affine import QParams, code_range
+from quantspec.engines.compiled import arrays
 from quantspec.engines.compiled.engine import Compiled
 
 
@@ -30,6 +33,12 @@ def digest() -> str:
         for program, shape in cases:
             y = Compiled(program, {})({"x": torch.from_numpy(programs.values(r, program.steps[0].qparams, shape))})
             result.update(y.numpy().tobytes())
+        for signed in (False, True):
+            g = QParams(x.scale, int(x.zero_point) - 128 * signed, *code_range(8, signed=signed))
+            values = programs.values(r, x, (1000,))
+            q = arrays.quantize(values, g)
+            result.update(q.tobytes() + arrays.dequantize(q, g).tobytes())
+            result.update(str(MinMaxObserver().observe(values[np.isfinite(values)]).range()).encode())
     return result.hexdigest()
 
 

@@ -1,17 +1,55 @@
-"""Quantize and dequantize whole arrays by the kernels: what ``affine`` and the dialect ``onnx`` compute, at the speed of memory."""
+"""Quantize and dequantize whole arrays: what ``affine`` computes, at the speed of memory."""
 
 import threading
 
 import numpy as np
+from llvmlite import ir
 
 from ...affine import FLOAT32, QParams, float32_array
 from . import codes
 from .frames import frame_of
-from .native import BEGIN, WIDTH, array_caller, kernel
+from .native import ADDRESSES, BEGIN, LENGTH, array_caller, kernel
+from .simd import BYTES, F32, I32, I64, INTS, LANES, Emitter
 
-UINT8 = np.dtype(np.uint8)
+FIRST, LAST = 12, 13  # qmin and qmax
 FRAMES_KEPT = 64  # grids that a thread keeps a frame for
-KERNELS = {"quantize": codes.write_quantize_array, "dequantize": codes.write_dequantize_array}
+
+
+def run_divide(emit: Emitter, op, source, target, count):
+    """``count`` floats at ``source`` to codes at ``target`` as AFF-NEAREST and AFF-TIES say, by divisions in float64; 1 when there was a NaN, otherwise 0.
+
+    A quotient of two float32 that is no tie between two integers below 2^10 is 2^-26 of a step away from one, and float64 has room for that.
+    """
+    doubles = ir.VectorType(ir.DoubleType(), LANES)
+    scale = emit.fpext(emit.splat(emit.field(op, codes.SCALE, F32)), doubles)
+    zero = emit.splat(emit.trunc(emit.field(op, codes.ZERO), I32))
+    first, last = (emit.sitofp(emit.sub(emit.splat(emit.trunc(emit.field(op, entry), I32)), zero), doubles) for entry in (FIRST, LAST))
+
+    def divided(x):
+        steps = emit.minimum(emit.maximum(emit.fdiv(emit.fpext(x, doubles), scale), first), last)
+        return emit.trunc(emit.add(emit.fptosi(emit.native("llvm.rint.v16f64", doubles, steps), INTS), zero), BYTES)
+
+    return codes.by_vectors(emit, divided, source, target, count)
+
+
+def write_quantize(signed: bool):
+    """Writes the kernel that turns LENGTH bytes of floats, the first slot, to int8 or uint8 codes, the second; 1 when there was a NaN."""
+
+    def write(emit: Emitter, op, frame):
+        count = emit.sdiv(emit.field(frame, LENGTH), I64(4))
+        run = codes.quantizer("divide_exactly", run_divide, signed)
+        return run(emit, op, emit.field(frame, ADDRESSES), emit.field(frame, ADDRESSES + 1), count)
+
+    return write
+
+
+def write_dequantize(signed: bool):
+    """Writes the kernel that turns LENGTH codes, the first slot, to floats, the second (AFF-MEANING)."""
+
+    def write(emit: Emitter, op, frame):
+        codes.run_dequantize(emit, op, emit.field(frame, ADDRESSES), emit.field(frame, ADDRESSES + 1), emit.field(frame, LENGTH), signed)
+
+    return write
 
 
 class Frames(threading.local):
@@ -26,30 +64,30 @@ frames = Frames()
 
 
 def quantize(x: np.ndarray, grid: QParams, *, out: np.ndarray | None = None) -> np.ndarray:
-    """The uint8 codes of an array of any shape on a grid per tensor (DIA-QUANTIZE, ``divide``), in ``out`` where it is given.
+    """The codes of an array of any shape on a grid per tensor (AFF-NEAREST, AFF-TIES, AFF-ORDER, AFF-SATURATE, AFF-INFINITY), in ``out`` where it is given.
 
     Raises ValueError for NaN, with ``out`` in any state, for other grids, and for an ``out`` of another shape or type.
     """
     if type(x) is not np.ndarray or x.dtype != FLOAT32 or not x.flags.c_contiguous:
         x = np.ascontiguousarray(float32_array(x))
-    result = np.empty(x.shape, UINT8) if out is None else checked(out, x.shape, UINT8)
-    ready = frames.quantize.get(grid) or prepared("quantize", frames.quantize, grid)
+    result = np.empty(x.shape, grid.dtype) if out is None else checked(out, x.shape, grid.dtype)
+    ready = frames.quantize.get(grid) or prepared("quantize", write_quantize, frames.quantize, grid)
     if array_caller()(ready[1], x, result):
         raise ValueError(f"x: expected numbers, got {int(np.isnan(x).sum())} NaN")
     return result
 
 
 def dequantize(q: np.ndarray, grid: QParams, *, out: np.ndarray | None = None) -> np.ndarray:
-    """The float32 values of uint8 codes of any shape (AFF-MEANING), in ``out`` where it is given.
+    """The float32 values of codes of any shape (AFF-MEANING), in ``out`` where it is given.
 
-    Raises ValueError for grids that are not per tensor and for an ``out`` of another shape or type, TypeError for other codes.
+    Raises ValueError for grids that are not per tensor and for an ``out`` of another shape or type, TypeError for codes of another type than the grid's.
     """
     if type(q) is not np.ndarray or not q.flags.c_contiguous:
         q = np.ascontiguousarray(q)
-    if q.dtype != UINT8:
-        raise TypeError(f"q: expected uint8 codes, got {q.dtype}")
+    if q.dtype != grid.dtype:
+        raise TypeError(f"q: expected {grid.dtype} codes, got {q.dtype}")
     result = np.empty(q.shape, FLOAT32) if out is None else checked(out, q.shape, FLOAT32)
-    ready = frames.dequantize.get(grid) or prepared("dequantize", frames.dequantize, grid)
+    ready = frames.dequantize.get(grid) or prepared("dequantize", write_dequantize, frames.dequantize, grid)
     array_caller()(ready[1], q, result)
     return result
 
@@ -61,13 +99,16 @@ def checked(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndar
     return out
 
 
-def prepared(name: str, known: dict, grid: QParams) -> tuple[np.ndarray, int]:
-    """A new frame for a kernel and a grid, and its address. ValueError for a grid that is not of unsigned codes per tensor."""
-    if grid.scale.ndim or grid.qmin < 0:
-        raise ValueError(f"grid: expected one of unsigned codes for the whole array, got shape {grid.scale.shape} and codes from {grid.qmin}")
+def prepared(name: str, write, known: dict, grid: QParams) -> tuple[np.ndarray, int]:
+    """A new frame for a kernel and a grid, and its address. ValueError for a grid that is not per tensor."""
+    if grid.axis is not None:
+        raise ValueError(f"grid: expected one for the whole array, got one along axis {grid.axis}")
     if len(known) >= FRAMES_KEPT:
         known.clear()
-    frame = frame_of(kernel(f"{name}_array", KERNELS[name]), {})
-    codes.quantize_fields(frame[BEGIN : BEGIN + WIDTH], grid)
+    signed = grid.qmin < 0
+    frame = frame_of(kernel(f"{name}_{grid.dtype}_array", write(signed)), {})
+    op = frame[BEGIN:]
+    op[FIRST], op[LAST] = grid.qmin, grid.qmax
+    codes.quantize_fields(op, grid)
     known[grid] = frame, frame.ctypes.data
     return known[grid]

@@ -1,144 +1,135 @@
 """Quantize, dequantize, and what goes from code to code by a table.
 
-``quantize`` divides as IEEE 754 does, without a division. With r the float32 nearest to 1 / scale and t what is missing to it, near = fma(x, r, x * t) is off by
-2^-48 of its size before it is rounded. It can have another code than the quotient only where the quotient lies that close to the end of what rounds to
-a tie between two codes: a few x for each tie, which are tried for every scale beforehand (``is_checked``). Where the scale is known only at run time one
-step of Newton's iteration on the remainder, which is exact, rounds near correctly (Markstein's theorem). That holds as long as nothing underflows; scales
-that are very small or very large divide.
+``quantize`` divides, but without a division wherever it can. The product of a value with the float32 nearest to 1 / scale, and half a step, is computed with sixteen
+bits for the fraction. It is off by at most one and a half units of them below 2^24 units: one for the reciprocal, whose error is at most a 2^-24th of it, and one half
+for each rounding that there is. A quotient that IEEE 754 rounds to a tie is half a unit from it at most. So what is three units from a tie between two codes or
+farther has its code in the upper bits; where anything is nearer, the sixty-four values around it are divided. So is what has no reciprocal to go by, and so are
+the last values of a row.
 """
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
 
-from ...dialects import fma
 from . import cpu
-from .native import ADDRESSES, LENGTH
+from .native import ADDRESSES
 from .simd import BYTES, F32, FLOATS, I1, I8, I16, I32, I64, INTS, LANES, Emitter, float_bits, function
 
 # Entries of an instruction of either kind. SOURCE and TARGET are addresses, or with SLOT the number of an input or output of the program.
 SOURCE, TARGET, COUNT, WIDTH, SOURCE_PITCH, TARGET_PITCH = range(1, 7)  # COUNT rows of WIDTH values, whose starts are as many bytes apart
-SCALE, INVERSE, REST, LOW, HIGH, ZERO = range(7, 13)
-CHECKED = 21  # whether ``is_checked``, and the lowest code is 0
+SCALE, INVERSE, LOW, HIGH, ZERO = range(7, 12)  # INVERSE: 0 where there is none, or the lowest code is not that of the type
 SAFE_SCALES = 2.0**-60, 2.0**60
 UNROLLED = 4
+BLOCK = LANES * UNROLLED
+FRACTION = 2.0**16  # units of a step
+CLOSE = 3  # units from a tie
 PAST_CACHE = 2**21  # floats
 
 
 def quantize_fields(op, grid) -> None:
     """Fills in the entries that describe the grid."""
     scale = np.float32(grid.scale)
-    op[SCALE], op[INVERSE], op[REST] = float_bits(scale), 0, 0
-    if SAFE_SCALES[0] <= scale <= SAFE_SCALES[1]:
-        inverse = np.float32(1) / scale
-        op[INVERSE], op[REST] = float_bits(inverse), float_bits(np.float32(1 / np.float64(scale) - np.float64(inverse)))
-        op[CHECKED] = grid.qmin == 0 and is_checked(float(scale))
+    reciprocal = SAFE_SCALES[0] <= scale <= SAFE_SCALES[1] and grid.qmin in (0, -128)
+    op[SCALE], op[INVERSE] = float_bits(scale), float_bits(np.float32(1) / scale) if reciprocal else 0
     # What lies beyond these products has the first or the last code, and so have they.
     with np.errstate(over="ignore"):
         op[LOW], op[HIGH] = (float_bits(scale * np.float32(end - int(grid.zero_point))) for end in (grid.qmin, grid.qmax))
     op[ZERO] = int(grid.zero_point)
 
 
-@functools.lru_cache(4096)
-def is_checked(scale: float) -> bool:
-    """Whether fma(x, r, x * t) has the quotient's code for every x next to a tie, and so for every x."""
-    scale = np.float32(scale)
-    inverse = np.float32(1) / scale
-    rest = np.float32(1 / np.float64(scale) - np.float64(inverse))
-    ties = np.arange(-257, 257) + 0.5
-    near = x = (ties * np.float64(scale)).astype(np.float32)
-    candidates = [x]
-    for end in (-np.inf, np.inf):
-        near = x
-        for _ in range(4):
-            near = np.nextafter(near, np.float32(end))
-            candidates.append(near)
-    x = np.concatenate(candidates)
-    return bool((np.rint(fma(x, inverse, x * rest)) == np.rint(x / scale)).all())
-
-
-def run_quantize(emit: Emitter, op, source, target, count):
-    """``count`` floats at ``source`` to codes at ``target``; 1 when there was a NaN, otherwise 0."""
-    scale, inverse, rest, low, high = (emit.splat(emit.field(op, name, F32)) for name in (SCALE, INVERSE, REST, LOW, HIGH))
+def run_divide(emit: Emitter, op, source, target, count):
+    """``count`` floats at ``source`` to codes at ``target`` by divisions as IEEE 754 has them (DIA-QUANTIZE, ``divide``); 1 when there was a NaN, otherwise 0."""
+    scale, low, high = (emit.splat(emit.field(op, name, F32)) for name in (SCALE, LOW, HIGH))
     zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
 
-    def quotient(x):
-        if not cpu.target().has_fma:
-            return emit.fdiv(x, scale)
-        near = emit.fma(x, inverse, emit.fmul(x, rest))
-        return emit.fma(emit.fma(emit.fneg(near), scale, x), inverse, near)
-
-    def codes(x, divide):
+    def codes(x):
         x = emit.minimum(emit.maximum(x, low), high)
-        return emit.trunc(emit.add(emit.rounded(emit.fdiv(x, scale) if divide else quotient(x)), zero), BYTES)
+        return emit.trunc(emit.add(emit.rounded(emit.fdiv(x, scale)), zero), BYTES)
 
-    none = ir.Constant(ir.VectorType(I1, LANES), [0] * LANES)
-
-    def pass_over(divide: bool, checked: bool = False):
-        def many(i, carried):
-            nan = carried[0]
-            at = emit.mul(i, I64(LANES * UNROLLED))
-            xs = [emit.read(emit.add(source, emit.shl(emit.add(at, I64(LANES * n)), I64(2))), FLOATS) for n in range(UNROLLED)]
-            for a, b in zip(xs[::2], xs[1::2]):
-                nan = emit.or_(nan, emit.fcmp_unordered("uno", a, b))
-            if checked:
-                steps = [emit.fma(x, inverse, emit.fmul(x, rest)) for x in (emit.minimum(x, high) for x in xs)]
-                emit.write(saturated(emit, steps, zero), emit.add(target, at))
-                return [nan]
-            for n, x in enumerate(xs):
-                emit.write(codes(x, divide), emit.add(target, emit.add(at, I64(LANES * n))))
-            return [nan]
-
-        def few(i, carried):
-            at = emit.add(emit.mul(whole, I64(LANES * UNROLLED)), emit.mul(i, I64(LANES)))
-            mask = emit.mask(emit.sub(count, at))
-            x = emit.read_some(emit.add(source, emit.shl(at, I64(2))), FLOATS, mask, emit.splat(0.0, FLOATS))
-            emit.write_some(codes(x, divide), emit.add(target, at), mask)
-            return [emit.or_(carried[0], emit.fcmp_unordered("uno", x, x))]
-
-        whole = emit.sdiv(count, I64(LANES * UNROLLED))
-        left = emit.sdiv(emit.add(emit.sub(count, emit.mul(whole, I64(LANES * UNROLLED))), I64(LANES - 1)), I64(LANES))
-        nan = emit.loop(left, emit.loop(whole, [none], many), few)[0]
-        return emit.icmp_unsigned("!=", emit.bitcast(nan, ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0))
-
-    result = emit.alloca(I1)
-    with emit.if_else(emit.icmp_signed("==", emit.field(op, INVERSE), I64(0))) as (by_division, otherwise):
-        with by_division:
-            emit.store(pass_over(True), result)
-        with otherwise:
-            if cpu.target().dot_lanes == LANES:
-                with emit.if_else(emit.icmp_signed("!=", emit.field(op, CHECKED), I64(0))) as (known, unknown):
-                    with known:
-                        emit.store(pass_over(False, True), result)
-                    with unknown:
-                        emit.store(pass_over(False), result)
-            else:
-                emit.store(pass_over(False), result)
-    return emit.zext(emit.load(result), I64)
+    return by_vectors(emit, codes, source, target, count)
 
 
-def saturated(emit: Emitter, steps: list, zero):
-    """Four vectors of steps, at most a few hundred or NaN where they are far below zero, as 64 codes from 0 on."""
-    shorts, bytes64 = ir.VectorType(I16, 2 * LANES), ir.VectorType(I8, 4 * LANES)
-    # What has no int32 becomes -2^31.
-    whole = [emit.native("llvm.x86.avx512.mask.cvtps2dq.512", INTS, v, emit.splat(0, INTS), I16(-1), I32(4)) for v in steps]
-    zeros = emit.insert_element(ir.Constant(shorts, ir.Undefined), emit.trunc(emit.extract_element(zero, I32(0)), I16), I32(0))
-    zeros = emit.shuffle_vector(zeros, zeros, ir.Constant(ir.VectorType(I32, 2 * LANES), [0] * 2 * LANES))
-    halves = [emit.native("llvm.x86.avx512.packssdw.512", shorts, a, b) for a, b in zip(whole[::2], whole[1::2])]
-    halves = [emit.native("llvm.sadd.sat.v32i16", shorts, half, zeros) for half in halves]
-    mixed = emit.bitcast(emit.native("llvm.x86.avx512.packuswb.512", bytes64, *halves), INTS)
-    order = [4 * (i % 4) + i // 4 for i in range(LANES)]
+def by_vectors(emit: Emitter, codes: Callable, source, target, count):
+    """Sixteen floats at a time, the last of them fewer, through ``codes``; 1 when there was a NaN, otherwise 0."""
+
+    def some(index, carried):
+        at = emit.mul(index, I64(LANES))
+        mask = emit.mask(emit.sub(count, at))
+        x = emit.read_some(emit.add(source, emit.shl(at, I64(2))), FLOATS, mask, emit.splat(0.0, FLOATS))
+        emit.write_some(codes(x), emit.add(target, at), mask)
+        return [emit.or_(carried[0], emit.fcmp_unordered("uno", x, x))]
+
+    vectors = emit.sdiv(emit.add(count, I64(LANES - 1)), I64(LANES))
+    nan = emit.loop(vectors, [ir.Constant(ir.VectorType(I1, LANES), [0] * LANES)], some)[0]
+    return emit.zext(emit.any(nan), I64)
+
+
+def quantizer(name: str, divide: Callable, signed: bool = False) -> Callable:
+    """What writes ``count`` floats at ``source`` to uint8 or int8 codes at ``target``, wherever it matters by ``divide``; 1 when there was a NaN, otherwise 0."""
+
+    def write(emit: Emitter, op, source, target, count):
+        divided = function(emit.module, f"quantspec_{name}", 4, divide)
+        if cpu.target().dot_lanes != LANES:
+            return emit.call(divided, [op, source, target, count])
+        shorts = ir.VectorType(I16, 2 * LANES)
+        units, high = emit.splat(emit.fmul(emit.field(op, INVERSE, F32), F32(FRACTION))), emit.splat(emit.field(op, HIGH, F32))
+        # Unsigned codes are what saturates; those of int8 have the first bit the other way round.
+        zero = emit.splat_to(emit.trunc(emit.add(emit.field(op, ZERO), I64(128 if signed else 0)), I16), shorts)
+        flip = emit.splat(0x80808080 - 2**32 if signed else 0, INTS)
+
+        def block(index, carried):
+            at = emit.mul(index, I64(BLOCK))
+            from_x, to_q = emit.add(source, emit.shl(at, I64(2))), emit.add(target, at)
+            xs = [emit.read(emit.add(from_x, I64(4 * LANES * n)), FLOATS) for n in range(UNROLLED)]
+            # In this order a NaN stays one, and becomes -2^31, as what is far below zero does: as close to a tie as can be.
+            moved = [emit.fma(emit.minimum(high, x), units, emit.splat(FRACTION / 2, FLOATS)) for x in xs]
+            fixed = [emit.bitcast(emit.to_int(x), shorts) for x in moved]
+            fractions, codes = ([halves(emit, a, b, which) for a, b in zip(fixed[::2], fixed[1::2])] for which in (0, 1))
+            emit.write(emit.xor(packed(emit, [emit.native("llvm.sadd.sat.v32i16", shorts, v, zero) for v in codes]), flip), to_q)
+            a, b = (emit.add(v, ir.Constant(shorts, [CLOSE] * 2 * LANES)) for v in fractions)
+            closest = emit.select(emit.icmp_unsigned("<", a, b), a, b)
+            before = emit.block
+            with emit.if_then(emit.any(emit.icmp_unsigned("<", closest, ir.Constant(shorts, [2 * CLOSE] * 2 * LANES))), likely=False):
+                found, within = emit.call(divided, [op, from_x, to_q, I64(BLOCK)]), emit.block
+            nan = emit.phi(I64)
+            nan.add_incoming(I64(0), before)
+            nan.add_incoming(found, within)
+            return [emit.or_(carried[0], nan)]
+
+        known = emit.icmp_signed("!=", emit.field(op, INVERSE), I64(0))
+        blocks = emit.select(known, emit.ashr(count, I64(6)), I64(0))
+        nan = emit.loop(blocks, [I64(0)], block)[0]
+        done = emit.mul(blocks, I64(BLOCK))
+        rest = emit.call(divided, [op, emit.add(source, emit.shl(done, I64(2))), emit.add(target, done), emit.sub(count, done)])
+        return emit.or_(nan, rest)
+
+    return write
+
+
+run_quantize = quantizer("divide", run_divide)
+
+
+def halves(emit: Emitter, a, b, which: int):
+    """The lower (0) or the upper (1) halves of the 32-bit lanes of two vectors."""
+    return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 2 * LANES), list(range(which, 4 * LANES, 2))))
+
+
+def packed(emit: Emitter, shorts: list):
+    """Two vectors of 32 shorts as 64 bytes, in order, each the nearest number from 0 to 255."""
+    mixed = emit.bitcast(emit.native("llvm.x86.avx512.packuswb.512", ir.VectorType(I8, BLOCK), *shorts), INTS)
+    # Each quarter has eight of the first and eight of the second vector.
+    order = [4 * (i % 8 // 2) + 2 * (i // 8) + i % 2 for i in range(LANES)]
     return emit.shuffle_vector(mixed, mixed, ir.Constant(INTS, order))
 
 
-def run_dequantize(emit: Emitter, op, source, target, count):
+def run_dequantize(emit: Emitter, op, source, target, count, signed: bool = False):
     """``count`` codes at ``source`` to floats at ``target``."""
     scale, zero = emit.splat(emit.field(op, SCALE, F32)), emit.splat(emit.trunc(emit.field(op, ZERO), I32))
 
     def real(q):
-        return emit.fmul(emit.sitofp(emit.sub(emit.zext(q, INTS), zero), FLOATS), scale)
+        wide = emit.sext(q, INTS) if signed else emit.zext(q, INTS)
+        return emit.fmul(emit.sitofp(emit.sub(wide, zero), FLOATS), scale)
 
     def some(at, mask):
         q = emit.read_some(emit.add(source, at), BYTES, mask, emit.splat(0, BYTES))
@@ -212,18 +203,3 @@ def rows(name: str, one_row, from_slot: bool):
 
 write_quantize = rows("quantize", run_quantize, True)
 write_dequantize = rows("dequantize", run_dequantize, False)
-
-
-def array(name: str, run: Callable, size: int):
-    """Writes a kernel that runs over an array of values of ``size`` bytes, the first slot, to the second."""
-
-    def write(emit: Emitter, op, frame):
-        one = function(emit.module, f"quantspec_{name}_run", 4, run)
-        count = emit.sdiv(emit.field(frame, LENGTH), I64(size))
-        return emit.call(one, [op, emit.field(frame, ADDRESSES), emit.field(frame, ADDRESSES + 1), count])
-
-    return write
-
-
-write_quantize_array = array("quantize", run_quantize, 4)
-write_dequantize_array = array("dequantize", run_dequantize, 1)

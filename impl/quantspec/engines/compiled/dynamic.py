@@ -59,12 +59,10 @@ def run_range(emit: Emitter, op, source, count, grid):
     most = emit.fptosi(qmax, I32)
     zero = emit.select(emit.icmp_signed(">", zero, most), most, zero)
     inverse = emit.fdiv(F32(1), scale)
-    exact = emit.fdiv(F64(1), emit.fpext(scale, F64))
-    rest = emit.fptrunc(emit.fsub(exact, emit.fpext(inverse, F64)), F32)
     safe = emit.and_(emit.fcmp_ordered(">=", scale, F32(codes.SAFE_SCALES[0])), emit.fcmp_ordered("<=", scale, F32(codes.SAFE_SCALES[1])))
     steps = emit.sitofp(zero, F32)
     for entry, value in (
-        (codes.SCALE, scale), (codes.REST, rest), (codes.LOW, emit.fmul(scale, emit.fneg(steps))), (codes.HIGH, emit.fmul(scale, emit.fsub(qmax, steps))),
+        (codes.SCALE, scale), (codes.LOW, emit.fmul(scale, emit.fneg(steps))), (codes.HIGH, emit.fmul(scale, emit.fsub(qmax, steps))),
     ):  # fmt: skip
         emit.write(value, emit.add(grid, I64(8 * entry)))
     bits = emit.zext(emit.bitcast(inverse, I32), I64)

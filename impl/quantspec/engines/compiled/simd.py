@@ -42,9 +42,17 @@ class Emitter(ir.IRBuilder):
         """All lanes with a scalar value, or a Python number of ``kind``."""
         if not isinstance(value, ir.Value):
             return ir.Constant(kind, [value] * LANES)
-        vector = ir.VectorType(value.type, LANES)
+        return self.splat_to(value, ir.VectorType(value.type, LANES))
+
+    def splat_to(self, value, vector):
+        """All lanes of a vector of any length with a scalar value."""
         first = self.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
-        return self.shuffle_vector(first, first, ir.Constant(INTS, [0] * LANES))
+        return self.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
+
+    def any(self, mask):
+        """Whether any lane is set."""
+        bits = ir.IntType(mask.type.count)
+        return self.icmp_unsigned("!=", self.bitcast(mask, bits), bits(0))
 
     def native(self, name: str, kind, *args):
         """A call of an LLVM intrinsic or an external function."""
@@ -97,6 +105,10 @@ class Emitter(ir.IRBuilder):
         """Floats between -2^22 and 2^22 to the nearest int32, ties to even."""
         moved = self.fadd(steps, self.splat(MAGIC, FLOATS))
         return self.sub(self.bitcast(moved, INTS), self.splat(MAGIC_BITS, INTS))
+
+    def to_int(self, value):
+        """Floats to the nearest int32, ties to even, and -2^31 for what has none; where registers have 512 bits."""
+        return self.native("llvm.x86.avx512.mask.cvtps2dq.512", INTS, value, self.splat(0, INTS), I16(-1), I32(4))
 
     def rounded_one(self, steps):
         """A float of at most 2^22 in size to the nearest int32, ties to even."""
