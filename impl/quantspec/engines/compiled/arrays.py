@@ -1,6 +1,7 @@
 """Quantize and dequantize whole arrays: what ``affine`` computes, at the speed of memory."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
@@ -52,15 +53,15 @@ def write_dequantize(signed: bool):
     return write
 
 
-class Frames(threading.local):
-    """This thread's frames and their addresses, by the grid, for each of the kernels."""
+class Ready(threading.local):
+    """What this thread runs, by the grid: a frame, which is kept, its address, and what calls it."""
 
     def __init__(self):
-        self.quantize: dict[QParams, tuple[np.ndarray, int]] = {}
-        self.dequantize: dict[QParams, tuple[np.ndarray, int]] = {}
+        self.quantize: dict[QParams, tuple] = {}
+        self.dequantize: dict[QParams, tuple] = {}
 
 
-frames = Frames()
+ready = Ready()
 
 
 def quantize(x: np.ndarray, grid: QParams, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -68,11 +69,15 @@ def quantize(x: np.ndarray, grid: QParams, *, out: np.ndarray | None = None) -> 
 
     Raises ValueError for NaN, with ``out`` in any state, for other grids, and for an ``out`` of another shape or type.
     """
-    if type(x) is not np.ndarray or x.dtype != FLOAT32 or not x.flags.c_contiguous:
-        x = np.ascontiguousarray(float32_array(x))
+    if type(x) is not np.ndarray or x.dtype != FLOAT32:
+        x = float32_array(x)
     result = np.empty(x.shape, grid.dtype) if out is None else checked(out, x.shape, grid.dtype)
-    ready = frames.quantize.get(grid) or prepared("quantize", write_quantize, frames.quantize, grid)
-    if array_caller()(ready[1], x, result):
+    _, frame, call = ready.quantize.get(grid) or prepared("quantize", write_quantize, ready.quantize, grid)
+    try:
+        nan = call(frame, x, result)
+    except (BufferError, ValueError):
+        nan = call(frame, np.ascontiguousarray(x), in_one_piece(result))
+    if nan:
         raise ValueError(f"x: expected numbers, got {int(np.isnan(x).sum())} NaN")
     return result
 
@@ -82,33 +87,42 @@ def dequantize(q: np.ndarray, grid: QParams, *, out: np.ndarray | None = None) -
 
     Raises ValueError for grids that are not per tensor and for an ``out`` of another shape or type, TypeError for codes of another type than the grid's.
     """
-    if type(q) is not np.ndarray or not q.flags.c_contiguous:
-        q = np.ascontiguousarray(q)
+    if type(q) is not np.ndarray:
+        q = np.asarray(q)
     if q.dtype != grid.dtype:
         raise TypeError(f"q: expected {grid.dtype} codes, got {q.dtype}")
     result = np.empty(q.shape, FLOAT32) if out is None else checked(out, q.shape, FLOAT32)
-    ready = frames.dequantize.get(grid) or prepared("dequantize", write_dequantize, frames.dequantize, grid)
-    array_caller()(ready[1], q, result)
+    _, frame, call = ready.dequantize.get(grid) or prepared("dequantize", write_dequantize, ready.dequantize, grid)
+    try:
+        call(frame, q, result)
+    except (BufferError, ValueError):
+        call(frame, np.ascontiguousarray(q), in_one_piece(result))
     return result
 
 
 def checked(out: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """``out``; ValueError where it cannot hold the result."""
-    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+    """``out``; ValueError where the result is of another shape or type."""
+    if out.shape != shape or out.dtype != dtype:
         raise ValueError(f"out: expected a contiguous {dtype} array of shape {shape}, got {out.dtype}{list(out.shape)}")
     return out
 
 
-def prepared(name: str, write, known: dict, grid: QParams) -> tuple[np.ndarray, int]:
-    """A new frame for a kernel and a grid, and its address. ValueError for a grid that is not per tensor."""
+def in_one_piece(out: np.ndarray) -> np.ndarray:
+    """``out``; ValueError where it cannot be written to as a whole."""
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out: expected a contiguous {out.dtype} array that can be written to, got strides {out.strides}, writeable: {out.flags.writeable}")
+    return out
+
+
+def prepared(name: str, write: Callable, known: dict, grid: QParams) -> tuple:
+    """What runs a kernel for a grid from now on. ValueError for a grid that is not per tensor."""
     if grid.axis is not None:
         raise ValueError(f"grid: expected one for the whole array, got one along axis {grid.axis}")
     if len(known) >= FRAMES_KEPT:
         known.clear()
-    signed = grid.qmin < 0
-    frame = frame_of(kernel(f"{name}_{grid.dtype}_array", write(signed)), {})
+    frame = frame_of(kernel(f"{name}_{grid.dtype}_array", write(grid.qmin < 0)), {})
     op = frame[BEGIN:]
     op[FIRST], op[LAST] = grid.qmin, grid.qmax
     codes.quantize_fields(op, grid)
-    known[grid] = frame, frame.ctypes.data
+    known[grid] = frame, frame.ctypes.data, array_caller()
     return known[grid]

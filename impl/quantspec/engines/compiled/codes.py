@@ -3,7 +3,7 @@
 ``quantize`` divides, but without a division wherever it can. The product of a value with the float32 nearest to 1 / scale, and half a step, is computed with sixteen
 bits for the fraction. It is off by at most one and a half units of them below 2^24 units: one for the reciprocal, whose error is at most a 2^-24th of it, and one half
 for each rounding that there is. A quotient that IEEE 754 rounds to a tie is half a unit from it at most. So what is three units from a tie between two codes or
-farther has its code in the upper bits; where anything is nearer, the sixty-four values around it are divided. So is what has no reciprocal to go by, and so are
+farther has its code in the upper bits; where anything is nearer, the sixteen values around it are divided. So is what has no reciprocal to go by, and so are
 the last values of a row.
 """
 
@@ -72,6 +72,23 @@ def quantizer(name: str, divide: Callable, signed: bool = False) -> Callable:
         divided = function(emit.module, f"quantspec_{name}", 4, divide)
         if cpu.target().dot_lanes != LANES:
             return emit.call(divided, [op, source, target, count])
+
+        def divide_near(emit: Emitter, op, x, q, bits):
+            """Divides, of four times sixteen values, those of which any has its bit set."""
+
+            def sixteen(index, carried):
+                some = emit.and_(emit.lshr(bits, emit.shl(index, I64(4))), I64(2**LANES - 1))
+                before = emit.block
+                with emit.if_then(emit.icmp_signed("!=", some, I64(0))):
+                    found, within = emit.call(divided, [op, emit.add(x, emit.shl(index, I64(6))), emit.add(q, emit.shl(index, I64(4))), I64(LANES)]), emit.block
+                nan = emit.phi(I64)
+                nan.add_incoming(I64(0), before)
+                nan.add_incoming(found, within)
+                return [emit.or_(carried[0], nan)]
+
+            return emit.loop(I64(UNROLLED), [I64(0)], sixteen)[0]
+
+        near = function(emit.module, f"quantspec_{name}_near", 4, divide_near)
         shorts = ir.VectorType(I16, 2 * LANES)
         units, high = emit.splat(emit.fmul(emit.field(op, INVERSE, F32), F32(FRACTION))), emit.splat(emit.field(op, HIGH, F32))
         # Unsigned codes are what saturates; those of int8 have the first bit the other way round.
@@ -87,11 +104,12 @@ def quantizer(name: str, divide: Callable, signed: bool = False) -> Callable:
             fixed = [emit.bitcast(emit.to_int(x), shorts) for x in moved]
             fractions, codes = ([halves(emit, a, b, which) for a, b in zip(fixed[::2], fixed[1::2])] for which in (0, 1))
             emit.write(emit.xor(packed(emit, [emit.native("llvm.sadd.sat.v32i16", shorts, v, zero) for v in codes]), flip), to_q)
-            a, b = (emit.add(v, ir.Constant(shorts, [CLOSE] * 2 * LANES)) for v in fractions)
-            closest = emit.select(emit.icmp_unsigned("<", a, b), a, b)
+            moved = [emit.add(v, ir.Constant(shorts, [CLOSE] * 2 * LANES)) for v in fractions]
+            close = [emit.icmp_unsigned("<", v, ir.Constant(shorts, [2 * CLOSE] * 2 * LANES)) for v in moved]
             before = emit.block
-            with emit.if_then(emit.any(emit.icmp_unsigned("<", closest, ir.Constant(shorts, [2 * CLOSE] * 2 * LANES))), likely=False):
-                found, within = emit.call(divided, [op, from_x, to_q, I64(BLOCK)]), emit.block
+            with emit.if_then(emit.any(emit.or_(*close)), likely=False):
+                low, high_bits = (emit.zext(emit.bitcast(lanes, I32), I64) for lanes in close)
+                found, within = emit.call(near, [op, from_x, to_q, emit.or_(low, emit.shl(high_bits, I64(32)))]), emit.block
             nan = emit.phi(I64)
             nan.add_incoming(I64(0), before)
             nan.add_incoming(found, within)
