@@ -44,11 +44,13 @@ def linear(r: np.random.Generator, name: str, source: str, x: QParams, inputs: i
     return Linear(name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5))
 
 
-def conv(r: np.random.Generator, name: str, source: str, x: QParams, channels: int, outputs: int, kernel, stride, padding, dilation, groups: int) -> Conv:
+def conv(
+    r: np.random.Generator, name: str, source: str, x: QParams, channels: int, outputs: int, kernel, stride, padding, dilation, groups: int, spread=None
+) -> Conv:
     codes, w = weights(r, (outputs, channels // groups, *kernel))
     y = output_grid(r, x, w, codes[0].size)
-    ones = (1,) * len(kernel)
-    return Conv(name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5), stride, padding, dilation, ones, groups)
+    spread = spread or (1,) * len(kernel)
+    return Conv(name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5), stride, padding, dilation, spread, groups)
 
 
 def real(layer: Linear | Conv) -> LinearReal | ConvReal:

@@ -7,7 +7,7 @@ import numpy as np
 import programs
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 
 import strategies
 from quantspec import UnsupportedError, engines
@@ -84,6 +84,28 @@ def test_depthwise_convolutions(r, data):
     step = programs.conv(r, "a", "x.codes", x, channels, channels, kernel, stride, padding, dilation, channels)
     side = dilation[0] * (size - 1) + 1 + draw(0, 6)
     values = programs.values(r, x, (draw(1, 2), channels, side, side + 1))
+    check(programs.between(x, [step], step.y_qparams), values)
+    check(programs.to_floats(x, programs.real(step)), values)
+
+
+@given(strategies.seeds(), st.data())
+def test_transposed_convolutions(r, data):
+    def draw(low, high):
+        return data.draw(st.integers(low, high))
+
+    # Depthwise ones too; kernels of fewer places than there are phases; axes that are not spread beside axes that are.
+    kind, positions = data.draw(st.sampled_from(["one group", "groups", "depthwise"])), data.draw(st.sampled_from([2, 2, 1]))
+    groups = {"one group": 1, "groups": 3, "depthwise": draw(2, 70)}[kind]
+    channels, outputs = (groups, groups) if kind == "depthwise" else (groups * draw(1, 20), groups * draw(1, 30))
+    kernel, spread, dilation = (tuple(draw(1, high) for _ in range(positions)) for high in (5, 3, 3))
+    stride = tuple(draw(1, 2) if s == 1 else 1 for s in spread)
+    padding = tuple((draw(-1, 5), draw(-1, 5)) for _ in range(positions))
+    lengths = [draw(1, 5) for _ in range(positions)]
+    assume(all((n - 1) * s + sum(p) >= d * (k - 1) for n, s, p, d, k in zip(lengths, spread, padding, dilation, kernel)))
+    assume(all((n - 1) * s + 1 + min(p) > 0 and (n - 1) * s + 1 + min(0, p[0]) + min(0, p[1]) > 0 for n, s, p in zip(lengths, spread, padding)))
+    x = programs.grid(r)
+    step = programs.conv(r, "a", "x.codes", x, channels, outputs, kernel, stride, padding, dilation, groups, spread)
+    values = programs.values(r, x, (draw(1, 3), channels, *lengths))
     check(programs.between(x, [step], step.y_qparams), values)
     check(programs.to_floats(x, programs.real(step)), values)
 

@@ -10,6 +10,7 @@ from ...program import Add, AdaptiveAvgPool, AvgPool, Concat, Conv, ConvReal, De
 from . import codes, depthwise, dynamic, gemm, places, real
 from .layout import Layout, aligned
 from .pack import Packed, in_pairs, joined
+from .phases import Phase, phases
 from .plan import Planner, Value, layout_of
 from .shapes import ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import, is_depthwise, ratios
 from .simd import float_bits
@@ -115,21 +116,22 @@ def emit_dynamic(planner: Planner, step: Dynamic) -> None:
 
 def emit_linear_real(planner: Planner, step: LinearReal) -> None:
     (packed,) = planner.packed[step.name]
-    emit_real(planner, step, packed, planner.address(step.x), planner.values[step.x].layout.offsets(1, 1), [0])
+    sources = planner.values[step.x].layout.offsets(1, 1)
+    emit_real(planner, step, packed, planner.address(step.x), sources, np.arange(len(sources)), [0])
 
 
-def emit_real(planner: Planner, step: LinearReal | ConvReal, packed: Packed, x: int, x_offsets: np.ndarray, run_offsets, group: int = 0) -> None:
-    """One product that gives floats, to columns of the output from those of ``group`` on."""
-    y_offsets = real_offsets(len(x_offsets), len(step.weight), group * packed.outputs)
+def emit_real(planner: Planner, step: LinearReal | ConvReal, packed: Packed, x: int, x_offsets: np.ndarray, rows: np.ndarray, run_offsets, group: int = 0) -> None:
+    """One product that gives floats, to ``rows`` of the output and its columns from those of ``group`` on."""
+    y_offsets = real_offsets(rows, len(step.weight), group * packed.outputs)
     op = emit_product(planner, step, packed, x, 0, x_offsets, y_offsets, run_offsets, kind=("product_real", real.write_product_real))
     op[real.REAL_BIAS], op[real.RELU], op[real.Y_SLOT] = planner.keep(packed.real_bias), step.relu, planner.slot(step.name)
 
 
-def real_offsets(rows: int, outputs: int, first: int = 0) -> np.ndarray:
+def real_offsets(rows: np.ndarray, outputs: int, first: int = 0) -> np.ndarray:
     """Where rows of floats begin, from entry ``first`` of each on."""
-    if 4 * rows * outputs >= 2**31:
+    if 4 * (int(rows.max(initial=0)) + 1) * outputs >= 2**31:
         raise UnsupportedError("the kernels give less than 2 GiB of floats at a time")
-    return (4 * (np.arange(rows) * outputs + first)).astype(np.int32)
+    return (4 * (rows * outputs + first)).astype(np.int32)
 
 
 def emit_view(planner: Planner, step: FlatFloat) -> None:
@@ -137,34 +139,48 @@ def emit_view(planner: Planner, step: FlatFloat) -> None:
 
 
 def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.ndarray]:
-    """The products of all groups; with the ``name`` of another value they are to be sums, which are that value."""
+    """The products of all phases and groups; with the ``name`` of another value they are to be sums, which are that value."""
     adds, name = name is not None, name or step.name
-    if is_depthwise(step):
-        return [emit_depthwise(planner, step, name)]
     x, y = planner.values[step.x].layout, planner.values[name].layout
-    (sources, runs), targets = windows_of(step, x, y), y.offsets(y.height, y.width)
-    inputs, outputs, kind = step.weight.shape[1], len(step.weight) // step.groups, PRODUCT_ADD if adds else PRODUCT
-    return [
-        emit_product(planner, step, packed, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs, kind)
-        for g, packed in enumerate(planner.packed[step.name])
-    ]
+    result = []
+    for phase, packed, counts in packed_phases(planner, step, y):
+        if is_depthwise(step):
+            result.append(emit_depthwise(planner, phase, packed, name, counts))
+            continue
+        (sources, runs), targets = windows_of(phase.conv, x, counts), y.offsets(*counts, phase.step, phase.first)
+        inputs, outputs, kind = step.weight.shape[1], len(step.weight) // step.groups, PRODUCT_ADD if adds else PRODUCT
+        for g, group in enumerate(packed):
+            result.append(emit_product(planner, step, group, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs, kind))
+    return result
 
 
-def windows_of(step: Conv | ConvReal, x: Layout, y: Layout) -> tuple[np.ndarray, list[int]]:
-    """Where the windows of an input begin, and how far from there the runs of bytes in each."""
+def packed_phases(planner: Planner, step: Conv | ConvReal, y: Layout) -> list[tuple[Phase, list, tuple[int, int]]]:
+    """The phases of a convolution that have outputs, what each was packed into, and how many outputs it has along both axes."""
+    all_phases, packed = phases(step), planner.packed[step.name]
+    size = len(packed) // len(all_phases)
+    parts = [(phase, packed[n * size : (n + 1) * size], phase.counts(y.height, y.width)) for n, phase in enumerate(all_phases)]
+    return [part for part in parts if min(part[2]) > 0]
+
+
+def windows_of(step: Conv | ConvReal, x: Layout, counts: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
+    """Where the windows of an input begin, ``counts`` of them along both axes, and how far from there the runs of bytes in each."""
     kernel, stride, start, dilation = spread(step)
     runs = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in ([0] if joined(step) else range(kernel[1]))]
-    return x.offsets(y.height, y.width, stride, start), runs
+    return x.offsets(*counts, stride, start), runs
 
 
 def emit_conv_real(planner: Planner, step: ConvReal) -> None:
-    """The products of all groups, to floats."""
+    """The products of all phases and groups, to floats."""
     x, y, inputs = planner.values[step.x].layout, layout_of(planner.shapes[step.name], True), step.weight.shape[1]
-    if is_depthwise(step):
-        return emit_depthwise_real(planner, step, x, y)
-    sources, runs = windows_of(step, x, y)
-    for g, packed in enumerate(planner.packed[step.name]):
-        emit_real(planner, step, packed, planner.address(step.x) + g * inputs, sources, runs, g)
+    places = np.arange(y.images * y.height * y.width).reshape(y.images, y.height, y.width)
+    for phase, packed, counts in packed_phases(planner, step, y):
+        rows = places[:, phase.first[0] :: phase.step[0], phase.first[1] :: phase.step[1]].ravel()
+        if is_depthwise(step):
+            emit_depthwise_real(planner, phase.conv, packed, x, counts, rows)
+            continue
+        sources, runs = windows_of(phase.conv, x, counts)
+        for g, group in enumerate(packed):
+            emit_real(planner, step, group, planner.address(step.x) + g * inputs, sources, rows, runs, g)
 
 
 def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
@@ -178,32 +194,35 @@ def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
         op[gemm.ADD_LOWEST], op[gemm.ADD_HIGHEST] = float_bits(lowest), float_bits(grid.qmax)
 
 
-def emit_depthwise(planner: Planner, step: Conv, name: str) -> np.ndarray:
+def emit_depthwise(planner: Planner, phase: Phase, packed: list[np.ndarray], name: str, counts: tuple[int, int]) -> np.ndarray:
+    step = phase.conv
     x, y = planner.values[step.x].layout, planner.values[name].layout
     kernel, stride, start, dilation = spread(step)
-    weight, bias, factor = planner.packed[step.name]
+    weight, bias, factor = packed
+    height, width = counts
     entries = {
         depthwise.X: planner.address(step.x), depthwise.Y: planner.address(name), depthwise.W: planner.keep(weight), depthwise.BIAS: planner.keep(bias),
         depthwise.FACTOR: planner.keep(factor),
     } | clamp(step, depthwise.LOWEST, depthwise.HIGHEST, depthwise.ZERO)  # fmt: skip
-    planner.macs += step.weight[0].size * y.images * y.height * y.width * y.channels
+    planner.macs += step.weight[0].size * y.images * height * width * y.channels
     # Positions that lie together in a block of channels, as wide as a line allows.
-    together = depthwise.WIDE // y.channels if depthwise.WIDE % y.channels == 0 and y.pitch == x.pitch == y.channels and stride[1] == 1 else 1
-    while y.width % together:
+    side_by_side = y.pitch == x.pitch == y.channels and stride[1] == phase.step[1] == 1
+    together = depthwise.WIDE // y.channels if depthwise.WIDE % y.channels == 0 and side_by_side else 1
+    while width % together:
         together //= 2
-    channels, width = together * y.channels, y.width // together
+    channels, width = together * y.channels, width // together
     if in_pairs(step) and together == 1 and width > 1:
-        sources, targets = x.offsets(y.height, 1, stride, start), y.offsets(y.height, 1)
+        sources, targets = x.offsets(height, 1, stride, start), y.offsets(height, 1, phase.step, phase.first)
         return planner.emit("depthwise_pairs", depthwise.write_pairs, entries | {
             depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: -(-width // 2), depthwise.X_OFFSETS: planner.keep(sources),
-            depthwise.Y_OFFSETS: planner.keep(targets), depthwise.PITCH: x.pitch, depthwise.LINE: x.line, depthwise.Y_PITCH: y.pitch,
+            depthwise.Y_OFFSETS: planner.keep(targets), depthwise.PITCH: x.pitch, depthwise.LINE: x.line, depthwise.Y_PITCH: y.pitch * phase.step[1],
             depthwise.LAST: width - 2,
         })  # fmt: skip
     taps = taps_of(step, x)
     groups = len(taps) // 4
     fixed = groups if groups <= depthwise.IN_REGISTERS else None
-    sources = x.offsets(y.height, width, (stride[0], stride[1] * together), start)
-    targets = y.offsets(y.height, width, (1, together))
+    sources = x.offsets(height, width, (stride[0], stride[1] * together), start)
+    targets = y.offsets(height, width, (phase.step[0], phase.step[1] * together), phase.first)
     return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), entries | {
         depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: groups, depthwise.TAPS: planner.keep(taps),
         depthwise.X_OFFSETS: planner.keep(sources), depthwise.Y_OFFSETS: planner.keep(targets),
@@ -218,16 +237,16 @@ def taps_of(step: Conv | ConvReal, x: Layout) -> np.ndarray:
     return np.array(taps + [taps[-1]] * (-len(taps) % 4), np.int32)
 
 
-def emit_depthwise_real(planner: Planner, step: ConvReal, x: Layout, y: Layout) -> None:
-    """A depthwise convolution that gives floats."""
+def emit_depthwise_real(planner: Planner, step: ConvReal, packed: list[np.ndarray], x: Layout, counts: tuple[int, int], rows: np.ndarray) -> None:
+    """A depthwise convolution that gives floats, to ``rows`` of the output."""
     _, stride, start, _ = spread(step)
-    weight, *tables = planner.packed[step.name]
-    taps, rows = taps_of(step, x), y.images * y.height * y.width
-    planner.macs += step.weight[0].size * rows * y.channels
+    weight, *tables = packed
+    taps, channels = taps_of(step, x), len(step.weight)
+    planner.macs += step.weight[0].size * len(rows) * channels
     planner.emit("depthwise_real", real.write_depthwise_real, {
-        depthwise.X: planner.address(step.x), depthwise.W: planner.keep(weight), depthwise.ROWS: rows, depthwise.CHANNELS: y.channels,
-        depthwise.GROUPS: len(taps) // 4, depthwise.TAPS: planner.keep(taps), depthwise.X_OFFSETS: planner.keep(x.offsets(y.height, y.width, stride, start)),
-        depthwise.Y_OFFSETS: planner.keep(real_offsets(rows, y.channels)), real.RELU: step.relu, real.Y_SLOT: planner.slot(step.name),
+        depthwise.X: planner.address(step.x), depthwise.W: planner.keep(weight), depthwise.ROWS: len(rows), depthwise.CHANNELS: channels,
+        depthwise.GROUPS: len(taps) // 4, depthwise.TAPS: planner.keep(taps), depthwise.X_OFFSETS: planner.keep(x.offsets(*counts, stride, start)),
+        depthwise.Y_OFFSETS: planner.keep(real_offsets(rows, channels)), real.RELU: step.relu, real.Y_SLOT: planner.slot(step.name),
     } | dict(zip((depthwise.BIAS, depthwise.FACTOR, real.REAL_BIAS), map(planner.keep, tables))))  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from ...program import Conv, ConvReal, Linear, LinearDynamic, LinearReal
 from .depthwise import ORDER, WIDE
 from .gemm import PANEL
 from .layout import aligned, position_pitch
+from .phases import is_transposed, phases
 from .shapes import is_depthwise
 from .simd import LANES
 
@@ -110,11 +111,13 @@ def real_epilogue(step: LinearReal | ConvReal) -> tuple[np.ndarray, np.ndarray, 
 
 
 def pack_layer(step: Linear | Conv | LinearReal | ConvReal | LinearDynamic) -> list:
-    """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives."""
+    """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives. The same for each phase of a transposed one."""
     if isinstance(step, LinearDynamic):
         return [pack_dynamic(step)]
     real = isinstance(step, (LinearReal, ConvReal))
     bias, factor, *others = real_epilogue(step) if real else epilogue(step)
+    if isinstance(step, (Conv, ConvReal)) and is_transposed(step):
+        return [part for phase in phases(step) for part in pack_layer(phase.conv)]
     values = bias, np.broadcast_to(factor, len(bias)), *others
     if is_depthwise(step):
         return pack_channels(step, *values)

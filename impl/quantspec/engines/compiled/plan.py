@@ -10,6 +10,7 @@ from ...program import AdaptiveAvgPool, AvgPool, Concat, Conv, ConvReal, Dequant
 from .layout import Layout, aligned
 from .native import BEGIN, COUNT, MOST_SLOTS, RELEASE, SLICES, SLOTS, WIDTH, kernel
 from .pack import Packed
+from .phases import Phase, phases
 from .shapes import SHAPES, ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import
 
 LONG = 2_000_000  # multiply-accumulates from which on other Python threads may run meanwhile
@@ -101,12 +102,8 @@ class Planner:
         for step in self.steps:
             conv = step.conv if isinstance(step, ConvAdd) else step
             if isinstance(conv, (Conv, ConvReal)):
-                sides = []
-                for n, outputs, k, s, (before, _), d in zip(
-                    self.shapes[conv.x][2:], self.shapes[step.name][2:], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation
-                ):
-                    sides += [max(0, before), max(0, (outputs - 1) * s + d * (k - 1) + 1 - before - n)]
-                sides = [0] * (4 - len(sides)) + sides
+                height, width = layout_of(self.shapes[step.name], True).height, layout_of(self.shapes[step.name], True).width
+                sides = np.max([reach(phase, self.shapes[conv.x][2:], phase.counts(height, width)) for phase in phases(conv)], axis=0).tolist()
                 if any(sides):
                     known = result.get(conv.x, ((0, 0, 0, 0), 0))[0]
                     result[conv.x] = tuple(map(max, known, sides)), int(conv.x_qparams.zero_point)
@@ -191,6 +188,14 @@ class Planner:
             return None
         counts = {shape[0] if len(shape) > 1 else None for shape in shapes}
         return counts.pop() if len(counts) == 1 else None
+
+
+def reach(phase: Phase, sizes: tuple[int, ...], counts: tuple[int, int]) -> list[int]:
+    """How many positions a convolution reads above, below, left and right of an image, for so many outputs along both axes."""
+    conv, sides = phase.conv, []
+    for n, outputs, k, s, (before, _), d in zip(sizes, counts[-len(sizes) :], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation):
+        sides += [max(0, before), max(0, (outputs - 1) * s + d * (k - 1) + 1 - before - n)] if outputs else [0, 0]
+    return [0] * (4 - len(sides)) + sides
 
 
 def merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from ...program import (
     Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu,
     Table, reads, refs,
 )  # fmt: skip
+from .phases import is_transposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +106,7 @@ def readers(steps) -> dict[str, list]:
 def known(step) -> bool:
     """Whether the kernels know a step by itself."""
     if isinstance(step, (Conv, ConvReal)):
-        return step.weight.ndim <= 4 and set(step.input_dilation) == {1} and step.weight.size > 0
+        return step.weight.ndim <= 4 and step.weight.size > 0 and all(1 in pair for pair in zip(step.stride, step.input_dilation))
     if isinstance(step, (Linear, LinearReal, LinearDynamic)):
         return step.weight.size > 0
     if isinstance(step, (MaxPool, AvgPool)):
@@ -145,7 +146,7 @@ def fused(steps: tuple, outputs: tuple[str, ...]) -> tuple:
         made = None if at is None else result[at]
         if isinstance(step, Move) and isinstance(made, Quantize):
             result[at], result[index] = None, FlatQuantize(step.name, made.x, made.qparams)
-        elif isinstance(step, Add) and isinstance(made, Conv) and not is_depthwise(made) and ratios(step)[3]:
+        elif isinstance(step, Add) and isinstance(made, Conv) and not (is_depthwise(made) or is_transposed(made)) and ratios(step)[3]:
             # The other operand is there already, as ``later`` is the later one.
             other = step.b if later == step.a else step.a
             result[at], result[index] = ConvAdd(step.name, made.x, other, made, step, later == step.a), None
@@ -200,9 +201,9 @@ def conv(step: Conv | ConvReal, shapes) -> tuple[int, ...]:
     if shape[1] != step.weight.shape[1] * step.groups:
         raise UnsupportedError(f"layer {step.layer!r}: expected {step.weight.shape[1] * step.groups} channels, got shape {shape}")
     counts = []
-    for n, k, s, (before, after), d in zip(shape[2:], step.weight.shape[2:], step.stride, step.padding, step.dilation):
-        counts.append((n + before + after - d * (k - 1) - 1) // s + 1)
-    if min(counts) < 1:
+    for n, k, s, (before, after), d, spread in zip(shape[2:], step.weight.shape[2:], step.stride, step.padding, step.dilation, step.input_dilation):
+        counts.append(((n - 1) * spread + before + after - d * (k - 1)) // s + 1)
+    if min(counts) < 1 or 0 in shape[2:]:
         raise UnsupportedError(f"layer {step.layer!r}: its kernel does not fit into shape {shape}")
     return (shape[0], len(step.weight), *counts)
 
