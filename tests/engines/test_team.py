@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, strategies as st
 
 import strategies
-from quantspec.engines.compiled import bound, team
+from quantspec.engines.compiled import bound
 from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.compiled.workers import crew
 from quantspec.engines.reference import Reference
 from quantspec.program import Program
 
@@ -26,7 +27,7 @@ def threads(count: int):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with mock.patch.object(bound, "THREAD_MACS", 1):
+        with mock.patch.multiple(bound, THREAD_MACS=1, TEAM_MACS=1):
             yield
     finally:
         torch.set_num_threads(before)
@@ -99,7 +100,7 @@ def test_callers_at_once():
     with threads(3), ThreadPoolExecutor(6) as callers:
         engine = Compiled(program, {})
         assert all(callers.map(lambda i: torch.equal(engine({"x": inputs[i % 8]}), expected[i % 8]), range(200)))
-    assert not team.busy.locked()
+    assert crew.busy[0] == 0
 
 
 def test_nan_is_refused():
@@ -118,7 +119,7 @@ def test_nan_is_refused():
 FORKED = """
 import os, torch, quantspec as qs
 from quantspec.engines.compiled import bound
-bound.THREAD_MACS = 1
+bound.THREAD_MACS = bound.TEAM_MACS = 1
 torch.set_num_threads(2)
 x = torch.rand(1, 3, 12, 12)
 q = qs.quantize(torch.nn.Sequential(torch.nn.Conv2d(3, 40, 3), torch.nn.ReLU(), torch.nn.Conv2d(40, 9, 3)).eval(), [x])

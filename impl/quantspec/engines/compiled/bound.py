@@ -1,60 +1,72 @@
 """A segment bound to shapes: the batch cut into slices whose activations stay in the cache, shared out among threads; of few samples the instructions are."""
 
-import os
-
 import numpy as np
 import torch
 
 from .native import ADDRESSES, RELEASE, SLICES, STRIDES, THEN, X_FROM, Y_FROM, caller
 from .plan import LONG, Plan, Planner
-from .team import Team, pool, shares
+from .team import Team, shares
+from .workers import SHARED, Share, crew
 
 SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
-THREAD_MACS = 40_000_000  # work that is worth waking another thread, which takes up to a tenth of a millisecond
+THREAD_MACS = 2_000_000  # work that is worth giving to another thread, if it is awake; if it is not the caller does it
+TEAM_MACS = 20_000_000  # the same where threads wait for each other, and so for one that sleeps
 
 
 class Bound:
     """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
 
-    ``direct``: the address of the first of the frames that do it all for one input and one output, 0 where threads share it or there are more. ``threaded``: whether
-    it depends on the threads there are. ``alone``: nobody else's threads are busy in between.
+    ``start``: the address of the frame that has it all done; ``direct``: whether that takes one input and one output. ``threaded``: whether it depends on the threads
+    there are. ``alone``: nobody else's threads are busy in between.
     """
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int, alone: bool):
-        self.threaded, self.threads, self.team = False, threads, None
-        batch, teams = planner.batch(shapes), alone and os.name == "posix"
+        self.threads, self.team, self.share = threads, None, None
+        batch, teams = planner.batch(shapes), alone and SHARED
         if batch:
             # One sample tells the work of all.
             one = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
-            self.shapes = [(batch, *shape[1:]) for shape in one.shapes]
-            macs = one.macs * batch
-            wanted = max(1, min(threads, macs // THREAD_MACS))
-            if wanted > batch and teams:
-                self.team, self.tasks = Team(planner.plan(dict(zip(planner.inputs, shapes))), wanted), []
+            self.shapes, macs = [(batch, *shape[1:]) for shape in one.shapes], one.macs * batch
+            wanted = wanted_threads(threads, macs, THREAD_MACS)
+            if wanted > batch and teams and wanted_threads(threads, macs, TEAM_MACS) > 1:
+                self.team = Team(planner.plan(dict(zip(planner.inputs, shapes))), wanted)
             else:
                 most = slice_size(planner, one)
                 self.tasks = [self.slices(planner, shapes, most, macs, *share) for share in shares(batch, min(wanted, batch))]
         else:
             plan = planner.plan(dict(zip(planner.inputs, shapes)))
             self.shapes, macs = plan.shapes, plan.macs
-            wanted = min(threads, macs // THREAD_MACS) if teams else 1
+            wanted = wanted_threads(threads, macs, TEAM_MACS) if teams else 1
             self.team = Team(plan, wanted) if wanted > 1 else None
-            self.tasks = [] if self.team else [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
-        self.threaded = macs >= 2 * THREAD_MACS
+            self.tasks = [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
+        if self.team:
+            self.tasks = [[(self.team.plan, (0,) * (len(shapes) + len(self.shapes)))]]
+        self.threaded = macs >= 2 * min(THREAD_MACS, TEAM_MACS)
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
-        self.run = caller()
-        self.direct = self.chained() if len(self.tasks) == len(shapes) == len(self.shapes) == 1 else 0
+        self.run, self.direct = caller(), len(shapes) == len(self.shapes) == 1
+        starts = [self.chained(task) for task in self.tasks]
+        if self.team:
+            self.share = self.team.share(self.direct)
+        elif len(starts) > 1:
+            self.share = Share(starts, direct=self.direct)
+        self.start = self.share.address if self.share else starts[0]
 
-    def chained(self) -> int:
-        """The address of the first frame, of which each leads to the next."""
-        plans = [plan for plan, _ in self.tasks[0]]
+    def chained(self, task: list[tuple[Plan, tuple[int, ...]]]) -> int:
+        """The address of a task's first frame, of which each leads to the next."""
+        plans = [plan for plan, _ in task]
         for plan, following in zip(plans, plans[1:]):
             plan.frame[THEN] = following.address
-        for plan, offsets in self.tasks[0]:
-            plan.frame[[X_FROM, Y_FROM]] = offsets
+        if self.direct:
+            for plan, offsets in task:
+                plan.frame[[X_FROM, Y_FROM]] = offsets
         return plans[0].address
+
+    @property
+    def stale(self) -> bool:
+        """Whether the workers are another process's."""
+        return self.share is not None and self.share.generation != crew.generation
 
     def slices(self, planner: Planner, shapes, most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
         """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the start of every input and output to its part."""
@@ -75,20 +87,21 @@ class Bound:
         """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as NaN."""
         outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(self.shapes, self.types)]
         starts = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
-        if self.team:
-            return None if self.team(starts) else outputs
-        others = [pool(len(self.tasks) - 1).submit(self.work, task, starts) for task in self.tasks[1:]]
-        nan = self.work(self.tasks[0], starts)
-        for other in others:
-            nan |= other.result()
-        return None if nan else outputs
+        if self.direct:
+            return None if self.run(self.start, *starts) else outputs
+        for frame, offsets in self.frames():
+            frame[ADDRESSES : ADDRESSES + len(starts)] = [start + offset for start, offset in zip(starts, offsets)]
+        return None if self.run(self.start, 0, 0) else outputs
 
-    def work(self, task: list[tuple[Plan, tuple[int, ...]]], starts: list[int]) -> int:
-        nan = 0
-        for plan, offsets in task:
-            plan.frame[ADDRESSES : ADDRESSES + len(starts)] = [start + offset for start, offset in zip(starts, offsets)]
-            nan |= self.run(plan.address, 0, 0)
-        return nan
+    def frames(self) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+        """All frames that read inputs or write outputs, and how many bytes from the start of each."""
+        plans = [(plan.frame, offsets) for task in self.tasks for plan, offsets in task]
+        return plans + [(frame, plans[0][1]) for frame in (self.team.frames if self.team else ())]
+
+
+def wanted_threads(threads: int, macs: int, least: int) -> int:
+    """How many threads there should be for so much work, of which each has ``least``."""
+    return max(1, min(threads, macs // least)) if SHARED else 1
 
 
 def slice_size(planner: Planner, one: Plan) -> int:

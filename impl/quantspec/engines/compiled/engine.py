@@ -24,6 +24,7 @@ from .pack import pack_layer
 from .plan import Planner
 from .recurrent import Recurring
 from .shapes import Export, Import, compilable, flattens, fused, known
+from .workers import crew
 
 Packable = Linear | Conv | LinearReal | ConvReal | LinearDynamic
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
@@ -62,7 +63,7 @@ class Segment:
     def bound(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
         """The segment bound to inputs of these shapes, for this thread. UnsupportedError for shapes that the kernels do not take."""
         known, threads = self.bounds, torch.get_num_threads()
-        if shapes not in known or known[shapes].threads != threads:
+        if shapes not in known or known[shapes].threads != threads or known[shapes].stale:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
             # A planner holds the plan in the making, so that threads must not share one.
@@ -184,8 +185,8 @@ class Compiled:
         if type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided and x.is_contiguous() and not x.is_neg():
             ready = self.local.__dict__.get(x.shape)
             if ready is not None:
-                address, shape, threads, _ = ready
-                if threads == 0 or threads == torch.get_num_threads():
+                address, shape, threads, generation, _ = ready
+                if threads == 0 or threads == torch.get_num_threads() and generation == crew.generation:
                     y = torch.empty(shape)
                     if self.run(address, x.data_ptr(), y.data_ptr()) == 0:
                         return y
@@ -194,7 +195,7 @@ class Compiled:
         if bound is not None and bound.direct:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
-            known[x.shape] = bound.direct, bound.shapes[0], bound.threads if bound.threaded else 0, bound  # which owns the memory
+            known[x.shape] = bound.start, bound.shapes[0], bound.threads if bound.threaded else 0, crew.generation, bound  # which owns the memory
         return y
 
 

@@ -29,13 +29,15 @@ PYTHON = {  # what the caller calls in Python, by the types of its result and ar
     "PyObject_GetBuffer": (I32, [I64, I64, I32]),
     "PyBuffer_Release": (ir.VoidType(), [I64]),
 }
+POSIX = "sched_yield", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_signal"
+LINUX = "sched_getcpu", "sched_getaffinity", "sched_setaffinity"
 BUFFER_WIDTH, BUFFER_LENGTH = 10, 2  # CPython's Py_buffer, in entries of 8 bytes: how many, and which is the length in bytes; the first is the address
 WRITABLE = 1  # what PyObject_GetBuffer is asked for beside memory in one piece
 LONG_BYTES = 2**19  # of an array, from which on other Python threads may run meanwhile
 # A frame is an int64 array: COUNT instructions, to be run SLICES times; whether other Python threads may run meanwhile (RELEASE); the addresses of SLOTS inputs and
 # outputs, and by how many bytes each moves from slice to slice; then the instructions, WIDTH entries each, of which the first is its kernel's address.
-# Where it is run with one input and one output, THEN is the address of the frame for the samples behind its own, or 0, and X_FROM and Y_FROM are the bytes
-# from the start of both to its own. LENGTH is the size of an array that is run over alone, in bytes.
+# THEN is the address of the frame for the samples behind its own, or 0. Where both are run with one input and one output, X_FROM and Y_FROM are the bytes from the
+# start of both to a frame's own. LENGTH is the size of an array that is run over alone, in bytes.
 COUNT, SLICES, SLOTS, RELEASE, THEN, X_FROM, Y_FROM, LENGTH, ADDRESSES, STRIDES, BEGIN, WIDTH = 0, 1, 2, 3, 4, 5, 6, 7, 8, 24, 40, 32
 MOST_SLOTS = STRIDES - ADDRESSES
 
@@ -85,8 +87,8 @@ class Machine:
         binding.initialize_native_asmprinter()
         for name in PYTHON:
             binding.add_symbol(name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
-        if os.name == "posix":
-            binding.add_symbol("sched_yield", ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value)
+        for name in (*POSIX, *(LINUX if sys.platform == "linux" else ())) if os.name == "posix" else ():
+            binding.add_symbol(name, ctypes.cast(getattr(ctypes.CDLL(None), name), ctypes.c_void_p).value)
         target = cpu.target()
         self.machine = binding.Target.from_default_triple().create_target_machine(
             cpu=target.name, features=target.features, opt=3, codemodel="jitdefault"
@@ -141,7 +143,7 @@ def kernel(name: str, write: Callable[..., None]) -> int:
 
 
 def write_run(emit: Emitter, frame, x, y):
-    """Runs a frame, and with ``x`` and ``y`` the frames behind it; 1 when an input holds NaN."""
+    """Runs a frame and those behind it, with one input and one output at ``x`` and ``y`` where that is not 0; 1 when an input holds NaN."""
     alone = emit.icmp_signed("==", x, I64(0))
     start = emit.block
     head, done = emit.append_basic_block("head"), emit.append_basic_block("done")
@@ -154,7 +156,7 @@ def write_run(emit: Emitter, frame, x, y):
         emit.write(emit.add(x, emit.field(current, X_FROM)), emit.add(current, I64(8 * ADDRESSES)))
         emit.write(emit.add(y, emit.field(current, Y_FROM)), emit.add(current, I64(8 * ADDRESSES + 8)))
     nan = emit.or_(before, run_slices(emit, current))
-    following = emit.select(alone, I64(0), emit.field(current, THEN))
+    following = emit.field(current, THEN)
     current.add_incoming(following, emit.block)
     before.add_incoming(nan, emit.block)
     emit.cbranch(emit.icmp_signed("==", following, I64(0)), done, head)
@@ -190,17 +192,21 @@ def python(emit: Emitter, name: str, *arguments):
     return emit.call(known or ir.Function(emit.module, ir.FunctionType(kind, kinds), name), arguments)
 
 
+def run_frame(emit: Emitter, frame, x, y):
+    """A call of ``write_run``'s function."""
+    return emit.call(function(emit.module, "quantspec_run", 3, write_run), [frame, x, y])
+
+
 def write_call(emit: Emitter, frame, x, y, release):
     """Runs a frame, other Python threads meanwhile too if ``release``; its result."""
-    run = function(emit.module, "quantspec_run", 3, write_run)
     result = emit.alloca(I64)
     with emit.if_else(release) as (long, short):
         with long:
             thread = python(emit, "PyEval_SaveThread")
-            emit.store(emit.call(run, [frame, x, y]), result)
+            emit.store(run_frame(emit, frame, x, y), result)
             python(emit, "PyEval_RestoreThread", thread)
         with short:
-            emit.store(emit.call(run, [frame, x, y]), result)
+            emit.store(run_frame(emit, frame, x, y), result)
     return emit.load(result)
 
 

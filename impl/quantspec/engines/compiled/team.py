@@ -1,57 +1,33 @@
 """A frame shared out among threads: each runs its part of every instruction, and all wait for each other behind it.
 
 Products and depthwise convolutions, where the work is, are cut into rows, or into panels of outputs where rows are few; the first thread alone does everything else.
-One team works at a time, as threads of two that wait for each other would never end; a caller who finds it busy works alone.
+One team works at a time, as threads of two that wait for each other would never end; a caller who finds the workers busy works alone.
 """
 
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-
 import numpy as np
-from llvmlite import ir
 
-from . import cpu, depthwise, dynamic, gemm
+from . import depthwise, dynamic, gemm
 from .layout import aligned
-from .native import ADDRESSES, BEGIN, COUNT, RELEASE, WIDTH, caller, kernel
+from .native import BEGIN, COUNT, WIDTH, kernel
 from .plan import Plan
 from .simd import I64, Emitter
+from .workers import Share, spin_until
 
 COUNTER, ARRIVED = 1, 2  # entries of a barrier: the address of the counter, and what it is when all have come
-SPINS = 4096  # looks at the counter before the thread offers its place to others
-busy = threading.Lock()
 
 
 def write_barrier(emit: Emitter, op, frame):
     """Adds one to the counter and waits until it is ARRIVED."""
     counter, arrived = emit.at(emit.field(op, COUNTER), I64), emit.field(op, ARRIVED)
     emit.atomic_rmw("add", counter, I64(1), "seq_cst")
-    before = emit.block
-    look, wait, give, done = (emit.append_basic_block(name) for name in ("look", "wait", "give", "done"))
-    emit.branch(look)
-    emit.position_at_end(look)
-    spins = emit.phi(I64)
-    spins.add_incoming(I64(0), before)
-    emit.cbranch(emit.icmp_signed("<", emit.load_atomic(counter, "acquire", 8), arrived), wait, done)
-    emit.position_at_end(wait)
-    if cpu.is_x86():
-        emit.native("llvm.x86.sse2.pause", ir.VoidType())
-    more = emit.add(spins, I64(1))
-    spins.add_incoming(more, wait)
-    emit.cbranch(emit.icmp_signed("==", emit.and_(more, I64(SPINS - 1)), I64(0)), give, look)
-    emit.position_at_end(give)
-    emit.native("sched_yield", ir.IntType(32))
-    spins.add_incoming(more, give)
-    emit.branch(look)
-    emit.position_at_end(done)
+    spin_until(emit, lambda: emit.icmp_signed(">=", emit.load_atomic(counter, "acquire", 8), arrived))
 
 
 class Team:
-    """The frames of a plan's threads. ``plan`` is run by one thread where the team is busy."""
+    """The frames of a plan's threads, and the counter by which they wait for each other."""
 
     def __init__(self, plan: Plan, threads: int):
-        self.plan, self.counter, self.run = plan, aligned(8, np.int64), caller()
+        self.plan, self.counter = plan, aligned(8, np.int64)
         ops = plan.frame[BEGIN:].reshape(-1, WIDTH)
         parts = [split(name, op, threads) for name, op in zip(plan.names, ops)]
         self.frames = []
@@ -63,27 +39,14 @@ class Team:
                 barrier = np.zeros(WIDTH, np.int64)
                 barrier[0], barrier[COUNTER], barrier[ARRIVED] = kernel("barrier", write_barrier), self.counter.ctypes.data, threads * (index + 1)
                 made += [*part[thread : thread + 1], barrier]
-            frame[COUNT], frame[RELEASE] = len(made), 1
+            frame[COUNT] = len(made)
             frame[BEGIN : BEGIN + WIDTH * len(made)] = np.concatenate(made)
             self.frames.append(frame)
 
-    def __call__(self, starts: list[int]) -> int:
-        """Runs the plan for inputs and outputs that start there; 1 when an input holds NaN."""
-        if not busy.acquire(blocking=False):
-            self.plan.frame[ADDRESSES : ADDRESSES + len(starts)] = starts
-            return self.run(self.plan.address, 0, 0)
-        try:
-            self.counter[0] = 0
-            for frame in self.frames:
-                frame[ADDRESSES : ADDRESSES + len(starts)] = starts
-            others = [pool(len(self.frames) - 1).submit(self.run, frame.ctypes.data, 0, 0) for frame in self.frames[1:]]
-            nan = self.run(self.frames[0].ctypes.data, 0, 0)
-            # A thread that still looks at the counter must not see the next run's.
-            for other in others:
-                nan |= other.result()
-            return nan
-        finally:
-            busy.release()
+    def share(self, direct: bool) -> Share:
+        """What has the frames run at once, or the plan where that cannot be."""
+        addresses = [frame.ctypes.data for frame in self.frames]
+        return Share(addresses, direct=direct, everything=self.plan.address, counter=self.counter.ctypes.data)
 
 
 def split(name: str, op: np.ndarray, threads: int) -> list[np.ndarray]:
@@ -142,19 +105,3 @@ def shares(count: int, threads: int) -> list[tuple[int, int]]:
     threads = max(1, min(threads, count))
     ends = [count * index // threads for index in range(threads + 1)]
     return list(zip(ends, ends[1:]))
-
-
-@cache
-def pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="quantspec")
-
-
-def forget() -> None:
-    """A forked process has no threads but its own."""
-    global busy
-    busy = threading.Lock()
-    pool.cache_clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget)
