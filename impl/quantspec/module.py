@@ -38,6 +38,13 @@ class QuantizedModule(nn.Module):
         """The name of the engine that runs it."""
         return getattr(self.compiled, "name", self.asked_engine)
 
+    @property
+    def engines(self) -> dict[str, str]:
+        """By which engine each layer is run, by the layer's path: several where that depends on the sizes, and has been measured for some."""
+        known = getattr(self.compiled, "engines", {})
+        layers = [step for step in self.program.steps if hasattr(step, "layer")]
+        return {step.layer: known.get(step.name, self.engine) for step in layers}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output, float32. Inputs are float32 tensors as the model takes them; they are not written to."""
         if len(args) == 1 and not kwargs and getattr(self.compiled, "input_name", None) is not None:

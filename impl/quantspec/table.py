@@ -72,7 +72,7 @@ def row(step: Step) -> list[str] | None:
 
 
 def layer_table(q: "QuantizedModule") -> str:
-    """What each layer became: scales, zero points, bytes, and why the rest stayed in float."""
+    """What each layer became: scales, zero points, bytes, and why the rest stayed in float; below that, which layers another engine runs."""
     table = Table(title=f"int8 network, dialect {q.program.dialect}, engine {q.engine}", title_justify="left")
     table.add_column("layer")
     table.add_column("became")
@@ -86,7 +86,14 @@ def layer_table(q: "QuantizedModule") -> str:
     table.add_section()
     table.add_row("all", "", "", "", "", "", f"{q.nbytes:,}")
     text = io.StringIO()
-    Console(file=text, width=160).print(table)
+    console = Console(file=text, width=160)
+    console.print(table)
+    others: dict[str, list[str]] = {}
+    for layer, engine in q.engines.items():
+        if engine != q.engine:
+            others.setdefault(engine, []).append(layer)
+    for engine, layers in others.items():
+        console.print(f"engine {engine}: {', '.join(layers)}", markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 

@@ -17,7 +17,7 @@ import networks
 import quantspec as qs
 import strategies
 from quantspec import UnsupportedError, dialects
-from quantspec.engines import torch_int8
+from quantspec.engines import measured, torch_int8
 from quantspec.engines.reference import Reference
 from quantspec.program import Program
 
@@ -27,11 +27,12 @@ pytestmark = pytest.mark.skipif(not torch_int8.is_exact(), reason="torch's produ
 
 def check(program: Program, dialect: str, x: np.ndarray, callables: Mapping = MappingProxyType({})) -> None:
     """Both engines' outputs are equal, also the second time, when it is known that nothing overflows."""
-    program = replace(program, dialect=dialect)
-    engine, batch = torch_int8.Torch(program, callables), {"x": torch.from_numpy(x)}
+    program, batch = replace(program, dialect=dialect), {"x": torch.from_numpy(x)}
     expected = Reference(program, callables)(batch)
-    for _ in range(2):
-        assert torch.equal(engine(batch), expected)
+    for measure, times in ((False, 2), (True, 2 * measured.TRIALS + 1)):
+        engine = torch_int8.Torch(program, callables, measure=measure)
+        for _ in range(times):
+            assert torch.equal(engine(batch), expected)
 
 
 @given(strategies.seeds(), st.sampled_from(EXACT), st.integers(0, 20), st.integers(1, 100), st.integers(1, 40), st.booleans())
@@ -78,7 +79,7 @@ def test_products_that_could_overflow_are_left_to_the_reference():
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, torch_int8.MOST_INPUTS + 1, 2)
     program = programs.between(x, [replace(step, weight=step.weight // 64)], step.y_qparams)
-    assert not torch_int8.known_weights(program)
+    assert not torch_int8.KnownWeights(program).layers
     check(program, "onnx", programs.values(r, x, (2, torch_int8.MOST_INPUTS + 1)))
 
 
@@ -93,7 +94,7 @@ def test_dialects_that_saturate_are_refused():
 
 SATURATING = """
 import torch, quantspec as qs
-from quantspec.engines import torch_int8
+from quantspec.engines import measured, torch_int8
 model = torch.nn.Linear(4, 2).eval()
 q = qs.quantize(model, [torch.rand(5, 4)], dialect="fbgemm")
 try:

@@ -11,12 +11,12 @@ from . import torch_int8
 from .reference import Reference
 
 
-def make_compiled(program: Any, callables: dict) -> Callable:
+def make_compiled(program: Any, callables: dict, **options: Any) -> Callable:
     """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it cannot run."""
     # Not called ``compiled``: loading the package of that name would put it in this function's place.
     from .compiled.engine import Compiled
 
-    return Compiled(program, callables)
+    return Compiled(program, callables, **options)
 
 
 ENGINES: dict[str, Callable] = {"reference": Reference, "torch": torch_int8.Torch, "compiled": make_compiled}
@@ -37,8 +37,8 @@ def engine(name: str) -> Callable:
 
 
 def auto(program: Any, callables: dict) -> Callable:
-    """The fastest engine that computes in the program's dialect, which for each of them is the same whatever the sizes (spec/performance.md). Which one it is
-    stands in the network's ``engine`` and in its table."""
+    """What takes least time in the program's dialect: the compiled engine for what it has kernels for, which are the fastest whatever the size (spec/performance.md);
+    for other layers what a measurement in use finds, layer by layer and size by size. Which it is stand in the network's ``engine`` and ``engines``."""
     if program.dialect == COMPILED_DIALECT:
-        return make_compiled(program, callables)
-    return (torch_int8.Torch if torch_int8.runs(dialect(program.dialect)) else Reference)(program, callables)
+        return make_compiled(program, callables, measure=True)
+    return torch_int8.Torch(program, callables, measure=True) if torch_int8.runs(dialect(program.dialect)) else Reference(program, callables)

@@ -12,7 +12,9 @@ SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
 THREAD_MACS = 2_000_000  # work that is worth giving to another thread, if it is awake; if it is not the caller does it
-TEAM_MACS = 20_000_000  # the same where threads wait for each other, and so for one that sleeps
+TEAM_MACS = 1_000_000  # the same where threads wait for each other
+PATIENT_MACS = 20_000_000  # work from which on threads that wait for each other wait for one that sleeps, too
+TEAM_REUSE = 10  # multiply-accumulates of a thread for each byte of large weights, up to which each thread had better read only its part of them
 
 
 class Bound:
@@ -30,8 +32,10 @@ class Bound:
             one = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
             self.shapes, macs = [(batch, *shape[1:]) for shape in one.shapes], one.macs * batch
             wanted = wanted_threads(threads, macs, THREAD_MACS)
-            if wanted > batch and teams and wanted_threads(threads, macs, TEAM_MACS) > 1:
-                self.team = Team(planner.plan(dict(zip(planner.inputs, shapes))), wanted)
+            few = planner.weight_bytes > LARGE_WEIGHTS and macs < TEAM_REUSE * threads * planner.weight_bytes
+            members = wanted_threads(threads, macs, TEAM_MACS) if teams and (wanted > batch or few) else 1
+            if members > 1:
+                self.team = Team(planner.plan(dict(zip(planner.inputs, shapes))), members)
             else:
                 most = slice_size(planner, one)
                 self.tasks = [self.slices(planner, shapes, most, macs, *share) for share in shares(batch, min(wanted, batch))]
@@ -48,7 +52,7 @@ class Bound:
         self.run, self.direct = caller(), len(shapes) == len(self.shapes) == 1
         starts = [self.chained(task) for task in self.tasks]
         if self.team:
-            self.share = self.team.share(self.direct)
+            self.share = self.team.share(direct=self.direct, awake=macs < PATIENT_MACS)
         elif len(starts) > 1:
             self.share = Share(starts, direct=self.direct)
         self.start = self.share.address if self.share else starts[0]

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ...graph import bind
 from ...program import (
     Call, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs,
 )  # fmt: skip
-from .. import COMPILED_DIALECT
+from .. import COMPILED_DIALECT, torch_int8
 from ..reference import array, run_step
 from .bound import Bound
 from .emitters import EMITTERS
@@ -115,20 +116,23 @@ def packable(pack, step, *args):
 class Compiled:
     """A Program ready to run: ``engine(program, callables)(batch)``, or, where ``input_name`` is not None, ``.single(tensor)`` with the only input.
 
-    UnsupportedError for a dialect that it does not compute in.
+    ``measure``: steps without kernels may be run as the torch engine runs them, where that takes less time than what the reference does. UnsupportedError for a
+    dialect that it does not compute in.
     """
 
     name = "compiled"
 
-    def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
+    def __init__(self, program: Program, callables: dict[tuple[str, str], Any], measure: bool = False):
         if program.dialect != COMPILED_DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {COMPILED_DIALECT!r} only, got {program.dialect!r}")
-        self.program, self.callables, self.dialect = program, callables, dialect(program.dialect)
+        self.program, self.callables, self.dialect, self.measure = program, callables, dialect(program.dialect), measure
         self.parts = [
             (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program, callables)
         ]
         if len(self.parts) == 1 and isinstance(self.parts[0], Segment):
             self.parts[0].alone = True
+        if measure and torch_int8.runs(self.dialect):
+            self.dialect = torch_int8.by_torch(self.dialect, program, measure=True)
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             segment = self.parts[0]
@@ -137,7 +141,17 @@ class Compiled:
 
     def __reduce__(self):
         # Machine code and the memory it works in belong to the process.
-        return Compiled, (self.program, self.callables)
+        return Compiled, (self.program, self.callables, self.measure)
+
+    def rest(self) -> Program:
+        """The program's steps that have no kernels."""
+        return replace(self.program, steps=tuple(part for part in self.parts if not isinstance(part, (Segment, Recurring))))
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """By which engine each layer is run, by the name of its step."""
+        layers = {step.name: "compiled" for step in self.program.steps if hasattr(step, "weight") or isinstance(step, Recurrent)}
+        return layers | torch_int8.layer_engines(self.rest(), self.dialect) | {part.name: "reference" for part in self.parts if isinstance(part, Recurrent)}
 
     @property
     def inside(self) -> frozenset[str]:

@@ -43,10 +43,10 @@ class Team:
             frame[BEGIN : BEGIN + WIDTH * len(made)] = np.concatenate(made)
             self.frames.append(frame)
 
-    def share(self, direct: bool) -> Share:
-        """What has the frames run at once, or the plan where that cannot be."""
+    def share(self, *, direct: bool, awake: bool) -> Share:
+        """What has the frames run at once, or the plan where that cannot be, or where ``awake`` and a worker sleeps."""
         addresses = [frame.ctypes.data for frame in self.frames]
-        return Share(addresses, direct=direct, everything=self.plan.address, counter=self.counter.ctypes.data)
+        return Share(addresses, direct=direct, everything=self.plan.address, counter=self.counter.ctypes.data, awake=awake)
 
 
 def split(name: str, op: np.ndarray, threads: int) -> list[np.ndarray]:

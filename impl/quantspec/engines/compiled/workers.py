@@ -30,8 +30,9 @@ ALLOWED, OTHER_CPUS, MOVED, MAILBOX = 64, 64 + CPUS, 64 + 2 * CPUS, 72 + 2 * CPU
 LOOKS = 8192  # for another frame before a worker sleeps
 SPINS = 4096  # looks of who waits before he offers his place to others
 # Entries of the instruction that shares frames out: where it stands whether anybody does; a table of mailboxes and frames, and how many; the frame to run meanwhile;
-# one that does the work of all, or 0; what to set to 0 beforehand, or 0; whether there is one input and one output; whether frames may be run one after the other.
-BUSY, TABLE, OTHERS, OWN, ALL, COUNTER, DIRECT, APART = range(1, 9)
+# one that does the work of all, or 0; what to set to 0 beforehand, or 0; whether there is one input and one output; whether frames may be run one after the other;
+# whether the work is too little to wait for workers that sleep.
+BUSY, TABLE, OTHERS, OWN, ALL, COUNTER, DIRECT, APART, AWAKE = range(1, 10)
 SHARED, LINUX = os.name == "posix", sys.platform == "linux"
 
 
@@ -181,12 +182,19 @@ def run_post(emit: Emitter, mailbox, frame, x, y):
     here = emit.sext(emit.native("sched_getcpu", I32), I64) if LINUX else I64(-1)
     for index, value in ((FRAME, frame), (X, x), (Y, y), (CPU, here)):
         emit.write(value, emit.add(mailbox, I64(8 * index)))
-    word = emit.atomic_rmw("add", entry(emit, mailbox, WORD), I64(2), "seq_cst")
-    with emit.if_then(emit.trunc(word, ir.IntType(1))):
+    emit.atomic_rmw("add", entry(emit, mailbox, WORD), I64(2), "seq_cst")
+    run_rouse(emit, mailbox)
+
+
+def run_rouse(emit: Emitter, mailbox):
+    """Wakes a worker; 1 when it slept."""
+    asleep = emit.and_(emit.load_atomic(entry(emit, mailbox, WORD), "acquire", 8), I64(1))
+    with emit.if_then(emit.icmp_signed("!=", asleep, I64(0)), likely=False):
         posix(emit, "pthread_mutex_lock", mailbox, LOCK)
-        emit.atomic_rmw("sub", entry(emit, mailbox, WORD), I64(1), "seq_cst")
+        emit.atomic_rmw("and", entry(emit, mailbox, WORD), I64(-2), "seq_cst")
         posix(emit, "pthread_cond_signal", mailbox, CONDITION)
         posix(emit, "pthread_mutex_unlock", mailbox, LOCK)
+    return asleep
 
 
 def run_wait(emit: Emitter, mailbox, apart):
@@ -232,39 +240,55 @@ def write_share(emit: Emitter, op, frame):
     """Shares frames out among workers and this thread, or runs all of them here where somebody else does so; 1 when an input holds NaN."""
     direct = emit.icmp_signed("!=", emit.field(op, DIRECT), I64(0))
     x, y = (emit.select(direct, emit.field(frame, ADDRESSES + slot), I64(0)) for slot in (0, 1))
-    busy, table, others, own, everything, counter, apart = (emit.field(op, index) for index in (BUSY, TABLE, OTHERS, OWN, ALL, COUNTER, APART))
+    busy, table, others, own, everything, counter, apart, awake = (emit.field(op, index) for index in (BUSY, TABLE, OTHERS, OWN, ALL, COUNTER, APART, AWAKE))
     post, wait = function(emit.module, "quantspec_post", 4, run_post), function(emit.module, "quantspec_wait", 2, run_wait)
+    rouse = function(emit.module, "quantspec_rouse", 1, run_rouse)
 
     def pair(index):
         """A worker's mailbox and the frame for it."""
         place = emit.add(table, emit.shl(index, I64(4)))
         return emit.field(place, 0), emit.field(place, 1)
 
+    def here():
+        """All frames by this thread."""
+        total = emit.alloca(I64)
+        with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (one, each):
+            with one:
+                emit.store(run_frame(emit, everything, x, y), total)
+            with each:
+                emit.store(emit.loop(others, [run_frame(emit, own, x, y)], lambda i, seen: [emit.or_(seen[0], run_frame(emit, pair(i)[1], x, y))])[0], total)
+        return emit.load(total)
+
+    def together():
+        with emit.if_then(emit.icmp_signed("!=", counter, I64(0))):
+            emit.store_atomic(I64(0), emit.at(counter, I64), "release", 8)
+
+        def give(index, carried):
+            mailbox, theirs = pair(index)
+            emit.call(post, [mailbox, theirs, x, y])
+            return []
+
+        def take(index, carried):
+            return [emit.or_(carried[0], emit.call(wait, [pair(index)[0], apart]))]
+
+        emit.loop(others, [], give)
+        mine = run_frame(emit, own, x, y)
+        return emit.loop(others, [mine], take)[0]
+
     result = emit.alloca(I64)
     free = emit.extract_value(emit.cmpxchg(emit.at(busy, I64), I64(0), I64(1), "seq_cst", "seq_cst"), 1)
-    with emit.if_else(free) as (shared, alone):
-        with shared:
-            with emit.if_then(emit.icmp_signed("!=", counter, I64(0))):
-                emit.store_atomic(I64(0), emit.at(counter, I64), "release", 8)
-
-            def give(index, carried):
-                mailbox, theirs = pair(index)
-                emit.call(post, [mailbox, theirs, x, y])
-                return []
-
-            def take(index, carried):
-                return [emit.or_(carried[0], emit.call(wait, [pair(index)[0], apart]))]
-
-            emit.loop(others, [], give)
-            mine = run_frame(emit, own, x, y)
-            emit.store(emit.loop(others, [mine], take)[0], result)
+    with emit.if_else(free) as (ours, taken):
+        with ours:
+            asked = emit.select(emit.icmp_signed("!=", awake, I64(0)), others, I64(0))
+            asleep = emit.loop(asked, [I64(0)], lambda i, seen: [emit.or_(seen[0], emit.call(rouse, [pair(i)[0]]))])[0]
+            with emit.if_else(emit.icmp_signed("==", asleep, I64(0))) as (ready, late):
+                with ready:
+                    emit.store(together(), result)
+                with late:
+                    emit.store(here(), result)
             emit.store_atomic(I64(0), emit.at(busy, I64), "release", 8)
-        with alone:
-            with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (one, each):
-                with one:
-                    emit.store(run_frame(emit, everything, x, y), result)
-                with each:
-                    emit.store(emit.loop(others, [run_frame(emit, own, x, y)], lambda i, seen: [emit.or_(seen[0], run_frame(emit, pair(i)[1], x, y))])[0], result)
+        with taken:
+            emit.store(here(), result)
     return emit.load(result)
 
 
@@ -272,16 +296,17 @@ class Share:
     """A frame that shares others out: ``frames``, the first of which this thread runs. It is run as they would be.
 
     ``everything``: the address of a frame that does the work of all of them, which then wait for each other; 0 when they know nothing of each other. ``counter``: the
-    address of what is to be 0 when they begin, or 0. ``direct``: whether they have one input and one output.
+    address of what is to be 0 when they begin, or 0. ``direct``: whether they have one input and one output. ``awake``: whether workers that sleep are only roused, so
+    that they are there the next time.
     """
 
-    def __init__(self, frames: list[int], *, direct: bool, everything: int = 0, counter: int = 0):
+    def __init__(self, frames: list[int], *, direct: bool, everything: int = 0, counter: int = 0, awake: bool = False):
         self.mailboxes, self.generation = crew.hire(len(frames) - 1), crew.generation
         self.table = aligned(2 * len(frames), np.int64)
         self.table[: 2 * len(frames) - 2] = [entry for pair in zip(self.mailboxes, frames[1:]) for entry in pair]
         self.frame, self.busy = frame_of(kernel("share", write_share), {
             BUSY: crew.busy.ctypes.data, TABLE: self.table.ctypes.data, OTHERS: len(frames) - 1, OWN: frames[0], ALL: everything, COUNTER: counter, DIRECT: direct,
-            APART: everything == 0,
+            APART: everything == 0, AWAKE: awake,
         }), crew.busy  # fmt: skip
 
     @property
