@@ -5,6 +5,7 @@ files under ``$QUANTSPEC_KERNELS``, or ``quantspec/kernels`` in the user's cache
 folder that cannot be written to costs time and nothing else.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -94,6 +95,7 @@ class Machine:
             cpu=target.name, features=target.features, opt=3, codemodel="jitdefault"
         )
         self.engine = binding.create_mcjit_compiler(binding.parse_assembly(""), self.machine)
+        atexit.register(self.engine.detach)  # workers may be in its code when the process ends
         self.lock = threading.Lock()
         self.addresses: dict[str, int] = {}
 
