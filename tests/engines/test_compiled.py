@@ -14,7 +14,7 @@ from quantspec import UnsupportedError, engines
 from quantspec.engines.compiled import peak
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
-from quantspec.program import Add, Mul, Program
+from quantspec.program import Add, Move, Mul, Program, Ref
 
 
 def check(program: Program, *inputs: np.ndarray) -> None:
@@ -59,8 +59,9 @@ def test_convolutions(r, data):
     def draw(low, high):
         return data.draw(st.integers(low, high))
 
-    groups, positions = data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.sampled_from([2, 2, 1]))
-    channels, outputs = groups * draw(1, 20), groups * draw(1, 30)
+    groups, positions = data.draw(st.sampled_from([1, 1, 1, 2, 3])), data.draw(st.sampled_from([2, 2, 3, 1]))
+    # In three axes a layer whose channels are each on their own has no kernel.
+    channels, outputs = groups * draw(1 + (positions == 3), 20), groups * draw(1, 30)
     kernel, stride, dilation = (tuple(draw(1, high) for _ in range(positions)) for high in (4, 3, 2))
     padding = tuple((draw(-1, 3), draw(-1, 3)) for _ in range(positions))
     lengths = [max(d * (k - 1) + 1 - before - after, 1, 1 - before, 1 - after) + draw(0, 8) for k, d, (before, after) in zip(kernel, dilation, padding)]
@@ -94,9 +95,9 @@ def test_transposed_convolutions(r, data):
         return data.draw(st.integers(low, high))
 
     # Depthwise ones too; kernels of fewer places than there are phases; axes that are not spread beside axes that are.
-    kind, positions = data.draw(st.sampled_from(["one group", "groups", "depthwise"])), data.draw(st.sampled_from([2, 2, 1]))
-    groups = {"one group": 1, "groups": 3, "depthwise": draw(2, 70)}[kind]
-    channels, outputs = (groups, groups) if kind == "depthwise" else (groups * draw(1, 20), groups * draw(1, 30))
+    kind, positions = data.draw(st.sampled_from(["one group", "groups", "depthwise"])), data.draw(st.sampled_from([2, 2, 3, 1]))
+    groups = {"one group": 1, "groups": 3, "depthwise": draw(2, 70) if positions < 3 else 1}[kind]
+    channels, outputs = (groups, groups) if kind == "depthwise" else (groups * draw(2, 20), groups * draw(1, 30))
     kernel, spread, dilation = (tuple(draw(1, high) for _ in range(positions)) for high in (5, 3, 3))
     stride = tuple(draw(1, 2) if s == 1 else 1 for s in spread)
     padding = tuple((draw(-1, 5), draw(-1, 5)) for _ in range(positions))
@@ -121,6 +122,8 @@ def test_pairs(r, kind, channels, other):
     program = programs.pair(r, kind)
     shape = (2, channels, 5, 6)
     small = {"equal": shape, "column": (2, channels, 5, 1), "line": (2, channels, 1, 6), "position": (2, channels, 1, 1)}[other]
+    if r.random() < 0.3:  # of three axes
+        shape, small = (*shape[:2], 4, *shape[2:]), (*small[:2], 1 if other == "position" else 4, *small[2:])
     shapes = (shape, small) if r.random() < 0.5 else (small, shape)
     check(program, *(programs.values(r, step.qparams, s) for step, s in zip(program.steps, shapes)))
 
@@ -139,10 +142,10 @@ def test_every_pair_of_codes():
         check(program, *(step.qparams.dequantize(c.astype(np.uint8)) for step, c in zip(program.steps, codes)))
 
 
-@given(strategies.seeds(), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
-def test_concatenation(r, a, b, c):
+@given(strategies.seeds(), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.sampled_from([(3, 4), (3, 4), (2, 3, 4), (2, 1, 1)]))
+def test_concatenation(r, a, b, c, sizes):
     program = programs.joined(r)
-    check(program, *(programs.values(r, step.qparams, (2, n, 3, 4)) for step, n in zip(program.steps, (a, b, c))))
+    check(program, *(programs.values(r, step.qparams, (2, n, *sizes)) for step, n in zip(program.steps, (a, b, c))))
 
 
 @pytest.mark.parametrize("which", range(6))
@@ -153,6 +156,41 @@ def test_steps_that_keep_the_grid(which, r, channels, sides):
     check(programs.between(x, [step], x), programs.values(r, x, (2, channels, *sides)))
 
 
+@pytest.mark.parametrize("which", range(6))
+@given(r=strategies.seeds(), channels=st.integers(1, 20), sides=st.tuples(st.integers(5, 6), st.integers(5, 7), st.integers(5, 7)))
+def test_steps_over_three_axes_of_positions(which, r, channels, sides):
+    x = programs.grid(r)
+    check(programs.between(x, [programs.pools(r, x, 3)[which]], x), programs.values(r, x, (2, channels, *sides)))
+
+
+@given(strategies.seeds(), st.integers(1, 3), st.sampled_from([(4, 6, 7), (1, 5, 5), (5, 1, 1)]), st.integers(1, 2))
+def test_convolutions_after_one_another_over_three_axes(r, images, sides, reach):
+    # Margins on every side, between layers, behind a sum and before rows.
+    x, place = programs.grid(r), ((3, 3, 3), (1, 1, 1), ((1, 1),) * 3, (1, 1, 1), 1)
+    first = programs.conv(r, "a", "x.codes", x, 3, 17, *place)
+    second = programs.conv(r, "b", "a", first.y_qparams, 17, 17, *place)
+    total = Add("sum", "a", "b", first.y_qparams, second.y_qparams, programs.grid(r), bool(r.random() < 0.5))
+    third = programs.conv(r, "c", "sum", total.y_qparams, 17, 5, (2, 2, 2), (2, 2, 2), ((1, 1),) * 3, (reach,) * 3, 1)
+    steps = [first, second, total, third, Move("rows", "function", "torch.flatten", (Ref("c"), 1), {}, third.y_qparams)]
+    if min(sides) + 2 > reach:
+        check(programs.between(x, steps, third.y_qparams), programs.values(r, x, (images, 3, *sides)))
+
+
+@given(strategies.seeds(), st.integers(1, 3), st.sampled_from([(3, 4, 5), (1, 4, 5), (4, 5), (5,)]))
+def test_codes_from_and_to_steps_without_kernels(r, images, sides):
+    # What rearranges codes is run as the reference runs it, between two compiled parts.
+    x, n = programs.grid(r), len(sides)
+    place = (3,) * n, (1,) * n, ((1, 1),) * n, (1,) * n, 1
+    first = programs.conv(r, "a", "x.codes", x, 3, 6, *place)
+    move = Move("flipped", "function", "torch.flip", (Ref("a"), [2]), {}, first.y_qparams)
+    second = programs.conv(r, "b", "flipped", first.y_qparams, 6, 5, *place)
+    program = programs.between(x, [first, move, second], second.y_qparams)
+    engine, batch = Compiled(program, {("function", "torch.flip"): torch.flip}), {"x": torch.from_numpy(programs.values(r, x, (images, 3, *sides)))}
+    assert [type(part).__name__ for part in engine.parts] == ["Segment", "Move", "Segment"]
+    assert torch.equal(engine(batch), Reference(program, {("function", "torch.flip"): torch.flip})(batch))
+    assert all(part.bounds for part in engine.parts if isinstance(part, Segment))
+
+
 @pytest.mark.parametrize("which", range(3))
 @given(r=strategies.seeds(), length=st.integers(5, 9))
 def test_steps_over_one_axis_of_positions(which, r, length):
@@ -160,7 +198,7 @@ def test_steps_over_one_axis_of_positions(which, r, length):
     check(programs.between(x, [programs.pools(r, x, 1)[which]], x), programs.values(r, x, (2, 5, length)))
 
 
-@given(strategies.seeds(), st.sampled_from([(7, 33), (2, 5, 3, 4), (1, 3, 17, 9)]))
+@given(strategies.seeds(), st.sampled_from([(7, 33), (2, 5, 3, 4), (1, 3, 17, 9), (2, 5, 3, 2, 4)]))
 def test_tables(r, shape):
     x = programs.grid(r)
     step = programs.table(r, x)

@@ -39,7 +39,7 @@ def test_questions_do_not_pile_up():
 
 
 def test_networks_tell_who_runs_their_layers():
-    model = nn.Sequential(nn.Conv3d(2, 9, 3, padding=1), nn.ReLU(), nn.Flatten(2), nn.Conv1d(9, 4, 3)).eval()
+    model = nn.Sequential(nn.Conv3d(2, 2, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(2), nn.Conv1d(2, 4, 3)).eval()
     x = torch.randn(2, 2, 4, 5, 6)
     q = qs.quantize(model, [x])
     expected = q.run_on("reference")(x)

@@ -21,53 +21,68 @@ PRODUCT, PRODUCT_ADD = ("product", gemm.write_product), ("product_add", gemm.wri
 
 def emit_quantize(planner: Planner, step: Quantize) -> None:
     layout = planner.values[step.name].layout
-    if layout.height * layout.width == 1 and layout.margin == (0, 0, 0, 0):
+    if layout.is_row:
         op = planner.emit("quantize", codes.write_quantize, {
             codes.SOURCE: planner.slot(step.x), codes.TARGET: planner.first(step.name), codes.COUNT: layout.images, codes.WIDTH: layout.channels,
             codes.SOURCE_PITCH: 4 * layout.channels, codes.TARGET_PITCH: layout.pitch,
         })  # fmt: skip
-    else:
-        lines = aligned(layout.channels * (layout.width + 64))
-        op = planner.emit("quantize_planes", places.write_quantize_planes, planes(layout) | {
-            places.SOURCE: planner.slot(step.x), places.GOAL: planner.first(step.name), places.P_LINES: planner.keep(lines),
+        codes.quantize_fields(op, step.qparams)
+        return
+    lines = planner.keep(aligned(layout.channels * (layout.width + 64)))
+    for start, entries in planes(layout):
+        op = planner.emit("quantize_planes", places.write_quantize_planes, entries | {
+            places.SOURCE: planner.slot(step.x), places.GOAL: planner.address(step.name) + start, places.P_LINES: lines,
         })  # fmt: skip
-    codes.quantize_fields(op, step.qparams)
+        codes.quantize_fields(op, step.qparams)
 
 
-def planes(layout: Layout) -> dict[int, int]:
-    return {
-        places.P_IMAGES: layout.images, places.P_HEIGHT: layout.height, places.P_WIDTH: layout.width, places.P_CHANNELS: layout.channels,
-        places.P_IMAGE: layout.image, places.P_LINE: layout.line, places.P_PITCH: layout.pitch,
-    }  # fmt: skip
+def planes(layout: Layout) -> list[tuple[int, dict[int, int]]]:
+    """For each stack of planes where it begins, and its entries for going from or to floats [images, channels, *positions]."""
+    area = layout.height * layout.width
+    channel = layout.depth * area
+    return [
+        (start, {
+            places.P_IMAGES: count, places.P_HEIGHT: layout.height, places.P_WIDTH: layout.width, places.P_CHANNELS: layout.channels, places.P_IMAGE: distance,
+            places.P_LINE: layout.line, places.P_PITCH: layout.pitch, places.P_START: n * layout.channels * channel, places.P_CHANNEL_STEP: channel,
+            places.P_IMAGE_STEP: area if layout.is_volume else layout.channels * channel,
+        }) for n, (start, count, distance) in enumerate(layout.stacks())
+    ]  # fmt: skip
 
 
 def emit_dequantize(planner: Planner, step: Dequantize) -> None:
     layout = planner.values[step.x].layout
-    if layout.height * layout.width == 1:
+    if layout.counts == (1, 1, 1):
         op = planner.emit("dequantize", codes.write_dequantize, {
             codes.SOURCE: planner.first(step.x), codes.TARGET: planner.slot(step.name), codes.COUNT: layout.images, codes.WIDTH: layout.channels,
             codes.SOURCE_PITCH: layout.image, codes.TARGET_PITCH: 4 * layout.channels,
         })  # fmt: skip
-    else:
-        op = planner.emit("dequantize_planes", places.write_dequantize_planes, planes(layout) | {
-            places.SOURCE: planner.first(step.x), places.GOAL: planner.slot(step.name),
+        codes.quantize_fields(op, step.qparams)
+        return
+    for start, entries in planes(layout):
+        op = planner.emit("dequantize_planes", places.write_dequantize_planes, entries | {
+            places.SOURCE: planner.address(step.x) + start, places.GOAL: planner.slot(step.name),
         })  # fmt: skip
-    codes.quantize_fields(op, step.qparams)
+        codes.quantize_fields(op, step.qparams)
 
 
 def emit_margin(planner: Planner, value: Value) -> None:
     """The zero points around images."""
     layout = value.layout
-    used = layout.width * layout.pitch
-    after = layout.image - layout.first - (layout.height - 1) * layout.line - used
-    entries = (planner.arena.ctypes.data + value.place, layout.images, layout.image, layout.first, layout.height, layout.line, used, after, value.filled)
-    planner.emit("fill", places.write_fill, dict(enumerate(entries, 1)))
+    used, before = layout.width * layout.pitch, layout.margin[2] * layout.line + layout.margin[4] * layout.pitch
+    after = layout.plane - before - (layout.height - 1) * layout.line - used
+    address = planner.arena.ctypes.data + value.place
+    fills = [(start - before, count, distance, before, layout.height, layout.line, used, after) for start, count, distance in layout.stacks()]
+    # Whole planes before and behind, in the images' order.
+    front, back = (planes * layout.plane for planes in layout.margin[:2])
+    fills += [(start, layout.images, layout.image, length, 1, 0, 0, 0) for start, length in ((0, front), (layout.image - back, back)) if length]
+    for start, *entries in fills:
+        planner.emit("fill", places.write_fill, dict(enumerate((address + start, *entries, value.filled), 1)))
 
 
 def emit_linear(planner: Planner, step: Linear) -> None:
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     (packed,) = planner.packed[step.name]
-    emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets(1, 1), y.offsets(1, 1), [0])
+    emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets((1, 1, 1)), y.offsets((1, 1, 1)), [0])
 
 
 def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offsets: np.ndarray, y_offsets: np.ndarray, run_offsets, kind=PRODUCT) -> np.ndarray:
@@ -89,10 +104,10 @@ def clamp(step, lowest: int, highest: int, zero: int) -> dict[int, int]:
     return {lowest: float_bits((point if step.relu else grid.qmin) - point), highest: float_bits(grid.qmax - point), zero: point}
 
 
-def spread(step: Conv) -> tuple[tuple[int, int], ...]:
-    """Kernel, stride, start and dilation for two axes of positions, the first of which may be missing."""
+def spread(step: Conv | ConvReal) -> tuple[tuple[int, int, int], ...]:
+    """Kernel, stride, start and dilation for three axes of positions, the first of which may be missing."""
     kernel, stride, start, dilation = step.weight.shape[2:], step.stride, tuple(-before for before, _ in step.padding), step.dilation
-    return tuple((fill, *value) if len(value) == 1 else tuple(value) for fill, value in ((1, kernel), (1, stride), (0, start), (1, dilation)))
+    return tuple((fill,) * (3 - len(value)) + tuple(value) for fill, value in ((1, kernel), (1, stride), (0, start), (1, dilation)))
 
 
 def emit_dynamic(planner: Planner, step: Dynamic) -> None:
@@ -116,7 +131,7 @@ def emit_dynamic(planner: Planner, step: Dynamic) -> None:
 
 def emit_linear_real(planner: Planner, step: LinearReal) -> None:
     (packed,) = planner.packed[step.name]
-    sources = planner.values[step.x].layout.offsets(1, 1)
+    sources = planner.values[step.x].layout.offsets((1, 1, 1))
     emit_real(planner, step, packed, planner.address(step.x), sources, np.arange(len(sources)), [0])
 
 
@@ -147,82 +162,83 @@ def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.
         if is_depthwise(step):
             result.append(emit_depthwise(planner, phase, packed, name, counts))
             continue
-        (sources, runs), targets = windows_of(phase.conv, x, counts), y.offsets(*counts, phase.step, phase.first)
+        (sources, runs), targets = windows_of(phase.conv, x, counts), y.offsets(counts, phase.step, phase.first)
         inputs, outputs, kind = step.weight.shape[1], len(step.weight) // step.groups, PRODUCT_ADD if adds else PRODUCT
         for g, group in enumerate(packed):
             result.append(emit_product(planner, step, group, planner.address(step.x) + g * inputs, planner.address(name) + g * outputs, sources, targets, runs, kind))
     return result
 
 
-def packed_phases(planner: Planner, step: Conv | ConvReal, y: Layout) -> list[tuple[Phase, list, tuple[int, int]]]:
-    """The phases of a convolution that have outputs, what each was packed into, and how many outputs it has along both axes."""
+def packed_phases(planner: Planner, step: Conv | ConvReal, y: Layout) -> list[tuple[Phase, list, tuple[int, int, int]]]:
+    """The phases of a convolution that have outputs, what each was packed into, and how many outputs it has along each axis."""
     all_phases, packed = phases(step), planner.packed[step.name]
     size = len(packed) // len(all_phases)
-    parts = [(phase, packed[n * size : (n + 1) * size], phase.counts(y.height, y.width)) for n, phase in enumerate(all_phases)]
+    parts = [(phase, packed[n * size : (n + 1) * size], phase.counts(y.counts)) for n, phase in enumerate(all_phases)]
     return [part for part in parts if min(part[2]) > 0]
 
 
-def windows_of(step: Conv | ConvReal, x: Layout, counts: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
-    """Where the windows of an input begin, ``counts`` of them along both axes, and how far from there the runs of bytes in each."""
+def windows_of(step: Conv | ConvReal, x: Layout, counts: tuple[int, int, int]) -> tuple[np.ndarray, list[int]]:
+    """Where the windows of an input begin, ``counts`` of them along each axis, and how far from there the runs of bytes in each."""
     kernel, stride, start, dilation = spread(step)
-    runs = [i * dilation[0] * x.line + j * dilation[1] * x.pitch for i in range(kernel[0]) for j in ([0] if joined(step) else range(kernel[1]))]
-    return x.offsets(*counts, stride, start), runs
+    places = itertools.product(range(kernel[0]), range(kernel[1]), [0] if joined(step) else range(kernel[2]))
+    sizes = [d * size for d, size in zip(dilation, (x.plane, x.line, x.pitch))]
+    return x.offsets(counts, stride, start), [sum(k * size for k, size in zip(place, sizes)) for place in places]
 
 
 def emit_conv_real(planner: Planner, step: ConvReal) -> None:
     """The products of all phases and groups, to floats."""
     x, y, inputs = planner.values[step.x].layout, layout_of(planner.shapes[step.name], True), step.weight.shape[1]
-    places = np.arange(y.images * y.height * y.width).reshape(y.images, y.height, y.width)
+    rows = np.arange(y.images * int(np.prod(y.counts))).reshape(y.images, *y.counts)
     for phase, packed, counts in packed_phases(planner, step, y):
-        rows = places[:, phase.first[0] :: phase.step[0], phase.first[1] :: phase.step[1]].ravel()
+        own = rows[(slice(None), *(slice(first, None, apart) for first, apart in zip(phase.first, phase.step)))].ravel()
         if is_depthwise(step):
-            emit_depthwise_real(planner, phase.conv, packed, x, counts, rows)
+            emit_depthwise_real(planner, phase.conv, packed, x, counts, own)
             continue
         sources, runs = windows_of(phase.conv, x, counts)
         for g, group in enumerate(packed):
-            emit_real(planner, step, group, planner.address(step.x) + g * inputs, sources, rows, runs, g)
+            emit_real(planner, step, group, planner.address(step.x) + g * inputs, sources, own, runs, g)
 
 
 def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
     r_a, r_b, start, _ = ratios(step.add)
     grid, other = step.add.y_qparams, planner.values[step.b].layout
     lowest = int(grid.zero_point) if step.add.relu else grid.qmin
-    offsets = planner.keep(other.offsets(other.height, other.width))
+    offsets = planner.keep(other.offsets(other.counts))
     for g, op in enumerate(emit_conv(planner, step.conv, step.name)):
         op[gemm.ADD], op[gemm.B], op[gemm.B_OFFSETS] = 1 if step.first else 2, planner.address(step.b) + g * len(step.conv.weight) // step.conv.groups, offsets
         op[gemm.RATIO], op[gemm.B_RATIO], op[gemm.START] = map(float_bits, (r_a, r_b, start))
         op[gemm.ADD_LOWEST], op[gemm.ADD_HIGHEST] = float_bits(lowest), float_bits(grid.qmax)
 
 
-def emit_depthwise(planner: Planner, phase: Phase, packed: list[np.ndarray], name: str, counts: tuple[int, int]) -> np.ndarray:
+def emit_depthwise(planner: Planner, phase: Phase, packed: list[np.ndarray], name: str, counts: tuple[int, int, int]) -> np.ndarray:
     step = phase.conv
     x, y = planner.values[step.x].layout, planner.values[name].layout
     kernel, stride, start, dilation = spread(step)
     weight, bias, factor = packed
-    height, width = counts
+    height, width = counts[1:]  # of one plane
     entries = {
         depthwise.X: planner.address(step.x), depthwise.Y: planner.address(name), depthwise.W: planner.keep(weight), depthwise.BIAS: planner.keep(bias),
         depthwise.FACTOR: planner.keep(factor),
     } | clamp(step, depthwise.LOWEST, depthwise.HIGHEST, depthwise.ZERO)  # fmt: skip
     planner.macs += step.weight[0].size * y.images * height * width * y.channels
     # Positions that lie together in a block of channels, as wide as a line allows.
-    side_by_side = y.pitch == x.pitch == y.channels and stride[1] == phase.step[1] == 1
+    side_by_side = y.pitch == x.pitch == y.channels and stride[2] == phase.step[2] == 1
     together = depthwise.WIDE // y.channels if depthwise.WIDE % y.channels == 0 and side_by_side else 1
     while width % together:
         together //= 2
     channels, width = together * y.channels, width // together
     if in_pairs(step) and together == 1 and width > 1:
-        sources, targets = x.offsets(height, 1, stride, start), y.offsets(height, 1, phase.step, phase.first)
+        sources, targets = x.offsets((1, height, 1), stride, start), y.offsets((1, height, 1), phase.step, phase.first)
         return planner.emit("depthwise_pairs", depthwise.write_pairs, entries | {
             depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: -(-width // 2), depthwise.X_OFFSETS: planner.keep(sources),
-            depthwise.Y_OFFSETS: planner.keep(targets), depthwise.PITCH: x.pitch, depthwise.LINE: x.line, depthwise.Y_PITCH: y.pitch * phase.step[1],
+            depthwise.Y_OFFSETS: planner.keep(targets), depthwise.PITCH: x.pitch, depthwise.LINE: x.line, depthwise.Y_PITCH: y.pitch * phase.step[2],
             depthwise.LAST: width - 2,
         })  # fmt: skip
     taps = taps_of(step, x)
     groups = len(taps) // 4
     fixed = groups if groups <= depthwise.IN_REGISTERS else None
-    sources = x.offsets(height, width, (stride[0], stride[1] * together), start)
-    targets = y.offsets(height, width, (phase.step[0], phase.step[1] * together), phase.first)
+    sources = x.offsets((1, height, width), (1, stride[1], stride[2] * together), start)
+    targets = y.offsets((1, height, width), (1, phase.step[1], phase.step[2] * together), phase.first)
     return planner.emit(f"depthwise_{fixed or 'any'}", depthwise.depthwise(fixed), entries | {
         depthwise.ROWS: len(targets), depthwise.CHANNELS: channels, depthwise.GROUPS: groups, depthwise.TAPS: planner.keep(taps),
         depthwise.X_OFFSETS: planner.keep(sources), depthwise.Y_OFFSETS: planner.keep(targets),
@@ -232,12 +248,12 @@ def emit_depthwise(planner: Planner, phase: Phase, packed: list[np.ndarray], nam
 def taps_of(step: Conv | ConvReal, x: Layout) -> np.ndarray:
     """Where the places of a kernel lie from the start of a window on, in whole groups of four, the last of which have weights of zero."""
     kernel, _, _, dilation = spread(step)
-    padded = kernel[1] + in_pairs(step)
-    taps = [i * dilation[0] * x.line + min(j, kernel[1] - 1) * dilation[1] * x.pitch for i in range(kernel[0]) for j in range(padded)]
+    padded = kernel[2] + in_pairs(step)
+    taps = [i * dilation[1] * x.line + min(j, kernel[2] - 1) * dilation[2] * x.pitch for i in range(kernel[1]) for j in range(padded)]
     return np.array(taps + [taps[-1]] * (-len(taps) % 4), np.int32)
 
 
-def emit_depthwise_real(planner: Planner, step: ConvReal, packed: list[np.ndarray], x: Layout, counts: tuple[int, int], rows: np.ndarray) -> None:
+def emit_depthwise_real(planner: Planner, step: ConvReal, packed: list[np.ndarray], x: Layout, counts: tuple[int, int, int], rows: np.ndarray) -> None:
     """A depthwise convolution that gives floats, to ``rows`` of the output."""
     _, stride, start, _ = spread(step)
     weight, *tables = packed
@@ -245,7 +261,7 @@ def emit_depthwise_real(planner: Planner, step: ConvReal, packed: list[np.ndarra
     planner.macs += step.weight[0].size * len(rows) * channels
     planner.emit("depthwise_real", real.write_depthwise_real, {
         depthwise.X: planner.address(step.x), depthwise.W: planner.keep(weight), depthwise.ROWS: len(rows), depthwise.CHANNELS: channels,
-        depthwise.GROUPS: len(taps) // 4, depthwise.TAPS: planner.keep(taps), depthwise.X_OFFSETS: planner.keep(x.offsets(*counts, stride, start)),
+        depthwise.GROUPS: len(taps) // 4, depthwise.TAPS: planner.keep(taps), depthwise.X_OFFSETS: planner.keep(x.offsets(counts, stride, start)),
         depthwise.Y_OFFSETS: planner.keep(real_offsets(rows, channels)), real.RELU: step.relu, real.Y_SLOT: planner.slot(step.name),
     } | dict(zip((depthwise.BIAS, depthwise.FACTOR, real.REAL_BIAS), map(planner.keep, tables))))  # fmt: skip
 
@@ -255,25 +271,30 @@ def emit_windows(planner: Planner, step, kernel, write, windows: list[list[int]]
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     width = max(map(len, windows), default=1)
     taps = np.array([window + [0] * (width - len(window)) for window in windows], np.int32)
-    one = Layout(1, y.height, y.width, y.channels, y.margin)
+    one = Layout(1, y.height, y.width, y.channels, y.margin, y.depth)
     planner.emit(kernel, write, {
         places.X: planner.address(step.x), places.Y: planner.address(step.name), places.IMAGES: y.images, places.ROWS: len(windows), places.WINDOW: width,
         places.CHANNELS: y.channels, places.X_IMAGE: x.image, places.Y_IMAGE: y.image, places.TAPS: planner.keep(taps),
-        places.COUNTS: planner.keep(np.array([len(window) for window in windows], np.int32)), places.Y_OFFSETS: planner.keep(one.offsets(y.height, y.width)),
+        places.COUNTS: planner.keep(np.array([len(window) for window in windows], np.int32)), places.Y_OFFSETS: planner.keep(one.offsets(y.counts)),
         places.FACTORS: planner.keep(np.array(factors, np.float32)),
     } | entries)  # fmt: skip
 
 
 def inside(step, x: Layout, y: Layout) -> list[list[int]]:
     """For each window the offsets of its positions that lie in the image, row by row."""
-    missing = (1,) * (2 - len(step.kernel))
+    missing = (1,) * (3 - len(step.kernel))
     kernel, stride, dilation = ((*missing, *value) for value in (step.kernel, step.stride, getattr(step, "dilation", (1,) * len(step.kernel))))
     padding = ((0,) * len(missing) + tuple(step.padding))
     along = []
-    for axis, (n, count) in enumerate(((x.height, y.height), (x.width, y.width))):
+    for axis, (n, count) in enumerate(zip(x.counts, y.counts)):
         starts = [i * stride[axis] - padding[axis] for i in range(count)]
         along.append([[p for p in (start + k * dilation[axis] for k in range(kernel[axis])) if 0 <= p < n] for start in starts])
-    return [[x.first + i * x.line + j * x.pitch for i in rows for j in columns] for rows in along[0] for columns in along[1]]
+    return [positions(x, *axes) for axes in itertools.product(*along)]
+
+
+def positions(x: Layout, planes, rows, columns) -> list[int]:
+    """The offsets of positions within an image, by their numbers along each axis."""
+    return [x.first + d * x.plane + i * x.line + j * x.pitch for d in planes for i in rows for j in columns]
 
 
 def emit_max(planner: Planner, step: MaxPool) -> None:
@@ -296,11 +317,10 @@ def emit_average(planner: Planner, step: AvgPool) -> None:
 
 def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
     x, shape = planner.values[step.x].layout, planner.shapes[step.name]
-    height, width = (1, 1) if isinstance(step, Mean) else (1, *shape[2:]) if len(shape) == 3 else shape[2:]
+    counts = (1, 1, 1) if isinstance(step, Mean) else layout_of(shape, True).counts
     windows = []
-    for i, j in itertools.product(range(height), range(width)):
-        rows, columns = range(*part(i, height, x.height)), range(*part(j, width, x.width))
-        windows.append([x.first + r * x.line + c * x.pitch for r in rows for c in columns])
+    for index in itertools.product(*map(range, counts)):
+        windows.append(positions(x, *(range(*part(i, count, n)) for i, count, n in zip(index, counts, x.counts))))
     grid, point = step.qparams, int(step.qparams.zero_point)
     with np.errstate(over="ignore"):
         factors = [grid.scale / (grid.scale * np.float32(len(window))) for window in windows]
@@ -312,17 +332,20 @@ def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
 def emit_bytes(planner: Planner, name: str, write, a: str, b: str, target: str, parameters, *, start: int = 0) -> None:
     """An instruction that goes over the bytes of two values, of which one may have fewer images or positions, to channels of ``target`` from ``start`` on."""
     layouts = [planner.values[value].layout for value in (a, b, target)]
-    images, height, width = (max(getattr(layout, side) for layout in layouts) for side in ("images", "height", "width"))
-    channels = layouts[0].channels
-    strides = [[pitch * (count > 1) for pitch, count in ((x.image, x.images), (x.line, x.height), (x.pitch, x.width))] for x in layouts]
-    loops = [images, height, width, channels]
+    images, depth, height, width = (max(getattr(layout, side) for layout in layouts) for side in ("images", "depth", "height", "width"))
+    channels, volumes = layouts[0].channels, any(layout.is_volume for layout in layouts)
+    sides = [(x.plane, x.depth) if volumes else (x.image, x.images) for x in layouts]
+    strides = [[pitch * (count > 1) for pitch, count in (side, (x.line, x.height), (x.pitch, x.width))] for side, x in zip(sides, layouts)]
+    loops = [depth if volumes else images, height, width, channels]
     if layouts[0].width == layouts[1].width and len({x.pitch for x in layouts}) == 1 and start == 0:
         # Whole lines, with what lies between the channels of one position and the next.
-        loops = [images, height, 1, (width - 1) * layouts[0].pitch + channels]
-    entries = {places.A: planner.first(a), places.B: planner.first(b), places.TARGET: planner.first(target) + start}
+        loops = [loops[0], height, 1, (width - 1) * layouts[0].pitch + channels]
+    entries = {places.PARAMETER + i: value for i, value in enumerate(parameters)}
     for base, values in ((places.LOOP, loops), (places.A_STRIDE, strides[0]), (places.B_STRIDE, strides[1]), (places.TARGET_STRIDE, strides[2])):
         entries |= {base + i: value for i, value in enumerate(values)}
-    planner.emit(name, write, entries | {places.PARAMETER + i: value for i, value in enumerate(parameters)})
+    for n in range(images if volumes else 1):
+        first_a, first_b, first_target = (planner.first(value) + n * x.image * (x.images > 1) for value, x in zip((a, b, target), layouts))
+        planner.emit(name, write, entries | {places.A: first_a, places.B: first_b, places.TARGET: first_target + start})
 
 
 def emit_add(planner: Planner, step: Add) -> None:
@@ -370,17 +393,20 @@ def emit_flatten(planner: Planner, step: Move) -> None:
     images = planner.shapes[step.name][0]
     rows = x.images // images if images else 1  # rows of more than two axes join theirs
     places_ = planner.first(name), planner.first(step.name), -1, -1
-    if x.height * x.width * rows == 1 or rows > 1:
+    if x.counts == (1, 1, 1) or rows > 1:
         emit_copy(planner, [images, rows, 1, x.channels], [x.image * rows, x.image, 0, 1], [y.image, x.channels, 0, 1], *places_)
-    else:
-        far = [y.image, x.height * x.width, x.width, 1]
-        emit_copy(planner, [images, x.channels, x.height, x.width], [x.image, 1, x.line, x.pitch], far, *places_)
+        return
+    for n, (counts, near, far) in enumerate(plain(x)):
+        far[0] = far[0] if x.is_volume else y.image
+        emit_copy(planner, counts, near, far, places_[0] + n * x.image, places_[1] + n * y.image, -1, -1)
 
 
-def emit_copy(planner: Planner, loops: list[int], near: list[int], far: list[int], source: int, target: int, source_slot: int, target_slot: int) -> None:
-    """Bytes in four nested loops, whose strides are given for either side."""
+def emit_copy(
+    planner: Planner, loops: list[int], near: list[int], far: list[int], source: int, target: int, source_slot: int, target_slot: int, start: int = 0
+) -> None:
+    """Bytes in four nested loops, whose strides are given for either side; ``start``: where they begin in an input or output of the program."""
     entries = {places.A: source, places.B: source, places.TARGET: target}
-    parameters = near[3], far[3], source_slot, target_slot
+    parameters = near[3], far[3], source_slot, target_slot, start
     for base, values in (
         (places.LOOP, loops), (places.A_STRIDE, near[:3]), (places.B_STRIDE, near[:3]), (places.TARGET_STRIDE, far[:3]), (places.PARAMETER, parameters),
     ):  # fmt: skip
@@ -388,21 +414,26 @@ def emit_copy(planner: Planner, loops: list[int], near: list[int], far: list[int
     planner.emit("copy", places.write_copy, entries)
 
 
-def plain(layout: Layout) -> tuple[list[int], list[int], list[int]]:
-    """Counts and strides in memory and in an array [images, channels, height, width]."""
+def plain(layout: Layout) -> list[tuple[list[int], list[int], list[int]]]:
+    """For each stack of planes counts, and strides in memory and in an array [images, channels, *positions]."""
     area = layout.height * layout.width
-    counts = [layout.images, layout.channels, layout.height, layout.width]
-    return counts, [layout.image, 1, layout.line, layout.pitch], [layout.channels * area, area, layout.width, 1]
+    channel = layout.depth * area
+    far = [area if layout.is_volume else layout.channels * channel, channel, layout.width, 1]
+    return [([count, layout.channels, layout.height, layout.width], [distance, 1, layout.line, layout.pitch], list(far)) for _, count, distance in layout.stacks()]
 
 
 def emit_import(planner: Planner, step: Import) -> None:
-    counts, inside, outside = plain(planner.values[step.name].layout)
-    emit_copy(planner, counts, outside, inside, 0, planner.first(step.name), planner.slot(step.x), -1)
+    layout, first = planner.values[step.name].layout, planner.first(step.name)
+    for n, (counts, inside, outside) in enumerate(plain(layout)):
+        start = n * layout.channels * int(np.prod(layout.counts))
+        emit_copy(planner, counts, outside, inside, 0, first + n * layout.image, planner.slot(step.x), -1, start)
 
 
 def emit_export(planner: Planner, step: Export) -> None:
-    counts, inside, outside = plain(planner.values[step.x].layout)
-    emit_copy(planner, counts, inside, outside, planner.first(step.x), 0, -1, planner.slot(step.name))
+    layout, first = planner.values[step.x].layout, planner.first(step.x)
+    for n, (counts, inside, outside) in enumerate(plain(layout)):
+        start = n * layout.channels * int(np.prod(layout.counts))
+        emit_copy(planner, counts, inside, outside, first + n * layout.image, 0, -1, planner.slot(step.name), start)
 
 
 EMITTERS = {

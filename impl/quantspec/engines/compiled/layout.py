@@ -10,7 +10,8 @@ SLACK = 256  # bytes that kernels may read behind the last one they use
 
 @dataclass(frozen=True)
 class Layout:
-    """Images of ``height`` by ``width`` positions, ``pitch`` bytes apart, of which ``channels`` are used; ``margin``: positions above, below, left, right.
+    """Images of ``depth`` planes of ``height`` by ``width`` positions, ``pitch`` bytes apart, of which ``channels`` are used; ``margin``: planes before and behind,
+    lines above and below, positions left and right.
 
     What is no image has one position: rows of ``channels`` values.
     """
@@ -19,44 +20,65 @@ class Layout:
     height: int
     width: int
     channels: int
-    margin: tuple[int, int, int, int] = (0, 0, 0, 0)
+    margin: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+    depth: int = 1
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Planes, lines of a plane, positions of a line."""
+        return self.depth, self.height, self.width
+
+    @property
+    def is_row(self) -> bool:
+        """Whether there is one position, and nothing around it."""
+        return self.counts == (1, 1, 1) and not any(self.margin)
 
     @property
     def pitch(self) -> int:
         """Bytes from one position to the next."""
-        if self.height * self.width == 1 and not any(self.margin):
-            return row_pitch(self.channels)
-        return position_pitch(self.channels)
+        return row_pitch(self.channels) if self.is_row else position_pitch(self.channels)
 
     @property
     def line(self) -> int:
         """Bytes from one line of positions to the next."""
-        return (self.margin[2] + self.width + self.margin[3]) * self.pitch
+        return (self.margin[4] + self.width + self.margin[5]) * self.pitch
+
+    @property
+    def plane(self) -> int:
+        """Bytes from one plane of lines to the next."""
+        return (self.margin[2] + self.height + self.margin[3]) * self.line
 
     @property
     def image(self) -> int:
         """Bytes from one image to the next."""
-        return (self.margin[0] + self.height + self.margin[1]) * self.line
+        return (self.margin[0] + self.depth + self.margin[1]) * self.plane
 
     @property
     def first(self) -> int:
         """Where the first position of the first image is."""
-        return self.margin[0] * self.line + self.margin[2] * self.pitch
+        return self.margin[0] * self.plane + self.margin[2] * self.line + self.margin[4] * self.pitch
 
     @property
     def nbytes(self) -> int:
         return self.images * self.image + SLACK
 
-    def strides(self, rank: int) -> tuple[int, ...]:
-        """Bytes from one entry to the next along each axis of an array [images, channels, *positions]."""
-        return (self.image, 1, self.line, self.pitch) if rank == 4 else (self.image, 1, self.pitch)
+    @property
+    def is_volume(self) -> bool:
+        """Whether an image is more than one plane, margins included."""
+        return self.depth > 1 or any(self.margin[:2])
 
-    def offsets(self, height: int, width: int, stride=(1, 1), start=(0, 0)) -> np.ndarray:
-        """int32 (images * height * width,): where the windows lie that start at ``start`` and are ``stride`` positions apart."""
-        lines = (self.margin[0] + start[0] + stride[0] * np.arange(height)) * self.line
-        columns = (self.margin[2] + start[1] + stride[1] * np.arange(width)) * self.pitch
-        images = np.arange(self.images) * self.image
-        return (images[:, None, None] + lines[:, None] + columns).astype(np.int32).ravel()
+    def stacks(self) -> list[tuple[int, int, int]]:
+        """All planes as stacks in which they are as far from each other: where the first position of each is, how many there are, bytes between two."""
+        if not self.is_volume:
+            return [(self.first, self.images, self.image)]
+        return [(self.first + n * self.image, self.depth, self.plane) for n in range(self.images)]
+
+    def offsets(self, counts, stride=(1, 1, 1), start=(0, 0, 0)) -> np.ndarray:
+        """int32 (images * counts,): where the windows lie that start at ``start`` and are ``stride`` positions apart; each for planes, lines and positions."""
+        total = np.arange(self.images) * self.image
+        for size, before, count, step, begin in zip((self.plane, self.line, self.pitch), self.margin[::2], counts, stride, start):
+            total = total[..., None] + (before + begin + step * np.arange(count)) * size
+        return total.astype(np.int32).ravel()
 
 
 def position_pitch(channels: int) -> int:

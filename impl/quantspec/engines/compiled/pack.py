@@ -71,8 +71,9 @@ def runs(step: Linear | Conv | LinearReal | ConvReal) -> np.ndarray:
     if isinstance(step, (Linear, LinearReal)):
         return weight[:, None, :]
     outputs, inputs = weight.shape[:2]
-    kernel = weight.reshape(outputs, inputs, *([1] if weight.ndim == 3 else []), *weight.shape[2:])
-    rows, columns = kernel.shape[2:]
+    columns = weight.shape[-1]
+    kernel = weight.reshape(outputs, inputs, -1, columns)
+    rows = kernel.shape[2]
     last = kernel.transpose(0, 2, 3, 1)
     if not joined(step):
         return last.reshape(outputs, rows * columns, inputs)

@@ -15,15 +15,15 @@ from ...program import Conv, ConvReal
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """A convolution over inputs as they are, and its outputs' place among all: the first one and the distance between two, for two axes of positions."""
+    """A convolution over inputs as they are, and its outputs' place among all: the first one and the distance between two, for three axes of positions."""
 
     conv: Conv | ConvReal
-    first: tuple[int, int] = (0, 0)
-    step: tuple[int, int] = (1, 1)
+    first: tuple[int, int, int] = (0, 0, 0)
+    step: tuple[int, int, int] = (1, 1, 1)
 
-    def counts(self, height: int, width: int) -> tuple[int, int]:
-        """How many outputs there are along both axes, of ``height`` and ``width`` in all."""
-        return tuple(max(0, -(-(n - first) // step)) for n, first, step in zip((height, width), self.first, self.step))
+    def counts(self, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+        """How many outputs there are along each axis, of ``sizes`` in all."""
+        return tuple(max(0, -(-(n - first) // step)) for n, first, step in zip(sizes, self.first, self.step))
 
 
 def is_transposed(step: Conv | ConvReal) -> bool:
@@ -45,7 +45,7 @@ def phases(step: Conv | ConvReal) -> list[Phase]:
         firsts, _, starts, dilations = zip(*chosen)
         ones = (1,) * len(chosen)
         conv = replace(step, weight=weight, padding=tuple((-start, 0) for start in starts), dilation=dilations, input_dilation=ones)
-        missing = 2 - len(chosen)
+        missing = 3 - len(chosen)
         result.append(Phase(conv, (0,) * missing + firsts, (1,) * missing + tuple(step.input_dilation)))
     return result
 

@@ -234,9 +234,11 @@ def write_table(emit: Emitter, op, frame):
 
 def write_copy(emit: Emitter, op, frame):
     """Bytes from one order to another: the last of the loops has strides as well, parameters 0 and 1. Parameters 2 and 3: the input or output of the program
-    that is the source or the target, or -1."""
+    that is the source or the target, or -1; parameter 4: where in it they begin."""
     for parameter, entry in ((2, A), (3, TARGET)):
-        emit.write(source_or_slot(emit, op, frame, PARAMETER + parameter, entry), emit.add(op, I64(8 * entry)))
+        outside = emit.icmp_signed(">=", emit.field(op, PARAMETER + parameter), I64(0))
+        begin = emit.select(outside, emit.field(op, PARAMETER + 4), I64(0))
+        emit.write(emit.add(source_or_slot(emit, op, frame, PARAMETER + parameter, entry), begin), emit.add(op, I64(8 * entry)))
     near, far = (emit.field(op, PARAMETER + i) for i in (0, 1))
 
     def run(a, b, target, count):
@@ -252,12 +254,14 @@ def write_copy(emit: Emitter, op, frame):
 # Planes of floats. The grid's entries are those of ``codes``.
 SOURCE, GOAL = 1, 2
 P_IMAGES, P_HEIGHT, P_WIDTH, P_CHANNELS, P_IMAGE, P_LINE, P_PITCH, P_LINES = range(13, 21)
+P_START, P_IMAGE_STEP, P_CHANNEL_STEP = range(21, 24)  # in floats
 
 
 def write_quantize_planes(emit: Emitter, op, frame):
     """Floats [images, channels, height, width] to codes [image][line][position][channel], by way of P_LINES, one line of each channel's codes."""
     source, target = slot(emit, op, frame, SOURCE), emit.field(op, GOAL)
     images, height, width, channels, size, line, pitch, lines = (emit.field(op, entry) for entry in range(P_IMAGES, P_LINES + 1))
+    begin, image_step, channel_step = (emit.field(op, entry) for entry in (P_START, P_IMAGE_STEP, P_CHANNEL_STEP))
     run = function(emit.module, "quantspec_quantize_run", 4, run_quantize)
     space = emit.add(width, I64(64))
     single = emit.icmp_signed("==", channels, I64(1))
@@ -267,7 +271,7 @@ def write_quantize_planes(emit: Emitter, op, frame):
             goal = emit.add(target, emit.add(emit.mul(n, size), emit.mul(h, line)))
 
             def plane(c, carried):
-                start = emit.mul(emit.add(emit.mul(emit.add(emit.mul(n, channels), c), height), h), width)
+                start = emit.add(emit.add(begin, emit.mul(n, image_step)), emit.add(emit.mul(c, channel_step), emit.mul(h, width)))
                 codes = emit.select(single, goal, emit.add(lines, emit.mul(c, space)))
                 return [emit.or_(carried[0], emit.call(run, [op, emit.add(source, emit.shl(start, I64(2))), codes, width]))]
 
@@ -320,13 +324,14 @@ def write_dequantize_planes(emit: Emitter, op, frame):
 
     source, target = emit.field(op, SOURCE), slot(emit, op, frame, GOAL)
     images, height, width, channels, size, line, pitch = (emit.field(op, entry) for entry in range(P_IMAGES, P_LINES))
+    begin, image_step, channel_step = (emit.field(op, entry) for entry in (P_START, P_IMAGE_STEP, P_CHANNEL_STEP))
     scale, zero = emit.field(op, GRID_SCALE, F32), emit.trunc(emit.field(op, GRID_ZERO), I32)
 
     def image(n, carried):
         def plane(c, carried):
             def row(h, carried):
                 start = emit.add(emit.add(source, c), emit.add(emit.mul(n, size), emit.mul(h, line)))
-                first = emit.mul(emit.add(emit.mul(emit.add(emit.mul(n, channels), c), height), h), width)
+                first = emit.add(emit.add(begin, emit.mul(n, image_step)), emit.add(emit.mul(c, channel_step), emit.mul(h, width)))
 
                 def position(w, carried):
                     code = emit.zext(emit.read(emit.add(start, emit.mul(w, pitch)), I8), I32)

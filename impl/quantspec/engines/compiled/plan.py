@@ -61,7 +61,7 @@ class Planner:
                 rows = int(np.prod(self.shapes[step.name][:-1]))
                 self.values[step.name] = Value(self.shapes[step.name], Layout(1, 1, 1, 4 * rows * self.shapes[step.name][-1]))
             elif not isinstance(step, (Dequantize, LinearReal, ConvReal, Export)):
-                margin, filled = margins.get(step.name, ((0, 0, 0, 0), None))
+                margin, filled = margins.get(step.name, ((0,) * 6, None))
                 self.values[step.name] = Value(self.shapes[step.name], layout_of(self.shapes[step.name], forms[step.name], margin), None, filled)
         self.nbytes = self.place()
         self.arena = aligned(0 if dry else self.nbytes)
@@ -85,7 +85,7 @@ class Planner:
             elif isinstance(step, (Quantize, Import)):
                 rank = len(self.shapes[step.name])
                 reader = read_by.get(step.name)
-                forms[step.name] = rank in (3, 4) and (isinstance(reader, windows) or rank == 4 and not isinstance(reader, (Linear, LinearReal)))
+                forms[step.name] = rank in (3, 4, 5) and (isinstance(reader, windows) or rank > 3 and not isinstance(reader, (Linear, LinearReal)))
             else:
                 forms[step.name] = forms[reads(step)[0]] and len(self.shapes[step.name]) > 2
         for step in self.steps:
@@ -96,16 +96,16 @@ class Planner:
                 raise UnsupportedError(f"step {step.name!r}: the kernels take images there, and got rows")
         return forms
 
-    def margins(self) -> dict[str, tuple[tuple[int, int, int, int], int]]:
+    def margins(self) -> dict[str, tuple[tuple[int, ...], int]]:
         """For each value that convolutions read beyond its edges: how far, and the zero point that is there."""
-        result: dict[str, tuple[tuple[int, int, int, int], int]] = {}
+        result: dict[str, tuple[tuple[int, ...], int]] = {}
         for step in self.steps:
             conv = step.conv if isinstance(step, ConvAdd) else step
             if isinstance(conv, (Conv, ConvReal)):
-                height, width = layout_of(self.shapes[step.name], True).height, layout_of(self.shapes[step.name], True).width
-                sides = np.max([reach(phase, self.shapes[conv.x][2:], phase.counts(height, width)) for phase in phases(conv)], axis=0).tolist()
+                counts = layout_of(self.shapes[step.name], True).counts
+                sides = np.max([reach(phase, self.shapes[conv.x][2:], phase.counts(counts)) for phase in phases(conv)], axis=0).tolist()
                 if any(sides):
-                    known = result.get(conv.x, ((0, 0, 0, 0), 0))[0]
+                    known = result.get(conv.x, ((0,) * 6, 0))[0]
                     result[conv.x] = tuple(map(max, known, sides)), int(conv.x_qparams.zero_point)
         return result
 
@@ -190,12 +190,12 @@ class Planner:
         return counts.pop() if len(counts) == 1 else None
 
 
-def reach(phase: Phase, sizes: tuple[int, ...], counts: tuple[int, int]) -> list[int]:
-    """How many positions a convolution reads above, below, left and right of an image, for so many outputs along both axes."""
+def reach(phase: Phase, sizes: tuple[int, ...], counts: tuple[int, int, int]) -> list[int]:
+    """How far a convolution reads before and behind an image along each axis, for so many outputs."""
     conv, sides = phase.conv, []
     for n, outputs, k, s, (before, _), d in zip(sizes, counts[-len(sizes) :], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation):
         sides += [max(0, before), max(0, (outputs - 1) * s + d * (k - 1) + 1 - before - n)] if outputs else [0, 0]
-    return [0] * (4 - len(sides)) + sides
+    return [0] * (6 - len(sides)) + sides
 
 
 def merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -209,9 +209,9 @@ def merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def layout_of(shape: tuple[int, ...], as_images: bool, margin=(0, 0, 0, 0)) -> Layout:
+def layout_of(shape: tuple[int, ...], as_images: bool, margin=(0,) * 6) -> Layout:
     """How an array of that shape lies in memory."""
     if not as_images:
         return Layout(int(np.prod(shape[:-1])), 1, 1, shape[-1] if shape else 1)
-    height, width = (1, *shape[2:]) if len(shape) == 3 else shape[2:]
-    return Layout(shape[0], height, width, shape[1], margin)
+    depth, height, width = (*(1,) * (5 - len(shape)), *shape[2:])
+    return Layout(shape[0], height, width, shape[1], margin, depth)

@@ -106,13 +106,14 @@ def readers(steps) -> dict[str, list]:
 def known(step) -> bool:
     """Whether the kernels know a step by itself."""
     if isinstance(step, (Conv, ConvReal)):
-        return step.weight.ndim <= 4 and step.weight.size > 0 and all(1 in pair for pair in zip(step.stride, step.input_dilation))
+        in_planes = step.weight.ndim <= 4 or not is_depthwise(step)
+        return in_planes and step.weight.size > 0 and all(1 in pair for pair in zip(step.stride, step.input_dilation))
     if isinstance(step, (Linear, LinearReal, LinearDynamic)):
         return step.weight.size > 0
     if isinstance(step, (MaxPool, AvgPool)):
-        return len(step.kernel) <= 2
+        return len(step.kernel) <= 3
     if isinstance(step, AdaptiveAvgPool):
-        return len(step.size) <= 2
+        return len(step.size) <= 3
     if isinstance(step, Move):
         return flattens(step)
     return type(step) in SHAPES
@@ -223,7 +224,7 @@ def adaptive(step: AdaptiveAvgPool, shapes) -> tuple[int, ...]:
 def mean(step: Mean, shapes) -> tuple[int, ...]:
     shape = shapes[step.x]
     axes = {axis % len(shape) for axis in step.axes} if shape else set()
-    if len(shape) not in (3, 4) or axes != set(range(2, len(shape))) or 0 in shape:
+    if len(shape) not in (3, 4, 5) or axes != set(range(2, len(shape))) or 0 in shape:
         raise UnsupportedError(f"step {step.name!r}: the kernels average over positions only, not over axes {step.axes} of shape {shape}")
     return (*shape[:2], *((1,) * len(axes) if step.keepdim else ()))
 
