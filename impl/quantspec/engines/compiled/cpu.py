@@ -21,13 +21,17 @@ EMULATED = {"generic": ("generic", ""), "avx2": ("haswell", AVX2), "avx512vl": (
 
 @dataclass(frozen=True)
 class Cpu:
-    """LLVM's name of a CPU, its features as LLVM writes them, the longest dot product of bytes to use, in lanes, and whether it has certain instructions."""
+    """LLVM's name of a CPU, its features as LLVM writes them, the longest dot product of bytes to use, in lanes, and whether it has certain instructions.
+
+    ``has_halves``: dot products of half as many lanes beside the longest, which take half as long on some CPUs and never longer.
+    """
 
     name: str
     features: str
     dot_lanes: int
     has_fma: bool
     looks_up: bool  # 128 bytes at a time
+    has_halves: bool
 
 
 def is_x86() -> bool:
@@ -46,4 +50,4 @@ def target() -> Cpu:
         lanes = 16
     else:
         lanes = 8 if {"avx512vl", "avx512vnni"} <= known or "avxvnni" in known else 0
-    return Cpu(name, features, lanes, "fma" in known or "avx512f" in known, {"avx512vbmi", "avx512bw"} <= known)
+    return Cpu(name, features, lanes, "fma" in known or "avx512f" in known, {"avx512vbmi", "avx512bw"} <= known, lanes == 16 and "avx512vl" in known)

@@ -113,12 +113,12 @@ def write_dynamic_quantize(emit: Emitter, op, frame):
 Y_AHEAD, Y_PITCH, RELU, Y_SLOT = 19, 24, 25, 26  # entries of a product that codes have for sums; Y_AHEAD: bytes from the start of the slot to the first row
 
 
-def float_tile(rows: int, blocks: int):
+def float_tile(rows: int, blocks: int, half: bool):
     """Writes the function that computes a tile of floats: accumulator times unit, plus bias, each rounded (DIA-DYNAMIC, ``multiply-add``)."""
 
     def write(emit: Emitter, op, row, panel):
         first = emit.mul(panel, I64(LANES * PANEL))
-        totals = accumulate(emit, op, row, panel, rows, blocks, [emit.splat(0, INTS)] * (rows * blocks))
+        totals = accumulate(emit, op, row, panel, rows, blocks, [emit.splat(0, INTS)] * (rows * blocks), half)
         lane = emit.shl(first, I64(2))
         sums, factors, biases = (
             [emit.read(emit.add(emit.add(emit.field(op, entry), lane), I64(64 * j)), kind, 64) for j in range(blocks)]

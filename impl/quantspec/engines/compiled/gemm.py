@@ -10,6 +10,9 @@ first-level cache while rows pass. Tiles of few rows have several sets of accumu
 input zero point times the sum of weights has been subtracted beforehand.
 """
 
+from llvmlite import ir
+
+from . import cpu
 from .simd import BYTES, F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
 
 # Entries of an instruction for a product. Addresses unless said; offsets are int32 arrays.
@@ -32,8 +35,10 @@ def chunk_rows(rows: int, inputs: int) -> int:
     return max(4, -(-tiles // chunks)) * TILE_ROWS[-1]
 
 
-def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: list) -> list:
-    """The accumulators, rows by blocks, of a tile, beginning with ``start``."""
+def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: list, half: bool = False) -> list:
+    """The accumulators, rows by blocks, of a tile, beginning with ``start``; ``half``: of its only block the first eight outputs are all there are."""
+    kind = ir.VectorType(I32, LANES // 2) if half else INTS
+    start = [emit.lower(v) for v in start] if half else start
     xs = addresses(emit, op, X, X_OFFSETS, row, rows, I64(0))
     steps, runs = emit.field(op, RUN_STEPS), emit.field(op, RUN_OFFSETS)
     w = emit.add(emit.field(op, W), emit.mul(panel, emit.mul(emit.field(op, STEPS), I64(64 * PANEL))))
@@ -47,8 +52,8 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
         bases = [emit.add(pointer, place) for pointer in xs]
 
         def step(w, k, totals):
-            weights = [emit.read(emit.add(w, I64(64 * j)), INTS, 64) for j in range(blocks)]
-            fours = (emit.splat(emit.read(emit.add(base, emit.shl(k, I64(2))), I32)) for base in bases)
+            weights = [emit.read(emit.add(w, I64(64 * j)), kind, 64) for j in range(blocks)]
+            fours = (emit.splat_to(emit.read(emit.add(base, emit.shl(k, I64(2))), I32), kind) for base in bases)
             return [emit.dot(totals[i * blocks + j], four, weights[j]) for i, four in enumerate(fours) for j in range(blocks)]
 
         def fetching(i, carried):
@@ -74,11 +79,11 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
         done = emit.mul(count, I64(sets))
         return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), one)
 
-    zeros = [emit.splat(0, INTS)] * (size * (sets - 1))
+    zeros = [ir.Constant(kind, [0] * kind.count)] * (size * (sets - 1))
     totals = emit.loop(emit.field(op, RUNS), [w, *start, *zeros, *[ahead] * fetches], run)[1:]
     for n in range(1, sets):
         totals[:size] = [emit.add(a, b) for a, b in zip(totals[:size], totals[n * size : (n + 1) * size])]
-    return totals[:size]
+    return [emit.widened(v) for v in totals[:size]] if half else totals[:size]
 
 
 def addresses(emit: Emitter, op, base: int, offsets: int, row, rows: int, ahead) -> list:
@@ -90,12 +95,12 @@ def addresses(emit: Emitter, op, base: int, offsets: int, row, rows: int, ahead)
 def tile(adds: bool):
     """What makes a tile's function: codes, or the codes of their sum with another value."""
 
-    def make(rows: int, blocks: int):
+    def make(rows: int, blocks: int, half: bool):
         def write(emit: Emitter, op, row, panel):
             first = emit.mul(panel, I64(LANES * PANEL))  # output
             bias = emit.add(emit.field(op, BIAS), emit.shl(first, I64(2)))
             start = [emit.read(emit.add(bias, I64(64 * j)), INTS, 64) for j in range(blocks)] * rows
-            totals = accumulate(emit, op, row, panel, rows, blocks, start)
+            totals = accumulate(emit, op, row, panel, rows, blocks, start, half)
             factor = emit.add(emit.field(op, FACTOR), emit.shl(first, I64(2)))
             factors = [emit.read(emit.add(factor, I64(64 * j)), FLOATS, 64) for j in range(blocks)]
             lowest, highest = (emit.splat(emit.field(op, name, F32)) for name in (LOWEST, HIGHEST))
@@ -142,7 +147,7 @@ def add_rows(emit: Emitter, op, code, others, ys, mask, put, blocks: int) -> Non
 
 
 def product(kind: str, make):
-    """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that ``make(rows, blocks)`` writes."""
+    """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that ``make(rows, blocks, half)`` writes."""
 
     def write(emit: Emitter, op, frame):
         rows, blocks, chunk = (emit.field(op, name) for name in (ROWS, BLOCKS, CHUNK))
@@ -152,11 +157,24 @@ def product(kind: str, make):
             end = emit.smaller(emit.add(start, chunk), rows)
 
             def one_panel(panel, carried):
+                def cover(width: int, half: bool = False):
+                    name = f"quantspec_{kind}_{{}}_{'half' if half else width}"
+                    tiles(emit, op, [function(emit.module, name.format(size), 3, make(size, width, half)) for size in TILE_ROWS], start, end, panel)
+
                 wide = emit.icmp_signed(">=", emit.sub(blocks, emit.mul(panel, I64(PANEL))), I64(PANEL))
                 with emit.if_else(wide) as (full, part):
-                    for width, branch in ((PANEL, full), (1, part)):
-                        with branch:
-                            tiles(emit, op, [function(emit.module, f"quantspec_{kind}_{size}_{width}", 3, make(size, width)) for size in TILE_ROWS], start, end, panel)
+                    with full:
+                        cover(PANEL)
+                    with part:
+                        few = emit.icmp_signed("<=", emit.sub(emit.field(op, OUTPUTS), emit.mul(emit.sub(blocks, I64(1)), I64(LANES))), I64(LANES // 2))
+                        if not cpu.target().has_halves:
+                            cover(1)
+                        else:
+                            with emit.if_else(few) as (eight, sixteen):
+                                with eight:
+                                    cover(1, half=True)
+                                with sixteen:
+                                    cover(1)
                 return []
 
             return emit.loop(emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL)), [], one_panel)

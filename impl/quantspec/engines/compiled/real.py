@@ -25,7 +25,7 @@ class Real:
         return emit.select(emit.fcmp_ordered("<", value, self.relu), self.relu, value)
 
 
-def real_tile(rows: int, blocks: int):
+def real_tile(rows: int, blocks: int, half: bool):
     """Writes the function that computes a tile."""
 
     def write(emit: Emitter, op, row, panel):
@@ -34,7 +34,7 @@ def real_tile(rows: int, blocks: int):
             [emit.read(emit.add(emit.add(emit.field(op, entry), emit.shl(first, I64(2))), I64(64 * j)), kind, 64) for j in range(blocks)]
             for entry, kind in ((gemm.BIAS, INTS), (gemm.FACTOR, FLOATS), (REAL_BIAS, FLOATS))
         )
-        totals = gemm.accumulate(emit, op, row, panel, rows, blocks, starts * rows)
+        totals = gemm.accumulate(emit, op, row, panel, rows, blocks, starts * rows, half)
         real, mask = Real(emit, op), emit.mask(emit.sub(emit.field(op, gemm.OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
         for i, address in enumerate(gemm.addresses(emit, op, gemm.Y, gemm.Y_OFFSETS, row, rows, emit.shl(first, I64(2)))):
             for j in range(blocks):

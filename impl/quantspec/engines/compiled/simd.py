@@ -54,6 +54,15 @@ class Emitter(ir.IRBuilder):
         bits = ir.IntType(mask.type.count)
         return self.icmp_unsigned("!=", self.bitcast(mask, bits), bits(0))
 
+    def lower(self, vector):
+        """The first half of the lanes."""
+        return self.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, LANES // 2), list(range(LANES // 2))))
+
+    def widened(self, vector):
+        """A vector of half the lanes with zeros behind them."""
+        zeros = ir.Constant(vector.type, [0] * (LANES // 2))
+        return self.shuffle_vector(vector, zeros, ir.Constant(INTS, list(range(LANES))))
+
     def native(self, name: str, kind, *args):
         """A call of an LLVM intrinsic or an external function."""
         known = self.module.globals.get(name)
@@ -61,7 +70,9 @@ class Emitter(ir.IRBuilder):
         return self.call(function, args)
 
     def dot(self, total, x, w):
-        """``total`` + the sum over four neighbouring bytes of unsigned ``x`` by signed ``w``, int32 lanes, exact (wraps)."""
+        """``total`` + the sum over four neighbouring bytes of unsigned ``x`` by signed ``w``, int32 lanes, exact (wraps). Half the lanes only if there are halves."""
+        if total.type.count == LANES // 2:
+            return self.native("llvm.x86.avx512.vpdpbusd.256", total.type, total, x, w)
         if cpu.target().dot_lanes == LANES:
             return self.native("llvm.x86.avx512.vpdpbusd.512", INTS, total, x, w)
         if cpu.target().dot_lanes == 8:
