@@ -22,12 +22,12 @@ from quantspec.program import Program
 
 
 @contextmanager
-def threads(count: int):
-    """That many threads for any work."""
+def threads(count: int, patient: int = 1):
+    """That many threads for any work, which wait for those that sleep from ``patient`` multiply-accumulates on."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with mock.patch.multiple(bound, THREAD_MACS=1, TEAM_MACS=1):
+        with mock.patch.multiple(bound, THREAD_MACS=1, TEAM_MACS=1, PATIENT_MACS=patient):
             yield
     finally:
         torch.set_num_threads(before)
