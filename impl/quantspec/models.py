@@ -39,12 +39,13 @@ class MLP(nn.Module):
 
 
 class LeNet(nn.Module):
-    """A small convolutional network for images [n, 1, size, size], size from 12 on; the output is [n, 10]."""
+    """A small convolutional network for images [n, 1, size, size], size from 4 on; the output is [n, 10]. Images of less than 12 are padded, or nothing were left."""
 
     def __init__(self, size: int = 28):
         super().__init__()
-        left = ((size - 2) // 2 - 2) // 2
-        self.conv1, self.norm1, self.conv2 = nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3)
+        padding = int(size < 12)
+        left = ((size - 2 + 2 * padding) // 2 - 2 + 2 * padding) // 2
+        self.conv1, self.norm1, self.conv2 = nn.Conv2d(1, 8, 3, padding=padding, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3, padding=padding)
         self.pool, self.relu = nn.MaxPool2d(2), nn.ReLU()
         self.fc1, self.fc2 = nn.Linear(16 * left * left, 64), nn.Linear(64, CLASSES)
 
