@@ -50,7 +50,7 @@ class Unavailable:
 
 def calibration(row: Row) -> list[torch.Tensor]:
     """What everybody is calibrated with, ours included."""
-    size = min(row.shape[0], CALIBRATION_IMAGES) if len(row.shape) == 4 else 64
+    size = min(row.shape[0], CALIBRATION_IMAGES) if len(row.shape) > 3 else 64
     return [Row(row.name, row.network, row.build, (size, *row.shape[1:]), row.kind).batch(100 + seed) for seed in range(CALIBRATION)]
 
 

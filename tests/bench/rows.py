@@ -61,6 +61,35 @@ class LeNet(nn.Module):
         return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x)))))
 
 
+class UNet(nn.Module):
+    """A small U-Net, on images [n, 3, side, side]: two steps down, two up by transposed convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([twice(3, 32), twice(32, 64), twice(64, 128)])
+        self.widen = nn.ModuleList([nn.ConvTranspose2d(128, 64, 2, 2), nn.ConvTranspose2d(64, 32, 2, 2)])
+        self.up, self.head = nn.ModuleList([twice(128, 64), twice(64, 32)]), nn.Conv2d(32, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.down[0](x)
+        second = self.down[1](torch.max_pool2d(first, 2))
+        x = self.widen[0](self.down[2](torch.max_pool2d(second, 2)))
+        x = self.widen[1](self.up[0](torch.cat([x, second], 1)))
+        return self.head(self.up[1](torch.cat([x, first], 1)))
+
+
+def twice(inputs: int, outputs: int) -> nn.Module:
+    """A convolution, its normalization and ReLU, two times."""
+    parts = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def volumes() -> nn.Module:
+    """Convolutions over three axes, on [n, 3, frames, side, side]."""
+    first, second = nn.Conv3d(3, 32, 3, padding=1), nn.Conv3d(32, 64, 3, padding=1)
+    return nn.Sequential(first, nn.ReLU(), nn.MaxPool3d(2), second, nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
 class Sequence(nn.Module):
     """What an LSTM gives for each step of [n, steps, 128]."""
 
@@ -103,6 +132,8 @@ def rows() -> list[Row]:
     for name in ("resnet18", "resnet50", "mobilenet_v2"):
         least = 2.5 if name.startswith("resnet") else None
         made += [Row(f"{name}/batch={n}", name, lambda name=name: zoo.build(name, 224), (n, 3, 224, 224), targets=Targets(least)) for n in (1, 8)]
+    made += [Row(f"unet/batch={n}", "unet", seeded(UNet), (n, 3, 128, 128)) for n in (1, 8)]
+    made += [Row(f"volumes/batch={n}", "volumes", seeded(volumes), (n, 3, 16, 56, 56)) for n in (1, 4)]
     linear = seeded(lambda: nn.Sequential(nn.Linear(768, 3072)))
     made += [Row(f"dynamic-linear/rows={n}", "dynamic-linear", linear, (n, 768), DYNAMIC, AS_DYNAMIC) for n in (1, 16, 128)]
     return made + [Row(f"lstm/batch={n}", "lstm", seeded(Sequence), (n, 32, 128), DYNAMIC, AS_DYNAMIC) for n in (1, 16)]
@@ -126,11 +157,11 @@ def work(model: nn.Module, batch: torch.Tensor, weight_bytes: int) -> Work:
             steps = inputs[0].shape[0] * inputs[0].shape[1]
             macs.append(steps * sum(weight.numel() for name, weight in module.named_parameters() if "weight" in name))
             return
-        macs.append(output.numel() * module.weight[0].numel())
+        macs.append((inputs[0] if getattr(module, "transposed", False) else output).numel() * module.weight[0].numel())
         codes.append(2 * output.numel())
 
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LSTM)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.LSTM)):
             hooks.append(module.register_forward_hook(count))
     with torch.inference_mode():
         output = model(batch)

@@ -70,7 +70,7 @@ def run_range(emit: Emitter, op, source, count, grid):
     emit.write(emit.sext(zero, I64), emit.add(grid, I64(8 * codes.ZERO)))
     # Finite values, a scale that is a grid's, and units of the accumulator that are normal numbers.
     smallest, largest = (emit.fmul(scale, emit.field(op, entry, F32)) for entry in (SMALLEST, LARGEST))
-    good = emit.icmp_unsigned("==", emit.bitcast(nan, ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0))
+    good = emit.not_(emit.any(nan))
     limits = (">=", low, -FINITE), ("<=", high, FINITE), (">=", scale, NORMAL), ("<=", scale, MOST), (">=", smallest, NORMAL), ("<=", largest, FINITE)
     for relation, value, limit in limits:
         good = emit.and_(good, emit.fcmp_ordered(relation, value, F32(limit)))

@@ -43,7 +43,7 @@ def write_extremes(emit: Emitter, op, frame):
     whole = emit.sdiv(count, I64(LANES * UNROLLED))
     left = emit.sdiv(emit.add(emit.sub(count, emit.mul(whole, I64(LANES * UNROLLED))), I64(LANES - 1)), I64(LANES))
     nan, *ends = emit.loop(left, emit.loop(whole, start, many), few)
-    wider = any_nan = emit.icmp_unsigned("!=", emit.bitcast(nan, ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0))
+    wider = any_nan = emit.any(nan)
     for place, better, vectors in ((0, emit.minimum, ends[:UNROLLED]), (4, emit.maximum, ends[UNROLLED:])):
         while len(vectors) > 1:
             vectors = [better(a, b) for a, b in zip(vectors[::2], vectors[1::2])]

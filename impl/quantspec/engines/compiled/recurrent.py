@@ -123,7 +123,7 @@ def cell(kind: str):
             return emit.loop(emit.ashr(emit.add(size, I64(LANES - 1)), I64(4)), carried, block)
 
         bad = emit.loop(rows, [nothing], row)[0]
-        some = emit.icmp_unsigned("!=", emit.bitcast(bad, ir.IntType(LANES)), ir.Constant(ir.IntType(LANES), 0))
+        some = emit.any(bad)
         return emit.zext(some, I64)
 
     return write
