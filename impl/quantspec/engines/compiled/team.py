@@ -53,13 +53,15 @@ def split(name: str, op: np.ndarray, threads: int) -> list[np.ndarray]:
     """The parts of an instruction, one for each of the first threads."""
     if name.startswith("depthwise"):
         return by_rows(op, threads, 1, depthwise.ROWS, (depthwise.X_OFFSETS, depthwise.Y_OFFSETS))
+    many = op[gemm.ROWS] >= threads * gemm.TILE_ROWS[-1]
     if name == "dynamic_product":
-        return dynamic_rows(op, threads)
+        place = dynamic.Y_AHEAD if op[dynamic.Y_SLOT] >= 0 else gemm.Y
+        return dynamic_rows(op, threads) if many else by_panels(op, threads, (gemm.BIAS, gemm.FACTOR, gemm.SUMS), (place,), 4)
     if not name.startswith("product"):
         return [op]
-    if op[gemm.ROWS] >= threads * gemm.TILE_ROWS[-1] or name == "product_real":
+    if many or name == "product_real":
         return by_rows(op, threads, gemm.TILE_ROWS[-1], gemm.ROWS, (gemm.X_OFFSETS, gemm.Y_OFFSETS, *[gemm.B_OFFSETS] * (name == "product_add")))
-    return by_panels(op, threads)
+    return by_panels(op, threads, (gemm.BIAS, gemm.FACTOR), (gemm.Y, gemm.B), 1)
 
 
 def by_rows(op: np.ndarray, threads: int, tile: int, rows: int, offsets: tuple[int, ...]) -> list[np.ndarray]:
@@ -84,16 +86,16 @@ def dynamic_rows(op: np.ndarray, threads: int) -> list[np.ndarray]:
     return parts
 
 
-def by_panels(op: np.ndarray, threads: int) -> list[np.ndarray]:
-    """Shares of panels of outputs."""
+def by_panels(op: np.ndarray, threads: int, tables: tuple[int, ...], places: tuple[int, ...], size: int) -> list[np.ndarray]:
+    """Shares of panels of outputs, which have entries of four bytes in ``tables`` and take ``size`` bytes at ``places``."""
     panels = -(-int(op[gemm.BLOCKS]) // gemm.PANEL)
     wide = 16 * gemm.PANEL
     parts = []
     for first, last in shares(panels, threads):
         part = op.copy()
         part[gemm.W] += first * 64 * gemm.PANEL * op[gemm.STEPS]
-        part[[gemm.BIAS, gemm.FACTOR]] += 4 * wide * first
-        part[[gemm.Y, gemm.B]] += wide * first
+        part[list(tables)] += 4 * wide * first
+        part[list(places)] += size * wide * first
         part[gemm.OUTPUTS] = min(op[gemm.OUTPUTS], wide * last) - wide * first
         part[gemm.BLOCKS] = min(op[gemm.BLOCKS], gemm.PANEL * last) - gemm.PANEL * first
         parts.append(part)

@@ -22,9 +22,9 @@ from .native import ADDRESSES, caller, kernel, run_frame
 from .simd import I32, I64, Emitter, function
 
 # A mailbox: how many frames were given to the worker, times two, and whether it sleeps (WORD); the last one, its input and output, and the CPU it came from; how many
-# were begun, by whomever, and how many are done; what the last one gave; the lock and the condition that the worker sleeps by; where it may run, where else than it
-# was, and whether it is there. Each thread writes to cache lines of its own.
-WORD, FRAME, X, Y, CPU, BEGUN, DONE, RESULT, LOCK, CONDITION = 0, 1, 2, 3, 4, 8, 16, 17, 24, 40
+# were begun, by whomever, and how many are done; what the last one gave; whether the worker is up and looks for frames; the lock and the condition that it sleeps by;
+# where it may run, where else than it was, and whether it is there. Each thread writes to cache lines of its own.
+WORD, FRAME, X, Y, CPU, BEGUN, DONE, RESULT, UP, LOCK, CONDITION = 0, 1, 2, 3, 4, 8, 16, 17, 18, 24, 40
 CPUS = 16  # words of 64 bits for CPUs: 1024 of them
 ALLOWED, OTHER_CPUS, MOVED, MAILBOX = 64, 64 + CPUS, 64 + 2 * CPUS, 72 + 2 * CPUS
 LOOKS = 8192  # for another frame before a worker sleeps
@@ -101,6 +101,7 @@ def begin(emit: Emitter, mailbox, number):
 def write_serve(emit: Emitter, op, frame):
     """Runs the frames that come into a mailbox. Does not return."""
     mailbox = emit.field(op, 1)
+    emit.store_atomic(I64(1), entry(emit, mailbox, UP), "release", 8)
     before = emit.block
     look, work, idle, rest, sleep, wait, awake = (emit.append_basic_block(name) for name in ("look", "work", "idle", "rest", "sleep", "wait", "awake"))
     emit.branch(look)
@@ -128,6 +129,7 @@ def write_serve(emit: Emitter, op, frame):
     looks.add_incoming(I64(0), rest)
     emit.cbranch(slept, sleep, look)
     emit.position_at_end(sleep)
+    emit.store_atomic(I64(0), entry(emit, mailbox, UP), "release", 8)
     elsewhere(emit, mailbox)
     posix(emit, "pthread_mutex_lock", mailbox, LOCK)
     emit.branch(wait)
@@ -142,6 +144,7 @@ def write_serve(emit: Emitter, op, frame):
     posix(emit, "pthread_mutex_unlock", mailbox, LOCK)
     with emit.if_then(emit.icmp_signed("!=", emit.field(mailbox, MOVED), I64(0))):
         affinity(emit, "sched_setaffinity", mailbox, ALLOWED)
+    emit.store_atomic(I64(1), entry(emit, mailbox, UP), "release", 8)
     looks.add_incoming(I64(0), emit.block)
     emit.branch(look)
     emit.position_at_end(emit.append_basic_block("never"))
@@ -187,14 +190,14 @@ def run_post(emit: Emitter, mailbox, frame, x, y):
 
 
 def run_rouse(emit: Emitter, mailbox):
-    """Wakes a worker; 1 when it slept."""
+    """Wakes a worker if it sleeps; 1 when it is not up yet."""
     asleep = emit.and_(emit.load_atomic(entry(emit, mailbox, WORD), "acquire", 8), I64(1))
     with emit.if_then(emit.icmp_signed("!=", asleep, I64(0)), likely=False):
         posix(emit, "pthread_mutex_lock", mailbox, LOCK)
         emit.atomic_rmw("and", entry(emit, mailbox, WORD), I64(-2), "seq_cst")
         posix(emit, "pthread_cond_signal", mailbox, CONDITION)
         posix(emit, "pthread_mutex_unlock", mailbox, LOCK)
-    return asleep
+    return emit.xor(emit.load_atomic(entry(emit, mailbox, UP), "acquire", 8), I64(1))
 
 
 def run_wait(emit: Emitter, mailbox, apart):
