@@ -23,10 +23,11 @@ from .simd import I32, I64, Emitter, function
 
 # A mailbox: how many frames were given to the worker, times two, and whether it sleeps (WORD); the last one, its input and output, and the CPU it came from; how many
 # were begun, by whomever, and how many are done; what the last one gave; whether the worker is up and looks for frames; the lock and the condition that it sleeps by;
-# where it may run, where else than it was, and whether it is there. Each thread writes to cache lines of its own.
+# where it may run, where it may run while it sleeps, without which CPU that is, whether that is so, and the system's number for it. Each thread writes to cache lines
+# of its own.
 WORD, FRAME, X, Y, CPU, BEGUN, DONE, RESULT, UP, LOCK, CONDITION = 0, 1, 2, 3, 4, 8, 16, 17, 18, 24, 40
 CPUS = 16  # words of 64 bits for CPUs: 1024 of them
-ALLOWED, OTHER_CPUS, MOVED, MAILBOX = 64, 64 + CPUS, 64 + 2 * CPUS, 72 + 2 * CPUS
+ALLOWED, ASLEEP, WITHOUT, MOVED, NUMBER, MAILBOX = 64, 64 + CPUS, 64 + 2 * CPUS, 65 + 2 * CPUS, 66 + 2 * CPUS, 72 + 2 * CPUS
 LOOKS = 8192  # for another frame before a worker sleeps
 SPINS = 4096  # looks of who waits before he offers his place to others
 # Entries of the instruction that shares frames out: where it stands whether anybody does; a table of mailboxes and frames, and how many; the frame to run meanwhile;
@@ -73,6 +74,7 @@ if hasattr(os, "register_at_fork"):
 
 def live(mailbox: np.ndarray) -> None:
     """A worker's life, which ends with the process."""
+    mailbox[NUMBER] = threading.get_native_id()
     frame = frame_of(kernel("serve", write_serve), {1: mailbox.ctypes.data})
     caller()(frame.ctypes.data, 0, 0)
 
@@ -130,8 +132,8 @@ def write_serve(emit: Emitter, op, frame):
     emit.cbranch(slept, sleep, look)
     emit.position_at_end(sleep)
     emit.store_atomic(I64(0), entry(emit, mailbox, UP), "release", 8)
-    elsewhere(emit, mailbox)
     posix(emit, "pthread_mutex_lock", mailbox, LOCK)
+    elsewhere(emit, mailbox)
     emit.branch(wait)
     emit.position_at_end(wait)
     still = emit.and_(emit.load_atomic(entry(emit, mailbox, WORD), "acquire", 8), I64(1))
@@ -143,16 +145,16 @@ def write_serve(emit: Emitter, op, frame):
     emit.position_at_end(awake)
     posix(emit, "pthread_mutex_unlock", mailbox, LOCK)
     with emit.if_then(emit.icmp_signed("!=", emit.field(mailbox, MOVED), I64(0))):
-        affinity(emit, "sched_setaffinity", mailbox, ALLOWED)
+        affinity(emit, "sched_setaffinity", I32(0), mailbox, ALLOWED)
     emit.store_atomic(I64(1), entry(emit, mailbox, UP), "release", 8)
     looks.add_incoming(I64(0), emit.block)
     emit.branch(look)
     emit.position_at_end(emit.append_basic_block("never"))
 
 
-def affinity(emit: Emitter, name: str, mailbox, index: int):
+def affinity(emit: Emitter, name: str, who, mailbox, index: int):
     """Asks for or sets the CPUs that a thread may be on; 0 when that went well."""
-    return emit.native(name, I32, I32(0), I64(8 * CPUS), emit.add(mailbox, I64(8 * index)))
+    return emit.native(name, I32, who, I64(8 * CPUS), emit.add(mailbox, I64(8 * index)))
 
 
 def elsewhere(emit: Emitter, mailbox) -> None:
@@ -161,29 +163,38 @@ def elsewhere(emit: Emitter, mailbox) -> None:
     Linux often wakes a thread where it was woken from, virtual machines do nearly always, and there it would wait until that frame's other half is done.
     """
     emit.write(I64(0), emit.add(mailbox, I64(8 * MOVED)))
-    if not LINUX:
-        return
-    cpu = emit.field(mailbox, CPU)
-    known = emit.icmp_signed("==", affinity(emit, "sched_getaffinity", mailbox, ALLOWED), I32(0))
-    with emit.if_then(emit.and_(known, emit.icmp_unsigned("<", cpu, I64(64 * CPUS)))):
+    if LINUX:
+        with emit.if_then(emit.icmp_signed("==", affinity(emit, "sched_getaffinity", I32(0), mailbox, ALLOWED), I32(0))):
+            avoid(emit, mailbox, I32(0), emit.field(mailbox, CPU))
+
+
+def avoid(emit: Emitter, mailbox, who, cpu) -> None:
+    """Has the worker, whose number is ``who``, be on none but its other CPUs until it is up."""
+    with emit.if_then(emit.icmp_unsigned("<", cpu, I64(64 * CPUS))):
         word, bit = emit.lshr(cpu, I64(6)), emit.shl(I64(1), emit.and_(cpu, I64(63)))
 
         def copy(index, carried):
-            mask = emit.field(emit.add(mailbox, emit.shl(index, I64(3))), ALLOWED)
+            place = emit.add(mailbox, emit.shl(index, I64(3)))
+            mask = emit.field(place, ALLOWED)
             mask = emit.select(emit.icmp_signed("==", index, word), emit.and_(mask, emit.not_(bit)), mask)
-            emit.write(mask, emit.add(emit.add(mailbox, emit.shl(index, I64(3))), I64(8 * OTHER_CPUS)))
+            emit.write(mask, emit.add(place, I64(8 * ASLEEP)))
             return [emit.or_(carried[0], mask)]
 
         left = emit.loop(I64(CPUS), [I64(0)], copy)[0]
         with emit.if_then(emit.icmp_signed("!=", left, I64(0))):
-            moved = affinity(emit, "sched_setaffinity", mailbox, OTHER_CPUS)
+            moved = affinity(emit, "sched_setaffinity", who, mailbox, ASLEEP)
             emit.write(emit.zext(emit.icmp_signed("==", moved, I32(0)), I64), emit.add(mailbox, I64(8 * MOVED)))
+            emit.write(cpu, emit.add(mailbox, I64(8 * WITHOUT)))
+
+
+def this_cpu(emit: Emitter):
+    """The number of the CPU that this is run on, -1 where nobody tells."""
+    return emit.sext(emit.native("sched_getcpu", I32), I64) if LINUX else I64(-1)
 
 
 def run_post(emit: Emitter, mailbox, frame, x, y):
     """Gives a worker a frame."""
-    here = emit.sext(emit.native("sched_getcpu", I32), I64) if LINUX else I64(-1)
-    for index, value in ((FRAME, frame), (X, x), (Y, y), (CPU, here)):
+    for index, value in ((FRAME, frame), (X, x), (Y, y), (CPU, this_cpu(emit))):
         emit.write(value, emit.add(mailbox, I64(8 * index)))
     emit.atomic_rmw("add", entry(emit, mailbox, WORD), I64(2), "seq_cst")
     run_rouse(emit, mailbox)
@@ -194,6 +205,10 @@ def run_rouse(emit: Emitter, mailbox):
     asleep = emit.and_(emit.load_atomic(entry(emit, mailbox, WORD), "acquire", 8), I64(1))
     with emit.if_then(emit.icmp_signed("!=", asleep, I64(0)), likely=False):
         posix(emit, "pthread_mutex_lock", mailbox, LOCK)
+        if LINUX:  # whoever wakes it may have moved since
+            here = this_cpu(emit)
+            with emit.if_then(emit.and_(emit.icmp_signed("!=", emit.field(mailbox, MOVED), I64(0)), emit.icmp_signed("!=", emit.field(mailbox, WITHOUT), here))):
+                avoid(emit, mailbox, emit.trunc(emit.field(mailbox, NUMBER), I32), here)
         emit.atomic_rmw("and", entry(emit, mailbox, WORD), I64(-2), "seq_cst")
         posix(emit, "pthread_cond_signal", mailbox, CONDITION)
         posix(emit, "pthread_mutex_unlock", mailbox, LOCK)
