@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import programs
@@ -11,7 +12,7 @@ from hypothesis import given, strategies as st
 
 import strategies
 from quantspec import UnsupportedError, engines
-from quantspec.engines.compiled import peak
+from quantspec.engines.compiled import gemm, peak
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
 from quantspec.program import Add, Move, Mul, Program, Ref
@@ -87,6 +88,20 @@ def test_depthwise_convolutions(r, data):
     values = programs.values(r, x, (draw(1, 2), channels, side, side + 1))
     check(programs.between(x, [step], step.y_qparams), values)
     check(programs.to_floats(x, programs.real(step)), values)
+
+
+@given(strategies.seeds(), st.integers(1, 40), st.sampled_from([32, 64, 96, 48, 40]), st.sampled_from([1, 2, 3]), st.booleans())
+def test_floats_that_go_past_the_caches(r, rows, outputs, groups, reduce_range):
+    # Whole lines of the cache only: neither parts of panels nor floats that begin within a line.
+    with mock.patch.object(gemm, "PAST_BYTES", 1):
+        x = programs.grid(r)
+        layer = programs.real(programs.linear(r, "a", "x.codes", x, 30, outputs))
+        check(programs.to_floats(x, layer), programs.values(r, x, (rows, 30)))
+        layer = programs.real(programs.conv(r, "a", "x.codes", x, 4 * groups, outputs * groups, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), groups))
+        check(programs.to_floats(x, layer), programs.values(r, x, (1, 4 * groups, rows, 3)))
+        program = programs.dynamic_chain(r, [30, outputs], rows=False, reduce_range=reduce_range)
+        batch = {"x": torch.from_numpy(r.normal(size=(rows, 1, 30)).astype(np.float32))}
+        assert torch.equal(Compiled(program, RELU)(batch), Reference(program, RELU)(batch))
 
 
 @given(strategies.seeds(), st.data())

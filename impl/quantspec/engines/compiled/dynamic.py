@@ -7,7 +7,7 @@ from llvmlite import ir
 
 from . import codes, gemm
 from .codes import run_quantize, source_or_slot
-from .gemm import BIAS, FACTOR, OUTPUTS, PANEL, ROW_GRIDS, SUMS, Y, Y_OFFSETS, accumulate, product
+from .gemm import BIAS, FACTOR, OUTPUTS, PANEL, ROW_GRIDS, SUMS, Y, Y_OFFSETS, accumulate, product, put_floats
 from .layout import SLACK, aligned, row_pitch
 from .simd import F32, FLOATS, I32, I64, INTS, LANES, Emitter, float_bits, function
 
@@ -127,19 +127,16 @@ def float_tile(rows: int, blocks: int, half: bool):
         mask = emit.mask(emit.sub(emit.field(op, OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
         relu = emit.splat(emit.select(emit.icmp_signed("!=", emit.field(op, RELU), I64(0)), F32(0), F32(float("-inf"))))
         pitch, target = emit.field(op, Y_PITCH), emit.add(emit.field(op, Y), lane)
-        for i in range(rows):
-            here = emit.add(row, I64(i))
-            grid = emit.add(emit.field(op, ROW_GRIDS), emit.mul(here, emit.field(op, Y_OFFSETS)))
+        places = [emit.add(row, I64(i)) for i in range(rows)]
+
+        def value(i, j):
+            grid = emit.add(emit.field(op, ROW_GRIDS), emit.mul(places[i], emit.field(op, Y_OFFSETS)))
             scale, zero = emit.splat(emit.field(grid, codes.SCALE, F32)), emit.splat(emit.trunc(emit.field(grid, codes.ZERO), I32))
-            address = emit.add(target, emit.mul(here, pitch))
-            for j in range(blocks):
-                centred = emit.sub(totals[i * blocks + j], emit.mul(zero, sums[j]))
-                real = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), emit.fmul(scale, factors[j])), biases[j])
-                real = emit.select(emit.fcmp_ordered("<", real, relu), relu, real)
-                if j < blocks - 1:
-                    emit.write(real, emit.add(address, I64(64 * j)))
-                else:
-                    emit.write_some(real, emit.add(address, I64(64 * j)), mask)
+            centred = emit.sub(totals[i * blocks + j], emit.mul(zero, sums[j]))
+            real = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), emit.fmul(scale, factors[j])), biases[j])
+            return emit.select(emit.fcmp_ordered("<", real, relu), relu, real)
+
+        put_floats(emit, op, [emit.add(target, emit.mul(place, pitch)) for place in places], value, blocks, mask)
 
     return write
 
@@ -169,6 +166,7 @@ def entries(packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *
         gemm.X: quantized, gemm.W: keep(packed.weight), gemm.BIAS: keep(packed.bias), gemm.FACTOR: keep(packed.factor), gemm.SUMS: keep(packed.sums),
         gemm.ROWS: rows, gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.run_steps, gemm.RUNS: 1,
         gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: keep(np.zeros(1, np.int32)), gemm.X_OFFSETS: keep((np.arange(rows) * pitch).astype(np.int32)),
-        gemm.Y_OFFSETS: stride, gemm.CHUNK: gemm.chunk_rows(rows, inputs), gemm.ROW_GRIDS: grids, RELU: int(relu), Y_PITCH: 4 * packed.outputs, Y_SLOT: -1,
+        gemm.Y_OFFSETS: stride, gemm.CHUNK: gemm.chunk_rows(rows, inputs), gemm.ROW_GRIDS: grids,
+        gemm.PAST: gemm.goes_past(4 * rows * packed.outputs, packed.outputs), RELU: int(relu), Y_PITCH: 4 * packed.outputs, Y_SLOT: -1,
     }  # fmt: skip
     return first, second

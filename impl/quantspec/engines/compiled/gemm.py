@@ -21,10 +21,12 @@ RUNS, RUN_STEPS, RUN_OFFSETS, X_OFFSETS, Y_OFFSETS, CHUNK = range(10, 16)
 LOWEST, HIGHEST, ZERO = range(16, 19)  # float32 in steps relative to the zero point, and the zero point as an integer
 ADD, B, B_OFFSETS, RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST = range(19, 27)
 ROW_GRIDS, SUMS = 27, 28  # of dynamic layers
+PAST = 20  # of products that give floats: whether whole lines of them go past the caches
 AHEAD, ADVANCE = 29, 30  # set while running: where the next panel is to be fetched from, and how far that moves with each half step
 
 TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
+PAST_BYTES = 2**20  # floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay
 CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 
 
@@ -84,6 +86,36 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
     for n in range(1, sets):
         totals[:size] = [emit.add(a, b) for a, b in zip(totals[:size], totals[n * size : (n + 1) * size])]
     return [emit.widened(v) for v in totals[:size]] if half else totals[:size]
+
+
+def goes_past(nbytes: int, outputs: int) -> int:
+    """The entry PAST of a product with so many ``outputs``, of which it is whole panels, and bytes of floats in all."""
+    return int(nbytes >= PAST_BYTES and outputs % (LANES * PANEL) == 0)
+
+
+def put_floats(emit: Emitter, op, ys: list, value, blocks: int, mask) -> None:
+    """Writes a tile of floats, ``value(row, block)``, to where its rows begin; of the last block the lanes of ``mask``."""
+
+    def put(past: bool) -> None:
+        for i, y in enumerate(ys):
+            for j in range(blocks):
+                real, address = value(i, j), emit.add(y, I64(64 * j))
+                if past:
+                    emit.write(real, address, 64).set_metadata("nontemporal", emit.module.add_metadata([I32(1)]))
+                elif j < blocks - 1:
+                    emit.write(real, address)
+                else:
+                    emit.write_some(real, address, mask)
+
+    if len(ys) < TILE_ROWS[-1] or blocks < PANEL:
+        put(False)
+        return
+    in_lines = emit.icmp_signed("==", emit.and_(ys[0], I64(63)), I64(0))
+    with emit.if_else(emit.and_(in_lines, emit.icmp_signed("!=", emit.field(op, PAST), I64(0)))) as (past, through):
+        with past:
+            put(True)
+        with through:
+            put(False)
 
 
 def addresses(emit: Emitter, op, base: int, offsets: int, row, rows: int, ahead) -> list:

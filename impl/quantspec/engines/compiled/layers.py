@@ -78,6 +78,7 @@ def emit_real(planner: Planner, step: LinearReal | ConvReal, packed: Packed, x: 
     y_offsets = real_offsets(rows, len(step.weight), group * packed.outputs)
     op = emit_product(planner, step, packed, x, 0, x_offsets, y_offsets, run_offsets, kind=("product_real", real.write_product_real))
     op[real.REAL_BIAS], op[real.RELU], op[real.Y_SLOT] = planner.keep(packed.real_bias), step.relu, planner.slot(step.name)
+    op[gemm.PAST] = gemm.goes_past(4 * len(rows) * len(step.weight), packed.outputs)
 
 
 def real_offsets(rows: np.ndarray, outputs: int, first: int = 0) -> np.ndarray:

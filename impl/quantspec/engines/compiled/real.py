@@ -36,13 +36,8 @@ def real_tile(rows: int, blocks: int, half: bool):
         )
         totals = gemm.accumulate(emit, op, row, panel, rows, blocks, starts * rows, half)
         real, mask = Real(emit, op), emit.mask(emit.sub(emit.field(op, gemm.OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
-        for i, address in enumerate(gemm.addresses(emit, op, gemm.Y, gemm.Y_OFFSETS, row, rows, emit.shl(first, I64(2)))):
-            for j in range(blocks):
-                value, place = real(totals[i * blocks + j], factors[j], biases[j]), emit.add(address, I64(64 * j))
-                if j < blocks - 1:
-                    emit.write(value, place)
-                else:
-                    emit.write_some(value, place, mask)
+        ys = gemm.addresses(emit, op, gemm.Y, gemm.Y_OFFSETS, row, rows, emit.shl(first, I64(2)))
+        gemm.put_floats(emit, op, ys, lambda i, j: real(totals[i * blocks + j], factors[j], biases[j]), blocks, mask)
 
     return write
 

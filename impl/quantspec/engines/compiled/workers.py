@@ -117,7 +117,8 @@ def write_serve(emit: Emitter, op, frame):
     emit.position_at_end(work)
     with emit.if_then(begin(emit, mailbox, number)):
         emit.write(run_frame(emit, *(emit.field(mailbox, index) for index in (FRAME, X, Y))), emit.add(mailbox, I64(8 * RESULT)))
-        emit.store_atomic(number, entry(emit, mailbox, DONE), "release", 8)
+        # An exchange also waits for what was written past the caches.
+        emit.atomic_rmw("xchg", entry(emit, mailbox, DONE), number, "seq_cst")
     looks.add_incoming(I64(0), emit.block)
     emit.branch(look)
     emit.position_at_end(idle)
