@@ -56,13 +56,15 @@ def comparable(before: dict | None, found: dict) -> bool:
 
 def merged(before: dict, found: dict) -> dict:
     """The earlier run with what was measured again in its place. A row is measured as a whole, so that its ratios stay those of one run."""
-    made = dict(found)
+    made, stays = dict(found), False
     for part in ("rows", "measures"):
         new = {key(entry): entry for entry in found[part]}
+        stays |= any(key(entry) not in new for entry in before[part])
         made[part] = [new.pop(key(entry), entry) for entry in before[part]]
         made[part] += new.values()
     made["unavailable"] = before["unavailable"] | found["unavailable"]
-    made["machine"] = found["machine"] | {name: max(before["machine"][name], found["machine"][name]) for name in MEASURED}
+    if stays:
+        made["machine"] = found["machine"] | {name: max(before["machine"][name], found["machine"][name]) for name in MEASURED}
     return made
 
 

@@ -30,3 +30,12 @@ def test_a_slower_row_that_promises_otherwise_is_told():
     row = RECORDED["rows"][0]
     slower = row | {"vs_float32": 0.9}
     assert results.broken_promises({"rows": [slower]}) and not results.broken_promises({"rows": [slower | {"promises": False}, row | {"vs_float32": 1.0}]})
+
+
+def test_rows_that_are_measured_again_take_their_place_and_the_machine_is_that_of_all_rows():
+    first, *others = RECORDED["rows"]
+    again = RECORDED | {"rows": [first | {"ours_us": 1.0}], "measures": [], "machine": RECORDED["machine"] | {"load": 0.0, "peak_gmacs": 1.0}}
+    part = results.merged(RECORDED, again)
+    assert part["rows"] == [first | {"ours_us": 1.0}, *others] and part["measures"] == RECORDED["measures"] and part["machine"] == RECORDED["machine"]
+    whole = results.merged(RECORDED, again | {"rows": [first | {"ours_us": 1.0}, *others], "measures": RECORDED["measures"]})
+    assert whole["machine"] == again["machine"]
