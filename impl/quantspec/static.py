@@ -10,6 +10,7 @@ from torch import nn
 from . import capture, choices, fusion, graph
 from .conversion import Converter
 from .dialects import Dialect
+from .engines.reference import in_a_row
 from .errors import CalibrationError
 from .graph import FloatGraph
 from .module import QuantizedModule
@@ -58,16 +59,9 @@ class Prepared(nn.Module):
 def observed(observer: Observer, value: torch.Tensor) -> Observer:
     """The observer that has also seen a tensor."""
     # Microseconds count where the network is small, and everything but this question takes several.
-    if type(observer) is MinMaxObserver and in_a_row(value):
+    if type(observer) is MinMaxObserver and in_a_row(value) and value.numel() > 0:
         return observer.observe_at(value.data_ptr(), value.numel())
     return observer.observe(value.detach().resolve_neg().numpy())
-
-
-def in_a_row(value: torch.Tensor) -> bool:
-    """Whether a tensor's memory is that of its values in float32, one behind the other, and there are some."""
-    if type(value) is not torch.Tensor or value.dtype is not torch.float32 or value.layout is not torch.strided or not value.is_cpu:
-        return False
-    return value.is_contiguous() and not value.is_neg() and value.numel() > 0
 
 
 def prepare(

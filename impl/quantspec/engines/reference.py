@@ -148,6 +148,13 @@ def moved(step: Move, values, callables, choices) -> Any:
     return moves.apply(step, values.__getitem__)
 
 
+def in_a_row(x: Any) -> bool:
+    """Whether a tensor's memory is that of its values in float32, one behind the other."""
+    return (
+        type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided and x.is_contiguous() and not x.is_neg()
+    )
+
+
 def array(x: Any, name: str) -> np.ndarray:
     """A float tensor as an array; TypeError naming it when it is no tensor on the CPU."""
     if not isinstance(x, torch.Tensor):

@@ -4,13 +4,12 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-from llvmlite import ir
 
 from ...affine import FLOAT32, QParams, float32_array
 from . import codes
 from .frames import frame_of
 from .native import ADDRESSES, BEGIN, LENGTH, array_caller, kernel
-from .simd import BYTES, F32, I32, I64, INTS, LANES, Emitter
+from .simd import BYTES, DOUBLES, F32, I32, I64, INTS, Emitter
 
 FIRST, LAST = 12, 13  # qmin and qmax
 FRAMES_KEPT = 64  # grids that a thread keeps a frame for
@@ -21,14 +20,13 @@ def run_divide(emit: Emitter, op, source, target, count):
 
     A quotient of two float32 that is no tie between two integers below 2^10 is 2^-26 of a step away from one, and float64 has room for that.
     """
-    doubles = ir.VectorType(ir.DoubleType(), LANES)
-    scale = emit.fpext(emit.splat(emit.field(op, codes.SCALE, F32)), doubles)
+    scale = emit.fpext(emit.splat(emit.field(op, codes.SCALE, F32)), DOUBLES)
     zero = emit.splat(emit.trunc(emit.field(op, codes.ZERO), I32))
-    first, last = (emit.sitofp(emit.sub(emit.splat(emit.trunc(emit.field(op, entry), I32)), zero), doubles) for entry in (FIRST, LAST))
+    first, last = (emit.sitofp(emit.sub(emit.splat(emit.trunc(emit.field(op, entry), I32)), zero), DOUBLES) for entry in (FIRST, LAST))
 
     def divided(x):
-        steps = emit.minimum(emit.maximum(emit.fdiv(emit.fpext(x, doubles), scale), first), last)
-        return emit.trunc(emit.add(emit.fptosi(emit.native("llvm.rint.v16f64", doubles, steps), INTS), zero), BYTES)
+        steps = emit.minimum(emit.maximum(emit.fdiv(emit.fpext(x, DOUBLES), scale), first), last)
+        return emit.trunc(emit.add(emit.fptosi(emit.native("llvm.rint.v16f64", DOUBLES, steps), INTS), zero), BYTES)
 
     return codes.by_vectors(emit, divided, source, target, count)
 

@@ -15,7 +15,6 @@ from .simd import F32, FLOATS, I32, I64, INTS, LANES, Emitter, float_bits, funct
 SLOT, GRIDS, GRID_STRIDE, PER_ROW, QMAX, SMALLEST, LARGEST = range(13, 20)
 GRID_ENTRIES = 24  # int64 entries of a grid: those of ``codes.quantize_fields``
 NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
-F64 = ir.DoubleType()
 
 
 def run_range(emit: Emitter, op, source, count, grid):

@@ -17,7 +17,7 @@ from ...program import (
     Call, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs,
 )  # fmt: skip
 from .. import COMPILED_DIALECT, torch_int8
-from ..reference import array, run_step
+from ..reference import array, in_a_row, run_step
 from .bound import Bound
 from .emitters import EMITTERS
 from .native import caller
@@ -196,7 +196,7 @@ class Compiled:
 
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""
-        if type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided and x.is_contiguous() and not x.is_neg():
+        if in_a_row(x):
             ready = self.local.__dict__.get(x.shape)
             if ready is not None:
                 address, shape, threads, generation, _ = ready

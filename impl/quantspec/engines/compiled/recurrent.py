@@ -15,13 +15,12 @@ from ... import dynamic_steps
 from ...dialects import Dialect
 from ...program import Cell, LinearDynamic, Recurrent
 from . import codes, cpu, dynamic, gemm
-from .dynamic import F64
 from .layout import aligned
 from .native import ADDRESSES, BEGIN, COUNT, RELEASE, SLICES, SLOTS, STRIDES, WIDTH, caller, kernel
 from .pack import pack_dynamic
-from .simd import FLOATS, I1, I64, LANES, Emitter
+from .simd import DOUBLES, FLOATS, I1, I64, LANES, Emitter
 
-DOUBLES, LONGS = ir.VectorType(F64, LANES), ir.VectorType(I64, LANES)
+LONGS = ir.VectorType(I64, LANES)
 ROWS, SIZE, STATE_GATES, H, C = range(1, 6)  # entries; the inputs' gates and the outputs are slots 0 and 1
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # Cody and Waite: k * LN2_HIGH is exact for small k

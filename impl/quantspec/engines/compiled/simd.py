@@ -12,8 +12,8 @@ from llvmlite import ir
 from . import cpu
 
 LANES = 16
-I1, I8, I16, I32, I64, F32 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-BYTES, SHORTS, INTS, FLOATS = (ir.VectorType(t, LANES) for t in (I8, I16, I32, F32))
+I1, I8, I16, I32, I64, F32, F64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+BYTES, SHORTS, INTS, FLOATS, DOUBLES = (ir.VectorType(t, LANES) for t in (I8, I16, I32, F32, F64))
 MAGIC, MAGIC_BITS = 12582912.0, 0x4B400000  # 1.5 * 2^23: adding it rounds to an integer, ties to even, which the low bits then hold
 
 
