@@ -35,13 +35,13 @@ test-thorough: .venv/installed ## run the suite with twenty times the drawn exam
 	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
 
 spec: .venv/installed ## run the suite and show what each clause is checked by; writes spec/coverage.md
-	@status=0; $(TEST) -q --spec-record out/spec.json $(ARGS) || status=$$?; $(BIN)/python tests/coverage_page.py out/spec.json && exit $$status
+	@status=0; $(TEST) -q --spec-record out/spec.json $(ARGS) || status=$$?; $(BIN)/python tests/harness/coverage_page.py out/spec.json && exit $$status
 
 review: .venv/installed ## record that a clause's tests were read against it: CLAUSE="AFF-TIES OBS-*" [WITHDRAW=why] [EXAMPLES=affine]
-	@$(BIN)/python tests/review.py $(foreach c,$(CLAUSE),'$(c)') $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(WITHDRAW),--withdraw '$(WITHDRAW)')
+	@$(BIN)/python tests/harness/review.py $(foreach c,$(CLAUSE),'$(c)') $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(WITHDRAW),--withdraw '$(WITHDRAW)')
 
 faults: .venv/installed ## attack the suite with plausible wrong implementations, each of which it must reject
-	@PYTHONPATH=tests $(BIN)/python -m faults.kill $(ARGS)
+	@PYTHONPATH=tests:tests/harness $(BIN)/python -m faults.kill $(ARGS)
 
 # The peers are extras, which nothing else needs.
 .venv/peers: .venv/installed
@@ -55,7 +55,7 @@ matrix: .venv/installed ## write spec/conformance.md and out/conformance.html fr
 	@$(BIN)/quantspec conformance --recorded --write spec --html out/conformance.html
 
 bench: .venv/peers ## measure speed beside float32 and int8 peers: [ROWS="tutorial/* lstm/*"] [THREADS="1 2"] [JSON=FILE] [ARGS=--bench-write]
-	@OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m pytest -p bench.plugin -p no:cacheprovider -o filterwarnings=ignore -o timeout=0 --benchmark-quiet -q \
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/harness $(BIN)/python -m pytest -p bench.plugin -p no:cacheprovider -o filterwarnings=ignore -o timeout=0 --benchmark-quiet -q \
 		--bench-threads '$(or $(THREADS),1)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
 		tests/bench/bench_networks.py tests/bench/bench_other.py
 

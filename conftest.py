@@ -13,7 +13,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
 ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT / "tests"))  # strategies and evidence, for test files in any folder
+sys.path[:0] = [str(ROOT / "tests" / "harness"), str(ROOT / "tests")]  # helpers for test files in any folder
 
 from quantspec import chapters  # noqa: E402
 
@@ -60,7 +60,7 @@ pytest_collect_file = Sybil(
 @pytest.fixture(scope="session")
 def dataset():
     """MNIST where it is at hand ($QUANTSPEC_DATA, ./data), scikit-learn's digits otherwise. Tests never download."""
-    from quantspec import data
+    from quantspec.tutorial import data
 
     return data.load(download=False)
 
@@ -68,6 +68,6 @@ def dataset():
 @pytest.fixture(scope="session")
 def model(dataset, tmp_path_factory):
     """The tutorial's network, trained on that data set."""
-    from quantspec import models
+    from quantspec.tutorial import models
 
     return models.trained(dataset, cache=os.environ.get("QUANTSPEC_CACHE") or tmp_path_factory.mktemp("networks"), progress=False)

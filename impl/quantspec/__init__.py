@@ -1,14 +1,20 @@
 """quantspec: an executable specification of 8-bit post-training quantization, and an implementation of it."""
 
-from .comparison import Comparison, compare
-from .dynamic import quantize_dynamic
-from .errors import CalibrationError, FormatError, UnsupportedError
-from .module import QuantizedModule
-from .observers import HistogramObserver, MinMaxObserver, MovingAverageObserver, MSEObserver, PercentileObserver
-from .onnx_export import export_onnx
-from .program import Program
-from .static import Prepared, convert, prepare, quantize
-from .storage import load
+from quantspec.comparison import Comparison, compare
+from quantspec.errors import CalibrationError, FormatError, UnsupportedError
+from quantspec.ir.program import Program
+from quantspec.module.module import QuantizedModule
+from quantspec.numerics.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    MSEObserver,
+    PercentileObserver,
+)
+from quantspec.onnx_export.export import export_onnx
+from quantspec.ptq.dynamic import quantize_dynamic
+from quantspec.ptq.static import Prepared, convert, prepare, quantize
+from quantspec.storage.file import load
 
 __all__ = [
     "CalibrationError",

@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import data, models, report, tutorial, zoo
-from .backends import torch_quantized
-from .progress import progress
+from quantspec.backends.pytorch import quantized
+from quantspec.progress import progress
+from quantspec.tutorial import data, models, report, tutorial, zoo
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def conformance():
     """The commands that draw examples, which need Hypothesis. Raises ValueError saying how to get it where it is missing."""
     try:
-        from .conformance import command
+        from quantspec.conformance import command
     except ModuleNotFoundError as error:
         if error.name != "hypothesis":
             raise
@@ -203,7 +203,7 @@ def equality_table(result: tutorial.Result) -> Table:
         table.add_column(column, no_wrap=True)
     for layer in layers:
         table.add_column(layer, justify="right")
-    for engine in torch_quantized.ENGINES:
+    for engine in quantized.ENGINES:
         for variant in dict.fromkeys(row.variant for row in result.equality):
             rows = {row.layer: row for row in result.equality if (row.engine, row.variant) == (engine, variant)}
             cells = [f"not offered: {r.reason}" if (r := rows[name]).reason else f"{r.differ:,}/{r.codes:,}" for name in layers]

@@ -13,12 +13,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from . import accuracy, capture, choices, footprint, fusion, graph, moves
-from .affine import QParams, along
-from .engines.reference import Reference
-from .module import QuantizedModule
-from .program import Call, Conv, ConvReal, Layer, Linear, LinearReal, refs
-from .progress import progress
+from quantspec.capture import tracer
+from quantspec.engines.reference import Reference
+from quantspec.ir import float_graph, rearrange
+from quantspec.ir.program import Call, Conv, ConvReal, Layer, Linear, LinearReal, refs
+from quantspec.module import size
+from quantspec.module.module import QuantizedModule
+from quantspec.numerics import accuracy
+from quantspec.numerics.affine import QParams, along
+from quantspec.progress import progress
+from quantspec.ptq import fusion, options
 
 PARTED = 20.0  # dB: an error of a tenth
 
@@ -125,14 +129,14 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
     fused = as_quantized(model, q)
     reference = Reference(q.program, q.callables)
     steps = {step.name: step for step in q.program.steps}
-    nodes = [node for node in fused.nodes if isinstance(node, (*graph.Layer.__args__, graph.Embedding, graph.Recurrent)) or left_out(node, fused)]
+    nodes = [node for node in fused.nodes if isinstance(node, (*float_graph.Layer.__args__, float_graph.Embedding, float_graph.Recurrent)) or left_out(node, fused)]
     sums: dict[str, list[float]] = {node.name: [0.0, 0.0] for node in nodes} | {"": [0.0, 0.0]}
     work, answers, examples, counted = dict.fromkeys(sums, 0), [], 0, 0
     taken = list(itertools.islice(data, batches)) if batches else data
     for batch in progress(taken, "compare"):
         floats, shapes = {}, {}
         with FlopCounterMode(display=False) as counter:
-            output = graph.run(fused, batch, keep(floats, shapes, {node.name for node in nodes}))
+            output = float_graph.run(fused, batch, keep(floats, shapes, {node.name for node in nodes}))
         counted += counter.get_total_flops() // 2
         got = reference(batch, seen_by(q, sums, floats, steps))
         first = next((t for t in leaves(output)), None)
@@ -142,7 +146,7 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
         for node in nodes:
             x = getattr(node, "x", None) or refs(node.args)[0]
             if node.name in shapes and x in shapes:
-                work[node.name] += footprint.macs(left_out(node, fused) or node, shapes[x], shapes[node.name])
+                work[node.name] += size.macs(left_out(node, fused) or node, shapes[x], shapes[node.name])
         if (target := targets(fused, batch)) is not None and first is not None and first.ndim == 2 and len(target) == len(first):
             answers.append((target, first.argmax(1), next(iter(leaves(got))).argmax(1)))
     if not examples:
@@ -150,18 +154,18 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
     return summary(fused, q, nodes, steps, sums, work, counted, examples, threshold, answers)
 
 
-def as_quantized(model: nn.Module, q: QuantizedModule) -> graph.FloatGraph:
+def as_quantized(model: nn.Module, q: QuantizedModule) -> float_graph.FloatGraph:
     """The float graph whose layers are those of the network, fused or not. Raises ValueError when neither has the network's layers."""
-    excluded = [step.target for step in q.program.steps if isinstance(step, Call) and step.kind == "module" and step.reason == choices.EXCLUDED]
-    captured = choices.without(capture.capture(model), model, [name for name in excluded if name in dict(model.named_modules())])
+    excluded = [step.target for step in q.program.steps if isinstance(step, Call) and step.kind == "module" and step.reason == options.EXCLUDED]
+    captured = options.without(tracer.capture(model), model, [name for name in excluded if name in dict(model.named_modules())])
     for made in (fusion.fuse(captured), captured):
-        layers = {node.name: node for node in made.nodes if isinstance(node, graph.Layer)}
+        layers = {node.name: node for node in made.nodes if isinstance(node, float_graph.Layer)}
         if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv, LinearReal, ConvReal))):
             return made
     raise ValueError("q: expected a network that was made of this model, its layers are others")
 
 
-def made_of(step: Linear | Conv | LinearReal | ConvReal, node: graph.Layer | None) -> bool:
+def made_of(step: Linear | Conv | LinearReal | ConvReal, node: float_graph.Layer | None) -> bool:
     """Whether a step can have been made of a layer: the same kind, clamp and weights, each within one step of its grid."""
     if node is None or node.relu != step.relu or node.weight.shape != step.weight.shape:
         return False
@@ -169,12 +173,12 @@ def made_of(step: Linear | Conv | LinearReal | ConvReal, node: graph.Layer | Non
     return bool((np.abs(step.w_qparams.dequantize(step.weight) - node.weight) <= scale).all())
 
 
-def left_out(node: graph.Node, fused: graph.FloatGraph) -> graph.Layer | None:
+def left_out(node: float_graph.Node, fused: float_graph.FloatGraph) -> float_graph.Layer | None:
     """The layer in a call of one that was excluded; None for other nodes."""
     if not isinstance(node, Call) or node.kind != "module":
         return None
     what = fused.callables[node.kind, node.target]
-    return replace(what.node, weight=what.weight.numpy(), bias=None if what.bias is None else what.bias.numpy()) if isinstance(what, graph.FloatLayer) else None
+    return replace(what.node, weight=what.weight.numpy(), bias=None if what.bias is None else what.bias.numpy()) if isinstance(what, float_graph.FloatLayer) else None
 
 
 def keep(floats: dict, shapes: dict, wanted: set[str]):
@@ -193,7 +197,7 @@ def seen_by(q: QuantizedModule, sums: dict, floats: dict, steps: dict):
         if step.name in floats:
             grid = getattr(step, "y_qparams", None)
             real = value if not isinstance(grid, QParams) else torch.from_numpy(grid.dequantize(value))
-            real = moves.as_tensors(real)
+            real = rearrange.as_tensors(real)
             if isinstance(real, torch.Tensor) and real.shape == floats[step.name].shape:
                 add(sums[step.name], floats[step.name], real)
 
@@ -213,7 +217,7 @@ def leaves(tree: Any) -> list[torch.Tensor]:
     return [leaf for item in items for leaf in leaves(item)]
 
 
-def targets(fused: graph.FloatGraph, batch: Any) -> torch.Tensor | None:
+def targets(fused: float_graph.FloatGraph, batch: Any) -> torch.Tensor | None:
     """What a batch holds behind the model's inputs: classes."""
     if not isinstance(batch, (tuple, list)) or len(batch) <= len(fused.inputs):
         return None
@@ -226,9 +230,9 @@ def summary(fused, q: QuantizedModule, nodes, steps, sums, work, counted, exampl
     for node in nodes:
         step = steps.get(node.name)
         int8, layer = isinstance(step, Layer), left_out(node, fused) or node
-        size = footprint.step_bytes(step) if int8 else node_bytes(layer)
+        nbytes = size.step_bytes(step) if int8 else node_bytes(layer)
         reason = "" if int8 else step.reason if isinstance(step, Call) else "not in the network"
-        rows.append(LayerRow(layer.layer, accuracy.decibels(*sums[node.name]), work[node.name], size, int8, reason))
+        rows.append(LayerRow(layer.layer, accuracy.decibels(*sums[node.name]), work[node.name], nbytes, int8, reason))
     # Products inside what is one call in float, such as attention, are counted by torch; it does not count those of recurrent layers.
     total = max(counted, sum(work.values()))
     share = sum(row.macs for row in rows if row.int8) / total if total else 0.0
@@ -243,23 +247,23 @@ def summary(fused, q: QuantizedModule, nodes, steps, sums, work, counted, exampl
     )
 
 
-def node_arrays(node: graph.Node) -> list[np.ndarray]:
+def node_arrays(node: float_graph.Node) -> list[np.ndarray]:
     """The arrays that a node of a float graph needs stored."""
-    cells = [array for cell in node.cells for array in cell if array is not None] if isinstance(node, graph.Recurrent) else []
+    cells = [array for cell in node.cells for array in cell if array is not None] if isinstance(node, float_graph.Recurrent) else []
     return [array for array in vars(node).values() if isinstance(array, np.ndarray)] + cells
 
 
-def node_bytes(node: graph.Node) -> int:
+def node_bytes(node: float_graph.Node) -> int:
     """Bytes of those arrays."""
-    return footprint.arrays_bytes(node_arrays(node))
+    return size.arrays_bytes(node_arrays(node))
 
 
-def graph_bytes(fused: graph.FloatGraph) -> int:
+def graph_bytes(fused: float_graph.FloatGraph) -> int:
     """Bytes of what a float network needs stored: weights and biases of its layers, and parameters and buffers of the rest that it calls."""
-    size = footprint.arrays_bytes(array for node in fused.nodes for array in node_arrays(node))
+    total = size.arrays_bytes(array for node in fused.nodes for array in node_arrays(node))
     called = {(node.kind, node.target) for node in fused.nodes if isinstance(node, Call)}
     for key in called:
         what = fused.callables.get(key)
-        size += footprint.float_bytes(what) if isinstance(what, nn.Module) else what.nbytes if isinstance(what, torch.Tensor) else 0
-    return size
+        total += size.float_bytes(what) if isinstance(what, nn.Module) else what.nbytes if isinstance(what, torch.Tensor) else 0
+    return total
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import quantspec as qs
-
 from bench import peers, rows, timing
 
 ROWS = rows.rows()

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import quantspec as qs
-from quantspec import affine, zoo
-from quantspec.engines.compiled import arrays
-from quantspec.models import MLP
-
 from bench import peers, rows, timing
+from quantspec.kernels import arrays
+from quantspec.numerics import affine
+from quantspec.tutorial import zoo
+from quantspec.tutorial.models import MLP
 
 BATCHES = 8
 CALIBRATED = {

@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
-from quantspec.backends import torch_fx
+from quantspec.tutorial import torch_fx
 
 from .rows import STATIC, Row
 

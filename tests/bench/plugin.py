@@ -9,9 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from quantspec.engines.compiled import peak
-
-from . import page, peers, plot, results, rows
+from . import page, peak, peers, plot, results, rows
 
 ROOT = Path(__file__).parents[2]
 LAST = ROOT / "out" / "bench.json"

@@ -18,7 +18,7 @@ def record(rows: list[dict], measures: list[dict], unavailable: dict[str, str], 
 
 def cpu_name() -> str:
     """The CPU's own name, its family and model, and which dot product it has."""
-    from quantspec.engines.compiled import cpu
+    from quantspec.kernels import cpu
 
     fields: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quantspec import zoo
-from quantspec.models import MLP
+from quantspec.tutorial import zoo
+from quantspec.tutorial.models import MLP
 
 STATIC, DYNAMIC = "static", "dynamic"
 BATCHES = (1, 10, 64, 256, 1024)

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from quantspec.affine import QParams
-from quantspec.backends.ours import Ours
+from quantspec.backends.reference import Ours
+from quantspec.numerics.affine import QParams
 
 
 class Sound(Ours):

@@ -7,14 +7,14 @@ import pytest
 
 from evidence import clause
 from quantspec import chapters
-from quantspec.affine import QParams
 from quantspec.backends import protocol, registry
-from quantspec.backends.ours import Ours
+from quantspec.backends.reference import Ours
 from quantspec.backends.worker import Worker, outcome
 from quantspec.conformance import checks, results
-from quantspec.conformance.bulk import GENERATORS, bulk
+from quantspec.conformance.draw_bulk import GENERATORS, bulk
 from quantspec.conformance.session import Session, Undecided, Violation, answered, parts
-from quantspec.dialects import DIALECTS
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.dialect import DIALECTS
 
 KNOWN = results.read_known(chapters.directory() / "results")
 PEERS = [name for name in registry.ENTRIES if not name.startswith("quantspec-")]

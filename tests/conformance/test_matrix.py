@@ -6,7 +6,7 @@ import pytest
 
 from quantspec import chapters, cli
 from quantspec.backends import registry
-from quantspec.conformance import command, matrix, page, results
+from quantspec.conformance import command, report_html, report_markdown, results
 from quantspec.conformance.results import Known, Results
 
 SPEC = chapters.directory()
@@ -23,10 +23,10 @@ def made(backend: str = "mine", findings=(FAILS, PASSES), choices=(CHOICE,)) -> 
     return Results(backend, "1", "cpu", tuple(findings), tuple(choices))
 
 
-@pytest.mark.parametrize("path", sorted(matrix.pages(RECORDED, KNOWN)))
+@pytest.mark.parametrize("path", sorted(report_markdown.pages(RECORDED, KNOWN)))
 def test_a_page_is_what_the_results_say(path):
     """`make matrix` writes them anew."""
-    assert (SPEC / path).read_text(encoding="utf-8") == matrix.pages(RECORDED, KNOWN)[path]
+    assert (SPEC / path).read_text(encoding="utf-8") == report_markdown.pages(RECORDED, KNOWN)[path]
 
 
 def test_every_recorded_divergence_is_explained_and_every_explanation_is_needed():
@@ -48,7 +48,7 @@ def test_an_operation_agrees_with_its_dialects_on_ten_thousand_outputs_or_shows_
 
 
 def test_the_page_has_a_column_for_each_backend_and_gives_no_score():
-    text = page.page(RECORDED, KNOWN)
+    text = report_html.page(RECORDED, KNOWN)
     assert text.count("<small") == len(RECORDED) >= 12
     assert "A dialect is a choice, not a fault." in text
     assert not re.search(r"\d\s*%", re.sub(r"<style>.*</style>|<pre>.*?</pre>", "", text, flags=re.DOTALL))
@@ -58,7 +58,7 @@ def test_the_page_has_a_column_for_each_backend_and_gives_no_score():
 
 def test_a_cell_opens_what_was_found_and_why():
     known = [Known("mine", "BAK-*", "add", "the tail is scalar code", "https://example.org/1")]
-    text = page.page([made()], known)
+    text = report_html.page([made()], known)
     for said in ("add(&lt;1&gt;)", "add(&lt;0&gt;)", "2 &amp; more", "the tail is scalar code (https://example.org/1)", "real or real-inside"):
         assert said in text
     assert chapters.clauses()["BAK-PLACE"].sentence in text
@@ -66,16 +66,16 @@ def test_a_cell_opens_what_was_found_and_why():
 
 def test_markdown_leads_from_a_clause_to_the_call_that_broke_it():
     known = [Known("mine", "BAK-PLACE", "add", "the tail is scalar code")]
-    pages = matrix.pages([made()], known)
+    pages = report_markdown.pages([made()], known)
     assert "[add](results/mine-1-cpu/README.md#bak-place-add)" in pages["conformance.md"]
     own = pages["results/mine-1-cpu/README.md"]
     assert "### BAK-PLACE add\n" in own and "**Why:** the tail is scalar code" in own and "asked: add(<1>)" in own
-    assert "## What differs\n\nNothing." in matrix.pages([made(findings=(PASSES,))], [])["results/mine-1-cpu/README.md"]
+    assert "## What differs\n\nNothing." in report_markdown.pages([made(findings=(PASSES,))], [])["results/mine-1-cpu/README.md"]
 
 
 def test_families_stand_together_in_the_registrys_order():
     names = ["openvino", "mine", "torch-onednn", "torch-x86"]
-    assert {family: [one.backend for one in members] for family, members in matrix.families([made(name) for name in names]).items()} == {
+    assert {family: [one.backend for one in members] for family, members in report_markdown.families([made(name) for name in names]).items()} == {
         "PyTorch's engines": ["torch-x86", "torch-onednn"], "ONNX, LiteRT, OpenVINO": ["openvino"], registry.OTHERS: ["mine"],
     }  # fmt: skip
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from conformance.test_backends import PEERS, started
-from quantspec.affine import QParams
-from quantspec.backends import protocol, written
+from quantspec.backends import protocol, reproduce
 from quantspec.backends.worker import Worker, outcome
 from quantspec.conformance import run
-from quantspec.conformance.bulk import bulk
-from quantspec.conformance.calls import Call
+from quantspec.conformance.call import Call
+from quantspec.conformance.draw_bulk import bulk
 from quantspec.conformance.session import Session, Violation, parts
-from quantspec.conformance.smaller import smaller
+from quantspec.conformance.shrink import smaller
+from quantspec.numerics.affine import QParams
 
 # Runs scripts one after the other and says what each printed, and at the end whether one of ours was there.
 DRIVER = """
@@ -64,7 +64,7 @@ def cut(call: Call, to: int = 100) -> Call:
 
 def drawn(operation: str) -> list[Call]:
     """Calls of an operation, small, and one of what is no ordinary number."""
-    calls = [small for small in (cut(call) for call in bulk(operation, count=12)) if size(small) <= written.LARGEST]
+    calls = [small for small in (cut(call) for call in bulk(operation, count=12)) if size(small) <= reproduce.LARGEST]
     if operation == "quantize":
         calls.insert(0, Call("quantize", (np.float32([np.nan, np.inf, -np.inf, -0.0, 1e-40, 0.1]), np.float32(0.1), 3), {"qmin": 0, "qmax": 255}))
     # The first are of unsigned codes and the last of signed ones: some of both come first.
@@ -161,7 +161,7 @@ class Adapter:
         return float(self.kernel(minimum).item())
 
     def reproduction(self, operation, /, *arguments, **options):
-        return written.script(self, operation, arguments, options, first=["import kernels"], attributes={"kernel": "kernels.kernel"}, comment="once")
+        return reproduce.script(self, operation, arguments, options, first=["import kernels"], attributes={"kernel": "kernels.kernel"}, comment="once")
 
 
 def test_a_call_is_written_down_without_being_made():
@@ -189,18 +189,18 @@ def test_a_script_ends_where_the_adapter_needs_numbers():
 
 @pytest.mark.parametrize("value", [0.1, 1 / 3, -0.0, 5e-324, 1e308, 2.0**-23, float("inf"), float("-inf"), float("nan"), 255, -128, True])
 def test_numbers_are_written_without_loss(value):
-    read = eval(written.number(value), {"np": np, "h": float.fromhex})  # noqa: S307
+    read = eval(reproduce.number(value), {"np": np, "h": float.fromhex})  # noqa: S307
     assert type(read) is type(value) and np.array(read).tobytes() == np.array(value).tobytes()
 
 
 def test_tensors_keep_their_order_of_memory():
     torch = pytest.importorskip("torch")
-    from quantspec.backends import torch_written
+    from quantspec.backends.pytorch import reproduce
 
-    assert torch_written.torch_name(torch.quantize_per_tensor) == "torch.quantize_per_tensor"
+    assert reproduce.torch_name(torch.quantize_per_tensor) == "torch.quantize_per_tensor"
     for tensor in (torch.arange(6).reshape(2, 3).T, torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.zeros((0, 2), dtype=torch.int8)):
-        (text,) = written.literal(tensor)
+        (text,) = reproduce.literal(tensor)
         back = eval(text, {"torch": torch, "h": float.fromhex})  # noqa: S307
         assert torch.equal(back, tensor) and back.stride() == tensor.stride() and back.dtype == tensor.dtype
     with pytest.raises(ValueError, match="a tensor with gaps"):
-        written.literal(torch.zeros(6)[::2])
+        reproduce.literal(torch.zeros(6)[::2])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import quantspec
-from quantspec.affine import QParams
 from quantspec.backends import protocol, registry, wire
 from quantspec.backends.worker import Crashed, Died, Hung, Worker, outcome
+from quantspec.numerics.affine import QParams
 
 HERE = "conformance.broken_backends"
 CODES = np.arange(4, dtype=np.uint8)

@@ -5,17 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import numpy as np
-import programs
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
+import programs
 import strategies
+from bench import peak
 from quantspec import UnsupportedError, engines
-from quantspec.engines.compiled import gemm, peak
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
-from quantspec.program import Add, Move, Mul, Program, Ref
+from quantspec.ir.program import Add, Move, Mul, Program, Ref
+from quantspec.kernels import gemm
 
 
 def check(program: Program, *inputs: np.ndarray) -> None:
@@ -223,8 +225,8 @@ def test_tables(r, shape):
 @given(strategies.seeds(), st.floats(-37, 35.6))
 def test_quantize_with_scales_of_any_size(r, exponent):
     # Scales without a reciprocal in float32, or next to that, are divided by.
-    from quantspec.affine import QParams
-    from quantspec.program import Dequantize, Quantize, Ref
+    from quantspec.ir.program import Dequantize, Quantize, Ref
+    from quantspec.numerics.affine import QParams
 
     g = QParams(np.float32(10.0**exponent * 1.2345), int(r.integers(0, 256)), 0, 255)
     program = Program("onnx", ("x",), {}, (Quantize("q", "x", g), Dequantize("out", "q", g)), Ref("out"))
@@ -339,7 +341,7 @@ def test_inputs_that_do_not_fit():
 def test_a_layer_whose_scales_are_refused_is_refused_when_it_is_run():
     from dataclasses import replace
 
-    from quantspec.affine import QParams
+    from quantspec.numerics.affine import QParams
 
     program, x, r = two_layers()
     tiny = QParams(np.float32(2.0**-126), 0, 0, 255)

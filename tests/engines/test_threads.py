@@ -6,19 +6,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import programs
 import pytest
 import torch
-from hypothesis import given, strategies as st
-from test_team import threads
+from hypothesis import given
+from hypothesis import strategies as st
+from test_parallel import threads
 
+import programs
 import strategies
-from quantspec.engines.compiled import workers
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
-from quantspec.program import Add
+from quantspec.ir.program import Add
+from quantspec.kernels import threads as kernel_threads
 
-pytestmark = pytest.mark.skipif(not workers.SHARED, reason="this system has no POSIX threads, and one thread does everything")
+pytestmark = pytest.mark.skipif(not kernel_threads.SHARED, reason="this system has no POSIX threads, and one thread does everything")
 
 
 def layers(r: np.random.Generator):
@@ -79,7 +80,7 @@ def test_callers_at_once():
 
     with threads(3), ThreadPoolExecutor(5) as callers:
         assert all(callers.map(call, range(400)))
-    assert workers.crew.busy[0] == 0
+    assert kernel_threads.crew.busy[0] == 0
 
 
 def test_a_nan_in_any_share_is_found():
@@ -95,8 +96,8 @@ def test_a_nan_in_any_share_is_found():
 
 ALONE = """
 import os, time, torch, quantspec as qs
-from quantspec.engines.compiled import bound
-bound.THREAD_MACS = bound.TEAM_MACS = bound.PATIENT_MACS = 1
+from quantspec.engines.compiled import batching
+batching.THREAD_MACS = batching.TEAM_MACS = batching.PATIENT_MACS = 1
 if {pinned}:
     os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 torch.set_num_threads(3)
@@ -112,7 +113,7 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=pytest.mark.skipif(not workers.LINUX, reason="only Linux pins threads to CPUs"))])
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=pytest.mark.skipif(not kernel_threads.LINUX, reason="only Linux pins threads to CPUs"))])
 def test_processes_end_while_workers_look_for_work_and_one_cpu_is_enough(pinned):
     run = subprocess.run([sys.executable, "-c", ALONE.format(pinned=pinned)], capture_output=True, text=True, timeout=200)
     assert (run.stdout.strip(), run.returncode) == ("done", 0), run.stderr

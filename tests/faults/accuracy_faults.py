@@ -7,47 +7,47 @@ QUANTILE = "float(beta.ppf(confidence, k + 1, n - k))"
 
 FAULTS = [
     Fault(
-        "bound-without-cross-terms", "accuracy", ("ACC-LAYER", "ACC-TIGHT"),
+        "bound-without-cross-terms", "numerics.accuracy", ("ACC-LAYER", "ACC-TIGHT"),
         "The product of the two rounding errors is dropped as small of second order, and the bound does not hold any more.",
         TERMS, TERMS.replace(" + inputs * s_x * s_w / 4", ""),
     ),
     Fault(
-        "bound-of-whole-steps", "accuracy", ("ACC-LAYER", "ACC-TIGHT"),
+        "bound-of-whole-steps", "numerics.accuracy", ("ACC-LAYER", "ACC-TIGHT"),
         "Each rounding is taken to cost a whole step, and the bound is reached by no layer.",
         TERMS, TERMS.replace("/ 2", "/ 1"),
     ),
     Fault(
-        "bound-without-output-step", "accuracy", ("ACC-LAYER", "ACC-TIGHT"),
+        "bound-without-output-step", "numerics.accuracy", ("ACC-LAYER", "ACC-TIGHT"),
         "The rounding of the output is forgotten, and with small weights it is nearly all of the error.",
         "return terms + s_x * s_w / 2 + s_y / 2", "return terms + s_x * s_w / 2",
     ),
     Fault(
-        "disagreements-balanced", "accuracy", ("ACC-DROP",),
+        "disagreements-balanced", "numerics.accuracy", ("ACC-DROP",),
         "What changed for the better is set off against what changed for the worse.",
         "k = int((a != b).sum())", "k = abs(int((a < b).sum()) - int((a > b).sum()))",
     ),
     Fault(
-        "upper-bound-of-the-bell-curve", 'accuracy', ("ACC-UPPER",),
+        "upper-bound-of-the-bell-curve", 'numerics.accuracy', ("ACC-UPPER",),
         "Wald's interval takes the share itself for the bound where nothing was seen.",
         'float(betaincinv(k + 1, n - k, confidence))', "min(k / n + 2.3263478740408408 * (k / n * (1 - k / n) / n) ** 0.5, 1.0)",
     ),
     Fault(
-        "upper-bound-two-sided", 'accuracy', ("ACC-UPPER",),
+        "upper-bound-two-sided", 'numerics.accuracy', ("ACC-UPPER",),
         "Half of the error probability is kept for a lower bound that nobody asked for.",
         'float(betaincinv(k + 1, n - k, confidence))', 'float(betaincinv(k + 1, n - k, (1 + confidence) / 2))',
     ),
     Fault(
-        "lower-bound-for-the-upper", 'accuracy', ("ACC-UPPER",),
+        "lower-bound-for-the-upper", 'numerics.accuracy', ("ACC-UPPER",),
         "The beta distribution of the lower bound is taken.",
         'float(betaincinv(k + 1, n - k, confidence))', 'float(betaincinv(max(k, 1e-9), n - k + 1, confidence))',
     ),
     Fault(
-        "calibrated-on-raw-pixels", "tutorial", ("ACC-TUTORIAL",),
+        "calibrated-on-raw-pixels", "tutorial.tutorial", ("ACC-TUTORIAL",),
         "The network is calibrated with pixels from 0 to 1 and then reads normalised ones from -1 to 1, of which half saturate.",
         "dataset.x_train[:CALIBRATION_IMAGES]", "((dataset.x_train[:CALIBRATION_IMAGES] + 1) / 2)",
     ),
     Fault(
-        'sqnr-of-amplitudes', 'accuracy', ('ACC-SQNR',),
+        'sqnr-of-amplitudes', 'numerics.accuracy', ('ACC-SQNR',),
         'Decibels of amplitudes are taken of powers.',
         'return 10 * math.log10(signal / noise) if signal else -math.inf',
         'return 20 * math.log10(signal / noise) if signal else -math.inf',

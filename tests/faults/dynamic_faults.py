@@ -9,59 +9,59 @@ NO_BIAS = "codes, scale, grid = self.quantize_dynamic(x, reduce_range=reduce_ran
 
 FAULTS = [
     Fault(
-        "dynamic-range-of-the-first-row", "dialects", ("DYN-RANGE", "DYN-STATIC"),
+        "dynamic-range-of-the-first-row", "numerics.dialects.dialect", ("DYN-RANGE", "DYN-STATIC"),
         "The range is measured on the first row, as if all were alike.",
         ENDS, "low, high = np.asarray(x[:1].min()), np.asarray(x[:1].max())",
     ),
     Fault(
-        "dynamic-range-from-deviation", "dialects", ("DYN-RANGE", "DYN-BATCH"),
+        "dynamic-range-from-deviation", "numerics.dialects.dialect", ("DYN-RANGE", "DYN-BATCH"),
         "Three standard deviations about the mean stand for the range, and every row moves them.",
         ENDS,
         "middle, away = x.mean(dtype=np.float64), 3 * x.std(dtype=np.float64)\n"
         "        low, high = np.maximum(x.min(), np.float32(middle - away)), np.minimum(x.max(), np.float32(middle + away))",
     ),
     Fault(
-        "dynamic-activations-symmetric", "dialects", ("DYN-RANGE", "DYN-STATIC"),
+        "dynamic-activations-symmetric", "numerics.dialects.dialect", ("DYN-RANGE", "DYN-STATIC"),
         "Inputs get a symmetric grid, of which one behind a ReLU uses half.",
         EXACT_GRID, EXACT_GRID.replace("False", "True"),
     ),
     Fault(
-        "dynamic-weights-per-tensor", 'dynamic', ("DYN-WEIGHT",),
+        "dynamic-weights-per-tensor", 'ptq.dynamic', ("DYN-WEIGHT",),
         "Dynamic layers ignore the option and give all channels one scale.",
-        'options = choices.checked(per_channel=per_channel,', 'options = choices.checked(per_channel=False,',
+        'options = checked(per_channel=per_channel,', 'options = checked(per_channel=False,',
     ),
     Fault(
-        "dynamic-bias-quantized", "dialects", ("DYN-OUTPUT",),
+        "dynamic-bias-quantized", "numerics.dialects.dialect", ("DYN-OUTPUT",),
         "The bias is rounded to the accumulator's unit, as in a static layer.",
         EXACT_OUTPUT, f"{EXACT_OUTPUT}    bias = np.rint(bias / unit) * unit\n",
     ),
     Fault(
-        "dynamic-output-rounds-twice", "dialects", ("DYN-OUTPUT",),
+        "dynamic-output-rounds-twice", "numerics.dialects.dialect", ("DYN-OUTPUT",),
         "The product is rounded to float32 before the bias is added to it.",
         EXACT_OUTPUT, f"    return (accumulator * (np.float64(np.float32(s_x)) * s_w.astype(np.float64))).astype(np.float32) + bias\n{EXACT_OUTPUT}",
     ),
     Fault(
-        "dynamic-output-in-float64", "dialects", ("DYN-OUTPUT",),
+        "dynamic-output-in-float64", "numerics.dialects.dialect", ("DYN-OUTPUT",),
         "The sum is rounded to float64 first and to float32 again, and what cancels loses its digits.",
         "doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)", "doubtful = np.zeros(real.shape, bool)",
     ),
     Fault(
-        "no-inputs-no-bias", "dialects", ("DYN-ZERO-INPUTS",),
+        "no-inputs-no-bias", "numerics.dialects.dialect", ("DYN-ZERO-INPUTS",),
         "A layer without input features gives zeros, as an empty sum is 0.",
         NO_BIAS, NO_BIAS.replace("if bias is None", "if bias is None or not np.size(x)"),
     ),
     Fault(
-        "dynamic-nan-is-zero", "dialects", ("DYN-FINITE",),
+        "dynamic-nan-is-zero", "numerics.dialects.dialect", ("DYN-FINITE",),
         "NaN is replaced by 0 before the range is measured.",
         f"        {ENDS}", f"        x = np.where(np.isnan(x), np.float32(0), x)\n        {ENDS}",
     ),
     Fault(
-        "dynamic-infinity-is-cut", "dialects", ("DYN-FINITE",),
+        "dynamic-infinity-is-cut", "numerics.dialects.dialect", ("DYN-FINITE",),
         "Infinities are left out when the range is measured, and saturate afterwards.",
         ENDS, "low, high = (np.asarray(end(x, initial=0, where=~np.isinf(x)), np.float32) for end in (np.min, np.max))",
     ),
     Fault(
-        "dynamic-range-remembered", "dialects", ("DYN-STATELESS", "DYN-RANGE"),
+        "dynamic-range-remembered", "numerics.dialects.dialect", ("DYN-STATELESS", "DYN-RANGE"),
         "An observer stays on, and the range is that of everything that ever came.",
         f"        {ENDS}",
         f"        {ENDS}\n"
@@ -70,25 +70,25 @@ FAULTS = [
         "            ACCUMULATE.update(low=low, high=high)",
     ),
     Fault(
-        'rows-share-the-first-range', 'dynamic_steps', ('DYN-ROWS',),
+        'rows-share-the-first-range', 'engines.reference_dynamic', ('DYN-ROWS',),
         'All rows are quantized at once though each was to have its range.',
         '    if not rows or len(x) == 1:',
         '    if True:',
     ),
     Fault(
-        'weight-only-quantizes-inputs', 'dynamic', ('DYN-WEIGHT-ONLY',),
+        'weight-only-quantizes-inputs', 'ptq.dynamic', ('DYN-WEIGHT-ONLY',),
         'Without a choice for activations they are quantized as usual.',
         '        if activations is None:\n            return LinearWeight',
         '        if activations == 0:\n            return LinearWeight',
     ),
     Fault(
-        'embedding-per-tensor', 'conversion', ('DYN-EMBEDDING',),
+        'embedding-per-tensor', 'ptq.conversion', ('DYN-EMBEDDING',),
         'A table of embeddings has one scale.',
         'codes, grid = Weights(replace(options, per_channel=True)).codes(node.weight, node.layer)',
         'codes, grid = Weights(replace(options, per_channel=False)).codes(node.weight, node.layer)',
     ),
     Fault(
-        'state-has-the-inputs-range', 'dynamic_steps', ('DYN-RECURRENT',),
+        'state-has-the-inputs-range', 'engines.reference_dynamic', ('DYN-RECURRENT',),
         'The gates of the state are added to the state and not to those of the input.',
         'now = KINDS[step.kind](gates[index],',
         'now = KINDS[step.kind](gates[index] * 0 if step.kind == "rnn_relu" else gates[index],',

@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-IMPORTS = "from .errors import CalibrationError\n"
+IMPORTS = "from quantspec.errors import CalibrationError\n"
 SANITIZED = f"""{IMPORTS}
 exact_array = float32_array
 
@@ -13,7 +13,7 @@ def float32_array(x):
 """
 MERGED = "return replace(self, minimum=np.minimum(self.minimum, low), maximum=np.maximum(self.maximum, high))"
 FIRST = "return replace(self, minimum=low, maximum=high)\n        check_channels"
-KNOWN = "ends = extremes().wider(address, count, self._known[1])"
+KNOWN = "ends = minmax().wider(address, count, self._known[1])"
 NEXT = "        if ends is None:\n            return self\n        low, high = finite_ends(*ends)\n"
 MOVED = "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
 BATCH_OF_AN_AVERAGE = '"""The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""\n'
@@ -22,157 +22,157 @@ EDGES = "return np.maximum(edges[0], minimum), np.minimum(edges[1], maximum)"
 
 FAULTS = [
     Fault(
-        "last-batch-only", "observers", ("OBS-MINMAX", "OBS-ORDER", "OBS-SPLIT", "OBS-GROW", "OBS-MERGE"),
+        "last-batch-only", "numerics.observers", ("OBS-MINMAX", "OBS-ORDER", "OBS-SPLIT", "OBS-GROW", "OBS-MERGE"),
         "Each batch replaces the range instead of widening it.",
         KNOWN, KNOWN.replace("self._known[1]", "ctypes.addressof(NOTHING)"),
     ),
     Fault(
-        "range-starts-at-zero", "observers", ("OBS-MINMAX",),
+        "range-starts-at-zero", "numerics.observers", ("OBS-MINMAX",),
         "The ends start as 0 instead of as nothing, so that every range holds 0.",
         "NOTHING = PAIR(math.inf, -math.inf)", "NOTHING = PAIR(0, 0)",
     ),
     Fault(
-        "first-batch-only", "observers", ("OBS-MINMAX", "OBS-ORDER", "OBS-SPLIT", "OBS-MERGE"),
+        "first-batch-only", "numerics.observers", ("OBS-MINMAX", "OBS-ORDER", "OBS-SPLIT", "OBS-MERGE"),
         "The range is set when the observer is made ready and never looked at again.",
         NEXT, NEXT.replace("ends is None", "ends is None or self.minimum is not None"),
     ),
     Fault(
-        "merge-keeps-the-narrower", "observers", ("OBS-MERGE",),
+        "merge-keeps-the-narrower", "numerics.observers", ("OBS-MERGE",),
         "minimum and maximum are taken of the wrong pairs, and merging gives what both saw in common.",
         MERGED, "return replace(self, minimum=np.maximum(self.minimum, low), maximum=np.minimum(self.maximum, high))",
     ),
     Fault(
-        "empty-observer-erases", "observers", ("OBS-MERGE",),
+        "empty-observer-erases", "numerics.observers", ("OBS-MERGE",),
         "Merging with an observer that saw nothing gives nothing.",
         "return self if other.minimum is None else self._merged(other.minimum, other.maximum)",
         "return other if other.minimum is None else self._merged(other.minimum, other.maximum)",
     ),
     Fault(
-        "margin-with-every-batch", "observers", ("OBS-IDEMPOTENT", "OBS-MINMAX", "OBS-SPLIT"),
+        "margin-with-every-batch", "numerics.observers", ("OBS-IDEMPOTENT", "OBS-MINMAX", "OBS-SPLIT"),
         "A margin for safety is added whenever a batch is seen, so that the same data twice widens the range twice.",
         NEXT, "        low, high = self.range() if ends is None else finite_ends(*ends)\n        low, high = low - np.float32(0.01), high + np.float32(0.01)\n",
     ),
     Fault(
-        "nan-skipped", "observers", ("OBS-FINITE",),
+        "nan-skipped", "numerics.observers", ("OBS-FINITE",),
         "nanmin and nanmax pass over what shows that the data is broken.",
         IMPORTS, SANITIZED.format("np.where(np.isnan(x), np.float32(0), x)"),
     ),
     Fault(
-        "infinity-is-the-largest-number", "observers", ("OBS-FINITE",),
+        "infinity-is-the-largest-number", "numerics.observers", ("OBS-FINITE",),
         "The input is sanitized, and one infinity makes every code useless.",
         IMPORTS, SANITIZED.format("np.clip(x, np.finfo(np.float32).min, np.finfo(np.float32).max)"),
     ),
     Fault(
-        "no-data-is-zero-to-zero", "observers", ("OBS-NOTHING",),
+        "no-data-is-zero-to-zero", "numerics.observers", ("OBS-NOTHING",),
         "An observer that saw nothing says that it saw zeros.",
         '            raise CalibrationError("the observer has seen no values, so there is no range")', "            return np.float32(0), np.float32(0)",
     ),
     Fault(
-        "empty-tensor-is-zero", "observers", ("OBS-EMPTY", "OBS-NOTHING"),
+        "empty-tensor-is-zero", "numerics.observers", ("OBS-EMPTY", "OBS-NOTHING"),
         "A tensor without elements counts as a zero.",
         "    if x.size == 0:\n        return None", "    if x.size == 0:\n        x = np.zeros([max(n, 1) for n in x.shape], np.float32)",
     ),
     Fault(
-        "negative-axis-misread", "observers", ("OBS-CHANNEL",),
+        "negative-axis-misread", "numerics.observers", ("OBS-CHANNEL",),
         "An axis counted from the end is counted from the start.",
         "tuple(i for i in range(x.ndim) if i != axis % x.ndim)", "tuple(i for i in range(x.ndim) if i != abs(axis))",
     ),
     Fault(
-        "range-of-the-whole-tensor", "observers", ("OBS-CHANNEL",),
+        "range-of-the-whole-tensor", "numerics.observers", ("OBS-CHANNEL",),
         "The axis shapes the result, and every channel has the range of all.",
         "low, high = np.asarray(np.minimum.reduce(x, axis=others)), np.asarray(np.maximum.reduce(x, axis=others))",
         "low, high = (np.broadcast_to(end, np.shape(x.min(axis=others))).copy() for end in (x.min(), x.max()))",
     ),
     Fault(
-        "other-channels-start-anew", "observers", ("OBS-CHANNEL-COUNT", "OBS-CHANNEL-MERGE"),
+        "other-channels-start-anew", "numerics.observers", ("OBS-CHANNEL-COUNT", "OBS-CHANNEL-MERGE"),
         "A tensor with another number of channels resets the observer, as torch's does.",
         "        if self.minimum is None:\n            " + FIRST, "        if self.minimum is None or self.minimum.shape != low.shape:\n            " + FIRST,
     ),
     Fault(
-        "channels-merged-together", "observers", ("OBS-CHANNEL-MERGE",),
+        "channels-merged-together", "numerics.observers", ("OBS-CHANNEL-MERGE",),
         "Merging widens every channel by the whole of the other observer.",
         "self._merged(other.minimum, other.maximum)",
         "self._merged(*(np.full_like(end, most) for end, most in ((other.minimum, other.minimum.min()), (other.maximum, other.maximum.max()))))",
     ),
     Fault(
-        "average-shares-swapped", "observers", ("OBS-AVERAGE", "OBS-AVERAGE-CONSTANT"),
+        "average-shares-swapped", "numerics.observers", ("OBS-AVERAGE", "OBS-AVERAGE-CONSTANT"),
         "The constant is the share of what was, not of the newest batch.",
         MOVED, MOVED.replace("Fraction(constant)", "(1 - Fraction(constant))"),
     ),
     Fault(
-        "average-in-float32", "observers", ("OBS-AVERAGE",),
+        "average-in-float32", "numerics.observers", ("OBS-AVERAGE",),
         "torch computes the average in float32, with a rounding after each of three operations.",
         MOVED, "exact = [Fraction(float(a + np.float32(constant) * np.float32(float(b) / 2 - float(a) / 2) * np.float32(2))) for a, b in pairs]",
     ),
     Fault(
-        "average-starts-at-zero", "observers", ("OBS-AVERAGE",),
+        "average-starts-at-zero", "numerics.observers", ("OBS-AVERAGE",),
         "The first batch pulls a range of zero towards its own instead of setting it.",
         "return replace(self, minimum=batch[0], maximum=batch[1])",
         "return replace(self, minimum=moved(batch[0] * 0, batch[0], self.constant), maximum=moved(batch[1] * 0, batch[1], self.constant))",
     ),
     Fault(
-        "large-tensors-in-pieces", "observers", ("OBS-AVERAGE-ORDER", "OBS-AVERAGE"),
+        "large-tensors-in-pieces", "numerics.observers", ("OBS-AVERAGE-ORDER", "OBS-AVERAGE"),
         "To save memory a long tensor is observed in pieces, each of which pulls the average.",
         BATCH_OF_AN_AVERAGE,
         BATCH_OF_AN_AVERAGE + "        if self.axis is None and np.size(x) > 16:\n            return self.observe(np.ravel(x)[:16]).observe(np.ravel(x)[16:])\n",
     ),
     Fault(
-        "average-constant-may-be-zero", "observers", ("OBS-AVERAGE-CONSTANT",),
+        "average-constant-may-be-zero", "numerics.observers", ("OBS-AVERAGE-CONSTANT",),
         "A constant of 0 passes, with which the range stays that of the first batch.",
         "if not 0 < self.constant <= 1:", "if not 0 <= self.constant <= 1:",
     ),
     Fault(
-        "bins-too-coarse-below", "observers", ("OBS-HIST-WIDTH",),
+        "bins-too-coarse-below", "numerics.observers", ("OBS-HIST-WIDTH",),
         "-2^k is taken not to fit bins that end there, though the lowest bin begins at it.",
         WIDTH, "exact = False",
     ),
     Fault(
-        "bins-truncate", "observers", ("OBS-HIST-COUNT",),
+        "bins-truncate", "numerics.observers", ("OBS-HIST-COUNT",),
         "A cast to an integer rounds towards zero, so that the bins beside zero become one.",
         "index = np.floor(np.ldexp(", "index = np.trunc(np.ldexp(",
     ),
     Fault(
-        "merge-adds-bins-as-they-are", "observers", ("OBS-HIST-MERGE", "OBS-HIST-COUNT"),
+        "merge-adds-bins-as-they-are", "numerics.observers", ("OBS-HIST-MERGE", "OBS-HIST-COUNT"),
         "Counts are added bin by bin, whatever the width of either histogram's bins.",
         "coarser(self.counts, exponent - self.exponent) + coarser(other.counts, exponent - other.exponent)", "self.counts + other.counts",
     ),
     Fault(
-        "any-even-number-of-bins", "observers", ("OBS-HIST-BINS",),
+        "any-even-number-of-bins", "numerics.observers", ("OBS-HIST-BINS",),
         "Evenness is checked where a power of two is needed.",
         "if self.bins < 2 or self.bins.bit_count() != 1:", "if self.bins < 2 or self.bins % 2:",
     ),
     Fault(
-        "percentile-from-one-end", "observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
+        "percentile-from-one-end", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
         "The whole share that may be cut off is cut off at each end.",
         "(100 - Fraction(self.percent)) // 200", "(100 - Fraction(self.percent)) // 100",
     ),
     Fault(
-        "percentile-cuts-too-little", "observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
+        "percentile-cuts-too-little", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
         "A bin whose values could just be cut off is kept.",
         "low = int(np.argmax(np.cumsum(counts) > allowed)) - half", "low = int(np.argmax(np.cumsum(counts) >= max(allowed, 1))) - half",
     ),
     Fault(
-        "percentile-ends-at-bin-edges", "observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-ALL"),
+        "percentile-ends-at-bin-edges", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-ALL"),
         "The range ends where its bins end, beyond what was seen.",
         EDGES, "return np.asarray(edges[0]), np.asarray(edges[1])",
     ),
     Fault(
-        "percent-may-be-zero", "observers", ("OBS-PERCENTILE-SHARE",),
+        "percent-may-be-zero", "numerics.observers", ("OBS-PERCENTILE-SHARE",),
         "0 percent passes, of which no range is left.",
         "if not 0 < self.percent <= 100:", "if not 0 <= self.percent <= 100:",
     ),
     Fault(
-        "absolute-error", "observers", ("OBS-MSE",),
+        "absolute-error", "numerics.observers", ("OBS-MSE",),
         "The error is not squared, and outliers weigh less.",
         "np.multiply(real, real, out=real)", "np.abs(real, out=real)",
     ),
     Fault(
-        "narrowest-of-equals", "observers", ("OBS-MSE",),
+        "narrowest-of-equals", "numerics.observers", ("OBS-MSE",),
         "The candidates come narrowest first, and of equal errors the first is taken.",
         "np.arange(self.candidates, 0, -1)", "np.arange(1, self.candidates + 1)",
     ),
     Fault(
-        "error-of-one-in-each-bin", "observers", ("OBS-MSE",),
+        "error-of-one-in-each-bin", "numerics.observers", ("OBS-MSE",),
         "A bin counts once, however many values it holds.",
         "centres, self.histogram.counts[used])))", "centres, np.minimum(self.histogram.counts[used], 1))))",
     ),

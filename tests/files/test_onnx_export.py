@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 import quantspec
 from networks import Perceptron, inputs, perceptrons, seeded
-from quantspec import onnx_export, torchvision_compat
-from quantspec.program import Call, ConvReal, LinearReal
+from quantspec import torchvision_compat
+from quantspec.ir.program import Call, ConvReal, LinearReal
+from quantspec.onnx_export import export
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -143,20 +144,20 @@ ROWS = {
 @pytest.fixture(params=["default", "x64quantprecision"])
 def session(request, monkeypatch):
     """Both ways that x86 CPUs go: weights as they are, or made unsigned so that nothing saturates."""
-    monkeypatch.setattr(onnx_export, "saturates", lambda: request.param != "default" or saturates())
+    monkeypatch.setattr(export, "saturates", lambda: request.param != "default" or saturates())
 
 
-saturates = onnx_export.saturates
+saturates = export.saturates
 
 
 def compared(q, batch, least=1):
     """All codes and outputs equal; gives how many were compared."""
-    found = onnx_export.differences(q, batch, steps=True)
+    found = export.differences(q, batch, steps=True)
     if isinstance(q.program.steps[-1], Call):  # of floats that a runtime computes with other last bits, only what comes before is equal
         found.pop("output")
         least = 0
     assert {name: count for name, (_, count) in found.items() if count} == {}
-    outputs, different = onnx_export.compare_codes(q, batch) if least else (0, 0)
+    outputs, different = export.compare_codes(q, batch) if least else (0, 0)
     assert different == 0 and outputs >= least
     return outputs
 
@@ -164,7 +165,7 @@ def compared(q, batch, least=1):
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_network_of_images_has_the_same_codes(name, session):
     q = quantspec.quantize(seeded(IMAGES[name]), [CALIBRATION])
-    onnx_export.export_onnx(q)
+    export.export_onnx(q)
     compared(q, inputs(1, (3, 8, 8), 2) * 1.5)
     compared(q, inputs(5, (3, 8, 8), 3) * 1.5)
     if name not in ("flatten",):
@@ -207,9 +208,9 @@ def test_a_network_of_rows_has_the_same_codes(name):
 
 def one_code_off(q, batch):
     """Softmax stays in float, where runtimes differ in the last bits: before it all codes are equal, and behind it given the same floats (STA-RUNTIME)."""
-    compared, differing = onnx_export.compare_codes(q, batch, same_floats=True)
+    compared, differing = export.compare_codes(q, batch, same_floats=True)
     assert compared > 400 and differing == 0
-    found = onnx_export.differences(q, batch, steps=True)
+    found = export.differences(q, batch, steps=True)
     before = [name for name in found if name.startswith(("x.codes", "linear", "chunk", "getitem"))][:3]
     assert before and all(found[name][1] == 0 for name in before)
 
@@ -217,10 +218,10 @@ def one_code_off(q, batch):
 def test_given_the_same_floats_a_transformer_has_the_same_codes():
     layer = seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True, activation="gelu"))
     q, x = quantspec.quantize(layer, [inputs(4, (7, 16))]), inputs(5, (7, 16), 2)
-    compared, differing = onnx_export.compare_codes(q, x, same_floats=True)
+    compared, differing = export.compare_codes(q, x, same_floats=True)
     # Three projections that attention reads, and what two sums read of its output and of the second linear layer.
     assert compared == 5 * 7 * 16 * 5 and differing == 0
-    between, batch = onnx_export.between_floats(q, x)
+    between, batch = export.between_floats(q, x)
     assert not any(isinstance(step, Call) for step in between.program.steps)
     assert torch.equal(batch[q.program.output.name], q.run_on("reference")(x))
 
@@ -239,7 +240,7 @@ def test_a_layer_that_is_read_in_float_gives_the_same_bits(build, kind):
 
     q = quantspec.quantize(seeded(Model), [CALIBRATION])
     assert any(isinstance(step, kind) for step in q.program.steps)
-    found = onnx_export.differences(q, inputs(5, (3, 8, 8), 3))
+    found = export.differences(q, inputs(5, (3, 8, 8), 3))
     assert found["output"][0] > 100 and found["output"][1] == 0
 
 
@@ -329,7 +330,7 @@ def test_an_embedding_gives_the_same_floats(per_channel):
 
 def test_weights_alone_are_dequantized_in_the_graph():
     q = quantspec.quantize_dynamic(seeded(Perceptron), activations=None)
-    model = onnx_export.export_onnx(q)
+    model = export.export_onnx(q)
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer) == 2
     outputs = run(model, x=inputs(5))["output"]
     np.testing.assert_allclose(outputs, q(inputs(5)).numpy(), rtol=1e-5, atol=1e-6)
@@ -364,7 +365,7 @@ def test_layers_are_fused_into_integer_kernels(tmp_path):
     q = quantspec.quantize(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 2))), [CALIBRATION])
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "fused.onnx"), 4
-    onnxruntime.InferenceSession(onnx_export.export_onnx(q).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(export.export_onnx(q).SerializeToString(), options, providers=["CPUExecutionProvider"])
     fused = [node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node]
     assert fused.count("QLinearConv") == 1 and fused.count("QGemm") == 1 and not {"Conv", "Gemm", "MatMul", "Relu"} & set(fused)
 

@@ -18,8 +18,9 @@ from torch import nn
 import quantspec
 from evidence import clause
 from networks import inputs, seeded
-from quantspec import storage, storage_calls
-from quantspec.program import Call, Program, Ref
+from quantspec.ir.program import Call, Program, Ref
+from quantspec.storage import callables
+from quantspec.storage import file as storage_file
 
 
 class Tagger(nn.Module):
@@ -164,10 +165,10 @@ def test_trees_of_arguments_come_back_as_they_were():
         Ref("x"), 1, -1.5, -0.0, float("inf"), True, None, "text", [1, [2]], (1, (2,)), {"a": Ref("y"), 3: slice(None, Ref("x"), 2)}, ..., torch.float16,
         torch.Size([1, 2]), torch.device("cpu"), torch.channels_last, 2**62,
     )  # fmt: skip
-    writer = storage.Writer()
-    made = storage.Reader(writer.tensors).tree(json.loads(storage.text(writer.tree(tree, "tree"))), "tree")
+    writer = storage_file.Writer()
+    made = storage_file.Reader(writer.tensors).tree(json.loads(storage_file.text(writer.tree(tree, "tree"))), "tree")
     assert made == tree and [type(item) for item in made] == [type(item) for item in tree] and str(made[3]) == "-0.0"
-    nan = storage.Reader({}).tree(json.loads(storage.text(writer.tree(float("nan"), "tree"))), "tree")
+    nan = storage_file.Reader({}).tree(json.loads(storage_file.text(writer.tree(float("nan"), "tree"))), "tree")
     assert np.isnan(nan)
 
 
@@ -231,7 +232,7 @@ def test_saving_replaces_a_file_at_once_or_leaves_it(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="disk full"):
-        patched.setattr(storage.os, "fsync", broken)
+        patched.setattr(storage_file.os, "fsync", broken)
         q.save(path)
     assert path.read_bytes() == b"before" and [p.name for p in tmp_path.iterdir()] == ["q.safetensors"]
     q.save(str(path))
@@ -254,7 +255,7 @@ def test_places_where_no_file_can_be_are_errors_of_the_system(tmp_path):
 
 def resigned(tensors, network, **changes) -> bytes:
     """A file with that content and the checksum that belongs to it."""
-    header = {"format": "quantspec", "version": 1, "sha256": storage.digest(network, tensors), "network": network} | changes
+    header = {"format": "quantspec", "version": 1, "sha256": storage_file.digest(network, tensors), "network": network} | changes
     return safetensors.torch.save(tensors, {"quantspec": json.dumps(header)})
 
 
@@ -266,7 +267,7 @@ def parts(data: bytes):
 
 @clause("STA-STORED")
 def test_foreign_and_newer_files_are_named(tmp_path):
-    data, path = storage.packed(NETWORKS["mlp"]()[0]), tmp_path / "q.safetensors"
+    data, path = storage_file.packed(NETWORKS["mlp"]()[0]), tmp_path / "q.safetensors"
     tensors, network = parts(data)
     for content, message in (
         (b"", "header"),
@@ -308,7 +309,7 @@ def test_a_file_names_no_other_functions_than_those_that_compute(target, kind, a
 
 
 def test_a_file_names_no_other_classes_than_plain_ones(tmp_path):
-    tensors, network = parts(storage.packed(NETWORKS["mlp"]()[0]))
+    tensors, network = parts(storage_file.packed(NETWORKS["mlp"]()[0]))
     row = next(row for row in network["callables"] if row["kind"] == "module")
     path = tmp_path / "q.safetensors"
     for name in ("Module", "Sequential", "os.system", "DataParallel", ""):
@@ -319,11 +320,11 @@ def test_a_file_names_no_other_classes_than_plain_ones(tmp_path):
 
 
 def test_everything_on_the_lists_exists():
-    for place, names in storage_calls.FUNCTIONS.items():
+    for place, names in callables.FUNCTIONS.items():
         for name in names:
-            assert callable(storage_calls.function(f"{place}.{name}"))
-    assert all(hasattr(torch.Tensor, name) for name in storage_calls.METHODS)
-    assert all(issubclass(getattr(nn, name), nn.Module) for name in storage_calls.MODULES)
+            assert callable(callables.function(f"{place}.{name}"))
+    assert all(hasattr(torch.Tensor, name) for name in callables.METHODS)
+    assert all(issubclass(getattr(nn, name), nn.Module) for name in callables.MODULES)
 
 
 def test_every_plain_module_comes_back_as_it_was():
@@ -339,10 +340,10 @@ def test_every_plain_module_comes_back_as_it_was():
         nn.ConstantPad2d(1, 2.5), nn.Hardtanh(-2, 3), nn.Threshold(0.5, 1.0), nn.CosineSimilarity(0), nn.Dropout(0.25),
     ]  # fmt: skip
     for module in (m.eval() for m in examples):
-        writer = storage.Writer()
-        row = json.loads(storage.text({"kind": "module", "target": "m"} | storage_calls.written_module(module, "m", writer)))
+        writer = storage_file.Writer()
+        row = json.loads(storage_file.text({"kind": "module", "target": "m"} | callables.written_module(module, "m", writer)))
         assert "class" in row, module
-        (made,) = storage_calls.read([row], storage.Reader(writer.tensors), {}).values()
+        (made,) = callables.read([row], storage_file.Reader(writer.tensors), {}).values()
         assert repr(made) == repr(module) and not made.training
         assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), module.state_dict().values(), strict=True))
 
@@ -433,7 +434,7 @@ FUZZED = {"cnn": 800, "mlp of 5 bits, partly in float": 800, "tagger": 800, "enc
 @pytest.mark.parametrize("name", FUZZED)
 def test_damage_is_an_error_or_changes_no_bit(name, tmp_path):
     q, x = NETWORKS[name]()
-    data, expected, path, draw = storage.packed(q), q(x), tmp_path / "q.safetensors", random.Random(name)
+    data, expected, path, draw = storage_file.packed(q), q(x), tmp_path / "q.safetensors", random.Random(name)
     refused = same = 0
     for _ in range(1000):
         path.write_bytes(changed_bytes(data, draw))
@@ -453,7 +454,7 @@ def test_a_forged_file_is_an_error_or_a_network(name, tmp_path):
     """With the checksum made to fit, what is read is a well-formed network or refused; a well-formed one means what its file says."""
     q, x = NETWORKS[name]()
     path, draw = tmp_path / "q.safetensors", random.Random(name)
-    tensors, network = parts(storage.packed(q))
+    tensors, network = parts(storage_file.packed(q))
     refused = accepted = ran = 0
     for index in range(FUZZED[name]):
         arrays, content = (changed_tensors(tensors, draw), network) if index % 4 == 0 else (tensors, changed_json(network, draw))
@@ -468,7 +469,7 @@ def test_a_forged_file_is_an_error_or_a_network(name, tmp_path):
             refused += 1
         else:
             accepted += 1
-            again = quantspec.storage.unpacked(storage.packed(made), {})
+            again = storage_file.unpacked(storage_file.packed(made), {})
             assert isinstance(again[0], Program) and len(again[0].steps) == len(content["steps"]) and repr(made)
             try:
                 made(x)
@@ -496,4 +497,4 @@ def test_functions_that_torch_makes_at_import_can_be_pickled():
 def test_a_program_that_calls_what_is_not_there_is_refused():
     program = Program("onnx", ("x",), {}, (Call("y", "function", "operator.neg", (Ref("x"),), {}, ""),), Ref("y"))
     with pytest.raises(ValueError, match="callables"):
-        quantspec.storage_checks.check(program, {("function", "operator.neg"): operator.neg, ("function", "operator.pos"): operator.pos})
+        quantspec.storage.validate.check(program, {("function", "operator.neg"): operator.neg, ("function", "operator.pos"): operator.pos})

@@ -15,11 +15,11 @@ TIES = chapters.clauses()["AFF-TIES"]
 
 def perfect() -> tuple[list[Ran], Lock]:
     """A run in which every clause has a test that passed and every block ran, and the lock that fits it."""
-    ran = [Ran(f"tests/test_all.py::test_{id_}[8]", (id_,), "passed", ("codes",), 10) for id_ in chapters.clauses()]
+    ran = [Ran(f"tests/chapters/test_all.py::test_{id_}[8]", (id_,), "passed", ("codes",), 10) for id_ in chapters.clauses()]
     for stem in chapters.stems():
         chapter = chapters.chapter(stem)
         ran += [Ran(f"spec/{chapter.path.name}::line:{b.line}", (), "passed", block=(chapter.path.name, b.line - 1)) for b in chapter.blocks]
-    tests = {id_: [f"tests/test_all.py::test_{id_}"] for id_ in chapters.clauses()}
+    tests = {id_: [f"tests/chapters/test_all.py::test_{id_}"] for id_ in chapters.clauses()}
     entries = {id_: Entry(clause.digest, tests[id_]) for id_, clause in chapters.clauses().items()}
     return ran, Lock(entries, {stem: chapters.chapter(stem).examples for stem in chapters.stems()})
 
@@ -40,37 +40,37 @@ def test_nothing_is_said_of_a_perfect_run():
 def test_a_clause_without_a_test_that_passed_is_named(outcome):
     ran, lock = perfect()
     (line,) = account.complaints(changed(ran, "AFF-TIES", outcome=outcome), lock)
-    assert line == f"AFF-TIES: no test of it ran and passed (tests/test_all.py::test_AFF-TIES[8] {outcome})."
+    assert line == f"AFF-TIES: no test of it ran and passed (tests/chapters/test_all.py::test_AFF-TIES[8] {outcome})."
 
 
 def test_a_deleted_test_is_named_with_its_clause():
     ran, lock = perfect()
     lines = account.complaints(without(ran, "AFF-TIES"), lock)
     assert lines[0] == "AFF-TIES: no test of it ran and passed (there is none)."
-    assert lines[1].startswith("AFF-TIES: its tests are not those that were reviewed: tests/test_all.py::test_AFF-TIES is gone.")
+    assert lines[1].startswith("AFF-TIES: its tests are not those that were reviewed: tests/chapters/test_all.py::test_AFF-TIES is gone.")
     assert lines[1].endswith("`make review CLAUSE=AFF-TIES`.") and len(lines) == 2
 
 
 def test_one_of_several_tests_cannot_vanish_either_and_a_new_one_is_to_be_read():
     ran, lock = perfect()
-    lock.clauses["AFF-TIES"].tests.append("tests/test_all.py::test_another")
+    lock.clauses["AFF-TIES"].tests.append("tests/chapters/test_all.py::test_another")
     (line,) = account.complaints(ran, lock)
     assert line.startswith("AFF-TIES: ") and "test_another is gone" in line
-    (line,) = account.complaints([*perfect()[0], Ran("tests/test_all.py::test_new", ("AFF-TIES",), "passed")], perfect()[1])
+    (line,) = account.complaints([*perfect()[0], Ran("tests/chapters/test_all.py::test_new", ("AFF-TIES",), "passed")], perfect()[1])
     assert line.startswith("AFF-TIES: ") and "test_new is new" in line
 
 
 def test_a_test_of_the_specification_must_name_a_clause_and_others_need_not():
     ran, lock = perfect()
-    extra = [Ran("tests/test_all.py::test_idle[1]", (), "passed"), Ran("tests/meta/test_all.py::test_idle", (), "passed")]
+    extra = [Ran("tests/chapters/test_all.py::test_idle[1]", (), "passed"), Ran("tests/meta/test_all.py::test_idle", (), "passed")]
     (line,) = account.complaints([*ran, *extra], lock)
-    assert line.startswith("tests/test_all.py::test_idle: names no clause.")
+    assert line.startswith("tests/chapters/test_all.py::test_idle: names no clause.")
 
 
 def test_an_unknown_clause_is_named_with_the_nearest_known_one():
     ran, lock = perfect()
-    (line,) = account.complaints([*ran, Ran("tests/test_all.py::test_x", ("AFF-TIE",), "passed")], lock)
-    assert line == "AFF-TIE: no chapter has this clause (did you mean AFF-TIES?), but tests/test_all.py::test_x names it."
+    (line,) = account.complaints([*ran, Ran("tests/chapters/test_all.py::test_x", ("AFF-TIE",), "passed")], lock)
+    assert line == "AFF-TIE: no chapter has this clause (did you mean AFF-TIES?), but tests/chapters/test_all.py::test_x names it."
 
 
 def test_a_reworded_clause_sends_its_tests_to_be_read_again():
@@ -120,7 +120,7 @@ def test_a_test_that_turns_down_what_is_drawn_for_it_is_named():
     ran, lock = perfect()
     assert account.complaints(changed(ran, "AFF-TIES", examples=100, filtered=25), lock) == []
     (line,) = account.complaints(changed(ran, "AFF-TIES", examples=100, filtered=26), lock)
-    assert line.startswith("tests/test_all.py::test_AFF-TIES[8]: turns down 26 of 100 drawn examples.")
+    assert line.startswith("tests/chapters/test_all.py::test_AFF-TIES[8]: turns down 26 of 100 drawn examples.")
 
 
 def test_the_lock_is_read_back_as_it_was_written(tmp_path):

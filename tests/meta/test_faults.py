@@ -47,8 +47,9 @@ def test_the_committed_results_are_those_of_the_faults_that_there_are():
     found = json.loads((ROOT / "spec" / "results" / "faults.json").read_text(encoding="utf-8"))
     assert found == {id_: sorted(fault.name for fault in ALL if id_ in fault.clauses) for id_ in chapters.clauses()}, "run `make faults` and commit its results"
 
+HELPERS = f"{ROOT / 'tests'}:{ROOT / 'tests' / 'harness'}"
 
-def made(name, clauses=("AFF-TIES",), old="np.rint(steps)", new="np.floor(steps + 0.5)", module="affine"):
+def made(name, clauses=("AFF-TIES",), old="np.rint(steps)", new="np.floor(steps + 0.5)", module="numerics.affine"):
     return Fault(name, module, tuple(clauses), "Somebody.", old, new)
 
 
@@ -65,8 +66,8 @@ def test_too_few_faults_and_unknown_clauses_are_told():
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (made("gone", old="no such text"), "fault gone: expected its old text once in impl/quantspec/affine.py, found it 0 times: 'no such text'"),
-        (made("twice", old="raise ValueError"), "fault twice: expected its old text once in impl/quantspec/affine.py, found it [0-9]+ times"),
+        (made("gone", old="no such text"), "fault gone: expected its old text once in impl/quantspec/numerics/affine.py, found it 0 times: 'no such text'"),
+        (made("twice", old="raise ValueError"), "fault twice: expected its old text once in impl/quantspec/numerics/affine.py, found it [0-9]+ times"),
         (made("nowhere", module="nothing"), "fault nowhere: there is no impl/quantspec/nothing.py"),
     ],
 )
@@ -79,7 +80,7 @@ def run(*arguments):
     """(exit code, lines) of ``python -m faults.kill``, with what this run of pytest set in the environment left out."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     command = [sys.executable, "-m", "faults.kill", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": HELPERS}, capture_output=True, text=True, timeout=300)
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
@@ -130,7 +131,7 @@ def test_a_fault_is_killed_by_its_own_clause_and_by_nothing_else(tmp_path):
         "no-python is broken, which is no answer: '(' was never closed",
         "no-python-at-import is broken, which is no answer: pytest ended with exit code 4",
         "NameError: name 'no_such_name' is not defined; see ",
-        "fault stale: expected its old text once in impl/quantspec/affine.py",
+        "fault stale: expected its old text once in impl/quantspec/numerics/affine.py",
     ):
         assert told in text
     # Run without any fault, the same machinery found nothing; and the log tells which tests ran.

@@ -11,14 +11,14 @@ from mutants import run
 from mutants.run import Change, Mutant
 
 RESULTS = """
-    quantspec.affine.x_along__mutmut_1: killed
-    quantspec.affine.xǁQParamsǁquantize__mutmut_12: survived
-    quantspec.static.xǁ_Converterǁas_float__mutmut_3: timeout
-    quantspec.static.x_source__mutmut_2: no tests
+    quantspec.numerics.affine.x_along__mutmut_1: killed
+    quantspec.numerics.affine.xǁQParamsǁquantize__mutmut_12: survived
+    quantspec.ptq.static.xǁ_Converterǁas_float__mutmut_3: timeout
+    quantspec.ptq.static.x_source__mutmut_2: no tests
 """
-SHOWN = """# quantspec.affine.xǁQParamsǁquantize__mutmut_12: survived
---- src/quantspec/affine.py
-+++ src/quantspec/affine.py
+SHOWN = """# quantspec.numerics.affine.xǁQParamsǁquantize__mutmut_12: survived
+--- src/quantspec/numerics/affine.py
++++ src/quantspec/numerics/affine.py
 @@ -1,4 +1,5 @@
      def quantize(self, x):
 -        return f(
@@ -29,7 +29,7 @@ SHOWN = """# quantspec.affine.xǁQParamsǁquantize__mutmut_12: survived
 """
 ENTRY = """
 [[equivalent]]
-module = "affine"
+module = "numerics.affine"
 function = "along"
 before = "a + b"
 after = ["a - b", "a * b"]
@@ -38,19 +38,21 @@ reason = "b is 0"
 
 
 def along(before, after):
-    return Change("affine", "along", before, after)
+    return Change("numerics.affine", "along", before, after)
 
 
-def mutant(status, change=None, module="affine"):
+def mutant(status, change=None, module="numerics.affine"):
     return Mutant(module, f"quantspec.{module}.x_along__mutmut_1", status, change)
 
 
 def test_results_and_changes_are_read_from_the_tools_words():
     mutants = run.read_results(RESULTS)
-    assert [(m.module, m.status) for m in mutants] == [("affine", "killed"), ("affine", "survived"), ("static", "timeout"), ("static", "no tests")]
-    assert mutants[2].name == "quantspec.static.xǁ_Converterǁas_float__mutmut_3"
+    assert [(m.module, m.status) for m in mutants] == [
+        ("numerics.affine", "killed"), ("numerics.affine", "survived"), ("ptq.static", "timeout"), ("ptq.static", "no tests"),
+    ]
+    assert mutants[2].name == "quantspec.ptq.static.xǁ_Converterǁas_float__mutmut_3"
     change = run.read_change(mutants[1], SHOWN)
-    assert change == Change("affine", "QParams.quantize", "return f(\nx, axis=self.axis)", "return f(\nx, axis=None)")
+    assert change == Change("numerics.affine", "QParams.quantize", "return f(\nx, axis=self.axis)", "return f(\nx, axis=None)")
     assert [run.read_change(m, SHOWN).function for m in mutants] == ["along", "QParams.quantize", "_Converter.as_float", "source"]
 
 
@@ -63,7 +65,7 @@ def test_an_entry_explains_each_of_its_changes():
     [
         ('reason = "b is 0"', 'reason = "  "', "expected module, function, before, after and reason"),
         ('reason = "b is 0"', "", "expected module, function, before, after and reason"),
-        ('"affine"', '"afine"', "expected a module out of affine, .*, got 'afine'"),
+        ('"numerics.affine"', '"afine"', "expected a module out of numerics.affine, .*, got 'afine'"),
         ('"a * b"', '"a - b"', "stands twice"),
     ],
 )
@@ -109,16 +111,20 @@ def test_the_account_says_what_each_survivor_changes_and_what_is_to_be_done():
     reasons = {along("a", "b"): "so\n  it is", along("a", "d"): "no more"}
     verdict = run.judge([mutant("survived", along("a", "b")), mutant("no tests", along("a", "c"))], reasons)
     lines = run.account(verdict, reasons)
-    assert lines[:4] == ["affine.along", "    - a", "    + b", "    equivalent: so it is"]
+    assert lines[:4] == ["numerics.affine.along", "    - a", "    + b", "    equivalent: so it is"]
     assert lines[8].startswith("    UNEXPLAINED (no tests)") and lines[13].startswith("    STALE") and lines[15].startswith("The score is 0.0 %")
 
 
 def test_the_table_has_a_row_for_each_module_and_one_for_all():
-    verdict = run.judge([mutant("killed")] * 3 + [mutant("timeout", module="static"), mutant("survived", along("a", "b"), "static")], {})
+    verdict = run.judge([mutant("killed")] * 3 + [mutant("timeout", module="ptq.static"), mutant("survived", along("a", "b"), "ptq.static")], {})
     text = io.StringIO()
-    Console(file=text, width=100).print(run.table(verdict, ["affine", "static"]))
+    Console(file=text, width=100).print(run.table(verdict, ["numerics.affine", "ptq.static"]))
     rows = [line.split() for line in text.getvalue().replace("│", " ").splitlines() if "%" in line]
-    assert rows == [["affine", "3", "3", "0", "0", "0", "100.0", "%"], ["static", "2", "0", "1", "0", "1", "50.0", "%"], ["all", "5", "3", "1", "0", "1", "80.0", "%"]]
+    assert rows == [
+        ["numerics.affine", "3", "3", "0", "0", "0", "100.0", "%"],
+        ["ptq.static", "2", "0", "1", "0", "1", "50.0", "%"],
+        ["all", "5", "3", "1", "0", "1", "80.0", "%"],
+    ]
 
 
 def test_the_list_is_about_code_that_is_there():
@@ -133,5 +139,5 @@ def test_the_list_is_about_code_that_is_there():
 
 def test_every_module_has_the_tests_of_its_chapter():
     for module, tests in run.TESTS.items():
-        assert (run.ROOT / "impl" / "quantspec" / f"{module}.py").exists()
-        assert tests and all((run.ROOT / "tests" / name).exists() for name in tests)
+        assert (run.ROOT / "impl" / "quantspec" / f"{module.replace('.', '/')}.py").exists()
+        assert tests and all((run.ROOT / "tests" / "chapters" / name).exists() for name in tests)

@@ -11,7 +11,7 @@ import account
 from quantspec import chapters
 
 ROOT = Path(__file__).parents[2]
-TESTS = "\n".join(path.read_text() for path in sorted((ROOT / "tests").glob("test_*.py")))
+TESTS = "\n".join(path.read_text() for path in sorted((ROOT / "tests" / "chapters").glob("test_*.py")))
 
 
 def definitions(stem: str) -> list[tuple[str, str]]:

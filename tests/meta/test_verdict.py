@@ -62,7 +62,7 @@ def said(tmp_path_factory):
 
 
 def run(folder, *arguments, script=None):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT / "impl")]), "QUANTSPEC_SUBSET": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "harness"), str(ROOT / "tests"), str(ROOT / "impl")]), "QUANTSPEC_SUBSET": "1"}
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, input=script, capture_output=True, text=True)
 
 

@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 WORK = ROOT / "build" / "mutants"
 TESTS = {
-    "affine": ("test_01_affine.py",),
-    "observers": ("test_02_observers.py",),
-    "integer": ("test_03_integer.py", "test_03_integer_windows.py"),
-    "fusion": ("test_04_fusion.py",),
-    "static": ("test_05_static.py", "test_05_static_networks.py"),
-    "dynamic": ("test_06_dynamic.py", "test_05_static.py"),  # what stays in float is a clause of chapter 5 for both
+    "numerics.affine": ("test_01_affine.py",),
+    "numerics.observers": ("test_02_observers.py",),
+    "numerics.integer": ("test_03_integer.py", "test_03_integer_windows.py"),
+    "ptq.fusion": ("test_04_fusion.py",),
+    "ptq.static": ("test_05_static.py", "test_05_static_networks.py"),
+    "ptq.dynamic": ("test_06_dynamic.py", "test_05_static.py"),  # what stays in float is a clause of chapter 5 for both
 }
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
@@ -38,7 +38,7 @@ LEAST = 95  # percent of all mutants, the equivalent ones among them
 SETTINGS = """\
 [mutmut]
 source_paths = src
-only_mutate = src/quantspec/{module}.py
+only_mutate = src/quantspec/{path}.py
 also_copy =
     spec
     conftest.py
@@ -147,7 +147,7 @@ def without_indentation(text: str) -> str:
 
 def read_results(text: str) -> list[Mutant]:
     """The mutants in the output of ``mutmut results --all``."""
-    found = re.findall(r"^\s+quantspec\.(\w+)\.(\S+): (.+)$", text, re.MULTILINE)
+    found = re.findall(r"^\s+quantspec\.([\w.]+)\.(\S+): (.+)$", text, re.MULTILINE)
     return [Mutant(module, f"quantspec.{module}.{name}", status) for module, name, status in found]
 
 
@@ -168,8 +168,8 @@ def attack(module: str, workers: int) -> list[Mutant]:
         shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    tests = "\n    ".join(f"tests/{name}" for name in TESTS[module])
-    (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests), encoding="utf-8")
+    tests = "\n    ".join(f"tests/chapters/{name}" for name in TESTS[module])
+    (folder / "setup.cfg").write_text(SETTINGS.format(path=module.replace(".", "/"), tests=tests), encoding="utf-8")
     print(f"mutating {module}.py ...", flush=True)
     run_mutmut(folder, workers)
     mutants = read_results(mutmut(folder, "results", "--all", "true"))

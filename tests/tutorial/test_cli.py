@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from quantspec import cli, data, models, tutorial
+from quantspec import cli
+from quantspec.tutorial import data, models, tutorial
 
 
 @pytest.fixture(scope="module")

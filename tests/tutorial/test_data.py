@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantspec import FormatError, data, torchvision_compat
+from quantspec import FormatError, torchvision_compat
+from quantspec.tutorial import data
 
 
 def idx(numbers, body: bytes) -> bytes:

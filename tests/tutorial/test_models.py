@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quantspec import FormatError, data, models
+from quantspec import FormatError
+from quantspec.tutorial import data, models
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_state_alone(small):
 
 
 def test_training_learns(model, dataset):
-    from quantspec.tutorial import predictions
+    from quantspec.tutorial.tutorial import predictions
 
     assert (predictions(model, dataset.x_test) == dataset.y_test.numpy()).mean() >= (0.94 if dataset.name == "mnist" else 0.9)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from quantspec import tutorial
-from quantspec.backends import torch_quantized
+from quantspec.backends.pytorch import quantized
+from quantspec.tutorial import tutorial
 
-OFFERED = [engine for engine in torch_quantized.ENGINES if not torch_quantized.why_not_offered(engine)]
+OFFERED = [engine for engine in quantized.ENGINES if not quantized.why_not_offered(engine)]
 
 
 def test_this_build_of_torch_offers_an_engine():
@@ -14,7 +14,7 @@ def test_this_build_of_torch_offers_an_engine():
 
 
 def test_an_engine_that_torch_does_not_have_is_listed_with_the_reason(model, dataset, monkeypatch):
-    monkeypatch.setattr(torch_quantized, "why_not_offered", lambda engine: "this build of torch offers none")
+    monkeypatch.setattr(quantized, "why_not_offered", lambda engine: "this build of torch offers none")
     rows, parameters = tutorial.compare(model, dataset, "qnnpack", "static", False)
     assert [(row.layer, row.codes, row.differ, row.reason) for row in rows] == [(name, 0, 0, "this build of torch offers none") for name in ("fc1", "fc2", "fc3")]
     assert parameters == []
@@ -22,7 +22,7 @@ def test_an_engine_that_torch_does_not_have_is_listed_with_the_reason(model, dat
 
 def test_selecting_an_engine_is_undone():
     before = torch.backends.quantized.engine
-    with pytest.raises(ZeroDivisionError), torch_quantized.selected(OFFERED[-1]):
+    with pytest.raises(ZeroDivisionError), quantized.selected(OFFERED[-1]):
         assert torch.backends.quantized.engine == OFFERED[-1]
         raise ZeroDivisionError
     assert torch.backends.quantized.engine == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import quantspec as qs
-from quantspec import models
+from quantspec.tutorial import models
 
 
 @pytest.fixture(scope="module")

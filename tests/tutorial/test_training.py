@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantspec import FormatError, data, models
+from quantspec import FormatError
+from quantspec.tutorial import data, models
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from quantspec import cli, zoo
+from quantspec import cli
+from quantspec.tutorial import zoo
 
 # Those whose image size may be small, and which a run of the suite can afford.
 SMALL = dict.fromkeys(("resnet18", "mobilenet_v3_large", "squeezenet1_1", "shufflenet_v2_x1_0", "densenet121", "convnext_tiny"), 64)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..affine import QParams
+from quantspec.numerics.affine import QParams
 
 OPERATIONS = (
     "quantize", "dequantize", "qparams", "linear", "linear_dynamic", "conv2d", "add", "mul", "concat",

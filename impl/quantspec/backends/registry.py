@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass, field, replace
 
-from ..dialects import DIALECTS
+from quantspec.numerics.dialects.dialect import DIALECTS
 
 OTHERS = "Others"
 
@@ -38,23 +38,23 @@ ENTRIES = {
     entry.name: replace(entry, family=family)
     for family, entries in {
         "PyTorch's engines": [
-            *(Entry(f"torch-{engine}", f"{HERE}.torch_engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
-            *(Entry(f"torch-{e}-no-vnni", f"{HERE}.torch_engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
+            *(Entry(f"torch-{engine}", f"{HERE}.pytorch.engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
+            *(Entry(f"torch-{e}-no-vnni", f"{HERE}.pytorch.engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
         ],
         "PyTorch outside of its engines": [
-            Entry("torch-fake-quantize", f"{HERE}.torch_fake:TorchFakeQuantize"),
-            Entry("torch-decomposed", f"{HERE}.torch_fake:TorchDecomposed"),
-            Entry("torch-onednn-pointwise", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",)),
-            Entry("torch-onednn-pointwise-int8", f"{HERE}.torch_pointwise:OnednnPointwise", ("int8",)),
-            Entry("torch-onednn-pointwise-no-vnni", f"{HERE}.torch_pointwise:OnednnPointwise", ("uint8",), environment=NO_VNNI),
+            Entry("torch-fake-quantize", f"{HERE}.pytorch.fake_quantize:TorchFakeQuantize"),
+            Entry("torch-decomposed", f"{HERE}.pytorch.fake_quantize:TorchDecomposed"),
+            Entry("torch-onednn-pointwise", f"{HERE}.pytorch.pointwise:OnednnPointwise", ("uint8",)),
+            Entry("torch-onednn-pointwise-int8", f"{HERE}.pytorch.pointwise:OnednnPointwise", ("int8",)),
+            Entry("torch-onednn-pointwise-no-vnni", f"{HERE}.pytorch.pointwise:OnednnPointwise", ("uint8",), environment=NO_VNNI),
         ],
         "ONNX, LiteRT, OpenVINO": [
-            Entry("onnx-reference", f"{HERE}.onnx_reference:OnnxReference", needs=("onnx",), extra="onnx"),
-            Entry("onnxruntime", f"{HERE}.onnx_runtime:OnnxRuntime", needs=("onnx", "onnxruntime"), extra="onnx"),
-            *(Entry(f"litert-{k}", f"{HERE}.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
-            Entry("openvino", f"{HERE}.openvino_cpu:OpenVINO", needs=("openvino",), extra="openvino"),
+            Entry("onnx-reference", f"{HERE}.onnx.reference:OnnxReference", needs=("onnx",), extra="onnx"),
+            Entry("onnxruntime", f"{HERE}.onnx.runtime:OnnxRuntime", needs=("onnx", "onnxruntime"), extra="onnx"),
+            *(Entry(f"litert-{k}", f"{HERE}.litert.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
+            Entry("openvino", f"{HERE}.openvino:OpenVINO", needs=("openvino",), extra="openvino"),
         ],
-        "quantspec itself": [Entry(f"quantspec-{name}", f"{HERE}.ours:Ours", (name,)) for name in DIALECTS],
+        "quantspec itself": [Entry(f"quantspec-{name}", f"{HERE}.reference:Ours", (name,)) for name in DIALECTS],
     }.items()
     for entry in entries
 }

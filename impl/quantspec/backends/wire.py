@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..affine import QParams
+from quantspec.numerics.affine import QParams
 
 MAGIC = b"QS8\n"
 HEAD = struct.Struct("<4sIQ")  # magic, length of the JSON, length of the arrays

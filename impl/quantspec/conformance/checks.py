@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from ..affine import QParams
-from ..backends.protocol import OPERATIONS
-from . import calls
-from .calls import CALLS, Call
+from quantspec.backends.protocol import OPERATIONS
+from quantspec.numerics.affine import QParams
+
+from .call import Call
+from .draw import CALLS, conv2d_calls, grids, lengths, near_ties
 from .session import Session, Undecided, Violation, compare, parts
 
 Test = Callable[[Session, Call], None]
@@ -145,13 +146,13 @@ def call_ends(call: Call) -> np.ndarray:
 def far(draw, operation: str) -> Call:
     """Results 2^10 to 2^40 times beyond the codes, but for results of exactly 0, which are left out."""
     if operation == "quantize":
-        grid = draw(calls.grids())
-        sizes = np.array([draw(st.integers(10, 100)) for _ in range(draw(calls.lengths()))])
+        grid = draw(grids())
+        sizes = np.array([draw(st.integers(10, 100)) for _ in range(draw(lengths()))])
         signs = np.array([draw(st.sampled_from([-1.0, 1.0])) for _ in sizes])
         return Call("quantize", ((signs * 2.0**sizes * float(grid.scale)).astype(np.float32), grid.scale, int(grid.zero_point)), {"qmin": grid.qmin, "qmax": grid.qmax})
     exponent = draw(st.integers(12, 40))
     if operation == "linear":
-        length, outs = draw(calls.lengths()), draw(calls.lengths())
+        length, outs = draw(lengths()), draw(lengths())
         x = QParams(1.0, draw(st.sampled_from([0, 128])), 0, 255)
         x_q = np.full((draw(st.integers(1, 3)), length), 255, np.uint8)
         w_q = np.repeat(np.array([[draw(st.sampled_from([-20, 20, 1, -1]))] for _ in range(outs)], np.int8), length, axis=1)
@@ -160,7 +161,7 @@ def far(draw, operation: str) -> Call:
     signed = draw(st.booleans())
     qmin, qmax = (-128, 127) if signed else (0, 255)
     a, b = (QParams(1.0, draw(st.integers(qmin + 1, qmax - 1)), qmin, qmax) for _ in "ab")
-    shape = (1, draw(calls.lengths()), 1, 1)
+    shape = (1, draw(lengths()), 1, 1)
     signs = np.array([draw(st.booleans()) for _ in range(shape[1])]).reshape(shape)
     codes = [np.where(signs, qmax, qmin).astype(a.dtype)] * 2
     return Call(operation, (codes[0], a, codes[1], b, QParams(np.float32(2.0**-exponent), draw(st.integers(qmin, qmax)), qmin, qmax)))
@@ -174,8 +175,8 @@ def infinities(session: Session, call: Call) -> None:
 @st.composite
 def infinite(draw) -> Call:
     """Infinities among ordinary values, which saturate too."""
-    grid = draw(calls.grids())
-    x = np.array([draw(st.sampled_from([np.inf, -np.inf])) for _ in range(draw(calls.lengths()))], np.float32)
+    grid = draw(grids())
+    x = np.array([draw(st.sampled_from([np.inf, -np.inf])) for _ in range(draw(lengths()))], np.float32)
     return Call("quantize", (x, grid.scale, int(grid.zero_point)), {"qmin": grid.qmin, "qmax": grid.qmax})
 
 
@@ -196,8 +197,8 @@ def nan(session: Session, call: Call) -> None:
 @st.composite
 def with_nan(draw) -> Call:
     """NaNs at one place or at all places of an array."""
-    grid = draw(calls.grids())
-    x = draw(calls.near_ties(grid, (draw(calls.lengths()),)))
+    grid = draw(grids())
+    x = draw(near_ties(grid, (draw(lengths()),)))
     places = slice(None) if draw(st.booleans()) else draw(st.integers(0, len(x) - 1))
     x[places] = NANS[draw(st.integers(0, 3))]
     return Call("quantize", (x, grid.scale, int(grid.zero_point)), {"qmin": grid.qmin, "qmax": grid.qmax})
@@ -296,8 +297,8 @@ def zero(session: Session, call: Call) -> None:
 
 @st.composite
 def zeros(draw, operation: str) -> Call:
-    grid = draw(calls.grids(low=2.0**-60, high=2.0**60))
-    length = draw(calls.lengths())
+    grid = draw(grids(low=2.0**-60, high=2.0**60))
+    length = draw(lengths())
     if operation == "quantize":
         x = np.array([draw(st.sampled_from([0.0, -0.0])) for _ in range(length)], np.float32)
         return Call("quantize", (x, grid.scale, int(grid.zero_point)), {"qmin": grid.qmin, "qmax": grid.qmax})
@@ -385,7 +386,7 @@ FAR = ("quantize", "linear", "add", "mul")
 EMPTY = tuple(o for o in OPERATIONS if o not in ("qparams", "fold_batch_norm"))
 PER_TENSOR = CALLS["quantize"].filter(lambda call: "axis" not in call.options)
 # With weights of full size, since depthwise kernels add products in other ways than dense ones.
-GROUPED = calls.conv2d_calls(largest=127).filter(lambda call: call.options["groups"] > 1)
+GROUPED = conv2d_calls(largest=127).filter(lambda call: call.options["groups"] > 1)
 
 
 CHECKS: tuple[Check, ...] = (

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .. import chapters
-from ..affine import QParams
-from ..backends import registry
-from ..backends.protocol import NotOffered
-from ..backends.worker import Died, Worker, outcome
-from . import matrix, page, results, run
-from .calls import Call
+from quantspec import chapters
+from quantspec.backends import registry
+from quantspec.backends.protocol import NotOffered
+from quantspec.backends.worker import Died, Worker, outcome
+from quantspec.numerics.affine import QParams
+
+from . import report_html, report_markdown, results, run
+from .call import Call
 from .fingerprint import Choice, consistent, fingerprint
 from .session import ours, parts
 
@@ -132,18 +133,18 @@ def conformance(options: argparse.Namespace) -> int:
     if options.write or options.recorded:
         found = results.read_all(root)
     if options.write:
-        for path, text in matrix.pages(found, known).items():
+        for path, text in report_markdown.pages(found, known).items():
             (options.write / path).write_text(text, encoding="utf-8")
     elif len(found) == 1:
         console.print(table(found[0]))
     if options.html:
         options.html.parent.mkdir(parents=True, exist_ok=True)
-        options.html.write_text(page.page(found, known), encoding="utf-8")
+        options.html.write_text(report_html.page(found, known), encoding="utf-8")
     unexplained += results.complaints(found, known)
     for line in unexplained:
         console.print(line, highlight=False, soft_wrap=True)
-    clauses = len(matrix.places(found))
-    print(f"conformance: {len(found)} backends, {clauses} clauses, {matrix.divergences(found)} divergences, {len(unexplained)} unexplained")
+    clauses = len(report_markdown.places(found))
+    print(f"conformance: {len(found)} backends, {clauses} clauses, {report_markdown.divergences(found)} divergences, {len(unexplained)} unexplained")
     return int(bool(unexplained))
 
 

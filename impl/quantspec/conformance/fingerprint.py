@@ -8,11 +8,12 @@ from itertools import combinations, product
 import numpy as np
 from hypothesis import given
 
-from ..backends.ours import Ours
-from ..backends.worker import Worker
-from ..dialects import DIALECTS, Dialect
-from . import calls
-from .calls import CALLS, Call
+from quantspec.backends.reference import Ours
+from quantspec.backends.worker import Worker
+from quantspec.numerics.dialects.dialect import DIALECTS, Dialect
+
+from .call import Call
+from .draw import CALLS, linear_calls
 from .session import Session, Undecided, Violation, answered, number, parts, same
 
 PROBES = 250
@@ -88,7 +89,7 @@ def full_range() -> list[Call]:
     found: list[Call] = []
 
     @profile(PROBES // 4)
-    @given(calls.linear_calls(largest=127))
+    @given(linear_calls(largest=127))
     def collect(call):
         x_q, x, w_q, w, bias, y = call.arguments
         if x.qmin == 0:

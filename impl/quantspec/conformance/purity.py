@@ -7,10 +7,11 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from ..affine import QParams
-from . import calls
-from .bulk import bulk
-from .calls import CALLS, Call
+from quantspec.numerics.affine import QParams
+
+from .call import Call
+from .draw import CALLS, conv2d_calls, linear_calls
+from .draw_bulk import bulk
 from .session import Session, Violation, compare
 
 
@@ -103,7 +104,7 @@ def machine(session: Session) -> type[RuleBasedStateMachine]:
             super().__init__()
             self.told: list[Call] = []
 
-        @initialize(layer=calls.linear_calls(inputs=st.sampled_from([4, 8, 17, 64]), outs=st.sampled_from([1, 8, 17])), window=calls.conv2d_calls())
+        @initialize(layer=linear_calls(inputs=st.sampled_from([4, 8, 17, 64]), outs=st.sampled_from([1, 8, 17])), window=conv2d_calls())
         def begin(self, layer, window):
             self.layer, self.window = layer, window
 

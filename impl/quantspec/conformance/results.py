@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..affine import QParams
-from .calls import Call
+from quantspec.numerics.affine import QParams
+
+from .call import Call
 from .fingerprint import Choice
 from .run import Finding
 
@@ -53,9 +54,10 @@ class Results:
 
 
 def cpu() -> str:
-    """The kind of this machine's CPU, as far as kernels are chosen by it: ``avx512-vnni``, ``avx2``, ..."""
+    """The kind of this machine's CPU, as far as kernels are chosen by it: ``avx512-vnni``, ``avx512-vnni-amx``, ``avx2``, ..."""
     vnni = "-vnni" if torch.cpu._is_vnni_supported() else ""
-    return f"{torch.backends.cpu.get_cpu_capability().lower()}{vnni}" if platform.machine() in ("x86_64", "AMD64") else platform.machine()
+    amx = "-amx" if torch.cpu._is_amx_tile_supported() else ""
+    return f"{torch.backends.cpu.get_cpu_capability().lower()}{vnni}{amx}" if platform.machine() in ("x86_64", "AMD64") else platform.machine()
 
 
 def recorded(backend: str, version: str, kind: str, findings: list[Finding], choices: list[Choice]) -> Results:

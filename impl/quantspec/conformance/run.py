@@ -8,14 +8,15 @@ from unittest import mock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.internal.conjecture.providers import HypothesisProvider
 
-from ..backends.protocol import EXACT, dialects
-from ..backends.worker import OTHER, Worker, outcome
+from quantspec.backends.protocol import EXACT, dialects
+from quantspec.backends.worker import OTHER, Worker, outcome
+
 from . import purity
-from .bulk import bulk
-from .calls import Call
+from .call import Call
 from .checks import CHECKS, Check
+from .draw_bulk import bulk
 from .session import Session, Undecided, Violation, compare, parts, same
-from .smaller import smallest
+from .shrink import smallest
 
 EXAMPLES = 60
 STORIES, STEPS = 12, 6

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.ours import Ours
-from ..backends.protocol import EXACT, dialects
-from ..backends.worker import Died, Outcome, Worker, described, outcome
-from .calls import Call
+from quantspec.backends.protocol import EXACT, dialects
+from quantspec.backends.reference import Ours
+from quantspec.backends.worker import Died, Outcome, Worker, described, outcome
+
+from .call import Call
 
 DEAD = ("crashed", "exited", "hung", "corrupted")
 

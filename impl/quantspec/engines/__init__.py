@@ -6,20 +6,20 @@ A batch is a dict of inputs by name. Every engine gives, bit for bit, what ``ref
 from collections.abc import Callable
 from typing import Any
 
-from ..dialects import dialect
-from . import torch_int8
-from .reference import Reference
+from quantspec.engines import torch_matmul
+from quantspec.engines.reference import Reference
+from quantspec.numerics.dialects.dialect import dialect
 
 
 def make_compiled(program: Any, callables: dict, **options: Any) -> Callable:
     """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it cannot run."""
     # Not called ``compiled``: loading the package of that name would put it in this function's place.
-    from .compiled.engine import Compiled
+    from quantspec.engines.compiled.engine import Compiled
 
     return Compiled(program, callables, **options)
 
 
-ENGINES: dict[str, Callable] = {"reference": Reference, "torch": torch_int8.Torch, "compiled": make_compiled}
+ENGINES: dict[str, Callable] = {"reference": Reference, "torch": torch_matmul.Torch, "compiled": make_compiled}
 AUTO = "auto"
 COMPILED_DIALECT = "onnx"  # the one in which the compiled engine computes
 
@@ -41,4 +41,4 @@ def auto(program: Any, callables: dict) -> Callable:
     for other layers what a measurement in use finds, layer by layer and size by size. Which it is stand in the network's ``engine`` and ``engines``."""
     if program.dialect == COMPILED_DIALECT:
         return make_compiled(program, callables, measure=True)
-    return torch_int8.Torch(program, callables, measure=True) if torch_int8.runs(dialect(program.dialect)) else Reference(program, callables)
+    return torch_matmul.Torch(program, callables, measure=True) if torch_matmul.runs(dialect(program.dialect)) else Reference(program, callables)

@@ -6,14 +6,41 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import dynamic_steps, integer, moves
-from ..dialects import Dialect, dialect
-from ..dialects_codes import adaptive_avg_pool, add, avg_pool, concat, mean, mul
-from ..graph import bind, call_float, check_fits
-from ..program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, ConvReal, Dequantize, Embedding, Linear, LinearDynamic, LinearReal, LinearWeight, MaxPool, Mean, Move,
-    Mul, Program, Quantize, Recurrent, Relu, Step, Table, last_reads, refs, replace_refs,
+from quantspec.ir import rearrange
+from quantspec.ir.float_graph import bind, call_float, check_fits
+from quantspec.ir.program import (
+    AdaptiveAvgPool,
+    Add,
+    AvgPool,
+    Call,
+    Concat,
+    Conv,
+    ConvReal,
+    Dequantize,
+    Embedding,
+    Linear,
+    LinearDynamic,
+    LinearReal,
+    LinearWeight,
+    MaxPool,
+    Mean,
+    Move,
+    Mul,
+    Program,
+    Quantize,
+    Recurrent,
+    Relu,
+    Step,
+    Table,
+    last_reads,
+    refs,
+    replace_refs,
 )  # fmt: skip
+from quantspec.numerics import integer
+from quantspec.numerics.dialects.dialect import Dialect, dialect
+from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
+
+from . import reference_dynamic
 
 
 class Reference:
@@ -49,7 +76,7 @@ def run_step(step: Step, values: dict[str, Any], callables: dict[tuple[str, str]
 
 def call(step: Call, values, callables, choices) -> Any:
     # Only what reads shapes is given codes, which have them too.
-    return call_float(step, callables, lambda name: moves.as_tensors(values[name]))
+    return call_float(step, callables, lambda name: rearrange.as_tensors(values[name]))
 
 
 def quantize(step: Quantize, values, callables, choices) -> np.ndarray:
@@ -145,7 +172,7 @@ def averaged(step: Mean, values, callables, choices) -> np.ndarray:
 
 
 def moved(step: Move, values, callables, choices) -> Any:
-    return moves.apply(step, values.__getitem__)
+    return rearrange.apply(step, values.__getitem__)
 
 
 def in_a_row(x: Any) -> bool:
@@ -168,7 +195,7 @@ def linear_dynamic(step: LinearDynamic, values, callables, choices) -> torch.Ten
     x = array(values[step.x], step.x)
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    y = dynamic_steps.linear(choices, rows, step.weight, step.w_qparams, step.bias, reduce_range=step.reduce_range, rows=step.rows)
+    y = reference_dynamic.linear(choices, rows, step.weight, step.w_qparams, step.bias, reduce_range=step.reduce_range, rows=step.rows)
     return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
 
 
@@ -179,11 +206,11 @@ def linear_weight(step: LinearWeight, values, callables, choices) -> torch.Tenso
 
 
 def embedding(step: Embedding, values, callables, choices) -> torch.Tensor:
-    return dynamic_steps.embedding(step, values)
+    return reference_dynamic.embedding(step, values)
 
 
 def recurrent(step: Recurrent, values, callables, choices) -> Any:
-    return dynamic_steps.recurrent(step, values[step.x], replace_refs(step.state, values.__getitem__), choices)
+    return reference_dynamic.recurrent(step, values[step.x], replace_refs(step.state, values.__getitem__), choices)
 
 
 STEPS: dict[type, Callable] = {

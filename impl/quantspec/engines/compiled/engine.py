@@ -9,23 +9,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...affine import float32_array
-from ...dialects import dialect
-from ...errors import UnsupportedError
-from ...graph import bind
-from ...program import (
-    Call, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, Program, Quantize, Recurrent, Ref, reads, refs, replace_refs,
+from quantspec.engines import COMPILED_DIALECT, torch_matmul
+from quantspec.engines.reference import array, in_a_row, run_step
+from quantspec.errors import UnsupportedError
+from quantspec.ir.float_graph import bind
+from quantspec.ir.program import (
+    Call,
+    Conv,
+    ConvReal,
+    Dequantize,
+    Linear,
+    LinearDynamic,
+    LinearReal,
+    Program,
+    Quantize,
+    Recurrent,
+    Ref,
+    reads,
+    refs,
+    replace_refs,
 )  # fmt: skip
-from .. import COMPILED_DIALECT, torch_int8
-from ..reference import array, in_a_row, run_step
-from .bound import Bound
-from .emitters import EMITTERS
-from .native import caller
-from .pack import pack_layer
-from .plan import Planner
+from quantspec.kernels.jit import caller
+from quantspec.kernels.threads import crew
+from quantspec.numerics.affine import float32_array
+from quantspec.numerics.dialects.dialect import dialect
+
+from .batching import Bound
+from .instructions import EMITTERS
+from .packing import pack_layer
+from .planner import Planner
 from .recurrent import Recurring
 from .shapes import Export, Import, compilable, flattens, fused, known
-from .workers import crew
 
 Packable = Linear | Conv | LinearReal | ConvReal | LinearDynamic
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
@@ -131,8 +145,8 @@ class Compiled:
         ]
         if len(self.parts) == 1 and isinstance(self.parts[0], Segment):
             self.parts[0].alone = True
-        if measure and torch_int8.runs(self.dialect):
-            self.dialect = torch_int8.by_torch(self.dialect, program, measure=True)
+        if measure and torch_matmul.runs(self.dialect):
+            self.dialect = torch_matmul.by_torch(self.dialect, program, measure=True)
         self.run, self.local, self.input_name = caller(), threading.local(), None
         if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
             segment = self.parts[0]
@@ -151,7 +165,7 @@ class Compiled:
     def engines(self) -> dict[str, str]:
         """By which engine each layer is run, by the name of its step."""
         layers = {step.name: "compiled" for step in self.program.steps if hasattr(step, "weight") or isinstance(step, Recurrent)}
-        return layers | torch_int8.layer_engines(self.rest(), self.dialect) | {part.name: "reference" for part in self.parts if isinstance(part, Recurrent)}
+        return layers | torch_matmul.layer_engines(self.rest(), self.dialect) | {part.name: "reference" for part in self.parts if isinstance(part, Recurrent)}
 
     @property
     def inside(self) -> frozenset[str]:

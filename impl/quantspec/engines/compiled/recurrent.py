@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from llvmlite import ir
 
-from ... import dynamic_steps
-from ...dialects import Dialect
-from ...program import Cell, LinearDynamic, Recurrent
-from . import codes, cpu, dynamic, gemm
-from .layout import aligned
-from .native import ADDRESSES, BEGIN, COUNT, RELEASE, SLICES, SLOTS, STRIDES, WIDTH, caller, kernel
-from .pack import pack_dynamic
-from .simd import DOUBLES, FLOATS, I1, I64, LANES, Emitter
+from quantspec.engines import reference_dynamic
+from quantspec.ir.program import Cell, LinearDynamic, Recurrent
+from quantspec.kernels import cpu, dynamic_gemm, gemm
+from quantspec.kernels.emitter import DOUBLES, FLOATS, I1, I64, LANES, Emitter
+from quantspec.kernels.jit import ADDRESSES, BEGIN, COUNT, RELEASE, SLICES, SLOTS, STRIDES, WIDTH, caller, kernel
+from quantspec.kernels.memory import aligned
+from quantspec.kernels.quantize import SOURCE
+from quantspec.numerics.dialects.dialect import Dialect
+
+from .packing import pack_dynamic
 
 LONGS = ir.VectorType(I64, LANES)
 ROWS, SIZE, STATE_GATES, H, C = range(1, 6)  # entries; the inputs' gates and the outputs are slots 0 and 1
@@ -144,7 +146,7 @@ class Recurring:
         }  # fmt: skip
 
     def __call__(self, x: torch.Tensor, state):
-        return dynamic_steps.recurrent(self.step, x, state, self.choices, self.one_way)
+        return reference_dynamic.recurrent(self.step, x, state, self.choices, self.one_way)
 
     def one_way(self, step: Recurrent, part: Cell, x: torch.Tensor, state: list[torch.Tensor], backward: bool, choices: Dialect) -> tuple[torch.Tensor, tuple]:
         """As ``dynamic_steps.one_way``, which also has the last word on what the kernels do not take."""
@@ -152,7 +154,7 @@ class Recurring:
         size = part.state_weight.shape[1]
         good = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *state)) and all(t.shape == (batch, size) for t in state)
         if count * batch == 0 or not good:
-            return dynamic_steps.one_way(step, part, x, state, backward, choices)
+            return reference_dynamic.one_way(step, part, x, state, backward, choices)
         frames = self.frames(part, count, batch, inputs, size)
         source, outputs = x.contiguous(), torch.empty(count, batch, size)
         for keep, value in zip(frames.state, state):
@@ -165,7 +167,7 @@ class Recurring:
         second[STRIDES], second[STRIDES + 1] = (sign := -1 if backward else 1) * row * GATES[step.kind], sign * row
         run = caller()
         if run(first.ctypes.data, 0, 0) or run(second.ctypes.data, 0, 0):
-            return dynamic_steps.one_way(step, part, x, state, backward, choices)
+            return reference_dynamic.one_way(step, part, x, state, backward, choices)
         return outputs, tuple(torch.from_numpy(keep.copy()) for keep in frames.state[: len(state)])
 
     def frames(self, part: Cell, count: int, batch: int, inputs: int, size: int) -> "Frames":
@@ -188,13 +190,13 @@ class Frames:
         state_gates = aligned(batch * gates, np.float32)
         self.kept.append(state_gates)
         options = {"qmax": qmax, "per_row": False, "relu": False}
-        quantize, product = dynamic.entries(packed[0], count * batch, inputs, self.keep, **options)
-        self.first = frame([("dynamic_quantize", quantize | {dynamic.SLOT: 0}), ("dynamic_product", product | {gemm.Y: self.gates.ctypes.data})], 1)
-        quantize, product = dynamic.entries(packed[1], batch, size, self.keep, **options)
+        quantize, product = dynamic_gemm.entries(packed[0], count * batch, inputs, self.keep, **options)
+        self.first = frame([("dynamic_quantize", quantize | {dynamic_gemm.SLOT: 0}), ("dynamic_product", product | {gemm.Y: self.gates.ctypes.data})], 1)
+        quantize, product = dynamic_gemm.entries(packed[1], batch, size, self.keep, **options)
         h, c = (part.ctypes.data for part in self.state)
         cell_entries = {ROWS: batch, SIZE: size, STATE_GATES: state_gates.ctypes.data, H: h, C: c}
         self.second = frame([
-            ("dynamic_quantize", quantize | {codes.SOURCE: h}), ("dynamic_product", product | {gemm.Y: state_gates.ctypes.data}), (step.kind, cell_entries),
+            ("dynamic_quantize", quantize | {SOURCE: h}), ("dynamic_product", product | {gemm.Y: state_gates.ctypes.data}), (step.kind, cell_entries),
         ], count)  # fmt: skip
 
     def keep(self, array: np.ndarray) -> int:
@@ -202,7 +204,7 @@ class Frames:
         return array.ctypes.data
 
 
-WRITERS = {"dynamic_quantize": dynamic.write_dynamic_quantize, "dynamic_product": dynamic.write_dynamic_product} | {kind: cell(kind) for kind in KINDS}
+WRITERS = {"dynamic_quantize": dynamic_gemm.write_dynamic_quantize, "dynamic_product": dynamic_gemm.write_dynamic_product} | {kind: cell(kind) for kind in KINDS}
 
 
 def frame(instructions: list[tuple[str, dict[int, int]]], slices: int) -> np.ndarray:

@@ -6,15 +6,36 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from ...affine import QParams
-from ...dialects import fma
-from ...errors import UnsupportedError
-from ...pooling import sizes
-from ...program import (
-    Add, AdaptiveAvgPool, AvgPool, Call, Concat, Conv, ConvReal, Dequantize, Linear, LinearDynamic, LinearReal, MaxPool, Mean, Move, Mul, Program, Quantize, Ref, Relu,
-    Table, reads, refs,
+from quantspec.errors import UnsupportedError
+from quantspec.ir.program import (
+    AdaptiveAvgPool,
+    Add,
+    AvgPool,
+    Call,
+    Concat,
+    Conv,
+    ConvReal,
+    Dequantize,
+    Linear,
+    LinearDynamic,
+    LinearReal,
+    MaxPool,
+    Mean,
+    Move,
+    Mul,
+    Program,
+    Quantize,
+    Ref,
+    Relu,
+    Table,
+    reads,
+    refs,
 )  # fmt: skip
-from .phases import is_transposed
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.dialect import fma
+from quantspec.numerics.windows import sizes
+
+from .transposed import is_transposed
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,162 @@
+"""The torch engine: the reference engine with torch's product of int8 matrices for the accumulators, in every dialect that adds them exactly.
+
+That product takes no deprecated type and no module of torch.ao. On x86 CPUs without instructions for dot products it adds pairs of products in 16 bits, which
+saturate (DIA-ACCUMULATE, `pairs`); whether it does is tried, and there the engine refuses to run.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantspec.errors import UnsupportedError
+from quantspec.ir.program import Conv, ConvReal, Linear, LinearDynamic, LinearReal, Program
+from quantspec.numerics import integer
+from quantspec.numerics.dialects.dialect import Dialect
+from quantspec.numerics.dialects.patches import rows, windows
+
+from .autotune import Fastest
+from .reference import Reference
+
+MOST_INPUTS = 2**16  # of which products of two codes add up in 32 bits, whatever they are
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Weights of a layer or of one of its groups: codes, int8 [inputs, outputs], and their sums, int32 (outputs,)."""
+
+    codes: torch.Tensor
+    sums: torch.Tensor
+
+
+def weights(w_q: np.ndarray) -> Weights:
+    """From codes [outputs, inputs]."""
+    codes = torch.from_numpy(np.ascontiguousarray(w_q))
+    # With a transposed view of one input torch 2.13 gives what lies in memory: its strides, (1, 1), do not tell how many outputs there are.
+    return Weights(torch.empty(codes.shape[::-1], dtype=torch.int8).copy_(codes.T), codes.sum(1, dtype=torch.int32))
+
+
+def product(x_q: np.ndarray, x_zero_point: int, w: Weights) -> np.ndarray:
+    """Accumulators of codes [rows, inputs]."""
+    # Unsigned codes less 128 are signed ones with the same bits but the first.
+    signed, offset = (x_q, 0) if x_q.dtype == np.int8 else ((x_q ^ 128).view(np.int8), 128)
+    total = torch._int_mm(torch.from_numpy(np.ascontiguousarray(signed)), w.codes)
+    return total.add_((offset - x_zero_point) * w.sums).numpy()
+
+
+class KnownWeights(dict):
+    """The weights, for each group, of a program's layers whose products fit into 32 bits whatever the input, and that have a grid around zero; by the identity of
+    their codes, made when they are first asked for."""
+
+    def __init__(self, program: Program):
+        super().__init__()
+        self.layers = {
+            id(step.weight): step for step in program.steps
+            if isinstance(step, (Linear, LinearReal, LinearDynamic, Conv, ConvReal)) and 0 < step.weight[:1].size <= MOST_INPUTS and not np.any(step.w_qparams.zero_point)
+        }  # fmt: skip
+
+    def __missing__(self, key: int) -> list[Weights]:
+        step = self.layers[key]
+        self[key] = [weights(rows(part)) for part in np.split(step.weight, getattr(step, "groups", 1))]
+        return self[key]
+
+    def of(self, w_q: np.ndarray) -> list[Weights] | None:
+        """The weights of a layer; None for those that are not known."""
+        return self[id(w_q)] if id(w_q) in self.layers else None
+
+
+@dataclass(frozen=True)
+class ByTorch(Dialect):
+    """A dialect whose accumulators torch computes. ``known``: the weights of a program's layers; ``fits``: what is known not to overflow; ``fastest``: what decides
+    for each layer and shape whether to do as the reference does, None for never."""
+
+    known: KnownWeights | None = field(default=None, compare=False)
+    fits: set = field(default_factory=set, compare=False)
+    fastest: Fastest | None = field(default=None, compare=False)
+
+    def fastest_of(self, w_q, x_q, torchs: Callable[[], np.ndarray], references: Callable[[], np.ndarray]) -> np.ndarray:
+        return torchs() if self.fastest is None else self.fastest.run((id(w_q), x_q.shape), {"torch": torchs, "reference": references})
+
+    def check_overflow(self, x, w_q, w, bias_q) -> None:
+        key = id(w_q), int(x.zero_point), x.qmin, x.qmax, bias_q.tobytes()
+        if key not in self.fits:
+            super().check_overflow(x, w_q, w, bias_q)
+            if id(w_q) in self.known.layers:
+                self.fits.add(key)
+
+    def accumulate(self, x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
+        known, as_reference = self.known.of(w_q), super().accumulate
+        if known is None or not x_q.size or x_q.ndim != 2 or x_q.shape[1] != w_q.shape[1]:
+            return as_reference(x_q, x_zero_point, w_q, w_zero_point)
+        return self.fastest_of(
+            w_q, x_q, lambda: product(x_q, int(x_zero_point), known[0]), lambda: as_reference(x_q, x_zero_point, w_q, w_zero_point)
+        )
+
+    def accumulate_conv(self, x_q, x, w_q, w, *, stride, padding, dilation, input_dilation, groups) -> np.ndarray:
+        places = dict(stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation, groups=groups)
+        known, as_reference = self.known.of(w_q), super().accumulate_conv
+        if known is None:
+            return as_reference(x_q, x, w_q, w, **places)
+
+        def products() -> np.ndarray:
+            integer.check_channels(x_q, w_q, groups)
+            patches, shape = windows(integer.spread(x_q, input_dilation, padding, int(x.zero_point)), w_q.shape[2:], stride, dilation, groups)
+            if not patches.size:
+                return as_reference(x_q, x, w_q, w, **places)
+            sums = [product(part, int(x.zero_point), one) for part, one in zip(patches, known)]
+            return np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
+
+        return self.fastest_of(w_q, x_q, products, lambda: as_reference(x_q, x, w_q, w, **places))
+
+
+@functools.cache
+def is_exact() -> bool:
+    """Whether torch's product of int8 matrices adds exactly on this machine."""
+    ends = torch.tensor([-128, 127], dtype=torch.int8)[torch.randint(0, 2, (2, 64, 256), generator=torch.Generator().manual_seed(0))]
+    return torch.equal(torch._int_mm(ends[0], ends[1].T).double(), ends[0].double() @ ends[1].double().T)
+
+
+def runs(choices: Dialect) -> bool:
+    """Whether the engine gives the accumulators of a dialect."""
+    return choices.accumulate_rule == "exact" and is_exact()
+
+
+def by_torch(choices: Dialect, program: Program, *, measure: bool) -> ByTorch:
+    """The dialect with a program's accumulators by torch, everywhere or, with ``measure``, where that takes less time."""
+    return ByTorch(**{rule.name: getattr(choices, rule.name) for rule in fields(Dialect)}, known=KnownWeights(program), fastest=Fastest() if measure else None)
+
+
+class Torch(Reference):
+    """A Program ready to run: ``engine(program, callables)(batch)``. UnsupportedError where accumulators would not be those of the dialect.
+
+    ``measure``: layers may be run as the reference runs them, where that takes less time.
+    """
+
+    name = "torch"
+
+    def __init__(self, program: Program, callables: dict[tuple[str, str], Any], *, measure: bool = False):
+        super().__init__(program, callables)
+        if not runs(self.dialect):
+            why = "torch's product of int8 matrices saturates on this CPU" if self.dialect.accumulate_rule == "exact" else "its accumulators saturate"
+            raise UnsupportedError(f"dialect: the torch engine cannot compute in {self.dialect.name!r}, as {why}")
+        self.dialect = by_torch(self.dialect, program, measure=measure)
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """By which engine each layer is run, by the name of its step."""
+        return layer_engines(self.program, self.dialect)
+
+
+def layer_engines(program: Program, choices: Dialect) -> dict[str, str]:
+    """By which engine each layer is run in a dialect: several names where it depends on the shape of the input."""
+    known, fastest = getattr(choices, "known", None), getattr(choices, "fastest", None)
+    result = {}
+    for step in program.steps:
+        if hasattr(step, "weight"):
+            place = id(step.weight)
+            measured = fastest.names(lambda key, place=place: key[0] == place) if fastest else ["torch"]
+            result[step.name] = " or ".join(measured or ["torch or reference"]) if known is not None and place in known.layers else "reference"
+    return result

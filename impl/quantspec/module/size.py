@@ -1,0 +1,55 @@
+"""Bytes that networks take when stored (chapter 8): weights, biases, scales and zero points, each array once."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from quantspec.ir.program import Embedding, Program, Quantize, Step, arrays
+from quantspec.numerics.affine import QParams
+
+READ_GRIDS = ("x_qparams", "a_qparams", "b_qparams")
+
+
+def float_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a module; a shared tensor counts once."""
+    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def step_arrays(step: Step) -> list[np.ndarray]:
+    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers, and what only rearranges it, share it."""
+    if isinstance(getattr(step, "qparams", None), QParams) and not isinstance(step, Quantize):
+        return []
+    return [array for path, array in arrays(step) if path.partition(".")[0] not in READ_GRIDS]
+
+
+def arrays_bytes(arrays: Iterable[np.ndarray]) -> int:
+    """Bytes of arrays; the same array counts once."""
+    return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
+
+
+def step_bytes(step: Step) -> int:
+    """Bytes that one step needs stored."""
+    return arrays_bytes(step_arrays(step))
+
+
+def program_bytes(program: Program, float_parts: nn.Module) -> int:
+    """Bytes of a whole quantized network: its steps' arrays and the parameters and buffers of what stays in float (``float_parts``)."""
+    return arrays_bytes(array for step in program.steps for array in step_arrays(step)) + float_bytes(float_parts)
+
+
+def macs(layer: Any, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+    """The multiply-accumulates of a layer, of a float graph or of a Program, for the shapes of an input and its output (SIZ-MACS); 0 for what is no layer."""
+    weight = getattr(layer, "weight", None)
+    if weight is None or isinstance(layer, Embedding):
+        return 0
+    if not hasattr(layer, "groups"):
+        return math.prod(x_shape[:-1]) * weight.size
+    positions = weight.ndim - 2
+    spread = any(d > 1 for d in layer.input_dilation) or getattr(layer, "transposed", False)
+    shape = x_shape if spread else y_shape
+    images = math.prod(shape[: len(shape) - positions - 1])
+    return images * math.prod(shape[len(shape) - positions :]) * weight.size

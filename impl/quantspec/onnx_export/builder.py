@@ -1,0 +1,154 @@
+"""An ONNX graph in the making: nodes, constants, and what is known of each tensor's shape."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from quantspec.errors import UnsupportedError
+from quantspec.numerics.affine import QParams
+
+Dim = Any  # an int, or what names a length that is only known when the network runs: equal names are equal lengths
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the graph. ``shape``: a ``Dim`` for each axis, or None where even their number is unknown; ``grid``: that of codes, None of others."""
+
+    name: str
+    shape: tuple[Dim, ...] | None = None
+    grid: QParams | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of axes. Raises UnsupportedError where it is unknown."""
+        if self.shape is None:
+            raise UnsupportedError("how many axes its input has is not known; export with an example batch")
+        return len(self.shape)
+
+    def axis(self, axis: int) -> int:
+        """An axis counted from the first."""
+        return axis % self.rank if axis < 0 else axis
+
+
+@dataclass(frozen=True)
+class Size:
+    """A length that is only known when the network runs: an int64 tensor (1,), and its ``Dim``."""
+
+    name: str
+    dim: Dim
+
+
+class Graph:
+    """Nodes and constants, each constant once."""
+
+    def __init__(self):
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[tuple, str] = {}
+        self.initializers: list[TensorProto] = []
+        self.names: set[str] = set()
+        self.sizes: dict[Dim, Size] = {}
+        self.step = ""
+
+    def fresh(self, hint: str) -> str:
+        """A name that nothing has yet."""
+        base = f"{self.step}/{hint}" if self.step else hint
+        name, count = base, 1
+        while name in self.names:
+            count += 1
+            name = f"{base}_{count}"
+        self.names.add(name)
+        return name
+
+    def constant(self, value: Any, dtype: Any = None, hint: str = "constant", owner: str = "") -> str:
+        """The name of a constant, which only those of the same ``owner`` share."""
+        array = np.array(value, dtype, order="C")
+        key = (owner, array.dtype.str, array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = self.fresh(hint)
+            self.initializers.append(numpy_helper.from_array(array, self.constants[key]))
+        return self.constants[key]
+
+    def node(self, operator: str, inputs: Sequence[str], hint: str = "", outputs: int = 1, **attributes: Any) -> Any:
+        """Adds a node; gives the name of its output, or of each of them."""
+        names = [self.fresh(hint or operator) for _ in range(outputs)]
+        self.nodes.append(helper.make_node(operator, list(inputs), names, name=f"{names[0]}:{operator}", **attributes))
+        return names[0] if outputs == 1 else names
+
+    def ints(self, *values: int) -> str:
+        """Constant int64 (n,)."""
+        return self.constant(values, np.int64, "ints")
+
+    # --- codes
+
+    def grid(self, grid: QParams, owner: str = "") -> tuple[str, str]:
+        """Scale and zero point of a grid."""
+        points = np.broadcast_to(grid.zero_point, grid.scale.shape)
+        return self.constant(grid.scale, np.float32, "scale"), self.constant(points, grid.dtype, "zero_point", owner)
+
+    def dequantize(self, name: str, grid: QParams, **attributes: Any) -> str:
+        return self.node("DequantizeLinear", [name, *self.grid(grid)], **attributes)
+
+    def quantize(self, name: str, grid: QParams, lowest: int | None = None) -> str:
+        """Codes of floats, clamped where they may use less than a byte, or must not be below ``lowest``."""
+        return self.clamp(self.node("QuantizeLinear", [name, *self.grid(grid)]), grid, lowest)
+
+    def clamp(self, codes: str, grid: QParams, lowest: int | None = None) -> str:
+        low, high = max(grid.qmin, lowest or 0), grid.qmax
+        return codes if (low, high) == (0, 255) else self.node("Clip", [codes, self.constant(low, np.uint8), self.constant(high, np.uint8)])
+
+    # --- lengths
+
+    def size(self, x: Tensor, axis: int) -> int | Size:
+        """The length of an axis."""
+        dim = x.shape[axis] if x.shape is not None else (x.name, axis)
+        if isinstance(dim, int):
+            return dim
+        if dim not in self.sizes:
+            shape = self.node("Shape", [x.name])
+            self.sizes[dim] = Size(self.node("Gather", [shape, self.ints(axis)]), dim)
+        return self.sizes[dim]
+
+    def int_name(self, value: int | Size) -> str:
+        """A length as int64 (1,)."""
+        return self.ints(value) if isinstance(value, int) else value.name
+
+    def vector(self, values: Sequence[int | Size]) -> str:
+        """Lengths as int64 (n,)."""
+        if all(isinstance(value, int) for value in values):
+            return self.ints(*values)
+        return self.node("Concat", [self.int_name(value) for value in values], axis=0)
+
+    def compute(self, operator: str, a: int | Size, b: int | Size) -> Size:
+        """A length from two."""
+        return Size(self.node(operator, [self.int_name(a), self.int_name(b)]), (operator, dim_of(a), dim_of(b)))
+
+    def proto(self, inputs: list, outputs: list) -> GraphProto:
+        return helper.make_graph(self.nodes, "network", inputs, outputs, self.initializers)
+
+
+def dim_of(value: int | Size) -> Dim:
+    return value if isinstance(value, int) else value.dim
+
+
+def windows(dim: Dim, kernel: int, stride: int, before: int, after: int, dilation: int, ceil: bool = False) -> Dim:
+    """How many windows there are along an axis: a number, or a name that is the same for the same number."""
+    room = before + after - dilation * (kernel - 1) - 1
+    if isinstance(dim, int) and not ceil:
+        return (dim + room) // stride + 1
+    return dim if stride == 1 and room == -1 else ("windows", dim, room, stride, ceil)
+
+
+def broadcast(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    """The shape of what is computed from tensors of these, None where that is not known."""
+    if any(shape is None for shape in shapes):
+        return None
+    length = max(map(len, shapes))
+    rows = [(1,) * (length - len(shape)) + tuple(shape) for shape in shapes]
+    made = []
+    for dims in zip(*rows):
+        others = list(dict.fromkeys(dim for dim in dims if dim != 1))
+        made.append(others[0] if len(others) == 1 else 1 if not others else next((d for d in others if isinstance(d, int)), ("broadcast", *others)))
+    return tuple(made)

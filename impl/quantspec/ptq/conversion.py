@@ -1,0 +1,231 @@
+"""The float graph and what was observed, as a Program (chapter 5, "Three steps" and "What gets which qparams")."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantspec.errors import CalibrationError, UnsupportedError
+from quantspec.ir import float_graph, program
+from quantspec.ir.float_graph import FloatGraph, Layer, float_calls
+from quantspec.ir.program import Call, Dequantize, Program, Quantize, Ref, replace_refs
+from quantspec.numerics.affine import QParams, code_range
+from quantspec.numerics.dialects.dialect import Dialect
+from quantspec.numerics.integer import check_overflow, quantize_bias
+from quantspec.numerics.observers import MinMaxObserver
+
+from .options import Choices
+from .placement import SPLITTING, Placement, own_reads
+
+
+def weight_codes(weight: np.ndarray, dialect: Dialect, *, per_channel: bool, bits: int = 8) -> tuple[np.ndarray, QParams]:
+    """int8 codes of a weight [outputs, ...] and their grid (STA-WEIGHT). Raises CalibrationError for NaN and infinities."""
+    axis = 0 if per_channel else None
+    qmin, qmax = code_range(bits, signed=True)
+    if weight.size:
+        low, high = MinMaxObserver(axis).observe(weight).range()
+    else:
+        low = high = np.zeros(len(weight) if per_channel else ())
+    grid = dialect.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=True, axis=axis)
+    return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid
+
+
+class Weights:
+    """The codes of weights; a shared weight is one array of codes."""
+
+    def __init__(self, options: Choices):
+        self.options = options
+        self.made: dict[int, tuple[np.ndarray, np.ndarray, QParams]] = {}
+
+    def codes(self, weight: np.ndarray, layer: str) -> tuple[np.ndarray, QParams]:
+        """``weight_codes``; ValueError naming the layer when they hold NaN or infinities."""
+        if id(weight) not in self.made:
+            # Where each output has a single weight, a scale for each loses nothing, and one for all nearly everything (FUS-ALONE).
+            per_channel = self.options.per_channel or (weight.ndim > 2 and weight.size == len(weight))
+            try:
+                self.made[id(weight)] = weight, *weight_codes(weight, self.options.dialect, per_channel=per_channel, bits=self.options.bits)
+            except (CalibrationError, ValueError) as error:
+                raise ValueError(f"model: weight of layer {layer!r}: {error}") from error
+        return self.made[id(weight)][1:]
+
+
+def embedding_step(node: float_graph.Embedding, options: Choices, x: str, new: Callable[[str], str]) -> program.Embedding:
+    """A table of codes, with a scale for each row. ``new`` says what the values it reads are called."""
+    codes, grid = Weights(replace(options, per_channel=True)).codes(node.weight, node.layer)
+    named = {key: new(node.options[key]) if node.options.get(key) is not None else None for key in ("offsets", "weights")}
+    return program.Embedding(node.name, x, node.layer, codes, grid, **(node.options | named))
+
+
+def recurrent_step(node: float_graph.Recurrent, weights: Weights, options: Choices, x: str, new: Callable[[str], str]) -> program.Recurrent:
+    """A recurrent network with the codes of its weights. ``new`` says what the values it reads are called."""
+    cells = []
+    for w, u, b, c in node.cells:
+        cells.append(program.Cell(*weights.codes(w, node.layer), b, *weights.codes(u, node.layer), c))
+    state = replace_refs(node.state, lambda name: Ref(new(name)))
+    return program.Recurrent(node.name, x, state, node.layer, cells=tuple(cells), reduce_range=options.reduce_range, **node.options)
+
+
+class Converter:
+    """Emits the steps. Values are made as codes or floats when a step asks for them, so that no conversion is made twice."""
+
+    def __init__(self, graph: FloatGraph, placement: Placement, observers: dict[str, Any], options: Choices):
+        self.graph, self.placement, self.observers, self.options = graph, placement, observers, options
+        self.dialect = options.dialect
+        self.producers, self.sources = placement.nodes, placement.sources
+        self.steps: list = []
+        self.codes: dict[str, str] = {}
+        self.floats: dict[str, str] = {name: name for name in graph.inputs}
+        self.grids: dict[str, QParams] = {}
+        self.weights = Weights(options)
+        self.callables = dict(graph.callables)
+        self.kept: set[str] = set()
+
+    def convert(self) -> Program:
+        for node in self.graph.nodes:
+            if isinstance(node, Layer):
+                self.layer(node)
+            elif node.name in self.placement.coded and isinstance(node, (float_graph.Add, float_graph.Mul, float_graph.Concat, float_graph.Elementwise)):
+                if all(self.sources[name] not in self.kept for name in own_reads(node)):
+                    self.as_codes(node.name)
+                else:
+                    self.kept.add(node.name)
+            elif isinstance(node, (Call, float_graph.Embedding, float_graph.Recurrent)):
+                self.as_float(node.name)
+        output = replace_refs(self.graph.output, lambda name: Ref(self.as_float(name)))
+        return Program(self.dialect.name, self.graph.inputs, self.graph.defaults, tuple(self.steps), output)
+
+    def grid(self, name: str) -> QParams:
+        """The grid of a value: that of the observed value which it has it from, or the one that it shares with joins (STA-JOIN)."""
+        name = self.sources[name]
+        if name not in self.grids:
+            group = self.placement.joined.get(name, (name,))
+            lows, highs = zip(*map(self.observed_range, group))
+            grid = self.dialect.activation_qparams(min(lows), max(highs), reduce_range=self.options.reduce_range, bits=self.options.bits)
+            self.grids |= dict.fromkeys(group, grid)
+        return self.grids[name]
+
+    def observed_range(self, name: str) -> tuple:
+        """Both ends of what was observed at a place."""
+        try:
+            return self.observers[name].range()
+        except CalibrationError as error:
+            raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") from error
+
+    def layer(self, node: Layer) -> None:
+        weight, w = self.weights.codes(node.weight, node.layer)
+        x = self.grid(node.x)
+        bias_q = quantize_bias(np.zeros(len(weight)) if node.bias is None else node.bias, x.scale, w.scale)
+        try:
+            check_overflow(x, weight, w, bias_q)
+        except UnsupportedError as error:
+            self.keep(node, str(error))
+            return
+        direct = node.name in self.placement.direct
+        first = node.name, self.as_codes(node.x), node.layer, weight, node.bias, x, w, *(() if direct else (self.grid(node.name),)), node.relu
+        if isinstance(node, float_graph.Linear):
+            self.steps.append(program.LinearReal(*first) if direct else program.Linear(*first))
+        else:
+            kind = program.ConvReal if direct else program.Conv
+            self.steps.append(kind(*first, node.stride, node.padding, node.dilation, node.input_dilation, node.groups))
+        (self.floats if direct else self.codes)[node.name] = node.name
+
+    def keep(self, node: Layer, reason: str) -> None:
+        """The layer in float, with the reason."""
+        calls, called = float_calls(replace(node, x=self.as_float(node.x)), reason)
+        self.callables |= called
+        self.steps += calls
+        self.kept.add(node.name)
+        self.floats[node.name] = node.name
+
+    def as_codes(self, name: str) -> str:
+        """The step that has the value as codes, made if there is none."""
+        if name not in self.codes:
+            node = self.producers.get(name)
+            step = self.code_step(node) if node is not None and (self.has_codes(name) or self.sources[name] != name) else None
+            step = step or Quantize(f"{name}.codes", self.as_float(name), self.grid(name))
+            self.steps.append(step)
+            self.codes[name] = step.name
+        return self.codes[name]
+
+    def code_step(self, node: float_graph.Node) -> program.Step | None:
+        """The step that computes a node on codes; None for what has no such step."""
+        name, new = node.name, f"{node.name}.codes"
+        if isinstance(node, float_graph.Move):
+            args, kwargs = (replace_refs(tree, lambda n: Ref(self.codes_or_float(n, node.x))) for tree in (node.call.args, node.call.kwargs))
+            return program.Move(new, node.call.kind, node.call.target, args, kwargs, self.grid(name))
+        if isinstance(node, float_graph.Relu):
+            return program.Relu(new, self.as_codes(node.x), self.grid(name))
+        if isinstance(node, float_graph.Pool):
+            grid = {} if node.step is program.MaxPool else {"qparams": self.grid(name)}
+            return node.step(new, self.as_codes(node.x), **grid, **node.options)
+        if isinstance(node, (float_graph.Add, float_graph.Mul)):
+            pair = self.as_codes(node.a), self.as_codes(node.b), self.grid(node.a), self.grid(node.b), self.grid(name)
+            return program.Add(new, *pair, node.relu) if isinstance(node, float_graph.Add) else program.Mul(new, *pair)
+        if isinstance(node, float_graph.Concat):
+            parts = tuple(map(self.as_codes, node.xs)), tuple(map(self.grid, node.xs))
+            return program.Concat(new, *parts, self.grid(name), node.axis)
+        if isinstance(node, float_graph.Elementwise):
+            x, y = self.grid(node.x), self.grid(name)
+            return program.Table(new, self.as_codes(node.x), node.function, table(node, self.callables, x, y, self.dialect), x, y)
+        return None
+
+    def codes_or_float(self, name: str, moved: str) -> str:
+        """What a rearrangement reads: codes of what it rearranges, other values (sizes, indices) as they are."""
+        return self.as_codes(name) if name == moved else self.as_float(name)
+
+    def as_float(self, name: str) -> str:
+        """The step that has the value as a float, made if there is none."""
+        if name not in self.floats:
+            node = self.producers[name]
+            if self.has_codes(name) and not splits(node, self.producers):
+                step = Dequantize(f"{name}.float", self.as_codes(name), self.grid(name))
+            elif isinstance(node, float_graph.Embedding):
+                step = embedding_step(node, self.options, self.as_float(node.x), self.as_float)
+            elif isinstance(node, float_graph.Recurrent):
+                step = recurrent_step(node, self.weights, self.options, self.as_float(node.x), self.as_float)
+            elif isinstance(node, float_graph.Shape):
+                read = self.codes.get(node.x) or self.as_float(node.x)
+                step = self.moved_call(node.call, lambda n: read if n == node.x else self.as_float(n), reason="")
+            else:
+                call = node if isinstance(node, Call) else node.call
+                step = self.moved_call(call, self.as_float)
+            self.steps.append(step)
+            self.floats[name] = step.name
+        return self.floats[name]
+
+    def moved_call(self, call: Call, new: Any, reason: str | None = None) -> Call:
+        args, kwargs = (replace_refs(tree, lambda n: Ref(new(n))) for tree in (call.args, call.kwargs))
+        return replace(call, args=args, kwargs=kwargs, reason=call.reason if reason is None else reason)
+
+    def has_codes(self, name: str) -> bool:
+        """Whether the value is computed in codes: a layer's output, or what rearranges, clamps, pools or joins some."""
+        return name in self.placement.coded and name not in self.kept and self.sources[name] not in self.kept
+
+
+def splits(node: float_graph.Node | None, producers: dict[str, float_graph.Node]) -> bool:
+    """Whether a node gives a tuple of values: what splits one, or takes several of a tuple's items."""
+    if not isinstance(node, float_graph.Move):
+        return False
+    several = node.call.target == "operator.getitem" and isinstance(node.call.args[1], slice)
+    return node.call.target in SPLITTING or (several and splits(producers.get(node.x), producers))
+
+
+def table(node: float_graph.Elementwise, callables: dict, x: QParams, y: QParams, dialect: Dialect) -> np.ndarray:
+    """The output code of each of 256 input codes, uint8 (256,) (INT-TABLE): the function in float64, rounded to float32, quantized as the dialect does.
+
+    Codes beyond the input's range, which cannot occur, have that of the nearest end. A function's NaN is refused with a ValueError.
+    """
+    codes = np.clip(np.arange(256), x.qmin, x.qmax)
+    real = torch.from_numpy(np.asarray(x.scale, np.float64) * (codes - int(x.zero_point)))
+    what = callables.get((node.call.kind, node.call.target))
+    if isinstance(what, nn.Module):
+        callables = callables | {(node.call.kind, node.call.target): copy.deepcopy(what).double()}
+    with torch.no_grad():
+        values = float_graph.call_float(node.call, callables, lambda _: real).to(torch.float32).numpy()
+    if np.isnan(values).any():
+        raise ValueError(f"model: {node.function} at {node.name!r} is not a number for some of the values observed before it")
+    return dialect.quantize(values, y.scale, y.zero_point, qmin=y.qmin, qmax=y.qmax)

@@ -1,0 +1,160 @@
+"""Fusion: layers absorb the batch normalizations around them and the ReLU behind them (chapter 4)."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from quantspec.ir.float_graph import (
+    Add,
+    BatchNorm,
+    Conv,
+    Elementwise,
+    FloatGraph,
+    Layer,
+    Linear,
+    Move,
+    Node,
+    Relu,
+    renamed,
+)
+from quantspec.ir.program import Call, Ref, replace_refs
+
+
+def may_fuse(reads: int, calls: int) -> bool:
+    """Whether what follows a layer may be absorbed: one read of its output in all (FUS-READER), one call of its module (FUS-SHARED)."""
+    return reads == 1 and calls == 1
+
+
+def factor_and_shift(gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """A normalization as x * factor + shift, float64 (channels,) each. Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE)."""
+    gamma, beta, mean, var = (np.asarray(v, np.float64) for v in (gamma, beta, mean, var))
+    total = var + eps
+    good = (total > 0) & (total < np.inf)
+    if not good.all():
+        raise ValueError(f"var: expected var + eps to be positive and finite, got {total[~good][0]}")
+    factor = gamma / np.sqrt(total)
+    return factor, beta - mean * factor
+
+
+def fold_batch_norm(weight, bias, gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [outputs, ...] and bias (outputs,) with the normalization behind the layer folded in, float32 (FUS-FOLD-WEIGHT, FUS-FOLD-BIAS).
+
+    ``bias`` may be None. Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
+    """
+    factor, _ = factor_and_shift(gamma, beta, mean, var, eps)
+    start = 0.0 if bias is None else bias
+    folded = weight * np.expand_dims(factor, tuple(range(1, np.ndim(weight))))
+    return folded.astype(np.float32), ((start - np.asarray(mean, np.float64)) * factor + beta).astype(np.float32)
+
+
+def fold_batch_norm_before(weight, bias, gamma, beta, mean, var, eps: float, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Weight [outputs, inputs / groups, ...] and bias with the normalization *before* the layer folded in, float32 (FUS-FOLD-BEFORE).
+
+    The normalization has ``inputs`` channels. ``bias`` may be None. Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
+    """
+    factor, shift = factor_and_shift(gamma, beta, mean, var, eps)
+    weight = np.asarray(weight, np.float64)
+    outputs, inputs = weight.shape[:2]
+    # Each output's own input channels: those of its group.
+    channels = np.arange(outputs)[:, None] // (outputs // groups) * inputs + np.arange(inputs)
+    axes = tuple(range(2, weight.ndim))
+    sums = weight.sum(axis=axes)
+    folded = weight * np.expand_dims(factor[channels], axes)
+    start = 0.0 if bias is None else np.asarray(bias, np.float64)
+    return folded.astype(np.float32), (start + (sums * shift[channels]).sum(axis=1)).astype(np.float32)
+
+
+def fuse(graph: FloatGraph) -> FloatGraph:
+    """The graph in which every layer that may has absorbed the normalization and then the ReLU behind it, and the normalization before it (FUS-KEEP).
+
+    Sums absorb the ReLU behind them. A normalization of images that is left becomes a layer of its own (FUS-ALONE).
+    Neither the graph given nor the model it came from is changed.
+    """
+    return stand_alone(fold_before(fold_behind(graph)))
+
+
+def fold_behind(graph: FloatGraph) -> FloatGraph:
+    """Layers absorb what follows them."""
+    reads = graph.readers()
+    nodes: dict[str, Node] = {}
+    alias: dict[str, str] = {}
+    for node in graph.nodes:
+        node = renamed(node, alias)
+        before = nodes.get(getattr(node, "x", None))
+        if (fused := absorbed(before, node, reads, graph)) is not None:
+            nodes[before.name] = fused
+            alias[node.name] = before.name
+            reads[before.name] = reads[node.name]
+        else:
+            nodes[node.name] = node
+    output = replace_refs(graph.output, lambda name: Ref(alias.get(name, name)))
+    return replace(graph, nodes=tuple(nodes.values()), output=output)
+
+
+def absorbed(before: Node | None, node: Node, reads: dict[str, int], graph: FloatGraph) -> Node | None:
+    """The layer or sum with what follows it inside, None where that may not be."""
+    if not isinstance(before, (*Layer.__args__, Add)) or before.relu or not may_fuse(reads[before.name], calls(before, graph)):
+        return None
+    if isinstance(node, Relu):
+        return replace(before, relu=True)
+    if isinstance(before, Add):
+        return None
+    if isinstance(node, Elementwise) and node.ceiling is not None:
+        return replace(before, relu=True, ceiling=node.ceiling)
+    if isinstance(node, BatchNorm) and len(node.gamma) == len(before.weight):
+        weight, bias = fold_batch_norm(before.weight, before.bias, node.gamma, node.beta, node.mean, node.var, node.eps)
+        return replace(before, weight=weight, bias=bias, **flat(before))
+    return None
+
+
+def flat(layer: Layer) -> dict[str, bool]:
+    """What a layer remembers of a normalization inside: BatchNorm1d normalizes the second axis, which is a linear layer's last one only in rows."""
+    return {"flat": True} if isinstance(layer, Linear) else {}
+
+
+def calls(node: Node, graph: FloatGraph) -> int:
+    """How often the network calls the module of a layer; what is no layer is called once."""
+    return graph.calls[node.layer] if isinstance(node, Layer) else 1
+
+
+def fold_before(graph: FloatGraph) -> FloatGraph:
+    """Layers absorb a normalization that only they read. One that pads does not: what is outside the input is 0 behind the normalization, not before it."""
+    reads = graph.readers()
+    norms = {node.name: node for node in graph.nodes if isinstance(node, BatchNorm) and reads[node.name] == 1}
+    nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
+    for node in graph.nodes:
+        norm = norms.get(getattr(node, "x", None))
+        if norm is None or not isinstance(node, Layer) or graph.calls[node.layer] != 1:
+            continue
+        if isinstance(node, Conv) and (any(map(any, node.padding)) or node.transposed):
+            continue
+        if isinstance(node, Linear) and norm.positions is not None:
+            continue  # the channels of an image are not its last axis
+        groups = node.groups if isinstance(node, Conv) else 1
+        weight, bias = fold_batch_norm_before(node.weight, node.bias, norm.gamma, norm.beta, norm.mean, norm.var, norm.eps, groups)
+        nodes[node.name] = replace(node, x=norm.x, weight=weight, bias=bias, **flat(node))
+        del nodes[norm.name]
+    return replace(graph, nodes=tuple(nodes.values()))
+
+
+def stand_alone(graph: FloatGraph) -> FloatGraph:
+    """Normalizations of images that nothing absorbed become depthwise convolutions with a kernel of one position, which may absorb a ReLU (FUS-ALONE)."""
+    inputs = {*graph.inputs, *(node.name for node in graph.nodes if isinstance(node, Call))}
+    nodes, counts = [], dict(graph.calls)
+    for node in graph.nodes:
+        if isinstance(node, BatchNorm) and node.positions is not None and source(node.x, graph) not in inputs:
+            factor, shift = factor_and_shift(node.gamma, node.beta, node.mean, node.var, node.eps)
+            ones = (1,) * node.positions
+            weight = factor.astype(np.float32).reshape(-1, 1, *ones)
+            node = Conv(node.name, node.x, node.layer, weight, shift.astype(np.float32), ones, ((0, 0),) * node.positions, ones, ones, len(factor))
+        nodes.append(node)
+    alone = replace(graph, nodes=tuple(nodes), calls=counts)
+    return fold_behind(alone) if len(nodes) else alone
+
+
+def source(name: str, graph: FloatGraph) -> str:
+    """What a value is a rearrangement of."""
+    moves = {node.name: node.x for node in graph.nodes if isinstance(node, Move)}
+    while name in moves:
+        name = moves[name]
+    return name

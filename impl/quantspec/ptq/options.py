@@ -1,0 +1,102 @@
+"""What a user may choose when a network is quantized, checked before any work."""
+
+import difflib
+import fnmatch
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from quantspec import engines
+from quantspec.ir.float_graph import (
+    Add,
+    BatchNorm,
+    Concat,
+    Elementwise,
+    Embedding,
+    FloatGraph,
+    Layer,
+    Move,
+    Mul,
+    Pool,
+    Recurrent,
+    Relu,
+    float_calls,
+)
+from quantspec.ir.program import Call, Program
+from quantspec.numerics import affine
+from quantspec.numerics.dialects.dialect import Dialect
+from quantspec.numerics.dialects.dialect import dialect as find_dialect
+
+EXCLUDED = "excluded"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to quantize: see ``quantspec.prepare``. ``reduce_range`` is decided."""
+
+    dialect: Dialect
+    per_channel: bool
+    reduce_range: bool
+    bits: int
+    engine: str
+
+
+def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits: int, engine: str) -> Choices:
+    """The choices; ValueError naming the argument for what is none, TypeError for flags that are no truth values."""
+    chosen = find_dialect(dialect)
+    affine.code_range(bits, signed=True)
+    engines.check(engine)
+    for name, flag in (("per_channel", per_channel), ("reduce_range", reduce_range)):
+        if not isinstance(flag, bool) and (name == "per_channel" or flag is not None):
+            raise TypeError(f"{name}: expected True or False, got {flag!r}")
+    if reduce_range is None:
+        # Only dialects whose accumulators saturate lose anything with all eight bits.
+        reduce_range = chosen.accumulate_rule == "pairs"
+    if reduce_range and bits == 2:
+        raise ValueError("reduce_range: 2-bit codes cannot have one bit less")
+    return Choices(chosen, per_channel, reduce_range, bits, engine)
+
+
+def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -> FloatGraph:
+    """The graph in which what comes from the modules named by ``exclude`` stays in float.
+
+    Raises ValueError, with the nearest paths, for a name or pattern that is no module's.
+    """
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    if not patterns:
+        return graph
+    paths = [path for path, _ in model.named_modules() if path]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"exclude: expected paths of modules, got {pattern!r}")
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
+            raise ValueError(f"exclude: the model has no module {pattern!r}; {'near it: ' + ', '.join(near) if near else 'it has no modules with a name'}")
+
+    def excluded(path: str) -> bool:
+        parts = path.split(".")
+        return any(fnmatch.fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1) for pattern in patterns)
+
+    reason, nodes, callables = EXCLUDED, [], dict(graph.callables)
+    for node in graph.nodes:
+        path = getattr(node, "layer", "") or graph.paths.get(node.name, "")
+        if not excluded(path):
+            nodes.append(node)
+        elif isinstance(node, Layer):
+            steps, called = float_calls(node, reason)
+            nodes += steps
+            callables |= called
+        elif isinstance(node, (BatchNorm, Relu, Elementwise, Add, Mul, Concat, Pool, Move, Embedding, Recurrent)):
+            nodes.append(replace(node.call, reason=reason))
+        else:
+            nodes.append(replace(node, reason=reason) if isinstance(node, Call) else node)
+    return replace(graph, nodes=tuple(nodes), callables=callables)
+
+
+def warn_if_nothing(program: Program, graph: FloatGraph) -> None:
+    """Warns when no layer of a network became int8: it works as before, in float."""
+    if not program.layers:
+        why = "it has no layer with an integer form" if not any(isinstance(n, (Layer, Embedding, Recurrent)) for n in graph.nodes) else "every layer stayed in float"
+        warnings.warn(f"nothing was quantized: {why}; print the result to see why", stacklevel=4)

@@ -1,0 +1,138 @@
+"""Static quantization: prepare, calibrate, convert (chapter 5)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantspec.capture import tracer
+from quantspec.engines.reference import in_a_row
+from quantspec.errors import CalibrationError
+from quantspec.ir import float_graph
+from quantspec.ir.float_graph import FloatGraph
+from quantspec.module.module import QuantizedModule
+from quantspec.numerics.dialects.dialect import Dialect
+from quantspec.numerics.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageObserver,
+    MSEObserver,
+    PercentileObserver,
+)
+from quantspec.progress import progress
+
+from . import fusion
+from .conversion import Converter
+from .options import Choices, checked, warn_if_nothing, without
+from .placement import Placement
+
+Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver
+
+
+class Prepared(nn.Module):
+    """A float network with observers: calling it gives the float output and observes. Made by ``prepare``, ended by ``convert``."""
+
+    def __init__(self, graph: FloatGraph, observer: Observer, options: Choices):
+        super().__init__()
+        self.eval()
+        self.graph, self.options = graph, options
+        self.placement = Placement(graph)
+        self.observers = dict.fromkeys(self.placement.observed, observer)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The choices of chapter 10 that the network will be converted by."""
+        return self.options.dialect
+
+    def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
+        """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed (OBS-FINITE)."""
+        return self.observe({**dict(zip(self.graph.inputs, args)), **kwargs} if kwargs else args)
+
+    def observe(self, batch: Any) -> Any:
+        """``forward`` for a batch as calibration data has it; nothing is observed when any observer refuses."""
+        fresh = dict(self.observers)
+
+        def see(name: str, value: torch.Tensor) -> None:
+            if name in fresh:
+                try:
+                    fresh[name] = observed(fresh[name], value)
+                except (CalibrationError, TypeError) as error:
+                    raise type(error)(f"{self.placement.place(name)}: {error}") from error
+
+        output = float_graph.run(self.graph, batch, see)
+        self.observers = fresh
+        return output
+
+
+def observed(observer: Observer, value: torch.Tensor) -> Observer:
+    """The observer that has also seen a tensor."""
+    # Microseconds count where the network is small, and everything but this question takes several.
+    if type(observer) is MinMaxObserver and in_a_row(value) and value.numel() > 0:
+        return observer.observe_at(value.data_ptr(), value.numel())
+    return observer.observe(value.detach().resolve_neg().numpy())
+
+
+def prepare(
+    model: nn.Module,
+    *,
+    fuse: bool = True,
+    per_channel: bool = True,
+    reduce_range: bool | None = None,
+    observer: Observer = MinMaxObserver(),
+    dialect: str = "onnx",
+    bits: int = 8,
+    exclude: str | Sequence[str] = (),
+    engine: str = "auto",
+) -> Prepared:
+    """A float network with one observer at each place that will be quantized (STA-STEPS). The model is not modified (STA-UNTOUCHED).
+
+    ``fuse``: layers absorb the normalization and ReLU behind them. ``per_channel``: one weight scale for each output channel.
+    ``reduce_range``: activations of one bit less (STA-REDUCE); None: where the engine that will run could saturate otherwise.
+    ``observer``: an observer that has seen nothing. ``dialect``: the choices of chapter 10. ``bits``: of all codes, 2 to 8 (AFF-BITS).
+    ``exclude``: paths of modules, or shell patterns of them, that stay in float with everything below them. ``engine``: what will run the network.
+    Raises as ``capture`` does, ValueError for an unknown dialect, engine, or name in ``exclude``.
+    """
+    options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
+    if not isinstance(observer, Observer):
+        raise TypeError(f"observer: expected an observer such as MinMaxObserver(), got {observer!r}")
+    if seen_something(observer) or getattr(observer, "axis", None) is not None:
+        raise ValueError("observer: expected a per-tensor observer that has seen nothing")
+    captured = without(tracer.capture(model), model, exclude)
+    return Prepared(fusion.fuse(captured) if fuse else captured, observer, options)
+
+
+def seen_something(observer: Observer) -> bool:
+    """Whether an observer has a range."""
+    try:
+        observer.range()
+    except CalibrationError:
+        return False
+    return True
+
+
+def convert(prepared: Prepared) -> QuantizedModule:
+    """The quantized network of a calibrated one (STA-STEPS); the calibrated one can go on being used (STA-NO-LEAK).
+
+    A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW).
+    Raises CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
+    """
+    converter = Converter(prepared.graph, prepared.placement, prepared.observers, prepared.options)
+    program = converter.convert()
+    warn_if_nothing(program, prepared.graph)
+    return QuantizedModule(program, converter.callables, prepared.options.engine)
+
+
+def quantize(model: nn.Module, calibration: Iterable, **options: Any) -> QuantizedModule:
+    """``model`` in int8: ``prepare``, every batch of ``calibration``, ``convert``. Options are those of ``prepare``.
+
+    ``calibration``: any iterable of batches; a batch is a tensor, a tuple of positional inputs (surplus entries such as targets
+    are ignored), or a dict of keyword inputs. A tensor or an array is refused with a TypeError, as its rows would count as batches.
+    """
+    if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
+        raise TypeError(f"calibration: expected an iterable of batches, got {type(calibration).__name__}; pass [batch] for one batch")
+    prepared = prepare(model, **options)
+    for batch in progress(calibration, "calibrate"):
+        prepared.observe(batch)
+    return convert(prepared)

@@ -1,0 +1,151 @@
+"""A quantized network as one ``.safetensors`` file: its arrays, and beside them the Program as JSON.
+
+The file holds no code, and reading it runs none: steps are data, functions come from a fixed list of names, modules from a fixed list of classes
+(``storage_calls``). Whatever a reader of such files knows to open (safetensors) can list the arrays.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from quantspec.errors import FormatError
+from quantspec.ir import program as programs
+from quantspec.ir.program import Program
+from quantspec.module.module import QuantizedModule
+
+from . import validate
+from .callables import NotGiven, read, written
+from .json_fields import Reader, Writer, expect, keys
+
+FORMAT, VERSION = "quantspec", 1
+STEPS = {kind.__name__: kind for kind in programs.Step.__args__}
+
+
+def save(q: QuantizedModule, path: str | os.PathLike) -> None:
+    """Writes a network to one file, at once or not at all.
+
+    A module of a class that is not torch.nn's own is stored by its state, and is to be given again to ``load``. Raises UnsupportedError naming a function, or a
+    value among the arguments, that has no place in a file; OSError as writing files does.
+    """
+    write_whole(path, packed(q))
+
+
+def write_whole(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file at once, or leaves what is there. Raises OSError as writing files does."""
+    path = Path(path)
+    if not path.name:
+        raise IsADirectoryError(f"expected the path of a file, got {os.fspath(path)!r}")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(draft, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike, *, modules: Mapping[str, nn.Module] | None = None, engine: str = "auto") -> QuantizedModule:
+    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is checked.
+
+    ``modules``: by path, modules whose code the file does not hold; they are copied, and take the file's state. ``engine``: what will run the network.
+    Raises FormatError naming the file and what is wrong with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files does.
+    """
+    data = Path(path).read_bytes()
+    try:
+        program, callables = unpacked(data, modules or {})
+    except NotGiven:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, ImportError, safetensors.SafetensorError) as error:
+        raise FormatError(f"{os.fspath(path)}: {error}") from error
+    return QuantizedModule(program, callables, engine)
+
+
+def packed(q: QuantizedModule) -> bytes:
+    """The bytes of the file."""
+    writer, program = Writer(), q.program
+    network: dict[str, Any] = {"dialect": program.dialect, "inputs": list(program.inputs), "defaults": writer.tree(program.defaults, "defaults")}
+    network["steps"] = [{"step": type(step).__name__} | writer.record(step, step.name) for step in program.steps]
+    network["output"] = writer.tree(program.output, "output")
+    network["callables"] = written(q.callables, writer)
+    network["grids"] = writer.grids
+    header = {"format": FORMAT, "version": VERSION, "sha256": digest(network, writer.tensors), "network": network}
+    return safetensors.torch.save(writer.tensors, {FORMAT: text(header)})
+
+
+def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> tuple[Program, dict[tuple[str, str], Any]]:
+    """The Program of a file's bytes, and what its ``Call``s call. Raises many kinds of errors, which say what is wrong."""
+    tensors = safetensors.torch.load(data)
+    size = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + size], object_pairs_hook=once).get("__metadata__") or {}
+    if FORMAT not in metadata:
+        raise ValueError("no network of quantspec is in it")
+    header = json.loads(metadata[FORMAT], object_pairs_hook=once, parse_constant=lambda name: refuse_number(name))
+    if type(header) is not dict or header.get("format") != FORMAT:
+        raise ValueError("no network of quantspec is in it")
+    version = expect(header.get("version"), int, "version")
+    if version != VERSION:
+        raise ValueError(f"version {version} of the format, which is {'newer' if version > VERSION else 'older'} than this quantspec reads ({VERSION})")
+    keys(header, ("format", "version", "sha256", "network"), "header")
+    network = header["network"]
+    if header["sha256"] != digest(network, tensors):
+        raise ValueError("its contents are not those that were written: the checksum differs")
+    return network_of(network, tensors, modules)
+
+
+def network_of(network: Any, tensors: dict[str, torch.Tensor], modules: Mapping[str, nn.Module]) -> tuple[Program, dict[tuple[str, str], Any]]:
+    """The Program of its JSON and arrays, checked (``storage_checks``)."""
+    keys(network, ("dialect", "inputs", "defaults", "steps", "output", "callables", "grids"), "network")
+    reader = Reader(tensors)
+    reader.read_grids(network["grids"])
+    steps = []
+    for index, row in enumerate(expect(network["steps"], list, "steps")):
+        kind = row.get("step") if type(row) is dict else None
+        if type(kind) is not str or kind not in STEPS:
+            raise ValueError(f"step {index}: unknown kind {kind!r}")
+        steps.append(reader.record(STEPS[kind], {key: value for key, value in row.items() if key != "step"}, f"step {index}"))
+    program = Program(
+        expect(network["dialect"], str, "dialect"), reader.field(network["inputs"], tuple[str, ...], "inputs"),
+        reader.field(network["defaults"], dict[str, Any], "defaults"), tuple(steps), reader.tree(network["output"], "output"),
+    )  # fmt: skip
+    callables = read(network["callables"], reader, modules)
+    if unused := set(tensors) - reader.used:
+        raise ValueError(f"tensor {sorted(unused)[0]!r} belongs to nothing")
+    validate.check(program, callables)
+    return program, callables
+
+
+def digest(network: Any, tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the JSON and of all arrays with their names, types and shapes. It tells damage, and is no signature."""
+    total = hashlib.sha256(text(network).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(text([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose keys differ."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is there twice")
+    return made
+
+
+def refuse_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

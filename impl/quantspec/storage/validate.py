@@ -1,0 +1,238 @@
+"""Whether a Program says what an engine can compute: names, shapes, types, ranges, grids. What a file is held to before anything runs."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+from quantspec.engines.reference_dynamic import KINDS
+from quantspec.ir import rearrange
+from quantspec.ir.program import (
+    AdaptiveAvgPool,
+    Add,
+    AvgPool,
+    Call,
+    Cell,
+    Concat,
+    Conv,
+    ConvReal,
+    Dequantize,
+    Embedding,
+    Linear,
+    LinearDynamic,
+    LinearReal,
+    LinearWeight,
+    MaxPool,
+    Mean,
+    Move,
+    Mul,
+    Program,
+    Quantize,
+    Recurrent,
+    Ref,
+    Relu,
+    Step,
+    Table,
+    reads,
+    refs,
+)  # fmt: skip
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.dialect import DIALECTS
+from quantspec.numerics.integer import check_overflow, quantize_bias
+
+from .callables import check as check_callable
+from .callables import check_layer
+
+CODES = (Quantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move)
+READING_CODES = (*CODES, Dequantize, LinearReal, ConvReal)
+LONGEST = 2**20  # no kernel, stride or dilation is longer
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def check(program: Program, callables: Collection[tuple[str, str]]) -> None:
+    """ValueError naming the step for a Program that no engine could run. ``callables``: what there is to call."""
+    if program.dialect not in DIALECTS:
+        raise ValueError(f"unknown dialect {program.dialect!r}")
+    if len(set(program.inputs)) != len(program.inputs) or set(program.defaults) - set(program.inputs):
+        raise ValueError("inputs: expected different names, and defaults for these only")
+    nothing_read(program.defaults)
+    grids: dict[str, QParams | None] = dict.fromkeys(program.inputs)
+    called = set()
+    for step in program.steps:
+        if step.name in grids or not step.name:
+            raise ValueError(f"step {step.name!r}: the name is taken")
+        try:
+            for name in reads(step):
+                if name not in grids:
+                    raise ValueError(f"reads {name!r}, which no earlier step makes")
+            grids[step.name] = CHECKS[type(step)](step, grids) if type(step) in READING_CODES else checked_float(step, grids)
+        except ValueError as error:
+            raise ValueError(f"step {step.name!r}: {error}") from error
+        if isinstance(step, Call):
+            check_callable(step)
+            if step.kind != "method":
+                called.add((step.kind, step.target))
+    for name in refs(program.output):
+        if name not in grids or grids[name] is not None:
+            raise ValueError(f"output: {name!r} is no float value")
+    if called != set(callables):
+        raise ValueError(f"callables: {sorted(called ^ set(callables))[0]} is only called, or only there")
+
+
+def nothing_read(tree: Any) -> None:
+    """ValueError where a tree refers to a value."""
+    if found := refs(tree):
+        raise ValueError(f"a constant refers to {found[0]!r}")
+
+
+def checked_float(step: Step, grids: dict[str, QParams | None]) -> None:
+    """Checks of what gives no codes. A ``Call`` may read codes, whose shape it asks for; others may not."""
+    if not isinstance(step, Call):
+        for name in reads(step):
+            if grids[name] is not None:
+                raise ValueError(f"reads codes, {name!r}, as floats")
+        CHECKS[type(step)](step, grids)
+
+
+def on_grid(name: str, grid: QParams | None, grids: dict[str, QParams | None]) -> QParams:
+    """The grid of the codes ``name``, which is that which its reader takes it to be (None: any)."""
+    have = grids[name]
+    if have is None:
+        raise ValueError(f"reads floats, {name!r}, as codes")
+    if grid is not None:
+        activation(grid)
+        if (have.scale, have.zero_point, have.qmin, have.qmax) != (grid.scale, grid.zero_point, grid.qmin, grid.qmax):
+            raise ValueError(f"takes {name!r} to be on another grid than it is")
+    return have
+
+
+def activation(grid: QParams) -> QParams:
+    if grid.qmin < 0 or grid.axis is not None:
+        raise ValueError(f"expected one scale and codes from 0 on for activations, got {grid.qmin} to {grid.qmax}, axis {grid.axis}")
+    return grid
+
+
+def weight(codes: Any, grid: QParams, bias: Any, *, dims: tuple[int, ...]) -> None:
+    """int8 codes with zero point 0 on their grid, and a float32 bias."""
+    if codes.dtype != np.int8 or codes.ndim not in dims:
+        raise ValueError(f"expected int8 weights with {' or '.join(map(str, dims))} axes, got {codes.dtype} {codes.shape}")
+    if np.any(grid.zero_point) or grid.qmin >= 0 or grid.axis not in (None, 0) or (grid.axis == 0 and grid.scale.shape != codes.shape[:1]):
+        raise ValueError(f"expected a scale for all weights, or for each of {codes.shape[0]} outputs, and zero point 0")
+    if codes.size and (codes.min() < grid.qmin or codes.max() > grid.qmax):
+        raise ValueError(f"weights beyond {grid.qmin} to {grid.qmax}")
+    if bias is not None and (bias.dtype != np.float32 or bias.shape != codes.shape[:1] or np.isnan(bias).any()):
+        raise ValueError(f"expected a float32 bias of shape {codes.shape[:1]} without NaN, got {bias.dtype} {bias.shape}")
+
+
+def layer(step: Linear | Conv | LinearReal | ConvReal, grids: dict) -> QParams | None:
+    x = on_grid(step.x, step.x_qparams, grids)
+    weight(step.weight, step.w_qparams, step.bias, dims=(2,) if isinstance(step, (Linear, LinearReal)) else (3, 4, 5))
+    check_layer(step, step.weight, step.bias, "weight")
+    zeros = np.zeros(len(step.weight), np.float32)
+    try:
+        check_overflow(x, step.weight, step.w_qparams, quantize_bias(zeros if step.bias is None else step.bias, x.scale, step.w_qparams.scale))
+    except NotImplementedError as error:
+        raise ValueError(str(error)) from error
+    return activation(step.y_qparams) if isinstance(step, (Linear, Conv)) else None
+
+
+def table(step: Table, grids: dict) -> QParams:
+    on_grid(step.x, step.x_qparams, grids)
+    y = activation(step.y_qparams)
+    if step.table.dtype != np.uint8 or step.table.shape != (256,) or step.table.min() < y.qmin or step.table.max() > y.qmax:
+        raise ValueError(f"expected a table of 256 codes from {y.qmin} to {y.qmax}, got {step.table.dtype} {step.table.shape}")
+    return y
+
+
+def pair(step: Add | Mul, grids: dict) -> QParams:
+    on_grid(step.a, step.a_qparams, grids), on_grid(step.b, step.b_qparams, grids)
+    return activation(step.y_qparams)
+
+
+def concat(step: Concat, grids: dict) -> QParams:
+    if not step.xs or len(step.xs) != len(step.x_qparams):
+        raise ValueError(f"expected a grid for each of {len(step.xs)} values")
+    for name, grid in zip(step.xs, step.x_qparams):
+        on_grid(name, grid, grids)
+    return activation(step.y_qparams)
+
+
+def pool(step: MaxPool | AvgPool, grids: dict) -> QParams:
+    dilation = getattr(step, "dilation", (1,) * len(step.kernel))
+    places = (step.kernel, step.stride, step.padding, dilation)
+    if not 1 <= len(step.kernel) <= 3 or len({len(p) for p in places}) != 1 or not all(1 <= n <= LONGEST for p in (step.kernel, step.stride, dilation) for n in p):
+        raise ValueError("expected kernel, stride, padding and dilation for one to three axes")
+    if any(not 0 <= 2 * p <= d * (k - 1) + 1 for p, k, d in zip(step.padding, step.kernel, dilation)):
+        raise ValueError(f"padding: expected at most half of a kernel, got {step.padding}")
+    return on_grid(step.x, getattr(step, "qparams", None), grids)
+
+
+def adaptive(step: AdaptiveAvgPool, grids: dict) -> QParams:
+    if not 1 <= len(step.size) <= 3 or any(n is not None and not 1 <= n <= LONGEST for n in step.size):
+        raise ValueError(f"size: expected one to three sizes, got {step.size}")
+    return on_grid(step.x, step.qparams, grids)
+
+
+def mean(step: Mean, grids: dict) -> QParams:
+    if not step.axes or any(not -64 <= axis < 64 for axis in step.axes) or len(set(step.axes)) != len(step.axes):
+        raise ValueError(f"axes: expected different axes, got {step.axes}")
+    return on_grid(step.x, step.qparams, grids)
+
+
+def move(step: Move, grids: dict) -> QParams:
+    if not rearrange.known(step.kind, step.target):
+        raise ValueError(f"{step.target!r} is nothing that moves codes")
+    if not step.args or not isinstance(step.args[0], Ref):
+        raise ValueError("expected a value to move as the first argument")
+    return on_grid(step.args[0].name, step.qparams, grids)
+
+
+def quantize(step: Quantize, grids: dict) -> QParams:
+    if grids[step.x] is not None:
+        raise ValueError(f"quantizes codes, {step.x!r}")
+    return activation(step.qparams)
+
+
+def dequantize(step: Dequantize, grids: dict) -> None:
+    on_grid(step.x, step.qparams, grids)
+
+
+def linear_float(step: LinearDynamic | LinearWeight, grids: dict) -> None:
+    weight(step.weight, step.w_qparams, step.bias, dims=(2,))
+
+
+def embedding(step: Embedding, grids: dict) -> None:
+    weight(step.weight, step.w_qparams, None, dims=(2,))
+    if step.bag not in (None, "sum", "mean", "max") or (step.padding_idx is not None and not 0 <= step.padding_idx < len(step.weight)):
+        raise ValueError(f"expected a bag of sum, mean or max, and padding below {len(step.weight)}, got {step.bag!r}, {step.padding_idx!r}")
+    if step.bag is None and (step.offsets or step.weights or step.include_last_offset):
+        raise ValueError("offsets and weights belong to bags")
+
+
+def recurrent(step: Recurrent, grids: dict) -> None:
+    directions = 2 if step.bidirectional else 1
+    if step.kind not in KINDS or not step.cells or len(step.cells) % directions or (step.single and len(step.cells) != 1):
+        raise ValueError(f"expected {directions} cells for each layer of an lstm, gru or rnn, got {len(step.cells)} of {step.kind!r}")
+    size, inputs = step.cells[0].state_weight.shape[-1], step.cells[0].input_weight.shape[-1]
+    for index, cell in enumerate(step.cells):
+        fits_cell(cell, GATES[step.kind] * size, inputs if index < directions else directions * size, size)
+
+
+def fits_cell(cell: Cell, outputs: int, inputs: int, size: int) -> None:
+    for codes, grid, bias, columns in (
+        (cell.input_weight, cell.input_qparams, cell.input_bias, inputs), (cell.state_weight, cell.state_qparams, cell.state_bias, size),
+    ):  # fmt: skip
+        weight(codes, grid, bias, dims=(2,))
+        if codes.shape != (outputs, columns):
+            raise ValueError(f"expected a weight of shape {(outputs, columns)}, got {codes.shape}")
+
+
+def relu(step: Relu, grids: dict) -> QParams:
+    return on_grid(step.x, step.qparams, grids)
+
+
+CHECKS: dict[type, Callable] = {
+    Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, LinearReal: layer, ConvReal: layer, Table: table, Relu: relu, Add: pair, Mul: pair,
+    Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: move, LinearDynamic: linear_float,
+    LinearWeight: linear_float, Embedding: embedding, Recurrent: recurrent,
+}  # fmt: skip

@@ -1,0 +1,382 @@
+"""Chapter 6: dynamic quantization. The oracle is the chapter's own definitions."""
+
+import copy
+import inspect
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import networks
+import quantspec as qs
+import strategies as draws
+from evidence import clause
+from quantspec import chapters
+from quantspec.engines import reference_dynamic
+from quantspec.ir import program
+from quantspec.ir.program import Call
+from quantspec.module import size
+from quantspec.numerics import accuracy, integer
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.dialect import dialect, output_exact
+
+spec = chapters.load("dynamic")
+EXACT = dialect("exact")
+
+
+@st.composite
+def layers(draw, smallest=0):
+    """(x, w_q, w, bias): real inputs [rows, inputs], at least ``smallest`` of each, and a quantized layer."""
+    rows, inputs, outputs = draw(st.integers(smallest, 3)), draw(st.integers(smallest, 6)), draw(st.integers(1, 3))
+    generator = draw(draws.seeds())
+    x = np.array([draw(draws.values(0.1, finite=True)) for _ in range(rows * inputs)], np.float32).reshape(rows, inputs)
+    x = np.clip(x, *draw(st.sampled_from([(-50, 50), (-(2.0**99), 2.0**99)])), dtype=np.float32)
+    w_q = generator.integers(-128, 128, (outputs, inputs)).astype(np.int8)
+    scale = draw(draws.channel_scales(outputs, 2.0**-20, 2.0**10))
+    bias = (generator.normal(size=outputs) * draw(st.sampled_from([0, 1, 100]))).astype(np.float32)
+    return x, w_q, QParams(scale, 0, -128, 127, axis=0), bias
+
+
+def defined(x, w_q, w, bias, bits=8):
+    pairs = [(float(s), 0) for s in w.scale]
+    return spec.linear_dynamic(x.tolist(), w_q.tolist(), pairs, bias.tolist(), bits)
+
+
+@clause("DYN-RANGE", "DYN-OUTPUT", "DYN-ZERO-INPUTS")
+@given(layers(), st.booleans())
+def test_a_dynamic_layer_equals_the_definition(layer, reduce_range):
+    got = EXACT.linear_dynamic(*layer, reduce_range=reduce_range)
+    assert got.dtype == np.float32 and got.shape == (len(layer[0]), len(layer[1]))
+    assert got.tolist() == defined(*layer, bits=7 if reduce_range else 8)
+
+
+@clause("DYN-OUTPUT")
+@given(st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20), draws.scales(2.0**-20, 2.0**20), st.floats(-(2.0**40), 2.0**40, width=32), st.booleans())
+def test_the_output_is_rounded_once(accumulator, s_x, s_w, bias, cancel):
+    if cancel:
+        bias = float(np.float32(-accumulator * float(s_x) * float(s_w)))
+    bias = np.float32(np.clip(bias, -3e38, 3e38))
+    exact = chapters.load("dialects").output_exact(accumulator, float(bias), float(s_x), float(s_w))
+    assert output_exact(np.array([[accumulator]]), np.array([bias]), s_x, np.array([s_w])).tolist() == [[exact]]
+
+
+@clause("DYN-OUTPUT")
+def test_what_is_left_of_a_sum_that_cancels_is_rounded_once_too():
+    generator = np.random.default_rng(0)
+    accumulator = generator.integers(2**29, 2**31, (1, 1000))
+    s_x, s_w = np.float32(0.7), generator.uniform(0.001, 1, 1000).astype(np.float32)
+    bias = -(accumulator[0] * (float(s_x) * s_w.astype(float))).astype(np.float32)
+    exact = [spec.affine.to_float32(int(a) * Fraction(float(s_x)) * Fraction(float(s)) + Fraction(float(b))) for a, s, b in zip(accumulator[0], s_w, bias)]
+    assert output_exact(accumulator, bias, s_x, s_w).tolist() == [exact]
+
+
+@clause("DYN-RANGE")
+@given(layers(smallest=1))
+def test_the_range_is_that_of_the_whole_input(layer):
+    x = layer[0]
+    codes, scale, grid = EXACT.quantize_dynamic(x)
+    expected = spec.static.activation_qparams(float(x.min()), float(x.max()))
+    assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == expected
+    assert codes.tolist() == [[spec.affine.quantize(v, *expected) for v in row] for row in x.tolist()]
+
+
+@clause("DYN-RANGE")
+@pytest.mark.parametrize("outlier", [-60.0, 60.0])
+def test_one_value_far_from_all_others_belongs_to_the_range(outlier):
+    x = networks.inputs(50, (20,)).numpy().copy()
+    x[31, 7] = outlier
+    codes, _, grid = EXACT.quantize_dynamic(x)
+    assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == spec.static.activation_qparams(float(x.min()), float(x.max()))
+    assert codes[31, 7] == (255 if outlier > 0 else 0) and np.abs(grid.dequantize(codes) - x).max() <= grid.scale * (0.5 + 2.0**-15)
+
+
+@clause("DYN-STATIC")
+@given(layers(smallest=1))
+def test_dynamic_is_static_at_the_range_of_the_batch(layer):
+    x, w_q, w, bias = layer
+    codes, _, grid = EXACT.quantize_dynamic(x)
+    static_grid = EXACT.activation_qparams(x.min(), x.max())
+    assert codes.tolist() == static_grid.quantize(x).tolist()
+    accumulator = integer.accumulate(codes, grid.zero_point, w_q, 0)
+    assert accumulator.tolist() == integer.accumulate(static_grid.quantize(x), static_grid.zero_point, w_q, 0).tolist()
+
+
+@clause("DYN-STATIC")
+def test_a_dynamic_network_has_the_codes_of_a_static_one_calibrated_with_that_batch():
+    model, x = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 3))), networks.inputs()
+    static, dynamic = qs.quantize(model, [x], dialect="exact"), qs.quantize_dynamic(model, dialect="exact")
+    step = static.program.layers[0]
+    seen = {}
+    static.run_on("reference").compiled({static.program.inputs[0]: x}, lambda one, value: seen.setdefault(type(one).__name__, value))
+    codes = seen["Quantize"]
+    assert codes.tolist() == EXACT.quantize_dynamic(x.numpy())[0].tolist()
+    assert step.weight.tolist() == dynamic.program.layers[0].weight.tolist()
+
+
+@clause("DYN-WEIGHT")
+@given(networks.perceptrons(), st.booleans())
+def test_weights_are_those_of_static_quantization(case, per_channel):
+    model, calibration, _ = case
+    static = qs.quantize(model, calibration, fuse=False, per_channel=per_channel)
+    dynamic = qs.quantize_dynamic(model, per_channel=per_channel)
+    for a, b in zip(static.program.layers, dynamic.program.layers, strict=True):
+        assert a.weight.tolist() == b.weight.tolist() and a.w_qparams.scale.tolist() == b.w_qparams.scale.tolist()
+
+
+@clause("DYN-ZERO-INPUTS")
+def test_no_rows_give_no_rows_and_no_inputs_give_the_bias():
+    w, bias = QParams([1.0, 2.0], 0, -128, 127, axis=0), np.float32([0.5, -0.25])
+    assert EXACT.linear_dynamic(np.zeros((0, 3), np.float32), np.zeros((2, 3), np.int8), w, bias).shape == (0, 2)
+    assert EXACT.linear_dynamic(np.zeros((3, 0), np.float32), np.zeros((2, 0), np.int8), w, bias).tolist() == [[0.5, -0.25]] * 3
+    assert EXACT.linear_dynamic(np.zeros((1, 0), np.float32), np.zeros((2, 0), np.int8), w, None).tolist() == [[0.0, 0.0]]
+    q = qs.quantize_dynamic(networks.seeded(networks.Perceptron))
+    assert q(torch.zeros(0, 4)).shape == (0, 3)
+
+
+@clause("DYN-FINITE")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_are_refused(bad):
+    x = networks.inputs(3)
+    x[1, 2] = bad
+    with pytest.raises(ValueError, match="x: expected finite values"):
+        qs.quantize_dynamic(networks.seeded(networks.Perceptron))(x)
+
+
+@clause("DYN-STATELESS")
+@given(networks.perceptrons(), st.sampled_from(["reference", "compiled"]))
+def test_there_is_no_memory(case, engine):
+    model, others, x = case
+    q = qs.quantize_dynamic(model, engine=engine)
+    first = q(x)
+    for other in (*others, x * 1000):
+        q(other)
+    assert torch.equal(q(x), first) and torch.equal(qs.quantize_dynamic(model, engine=engine)(x), first)
+
+
+@clause("DYN-BATCH")
+@given(layers(smallest=1))
+def test_rows_share_a_range(layer):
+    x, w_q, w, bias = layer
+    ends = np.full((1, x.shape[1]), x.min(), np.float32)
+    ends[0, 0] = x.max()
+    # The same ends, so the same grid, whatever else comes along.
+    together = EXACT.linear_dynamic(np.concatenate([x, ends]), w_q, w, bias)
+    assert together[: len(x)].tolist() == EXACT.linear_dynamic(x, w_q, w, bias).tolist()
+
+
+@clause("DYN-BATCH")
+@pytest.mark.parametrize("value", [-1.0, 0.1, 4.0])
+def test_many_rows_within_the_range_change_no_other_row(value):
+    w, x = QParams(0.1, 0, -128, 127), np.float32([[-1.0, 4.0], [0.5, 0.1], [2.3, -0.7]])
+    layer = np.int8([[3, -100], [127, 5]]), w, np.float32([0.25, -1])
+    together = EXACT.linear_dynamic(np.concatenate([x, np.full((200, 2), value, np.float32)]), *layer)
+    assert together[:3].tolist() == EXACT.linear_dynamic(x, *layer).tolist() and len(set(map(tuple, together[3:].tolist()))) == 1
+
+
+@clause("DYN-BATCH")
+def test_a_row_with_larger_values_changes_the_others():
+    w = QParams(1.0, 0, -128, 127)
+    alone = EXACT.linear_dynamic(np.float32([[0.1, 1.0]]), np.int8([[1, 1]]), w, None)
+    beside = EXACT.linear_dynamic(np.float32([[0.1, 1.0], [0.0, 9.0]]), np.int8([[1, 1]]), w, None)
+    assert alone[0].tolist() != beside[0].tolist()
+
+
+@clause("DYN-NO-CALIBRATION")
+def test_quantizing_needs_the_model_alone_and_leaves_it_unmodified():
+    required = [p for p in inspect.signature(qs.quantize_dynamic).parameters.values() if p.default is p.empty]
+    assert [p.name for p in required] == ["model"]
+    model = networks.seeded(networks.Normalised)
+    before, structure, hooks = networks.parameters(model), str(model), len(model._forward_hooks)
+    q = qs.quantize_dynamic(model)
+    q(networks.inputs())
+    assert networks.unchanged(model, before) and str(model) == structure and len(model._forward_hooks) == hooks
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert [(step.layer, step.reduce_range, step.w_qparams.axis) for step in q.program.layers] == [("first", False, 0), ("second", False, 0)]
+
+
+@clause("DYN-OUTPUT")
+@given(networks.perceptrons(), st.booleans())
+def test_a_dynamic_network_is_its_layers_in_order(case, reduce_range):
+    model, _, x = case
+    q = qs.quantize_dynamic(model, dialect="exact", reduce_range=reduce_range)
+    layers = iter(q.program.layers)
+    value = x
+    with torch.no_grad():
+        for module in model:
+            if isinstance(module, nn.Linear):
+                step = next(layers)
+                bias = None if module.bias is None else module.bias.numpy()
+                value = torch.from_numpy(EXACT.linear_dynamic(value.numpy(), step.weight, step.w_qparams, bias, reduce_range=reduce_range))
+            else:
+                value = module(value)
+    assert torch.equal(q(x), value)
+
+
+@clause("STA-REST")
+def test_a_dynamic_network_lists_what_stays_in_float_with_the_reason():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4), nn.Softmax(1)))
+    q = qs.quantize_dynamic(model)
+    activations = "dynamic quantization keeps activations in float"
+    expected = [("1", activations), ("torch.flatten", ""), ("3", "BatchNorm1d has no integer form here"), ("4", "Softmax has no integer form here")]
+    assert [(step.target, step.reason) for step in q.program.steps if isinstance(step, Call)] == expected
+    assert activations in repr(q) and "Softmax has no integer form here" in repr(q)
+
+
+@clause("DYN-ROWS")
+@pytest.mark.parametrize("name", ["exact", "onnx", "fbgemm"])
+def test_rows_with_ranges_of_their_own_are_those_of_layers_that_see_one_row(name):
+    model = networks.seeded(lambda: nn.Linear(5, 3))
+    x = networks.inputs(6, (4, 5)) * torch.tensor([0.01, 1.0, 40.0, 0.0])[:, None]  # the last row is all zeros
+    per_token = qs.quantize_dynamic(model, activations="per_token", dialect=name)
+    whole = qs.quantize_dynamic(model, dialect=name)
+    got = per_token(x)
+    for i, j in np.ndindex(6, 4):
+        assert torch.equal(got[i, j], whole(x[i, j][None])[0])
+    assert not torch.equal(got, whole(x))
+    assert per_token(x[:0]).shape == (0, 4, 3) and per_token(x[0, 1]).shape == (3,)
+    with pytest.raises(ValueError, match="^activations: expected 'per_tensor', 'per_token', None, got 'rows'$"):
+        qs.quantize_dynamic(model, activations="rows")
+
+
+@clause("DYN-WEIGHT-ONLY")
+@given(networks.perceptrons(norms=False), st.booleans())
+def test_weights_only_is_the_float_network_on_dequantized_weights(case, per_channel):
+    model, _, x = case
+    q = qs.quantize_dynamic(model, activations=None, per_channel=per_channel)
+    assert all(type(layer) is program.LinearWeight for layer in q.program.layers)
+    twin = copy.deepcopy(model)
+    layers = [m for m in twin.modules() if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        for layer, step in zip(layers, q.program.layers, strict=True):
+            layer.weight.copy_(torch.from_numpy(step.w_qparams.dequantize(step.weight)))
+        assert torch.equal(q(x), twin(x))
+    assert q.nbytes < size.float_bytes(model) or size.float_bytes(model) < 200
+
+
+class Words(nn.Module):
+    """A table of embeddings, and one whose rows are joined in bags."""
+
+    def __init__(self, mode="mean"):
+        super().__init__()
+        self.table, self.bag, self.head = nn.Embedding(9, 4, padding_idx=2), nn.EmbeddingBag(9, 4, mode=mode), nn.Linear(4, 3)
+
+    def forward(self, index, offsets):
+        return self.head(self.table(index)), self.bag(index.flatten(), offsets)
+
+
+@clause("DYN-EMBEDDING")
+@pytest.mark.parametrize("mode", ["mean", "sum", "max"])
+def test_embeddings_are_dequantized_rows(mode):
+    model = networks.seeded(lambda: Words(mode))
+    index, offsets = torch.tensor([[0, 8, 2], [3, 3, 1]]), torch.tensor([0, 2])
+    for q in (qs.quantize_dynamic(model), qs.quantize(model, [(index, offsets)])):
+        table, bag = (step for step in q.program.layers if isinstance(step, program.Embedding))
+        assert table.weight.dtype == np.int8 and table.w_qparams.scale.shape == (9,)
+        rows = torch.from_numpy(table.w_qparams.dequantize(table.weight))
+        reference = q.run_on("reference")
+        seen = {}
+        output = reference.compiled(dict(zip(q.program.inputs, (index, offsets))), lambda step, value, seen=seen: seen.setdefault(step.name, value))
+        assert torch.equal(seen["table"], rows[index])
+        bags = torch.from_numpy(bag.w_qparams.dequantize(bag.weight))
+        assert torch.equal(output[1], nn.functional.embedding_bag(index.flatten(), bags, offsets, mode=mode))
+        for wrong in (torch.tensor([[9]]), torch.tensor([[-1]])):
+            with pytest.raises(ValueError, match="^batch: layer 'table' has 9 entries, got indices from"):
+                q(wrong, torch.tensor([0]))
+        with pytest.raises(ValueError, match="^batch: layer 'table' expects indices, got torch.float32$"):
+            q(index.float(), offsets)
+
+
+KINDS = [
+    (lambda: nn.LSTM(4, 5), 3),
+    (lambda: nn.LSTM(4, 5, num_layers=2, bidirectional=True, batch_first=True), 3),
+    (lambda: nn.GRU(4, 5, bias=False), 3),
+    (lambda: nn.GRU(4, 5, num_layers=2, batch_first=True), 3),
+    (lambda: nn.RNN(4, 5), 3),
+    (lambda: nn.RNN(4, 5, nonlinearity="relu", bidirectional=True), 3),
+    (lambda: nn.LSTMCell(4, 5), 2),
+    (lambda: nn.GRUCell(4, 5), 2),
+    (lambda: nn.RNNCell(4, 5, nonlinearity="relu"), 2),
+]
+
+
+def flat(tree):
+    return [tree] if isinstance(tree, torch.Tensor) else [leaf for item in tree for leaf in flat(item)]
+
+
+@clause("DYN-RECURRENT")
+@pytest.mark.parametrize(("build", "axes"), KINDS)
+def test_recurrent_layers_of_every_kind_are_near_their_float_model(build, axes):
+    model = networks.seeded(build)
+    x = networks.inputs(7, (3, 4) if axes == 3 else (4,))
+    q = qs.quantize_dynamic(model)
+    assert [type(layer) for layer in q.program.layers] == [program.Recurrent]
+    with torch.no_grad():
+        expected, got = flat(model(x)), flat(q(x))
+        assert len(expected) == len(got)
+        for f, y in zip(expected, got):
+            assert f.shape == y.shape and accuracy.sqnr(f.numpy(), y.numpy()) > 20
+        alone = flat(model(x[0] if axes == 2 else x[:, 0]))
+        for f, y in zip(alone, flat(q(x[0] if axes == 2 else x[:, 0]))):
+            assert f.shape == y.shape and accuracy.sqnr(f.numpy(), y.numpy()) > 20
+        # With a state of one's own.
+        state = model(x)[1] if axes == 3 else model(x)
+        for f, y in zip(flat(model(x, state)), flat(q(x, state))):
+            assert accuracy.sqnr(f.numpy(), y.numpy()) > 20
+    with pytest.raises(ValueError, match="expects 4 input features, got"):
+        q(x[..., :3])
+
+
+@clause("DYN-RECURRENT")
+@given(draws.seeds(), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3))
+def test_a_recurrent_layer_with_relu_equals_the_definition(g, count, inputs, size):
+    layer = networks.seeded(lambda: nn.RNN(inputs, size, nonlinearity="relu"), int(g.integers(1000)))
+    q = qs.quantize_dynamic(layer, dialect="exact")
+    (cell,) = q.program.layers[0].cells
+    x = g.normal(size=(count, inputs)).astype(np.float32)
+
+    def given_as(weight, grid, bias):
+        return weight.tolist(), [(float(s), 0) for s in grid.scale], bias.tolist()
+
+    own = given_as(cell.input_weight, cell.input_qparams, cell.input_bias), given_as(cell.state_weight, cell.state_qparams, cell.state_bias)
+    expected = spec.rnn_relu(x.tolist(), *own, size)
+    output, state = q(torch.from_numpy(x))
+    assert output.tolist() == expected and state[0].tolist() == (expected[-1] if count else [0.0] * size)
+
+
+@clause("DYN-RECURRENT")
+def test_gates_are_torchs_with_sigmoid_and_tanh_rounded_once():
+    g = networks.inputs(2, (2, 12)).double()
+    x, h = g[0].float(), g[1].float()
+    sigmoid, tanh = (lambda t, f=f: f(t.double()).float() for f in (torch.sigmoid, torch.tanh))
+    c = networks.inputs(2, (3,), 5)
+    gates = x + h
+    new = sigmoid(gates[:, 3:6]) * c + sigmoid(gates[:, :3]) * tanh(gates[:, 6:9])
+    assert all(map(torch.equal, reference_dynamic.lstm(x, h, (None, c)), (sigmoid(gates[:, 9:]) * tanh(new), new)))
+    x, h = x[:, :9], h[:, :9]
+    r, z = sigmoid(x[:, :3] + h[:, :3]), sigmoid(x[:, 3:6] + h[:, 3:6])
+    n = tanh(x[:, 6:] + r * h[:, 6:])
+    assert torch.equal(reference_dynamic.gru(x, h, (c,))[0], n + z * (c - n))
+    assert torch.equal(reference_dynamic.rnn_tanh(x, h, ())[0], tanh(x + h)) and torch.equal(reference_dynamic.rnn_relu(x, h, ())[0], torch.relu(x + h))
+
+
+@clause("DYN-RECURRENT")
+def test_packed_sequences_stay_in_float():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return self.head(self.lstm(packed)[1][0])
+
+    model, x, lengths = networks.seeded(Packed), networks.inputs(6, (3, 4)), torch.tensor([6, 2, 4])
+    q = qs.quantize_dynamic(model)
+    assert [layer.layer for layer in q.program.layers] == ["head"] and "LSTM has no integer form here" in str(q)
+    with torch.no_grad():
+        assert accuracy.sqnr(model(x, lengths).numpy(), q(x, lengths).numpy()) > 20
+

@@ -1,0 +1,177 @@
+"""Chapter 8: size. The oracle is the chapter's own formulas."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import networks
+import quantspec as qs
+from evidence import clause
+from quantspec import chapters
+from quantspec.capture import tracer
+from quantspec.ir import program
+from quantspec.module import size
+
+spec = chapters.load("size")
+
+
+def shapes(model):
+    return [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+
+
+@st.composite
+def chains(draw):
+    """A chain of linear layers with bias."""
+    sizes = draw(st.lists(st.integers(1, 40), min_size=2, max_size=5))
+    return networks.seeded(lambda: nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))))
+
+
+def quantized(model, dynamic, per_channel):
+    x = networks.inputs(4, (shapes(model)[0][0],))
+    return qs.quantize_dynamic(model, per_channel=per_channel) if dynamic else qs.quantize(model, [x], per_channel=per_channel)
+
+
+@clause("SIZ-NETWORK", "SIZ-LAYER", "SIZ-QPARAMS", "SIZ-BYTES")
+@given(chains(), st.booleans(), st.booleans())
+def test_a_network_takes_the_bytes_of_the_formula(model, dynamic, per_channel):
+    q, layers = quantized(model, dynamic, per_channel), shapes(model)
+    assert q.nbytes == spec.network_bytes(layers, per_channel, dynamic)
+    assert size.float_bytes(model) == sum(spec.float_layer_bytes(*layer) for layer in layers)
+    for step, layer in zip(q.program.layers, layers):
+        assert size.step_bytes(step) == spec.layer_bytes(*layer, per_channel=per_channel, dynamic=dynamic)
+
+
+@clause("SIZ-LAYER")
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_without_bias_stores_none(bias):
+    model = networks.seeded(lambda: networks.Perceptron(bias))
+    step = qs.quantize(model, [networks.inputs()], per_channel=False).program.layers[0]
+    assert size.step_bytes(step) == spec.layer_bytes(4, 5, bias=bias)
+    assert size.float_bytes(model.first) == spec.float_layer_bytes(4, 5, bias=bias)
+
+
+@clause("SIZ-BYTES")
+def test_the_formula_counts_what_would_be_stored():
+    q = qs.quantize(networks.seeded(networks.Perceptron), [networks.inputs()])
+    stored = []
+    for step in q.program.steps:
+        stored += [v for v in vars(step).values() if isinstance(v, np.ndarray)]
+    for grid in [q.program.steps[0].qparams] + [g for s in q.program.layers for g in (s.w_qparams, s.y_qparams)]:
+        stored += [grid.scale, grid.zero_point]
+    assert q.nbytes == sum(len(array.tobytes()) for array in stored)
+
+
+@clause("SIZ-BYTES")
+def test_what_stays_in_float_counts_with_its_buffers():
+    model = networks.seeded(networks.Normalised)
+    q = qs.quantize(model, [networks.inputs()], fuse=False)
+    norm = 4 * 5 * 4 + 8  # weight, bias, mean, variance, and the count of batches
+    layers = [step for step in q.program.steps if not isinstance(step, program.Call)]
+    assert size.float_bytes(model.norm) == norm
+    assert q.nbytes == sum(size.step_bytes(step) for step in layers) + norm
+
+
+@clause("SIZ-ONCE")
+def test_shared_arrays_count_once():
+    model = networks.seeded(networks.Shared)
+    q = qs.quantize(model, [networks.inputs()], per_channel=False)
+    first, second = q.program.layers
+    assert first.weight is second.weight and first.bias is second.bias
+    each = [size.step_bytes(step) for step in q.program.layers]
+    norm = size.float_bytes(model.norm)
+    quantizes = [s for s in q.program.steps if isinstance(s, program.Quantize)]
+    # The second layer adds its output's scale and zero point only.
+    assert q.nbytes == each[0] + 8 + 8 * len(quantizes) + norm
+    tied = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    tied[1].weight = tied[0].weight
+    assert size.float_bytes(tied) == 4 * (16 + 4 + 4)
+
+
+@clause("SIZ-ONCE")
+def test_a_shared_array_counts_once():
+    one, other = np.zeros(3, np.float32), np.zeros(5, np.int8)
+    assert size.arrays_bytes([one, other, one]) == 12 + 5
+
+
+@clause("SIZ-QPARAMS")
+@pytest.mark.parametrize("channels", [1, 7])
+def test_weights_per_channel_share_a_zero_point(channels):
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(3, channels)))
+    grid = qs.quantize_dynamic(model, per_channel=True).program.layers[0].w_qparams
+    assert grid.scale.shape == (channels,) and grid.zero_point.shape == () and grid.nbytes == 4 * channels + 4
+
+
+@clause("SIZ-RATIO")
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_compression_is_below_four_and_at_least_the_formula(inputs, outputs):
+    size = spec.float_layer_bytes(inputs, outputs)
+    per_tensor = Fraction(size, spec.layer_bytes(inputs, outputs))
+    per_channel = Fraction(size, spec.layer_bytes(inputs, outputs, per_channel=True))
+    assert 4 / (1 + Fraction(3, inputs) + Fraction(16, outputs * inputs)) <= per_tensor < 4
+    assert 4 / (1 + Fraction(7, inputs) + Fraction(12, outputs * inputs)) <= per_channel < 4
+
+
+@clause("SIZ-RATIO")
+@given(chains(), st.booleans())
+def test_a_whole_network_is_compressed_as_the_formula_says(model, per_channel):
+    q = quantized(model, False, per_channel)
+    assert Fraction(size.float_bytes(model), q.nbytes) == spec.compression(shapes(model), per_channel=per_channel)
+
+
+@clause("SIZ-SMALLER")
+@given(st.integers(1, 300), st.integers(1, 300), st.booleans(), st.booleans())
+def test_layers_of_some_size_are_never_larger_than_in_float(inputs, outputs, per_channel, bias):
+    size = spec.layer_bytes(inputs, outputs, bias=bias, per_channel=per_channel)
+    if inputs * outputs >= 6 and not per_channel or inputs >= 4 and outputs >= 2:
+        assert size <= spec.float_layer_bytes(inputs, outputs, bias=bias)
+
+
+@clause("SIZ-SMALLER")
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_quantized_layers_of_some_size_are_not_larger_than_they_were(per_channel, bias):
+    for inputs, outputs in np.ndindex(8, 8):
+        inputs, outputs = inputs + 1, outputs + 1
+        if (inputs >= 4 and outputs >= 2) if per_channel else inputs * outputs >= 6:
+            model = networks.seeded(lambda i=inputs, o=outputs: nn.Sequential(nn.Linear(i, o, bias=bias)))
+            for q in (qs.quantize(model, [networks.inputs(4, (inputs,))], per_channel=per_channel), qs.quantize_dynamic(model, per_channel=per_channel)):
+                assert size.step_bytes(q.program.layers[0]) <= size.float_bytes(model)
+
+
+@clause("SIZ-SMALLER")
+def test_the_smallest_layers_are_larger():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(1, 1)))
+    step = qs.quantize(model, [networks.inputs(4, (1,))], per_channel=False).program.layers[0]
+    assert (size.float_bytes(model), size.step_bytes(step)) == (8, 21)
+
+
+@clause("SIZ-NETWORK")
+def test_the_size_does_not_depend_on_the_data():
+    model = networks.seeded(networks.Perceptron)
+    sizes = {qs.quantize(model, [networks.inputs(rows) * size]).nbytes for rows in (1, 9) for size in (0.01, 100)}
+    assert len(sizes) == 1
+
+
+@clause("SIZ-MACS")
+@pytest.mark.parametrize(
+    ("build", "shape", "expected"),
+    [
+        (lambda: nn.Linear(5, 3), (7, 4, 5), lambda: spec.macs_linear(28, 5, 3)),
+        (lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2), (2, 4, 9, 7), lambda: spec.macs_conv(2 * 4 * 3, 4, 6, 9, 2)),
+        (lambda: nn.Conv1d(4, 4, 3, padding=1), (4, 8), lambda: spec.macs_conv(8, 4, 4, 3)),
+        (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2), (2, 4, 3, 5), lambda: spec.macs_conv(2 * 3 * 5, 4, 6, 9, 2)),
+    ],
+)
+def test_multiply_accumulates_are_counted_by_the_formula(build, shape, expected):
+    model, x = networks.seeded(build), networks.inputs(shape[0], shape[1:])
+    q = qs.quantize(model, [x])
+    (layer,) = q.program.layers
+    assert size.macs(layer, x.shape, q(x).shape) == expected()
+    (node,) = tracer.capture(model).nodes
+    assert size.macs(node, x.shape, q(x).shape) == expected()
+    assert size.macs(q.program.steps[0], x.shape, x.shape) == 0
+

@@ -1,0 +1,237 @@
+"""Chapter 11: backends. Deliberately wrong ones go through the whole machine, and each is caught by the clause that it breaks."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evidence import clause
+from quantspec import chapters, cli
+from quantspec.backends.protocol import OPERATIONS
+from quantspec.backends.worker import OTHER, Worker
+from quantspec.conformance import command, fingerprint, purity, run
+from quantspec.conformance.call import Call
+from quantspec.conformance.checks import CHECKS
+from quantspec.conformance.draw_bulk import bulk
+from quantspec.conformance.results import call_text
+from quantspec.conformance.session import Session, Violation, compare, ours
+from quantspec.conformance.shrink import smallest
+from quantspec.numerics import integer
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.dialect import DIALECTS
+
+spec = chapters.load("backends")
+FAULTY = "conformance.faulty_backends"
+CHECK = {(check.clause, check.operation): check for check in CHECKS}
+
+
+class Here:
+    """A backend in this process, with what a worker adds to it."""
+
+    wrote = ""
+
+    def __init__(self, backend, dialect=None):
+        self.backend, self.dialect = backend, dialect or backend.dialect
+        self.operations = OPERATIONS
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+
+@pytest.fixture(scope="module")
+def sound():
+    with Worker(f"{FAULTY}:Sound") as worker, Worker(f"{FAULTY}:Sound", threads=2) as more:
+        yield Session(worker, more_threads=more)
+
+
+def found(name: str, clause_id: str, operation: str, seconds: float = 20.0) -> run.Finding:
+    with Worker(f"{FAULTY}:{name}", seconds=seconds) as worker:
+        return run.examine(CHECK[clause_id, operation], Session(worker), 60)
+
+
+@clause(*dict.fromkeys(check.clause for check in CHECKS if check.clause.startswith("BAK")))
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.clause}-{check.operation}")
+def test_a_sound_backend_breaks_no_clause(check, sound):
+    finding = run.examine(check, sound, 12)
+    assert finding.outcome == "pass" and finding.examples == 12, finding
+
+
+@clause("BAK-PURE")
+@pytest.mark.parametrize("operation", run.PURITY)
+def test_a_sound_backend_answers_in_every_story_as_alone(sound, operation):
+    assert run.examine_purity(sound, operation).outcome == "pass"
+
+
+def case(name, clause_id, operation):
+    return pytest.param(name, clause_id, operation, marks=clause(clause_id), id=f"{name}-{clause_id}")
+
+
+@pytest.mark.parametrize(
+    ("name", "clause_id", "operation"),
+    [
+        case("TiesAway", "BAK-DIALECT", "quantize"),
+        case("OtherTail", "BAK-PLACE", "quantize"),
+        case("OneRowAtATimeDiffers", "BAK-PLACE", "linear"),
+        case("Wraps", "BAK-SATURATE", "quantize"),
+        case("Wraps", "BAK-INFINITY", "quantize"),
+        case("NanAtTheEnd", "BAK-NAN", "quantize"),
+        case("NothingGivesZero", "BAK-EMPTY", "linear"),
+        case("TakesAnyScale", "BAK-QPARAMS", "quantize"),
+        case("OneGroupForAll", "BAK-GROUPS", "conv2d"),
+        case("PadsWithZeros", "INT-CONV-PAD", "conv2d"),
+        case("ClampsAtZero", "INT-RELU-LINEAR", "linear"),
+        case("WritesToItsInput", "BAK-ARGUMENTS", "linear"),
+        case("NoBiasIsGarbage", "INT-NO-BIAS", "linear"),
+        case("Rises", "AFF-MONOTONE", "quantize"),
+        case("Rises", "AFF-ROUNDTRIP", "quantize"),
+    ],
+)
+def test_a_faulty_backend_is_caught_by_the_clause_it_breaks(name, clause_id, operation):
+    finding = found(name, clause_id, operation)
+    assert finding.outcome == "fails" and finding.call is not None and finding.allowed and finding.got
+
+
+@clause("BAK-ANSWER")
+def test_a_crash_and_a_hang_are_findings_and_the_run_ends_by_itself():
+    crash = found("Crashes", "BAK-ANSWER", "linear")
+    assert crash.outcome == "fails" and crash.got.startswith("crashed: SIGFPE on linear(") and crash.call.arguments[0].shape[1] == 0
+    hang = found("Hangs", "BAK-ANSWER", "linear", seconds=0.5)
+    assert hang.outcome == "fails" and hang.got.startswith("hung: no answer after 0.5 s on linear(")
+
+
+@clause("BAK-PURE")
+@pytest.mark.parametrize(
+    ("name", "operation"), [("KeepsTheScale", "linear"), ("KeepsThePacked", "linear"), ("KeepsTheReLU", "conv2d"), ("KeepsTheScale", "all")]
+)
+def test_state_that_leaks_between_calls_is_found_with_the_shortest_story(name, operation):
+    with Worker(f"{FAULTY}:{name}") as worker:
+        finding = run.examine_purity(Session(worker), operation)
+    assert finding.outcome == "fails" and len(finding.before) == 1
+    assert finding.before[0].operation == finding.call.operation == ("conv2d" if name == "KeepsTheReLU" else "linear")
+
+
+@clause("BAK-PURE")
+def test_what_is_kept_is_kept_in_stories_only():
+    assert found("KeepsThePacked", "BAK-DIALECT", "linear").outcome == found("KeepsThePacked", "BAK-PLACE", "linear").outcome == "pass"
+
+
+@clause("BAK-PURE")
+def test_a_call_that_ends_the_process_after_another_one_only_is_found():
+    with Worker(f"{FAULTY}:DiesOfTheOtherKind") as worker:
+        finding = run.examine_purity(Session(worker), "linear_dynamic")
+        assert run.examine_purity(Session(worker), "linear").outcome == "pass"
+    assert finding.got.startswith("crashed: SIGSEGV on linear_dynamic(")
+    assert [call.operation for call in finding.before] == ["linear"]
+
+
+@clause("BAK-EMPTY")
+def test_memory_that_nobody_wrote_is_told_as_such_and_found_every_time():
+    findings = []
+    for _ in range(2):
+        with Worker(f"{FAULTY}:ForgetsToWrite") as worker, Worker(f"{FAULTY}:ForgetsToWrite", threads=2, unwritten=OTHER) as more:
+            findings.append(run.examine(CHECK["BAK-EMPTY", "linear"], Session(worker, more_threads=more), 60))
+    assert findings[0].got == findings[1].got == "what happened to be in memory that nobody wrote"
+    assert call_text(findings[0].call) == call_text(findings[1].call)
+
+
+@clause("BAK-ANSWER")
+def test_an_installed_backend_that_dies_at_start_up_is_a_failure(monkeypatch, capsys, tmp_path):
+    name = "conformance.broken_backends:DiesWhenMade"
+    monkeypatch.setattr(command, "OWN", ())
+    monkeypatch.setattr(command, "PEERS", (name,))
+    (tmp_path / "results").mkdir()
+    assert cli.main(["conformance", "--write", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "crashed: SIGILL on start-up" in said and said.endswith("conformance: 0 backends, 0 clauses, 0 divergences, 1 unexplained\n")
+
+
+@clause("BAK-DIALECT")
+@pytest.mark.parametrize("place", [place for place in fingerprint.PLACES if place.name != "accumulate"], ids=lambda place: place.name)
+def test_every_choice_made_otherwise_than_declared_is_caught(place):
+    right = DIALECTS["onnx"]
+    for field in place.fields[: place.told]:
+        for other in sorted({getattr(rules, field) for rules in DIALECTS.values()} - {getattr(right, field)}):
+            session = Session(Here(fingerprint.Under(replace(right, **{field: other})), "onnx"))
+            assert any(breaks(session, call) for call in (*bulk(place.operation, count=6), *place.probes())), f"{field}: {other} passes for onnx"
+
+
+def breaks(session, call) -> bool:
+    try:
+        CHECK["BAK-DIALECT", call.operation].test(session, call)
+    except Violation:
+        return True
+    return False
+
+
+@clause("BAK-DIALECT", "DIA-NAMED")
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+def test_a_fingerprint_tells_every_dialect_from_outside(name):
+    session = Session(Here(ours(name)))
+    choices = [fingerprint.probe(session, place) for place in fingerprint.PLACES]
+    assert not [choice for choice in choices if choice.choice in ("other", "not offered")]
+    assert fingerprint.consistent(choices) == [name]
+
+
+@clause("BAK-EMPTY")
+def test_what_comes_out_of_nothing_is_what_the_bias_gives():
+    x, w, y = (0.5, 128), [(0.25, 0), (0.5, 0)], (0.125, 10, 0, 255)
+    got = integer.linear(
+        np.zeros((3, 0), np.uint8), QParams(0.5, 128, 0, 255), np.zeros((2, 0), np.int8), QParams(np.float32([0.25, 0.5]), 0, -128, 127, axis=0),
+        np.float32([1.0, -2.0]), QParams(0.125, 10, 0, 255),
+    )  # fmt: skip
+    assert got.tolist() == spec.empty_linear(3, [1.0, -2.0], x, w, y) == [[18, 0]] * 3
+
+
+@clause("BAK-PLACE")
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 33])
+def test_places_are_in_whole_vectors_or_left_over(length):
+    whole, left = spec.places(length, 16)
+    assert whole + left == list(range(length)) and len(whole) % 16 == 0 and len(left) < 16
+
+
+@clause("BAK-DIALECT")
+def test_the_smallest_call_is_small():
+    finding = found("TiesAway", "BAK-DIALECT", "quantize")
+    (x, scale, zero_point) = finding.call.arguments
+    assert np.size(x) == 1 and np.ndim(scale) == 0 and float(scale) == 1.0 and zero_point in (0, 1)
+
+
+@clause("BAK-DIALECT")
+def test_cutting_down_never_leaves_what_breaks():
+    call = Call("quantize", (np.arange(40, dtype=np.float32) / 4, np.float32(0.25), 3), {"qmin": 0, "qmax": 255})
+    least = smallest(call, lambda c: 1.5 in (np.asarray(c.arguments[0]) / np.float32(0.25) / 4).tolist())
+    assert np.asarray(least.arguments[0]).size == 1
+
+
+@clause("BAK-DIALECT")
+def test_an_answer_of_another_shape_or_kind_is_a_violation():
+    call = Call("dequantize", (np.zeros(2, np.uint8), np.float32(1), 0))
+    for wrong in (np.zeros(3, np.float32), np.zeros((1, 2), np.float32), np.zeros(2, np.uint8)):
+        with pytest.raises(Violation):
+            compare(call, wrong, [("exact", np.zeros(2, np.float32))])
+    compare(call, np.array([0, np.nan], np.float32), [("a", np.zeros(2, np.float32)), ("b", np.full(2, np.nan, np.float32))])
+
+
+@clause("BAK-PURE")
+def test_a_story_knows_nothing_of_the_calls_before_it(sound):
+    call = Call("dequantize", (np.arange(3, dtype=np.uint8), np.float32(0.5), 1))
+    purity.hold(sound, [call, call])
+    with Worker(f"{FAULTY}:KeepsTheScale") as worker:
+        session = Session(worker)
+        (first,) = [check for check in CHECKS if (check.clause, check.operation) == ("INT-RELU-LINEAR", "linear")]
+        assert run.examine(first, session, 5).outcome in ("pass", "fails")
+        assert all(outcome.kind == "value" for outcome in session.story([call, call]))
+
+
+@clause("BAK-ANSWER")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NoSuchShape", "the adapter's linear gives uint8.2, 2. on an easy call, expected about|the adapter's linear gives"),
+        ("Offers", "it has none of the methods of the protocol"),
+    ],
+)
+def test_a_broken_adapter_is_told_from_a_broken_backend(name, message, capsys):
+    assert cli.main(["conformance", "--backend", f"{FAULTY}:{name}"]) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -1,0 +1,56 @@
+"""Faults in counting bytes, and in what has to be stored (chapter 8)."""
+
+from faults.fault import Fault
+
+LAYER = "arrays = [step.weight, step.bias, step.w_qparams.scale, step.w_qparams.zero_point]"
+GRID_RETURNED = "return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid"
+
+FAULTS = [
+    Fault(
+        "buffers-not-counted", "module.size", ("SIZ-BYTES",),
+        "parameters() has no buffers, so that running statistics cost nothing.",
+        "[*model.parameters(), *model.buffers()]", "[*model.parameters()]",
+    ),
+    Fault(
+        "bias-not-counted", 'module.size', ("SIZ-BYTES", "SIZ-LAYER", "SIZ-NETWORK"),
+        "Only the weights are counted, as in the rule of thumb of a byte a weight.",
+        'if path.partition(".")[0] not in READ_GRIDS]', 'if path.partition(".")[0] not in (*READ_GRIDS, "bias")]',
+    ),
+    Fault(
+        "codes-counted-as-elements", "module.size", ("SIZ-BYTES", "SIZ-LAYER"),
+        "Elements are counted instead of bytes, which is the same for codes only.",
+        "sum(array.nbytes for array in", "sum(array.size for array in",
+    ),
+    Fault(
+        "shared-arrays-counted-again", "module.size", ("SIZ-ONCE",),
+        "Every layer counts its arrays, whoever else has them too.",
+        "in {id(array): array for array in arrays}.values())", "in arrays)",
+    ),
+    Fault(
+        "equal-arrays-counted-once", "module.size", ("SIZ-NETWORK",),
+        "Arrays are told apart by what they hold, so that one of two equal ones is forgotten.",
+        "{id(array): array for array in arrays}", "{array.tobytes(): array for array in arrays}",
+    ),
+    Fault(
+        "zero-point-for-each-channel", "numerics.affine", ("SIZ-QPARAMS", "SIZ-LAYER", "SIZ-RATIO"),
+        "The zero point is stored for each channel, though it is 0 in all.",
+        "zero_point = np.int32(center)", "zero_point = np.full(low.shape, center, np.int32)",
+    ),
+    Fault(
+        "input-grid-not-counted", 'module.size', ("SIZ-NETWORK", "SIZ-BYTES"),
+        "Layers are counted, and the input's scale and zero point are nobody's.",
+        'and not isinstance(step, Quantize):', 'and True:',
+    ),
+    Fault(
+        "weights-in-int32", 'ptq.conversion', ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),
+        "Codes are kept in the type in which they were computed, four bytes each.",
+        'return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid',
+        'return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis).astype(np.int32), grid',
+    ),
+    Fault(
+        'macs-of-the-input', 'module.size', ('SIZ-MACS',),
+        'Multiply-accumulates of a convolution with stride are counted at every input.',
+        'shape = x_shape if spread else y_shape',
+        'shape = x_shape',
+    ),
+]

@@ -1,0 +1,45 @@
+"""Run as a program: a digest of what the compiled engine gives for a fixed set of programs, on the CPU that QUANTSPEC_CPU names."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import programs
+from quantspec import MinMaxObserver
+from quantspec.engines.compiled.engine import Compiled
+from quantspec.kernels import arrays
+from quantspec.numerics.affine import QParams, code_range
+
+
+def digest() -> str:
+    result = hashlib.sha256()
+    for seed in range(6):
+        r = np.random.default_rng(seed)
+        x = programs.grid(r)
+        mlp = [programs.linear(r, "a", "x.codes", x, 37, 100)]
+        mlp.append(programs.linear(r, "b", "a", mlp[0].y_qparams, 100, 10))
+        image = [programs.conv(r, "a", "x.codes", x, 5, 20, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)]
+        image.append(programs.conv(r, "b", "a", image[0].y_qparams, 20, 20, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 20))
+        cases = [(programs.between(x, mlp, mlp[-1].y_qparams), (9, 37)), (programs.between(x, image, image[-1].y_qparams), (2, 5, 9, 9))]
+        cases.append((programs.residual(r, 18, seed % 2 == 0), (2, 18, 6, 7)))
+        cases += [(programs.to_floats(x, programs.real(mlp[0])), (9, 37)), (programs.to_floats(x, programs.real(image[0])), (2, 5, 9, 9))]
+        wide = programs.conv(r, "a", "x.codes", x, 20, 20, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 20)
+        cases.append((programs.to_floats(x, programs.real(wide)), (2, 20, 7, 6)))
+        for program, shape in cases:
+            y = Compiled(program, {})({"x": torch.from_numpy(programs.values(r, program.steps[0].qparams, shape))})
+            result.update(y.numpy().tobytes())
+        for signed in (False, True):
+            g = QParams(x.scale, int(x.zero_point) - 128 * signed, *code_range(8, signed=signed))
+            values = programs.values(r, x, (1000,))
+            q = arrays.quantize(values, g)
+            result.update(q.tobytes() + arrays.dequantize(q, g).tobytes())
+            result.update(str(MinMaxObserver().observe(values[np.isfinite(values)]).range()).encode())
+    return result.hexdigest()
+
+
+if __name__ == "__main__":
+    print(digest())

@@ -1,0 +1,100 @@
+"""``make review``: records in ``spec/clauses.lock`` that the tests of a clause were read against its sentence as it stands now.
+
+``python tests/harness/review.py AFF-TIES 'OBS-*' [--withdraw WHY] [--examples STEM ...]``. A pattern may stand for several ids.
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+import account
+from quantspec import chapters
+
+
+class Tests:
+    """A pytest plugin: the tests of each clause, by collecting the suite."""
+
+    def __init__(self):
+        self.tests: dict[str, list[str]] = {}
+
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            for id_ in dict(item.user_properties).get("clauses", ()):
+                test = item.nodeid.split("[")[0]
+                if test not in self.tests.setdefault(id_, []):
+                    self.tests[id_].append(test)
+
+
+def collected() -> dict[str, list[str]]:
+    """The tests of each clause; exits with pytest's own message when the suite cannot be collected."""
+    found, printed = Tests(), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = pytest.main(["--collect-only", "-q", "-p", "no:xdist"], plugins=[found])
+    if code != pytest.ExitCode.OK:
+        sys.exit(f"review: the suite cannot be collected\n{printed.getvalue()}")
+    return found.tests
+
+
+def review(lock: account.Lock, patterns: list[str], tests: dict[str, list[str]], withdraw: str, examples: list[str]) -> list[str]:
+    """Changes the lock, and says what was recorded. Raises ValueError for what neither the chapters nor the lock have."""
+    known, said = chapters.clauses(), []
+    for pattern in patterns:
+        ids = fnmatch.filter([*known, *(id_ for id_ in lock.clauses if id_ not in known)], pattern)
+        if not ids:
+            raise ValueError(f"CLAUSE: neither the chapters nor the lock have {pattern}")
+        for id_ in ids:
+            said.append(review_one(lock, id_, tests.get(id_, []), withdraw))
+    for stem in examples:
+        lock.examples[stem] = chapters.chapter(stem).examples
+        said.append(f"chapter {stem}: {lock.examples[stem]} examples")
+    return said
+
+
+def review_one(lock: account.Lock, id_: str, tests: list[str], withdraw: str) -> str:
+    """Records one clause."""
+    known = chapters.clauses()
+    entry = lock.clauses.get(id_)
+    if entry and entry.withdrawn:
+        raise ValueError(f"CLAUSE: {id_} was withdrawn ({entry.withdrawn}) and cannot come back")
+    if id_ not in known:
+        if not withdraw:
+            raise ValueError(f'CLAUSE: {id_} is gone from its chapter; say why with WITHDRAW="..."')
+        entry.withdrawn, entry.tests = withdraw, []
+        return f"{id_}: withdrawn: {withdraw}"
+    if withdraw:
+        raise ValueError(f"WITHDRAW: {id_} still stands in chapter {known[id_].chapter}; remove it there first")
+    if not tests:
+        raise ValueError(f"CLAUSE: {id_} has no test to be reviewed")
+    lock.clauses[id_] = account.Entry(known[id_].digest, sorted(tests))
+    return "\n".join([f"{id_}: {known[id_].sentence}", *(f"    {test}" for test in lock.clauses[id_].tests)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; exit code 2 with one line for bad input."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clauses", nargs="*")
+    parser.add_argument("--withdraw", default="")
+    parser.add_argument("--examples", nargs="*", default=[])
+    options = parser.parse_args(arguments)
+    path = chapters.directory() / "clauses.lock"
+    lock = account.read_lock(path)
+    try:
+        if not options.clauses and not options.examples:
+            raise ValueError("CLAUSE: which one? For example: make review CLAUSE=AFF-TIES, or EXAMPLES=affine")
+        said = review(lock, options.clauses, collected() if options.clauses else {}, options.withdraw, options.examples)
+    except ValueError as error:
+        print(f"review: {error}", file=sys.stderr)
+        return 2
+    account.write_lock(path, lock)
+    print("\n".join(said))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.exit(main())
