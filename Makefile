@@ -59,11 +59,13 @@ bench: .venv/peers ## measure speed beside float32 and int8 peers: [ROWS="tutori
 		--bench-threads '$(or $(THREADS),1)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
 		tests/bench/bench_networks.py tests/bench/bench_other.py
 
-mutants: .venv/installed-mutants ## change the chapter modules in every small way, each of which the suite must notice: [ARGS="affine static"]
+mutants: .venv/installed-mutants ## change the chapter modules in every small way, each of which the suite must notice: [ARGS="numerics.affine ptq.static"]
 	@$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
 
-lint: .venv/installed ## check the style of the code
+lint: .venv/installed ## check style, imports between rooms, and types
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/mypy
 
 clean: ## remove what the other targets made
-	rm -rf .venv build dist out .pytest_cache .hypothesis .benchmarks
+	rm -rf .venv build dist out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
