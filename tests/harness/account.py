@@ -1,7 +1,7 @@
-"""The account of a complete run: what ran, held against the chapters and ``spec/clauses.lock``.
+"""The account of a complete run: its results, held against the chapters and ``spec/clauses.lock``.
 
-The lock has every clause id ever issued, with the hash of its sentence and the tests that were read against that sentence. It grows, and
-never shrinks. ``make review CLAUSE=...`` writes it (``review.py``).
+The lock has every clause id ever issued, with the hash of its sentence and the tests that were read against that
+sentence. It grows, and never shrinks. ``make review CLAUSE=...`` writes it (``review.py``).
 """
 
 import difflib
@@ -16,11 +16,19 @@ from quantspec import chapters
 
 # Of all examples that Hypothesis draws for a test, the share that the test may turn down with `assume`.
 MOST_FILTERED = 0.25
+LOCK_COMMENT = (
+    "# Every clause id ever issued: the hash of its sentence, and the tests that were read against it. "
+    "`make review` writes this file."
+)
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What happened to one test. ``examples`` and ``filtered`` count what Hypothesis drew; ``block`` is (chapter file, line) of an example."""
+class Result:
+    """What happened to one test.
+
+    ``noted``: what it enumerates (``evidence.note``). ``examples`` counts what Hypothesis drew, ``filtered`` what the
+    test turned down of that. ``block``: (chapter file, line) where the test is a block of a chapter.
+    """
 
     nodeid: str
     clauses: tuple[str, ...]
@@ -67,7 +75,7 @@ def read_lock(path: Path) -> Lock:
 
 def write_lock(path: Path, lock: Lock) -> None:
     """Writes the lock as TOML."""
-    lines = ["# Every clause id ever issued: the hash of its sentence, and the tests that were read against it. `make review` writes this file.", "", "[examples]"]
+    lines = [LOCK_COMMENT, "", "[examples]"]
     lines += [f"{stem} = {count}" for stem, count in lock.examples.items()]
     for id_, entry in lock.clauses.items():
         lines += ["", f"[{id_}]", f'sentence = "{entry.sentence}"']
@@ -78,101 +86,111 @@ def write_lock(path: Path, lock: Lock) -> None:
 
 
 def must_name_a_clause(nodeid: str) -> bool:
-    """Tests of the specification do, which are those in tests/chapters/; tests of the suite and of the tutorial's program lie in folders there."""
+    """Tests of the specification do, which are those in tests/chapters/. Tests in other folders may."""
     return re.match(r"tests/chapters/[^/]+\.py::", nodeid) is not None
 
 
-def by_clause(ran: Iterable[Ran]) -> dict[str, list[Ran]]:
-    """The tests of each clause of the chapters, in order."""
-    found: dict[str, list[Ran]] = {id_: [] for id_ in chapters.clauses()}
-    for one in ran:
-        for id_ in one.clauses:
-            found.setdefault(id_, []).append(one)
-    return found
+def by_clause(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """The results of each clause of the chapters, in order, and of each other id that a test names."""
+    tests: dict[str, list[Result]] = {id_: [] for id_ in chapters.clauses()}
+    for result in results:
+        for id_ in result.clauses:
+            tests.setdefault(id_, []).append(result)
+    return tests
 
 
-def complaints(ran: list[Ran], lock: Lock) -> list[str]:
+def complaints(results: list[Result], lock: Lock) -> list[str]:
     """What is wrong, a line each, in the order in which to mend it."""
-    found = unknown_clauses(ran) + untraced(ran) + untested(ran) + blocks_that_did_not_run(ran)
-    return found + lock_against_chapters(lock) + lock_against_tests(lock, ran) + filtered_away(ran)
+    lines = unknown_clauses(results) + untraced(results) + untested(results) + blocks_that_did_not_run(results)
+    return lines + lock_against_chapters(lock) + lock_against_tests(lock, results) + filtered_away(results)
 
 
-def unknown_clauses(ran: list[Ran]) -> list[str]:
+def unknown_clauses(results: list[Result]) -> list[str]:
     """Tests that name what no chapter has."""
-    known, lines = chapters.clauses(), []
-    for id_ in sorted({id_ for one in ran for id_ in one.clauses} - set(known)):
-        tests = sorted({one.test for one in ran if id_ in one.clauses})
-        near = difflib.get_close_matches(id_, known, 1)
-        lines.append(f"{id_}: no chapter has this clause{f' (did you mean {near[0]}?)' if near else ''}, but {', '.join(tests)} names it.")
+    clauses, lines = chapters.clauses(), []
+    for id_ in sorted({id_ for result in results for id_ in result.clauses} - set(clauses)):
+        tests = ", ".join(sorted({result.test for result in results if id_ in result.clauses}))
+        near = difflib.get_close_matches(id_, clauses, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        lines.append(f"{id_}: no chapter has this clause{meant}, but {tests} names it.")
     return lines
 
 
-def untraced(ran: list[Ran]) -> list[str]:
+def untraced(results: list[Result]) -> list[str]:
     """Tests of the specification that name no clause."""
-    tests = dict.fromkeys(one.test for one in ran if must_name_a_clause(one.nodeid) and not one.clauses)
-    return [f"{test}: names no clause. Say with @clause(...) which sentence of the specification it checks." for test in tests]
+    tests = dict.fromkeys(
+        result.test for result in results if must_name_a_clause(result.nodeid) and not result.clauses
+    )
+    advice = "Say with @clause(...) which sentence of the specification it checks."
+    return [f"{test}: names no clause. {advice}" for test in tests]
 
 
-def untested(ran: list[Ran]) -> list[str]:
+def untested(results: list[Result]) -> list[str]:
     """Clauses without a test that ran and passed."""
-    lines = []
-    for id_, tests in by_clause(ran).items():
-        if id_ in chapters.clauses() and not any(one.outcome == "passed" for one in tests):
-            happened = ", ".join(f"{one.nodeid} {one.outcome}" for one in tests[:3])
+    clauses, lines = chapters.clauses(), []
+    for id_, tests in by_clause(results).items():
+        if id_ in clauses and not any(result.outcome == "passed" for result in tests):
+            happened = ", ".join(f"{result.nodeid} {result.outcome}" for result in tests[:3])
             lines.append(f"{id_}: no test of it ran and passed ({happened or 'there is none'}).")
     return lines
 
 
-def blocks_that_did_not_run(ran: list[Ran]) -> list[str]:
+def blocks_that_did_not_run(results: list[Result]) -> list[str]:
     """Blocks of the chapters that nothing executed."""
-    executed, lines = {one.block for one in ran if one.outcome != "skipped"}, []
+    executed, lines = {result.block for result in results if result.outcome != "skipped"}, []
     for stem in chapters.stems():
         chapter = chapters.chapter(stem)
         for block in chapter.blocks:
             if (chapter.path.name, block.line - 1) not in executed:
-                lines.append(f"spec/{chapter.path.name}:{block.line}: this {block.language} block was not run (under {block.clause or 'no clause'}).")
+                where = f"spec/{chapter.path.name}:{block.line}"
+                clause = block.clause or "no clause"
+                lines.append(f"{where}: this {block.language} block was not run (under {clause}).")
     return lines
 
 
 def lock_against_chapters(lock: Lock) -> list[str]:
     """Sentences that changed, ids that came or went, examples that vanished."""
-    known, lines = chapters.clauses(), []
+    clauses, lines = chapters.clauses(), []
     for id_, entry in lock.clauses.items():
-        if id_ not in known and not entry.withdrawn:
-            lines.append(
-                f'{id_}: the clause is gone from its chapter. Ids are permanent: put it back, or `make review CLAUSE={id_} WITHDRAW="why"`.'
-            )
-        elif id_ in known and entry.withdrawn:
-            lines.append(f"{id_}: this id was withdrawn ({entry.withdrawn}) and must not be used again. Give the clause another one.")
-        elif id_ in known and known[id_].digest != entry.sentence:
-            tests = ", ".join(entry.tests)
-            lines.append(f"{id_}: its sentence changed since its tests were read against it. Read them again ({tests}), then `make review CLAUSE={id_}`.")
-    for id_ in known:
+        if id_ not in clauses and not entry.withdrawn:
+            put_back = f'put it back, or `make review CLAUSE={id_} WITHDRAW="why"`'
+            lines.append(f"{id_}: the clause is gone from its chapter. Ids are permanent: {put_back}.")
+        elif id_ in clauses and entry.withdrawn:
+            reason = f"this id was withdrawn ({entry.withdrawn}) and must not be used again"
+            lines.append(f"{id_}: {reason}. Give the clause another one.")
+        elif id_ in clauses and clauses[id_].digest != entry.sentence:
+            advice = f"Read them again ({', '.join(entry.tests)}), then `make review CLAUSE={id_}`."
+            lines.append(f"{id_}: its sentence changed since its tests were read against it. {advice}")
+    for id_ in clauses:
         if id_ not in lock.clauses:
             lines.append(f"{id_}: a new clause. `make review CLAUSE={id_}` issues its id for good.")
     for stem in chapters.stems():
         now, before = chapters.chapter(stem).examples, lock.examples.get(stem, 0)
         if now != before:
-            lines.append(f"chapter {stem}: it had {before} examples and has {now}. If that is meant, `make review EXAMPLES={stem}`.")
+            advice = f"If that is meant, `make review EXAMPLES={stem}`."
+            lines.append(f"chapter {stem}: it had {before} examples and has {now}. {advice}")
     return lines
 
 
-def lock_against_tests(lock: Lock, ran: list[Ran]) -> list[str]:
+def lock_against_tests(lock: Lock, results: list[Result]) -> list[str]:
     """Tests that came or went since the clause was reviewed."""
-    known, lines = chapters.clauses(), []
-    for id_, tests in by_clause(ran).items():
-        if id_ in known and id_ in lock.clauses:
-            now, before = {one.test for one in tests}, set(lock.clauses[id_].tests)
-            changes = [f"{test} is gone" for test in sorted(before - now)] + [f"{test} is new" for test in sorted(now - before)]
+    clauses, lines = chapters.clauses(), []
+    for id_, tests in by_clause(results).items():
+        if id_ in clauses and id_ in lock.clauses:
+            now, before = {result.test for result in tests}, set(lock.clauses[id_].tests)
+            changes = [f"{test} is gone" for test in sorted(before - now)]
+            changes += [f"{test} is new" for test in sorted(now - before)]
             if changes:
-                lines.append(f"{id_}: its tests are not those that were reviewed: {', '.join(changes)}. If that is meant, `make review CLAUSE={id_}`.")
+                advice = f"If that is meant, `make review CLAUSE={id_}`."
+                lines.append(f"{id_}: its tests are not those that were reviewed: {', '.join(changes)}. {advice}")
     return lines
 
 
-def filtered_away(ran: list[Ran]) -> list[str]:
+def filtered_away(results: list[Result]) -> list[str]:
     """Tests that turn down so much of what is drawn that they check less than they seem to."""
+    advice = "Draw what it needs instead of assuming it."
     return [
-        f"{one.nodeid}: turns down {one.filtered} of {one.examples} drawn examples. Draw what it needs instead of assuming it."
-        for one in ran
-        if one.filtered > MOST_FILTERED * one.examples
+        f"{result.nodeid}: turns down {result.filtered} of {result.examples} drawn examples. {advice}"
+        for result in results
+        if result.filtered > MOST_FILTERED * result.examples
     ]

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 import evidence
-from account import Ran, by_clause, must_name_a_clause
+from account import Result, by_clause, must_name_a_clause
 from quantspec import chapters
 
 PAGE = "spec/coverage.md"
@@ -31,16 +32,18 @@ class Row:
     faults: tuple[str, ...]
 
 
-def rows(ran: Iterable[Ran], faults: dict[str, list[str]]) -> list[Row]:
+def clause_rows(results: Iterable[Result], faults: dict[str, list[str]]) -> list[Row]:
     """A row for each clause of the chapters, in reading order."""
-    known, made = chapters.clauses(), []
-    for id_, tests in by_clause(ran).items():
-        if id_ in known:
-            noted = {what for one in tests for what in one.noted}
-            drawn = sum(one.examples - one.filtered for one in tests)
-            passed = {one.test for one in tests if one.outcome == "passed"}
-            made.append(Row(id_, len({one.test for one in tests}), len(passed), evidence.strength(noted, drawn), tuple(faults.get(id_, ()))))
-    return made
+    clauses, rows = chapters.clauses(), []
+    for id_, tests in by_clause(results).items():
+        if id_ in clauses:
+            noted = {what for result in tests for what in result.noted}
+            drawn = sum(result.examples - result.filtered for result in tests)
+            strength = evidence.strength(noted, drawn)
+            passed = {result.test for result in tests if result.outcome == "passed"}
+            names = {result.test for result in tests}
+            rows.append(Row(id_, len(names), len(passed), strength, tuple(faults.get(id_, ()))))
+    return rows
 
 
 def read_faults(root: Path) -> dict[str, list[str]]:
@@ -49,22 +52,24 @@ def read_faults(root: Path) -> dict[str, list[str]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def render(found: list[Row]) -> str:
+def render(rows: list[Row]) -> str:
     """The page ``spec/coverage.md``."""
-    by_id = {row.id: row for row in found}
+    by_id = {row.id: row for row in rows}
     lines = [
         "# What each clause is checked by",
         "",
-        "Written by `make spec` from a run of the suite; `make test` fails when it is out of date. *Evidence* is what the clause's tests did: went",
-        "through all codes, or all codes and zero points; drew so many examples; or checked single examples. *Faults* are the deliberately wrong",
-        "implementations that its tests reject (`make faults`).",
+        "Written by `make spec` from a run of the suite; `make test` fails when it is out of date. *Evidence* is what",
+        "the clause's tests did: went through all codes, or all codes and zero points; drew so many examples; or",
+        "checked single examples. *Faults* are deliberately wrong implementations that its tests reject (`make faults`).",
     ]
     for stem in chapters.stems():
         chapter = chapters.chapter(stem)
-        lines += ["", f"## [{chapter.title}]({chapter.path.name})", "", "| clause | tests | evidence | faults |", "|---|---|---|---|"]
+        lines += ["", f"## [{chapter.title}]({chapter.path.name})", ""]
+        lines += ["| clause | tests | evidence | faults |", "|---|---|---|---|"]
         for clause in chapter.clauses:
             row = by_id[clause.id]
-            lines.append(f"| {clause.id} · {clause.title} | {row.tests} | {row.evidence} | {', '.join(row.faults)} |")
+            faults = ", ".join(row.faults)
+            lines.append(f"| {clause.id} · {clause.title} | {row.tests} | {row.evidence} | {faults} |")
     return "\n".join(lines) + "\n"
 
 
@@ -81,45 +86,52 @@ def is_stale(root: Path, page: str) -> bool:
     return not path.exists() or settled(path.read_text(encoding="utf-8")) != settled(page)
 
 
-def table(found: list[Row], ran: list[Ran]) -> Table:
+def chapter_table(rows: list[Row], results: list[Result]) -> Table:
     """A line for each chapter; the last three columns count its clauses by the strongest evidence."""
-    made = Table(title="the specification", title_justify="left")
-    made.add_column("chapter", no_wrap=True)
+    table = Table(title="the specification", title_justify="left")
+    table.add_column("chapter", no_wrap=True)
     for column in ("clauses", "tests", "examples\nrun", "faults\nkilled", "all\ncodes", "drawn", "single\ncases"):
-        made.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for stem in chapters.stems():
         chapter = chapters.chapter(stem)
         ids = {clause.id for clause in chapter.clauses}
-        mine = [row for row in found if row.id in ids]
-        tests = {one.test for one in ran if ids & set(one.clauses)}
-        faults = {name for row in mine for name in row.faults}
-        kinds = [sum(row.evidence.startswith(kind) for row in mine) for kind in ("exhaustive", "sampled", "example")]
-        made.add_row(chapter.path.stem, *map(str, (len(ids), len(tests), examples_run(stem, ran), len(faults), *kinds)))
-    return made
+        own_rows = [row for row in rows if row.id in ids]
+        tests = {result.test for result in results if ids & set(result.clauses)}
+        faults = {name for row in own_rows for name in row.faults}
+        strongest = [row.evidence.split(" ")[0] for row in own_rows]
+        kinds = [strongest.count(kind) for kind in ("exhaustive", "sampled", "example")]
+        counts = (len(ids), len(tests), examples_run(stem, results), len(faults), *kinds)
+        table.add_row(chapter.path.stem, *map(str, counts))
+    return table
 
 
-def examples_run(stem: str, ran: list[Ran]) -> int:
+def examples_run(stem: str, results: list[Result]) -> int:
     """How many of a chapter's examples ran and passed."""
     chapter = chapters.chapter(stem)
-    passed = {one.block for one in ran if one.block and one.outcome == "passed"}
+    passed = {result.block for result in results if result.block and result.outcome == "passed"}
     return sum(block.examples for block in chapter.blocks if (chapter.path.name, block.line - 1) in passed)
 
 
+def read_result(fields: dict[str, Any]) -> Result:
+    """A result of the record, where JSON made lists of its tuples."""
+    return Result(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
 def main(record: str) -> int:
-    """Prints the table, writes the page, and ends with the line that says all; the exit code is 1 unless everything is in order."""
+    """Prints the table, writes the page, and ends with a line of totals; the exit code is 1 unless all is in order."""
     data, root = json.loads(Path(record).read_text()), Path(__file__).parents[2]
-    ran = [Ran(**{k: tuple(v) if isinstance(v, list) else v for k, v in one.items()}) for one in data["ran"]]
-    found = rows(ran, read_faults(root))
-    (root / PAGE).write_text(render(found), encoding="utf-8")
+    results = [read_result(fields) for fields in data["results"]]
+    rows = clause_rows(results, read_faults(root))
+    (root / PAGE).write_text(render(rows), encoding="utf-8")
     console = Console()
-    console.print(table(found, ran))
+    console.print(chapter_table(rows, results))
     for complaint in data["complaints"]:
         console.print(complaint, markup=False, highlight=False)
-    untested = sum(row.passed == 0 for row in found)
-    untraced = len({one.test for one in ran if must_name_a_clause(one.nodeid) and not one.clauses})
-    failed = sum(one.outcome == "failed" for one in ran)
-    examples = sum(examples_run(stem, ran) for stem in chapters.stems())
-    print(f"spec: {len(found)} clauses, {untested} untested, {untraced} untraced, {examples} examples, {failed} failed")
+    untested = sum(row.passed == 0 for row in rows)
+    untraced = len({result.test for result in results if must_name_a_clause(result.nodeid) and not result.clauses})
+    failed = sum(result.outcome == "failed" for result in results)
+    examples = sum(examples_run(stem, results) for stem in chapters.stems())
+    print(f"spec: {len(rows)} clauses, {untested} untested, {untraced} untraced, {examples} examples, {failed} failed")
     return int(bool(untested or untraced or failed or data["complaints"]))
 
 

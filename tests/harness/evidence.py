@@ -1,7 +1,7 @@
 """``@clause`` says which clauses a test checks; ``note`` records what a running test enumerates.
 
-How strong the evidence for a clause is follows from what its tests did, not from what they claim: enumerations note themselves
-(``strategies.every_code`` and its like), and drawn examples are counted while they run.
+How strong the evidence for a clause is follows from what its tests did, not from what they claim: enumerations note
+themselves (``strategies.every_code`` and its like), and drawn examples are counted while they run.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def note(what: str) -> None:
     _noted.add(what)
 
 
-def taken() -> set[str]:
-    """What has been noted since the last call."""
+def take_notes() -> set[str]:
+    """What has been noted since the last call, which is then forgotten."""
     noted = set(_noted)
     _noted.clear()
     return noted

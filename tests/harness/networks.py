@@ -95,16 +95,19 @@ def inputs(rows: int = 32, shape: tuple[int, ...] = (4,), seed: int = 1) -> torc
 
 @st.composite
 def perceptrons(draw, norms=True):
-    """(model, calibration batches, test batch) of random sizes: a chain of linear layers, some with ReLU, or (``norms``) normalization behind."""
+    """(model, calibration batches, test batch) of random sizes: linear layers, some with ReLU behind.
+
+    ``norms``: some with a normalization, too.
+    """
     sizes = draw(st.lists(st.integers(1, 6), min_size=2, max_size=4))
     seed = draw(st.integers(0, 2**31))
     parts = []
 
     def build():
-        for a, b in zip(sizes, sizes[1:]):
-            parts.append(nn.Linear(a, b, bias=draw(st.booleans())))
+        for fan_in, fan_out in zip(sizes, sizes[1:]):
+            parts.append(nn.Linear(fan_in, fan_out, bias=draw(st.booleans())))
             if norms and draw(st.booleans()):
-                norm = nn.BatchNorm1d(b)
+                norm = nn.BatchNorm1d(fan_out)
                 norm.running_mean.normal_()
                 norm.running_var.uniform_(0.2, 3)
                 nn.init.normal_(norm.weight)
@@ -116,7 +119,8 @@ def perceptrons(draw, norms=True):
 
     model = seeded(build, seed)
     spread = draw(st.sampled_from([0.01, 1.0, 30.0]))
-    return model, [inputs(n, (sizes[0],), seed + n) * spread for n in (1, 3, 8)], inputs(6, (sizes[0],), seed) * spread
+    calibration = [inputs(rows, (sizes[0],), seed + rows) * spread for rows in (1, 3, 8)]
+    return model, calibration, inputs(6, (sizes[0],), seed) * spread
 
 
 def parameters(model: nn.Module) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Everything that Hypothesis draws here, and everything that is enumerated instead of drawn.
 
-Drawn values are float32 in NumPy. Each strategy reaches the places where kernels go wrong: ties and their neighbours, ends of ranges, the
-largest and the smallest numbers, lengths around vector widths.
+Drawn values are float32 in NumPy. Each strategy reaches the places where kernels go wrong: ties and their neighbours,
+ends of ranges, the largest and the smallest numbers, lengths around vector widths.
 """
 
 import numpy as np
@@ -34,16 +34,19 @@ def every_zero_point(qmin: int, qmax: int) -> range:
 
 def widths() -> st.SearchStrategy[tuple[int, int]]:
     """(qmin, qmax) of 2 to 8 bits, signed and unsigned; 8 bits half of the time."""
-    return st.one_of(st.sampled_from(WIDTHS), st.sampled_from([(8, False), (8, True)])).map(lambda w: code_ends(*w))
+    eight_bits = st.sampled_from([(8, False), (8, True)])
+    return st.one_of(st.sampled_from(WIDTHS), eight_bits).map(lambda width: code_ends(*width))
 
 
 def exponents(low: int, high: int) -> st.SearchStrategy[float]:
+    """Powers of two, from 2**low to 2**high."""
     return st.integers(low, high).map(lambda e: 2.0**e)
 
 
 def scales(low: float = 2.0**-126, high: float = 2.0**119) -> st.SearchStrategy[np.float32]:
     """Scales that AFF-SCALE admits: powers of two, the ends, ordinary ones, any float32 between."""
     low_exponent, high_exponent = int(np.ceil(np.log2(low))), int(np.floor(np.log2(high)))
+    mantissas = st.floats(1, 2, width=32, exclude_max=True)
     return st.one_of(
         st.floats(2.0**-10, 2.0, width=32) if low <= 2**-10 and high >= 2 else st.nothing(),
         exponents(low_exponent, high_exponent),
@@ -51,7 +54,7 @@ def scales(low: float = 2.0**-126, high: float = 2.0**119) -> st.SearchStrategy[
         exponents(low_exponent, high_exponent).flatmap(lambda _: st.sampled_from([low, high])),
         st.floats(low, high, width=32),
         # Uniform in the exponent: what st.floats draws is mostly simple numbers.
-        st.tuples(st.integers(low_exponent, high_exponent - 1), st.floats(1, 2, width=32, exclude_max=True)).map(lambda p: p[1] * 2.0 ** p[0]),
+        st.tuples(st.integers(low_exponent, high_exponent - 1), mantissas).map(lambda pair: pair[1] * 2.0 ** pair[0]),
     ).map(np.float32)
 
 
@@ -68,7 +71,7 @@ def channel_scales(draw, count: int, low: float = 2.0**-126, high: float = 2.0**
 
 @st.composite
 def shapes(draw, axes: int, longest: int = 65, elements: int = 400) -> tuple[int, ...]:
-    """Shapes of so many axes: one of them may be as long as a vector or its neighbours, the others are 0, 1 or small."""
+    """Shapes of so many axes: one may be as long as a vector or its neighbours, the others are 0, 1 or small."""
     shape = [draw(st.sampled_from([0, 1, 1, 2, 3])) for _ in range(axes)]
     lengths = [n for n in LENGTHS if n <= longest and n * int(np.prod(np.maximum(shape, 1))) <= elements]
     if axes and draw(st.booleans()):
@@ -86,7 +89,7 @@ def shifted(x: float, ulps: int) -> np.float32:
 
 @st.composite
 def values(draw, scale: float, qmin: int = -128, qmax: int = 255, *, finite: bool = False) -> np.float32:
-    """A real value to be quantized with a scale: on and beside ties, on and beside codes, ends, huge, subnormal, infinite."""
+    """A real value to be quantized with a scale: on and beside ties and codes, ends, huge, subnormal, infinite."""
     kind = draw(st.sampled_from(["tie", "code", "between", "any", "end", "extreme"]))
     steps = draw(st.integers(qmin - qmax - 2, qmax - qmin + 2))
     with np.errstate(over="ignore"):
@@ -101,8 +104,9 @@ def values(draw, scale: float, qmin: int = -128, qmax: int = 255, *, finite: boo
         elif kind == "end":
             x = shifted(draw(st.sampled_from([qmin, qmax, qmin - qmax])) * float(scale), draw(st.integers(-1, 1)))
         else:
-            huge = [FLOAT32_MAX, -FLOAT32_MAX, 2.0**31 * float(scale), -(2.0**31) * float(scale), 3e9 * float(scale), 1e-45, -1e-45, 0.0, -0.0]
-            x = np.float32(draw(st.sampled_from(huge if finite else [*huge, np.inf, -np.inf])))
+            beyond_int32 = [2.0**31 * float(scale), -(2.0**31) * float(scale), 3e9 * float(scale)]
+            extremes = [FLOAT32_MAX, -FLOAT32_MAX, *beyond_int32, 1e-45, -1e-45, 0.0, -0.0]
+            x = np.float32(draw(st.sampled_from(extremes if finite else [*extremes, np.inf, -np.inf])))
     return np.float32(np.clip(x, -FLOAT32_MAX, FLOAT32_MAX)) if finite else x
 
 
@@ -123,7 +127,10 @@ def arrays_on(draw, grid: QParams, *, finite: bool = False, lengths=None) -> np.
 
 @st.composite
 def ranges(draw, widest: float = 2 * FLOAT32_MAX) -> tuple[np.float32, np.float32]:
-    """(minimum, maximum): ordinary, one-sided, symmetric, degenerate, tiny, huge; no wider than ``widest``, zero included."""
+    """(minimum, maximum): ordinary, one-sided, symmetric, degenerate, tiny, huge.
+
+    No range is wider than ``widest``, zero included.
+    """
     kind = draw(st.sampled_from(["ordinary", "any", "huge", "one-sided", "symmetric", "point", "tiny"]))
     if kind == "any":
         a, b = (draw(st.floats(width=32, allow_nan=False, allow_infinity=False)) for _ in "ab")
@@ -155,7 +162,10 @@ def seeds() -> st.SearchStrategy[np.random.Generator]:
 
 @st.composite
 def layouts(draw, x: np.ndarray) -> np.ndarray:
-    """The same array in another memory layout: as it is, Fortran order, every second element of a larger one, backwards, or off its alignment."""
+    """The same array in another memory layout.
+
+    As it is, in Fortran order, every second element of a larger one, backwards, or off its alignment.
+    """
     kind = draw(st.sampled_from(["plain", "fortran", "strided", "backwards", "offset"]))
     if kind == "fortran":
         return np.asfortranarray(x)

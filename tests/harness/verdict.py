@@ -1,8 +1,8 @@
 """A pytest plugin: what a failure says.
 
-After pytest's own account stand the clauses the test checks, the numbers it had in hand, and lines that fail in the same way when pasted into a shell
-in the project's folder. Where codes are compared (``assert got == allowed``), what came out and what was allowed stand below
-each other, with the first place where they part.
+After pytest's own account stand the clauses the test checks, the numbers it had in hand, and lines that fail in the
+same way when pasted into a shell in the project's folder. Where codes are compared (``assert got == allowed``), what
+came out and what was allowed stand below each other, with the first place where they differ.
 """
 
 import re
@@ -21,12 +21,14 @@ SHOWN = 12
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
+    """Adds the clauses, the numbers and the lines to the report of a test that failed."""
     report = yield
     if report.when == "call" and report.failed:
-        properties, known = dict(report.user_properties), chapters.clauses()
+        properties, clauses = dict(report.user_properties), chapters.clauses()
         ids = properties.get("clauses") or [id_ for id_ in [clause_of_block(item)] if id_]
         if ids:
-            report.sections.append(("clauses", "\n".join(f"{id_}: {known[id_].sentence}" if id_ in known else id_ for id_ in ids)))
+            sentences = [f"{id_}: {clauses[id_].sentence}" if id_ in clauses else id_ for id_ in ids]
+            report.sections.append(("clauses", "\n".join(sentences)))
         if call.excinfo and (numbers := numbers_at(item, call.excinfo)):
             report.sections.append(("the numbers at the failure", numbers))
         report.sections.append(("reproduce", snippet(item, call.excinfo.value if call.excinfo else None)))
@@ -34,14 +36,18 @@ def pytest_runtest_makereport(item, call):
 
 
 def numbers_at(item, excinfo) -> str:
-    """The numbers and arrays that the test's own variables held where it failed; loops run from small to large, so these are the first that fail."""
+    """The numbers and arrays that the test's own variables held where it failed.
+
+    Loops run from small to large, so these are the first that fail.
+    """
     frames = [entry for entry in excinfo.traceback if Path(entry.path) == item.path]
     lines = []
     for name, value in frames[-1].frame.f_locals.items() if frames else ():
         if name.startswith("@"):  # what pytest's rewritten asserts keep
             continue
         if isinstance(value, (int, float, np.generic, QParams)) and not isinstance(value, bool):
-            lines.append(f"{name} = {value!r}" + (f" ({float(value).hex()})" if isinstance(value, (float, np.floating)) else ""))
+            digits = f" ({float(value).hex()})" if isinstance(value, (float, np.floating)) else ""
+            lines.append(f"{name} = {value!r}{digits}")
         elif is_numbers(value):
             lines.append(f"{name} = {row(np.asarray(value).ravel())}")
     return "\n".join(lines)
@@ -50,13 +56,18 @@ def numbers_at(item, excinfo) -> str:
 def clause_of_block(item) -> str:
     """The clause that an example or a definition of a chapter stands under, empty for other tests."""
     example = getattr(item, "example", None)
-    if example is None or Path(example.path).name not in {chapters.chapter(stem).path.name for stem in chapters.stems()}:
+    files = {chapters.chapter(stem).path.name for stem in chapters.stems()}
+    if example is None or Path(example.path).name not in files:
         return ""
-    return next((b.clause for b in chapters.chapter(Path(example.path).stem[3:]).blocks if b.line == example.line + 1), "")
+    blocks = chapters.chapter(Path(example.path).stem[3:]).blocks
+    return next((block.clause for block in blocks if block.line == example.line + 1), "")
 
 
 def snippet(item, error: BaseException | None) -> str:
-    """What to paste into a shell to see the failure again: the smallest input alone where Hypothesis drew it, the test otherwise."""
+    """What to paste into a shell to see the failure again.
+
+    The smallest input alone where Hypothesis drew it, the test otherwise.
+    """
     notes = "\n".join(notes_of(error))
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     simple = all(isinstance(value, (str, int, float, bool, type(None))) for value in parameters.values())
@@ -78,7 +89,8 @@ def snippet(item, error: BaseException | None) -> str:
 
 def notes_of(error: BaseException | None) -> list[str]:
     """What Hypothesis noted on an error, or on the errors of a group."""
-    return [*getattr(error, "__notes__", []), *(note for one in getattr(error, "exceptions", ()) for note in notes_of(one))]
+    group = getattr(error, "exceptions", ())
+    return [*getattr(error, "__notes__", []), *(note for member in group for note in notes_of(member))]
 
 
 def pytest_assertrepr_compare(op, left, right):
@@ -87,7 +99,8 @@ def pytest_assertrepr_compare(op, left, right):
         return None
     got, allowed = np.asarray(left), np.asarray(right)
     if got.shape != allowed.shape:
-        return [f"{got.shape} values where {allowed.shape} were allowed", f"got:     {row(got.ravel())}", f"allowed: {row(allowed.ravel())}"]
+        shapes = f"{got.shape} values where {allowed.shape} were allowed"
+        return [shapes, f"got:     {row(got.ravel())}", f"allowed: {row(allowed.ravel())}"]
     got, allowed = got.ravel(), allowed.ravel()
     places = np.nonzero(got != allowed)[0]
     if not len(places):  # NaN, or numbers of other types
