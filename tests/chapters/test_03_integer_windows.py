@@ -20,7 +20,7 @@ from quantspec.ir import float_graph
 from quantspec.ir.program import Add, Call, Mul, Ref, Table
 from quantspec.numerics import affine, integer, windows
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, mean, mul
 from quantspec.ptq import conversion
 

@@ -20,7 +20,7 @@ from evidence import clause
 from quantspec import chapters
 from quantspec.ir import program
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 from quantspec.ptq import conversion
 
 spec = chapters.load("static")

@@ -22,7 +22,8 @@ from quantspec.ir.program import Call
 from quantspec.module import size
 from quantspec.numerics import accuracy, integer
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import dialect, output_exact
+from quantspec.numerics.dialects.float_output import output_exact
+from quantspec.numerics.dialects.named import dialect
 
 spec = chapters.load("dynamic")
 EXACT = dialect("exact")

@@ -12,11 +12,17 @@ from evidence import clause
 from quantspec import chapters
 from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects import dialect
+from quantspec.numerics.dialects.accumulate import ACCUMULATE
+from quantspec.numerics.dialects.float32 import fma
+from quantspec.numerics.dialects.float_output import OUTPUT
+from quantspec.numerics.dialects.named import DIALECTS, dialect
+from quantspec.numerics.dialects.qparams import QPARAMS
+from quantspec.numerics.dialects.quantize import quantize
+from quantspec.numerics.dialects.requantize import INTEGER_BIAS, REQUANTIZE, requantize_integer_bias_reciprocal
 from strategies import every_code
 
 spec = chapters.load("dialects")
-NAMES = sorted(dialect.DIALECTS)
+NAMES = sorted(DIALECTS)
 
 
 def ordinary_scales():
@@ -39,7 +45,7 @@ def floats32(draw):
 def test_fused_multiply_add_rounds_once(triples):
     a, b, c = (np.array(column, np.float32) for column in zip(*triples))
     with np.errstate(all="ignore"):
-        got, expected = dialect.fma(a, b, c), np.array([spec.fma(*t) for t in triples], np.float32)
+        got, expected = fma(a, b, c), np.array([spec.fma(*t) for t in triples], np.float32)
     finite = np.isfinite(expected) | np.isinf(expected)
     assert got[finite].tolist() == expected[finite].tolist()
     assert np.isnan(got[~finite]).all()
@@ -49,7 +55,7 @@ def test_fused_multiply_add_rounds_once(triples):
 @given(draws.grids(2.0**-120, 2.0**110), st.sampled_from(sorted(spec.QUANTIZE)), st.data())
 def test_every_way_to_quantize_equals_its_definition(grid, rule, data):
     x = data.draw(draws.arrays_on(grid))
-    got = dialect.quantize(rule, x, grid.scale, grid.zero_point, grid.qmin, grid.qmax, None)
+    got = quantize(rule, x, grid.scale, grid.zero_point, grid.qmin, grid.qmax, None)
     assert got.dtype == grid.dtype
     assert got.tolist() == [spec.QUANTIZE[rule](v, grid.scale, int(grid.zero_point), grid.qmin, grid.qmax) for v in x]
 
@@ -63,7 +69,7 @@ def test_ties_and_their_neighbours(rule):
         x = np.concatenate([ties, np.nextafter(ties, np.float32(9e9)), np.nextafter(ties, np.float32(-9e9))])
         for zero_point in range(0, 256, 51):
             expected = [spec.QUANTIZE[rule](v, scale, zero_point, 0, 255) for v in x]
-            assert dialect.quantize(rule, x, scale, zero_point, 0, 255, None).tolist() == expected
+            assert quantize(rule, x, scale, zero_point, 0, 255, None).tolist() == expected
 
 
 @clause("DIA-QUANTIZE")
@@ -73,7 +79,7 @@ def test_quantize_per_channel_takes_the_dialects_rule_for_channels(name, data):
     scale = np.array([data.draw(ordinary_scales()) for _ in range(3)], np.float32)
     points = np.array([data.draw(st.integers(0, 255)) for _ in range(3)])
     x = np.array([[data.draw(draws.values(float(s))) for _ in range(4)] for s in scale], np.float32)
-    got = dialect.dialect(name).quantize(x, scale, points, qmin=0, qmax=255, axis=0)
+    got = dialect(name).quantize(x, scale, points, qmin=0, qmax=255, axis=0)
     rule = spec.QUANTIZE[spec.choice(name, "quantize_channels")]
     assert got.tolist() == [[rule(v, s, int(p), 0, 255) for v in row] for row, s, p in zip(x, scale, points)]
 
@@ -81,7 +87,7 @@ def test_quantize_per_channel_takes_the_dialects_rule_for_channels(name, data):
 @clause("DIA-QUANTIZE")
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_bad_grids_are_refused_in_every_dialect(name):
-    rules = dialect.dialect(name)
+    rules = dialect(name)
     with pytest.raises(ValueError, match="x: expected numbers, got 1 NaN"):
         rules.quantize(np.float32([1, np.nan]), 1.0, 0, qmin=0, qmax=255)
     with pytest.raises(ValueError, match="scale"):
@@ -98,16 +104,16 @@ def test_qparams_equal_their_definition(name, seen, ends, symmetric):
     scale, zero_point = place(*seen, *ends)
     if scale < 2.0**-126:  # only `float32-bare` has no floor
         with pytest.raises(ValueError, match="scale"):
-            dialect.dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
+            dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
         return
-    got = dialect.dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
+    got = dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
     assert (float(got.scale), int(got.zero_point)) == (scale, zero_point)
 
 
 @clause("DIA-QPARAMS")
 @given(draws.ranges(), draws.widths())
 def test_the_float64_rule_equals_its_definition(seen, ends):
-    got = dialect.QPARAMS["float64"](np.asarray(seen[0]), np.asarray(seen[1]), *ends)
+    got = QPARAMS["float64"](np.asarray(seen[0]), np.asarray(seen[1]), *ends)
     assert (float(got[0]), int(got[1])) == spec.QPARAMS["float64"](*seen, *ends)
 
 
@@ -117,7 +123,7 @@ def test_hundreds_of_ranges_of_all_sizes_have_the_qparams_of_the_rule(rule):
     generator = np.random.default_rng(0)
     low, high = (generator.uniform(-1, 1, (2, 400)) * 10.0 ** generator.uniform(-9, 3, 400)).astype(np.float32)
     for a, b in zip(np.minimum(low, high), np.maximum(low, high)):
-        scale, zero_point = dialect.QPARAMS[rule](np.asarray(a), np.asarray(b), 0, 255)
+        scale, zero_point = QPARAMS[rule](np.asarray(a), np.asarray(b), 0, 255)
         assert (float(scale), int(zero_point)) == spec.QPARAMS[rule](a, b, 0, 255)
 
 
@@ -126,15 +132,15 @@ def test_hundreds_of_ranges_of_all_sizes_have_the_qparams_of_the_rule(rule):
 def test_ranges_are_checked_in_every_dialect(name):
     for low, high in ((1.0, 0.0), (np.nan, 0.0), (0.0, np.inf)):
         with pytest.raises(ValueError, match="minimum"):
-            dialect.dialect(name).qparams(np.float32(low), np.float32(high), qmin=0, qmax=255, symmetric=False)
+            dialect(name).qparams(np.float32(low), np.float32(high), qmin=0, qmax=255, symmetric=False)
     with pytest.raises(ValueError, match="maximum: the range is too wide"):
-        dialect.dialect(name).qparams(np.float32(-3e38), np.float32(3e38), qmin=0, qmax=255, symmetric=False)
+        dialect(name).qparams(np.float32(-3e38), np.float32(3e38), qmin=0, qmax=255, symmetric=False)
 
 
 @clause("DIA-SYMMETRIC")
 @pytest.mark.parametrize("name", NAMES)
 def test_qparams_per_channel_are_those_of_each_channel(name):
-    rules = dialect.dialect(name)
+    rules = dialect(name)
     low, high = np.float32([-1, 0, -3]), np.float32([2, 0.5, 1])
     together = rules.qparams(low, high, qmin=-128, qmax=127, symmetric=True, axis=0)
     alone = [rules.qparams(*pair, qmin=-128, qmax=127, symmetric=True) for pair in zip(low, high)]
@@ -145,7 +151,7 @@ def test_qparams_per_channel_are_those_of_each_channel(name):
 @pytest.mark.parametrize("name", NAMES)
 @given(draws.coverable())
 def test_a_reduced_range_has_the_scale_of_seven_bits(name, seen):
-    rules = dialect.dialect(name)
+    rules = dialect(name)
     scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams")](*seen, 0, 127)
     if scale < 2.0**-126:  # only `float32-bare` has no floor
         with pytest.raises(ValueError, match="scale"):
@@ -165,7 +171,7 @@ def test_pairs_saturate_as_the_definition_says(generator, rows, inputs, outputs,
     w = generator.integers(-128, 128, (outputs, inputs)).astype(np.int8)
     if extreme:
         x, w = np.where(x > 99, 255, x).astype(np.uint8), np.where(w > 0, 127, np.where(w < -60, -128, w)).astype(np.int8)
-    got = dialect.ACCUMULATE["pairs"](x, zero_point, w, 0)
+    got = ACCUMULATE["pairs"](x, zero_point, w, 0)
     assert got.tolist() == [[spec.accumulate_pairs(r, zero_point, c, 0) for c in w.tolist()] for r in x.tolist()]
 
 
@@ -174,7 +180,7 @@ def test_pairs_saturate_as_the_definition_says(generator, rows, inputs, outputs,
 def test_with_seven_bits_pairs_are_exact(generator, inputs):
     x = generator.integers(0, 128, (3, inputs)).astype(np.uint8)
     w = generator.integers(-128, 128, (2, inputs)).astype(np.int8)
-    assert dialect.ACCUMULATE["pairs"](x, 64, w, 0).tolist() == integer.accumulate(x, 64, w, 0).tolist()
+    assert ACCUMULATE["pairs"](x, 64, w, 0).tolist() == integer.accumulate(x, 64, w, 0).tolist()
 
 
 @st.composite
@@ -198,7 +204,7 @@ def test_every_way_to_requantize_equals_its_definition(rule, case, relu):
     accumulator, bias, s_x, s_w, y = case
     lowest = int(y.zero_point) if relu else y.qmin
     with np.errstate(over="ignore"):
-        got = dialect.REQUANTIZE[rule](accumulator, bias, s_x, s_w, y, lowest)
+        got = REQUANTIZE[rule](accumulator, bias, s_x, s_w, y, lowest)
         expected = [
             [
                 spec.REQUANTIZE[rule](int(a), float(b), s_x, s, y.scale, int(y.zero_point), lowest, y.qmax, np.ndim(s_w) > 0)
@@ -222,7 +228,7 @@ def test_a_bias_that_moves_the_sum_by_half_an_ulp_counts_as_in_the_definition(ru
     for sign in (-1, 1):
         bias = (sign * halves * float(s_x) * float(s_w)).astype(np.float32)
         got = np.array([
-            dialect.REQUANTIZE[rule](np.array([[a]], np.int32), b[None], s_x, s_w[None] if per_channel else s_w, y, 0)[0, 0]
+            REQUANTIZE[rule](np.array([[a]], np.int32), b[None], s_x, s_w[None] if per_channel else s_w, y, 0)[0, 0]
             for a, b in zip(accumulator, bias)
         ])
         expected = [spec.REQUANTIZE[rule](int(a), float(b), s_x, s_w, y.scale, 3, 0, 255, per_channel) for a, b in zip(accumulator, bias)]
@@ -233,7 +239,7 @@ def test_a_bias_that_moves_the_sum_by_half_an_ulp_counts_as_in_the_definition(ru
 @pytest.mark.parametrize("name", NAMES)
 @given(draws.seeds(), st.integers(0, 4), st.integers(0, 9), st.booleans(), st.booleans())
 def test_a_layer_in_a_dialect_is_its_accumulate_and_requantize(name, generator, rows, inputs, per_channel, relu):
-    rules = dialect.dialect(name)
+    rules = dialect(name)
     x_q = generator.integers(0, 256, (rows, inputs)).astype(np.uint8)
     w_q = generator.integers(-128, 128, (2, inputs)).astype(np.int8)
     x, y = QParams(0.02, int(generator.integers(256)), 0, 255), QParams(0.7, int(generator.integers(256)), 0, 255)
@@ -262,8 +268,8 @@ def test_a_layer_in_a_dialect_is_its_accumulate_and_requantize(name, generator, 
 def test_products_of_scales_that_are_no_normal_numbers_are_refused(name, s_x, s_w, s_y):
     x, w, y = QParams(s_x, 0, 0, 255), QParams(s_w, 0, -128, 127), QParams(s_y, 0, 0, 255)
     with pytest.raises(ValueError, match="scale: expected a .* that is a normal float32"):
-        dialect.dialect(name).linear(np.uint8([[1]]), x, np.int8([[1]]), w, None, y)
-    exact = dialect.dialect("exact").linear(np.uint8([[1]]), x, np.int8([[1]]), w, None, y)
+        dialect(name).linear(np.uint8([[1]]), x, np.int8([[1]]), w, None, y)
+    exact = dialect("exact").linear(np.uint8([[1]]), x, np.int8([[1]]), w, None, y)
     assert exact.tolist() == [[255 if s_x > 1 else 0]]
 
 
@@ -272,7 +278,7 @@ def test_products_of_scales_that_are_no_normal_numbers_are_refused(name, s_x, s_
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=6), ordinary_scales(), draws.scales(2.0**-10, 2.0**10), st.floats(-(2.0**50), 2.0**50, width=32))
 def test_every_way_to_a_float_output_equals_its_definition(rule, values, s_x, s_w, bias):
     accumulator = np.array(values, np.int64)[:, None]
-    got = dialect.OUTPUT[rule](accumulator, np.array([bias], np.float32), s_x, np.array([s_w]))
+    got = OUTPUT[rule](accumulator, np.array([bias], np.float32), s_x, np.array([s_w]))
     assert got.dtype == np.float32
     assert got.ravel().tolist() == [float(spec.OUTPUT[rule](a, bias, s_x, s_w)) for a in values]
 
@@ -283,7 +289,7 @@ def test_every_way_to_a_float_output_equals_its_definition(rule, values, s_x, s_
 def test_every_way_to_quantize_a_dynamic_input_equals_its_definition(rule, scale, zero_point, data):
     x = data.draw(draws.arrays_on(QParams(scale, zero_point, 0, 255)))
     used = scale if rule == "inverted" else np.float32(scale)
-    got = dialect.quantize(rule, x, used, zero_point, 0, 255, None)
+    got = quantize(rule, x, used, zero_point, 0, 255, None)
     assert got.tolist() == [spec.QUANTIZE_DYNAMIC[rule](v, used, zero_point, 0, 255) for v in x]
 
 
@@ -297,7 +303,7 @@ def test_a_dynamic_input_full_of_ties_has_the_codes_of_the_definition(name, low,
     x = np.clip(x, np.float32(low), np.float32(high))
     rule = spec.choice(name, "quantize_dynamic")
     expected = [spec.QUANTIZE_DYNAMIC[rule](v, scale if rule == "inverted" else np.float32(scale), zero_point, 0, 255) for v in x]
-    assert dialect.dialect(name).quantize_dynamic(x[None])[0].ravel().tolist() == expected
+    assert dialect(name).quantize_dynamic(x[None])[0].ravel().tolist() == expected
 
 
 @clause("DIA-DYNAMIC", "DIA-DYNAMIC-QUANTIZE")
@@ -307,7 +313,7 @@ def test_a_dynamic_layer_in_a_dialect_takes_its_choices(name, generator, rows, i
     x = (generator.normal(size=(rows, inputs)) * 3).astype(np.float32)
     w_q = generator.integers(-128, 128, (2, inputs)).astype(np.int8)
     w, bias = QParams(generator.uniform(0.001, 0.1, 2), 0, -128, 127, axis=0), generator.normal(size=2).astype(np.float32)
-    got = dialect.dialect(name).linear_dynamic(x, w_q, w, bias, reduce_range=reduce_range)
+    got = dialect(name).linear_dynamic(x, w_q, w, bias, reduce_range=reduce_range)
     highest = 127 if reduce_range else 255
     scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams_dynamic")](x.min(), x.max(), 0, highest)
     highest = spec.REDUCED[spec.choice(name, "reduced")][1] if reduce_range else 255
@@ -322,7 +328,7 @@ def test_a_dynamic_layer_in_a_dialect_takes_its_choices(name, generator, rows, i
 @clause("DIA-NAMED")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dialect_makes_the_choices_of_the_table(name):
-    rules = dialect.dialect(name)
+    rules = dialect(name)
     fields = dict(
         quantize="quantize_rule", quantize_channels="quantize_channels_rule", qparams="qparams_rule", symmetric="symmetric_rule", reduced="reduced",
         requantize="requantize_rule", qparams_dynamic="qparams_dynamic_rule", quantize_dynamic="quantize_dynamic_rule", output="output_rule",
@@ -337,7 +343,7 @@ def test_every_dialect_makes_the_choices_of_the_table(name):
 def test_there_are_no_other_dialects():
     assert set(NAMES) == {*spec.DIALECTS, *(f"{name}-int16" for name in spec.INT16)}
     with pytest.raises(ValueError, match="dialect: expected one of exact, onnx, .*, got 'best'"):
-        dialect.dialect("best")
+        dialect("best")
 
 
 # The alternatives that round to a whole number of steps once.
@@ -371,7 +377,7 @@ def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_poi
     assert set(codes.values()) == {codes["exact"]}
     scales = s_x, s_w[None] if per_channel else s_w, QParams(s_y, zero_point, 0, 255)
     for rule in ONCE:
-        step = dialect.REQUANTIZE[rule]
+        step = REQUANTIZE[rule]
         assert step(np.array([[accumulator]], np.int32), bias[None], *scales, 0).tolist() == [[codes["exact"]]], rule
 
 
@@ -385,7 +391,7 @@ def test_sums_of_whole_and_odd_shares_of_a_step_have_one_code_in_all_dialects(ru
     for bias_code in [*range(-40, 41), -2047, -1000, 1000, 2047]:
         accumulator = np.arange(-3 * coarse, 3 * coarse + 1) - bias_code
         bias, scales = np.float32([bias_code * s_x * s_w]), (np.float32(s_x), np.float32(s_w))
-        got = dialect.REQUANTIZE[rule](accumulator.astype(np.int32)[:, None], bias, *scales, y, 0)[:, 0]
+        got = REQUANTIZE[rule](accumulator.astype(np.int32)[:, None], bias, *scales, y, 0)[:, 0]
         assert got.tolist() == [100 + round(Fraction(int(a) + bias_code, coarse)) for a in accumulator]
 
 
@@ -394,12 +400,12 @@ def test_sums_of_whole_and_odd_shares_of_a_step_have_one_code_in_all_dialects(ru
 def test_bias_codes_are_those_that_requantizing_uses(case):
     _, bias, s_x, s_w, y = case
     for name in NAMES:
-        codes = dialect.dialect(name).bias_codes(bias, s_x, s_w)
-        if spec.choice(name, "requantize") in dialect.INTEGER_BIAS:
+        codes = dialect(name).bias_codes(bias, s_x, s_w)
+        if spec.choice(name, "requantize") in INTEGER_BIAS:
             assert codes.tolist() == integer.quantize_bias(bias, s_x, s_w).tolist()
         elif spec.choice(name, "requantize") == "integer-bias-reciprocal":
             zero = np.zeros((1, 3), np.int64)
-            whole = dialect.requantize_integer_bias_reciprocal(codes[None], zero[0].astype(np.float32), s_x, s_w, y, 0)
-            assert whole.tolist() == dialect.requantize_integer_bias_reciprocal(zero, bias, s_x, s_w, y, 0).tolist()
+            whole = requantize_integer_bias_reciprocal(codes[None], zero[0].astype(np.float32), s_x, s_w, y, 0)
+            assert whole.tolist() == requantize_integer_bias_reciprocal(zero, bias, s_x, s_w, y, 0).tolist()
         else:
             assert codes is None

@@ -13,11 +13,12 @@ from quantspec import chapters
 from quantspec.conformance.draw_bulk import bulk
 from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects import dialect, operations
+from quantspec.numerics.dialects import operations
+from quantspec.numerics.dialects.named import DIALECTS, dialect
 from strategies import every_code
 
 spec = chapters.load("dialects")
-NAMES = sorted(dialect.DIALECTS)
+NAMES = sorted(DIALECTS)
 ENDS = [(0, 255), (-128, 127)]
 
 
@@ -56,7 +57,7 @@ def codes_of(draw, grid: QParams, count: int) -> np.ndarray:
 def test_a_sum_is_what_the_dialect_says(name, grids, relu, data):
     a, b, y = grids
     a_q, b_q = (codes_of(data.draw, grid, 8) for grid in (a, b))
-    got = operations.add(dialect.dialect(name), a_q, a, b_q, b, y, relu=relu)
+    got = operations.add(dialect(name), a_q, a, b_q, b, y, relu=relu)
     lowest = int(y.zero_point) if relu else y.qmin
     assert got.dtype == y.dtype
     assert got.tolist() == [rule(name, "add")(int(p), one(a), int(q), one(b), whole(y), lowest) for p, q in zip(a_q, b_q)]
@@ -70,7 +71,7 @@ def test_every_code_added_to_its_neighbours(place):
     a, b, y = QParams(0.1, 3, 0, 255), QParams(0.1, 128, 0, 255), QParams(0.2, 101, 0, 255)
     for step in (0, 1, 2, 77):
         other = np.roll(every, step)
-        got = operations.add(dialect.dialect(name), every, a, other, b, y)
+        got = operations.add(dialect(name), every, a, other, b, y)
         assert got.tolist() == [spec.ADD[place](int(p), one(a), int(q), one(b), whole(y), 0) for p, q in zip(every, other)]
 
 
@@ -80,7 +81,7 @@ def test_every_code_added_to_its_neighbours(place):
 def test_a_product_is_what_the_dialect_says(name, grids, data):
     a, b, y = grids
     a_q, b_q = (codes_of(data.draw, grid, 8) for grid in (a, b))
-    got = operations.mul(dialect.dialect(name), a_q, a, b_q, b, y)
+    got = operations.mul(dialect(name), a_q, a, b_q, b, y)
     assert got.dtype == y.dtype
     assert got.tolist() == [rule(name, "mul")(int(p), one(a), int(q), one(b), whole(y)) for p, q in zip(a_q, b_q)]
 
@@ -97,7 +98,7 @@ def test_products_on_ties_and_an_ulp_beside_them(place):
         real = abs((int(a_q[0]) - int(a.zero_point)) * (int(b_q[0]) - int(b.zero_point))) * float(s_a) * float(s_b)
         step = draws.shifted(max(real, 1e-3) / (generator.integers(1, 90) + 0.5), int(generator.integers(-1, 2)))
         y = QParams(step, int(generator.integers(256)), 0, 255)
-        got = operations.mul(dialect.dialect(name), a_q, a, b_q, b, y)
+        got = operations.mul(dialect(name), a_q, a, b_q, b, y)
         assert got.tolist() == [spec.MUL[place](int(p), one(a), int(q), one(b), whole(y)) for p, q in zip(a_q, b_q)]
 
 
@@ -106,7 +107,7 @@ def test_arrays_of_two_shapes_are_refused():
     grid = QParams(1, 0, 0, 255)
     for operation, name in itertools.product((operations.add, operations.mul), ("exact", "onnx")):
         with pytest.raises(ValueError, match="expected one shape"):
-            operation(dialect.dialect(name), np.zeros(2, np.uint8), grid, np.zeros(3, np.uint8), grid, grid)
+            operation(dialect(name), np.zeros(2, np.uint8), grid, np.zeros(3, np.uint8), grid, grid)
 
 
 @clause("DIA-RESCALE")
@@ -115,12 +116,12 @@ def test_arrays_of_two_shapes_are_refused():
 def test_joined_codes_are_what_the_dialect_says(name, grids, data):
     a, _, y = grids
     parts = [(codes_of(data.draw, grid, 6), grid) for grid in (a, y, a)]
-    got = operations.concat(dialect.dialect(name), parts, y, axis=0)
+    got = operations.concat(dialect(name), parts, y, axis=0)
     quantize = spec.QUANTIZE[spec.choice(name, "quantize")]
     expected = [rule(name, "rescale")(int(v), one(grid), whole(y), quantize) for q, grid in parts for v in q]
     assert got.dtype == y.dtype and got.tolist() == expected
     with pytest.raises(ValueError, match="at least one array"):
-        operations.concat(dialect.dialect(name), [], y, axis=0)
+        operations.concat(dialect(name), [], y, axis=0)
 
 
 @clause("DIA-AVERAGE")
@@ -133,7 +134,7 @@ def test_pooled_averages_are_what_the_dialect_says(name, generator, ends, kernel
     grid = QParams(generator.choice([0.1, 1, 0.013]), int(generator.integers(ends[0], ends[1] + 1)), *ends)
     q = np.clip(generator.integers(*ends) + generator.integers(-2, 3, (1, 2, 5, 6)), *ends).astype(grid.dtype)
     padding = tuple(k // 2 for k in kernel) if padded else (0, 0)
-    got = operations.avg_pool2d(dialect.dialect(name), q, grid, kernel=kernel, stride=stride, padding=padding, count_include_pad=include)
+    got = operations.avg_pool2d(dialect(name), q, grid, kernel=kernel, stride=stride, padding=padding, count_include_pad=include)
     for channel, i, j in itertools.product(range(2), range(got.shape[2]), range(got.shape[3])):
         top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
         inside = q[0, channel, max(top, 0) : top + kernel[0], max(left, 0) : left + kernel[1]]
@@ -148,7 +149,7 @@ def test_pooled_averages_are_what_the_dialect_says(name, generator, ends, kernel
 def test_means_are_what_the_dialect_says(name, generator, ends, image, size):
     grid = QParams(generator.choice([0.1, 1, 0.013]), int(generator.integers(ends[0], ends[1] + 1)), *ends)
     q = np.clip(generator.integers(*ends) + generator.integers(-2, 3, (1, 2, *image)), *ends).astype(grid.dtype)
-    got = operations.adaptive_avg_pool2d(dialect.dialect(name), q, grid, size=size)
+    got = operations.adaptive_avg_pool2d(dialect(name), q, grid, size=size)
     for channel, i, j in itertools.product(range(2), range(size[0]), range(size[1])):
         (top, bottom), (left, right) = (
             (int(np.floor(k * n / parts)), int(np.ceil((k + 1) * n / parts))) for k, n, parts in zip((i, j), image, size)
@@ -164,15 +165,15 @@ def test_folded_numbers_are_what_the_dialect_says(linear, generator):
     weight = generator.normal(size=(4, 3) if linear else (4, 3, 1, 1)).astype(np.float32)
     bias, gamma, beta, mean = (generator.normal(size=4).astype(np.float32) for _ in range(4))
     var = generator.uniform(0.01, 4, 4).astype(np.float32)
-    folded, shift = operations.fold_batch_norm(dialect.dialect("fbgemm"), weight, bias, gamma, beta, mean, var, 1e-5)
+    folded, shift = operations.fold_batch_norm(dialect("fbgemm"), weight, bias, gamma, beta, mean, var, 1e-5)
     for j in range(4):
         expected = [spec.fold_float32(w, bias[j], gamma[j], beta[j], mean[j], var[j], 1e-5, linear) for w in weight[j].ravel()]
         assert folded[j].ravel().tolist() == [w for w, _ in expected] and float(shift[j]) == expected[0][1]
-    without = operations.fold_batch_norm(dialect.dialect("fbgemm"), weight, None, gamma, beta, mean, var, 1e-5)[1]
-    zero = operations.fold_batch_norm(dialect.dialect("fbgemm"), weight, np.zeros(4, np.float32), gamma, beta, mean, var, 1e-5)[1]
+    without = operations.fold_batch_norm(dialect("fbgemm"), weight, None, gamma, beta, mean, var, 1e-5)[1]
+    zero = operations.fold_batch_norm(dialect("fbgemm"), weight, np.zeros(4, np.float32), gamma, beta, mean, var, 1e-5)[1]
     assert without.tolist() == zero.tolist()
     with pytest.raises(ValueError, match="var"):
-        operations.fold_batch_norm(dialect.dialect("fbgemm"), weight, bias, gamma, beta, mean, np.float32([-1, 1, 1, 1]), 1e-5)
+        operations.fold_batch_norm(dialect("fbgemm"), weight, bias, gamma, beta, mean, np.float32([-1, 1, 1, 1]), 1e-5)
 
 
 def window(x, image, channels, top, left, kernel, dilation):
@@ -210,7 +211,7 @@ def test_a_convolution_is_what_the_dialect_says(name):
     generator = np.random.default_rng(NAMES.index(name))
     for call in itertools.islice(bulk("conv2d", seed=7), 12):
         (x_q, x, w_q, w, bias, y), options = call.arguments, call.options
-        got = dialect.dialect(name).conv2d(x_q, x, w_q, w, bias, y, **options)
+        got = dialect(name).conv2d(x_q, x, w_q, w, bias, y, **options)
         each = len(w_q) // options["groups"]
         scales, biases = np.broadcast_to(w.scale, len(w_q)), np.zeros(len(w_q)) if bias is None else bias
         for _ in range(25):
@@ -227,7 +228,7 @@ def test_the_exact_dialects_convolution_is_chapter_3s():
     for signed in (False, True):
         for call in itertools.islice((c for c in bulk("conv2d", count=30, seed=3) if (c.arguments[1].qmin < 0) == signed), 30):
             (x_q, x, w_q, w, bias, y), options = call.arguments, call.options
-            got = dialect.dialect("exact").conv2d(x_q, x, w_q, w, bias, y, **options)
+            got = dialect("exact").conv2d(x_q, x, w_q, w, bias, y, **options)
             assert got.tolist() == integer.conv2d(x_q, x, w_q, w, bias, y, **options).tolist()
 
 
@@ -235,4 +236,4 @@ def test_the_exact_dialects_convolution_is_chapter_3s():
 def test_shapes_that_make_no_convolution_are_refused():
     grid = QParams(1, 0, 0, 255)
     with pytest.raises(ValueError, match="do not make a convolution with 2 groups"):
-        dialect.dialect("onnx").conv2d(np.zeros((1, 4, 3, 3), np.uint8), grid, np.zeros((2, 4, 1, 1), np.int8), QParams(1, 0, -128, 127), None, grid, groups=2)
+        dialect("onnx").conv2d(np.zeros((1, 4, 3, 3), np.uint8), grid, np.zeros((2, 4, 1, 1), np.int8), QParams(1, 0, -128, 127), None, grid, groups=2)

@@ -19,7 +19,7 @@ from quantspec.conformance.session import Session, Violation, compare, ours
 from quantspec.conformance.shrink import smallest
 from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import DIALECTS
+from quantspec.numerics.dialects.named import DIALECTS
 
 spec = chapters.load("backends")
 FAULTY = "conformance.faulty_backends"

@@ -10,7 +10,7 @@ from evidence import clause
 from quantspec.backends.pytorch import quantized
 from quantspec.ir.program import Linear
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 from quantspec.tutorial import tutorial
 
 OFFERED = [engine for engine in quantized.ENGINES if not quantized.why_not_offered(engine)]

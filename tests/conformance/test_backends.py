@@ -14,7 +14,7 @@ from quantspec.conformance import checks, results
 from quantspec.conformance.draw_bulk import GENERATORS, bulk
 from quantspec.conformance.session import Session, Undecided, Violation, answered, parts
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import DIALECTS
+from quantspec.numerics.dialects.named import DIALECTS
 
 KNOWN = results.read_known(chapters.directory() / "results")
 PEERS = [name for name in registry.ENTRIES if not name.startswith("quantspec-")]

@@ -21,9 +21,9 @@ from quantspec import UnsupportedError
 from quantspec.engines import autotune, torch_matmul
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Program
-from quantspec.numerics.dialects import dialect
+from quantspec.numerics.dialects.named import DIALECTS
 
-EXACT = [name for name, choices in dialect.DIALECTS.items() if choices.accumulate_rule == "exact"]
+EXACT = [name for name, choices in DIALECTS.items() if choices.accumulate_rule == "exact"]
 pytestmark = pytest.mark.skipif(not torch_matmul.is_exact(), reason="torch's product of int8 matrices saturates on this CPU, where the engine refuses to run")
 
 

@@ -6,27 +6,27 @@ ZERO_POINT_INSIDE = "np.rint(value * (np.float32(1) / twice(y.scale)) + y.zero_p
 
 FAULTS = [
     Fault(
-        "divide-is-exact", "numerics.dialects.dialect", ("DIA-QUANTIZE",),
+        "divide-is-exact", "numerics.dialects.quantize", ("DIA-QUANTIZE",),
         "The quotient is kept in float64, which sees that it is no tie where the kernel's float32 does not.",
         "np.rint(x / scale).astype(np.float64)", "np.rint(x.astype(np.float64) / scale)",
     ),
     Fault(
-        "fused-rounds-twice", "numerics.dialects.dialect", ("DIA-QUANTIZE",),
+        "fused-rounds-twice", "numerics.dialects.quantize", ("DIA-QUANTIZE",),
         "The product is rounded before the zero point is added, which a fused instruction does not do.",
         "np.rint(fma(x, np.float32(1) / scale, zero_point))", "np.rint(x * (np.float32(1) / scale) + zero_point.astype(np.float32))",
     ),
     Fault(
-        "float64-rule-always-from-below", "numerics.dialects.dialect", ("DIA-QPARAMS",),
+        "float64-rule-always-from-below", "numerics.dialects.qparams", ("DIA-QPARAMS",),
         "The zero point is always computed from the minimum.",
         "start = from_low if abs(qmin) - abs(low / scale) < abs(qmax) - abs(high / scale) else from_high", "start = from_low",
     ),
     Fault(
-        "float64-rule-without-stretch", "numerics.dialects.dialect", ("DIA-QPARAMS",),
+        "float64-rule-without-stretch", "numerics.dialects.qparams", ("DIA-QPARAMS",),
         "Small scales are lifted to 6.1e-5, and the range that they were computed from stays.",
         "low, high = float(np.float32(low) * stretch), float(np.float32(high) * stretch)", "low, high = low, high",
     ),
     Fault(
-        "half-rounded-down", "numerics.dialects.dialect", ("DIA-SYMMETRIC",),
+        "half-rounded-down", "numerics.dialects.qparams", ("DIA-SYMMETRIC",),
         "127.5 steps become 127 in an integer division.",
         "np.float32((qmax - qmin) / 2)", "np.float32((qmax - qmin) // 2)",
     ),
@@ -36,42 +36,42 @@ FAULTS = [
         '(whole if self.reduced == "container" else', '(whole if self.reduced == "nothing" else',
     ),
     Fault(
-        "int16-without-its-minimum", "numerics.dialects.dialect", ("DIA-ACCUMULATE",),
+        "int16-without-its-minimum", "numerics.dialects.accumulate", ("DIA-ACCUMULATE",),
         "Pairs saturate at -32767, symmetrically.",
         "lowest, highest = -(2**15), 2**15 - 1", "lowest, highest = -(2**15) + 1, 2**15 - 1",
     ),
     Fault(
-        "products-saturate-one-by-one", "numerics.dialects.dialect", ("DIA-ACCUMULATE",),
+        "products-saturate-one-by-one", "numerics.dialects.accumulate", ("DIA-ACCUMULATE",),
         "Each product is held in 16 bits, and the sum of two is not.",
         "total[:, outputs] -= sums - np.clip(sums, lowest, highest)", "total[:, outputs] -= sums - np.clip(sums, 2 * lowest, 2 * highest)",
     ),
     Fault(
-        "float-bias-always-fused", "numerics.dialects.dialect", ("DIA-REQUANTIZE",),
+        "float-bias-always-fused", "numerics.dialects.requantize", ("DIA-REQUANTIZE",),
         "The fused instruction of the per-tensor kernel is taken per channel too.",
         "total = accumulator.astype(np.float32) + bias / unit", "total = fma(bias, np.float32(1) / unit, accumulator.astype(np.float32))",
     ),
     Fault(
-        "in-turn-is-the-product", "numerics.dialects.dialect", ("DIA-REQUANTIZE",),
+        "in-turn-is-the-product", "numerics.dialects.requantize", ("DIA-REQUANTIZE",),
         "The two scales are multiplied first, which saves an operation and rounds otherwise.",
         "accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias, y, lowest", "accumulator.astype(np.float32) * (twice(s_x) * twice(s_w)) + bias, y, lowest",
     ),
     Fault(
-        "onednn-adds-zero-point-last", "numerics.dialects.dialect", ("DIA-REQUANTIZE", "DIA-EITHER"),
+        "onednn-adds-zero-point-last", "numerics.dialects.requantize", ("DIA-REQUANTIZE", "DIA-EITHER"),
         "The output's zero point is added after rounding, as chapter 3 has it and oneDNN has not.",
         ZERO_POINT_INSIDE, "np.rint(value * (np.float32(1) / twice(y.scale))) + y.zero_point.astype(np.float32)",
     ),
     Fault(
-        "subnormal-units-admitted", "numerics.dialects.dialect", ("DIA-UNIT",),
+        "subnormal-units-admitted", "numerics.dialects.float32", ("DIA-UNIT",),
         "Any product of scales above zero passes, those with fewer digits too.",
-        "np.isfinite(value) & (value >= affine.SMALLEST_SCALE)", "np.isfinite(value) & (value > 0)",
+        "np.isfinite(value) & (value >= SMALLEST_SCALE)", "np.isfinite(value) & (value > 0)",
     ),
     Fault(
-        "multiplier-not-checked", "numerics.dialects.dialect", ("DIA-UNIT",),
+        "multiplier-not-checked", "numerics.dialects.float32", ("DIA-UNIT",),
         "The unit of the accumulator is checked, and its quotient by the output's scale is not.",
         '{"scale of input times scale of weight": unit, "multiplier": unit / y_scale}', '{"scale of input times scale of weight": unit}',
     ),
     Fault(
-        "fused-output-rounds-twice", "numerics.dialects.dialect", ("DIA-DYNAMIC",),
+        "fused-output-rounds-twice", "numerics.dialects.float_output", ("DIA-DYNAMIC",),
         "The product is rounded before the bias is added, which a fused instruction does not do.",
         "return fma(accumulator.astype(np.float32), np.float32(s_x) * s_w, bias)", "return accumulator.astype(np.float32) * (np.float32(s_x) * s_w) + bias",
     ),
@@ -81,12 +81,12 @@ FAULTS = [
         'used = scale if self.quantize_dynamic_rule == "inverted" else grid.scale', "used = grid.scale",
     ),
     Fault(
-        "onednns-kernels-mixed-up", "numerics.dialects.dialect", ("DIA-NAMED",),
+        "onednns-kernels-mixed-up", "numerics.dialects.named", ("DIA-NAMED",),
         "onednn multiplies by the product, and onednn-product in turn.",
         'Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn",', 'Dialect("onednn", *TORCH, "real-product", "float64", "inverted", "product",',
     ),
     Fault(
-        "reciprocal-bias-truncated", "numerics.dialects.dialect", ("DIA-EVERYWHERE", "DIA-REQUANTIZE"),
+        "reciprocal-bias-truncated", "numerics.dialects.requantize", ("DIA-EVERYWHERE", "DIA-REQUANTIZE"),
         "A cast without rounding turns a bias of just under a whole number of LSBs into one LSB less.",
         "codes = np.rint((bias * (np.float32(1) / unit)).astype(np.float64))", "codes = np.trunc((bias * (np.float32(1) / unit)).astype(np.float64))",
     ),

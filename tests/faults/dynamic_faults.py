@@ -31,17 +31,17 @@ FAULTS = [
         'options = checked(per_channel=per_channel,', 'options = checked(per_channel=False,',
     ),
     Fault(
-        "dynamic-bias-quantized", "numerics.dialects.dialect", ("DYN-OUTPUT",),
+        "dynamic-bias-quantized", "numerics.dialects.float_output", ("DYN-OUTPUT",),
         "The bias is rounded to the accumulator's unit, as in a static layer.",
         EXACT_OUTPUT, f"{EXACT_OUTPUT}    bias = np.rint(bias / unit) * unit\n",
     ),
     Fault(
-        "dynamic-output-rounds-twice", "numerics.dialects.dialect", ("DYN-OUTPUT",),
+        "dynamic-output-rounds-twice", "numerics.dialects.float_output", ("DYN-OUTPUT",),
         "The product is rounded to float32 before the bias is added to it.",
         EXACT_OUTPUT, f"    return (accumulator * (np.float64(np.float32(s_x)) * s_w.astype(np.float64))).astype(np.float32) + bias\n{EXACT_OUTPUT}",
     ),
     Fault(
-        "dynamic-output-in-float64", "numerics.dialects.dialect", ("DYN-OUTPUT",),
+        "dynamic-output-in-float64", "numerics.dialects.float_output", ("DYN-OUTPUT",),
         "The sum is rounded to float64 first and to float32 again, and what cancels loses its digits.",
         "doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)", "doubtful = np.zeros(real.shape, bool)",
     ),

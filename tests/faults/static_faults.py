@@ -119,7 +119,7 @@ FAULTS = [
         '            self.keep(node, str(error))', '            raise error\n            self.keep(node, str(error))',
     ),
     Fault(
-        "division-in-place", "numerics.dialects.dialect", ("STA-ARGUMENTS",),
+        "division-in-place", "numerics.dialects.quantize", ("STA-ARGUMENTS",),
         "To save memory the quotients are written over the caller's tensor.",
         "np.rint(x / scale)", "np.rint(np.divide(x, scale, out=x if x.shape == np.broadcast_shapes(x.shape, np.shape(scale)) and x.flags.writeable else None))",
     ),

@@ -7,7 +7,7 @@ import numpy as np
 from quantspec.numerics import affine, integer
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects import operations
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 
 
 class Ours:

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass, field, replace
 
-from quantspec.numerics.dialects.dialect import DIALECTS
+from quantspec.numerics.dialects.named import DIALECTS
 
 OTHERS = "Others"
 

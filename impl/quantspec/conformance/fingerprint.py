@@ -10,7 +10,8 @@ from hypothesis import given
 
 from quantspec.backends.reference import Ours
 from quantspec.backends.worker import Worker
-from quantspec.numerics.dialects.dialect import DIALECTS, Dialect
+from quantspec.numerics.dialects.dialect import Dialect
+from quantspec.numerics.dialects.named import DIALECTS
 
 from .call import Call
 from .draw import CALLS, linear_calls

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantspec.engines import torch_matmul
 from quantspec.engines.reference import Reference
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 
 
 def make_compiled(program: Any, callables: dict, **options: Any) -> Callable:

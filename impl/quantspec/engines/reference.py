@@ -37,7 +37,8 @@ from quantspec.ir.program import (
     replace_refs,
 )  # fmt: skip
 from quantspec.numerics import integer
-from quantspec.numerics.dialects.dialect import Dialect, dialect
+from quantspec.numerics.dialects.dialect import Dialect
+from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 
 from . import reference_dynamic

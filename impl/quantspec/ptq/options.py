@@ -27,7 +27,7 @@ from quantspec.ir.float_graph import (
 from quantspec.ir.program import Call, Program
 from quantspec.numerics import affine
 from quantspec.numerics.dialects.dialect import Dialect
-from quantspec.numerics.dialects.dialect import dialect as find_dialect
+from quantspec.numerics.dialects.named import dialect as find_dialect
 
 EXCLUDED = "excluded"
 

@@ -37,7 +37,7 @@ from quantspec.ir.program import (
     refs,
 )  # fmt: skip
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import DIALECTS
+from quantspec.numerics.dialects.named import DIALECTS
 from quantspec.numerics.integer import check_overflow, quantize_bias
 
 from .callables import check as check_callable

@@ -9,7 +9,7 @@ import torch
 from quantspec.backends.pytorch import quantized
 from quantspec.ir.program import Linear
 from quantspec.module.module import QuantizedModule
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.integer import quantize_bias
 
 

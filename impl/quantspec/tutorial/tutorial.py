@@ -13,7 +13,7 @@ from quantspec.backends.pytorch import quantized
 from quantspec.ir.program import Linear, Quantize
 from quantspec.module.module import QuantizedModule
 from quantspec.module.size import float_bytes
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 from quantspec.progress import progress
 from quantspec.ptq.dynamic import quantize_dynamic
 from quantspec.ptq.static import quantize

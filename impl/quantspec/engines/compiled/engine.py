@@ -32,7 +32,7 @@ from quantspec.ir.program import (
 from quantspec.kernels.jit import caller
 from quantspec.kernels.threads import crew
 from quantspec.numerics.affine import float32_array
-from quantspec.numerics.dialects.dialect import dialect
+from quantspec.numerics.dialects.named import dialect
 
 from .batching import Bound
 from .instructions import EMITTERS

@@ -209,7 +209,7 @@ def emit_relu(planner: Planner, step: Relu) -> None:
 
 
 def emit_concat(planner: Planner, step: Concat) -> None:
-    from quantspec.numerics.dialects.dialect import dialect
+    from quantspec.numerics.dialects.named import dialect
     from quantspec.numerics.dialects.operations import rescale
 
     start = 0

@@ -10,7 +10,7 @@ from quantspec.kernels.emitter import LANES
 from quantspec.kernels.gemm import PANEL
 from quantspec.kernels.memory import aligned, position_pitch
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import check_unit
+from quantspec.numerics.dialects.float32 import check_unit
 from quantspec.numerics.integer import check_overflow, quantize_bias
 
 from .shapes import is_depthwise

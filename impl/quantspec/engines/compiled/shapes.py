@@ -32,7 +32,7 @@ from quantspec.ir.program import (
     refs,
 )  # fmt: skip
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.dialect import fma
+from quantspec.numerics.dialects.float32 import fma
 from quantspec.numerics.windows import sizes
 
 from .transposed import is_transposed

@@ -1,6 +1,6 @@
 """Dialects that requantize in integers or in float64 (chapter 10, DIA-REQUANTIZE), vectorised.
 
-Rules take (accumulator without bias [..., outputs], bias, s_x, s_w, y, lowest) and give codes, as those in ``dialects`` do.
+Rules take (accumulator without bias [..., outputs], bias, s_x, s_w, y, lowest) and give codes, as those in ``requantize`` do.
 """
 
 from fractions import Fraction
@@ -8,11 +8,6 @@ from fractions import Fraction
 import numpy as np
 
 from quantspec.numerics import integer
-
-
-def away(values: np.ndarray) -> np.ndarray:
-    """Float64 values rounded to integers, ties away from zero; below 2^52 the sum is exact, and beyond everything is an integer."""
-    return np.where(np.abs(values) < 2.0**52, np.sign(values) * np.floor(np.abs(values) + 0.5), values)
 
 
 def requantize_double_inside(accumulator, bias, s_x, s_w, y, lowest):

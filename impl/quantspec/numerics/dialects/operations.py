@@ -12,8 +12,10 @@ from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import checked_codes
 from quantspec.ptq import fusion
 
-from .dialect import Dialect, fma, quantize
-from .fixed_point import away, away_shift, two_roundings
+from .dialect import Dialect
+from .fixed_point import away_shift, two_roundings
+from .float32 import away, fma
+from .quantize import quantize
 
 ONE = np.float32(1)
 
