@@ -7,15 +7,18 @@ A chapter is Markdown. A clause is a heading ``### AFF-TIES · Title`` whose fir
 import doctest
 import functools
 import hashlib
+import itertools
 import re
 import types
 from dataclasses import dataclass
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 LANGUAGES = ("python", "pycon")
 CLAUSE_HEADING = re.compile(r"^([A-Z]{3}(?:-[A-Z0-9]+)+) · (.+)$")
+CODE_CELL = re.compile(r"^`([^`]*)`$")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,14 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table: rows of cells by the words of its head, without its marks where a cell is code; ``clause`` as a block has it."""
+
+    rows: tuple[dict[str, str], ...]
+    clause: str = ""
+
+
+@dataclass(frozen=True)
 class Chapter:
     """A parsed chapter. ``stem`` is ``affine`` for ``01-affine.md``."""
 
@@ -58,6 +69,7 @@ class Chapter:
     title: str
     clauses: tuple[Clause, ...]
     blocks: tuple[Block, ...]
+    tables: tuple[Table, ...] = ()
 
     @property
     def examples(self) -> int:
@@ -85,8 +97,8 @@ def parse(path: Path) -> Chapter:
     Raises ValueError when a clause has no sentence, more than one, or an id that the chapter already used, and for a block that could not
     run: one of another language, without a prompt, or that is no Python.
     """
-    tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
-    title, clauses, blocks, heading = "", [], [], None
+    tokens = MarkdownIt().enable("table").parse(path.read_text(encoding="utf-8"))
+    title, clauses, blocks, tables, heading = "", [], [], [], None
     depth = 0
     for index, token in enumerate(tokens):
         if token.type == "heading_open":
@@ -107,13 +119,27 @@ def parse(path: Path) -> Chapter:
             heading = None
         elif token.type == "fence":
             blocks.append(checked_block(path, Block(token.info.strip(), token.content, token.map[0] + 2, clauses[-1].id if clauses else "")))
+        elif token.type == "table_open":
+            tables.append(Table(table_rows(tokens[index:]), clauses[-1].id if clauses else ""))
     if heading is not None:
         raise ValueError(f"{path.name}:{heading[2]}: clause {heading[0]} has no normative sentence")
     ids = [clause.id for clause in clauses]
     for clause in clauses:
         if ids.count(clause.id) > 1:
             raise ValueError(f"{path.name}:{clause.line}: clause {clause.id} stands twice")
-    return Chapter(path.stem[3:], path, title, tuple(clauses), tuple(blocks))
+    return Chapter(path.stem[3:], path, title, tuple(clauses), tuple(blocks), tuple(tables))
+
+
+def table_rows(tokens: list[Token]) -> tuple[dict[str, str], ...]:
+    """The rows of the table that begins with these tokens."""
+    rows: list[list[str]] = []
+    for token in itertools.takewhile(lambda token: token.type != "table_close", tokens):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline":
+            rows[-1].append(CODE_CELL.sub(r"\1", token.content))
+    head, *body = rows
+    return tuple(dict(zip(head, cells)) for cells in body)
 
 
 def checked_block(path: Path, block: Block) -> Block:
@@ -136,6 +162,11 @@ def chapter(stem: str) -> Chapter:
     for path in directory().glob(f"[0-9][0-9]-{stem}.md"):
         return parse(path)
     raise ValueError(f"stem: expected one of {', '.join(stems())}, got {stem!r}")
+
+
+def tables(stem: str, clause: str) -> list[tuple[dict[str, str], ...]]:
+    """The rows of each table that stands under a clause of a chapter."""
+    return [table.rows for table in chapter(stem).tables if table.clause == clause]
 
 
 def clauses() -> dict[str, Clause]:

@@ -1,5 +1,7 @@
 """Chapter 10: dialects. The oracle is the chapter's own float32 steps."""
 
+import re
+from dataclasses import asdict
 from fractions import Fraction
 
 import numpy as np
@@ -23,6 +25,7 @@ from strategies import every_code
 
 spec = chapters.load("dialects")
 NAMES = sorted(DIALECTS)
+CHOICES = [row["choice"] for row in spec.CHOICES]
 
 
 def ordinary_scales():
@@ -328,15 +331,28 @@ def test_a_dynamic_layer_in_a_dialect_takes_its_choices(name, generator, rows, i
 @clause("DIA-NAMED")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dialect_makes_the_choices_of_the_table(name):
-    rules = dialect(name)
-    fields = dict(
-        quantize="quantize_rule", quantize_channels="quantize_channels_rule", qparams="qparams_rule", symmetric="symmetric_rule", reduced="reduced",
-        requantize="requantize_rule", qparams_dynamic="qparams_dynamic_rule", quantize_dynamic="quantize_dynamic_rule", output="output_rule",
-        accumulate="accumulate_rule", windows="windows_rule", add="add_rule", mul="mul_rule", rescale="rescale_rule", average="average_rule",
-        mean="mean_rule", fold="fold_rule", channels="channels_rule",
-    )
-    assert rules.name == name
-    assert {place: getattr(rules, field) for place, field in fields.items()} == {place: spec.choice(name, place) for place in fields}
+    choices = asdict(dialect(name))
+    assert choices.pop("name") == name
+    assert choices == {f"{place}_rule": spec.choice(name, place) for place in CHOICES}
+
+
+@clause("DIA-NAMED")
+@pytest.mark.parametrize("row", spec.CHOICES, ids=[row["choice"] for row in spec.CHOICES])
+def test_every_alternative_of_the_table_is_one_that_the_clause_of_its_choice_lists(row):
+    # DIA-WINDOWS says in words what `channels` chooses; the table names it.
+    listed = code_words(row["what it is about"]) if row["choice"] == "channels" else alternatives(row["clause"])
+    assert {spec.choice(name, row["choice"]) for name in NAMES} <= listed
+
+
+def alternatives(id_: str) -> set[str]:
+    """What a clause's sentence lists, and those do that it names."""
+    sentence = chapters.clauses()[id_].sentence
+    others = (alternatives(other) for other in re.findall(r"DIA-[A-Z-]+[A-Z]", sentence))
+    return code_words(sentence).union(*others)
+
+
+def code_words(text: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", text))
 
 
 @clause("DIA-NAMED")

@@ -33,7 +33,7 @@ FAULTS = [
     Fault(
         "container-is-reduced", 'numerics.dialects.dialect', ("DIA-REDUCED",),
         "Codes are clamped at 127 in the engines too, which clamp at 255.",
-        '(whole if self.reduced == "container" else', '(whole if self.reduced == "nothing" else',
+        '(whole if self.reduced_rule == "container" else', '(whole if self.reduced_rule == "nothing" else',
     ),
     Fault(
         "int16-without-its-minimum", "numerics.dialects.accumulate", ("DIA-ACCUMULATE",),
@@ -83,7 +83,7 @@ FAULTS = [
     Fault(
         "onednns-kernels-mixed-up", "numerics.dialects.named", ("DIA-NAMED",),
         "onednn multiplies by the product, and onednn-product in turn.",
-        'Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn",', 'Dialect("onednn", *TORCH, "real-product", "float64", "inverted", "product",',
+        'output_rule="in-turn",\n    requantize_rule="real-in-turn",', 'output_rule="product",\n    requantize_rule="real-product",',
     ),
     Fault(
         "reciprocal-bias-truncated", "numerics.dialects.requantize", ("DIA-EVERYWHERE", "DIA-REQUANTIZE"),

@@ -71,7 +71,7 @@ FAULTS = [
     Fault(
         "reduced-scale-only", 'numerics.dialects.dialect', ("STA-REDUCE", "DIA-REDUCED"),
         "The scale is that of seven bits, and the codes still go up to 255.",
-        '(whole if self.reduced == "container" else (grid.qmin, grid.qmax))', 'whole',
+        '(whole if self.reduced_rule == "container" else (grid.qmin, grid.qmax))', 'whole',
     ),
     Fault(
         "relu-observed-by-itself", 'ptq.placement', ("STA-SAME-GRID", "STA-BOUNDARY"),

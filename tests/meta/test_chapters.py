@@ -38,6 +38,13 @@ def test_a_chapter_has_clauses_and_blocks(tmp_path):
     assert [(b.language, b.line) for b in chapter.blocks] == [("python", 9), ("pycon", 14)]
 
 
+def test_a_table_has_rows_by_the_words_of_its_head_and_the_clause_it_stands_under(tmp_path):
+    chapter = chapters.parse(write(tmp_path, GOOD + "\n| name | what for |\n|---|---|\n| `a` | `b` or c |\n| d | |\n"))
+    (table,) = chapter.tables
+    assert table.clause == "ABC-ONE"
+    assert table.rows == ({"name": "a", "what for": "`b` or c"}, {"name": "d", "what for": ""})
+
+
 def test_the_digest_sees_words_and_not_white_space(tmp_path):
     same = chapters.parse(write(tmp_path, GOOD.replace("MUST\n> hold", "MUST   hold"))).clauses[0].digest
     other = chapters.parse(write(tmp_path, GOOD.replace("MUST", "MAY"))).clauses[0].digest

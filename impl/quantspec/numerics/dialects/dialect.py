@@ -21,27 +21,30 @@ from .requantize import INTEGER_BIAS, REQUANTIZE, bias_codes_reciprocal
 
 @dataclass(frozen=True)
 class Dialect:
-    """One alternative for each choice of chapter 10, by name, and the arithmetic that follows (DIA-NAMED)."""
+    """One alternative for each choice of chapter 10, by name, and the arithmetic that follows (DIA-NAMED).
+
+    What is not named is chosen as chapters 1 to 6 do, which is the dialect ``exact``.
+    """
 
     name: str
-    quantize_rule: str
-    quantize_channels_rule: str
-    qparams_rule: str
-    symmetric_rule: str
-    reduced: str
-    requantize_rule: str
-    qparams_dynamic_rule: str
-    quantize_dynamic_rule: str
-    output_rule: str
-    windows_rule: str
-    add_rule: str
-    mul_rule: str
-    rescale_rule: str
-    average_rule: str
-    mean_rule: str
-    fold_rule: str
-    channels_rule: str = "any"
+    quantize_rule: str = "exact"
+    quantize_channels_rule: str = "exact"
+    qparams_rule: str = "exact"
+    symmetric_rule: str = "narrow"
+    reduced_rule: str = "codes"
     accumulate_rule: str = "exact"
+    requantize_rule: str = "exact"
+    windows_rule: str = "exact"
+    channels_rule: str = "any"
+    qparams_dynamic_rule: str = "exact"
+    quantize_dynamic_rule: str = "exact"
+    output_rule: str = "exact"
+    add_rule: str = "exact"
+    mul_rule: str = "exact"
+    rescale_rule: str = "exact"
+    average_rule: str = "exact"
+    mean_rule: str = "exact"
+    fold_rule: str = "exact"
 
     def quantize(self, x, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
         """Codes of real values by DIA-QUANTIZE; arguments and errors as ``affine.quantize``."""
@@ -191,4 +194,4 @@ class Dialect:
         return self.real(accumulator, bias, scale, w.scale)
 
     def _contained(self, grid: QParams, whole: tuple[int, int]) -> QParams:
-        return QParams(grid.scale, grid.zero_point, *(whole if self.reduced == "container" else (grid.qmin, grid.qmax)))
+        return QParams(grid.scale, grid.zero_point, *(whole if self.reduced_rule == "container" else (grid.qmin, grid.qmax)))

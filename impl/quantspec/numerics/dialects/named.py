@@ -1,48 +1,181 @@
-"""The named dialects (DIA-NAMED)."""
+"""The named dialects (DIA-NAMED): whatever a dialect does not name, it chooses as ``exact`` does, or as the one it is derived from."""
 
 from dataclasses import replace
 
 from .dialect import Dialect
 
-TORCH = ("fused", "add", "float32", "half", "container")
-TORCH_CODES = ("real", "reciprocal", "quantize", "inside", "inside", "float32")
-ONNX = ("divide", "divide", "float32-bare", "narrow", "codes")
-ONNX_CODES = ("ratios", "inside", "quantize", "real", "ratio", "exact")
-TFLITE = ("divide-away", "divide-away", "exact", "narrow", "codes")
-TFLITE_CODES = ("shifted", "fixed-two", "ratio-away", "codes-away", "fixed-two", "exact")
-EXACT_CODES = ("exact",) * 6
-INT16 = ("fbgemm", "onednn", "onednn-product", "onednn-pointwise", "onednn-pointwise-product")
-DIALECTS = {
-    choices.name: choices
-    for choices in (
-        Dialect("exact", "exact", "exact", "exact", "narrow", "codes", "exact", "exact", "exact", "exact", "exact", *EXACT_CODES),
-        Dialect("onnx", *ONNX, "integer-bias", "float32-bare", "divide", "multiply-add", "integer-bias", *ONNX_CODES),
-        Dialect("fbgemm", *TORCH, "float-bias", "float64", "fused", "fused", "float-bias", *TORCH_CODES),
-        Dialect("onednn", *TORCH, "real-in-turn", "float64", "inverted", "in-turn", "real-weight-once", *TORCH_CODES, "even"),
-        Dialect("onednn-product", *TORCH, "real-product", "float64", "inverted", "product", "real-weight-once-product", *TORCH_CODES, "even"),
-        Dialect(
-            "qnnpack", *TORCH, "integer-bias-reciprocal", "float64", "fused", "multiply-add", "integer-bias-reciprocal",
-            "fixed-away", "reciprocal", "quantize", "ratio", "ratio", "float32",
-        ),
-        Dialect("paper", "exact", "exact", "half-up", "narrow", "codes", "fixed-one", "half-up", "exact", "exact", "fixed-one", *EXACT_CODES),
-        Dialect("onnx-reference", *ONNX, "double-inside", "float32-bare", "divide", "multiply-add", "double-inside", *ONNX_CODES),
-        Dialect("torch-quantize", *TORCH, "exact", "float32", "fused", "exact", "exact", *TORCH_CODES),
-        Dialect("torch-quantize-tail", *TORCH, "exact", "float32", "fused", "exact", "exact", "real-inside", *TORCH_CODES[1:4], "codes", "float32"),
-        Dialect("torch-fake-quantize", "reciprocal", "reciprocal", *TORCH[2:], "exact", "float32", "reciprocal", "exact", "exact", *EXACT_CODES),
-        Dialect("onednn-pointwise", *TORCH, "real-plain", "float64", "fused", "in-turn", "real-plain", *TORCH_CODES, "even"),
-        Dialect("onednn-pointwise-product", *TORCH, "real-plain-product", "float64", "fused", "product", "real-plain-product", *TORCH_CODES, "even"),
-        Dialect("onednn-reference", *TORCH, "real-divided", "float64", "fused", "in-turn", "real-divided", *TORCH_CODES, "even"),
-        Dialect(
-            "xnnpack", "reciprocal", "divide-away", "exact", "narrow", "codes", "integer-bias", "exact", "reciprocal", "multiply-add", "integer-bias",
-            "fixed-up", "outside", "ratio-away", "codes-away", "inside", "exact",
-        ),
-        Dialect("tflite-reference", *TFLITE, "fixed-one", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
-        Dialect("tflite-two-roundings", *TFLITE, "fixed-two", "exact", "divide-away", "multiply-add", "fixed-two", *TFLITE_CODES),
-        Dialect("tflite-ruy", *TFLITE, "fixed-two-up", "exact", "divide-away", "multiply-add", "fixed-two-up", *TFLITE_CODES),
-        Dialect("openvino", "levels", "levels", "exact", "narrow", "codes", "real-product", "exact", "levels", "exact", "real-product", *EXACT_CODES),
-    )
-}  # fmt: skip
-DIALECTS |= {f"{name}-int16": replace(DIALECTS[name], name=f"{name}-int16", accumulate_rule="pairs") for name in INT16}
+EXACT = Dialect("exact")
+PAPER = Dialect(
+    "paper",
+    qparams_rule="half-up",
+    qparams_dynamic_rule="half-up",
+    requantize_rule="fixed-one",
+    windows_rule="fixed-one",
+)
+
+# PyTorch: quantized tensors outside of layers, and its engines.
+TORCH_QUANTIZE = Dialect(
+    "torch-quantize",
+    quantize_rule="fused",
+    quantize_channels_rule="add",
+    qparams_rule="float32",
+    symmetric_rule="half",
+    reduced_rule="container",
+    qparams_dynamic_rule="float32",
+    quantize_dynamic_rule="fused",
+    add_rule="real",
+    mul_rule="reciprocal",
+    rescale_rule="quantize",
+    average_rule="inside",
+    mean_rule="inside",
+    fold_rule="float32",
+)
+TORCH_QUANTIZE_TAIL = replace(TORCH_QUANTIZE, name="torch-quantize-tail", add_rule="real-inside", mean_rule="codes")
+TORCH_FAKE_QUANTIZE = Dialect(
+    "torch-fake-quantize",
+    quantize_rule="reciprocal",
+    quantize_channels_rule="reciprocal",
+    qparams_rule="float32",
+    symmetric_rule="half",
+    reduced_rule="container",
+    qparams_dynamic_rule="float32",
+    quantize_dynamic_rule="reciprocal",
+)
+FBGEMM = replace(
+    TORCH_QUANTIZE,
+    name="fbgemm",
+    qparams_dynamic_rule="float64",
+    output_rule="fused",
+    requantize_rule="float-bias",
+    windows_rule="float-bias",
+)
+QNNPACK = replace(
+    FBGEMM,
+    name="qnnpack",
+    output_rule="multiply-add",
+    requantize_rule="integer-bias-reciprocal",
+    windows_rule="integer-bias-reciprocal",
+    add_rule="fixed-away",
+    average_rule="ratio",
+    mean_rule="ratio",
+)
+ONEDNN = replace(
+    TORCH_QUANTIZE,
+    name="onednn",
+    qparams_dynamic_rule="float64",
+    quantize_dynamic_rule="inverted",
+    output_rule="in-turn",
+    requantize_rule="real-in-turn",
+    windows_rule="real-weight-once",
+    channels_rule="even",
+)
+ONEDNN_PRODUCT = replace(
+    ONEDNN,
+    name="onednn-product",
+    output_rule="product",
+    requantize_rule="real-product",
+    windows_rule="real-weight-once-product",
+)
+ONEDNN_POINTWISE = replace(
+    ONEDNN,
+    name="onednn-pointwise",
+    quantize_dynamic_rule="fused",
+    requantize_rule="real-plain",
+    windows_rule="real-plain",
+)
+ONEDNN_POINTWISE_PRODUCT = replace(
+    ONEDNN_POINTWISE,
+    name="onednn-pointwise-product",
+    output_rule="product",
+    requantize_rule="real-plain-product",
+    windows_rule="real-plain-product",
+)
+ONEDNN_REFERENCE = replace(
+    ONEDNN_POINTWISE,
+    name="onednn-reference",
+    requantize_rule="real-divided",
+    windows_rule="real-divided",
+)
+
+# ONNX: the kernels of ONNX Runtime, and the evaluator of the onnx package.
+ONNX = Dialect(
+    "onnx",
+    quantize_rule="divide",
+    quantize_channels_rule="divide",
+    qparams_rule="float32-bare",
+    qparams_dynamic_rule="float32-bare",
+    quantize_dynamic_rule="divide",
+    output_rule="multiply-add",
+    requantize_rule="integer-bias",
+    windows_rule="integer-bias",
+    add_rule="ratios",
+    mul_rule="inside",
+    rescale_rule="quantize",
+    average_rule="real",
+    mean_rule="ratio",
+)
+ONNX_REFERENCE = replace(ONNX, name="onnx-reference", requantize_rule="double-inside", windows_rule="double-inside")
+
+# LiteRT: its default delegate, its reference kernels, and its builtin ones.
+XNNPACK = Dialect(
+    "xnnpack",
+    quantize_rule="reciprocal",
+    quantize_channels_rule="divide-away",
+    quantize_dynamic_rule="reciprocal",
+    output_rule="multiply-add",
+    requantize_rule="integer-bias",
+    windows_rule="integer-bias",
+    add_rule="fixed-up",
+    mul_rule="outside",
+    rescale_rule="ratio-away",
+    average_rule="codes-away",
+    mean_rule="inside",
+)
+TFLITE_REFERENCE = Dialect(
+    "tflite-reference",
+    quantize_rule="divide-away",
+    quantize_channels_rule="divide-away",
+    quantize_dynamic_rule="divide-away",
+    output_rule="multiply-add",
+    requantize_rule="fixed-one",
+    windows_rule="fixed-two",
+    add_rule="shifted",
+    mul_rule="fixed-two",
+    rescale_rule="ratio-away",
+    average_rule="codes-away",
+    mean_rule="fixed-two",
+)
+TFLITE_TWO_ROUNDINGS = replace(TFLITE_REFERENCE, name="tflite-two-roundings", requantize_rule="fixed-two")
+TFLITE_RUY = replace(
+    TFLITE_REFERENCE,
+    name="tflite-ruy",
+    requantize_rule="fixed-two-up",
+    windows_rule="fixed-two-up",
+)
+
+OPENVINO = Dialect(
+    "openvino",
+    quantize_rule="levels",
+    quantize_channels_rule="levels",
+    quantize_dynamic_rule="levels",
+    requantize_rule="real-product",
+    windows_rule="real-product",
+)
+
+# In the order of the chapter's table.
+NAMED = (
+    EXACT, ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, QNNPACK, PAPER, ONNX_REFERENCE,
+    TORCH_QUANTIZE, TORCH_QUANTIZE_TAIL, TORCH_FAKE_QUANTIZE,
+    ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, ONEDNN_REFERENCE,
+    XNNPACK, TFLITE_REFERENCE, TFLITE_TWO_ROUNDINGS, TFLITE_RUY, OPENVINO,
+)  # fmt: skip
+# What x86 CPUs without dot-product instructions make of a dialect (DIA-ACCUMULATE).
+INT16 = tuple(
+    replace(choices, name=f"{choices.name}-int16", accumulate_rule="pairs")
+    for choices in (FBGEMM, ONEDNN, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT)
+)
+DIALECTS = {choices.name: choices for choices in NAMED + INT16}
+
 
 def dialect(name: str) -> Dialect:
     """The dialect of that name; ValueError listing the known ones when there is none."""
