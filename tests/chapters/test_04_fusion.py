@@ -18,7 +18,7 @@ from quantspec import chapters
 from quantspec.capture import tracer
 from quantspec.ir import float_graph as floats
 from quantspec.ir.program import Linear
-from quantspec.numerics import integer
+from quantspec.numerics import folding, integer
 from quantspec.numerics.affine import QParams, qparams
 from quantspec.ptq import fusion
 
@@ -96,7 +96,7 @@ def normalizations(draw):
 @given(normalizations())
 def test_folded_weights_and_biases_are_within_their_bounds(case):
     weight, bias, gamma, beta, mean, var, eps = case
-    got_w, got_b = fusion.fold_batch_norm(*case)
+    got_w, got_b = folding.fold_batch_norm(*case)
     assert got_w.dtype == got_b.dtype == np.float32 and got_w.shape == weight.shape and got_b.shape == (len(weight),)
     for c in range(len(weight)):
         start = 0.0 if bias is None else bias[c]
@@ -112,10 +112,10 @@ def test_folded_weights_and_biases_are_within_their_bounds(case):
 @given(normalizations())
 def test_each_output_channel_is_folded_with_its_own_statistics(case):
     weight, bias, *statistics, eps = case
-    together = fusion.fold_batch_norm(*case)
+    together = folding.fold_batch_norm(*case)
     for c in range(len(weight)):
         one = slice(c, c + 1)
-        alone = fusion.fold_batch_norm(weight[one], None if bias is None else bias[one], *(s[one] for s in statistics), eps)
+        alone = folding.fold_batch_norm(weight[one], None if bias is None else bias[one], *(s[one] for s in statistics), eps)
         assert alone[0].tolist() == together[0][one].tolist() and alone[1].tolist() == together[1][one].tolist()
 
 
@@ -123,15 +123,15 @@ def test_each_output_channel_is_folded_with_its_own_statistics(case):
 def test_a_missing_bias_counts_as_zero():
     one = np.ones(1, np.float32)
     weight = np.float32([[2.0]])
-    with_zero = fusion.fold_batch_norm(weight, one * 0, one * 3, one * 5, one * 7, one * 4, 0.0)
-    without = fusion.fold_batch_norm(weight, None, one * 3, one * 5, one * 7, one * 4, 0.0)
+    with_zero = folding.fold_batch_norm(weight, one * 0, one * 3, one * 5, one * 7, one * 4, 0.0)
+    without = folding.fold_batch_norm(weight, None, one * 3, one * 5, one * 7, one * 4, 0.0)
     assert [v.tolist() for v in without] == [v.tolist() for v in with_zero] == [[[3.0]], [-5.5]]
 
 
 @clause("FUS-FOLD-EPS")
 def test_a_channel_without_variance_folds_to_finite_weights():
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    weight, bias = fusion.fold_batch_norm(np.float32([[1.0]]), zero, one, zero, one, zero, 0.25)
+    weight, bias = folding.fold_batch_norm(np.float32([[1.0]]), zero, one, zero, one, zero, 0.25)
     assert weight.tolist() == [[2.0]] and bias.tolist() == [-2.0]
     exact = spec.fold_batch_norm([1.0], 0.0, 1.0, 0.0, 1.0, 0.0, 0.25)
     assert exact == ([2], -2)
@@ -142,7 +142,7 @@ def test_a_channel_without_variance_folds_to_finite_weights():
 def test_folding_changes_a_result_by_no_more_than_its_bound(case, data):
     weight, bias, gamma, beta, mean, var, eps = case
     weight = weight.reshape(len(weight), -1)
-    got_w, got_b = fusion.fold_batch_norm(weight, bias, gamma, beta, mean, var, eps)
+    got_w, got_b = folding.fold_batch_norm(weight, bias, gamma, beta, mean, var, eps)
     u = [Fraction(v) for v in data.draw(st.lists(st.floats(-100, 100, width=32), min_size=weight.shape[1], max_size=weight.shape[1]))]
     for c in range(len(weight)):
         start = Fraction(0.0 if bias is None else float(bias[c]))
@@ -162,7 +162,7 @@ def test_folding_changes_a_result_by_no_more_than_its_bound(case, data):
 def test_a_variance_that_has_no_root_is_refused(var, eps):
     one = np.ones(2, np.float32)
     with pytest.raises(ValueError, match=f"^var: expected var \\+ eps to be positive and finite, got {var + eps}$"):
-        fusion.fold_batch_norm(np.ones((2, 1), np.float32), None, one, one, one, np.float32([1.0, var]), eps)
+        folding.fold_batch_norm(np.ones((2, 1), np.float32), None, one, one, one, np.float32([1.0, var]), eps)
 
 
 @clause("FUS-FOLD-REFUSE")
@@ -359,7 +359,7 @@ def before(draw):
 @given(before())
 def test_a_normalization_before_a_layer_is_folded_as_the_definition_says(case):
     weight, bias, statistics, eps, groups = case
-    folded, shifted = fusion.fold_batch_norm_before(weight, bias, *statistics, eps, groups)
+    folded, shifted = folding.fold_batch_norm_before(weight, bias, *statistics, eps, groups)
     assert folded.dtype == shifted.dtype == np.float32 and folded.shape == weight.shape
     outputs, inputs = len(weight) // groups, weight.shape[1]
     for o in range(len(weight)):

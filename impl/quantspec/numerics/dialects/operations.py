@@ -7,10 +7,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from quantspec.numerics import integer, windows
+from quantspec.numerics import folding, integer, windows
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import checked_codes
-from quantspec.ptq import fusion
 
 from .dialect import Dialect
 from .fixed_point import away_shift, two_roundings
@@ -256,8 +255,8 @@ def mean(rules: Dialect, q, grid: QParams, axes: tuple[int, ...], *, keepdim: bo
 
 
 def fold_batch_norm(rules: Dialect, weight, bias, gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weight and bias with the normalization folded in, by DIA-FOLD; arguments and errors as ``fusion.fold_batch_norm``."""
-    exact = fusion.fold_batch_norm(weight, bias, gamma, beta, mean, var, eps)
+    """Weight and bias with the normalization folded in, by DIA-FOLD; arguments and errors as ``folding.fold_batch_norm``."""
+    exact = folding.fold_batch_norm(weight, bias, gamma, beta, mean, var, eps)
     if rules.fold_rule == "exact":
         return exact
     weight, gamma, beta, mean, var = (np.asarray(v, np.float32) for v in (weight, gamma, beta, mean, var))
