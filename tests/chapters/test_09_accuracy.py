@@ -99,6 +99,13 @@ def test_the_upper_bound_is_where_so_few_become_too_surprising(n, data, confiden
 
 
 @clause("ACC-UPPER")
+@pytest.mark.parametrize("k", [0, 5, 500, 50_000])
+def test_at_most_half_of_many_events_is_as_likely_as_more(k):
+    # Of an odd number of tosses of a coin either k or fewer are heads, or k or fewer are tails.
+    assert abs(accuracy.upper_bound(k, 2 * k + 1, 0.5) - 0.5) <= 2.0**-30
+
+
+@clause("ACC-UPPER")
 @pytest.mark.parametrize("upper_bound", [accuracy.upper_bound, spec.upper_bound])
 @pytest.mark.parametrize(("k", "n", "confidence", "name"), [(-1, 5, 0.9, "k"), (6, 5, 0.9, "k"), (0, 0, 0.9, "k"), (1, 5, 0, "confidence"), (1, 5, 1, "confidence")])
 def test_what_is_no_share_has_no_bound(upper_bound, k, n, confidence, name):

@@ -29,17 +29,17 @@ FAULTS = [
     Fault(
         "upper-bound-of-the-bell-curve", 'numerics.accuracy', ("ACC-UPPER",),
         "Wald's interval takes the share itself for the bound where nothing was seen.",
-        'float(betaincinv(k + 1, n - k, confidence))', "min(k / n + 2.3263478740408408 * (k / n * (1 - k / n) / n) ** 0.5, 1.0)",
+        "return high", "return min(k / n + 2.3263478740408408 * (k / n * (1 - k / n) / n) ** 0.5, 1.0)",
     ),
     Fault(
         "upper-bound-two-sided", 'numerics.accuracy', ("ACC-UPPER",),
         "Half of the error probability is kept for a lower bound that nobody asked for.",
-        'float(betaincinv(k + 1, n - k, confidence))', 'float(betaincinv(k + 1, n - k, (1 + confidence) / 2))',
+        "< 1 - confidence else", "< (1 - confidence) / 2 else",
     ),
     Fault(
         "lower-bound-for-the-upper", 'numerics.accuracy', ("ACC-UPPER",),
-        "The beta distribution of the lower bound is taken.",
-        'float(betaincinv(k + 1, n - k, confidence))', 'float(betaincinv(max(k, 1e-9), n - k + 1, confidence))',
+        "Fewer than k events are counted, as for the lower bound.",
+        "events = np.arange(k + 1)", "events = np.arange(max(k, 1))",
     ),
     Fault(
         "calibrated-on-raw-pixels", "tutorial.tutorial", ("ACC-TUTORIAL",),

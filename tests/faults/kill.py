@@ -21,7 +21,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy look at it: two ch
 
 import hypothesis.extra.numpy  # noqa: E402, F401
 import numpy as np  # noqa: E402, F401
-import scipy.stats  # noqa: E402, F401
 import sybil  # noqa: E402, F401
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402

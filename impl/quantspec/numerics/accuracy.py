@@ -35,10 +35,19 @@ def upper_bound(k: int, n: int, confidence: float = 0.99) -> float:
         raise ValueError(f"k: expected 0 to n, and n above 0, got {k} of {n}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected between 0 and 1, got {confidence}")
-    from scipy.special import betaincinv  # half a second that a program without this question need not wait for
+    low, high = k / n, 1.0
+    while high - low > 2.0**-32:
+        middle = (low + high) / 2
+        low, high = (low, middle) if at_most(k, n, middle) < 1 - confidence else (middle, high)
+    return high
 
-    # The bound is a quantile of a beta distribution.
-    return 1.0 if k == n else float(betaincinv(k + 1, n - k, confidence))
+
+def at_most(k: int, n: int, p: float) -> float:
+    """The probability of at most k of n independent events of probability p, from 0 to 1 without the ends."""
+    events = np.arange(k + 1)
+    # Logarithms, as of many events there are more combinations than a float64 can count.
+    combinations = np.concatenate([[0.0], np.log((n - events[:-1]) / events[1:]).cumsum()])
+    return float(np.exp(combinations + events * math.log(p) + (n - events) * math.log1p(-p)).sum())
 
 
 def disagreement(float_predictions, int8_predictions, *, confidence: float = 0.99) -> tuple[int, float]:
