@@ -1,4 +1,4 @@
-"""What every test gets: Hypothesis profiles, the data set, the clauses it checks, and the chapters' examples as tests."""
+"""What every test gets: Hypothesis profiles, the data set, its clauses; and the chapters' examples as tests."""
 
 import contextlib
 import doctest
@@ -24,14 +24,20 @@ settings.register_profile("dev", max_examples=20, deadline=None, print_blob=True
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("thorough", max_examples=1200, deadline=None, print_blob=True)
 # For runs in which tests are meant to fail: the smallest example is of no interest there.
-settings.register_profile("faults", max_examples=60, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+drawn_only = [Phase.explicit, Phase.generate]
+settings.register_profile("faults", max_examples=60, deadline=None, derandomize=True, phases=drawn_only)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def is_chapter(path: Path) -> bool:
+    """Whether a page is a chapter, ``spec/NN-stem.md``."""
+    return path.parent.name == "spec" and path.stem[:2].isdigit()
+
+
 def run_examples(example) -> None:
-    """Runs one ``pycon`` block against the definitions of its chapter."""
+    """Runs one ``pycon`` block, a chapter's against the definitions of its chapter."""
     path = Path(example.path)
-    names = dict(chapters.load(path.stem[3:]).__dict__) if path.parent.name == "spec" and path.stem[:2].isdigit() else {}
+    names = dict(chapters.load(path.stem[3:]).__dict__) if is_chapter(path) else {}
     test = doctest.DocTestParser().get_doctest(example.parsed, names, path.name, path.name, example.line)
     out: list[str] = []
     doctest.DocTestRunner(verbose=False).run(test, out=out.append)
@@ -39,9 +45,9 @@ def run_examples(example) -> None:
 
 
 def run_definitions(example) -> None:
-    """A ``python`` block: a chapter's is part of the module that loading the chapter runs; another page's is run by itself."""
+    """Runs one ``python`` block, a chapter's as part of the module that loading the chapter runs."""
     path = Path(example.path)
-    if path.parent.name == "spec" and path.stem[:2].isdigit():
+    if is_chapter(path):
         module = chapters.load(path.stem[3:])
         defined = [line.split("(")[0].split()[1] for line in example.parsed.splitlines() if line.startswith("def ")]
         missing = [name for name in defined if not hasattr(module, name)]
@@ -70,4 +76,5 @@ def model(dataset, tmp_path_factory):
     """The tutorial's network, trained on that data set."""
     from quantspec.tutorial import models
 
-    return models.trained(dataset, cache=os.environ.get("QUANTSPEC_CACHE") or tmp_path_factory.mktemp("networks"), progress=False)
+    cache = os.environ.get("QUANTSPEC_CACHE") or tmp_path_factory.mktemp("networks")
+    return models.trained(dataset, cache=cache, progress=False)

@@ -1,4 +1,4 @@
-"""What is no network's time: calibration, observers, conversion between floats and codes, start-up, and how time grows."""
+"""What is no network's time: calibration, observers, conversion of floats and codes, start-up, and how time grows."""
 
 import json
 import os
@@ -29,7 +29,8 @@ CALIBRATED = {
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_calibration(name, bench):
     build, shape = CALIBRATED[name]
-    model, batches = build(), [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(BATCHES)]
+    model = build()
+    batches = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(BATCHES)]
     prepared = qs.prepare(model)
     fresh = dict(prepared.observers)
 
@@ -43,14 +44,16 @@ def test_calibration(name, bench):
             model(batch)
 
     with torch.inference_mode():
-        found = timing.side_by_side({"observed": calibrate, "float": forward}, bench.budget)
+        seconds = timing.side_by_side({"observed": calibrate, "float": forward}, bench.budget)
     what = f"time of {BATCHES} calibration batches through new min-max observers over the float forward passes, less 1"
-    bench.measure(f"calibration overhead, {name}", found["observed"] / found["float"] - 1, "", of=what, most=0.10)
+    overhead = seconds["observed"] / seconds["float"] - 1
+    bench.measure(f"calibration overhead, {name}", overhead, "", of=what, most=0.10)
 
 
 @pytest.mark.parametrize("count", [2**16, 2**20])
 def test_observers(count, bench):
-    batches = [torch.randn(count, generator=torch.Generator().manual_seed(seed)) * (1 + seed) for seed in range(4)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    batches = [torch.randn(count, generator=generator) * (1 + seed) for seed, generator in enumerate(generators)]
 
     def ours(observer):
         for batch in batches:
@@ -63,13 +66,18 @@ def test_observers(count, bench):
             observer(batch)
         return observer.calculate_qparams()
 
-    functions = {"histogram": lambda: ours(qs.HistogramObserver()), "mse": lambda: ours(qs.MSEObserver()), "torch.ao": theirs}
+    functions = {
+        "histogram": lambda: ours(qs.HistogramObserver()),
+        "mse": lambda: ours(qs.MSEObserver()),
+        "torch.ao": theirs,
+    }
     with torch.no_grad(), peers.quiet():
-        found = timing.side_by_side(functions, bench.budget)
+        seconds = timing.side_by_side(functions, bench.budget)
     what = f"time of torch.ao's HistogramObserver (4 batches of {count:,} values and qparams) over ours"
-    bench.measure(f"histogram observer, {count:,} values", found["torch.ao"] / found["histogram"], "x", of=f"{what}, the range that was seen", least=5)
-    searched = f"{what}, MSEObserver, which searches as theirs does"
-    bench.measure(f"histogram observer with search, {count:,} values", found["torch.ao"] / found["mse"], "x", of=searched, least=5)
+    seen, ratio = f"{what}, the range that was seen", seconds["torch.ao"] / seconds["histogram"]
+    bench.measure(f"histogram observer, {count:,} values", ratio, "x", of=seen, least=5)
+    searched, ratio = f"{what}, MSEObserver, which searches as theirs does", seconds["torch.ao"] / seconds["mse"]
+    bench.measure(f"histogram observer with search, {count:,} values", ratio, "x", of=searched, least=5)
 
 
 @pytest.mark.parametrize("count", [2**16, 2**20, 2**25])
@@ -82,22 +90,32 @@ def test_conversion(count, bench):
     source, target = np.ones(count * 5 // 2, np.uint8), np.ones(count * 5 // 2, np.uint8)
     to_codes, to_floats = np.ones(count, np.uint8), np.ones(count, np.float32)
     functions = {
-        "quantize": lambda: arrays.quantize(x, grid, out=to_codes), "dequantize": lambda: arrays.dequantize(q, grid, out=to_floats),
-        "new quantize": lambda: arrays.quantize(x, grid), "new dequantize": lambda: arrays.dequantize(q, grid),
-        "copy": lambda: np.copyto(target, source), "new copy": lambda: source.copy(),
-    }  # fmt: skip
-    found = timing.side_by_side(functions, bench.budget)
+        "quantize": lambda: arrays.quantize(x, grid, out=to_codes),
+        "dequantize": lambda: arrays.dequantize(q, grid, out=to_floats),
+        "new quantize": lambda: arrays.quantize(x, grid),
+        "new dequantize": lambda: arrays.dequantize(q, grid),
+        "copy": lambda: np.copyto(target, source),
+        "new copy": lambda: source.copy(),
+    }
+    seconds = timing.side_by_side(functions, bench.budget)
     for name in ("quantize", "dequantize"):
-        speed = 5 * count / found[name] / 1e9
-        bench.measure(f"{name}, {count:,} values", speed, "GB/s", of="bytes read and written per second by engines.compiled.arrays, into memory that is there")
-        what = "its speed over that of NumPy's copy of as many bytes"
-        bench.measure(f"{name} over a copy, {count:,} values", found["copy"] / found[name], "", of=f"{what} (copyto)", least=0.7)
+        speed = 5 * count / seconds[name] / 1e9
+        what = "bytes read and written per second by kernels.arrays, into memory that is there"
+        bench.measure(f"{name}, {count:,} values", speed, "GB/s", of=what)
+        what, ratio = "its speed over that of NumPy's copy of as many bytes", seconds["copy"] / seconds[name]
+        bench.measure(f"{name} over a copy, {count:,} values", ratio, "", of=f"{what} (copyto)", least=0.7)
         new = f"both into new memory, of which the copy needs {'more' if name == 'quantize' else 'less'}"
-        bench.measure(f"new {name} over a new copy, {count:,} values", found["new copy"] / found[f"new {name}"], "", of=f"{what}, {new}")
+        ratio = seconds["new copy"] / seconds[f"new {name}"]
+        bench.measure(f"new {name} over a new copy, {count:,} values", ratio, "", of=f"{what}, {new}")
 
 
 IMPORT = "import time, torch; t = time.perf_counter(); import quantspec; print(time.perf_counter() - t)"
-COMPILES = "import sys, torch; before = set(sys.modules); import quantspec; print(sum(name in ('llvmlite', 'numba') for name in set(sys.modules) - before))"
+COMPILES = """
+import sys, torch
+before = set(sys.modules)
+import quantspec
+print(sum(name in ("llvmlite", "numba") for name in set(sys.modules) - before))
+"""
 FIRST = """
 import json, time, warnings
 warnings.simplefilter("ignore")
@@ -115,13 +133,16 @@ print(json.dumps([first, time.perf_counter() - start]))
 
 def child(script: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
-    return subprocess.run([sys.executable, "-c", script], env=os.environ | environment, check=True, capture_output=True, text=True).stdout.strip()
+    command, environ = [sys.executable, "-c", script], os.environ | environment
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_import(bench):
     child(IMPORT)
-    bench.measure("import", median(float(child(IMPORT)) for _ in range(5)), "s", of="`import quantspec` after `import torch`", most=0.3)
-    bench.measure("compilers imported", int(child(COMPILES)), "", of="how many of llvmlite and numba `import quantspec` loads", most=0)
+    seconds = median(float(child(IMPORT)) for _ in range(5))
+    bench.measure("import", seconds, "s", of="`import quantspec` after `import torch`", most=0.3)
+    compilers, what = int(child(COMPILES)), "how many of llvmlite and numba `import quantspec` loads"
+    bench.measure("compilers imported", compilers, "", of=what, most=0)
 
 
 @pytest.mark.parametrize("name", ["tutorial/batch=1", "mobilenet_v2/batch=1"])
@@ -136,7 +157,8 @@ def test_first_call(name, bench):
         warms.append(warm - usual if warm > 2 * usual else warm)
     what = f"first call of {name} in a fresh process"
     bench.measure(f"first call cold, {name}", median(colds), "s", of=f"{what}, nothing compiled before", most=5)
-    bench.measure(f"first call warm, {name}", median(warms), "s", of=f"{what}, kernels stored by an earlier process", most=0.3)
+    what = f"{what}, kernels stored by an earlier process"
+    bench.measure(f"first call warm, {name}", median(warms), "s", of=what, most=0.3)
 
 
 def test_slope(bench):
@@ -148,10 +170,12 @@ def test_slope(bench):
             q = qs.quantize(rows.seeded(lambda width=width: rows.wide(width))(), [batch])
             timed = timing.Timed("", lambda q=q, batch=batch: q(batch))
             count, once = timing.block_size(timed)
-            seconds.append(median(timing.block(timed, count) for _ in range(max(7, min(100, int(0.5 / (once * count)))))))
+            blocks = max(7, min(100, int(0.5 / (once * count))))
+            seconds.append(median(timing.block(timed, count) for _ in range(blocks)))
             macs.append(3 * width**3)
     slope = float(np.polyfit(np.log(macs), np.log(seconds), 1)[0])
-    what = f"log-log slope of time against multiply-accumulates, from {macs[0]:.1e} to {macs[-1]:.1e}: MLPs whose width is their batch size"
+    span = f"from {macs[0]:.1e} to {macs[-1]:.1e}"
+    what = f"log-log slope of time against multiply-accumulates, {span}: MLPs whose width is their batch size"
     bench.measure("growth, highest", slope, "", of=what, most=1.05)
     bench.measure("growth, lowest", slope, "", of="the same", least=0.95)
 
@@ -166,4 +190,5 @@ qs.quantize(model, (torch.rand(64, 1024) for _ in range({count})), observer=qs.H
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     few, many = (float(child(script.format(count=count))) for count in (4, 200))
-    bench.measure("memory of calibration", many / few, "x", of="peak memory of calibrating with 200 batches over that with 4 (1024-wide MLP, histograms)", most=1.05)
+    what = "peak memory of calibrating with 200 batches over that with 4 (1024-wide MLP, histograms)"
+    bench.measure("memory of calibration", many / few, "x", of=what, most=1.05)

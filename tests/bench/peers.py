@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,14 +51,16 @@ class Unavailable:
 def calibration(row: Row) -> list[torch.Tensor]:
     """What everybody is calibrated with, ours included."""
     size = min(row.shape[0], CALIBRATION_IMAGES) if len(row.shape) > 3 else 64
-    return [Row(row.name, row.network, row.build, (size, *row.shape[1:]), row.kind).batch(100 + seed) for seed in range(CALIBRATION)]
+    sized = replace(row, shape=(size, *row.shape[1:]))
+    return [sized.batch(100 + seed) for seed in range(CALIBRATION)]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without other libraries' remarks on what they deprecated."""
     level = logging.root.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    printed = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         warnings.simplefilter("ignore")
         logging.root.setLevel(logging.ERROR)
         try:
@@ -80,28 +82,30 @@ class Reader(CalibrationDataReader):
 def exported(model: nn.Module, example: torch.Tensor, folder: Path) -> Path:
     """The float network as ONNX, open in its batch, with what ONNX Runtime recommends to do before quantizing done."""
     raw, ready = folder / "raw.onnx", folder / "float32.onnx"
-    axes = {"x": {0: "batch"}, "y": {0: "batch"}}
-    torch.onnx.export(model, (example,), str(raw), input_names=["x"], output_names=["y"], dynamic_axes=axes, dynamo=False)
+    names = dict(input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}})
+    torch.onnx.export(model, (example,), str(raw), **names, dynamo=False)
     quant_pre_process(str(raw), str(ready))
     return ready
 
 
 def onnx_models(row: Row, model: nn.Module, folder: Path) -> dict[str, Path]:
-    """Files by what they hold: float32, and int8 with signed and with unsigned weights, each output channel with a scale of its own."""
+    """Files by what they hold: float32, int8 with signed and with unsigned weights; a scale for each channel."""
     batches = calibration(row)
-    made = {FLOAT32: exported(model, batches[0], folder)}
+    files = {FLOAT32: exported(model, batches[0], folder)}
+    source = str(files[FLOAT32])
     for name, weight_type in WEIGHTS.items():
         path = folder / f"{name}.onnx"
         if row.kind == STATIC:
-            settings = dict(quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8, weight_type=weight_type, per_channel=True)
-            quantize_static(str(made[FLOAT32]), str(path), Reader(batches), **settings)
+            settings = dict(quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8)
+            quantize_static(source, str(path), Reader(batches), weight_type=weight_type, per_channel=True, **settings)
         else:
-            # Operators that multiply integers take a scale for each channel only from some kernels; both are tried, and the faster counts.
-            quantize_dynamic(str(made[FLOAT32]), str(path), weight_type=weight_type, per_channel=False)
-            quantize_dynamic(str(made[FLOAT32]), str(folder / f"{name} per channel.onnx"), weight_type=weight_type, per_channel=True)
-            made[f"{name} per channel"] = folder / f"{name} per channel.onnx"
-        made[name] = path
-    return made
+            # Only some kernels that multiply integers take a scale for each channel: both are tried, the faster counts.
+            per_channel = folder / f"{name} per channel.onnx"
+            quantize_dynamic(source, str(path), weight_type=weight_type, per_channel=False)
+            quantize_dynamic(source, str(per_channel), weight_type=weight_type, per_channel=True)
+            files[per_channel.stem] = per_channel
+        files[name] = path
+    return files
 
 
 def session(path: Path, batch: int, threads: int) -> onnxruntime.InferenceSession:
@@ -109,12 +113,13 @@ def session(path: Path, batch: int, threads: int) -> onnxruntime.InferenceSessio
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     options.add_free_dimension_override_by_name("batch", batch)
-    # Its threads go on looking for work when a run is over, which would take the processor from whoever is measured next.
+    # Its threads go on looking for work when a run is over, which would slow down the next one to be measured.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def dynamic_torch(model: nn.Module, engine: str) -> nn.Module:
+    """torch.ao's dynamic form of a network."""
     torch.backends.quantized.engine = engine
     return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear, nn.LSTM}, dtype=torch.qint8)
 
@@ -129,56 +134,70 @@ class Models:
         with quiet():
             self.tried("onnxruntime", lambda: self.onnx.update(onnx_models(row, model, Path(self.folder.name))))
             for engine in TORCH_ENGINES:
-                self.tried(f"torch.ao {engine}", lambda engine=engine: self.torch_int8.update({engine: self.in_torch(engine)}))
+                add = lambda engine=engine: self.torch_int8.update({engine: self.in_torch(engine)})  # noqa: E731
+                self.tried(f"torch.ao {engine}", add)
 
     def in_torch(self, engine: str) -> nn.Module:
-        return torch_fx.quantized(self.model, calibration(self.row), engine=engine) if self.row.kind == STATIC else dynamic_torch(self.model, engine)
+        """torch.ao's int8 form of the network."""
+        if self.row.kind == STATIC:
+            return torch_fx.quantized(self.model, calibration(self.row), engine=engine)
+        return dynamic_torch(self.model, engine)
 
     def tried(self, name: str, make: Callable[[], None]) -> None:
+        """Makes a peer, or notes why it cannot be made."""
         try:
             make()
         except Exception as error:  # whatever another library raises is its answer
-            self.unavailable.append(Unavailable(name, f"{type(error).__name__}: {str(error).strip()[:160]}".splitlines()[0]))
+            reason = f"{type(error).__name__}: {str(error).strip()[:160]}".splitlines()[0]
+            self.unavailable.append(Unavailable(name, reason))
 
     def script(self, engine: str, batch: torch.Tensor) -> torch.jit.ScriptModule:
+        """torch.ao's int8 form of the network, traced, frozen and optimised."""
         torch.backends.quantized.engine = engine
-        made = torch.jit.freeze(torch.jit.trace(self.torch_int8[engine], batch, check_trace=False).eval())
+        frozen = torch.jit.freeze(torch.jit.trace(self.torch_int8[engine], batch, check_trace=False).eval())
         for _ in range(3):  # it optimises when it has seen some calls
-            made(batch)
-        return made
+            frozen(batch)
+        return frozen
 
     def peers(self, batch: torch.Tensor, threads: int, compiled: bool) -> list[Peer]:
         """All that run, for one batch."""
-        made = [Peer("torch", FLOAT32, lambda: self.model(batch))]
+        found = [Peer("torch", FLOAT32, lambda: self.model(batch))]
+
+        def add(name: str, kind: str, make: Callable[[], Callable], before: Callable[[], None] = lambda: None) -> None:
+            self.tried(name, lambda: found.append(Peer(name, kind, make(), before)))
+
         with quiet(), torch.inference_mode():
             if compiled:
-                self.tried("torch.compile", lambda: made.append(Peer("torch.compile", FLOAT32, compiled_call(self.model, batch))))
+                add("torch.compile", FLOAT32, lambda: compiled_call(self.model, batch))
             for name, path in self.onnx.items():
-                kind = FLOAT32 if name == FLOAT32 else INT8
-                label = "onnxruntime" if kind == FLOAT32 else f"onnxruntime {name}"
-                self.tried(label, lambda path=path, kind=kind, label=label: made.append(Peer(label, kind, runtime_call(session(path, len(batch), threads), batch))))
+                kind, label = (FLOAT32, "onnxruntime") if name == FLOAT32 else (INT8, f"onnxruntime {name}")
+                add(label, kind, lambda path=path: runtime_call(session(path, len(batch), threads), batch))
             for engine, model in self.torch_int8.items():
-                chosen = lambda engine=engine: setattr(torch.backends.quantized, "engine", engine)  # noqa: E731
-                made.append(Peer(f"torch.ao {engine}", INT8, lambda model=model: model(batch), chosen))
-                self.tried(f"torch.ao {engine} TorchScript", lambda engine=engine, chosen=chosen: made.append(scripted(self, engine, batch, chosen)))
-        return made
+                choose = lambda engine=engine: setattr(torch.backends.quantized, "engine", engine)  # noqa: E731
+                name = f"torch.ao {engine}"
+                found.append(Peer(name, INT8, lambda model=model: model(batch), choose))
+                add(f"{name} TorchScript", INT8, lambda engine=engine: scripted_call(self, engine, batch), choose)
+        return found
 
 
-def scripted(models: Models, engine: str, batch: torch.Tensor, before: Callable[[], None]) -> Peer:
-    made = models.script(engine, batch)
-    return Peer(f"torch.ao {engine} TorchScript", INT8, lambda: made(batch), before)
+def scripted_call(models: Models, engine: str, batch: torch.Tensor) -> Callable[[], object]:
+    """One call of torch.ao's network through TorchScript."""
+    script = models.script(engine, batch)
+    return lambda: script(batch)
 
 
 def runtime_call(session: onnxruntime.InferenceSession, batch: torch.Tensor) -> Callable[[], object]:
+    """One call of ONNX Runtime, which has run once."""
     feed = {"x": batch.numpy()}
     session.run(None, feed)
     return lambda: session.run(None, feed)
 
 
 def compiled_call(model: nn.Module, batch: torch.Tensor) -> Callable[[], object]:
-    made = torch.compile(model)
-    made(batch)
-    return lambda: made(batch)
+    """One call of what torch.compile makes of a network, which has run once."""
+    compiled = torch.compile(model)
+    compiled(batch)
+    return lambda: compiled(batch)
 
 
 @lru_cache
@@ -190,9 +209,11 @@ def absent() -> tuple[Unavailable, ...]:
     try:
         import torchao  # noqa: F401
     except ImportError:
-        found.append(Unavailable("torchao pt2e", f"torch {torch.__version__} has no pt2e quantization of its own any more, and torchao is not installed"))
+        reason = f"torch {torch.__version__} has no pt2e quantization of its own any more, and torchao is not installed"
+        found.append(Unavailable("torchao pt2e", reason))
     return tuple(found)
 
 
 def versions() -> dict[str, str]:
+    """The peers' versions."""
     return {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}

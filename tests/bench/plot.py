@@ -10,9 +10,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 KINDS = (("vs_float32", "best float32", "#4c78a8"), ("vs_int8", "best int8 peer", "#f58518"))
 
 
-def draw(found: dict, path: Path) -> None:
+def draw(run: dict, path: Path) -> None:
     """Writes the picture; nothing when there are no rows."""
-    rows = found["rows"][::-1]
+    rows = run["rows"][::-1]
     if not rows:
         return
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.34 * len(rows)), layout="constrained")
@@ -21,7 +21,8 @@ def draw(found: dict, path: Path) -> None:
         bars = axes.barh([index + offset for index in range(len(rows))], values, 0.4, label=name, color=colour)
         axes.bar_label(bars, [f"{value:.2f}" if value else "–" for value in values], padding=2, fontsize=7)
     several = len({row["threads"] for row in rows}) > 1
-    names = [f"{row['row']} ({row['threads']} threads)" if several and row["threads"] > 1 else row["row"] for row in rows]
+    threads = [f" ({row['threads']} threads)" if several and row["threads"] > 1 else "" for row in rows]
+    names = [row["row"] + suffix for row, suffix in zip(rows, threads)]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_ylim(-0.6, len(rows) - 0.4)

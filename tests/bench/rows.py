@@ -1,7 +1,7 @@
 """What is measured: networks, their inputs, and what each row promises."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,10 @@ BATCHES = (1, 10, 64, 256, 1024)
 
 @dataclass(frozen=True)
 class Targets:
-    """The least that a row is to reach: ratios to the best peers' time, or to the best of torch.ao's, and a share of the VNNI peak; None where nothing was set."""
+    """The least that a row is to reach; None where nothing was set.
+
+    Ratios to the best peers' time, or to the best of torch.ao's, and a share of the VNNI peak.
+    """
 
     vs_float32: float | None = None
     vs_int8: float | None = 1.0
@@ -29,7 +32,10 @@ AS_DYNAMIC = Targets(vs_int8=None, vs_torch_ao=1.0)
 
 @dataclass(frozen=True)
 class Row:
-    """``network``: the name of what ``build`` makes; ``shape`` of the input. ``promises``: that int8 is not slower than float32, or the run fails."""
+    """A network and the shape of its input.
+
+    ``network``: the name of what ``build`` makes. ``promises``: that int8 is not slower than float32, or the run fails.
+    """
 
     name: str
     network: str
@@ -44,7 +50,8 @@ class Row:
         generator = torch.Generator().manual_seed(seed)
         if len(self.shape) == 4 and self.shape[1] == 3:
             return zoo.images(self.shape[0], self.shape[-1], seed)
-        return torch.rand(self.shape, generator=generator) if self.kind == STATIC else torch.randn(self.shape, generator=generator)
+        draw = torch.rand if self.kind == STATIC else torch.randn
+        return draw(self.shape, generator=generator)
 
 
 class LeNet(nn.Module):
@@ -80,14 +87,15 @@ class UNet(nn.Module):
 
 def twice(inputs: int, outputs: int) -> nn.Module:
     """A convolution, its normalization and ReLU, two times."""
-    parts = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-    return nn.Sequential(*parts, nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    first, second = (nn.Conv2d(channels, outputs, 3, padding=1, bias=False) for channels in (inputs, outputs))
+    return nn.Sequential(first, nn.BatchNorm2d(outputs), nn.ReLU(), second, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def volumes() -> nn.Module:
     """Convolutions over three axes, on [n, 3, frames, side, side]."""
     first, second = nn.Conv3d(3, 32, 3, padding=1), nn.Conv3d(32, 64, 3, padding=1)
-    return nn.Sequential(first, nn.ReLU(), nn.MaxPool3d(2), second, nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, 10))
+    features = [first, nn.ReLU(), nn.MaxPool3d(2), second, nn.ReLU()]
+    return nn.Sequential(*features, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 class Sequence(nn.Module):
@@ -104,13 +112,13 @@ class Sequence(nn.Module):
 def seeded(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """The same network every time, in evaluation mode."""
 
-    def made() -> nn.Module:
+    def build_seeded() -> nn.Module:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             return build().eval()
 
-    return made
+    return build_seeded
 
 
 def wide(width: int, layers: int = 3) -> nn.Module:
@@ -120,29 +128,41 @@ def wide(width: int, layers: int = 3) -> nn.Module:
 
 
 def mlp_targets(batch: int) -> Targets:
+    """Of the wide MLPs: large batches are to come near the peak."""
     return Targets(peak=0.7 if batch >= 256 else None)
 
 
 def rows() -> list[Row]:
     """All rows, those of one network next to each other."""
-    made = [Row(f"tutorial/batch={n}", "tutorial", seeded(MLP), (n, 784), targets=Targets(2.0, 2.0 if n == 1 else 1.2)) for n in BATCHES]
+    found = []
+
+    def add(network: str, build: Callable[[], nn.Module], shapes: Iterable[tuple[int, ...]], **settings) -> None:
+        found.extend(Row(f"{network}/batch={shape[0]}", network, build, shape, **settings) for shape in shapes)
+
+    for n in BATCHES:
+        add("tutorial", seeded(MLP), [(n, 784)], targets=Targets(2.0, 2.0 if n == 1 else 1.2))
     for width in (1024, 4096):
-        made += [Row(f"mlp{width}/batch={n}", f"mlp{width}", seeded(lambda width=width: wide(width)), (n, width), targets=mlp_targets(n)) for n in BATCHES]
-    made += [Row(f"lenet/batch={n}", "lenet", seeded(LeNet), (n, 1, 28, 28)) for n in (1, 8)]
+        for n in BATCHES:
+            add(f"mlp{width}", seeded(lambda width=width: wide(width)), [(n, width)], targets=mlp_targets(n))
+    add("lenet", seeded(LeNet), [(n, 1, 28, 28) for n in (1, 8)])
     for name in ("resnet18", "resnet50", "mobilenet_v2"):
-        least = 2.5 if name.startswith("resnet") else None
-        made += [Row(f"{name}/batch={n}", name, lambda name=name: zoo.build(name, 224), (n, 3, 224, 224), targets=Targets(least)) for n in (1, 8)]
-    made += [Row(f"unet/batch={n}", "unet", seeded(UNet), (n, 3, 128, 128)) for n in (1, 8)]
-    made += [Row(f"volumes/batch={n}", "volumes", seeded(volumes), (n, 3, 16, 56, 56)) for n in (1, 4)]
+        targets = Targets(2.5 if name.startswith("resnet") else None)
+        add(name, lambda name=name: zoo.build(name, 224), [(n, 3, 224, 224) for n in (1, 8)], targets=targets)
+    add("unet", seeded(UNet), [(n, 3, 128, 128) for n in (1, 8)])
+    add("volumes", seeded(volumes), [(n, 3, 16, 56, 56) for n in (1, 4)])
     linear = seeded(lambda: nn.Sequential(nn.Linear(768, 3072)))
-    made += [Row(f"dynamic-linear/rows={n}", "dynamic-linear", linear, (n, 768), DYNAMIC, AS_DYNAMIC) for n in (1, 16, 128)]
-    return made + [Row(f"lstm/batch={n}", "lstm", seeded(Sequence), (n, 32, 128), DYNAMIC, AS_DYNAMIC) for n in (1, 16)]
+    for n in (1, 16, 128):
+        found.append(Row(f"dynamic-linear/rows={n}", "dynamic-linear", linear, (n, 768), DYNAMIC, AS_DYNAMIC))
+    add("lstm", seeded(Sequence), [(n, 32, 128) for n in (1, 16)], kind=DYNAMIC, targets=AS_DYNAMIC)
+    return found
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one forward pass: multiply-accumulates, and the bytes of an int8 network that have to pass at least (weights, biases, float input and output, and each
-    layer's codes, written and read once)."""
+    """Of one forward pass: multiply-accumulates, and the bytes of an int8 network that have to pass at least.
+
+    These are weights, biases, float input and output, and each layer's codes, written and read once.
+    """
 
     macs: int
     nbytes: int

@@ -1,8 +1,9 @@
 """Times of several functions that do the same, measured side by side.
 
-Every round times each of them once, in an order that moves on, so that whatever else the machine does meets all of them alike. What takes microseconds is called
-many times in a row, so that reading the clock costs nothing, and one call before them is not timed: it finds in the caches what the one before left there, which
-for some is a model that shares their weights. A time is the median of the rounds.
+Every round times each of them once, in an order that moves on, so that whatever else the machine does meets all of them
+alike. What takes microseconds is called many times in a row, so that reading the clock costs nothing, and one call
+before them is not timed: it finds in the caches what the one before left there, which for some is a model that shares
+their weights. A time is the median of the rounds.
 """
 
 import gc
@@ -66,7 +67,10 @@ def block(timed: Timed, count: int) -> float:
 
 
 class Interleaved:
-    """The times of all but the first are taken between those of the first, which whoever runs the rounds times: ``peers`` before each, ``ours`` itself."""
+    """Rounds of ours and of others, whose times are taken between ours.
+
+    Whoever runs the rounds calls ``peers`` before each, which is not timed there, and times ``run``.
+    """
 
     def __init__(self, ours: Timed, others: list[Timed], budget: float, settle: float = 0.0):
         self.ours, self.others, self.settle, self.turn = ours, others, settle, 0

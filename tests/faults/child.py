@@ -1,6 +1,7 @@
 """What happens in a forked child: one fault is put into its module, and the tests of its clauses run against it.
 
-The child inherits everything slow to import. It does not inherit quantspec, which it imports itself, with the fault in it.
+The child inherits everything slow to import. It does not inherit quantspec, which it imports itself, with the fault in
+it.
 """
 
 import importlib.abc
@@ -16,8 +17,9 @@ import pytest
 
 from faults.fault import ROOT, Fault
 
-# pytest would rewrite hypothesis's own plugin, but the parent has imported it already; nothing in there asserts anything of ours.
-ARGUMENTS = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--rootdir", str(ROOT)]
+ARGUMENTS = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+# pytest would rewrite Hypothesis's plugin, which the parent has imported already; it asserts nothing of ours.
+ARGUMENTS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 class Loader(importlib.machinery.SourceFileLoader):
@@ -40,7 +42,8 @@ class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname != self.name:
             return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=Loader(fullname, self.path, self.source))
+        loader = Loader(fullname, self.path, self.source)
+        return importlib.util.spec_from_file_location(fullname, self.path, loader=loader)
 
 
 def install(fault: Fault) -> None:
@@ -74,18 +77,19 @@ class Survey:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        test = self.tests.setdefault(item.nodeid, {"clauses": sorted(named(item)), "file": str(item.path), "seconds": 0.0})
-        test["seconds"] += report.duration
+        new = {"clauses": sorted(named(item)), "file": str(item.path), "seconds": 0.0}
+        self.tests.setdefault(item.nodeid, new)["seconds"] += report.duration
         if report.failed:
             self.failed.append(item.nodeid)
         return report
 
 
 class Attack:
-    """A pytest plugin: only tests of the given clauses, the quick ones first, and no more of a clause that has rejected the fault.
+    """A pytest plugin: only tests of the given clauses, and no more of a clause that has rejected the fault.
 
-    ``killed``: for each clause that rejected it the test that did. ``no_answer``: the first test that failed without telling right from wrong. It
-    is passed over, so that what becomes of a fault does not depend on which test happens to come first.
+    The quick tests come first. ``killed``: for each clause that rejected the fault the test that did. ``no_answer``:
+    the first test that failed without telling right from wrong. It is passed over, so that what becomes of a fault does
+    not depend on which test happens to come first.
     """
 
     def __init__(self, clauses: Iterable[str], seconds: Mapping[str, float]):
@@ -95,7 +99,8 @@ class Attack:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
-        items[:] = sorted((item for item in items if named(item) & self.open), key=lambda item: self.seconds.get(item.nodeid, 0.0))
+        wanted = [item for item in items if named(item) & self.open]
+        items[:] = sorted(wanted, key=lambda item: self.seconds.get(item.nodeid, 0.0))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):
@@ -105,7 +110,8 @@ class Attack:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        # A misspelt name, or a warning where a kernel would be silent, fails whatever the test checks, and so does what cannot be set up.
+        # A misspelt name, or a warning where a kernel would be silent, fails whatever the test checks.
+        # So does what cannot be set up.
         if report.failed and (report.when != "call" or call.excinfo.errisinstance((NameError, Warning))):
             self.no_answer = self.no_answer or f"{item.nodeid}: {call.excinfo.exconly().splitlines()[0]}"
         elif report.failed:
@@ -132,23 +138,28 @@ def redirect(log: Path) -> None:
 
 
 def survey(files: list[str], clauses: list[str] | None, result: Path, log: Path) -> None:
-    """The tests of some files without any fault (those of ``clauses``, or all), and the clauses that there are, into ``result`` as JSON."""
+    """Runs the tests of some files (those of ``clauses``, or all) without any fault.
+
+    Writes what they were, and each clause's chapter, into ``result`` as JSON.
+    """
     redirect(log)
     sys.path.insert(0, str(ROOT / "impl"))
     from quantspec import chapters
 
-    known = {id_: clause.chapter for id_, clause in chapters.clauses().items()}
-    plugin = Survey(known if clauses is None else clauses)
+    chapter_of = {id_: clause.chapter for id_, clause in chapters.clauses().items()}
+    plugin = Survey(chapter_of if clauses is None else clauses)
     code = run_pytest(plugin, files)
-    result.write_text(json.dumps({"code": code, "tests": plugin.tests, "failed": plugin.failed, "chapters": known}))
+    facts = {"code": code, "tests": plugin.tests, "failed": plugin.failed, "chapters": chapter_of}
+    result.write_text(json.dumps(facts))
 
 
 def attack(fault: Fault, files: list[str], seconds: Mapping[str, float], result: Path, log: Path) -> None:
-    """The tests of the fault's clauses against it, into ``result`` as JSON."""
+    """Runs the tests of the fault's clauses against it, and writes what they found into ``result`` as JSON."""
     redirect(log)
     print(f"{fault.name}: {fault.why}\n", flush=True)
     install(fault)
     plugin = Attack(fault.clauses, seconds)
     code = run_pytest(plugin, files)
     ended = "" if code in (0, 1) else f"pytest ended with exit code {code} before the tests of its clauses ran"
-    result.write_text(json.dumps({"killed": plugin.killed, "broken": ended or (plugin.no_answer if plugin.open else "")}))
+    broken = ended or (plugin.no_answer if plugin.open else "")
+    result.write_text(json.dumps({"killed": plugin.killed, "broken": broken}))

@@ -1,6 +1,7 @@
-"""Runs the suite against every fault: ``python -m faults.kill``. Fails unless each is rejected by every clause it names.
+"""Runs the suite against every fault: ``python -m faults.kill``.
 
-Everything slow is imported once, here; quantspec is not, so that each forked child imports it with its own fault inside.
+Fails unless each is rejected by every clause that it names. Everything slow is imported once, here; quantspec is not,
+so that each forked child imports it with its own fault inside.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch and numpy look at it: two children at once must not fight over two cores
+# Before torch and numpy look at it: two children at once must not fight over two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis.extra.numpy  # noqa: E402, F401
 import numpy as np  # noqa: E402, F401
@@ -37,7 +39,10 @@ RESULTS = ROOT / "spec" / "results" / "faults.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault: ``status`` is killed, survived, broken, hung or stale; ``killed`` has the test that rejected it, by clause."""
+    """What became of a fault.
+
+    ``status``: killed, survived, broken, hung or stale. ``killed``: by clause, the test that rejected it.
+    """
 
     fault: Fault
     status: str
@@ -70,12 +75,17 @@ class Setting:
 
 
 def run_jobs(jobs: list[Job], limit: float, title: str, console: Console) -> Iterator[tuple[Job, bool]]:
-    """Runs the jobs, two at a time; each job and whether it ended within ``limit`` seconds, in the order in which they end."""
+    """Runs the jobs, two at a time.
+
+    Gives each job and whether it ended within ``limit`` seconds, in the order in which they end.
+    """
     waiting, running = list(reversed(jobs)), {}
-    columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}")
+    columns = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns.append(TextColumn("{task.fields[now]}"))
     fork = multiprocessing.get_context("fork")
     # No thread of its own redraws the bar: a process that forks must have one thread only.
-    with Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as bar:
+    settings = dict(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
+    with Progress(*columns, **settings) as bar:
         task = bar.add_task(title, total=len(jobs), now="")
         try:
             while waiting or running:
@@ -110,8 +120,9 @@ def end(process: multiprocessing.Process) -> None:
 
 def test_files(clauses: list[str] | None) -> list[str]:
     """The test files that name clauses: any, or one of these."""
-    sources = {str(path): path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.name != given_backend.HOME}
-    return [path for path, source in sources.items() if any(word in source for word in (["clause("] if clauses is None else clauses))]
+    words = ["clause("] if clauses is None else clauses
+    paths = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.name != given_backend.HOME]
+    return [str(path) for path in paths if any(word in path.read_text(encoding="utf-8") for word in words)]
 
 
 def run_survey(clauses: list[str] | None, setting: Setting) -> tuple[dict, dict[str, str], list[str]]:
@@ -123,15 +134,16 @@ def run_survey(clauses: list[str] | None, setting: Setting) -> tuple[dict, dict[
         jobs.append(Job(stem, child.survey, ([file], clauses, result, log), result))
     tests, chapters, wrong = {}, {}, []
     for job, ended in run_jobs(jobs, 5 * setting.limit, "without a fault", setting.console):
-        found, see = job.answer(), f"see {os.path.relpath(job.arguments[-1])}"
-        if not ended or found is None:
-            wrong.append(f"{job.name} {'died' if ended else f'took more than {5 * setting.limit:.0f} seconds'} without any fault; {see}")
+        answer, see = job.answer(), f"see {os.path.relpath(job.arguments[-1])}"
+        if not ended or answer is None:
+            what = "died" if ended else f"took more than {5 * setting.limit:.0f} seconds"
+            wrong.append(f"{job.name} {what} without any fault; {see}")
             continue
-        tests |= found["tests"]
-        chapters |= found["chapters"]
-        wrong += [f"{test} fails without any fault; {see}" for test in found["failed"]]
-        if found["code"] not in (0, 1, 5):  # 5: no test there names one of the clauses
-            wrong.append(f"pytest ended with exit code {found['code']} on {job.name} without any fault; {see}")
+        tests |= answer["tests"]
+        chapters |= answer["chapters"]
+        wrong += [f"{test} fails without any fault; {see}" for test in answer["failed"]]
+        if answer["code"] not in (0, 1, 5):  # 5: no test there names one of the clauses
+            wrong.append(f"pytest ended with exit code {answer['code']} on {job.name} without any fault; {see}")
     return tests, chapters, wrong
 
 
@@ -153,15 +165,16 @@ def run_attacks(faults: list[Fault], tests: dict, setting: Setting) -> list[Outc
         else:
             outcomes[fault.name] = Outcome(fault, "survived", detail="no test names its clauses")
     for job, ended in run_jobs(jobs, setting.limit, "faults", setting.console):
-        fault, found = job.arguments[0], job.answer()
+        fault, answer = job.arguments[0], job.answer()
         if not ended:
             outcome = Outcome(fault, "hung", detail=f"not done after {setting.limit:.0f} seconds")
-        elif found is None:
+        elif answer is None:
             outcome = Outcome(fault, "broken", detail="the child died")
-        elif found["broken"]:
-            outcome = Outcome(fault, "broken", found["killed"], found["broken"])
+        elif answer["broken"]:
+            outcome = Outcome(fault, "broken", answer["killed"], answer["broken"])
         else:
-            outcome = Outcome(fault, "killed" if set(found["killed"]) == set(fault.clauses) else "survived", found["killed"])
+            status = "killed" if set(answer["killed"]) == set(fault.clauses) else "survived"
+            outcome = Outcome(fault, status, answer["killed"])
         outcomes[fault.name] = outcome
     return [outcomes[fault.name] for fault in faults]
 
@@ -169,13 +182,16 @@ def run_attacks(faults: list[Fault], tests: dict, setting: Setting) -> list[Outc
 def print_matrix(outcomes: list[Outcome], console: Console) -> None:
     """The kill matrix: for each fault and each clause that had to reject it the test that did."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("fault", no_wrap=True, width=max(len(outcome.fault.name) for outcome in outcomes))
-    table.add_column("clause", no_wrap=True, width=max(len(id_) for outcome in outcomes for id_ in outcome.fault.clauses))
+    longest_name = max(len(outcome.fault.name) for outcome in outcomes)
+    longest_id = max(len(id_) for outcome in outcomes for id_ in outcome.fault.clauses)
+    table.add_column("fault", no_wrap=True, width=longest_name)
+    table.add_column("clause", no_wrap=True, width=longest_id)
     table.add_column("killed by", overflow="ellipsis")  # a test's name is one word, and is cut where the line ends
     for outcome in outcomes:
         for index, id_ in enumerate(outcome.fault.clauses):
-            by = outcome.killed.get(id_, "").rpartition("::")[2].removeprefix("test_")
-            table.add_row("" if index else outcome.fault.name, id_, by.replace("[", r"\[") or f"[bold red]{outcome.status}")
+            test = outcome.killed.get(id_, "").rpartition("::")[2].removeprefix("test_")
+            killed_by = test.replace("[", r"\[") or f"[bold red]{outcome.status}"
+            table.add_row("" if index else outcome.fault.name, id_, killed_by)
     console.print(table)
 
 
@@ -186,8 +202,9 @@ def advice(outcome: Outcome, logs: Path) -> str:
     if outcome.status == "survived":
         missing = [id_ for id_ in fault.clauses if id_ not in outcome.killed]
         these = "this clause" if len(missing) == 1 else "these clauses"
-        what = f"add or strengthen a test that names {these}, or let the fault name only clauses whose sentence it violates; {outcome.detail or see}"
-        return f"{fault.name} survived {', '.join(missing)}: {what}\n  {fault.why}"
+        what = f"add or strengthen a test that names {these}"
+        what += ", or let the fault name only clauses whose sentence it violates"
+        return f"{fault.name} survived {', '.join(missing)}: {what}; {outcome.detail or see}\n  {fault.why}"
     if outcome.status == "stale":
         return f"{outcome.detail}; write it anew for the module as it is now"
     if outcome.status == "hung":
@@ -197,7 +214,9 @@ def advice(outcome: Outcome, logs: Path) -> str:
 
 def results_text(outcomes: list[Outcome], chapters: dict[str, str]) -> str:
     """For each clause the names of the faults that it rejected, as JSON."""
-    killed = {id_: sorted(outcome.fault.name for outcome in outcomes if id_ in outcome.killed) for id_ in sorted(chapters)}
+    killed = {}
+    for id_ in sorted(chapters):
+        killed[id_] = sorted(outcome.fault.name for outcome in outcomes if id_ in outcome.killed)
     return json.dumps(killed, indent=1) + "\n"
 
 
@@ -205,7 +224,8 @@ def keep_results(text: str, check: bool) -> str | None:
     """Writes the results, or only compares them; a message when they were to be as they are and are not."""
     if check:
         current = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
-        return None if current == text else f"{os.path.relpath(RESULTS)} is not what this run found: run `make faults` and commit it"
+        advice = "run `make faults` and commit it"
+        return None if current == text else f"{os.path.relpath(RESULTS)} is not what this run found: {advice}"
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(text, encoding="utf-8")
     return None
@@ -220,15 +240,22 @@ def faults_of(path: str) -> list[Fault]:
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make faults", description="Attack the suite with plausible wrong implementations.")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these faults, or those that these clauses must reject; writes nothing")
-    parser.add_argument("--check", action="store_true", help="write nothing, and fail if spec/results/faults.json would change")
-    parser.add_argument("--limit", type=float, default=120.0, metavar="SECONDS", help="how long the tests of one fault may take (default 120)")
-    parser.add_argument("--from", dest="file", metavar="FILE", help="the faults in this Python file's FAULTS instead of the suite's; writes nothing")
+    """The options of the command."""
+    description = "Attack the suite with plausible wrong implementations."
+    parser = argparse.ArgumentParser(prog="make faults", description=description)
+    add = parser.add_argument
+    only = "only these faults, or those that these clauses must reject; writes nothing"
+    add("--only", nargs="+", default=[], metavar="NAME", help=only)
+    add("--check", action="store_true", help="write nothing, and fail if spec/results/faults.json would change")
+    limit = "how long the tests of one fault may take (default 120)"
+    add("--limit", type=float, default=120.0, metavar="SECONDS", help=limit)
+    file = "the faults in this Python file's FAULTS instead of the suite's; writes nothing"
+    add("--from", dest="file", metavar="FILE", help=file)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; the exit code is 1 unless every fault was rejected by every clause that it names."""
     options = parsed(argv)
     console, complete = Console(highlight=False), not options.only and not options.file
     faults = faults_of(options.file) if options.file else load()

@@ -60,7 +60,8 @@ def render(rows: list[Row]) -> str:
         "",
         "Written by `make spec` from a run of the suite; `make test` fails when it is out of date. *Evidence* is what",
         "the clause's tests did: went through all codes, or all codes and zero points; drew so many examples; or",
-        "checked single examples. *Faults* are deliberately wrong implementations that its tests reject (`make faults`).",
+        "checked single examples. *Faults* are deliberately wrong implementations that its tests",
+        "reject (`make faults`).",
     ]
     for stem in chapters.stems():
         chapter = chapters.chapter(stem)

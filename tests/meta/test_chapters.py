@@ -59,7 +59,10 @@ def test_the_digest_sees_words_and_not_white_space(tmp_path):
         (GOOD + "\n### ABC-TWO · Second\n\n## Next\n", "clause ABC-TWO has no normative sentence"),
         (GOOD + "\n> Another MUST.\n", "a block quote outside a clause"),
         (GOOD + "\n### ABC-ONE · Again\n\n> It MUST.\n", "clause ABC-ONE stands twice"),
-        (GOOD.replace("```python", "```pyhton"), "expected a block of python or pycon, got 'pyhton', which would not run"),
+        (
+            GOOD.replace("```python", "```pyhton"),
+            "expected a block of python or pycon, got 'pyhton', which would not run",
+        ),
         (GOOD.replace("```python", "```"), "expected a block of python or pycon, got ''"),
         (GOOD.replace("return 1", "return 1 +"), "invalid syntax"),
         (GOOD.replace(">>> one()", "> one()"), "a pycon block without a prompt"),
@@ -86,6 +89,6 @@ def test_an_unknown_chapter_is_refused():
 
 
 def test_every_id_is_unique_and_belongs_to_its_chapter():
-    found = chapters.clauses()
-    prefixes = {chapter: {c.id[:3] for c in found.values() if c.chapter == chapter} for chapter in chapters.stems()}
-    assert all(len(ids) == 1 for ids in prefixes.values()) and len({id_ for ids in prefixes.values() for id_ in ids}) == len(prefixes)
+    prefixes = {stem: {clause.id[:3] for clause in chapters.chapter(stem).clauses} for stem in chapters.stems()}
+    assert all(len(ids) == 1 for ids in prefixes.values())
+    assert len(set.union(*prefixes.values())) == len(prefixes)

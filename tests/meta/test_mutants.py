@@ -1,4 +1,4 @@
-"""The driver of the mutation tester, on made-up results; and the list of equivalent mutants beside the code it is about."""
+"""The driver of the mutation tester, on made-up results; and the list of equivalent mutants beside the code."""
 
 import importlib
 import inspect
@@ -48,12 +48,17 @@ def mutant(status, change=None, module="numerics.affine"):
 def test_results_and_changes_are_read_from_the_tools_words():
     mutants = run.read_results(RESULTS)
     assert [(m.module, m.status) for m in mutants] == [
-        ("numerics.affine", "killed"), ("numerics.affine", "survived"), ("ptq.static", "timeout"), ("ptq.static", "no tests"),
+        ("numerics.affine", "killed"),
+        ("numerics.affine", "survived"),
+        ("ptq.static", "timeout"),
+        ("ptq.static", "no tests"),
     ]
     assert mutants[2].name == "quantspec.ptq.static.xǁ_Converterǁas_float__mutmut_3"
     change = run.read_change(mutants[1], SHOWN)
-    assert change == Change("numerics.affine", "QParams.quantize", "return f(\nx, axis=self.axis)", "return f(\nx, axis=None)")
-    assert [run.read_change(m, SHOWN).function for m in mutants] == ["along", "QParams.quantize", "_Converter.as_float", "source"]
+    before, after = "return f(\nx, axis=self.axis)", "return f(\nx, axis=None)"
+    assert change == Change("numerics.affine", "QParams.quantize", before, after)
+    functions = [run.read_change(mutant, SHOWN).function for mutant in mutants]
+    assert functions == ["along", "QParams.quantize", "_Converter.as_float", "source"]
 
 
 def test_an_entry_explains_each_of_its_changes():
@@ -78,7 +83,8 @@ def test_mutants_are_sorted_by_what_became_of_them():
     survivors = [mutant("survived", along("a + b", "a - b")), mutant("survived", along("a + b", "a / b"))]
     odd = [mutant(status, along("a + b", "a * b")) for status in ("no tests", "suspicious", "segfault", "not checked")]
     verdict = run.judge([mutant("killed"), mutant("timeout"), *survivors, *odd], run.read_equivalents(ENTRY))
-    assert (len(verdict.killed), len(verdict.timed_out), verdict.equivalent, verdict.unexplained) == (1, 1, survivors[:1], [survivors[1], *odd])
+    assert (len(verdict.killed), len(verdict.timed_out)) == (1, 1)
+    assert (verdict.equivalent, verdict.unexplained) == (survivors[:1], [survivors[1], *odd])
     assert verdict.stale == [along("a + b", "a * b")]
     assert verdict.last_line() == "mutants: 2 of 8 killed, 1 equivalent, 5 unexplained"
     assert not verdict.passes
@@ -112,11 +118,13 @@ def test_the_account_says_what_each_survivor_changes_and_what_is_to_be_done():
     verdict = run.judge([mutant("survived", along("a", "b")), mutant("no tests", along("a", "c"))], reasons)
     lines = run.account(verdict, reasons)
     assert lines[:4] == ["numerics.affine.along", "    - a", "    + b", "    equivalent: so it is"]
-    assert lines[8].startswith("    UNEXPLAINED (no tests)") and lines[13].startswith("    STALE") and lines[15].startswith("The score is 0.0 %")
+    assert lines[8].startswith("    UNEXPLAINED (no tests)") and lines[13].startswith("    STALE")
+    assert lines[15].startswith("The score is 0.0 %")
 
 
 def test_the_table_has_a_row_for_each_module_and_one_for_all():
-    verdict = run.judge([mutant("killed")] * 3 + [mutant("timeout", module="ptq.static"), mutant("survived", along("a", "b"), "ptq.static")], {})
+    static = [mutant("timeout", module="ptq.static"), mutant("survived", along("a", "b"), "ptq.static")]
+    verdict = run.judge([mutant("killed")] * 3 + static, {})
     text = io.StringIO()
     Console(file=text, width=100).print(run.table(verdict, ["numerics.affine", "ptq.static"]))
     rows = [line.split() for line in text.getvalue().replace("│", " ").splitlines() if "%" in line]
@@ -129,11 +137,12 @@ def test_the_table_has_a_row_for_each_module_and_one_for_all():
 
 def test_the_list_is_about_code_that_is_there():
     for change in run.read_equivalents(run.EQUIVALENT.read_text(encoding="utf-8")):
-        found = importlib.import_module(f"quantspec.{change.module}")
+        function = importlib.import_module(f"quantspec.{change.module}")
         for name in change.function.split("."):
-            found = getattr(found, name)
-        source = run.without_indentation(inspect.getsource(found))
-        assert change.before in source, f"{change.module}.{change.function} has no line {change.before!r} any more: see tests/mutants/{run.EQUIVALENT.name}"
+            function = getattr(function, name)
+        source = run.without_indentation(inspect.getsource(function))
+        where = f"{change.module}.{change.function} has no line {change.before!r} any more"
+        assert change.before in source, f"{where}: see tests/mutants/{run.EQUIVALENT.name}"
         assert change.before != change.after
 
 

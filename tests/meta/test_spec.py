@@ -1,4 +1,4 @@
-"""The specification as a text: no definition idle, no word before its explanation, no id ever lost, and examples that really are run."""
+"""The specification as a text: no definition is idle, no word comes before its explanation, and no id is ever lost."""
 
 import ast
 import re
@@ -16,24 +16,25 @@ TESTS = "\n".join(path.read_text() for path in sorted((ROOT / "tests" / "chapter
 
 def definitions(stem: str) -> list[tuple[str, str]]:
     """(name, source) of everything that a chapter's definition blocks define at their top."""
-    found = []
+    names_and_sources = []
     for block in chapters.chapter(stem).blocks:
         if block.language == "python":
             for node in ast.parse(block.source).body:
                 names = [node.name] if isinstance(node, ast.FunctionDef) else [
                     n.id for target in getattr(node, "targets", []) for n in ast.walk(target) if isinstance(n, ast.Name)
                 ]
-                found += [(name, ast.get_source_segment(block.source, node)) for name in names]
-    return found
+                names_and_sources += [(name, ast.get_source_segment(block.source, node)) for name in names]
+    return names_and_sources
 
 
 @pytest.mark.parametrize("stem", chapters.stems())
 def test_every_definition_is_used(stem):
-    pages = [chapters.chapter(s) for s in chapters.stems()]
+    blocks = [block.source for other in chapters.stems() for block in chapters.chapter(other).blocks]
     for name, source in definitions(stem):
         word = re.compile(rf"\b{name}\b")
-        elsewhere = sum(len(word.findall(block.source)) for page in pages for block in page.blocks) - len(word.findall(source))
-        assert elsewhere or re.search(rf"\.{name}\b", TESTS), f"{stem}: nobody uses {name}; delete it, or show it at work"
+        elsewhere = sum(len(word.findall(block)) for block in blocks) - len(word.findall(source))
+        used = elsewhere or re.search(rf"\.{name}\b", TESTS)
+        assert used, f"{stem}: nobody uses {name}; delete it, or show it at work"
 
 
 @pytest.mark.parametrize("stem", chapters.stems())
@@ -41,7 +42,8 @@ def test_a_clause_is_one_sentence_that_binds(stem):
     for clause in chapters.chapter(stem).clauses:
         sentence = clause.sentence
         assert re.search(r"\b(MUST|MAY)\b", sentence), f"{clause.id} says neither MUST nor MAY"
-        assert sentence.endswith(".") and not re.search(r"\.\s+[A-Z]", sentence), f"{clause.id} is more than one sentence"
+        one_sentence = sentence.endswith(".") and not re.search(r"\.\s+[A-Z]", sentence)
+        assert one_sentence, f"{clause.id} is more than one sentence"
         assert len(sentence.split()) < 110, f"{clause.id} is too long to be read at once"
 
 
@@ -58,8 +60,8 @@ PLAIN = {"zero_point", "choice", "static", "dynamic", "quantization", "observer"
 
 def explained(stem: str) -> list[tuple[re.Match, str]]:
     """The words that a chapter explains, which are those it sets in bold or italics, and where."""
-    found = re.finditer(r"\*\*(.+?)\*\*|(?<!\*)\*([^*\n]+?)\*(?!\*)", prose(stem))
-    return [(match, match[1] or match[2]) for match in found]
+    emphasized = re.finditer(r"\*\*(.+?)\*\*|(?<!\*)\*([^*\n]+?)\*(?!\*)", prose(stem))
+    return [(match, match[1] or match[2]) for match in emphasized]
 
 
 @pytest.mark.parametrize("stem", chapters.stems())
@@ -71,8 +73,8 @@ def test_no_word_is_used_before_it_is_explained(stem):
         if term in earlier:
             continue
         if term.lower() not in PLAIN and len(term.split()) <= 3 and term[0].islower():
-            before = body[: match.start()]
-            assert not re.search(rf"\b{re.escape(term)}s?\b", before), f"{chapters.chapter(stem).path.name} uses {term!r} before it explains it"
+            used = re.search(rf"\b{re.escape(term)}s?\b", body[: match.start()])
+            assert not used, f"{chapters.chapter(stem).path.name} uses {term!r} before it explains it"
 
 
 def test_symbols_of_the_first_chapter_are_explained_where_they_come_up():
@@ -90,13 +92,20 @@ def test_the_index_lists_every_chapter_with_its_clauses():
         assert re.search(rf"\| \[[^\]]+\]\({chapter.path.name}\) \|.*\| {prefix} \|", index), chapter.path.name
 
 
+def git(*arguments: str) -> str:
+    """What git prints in this checkout, empty where it fails."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return "" if done.returncode else done.stdout
+
+
 def test_no_id_was_ever_lost():
     """Every id that a committed lock ever had is in the lock today."""
-    done = subprocess.run(["git", "log", "--format=%H", "--", "spec/clauses.lock"], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode or not done.stdout.split():
+    commits = git("log", "--format=%H", "--", "spec/clauses.lock").split()
+    if not commits:
         pytest.skip("no history of this checkout at hand, in which ids could have been lost")
     today = set(account.read_lock(ROOT / "spec" / "clauses.lock").clauses)
-    for commit in done.stdout.split():
-        old = subprocess.run(["git", "show", f"{commit}:spec/clauses.lock"], cwd=ROOT, capture_output=True, text=True).stdout
+    for commit in commits:
+        old = git("show", f"{commit}:spec/clauses.lock")
         lost = set(re.findall(r"^\[([A-Z]{3}-[A-Z0-9-]+)\]", old, re.MULTILINE)) - today
-        assert not lost, f"{', '.join(sorted(lost))}: in the lock of {commit[:12]} and no longer in today's. Ids are permanent: withdraw them instead."
+        where = f"{', '.join(sorted(lost))}: in the lock of {commit[:12]} and no longer in today's"
+        assert not lost, f"{where}. Ids are permanent: withdraw them instead."

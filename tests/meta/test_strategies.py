@@ -1,7 +1,7 @@
 """The strategies reach what they promise, often enough, and turn nothing away.
 
-Each place is a predicate with the smallest share of 2,000 drawn examples that must fall into it. The shares are about half of what is drawn now, so that a
-strategy which stops reaching a place fails here, and chance does not.
+Each place is a predicate with the smallest share of 2,000 drawn examples that must fall into it. The shares are about
+half of what is drawn now, so that a strategy which stops reaching a place fails here, and chance does not.
 """
 
 from collections import Counter
@@ -17,7 +17,14 @@ import networks
 import strategies as draws
 
 DRAWN = 2000
-BULK = settings(max_examples=DRAWN, phases=[Phase.generate], derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+BULK = settings(
+    max_examples=DRAWN,
+    phases=[Phase.generate],
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 SUBNORMAL = float(np.finfo(np.float32).tiny)
 
 
@@ -31,7 +38,9 @@ def sample(strategy, wanted: int = DRAWN) -> tuple[list, Counter]:
         seen.append(value)
 
     def count(statistics):
-        ends.update(case["status"] for phase in statistics.values() if isinstance(phase, dict) for case in phase.get("test-cases", ()))
+        for phase in statistics.values():
+            if isinstance(phase, dict):
+                ends.update(case["status"] for case in phase.get("test-cases", ()))
 
     with collector.with_value(count):
         collect()
@@ -44,9 +53,9 @@ def shares(seen: list, places: dict) -> dict[str, float]:
 
 def assert_reached(strategy, places: dict[str, tuple[float, object]]) -> None:
     seen, _ = sample(strategy)
-    found = shares(seen, {name: place for name, (_, place) in places.items()})
-    missed = {name: share for name, share in found.items() if share < places[name][0]}
-    assert not missed, f"reached too seldom: {missed}, of all: {found}"
+    reached = shares(seen, {name: place for name, (_, place) in places.items()})
+    missed = {name: share for name, share in reached.items() if share < places[name][0]}
+    assert not missed, f"reached too seldom: {missed}, of all: {reached}"
 
 
 def steps(x, scale) -> Fraction:
@@ -64,18 +73,19 @@ def beside_a_tie(x, scale) -> bool:
         return False
     neighbours = [np.nextafter(x, np.float32(side)) for side in (-np.inf, np.inf)]
     near = (round(steps(x, scale) * 2)) / Fraction(2) if round(steps(x, scale) * 2) % 2 else None
-    return near is not None and min(steps(n, scale) for n in neighbours) <= near <= max(steps(n, scale) for n in neighbours)
+    low, high = sorted(steps(neighbour, scale) for neighbour in neighbours)
+    return near is not None and low <= near <= high
 
 
 @pytest.mark.parametrize("scale", [np.float32(v) for v in (0.5, 0.1, 2 / 255)])
 def test_values_land_on_ties_beside_them_and_on_every_kind_of_extreme(scale):
-    power = float(scale) == 0.5
+    power, ends = float(scale) == 0.5, {0.0, float(np.float32(255 * float(scale)))}
     assert_reached(draws.values(float(scale), 0, 255), {
         # With a scale that is no power of two hardly any tie is a float32, and the float32 nearest to one counts.
         "tie": (0.05 if power else 0.0, lambda x: is_tie(x, scale)),
         "one ulp beside a tie": (0.04 if power else 0.08, lambda x: beside_a_tie(x, scale)),
         "code": (0.03 if power else 0.01, lambda x: np.isfinite(x) and steps(x, scale).denominator == 1),
-        "range end": (0.02, lambda x: np.isfinite(x) and abs(float(x)) in {float(np.float32(e * float(scale))) for e in (0, 255)}),
+        "range end": (0.02, lambda x: np.isfinite(x) and abs(float(x)) in ends),
         "subnormal": (0.005, lambda x: 0 < abs(x) < SUBNORMAL),
         "beyond 2^31 steps": (0.01, lambda x: np.isfinite(x) and abs(steps(x, scale)) >= 2**31),
         "plus infinity": (0.004, lambda x: x == np.inf),
@@ -134,14 +144,14 @@ def test_layouts_are_of_every_kind_and_hold_the_same_values():
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     seen, _ = sample(draws.layouts(x), 300)
     assert all(np.array_equal(y, x) for y in seen)
-    found = shares(seen, {
+    reached = shares(seen, {
         "Fortran order": lambda y: y.flags.f_contiguous,
         "strided": lambda y: y.strides[-1] == 8,
         "backwards": lambda y: y.strides[0] < 0,
         "off its alignment": lambda y: not y.flags.aligned,
         "plain": lambda y: y.flags.c_contiguous and y.flags.aligned,
     })
-    assert min(found.values()) > 0.08, found
+    assert min(reached.values()) > 0.08, reached
 
 
 def test_ranges_are_of_every_kind():
@@ -161,16 +171,24 @@ def test_ranges_are_of_every_kind():
 def test_grids_have_every_width_and_zero_points_at_the_ends():
     seen, _ = sample(draws.grids())
     assert {(g.qmin, g.qmax) for g in seen} == {draws.code_ends(bits, signed) for bits, signed in draws.WIDTHS}
-    found = shares(seen, {"low": lambda g: g.zero_point == g.qmin, "high": lambda g: g.zero_point == g.qmax, "odd": lambda g: g.zero_point % 2 == 1})
-    assert found["low"] > 0.02 and found["high"] > 0.01 and found["odd"] > 0.2, found
+    reached = shares(seen, {
+        "low": lambda grid: grid.zero_point == grid.qmin,
+        "high": lambda grid: grid.zero_point == grid.qmax,
+        "odd": lambda grid: grid.zero_point % 2 == 1,
+    })
+    assert reached["low"] > 0.02 and reached["high"] > 0.01 and reached["odd"] > 0.2, reached
 
 
 def test_networks_have_every_kind_of_part():
     seen, _ = sample(networks.perceptrons(), 300)
     parts = [[type(m).__name__ for m in model] for model, *_ in seen]
-    found = shares(parts, {"norm": lambda p: "BatchNorm1d" in p, "relu": lambda p: "ReLU" in p, "three layers": lambda p: p.count("Linear") == 3})
-    found["no bias"] = sum(any(getattr(m, "bias", 0) is None for m in model) for model, *_ in seen) / len(seen)
-    assert min(found.values()) > 0.1, found
+    reached = shares(parts, {
+        "norm": lambda names: "BatchNorm1d" in names,
+        "relu": lambda names: "ReLU" in names,
+        "three layers": lambda names: names.count("Linear") == 3,
+    })
+    reached["no bias"] = sum(any(getattr(m, "bias", 0) is None for m in model) for model, *_ in seen) / len(seen)
+    assert min(reached.values()) > 0.1, reached
 
 
 GRID = draws.QParams(0.1, 3, 0, 255)
@@ -193,7 +211,8 @@ EVERY = {
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_that_is_drawn_is_turned_away(name):
     seen, ends = sample(EVERY[name], 300)
-    # "overrun" is Hypothesis stopping an example that grows too large, which it makes up for; "invalid" is a filter or an assumption.
+    # "overrun" is Hypothesis stopping an example that grows too large, which it makes up for; "invalid" is a filter or
+    # an assumption.
     # Hypothesis's own floats turn down one in some hundreds.
     assert ends["valid"] == len(seen) >= 5 and ends["invalid"] <= len(seen) / 100, ends
 

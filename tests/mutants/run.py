@@ -1,10 +1,12 @@
 """The mutation score of the chapter modules: ``make mutants``.
 
-mutmut changes one thing at a time in a module (a number, an operator, an argument, a word of a message) and runs the tests of the module's own
-chapter on every such mutant. A mutant that no test rejects has found a hole in the tests, or code that is not needed, or it computes the same as
-before: ``equivalent.toml`` lists those, each with its reason. A survivor that is not listed fails, and so does an entry that is no survivor.
+mutmut changes one thing at a time in a module (a number, an operator, an argument, a word of a message) and runs the
+tests of the module's own chapter on every such mutant. A mutant that no test rejects has found a hole in the tests, or
+code that is not needed, or it computes the same as before: ``equivalent.toml`` lists those, each with its reason. A
+survivor that is not listed fails, and so does an entry that is no survivor.
 
-What is not mutated, by mutmut or because it would not load: constants of a module, defaults of dataclass fields, properties.
+What is not mutated, by mutmut or because it would not load: constants of a module, defaults of dataclass fields,
+properties.
 """
 
 import argparse
@@ -35,7 +37,8 @@ TESTS = {
 }
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
-# mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took before, and 25 s.
+# mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
+# before, and 25 s.
 SETTINGS = """\
 [mutmut]
 source_paths = src
@@ -56,8 +59,14 @@ track_dependencies = false
 use_git_change_detection = false
 """
 # One thread per process, as several run at once and forking a process with threads is not safe.
-ENVIRONMENT = {"HYPOTHESIS_PROFILE": "faults", "QUANTSPEC_SUBSET": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-ENVIRONMENT |= {"PYTEST_ADDOPTS": "", "PYTHONUTF8": "1"}  # no options of another run; mutmut's names are not ASCII
+ENVIRONMENT = {
+    "HYPOTHESIS_PROFILE": "faults",
+    "QUANTSPEC_SUBSET": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTEST_ADDOPTS": "",  # no options of another run
+    "PYTHONUTF8": "1",  # mutmut's names are not ASCII
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Verdict:
 
     @property
     def total(self) -> int:
+        """How many mutants there are."""
         return len(self.killed) + len(self.timed_out) + len(self.equivalent) + len(self.unexplained)
 
     @property
@@ -101,15 +111,21 @@ class Verdict:
 
     @property
     def passes(self) -> bool:
+        """Whether every survivor is listed, every entry survives, and enough were killed."""
         return not self.unexplained and not self.stale and self.score >= LEAST
 
     def last_line(self) -> str:
-        killed = len(self.killed) + len(self.timed_out)
-        return f"mutants: {killed} of {self.total} killed, {len(self.equivalent)} equivalent, {len(self.unexplained)} unexplained"
+        """The line of totals."""
+        killed, unexplained = len(self.killed) + len(self.timed_out), len(self.unexplained)
+        survived = f"{len(self.equivalent)} equivalent, {unexplained} unexplained"
+        return f"mutants: {killed} of {self.total} killed, {survived}"
 
 
 def judge(mutants: Iterable[Mutant], reasons: dict[Change, str]) -> Verdict:
-    """Sorts the mutants. Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing."""
+    """Sorts the mutants.
+
+    Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing.
+    """
     verdict = Verdict([], [], [], [], [])
     left = dict(reasons)
     for mutant in mutants:
@@ -126,7 +142,10 @@ def judge(mutants: Iterable[Mutant], reasons: dict[Change, str]) -> Verdict:
 
 
 def read_equivalents(text: str) -> dict[Change, str]:
-    """The reason for each change in the list. ValueError for an entry that lacks something, names no module, or stands twice."""
+    """The reason for each change in the list.
+
+    Raises ValueError for an entry that lacks something, names no module, or stands twice.
+    """
     reasons: dict[Change, str] = {}
     for entry in tomllib.loads(text).get("equivalent", []):
         if entry.keys() != {"module", "function", "before", "after", "reason"} or not entry["reason"].strip():
@@ -134,8 +153,9 @@ def read_equivalents(text: str) -> dict[Change, str]:
         if entry["module"] not in TESTS:
             raise ValueError(f"equivalent: expected a module out of {', '.join(TESTS)}, got {entry['module']!r}")
         # Several changes of one line may have one reason.
-        for after in [entry["after"]] if isinstance(entry["after"], str) else entry["after"]:
-            change = Change(entry["module"], entry["function"], without_indentation(entry["before"]), without_indentation(after))
+        before, afters = without_indentation(entry["before"]), entry["after"]
+        for after in [afters] if isinstance(afters, str) else afters:
+            change = Change(entry["module"], entry["function"], before, without_indentation(after))
             if change in reasons:
                 raise ValueError(f"equivalent: stands twice: {change}")
             reasons[change] = entry["reason"].strip()
@@ -143,6 +163,7 @@ def read_equivalents(text: str) -> dict[Change, str]:
 
 
 def without_indentation(text: str) -> str:
+    """Lines without the blanks at their ends."""
     return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
@@ -154,14 +175,18 @@ def read_results(text: str) -> list[Mutant]:
 
 def read_change(mutant: Mutant, text: str) -> Change:
     """The change of a mutant, from the output of ``mutmut show``: its status and a unified diff."""
-    function = mutant.name.rpartition("__mutmut_")[0].rpartition(".")[2].removeprefix("x").removeprefix("_").strip("ǁ").replace("ǁ", ".")
+    mangled = mutant.name.rpartition("__mutmut_")[0].rpartition(".")[2]  # x_function, or xǁClassǁmethod
+    function = mangled.removeprefix("x").removeprefix("_").strip("ǁ").replace("ǁ", ".")
     diff = text[text.index("\n@@ ") :].splitlines()
     sides = ("\n".join(line[1:] for line in diff if line.startswith(sign)) for sign in "-+")
     return Change(mutant.module, function, *(without_indentation(side) for side in sides))
 
 
 def attack(module: str, workers: int) -> list[Mutant]:
-    """All mutants of one module, tried on the tests of its chapter, in a folder of their own where the package is ``src/quantspec``."""
+    """All mutants of one module, tried on the tests of its chapter.
+
+    They are in a folder of their own, where the package is ``src/quantspec``.
+    """
     folder = WORK / module
     shutil.rmtree(folder, ignore_errors=True)
     unneeded = shutil.ignore_patterns("__pycache__")
@@ -174,27 +199,38 @@ def attack(module: str, workers: int) -> list[Mutant]:
     print(f"mutating {module}.py ...", flush=True)
     run_mutmut(folder, workers)
     mutants = read_results(mutmut(folder, "results", "--all", "true"))
-    return [m if m.status == "killed" else replace(m, change=read_change(m, mutmut(folder, "show", m.name))) for m in mutants]
+    return [mutant if mutant.status == "killed" else with_change(folder, mutant) for mutant in mutants]
+
+
+def with_change(folder: Path, mutant: Mutant) -> Mutant:
+    """The mutant and what it changes."""
+    return replace(mutant, change=read_change(mutant, mutmut(folder, "show", mutant.name)))
 
 
 def run_mutmut(folder: Path, workers: int) -> None:
-    """The run itself; on a terminal mutmut shows its progress, elsewhere its words are kept for the case that it fails."""
+    """The run itself.
+
+    On a terminal mutmut shows its progress; elsewhere its output is kept for the case that it fails.
+    """
     log = folder / "mutmut.log"
     with log.open("w", encoding="utf-8") as file:
         output = None if sys.stdout.isatty() else file
         command = [executable(), "run", "--max-children", str(workers)]
-        code = subprocess.run(command, cwd=folder, env=os.environ | ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT).returncode
-    if code:
-        said = log.read_text(encoding="utf-8")
-        raise SystemExit(f"{said[-4000:]}\nmutmut failed in {folder}")
+        environment = os.environ | ENVIRONMENT
+        process = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    if process.returncode:
+        raise SystemExit(f"{log.read_text(encoding='utf-8')[-4000:]}\nmutmut failed in {folder}")
 
 
 def mutmut(folder: Path, *arguments: str) -> str:
-    command = [executable(), *arguments]
-    return subprocess.run(command, cwd=folder, env=os.environ | ENVIRONMENT, check=True, capture_output=True, encoding="utf-8").stdout
+    """What mutmut prints."""
+    command, environment = [executable(), *arguments], os.environ | ENVIRONMENT
+    process = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, encoding="utf-8")
+    return process.stdout
 
 
 def executable() -> str:
+    """mutmut, beside the interpreter that runs this."""
     return str(Path(sys.executable).with_name("mutmut"))
 
 
@@ -218,20 +254,25 @@ def account(verdict: Verdict, reasons: dict[Change, str]) -> list[str]:
     for mutant in verdict.equivalent:
         lines += [*described(mutant.change), f"    equivalent: {' '.join(reasons[mutant.change].split())}", ""]
     for mutant in verdict.unexplained:
-        lines += [*described(mutant.change), f"    UNEXPLAINED ({mutant.status}): test what it changes, or simplify the code, or list it in {EQUIVALENT.name}", ""]
+        advice = f"test what it changes, or simplify the code, or list it in {EQUIVALENT.name}"
+        lines += [*described(mutant.change), f"    UNEXPLAINED ({mutant.status}): {advice}", ""]
     for change in verdict.stale:
-        lines += [*described(change), f"    STALE: no mutant that survives makes this change; take it out of {EQUIVALENT.name}", ""]
+        advice = f"no mutant that survives makes this change; take it out of {EQUIVALENT.name}"
+        lines += [*described(change), f"    STALE: {advice}", ""]
     if verdict.score < LEAST:
         lines.append(f"The score is {verdict.score:.1f} %, less than {LEAST} %.")
     return lines
 
 
 def described(change: Change) -> list[str]:
-    sides = [f"    {sign} {line}" for sign, side in (("-", change.before), ("+", change.after)) for line in side.splitlines()]
-    return [f"{change.module}.{change.function}", *sides]
+    """A change as lines of a diff, under the name of its function."""
+    before = [f"    - {line}" for line in change.before.splitlines()]
+    after = [f"    + {line}" for line in change.after.splitlines()]
+    return [f"{change.module}.{change.function}", *before, *after]
 
 
 def main() -> int:
+    """The command; the exit code is 1 unless the verdict passes."""
     parser = argparse.ArgumentParser(description="The mutation score of the chapter modules.")
     parser.add_argument("modules", nargs="*", metavar="module", help=f"of {', '.join(TESTS)}; all if none is given")
     parser.add_argument("--workers", type=int, default=2, help="how many mutants to try at a time")
@@ -239,7 +280,8 @@ def main() -> int:
     if unknown := set(options.modules) - set(TESTS):
         parser.error(f"module: expected some of {', '.join(TESTS)}, got {', '.join(sorted(unknown))}")
     modules = options.modules or list(TESTS)
-    reasons = {change: reason for change, reason in read_equivalents(EQUIVALENT.read_text(encoding="utf-8")).items() if change.module in modules}
+    equivalents = read_equivalents(EQUIVALENT.read_text(encoding="utf-8"))
+    reasons = {change: reason for change, reason in equivalents.items() if change.module in modules}
     verdict = judge([mutant for module in modules for mutant in attack(module, options.workers)], reasons)
     print("\n".join(account(verdict, reasons)))
     Console().print(table(verdict, modules))
