@@ -8,7 +8,8 @@ QUANTILE = "float(beta.ppf(confidence, k + 1, n - k))"
 FAULTS = [
     Fault(
         "bound-without-cross-terms", "numerics.accuracy", ("ACC-LAYER", "ACC-TIGHT"),
-        "The product of the two rounding errors is dropped as small of second order, and the bound does not hold any more.",
+        "The product of the two rounding errors is dropped as small "
+        "of second order, and the bound does not hold any more.",
         TERMS, TERMS.replace(" + inputs * s_x * s_w / 4", ""),
     ),
     Fault(
@@ -43,7 +44,8 @@ FAULTS = [
     ),
     Fault(
         "calibrated-on-raw-pixels", "tutorial.tutorial", ("ACC-TUTORIAL",),
-        "The network is calibrated with pixels from 0 to 1 and then reads normalised ones from -1 to 1, of which half saturate.",
+        "The network is calibrated with pixels from 0 to 1 and then "
+        "reads normalised ones from -1 to 1, of which half saturate.",
         "dataset.x_train[:CALIBRATION_IMAGES]", "((dataset.x_train[:CALIBRATION_IMAGES] + 1) / 2)",
     ),
     Fault(

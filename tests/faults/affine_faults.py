@@ -9,7 +9,8 @@ CODES = [
     Fault(
         "signed-codes-narrow", "numerics.affine", ("AFF-CODES",),
         "TensorFlow's narrow range leaves out the lowest signed code, for activations too where somebody copies it.",
-        "(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed", "(1 - (1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed",
+        "(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed",
+        "(1 - (1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed",
     ),
     Fault(
         "qmax-is-the-count", "numerics.affine", ("AFF-CODES",),
@@ -30,7 +31,8 @@ CODES = [
         "dequantize-multiplies-out", "numerics.affine", ("AFF-MEANING",),
         "scale * q - scale * zero_point looks the same and saves a subtraction, but rounds three times.",
         "return steps * along(axis, scale, q.shape)",
-        "return q.astype(np.float32) * along(axis, scale, q.shape) - (along(axis, scale, q.shape) * along(axis, zero_point, q.shape)).astype(np.float32)",
+        "return q.astype(np.float32) * along(axis, scale, q.shape) "
+        "- (along(axis, scale, q.shape) * along(axis, zero_point, q.shape)).astype(np.float32)",
     ),
     Fault(
         "dequantize-wraps", "numerics.affine", ("AFF-MEANING", "AFF-ROUNDTRIP"),
@@ -56,7 +58,8 @@ CODES = [
     Fault(
         "zero-point-may-be-any-integer", "numerics.affine", ("AFF-ZERO-POINT",),
         "A zero point outside the codes is taken as it is, and the real number 0 has no code.",
-        "np.all((points >= qmin) & (points <= qmax) & (points == np.round(points)))", "np.all(points == np.round(points))",
+        "np.all((points >= qmin) & (points <= qmax) & (points == np.round(points)))",
+        "np.all(points == np.round(points))",
     ),
     Fault(
         "zero-point-may-be-a-fraction", "numerics.affine", ("AFF-ZERO-POINT",),
@@ -76,7 +79,8 @@ CODES = [
     Fault(
         "negative-scales", "numerics.affine", ("AFF-SCALE",),
         "Only the size of a scale is looked at, not its sign.",
-        "np.all((scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE))", "np.all((np.abs(scale) >= SMALLEST_SCALE) & (np.abs(scale) <= LARGEST_SCALE))",
+        "np.all((scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE))",
+        "np.all((np.abs(scale) >= SMALLEST_SCALE) & (np.abs(scale) <= LARGEST_SCALE))",
     ),
 ]
 
@@ -84,12 +88,16 @@ QUANTIZE = [
     Fault(
         "reciprocal-for-division", "numerics.affine", ("AFF-NEAREST",),
         "Kernels multiply by 1 / scale in float32, because that is fast, and land on the other side of ties.",
-        QUOTIENT, 'with np.errstate(over="ignore"):\n        steps = (x * (np.float32(1) / along(axis, scale, x.shape))).astype(np.float64)',
+        QUOTIENT,
+        'with np.errstate(over="ignore"):\n'
+        '        steps = (x * (np.float32(1) / along(axis, scale, x.shape))).astype(np.float64)',
     ),
     Fault(
         "quotient-in-float32", "numerics.affine", ("AFF-NEAREST",),
         "Dividing in float32 rounds quotients onto ties that they only came close to.",
-        QUOTIENT, 'with np.errstate(over="ignore"):\n        steps = np.divide(x, along(axis, scale, x.shape), dtype=np.float32).astype(np.float64)',
+        QUOTIENT,
+        'with np.errstate(over="ignore"):\n'
+        '        steps = np.divide(x, along(axis, scale, x.shape), dtype=np.float32).astype(np.float64)',
     ),
     Fault(
         "truncate", "numerics.affine", ("AFF-NEAREST", "AFF-ERROR"),
@@ -124,12 +132,14 @@ QUANTIZE = [
     Fault(
         "wrap-for-saturate", "numerics.affine", ("AFF-SATURATE", "AFF-INFINITY", "AFF-MONOTONE"),
         "A cast to the code's type without a clamp keeps the lowest eight bits.",
-        ROUND_AND_ADD, "codes = (np.rint(np.clip(steps, -(2.0**40), 2.0**40)) + along(axis, zero_point, x.shape)).astype(np.int64)",
+        ROUND_AND_ADD,
+        "codes = (np.rint(np.clip(steps, -(2.0**40), 2.0**40)) + along(axis, zero_point, x.shape)).astype(np.int64)",
     ),
     Fault(
         "int32-before-clamp", "numerics.affine", ("AFF-SATURATE", "AFF-INFINITY", "AFF-MONOTONE"),
         "x86 converts what int32 cannot hold to -2^31, and the clamp comes too late: huge values get the lowest code.",
-        ROUND_AND_ADD, ROUND_AND_ADD.replace("np.rint(steps)", "np.where(np.abs(steps) < 2.0**31, np.rint(steps), -(2.0**31))"),
+        ROUND_AND_ADD,
+        ROUND_AND_ADD.replace("np.rint(steps)", "np.where(np.abs(steps) < 2.0**31, np.rint(steps), -(2.0**31))"),
     ),
     Fault(
         "clamp-before-zero-point", "numerics.affine", ("AFF-SATURATE", "AFF-ROUNDTRIP", "AFF-ERROR"),
@@ -149,19 +159,26 @@ QUANTIZE = [
     Fault(
         "nan-is-zero", "numerics.affine", ("AFF-NAN",),
         "Sanitizing the input first turns NaN into 0, a measurement from there on.",
-        "if np.isnan(steps).any():", "steps = np.nan_to_num(steps, nan=0.0, posinf=np.inf, neginf=-np.inf)\n    if np.isnan(steps).any():",
+        "if np.isnan(steps).any():",
+        "steps = np.nan_to_num(steps, nan=0.0, posinf=np.inf, neginf=-np.inf)\n    if np.isnan(steps).any():",
     ),
     Fault(
         "nan-in-the-first-vector-only", "numerics.affine", ("AFF-NAN",),
         "A vectorised check looks at its first 16 values, and lets a NaN behind them through.",
-        "if np.isnan(steps).any():", "steps = np.where(np.isnan(steps) & (np.arange(steps.size).reshape(steps.shape) >= 16), qmin, steps)\n    if np.isnan(steps).any():",
+        "if np.isnan(steps).any():",
+        "steps = np.where(np.isnan(steps) & (np.arange(steps.size).reshape(steps.shape) >= 16), qmin, steps)\n"
+        "    if np.isnan(steps).any():",
     ),
     Fault(
         "tail-rounds-otherwise", "numerics.affine", ("AFF-ELEMENT", "AFF-TIES"),
-        "Whole vectors of 16 are rounded by an instruction, and what is left over by C's round(), which moves ties away from zero.",
+        "Whole vectors of 16 are rounded by an instruction, "
+        "and what is left over by C's round(), which moves ties away from zero.",
         ROUND_AND_ADD,
         "tail = np.arange(steps.size).reshape(steps.shape) >= steps.size // 16 * 16\n    "
-        + ROUND_AND_ADD.replace("np.rint(steps)", "np.where(tail, np.copysign(np.floor(np.abs(steps) + 0.5), steps), np.rint(steps))"),
+        + ROUND_AND_ADD.replace(
+            "np.rint(steps)",
+            "np.where(tail, np.copysign(np.floor(np.abs(steps) + 0.5), steps), np.rint(steps))",
+        ),
     ),
     Fault(
         "elements-in-memory-order", "numerics.affine", ("AFF-ELEMENT",),
@@ -171,7 +188,8 @@ QUANTIZE = [
     Fault(
         "dequantized-in-memory-order", "numerics.affine", ("AFF-ELEMENT",),
         "A kernel reads codes from front to back, whatever the strides of their array.",
-        "    return steps * along(axis, scale, q.shape)", '    steps = steps.ravel(order="K").reshape(q.shape)\n    return steps * along(axis, scale, q.shape)',
+        "    return steps * along(axis, scale, q.shape)",
+        '    steps = steps.ravel(order="K").reshape(q.shape)\n    return steps * along(axis, scale, q.shape)',
     ),
 ]
 
@@ -179,12 +197,17 @@ CHANNELS = [
     Fault(
         "scale-of-channel-0", "numerics.affine", ("AFF-CHANNEL",),
         "A kernel written per tensor reads the first scale for every channel.",
-        QUOTIENT, QUOTIENT.replace("scale, x.shape", "np.resize(scale[:1], scale.shape) if scale.ndim else scale, x.shape"),
+        QUOTIENT,
+        QUOTIENT.replace("scale, x.shape", "np.resize(scale[:1], scale.shape) if scale.ndim else scale, x.shape"),
     ),
     Fault(
         "zero-point-of-channel-0", "numerics.affine", ("AFF-CHANNEL",),
         "Per-channel weights nearly always share a zero point, so somebody reads the first for every channel.",
-        ROUND_AND_ADD, ROUND_AND_ADD.replace("zero_point, x", "np.resize(zero_point[:1], zero_point.shape) if zero_point.ndim else zero_point, x"),
+        ROUND_AND_ADD,
+        ROUND_AND_ADD.replace(
+            "zero_point, x",
+            "np.resize(zero_point[:1], zero_point.shape) if zero_point.ndim else zero_point, x",
+        ),
     ),
     Fault(
         "channels-along-the-last-axis", "numerics.affine", ("AFF-CHANNEL",),
@@ -195,7 +218,8 @@ CHANNELS = [
         "per-channel-order", "numerics.affine", ("AFF-CHANNEL", "AFF-ONE-CHANNEL"),
         "torch.quantize_per_channel adds the zero point before rounding where quantizing per tensor adds it after.",
         ROUND_AND_ADD,
-        "codes = np.rint(steps) if axis is None else np.rint(steps + along(axis, zero_point, x.shape)) - along(axis, zero_point, x.shape)\n    "
+        "codes = np.rint(steps) if axis is None else np.rint(steps + along(axis, zero_point, x.shape)) "
+        "- along(axis, zero_point, x.shape)\n    "
         + ROUND_AND_ADD.replace("np.rint(steps)", "codes"),
     ),
     Fault(
@@ -203,7 +227,8 @@ CHANNELS = [
         "The loop over channels takes 1 / scale out, once for each channel, and rounds it.",
         QUOTIENT,
         f'{QUOTIENT}\n    with np.errstate(over="ignore"):\n'
-        "        steps = steps if axis is None else (x * (np.float32(1) / along(axis, scale, x.shape))).astype(np.float64)",
+        "        steps = steps if axis is None "
+        "else (x * (np.float32(1) / along(axis, scale, x.shape))).astype(np.float64)",
     ),
     Fault(
         "one-scale-for-all-channels", "numerics.affine", ("AFF-CHANNEL-COUNT",),
@@ -241,7 +266,9 @@ RANGES = [
     Fault(
         "extent-in-float32", "numerics.affine", ("AFF-RANGE-SCALE",),
         "maximum - minimum in float32 rounds before the division rounds again.",
-        EXTENT, "(last - first).astype(np.float32) / np.float64(steps), lambda i: Fraction(float(np.float32(last[i] - first[i]))) / steps",
+        EXTENT,
+        "(last - first).astype(np.float32) / np.float64(steps), "
+        "lambda i: Fraction(float(np.float32(last[i] - first[i]))) / steps",
     ),
     Fault(
         "scale-rounded-down-at-ties", "numerics.affine", ("AFF-RANGE-SCALE",),
@@ -255,12 +282,16 @@ RANGES = [
     ),
     Fault(
         "zero-point-of-unrounded-scale", "numerics.affine", ("AFF-RANGE-ZERO-POINT",),
-        "The zero point comes from the scale before its rounding to float32, which sees a tie at every symmetric range.",
-        ZERO_POINT, "qmin - np.rint(low.astype(np.float64) * (qmax - qmin) / np.where(high > low, high.astype(np.float64) - low, 1))",
+        "The zero point comes from the scale before its rounding "
+        "to float32, which sees a tie at every symmetric range.",
+        ZERO_POINT,
+        "qmin - np.rint(low.astype(np.float64) * (qmax - qmin) "
+        "/ np.where(high > low, high.astype(np.float64) - low, 1))",
     ),
     Fault(
         "zero-point-truncated", "numerics.affine", ("AFF-RANGE-ZERO-POINT", "AFF-RANGE-COVERS"),
-        "A cast without rounding cuts the zero point's fraction off, and an end of the range sticks out by up to a whole step.",
+        "A cast without rounding cuts the zero point's fraction off, "
+        "and an end of the range sticks out by up to a whole step.",
         ZERO_POINT, ZERO_POINT.replace("np.rint", "np.trunc"),
     ),
     Fault(
@@ -286,19 +317,26 @@ RANGES = [
     Fault(
         "too-wide-a-range-is-cut", "numerics.affine", ("AFF-RANGE-HUGE",),
         "A scale beyond the largest becomes the largest, and the ends of the range are lost in silence.",
-        SCALES, SCALES.replace("np.maximum(scale, np.float32(SCALE_FLOOR))", "np.clip(scale, np.float32(SCALE_FLOOR), np.float32(LARGEST_SCALE))"),
+        SCALES,
+        SCALES.replace(
+            "np.maximum(scale, np.float32(SCALE_FLOOR))",
+            "np.clip(scale, np.float32(SCALE_FLOOR), np.float32(LARGEST_SCALE))",
+        ),
     ),
     Fault(
         "ends-are-sorted", "numerics.affine", ("AFF-RANGE-ORDER",),
         "A minimum above the maximum is swapped silently, which hides that the data is broken.",
-        "    if np.any(low > high):", "    low, high = np.minimum(low, high), np.maximum(low, high)\n    if np.any(low > high):",
+        "    if np.any(low > high):",
+        "    low, high = np.minimum(low, high), np.maximum(low, high)\n    if np.any(low > high):",
     ),
     Fault(
         "nan-ends-count-as-zero", "numerics.affine", ("AFF-RANGE-ORDER",),
         "fmin and fmax skip a NaN, so that a range with one looks one-sided.",
-        "    if not (np.isfinite(low).all() and np.isfinite(high).all()):\n        raise ValueError(f\"minimum, maximum",
+        "    if not (np.isfinite(low).all() and np.isfinite(high).all()):\n"
+        "        raise ValueError(f\"minimum, maximum",
         "    low, high = (np.where(np.isnan(end), np.float32(0), end) for end in (low, high))\n"
-        "    if not (np.isfinite(low).all() and np.isfinite(high).all()):\n        raise ValueError(f\"minimum, maximum",
+        "    if not (np.isfinite(low).all() and np.isfinite(high).all()):\n"
+        "        raise ValueError(f\"minimum, maximum",
     ),
 ]
 

@@ -13,12 +13,14 @@ FAULTS = [
     Fault(
         "fused-rounds-twice", "numerics.dialects.quantize", ("DIA-QUANTIZE",),
         "The product is rounded before the zero point is added, which a fused instruction does not do.",
-        "np.rint(fma(x, np.float32(1) / scale, zero_point))", "np.rint(x * (np.float32(1) / scale) + zero_point.astype(np.float32))",
+        "np.rint(fma(x, np.float32(1) / scale, zero_point))",
+        "np.rint(x * (np.float32(1) / scale) + zero_point.astype(np.float32))",
     ),
     Fault(
         "float64-rule-always-from-below", "numerics.dialects.qparams", ("DIA-QPARAMS",),
         "The zero point is always computed from the minimum.",
-        "start = from_low if abs(qmin) - abs(low / scale) < abs(qmax) - abs(high / scale) else from_high", "start = from_low",
+        "start = from_low if abs(qmin) - abs(low / scale) < abs(qmax) - abs(high / scale) else from_high",
+        "start = from_low",
     ),
     Fault(
         "float64-rule-without-stretch", "numerics.dialects.qparams", ("DIA-QPARAMS",),
@@ -43,17 +45,20 @@ FAULTS = [
     Fault(
         "products-saturate-one-by-one", "numerics.dialects.accumulate", ("DIA-ACCUMULATE",),
         "Each product is held in 16 bits, and the sum of two is not.",
-        "total[:, outputs] -= sums - np.clip(sums, lowest, highest)", "total[:, outputs] -= sums - np.clip(sums, 2 * lowest, 2 * highest)",
+        "total[:, outputs] -= sums - np.clip(sums, lowest, highest)",
+        "total[:, outputs] -= sums - np.clip(sums, 2 * lowest, 2 * highest)",
     ),
     Fault(
         "float-bias-always-fused", "numerics.dialects.requantize", ("DIA-REQUANTIZE",),
         "The fused instruction of the per-tensor kernel is taken per channel too.",
-        "total = accumulator.astype(np.float32) + bias / unit", "total = fma(bias, np.float32(1) / unit, accumulator.astype(np.float32))",
+        "total = accumulator.astype(np.float32) + bias / unit",
+        "total = fma(bias, np.float32(1) / unit, accumulator.astype(np.float32))",
     ),
     Fault(
         "in-turn-is-the-product", "numerics.dialects.requantize", ("DIA-REQUANTIZE",),
         "The two scales are multiplied first, which saves an operation and rounds otherwise.",
-        "accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias, y, lowest", "accumulator.astype(np.float32) * (twice(s_x) * twice(s_w)) + bias, y, lowest",
+        "accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias, y, lowest",
+        "accumulator.astype(np.float32) * (twice(s_x) * twice(s_w)) + bias, y, lowest",
     ),
     Fault(
         "onednn-adds-zero-point-last", "numerics.dialects.requantize", ("DIA-REQUANTIZE", "DIA-EITHER"),
@@ -68,12 +73,14 @@ FAULTS = [
     Fault(
         "multiplier-not-checked", "numerics.dialects.float32", ("DIA-UNIT",),
         "The unit of the accumulator is checked, and its quotient by the output's scale is not.",
-        '{"scale of input times scale of weight": unit, "multiplier": unit / y_scale}', '{"scale of input times scale of weight": unit}',
+        '{"scale of input times scale of weight": unit, "multiplier": unit / y_scale}',
+        '{"scale of input times scale of weight": unit}',
     ),
     Fault(
         "fused-output-rounds-twice", "numerics.dialects.float_output", ("DIA-DYNAMIC",),
         "The product is rounded before the bias is added, which a fused instruction does not do.",
-        "return fma(accumulator.astype(np.float32), np.float32(s_x) * s_w, bias)", "return accumulator.astype(np.float32) * (np.float32(s_x) * s_w) + bias",
+        "return fma(accumulator.astype(np.float32), np.float32(s_x) * s_w, bias)",
+        "return accumulator.astype(np.float32) * (np.float32(s_x) * s_w) + bias",
     ),
     Fault(
         "inverted-scale-loses-digits", "numerics.dialects.dialect", ("DIA-DYNAMIC-QUANTIZE",),
@@ -83,12 +90,14 @@ FAULTS = [
     Fault(
         "onednns-kernels-mixed-up", "numerics.dialects.named", ("DIA-NAMED",),
         "onednn multiplies by the product, and onednn-product in turn.",
-        'output_rule="in-turn",\n    requantize_rule="real-in-turn",', 'output_rule="product",\n    requantize_rule="real-product",',
+        'output_rule="in-turn",\n    requantize_rule="real-in-turn",',
+        'output_rule="product",\n    requantize_rule="real-product",',
     ),
     Fault(
         "reciprocal-bias-truncated", "numerics.dialects.requantize", ("DIA-EVERYWHERE", "DIA-REQUANTIZE"),
         "A cast without rounding turns a bias of just under a whole number of LSBs into one LSB less.",
-        "codes = np.rint((bias * (np.float32(1) / unit)).astype(np.float64))", "codes = np.trunc((bias * (np.float32(1) / unit)).astype(np.float64))",
+        "codes = np.rint((bias * (np.float32(1) / unit)).astype(np.float64))",
+        "codes = np.trunc((bias * (np.float32(1) / unit)).astype(np.float64))",
     ),
     Fault(
         "windows-take-the-linear-rule", "numerics.dialects.dialect", ("DIA-WINDOWS",),
@@ -97,8 +106,10 @@ FAULTS = [
     ),
     Fault(
         "sum-rounded-term-by-term", "numerics.dialects.operations", ("DIA-ADD",),
-        "Each term is multiplied by its ratio and rounded before the other is added, where one fused instruction does both.",
-        "fma(a_q.astype(np.float32), r_a, fma(b_q.astype(np.float32), r_b, start))", "a_q.astype(np.float32) * r_a + (b_q.astype(np.float32) * r_b + start)",
+        "Each term is multiplied by its ratio and rounded before "
+        "the other is added, where one fused instruction does both.",
+        "fma(a_q.astype(np.float32), r_a, fma(b_q.astype(np.float32), r_b, start))",
+        "a_q.astype(np.float32) * r_a + (b_q.astype(np.float32) * r_b + start)",
     ),
     Fault(
         "product-by-the-quotient", "numerics.dialects.operations", ("DIA-MUL",),
@@ -113,7 +124,8 @@ FAULTS = [
     Fault(
         "average-divides", "numerics.dialects.operations", ("DIA-AVERAGE",),
         "The zero point is added behind the rounding of the average, which moves ties.",
-        "(ONE / positions.astype(np.float32)) + grid.zero_point.astype(np.float32))", "(ONE / positions.astype(np.float32))) + grid.zero_point",
+        "(ONE / positions.astype(np.float32)) + grid.zero_point.astype(np.float32))",
+        "(ONE / positions.astype(np.float32))) + grid.zero_point",
     ),
     Fault(
         "convolutions-fold-as-layers", "numerics.dialects.operations", ("DIA-FOLD",),

@@ -5,7 +5,10 @@ from faults.fault import Fault
 ENDS = "low, high = np.asarray(x.min()), np.asarray(x.max())"
 EXACT_GRID = "grid = affine.qparams(low, high, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)"
 EXACT_OUTPUT = "    unit = np.float64(np.float32(s_x)) * s_w.astype(np.float64)  # exact: 48 bits\n"
-NO_BIAS = "codes, scale, grid = self.quantize_dynamic(x, reduce_range=reduce_range)\n        bias = np.zeros(len(w_q), np.float32) if bias is None"
+NO_BIAS = (
+    "codes, scale, grid = self.quantize_dynamic(x, reduce_range=reduce_range)\n"
+    "        bias = np.zeros(len(w_q), np.float32) if bias is None"
+)
 
 FAULTS = [
     Fault(
@@ -18,7 +21,8 @@ FAULTS = [
         "Three standard deviations about the mean stand for the range, and every row moves them.",
         ENDS,
         "middle, away = x.mean(dtype=np.float64), 3 * x.std(dtype=np.float64)\n"
-        "        low, high = np.maximum(x.min(), np.float32(middle - away)), np.minimum(x.max(), np.float32(middle + away))",
+        "        low, high = np.maximum(x.min(), np.float32(middle - away)), "
+        "np.minimum(x.max(), np.float32(middle + away))",
     ),
     Fault(
         "dynamic-activations-symmetric", "numerics.dialects.dialect", ("DYN-RANGE", "DYN-STATIC"),
@@ -38,12 +42,15 @@ FAULTS = [
     Fault(
         "dynamic-output-rounds-twice", "numerics.dialects.float_output", ("DYN-OUTPUT",),
         "The product is rounded to float32 before the bias is added to it.",
-        EXACT_OUTPUT, f"    return (accumulator * (np.float64(np.float32(s_x)) * s_w.astype(np.float64))).astype(np.float32) + bias\n{EXACT_OUTPUT}",
+        EXACT_OUTPUT,
+        "    return (accumulator * (np.float64(np.float32(s_x)) * s_w.astype(np.float64))).astype(np.float32) "
+        f"+ bias\n{EXACT_OUTPUT}",
     ),
     Fault(
         "dynamic-output-in-float64", "numerics.dialects.float_output", ("DYN-OUTPUT",),
         "The sum is rounded to float64 first and to float32 again, and what cancels loses its digits.",
-        "doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)", "doubtful = np.zeros(real.shape, bool)",
+        "doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)",
+        "doubtful = np.zeros(real.shape, bool)",
     ),
     Fault(
         "no-inputs-no-bias", "numerics.dialects.dialect", ("DYN-ZERO-INPUTS",),
@@ -66,7 +73,8 @@ FAULTS = [
         f"        {ENDS}",
         f"        {ENDS}\n"
         "        if np.isfinite(low) and np.isfinite(high):\n"
-        "            low, high = np.minimum(low, ACCUMULATE.get('low', low)), np.maximum(high, ACCUMULATE.get('high', high))\n"
+        "            low, high = np.minimum(low, ACCUMULATE.get('low', low)), "
+        "np.maximum(high, ACCUMULATE.get('high', high))\n"
         "            ACCUMULATE.update(low=low, high=high)",
     ),
     Fault(

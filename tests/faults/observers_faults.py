@@ -15,8 +15,12 @@ MERGED = "return replace(self, minimum=np.minimum(self.minimum, low), maximum=np
 FIRST = "return replace(self, minimum=low, maximum=high)\n        check_channels"
 KNOWN = "ends = minmax().wider(address, count, self._known[1])"
 NEXT = "        if ends is None:\n            return self\n        low, high = finite_ends(*ends)\n"
-MOVED = "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
-BATCH_OF_AN_AVERAGE = '"""The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""\n'
+MOVED = (
+    "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
+)
+BATCH_OF_AN_AVERAGE = (
+    '"""The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""\n'
+)
 WIDTH = "exact = fraction == -0.5"
 EDGES = "return np.maximum(edges[0], minimum), np.minimum(edges[1], maximum)"
 
@@ -50,7 +54,9 @@ FAULTS = [
     Fault(
         "margin-with-every-batch", "numerics.observers", ("OBS-IDEMPOTENT", "OBS-MINMAX", "OBS-SPLIT"),
         "A margin for safety is added whenever a batch is seen, so that the same data twice widens the range twice.",
-        NEXT, "        low, high = self.range() if ends is None else finite_ends(*ends)\n        low, high = low - np.float32(0.01), high + np.float32(0.01)\n",
+        NEXT,
+        "        low, high = self.range() if ends is None else finite_ends(*ends)\n"
+        "        low, high = low - np.float32(0.01), high + np.float32(0.01)\n",
     ),
     Fault(
         "nan-skipped", "numerics.observers", ("OBS-FINITE",),
@@ -65,12 +71,14 @@ FAULTS = [
     Fault(
         "no-data-is-zero-to-zero", "numerics.observers", ("OBS-NOTHING",),
         "An observer that saw nothing says that it saw zeros.",
-        '            raise CalibrationError("the observer has seen no values, so there is no range")', "            return np.float32(0), np.float32(0)",
+        '            raise CalibrationError("the observer has seen no values, so there is no range")',
+        "            return np.float32(0), np.float32(0)",
     ),
     Fault(
         "empty-tensor-is-zero", "numerics.observers", ("OBS-EMPTY", "OBS-NOTHING"),
         "A tensor without elements counts as a zero.",
-        "    if x.size == 0:\n        return None", "    if x.size == 0:\n        x = np.zeros([max(n, 1) for n in x.shape], np.float32)",
+        "    if x.size == 0:\n        return None",
+        "    if x.size == 0:\n        x = np.zeros([max(n, 1) for n in x.shape], np.float32)",
     ),
     Fault(
         "negative-axis-misread", "numerics.observers", ("OBS-CHANNEL",),
@@ -86,13 +94,15 @@ FAULTS = [
     Fault(
         "other-channels-start-anew", "numerics.observers", ("OBS-CHANNEL-COUNT", "OBS-CHANNEL-MERGE"),
         "A tensor with another number of channels resets the observer, as torch's does.",
-        "        if self.minimum is None:\n            " + FIRST, "        if self.minimum is None or self.minimum.shape != low.shape:\n            " + FIRST,
+        "        if self.minimum is None:\n            " + FIRST,
+        "        if self.minimum is None or self.minimum.shape != low.shape:\n            " + FIRST,
     ),
     Fault(
         "channels-merged-together", "numerics.observers", ("OBS-CHANNEL-MERGE",),
         "Merging widens every channel by the whole of the other observer.",
         "self._merged(other.minimum, other.maximum)",
-        "self._merged(*(np.full_like(end, most) for end, most in ((other.minimum, other.minimum.min()), (other.maximum, other.maximum.max()))))",
+        "self._merged(*(np.full_like(end, most) for end, "
+        "most in ((other.minimum, other.minimum.min()), (other.maximum, other.maximum.max()))))",
     ),
     Fault(
         "average-shares-swapped", "numerics.observers", ("OBS-AVERAGE", "OBS-AVERAGE-CONSTANT"),
@@ -102,19 +112,24 @@ FAULTS = [
     Fault(
         "average-in-float32", "numerics.observers", ("OBS-AVERAGE",),
         "torch computes the average in float32, with a rounding after each of three operations.",
-        MOVED, "exact = [Fraction(float(a + np.float32(constant) * np.float32(float(b) / 2 - float(a) / 2) * np.float32(2))) for a, b in pairs]",
+        MOVED,
+        "exact = [Fraction(float(a + np.float32(constant) * np.float32(float(b) / 2 - float(a) / 2) * np.float32(2))) "
+        "for a, b in pairs]",
     ),
     Fault(
         "average-starts-at-zero", "numerics.observers", ("OBS-AVERAGE",),
         "The first batch pulls a range of zero towards its own instead of setting it.",
         "return replace(self, minimum=batch[0], maximum=batch[1])",
-        "return replace(self, minimum=moved(batch[0] * 0, batch[0], self.constant), maximum=moved(batch[1] * 0, batch[1], self.constant))",
+        "return replace(self, minimum=moved(batch[0] * 0, batch[0], self.constant), "
+        "maximum=moved(batch[1] * 0, batch[1], self.constant))",
     ),
     Fault(
         "large-tensors-in-pieces", "numerics.observers", ("OBS-AVERAGE-ORDER", "OBS-AVERAGE"),
         "To save memory a long tensor is observed in pieces, each of which pulls the average.",
         BATCH_OF_AN_AVERAGE,
-        BATCH_OF_AN_AVERAGE + "        if self.axis is None and np.size(x) > 16:\n            return self.observe(np.ravel(x)[:16]).observe(np.ravel(x)[16:])\n",
+        BATCH_OF_AN_AVERAGE
+        + "        if self.axis is None and np.size(x) > 16:\n"
+        "            return self.observe(np.ravel(x)[:16]).observe(np.ravel(x)[16:])\n",
     ),
     Fault(
         "average-constant-may-be-zero", "numerics.observers", ("OBS-AVERAGE-CONSTANT",),
@@ -134,7 +149,8 @@ FAULTS = [
     Fault(
         "merge-adds-bins-as-they-are", "numerics.observers", ("OBS-HIST-MERGE", "OBS-HIST-COUNT"),
         "Counts are added bin by bin, whatever the width of either histogram's bins.",
-        "coarser(self.counts, exponent - self.exponent) + coarser(other.counts, exponent - other.exponent)", "self.counts + other.counts",
+        "coarser(self.counts, exponent - self.exponent) + coarser(other.counts, exponent - other.exponent)",
+        "self.counts + other.counts",
     ),
     Fault(
         "any-even-number-of-bins", "numerics.observers", ("OBS-HIST-BINS",),
@@ -149,7 +165,8 @@ FAULTS = [
     Fault(
         "percentile-cuts-too-little", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
         "A bin whose values could just be cut off is kept.",
-        "low = int(np.argmax(np.cumsum(counts) > allowed)) - half", "low = int(np.argmax(np.cumsum(counts) >= max(allowed, 1))) - half",
+        "low = int(np.argmax(np.cumsum(counts) > allowed)) - half",
+        "low = int(np.argmax(np.cumsum(counts) >= max(allowed, 1))) - half",
     ),
     Fault(
         "percentile-ends-at-bin-edges", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-ALL"),
