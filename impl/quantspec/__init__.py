@@ -3,7 +3,7 @@
 from quantspec.comparison import Comparison, compare
 from quantspec.errors import CalibrationError, FormatError, UnsupportedError
 from quantspec.ir.program import Program
-from quantspec.module.module import QuantizedModule
+from quantspec.module.module import QuantizedModule, load
 from quantspec.numerics.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -14,7 +14,6 @@ from quantspec.numerics.observers import (
 from quantspec.onnx_export.export import export_onnx
 from quantspec.ptq.dynamic import quantize_dynamic
 from quantspec.ptq.static import Prepared, convert, prepare, quantize
-from quantspec.storage.file import load
 
 __all__ = [
     "CalibrationError",

@@ -15,8 +15,9 @@ from torch import nn
 
 from quantspec.capture import tracer
 from quantspec.engines.reference import Reference
-from quantspec.ir import float_graph, rearrange
-from quantspec.ir.program import Call, Conv, ConvReal, Layer, Linear, LinearReal, refs
+from quantspec.ir import float_graph, float_run, rearrange
+from quantspec.ir.program import Call, Conv, Layer, Linear
+from quantspec.ir.traverse import refs
 from quantspec.module import size
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
@@ -127,7 +128,7 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
     fused = as_quantized(model, q)
-    reference = Reference(q.program, q.callables)
+    reference = Reference(q.program)
     steps = {step.name: step for step in q.program.steps}
     nodes = [node for node in fused.nodes if isinstance(node, (*float_graph.Layer.__args__, float_graph.Embedding, float_graph.Recurrent)) or left_out(node, fused)]
     sums: dict[str, list[float]] = {node.name: [0.0, 0.0] for node in nodes} | {"": [0.0, 0.0]}
@@ -136,7 +137,7 @@ def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: in
     for batch in progress(taken, "compare"):
         floats, shapes = {}, {}
         with FlopCounterMode(display=False) as counter:
-            output = float_graph.run(fused, batch, keep(floats, shapes, {node.name for node in nodes}))
+            output = float_run.run(fused, batch, keep(floats, shapes, {node.name for node in nodes}))
         counted += counter.get_total_flops() // 2
         got = reference(batch, seen_by(q, sums, floats, steps))
         first = next((t for t in leaves(output)), None)
@@ -160,12 +161,12 @@ def as_quantized(model: nn.Module, q: QuantizedModule) -> float_graph.FloatGraph
     captured = options.without(tracer.capture(model), model, [name for name in excluded if name in dict(model.named_modules())])
     for made in (fusion.fuse(captured), captured):
         layers = {node.name: node for node in made.nodes if isinstance(node, float_graph.Layer)}
-        if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv, LinearReal, ConvReal))):
+        if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv))):
             return made
     raise ValueError("q: expected a network that was made of this model, its layers are others")
 
 
-def made_of(step: Linear | Conv | LinearReal | ConvReal, node: float_graph.Layer | None) -> bool:
+def made_of(step: Linear | Conv, node: float_graph.Layer | None) -> bool:
     """Whether a step can have been made of a layer: the same kind, clamp and weights, each within one step of its grid."""
     if node is None or node.relu != step.relu or node.weight.shape != step.weight.shape:
         return False
@@ -178,7 +179,7 @@ def left_out(node: float_graph.Node, fused: float_graph.FloatGraph) -> float_gra
     if not isinstance(node, Call) or node.kind != "module":
         return None
     what = fused.callables[node.kind, node.target]
-    return replace(what.node, weight=what.weight.numpy(), bias=None if what.bias is None else what.bias.numpy()) if isinstance(what, float_graph.FloatLayer) else None
+    return replace(what.node, weight=what.weight.numpy(), bias=None if what.bias is None else what.bias.numpy()) if isinstance(what, float_run.FloatLayer) else None
 
 
 def keep(floats: dict, shapes: dict, wanted: set[str]):
@@ -249,8 +250,8 @@ def summary(fused, q: QuantizedModule, nodes, steps, sums, work, counted, exampl
 
 def node_arrays(node: float_graph.Node) -> list[np.ndarray]:
     """The arrays that a node of a float graph needs stored."""
-    cells = [array for cell in node.cells for array in cell if array is not None] if isinstance(node, float_graph.Recurrent) else []
-    return [array for array in vars(node).values() if isinstance(array, np.ndarray)] + cells
+    parts = [node, *node.cells] if isinstance(node, float_graph.Recurrent) else [node]
+    return [array for part in parts for array in vars(part).values() if isinstance(array, np.ndarray)]
 
 
 def node_bytes(node: float_graph.Node) -> int:

@@ -16,7 +16,7 @@ import strategies as draws
 from evidence import clause
 from quantspec import chapters
 from quantspec.engines.reference import STEPS
-from quantspec.ir import float_graph
+from quantspec.ir import float_graph, float_run
 from quantspec.ir.program import Add, Call, Mul, Ref, Table
 from quantspec.numerics import affine, integer, windows
 from quantspec.numerics.affine import QParams
@@ -132,7 +132,7 @@ def test_a_transposed_convolution_is_one_of_spread_inputs(stride, kernel, length
     if (length - 1) * stride - 2 * padding + reach + output_padding + 1 < 1:
         return  # such a layer has no outputs
     places = dict(stride=(1,), padding=((reach - padding, reach - padding + output_padding),), dilation=(dilation,), input_dilation=(stride,), groups=1)
-    flipped = float_graph.transposed_weight(torch.from_numpy(w_q[None, None]), 1).numpy()
+    flipped = float_run.transposed_weight(torch.from_numpy(w_q[None, None]), 1).numpy()
     got = EXACT.conv(x_q[None, None], x, flipped, w, np.float32([3]), y, **places)
     numbers = dict(stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
     expected = spec.transposed_conv1d(x_q.tolist(), ends(x)[:2], w_q.tolist(), (0.25, 0), 3.0, ends(y), **numbers)
@@ -149,8 +149,8 @@ def test_a_transposed_weight_exchanges_inputs_and_outputs_within_each_group(grou
     transposed, conv = (getattr(torch.nn.functional, f"{name}{axes}d") for name in ("conv_transpose", "conv"))
     expected = transposed(x, weight, groups=groups)  # whole numbers: exact in any order
     wide = torch.nn.functional.pad(x, [2, 2] * axes)
-    assert conv(wide, float_graph.transposed_weight(weight, groups), groups=groups).tolist() == expected.tolist()
-    assert float_graph.transposed_weight(float_graph.transposed_weight(weight, groups), groups).tolist() == weight.tolist()
+    assert conv(wide, float_run.transposed_weight(weight, groups), groups=groups).tolist() == expected.tolist()
+    assert float_run.transposed_weight(float_run.transposed_weight(weight, groups), groups).tolist() == weight.tolist()
 
 
 @clause("INT-MUL")

@@ -17,6 +17,7 @@ from evidence import clause
 from quantspec import chapters
 from quantspec.capture import tracer
 from quantspec.ir import float_graph as floats
+from quantspec.ir import float_run
 from quantspec.ir.program import Linear
 from quantspec.numerics import folding, integer
 from quantspec.numerics.affine import QParams, qparams
@@ -231,8 +232,8 @@ def test_fusing_keeps_every_value_that_is_still_computed(case):
     fused = fusion.fuse(graph)
     folded = len(graph.nodes) != len(fused.nodes) and "BatchNorm" in kinds(graph)
     values, after = {}, {}
-    before = floats.run(graph, x, lambda name, value: values.setdefault(name, value.numpy()))
-    output = floats.run(fused, x, lambda name, value: after.setdefault(name, value.numpy()))
+    before = float_run.run(graph, x, lambda name, value: values.setdefault(name, value.numpy()))
+    output = float_run.run(fused, x, lambda name, value: after.setdefault(name, value.numpy()))
     assert before.shape == output.shape
     if not folded:
         assert output.numpy().tobytes() == before.numpy().tobytes()
@@ -267,7 +268,7 @@ READERS = [
 @pytest.mark.parametrize("build", [networks.TwoReaders, networks.OutputBefore, networks.Shared, *READERS])
 def test_where_not_everything_may_be_fused_the_network_computes_the_same_bits(build):
     graph, x = captured(networks.seeded(build)), networks.inputs()
-    before, after = (floats.run(g, x) for g in (graph, fusion.fuse(graph)))
+    before, after = (float_run.run(g, x) for g in (graph, fusion.fuse(graph)))
     for a, b in zip(*(output if isinstance(output, tuple) else (output,) for output in (before, after)), strict=True):
         assert a.numpy().tobytes() == b.numpy().tobytes()
 
@@ -330,8 +331,8 @@ def test_a_normalization_behind_a_transposed_convolution_is_folded(groups, kinds
     twin = copy.deepcopy(model).double()
     with torch.no_grad():
         expected = twin(x).numpy()
-        folded = floats.run_conv(node, x, torch.from_numpy(node.weight).double(), torch.from_numpy(node.bias).double()).numpy()
-        sizes = floats.run_conv(node, x.abs(), torch.from_numpy(node.weight).double().abs(), None).numpy()
+        folded = float_run.run_conv(node, x, torch.from_numpy(node.weight).double(), torch.from_numpy(node.bias).double()).numpy()
+        sizes = float_run.run_conv(node, x.abs(), torch.from_numpy(node.weight).double().abs(), None).numpy()
     layer_bias = layer.bias.detach().numpy() if bias else np.zeros(groups * 4)
     along = (slice(None), *[None] * len(shape))
     numbers = model[1], node.bias
@@ -393,7 +394,7 @@ def test_networks_with_a_normalization_before_a_layer_keep_their_function(build,
     fused = fusion.fuse(captured(model))
     assert "BatchNorm" not in kinds(fused)
     x = networks.inputs(8, shape)
-    got, expected = floats.run(fused, x), floats.run(captured(model), x)
+    got, expected = float_run.run(fused, x), float_run.run(captured(model), x)
     growth = np.prod([1 + np.abs(node.weight).reshape(len(node.weight), -1).sum(axis=1).max() for node in layers_of(fused)])
     assert (got - expected).abs().max() <= 2.0**-20 * growth * float(x.abs().max() + expected.abs().max())
 
@@ -406,7 +407,7 @@ def test_a_normalization_is_not_folded_into_a_layer_that_pads(padding, left):
     assert kinds(fused) == [*left, "Conv"]
     x = networks.inputs(2, (2, 6, 6))
     with torch.no_grad():
-        assert (floats.run(fused, x) - model(x)).abs().max() < 1e-4  # padding with the mean's fold would be off by tenths
+        assert (float_run.run(fused, x) - model(x)).abs().max() < 1e-4  # padding with the mean's fold would be off by tenths
     shared = networks.seeded(lambda: nn.Sequential(batch_norm(nn.BatchNorm1d, 4, np.random.default_rng(1)), *[nn.Linear(4, 4)] * 2))
     assert kinds(fusion.fuse(captured(shared))) == ["BatchNorm", "Linear", "Linear"]
 
@@ -418,7 +419,7 @@ def test_a_normalization_that_nothing_absorbs_is_a_layer_of_its_own(per_channel)
     layers = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), batch_norm(nn.BatchNorm2d, 4, g), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
     model = networks.seeded(lambda: nn.Sequential(*layers))
     fused = fusion.fuse(captured(model))
-    assert kinds(fused) == ["Conv", "Pool", "Conv", "Conv"] and [node.relu for node in layers_of(fused)] == [False, True, False]
+    assert kinds(fused) == ["Conv", "MaxPool", "Conv", "Conv"] and [node.relu for node in layers_of(fused)] == [False, True, False]
     alone, norm = layers_of(fused)[1], layers[2]
     factor = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     assert alone.groups == 4 and alone.weight.shape == (4, 1, 1, 1)
@@ -468,7 +469,7 @@ def test_a_clamp_from_zero_is_absorbed_and_ends_where_it_did(clamp):
     assert kinds(fused) == ["Linear", "Linear"] and fused.nodes[0].relu and fused.nodes[0].ceiling == ceiling
     x = networks.inputs(50)
     with torch.no_grad():
-        assert floats.run(fused, x).numpy().tobytes() == floats.run(captured(model), x).numpy().tobytes()
+        assert float_run.run(fused, x).numpy().tobytes() == float_run.run(captured(model), x).numpy().tobytes()
     q = qs.quantize(model, [x])
     grid = q.program.layers[0].y_qparams
     assert float(grid.scale) * (255 - int(grid.zero_point)) <= ceiling * (1 + 2.0**-23)

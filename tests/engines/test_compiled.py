@@ -2,6 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -23,10 +24,10 @@ from quantspec.kernels import gemm
 def check(program: Program, *inputs: np.ndarray) -> None:
     """Both engines' outputs are equal, and the kernels made them; also the second time, when everything is ready."""
     batch = {name: torch.from_numpy(x) for name, x in zip(program.inputs, inputs)}
-    engine = Compiled(program, {})
+    engine = Compiled(program)
     (segment,) = engine.parts
     assert isinstance(segment, Segment)
-    expected = Reference(program, {})(batch)
+    expected = Reference(program)(batch)
     for _ in range(2):
         found = engine(batch)
         assert found.dtype == expected.dtype and found.shape == expected.shape and found.is_contiguous()
@@ -103,7 +104,7 @@ def test_floats_that_go_past_the_caches(r, rows, outputs, groups, reduce_range):
         check(programs.to_floats(x, layer), programs.values(r, x, (1, 4 * groups, rows, 3)))
         program = programs.dynamic_chain(r, [30, outputs], rows=False, reduce_range=reduce_range)
         batch = {"x": torch.from_numpy(r.normal(size=(rows, 1, 30)).astype(np.float32))}
-        assert torch.equal(Compiled(program, RELU)(batch), Reference(program, RELU)(batch))
+        assert torch.equal(Compiled(replace(program, callables=RELU))(batch), Reference(replace(program, callables=RELU))(batch))
 
 
 @given(strategies.seeds(), st.data())
@@ -202,9 +203,10 @@ def test_codes_from_and_to_steps_without_kernels(r, images, sides):
     move = Move("flipped", "function", "torch.flip", (Ref("a"), [2]), {}, first.y_qparams)
     second = programs.conv(r, "b", "flipped", first.y_qparams, 6, 5, *place)
     program = programs.between(x, [first, move, second], second.y_qparams)
-    engine, batch = Compiled(program, {("function", "torch.flip"): torch.flip}), {"x": torch.from_numpy(programs.values(r, x, (images, 3, *sides)))}
+    program = replace(program, callables={("function", "torch.flip"): torch.flip})
+    engine, batch = Compiled(program), {"x": torch.from_numpy(programs.values(r, x, (images, 3, *sides)))}
     assert [type(part).__name__ for part in engine.parts] == ["Segment", "Move", "Segment"]
-    assert torch.equal(engine(batch), Reference(program, {("function", "torch.flip"): torch.flip})(batch))
+    assert torch.equal(engine(batch), Reference(program)(batch))
     assert all(part.bounds for part in engine.parts if isinstance(part, Segment))
 
 
@@ -240,12 +242,12 @@ RELU = {("function", "torch.relu"): torch.relu, ("function", "torch.flatten"): t
 @given(strategies.seeds(), st.lists(st.integers(1, 90), min_size=2, max_size=4), st.integers(0, 20), st.booleans(), st.booleans())
 def test_dynamic_layers(r, widths, samples, rows, reduce_range):
     program = programs.dynamic_chain(r, widths, rows=rows, reduce_range=reduce_range)
-    engine = Compiled(program, RELU)
+    engine = Compiled(replace(program, callables=RELU))
     (segment,) = engine.parts
     x = r.normal(size=(samples, 1, widths[0])).astype(np.float32) * np.float32(10.0 ** r.integers(-20, 10))
     x[: samples // 2] = 0 if r.random() < 0.2 else x[: samples // 2]
     batch = {"x": torch.from_numpy(x)}
-    expected = Reference(program, RELU)(batch)
+    expected = Reference(replace(program, callables=RELU))(batch)
     for _ in range(2):
         assert torch.equal(engine(batch), expected)
     assert len(segment.bounds) == 1
@@ -260,9 +262,9 @@ def test_ranges_that_make_no_grid_are_refused_as_the_reference_refuses_them(valu
     x[6, 2] = -abs(value)
     with np.errstate(over="ignore"):  # the range is too wide for a float32
         with pytest.raises(ValueError) as expected:
-            Reference(program, RELU)({"x": x})
+            Reference(replace(program, callables=RELU))({"x": x})
         with pytest.raises(ValueError) as found:
-            Compiled(program, RELU)({"x": x})
+            Compiled(replace(program, callables=RELU))({"x": x})
     assert str(found.value) == str(expected.value)
 
 
@@ -272,8 +274,8 @@ def test_ranges_that_make_no_grid_are_refused_as_the_reference_refuses_them(valu
 )  # fmt: skip
 def test_recurrent_networks(r, kind, inputs, size, layers, both, reduce_range, shape):
     program = programs.recurrent(r, kind, inputs, size, layers=layers, both=both, reduce_range=reduce_range)
-    engine, batch = Compiled(program, {}), {"x": torch.from_numpy(r.normal(size=(*shape, inputs)).astype(np.float32))}
-    expected = flat(Reference(program, {})(batch))
+    engine, batch = Compiled(program), {"x": torch.from_numpy(r.normal(size=(*shape, inputs)).astype(np.float32))}
+    expected = flat(Reference(program)(batch))
     for _ in range(2):
         for a, b in zip(flat(engine(batch)), expected, strict=True):
             assert a.shape == b.shape and torch.equal(a, b)
@@ -295,11 +297,11 @@ def two_layers(inputs: int = 50):
 @pytest.mark.parametrize("place", [0, 17, 49])
 def test_nan_is_refused_as_the_reference_refuses_it(value, place):
     program, x, r = two_layers()
-    engine, clean = Compiled(program, {}), torch.from_numpy(programs.values(r, x, (5, 50)))
+    engine, clean = Compiled(program), torch.from_numpy(programs.values(r, x, (5, 50)))
     expected = engine({"x": clean})
     spoiled = clean.clone()
     spoiled[3, place] = value
-    for run in (engine, Reference(program, {})):
+    for run in (engine, Reference(program)):
         with pytest.raises(ValueError, match="x: expected numbers, got 1 NaN"):
             run({"x": spoiled})
     assert torch.equal(engine({"x": clean}), expected)
@@ -307,7 +309,7 @@ def test_nan_is_refused_as_the_reference_refuses_it(value, place):
 
 def test_inputs_that_are_not_contiguous_or_of_another_type():
     program, x, r = two_layers()
-    engine = Compiled(program, {})
+    engine = Compiled(program)
     batch = torch.from_numpy(programs.values(r, x, (6, 50)))
     expected = engine({"x": batch})
     wide = torch.zeros(12, 100)
@@ -329,12 +331,12 @@ def test_inputs_that_are_not_contiguous_or_of_another_type():
 
 def test_inputs_that_do_not_fit():
     program, x, r = two_layers()
-    engine = Compiled(program, {})
+    engine = Compiled(program)
     for batch in ({"x": torch.zeros(3, 49)}, {"y": torch.zeros(3, 50)}, {}, {"x": torch.zeros(())}):
         with pytest.raises(ValueError) as found:
             engine(batch)
         with pytest.raises(ValueError) as expected:
-            Reference(program, {})(batch)
+            Reference(program)(batch)
         assert str(found.value) == str(expected.value)
 
 
@@ -349,15 +351,15 @@ def test_a_layer_whose_scales_are_refused_is_refused_when_it_is_run():
     program = replace(program, steps=tuple(steps))
     batch = {"x": torch.from_numpy(programs.values(r, x, (5, 50)))}
     with pytest.raises((ValueError, UnsupportedError)) as expected:
-        Reference(program, {})(batch)
+        Reference(program)(batch)
     with pytest.raises((ValueError, UnsupportedError)) as found:
-        Compiled(program, {})(batch)
+        Compiled(program)(batch)
     assert str(found.value) == str(expected.value)
 
 
 def test_inputs_are_not_written_to_and_outputs_are_new():
     program, x, r = two_layers()
-    engine = Compiled(program, {})
+    engine = Compiled(program)
     batch = torch.from_numpy(programs.values(r, x, (6, 50)))
     before = batch.clone()
     first = engine({"x": batch})
@@ -369,9 +371,9 @@ def test_inputs_are_not_written_to_and_outputs_are_new():
 @pytest.mark.parametrize("rows", [1, 13, 5000])
 def test_concurrent_callers(rows):
     program, x, r = two_layers()
-    engine = Compiled(program, {})
+    engine = Compiled(program)
     batches = [torch.from_numpy(programs.values(r, x, (rows, 50))) for _ in range(4)]
-    expected = [Reference(program, {})({"x": batch}) for batch in batches]
+    expected = [Reference(program)({"x": batch}) for batch in batches]
 
     def call(i):
         return torch.equal(engine({"x": batches[i % 4]}), expected[i % 4])
@@ -396,7 +398,7 @@ def test_threads_and_slices_change_nothing(threads):
 
 def test_many_shapes_do_not_pile_up():
     program, x, r = two_layers()
-    engine = Compiled(program, {})
+    engine = Compiled(program)
     for rows in range(100):
         engine({"x": torch.zeros(rows, 50)})
     assert len(engine.parts[0].bounds) <= 16 and len(engine.local.__dict__) <= 16
@@ -407,7 +409,7 @@ def test_other_dialects_are_refused():
     other = copy.copy(program)
     object.__setattr__(other, "dialect", "fbgemm")
     with pytest.raises(UnsupportedError, match="dialect"):
-        engines.engine("compiled")(other, {})
+        engines.engine("compiled")(other)
 
 
 def test_the_peak_is_above_what_a_product_reaches():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -36,9 +37,9 @@ def threads(count: int, patient: int = 1):
 
 def check(program: Program, x: np.ndarray, count: int) -> None:
     batch = {"x": torch.from_numpy(x)}
-    expected = Reference(program, {})(batch)
+    expected = Reference(program)(batch)
     with threads(count):
-        engine = Compiled(program, {})
+        engine = Compiled(program)
         for _ in range(3):
             assert torch.equal(engine(batch), expected)
         (made,) = engine.parts[0].bounds.values()
@@ -79,12 +80,12 @@ def test_sums(r, count, channels, first, side):
 
 @given(strategies.seeds(), st.integers(2, 5), st.lists(st.integers(1, 50), min_size=2, max_size=4), st.integers(1, 60), st.booleans())
 def test_dynamic_layers(r, count, widths, samples, reduce_range):
-    program = programs.dynamic_chain(r, widths, rows=False, reduce_range=reduce_range)
     callables = {("function", "torch.relu"): torch.relu, ("function", "torch.flatten"): torch.flatten}
+    program = replace(programs.dynamic_chain(r, widths, rows=False, reduce_range=reduce_range), callables=callables)
     batch = {"x": torch.from_numpy(r.normal(size=(samples, 1, widths[0])).astype(np.float32))}
-    expected = Reference(program, callables)(batch)
+    expected = Reference(program)(batch)
     with threads(count):
-        engine = Compiled(program, callables)
+        engine = Compiled(program)
         for _ in range(3):
             assert torch.equal(engine(batch), expected)
         (made,) = engine.parts[0].bounds.values()
@@ -97,9 +98,9 @@ def test_callers_at_once():
     step = programs.conv(r, "a", "x.codes", x, 20, 70, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     program = programs.between(x, [step], step.y_qparams)
     inputs = [torch.from_numpy(programs.values(r, x, (1, 20, 9, 8))) for _ in range(8)]
-    expected = [Reference(program, {})({"x": one}) for one in inputs]
+    expected = [Reference(program)({"x": one}) for one in inputs]
     with threads(3), ThreadPoolExecutor(6) as callers:
-        engine = Compiled(program, {})
+        engine = Compiled(program)
         assert all(callers.map(lambda i: torch.equal(engine({"x": inputs[i % 8]}), expected[i % 8]), range(200)))
     assert crew.busy[0] == 0
 
@@ -109,7 +110,7 @@ def test_nan_is_refused():
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, 50, 70)
     with threads(2):
-        engine = Compiled(programs.between(x, [step], step.y_qparams), {})
+        engine = Compiled(programs.between(x, [step], step.y_qparams))
         values = torch.zeros(1, 50)
         values[0, 7] = float("nan")
         for _ in range(2):

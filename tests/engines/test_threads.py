@@ -33,9 +33,9 @@ def layers(r: np.random.Generator):
 def test_samples_are_shared_out(r, count, samples):
     program, x = layers(r)
     batch = {"x": torch.from_numpy(programs.values(r, x, (samples, 40)))}
-    expected = Reference(program, {})(batch)
+    expected = Reference(program)(batch)
     with threads(count):
-        engine = Compiled(program, {})
+        engine = Compiled(program)
         for _ in range(4):
             assert torch.equal(engine(batch), expected)
         (made,) = engine.parts[0].bounds.values()
@@ -46,9 +46,9 @@ def test_samples_are_shared_out(r, count, samples):
 def test_samples_of_several_inputs_are_shared_out(r, count, samples):
     program = programs.pair(r, Add)
     batch = {name: torch.from_numpy(programs.values(r, step.qparams, (samples, 30))) for name, step in zip(program.inputs, program.steps)}
-    expected = Reference(program, {})(batch)
+    expected = Reference(program)(batch)
     with threads(count):
-        engine = Compiled(program, {})
+        engine = Compiled(program)
         for _ in range(3):
             assert torch.equal(engine(batch), expected)
 
@@ -58,9 +58,9 @@ def test_samples_of_several_inputs_are_shared_out(r, count, samples):
 def test_workers_that_sleep_and_workers_that_look(patient, samples):
     program, x = layers(np.random.default_rng(0))
     batch = {"x": torch.from_numpy(programs.values(np.random.default_rng(1), x, (samples, 40)))}
-    expected = Reference(program, {})(batch)
+    expected = Reference(program)(batch)
     with threads(2, patient):
-        engine = Compiled(program, {})
+        engine = Compiled(program)
         for pause in (0, 0, 0.03, 0, 0, 0.001, 0.0001, 0.03, 0):
             time.sleep(pause)
             for _ in range(20):
@@ -72,7 +72,7 @@ def test_callers_at_once():
     for seed in range(4):
         program, x = layers(np.random.default_rng(seed))
         batch = {"x": torch.from_numpy(programs.values(np.random.default_rng(seed), x, (1 + 9 * (seed % 2), 40)))}
-        cases.append((Compiled(program, {}), batch, Reference(program, {})(batch)))
+        cases.append((Compiled(program), batch, Reference(program)(batch)))
 
     def call(index: int) -> bool:
         engine, batch, expected = cases[index % 4]
@@ -86,7 +86,7 @@ def test_callers_at_once():
 def test_a_nan_in_any_share_is_found():
     program, x = layers(np.random.default_rng(0))
     with threads(3):
-        engine = Compiled(program, {})
+        engine = Compiled(program)
         for place in range(12):
             values = torch.zeros(12, 40)
             values[place, 3] = float("nan")

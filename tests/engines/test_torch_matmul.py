@@ -29,10 +29,10 @@ pytestmark = pytest.mark.skipif(not torch_matmul.is_exact(), reason="torch's pro
 
 def check(program: Program, dialect: str, x: np.ndarray, callables: Mapping = MappingProxyType({})) -> None:
     """Both engines' outputs are equal, also the second time, when it is known that nothing overflows."""
-    program, batch = replace(program, dialect=dialect), {"x": torch.from_numpy(x)}
-    expected = Reference(program, callables)(batch)
+    program, batch = replace(program, dialect=dialect, callables=callables), {"x": torch.from_numpy(x)}
+    expected = Reference(program)(batch)
     for measure, times in ((False, 2), (True, 2 * autotune.TRIALS + 1)):
-        engine = torch_matmul.Torch(program, callables, measure=measure)
+        engine = torch_matmul.Torch(program, measure=measure)
         for _ in range(times):
             assert torch.equal(engine(batch), expected)
 
@@ -91,7 +91,7 @@ def test_dialects_that_saturate_are_refused():
     step = programs.linear(r, "a", "x.codes", x, 3, 2)
     program = programs.between(x, [step], step.y_qparams)
     with pytest.raises(UnsupportedError, match="^dialect: the torch engine cannot compute in 'fbgemm-int16', as its accumulators saturate$"):
-        torch_matmul.Torch(replace(program, dialect="fbgemm-int16"), {})
+        torch_matmul.Torch(replace(program, dialect="fbgemm-int16"))
 
 
 SATURATING = """

@@ -8,7 +8,7 @@ MAY_FUSE = "return reads == 1 and calls == 1"
 
 FAULTS = [
     Fault(
-        "observed-before-the-relu", 'ir.float_graph', ("FUS-RANGE",),
+        "observed-before-the-relu", 'ir.float_run', ("FUS-RANGE",),
         "A hook on the linear module sees its output, and the ReLU that it was fused with comes only afterwards.",
         '            values[node.name] = run_node(node, values, graph.callables)',
         '            values[node.name] = run_node(node, values, graph.callables)\n            if isinstance(node, Layer) and '
@@ -118,8 +118,8 @@ FAULTS = [
     Fault(
         'transposed-folds-its-inputs', 'capture.layers', ('FUS-FOLD-TRANSPOSED',),
         'The weight of a transposed convolution is folded as torch stores it.',
-        'weight = float_graph.transposed_weight(what.weight.detach(), what.groups).numpy()',
-        'weight = float_graph.transposed_weight(what.weight.detach(), 1).numpy() if what.groups == 1 else '
+        'weight = float_run.transposed_weight(what.weight.detach(), what.groups).numpy()',
+        'weight = float_run.transposed_weight(what.weight.detach(), 1).numpy() if what.groups == 1 else '
         'graph.transposed_weight(what.weight.detach(), what.groups).numpy()[::-1].copy()',
     ),
     Fault(

@@ -429,13 +429,13 @@ NETWORKS = [
         'sizes = [n * d for n, d in zip(values.shape[2:], input_dilation)]',
     ),
     Fault(
-        'transposed-not-flipped', 'ir.float_graph', ('INT-CONV-TRANSPOSED',),
+        'transposed-not-flipped', 'ir.float_run', ('INT-CONV-TRANSPOSED',),
         'The kernel of a transposed convolution is taken as it is stored.',
         '.flip(tuple(range(2, weight.ndim))).contiguous()',
         '.contiguous()',
     ),
     Fault(
-        'transposed-groups-mixed', 'ir.float_graph', ('INT-CONV-TRANSPOSED',),
+        'transposed-groups-mixed', 'ir.float_run', ('INT-CONV-TRANSPOSED',),
         'Inputs and outputs are exchanged over all groups at once.',
         'grouped = weight.reshape(groups, first // groups, second, *kernel).transpose(1, 2)',
         'grouped = weight.reshape(first // groups, groups, second, *kernel).transpose(0, 1).transpose(1, 2)',

@@ -39,7 +39,7 @@ FAULTS = [
     Fault(
         "input-grid-not-counted", 'module.size', ("SIZ-NETWORK", "SIZ-BYTES"),
         "Layers are counted, and the input's scale and zero point are nobody's.",
-        'and not isinstance(step, Quantize):', 'and True:',
+        'if isinstance(step, SHARING):', 'if hasattr(step, "qparams"):',
     ),
     Fault(
         "weights-in-int32", 'ptq.conversion', ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),

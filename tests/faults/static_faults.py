@@ -81,8 +81,8 @@ FAULTS = [
     Fault(
         "layers-read-the-inputs-grid", "engines.reference", ("STA-RUN",),
         "Each layer takes its input to be on the grid of the network's input.",
-        "y = choices.linear(rows, step.x_qparams, step",
-        "linear.first = getattr(linear, 'first', step.x_qparams)\n    y = choices.linear(rows, linear.first, step",
+        "    layer = rows, step.x_qparams, step.weight",
+        "    linear.first = getattr(linear, 'first', step.x_qparams)\n    layer = rows, linear.first, step.weight",
     ),
     Fault(
         "range-goes-on-moving", 'engines.reference', ("STA-FROZEN",),
@@ -100,13 +100,14 @@ FAULTS = [
     Fault(
         "float-parts-shared", "module.module", ("STA-NO-LEAK",),
         "Networks made from one calibration hold the same modules for what stays in float.",
-        "{key: copy.deepcopy(what) for key, what in callables.items() if key in used}", "{key: what for key, what in callables.items() if key in used}",
+        "{key: copy.deepcopy(what) for key, what in program", "{key: what for key, what in program",
     ),
     Fault(
         "batch-of-one-loses-its-axis", 'engines.reference', ("STA-BATCH-SIZE",),
         "A squeeze that was meant for the channels removes the axis of a single row too.",
-        '    return y.reshape(*x.shape[:-1], len(step.weight))\n\n\ndef conv',
-        '    y = y.reshape(*x.shape[:-1], len(step.weight))\n    return y[0] if x.ndim == 2 and len(y) == 1 else y\n\n\ndef conv',
+        '    return choices.linear(*layer, relu=step.relu).reshape(shape)\n',
+        '    y = choices.linear(*layer, relu=step.relu).reshape(shape)\n'
+        '    return y[0] if x.ndim == 2 and len(y) == 1 else y\n',
     ),
     Fault(
         "float-parts-without-a-reason", "capture.tracer", ("STA-REST",),
@@ -203,8 +204,8 @@ FAULTS = [
     Fault(
         'state-of-weights-only', 'module.module', ('STA-COPY',),
         'A state_dict carries no grids of activations.',
-        'for step in self.program.steps for path, array in arrays(step)}',
-        'for step in self.program.steps for path, array in arrays(step) if "qparams" not in path}',
+        'for step in steps for path, array in arrays(step)}',
+        'for step in steps for path, array in arrays(step) if "qparams" not in path}',
     ),
     Fault(
         "direct-though-read-as-codes", "ptq.placement", ("STA-DIRECT",),

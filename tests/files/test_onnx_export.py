@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import quantspec
 from networks import Perceptron, inputs, perceptrons, seeded
 from quantspec import torchvision_compat
-from quantspec.ir.program import Call, ConvReal, LinearReal
+from quantspec.ir.program import Call, Conv, Linear
 from quantspec.onnx_export import export
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -226,7 +226,7 @@ def test_given_the_same_floats_a_transformer_has_the_same_codes():
     assert torch.equal(batch[q.program.output.name], q.run_on("reference")(x))
 
 
-@pytest.mark.parametrize("build, kind", [(lambda: nn.Conv2d(3, 4, 3), ConvReal), (lambda: nn.Linear(8, 5, bias=False), LinearReal)])
+@pytest.mark.parametrize("build, kind", [(lambda: nn.Conv2d(3, 4, 3), Conv), (lambda: nn.Linear(8, 5, bias=False), Linear)])
 def test_a_layer_that_is_read_in_float_gives_the_same_bits(build, kind):
     """Its floats times a power of two are exact, so that the only operation in float shows their bits."""
 

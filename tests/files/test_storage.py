@@ -267,7 +267,7 @@ def parts(data: bytes):
 
 @clause("STA-STORED")
 def test_foreign_and_newer_files_are_named(tmp_path):
-    data, path = storage_file.packed(NETWORKS["mlp"]()[0]), tmp_path / "q.safetensors"
+    data, path = storage_file.packed(NETWORKS["mlp"]()[0].program), tmp_path / "q.safetensors"
     tensors, network = parts(data)
     for content, message in (
         (b"", "header"),
@@ -309,7 +309,7 @@ def test_a_file_names_no_other_functions_than_those_that_compute(target, kind, a
 
 
 def test_a_file_names_no_other_classes_than_plain_ones(tmp_path):
-    tensors, network = parts(storage_file.packed(NETWORKS["mlp"]()[0]))
+    tensors, network = parts(storage_file.packed(NETWORKS["mlp"]()[0].program))
     row = next(row for row in network["callables"] if row["kind"] == "module")
     path = tmp_path / "q.safetensors"
     for name in ("Module", "Sequential", "os.system", "DataParallel", ""):
@@ -434,7 +434,7 @@ FUZZED = {"cnn": 800, "mlp of 5 bits, partly in float": 800, "tagger": 800, "enc
 @pytest.mark.parametrize("name", FUZZED)
 def test_damage_is_an_error_or_changes_no_bit(name, tmp_path):
     q, x = NETWORKS[name]()
-    data, expected, path, draw = storage_file.packed(q), q(x), tmp_path / "q.safetensors", random.Random(name)
+    data, expected, path, draw = storage_file.packed(q.program), q(x), tmp_path / "q.safetensors", random.Random(name)
     refused = same = 0
     for _ in range(1000):
         path.write_bytes(changed_bytes(data, draw))
@@ -454,7 +454,7 @@ def test_a_forged_file_is_an_error_or_a_network(name, tmp_path):
     """With the checksum made to fit, what is read is a well-formed network or refused; a well-formed one means what its file says."""
     q, x = NETWORKS[name]()
     path, draw = tmp_path / "q.safetensors", random.Random(name)
-    tensors, network = parts(storage_file.packed(q))
+    tensors, network = parts(storage_file.packed(q.program))
     refused = accepted = ran = 0
     for index in range(FUZZED[name]):
         arrays, content = (changed_tensors(tensors, draw), network) if index % 4 == 0 else (tensors, changed_json(network, draw))
@@ -469,8 +469,8 @@ def test_a_forged_file_is_an_error_or_a_network(name, tmp_path):
             refused += 1
         else:
             accepted += 1
-            again = storage_file.unpacked(storage_file.packed(made), {})
-            assert isinstance(again[0], Program) and len(again[0].steps) == len(content["steps"]) and repr(made)
+            again = storage_file.unpacked(storage_file.packed(made.program), {})
+            assert isinstance(again, Program) and len(again.steps) == len(content["steps"]) and repr(made)
             try:
                 made(x)
                 ran += 1
@@ -495,6 +495,7 @@ def test_functions_that_torch_makes_at_import_can_be_pickled():
 
 
 def test_a_program_that_calls_what_is_not_there_is_refused():
-    program = Program("onnx", ("x",), {}, (Call("y", "function", "operator.neg", (Ref("x"),), {}, ""),), Ref("y"))
+    step = Call("y", "function", "operator.neg", (Ref("x"),), {}, "")
+    there = {("function", "operator.neg"): operator.neg, ("function", "operator.pos"): operator.pos}
     with pytest.raises(ValueError, match="callables"):
-        quantspec.storage.validate.check(program, {("function", "operator.neg"): operator.neg, ("function", "operator.pos"): operator.pos})
+        quantspec.storage.validate.check(Program("onnx", ("x",), {}, (step,), Ref("y"), there))

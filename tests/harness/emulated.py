@@ -30,7 +30,7 @@ def digest() -> str:
         wide = programs.conv(r, "a", "x.codes", x, 20, 20, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 20)
         cases.append((programs.to_floats(x, programs.real(wide)), (2, 20, 7, 6)))
         for program, shape in cases:
-            y = Compiled(program, {})({"x": torch.from_numpy(programs.values(r, program.steps[0].qparams, shape))})
+            y = Compiled(program)({"x": torch.from_numpy(programs.values(r, program.steps[0].qparams, shape))})
             result.update(y.numpy().tobytes())
         for signed in (False, True):
             g = QParams(x.scale, int(x.zero_point) - 128 * signed, *code_range(8, signed=signed))

@@ -1,6 +1,7 @@
 """Small programs for engines: one step, or a few, between floats and floats, drawn from a seeded generator."""
 
-from dataclasses import fields
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,11 +13,9 @@ from quantspec.ir.program import (
     Cell,
     Concat,
     Conv,
-    ConvReal,
     Dequantize,
     Linear,
     LinearDynamic,
-    LinearReal,
     MaxPool,
     Mean,
     Move,
@@ -27,7 +26,7 @@ from quantspec.ir.program import (
     Ref,
     Relu,
     Table,
-)  # fmt: skip
+)
 from quantspec.numerics.affine import QParams
 
 
@@ -73,13 +72,12 @@ def conv(
     return Conv(name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5), stride, padding, dilation, spread, groups)
 
 
-def real(layer: Linear | Conv) -> LinearReal | ConvReal:
+def real(layer: Linear | Conv) -> Linear | Conv:
     """The layer with floats as its result."""
-    kind = LinearReal if isinstance(layer, Linear) else ConvReal
-    return kind(**{field.name: getattr(layer, field.name) for field in fields(kind)})
+    return replace(layer, y_qparams=None)
 
 
-def to_floats(x: QParams, layer: LinearReal | ConvReal) -> Program:
+def to_floats(x: QParams, layer: Linear | Conv) -> Program:
     """A network of one layer that gives floats."""
     return Program("onnx", ("x",), {}, (Quantize("x.codes", "x", x), layer), Ref(layer.name))
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from quantspec.ir import float_graph
+from quantspec.ir import float_graph, float_run
 from quantspec.ir.program import Call, Ref
 
 from . import attention
@@ -34,7 +34,10 @@ def module(b: Any, node: fx.Node, what: nn.Module) -> float_graph.Node | list[fl
     if isinstance(what, NORMS) and type(what).forward is NORMS[0].forward and what.track_running_stats:
         return batch_norm(b, node, what)
     if public(what, (nn.Embedding,)) and what.max_norm is None:
-        return float_graph.Embedding(node.name, b.first(node), target or node.name, b.array(what.weight), {"padding_idx": what.padding_idx}, b.call(node))
+        weight, padding_idx = b.array(what.weight), what.padding_idx
+        return float_graph.Embedding(
+            node.name, b.first(node), target or node.name, weight, b.call(node), padding_idx=padding_idx
+        )
     if public(what, (nn.EmbeddingBag,)) and what.max_norm is None:
         return bag(b, node, what)
     if public(what, (nn.LSTM, nn.GRU, nn.RNN)) and not getattr(what, "proj_size", 0):
@@ -71,7 +74,7 @@ def transposed_module(b: Any, node: fx.Node, what: nn.Module) -> float_graph.Con
     ones = (1,) * len(what.kernel_size)
     reach = [d * (k - 1) for d, k in zip(what.dilation, what.kernel_size)]
     padding = tuple((r - p, r - p + o) for r, p, o in zip(reach, what.padding, what.output_padding))
-    weight = float_graph.transposed_weight(what.weight.detach(), what.groups).numpy()
+    weight = float_run.transposed_weight(what.weight.detach(), what.groups).numpy()
     return float_graph.Conv(
         node.name, b.first(node), node.target or node.name, weight, b.array(what.bias), ones, padding, tuple(what.dilation), tuple(what.stride), what.groups, True
     )
@@ -88,9 +91,11 @@ def batch_norm(b: Any, node: fx.Node, what: nn.Module) -> float_graph.BatchNorm:
 def bag(b: Any, node: fx.Node, what: nn.EmbeddingBag) -> float_graph.Embedding | None:
     given = dict(zip(("input", "offsets", "per_sample_weights"), node.args)) | node.kwargs
     names = {key: b.tree(given[key]).name if is_value(given.get(key)) else None for key in ("offsets", "per_sample_weights")}
-    options = {"bag": what.mode, "offsets": names["offsets"], "weights": names["per_sample_weights"]}
-    options |= {"include_last_offset": what.include_last_offset, "padding_idx": what.padding_idx}
-    return float_graph.Embedding(node.name, b.first(node), node.target or node.name, b.array(what.weight), options, b.call(node))
+    return float_graph.Embedding(
+        node.name, b.first(node), node.target or node.name, b.array(what.weight), b.call(node), bag=what.mode,
+        offsets=names["offsets"], weights=names["per_sample_weights"],
+        include_last_offset=what.include_last_offset, padding_idx=what.padding_idx,
+    )  # fmt: skip
 
 
 def recurrent(b: Any, node: fx.Node, what: nn.RNNBase) -> float_graph.Recurrent | None:
@@ -100,17 +105,18 @@ def recurrent(b: Any, node: fx.Node, what: nn.RNNBase) -> float_graph.Recurrent 
     cells = []
     for layer in range(what.num_layers):
         for suffix in ("", "_reverse") if what.bidirectional else ("",):
-            names = (f"weight_ih_l{layer}{suffix}", f"weight_hh_l{layer}{suffix}", f"bias_ih_l{layer}{suffix}", f"bias_hh_l{layer}{suffix}")
-            cells.append(tuple(b.array(getattr(what, name, None)) for name in names))
-    options = {"kind": kind, "bidirectional": what.bidirectional, "batch_first": what.batch_first, "single": False}
-    return float_graph.Recurrent(node.name, b.first(node), state(b, node), node.target or node.name, tuple(cells), options, b.call(node))
+            names = (f"{part}_l{layer}{suffix}" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            cells.append(float_graph.FloatCell(*(b.array(getattr(what, name, None)) for name in names)))
+    place = node.name, b.first(node), state(b, node), node.target or node.name
+    return float_graph.Recurrent(*place, kind, tuple(cells), what.bidirectional, what.batch_first, b.call(node))
 
 
 def cell(b: Any, node: fx.Node, what: nn.RNNCellBase, name: str) -> float_graph.Recurrent:
     kind = f"rnn_{what.nonlinearity}" if name == "rnn" else name
-    cells = tuple(b.array(t) for t in (what.weight_ih, what.weight_hh, what.bias_ih, what.bias_hh))
-    options = {"kind": kind, "bidirectional": False, "batch_first": False, "single": True}
-    return float_graph.Recurrent(node.name, b.first(node), state(b, node), node.target or node.name, (cells,), options, b.call(node))
+    arrays = (b.array(t) for t in (what.weight_ih, what.weight_hh, what.bias_ih, what.bias_hh))
+    place = node.name, b.first(node), state(b, node), node.target or node.name
+    cells = (float_graph.FloatCell(*arrays),)
+    return float_graph.Recurrent(*place, kind, cells, False, False, b.call(node), single=True)
 
 
 def state(b: Any, node: fx.Node) -> Any:

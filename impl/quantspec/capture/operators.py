@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from quantspec.ir import float_graph, program
+from quantspec.ir import float_graph
 from quantspec.ir.rearrange import MOVES, SHAPES
 
 Recognizer = Callable[[Any, fx.Node, dict[str, Any]], float_graph.Node | None]
@@ -188,8 +188,10 @@ def max_pool(positions: int) -> Recognizer:
         kernel = each(given["kernel_size"], positions)
         stride = kernel if given["stride"] in (None, [], ()) else each(given["stride"], positions)
         padding, dilation = each(given["padding"], positions), each(given["dilation"], positions)
-        options = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation, "ceil_mode": bool(given["ceil_mode"])}
-        return float_graph.Pool(node.name, b.first(node), program.MaxPool, options, b.call(node)) if None not in options.values() else None
+        if kernel is None or stride is None or padding is None or dilation is None:
+            return None
+        places = kernel, stride, padding, dilation, bool(given["ceil_mode"])
+        return float_graph.MaxPool(node.name, b.first(node), *places, b.call(node))
 
     return recognize
 
@@ -200,9 +202,11 @@ def avg_pool(positions: int) -> Recognizer:
             return None
         kernel = each(given["kernel_size"], positions)
         stride = kernel if given["stride"] in (None, [], ()) else each(given["stride"], positions)
-        options = {"kernel": kernel, "stride": stride, "padding": each(given["padding"], positions)}
-        options |= {"ceil_mode": bool(given["ceil_mode"]), "count_include_pad": bool(given["count_include_pad"])}
-        return float_graph.Pool(node.name, b.first(node), program.AvgPool, options, b.call(node)) if None not in options.values() else None
+        padding = each(given["padding"], positions)
+        if kernel is None or stride is None or padding is None:
+            return None
+        places = kernel, stride, padding, bool(given["ceil_mode"]), bool(given["count_include_pad"])
+        return float_graph.AvgPool(node.name, b.first(node), *places, b.call(node))
 
     return recognize
 
@@ -215,7 +219,7 @@ def adaptive_pool(positions: int) -> Recognizer:
         sizes = (size,) * positions if isinstance(size, int) or size is None else tuple(size)
         if len(sizes) != positions:
             return None
-        return float_graph.Pool(node.name, b.first(node), program.AdaptiveAvgPool, {"size": sizes}, b.call(node))
+        return float_graph.AdaptiveAvgPool(node.name, b.first(node), sizes, b.call(node))
 
     return recognize
 
@@ -248,7 +252,7 @@ def mean(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | Non
     axes = (axes,) if isinstance(axes, int) else axes
     if given["dtype"] is not None or not axes or not constants(axes) or not isinstance(given["keepdim"], bool):
         return None
-    return float_graph.Pool(node.name, b.first(node), program.Mean, {"axes": tuple(axes), "keepdim": given["keepdim"]}, b.call(node))
+    return float_graph.Mean(node.name, b.first(node), tuple(axes), given["keepdim"], b.call(node))
 
 
 # --- what moves values

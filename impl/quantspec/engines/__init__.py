@@ -1,25 +1,41 @@
-"""Engines run a Program. An engine is a callable: engine(program, callables) gives a function from a batch to the output.
+"""Engines run a Program: ``engine(program)`` gives a function from a batch to the output.
 
-A batch is a dict of inputs by name. Every engine gives, bit for bit, what ``reference`` gives in the dialect it declares.
+A batch is a dict of inputs by name. Every engine gives, bit for bit, what ``reference`` gives in the dialect that it
+declares. ``reference`` and ``reference_dynamic`` compute each step as its chapter says, ``torch_matmul`` takes torch's
+product of int8 matrices for the accumulators, ``autotune`` chooses between the two, ``compiled`` runs whole networks in
+machine code. Module, storage and everything above may import this room; it imports ``ir``, ``numerics`` and ``kernels``.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from quantspec.engines import torch_matmul
-from quantspec.engines.reference import Reference
+from quantspec.ir.program import Program
 from quantspec.numerics.dialects.named import dialect
 
+from . import torch_matmul
+from .reference import Reference
 
-def make_compiled(program: Any, callables: dict, **options: Any) -> Callable:
+
+class Engine(Protocol):
+    """A Program ready to run. ``name``: of the engine that does."""
+
+    name: str
+
+    def __call__(self, batch: Any) -> Any:
+        """The output for a batch."""
+
+
+def make_compiled(program: Program, **options: Any) -> Engine:
     """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it cannot run."""
     # Not called ``compiled``: loading the package of that name would put it in this function's place.
-    from quantspec.engines.compiled.engine import Compiled
+    from .compiled.engine import Compiled
 
-    return Compiled(program, callables, **options)
+    return Compiled(program, **options)
 
 
-ENGINES: dict[str, Callable] = {"reference": Reference, "torch": torch_matmul.Torch, "compiled": make_compiled}
+ENGINES: dict[str, Callable[[Program], Engine]] = {
+    "reference": Reference, "torch": torch_matmul.Torch, "compiled": make_compiled,
+}  # fmt: skip
 AUTO = "auto"
 COMPILED_DIALECT = "onnx"  # the one in which the compiled engine computes
 
@@ -30,15 +46,20 @@ def check(name: str) -> None:
         raise ValueError(f"engine: expected one of {', '.join([AUTO, *ENGINES])}, got {name!r}")
 
 
-def engine(name: str) -> Callable:
+def engine(name: str) -> Callable[[Program], Engine]:
     """The engine of that name; ValueError listing the known ones when there is none."""
     check(name)
     return auto if name == AUTO else ENGINES[name]
 
 
-def auto(program: Any, callables: dict) -> Callable:
-    """What takes least time in the program's dialect: the compiled engine for what it has kernels for, which are the fastest whatever the size (spec/performance.md);
-    for other layers what a measurement in use finds, layer by layer and size by size. Which it is stand in the network's ``engine`` and ``engines``."""
+def auto(program: Program) -> Engine:
+    """The engine that takes least time in the program's dialect.
+
+    The compiled engine runs what it has kernels for, which are the fastest at every size (spec/performance.md). Other
+    layers take the faster of ``torch`` and ``reference``, chosen per input shape by timing the first calls. A network's
+    ``engine`` and ``engines`` tell which.
+    """
     if program.dialect == COMPILED_DIALECT:
-        return make_compiled(program, callables, measure=True)
-    return torch_matmul.Torch(program, callables, measure=True) if torch_matmul.runs(dialect(program.dialect)) else Reference(program, callables)
+        return make_compiled(program, measure=True)
+    exact = torch_matmul.runs(dialect(program.dialect))
+    return torch_matmul.Torch(program, measure=True) if exact else Reference(program)

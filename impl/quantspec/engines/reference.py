@@ -7,20 +7,19 @@ import numpy as np
 import torch
 
 from quantspec.ir import rearrange
-from quantspec.ir.float_graph import bind, call_float, check_fits
+from quantspec.ir.float_run import bind, call_float, check_fits
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
     Call,
+    Callables,
     Concat,
     Conv,
-    ConvReal,
     Dequantize,
     Embedding,
     Linear,
     LinearDynamic,
-    LinearReal,
     LinearWeight,
     MaxPool,
     Mean,
@@ -32,10 +31,8 @@ from quantspec.ir.program import (
     Relu,
     Step,
     Table,
-    last_reads,
-    refs,
-    replace_refs,
-)  # fmt: skip
+)
+from quantspec.ir.traverse import last_reads, refs, replace_refs
 from quantspec.numerics import integer
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
@@ -43,19 +40,28 @@ from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_p
 
 from . import reference_dynamic
 
+Values = dict[str, Any]
+Value = np.ndarray | torch.Tensor
+Seen = Callable[[Step, Any], None]
+
+
+def ignore(step: Step, value: Any) -> None:
+    """What the engine calls where nobody looks."""
+
 
 class Reference:
-    """A Program ready to run: ``engine(program, callables)(batch)``."""
+    """A Program ready to run: ``engine(program)(batch)``."""
 
     name = "reference"
 
-    def __init__(self, program: Program, callables: dict[tuple[str, str], Any]):
-        self.program, self.callables = program, callables
+    def __init__(self, program: Program):
+        self.program = program
         self.dialect = dialect(program.dialect)
         self.last = last_reads(program.steps, refs(program.output))
 
-    def __call__(self, batch: Any, seen: Callable[[Step, Any], None] = lambda step, value: None) -> Any:
-        """The output for a batch; ``seen(step, value)`` is told what each step gives: codes as an array, floats as a tensor.
+    def __call__(self, batch: Any, seen: Seen = ignore) -> Any:
+        """The output for a batch; calls ``seen(step, value)`` with what each step gives: codes as an array, floats as a
+        tensor.
 
         Raises ValueError and TypeError for inputs that do not fit, naming the layer or the argument.
         """
@@ -63,116 +69,107 @@ class Reference:
         values = bind(program.inputs, program.defaults, batch)
         with torch.no_grad():
             for step, done in zip(program.steps, self.last):
-                values[step.name] = run_step(step, values, self.callables, self.dialect)
+                values[step.name] = run_step(step, values, program.callables, self.dialect)
                 seen(step, values[step.name])
                 for name in done:
                     del values[name]
         return replace_refs(program.output, values.__getitem__)
 
 
-def run_step(step: Step, values: dict[str, Any], callables: dict[tuple[str, str], Any], choices: Dialect) -> Any:
+def run_step(step: Step, values: Values, callables: Callables, choices: Dialect) -> Any:
     """What a step gives."""
     return STEPS[type(step)](step, values, callables, choices)
 
 
-def call(step: Call, values, callables, choices) -> Any:
+def call(step: Call, values: Values, callables: Callables, choices: Dialect) -> Any:
     # Only what reads shapes is given codes, which have them too.
     return call_float(step, callables, lambda name: rearrange.as_tensors(values[name]))
 
 
-def quantize(step: Quantize, values, callables, choices) -> np.ndarray:
+def quantize(step: Quantize, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     grid = step.qparams
     return choices.quantize(array(values[step.x], step.x), grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
 
 
-def dequantize(step: Dequantize, values, callables, choices) -> torch.Tensor:
+def dequantize(step: Dequantize, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
     return torch.from_numpy(np.asarray(step.qparams.dequantize(values[step.x])))
 
 
-def linear(step: Linear, values, callables, choices) -> np.ndarray:
+def linear(step: Linear, values: Values, callables: Callables, choices: Dialect) -> Value:
     x = values[step.x]
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    y = choices.linear(rows, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, relu=step.relu)
-    return y.reshape(*x.shape[:-1], len(step.weight))
+    shape = (*x.shape[:-1], len(step.weight))
+    if step.y_qparams is None:
+        accumulator = choices.accumulate(rows, step.x_qparams.zero_point, step.weight, step.w_qparams.zero_point)
+        real = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
+        return torch.from_numpy(real.reshape(shape))
+    layer = rows, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams
+    return choices.linear(*layer, relu=step.relu).reshape(shape)
 
 
-def conv(step: Conv, values, callables, choices) -> np.ndarray:
+def conv(step: Conv, values: Values, callables: Callables, choices: Dialect) -> Value:
     x = values[step.x]
     check_fits(step, x.shape)
     alone = x.ndim == step.weight.ndim - 1  # one image without a batch axis
-    try:
-        y = choices.conv(
-            x[None] if alone else x, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, **places(step), relu=step.relu
-        )
-    except ValueError as error:
-        raise ValueError(f"layer {step.layer!r}: {error}") from error
-    return y[0] if alone else y
+    images = x[None] if alone else x
+    if step.y_qparams is None:
+        accumulator = choices.accumulate_conv(images, step.x_qparams, step.weight, step.w_qparams, **places(step))
+        real = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
+        result: Value = torch.from_numpy(np.ascontiguousarray(np.moveaxis(real, -1, 1)))
+    else:
+        layer = images, step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams
+        try:
+            result = choices.conv(*layer, **places(step), relu=step.relu)
+        except ValueError as error:
+            raise ValueError(f"layer {step.layer!r}: {error}") from error
+    return result[0] if alone else result
 
 
-def linear_real(step: LinearReal, values, callables, choices) -> torch.Tensor:
-    x = values[step.x]
-    check_fits(step, x.shape)
-    rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    accumulator = choices.accumulate(rows, step.x_qparams.zero_point, step.weight, step.w_qparams.zero_point)
-    y = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
-    return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
-
-
-def conv_real(step: ConvReal, values, callables, choices) -> torch.Tensor:
-    x = values[step.x]
-    check_fits(step, x.shape)
-    alone = x.ndim == step.weight.ndim - 1
-    accumulator = choices.accumulate_conv(x[None] if alone else x, step.x_qparams, step.weight, step.w_qparams, **places(step))
-    y = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
-    y = torch.from_numpy(np.ascontiguousarray(np.moveaxis(y, -1, 1)))
-    return y[0] if alone else y
-
-
-def places(step: Conv | ConvReal) -> dict[str, Any]:
+def places(step: Conv) -> dict[str, Any]:
     """Where the windows of a convolution lie."""
     return {key: getattr(step, key) for key in ("stride", "padding", "dilation", "input_dilation", "groups")}
 
 
-def table(step: Table, values, callables, choices) -> np.ndarray:
+def table(step: Table, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     return step.table[values[step.x]]
 
 
-def relu(step: Relu, values, callables, choices) -> np.ndarray:
+def relu(step: Relu, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     return integer.relu(values[step.x], step.qparams.zero_point)
 
 
-def added(step: Add, values, callables, choices) -> np.ndarray:
+def added(step: Add, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     a, b = np.broadcast_arrays(values[step.a], values[step.b])
     return add(choices, a, step.a_qparams, b, step.b_qparams, step.y_qparams, relu=step.relu)
 
 
-def multiplied(step: Mul, values, callables, choices) -> np.ndarray:
+def multiplied(step: Mul, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     a, b = np.broadcast_arrays(values[step.a], values[step.b])
     return mul(choices, a, step.a_qparams, b, step.b_qparams, step.y_qparams)
 
 
-def joined(step: Concat, values, callables, choices) -> np.ndarray:
+def joined(step: Concat, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     return concat(choices, [(values[x], grid) for x, grid in zip(step.xs, step.x_qparams)], step.y_qparams, axis=step.axis)
 
 
-def max_pool(step: MaxPool, values, callables, choices) -> np.ndarray:
+def max_pool(step: MaxPool, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     return integer.max_pool(values[step.x], step.kernel, step.stride, step.padding, step.dilation, step.ceil_mode)
 
 
-def average_pool(step: AvgPool, values, callables, choices) -> np.ndarray:
+def average_pool(step: AvgPool, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     return avg_pool(choices, values[step.x], step.qparams, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad)
 
 
-def adaptive(step: AdaptiveAvgPool, values, callables, choices) -> np.ndarray:
+def adaptive(step: AdaptiveAvgPool, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     return adaptive_avg_pool(choices, values[step.x], step.qparams, step.size)
 
 
-def averaged(step: Mean, values, callables, choices) -> np.ndarray:
+def averaged(step: Mean, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     return mean(choices, values[step.x], step.qparams, step.axes, keepdim=step.keepdim)
 
 
-def moved(step: Move, values, callables, choices) -> Any:
+def moved(step: Move, values: Values, callables: Callables, choices: Dialect) -> Any:
     return rearrange.apply(step, values.__getitem__)
 
 
@@ -192,7 +189,7 @@ def array(x: Any, name: str) -> np.ndarray:
     return x.detach().resolve_neg().numpy()
 
 
-def linear_dynamic(step: LinearDynamic, values, callables, choices) -> torch.Tensor:
+def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
     x = array(values[step.x], step.x)
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
@@ -200,23 +197,23 @@ def linear_dynamic(step: LinearDynamic, values, callables, choices) -> torch.Ten
     return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
 
 
-def linear_weight(step: LinearWeight, values, callables, choices) -> torch.Tensor:
+def linear_weight(step: LinearWeight, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
     check_fits(step, values[step.x].shape)
     weight = torch.from_numpy(step.w_qparams.dequantize(step.weight))
     return torch.nn.functional.linear(values[step.x], weight, None if step.bias is None else torch.from_numpy(step.bias))
 
 
-def embedding(step: Embedding, values, callables, choices) -> torch.Tensor:
+def embedding(step: Embedding, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
     return reference_dynamic.embedding(step, values)
 
 
-def recurrent(step: Recurrent, values, callables, choices) -> Any:
+def recurrent(step: Recurrent, values: Values, callables: Callables, choices: Dialect) -> Any:
     return reference_dynamic.recurrent(step, values[step.x], replace_refs(step.state, values.__getitem__), choices)
 
 
 STEPS: dict[type, Callable] = {
     Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv,
-    LinearReal: linear_real, ConvReal: conv_real, Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
+    Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
     MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Move: moved, LinearDynamic: linear_dynamic, LinearWeight: linear_weight,
     Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

@@ -7,13 +7,12 @@ saturate (DIA-ACCUMULATE, `pairs`); whether it does is tried, and there the engi
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import numpy as np
 import torch
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import Conv, ConvReal, Linear, LinearDynamic, LinearReal, Program
+from quantspec.ir.program import Conv, Linear, LinearDynamic, Program
 from quantspec.numerics import integer
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.patches import rows, windows
@@ -55,7 +54,7 @@ class KnownWeights(dict):
         super().__init__()
         self.layers = {
             id(step.weight): step for step in program.steps
-            if isinstance(step, (Linear, LinearReal, LinearDynamic, Conv, ConvReal)) and 0 < step.weight[:1].size <= MOST_INPUTS and not np.any(step.w_qparams.zero_point)
+            if isinstance(step, (Linear, LinearDynamic, Conv)) and 0 < step.weight[:1].size <= MOST_INPUTS and not np.any(step.w_qparams.zero_point)
         }  # fmt: skip
 
     def __missing__(self, key: int) -> list[Weights]:
@@ -130,17 +129,19 @@ def by_torch(choices: Dialect, program: Program, *, measure: bool) -> ByTorch:
 
 
 class Torch(Reference):
-    """A Program ready to run: ``engine(program, callables)(batch)``. UnsupportedError where accumulators would not be those of the dialect.
+    """A Program ready to run: ``engine(program)(batch)``.
 
-    ``measure``: layers may be run as the reference runs them, where that takes less time.
+    ``measure``: layers may be run as the reference runs them, where that takes less time. Raises UnsupportedError where
+    the accumulators would not be those of the dialect.
     """
 
     name = "torch"
 
-    def __init__(self, program: Program, callables: dict[tuple[str, str], Any], *, measure: bool = False):
-        super().__init__(program, callables)
+    def __init__(self, program: Program, *, measure: bool = False):
+        super().__init__(program)
         if not runs(self.dialect):
-            why = "torch's product of int8 matrices saturates on this CPU" if self.dialect.accumulate_rule == "exact" else "its accumulators saturate"
+            exact = self.dialect.accumulate_rule == "exact"
+            why = "torch's product of int8 matrices saturates on this CPU" if exact else "its accumulators saturate"
             raise UnsupportedError(f"dialect: the torch engine cannot compute in {self.dialect.name!r}, as {why}")
         self.dialect = by_torch(self.dialect, program, measure=measure)
 

@@ -5,16 +5,15 @@ the layers keeps in ``call`` how it is computed in float. The graph owns copies 
 that happens to the model can change the graph.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from .program import Call, Ref, last_reads, reads, refs, replace_refs
+from .program import Call, Ref
+from .traverse import last_reads, reads, refs, replace_refs
 
 
 class Weights:
@@ -139,13 +138,51 @@ class Concat:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
-    """The largest or the average value of windows. ``step`` is the Program's step for it, and ``options`` are that step's fields."""
+class MaxPool:
+    """The largest value of each window; fields as in ``program.MaxPool``."""
 
     name: str
     x: str
-    step: type
-    options: dict[str, Any]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+    call: Call
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool:
+    """The average value of each window; fields as in ``program.AvgPool``."""
+
+    name: str
+    x: str
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil_mode: bool
+    count_include_pad: bool
+    call: Call
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveAvgPool:
+    """The average value of each of ``size`` windows; None keeps an axis as it is."""
+
+    name: str
+    x: str
+    size: tuple[int | None, ...]
+    call: Call
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """The average value over ``axes``, which stay with length 1 where ``keepdim``."""
+
+    name: str
+    x: str
+    axes: tuple[int, ...]
+    keepdim: bool
     call: Call
 
 
@@ -169,32 +206,51 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Rows of ``weight``, float32 [entries, features]; ``options`` are the fields of ``program.Embedding`` from ``bag`` on."""
+    """Rows of ``weight``, float32 [entries, features]; the other fields as in ``program.Embedding``."""
 
     name: str
     x: str
     layer: str
     weight: np.ndarray
-    options: dict[str, Any]
     call: Call
+    bag: str | None = None
+    offsets: str | None = None
+    weights: str | None = None
+    include_last_offset: bool = False
+    padding_idx: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class FloatCell:
+    """One direction of one layer of a recurrent network: the input's and the state's weights, float32 [gates * state, ...], and biases."""
+
+    input_weight: np.ndarray
+    state_weight: np.ndarray
+    input_bias: np.ndarray | None
+    state_bias: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
 class Recurrent:
-    """An LSTM, GRU or RNN. ``cells``: for each layer and direction (input weight, state weight, input bias, state bias), float32; ``options`` are
-    the fields of ``program.Recurrent``."""
+    """An LSTM, GRU or RNN; ``cells`` for each layer and direction, the other fields as in ``program.Recurrent``."""
 
     name: str
     x: str
     state: Any
     layer: str
-    cells: tuple[tuple[np.ndarray | None, ...], ...]
-    options: dict[str, Any]
+    kind: str
+    cells: tuple[FloatCell, ...]
+    bidirectional: bool
+    batch_first: bool
     call: Call
+    single: bool = False
 
 
 Layer = Linear | Conv
-Node = Linear | Conv | BatchNorm | Relu | Elementwise | Add | Mul | Concat | Pool | Move | Shape | Embedding | Recurrent | Call
+Pool = MaxPool | AvgPool | AdaptiveAvgPool | Mean
+# What has an integer form and keeps in ``call`` how it is computed in float.
+Operation = BatchNorm | Relu | Elementwise | Add | Mul | Concat | Pool | Move | Shape | Embedding | Recurrent
+Node = Layer | Operation | Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +287,7 @@ class FloatGraph:
 def node_reads(node: Node) -> list[str]:
     """The names of the values that a node reads, with repetitions. What its ``call`` takes beside its input counts too."""
     own = reads(node)
-    if isinstance(node, Call) or not hasattr(node, "call"):
+    if not isinstance(node, Operation):
         return own
     others = list(own)
     extra = []
@@ -251,150 +307,12 @@ def renamed(node: Node, alias: dict[str, str]) -> Node:
     changes: dict[str, Any] = {}
     for f in fields(node):
         value = getattr(node, f.name)
-        if f.name in ("x", "a", "b"):
+        if f.name in ("x", "a", "b", "offsets", "weights") and value is not None:
             changes[f.name] = new(value)
         elif f.name == "xs":
             changes[f.name] = tuple(map(new, value))
-        elif f.name in ("args", "kwargs", "state", "options"):
+        elif f.name in ("args", "kwargs", "state"):
             changes[f.name] = replace_refs(value, lambda name: Ref(new(name)))
         elif f.name == "call":
             changes[f.name] = renamed(value, alias)
     return replace(node, **changes)
-
-
-def bind(inputs: tuple[str, ...], defaults: dict[str, Any], batch: Any) -> dict[str, Any]:
-    """A batch as values by name: a tensor, a tuple of positional inputs (surplus entries are ignored), or a dict of keyword inputs.
-
-    Raises TypeError for another kind of batch, ValueError for missing and unknown inputs.
-    """
-    if isinstance(batch, dict):
-        if unknown := [name for name in batch if name not in inputs]:
-            raise ValueError(f"batch: unknown input {unknown[0]!r}, the model takes {', '.join(inputs)}")
-        given = dict(batch)
-    elif isinstance(batch, (tuple, list)):
-        given = dict(zip(inputs, batch))
-    elif isinstance(batch, torch.Tensor):
-        given = {inputs[0]: batch} if inputs else {}
-    else:
-        raise TypeError(f"batch: expected a tensor, a tuple or a dict, got {type(batch).__name__}")
-    values = {**defaults, **given}
-    if missing := [name for name in inputs if name not in values]:
-        raise ValueError(f"batch: input {missing[0]!r} is missing, the model takes {', '.join(inputs)}")
-    return values
-
-
-def call_float(step: Call, callables: dict[tuple[str, str], Any], value: Callable[[str], Any]) -> Any:
-    """The result of a call that stays in float; ``value`` gives the float value of a name."""
-    args, kwargs = replace_refs(step.args, value), replace_refs(step.kwargs, value)
-    if step.kind == "method":
-        return getattr(args[0], step.target)(*args[1:], **kwargs)
-    what = callables[step.kind, step.target]
-    return what if step.kind == "attribute" else what(*args, **kwargs)
-
-
-def run(graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None] = lambda name, value: None) -> Any:
-    """The output of the float network; ``seen(name, value)`` is told every tensor that a node makes, and every input.
-
-    Values are forgotten after their last reader. Raises ValueError naming the layer when an input does not fit it.
-    """
-    values = bind(graph.inputs, graph.defaults, batch)
-    for name in graph.inputs:
-        if isinstance(values[name], torch.Tensor):
-            seen(name, values[name])
-    with torch.no_grad():
-        for node, done in zip(graph.nodes, graph.last):
-            values[node.name] = run_node(node, values, graph.callables)
-            if isinstance(values[node.name], torch.Tensor):
-                seen(node.name, values[node.name])
-            for name in done:
-                del values[name]
-    return replace_refs(graph.output, values.__getitem__)
-
-
-def run_node(node: Node, values: dict[str, Any], callables: dict[tuple[str, str], Any]) -> Any:
-    """The value that a node makes in float."""
-    if isinstance(node, Layer):
-        return run_layer(node, values[node.x])
-    if isinstance(node, Add) and node.relu:
-        return call_float(node.call, callables, values.__getitem__).relu()
-    return call_float(node if isinstance(node, Call) else node.call, callables, values.__getitem__)
-
-
-def run_layer(node: Layer, x: torch.Tensor) -> torch.Tensor:
-    """A layer in float32. Raises ValueError naming it when the input does not fit."""
-    if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
-        raise ValueError(f"batch: layer {node.layer!r} expects float32, got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}")
-    check_fits(node, x.shape)
-    weight, bias = node.tensors
-    y = nn.functional.linear(x, weight, bias) if isinstance(node, Linear) else run_conv(node, x, weight, bias)
-    if not node.relu:
-        return y
-    # Nobody else has the layer's output yet.
-    return y.relu_() if node.ceiling == float("inf") else y.clamp_(0, node.ceiling)
-
-
-def check_fits(node, shape: tuple[int, ...]) -> None:
-    """Raises ValueError naming the layer unless it takes inputs of that shape. ``node``: a layer of a graph or of a Program."""
-    if not hasattr(node, "groups"):
-        if len(shape) < 1 or shape[-1] != node.weight.shape[1]:
-            raise ValueError(f"batch: layer {node.layer!r} expects {node.weight.shape[1]} input features, got shape {tuple(shape)}")
-        if getattr(node, "flat", False) and len(shape) != 2:
-            raise ValueError(f"batch: layer {node.layer!r} with its BatchNorm1d expects [rows, features], got shape {tuple(shape)}; prepare with fuse=False")
-        return
-    channels, positions = node.weight.shape[1] * node.groups, node.weight.ndim - 2
-    if len(shape) not in (positions + 1, positions + 2) or shape[len(shape) - positions - 1] != channels:
-        raise ValueError(f"batch: layer {node.layer!r} expects {channels} channels and {positions} axes of positions, got shape {tuple(shape)}")
-
-
-def run_conv(node: Conv, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """A convolution in float32, through torch's own operators."""
-    positions = weight.ndim - 2
-    if node.transposed:
-        functions = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d, nn.functional.conv_transpose3d)
-        reach = [d * (k - 1) for d, k in zip(node.dilation, weight.shape[2:])]
-        padding = [r - before for r, (before, _) in zip(reach, node.padding)]
-        output_padding = [after - before for before, after in node.padding]
-        original = transposed_weight(weight, node.groups)
-        return functions[positions - 1](x, original, bias, node.input_dilation, padding, output_padding, node.groups, node.dilation)
-    if any(before != after for before, after in node.padding):
-        x = nn.functional.pad(x, [end for pair in reversed(node.padding) for end in pair])
-        padding = [0] * positions
-    else:
-        padding = [before for before, _ in node.padding]
-    functions = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
-    return functions[positions - 1](x, weight, bias, node.stride, padding, node.dilation, node.groups)
-
-
-def transposed_weight(weight: torch.Tensor, groups: int) -> torch.Tensor:
-    """The weight of a transposed convolution as one of a convolution of spread inputs, or the other way round: flipped, channels exchanged in each group."""
-    first, second, *kernel = weight.shape
-    grouped = weight.reshape(groups, first // groups, second, *kernel).transpose(1, 2)
-    return grouped.reshape(groups * second, first // groups, *kernel).flip(tuple(range(2, weight.ndim))).contiguous()
-
-
-class FloatLayer(nn.Module):
-    """A layer that stays in float, with the weights that it has after fusion."""
-
-    def __init__(self, node: Layer):
-        super().__init__()
-        self.weight = nn.Parameter(torch.from_numpy(node.weight.copy()), requires_grad=False)
-        self.bias = None if node.bias is None else nn.Parameter(torch.from_numpy(node.bias.copy()), requires_grad=False)
-        self.node = replace(node, relu=False, weight=node.weight[:0], bias=None)
-        self.eval()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output, float32."""
-        if isinstance(self.node, Linear):
-            return nn.functional.linear(x, self.weight, self.bias)
-        return run_conv(self.node, x, self.weight, self.bias)
-
-
-def float_calls(node: Layer, reason: str) -> tuple[list[Call], dict[tuple[str, str], Any]]:
-    """A layer that stays in float, as calls, the last of them making its value, and what they call."""
-    called: dict[tuple[str, str], Any] = {("module", node.layer): FloatLayer(node)}
-    if not node.relu:
-        return [Call(node.name, "module", node.layer, (Ref(node.x),), {}, reason)], called
-    first = Call(f"{node.name}.layer", "module", node.layer, (Ref(node.x),), {}, reason)
-    called["function", "torch.clamp"] = torch.clamp
-    ceiling = None if node.ceiling == float("inf") else node.ceiling
-    return [first, Call(node.name, "function", "torch.clamp", (Ref(first.name), 0.0, ceiling), {}, reason)], called

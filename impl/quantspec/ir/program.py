@@ -8,8 +8,8 @@ Codes of activations are uint8 (grids with qmin >= 0), those of weights int8 wit
 three axes of positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,9 @@ class Dequantize:
 class Linear:
     """Codes [..., inputs] to codes [..., outputs] (INT-LINEAR), with a ReLU inside where ``relu``.
 
-    ``weight``: int8 codes [outputs, inputs]; ``bias``: float32 (outputs,) or None, as the dialects disagree on its code; ``layer`` is
-    the path of the module it came from.
+    ``weight``: int8 codes [outputs, inputs]; ``bias``: float32 (outputs,) or None, as the dialects disagree on its
+    code; ``layer``: the path of the module it came from; ``y_qparams``: the output's grid, or None where the output is
+    float32, without codes of its own (STA-DIRECT).
     """
 
     name: str
@@ -57,7 +58,7 @@ class Linear:
     bias: np.ndarray | None
     x_qparams: QParams
     w_qparams: QParams
-    y_qparams: QParams
+    y_qparams: QParams | None
     relu: bool
 
 
@@ -65,9 +66,10 @@ class Linear:
 class Conv:
     """A convolution of codes (INT-CONV-ANY), with a ReLU inside where ``relu``.
 
-    ``weight``: int8 codes [outputs, inputs / groups, *kernel]; ``bias`` as in ``Linear``. One entry for each axis of positions: ``stride``, ``padding``
-    ((before, after), with the code of zero; negative cuts off), ``dilation`` of the kernel, ``input_dilation``: that many minus one zeros between
-    neighbouring inputs, before padding, which makes it a transposed convolution (INT-CONV-TRANSPOSED).
+    ``weight``: int8 codes [outputs, inputs / groups, *kernel]; ``bias``, ``layer`` and ``y_qparams`` as in ``Linear``.
+    One entry for each axis of positions: ``stride``, ``padding`` ((before, after), with the code of zero; negative cuts
+    off), ``dilation`` of the kernel, ``input_dilation``: that many minus one zeros between neighbouring inputs, before
+    padding, which makes it a transposed convolution (INT-CONV-TRANSPOSED).
     """
 
     name: str
@@ -77,40 +79,7 @@ class Conv:
     bias: np.ndarray | None
     x_qparams: QParams
     w_qparams: QParams
-    y_qparams: QParams
-    relu: bool
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    input_dilation: tuple[int, ...]
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class LinearReal:
-    """Codes [..., inputs] to float [..., outputs], without codes of their own (STA-DIRECT), with a ReLU inside where ``relu``."""
-
-    name: str
-    x: str
-    layer: str
-    weight: np.ndarray
-    bias: np.ndarray | None
-    x_qparams: QParams
-    w_qparams: QParams
-    relu: bool
-
-
-@dataclass(frozen=True, eq=False)
-class ConvReal:
-    """A convolution of codes with a float result (STA-DIRECT); fields as in ``Conv``."""
-
-    name: str
-    x: str
-    layer: str
-    weight: np.ndarray
-    bias: np.ndarray | None
-    x_qparams: QParams
-    w_qparams: QParams
+    y_qparams: QParams | None
     relu: bool
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
@@ -240,8 +209,8 @@ class Move:
     name: str
     kind: str
     target: str
-    args: tuple
-    kwargs: dict
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     qparams: QParams
 
 
@@ -330,31 +299,33 @@ class Recurrent:
 class Call:
     """What stays in float: a call whose arguments hold ``Ref`` where values go.
 
-    ``kind`` is ``module`` (``target`` is its path), ``function`` (its qualified name), ``method`` or ``attribute``; ``reason``
-    says why it is not in int8, and is empty where there is nothing to quantize. The callable itself is kept by the module that holds the Program,
-    under ``(kind, target)``.
+    ``kind`` is ``module`` (``target`` is its path), ``function`` (its qualified name), ``method`` or ``attribute``;
+    ``reason`` says why it is not in int8, and is empty where there is nothing to quantize. What is called stands in the
+    Program's ``callables``, under ``(kind, target)``.
     """
 
     name: str
     kind: str
     target: str
-    args: tuple
-    kwargs: dict
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     reason: str
 
 
-Layer = Linear | Conv | LinearReal | ConvReal | LinearDynamic | LinearWeight | Embedding | Recurrent
+Layer = Linear | Conv | LinearDynamic | LinearWeight | Embedding | Recurrent
 Step = (
-    Quantize | Dequantize | Linear | Conv | LinearReal | ConvReal | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool | Mean | Move
-    | LinearDynamic | LinearWeight | Embedding | Recurrent | Call
+    Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool
+    | Mean | Move | LinearDynamic | LinearWeight | Embedding | Recurrent | Call
 )  # fmt: skip
+Callables = Mapping[tuple[str, str], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
     """A quantized network: the names of its inputs, its steps in order, and ``output``, a tree with ``Ref`` for values.
 
-    ``dialect`` names the set of choices (chapter 10) its steps are to be computed by. ``defaults`` has the inputs that may be left out.
+    ``dialect`` names the set of choices (chapter 10) its steps are to be computed by. ``defaults`` has the inputs that
+    may be left out. ``callables`` has what its ``Call`` steps call, by ``(kind, target)``; methods need none.
     """
 
     dialect: str
@@ -362,102 +333,9 @@ class Program:
     defaults: dict[str, Any]
     steps: tuple[Step, ...]
     output: Any
+    callables: Callables = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The steps that hold weights, in order."""
         return tuple(step for step in self.steps if isinstance(step, Layer))
-
-
-def replace_refs(tree: Any, value: Callable[[str], Any]) -> Any:
-    """``tree`` (tuples, lists, dicts, slices) with each ``Ref`` replaced by ``value(name)``."""
-    if isinstance(tree, Ref):
-        return value(tree.name)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(replace_refs(item, value) for item in tree))
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(replace_refs(item, value) for item in tree)
-    if isinstance(tree, dict):
-        return {key: replace_refs(item, value) for key, item in tree.items()}
-    if isinstance(tree, slice):
-        return slice(*(replace_refs(end, value) for end in (tree.start, tree.stop, tree.step)))
-    return tree
-
-
-def refs(tree: Any) -> list[str]:
-    """The names of all values that ``tree`` refers to, in order, with repetitions."""
-    found: list[str] = []
-    replace_refs(tree, lambda name: found.append(name))
-    return found
-
-
-# Fields of steps that name values; ``args``, ``kwargs`` and ``state`` are trees with Refs.
-NAMING = ("x", "a", "b", "xs", "offsets", "weights")
-
-
-def reads(step: Any) -> list[str]:
-    """The names of the values that a step, or a node of a float graph, reads, with repetitions."""
-    found = []
-    for field in fields(step):
-        value = getattr(step, field.name)
-        if field.name in NAMING and value is not None:
-            found += [value] if isinstance(value, str) else value
-        elif field.name in ("args", "kwargs", "state"):
-            found += refs(value)
-    return found
-
-
-def last_reads(steps: Sequence, kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads) -> list[list[str]]:
-    """For each step the values, but those that are ``kept``, that nobody reads after it: its own among them where nobody reads it at all."""
-    last: dict[str, int] = {}
-    for index, step in enumerate(steps):
-        last |= dict.fromkeys([step.name, *read_by(step)], index)
-    done: list[list[str]] = [[] for _ in steps]
-    for name, index in last.items():
-        if name not in kept:
-            done[index].append(name)
-    return done
-
-
-def arrays(step: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays that a step holds, by the path of fields to them; grids' among them."""
-    for field in fields(step):
-        value = getattr(step, field.name)
-        for index, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
-            path = field.name if index is None else f"{field.name}.{index}"
-            if isinstance(item, np.ndarray):
-                yield path, item
-            elif isinstance(item, QParams):
-                yield f"{path}.scale", item.scale
-                yield f"{path}.zero_point", item.zero_point
-            elif isinstance(item, Cell):
-                yield from ((f"{path}.{inner}", array) for inner, array in arrays(item))
-
-
-def with_arrays(program: Program, given: dict[str, np.ndarray]) -> Program:
-    """The Program with other arrays, by ``step.path``; steps that are not named stay as they are. The caller checks shapes and types."""
-    steps = []
-    for step in program.steps:
-        paths = {path: given[f"{step.name}.{path}"] for path, _ in arrays(step) if f"{step.name}.{path}" in given}
-        steps.append(_with(step, paths) if paths else step)
-    return replace(program, steps=tuple(steps))
-
-
-def _with(step: Any, paths: dict[str, np.ndarray]) -> Any:
-    """A step, cell or grid with other arrays by path."""
-    changes: dict[str, Any] = {}
-    for head in dict.fromkeys(path.partition(".")[0] for path in paths):
-        value = getattr(step, head)
-        inner = {path.partition(".")[2]: array for path, array in paths.items() if path.partition(".")[0] == head}
-        if "" in inner:
-            changes[head] = inner[""]
-        elif isinstance(value, tuple):
-            items = list(value)
-            for index in dict.fromkeys(path.partition(".")[0] for path in inner):
-                items[int(index)] = _with(items[int(index)], {p.partition(".")[2]: a for p, a in inner.items() if p.partition(".")[0] == index})
-            changes[head] = tuple(items)
-        elif isinstance(value, QParams):
-            changes[head] = QParams(inner.get("scale", value.scale), inner.get("zero_point", value.zero_point), value.qmin, value.qmax, value.axis)
-        else:
-            changes[head] = _with(value, inner)
-    return replace(step, **changes)

@@ -2,15 +2,29 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from torch import nn
 
-from quantspec.ir.program import Embedding, Program, Quantize, Step, arrays
-from quantspec.numerics.affine import QParams
+from quantspec.ir import float_graph
+from quantspec.ir.program import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Conv,
+    Dequantize,
+    Linear,
+    LinearDynamic,
+    LinearWeight,
+    Mean,
+    Move,
+    Program,
+    Relu,
+    Step,
+)
+from quantspec.ir.traverse import arrays
 
 READ_GRIDS = ("x_qparams", "a_qparams", "b_qparams")
+SHARING = (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean, Move)  # steps whose only arrays are the grid that they read
 
 
 def float_bytes(model: nn.Module) -> int:
@@ -20,8 +34,9 @@ def float_bytes(model: nn.Module) -> int:
 
 
 def step_arrays(step: Step) -> list[np.ndarray]:
-    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers, and what only rearranges it, share it."""
-    if isinstance(getattr(step, "qparams", None), QParams) and not isinstance(step, Quantize):
+    """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers, and what only
+    rearranges it, share it."""
+    if isinstance(step, SHARING):
         return []
     return [array for path, array in arrays(step) if path.partition(".")[0] not in READ_GRIDS]
 
@@ -37,19 +52,20 @@ def step_bytes(step: Step) -> int:
 
 
 def program_bytes(program: Program, float_parts: nn.Module) -> int:
-    """Bytes of a whole quantized network: its steps' arrays and the parameters and buffers of what stays in float (``float_parts``)."""
+    """Bytes of a whole quantized network: its steps' arrays, and the parameters and buffers of what stays in float
+    (``float_parts``)."""
     return arrays_bytes(array for step in program.steps for array in step_arrays(step)) + float_bytes(float_parts)
 
 
-def macs(layer: Any, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
-    """The multiply-accumulates of a layer, of a float graph or of a Program, for the shapes of an input and its output (SIZ-MACS); 0 for what is no layer."""
-    weight = getattr(layer, "weight", None)
-    if weight is None or isinstance(layer, Embedding):
+def macs(layer: float_graph.Node | Step, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+    """The multiply-accumulates of a layer, of a float graph or of a Program, for the shapes of an input and its output
+    (SIZ-MACS); 0 for what is no layer."""
+    if isinstance(layer, (float_graph.Linear, Linear, LinearDynamic, LinearWeight)):
+        return math.prod(x_shape[:-1]) * layer.weight.size
+    if not isinstance(layer, (float_graph.Conv, Conv)):
         return 0
-    if not hasattr(layer, "groups"):
-        return math.prod(x_shape[:-1]) * weight.size
-    positions = weight.ndim - 2
-    spread = any(d > 1 for d in layer.input_dilation) or getattr(layer, "transposed", False)
+    positions = layer.weight.ndim - 2
+    spread = any(d > 1 for d in layer.input_dilation) or (isinstance(layer, float_graph.Conv) and layer.transposed)
     shape = x_shape if spread else y_shape
     images = math.prod(shape[: len(shape) - positions - 1])
-    return images * math.prod(shape[len(shape) - positions :]) * weight.size
+    return images * math.prod(shape[len(shape) - positions :]) * layer.weight.size

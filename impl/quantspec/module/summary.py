@@ -1,40 +1,41 @@
 """What each part of a network became, as a table: ``print(q)``."""
 
 import io
-from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from quantspec.ir import program
 from quantspec.ir.program import (
+    AdaptiveAvgPool,
     Add,
+    AvgPool,
     Call,
     Concat,
     Conv,
-    ConvReal,
     Embedding,
+    Layer,
     Linear,
     LinearDynamic,
-    LinearReal,
     LinearWeight,
     MaxPool,
+    Mean,
     Mul,
+    Program,
     Quantize,
     Recurrent,
+    Relu,
     Step,
-)  # fmt: skip
-from quantspec.ir.program import (
-    Table as TableStep,
 )
 from quantspec.numerics.affine import QParams
 
 from . import size
 
-if TYPE_CHECKING:
-    from .module import QuantizedModule
+COLUMNS = ("weight scale", "weight zero", "output scale", "output zero")
 
 
-def span(values) -> str:
+def span(values: np.ndarray) -> str:
     """A number, or the smallest and largest of many."""
     if not values.size:
         return ""
@@ -47,74 +48,74 @@ def grid_cells(grid: QParams) -> tuple[str, str]:
     return span(grid.scale), span(grid.zero_point)
 
 
-def became(step: Step) -> str:
+def became(layer: Layer) -> str:
     """What a layer became."""
-    if isinstance(step, (Linear, LinearReal)):
+    if isinstance(layer, Linear):
         return "int8 linear"
-    if isinstance(step, (Conv, ConvReal)):
-        kernel = "x".join(map(str, step.weight.shape[2:]))
-        kind = "transposed convolution" if any(d > 1 for d in step.input_dilation) else "convolution"
-        depth = "depthwise " if step.groups > 1 and step.weight.shape[1] == 1 else ""
+    if isinstance(layer, Conv):
+        kernel = "x".join(map(str, layer.weight.shape[2:]))
+        kind = "transposed convolution" if any(d > 1 for d in layer.input_dilation) else "convolution"
+        depth = "depthwise " if layer.groups > 1 and layer.weight.shape[1] == 1 else ""
         return f"int8 {depth}{kind} {kernel}"
-    if isinstance(step, LinearDynamic):
-        return f"int8 linear, dynamic{', per token' if step.rows else ''}"
-    if isinstance(step, LinearWeight):
+    if isinstance(layer, LinearDynamic):
+        return f"int8 linear, dynamic{', per token' if layer.rows else ''}"
+    if isinstance(layer, LinearWeight):
         return "int8 weights, float32 linear"
-    if isinstance(step, Embedding):
-        return "int8 embedding"
-    return f"int8 {step.kind.upper()}, dynamic" if isinstance(step, Recurrent) else ""
+    return "int8 embedding" if isinstance(layer, Embedding) else f"int8 {layer.kind.upper()}, dynamic"
 
 
 def row(step: Step) -> list[str] | None:
-    """The cells for a step: layer, what it became, its weights' and its output's grid; None for steps that only rearrange."""
+    """The cells for a step: layer, what it became, its weights' and its output's grid; None for steps that only
+    rearrange, and for what stays in float because there is nothing to quantize."""
     if isinstance(step, Quantize):
-        return [step.x, f"quantize to {step.qparams.qmin}..{step.qparams.qmax}", "", "", *grid_cells(step.qparams)]
-    if isinstance(step, (Linear, Conv)):
-        relu = " + relu" if step.relu else ""
-        return [step.layer, became(step) + relu, *grid_cells(step.w_qparams), *grid_cells(step.y_qparams)]
-    if isinstance(step, (LinearReal, ConvReal)):
-        return [step.layer, became(step) + (" + relu" if step.relu else ""), *grid_cells(step.w_qparams), "float32", ""]
-    if isinstance(step, (LinearDynamic, LinearWeight, Embedding)):
-        return [step.layer, became(step), *grid_cells(step.w_qparams), "float32", ""]
+        grid = step.qparams
+        return [step.x, f"quantize to {grid.qmin}..{grid.qmax}", "", "", *grid_cells(grid)]
     if isinstance(step, Recurrent):
         return [step.layer, became(step), "", "", "float32", ""]
-    if isinstance(step, (Add, Mul, Concat, TableStep)):
+    if isinstance(step, Layer):
+        relu = " + relu" if isinstance(step, (Linear, Conv)) and step.relu else ""
+        y = step.y_qparams if isinstance(step, (Linear, Conv)) else None
+        output = ("float32", "") if y is None else grid_cells(y)
+        return [step.layer, became(step) + relu, *grid_cells(step.w_qparams), *output]
+    name = step.name.removesuffix(".codes")
+    if isinstance(step, (Add, Mul, Concat, program.Table)):
         relu = " + relu" if isinstance(step, Add) and step.relu else ""
-        what = step.function if isinstance(step, TableStep) else type(step).__name__.lower()
-        return [step.name.removesuffix(".codes"), f"codes: {what}{relu}", "", "", *grid_cells(step.y_qparams)]
-    if isinstance(step, MaxPool) or hasattr(step, "size") or hasattr(step, "keepdim"):
-        return [step.name.removesuffix(".codes"), f"codes: {type(step).__name__}", "", "", "", ""]
+        what = step.function if isinstance(step, program.Table) else type(step).__name__.lower()
+        return [name, f"codes: {what}{relu}", "", "", *grid_cells(step.y_qparams)]
+    if isinstance(step, (MaxPool, AvgPool, AdaptiveAvgPool, Mean, Relu)):
+        return [name, f"codes: {type(step).__name__}", "", "", "", ""]
     if isinstance(step, Call) and step.reason:
         return [step.target, f"float: {step.reason}", "", "", "", ""]
     return None
 
 
-def layer_table(q: "QuantizedModule") -> str:
-    """What each layer became: scales, zero points, bytes, and why the rest stayed in float; below that, which layers another engine runs."""
-    table = Table(title=f"int8 network, dialect {q.program.dialect}, engine {q.engine}", title_justify="left")
+def layer_table(network: Program, engine: str, engines: dict[str, str], nbytes: int) -> str:
+    """What each layer became: scales, zero points, bytes, and why the rest stayed in float; below that, which layers
+    another engine runs than ``engine`` (``engines``: by layer)."""
+    table = Table(title=f"int8 network, dialect {network.dialect}, engine {engine}", title_justify="left")
     table.add_column("layer")
     table.add_column("became")
-    for column in ("weight scale", "weight zero", "output scale", "output zero"):
+    for column in COLUMNS:
         table.add_column(column, no_wrap=True)
     table.add_column("bytes", justify="right")
-    for step in q.program.steps:
+    for step in network.steps:
         if (cells := row(step)) is not None:
-            nbytes = call_bytes(q, step) if isinstance(step, Call) else size.step_bytes(step)
-            table.add_row(*cells, f"{nbytes:,}")
+            own = call_bytes(network, step) if isinstance(step, Call) else size.step_bytes(step)
+            table.add_row(*cells, f"{own:,}")
     table.add_section()
-    table.add_row("all", "", "", "", "", "", f"{q.nbytes:,}")
+    table.add_row("all", "", "", "", "", "", f"{nbytes:,}")
     text = io.StringIO()
     console = Console(file=text, width=160)
     console.print(table)
     others: dict[str, list[str]] = {}
-    for layer, engine in q.engines.items():
-        if engine != q.engine:
-            others.setdefault(engine, []).append(layer)
-    for engine, layers in others.items():
-        console.print(f"engine {engine}: {', '.join(layers)}", markup=False, highlight=False)
+    for layer, other in engines.items():
+        if other != engine:
+            others.setdefault(other, []).append(layer)
+    for other, layers in others.items():
+        console.print(f"engine {other}: {', '.join(layers)}", markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
-def call_bytes(q: "QuantizedModule", step: Call) -> int:
+def call_bytes(network: Program, step: Call) -> int:
     """Bytes of the parameters and buffers of a module that stays in float, 0 for other calls."""
-    return size.float_bytes(q.callables["module", step.target]) if step.kind == "module" else 0
+    return size.float_bytes(network.callables["module", step.target]) if step.kind == "module" else 0

@@ -17,12 +17,10 @@ from quantspec.ir.program import (
     AvgPool,
     Concat,
     Conv,
-    ConvReal,
     Dequantize,
     Embedding,
     Linear,
     LinearDynamic,
-    LinearReal,
     LinearWeight,
     MaxPool,
     Mean,
@@ -30,7 +28,7 @@ from quantspec.ir.program import (
     Quantize,
     Relu,
     Table,
-)  # fmt: skip
+)
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import quantize_bias
 
@@ -69,6 +67,8 @@ def rectified(g: Graph, name: str, step: Linear | Conv | Add) -> str:
 
 
 def linear(g: Graph, step: Linear, values: Values) -> Tensor:
+    if step.y_qparams is None:
+        return linear_real(g, step, values)
     x = values[step.x]
     rows = x if x.shape is not None and x.rank == 2 else reshape(g, x, -1, step.weight.shape[1])
     made = g.node("Gemm", [g.dequantize(rows.name, step.x_qparams), *parameters(g, step)], transB=1)
@@ -85,12 +85,14 @@ def rows_of(g: Graph, x: Tensor, y: Tensor, outputs: int) -> Tensor:
 
 
 def conv(g: Graph, step: Conv, values: Values) -> Tensor:
+    if step.y_qparams is None:
+        return conv_real(g, step, values)
     x, attributes, shape = placed(g, step, values[step.x])
     made = g.node("Conv", [g.dequantize(x.name, step.x_qparams), *parameters(g, step)], **attributes)
     return Tensor(rectified(g, made, step), shape, step.y_qparams)
 
 
-def placed(g: Graph, step: Conv | ConvReal, x: Tensor) -> tuple[Tensor, dict[str, Any], tuple[Dim, ...]]:
+def placed(g: Graph, step: Conv, x: Tensor) -> tuple[Tensor, dict[str, Any], tuple[Dim, ...]]:
     """The codes that a convolution of ONNX takes, its attributes, and the output's shape."""
     padding, positions = list(step.padding), step.weight.ndim - 2
     if x.rank != positions + 2:
@@ -108,7 +110,7 @@ def placed(g: Graph, step: Conv | ConvReal, x: Tensor) -> tuple[Tensor, dict[str
     return x, attributes, (x.shape[0], len(step.weight), *(windows(n, k, s, b, a, d) for n, k, s, (b, a), d in places))
 
 
-def linear_real(g: Graph, step: LinearReal, values: Values) -> Tensor:
+def linear_real(g: Graph, step: Linear, values: Values) -> Tensor:
     """An integer product, and DIA-DYNAMIC, `multiply-add`, in its own steps."""
     x, (_, point) = values[step.x], g.grid(step.x_qparams)
     weight = g.constant(np.ascontiguousarray(step.weight.T), np.int8, "weight", step.name)
@@ -116,7 +118,7 @@ def linear_real(g: Graph, step: LinearReal, values: Values) -> Tensor:
     return Tensor(real(g, sums, step, (-1,)), None if x.shape is None else (*x.shape[:-1], len(step.weight)))
 
 
-def conv_real(g: Graph, step: ConvReal, values: Values) -> Tensor:
+def conv_real(g: Graph, step: Conv, values: Values) -> Tensor:
     """The same of a convolution. ConvInteger takes unsigned weights only, so that its codes lie 128 higher, and so does their zero point."""
     x, attributes, shape = placed(g, step, values[step.x])
     weight = g.constant((step.weight.astype(np.int16) + 128).astype(np.uint8), np.uint8, "weight")
@@ -124,7 +126,7 @@ def conv_real(g: Graph, step: ConvReal, values: Values) -> Tensor:
     return Tensor(real(g, sums, step, (-1, *[1] * (step.weight.ndim - 2))), shape)
 
 
-def real(g: Graph, sums: str, step: LinearReal | ConvReal, along: tuple[int, ...]) -> str:
+def real(g: Graph, sums: str, step: Linear | Conv, along: tuple[int, ...]) -> str:
     """Floats of accumulators; ``along``: the shape in which what belongs to channels meets them."""
     unit = np.float32(step.x_qparams.scale) * step.w_qparams.scale
     made = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), g.constant(unit.reshape(along) if unit.ndim else unit, np.float32, "scale")])
@@ -368,5 +370,4 @@ def embedding(g: Graph, step: Embedding, values: Values) -> Tensor:
 STEPS: dict[type, Callable[[Graph, Any, Values], Tensor]] = {
     Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: add, Mul: mul, Concat: concat, MaxPool: max_pool,
     AvgPool: avg_pool, AdaptiveAvgPool: adaptive, Mean: mean, LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding,
-    LinearReal: linear_real, ConvReal: conv_real,
 }  # fmt: skip

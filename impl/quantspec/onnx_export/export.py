@@ -17,26 +17,9 @@ import torch
 from quantspec.engines.reference import Reference
 from quantspec.errors import UnsupportedError
 from quantspec.ir import rearrange
-from quantspec.ir.float_graph import FloatLayer, bind
-from quantspec.ir.program import (
-    Call,
-    Conv,
-    ConvReal,
-    Dequantize,
-    Embedding,
-    Linear,
-    LinearDynamic,
-    LinearReal,
-    LinearWeight,
-    Move,
-    Program,
-    Quantize,
-    Recurrent,
-    Ref,
-    reads,
-    refs,
-    replace_refs,
-)  # fmt: skip
+from quantspec.ir.float_run import FloatLayer, bind
+from quantspec.ir.program import Call, Conv, Dequantize, Embedding, Linear, LinearDynamic, LinearWeight, Move, Program, Quantize, Recurrent, Ref
+from quantspec.ir.traverse import reads, refs, replace_refs
 from quantspec.module.module import QuantizedModule
 from quantspec.storage.file import write_whole
 
@@ -64,7 +47,7 @@ def export_onnx(q: QuantizedModule, path: str | os.PathLike | None = None, *, ex
     Raises UnsupportedError naming a step that has no ONNX operator, before anything is written; ImportError without the extra ``onnx``.
     """
     onnx = needed("onnx")
-    model = build(q.program, q.callables, ranks(q, example))
+    model = build(q.program, ranks(q, example))
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
         write_whole(path, model.SerializeToString())
@@ -87,9 +70,9 @@ def reader_rank(q: QuantizedModule, name: str) -> tuple[int, bool]:
     for step in q.program.steps:
         if not same.intersection(reads(step)):
             continue
-        if isinstance(step, (Linear, LinearReal, LinearDynamic, LinearWeight)):
+        if isinstance(step, (Linear, LinearDynamic, LinearWeight)):
             return 2, False
-        if isinstance(step, (Conv, ConvReal)):
+        if isinstance(step, Conv):
             return step.weight.ndim, False
         if isinstance(step, Embedding):
             return 2, True
@@ -100,7 +83,7 @@ def reader_rank(q: QuantizedModule, name: str) -> tuple[int, bool]:
     raise UnsupportedError(f"input {name!r}: how many axes it has is not known; export with an example batch")
 
 
-def build(program: Program, callables: dict[tuple[str, str], Any], axes: dict[str, tuple[int, bool] | None], shown: Sequence[str] = ()) -> "onnx.ModelProto":
+def build(program: Program, axes: dict[str, tuple[int, bool] | None], shown: Sequence[str] = ()) -> "onnx.ModelProto":
     """The model. ``shown``: steps whose codes are outputs too. Raises UnsupportedError naming the step that it is about."""
     helper, TensorProto = needed("onnx").helper, needed("onnx").TensorProto
     from . import codes, float_ops, rearrange
@@ -119,7 +102,7 @@ def build(program: Program, callables: dict[tuple[str, str], Any], axes: dict[st
         g.step = step.name
         try:
             if isinstance(step, Call):
-                values[step.name] = float_ops.call(g, step, values, callables)
+                values[step.name] = float_ops.call(g, step, values, program.callables)
             elif isinstance(step, Move):
                 values[step.name] = moved(g, step, values, rearrange.MOVES)
             elif isinstance(step, Recurrent):
@@ -167,7 +150,7 @@ def between_floats(q: QuantizedModule, batch: Any) -> tuple[QuantizedModule, dic
     """The network without its operations in float, and a batch for it: what those give are inputs, what they read is output."""
     program = replace(q.program, dialect="onnx")
     values: dict[str, Any] = {}
-    Reference(program, q.callables)(batch, lambda step, value: values.setdefault(step.name, value))
+    Reference(program)(batch, lambda step, value: values.setdefault(step.name, value))
 
     def real(value: Any) -> bool:
         return isinstance(value, torch.Tensor) and value.is_floating_point()
@@ -181,7 +164,7 @@ def between_floats(q: QuantizedModule, batch: Any) -> tuple[QuantizedModule, dic
     given = {step.name: values[step.name] for step in removed if real(values[step.name])}
     rest = replace(program, inputs=(*program.inputs, *given), steps=steps, output=output)
     given = bind(program.inputs, program.defaults, batch) | given
-    return QuantizedModule(rest, q.callables, "reference"), given
+    return QuantizedModule(rest, "reference"), given
 
 
 def several(value: Any) -> tuple | list:
@@ -200,11 +183,11 @@ def differences(q: QuantizedModule, batch: Any, *, steps: bool = False) -> dict[
         if isinstance(value, np.ndarray) and step.name in coded:
             expected[step.name] = value
 
-    output = Reference(program, q.callables)(batch, see)
+    output = Reference(program)(batch, see)
     given = bind(program.inputs, program.defaults, batch)
     flat: list[torch.Tensor] = []
     gather(program.output, output, flat)
-    model = build(program, q.callables, ranks(q, batch), tuple(expected))
+    model = build(program, ranks(q, batch), tuple(expected))
     options = runtime.SessionOptions()
     if saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")

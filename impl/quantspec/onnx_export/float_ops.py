@@ -10,8 +10,9 @@ from onnx import TensorProto
 from torch import nn
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir import float_graph, rearrange
-from quantspec.ir.program import Call, replace_refs
+from quantspec.ir import float_graph, float_run, rearrange
+from quantspec.ir.program import Call
+from quantspec.ir.traverse import replace_refs
 
 from .builder import Dim, Graph, Size, Tensor, broadcast
 from .rearrange import MOVES, NUMBERS, flatten, lengths, number, reshape, transpose, unsqueeze
@@ -200,7 +201,7 @@ FUNCTIONS: dict[str, Callable] = {
 def module(g: Graph, what: nn.Module, x: Any) -> Any:
     """A module of torch.nn that is one of the functions above with its own parameters."""
     kind = type(what)
-    if kind is float_graph.FloatLayer:
+    if kind is float_run.FloatLayer:
         return layer(g, what, x)
     if kind is nn.LayerNorm:
         return layer_norm(g, x, what.normalized_shape, what.weight, what.bias, what.eps)
@@ -228,7 +229,7 @@ def module(g: Graph, what: nn.Module, x: Any) -> Any:
     raise UnsupportedError(f"{kind.__name__}, for which there is no ONNX operator here")
 
 
-def layer(g: Graph, what: float_graph.FloatLayer, x: Tensor) -> Tensor:
+def layer(g: Graph, what: float_run.FloatLayer, x: Tensor) -> Tensor:
     """A layer that stayed in float."""
     node = what.node
     if isinstance(node, float_graph.Linear):

@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from quantspec.errors import CalibrationError, UnsupportedError
-from quantspec.ir import float_graph, program
-from quantspec.ir.float_graph import FloatGraph, Layer, float_calls
-from quantspec.ir.program import Call, Dequantize, Program, Quantize, Ref, replace_refs
+from quantspec.ir import float_graph, float_run, program
+from quantspec.ir.float_graph import FloatGraph, Layer
+from quantspec.ir.float_run import float_calls
+from quantspec.ir.program import Call, Dequantize, Program, Quantize, Ref
+from quantspec.ir.traverse import replace_refs
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.integer import check_overflow, quantize_bias
 from quantspec.numerics.observers import MinMaxObserver
 
-from .options import Choices
+from .options import Options
 from .placement import SPLITTING, Placement, own_reads
 
 
@@ -34,10 +36,13 @@ def weight_codes(weight: np.ndarray, dialect: Dialect, *, per_channel: bool, bit
     return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid
 
 
+Rename = Callable[[str], str]
+
+
 class Weights:
     """The codes of weights; a shared weight is one array of codes."""
 
-    def __init__(self, options: Choices):
+    def __init__(self, options: Options):
         self.options = options
         self.made: dict[int, tuple[np.ndarray, np.ndarray, QParams]] = {}
 
@@ -53,26 +58,37 @@ class Weights:
         return self.made[id(weight)][1:]
 
 
-def embedding_step(node: float_graph.Embedding, options: Choices, x: str, new: Callable[[str], str]) -> program.Embedding:
-    """A table of codes, with a scale for each row. ``new`` says what the values it reads are called."""
+def embedding_step(node: float_graph.Embedding, options: Options, x: str, rename: Rename) -> program.Embedding:
+    """A table of codes, with a scale for each row. ``rename`` gives the present names of the values that it reads."""
     codes, grid = Weights(replace(options, per_channel=True)).codes(node.weight, node.layer)
-    named = {key: new(node.options[key]) if node.options.get(key) is not None else None for key in ("offsets", "weights")}
-    return program.Embedding(node.name, x, node.layer, codes, grid, **(node.options | named))
+    offsets, weights = (None if name is None else rename(name) for name in (node.offsets, node.weights))
+    return program.Embedding(
+        node.name, x, node.layer, codes, grid, node.bag, offsets, weights, node.include_last_offset, node.padding_idx
+    )
 
 
-def recurrent_step(node: float_graph.Recurrent, weights: Weights, options: Choices, x: str, new: Callable[[str], str]) -> program.Recurrent:
-    """A recurrent network with the codes of its weights. ``new`` says what the values it reads are called."""
-    cells = []
-    for w, u, b, c in node.cells:
-        cells.append(program.Cell(*weights.codes(w, node.layer), b, *weights.codes(u, node.layer), c))
-    state = replace_refs(node.state, lambda name: Ref(new(name)))
-    return program.Recurrent(node.name, x, state, node.layer, cells=tuple(cells), reduce_range=options.reduce_range, **node.options)
+def recurrent_step(
+    node: float_graph.Recurrent, weights: Weights, options: Options, x: str, rename: Rename
+) -> program.Recurrent:
+    """A recurrent network with the codes of its weights. ``rename`` gives the present names of the values it reads."""
+    cells = tuple(
+        program.Cell(
+            *weights.codes(cell.input_weight, node.layer), cell.input_bias,
+            *weights.codes(cell.state_weight, node.layer), cell.state_bias,
+        )
+        for cell in node.cells
+    )  # fmt: skip
+    state = replace_refs(node.state, lambda name: Ref(rename(name)))
+    return program.Recurrent(
+        node.name, x, state, node.layer, node.kind, cells, node.bidirectional, node.batch_first,
+        options.reduce_range, node.single,
+    )  # fmt: skip
 
 
 class Converter:
     """Emits the steps. Values are made as codes or floats when a step asks for them, so that no conversion is made twice."""
 
-    def __init__(self, graph: FloatGraph, placement: Placement, observers: dict[str, Any], options: Choices):
+    def __init__(self, graph: FloatGraph, placement: Placement, observers: dict[str, Any], options: Options):
         self.graph, self.placement, self.observers, self.options = graph, placement, observers, options
         self.dialect = options.dialect
         self.producers, self.sources = placement.nodes, placement.sources
@@ -96,7 +112,8 @@ class Converter:
             elif isinstance(node, (Call, float_graph.Embedding, float_graph.Recurrent)):
                 self.as_float(node.name)
         output = replace_refs(self.graph.output, lambda name: Ref(self.as_float(name)))
-        return Program(self.dialect.name, self.graph.inputs, self.graph.defaults, tuple(self.steps), output)
+        steps = tuple(self.steps)
+        return Program(self.dialect.name, self.graph.inputs, self.graph.defaults, steps, output, self.callables)
 
     def grid(self, name: str) -> QParams:
         """The grid of a value: that of the observed value which it has it from, or the one that it shares with joins (STA-JOIN)."""
@@ -125,12 +142,13 @@ class Converter:
             self.keep(node, str(error))
             return
         direct = node.name in self.placement.direct
-        first = node.name, self.as_codes(node.x), node.layer, weight, node.bias, x, w, *(() if direct else (self.grid(node.name),)), node.relu
+        y = None if direct else self.grid(node.name)
+        layer = node.name, self.as_codes(node.x), node.layer, weight, node.bias, x, w, y, node.relu
         if isinstance(node, float_graph.Linear):
-            self.steps.append(program.LinearReal(*first) if direct else program.Linear(*first))
+            self.steps.append(program.Linear(*layer))
         else:
-            kind = program.ConvReal if direct else program.Conv
-            self.steps.append(kind(*first, node.stride, node.padding, node.dilation, node.input_dilation, node.groups))
+            places = node.stride, node.padding, node.dilation, node.input_dilation, node.groups
+            self.steps.append(program.Conv(*layer, *places))
         (self.floats if direct else self.codes)[node.name] = node.name
 
     def keep(self, node: Layer, reason: str) -> None:
@@ -160,8 +178,7 @@ class Converter:
         if isinstance(node, float_graph.Relu):
             return program.Relu(new, self.as_codes(node.x), self.grid(name))
         if isinstance(node, float_graph.Pool):
-            grid = {} if node.step is program.MaxPool else {"qparams": self.grid(name)}
-            return node.step(new, self.as_codes(node.x), **grid, **node.options)
+            return self.pool(node, new)
         if isinstance(node, (float_graph.Add, float_graph.Mul)):
             pair = self.as_codes(node.a), self.as_codes(node.b), self.grid(node.a), self.grid(node.b), self.grid(name)
             return program.Add(new, *pair, node.relu) if isinstance(node, float_graph.Add) else program.Mul(new, *pair)
@@ -172,6 +189,19 @@ class Converter:
             x, y = self.grid(node.x), self.grid(name)
             return program.Table(new, self.as_codes(node.x), node.function, table(node, self.callables, x, y, self.dialect), x, y)
         return None
+
+    def pool(self, node: float_graph.Pool, name: str) -> program.Step:
+        """The step that pools codes."""
+        x = self.as_codes(node.x)
+        if isinstance(node, float_graph.MaxPool):
+            return program.MaxPool(name, x, node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode)
+        grid = self.grid(node.name)
+        if isinstance(node, float_graph.AvgPool):
+            places = node.kernel, node.stride, node.padding, node.ceil_mode, node.count_include_pad
+            return program.AvgPool(name, x, grid, *places)
+        if isinstance(node, float_graph.AdaptiveAvgPool):
+            return program.AdaptiveAvgPool(name, x, grid, node.size)
+        return program.Mean(name, x, grid, node.axes, node.keepdim)
 
     def codes_or_float(self, name: str, moved: str) -> str:
         """What a rearrangement reads: codes of what it rearranges, other values (sizes, indices) as they are."""
@@ -225,7 +255,7 @@ def table(node: float_graph.Elementwise, callables: dict, x: QParams, y: QParams
     if isinstance(what, nn.Module):
         callables = callables | {(node.call.kind, node.call.target): copy.deepcopy(what).double()}
     with torch.no_grad():
-        values = float_graph.call_float(node.call, callables, lambda _: real).to(torch.float32).numpy()
+        values = float_run.call_float(node.call, callables, lambda _: real).to(torch.float32).numpy()
     if np.isnan(values).any():
         raise ValueError(f"model: {node.function} at {node.name!r} is not a number for some of the values observed before it")
     return dialect.quantize(values, y.scale, y.zero_point, qmin=y.qmin, qmax=y.qmax)

@@ -8,14 +8,14 @@ from torch import nn
 
 from quantspec.capture.tracer import capture
 from quantspec.errors import UnsupportedError
-from quantspec.ir import float_graph, program
+from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.program import Call, LinearDynamic, LinearWeight, Program
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import check_overflow
 
 from .conversion import Weights, embedding_step, recurrent_step
-from .options import Choices, checked, warn_if_nothing, without
+from .options import Options, checked, warn_if_nothing, without
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
 ACTIVATIONS = ("per_tensor", "per_token", None)
@@ -42,20 +42,24 @@ def quantize_dynamic(
         raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
     options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
     captured = without(capture(model), model, exclude)
-    weights, steps, callables = Weights(options), [], dict(captured.callables)
+    weights, callables = Weights(options), dict(captured.callables)
+    steps: list[program.Step] = []
     for node in captured.nodes:
-        made = step(node, weights, options, activations)
-        if isinstance(made, str):
-            calls, called = float_step(node, made)
-            steps, callables = steps + calls, callables | called
+        converted = step(node, weights, options, activations)
+        if isinstance(converted, str):
+            calls, called = float_step(node, converted)
+            steps += calls
+            callables |= called
         else:
-            steps.append(made)
-    made = Program(options.dialect.name, captured.inputs, captured.defaults, tuple(steps), captured.output)
-    warn_if_nothing(made, captured)
-    return QuantizedModule(made, callables, options.engine)
+            steps.append(converted)
+    network = Program(
+        options.dialect.name, captured.inputs, captured.defaults, tuple(steps), captured.output, callables
+    )
+    warn_if_nothing(network, captured)
+    return QuantizedModule(network, options.engine)
 
 
-def step(node: float_graph.Node, weights: Weights, options: Choices, activations: str | None) -> program.Step | str:
+def step(node: float_graph.Node, weights: Weights, options: Options, activations: str | None) -> program.Step | str:
     """The step for a node, or why it stays in float."""
     if isinstance(node, float_graph.Linear):
         codes, grid = weights.codes(node.weight, node.layer)
@@ -83,5 +87,5 @@ def step(node: float_graph.Node, weights: Weights, options: Choices, activations
 def float_step(node: float_graph.Node, reason: str) -> tuple[list[Call], dict]:
     """A node in float, as calls, and what they call beside what the graph has."""
     if isinstance(node, float_graph.Layer):
-        return float_graph.float_calls(node, reason)
+        return float_run.float_calls(node, reason)
     return [replace(node.call, reason=reason)], {}

@@ -17,7 +17,8 @@ from quantspec.ir.float_graph import (
     Relu,
     renamed,
 )
-from quantspec.ir.program import Call, Ref, replace_refs
+from quantspec.ir.program import Call, Ref
+from quantspec.ir.traverse import replace_refs
 from quantspec.numerics.folding import factor_and_shift, fold_batch_norm, fold_batch_norm_before
 
 

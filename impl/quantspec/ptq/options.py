@@ -9,21 +9,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from quantspec import engines
-from quantspec.ir.float_graph import (
-    Add,
-    BatchNorm,
-    Concat,
-    Elementwise,
-    Embedding,
-    FloatGraph,
-    Layer,
-    Move,
-    Mul,
-    Pool,
-    Recurrent,
-    Relu,
-    float_calls,
-)
+from quantspec.ir.float_graph import Add, BatchNorm, Concat, Elementwise, Embedding, FloatGraph, Layer, Move, Mul, Pool, Recurrent, Relu
+from quantspec.ir.float_run import float_calls
 from quantspec.ir.program import Call, Program
 from quantspec.numerics import affine
 from quantspec.numerics.dialects.dialect import Dialect
@@ -33,7 +20,7 @@ EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True)
-class Choices:
+class Options:
     """How to quantize: see ``quantspec.prepare``. ``reduce_range`` is decided."""
 
     dialect: Dialect
@@ -43,7 +30,7 @@ class Choices:
     engine: str
 
 
-def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits: int, engine: str) -> Choices:
+def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits: int, engine: str) -> Options:
     """The choices; ValueError naming the argument for what is none, TypeError for flags that are no truth values."""
     chosen = find_dialect(dialect)
     affine.code_range(bits, signed=True)
@@ -56,7 +43,7 @@ def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits:
         reduce_range = chosen.accumulate_rule == "pairs"
     if reduce_range and bits == 2:
         raise ValueError("reduce_range: 2-bit codes cannot have one bit less")
-    return Choices(chosen, per_channel, reduce_range, bits, engine)
+    return Options(chosen, per_channel, reduce_range, bits, engine)
 
 
 def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -> FloatGraph:

@@ -18,7 +18,7 @@ from quantspec.ir.float_graph import (
     Shape,
     node_reads,
 )
-from quantspec.ir.program import reads, refs
+from quantspec.ir.traverse import reads, refs
 
 SPLITTING = ("chunk", "split", "unbind", "torch.chunk", "torch.split", "torch.unbind", "tensor_split")
 

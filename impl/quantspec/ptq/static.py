@@ -10,7 +10,7 @@ from torch import nn
 from quantspec.capture import tracer
 from quantspec.engines.reference import in_a_row
 from quantspec.errors import CalibrationError
-from quantspec.ir import float_graph
+from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.dialects.dialect import Dialect
@@ -25,7 +25,7 @@ from quantspec.progress import progress
 
 from . import fusion
 from .conversion import Converter
-from .options import Choices, checked, warn_if_nothing, without
+from .options import Options, checked, warn_if_nothing, without
 from .placement import Placement
 
 Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver
@@ -34,7 +34,7 @@ Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | Percenti
 class Prepared(nn.Module):
     """A float network with observers: calling it gives the float output and observes. Made by ``prepare``, ended by ``convert``."""
 
-    def __init__(self, graph: FloatGraph, observer: Observer, options: Choices):
+    def __init__(self, graph: FloatGraph, observer: Observer, options: Options):
         super().__init__()
         self.eval()
         self.graph, self.options = graph, options
@@ -61,7 +61,7 @@ class Prepared(nn.Module):
                 except (CalibrationError, TypeError) as error:
                     raise type(error)(f"{self.placement.place(name)}: {error}") from error
 
-        output = float_graph.run(self.graph, batch, see)
+        output = float_run.run(self.graph, batch, see)
         self.observers = fresh
         return output
 
@@ -121,7 +121,7 @@ def convert(prepared: Prepared) -> QuantizedModule:
     converter = Converter(prepared.graph, prepared.placement, prepared.observers, prepared.options)
     program = converter.convert()
     warn_if_nothing(program, prepared.graph)
-    return QuantizedModule(program, converter.callables, prepared.options.engine)
+    return QuantizedModule(program, prepared.options.engine)
 
 
 def quantize(model: nn.Module, calibration: Iterable, **options: Any) -> QuantizedModule:

@@ -19,10 +19,11 @@ from torch.nn import functional as F
 
 from quantspec.capture import attention
 from quantspec.errors import UnsupportedError
-from quantspec.ir import float_graph
-from quantspec.ir.program import Call, Ref, replace_refs
+from quantspec.ir import float_graph, float_run
+from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import METHODS as MOVING
 from quantspec.ir.rearrange import SHAPES
+from quantspec.ir.traverse import replace_refs
 from quantspec.torchvision_compat import import_torchvision
 
 from .json_fields import Reader, Writer, expect, keys
@@ -168,7 +169,7 @@ def written_module(module: nn.Module, path: str, writer: Writer) -> dict[str, An
     if other := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise UnsupportedError(f"module {path!r}: its state {other[0]!r} is no tensor")
     stored = {name: writer.array(value, f"{path}.{name}") for name, value in state.items()}
-    if type(module) is float_graph.FloatLayer:
+    if type(module) is float_run.FloatLayer:
         return {"layer": type(module.node).__name__, "fields": writer.record(module.node, path, without=("weight", "bias")), "state": stored}
     if (arguments := plain_arguments(module)) is not None:
         return {"class": type(module).__name__, "arguments": writer.tree(arguments, path), "state": stored}
@@ -261,14 +262,14 @@ def read_module(row: dict[str, Any], path: str, reader: Reader, modules: Mapping
     return module.eval()
 
 
-def float_layer(row: dict[str, Any], where: str, state: dict[str, torch.Tensor], reader: Reader) -> float_graph.FloatLayer:
+def float_layer(row: dict[str, Any], where: str, state: dict[str, torch.Tensor], reader: Reader) -> float_run.FloatLayer:
     kinds = {"Linear": float_graph.Linear, "Conv": float_graph.Conv}
     if row["layer"] not in kinds or set(state) not in ({"weight"}, {"weight", "bias"}) or any(t.dtype != torch.float32 for t in state.values()):
         raise ValueError(f"{where}: expected a layer with a float32 weight, got {row['layer']!r} with {sorted(state)}")
     node = reader.record(kinds[row["layer"]], row["fields"], where, extra={"weight": None, "bias": None})
     weight, bias = state["weight"].numpy(), state["bias"].numpy() if "bias" in state else None
     check_layer(node, weight, bias, where)
-    return float_graph.FloatLayer(replace(node, weight=weight, bias=bias))
+    return float_run.FloatLayer(replace(node, weight=weight, bias=bias))
 
 
 def check_layer(node: float_graph.Layer, weight: Any, bias: Any, where: str) -> None:

@@ -20,23 +20,28 @@ from torch import nn
 from quantspec.errors import FormatError
 from quantspec.ir import program as programs
 from quantspec.ir.program import Program
-from quantspec.module.module import QuantizedModule
 
 from . import validate
 from .callables import NotGiven, read, written
 from .json_fields import Reader, Writer, expect, keys
 
 FORMAT, VERSION = "quantspec", 1
+# What reading a damaged file may raise.
+DAMAGE = (
+    ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, ImportError, safetensors.SafetensorError,
+)  # fmt: skip
+OLDER_STEPS = {"LinearReal": "Linear", "ConvReal": "Conv"}
 STEPS = {kind.__name__: kind for kind in programs.Step.__args__}
 
 
-def save(q: QuantizedModule, path: str | os.PathLike) -> None:
+def save(program: Program, path: str | os.PathLike[str]) -> None:
     """Writes a network to one file, at once or not at all.
 
-    A module of a class that is not torch.nn's own is stored by its state, and is to be given again to ``load``. Raises UnsupportedError naming a function, or a
-    value among the arguments, that has no place in a file; OSError as writing files does.
+    A module of a class that is not torch.nn's own is stored by its state, and is to be given again to ``load``. Raises
+    UnsupportedError naming a function, or a value among the arguments, that has no place in a file; OSError as writing
+    files does.
     """
-    write_whole(path, packed(q))
+    write_whole(path, packed(program))
 
 
 def write_whole(path: str | os.PathLike, data: bytes) -> None:
@@ -55,36 +60,37 @@ def write_whole(path: str | os.PathLike, data: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike, *, modules: Mapping[str, nn.Module] | None = None, engine: str = "auto") -> QuantizedModule:
-    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is checked.
+def load(path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None) -> Program:
+    """The Program of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is checked.
 
-    ``modules``: by path, modules whose code the file does not hold; they are copied, and take the file's state. ``engine``: what will run the network.
-    Raises FormatError naming the file and what is wrong with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files does.
+    ``modules``: by path, modules whose code the file does not hold; they are copied, and take the file's state.
+    Raises FormatError naming the file and what is wrong with it, ValueError for ``modules`` that are missing or do not
+    fit, OSError as reading files does.
     """
     data = Path(path).read_bytes()
     try:
-        program, callables = unpacked(data, modules or {})
+        return unpacked(data, modules or {})
     except NotGiven:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, ImportError, safetensors.SafetensorError) as error:
+    except DAMAGE as error:
         raise FormatError(f"{os.fspath(path)}: {error}") from error
-    return QuantizedModule(program, callables, engine)
 
 
-def packed(q: QuantizedModule) -> bytes:
+def packed(program: Program) -> bytes:
     """The bytes of the file."""
-    writer, program = Writer(), q.program
-    network: dict[str, Any] = {"dialect": program.dialect, "inputs": list(program.inputs), "defaults": writer.tree(program.defaults, "defaults")}
+    writer = Writer()
+    network: dict[str, Any] = {"dialect": program.dialect, "inputs": list(program.inputs)}
+    network["defaults"] = writer.tree(program.defaults, "defaults")
     network["steps"] = [{"step": type(step).__name__} | writer.record(step, step.name) for step in program.steps]
     network["output"] = writer.tree(program.output, "output")
-    network["callables"] = written(q.callables, writer)
+    network["callables"] = written(program.callables, writer)
     network["grids"] = writer.grids
     header = {"format": FORMAT, "version": VERSION, "sha256": digest(network, writer.tensors), "network": network}
     return safetensors.torch.save(writer.tensors, {FORMAT: text(header)})
 
 
-def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> tuple[Program, dict[tuple[str, str], Any]]:
-    """The Program of a file's bytes, and what its ``Call``s call. Raises many kinds of errors, which say what is wrong."""
+def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> Program:
+    """The Program of a file's bytes. Raises many kinds of errors, which say what is wrong."""
     tensors = safetensors.torch.load(data)
     size = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + size], object_pairs_hook=once).get("__metadata__") or {}
@@ -103,13 +109,14 @@ def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> tuple[Program, di
     return network_of(network, tensors, modules)
 
 
-def network_of(network: Any, tensors: dict[str, torch.Tensor], modules: Mapping[str, nn.Module]) -> tuple[Program, dict[tuple[str, str], Any]]:
+def network_of(network: Any, tensors: dict[str, torch.Tensor], modules: Mapping[str, nn.Module]) -> Program:
     """The Program of its JSON and arrays, checked (``storage_checks``)."""
     keys(network, ("dialect", "inputs", "defaults", "steps", "output", "callables", "grids"), "network")
     reader = Reader(tensors)
     reader.read_grids(network["grids"])
     steps = []
     for index, row in enumerate(expect(network["steps"], list, "steps")):
+        row = current(row)
         kind = row.get("step") if type(row) is dict else None
         if type(kind) is not str or kind not in STEPS:
             raise ValueError(f"step {index}: unknown kind {kind!r}")
@@ -117,12 +124,19 @@ def network_of(network: Any, tensors: dict[str, torch.Tensor], modules: Mapping[
     program = Program(
         expect(network["dialect"], str, "dialect"), reader.field(network["inputs"], tuple[str, ...], "inputs"),
         reader.field(network["defaults"], dict[str, Any], "defaults"), tuple(steps), reader.tree(network["output"], "output"),
+        read(network["callables"], reader, modules),
     )  # fmt: skip
-    callables = read(network["callables"], reader, modules)
     if unused := set(tensors) - reader.used:
         raise ValueError(f"tensor {sorted(unused)[0]!r} belongs to nothing")
-    validate.check(program, callables)
-    return program, callables
+    validate.check(program)
+    return program
+
+
+def current(row: Any) -> Any:
+    """A step as files have it now: those of the first version had layers with float outputs as kinds of their own."""
+    if type(row) is dict and row.get("step") in OLDER_STEPS:
+        return row | {"step": OLDER_STEPS[row["step"]], "y_qparams": None}
+    return row
 
 
 def digest(network: Any, tensors: Mapping[str, torch.Tensor]) -> str:

@@ -87,7 +87,7 @@ class Writer:
             return self.grid(value, path)
         if hint is Cell:
             return self.record(value, path)
-        if origin is tuple:
+        if origin is tuple and inner[0] is not Any:
             kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
             return [self.field(item, kind, f"{path}.{index}") for index, (item, kind) in enumerate(zip(value, kinds, strict=True))]
         if hint in (str, int, bool):
@@ -189,7 +189,7 @@ class Reader:
             return self.grids[given]
         if hint is Cell:
             return self.record(Cell, given, path)
-        if origin is tuple:
+        if origin is tuple and inner[0] is not Any:
             items = expect(given, list, path)
             kinds = inner[:1] * len(items) if inner[-1] is Ellipsis else inner
             if len(kinds) != len(items):
@@ -198,8 +198,9 @@ class Reader:
         if hint in (str, int, bool):
             return expect(given, hint, path)
         made = self.tree(given, path)
-        if hint in (tuple, dict, float) and type(made) is not hint:
-            raise ValueError(f"{path}: expected {hint.__name__}, got {given!r}")
+        kind = tuple if origin is tuple else hint
+        if kind in (tuple, float) and type(made) is not kind:
+            raise ValueError(f"{path}: expected {kind.__name__}, got {given!r}")
         if origin is dict and (type(made) is not dict or not all(type(key) is str for key in made)):
             raise ValueError(f"{path}: expected names and values, got {given!r}")
         return made

@@ -1,6 +1,6 @@
 """Whether a Program says what an engine can compute: names, shapes, types, ranges, grids. What a file is held to before anything runs."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,10 @@ from quantspec.ir.program import (
     Cell,
     Concat,
     Conv,
-    ConvReal,
     Dequantize,
     Embedding,
     Linear,
     LinearDynamic,
-    LinearReal,
     LinearWeight,
     MaxPool,
     Mean,
@@ -33,9 +31,8 @@ from quantspec.ir.program import (
     Relu,
     Step,
     Table,
-    reads,
-    refs,
-)  # fmt: skip
+)
+from quantspec.ir.traverse import reads, refs
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import DIALECTS
 from quantspec.numerics.integer import check_overflow, quantize_bias
@@ -44,13 +41,13 @@ from .callables import check as check_callable
 from .callables import check_layer
 
 CODES = (Quantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move)
-READING_CODES = (*CODES, Dequantize, LinearReal, ConvReal)
+READING_CODES = (*CODES, Dequantize)
 LONGEST = 2**20  # no kernel, stride or dilation is longer
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
-def check(program: Program, callables: Collection[tuple[str, str]]) -> None:
-    """ValueError naming the step for a Program that no engine could run. ``callables``: what there is to call."""
+def check(program: Program) -> None:
+    """ValueError naming the step for a Program that no engine could run."""
     if program.dialect not in DIALECTS:
         raise ValueError(f"unknown dialect {program.dialect!r}")
     if len(set(program.inputs)) != len(program.inputs) or set(program.defaults) - set(program.inputs):
@@ -75,8 +72,8 @@ def check(program: Program, callables: Collection[tuple[str, str]]) -> None:
     for name in refs(program.output):
         if name not in grids or grids[name] is not None:
             raise ValueError(f"output: {name!r} is no float value")
-    if called != set(callables):
-        raise ValueError(f"callables: {sorted(called ^ set(callables))[0]} is only called, or only there")
+    if called != set(program.callables):
+        raise ValueError(f"callables: {sorted(called ^ set(program.callables))[0]} is only called, or only there")
 
 
 def nothing_read(tree: Any) -> None:
@@ -124,16 +121,16 @@ def weight(codes: Any, grid: QParams, bias: Any, *, dims: tuple[int, ...]) -> No
         raise ValueError(f"expected a float32 bias of shape {codes.shape[:1]} without NaN, got {bias.dtype} {bias.shape}")
 
 
-def layer(step: Linear | Conv | LinearReal | ConvReal, grids: dict) -> QParams | None:
+def layer(step: Linear | Conv, grids: dict) -> QParams | None:
     x = on_grid(step.x, step.x_qparams, grids)
-    weight(step.weight, step.w_qparams, step.bias, dims=(2,) if isinstance(step, (Linear, LinearReal)) else (3, 4, 5))
+    weight(step.weight, step.w_qparams, step.bias, dims=(2,) if isinstance(step, Linear) else (3, 4, 5))
     check_layer(step, step.weight, step.bias, "weight")
     zeros = np.zeros(len(step.weight), np.float32)
     try:
         check_overflow(x, step.weight, step.w_qparams, quantize_bias(zeros if step.bias is None else step.bias, x.scale, step.w_qparams.scale))
     except NotImplementedError as error:
         raise ValueError(str(error)) from error
-    return activation(step.y_qparams) if isinstance(step, (Linear, Conv)) else None
+    return None if step.y_qparams is None else activation(step.y_qparams)
 
 
 def table(step: Table, grids: dict) -> QParams:
@@ -232,7 +229,7 @@ def relu(step: Relu, grids: dict) -> QParams:
 
 
 CHECKS: dict[type, Callable] = {
-    Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, LinearReal: layer, ConvReal: layer, Table: table, Relu: relu, Add: pair, Mul: pair,
+    Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, Table: table, Relu: relu, Add: pair, Mul: pair,
     Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: move, LinearDynamic: linear_float,
     LinearWeight: linear_float, Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

@@ -12,23 +12,9 @@ import torch
 from quantspec.engines import COMPILED_DIALECT, torch_matmul
 from quantspec.engines.reference import array, in_a_row, run_step
 from quantspec.errors import UnsupportedError
-from quantspec.ir.float_graph import bind
-from quantspec.ir.program import (
-    Call,
-    Conv,
-    ConvReal,
-    Dequantize,
-    Linear,
-    LinearDynamic,
-    LinearReal,
-    Program,
-    Quantize,
-    Recurrent,
-    Ref,
-    reads,
-    refs,
-    replace_refs,
-)  # fmt: skip
+from quantspec.ir.float_run import bind
+from quantspec.ir.program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Recurrent, Ref
+from quantspec.ir.traverse import is_direct, reads, refs, replace_refs
 from quantspec.kernels.jit import caller
 from quantspec.kernels.threads import crew
 from quantspec.numerics.affine import float32_array
@@ -41,7 +27,7 @@ from .planner import Planner
 from .recurrent import Recurring
 from .shapes import Export, Import, compilable, flattens, fused, known
 
-Packable = Linear | Conv | LinearReal | ConvReal | LinearDynamic
+Packable = Linear | Conv | LinearDynamic
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
@@ -52,7 +38,7 @@ class Segment:
         made = {step.name for step in steps}
         self.steps, self.outputs = steps, outputs
         self.inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
-        floats = {step.name for step in steps if isinstance(step, (Dequantize, LinearReal, ConvReal, LinearDynamic, Call))}
+        floats = {step.name for step in steps if isinstance(step, (Dequantize, LinearDynamic, Call)) or is_direct(step)}
         read_as_floats = {name for step in steps if isinstance(step, (Quantize, LinearDynamic, Call)) for name in reads(step)}
         self.imports, exports = frozenset(self.inputs) - read_as_floats, frozenset(outputs) - floats
         self.has_codes = bool(self.imports or exports)
@@ -62,7 +48,7 @@ class Segment:
         )  # fmt: skip
         names = (tuple(outer(name) if name in group else name for name in side) for side, group in ((self.inputs, self.imports), (outputs, exports)))
         self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS)
-        self.images = frozenset(step.name for step in steps if isinstance(step, ConvReal))
+        self.images = frozenset(step.name for step in steps if isinstance(step, Conv) and is_direct(step))
         self.local = threading.local()
         self.alone = False  # whether it is all of a program: threads that wait for each other lose more by torch's, which look for work for a while, than they win
 
@@ -104,10 +90,10 @@ def outer(name: str) -> str:
     return f"{name} outside"
 
 
-def segments(program: Program, callables: dict) -> list:
+def segments(program: Program) -> list:
     """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
     packed = {step.name: packable(pack_layer, step) for step in program.steps if isinstance(step, Packable) and known(step)}
-    names = compilable(program, callables) - {name for name, what in packed.items() if what is None}
+    names = compilable(program) - {name for name, what in packed.items() if what is None}
     parts: list = []
     for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
         steps = tuple(group)
@@ -128,7 +114,7 @@ def packable(pack, step, *args):
 
 
 class Compiled:
-    """A Program ready to run: ``engine(program, callables)(batch)``, or, where ``input_name`` is not None, ``.single(tensor)`` with the only input.
+    """A Program ready to run: ``engine(program)(batch)``, or, where ``input_name`` is not None, ``.single(tensor)`` with the only input.
 
     ``measure``: steps without kernels may be run as the torch engine runs them, where that takes less time than what the reference does. UnsupportedError for a
     dialect that it does not compute in.
@@ -136,12 +122,12 @@ class Compiled:
 
     name = "compiled"
 
-    def __init__(self, program: Program, callables: dict[tuple[str, str], Any], measure: bool = False):
+    def __init__(self, program: Program, measure: bool = False):
         if program.dialect != COMPILED_DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {COMPILED_DIALECT!r} only, got {program.dialect!r}")
-        self.program, self.callables, self.dialect, self.measure = program, callables, dialect(program.dialect), measure
+        self.program, self.dialect, self.measure = program, dialect(program.dialect), measure
         self.parts = [
-            (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program, callables)
+            (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program)
         ]
         if len(self.parts) == 1 and isinstance(self.parts[0], Segment):
             self.parts[0].alone = True
@@ -155,7 +141,7 @@ class Compiled:
 
     def __reduce__(self):
         # Machine code and the memory it works in belong to the process.
-        return Compiled, (self.program, self.callables, self.measure)
+        return Compiled, (self.program, self.measure)
 
     def rest(self) -> Program:
         """The program's steps that have no kernels."""
@@ -189,7 +175,7 @@ class Compiled:
                 elif isinstance(part, Recurring):
                     values[part.name] = part(values[part.step.x], replace_refs(part.step.state, values.__getitem__))
                 else:
-                    values[part.name] = run_step(part, values, self.callables, self.dialect)
+                    values[part.name] = run_step(part, values, self.program.callables, self.dialect)
         return replace_refs(self.program.output, values.__getitem__)
 
     def run_segment(self, segment: Segment, values: dict[str, Any]) -> None:
@@ -202,7 +188,7 @@ class Compiled:
             # What the kernels do not take, and the reference may refuse in its own words: other shapes, NaN, ranges that make no grid.
             inner = dict(values)
             for step in segment.steps:
-                inner[step.name] = run_step(step, inner, self.callables, self.dialect)
+                inner[step.name] = run_step(step, inner, self.program.callables, self.dialect)
             outputs = [inner[name] for name in segment.outputs]
         elif segment.has_codes:
             outputs = [output.numpy() if output.dtype == torch.uint8 else output for output in outputs]

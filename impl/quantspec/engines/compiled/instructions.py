@@ -5,31 +5,14 @@ import itertools
 import numpy as np
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import (
-    AdaptiveAvgPool,
-    Add,
-    AvgPool,
-    Concat,
-    Conv,
-    ConvReal,
-    Dequantize,
-    Linear,
-    LinearReal,
-    MaxPool,
-    Mean,
-    Move,
-    Mul,
-    Quantize,
-    Relu,
-    Table,
-)
+from quantspec.ir.program import AdaptiveAvgPool, Add, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
 from quantspec.kernels import images, quantize
 from quantspec.kernels.emitter import float_bits
 from quantspec.kernels.memory import Layout, aligned
 from quantspec.numerics.windows import counts as window_counts
 from quantspec.numerics.windows import part
 
-from .layer_instructions import emit_conv, emit_conv_add, emit_conv_real, emit_dynamic, emit_linear, emit_linear_real
+from .layer_instructions import emit_conv, emit_conv_add, emit_dynamic, emit_linear
 from .planner import Planner, Value, layout_of
 from .shapes import ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import, ratios
 
@@ -269,8 +252,8 @@ def emit_export(planner: Planner, step: Export) -> None:
 
 
 EMITTERS = {
-    Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add, LinearReal: emit_linear_real,
-    ConvReal: emit_conv_real, Dynamic: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
+    Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add,
+    Dynamic: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
     MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
     Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Import: emit_import, Export: emit_export,
     "margin": emit_margin,

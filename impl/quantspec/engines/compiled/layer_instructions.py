@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import Conv, ConvReal, Linear, LinearReal
+from quantspec.ir.program import Conv, Linear
+from quantspec.ir.traverse import is_direct
 from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm, quantize
 from quantspec.kernels.emitter import float_bits
 from quantspec.kernels.memory import Layout
@@ -19,6 +20,9 @@ PRODUCT, PRODUCT_ADD = ("product", gemm.write_product), ("product_add", gemm.wri
 
 
 def emit_linear(planner: Planner, step: Linear) -> None:
+    if is_direct(step):
+        emit_linear_real(planner, step)
+        return
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     (packed,) = planner.packed[step.name]
     emit_product(planner, step, packed, planner.address(step.x), planner.address(step.name), x.offsets((1, 1, 1)), y.offsets((1, 1, 1)), [0])
@@ -33,7 +37,7 @@ def emit_product(planner: Planner, step, packed: Packed, x: int, y: int, x_offse
         gemm.ROWS: len(y_offsets), gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.runs * packed.run_steps,
         gemm.RUNS: packed.runs, gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: planner.keep(np.array(run_offsets, np.int32)),
         gemm.X_OFFSETS: planner.keep(x_offsets), gemm.Y_OFFSETS: planner.keep(y_offsets), gemm.CHUNK: gemm.chunk_rows(len(y_offsets), inputs),
-    } | ({} if isinstance(step, (LinearReal, ConvReal)) else clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO)))  # fmt: skip
+    } | ({} if is_direct(step) else clamp(step, gemm.LOWEST, gemm.HIGHEST, gemm.ZERO)))  # fmt: skip
 
 
 def clamp(step, lowest: int, highest: int, zero: int) -> dict[int, int]:
@@ -43,7 +47,7 @@ def clamp(step, lowest: int, highest: int, zero: int) -> dict[int, int]:
     return {lowest: float_bits((point if step.relu else grid.qmin) - point), highest: float_bits(grid.qmax - point), zero: point}
 
 
-def spread(step: Conv | ConvReal) -> tuple[tuple[int, int, int], ...]:
+def spread(step: Conv) -> tuple[tuple[int, int, int], ...]:
     """Kernel, stride, start and dilation for three axes of positions, the first of which may be missing."""
     kernel, stride, start, dilation = step.weight.shape[2:], step.stride, tuple(-before for before, _ in step.padding), step.dilation
     return tuple((fill,) * (3 - len(value)) + tuple(value) for fill, value in ((1, kernel), (1, stride), (0, start), (1, dilation)))
@@ -68,13 +72,13 @@ def emit_dynamic(planner: Planner, step: Dynamic) -> None:
     planner.emit("dynamic_product", dynamic_gemm.write_dynamic_product, second)
 
 
-def emit_linear_real(planner: Planner, step: LinearReal) -> None:
+def emit_linear_real(planner: Planner, step: Linear) -> None:
     (packed,) = planner.packed[step.name]
     sources = planner.values[step.x].layout.offsets((1, 1, 1))
     emit_real(planner, step, packed, planner.address(step.x), sources, np.arange(len(sources)), [0])
 
 
-def emit_real(planner: Planner, step: LinearReal | ConvReal, packed: Packed, x: int, x_offsets: np.ndarray, rows: np.ndarray, run_offsets, group: int = 0) -> None:
+def emit_real(planner: Planner, step: Linear | Conv, packed: Packed, x: int, x_offsets: np.ndarray, rows: np.ndarray, run_offsets, group: int = 0) -> None:
     """One product that gives floats, to ``rows`` of the output and its columns from those of ``group`` on."""
     y_offsets = real_offsets(rows, len(step.weight), group * packed.outputs)
     op = emit_product(planner, step, packed, x, 0, x_offsets, y_offsets, run_offsets, kind=("product_real", float_output.write_product_real))
@@ -89,7 +93,14 @@ def real_offsets(rows: np.ndarray, outputs: int, first: int = 0) -> np.ndarray:
     return (4 * (rows * outputs + first)).astype(np.int32)
 
 
-def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.ndarray]:
+def emit_conv(planner: Planner, step: Conv) -> None:
+    if is_direct(step):
+        emit_conv_real(planner, step)
+    else:
+        emit_conv_codes(planner, step)
+
+
+def emit_conv_codes(planner: Planner, step: Conv, name: str | None = None) -> list[np.ndarray]:
     """The products of all phases and groups; with the ``name`` of another value they are to be sums, which are that value."""
     adds, name = name is not None, name or step.name
     x, y = planner.values[step.x].layout, planner.values[name].layout
@@ -105,7 +116,7 @@ def emit_conv(planner: Planner, step: Conv, name: str | None = None) -> list[np.
     return result
 
 
-def packed_phases(planner: Planner, step: Conv | ConvReal, y: Layout) -> list[tuple[Phase, list, tuple[int, int, int]]]:
+def packed_phases(planner: Planner, step: Conv, y: Layout) -> list[tuple[Phase, list, tuple[int, int, int]]]:
     """The phases of a convolution that have outputs, what each was packed into, and how many outputs it has along each axis."""
     all_phases, packed = phases(step), planner.packed[step.name]
     size = len(packed) // len(all_phases)
@@ -113,7 +124,7 @@ def packed_phases(planner: Planner, step: Conv | ConvReal, y: Layout) -> list[tu
     return [part for part in parts if min(part[2]) > 0]
 
 
-def windows_of(step: Conv | ConvReal, x: Layout, counts: tuple[int, int, int]) -> tuple[np.ndarray, list[int]]:
+def windows_of(step: Conv, x: Layout, counts: tuple[int, int, int]) -> tuple[np.ndarray, list[int]]:
     """Where the windows of an input begin, ``counts`` of them along each axis, and how far from there the runs of bytes in each."""
     kernel, stride, start, dilation = spread(step)
     places = itertools.product(range(kernel[0]), range(kernel[1]), [0] if joined(step) else range(kernel[2]))
@@ -121,7 +132,7 @@ def windows_of(step: Conv | ConvReal, x: Layout, counts: tuple[int, int, int]) -
     return x.offsets(counts, stride, start), [sum(k * size for k, size in zip(place, sizes)) for place in places]
 
 
-def emit_conv_real(planner: Planner, step: ConvReal) -> None:
+def emit_conv_real(planner: Planner, step: Conv) -> None:
     """The products of all phases and groups, to floats."""
     x, y, inputs = planner.values[step.x].layout, layout_of(planner.shapes[step.name], True), step.weight.shape[1]
     rows = np.arange(y.images * int(np.prod(y.counts))).reshape(y.images, *y.counts)
@@ -140,7 +151,7 @@ def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
     grid, other = step.add.y_qparams, planner.values[step.b].layout
     lowest = int(grid.zero_point) if step.add.relu else grid.qmin
     offsets = planner.keep(other.offsets(other.counts))
-    for g, op in enumerate(emit_conv(planner, step.conv, step.name)):
+    for g, op in enumerate(emit_conv_codes(planner, step.conv, step.name)):
         op[gemm.ADD], op[gemm.B], op[gemm.B_OFFSETS] = 1 if step.first else 2, planner.address(step.b) + g * len(step.conv.weight) // step.conv.groups, offsets
         op[gemm.RATIO], op[gemm.B_RATIO], op[gemm.START] = map(float_bits, (r_a, r_b, start))
         op[gemm.ADD_LOWEST], op[gemm.ADD_HIGHEST] = float_bits(lowest), float_bits(grid.qmax)
@@ -181,7 +192,7 @@ def emit_depthwise(planner: Planner, phase: Phase, packed: list[np.ndarray], nam
     })  # fmt: skip
 
 
-def taps_of(step: Conv | ConvReal, x: Layout) -> np.ndarray:
+def taps_of(step: Conv, x: Layout) -> np.ndarray:
     """Where the places of a kernel lie from the start of a window on, in whole groups of four, the last of which have weights of zero."""
     kernel, _, _, dilation = spread(step)
     padded = kernel[2] + in_pairs(step)
@@ -189,7 +200,7 @@ def taps_of(step: Conv | ConvReal, x: Layout) -> np.ndarray:
     return np.array(taps + [taps[-1]] * (-len(taps) % 4), np.int32)
 
 
-def emit_depthwise_real(planner: Planner, step: ConvReal, packed: list[np.ndarray], x: Layout, counts: tuple[int, int, int], rows: np.ndarray) -> None:
+def emit_depthwise_real(planner: Planner, step: Conv, packed: list[np.ndarray], x: Layout, counts: tuple[int, int, int], rows: np.ndarray) -> None:
     """A depthwise convolution that gives floats, to ``rows`` of the output."""
     _, stride, start, _ = spread(step)
     weight, *tables = packed

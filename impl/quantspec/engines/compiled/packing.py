@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantspec.ir.program import Conv, ConvReal, Linear, LinearDynamic, LinearReal
+from quantspec.ir.program import Conv, Linear, LinearDynamic
+from quantspec.ir.traverse import is_direct
 from quantspec.kernels.depthwise import ORDER, WIDE
 from quantspec.kernels.emitter import LANES
 from quantspec.kernels.gemm import PANEL
@@ -63,13 +64,13 @@ def lanes(values, outputs: int, dtype) -> np.ndarray:
     return result
 
 
-def runs(step: Linear | Conv | LinearReal | ConvReal) -> np.ndarray:
+def runs(step: Linear | Conv) -> np.ndarray:
     """The layer's weights [outputs, runs, inputs of a run] in the order in which the input lies in memory.
 
     Columns of a kernel that is not spread out lie next to each other and make one run.
     """
     weight = step.weight
-    if isinstance(step, (Linear, LinearReal)):
+    if isinstance(step, Linear):
         return weight[:, None, :]
     outputs, inputs = weight.shape[:2]
     columns = weight.shape[-1]
@@ -84,7 +85,7 @@ def runs(step: Linear | Conv | LinearReal | ConvReal) -> np.ndarray:
     return spread.reshape(outputs, rows, columns * pitch)[:, :, : (columns - 1) * pitch + inputs]
 
 
-def joined(step: Conv | ConvReal) -> bool:
+def joined(step: Conv) -> bool:
     """Whether the columns of the kernel make one run."""
     return step.dilation[-1] == 1 and step.groups == 1
 
@@ -102,7 +103,7 @@ def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
     return bias.astype(np.int64) - int(x.zero_point) * sums, x.scale * w.scale / y.scale
 
 
-def real_epilogue(step: LinearReal | ConvReal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def real_epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What accumulators begin with, int64, the units, and the bias, float32, one for each output (STA-DIRECT). Raises as ``epilogue`` does."""
     x, w, outputs = step.x_qparams, step.w_qparams, len(step.weight)
     check_overflow(x, step.weight, w, np.zeros(outputs, np.int32))
@@ -112,13 +113,13 @@ def real_epilogue(step: LinearReal | ConvReal) -> tuple[np.ndarray, np.ndarray, 
     return -int(x.zero_point) * sums, np.broadcast_to(x.scale * w.scale, outputs), bias
 
 
-def pack_layer(step: Linear | Conv | LinearReal | ConvReal | LinearDynamic) -> list:
+def pack_layer(step: Linear | Conv | LinearDynamic) -> list:
     """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives. The same for each phase of a transposed one."""
     if isinstance(step, LinearDynamic):
         return [pack_dynamic(step)]
-    real = isinstance(step, (LinearReal, ConvReal))
+    real = is_direct(step)
     bias, factor, *others = real_epilogue(step) if real else epilogue(step)
-    if isinstance(step, (Conv, ConvReal)) and is_transposed(step):
+    if isinstance(step, Conv) and is_transposed(step):
         return [part for phase in phases(step) for part in pack_layer(phase.conv)]
     values = bias, np.broadcast_to(factor, len(bias)), *others
     if is_depthwise(step):
@@ -137,7 +138,7 @@ def pack_dynamic(step: LinearDynamic) -> Packed:
     return pack(step.weight[:, None, :], bias, np.broadcast_to(step.w_qparams.scale, outputs), bias_type=np.float32)
 
 
-def pack_channels(step: Conv | ConvReal, bias: np.ndarray, *floats: np.ndarray) -> list[np.ndarray]:
+def pack_channels(step: Conv, bias: np.ndarray, *floats: np.ndarray) -> list[np.ndarray]:
     """Weights [block of 64][group of four places][vector][lane][place], biases, factors and other floats [block of 64][vector][lane] (``depthwise.ORDER``)."""
     weight = by_four(step)
     channels, count = weight.shape
@@ -159,12 +160,12 @@ def pack_channels(step: Conv | ConvReal, bias: np.ndarray, *floats: np.ndarray) 
     return [packed, *tables]
 
 
-def by_four(step: Conv | ConvReal) -> np.ndarray:
+def by_four(step: Conv) -> np.ndarray:
     """The places of a depthwise kernel in a row, those of ``pairs`` kernels with a zero behind each line of three."""
     weight = step.weight.reshape(len(step.weight), 1, -1) if step.weight.ndim == 3 else step.weight[:, 0]
     return np.pad(weight, [(0, 0), (0, 0), (0, int(in_pairs(step)))]).reshape(len(weight), -1)
 
 
-def in_pairs(step: Conv | ConvReal) -> bool:
+def in_pairs(step: Conv) -> bool:
     """Whether a depthwise convolution computes two neighbouring outputs at a time."""
     return step.weight.shape[2:] == (3, 3) and step.stride[1] == 1 and step.dilation == (1, 1)

@@ -6,21 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Concat,
-    Conv,
-    ConvReal,
-    Dequantize,
-    Linear,
-    LinearReal,
-    MaxPool,
-    Mean,
-    Move,
-    Quantize,
-    reads,
-)
+from quantspec.ir.program import AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Quantize
+from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.jit import BEGIN, COUNT, MOST_SLOTS, RELEASE, SLICES, SLOTS, WIDTH, kernel
 from quantspec.kernels.memory import Layout, aligned
 
@@ -75,7 +62,7 @@ class Planner:
             elif isinstance(step, Dynamic):
                 rows = int(np.prod(self.shapes[step.name][:-1]))
                 self.values[step.name] = Value(self.shapes[step.name], Layout(1, 1, 1, 4 * rows * self.shapes[step.name][-1]))
-            elif not isinstance(step, (Dequantize, LinearReal, ConvReal, Export)):
+            elif not (isinstance(step, (Dequantize, Export)) or is_direct(step)):
                 margin, filled = margins.get(step.name, ((0,) * 6, None))
                 self.values[step.name] = Value(self.shapes[step.name], layout_of(self.shapes[step.name], forms[step.name], margin), None, filled)
         self.nbytes = self.place()
@@ -89,23 +76,23 @@ class Planner:
 
     def forms(self) -> dict[str, bool]:
         """Whether each value lies in memory as images [n, channels, *positions], or as rows."""
-        windows = (Conv, ConvReal, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)
-        read_by = {name: step for step in self.steps if isinstance(step, (*windows, Linear, LinearReal)) for name in reads(step)}
+        windows = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)
+        read_by = {name: step for step in self.steps if isinstance(step, (*windows, Linear)) for name in reads(step)}
         forms: dict[str, bool] = {}
         for step in self.steps:
             if isinstance(step, windows):
                 forms[step.name] = True
-            elif isinstance(step, (Linear, LinearReal, Move, FlatQuantize, FlatFloat, Dynamic)):
+            elif isinstance(step, (Linear, Move, FlatQuantize, FlatFloat, Dynamic)):
                 forms[step.name] = False
             elif isinstance(step, (Quantize, Import)):
                 rank = len(self.shapes[step.name])
                 reader = read_by.get(step.name)
-                forms[step.name] = rank in (3, 4, 5) and (isinstance(reader, windows) or rank > 3 and not isinstance(reader, (Linear, LinearReal)))
+                forms[step.name] = rank in (3, 4, 5) and (isinstance(reader, windows) or rank > 3 and not isinstance(reader, Linear))
             else:
                 forms[step.name] = forms[reads(step)[0]] and len(self.shapes[step.name]) > 2
         for step in self.steps:
             mixed = len({forms[x] for x in reads(step) if x in forms}) > 1
-            if isinstance(step, (Linear, LinearReal, Dynamic)) and forms.get(step.x) or not isinstance(step, (Move, Mean)) and mixed:
+            if isinstance(step, (Linear, Dynamic)) and forms.get(step.x) or not isinstance(step, (Move, Mean)) and mixed:
                 raise UnsupportedError(f"step {step.name!r}: the kernels do not take rows where images are")
             if isinstance(step, (*windows, Mean, Concat)) and any(not forms[x] for x in reads(step)) and len(self.shapes[step.name]) > 2:
                 raise UnsupportedError(f"step {step.name!r}: the kernels take images there, and got rows")
@@ -116,7 +103,7 @@ class Planner:
         result: dict[str, tuple[tuple[int, ...], int]] = {}
         for step in self.steps:
             conv = step.conv if isinstance(step, ConvAdd) else step
-            if isinstance(conv, (Conv, ConvReal)):
+            if isinstance(conv, Conv):
                 counts = layout_of(self.shapes[step.name], True).counts
                 sides = np.max([reach(phase, self.shapes[conv.x][2:], phase.counts(counts)) for phase in phases(conv)], axis=0).tolist()
                 if any(sides):

@@ -14,11 +14,9 @@ from quantspec.ir.program import (
     Call,
     Concat,
     Conv,
-    ConvReal,
     Dequantize,
     Linear,
     LinearDynamic,
-    LinearReal,
     MaxPool,
     Mean,
     Move,
@@ -28,9 +26,8 @@ from quantspec.ir.program import (
     Ref,
     Relu,
     Table,
-    reads,
-    refs,
-)  # fmt: skip
+)
+from quantspec.ir.traverse import reads, refs
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.float32 import fma
 from quantspec.numerics.windows import sizes
@@ -102,13 +99,13 @@ def is_relu(step, callables: dict) -> bool:
     return step.target in ("torch.relu", "torch.nn.functional.relu", "relu") and step.kwargs.get("inplace", False) is False
 
 
-def compilable(program: Program, callables: dict) -> set[str]:
+def compilable(program: Program) -> set[str]:
     """The names of the steps that the kernels know, whatever the shapes."""
     names = {step.name for step in program.steps if known(step)}
     given = set(refs(program.output))
     dynamic = {step.name for step in program.steps if isinstance(step, LinearDynamic) and step.name not in given}
     for step in program.steps:
-        if is_relu(step, callables) and step.args[0].name in dynamic & names and len(readers(program.steps)[step.args[0].name]) == 1:
+        if is_relu(step, program.callables) and step.args[0].name in dynamic & names and len(readers(program.steps)[step.args[0].name]) == 1:
             names.add(step.name)
         elif isinstance(step, Call) and flattens(step) and step.args[0].name in program.inputs:
             names |= {step.name} if all(isinstance(reader, LinearDynamic) for reader in readers(program.steps).get(step.name, ())) else set()
@@ -126,10 +123,10 @@ def readers(steps) -> dict[str, list]:
 
 def known(step) -> bool:
     """Whether the kernels know a step by itself."""
-    if isinstance(step, (Conv, ConvReal)):
+    if isinstance(step, Conv):
         in_planes = step.weight.ndim <= 4 or not is_depthwise(step)
         return in_planes and step.weight.size > 0 and all(1 in pair for pair in zip(step.stride, step.input_dilation))
-    if isinstance(step, (Linear, LinearReal, LinearDynamic)):
+    if isinstance(step, (Linear, LinearDynamic)):
         return step.weight.size > 0
     if isinstance(step, (MaxPool, AvgPool)):
         return len(step.kernel) <= 3
@@ -194,7 +191,7 @@ def ratios(step: Add) -> tuple[np.float32, np.float32, np.float32, bool]:
 
 def is_depthwise(step) -> bool:
     """Whether a layer is a convolution in which every channel is on its own."""
-    return isinstance(step, (Conv, ConvReal)) and step.groups == len(step.weight) and step.weight.shape[1] == 1 and step.groups > 1
+    return isinstance(step, Conv) and step.groups == len(step.weight) and step.weight.shape[1] == 1 and step.groups > 1
 
 
 def images(shape: tuple[int, ...], positions: int, step) -> tuple[int, ...]:
@@ -207,7 +204,7 @@ def same(step, shapes) -> tuple[int, ...]:
     return shapes[step.x]
 
 
-def linear(step: Linear | LinearReal, shapes) -> tuple[int, ...]:
+def linear(step: Linear, shapes) -> tuple[int, ...]:
     shape = shapes[step.x]
     if not shape or shape[-1] != step.weight.shape[1]:
         raise UnsupportedError(f"layer {step.layer!r}: expected {step.weight.shape[1]} input features, got shape {shape}")
@@ -218,7 +215,7 @@ def dynamic(step: Dynamic, shapes) -> tuple[int, ...]:
     return linear(replace(step.layer, x=step.x), shapes)
 
 
-def conv(step: Conv | ConvReal, shapes) -> tuple[int, ...]:
+def conv(step: Conv, shapes) -> tuple[int, ...]:
     shape = images(shapes[step.x], step.weight.ndim - 2, step)
     if shape[1] != step.weight.shape[1] * step.groups:
         raise UnsupportedError(f"layer {step.layer!r}: expected {step.weight.shape[1] * step.groups} channels, got shape {shape}")
@@ -282,5 +279,5 @@ def flat(step: Move | FlatQuantize | FlatFloat, shapes) -> tuple[int, ...]:
 SHAPES: dict[type, Callable] = {
     Quantize: same, Dequantize: same, Linear: linear, Conv: conv, ConvAdd: conv_add, Table: same, Relu: same, Add: pair, Mul: pair, Concat: concat, MaxPool: pool,
     AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: flat, FlatQuantize: flat, FlatFloat: flat, Dynamic: dynamic,
-    LinearReal: linear, ConvReal: conv, Import: same, Export: same,
+    Import: same, Export: same,
 }  # fmt: skip

@@ -10,14 +10,14 @@ from math import gcd
 
 import numpy as np
 
-from quantspec.ir.program import Conv, ConvReal
+from quantspec.ir.program import Conv
 
 
 @dataclass(frozen=True, eq=False)
 class Phase:
     """A convolution over inputs as they are, and its outputs' place among all: the first one and the distance between two, for three axes of positions."""
 
-    conv: Conv | ConvReal
+    conv: Conv
     first: tuple[int, int, int] = (0, 0, 0)
     step: tuple[int, int, int] = (1, 1, 1)
 
@@ -26,11 +26,11 @@ class Phase:
         return tuple(max(0, -(-(n - first) // step)) for n, first, step in zip(sizes, self.first, self.step))
 
 
-def is_transposed(step: Conv | ConvReal) -> bool:
+def is_transposed(step: Conv) -> bool:
     return set(step.input_dilation) != {1}
 
 
-def phases(step: Conv | ConvReal) -> list[Phase]:
+def phases(step: Conv) -> list[Phase]:
     """The layer's phases, only itself when its inputs are not spread. Along axes on which they are, its stride must be 1."""
     if not is_transposed(step):
         return [Phase(step)]

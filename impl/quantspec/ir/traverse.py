@@ -1,0 +1,110 @@
+"""Walking the values of a Program and of a float graph: what a step reads, and the arrays that it holds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from quantspec.numerics.affine import QParams
+
+from .program import Cell, Conv, Linear, Program, Ref
+
+
+def replace_refs(tree: Any, value: Callable[[str], Any]) -> Any:
+    """``tree`` (tuples, lists, dicts, slices) with each ``Ref`` replaced by ``value(name)``."""
+    if isinstance(tree, Ref):
+        return value(tree.name)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(replace_refs(item, value) for item in tree))
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(replace_refs(item, value) for item in tree)
+    if isinstance(tree, dict):
+        return {key: replace_refs(item, value) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(replace_refs(end, value) for end in (tree.start, tree.stop, tree.step)))
+    return tree
+
+
+def refs(tree: Any) -> list[str]:
+    """The names of all values that ``tree`` refers to, in order, with repetitions."""
+    found: list[str] = []
+    replace_refs(tree, lambda name: found.append(name))
+    return found
+
+
+# Fields of steps that name values; ``args``, ``kwargs`` and ``state`` are trees with Refs.
+NAMING = ("x", "a", "b", "xs", "offsets", "weights")
+
+
+def reads(step: Any) -> list[str]:
+    """The names of the values that a step, or a node of a float graph, reads, with repetitions."""
+    found = []
+    for field in fields(step):
+        value = getattr(step, field.name)
+        if field.name in NAMING and value is not None:
+            found += [value] if isinstance(value, str) else value
+        elif field.name in ("args", "kwargs", "state"):
+            found += refs(value)
+    return found
+
+
+def last_reads(steps: Sequence, kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads) -> list[list[str]]:
+    """For each step the values, but those that are ``kept``, that nobody reads after it: its own among them where nobody reads it at all."""
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        last |= dict.fromkeys([step.name, *read_by(step)], index)
+    done: list[list[str]] = [[] for _ in steps]
+    for name, index in last.items():
+        if name not in kept:
+            done[index].append(name)
+    return done
+
+
+def arrays(step: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays that a step holds, by the path of fields to them; grids' among them."""
+    for field in fields(step):
+        value = getattr(step, field.name)
+        for index, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
+            path = field.name if index is None else f"{field.name}.{index}"
+            if isinstance(item, np.ndarray):
+                yield path, item
+            elif isinstance(item, QParams):
+                yield f"{path}.scale", item.scale
+                yield f"{path}.zero_point", item.zero_point
+            elif isinstance(item, Cell):
+                yield from ((f"{path}.{inner}", array) for inner, array in arrays(item))
+
+
+def with_arrays(program: Program, given: dict[str, np.ndarray]) -> Program:
+    """The Program with other arrays, by ``step.path``; steps that are not named stay as they are. The caller checks shapes and types."""
+    steps = []
+    for step in program.steps:
+        paths = {path: given[f"{step.name}.{path}"] for path, _ in arrays(step) if f"{step.name}.{path}" in given}
+        steps.append(_with(step, paths) if paths else step)
+    return replace(program, steps=tuple(steps))
+
+
+def _with(step: Any, paths: dict[str, np.ndarray]) -> Any:
+    """A step, cell or grid with other arrays by path."""
+    changes: dict[str, Any] = {}
+    for head in dict.fromkeys(path.partition(".")[0] for path in paths):
+        value = getattr(step, head)
+        inner = {path.partition(".")[2]: array for path, array in paths.items() if path.partition(".")[0] == head}
+        if "" in inner:
+            changes[head] = inner[""]
+        elif isinstance(value, tuple):
+            items = list(value)
+            for index in dict.fromkeys(path.partition(".")[0] for path in inner):
+                items[int(index)] = _with(items[int(index)], {p.partition(".")[2]: a for p, a in inner.items() if p.partition(".")[0] == index})
+            changes[head] = tuple(items)
+        elif isinstance(value, QParams):
+            changes[head] = QParams(inner.get("scale", value.scale), inner.get("zero_point", value.zero_point), value.qmin, value.qmax, value.axis)
+        else:
+            changes[head] = _with(value, inner)
+    return replace(step, **changes)
+
+
+def is_direct(step: object) -> bool:
+    """Whether a step is a layer of codes whose output is float32 (STA-DIRECT)."""
+    return isinstance(step, (Linear, Conv)) and step.y_qparams is None
