@@ -1,9 +1,8 @@
-"""Faults in absorbing ReLU and batch normalization (chapter 4). Two more against FUS-RELU are among those of chapter 3."""
+"""Faults in absorbing ReLU and batch normalization (chapter 4). Two more against FUS-RELU are those of chapter 3."""
 
 from faults.fault import Fault
 
 FACTOR = "factor = gamma / np.sqrt(total)"
-FOLDED_BIAS = "((start - mean) * factor + beta)"
 MAY_FUSE = "return reads == 1 and calls == 1"
 
 FAULTS = [
@@ -11,7 +10,8 @@ FAULTS = [
         "observed-before-the-relu", 'ir.float_run', ("FUS-RANGE",),
         "A hook on the linear module sees its output, and the ReLU that it was fused with comes only afterwards.",
         '            values[node.name] = run_node(node, values, graph.callables)',
-        '            values[node.name] = run_node(node, values, graph.callables)\n            if isinstance(node, Layer) and '
+        '            values[node.name] = run_node(node, values, graph.callables)\n'
+        '            if isinstance(node, Layer) and '
         'node.relu:\n                seen(node.name, run_layer(replace(node, relu=False), values[node.x]))',
     ),
     Fault(
@@ -38,7 +38,9 @@ FAULTS = [
     Fault(
         "fold-in-float32", "numerics.folding", ("FUS-FOLD-WEIGHT", "FUS-FOLD-BIAS"),
         "torch folds in float32, with a rounding after each of four operations.",
-        FACTOR, "factor = (np.float32(1) / np.sqrt((var + eps).astype(np.float32)) * gamma.astype(np.float32)).astype(np.float64)",
+        FACTOR,
+        "factor = (np.float32(1) / np.sqrt((var + eps).astype(np.float32)) "
+        "* gamma.astype(np.float32)).astype(np.float64)",
     ),
     Fault(
         "fold-with-channel-0", "numerics.folding", ("FUS-FOLD-WEIGHT", "FUS-FOLD-BOUND"),
@@ -53,12 +55,14 @@ FAULTS = [
     Fault(
         "fold-leaves-bias-unscaled", "numerics.folding", ("FUS-FOLD-BIAS", "FUS-FOLD-BOUND"),
         "The layer's own bias is carried over as it is, though the normalization scales it too.",
-        '((start - np.asarray(mean, np.float64)) * factor + beta)', '(start - np.asarray(mean, np.float64) * factor + beta)',
+        '((start - np.asarray(mean, np.float64)) * factor + beta)',
+        '(start - np.asarray(mean, np.float64) * factor + beta)',
     ),
     Fault(
         "no-bias-no-mean", "numerics.folding", ("FUS-FOLD-BIAS",),
         "A layer without bias gets beta as its bias, and the mean is dropped with the bias that is not there.",
-        '((start - np.asarray(mean, np.float64)) * factor + beta)', '((start - np.asarray(mean, np.float64)) * factor + beta if bias is not None else beta + 0 * factor)',
+        '((start - np.asarray(mean, np.float64)) * factor + beta)',
+        '((start - np.asarray(mean, np.float64)) * factor + beta if bias is not None else beta + 0 * factor)',
     ),
     Fault(
         "negative-variance-is-zero", "numerics.folding", ("FUS-FOLD-REFUSE",),
@@ -103,7 +107,8 @@ FAULTS = [
     Fault(
         "absorbed-relu-lost", 'ptq.fusion', ("FUS-KEEP",),
         "The ReLU is taken out of the graph, and the layer is not told.",
-        'return replace(before, relu=True)\n    if isinstance(before, Add)', 'return replace(before, relu=False)\n    if isinstance(before, Add)',
+        'return replace(before, relu=True)\n    if isinstance(before, Add)',
+        'return replace(before, relu=False)\n    if isinstance(before, Add)',
     ),
     Fault(
         "only-the-bias-is-folded", 'ptq.fusion', ("FUS-KEEP",),

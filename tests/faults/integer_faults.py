@@ -47,7 +47,8 @@ ACCUMULATORS = [
     ),
     Fault(
         "block-floating-point", "numerics.integer", ("INT-ACC", "INT-BATCH", "STA-BATCH-SIZE"),
-        "Signal processors shift a whole block down until its largest number fits, so that rows lose bits to each other.",
+        "Signal processors shift a whole block down until its "
+        "largest number fits, so that rows lose bits to each other.",
         PRODUCT,
         "total = torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int64)\n"
         "    shift = max(int(np.abs(total).max(initial=0)).bit_length() - 12, 0)\n"
@@ -66,8 +67,10 @@ ACCUMULATORS = [
     Fault(
         "overflow-check-of-plain-sums", "numerics.integer", ("INT-OVERFLOW",),
         "Weights of both signs cancel in a plain sum, but inputs need not let them.",
-        "sizes = np.abs(w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim)))",
-        "sizes = np.abs((w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim))))",
+        "sizes = np.abs(w_q.astype(np.int64) "
+        "- along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim)))",
+        "sizes = np.abs((w_q.astype(np.int64) "
+        "- along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim))))",
     ),
     Fault(
         "overflow-limit-is-2-to-the-31", "numerics.integer", ("INT-OVERFLOW",),
@@ -109,7 +112,8 @@ BIAS = [
     Fault(
         "bias-wraps", "numerics.integer", ("INT-BIAS-SATURATE",),
         "A cast to int32 without a clamp keeps the lowest 32 bits of the bias.",
-        "return codes.astype(np.int32)", "return np.rint(np.clip(bias / units, -(2.0**62), 2.0**62)).astype(np.int64).astype(np.int32)",
+        "return codes.astype(np.int32)",
+        "return np.rint(np.clip(bias / units, -(2.0**62), 2.0**62)).astype(np.int64).astype(np.int32)",
     ),
     Fault(
         "bias-reaches-int32-min", "numerics.integer", ("INT-BIAS-SATURATE",),
@@ -156,7 +160,9 @@ REQUANTIZE = [
     Fault(
         "requantize-wraps", "numerics.integer", ("INT-REQUANT",),
         "A cast to a byte without a clamp keeps the lowest eight bits of the output.",
-        CLAMPED, "return np.maximum(np.clip(steps, -(2.0**40), 2.0**40) + y.zero_point, lowest if relu else -(2.0**40)).astype(np.int64).astype(y.dtype)",
+        CLAMPED,
+        "return np.maximum(np.clip(steps, -(2.0**40), 2.0**40) + y.zero_point, "
+        "lowest if relu else -(2.0**40)).astype(np.int64).astype(y.dtype)",
     ),
 ]
 
@@ -187,7 +193,9 @@ LINEAR = [
     Fault(
         "output-zero-comes-with-bias", "numerics.integer", ("INT-NO-BIAS", "INT-NEAREST"),
         "The output's zero point is packed into the bias, and a layer without bias goes without it.",
-        RETURN_LINEAR, "return requantize(accumulator, x.scale, w.scale, y if bias is not None else QParams(y.scale, y.qmin, y.qmin, y.qmax), relu=relu)",
+        RETURN_LINEAR,
+        "return requantize(accumulator, x.scale, w.scale, y if bias is not None "
+        "else QParams(y.scale, y.qmin, y.qmin, y.qmax), relu=relu)",
     ),
     Fault(
         "relu-at-code-0", "numerics.integer", ("INT-RELU",),
@@ -197,7 +205,8 @@ LINEAR = [
     Fault(
         "relu-by-the-codes-sign", "numerics.integer", ("INT-RELU",),
         "ReLU looks at the sign of the code, and puts the zero point in place of negative ones.",
-        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))", "return np.where(q > 0, q, np.asarray(zero_point).astype(q.dtype))",
+        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))",
+        "return np.where(q > 0, q, np.asarray(zero_point).astype(q.dtype))",
     ),
     Fault(
         "fused-relu-at-code-0", "numerics.integer", ("INT-RELU-LINEAR", "FUS-RELU"),
@@ -207,7 +216,9 @@ LINEAR = [
     Fault(
         "relu-before-bias", "numerics.integer", ("INT-RELU-LINEAR", "FUS-RELU"),
         "The sum of products is clamped at 0, and the bias is added to that.",
-        SUM_AND_BIAS, "accumulator = accumulate(x_q, x.zero_point, w_q, w.zero_point)\n    accumulator = (np.maximum(accumulator, 0) if relu else accumulator) + bias_q",
+        SUM_AND_BIAS,
+        "accumulator = accumulate(x_q, x.zero_point, w_q, w.zero_point)\n"
+        "    accumulator = (np.maximum(accumulator, 0) if relu else accumulator) + bias_q",
     ),
 ]
 
@@ -241,7 +252,8 @@ FIXED_POINT = [
     Fault(
         "one-rounding-ties-to-even", "numerics.integer", ("INT-FIXED-ONE",),
         "The float path's rule for ties is carried over to the fixed-point path.",
-        ONE, f"{ONE}\n        sizes -= (sizes & 1) * ((product & ((1 << min(shift, 62)) - 1)) == 1 << (min(shift, 62) - 1))",
+        ONE,
+        f"{ONE}\n        sizes -= (sizes & 1) * ((product & ((1 << min(shift, 62)) - 1)) == 1 << (min(shift, 62) - 1))",
     ),
     Fault(
         "one-rounding-ties-up", "numerics.integer", ("INT-FIXED-ONE",),
@@ -255,10 +267,12 @@ FIXED_POINT = [
     ),
     Fault(
         "double-rounding", "numerics.integer", ("INT-FIXED-ONE",),
-        "The high half of the product is rounded before the shift, as 32-bit instructions do it, where one rounding was asked for.",
+        "The high half of the product is rounded before the shift, as "
+        "32-bit instructions do it, where one rounding was asked for.",
         SIGNED,
         "high = (accumulator * m + 2**30) >> 31\n"
-        "        steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n) if 0 <= n <= 31 else np.sign(accumulator) * sizes",
+        "        steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n) "
+        "if 0 <= n <= 31 else np.sign(accumulator) * sizes",
     ),
     Fault(
         "high-multiply-truncates", "numerics.integer", ("INT-FIXED-TWO",),
@@ -277,20 +291,21 @@ FIXED_POINT = [
     ),
 ]
 
-CONVOLVED = "torch.nn.functional.conv2d(real, weight, None, stride, padding, dilation, groups)"
 
 CONVOLUTION = [
     Fault(
         "stride-swapped", 'numerics.integer', ("INT-CONV",),
         "Widths come first in one interface and heights in the other.",
         'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride[::-1], 0, dilation, groups)',
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), '
+        'None, stride[::-1], 0, dilation, groups)',
     ),
     Fault(
         "kernel-turned-over", 'numerics.integer', ("INT-CONV",),
         "The mathematical convolution turns its kernel over; that of neural networks does not.",
         'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight[..., ::-1].astype(exact)), None, stride, 0, dilation, groups)',
+        'convolve(torch.from_numpy(real), torch.from_numpy(weight[..., ::-1].astype(exact)), '
+        'None, stride, 0, dilation, groups)',
     ),
     Fault(
         "dilation-ignored", 'numerics.integer', ("INT-CONV",),
@@ -300,7 +315,8 @@ CONVOLUTION = [
     ),
     Fault(
         "padding-is-code-0", 'numerics.integer', ("INT-CONV-PAD",),
-        "Buffers are cleared to the code 0, which stands for a real number below zero wherever the zero point is not 0.",
+        "Buffers are cleared to the code 0, which stands for a "
+        "real number below zero wherever the zero point is not 0.",
         'real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)',
         'real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, -exact(x_zero_point))',
     ),
@@ -315,7 +331,8 @@ CONVOLUTION = [
         "Channels last in memory make every G-th channel a group instead of neighbouring ones.",
         'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
         'convolve(torch.from_numpy(np.ascontiguousarray(real.reshape(len(real), real.shape[1] // groups, groups, '
-        '*real.shape[2:]).swapaxes(1, 2).reshape(real.shape))), torch.from_numpy(weight.astype(exact)), None, stride, 0, '
+        '*real.shape[2:]).swapaxes(1, 2).reshape(real.shape))), '
+        'torch.from_numpy(weight.astype(exact)), None, stride, 0, '
         'dilation, groups)',
     ),
     Fault(
@@ -327,9 +344,6 @@ CONVOLUTION = [
     ),
 ]
 
-POOLED = """pooled = torch.nn.functional.max_pool2d(torch.from_numpy(q.astype(np.float64)), kernel, stride, padding, dilation)
-    return pooled.numpy().astype(q.dtype)"""
-AVERAGED = "np.rint((totals / counts).numpy()) + grid.zero_point"
 
 JOINING = [
     Fault(
@@ -371,7 +385,8 @@ JOINING = [
         "same-grid-of-other-codes", "numerics.integer", ("INT-CONCAT",),
         "Codes with the output's scale and zero point are copied, those that the output does not have too.",
         "real = np.float64(x.scale) * (q",
-        "if (x.scale, x.zero_point) == (y.scale, y.zero_point):\n        return q.copy()\n    real = np.float64(x.scale) * (q",
+        "if (x.scale, x.zero_point) == (y.scale, y.zero_point):\n        return q.copy()\n"
+        "    real = np.float64(x.scale) * (q",
     ),
     Fault(
         "maxpool-chooses-the-padding", 'numerics.integer', ("INT-MAXPOOL",),
@@ -383,7 +398,8 @@ JOINING = [
         "maxpool-compares-signed-bytes", 'numerics.integer', ("INT-MAXPOOL",),
         "Unsigned bytes are compared by an instruction for signed ones, to which 200 is -56.",
         'largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)',
-        'largest = view.copy() if largest is None else np.maximum(largest.view(np.int8), np.ascontiguousarray(view).view(np.int8)).view(q.dtype)',
+        'largest = view.copy() if largest is None '
+        'else np.maximum(largest.view(np.int8), np.ascontiguousarray(view).view(np.int8)).view(q.dtype)',
     ),
     Fault(
         "avgpool-truncates", 'numerics.integer', ("INT-AVGPOOL",),
@@ -443,14 +459,17 @@ NETWORKS = [
     Fault(
         'product-of-rounded-scales', 'numerics.integer', ('INT-MUL',),
         'The scales are multiplied and divided in float32 before the codes come in.',
-        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale), lambda index: int(product[index]) * units)',
+        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) '
+        '/ np.float64(y.scale), lambda index: int(product[index]) * units)',
         'steps = np.rint(product * np.float64(a.scale * b.scale / y.scale))',
     ),
     Fault(
         'product-ties-away', 'numerics.integer', ('INT-MUL',),
         'Half a step is rounded away from zero.',
-        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale), lambda index: int(product[index]) * units)',
-        'steps = product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale)\n    steps = np.sign(steps) * np.floor(np.abs(steps) + 0.5)',
+        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) '
+        '/ np.float64(y.scale), lambda index: int(product[index]) * units)',
+        'steps = product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale)\n'
+        '    steps = np.sign(steps) * np.floor(np.abs(steps) + 0.5)',
     ),
     Fault(
         'sums-repeat-from-the-left', 'engines.reference', ('INT-BROADCAST',),
@@ -486,7 +505,8 @@ NETWORKS = [
         'mean-of-codes-rounded', 'numerics.dialects.operations', ('INT-MEAN',),
         'Codes are averaged with their zero point, which decides ties.',
         '        return integer.average(total, positions, grid)\n    return np.clip(AVERAGE[rules.mean_rule]',
-        '        return np.rint(total / positions + grid.zero_point).astype(grid.dtype)\n    return np.clip(AVERAGE[rules.mean_rule]',
+        '        return np.rint(total / positions + grid.zero_point).astype(grid.dtype)\n'
+        '    return np.clip(AVERAGE[rules.mean_rule]',
     ),
     Fault(
         'table-in-float32-of-halves', 'ptq.conversion', ('INT-TABLE',),

@@ -3,7 +3,6 @@
 from faults.fault import Fault
 
 LAYER = "arrays = [step.weight, step.bias, step.w_qparams.scale, step.w_qparams.zero_point]"
-GRID_RETURNED = "return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid"
 
 FAULTS = [
     Fault(
@@ -45,7 +44,8 @@ FAULTS = [
         "weights-in-int32", 'ptq.conversion', ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),
         "Codes are kept in the type in which they were computed, four bytes each.",
         'return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid',
-        'return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis).astype(np.int32), grid',
+        'return dialect.quantize(weight, grid.scale, grid.zero_point, '
+        'qmin=qmin, qmax=qmax, axis=axis).astype(np.int32), grid',
     ),
     Fault(
         'macs-of-the-input', 'module.size', ('SIZ-MACS',),

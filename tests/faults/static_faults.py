@@ -3,7 +3,6 @@
 from faults.fault import Fault
 
 CALIBRATE = 'for batch in progress(calibration, "calibrate"):\n        prepared.observe(batch)'
-UNCALIBRATED = 'raise CalibrationError(f"{self.prepared.place(name)}: {error}; run calibration data through it first") from error'
 
 FAULTS = [
     Fault(
@@ -15,7 +14,8 @@ FAULTS = [
         "observer-at-every-value", 'ptq.placement', ("STA-STEPS",),
         "Every value of the network is observed, those that no layer makes or reads too.",
         "        return list(places)\n\n    def place(",
-        "        places |= dict.fromkeys(node.name for node in self.graph.nodes)\n        return list(places)\n\n    def place(",
+        "        places |= dict.fromkeys(node.name for node in self.graph.nodes)\n        return list(places)\n\n"
+        "    def place(",
     ),
     Fault(
         "parameters-frozen", "capture.tracer", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
@@ -25,22 +25,28 @@ FAULTS = [
     Fault(
         "hooks-left-behind", "capture.tracer", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
         "A hook that watched the model is not taken off again.",
-        "    check_model(model)\n    try:", "    check_model(model)\n    model.register_forward_hook(lambda *_: None)\n    try:",
+        "    check_model(model)\n    try:",
+        "    check_model(model)\n    model.register_forward_hook(lambda *_: None)\n    try:",
     ),
     Fault(
         "uncalibrated-defaults", 'ptq.conversion', ("STA-CALIBRATED",),
         "A place without data gets the range from 0 to 1, as torch's observers do with a warning.",
-        'raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") from error', 'ends = np.float32(0), np.float32(1)',
+        'raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") '
+        'from error',
+        'ends = np.float32(0), np.float32(1)',
     ),
     Fault(
         "first-batch-twice", "ptq.static", ("STA-EVERY-BATCH",),
         "The model is traced with the first batch, which is observed once more afterwards.",
-        CALIBRATE, f"for batch in calibration if isinstance(calibration, (list, tuple)) else []:\n        prepared.observe(batch)\n        break\n    {CALIBRATE}",
+        CALIBRATE,
+        "for batch in calibration if isinstance(calibration, (list, tuple)) else []:\n"
+        f"        prepared.observe(batch)\n        break\n    {CALIBRATE}",
     ),
     Fault(
         "last-batch-dropped", "ptq.static", ("STA-EVERY-BATCH",),
         "The loop looks one batch ahead and ends before the last.",
-        CALIBRATE, f"calibration = list(calibration)\n    calibration = calibration[:-1] or calibration\n    {CALIBRATE}",
+        CALIBRATE,
+        f"calibration = list(calibration)\n    calibration = calibration[:-1] or calibration\n    {CALIBRATE}",
     ),
     Fault(
         "calibrated-in-bfloat16", "ptq.static", ("STA-FLOAT",),
@@ -66,7 +72,8 @@ FAULTS = [
     Fault(
         "reduced-range-lost", 'ptq.conversion', ("STA-REDUCE",),
         "The option does not reach the activations.",
-        'reduce_range=self.options.reduce_range, bits=self.options.bits)', 'reduce_range=False, bits=self.options.bits)',
+        'reduce_range=self.options.reduce_range, bits=self.options.bits)',
+        'reduce_range=False, bits=self.options.bits)',
     ),
     Fault(
         "reduced-scale-only", 'numerics.dialects.dialect', ("STA-REDUCE", "DIA-REDUCED"),
@@ -76,7 +83,8 @@ FAULTS = [
     Fault(
         "relu-observed-by-itself", 'ptq.placement', ("STA-SAME-GRID", "STA-BOUNDARY"),
         "An unfused ReLU is computed in float and quantized again on a grid of its own.",
-        'if not isinstance(node, Elementwise) and (node.x in coded', 'if not isinstance(node, (Elementwise, Relu)) and (node.x in coded',
+        'if not isinstance(node, Elementwise) and (node.x in coded',
+        'if not isinstance(node, (Elementwise, Relu)) and (node.x in coded',
     ),
     Fault(
         "layers-read-the-inputs-grid", "engines.reference", ("STA-RUN",),
@@ -88,7 +96,8 @@ FAULTS = [
         "range-goes-on-moving", 'engines.reference', ("STA-FROZEN",),
         "The observer of the input stays on when the network runs, and larger inputs widen its grid for good.",
         '    grid = step.qparams\n',
-        "    grid = step.qparams\n    quantize.peak = max(getattr(quantize, 'peak', 0.0), float(values[step.x].abs().max()) if "
+        "    grid = step.qparams\n"
+        "    quantize.peak = max(getattr(quantize, 'peak', 0.0), float(values[step.x].abs().max()) if "
         "values[step.x].numel() else 0.0)\n    grid = grid if quantize.peak < 255 * float(grid.scale) else "
         "type(grid)(np.float32(quantize.peak / 255), grid.zero_point, grid.qmin, grid.qmax)\n",
     ),
@@ -122,7 +131,9 @@ FAULTS = [
     Fault(
         "division-in-place", "numerics.dialects.quantize", ("STA-ARGUMENTS",),
         "To save memory the quotients are written over the caller's tensor.",
-        "np.rint(x / scale)", "np.rint(np.divide(x, scale, out=x if x.shape == np.broadcast_shapes(x.shape, np.shape(scale)) and x.flags.writeable else None))",
+        "np.rint(x / scale)",
+        "np.rint(np.divide(x, scale, out=x if x.shape "
+        "== np.broadcast_shapes(x.shape, np.shape(scale)) and x.flags.writeable else None))",
     ),
     Fault(
         'pads-with-code-0', 'ir.rearrange', ('STA-MOVE',),
