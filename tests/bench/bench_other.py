@@ -84,16 +84,16 @@ def test_observers(count, bench):
 def test_conversion(count, bench):
     x = np.random.default_rng(0).normal(size=count).astype(np.float32)
     grid = affine.qparams(x.min(), x.max(), qmin=0, qmax=255, symmetric=False)
-    q = arrays.quantize(x, grid)
+    q = arrays.quantize(x, grid.array_grid)
     assert np.array_equal(q[:100_000], grid.quantize(x[:100_000]))
     # 5 bytes a value pass in either direction, so a copy of as many bytes copies 2.5 a value.
     source, target = np.ones(count * 5 // 2, np.uint8), np.ones(count * 5 // 2, np.uint8)
     to_codes, to_floats = np.ones(count, np.uint8), np.ones(count, np.float32)
     functions = {
-        "quantize": lambda: arrays.quantize(x, grid, out=to_codes),
-        "dequantize": lambda: arrays.dequantize(q, grid, out=to_floats),
-        "new quantize": lambda: arrays.quantize(x, grid),
-        "new dequantize": lambda: arrays.dequantize(q, grid),
+        "quantize": lambda: arrays.quantize(x, grid.array_grid, out=to_codes),
+        "dequantize": lambda: arrays.dequantize(q, grid.array_grid, out=to_floats),
+        "new quantize": lambda: arrays.quantize(x, grid.array_grid),
+        "new dequantize": lambda: arrays.dequantize(q, grid.array_grid),
         "copy": lambda: np.copyto(target, source),
         "new copy": lambda: source.copy(),
     }

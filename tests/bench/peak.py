@@ -4,35 +4,46 @@ import time
 
 import numpy as np
 
-from quantspec.kernels.emitter import I32, INTS, LANES, Emitter
+from quantspec.kernels.emitter import I32, INTS, LANES, Emitter, Value
 from quantspec.kernels.frame import run_alone
-from quantspec.kernels.jit import kernel
+from quantspec.kernels.jit import Kernel
 from quantspec.kernels.memory import aligned
+from quantspec.kernels.records import Address, Instruction, Integer
 
 ACCUMULATORS, REPEATED = 20, 8
 
 
-def write_peak(emit: Emitter, op, frame):
-    """Entry 1 times as many dot products as there are accumulators, REPEATED times over. Their sum goes to the address in entry 2."""
-    x = emit.splat(emit.trunc(emit.field(op, 3), I32))
+class Peak(Instruction):
+    """``times`` as many dot products as there are accumulators, of ``operand`` with itself, REPEATED times over. Their sum goes to ``result``."""
 
-    def many(i, totals):
+    times: Integer
+    result: Address
+    operand: Integer
+
+
+def write_peak(emit: Emitter, op: Value, frame: Value) -> None:
+    x = emit.splat(emit.trunc(emit.field(op, Peak.operand), I32))
+
+    def many(i: Value, totals: list[Value]) -> list[Value]:
         for _ in range(REPEATED):
             totals = [emit.dot(total, x, x) for total in totals]
         return totals
 
-    totals = emit.loop(emit.field(op, 1), [emit.splat(i, INTS) for i in range(ACCUMULATORS)], many)
+    totals = emit.loop(emit.field(op, Peak.times), [emit.splat(i, INTS) for i in range(ACCUMULATORS)], many)
     for total in totals[1:]:
         totals[0] = emit.add(totals[0], total)
-    emit.write(totals[0], emit.field(op, 2))
+    emit.write(totals[0], emit.field(op, Peak.result))
+
+
+PEAK = Kernel("peak", Peak, write_peak)
 
 
 def macs_per_second(seconds: float = 0.2) -> float:
     """8-bit multiply-accumulates per second of one thread whose operands never leave the registers: the best of runs of about a millisecond in that time."""
-    result = aligned(LANES, np.int32)
-    entries = {1: 20_000, 2: result.ctypes.data, 3: 0x01010101}
-    work = entries[1] * ACCUMULATORS * REPEATED * LANES * 4
-    return work / best(lambda: run_alone(kernel("peak", write_peak), entries), seconds)
+    result, times = aligned(LANES, np.int32), 20_000
+    instruction = Peak(times=times, result=result.ctypes.data, operand=0x01010101)
+    work = times * ACCUMULATORS * REPEATED * LANES * 4
+    return work / best(lambda: run_alone(PEAK, instruction), seconds)
 
 
 def copy_bytes_per_second(count: int, seconds: float = 0.2) -> float:

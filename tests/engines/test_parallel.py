@@ -20,7 +20,7 @@ from quantspec.engines.compiled import batching
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Program
-from quantspec.kernels.threads import crew
+from quantspec.kernels.threads import pool
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def threads(count: int, patient: int = 1):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with mock.patch.multiple(batching, THREAD_MACS=1, TEAM_MACS=1, PATIENT_MACS=patient):
+        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=patient):
             yield
     finally:
         torch.set_num_threads(before)
@@ -43,7 +43,7 @@ def check(program: Program, x: np.ndarray, count: int) -> None:
         for _ in range(3):
             assert torch.equal(engine(batch), expected)
         (made,) = engine.parts[0].bounds.values()
-        assert len(made.team.frames) == min(count, made.team.plan.macs)
+        assert len(made.parallel.frames) == min(count, made.parallel.plan.macs)
 
 
 @given(strategies.seeds(), st.integers(2, 5), st.integers(1, 100), st.integers(1, 200), st.booleans())
@@ -89,7 +89,7 @@ def test_dynamic_layers(r, count, widths, samples, reduce_range):
         for _ in range(3):
             assert torch.equal(engine(batch), expected)
         (made,) = engine.parts[0].bounds.values()
-        assert (made.team is None) == (samples * sum(a * b for a, b in zip(widths, widths[1:])) < 2)
+        assert (made.parallel is None) == (samples * sum(a * b for a, b in zip(widths, widths[1:])) < 2)
 
 
 def test_callers_at_once():
@@ -102,7 +102,7 @@ def test_callers_at_once():
     with threads(3), ThreadPoolExecutor(6) as callers:
         engine = Compiled(program)
         assert all(callers.map(lambda i: torch.equal(engine({"x": inputs[i % 8]}), expected[i % 8]), range(200)))
-    assert crew.busy[0] == 0
+    assert pool.busy[0] == 0
 
 
 def test_nan_is_refused():
@@ -121,7 +121,7 @@ def test_nan_is_refused():
 FORKED = """
 import os, torch, quantspec as qs
 from quantspec.engines.compiled import batching
-batching.THREAD_MACS = batching.TEAM_MACS = 1
+batching.THREAD_MACS = batching.PARALLEL_MACS = 1
 torch.set_num_threads(2)
 x = torch.rand(1, 3, 12, 12)
 q = qs.quantize(torch.nn.Sequential(torch.nn.Conv2d(3, 40, 3), torch.nn.ReLU(), torch.nn.Conv2d(40, 9, 3)).eval(), [x])

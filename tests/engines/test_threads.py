@@ -39,7 +39,7 @@ def test_samples_are_shared_out(r, count, samples):
         for _ in range(4):
             assert torch.equal(engine(batch), expected)
         (made,) = engine.parts[0].bounds.values()
-        assert made.team is not None or len(made.tasks) == min(count, samples)
+        assert made.parallel is not None or len(made.tasks) == min(count, samples)
 
 
 @given(strategies.seeds(), st.integers(2, 4), st.integers(2, 20))
@@ -80,7 +80,7 @@ def test_callers_at_once():
 
     with threads(3), ThreadPoolExecutor(5) as callers:
         assert all(callers.map(call, range(400)))
-    assert kernel_threads.crew.busy[0] == 0
+    assert kernel_threads.pool.busy[0] == 0
 
 
 def test_a_nan_in_any_share_is_found():
@@ -97,7 +97,7 @@ def test_a_nan_in_any_share_is_found():
 ALONE = """
 import os, time, torch, quantspec as qs
 from quantspec.engines.compiled import batching
-batching.THREAD_MACS = batching.TEAM_MACS = batching.PATIENT_MACS = 1
+batching.THREAD_MACS = batching.PARALLEL_MACS = batching.PATIENT_MACS = 1
 if {pinned}:
     os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 torch.set_num_threads(3)

@@ -35,8 +35,8 @@ def digest() -> str:
         for signed in (False, True):
             g = QParams(x.scale, int(x.zero_point) - 128 * signed, *code_range(8, signed=signed))
             values = programs.values(r, x, (1000,))
-            q = arrays.quantize(values, g)
-            result.update(q.tobytes() + arrays.dequantize(q, g).tobytes())
+            q = arrays.quantize(values, g.array_grid)
+            result.update(q.tobytes() + arrays.dequantize(q, g.array_grid).tobytes())
             result.update(str(MinMaxObserver().observe(values[np.isfinite(values)]).range()).encode())
     return result.hexdigest()
 

@@ -29,15 +29,15 @@ def exact(x: np.ndarray, g: QParams) -> np.ndarray:
 def test_codes_and_real_values(r, count, offset, exponent, signed, bits):
     g = grid(r, exponent, signed, bits)
     values = programs.values(r, QParams(g.scale, int(g.zero_point) - g.qmin, 0, 255), (count + offset,))[offset:]
-    q = arrays.quantize(values, g)
+    q = arrays.quantize(values, g.array_grid)
     assert q.dtype == g.dtype and np.array_equal(q, exact(values, g))
     real = affine.dequantize(q, g.scale, g.zero_point)
-    assert np.array_equal(arrays.dequantize(q, g), real)
+    assert np.array_equal(arrays.dequantize(q, g.array_grid), real)
     values.flags.writeable = q.flags.writeable = False
     again, floats = np.zeros_like(q), np.zeros_like(values)
-    assert arrays.quantize(values, g, out=again) is again and np.array_equal(again, q)
-    assert arrays.dequantize(q, g, out=floats) is floats and np.array_equal(floats, real)
-    assert np.array_equal(arrays.quantize(values[::-1], g), q[::-1]) and np.array_equal(arrays.dequantize(q[::-1], g), real[::-1])
+    assert arrays.quantize(values, g.array_grid, out=again) is again and np.array_equal(again, q)
+    assert arrays.dequantize(q, g.array_grid, out=floats) is floats and np.array_equal(floats, real)
+    assert np.array_equal(arrays.quantize(values[::-1], g.array_grid), q[::-1]) and np.array_equal(arrays.dequantize(q[::-1], g.array_grid), real[::-1])
 
 
 @given(strategies.seeds(), EXPONENTS, st.booleans())
@@ -49,7 +49,7 @@ def test_what_lies_as_near_to_ties_as_is_not_divided(r, exponent, signed):
     # Rounding to float32 may have brought some nearer.
     away = np.abs(values / np.float64(g.scale) - ties) * quantize.FRACTION
     values = values[away >= quantize.CLOSE - 1]
-    assert np.array_equal(arrays.quantize(values, g), exact(values, g))
+    assert np.array_equal(arrays.quantize(values, g.array_grid), exact(values, g))
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -60,12 +60,12 @@ def test_every_place_in_a_block_is_looked_at(signed):
         for place in range(quantize.BLOCK):
             values = np.zeros(quantize.BLOCK, np.float32)
             values[place] = near
-            assert np.array_equal(arrays.quantize(values, g), exact(values, g))
+            assert np.array_equal(arrays.quantize(values, g.array_grid), exact(values, g))
     for place in range(2 * quantize.BLOCK + 20):
         values = np.zeros(2 * quantize.BLOCK + 20, np.float32)
         values[place] = np.nan
         with pytest.raises(ValueError, match="expected numbers, got 1 NaN"):
-            arrays.quantize(values, g)
+            arrays.quantize(values, g.array_grid)
 
 
 @pytest.mark.parametrize("count", [2**21, 2**21 + 17])
@@ -87,26 +87,26 @@ def test_large_arrays(count, signed):
 def test_what_cannot_be_computed_is_refused():
     g = QParams(np.float32(1), 3, 0, 255)
     with pytest.raises(ValueError, match="expected numbers, got 2 NaN"):
-        arrays.quantize(np.array([1, np.nan, np.nan], np.float32), g)
+        arrays.quantize(np.array([1, np.nan, np.nan], np.float32), g.array_grid)
     with pytest.raises(TypeError, match="x: expected float32 values"):
-        arrays.quantize(np.array([0.1]), g)
+        arrays.quantize(np.array([0.1]), g.array_grid)
     with pytest.raises(TypeError, match="expected uint8 codes, got int8"):
-        arrays.dequantize(np.zeros(3, np.int8), g)
+        arrays.dequantize(np.zeros(3, np.int8), g.array_grid)
     frozen = np.zeros(3, np.uint8)
     frozen.flags.writeable = False
     for out in (np.zeros(4, np.uint8), np.zeros(3, np.int8), np.zeros(6, np.uint8)[::2], frozen):
         with pytest.raises(ValueError, match="^out: expected a contiguous uint8 array"):
-            arrays.quantize(np.zeros(3, np.float32), g, out=out)
+            arrays.quantize(np.zeros(3, np.float32), g.array_grid, out=out)
     for out in (np.zeros(4, np.float32), np.zeros(3, np.uint8), np.zeros(6, np.float32)[::2]):
         with pytest.raises(ValueError, match="^out: expected a contiguous float32 array"):
-            arrays.dequantize(np.zeros(3, np.uint8), g, out=out)
+            arrays.dequantize(np.zeros(3, np.uint8), g.array_grid, out=out)
     along = QParams(np.ones(2, np.float32), [0, 0], 0, 255, 0)
     with pytest.raises(ValueError, match="grid: expected one for the whole array, got one along axis 0"):
-        arrays.quantize(np.zeros(2, np.float32), along)
+        arrays.quantize(np.zeros(2, np.float32), along.array_grid)
 
 
 def test_many_grids_do_not_pile_up():
     grids = [QParams(np.float32(1 + i), 3, 0, 255) for i in range(3 * arrays.FRAMES_KEPT)]
     for g in grids:
-        assert arrays.quantize(np.float32([[9]]), g).tolist() == exact(np.float32([[9]]), g).tolist()
+        assert arrays.quantize(np.float32([[9]]), g.array_grid).tolist() == exact(np.float32([[9]]), g).tolist()
     assert len(arrays.ready.quantize) <= arrays.FRAMES_KEPT

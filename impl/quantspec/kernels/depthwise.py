@@ -1,33 +1,79 @@
 """Convolutions in which every channel is on its own.
 
-Sixty-four channels at a time: the bytes of four places of the kernel are interleaved, so that the dot product of four bytes adds four products of one channel. That
-leaves channels in another order, which weights, biases and factors follow (``ORDER``) and which is undone in the end.
+Sixty-four channels at a time: the bytes of four places of the kernel are interleaved, so that the dot product of four bytes adds four products of one channel.
+That leaves channels in another order, which weights, biases and factors follow (``ORDER``) and which is undone in the end.
 """
+
+from collections.abc import Callable
+from typing import Protocol
 
 from llvmlite import ir
 
 from . import cpu
-from .emitter import F32, FLOATS, I8, I16, I32, I64, INTS, LANES, Emitter
+from .emitter import FLOATS, I8, I16, I32, I64, INTS, LANES, Emitter, Value
+from .jit import Kernel
+from .records import Address, Clamp, Entry, Instruction, Integer, Nested, Record
 
-X, Y, W, BIAS, FACTOR, ROWS, CHANNELS = range(1, 8)
-GROUPS, TAPS, X_OFFSETS, Y_OFFSETS, LOWEST, HIGHEST, ZERO = range(8, 15)
-PITCH, LINE, Y_PITCH, LAST = range(15, 19)
+
+class Depthwise(Record):
+    """What all have. ``rows``: of outputs, whose first inputs and outputs the int32 offsets tell; ``groups``: of four places of the kernel."""
+
+    x: Address
+    y: Address
+    weight: Address
+    bias: Address
+    factor: Address
+    rows: Integer
+    channels: Integer
+    groups: Integer
+    x_offsets: Address
+    y_offsets: Address
+
+
+class DepthwiseInstruction(Instruction):
+    """A layer, and by its kind what its outputs are."""
+
+    layer: Nested[Depthwise]
+
+
+class DepthwiseCodes(DepthwiseInstruction):
+    """Outputs are codes."""
+
+    clamp: Nested[Clamp]
+
+
+class DepthwiseTaps(DepthwiseCodes):
+    """``taps``: where each place of the kernel lies from the start of a window on, int32."""
+
+    taps: Address
+
+
+class DepthwisePairs(DepthwiseCodes):
+    """``rows`` lines of ``groups`` pairs of outputs. Bytes between positions of the input, its lines, positions of the output; ``last``: where a last pair begins."""
+
+    pitch: Integer
+    line: Integer
+    y_pitch: Integer
+    last: Integer
+
+
 WIDE = 64
 # The channel of a block of 64 that lane l of vector j holds.
 ORDER = [[16 * (lane // 4) + 4 * j + lane % 4 for lane in range(LANES)] for j in range(4)]
 IN_REGISTERS = 3  # groups of four places whose weights stay in registers
 
 
-def interleaved(emit: Emitter, a, b, width: int, high: bool):
+def interleaved(emit: Emitter, a: Value, b: Value, width: int, high: bool) -> Value:
     """Units of ``width`` bytes of a and b in turn, of the low or high half of every 16 bytes."""
     kind, count = ir.VectorType(ir.IntType(8 * width), WIDE // width), 16 // width
     a, b = emit.bitcast(a, kind), emit.bitcast(b, kind)
     start = count // 2 if high else 0
-    order = [lane + start + i + side * WIDE // width for lane in range(0, WIDE // width, count) for i in range(count // 2) for side in (0, 1)]
+    firsts = [lane + start + i for lane in range(0, WIDE // width, count) for i in range(count // 2)]
+    order = [first + side * WIDE // width for first in firsts for side in (0, 1)]
     return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, WIDE // width), order))
 
 
-def transposed(emit: Emitter, a, b, c, d) -> list:
+def transposed(emit: Emitter, a: Value, b: Value, c: Value, d: Value) -> list[Value]:
     """Four vectors of 64 bytes as four of sixteen groups (a, b, c, d), channels as in ``ORDER``."""
     result = []
     for high in (False, True):
@@ -36,20 +82,22 @@ def transposed(emit: Emitter, a, b, c, d) -> list:
     return result
 
 
-def restored(emit: Emitter, vectors: list):
+def restored(emit: Emitter, vectors: list[Value]) -> Value:
     """Four int32 vectors of codes, channels as in ``ORDER``, as 64 bytes in order."""
     bytes64, shorts = ir.VectorType(I8, WIDE), ir.VectorType(I16, 2 * LANES)
     if cpu.target().dot_lanes == LANES:
-        low, high = (emit.native("llvm.x86.avx512.packssdw.512", shorts, a, b) for a, b in zip(vectors[::2], vectors[1::2]))
+        pairs = zip(vectors[::2], vectors[1::2])
+        low, high = (emit.native("llvm.x86.avx512.packssdw.512", shorts, a, b) for a, b in pairs)
         return emit.native("llvm.x86.avx512.packuswb.512", bytes64, low, high)
     wide = ir.VectorType(I32, 2 * LANES)
-    pairs = [emit.shuffle_vector(a, b, ir.Constant(wide, list(range(2 * LANES)))) for a, b in zip(vectors[::2], vectors[1::2])]
+    both = ir.Constant(wide, list(range(2 * LANES)))
+    halves = [emit.shuffle_vector(a, b, both) for a, b in zip(vectors[::2], vectors[1::2])]
     place = {channel: LANES * j + lane for j, row in enumerate(ORDER) for lane, channel in enumerate(row)}
     order = ir.Constant(ir.VectorType(I32, WIDE), [place[channel] for channel in range(WIDE)])
-    return emit.trunc(emit.shuffle_vector(*pairs, order), bytes64)
+    return emit.trunc(emit.shuffle_vector(*halves, order), bytes64)
 
 
-def first_bytes(emit: Emitter, count):
+def first_bytes(emit: Emitter, count: Value) -> Value:
     """The mask of the first ``count`` of 64 bytes."""
     kind = ir.VectorType(I8, WIDE)
     limit = emit.insert_element(ir.Constant(kind, ir.Undefined), emit.trunc(emit.smaller(count, I64(WIDE)), I8), I32(0))
@@ -57,125 +105,159 @@ def first_bytes(emit: Emitter, count):
     return emit.icmp_unsigned("<", ir.Constant(kind, list(range(WIDE))), limit)
 
 
-class Epilogue:
-    """What a kernel needs to make codes of accumulators of a block of 64 channels."""
+class Epilogue(Protocol):
+    """What a kernel needs to make outputs of the accumulators of a block of 64 channels."""
 
-    def __init__(self, emit: Emitter, op):
-        self.emit, self.bias, self.factor = emit, emit.field(op, BIAS), emit.field(op, FACTOR)
-        self.lowest, self.highest = (emit.splat(emit.field(op, entry, F32)) for entry in (LOWEST, HIGHEST))
-        self.zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
-
-    def block(self, index, left) -> list:
+    def block(self, index: Value, left: Value) -> list[Value]:
         """Begins the block; the accumulators' start. ``left``: channels from its first on."""
-        lanes = self.emit.mul(index, I64(4 * WIDE))
-        biases, self.factors = (
-            [self.emit.read(self.emit.add(base, self.emit.add(lanes, I64(64 * j))), kind) for j in range(4)]
-            for base, kind in ((self.bias, INTS), (self.factor, FLOATS))
-        )
+
+    def put(self, totals: list[Value], address: Value) -> None:
+        """The outputs of the accumulators to memory."""
+
+
+def by_lanes(emit: Emitter, table: Value, index: Value, kind: ir.VectorType) -> list[Value]:
+    """The entries of four bytes of a block of 64 channels."""
+    first = emit.add(table, emit.mul(index, I64(4 * WIDE)))
+    return [emit.read(emit.add(first, I64(64 * j)), kind) for j in range(4)]
+
+
+class ToCodes:
+    """Outputs are codes."""
+
+    def __init__(self, emit: Emitter, op: Value):
+        self.emit = emit
+        self.bias, self.factor = emit.fields(emit.place(op, DepthwiseCodes.layer), Depthwise.bias, Depthwise.factor)
+        clamp = emit.place(op, DepthwiseCodes.clamp)
+        self.lowest, self.highest, self.zero = emit.splat_fields(clamp, Clamp.lowest, Clamp.highest, Clamp.zero)
+
+    def block(self, index: Value, left: Value) -> list[Value]:
+        biases = by_lanes(self.emit, self.bias, index, INTS)
+        self.factors = by_lanes(self.emit, self.factor, index, FLOATS)
         self.mask = first_bytes(self.emit, left)
         return biases
 
-    def put(self, totals: list, address) -> None:
-        """The codes of the accumulators to memory."""
+    def put(self, totals: list[Value], address: Value) -> None:
         emit = self.emit
         steps = [emit.fmul(emit.sitofp(total, FLOATS), f) for total, f in zip(totals, self.factors)]
-        codes = [emit.add(emit.rounded(emit.minimum(emit.maximum(s, self.lowest), self.highest)), self.zero) for s in steps]
-        pointer = emit.at(address, ir.VectorType(I8, WIDE))
-        emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), restored(emit, codes), pointer, I32(1), self.mask)
+        clamped = [emit.minimum(emit.maximum(s, self.lowest), self.highest) for s in steps]
+        codes = [emit.add(emit.rounded(s), self.zero) for s in clamped]
+        write_bytes(emit, restored(emit, codes), address, self.mask)
 
 
-def depthwise(groups: int | None, epilogue=Epilogue, size: int = 1):
-    """Writes the kernel for ``groups`` groups of four places, or any number. ``epilogue``: what makes values of ``size`` bytes of accumulators."""
+def write_bytes(emit: Emitter, value: Value, address: Value, mask: Value) -> None:
+    """Those of 64 bytes that are in the mask to memory."""
+    pointer = emit.at(address, ir.VectorType(I8, WIDE))
+    emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), value, pointer, I32(1), mask)
 
-    def write(emit: Emitter, op, frame):
-        x, y, w, rows, channels = (emit.field(op, entry) for entry in (X, Y, W, ROWS, CHANNELS))
-        taps, sources, targets = (emit.field(op, entry) for entry in (TAPS, X_OFFSETS, Y_OFFSETS))
+
+def depthwise(
+    groups: int | None, taps: Entry, epilogue: Callable[[Emitter, Value], Epilogue] = ToCodes, size: int = 1
+) -> Callable[[Emitter, Value, Value], None]:
+    """Writes the kernel for ``groups`` groups of four places, or any number. ``epilogue``: what makes outputs of ``size`` bytes of accumulators."""
+
+    def write(emit: Emitter, op: Value, frame: Value) -> None:
+        layer = emit.place(op, DepthwiseInstruction.layer)
+        x, y, w, rows, channels = emit.fields(
+            layer, Depthwise.x, Depthwise.y, Depthwise.weight, Depthwise.rows, Depthwise.channels
+        )
+        offsets = emit.field(op, taps)
+        sources, targets = emit.fields(layer, Depthwise.x_offsets, Depthwise.y_offsets)
         end = epilogue(emit, op)
-        count = I64(groups) if groups else emit.field(op, GROUPS)
+        count = I64(groups) if groups else emit.field(layer, Depthwise.groups)
         bytes64 = ir.VectorType(I8, WIDE)
+        fixed = [emit.int_at(offsets, I64(i)) for i in range(4 * groups)] if groups else []
 
-        def place(index):
-            return emit.sext(emit.read(emit.add(taps, emit.shl(index, I64(2))), I32), I64)
-
-        fixed = [place(I64(i)) for i in range(4 * groups)] if groups else []
-
-        def block(b, carried):
+        def block(b: Value) -> None:
             channel = emit.mul(b, I64(WIDE))
             start = end.block(b, emit.sub(channels, channel))
             weights = emit.add(w, emit.mul(b, emit.mul(count, I64(4 * WIDE))))
-            kept = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(4 * groups)] if groups else []
+            in_registers = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(4 * groups)] if groups else []
 
-            def row(r, carried):
-                entry = emit.shl(r, I64(2))
-                source = emit.add(emit.add(x, channel), emit.sext(emit.read(emit.add(sources, entry), I32), I64))
+            def row(r: Value) -> None:
+                source = emit.add(emit.add(x, channel), emit.int_at(sources, r))
 
-                def more(totals, places, parts):
-                    four = transposed(emit, *(emit.read(emit.add(source, p), bytes64) for p in places))
+                def more(totals: list[Value], places: list[Value], parts: list[Value]) -> list[Value]:
+                    four = transposed(emit, *(emit.read(emit.add(source, place), bytes64) for place in places))
                     return [emit.dot(total, v, part) for total, v, part in zip(totals, four, parts)]
+
+                def group(g: Value, carried: list[Value]) -> list[Value]:
+                    places = [emit.int_at(offsets, emit.add(emit.shl(g, I64(2)), I64(i))) for i in range(4)]
+                    here = emit.add(weights, emit.mul(g, I64(4 * WIDE)))
+                    return more(carried, places, [emit.read(emit.add(here, I64(64 * j)), INTS) for j in range(4)])
 
                 totals = start
                 if groups:
                     for g in range(groups):
-                        totals = more(totals, fixed[4 * g : 4 * g + 4], kept[4 * g : 4 * g + 4])
+                        totals = more(totals, fixed[4 * g : 4 * g + 4], in_registers[4 * g : 4 * g + 4])
                 else:
-
-                    def group(g, carried):
-                        places = [place(emit.add(emit.shl(g, I64(2)), I64(i))) for i in range(4)]
-                        here = emit.add(weights, emit.mul(g, I64(4 * WIDE)))
-                        return more(carried, places, [emit.read(emit.add(here, I64(64 * j)), INTS) for j in range(4)])
-
                     totals = emit.loop(count, totals, group)
-                end.put(totals, emit.add(emit.add(y, emit.mul(channel, I64(size))), emit.sext(emit.read(emit.add(targets, entry), I32), I64)))
-                return []
+                target = emit.add(y, emit.mul(channel, I64(size)))
+                end.put(totals, emit.add(target, emit.int_at(targets, r)))
 
-            return emit.loop(rows, [], row)
+            emit.each(rows, row)
 
-        emit.loop(emit.sdiv(emit.add(channels, I64(WIDE - 1)), I64(WIDE)), [], block)
+        emit.each(emit.sdiv(emit.add(channels, I64(WIDE - 1)), I64(WIDE)), block)
 
     return write
 
 
-def write_pairs(emit: Emitter, op, frame):
+def write_pairs(emit: Emitter, op: Value, frame: Value) -> None:
     """Kernels of 3 by 3 that move by one: two neighbouring outputs at a time, which share four columns of inputs.
 
-    ROWS lines of GROUPS pairs, whose first inputs and outputs the offsets tell; a line of odd length has its last pair overlap. Of each group of four weights
-    the last is zero; those of the second output are moved on by one byte.
+    A line of odd length has its last pair overlap. Of each group of four weights the last is zero; those of the second output are moved on by one byte.
     """
-    x, y, w, lines, channels, pairs = (emit.field(op, entry) for entry in (X, Y, W, ROWS, CHANNELS, GROUPS))
-    sources, targets = emit.field(op, X_OFFSETS), emit.field(op, Y_OFFSETS)
-    pitch, line, y_pitch, last = (emit.field(op, entry) for entry in (PITCH, LINE, Y_PITCH, LAST))
-    epilogue = Epilogue(emit, op)
+    layer = emit.place(op, DepthwisePairs.layer)
+    x, y, w, lines, channels, pairs = emit.fields(
+        layer, Depthwise.x, Depthwise.y, Depthwise.weight, Depthwise.rows, Depthwise.channels, Depthwise.groups
+    )
+    sources, targets = emit.fields(layer, Depthwise.x_offsets, Depthwise.y_offsets)
+    pitch, line, y_pitch, last = emit.fields(
+        op, DepthwisePairs.pitch, DepthwisePairs.line, DepthwisePairs.y_pitch, DepthwisePairs.last
+    )
+    epilogue = ToCodes(emit, op)
     bytes64 = ir.VectorType(I8, WIDE)
 
-    def block(b, carried):
+    def block(b: Value) -> None:
         channel = emit.mul(b, I64(WIDE))
         start = epilogue.block(b, emit.sub(channels, channel))
         weights = emit.add(w, emit.mul(b, I64(3 * 4 * WIDE)))
         first = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(12)]
 
-        def one_line(r, carried):
-            entry = emit.shl(r, I64(2))
+        def one_line(r: Value) -> None:
             source, target = (
-                emit.add(emit.add(base, channel), emit.sext(emit.read(emit.add(offsets, entry), I32), I64)) for base, offsets in ((x, sources), (y, targets))
+                emit.add(emit.add(base, channel), emit.int_at(offsets, r)) for base, offsets in ((x, sources), (y, targets))
             )
 
-            def pair(p, carried):
+            def pair(p: Value) -> None:
                 column = emit.smaller(emit.add(p, p), last)
                 at = emit.add(source, emit.mul(column, pitch))
                 left, right = start, start
                 for k in range(3):
                     here = emit.add(at, emit.mul(line, I64(k)))
-                    four = transposed(emit, *(emit.read(emit.add(here, emit.mul(pitch, I64(i))), bytes64) for i in range(4)))
+                    columns = (emit.read(emit.add(here, emit.mul(pitch, I64(i))), bytes64) for i in range(4))
+                    four = transposed(emit, *columns)
                     parts = first[4 * k : 4 * k + 4]
+                    moved = [emit.shl(part, emit.splat(8, INTS)) for part in parts]
                     left = [emit.dot(total, v, part) for total, v, part in zip(left, four, parts)]
-                    right = [emit.dot(total, v, emit.shl(part, emit.splat(8, INTS))) for total, v, part in zip(right, four, parts)]
+                    right = [emit.dot(total, v, part) for total, v, part in zip(right, four, moved)]
                 goal = emit.add(target, emit.mul(column, y_pitch))
                 epilogue.put(left, goal)
                 epilogue.put(right, emit.add(goal, y_pitch))
-                return []
 
-            return emit.loop(pairs, [], pair)
+            emit.each(pairs, pair)
 
-        return emit.loop(lines, [], one_line)
+        emit.each(lines, one_line)
 
-    emit.loop(emit.sdiv(emit.add(channels, I64(WIDE - 1)), I64(WIDE)), [], block)
+    emit.each(emit.sdiv(emit.add(channels, I64(WIDE - 1)), I64(WIDE)), block)
+
+
+PAIRS = Kernel("depthwise_pairs", DepthwisePairs, write_pairs)
+ANY_GROUPS = Kernel("depthwise_any", DepthwiseTaps, depthwise(None, DepthwiseTaps.taps))
+GROUPS = [
+    Kernel(f"depthwise_{groups}", DepthwiseTaps, depthwise(groups, DepthwiseTaps.taps)) for groups in range(1, IN_REGISTERS + 1)
+]
+
+
+def by_groups(groups: int) -> Kernel[DepthwiseTaps]:
+    """The kernel for so many groups of four places."""
+    return GROUPS[groups - 1] if groups <= IN_REGISTERS else ANY_GROUPS

@@ -3,44 +3,78 @@
 from collections.abc import Callable
 
 import numpy as np
-from llvmlite import ir
 
 from . import gemm
-from .emitter import F32, FLOATS, I32, I64, INTS, LANES, Emitter, float_bits, function
-from .gemm import BIAS, FACTOR, OUTPUTS, PANEL, ROW_GRIDS, SUMS, Y_OFFSETS, Y, accumulate, product, put_floats
+from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value, function
+from .frame import slot_or
+from .gemm import PANEL, Product, ProductToFloats, accumulate, by_lanes, last_mask, put_floats
+from .jit import Kernel
 from .memory import SLACK, aligned, row_pitch
-from .quantize import COUNT, HIGH, INVERSE, LOW, SAFE_SCALES, SCALE, SOURCE, SOURCE_PITCH, TARGET, TARGET_PITCH, WIDTH, ZERO, run_quantize, source_or_slot
+from .packed import Packed
+from .quantize import SAFE_SCALES, run_quantize
+from .records import LINE, Address, Float, Grid, Instruction, Integer, Slot
 
-# The instruction that quantizes: SOURCE and the like as ``codes`` has them, and
-SLOT, GRIDS, GRID_STRIDE, PER_ROW, QMAX, SMALLEST, LARGEST = range(13, 20)
-GRID_ENTRIES = 24  # int64 entries of a grid: those of ``codes.quantize_fields``
+GRID_BYTES = 8 * LINE  # of one grid among others: each on a cache line of its own
 NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
 
 
-def run_range(emit: Emitter, op, source, count, grid):
-    """The grid of ``count`` floats (DIA-QPARAMS, ``float32-bare``) to the entries at ``grid``; 1 for what has none."""
+class DynamicQuantize(Instruction):
+    """``count`` rows of ``width`` floats, from an input of the program where ``slot`` is not negative, to codes.
+
+    ``grids``: where their grids go, ``grid_stride`` bytes apart, one for each row where ``per_row``. ``qmax``: the last code; ``smallest`` and ``largest``: of the
+    scales that the grid's is multiplied with.
+    """
+
+    slot: Slot
+    source: Address
+    target: Address
+    count: Integer
+    width: Integer
+    source_pitch: Integer
+    target_pitch: Integer
+    grids: Address
+    grid_stride: Integer
+    per_row: Integer
+    qmax: Float
+    smallest: Float
+    largest: Float
+
+
+class DynamicProduct(ProductToFloats):
+    """A product whose rows have grids of their own, ``grid_stride`` bytes apart from ``row_grids`` on. ``sums``: the sum of each output's weights.
+
+    Rows of outputs are ``y_pitch`` bytes apart; they begin at ``y``, or, where ``slot`` is not negative, ``y_ahead`` bytes behind the start of that output.
+    """
+
+    row_grids: Address
+    grid_stride: Integer
+    sums: Address
+    y_pitch: Integer
+    y_ahead: Integer = Integer()
+
+
+def run_range(emit: Emitter, op: Value, source: Value, count: Value, grid: Value) -> Value:
+    """The grid of ``count`` floats (DIA-QPARAMS, ``float32-bare``) to the record at ``grid``; 1 for what has none."""
     infinite = float("inf")
     starts = [emit.splat(infinite, FLOATS), emit.splat(-infinite, FLOATS)] * 2
 
-    def sixteen(at, mask, low, high):
+    def sixteen(at: Value, mask: Value | None, low: Value, high: Value) -> tuple[Value, Value, Value]:
         address = emit.add(source, emit.shl(at, I64(2)))
         x = emit.read(address, FLOATS) if mask is None else emit.read_some(address, FLOATS, mask, emit.splat(0.0, FLOATS))
         # A NaN among the operands is found by the sum below.
-        return x, emit.select(emit.fcmp_ordered("<", x, low), x, low), emit.select(emit.fcmp_ordered(">", x, high), x, high)
+        return x, emit.minimum(x, low), emit.maximum(x, high)
 
-    none = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES)
-
-    def many(i, carried):
+    def many(i: Value, carried: list[Value]) -> list[Value]:
         at = emit.shl(i, I64(5))
         x, low, high = sixteen(at, None, *carried[:2])
         y, low2, high2 = sixteen(emit.add(at, I64(LANES)), None, *carried[2:4])
         return [low, high, low2, high2, emit.or_(carried[4], emit.fcmp_unordered("uno", x, y))]
 
     whole = emit.ashr(count, I64(5))
-    low, high, low2, high2, nan = emit.loop(whole, [*starts, none], many)
+    low, high, low2, high2, nan = emit.loop(whole, [*starts, NO_LANES], many)
     low, high = emit.minimum(low, low2), emit.maximum(high, high2)
 
-    def few(i, carried):
+    def few(i: Value, carried: list[Value]) -> list[Value]:
         at = emit.add(emit.shl(whole, I64(5)), emit.shl(i, I64(4)))
         x, low, high = sixteen(at, emit.mask(emit.sub(count, at)), *carried[:2])
         return [low, high, emit.or_(carried[2], emit.fcmp_unordered("uno", x, x))]
@@ -50,7 +84,7 @@ def run_range(emit: Emitter, op, source, count, grid):
     low, high = (reduced(emit, v, pick) for v, pick in ((low, emit.minimum), (high, emit.maximum)))
     # The range holds zero, as lanes that are left over do.
     low, high = emit.minimum(low, F32(0)), emit.maximum(high, F32(0))
-    qmax = emit.field(op, QMAX, F32)
+    qmax = emit.field(op, DynamicQuantize.qmax)
     scale = emit.fdiv(emit.fsub(high, low), qmax)
     scale = emit.select(emit.fcmp_ordered("==", scale, F32(0)), F32(1), scale)
     zero = emit.rounded_one(emit.fneg(emit.fdiv(low, scale)))
@@ -60,23 +94,25 @@ def run_range(emit: Emitter, op, source, count, grid):
     inverse = emit.fdiv(F32(1), scale)
     safe = emit.and_(emit.fcmp_ordered(">=", scale, F32(SAFE_SCALES[0])), emit.fcmp_ordered("<=", scale, F32(SAFE_SCALES[1])))
     steps = emit.sitofp(zero, F32)
-    for entry, value in (
-        (SCALE, scale), (LOW, emit.fmul(scale, emit.fneg(steps))), (HIGH, emit.fmul(scale, emit.fsub(qmax, steps))),
-    ):  # fmt: skip
-        emit.write(value, emit.add(grid, I64(8 * entry)))
+    emit.put_field(grid, Grid.scale, scale)
+    emit.put_field(grid, Grid.low, emit.fmul(scale, emit.fneg(steps)))
+    emit.put_field(grid, Grid.high, emit.fmul(scale, emit.fsub(qmax, steps)))
     bits = emit.zext(emit.bitcast(inverse, I32), I64)
-    emit.write(emit.select(safe, bits, I64(0)), emit.add(grid, I64(8 * INVERSE)))
-    emit.write(emit.sext(zero, I64), emit.add(grid, I64(8 * ZERO)))
+    emit.put_field(grid, Grid.inverse, emit.select(safe, bits, I64(0)))
+    emit.put_field(grid, Grid.zero, emit.sext(zero, I64))
     # Finite values, a scale that is a grid's, and units of the accumulator that are normal numbers.
-    smallest, largest = (emit.fmul(scale, emit.field(op, entry, F32)) for entry in (SMALLEST, LARGEST))
+    weights = emit.fields(op, DynamicQuantize.smallest, DynamicQuantize.largest)
+    smallest, largest = (emit.fmul(scale, weight) for weight in weights)
     good = emit.not_(emit.any(nan))
-    limits = (">=", low, -FINITE), ("<=", high, FINITE), (">=", scale, NORMAL), ("<=", scale, MOST), (">=", smallest, NORMAL), ("<=", largest, FINITE)
+    limits = (
+        (">=", low, -FINITE), ("<=", high, FINITE), (">=", scale, NORMAL), ("<=", scale, MOST), (">=", smallest, NORMAL), ("<=", largest, FINITE),
+    )  # fmt: skip
     for relation, value, limit in limits:
         good = emit.and_(good, emit.fcmp_ordered(relation, value, F32(limit)))
     return emit.zext(emit.not_(good), I64)
 
 
-def reduced(emit: Emitter, vector, pick):
+def reduced(emit: Emitter, vector: Value, pick: Callable[[Value, Value], Value]) -> Value:
     """One value of sixteen."""
     values = [emit.extract_element(vector, I32(i)) for i in range(LANES)]
     while len(values) > 1:
@@ -84,88 +120,96 @@ def reduced(emit: Emitter, vector, pick):
     return values[0]
 
 
-def write_dynamic_quantize(emit: Emitter, op, frame):
-    """Codes of rows on the grid of their range, which goes to GRIDS, and those codes to TARGET."""
-    source = source_or_slot(emit, op, frame, SLOT, SOURCE)
-    target, count, width, near, far, grids, stride = (
-        emit.field(op, entry) for entry in (TARGET, COUNT, WIDTH, SOURCE_PITCH, TARGET_PITCH, GRIDS, GRID_STRIDE)
-    )
-    per_row = emit.icmp_signed("!=", emit.field(op, PER_ROW), I64(0))
+def write_quantize(emit: Emitter, op: Value, frame: Value) -> Value:
+    """Codes of rows on the grid of their range, and those grids."""
+    slot, inside, target, count, width, near, far, grids, stride = emit.fields(
+        op, DynamicQuantize.slot, DynamicQuantize.source, DynamicQuantize.target, DynamicQuantize.count, DynamicQuantize.width,
+        DynamicQuantize.source_pitch, DynamicQuantize.target_pitch, DynamicQuantize.grids, DynamicQuantize.grid_stride,
+    )  # fmt: skip
+    source = slot_or(emit, frame, slot, inside)
+    per_row = emit.flag(op, DynamicQuantize.per_row)
     find = function(emit.module, "quantspec_range", 4, run_range)
     quantize = function(emit.module, "quantspec_quantize_run", 4, run_quantize)
-
-    def one_range(i, carried):
-        return [emit.or_(carried[0], emit.call(find, [op, emit.add(source, emit.mul(i, near)), length, emit.add(grids, emit.mul(i, stride))]))]
-
     # Rows lie after one another, so that the whole is one long row.
     length = emit.select(per_row, width, emit.mul(width, count))
-    bad = emit.loop(emit.select(per_row, count, I64(1)), [I64(0)], one_range)[0]
 
-    def row(i, carried):
-        emit.call(quantize, [emit.add(grids, emit.mul(i, stride)), emit.add(source, emit.mul(i, near)), emit.add(target, emit.mul(i, far)), width])
-        return []
+    def one_range(i: Value) -> Value:
+        start, grid = emit.add(source, emit.mul(i, near)), emit.add(grids, emit.mul(i, stride))
+        return emit.call(find, [op, start, length, grid])
 
-    emit.loop(count, [], row)
+    def row(i: Value) -> None:
+        start, grid = emit.add(source, emit.mul(i, near)), emit.add(grids, emit.mul(i, stride))
+        emit.call(quantize, [grid, start, emit.add(target, emit.mul(i, far)), width])
+
+    bad = emit.any_of(emit.select(per_row, count, I64(1)), one_range)
+    emit.each(count, row)
     return bad
 
 
-Y_AHEAD, Y_PITCH, RELU, Y_SLOT = 19, 24, 25, 26  # entries of a product that codes have for sums; Y_AHEAD: bytes from the start of the slot to the first row
-
-
-def float_tile(rows: int, blocks: int, half: bool):
+def float_tile(rows: int, blocks: int, half: bool) -> Body:
     """Writes the function that computes a tile of floats: accumulator times unit, plus bias, each rounded (DIA-DYNAMIC, ``multiply-add``)."""
 
-    def write(emit: Emitter, op, row, panel):
-        first = emit.mul(panel, I64(LANES * PANEL))
-        totals = accumulate(emit, op, row, panel, rows, blocks, [emit.splat(0, INTS)] * (rows * blocks), half)
-        lane = emit.shl(first, I64(2))
-        sums, factors, biases = (
-            [emit.read(emit.add(emit.add(emit.field(op, entry), lane), I64(64 * j)), kind, 64) for j in range(blocks)]
-            for entry, kind in ((SUMS, INTS), (FACTOR, FLOATS), (BIAS, FLOATS))
-        )
-        mask = emit.mask(emit.sub(emit.field(op, OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
-        relu = emit.splat(emit.select(emit.icmp_signed("!=", emit.field(op, RELU), I64(0)), F32(0), F32(float("-inf"))))
-        pitch, target = emit.field(op, Y_PITCH), emit.add(emit.field(op, Y), lane)
-        places = [emit.add(row, I64(i)) for i in range(rows)]
+    def write(emit: Emitter, op: Value, row: Value, panel: Value) -> None:
+        product = emit.place(op, DynamicProduct.product)
+        totals = accumulate(emit, product, row, panel, rows, blocks, [emit.splat(0, INTS)] * (rows * blocks), half)
+        sums = by_lanes(emit, op, DynamicProduct.sums, panel, blocks, INTS)
+        factors, biases = (by_lanes(emit, product, entry, panel, blocks, FLOATS) for entry in (Product.factor, Product.bias))
+        mask = last_mask(emit, product, panel, blocks)
+        least = emit.splat(emit.select(emit.flag(op, DynamicProduct.relu), F32(0), F32(float("-inf"))))
+        pitch, y = emit.field(op, DynamicProduct.y_pitch), emit.field(product, Product.y)
+        target = emit.add(y, emit.mul(panel, I64(4 * LANES * PANEL)))
+        numbers = [emit.add(row, I64(i)) for i in range(rows)]
 
-        def value(i, j):
-            grid = emit.add(emit.field(op, ROW_GRIDS), emit.mul(places[i], emit.field(op, Y_OFFSETS)))
-            scale, zero = emit.splat(emit.field(grid, SCALE, F32)), emit.splat(emit.trunc(emit.field(grid, ZERO), I32))
+        def value(i: int, j: int) -> Value:
+            grids, stride = emit.fields(op, DynamicProduct.row_grids, DynamicProduct.grid_stride)
+            grid = emit.add(grids, emit.mul(numbers[i], stride))
+            scale, zero = emit.splat_fields(grid, Grid.scale, Grid.zero)
             centred = emit.sub(totals[i * blocks + j], emit.mul(zero, sums[j]))
-            real = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), emit.fmul(scale, factors[j])), biases[j])
-            return emit.select(emit.fcmp_ordered("<", real, relu), relu, real)
+            floats = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), emit.fmul(scale, factors[j])), biases[j])
+            return emit.select(emit.fcmp_ordered("<", floats, least), least, floats)
 
-        put_floats(emit, op, [emit.add(target, emit.mul(place, pitch)) for place in places], value, blocks, mask)
+        ys = [emit.add(target, emit.mul(number, pitch)) for number in numbers]
+        put_floats(emit, op, ys, value, blocks, mask)
 
     return write
 
 
-run_product = product("floats", float_tile)
+run_product = gemm.product("dynamic", float_tile)
 
 
-def write_dynamic_product(emit: Emitter, op, frame):
-    """A product of codes to floats. Y_OFFSETS is here the bytes from the grid of one row to that of the next; Y is set from the slot."""
-    address = emit.add(source_or_slot(emit, op, frame, Y_SLOT, Y), emit.field(op, Y_AHEAD))
-    inside = emit.icmp_signed("<", emit.field(op, Y_SLOT), I64(0))
-    emit.write(emit.select(inside, emit.field(op, Y), address), emit.add(op, I64(8 * Y)))
+def write_product(emit: Emitter, op: Value, frame: Value) -> None:
+    """A product of codes to floats. ``y`` is set from the slot."""
+    product = emit.place(op, DynamicProduct.product)
+    slot, ahead, y = *emit.fields(op, DynamicProduct.slot, DynamicProduct.y_ahead), emit.field(product, Product.y)
+    address = emit.add(slot_or(emit, frame, slot, y), ahead)
+    inside = emit.icmp_signed("<", slot, I64(0))
+    emit.put_field(product, Product.y, emit.select(inside, y, address))
     run_product(emit, op, frame)
 
 
-def entries(packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *, qmax: int, per_row: bool, relu: bool) -> tuple[dict[int, int], dict[int, int]]:
-    """The entries of both instructions of a layer, but for where its input and output are. ``keep`` gives the address of an array that lives as long."""
+QUANTIZE = Kernel("dynamic_quantize", DynamicQuantize, write_quantize)
+PRODUCT = Kernel("dynamic_product", DynamicProduct, write_product)
+
+
+def layer(
+    packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *, qmax: int, per_row: bool, relu: bool
+) -> tuple[DynamicQuantize, DynamicProduct]:
+    """Both instructions of a layer, but for where its input and output are. ``keep`` gives the address of an array that lives as long."""
     pitch, scale = row_pitch(inputs), packed.factor[: packed.outputs]
     quantized = keep(aligned(rows * pitch + SLACK))
-    stride = 8 * GRID_ENTRIES if per_row else 0
-    grids = keep(aligned(GRID_ENTRIES * (rows if per_row else 1), np.int64))
-    first = {
-        SLOT: -1, TARGET: quantized, COUNT: rows, WIDTH: inputs, SOURCE_PITCH: 4 * inputs, TARGET_PITCH: pitch, GRIDS: grids,
-        GRID_STRIDE: stride, PER_ROW: int(per_row), QMAX: float_bits(qmax), SMALLEST: float_bits(scale.min()), LARGEST: float_bits(scale.max()),
-    }  # fmt: skip
-    second = {
-        gemm.X: quantized, gemm.W: keep(packed.weight), gemm.BIAS: keep(packed.bias), gemm.FACTOR: keep(packed.factor), gemm.SUMS: keep(packed.sums),
-        gemm.ROWS: rows, gemm.OUTPUTS: packed.outputs, gemm.BLOCKS: packed.blocks, gemm.STEPS: packed.run_steps, gemm.RUNS: 1,
-        gemm.RUN_STEPS: packed.run_steps, gemm.RUN_OFFSETS: keep(np.zeros(1, np.int32)), gemm.X_OFFSETS: keep((np.arange(rows) * pitch).astype(np.int32)),
-        gemm.Y_OFFSETS: stride, gemm.CHUNK: gemm.chunk_rows(rows, inputs), gemm.ROW_GRIDS: grids,
-        gemm.PAST: gemm.goes_past(4 * rows * packed.outputs, packed.outputs), RELU: int(relu), Y_PITCH: 4 * packed.outputs, Y_SLOT: -1,
-    }  # fmt: skip
-    return first, second
+    stride = GRID_BYTES if per_row else 0
+    grids = keep(aligned(GRID_BYTES * (rows if per_row else 1)))
+    quantize = DynamicQuantize(
+        slot=-1, source=0, target=quantized, count=rows, width=inputs, source_pitch=4 * inputs, target_pitch=pitch, grids=grids,
+        grid_stride=stride, per_row=per_row, qmax=qmax, smallest=scale.min(), largest=scale.max(),
+    )  # fmt: skip
+    product = Product(
+        x=quantized, y=0, weight=keep(packed.weight), bias=keep(packed.bias), factor=keep(packed.factor), rows=rows,
+        outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
+        run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep((np.arange(rows) * pitch).astype(np.int32)),
+        chunk=gemm.chunk_rows(rows, inputs),
+    )  # fmt: skip
+    return quantize, DynamicProduct(
+        product=product, row_grids=grids, grid_stride=stride, sums=keep(packed.sums), relu=relu, y_pitch=4 * packed.outputs, slot=-1,
+        past=gemm.goes_past(4 * rows * packed.outputs, packed.outputs),
+    )  # fmt: skip

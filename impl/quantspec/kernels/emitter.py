@@ -4,73 +4,117 @@ Addresses are int64 everywhere. An ``Emitter`` is LLVM's builder with the kernel
 after, so that what is carried from one round to the next stays in registers.
 """
 
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from llvmlite import ir
 
 from . import cpu
+from .records import Entry, Float
+
+# llvmlite has no types of its own: to a type checker these are Any, to a reader what they say.
+Value: TypeAlias = ir.Value
+Block: TypeAlias = ir.Block
+Type: TypeAlias = ir.Type
+Vector: TypeAlias = ir.VectorType
+Module: TypeAlias = ir.Module
+Function: TypeAlias = ir.Function
+Body: TypeAlias = Callable[..., Value | None]  # what writes a function: of an emitter and the function's arguments
 
 LANES = 16
-I1, I8, I16, I32, I64, F32, F64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
-BYTES, SHORTS, INTS, FLOATS, DOUBLES = (ir.VectorType(t, LANES) for t in (I8, I16, I32, F32, F64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F32, F64 = ir.FloatType(), ir.DoubleType()
+BYTES, SHORTS, INTS, FLOATS, DOUBLES = (ir.VectorType(kind, LANES) for kind in (I8, I16, I32, F32, F64))
+NO_LANES = ir.Constant(ir.VectorType(I1, LANES), [0] * LANES)  # a mask
 MAGIC, MAGIC_BITS = 12582912.0, 0x4B400000  # 1.5 * 2^23: adding it rounds to an integer, ties to even, which the low bits then hold
 
 
-class Emitter(ir.IRBuilder):
+class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
     """LLVM's builder with the kernels' vocabulary. A ``vector`` has 16 lanes; ``splat`` fills one."""
 
-    def at(self, address, kind):
+    def at(self, address: Value, kind: Type) -> Value:
         """The address as a pointer to ``kind``."""
         return self.inttoptr(address, kind.as_pointer())
 
-    def read(self, address, kind, align: int = 1):
+    def read(self, address: Value, kind: Type, align: int = 1) -> Value:
         value = self.load(self.at(address, kind))
         value.align = align
         return value
 
-    def write(self, value, address, align: int = 1):
+    def write(self, value: Value, address: Value, align: int = 1) -> Value:
         stored = self.store(value, self.at(address, value.type))
         stored.align = align
         return stored
 
-    def field(self, op, index: int, kind=I64):
-        """Entry ``index`` of an instruction, whose entries are 8 bytes apart."""
-        return self.read(self.add(op, I64(8 * index)), kind, 8)
+    def place(self, record: Value, entry: Entry) -> Value:
+        """Where an entry of the record at an address lies."""
+        return self.add(record, I64(8 * entry.index))
 
-    def splat(self, value, kind=None):
+    def field(self, record: Value, entry: Entry) -> Value:
+        """An entry of the record at an address: int64, or float32 where it is a ``Float``."""
+        return self.read(self.place(record, entry), F32 if isinstance(entry, Float) else I64, 8)
+
+    def fields(self, record: Value, *entries: Entry) -> list[Value]:
+        """Several entries of a record."""
+        return [self.field(record, entry) for entry in entries]
+
+    def put_field(self, record: Value, entry: Entry, value: Value) -> None:
+        """Writes an entry of the record at an address."""
+        self.write(value, self.place(record, entry))
+
+    def flag(self, record: Value, entry: Entry) -> Value:
+        """Whether an entry is not 0."""
+        return self.icmp_signed("!=", self.read(self.place(record, entry), I64, 8), I64(0))
+
+    def splat_fields(self, record: Value, *entries: Entry) -> list[Value]:
+        """Vectors of entries, int32 or float32."""
+        fields = zip(entries, self.fields(record, *entries))
+        return [self.splat(value if isinstance(entry, Float) else self.trunc(value, I32)) for entry, value in fields]
+
+    def item(self, address: Value, index: Value) -> Value:
+        """An int64 of an array, by its number."""
+        return self.read(self.add(address, self.shl(index, I64(3))), I64, 8)
+
+    def int_at(self, table: Value, index: Value, align: int = 1) -> Value:
+        """An int32 of a table, by its number, as int64."""
+        return self.sext(self.read(self.add(table, self.shl(index, I64(2))), I32, align), I64)
+
+    def splat(self, value: Value, kind: Type | None = None) -> Value:
         """All lanes with a scalar value, or a Python number of ``kind``."""
         if not isinstance(value, ir.Value):
             return ir.Constant(kind, [value] * LANES)
         return self.splat_to(value, ir.VectorType(value.type, LANES))
 
-    def splat_to(self, value, vector):
+    def splat_to(self, value: Value, vector: Vector) -> Value:
         """All lanes of a vector of any length with a scalar value."""
         first = self.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
         return self.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))
 
-    def any(self, mask):
+    def any(self, mask: Value) -> Value:
         """Whether any lane is set."""
         bits = ir.IntType(mask.type.count)
         return self.icmp_unsigned("!=", self.bitcast(mask, bits), bits(0))
 
-    def lower(self, vector):
+    def lower(self, vector: Value) -> Value:
         """The first half of the lanes."""
         return self.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, LANES // 2), list(range(LANES // 2))))
 
-    def widened(self, vector):
+    def widened(self, vector: Value) -> Value:
         """A vector of half the lanes with zeros behind them."""
         zeros = ir.Constant(vector.type, [0] * (LANES // 2))
         return self.shuffle_vector(vector, zeros, ir.Constant(INTS, list(range(LANES))))
 
-    def native(self, name: str, kind, *args):
+    def native(self, name: str, kind: Type, *args: Value) -> Value:
         """A call of an LLVM intrinsic or an external function."""
-        known = self.module.globals.get(name)
-        function = known or ir.Function(self.module, ir.FunctionType(kind, [a.type for a in args]), name)
+        existing = self.module.globals.get(name)
+        function = existing or ir.Function(self.module, ir.FunctionType(kind, [a.type for a in args]), name)
         return self.call(function, args)
 
-    def dot(self, total, x, w):
-        """``total`` + the sum over four neighbouring bytes of unsigned ``x`` by signed ``w``, int32 lanes, exact (wraps). Half the lanes only if there are halves."""
+    def dot(self, total: Value, x: Value, w: Value) -> Value:
+        """``total`` + the sum over four neighbouring bytes of unsigned ``x`` by signed ``w``, int32 lanes, exact (wraps).
+
+        Vectors have half the lanes only on a CPU that has such halves.
+        """
         if total.type.count == LANES // 2:
             return self.native("llvm.x86.avx512.vpdpbusd.256", total.type, total, x, w)
         if cpu.target().dot_lanes == LANES:
@@ -89,63 +133,71 @@ class Emitter(ir.IRBuilder):
         even = self.pairs(self.and_(x, ir.Constant(short, [255] * 2 * LANES)), self.ashr(self.shl(w, eight), eight))
         return self.add(total, self.add(even, self.pairs(self.lshr(x, eight), self.ashr(w, eight))))
 
-    def pairs(self, a, b):
-        """Sums of two neighbouring products of 16-bit lanes, in 32 bits. LLVM knows this form as one instruction where there is one."""
+    def pairs(self, a: Value, b: Value) -> Value:
+        """Sums of two neighbouring products of 16-bit lanes, in 32 bits: where the CPU has an instruction for it, LLVM sees it in this form."""
         wide = ir.VectorType(I32, 2 * LANES)
         products = self.mul(self.sext(a, wide), self.sext(b, wide))
-        even, odd = (self.shuffle_vector(products, products, ir.Constant(INTS, list(range(i, 2 * LANES, 2)))) for i in (0, 1))
+        orders = (ir.Constant(INTS, list(range(start, 2 * LANES, 2))) for start in (0, 1))
+        even, odd = (self.shuffle_vector(products, products, order) for order in orders)
         return self.add(even, odd)
 
-    def prefetch(self, address):
+    def prefetch(self, address: Value) -> None:
         """The line at an address to the second-level cache; any address will do."""
-        self.native("llvm.prefetch.p0", ir.VoidType(), self.inttoptr(address, ir.PointerType(I8)), I32(0), I32(2), I32(1))
+        pointer = self.inttoptr(address, ir.PointerType(I8))
+        self.native("llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
 
-    def fma(self, a, b, c):
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a * b + c, rounded once."""
-        return self.native("llvm.fma.v16f32" if isinstance(a.type, ir.VectorType) else "llvm.fma.f32", a.type, a, b, c)
+        name = "llvm.fma.v16f32" if isinstance(a.type, ir.VectorType) else "llvm.fma.f32"
+        return self.native(name, a.type, a, b, c)
 
-    def maximum(self, a, b):
+    def maximum(self, a: Value, b: Value) -> Value:
         """The larger of two floats, lane by lane; ``b`` where ``a`` is NaN."""
         return self.select(self.fcmp_ordered(">", a, b), a, b)
 
-    def minimum(self, a, b):
+    def minimum(self, a: Value, b: Value) -> Value:
         """The smaller of two floats, lane by lane; ``b`` where ``a`` is NaN."""
         return self.select(self.fcmp_ordered("<", a, b), a, b)
 
-    def rounded(self, steps):
+    def rounded(self, steps: Value) -> Value:
         """Floats between -2^22 and 2^22 to the nearest int32, ties to even."""
         moved = self.fadd(steps, self.splat(MAGIC, FLOATS))
         return self.sub(self.bitcast(moved, INTS), self.splat(MAGIC_BITS, INTS))
 
-    def to_int(self, value):
+    def to_int(self, value: Value) -> Value:
         """Floats to the nearest int32, ties to even, and -2^31 for what has none; where registers have 512 bits."""
         return self.native("llvm.x86.avx512.mask.cvtps2dq.512", INTS, value, self.splat(0, INTS), I16(-1), I32(4))
 
-    def rounded_one(self, steps):
+    def rounded_one(self, steps: Value) -> Value:
         """A float of at most 2^22 in size to the nearest int32, ties to even."""
         return self.sub(self.bitcast(self.fadd(steps, F32(MAGIC)), I32), I32(MAGIC_BITS))
 
-    def mask(self, count):
+    def mask(self, count: Value) -> Value:
         """The first ``count`` (int64) lanes."""
-        return self.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), self.splat(self.trunc(self.smaller(count, I64(LANES)), I32)))
+        limit = self.splat(self.trunc(self.smaller(count, I64(LANES)), I32))
+        return self.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), limit)
 
-    def smaller(self, a, b):
+    def smaller(self, a: Value, b: Value) -> Value:
         """The smaller of two integers."""
         return self.select(self.icmp_signed("<", a, b), a, b)
 
-    def write_some(self, value, address, mask):
+    def write_some(self, value: Value, address: Value, mask: Value) -> Value:
         """The lanes of ``mask`` to memory."""
         suffix = {I8: "v16i8", I32: "v16i32", F32: "v16f32"}[value.type.element]
         pointer = self.at(address, value.type)
         kind = ir.VoidType()
         return self.native(f"llvm.masked.store.{suffix}.p0", kind, value, pointer, I32(1), mask)
 
-    def read_some(self, address, kind, mask, other):
+    def read_some(self, address: Value, kind: Vector, mask: Value, other: Value) -> Value:
         """The lanes of ``mask`` from memory, those of ``other`` elsewhere."""
         suffix = {I8: "v16i8", I32: "v16i32", F32: "v16f32"}[kind.element]
         return self.native(f"llvm.masked.load.{suffix}.p0", kind, self.at(address, kind), I32(1), mask, other)
 
-    def loop(self, count, carried: list, body: Callable) -> list:
+    def write_past(self, value: Value, address: Value) -> None:
+        """A whole cache line past the caches."""
+        self.write(value, address, 64).set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
+
+    def loop(self, count: Value, carried: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]) -> list[Value]:
         """``carried = body(i, carried)`` for i from 0 to ``count`` (int64); the last values. The body may not be run at all."""
         before = self.block
         head, inside, after = (self.append_basic_block(name) for name in ("head", "inside", "after"))
@@ -166,23 +218,41 @@ class Emitter(ir.IRBuilder):
         self.position_at_end(after)
         return values
 
+    def each(self, count: Value, body: Callable[[Value], None]) -> None:
+        """``body(i)`` for i from 0 to ``count`` (int64)."""
 
-def function(module: ir.Module, name: str, arguments: int, write: Callable, *, public: bool = False) -> ir.Function:
+        def carrying_nothing(i: Value, carried: list[Value]) -> list[Value]:
+            body(i)
+            return carried
+
+        self.loop(count, [], carrying_nothing)
+
+    def any_of(self, count: Value, body: Callable[[Value], Value]) -> Value:
+        """The bits of ``body(i)`` (int64) for i from 0 to ``count``, all of them together."""
+        return self.loop(count, [I64(0)], lambda i, carried: [self.or_(carried[0], body(i))])[0]
+
+    def if_any(self, condition: Value, body: Callable[[], Value], *, likely: bool | None = None) -> Value:
+        """``body()`` (int64) where a condition holds, otherwise 0."""
+        before = self.block
+        with self.if_then(condition, likely=likely):
+            found, inside = body(), self.block
+        result = self.phi(I64)
+        result.add_incoming(I64(0), before)
+        result.add_incoming(found, inside)
+        return result
+
+
+def function(module: Module, name: str, arguments: int, write: Body, *, public: bool = False) -> Function:
     """The LLVM function ``name`` of int64 arguments, written by ``write(emit, *arguments)`` when the module has none of that name yet.
 
     Its value is what ``write`` gives, int64, or 0.
     """
-    if known := module.globals.get(name):
-        return known
-    made = ir.Function(module, ir.FunctionType(I64, [I64] * arguments), name)
-    made.linkage = "external" if public else "internal"
-    made.attributes.add("noinline")
-    emit = Emitter(made.append_basic_block("entry"))
-    value = write(emit, *made.args)
+    if existing := module.globals.get(name):
+        return existing
+    written = ir.Function(module, ir.FunctionType(I64, [I64] * arguments), name)
+    written.linkage = "external" if public else "internal"
+    written.attributes.add("noinline")
+    emit = Emitter(written.append_basic_block("entry"))
+    value = write(emit, *written.args)
     emit.ret(I64(0) if value is None else value)
-    return made
-
-
-def float_bits(value) -> int:
-    """A float32 as the int64 entry of an instruction that holds its bits."""
-    return struct.unpack("<i", struct.pack("<f", value))[0]
+    return written

@@ -5,89 +5,120 @@ Their rows lie in an output of the program: those of a convolution position by p
 
 from llvmlite import ir
 
-from . import depthwise, gemm, quantize
-from .emitter import F32, FLOATS, I32, I64, INTS, LANES, Emitter
+from . import depthwise, gemm
+from .emitter import F32, FLOATS, I32, I64, INTS, LANES, Body, Emitter, Value
+from .frame import slot_address
+from .jit import Kernel
+from .records import Address, Entry, Integer, Slot
 
-# Entries that products and depthwise kernels of codes have for sums and clamping.
-REAL_BIAS, RELU, Y_SLOT = 19, 25, 26
+
+class ProductFloats(gemm.ProductToFloats):
+    """Accumulators begin with ``bias``, the code of zero taken off; ``float_bias`` is added to the floats."""
+
+    y_offsets: Address
+    float_bias: Address
 
 
-class Real:
+class DepthwiseFloats(depthwise.DepthwiseInstruction):
+    """The same, every channel on its own."""
+
+    float_bias: Address
+    taps: Address
+    relu: Integer
+    slot: Slot
+
+
+class ToFloat:
     """Makes floats of accumulators."""
 
-    def __init__(self, emit: Emitter, op):
+    def __init__(self, emit: Emitter, op: Value, relu: Entry):
         self.emit = emit
-        self.relu = emit.splat(emit.select(emit.icmp_signed("!=", emit.field(op, RELU), I64(0)), F32(0), F32(float("-inf"))))
+        self.least = emit.splat(emit.select(emit.flag(op, relu), F32(0), F32(float("-inf"))))
 
-    def __call__(self, total, factor, bias):
+    def __call__(self, total: Value, factor: Value, bias: Value) -> Value:
         emit = self.emit
         value = emit.fadd(emit.fmul(emit.sitofp(total, FLOATS), factor), bias)
-        return emit.select(emit.fcmp_ordered("<", value, self.relu), self.relu, value)
+        return emit.select(emit.fcmp_ordered("<", value, self.least), self.least, value)
 
 
-def real_tile(rows: int, blocks: int, half: bool):
+def float_tile(rows: int, blocks: int, half: bool) -> Body:
     """Writes the function that computes a tile."""
 
-    def write(emit: Emitter, op, row, panel):
-        first = emit.mul(panel, I64(LANES * gemm.PANEL))
-        starts, factors, biases = (
-            [emit.read(emit.add(emit.add(emit.field(op, entry), emit.shl(first, I64(2))), I64(64 * j)), kind, 64) for j in range(blocks)]
-            for entry, kind in ((gemm.BIAS, INTS), (gemm.FACTOR, FLOATS), (REAL_BIAS, FLOATS))
-        )
-        totals = gemm.accumulate(emit, op, row, panel, rows, blocks, starts * rows, half)
-        real, mask = Real(emit, op), emit.mask(emit.sub(emit.field(op, gemm.OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
-        ys = gemm.addresses(emit, op, gemm.Y, gemm.Y_OFFSETS, row, rows, emit.shl(first, I64(2)))
-        gemm.put_floats(emit, op, ys, lambda i, j: real(totals[i * blocks + j], factors[j], biases[j]), blocks, mask)
+    def write(emit: Emitter, op: Value, row: Value, panel: Value) -> None:
+        product = emit.place(op, ProductFloats.product)
+        starts = gemm.by_lanes(emit, product, gemm.Product.bias, panel, blocks, INTS)
+        factors = gemm.by_lanes(emit, product, gemm.Product.factor, panel, blocks, FLOATS)
+        biases = gemm.by_lanes(emit, op, ProductFloats.float_bias, panel, blocks, FLOATS)
+        totals = gemm.accumulate(emit, product, row, panel, rows, blocks, starts * rows, half)
+        to_float, mask = ToFloat(emit, op, ProductFloats.relu), gemm.last_mask(emit, product, panel, blocks)
+        y = emit.add(emit.field(product, gemm.Product.y), emit.mul(panel, I64(4 * LANES * gemm.PANEL)))
+        ys = gemm.addresses(emit, y, emit.field(op, ProductFloats.y_offsets), row, rows)
+
+        def value(i: int, j: int) -> Value:
+            return to_float(totals[i * blocks + j], factors[j], biases[j])
+
+        gemm.put_floats(emit, op, ys, value, blocks, mask)
 
     return write
 
 
-run_product = gemm.product("reals", real_tile)
+run_product = gemm.product("floats", float_tile)
 
 
-def write_product_real(emit: Emitter, op, frame):
-    """A product of codes to floats. Y is set from the slot; where a group's columns begin, the offsets of rows tell."""
-    emit.write(quantize.slot(emit, op, frame, Y_SLOT), emit.add(op, I64(8 * gemm.Y)))
+def write_product(emit: Emitter, op: Value, frame: Value) -> None:
+    """A product of codes to floats. ``y`` is set from the slot; where a group's columns begin, the offsets of rows tell."""
+    product = emit.place(op, ProductFloats.product)
+    emit.put_field(product, gemm.Product.y, slot_address(emit, frame, emit.field(op, ProductFloats.slot)))
     run_product(emit, op, frame)
 
 
-class Epilogue:
-    """As ``depthwise.Epilogue``, for floats."""
+class ToFloats:
+    """What makes floats of a block of channels that are each on their own (``depthwise.Epilogue``)."""
 
-    def __init__(self, emit: Emitter, op):
-        self.emit, self.tables, self.real = emit, [emit.field(op, entry) for entry in (depthwise.BIAS, depthwise.FACTOR, REAL_BIAS)], Real(emit, op)
+    def __init__(self, emit: Emitter, op: Value):
+        self.emit, self.to_float = emit, ToFloat(emit, op, DepthwiseFloats.relu)
+        layer = emit.place(op, DepthwiseFloats.layer)
+        self.bias, self.factor = emit.fields(layer, depthwise.Depthwise.bias, depthwise.Depthwise.factor)
+        self.float_bias = emit.field(op, DepthwiseFloats.float_bias)
 
-    def block(self, index, left) -> list:
-        lanes = self.emit.mul(index, I64(4 * depthwise.WIDE))
-        starts, self.factors, self.biases = (
-            [self.emit.read(self.emit.add(base, self.emit.add(lanes, I64(64 * j))), kind) for j in range(4)]
-            for base, kind in zip(self.tables, (INTS, FLOATS, FLOATS))
-        )
+    def block(self, index: Value, left: Value) -> list[Value]:
+        tables = (self.bias, INTS), (self.factor, FLOATS), (self.float_bias, FLOATS)
+        starts, self.factors, self.biases = (depthwise.by_lanes(self.emit, table, index, kind) for table, kind in tables)
         self.left = left
         return starts
 
-    def put(self, totals: list, address) -> None:
+    def put(self, totals: list[Value], address: Value) -> None:
         emit = self.emit
-        values = [self.real(*parts) for parts in zip(totals, self.factors, self.biases)]
+        values = [self.to_float(*parts) for parts in zip(totals, self.factors, self.biases)]
         for block, value in enumerate(in_order(emit, values)):
-            emit.write_some(value, emit.add(address, I64(64 * block)), emit.mask(emit.sub(self.left, I64(LANES * block))))
+            mask = emit.mask(emit.sub(self.left, I64(LANES * block)))
+            emit.write_some(value, emit.add(address, I64(64 * block)), mask)
 
 
-def in_order(emit: Emitter, vectors: list) -> list:
+def in_order(emit: Emitter, vectors: list[Value]) -> list[Value]:
     """Four vectors with channels as in ``depthwise.ORDER``, sixteen channels after sixteen: fours of lanes change places with vectors."""
 
-    def picked(a, b, lanes: list[int]):
+    def picked(a: Value, b: Value, lanes: list[int]) -> Value:
         return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
     result = []
     for block in range(4):
         lanes = [4 * block + i for i in range(4)]
-        pairs = [picked(a, b, lanes + [LANES + lane for lane in lanes]) for a, b in zip(vectors[::2], vectors[1::2])]
-        result.append(picked(*pairs, list(range(LANES))))
+        both = lanes + [LANES + lane for lane in lanes]
+        low, high = (picked(a, b, both) for a, b in zip(vectors[::2], vectors[1::2]))
+        result.append(picked(low, high, list(range(LANES))))
     return result
 
 
-def write_depthwise_real(emit: Emitter, op, frame):
-    """A depthwise convolution of codes to floats. Y is set from the slot."""
-    emit.write(quantize.slot(emit, op, frame, Y_SLOT), emit.add(op, I64(8 * depthwise.Y)))
-    depthwise.depthwise(None, Epilogue, 4)(emit, op, frame)
+run_depthwise = depthwise.depthwise(None, DepthwiseFloats.taps, ToFloats, 4)
+
+
+def write_depthwise(emit: Emitter, op: Value, frame: Value) -> None:
+    """A depthwise convolution of codes to floats. ``y`` is set from the slot."""
+    layer = emit.place(op, DepthwiseFloats.layer)
+    emit.put_field(layer, depthwise.Depthwise.y, slot_address(emit, frame, emit.field(op, DepthwiseFloats.slot)))
+    run_depthwise(emit, op, frame)
+
+
+PRODUCT = Kernel("product_floats", ProductFloats, write_product)
+DEPTHWISE = Kernel("depthwise_floats", DepthwiseFloats, write_depthwise)

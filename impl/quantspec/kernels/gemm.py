@@ -10,19 +10,77 @@ first-level cache while rows pass. Tiles of few rows have several sets of accumu
 input zero point times the sum of weights has been subtracted beforehand.
 """
 
+from collections.abc import Callable
+
 from llvmlite import ir
 
 from . import cpu
-from .emitter import BYTES, F32, FLOATS, I32, I64, INTS, LANES, Emitter, function
+from .emitter import BYTES, FLOATS, I32, I64, INTS, LANES, Body, Emitter, Function, Type, Value, function
+from .jit import Kernel
+from .records import Address, Clamp, Entry, Float, Instruction, Integer, Nested, Record, Slot
 
-# Entries of an instruction for a product. Addresses unless said; offsets are int32 arrays.
-X, Y, W, BIAS, FACTOR, ROWS, OUTPUTS, BLOCKS, STEPS = range(1, 10)
-RUNS, RUN_STEPS, RUN_OFFSETS, X_OFFSETS, Y_OFFSETS, CHUNK = range(10, 16)
-LOWEST, HIGHEST, ZERO = range(16, 19)  # float32 in steps relative to the zero point, and the zero point as an integer
-ADD, B, B_OFFSETS, RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST = range(19, 27)
-ROW_GRIDS, SUMS = 27, 28  # of dynamic layers
-PAST = 20  # of products that give floats: whether whole lines of them go past the caches
-AHEAD, ADVANCE = 29, 30  # set while running: where the next panel is to be fetched from, and how far that moves with each half step
+
+class Product(Record):
+    """What every product has. ``x`` and ``y``: where inputs and outputs begin, of which a row is as far from there as its entry of the int32 offsets says.
+
+    ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the cache; a row's inputs are runs of steps.
+    ``ahead`` and ``advance`` are set while running: where the next panel is to be fetched from, and how far that moves with each half step.
+    """
+
+    x: Address
+    y: Address
+    weight: Address
+    bias: Address
+    factor: Address
+    rows: Integer
+    outputs: Integer
+    blocks: Integer
+    steps: Integer
+    runs: Integer
+    run_steps: Integer
+    run_offsets: Address
+    x_offsets: Address
+    chunk: Integer
+    ahead: Address = Address()
+    advance: Integer = Integer()
+
+
+class ProductInstruction(Instruction):
+    """A product, and by its kind what its outputs are."""
+
+    product: Nested[Product]
+
+
+class ProductCodes(ProductInstruction):
+    """Outputs are codes."""
+
+    y_offsets: Address
+    clamp: Nested[Clamp]
+
+
+class ProductAdd(ProductCodes):
+    """Outputs are the codes of a sum: of the product's and of another value's, ``b``. ``is_first``: whether the product is the first operand.
+
+    ``ratio`` belongs to the first operand, ``b_ratio`` to the second.
+    """
+
+    b: Address
+    b_offsets: Address
+    is_first: Integer
+    ratio: Float
+    b_ratio: Float
+    start: Float
+    lowest: Float
+    highest: Float
+
+
+class ProductToFloats(ProductInstruction):
+    """Outputs are floats. ``past``: whether whole lines of them go past the caches; ``slot``: the output of the program that they are."""
+
+    past: Integer
+    relu: Integer
+    slot: Slot
+
 
 TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
@@ -37,41 +95,44 @@ def chunk_rows(rows: int, inputs: int) -> int:
     return max(4, -(-tiles // chunks)) * TILE_ROWS[-1]
 
 
-def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: list, half: bool = False) -> list:
+def accumulate(
+    emit: Emitter, product: Value, row: Value, panel: Value, rows: int, blocks: int, start: list[Value], half: bool = False
+) -> list[Value]:
     """The accumulators, rows by blocks, of a tile, beginning with ``start``; ``half``: of its only block the first eight outputs are all there are."""
     kind = ir.VectorType(I32, LANES // 2) if half else INTS
     start = [emit.lower(v) for v in start] if half else start
-    xs = addresses(emit, op, X, X_OFFSETS, row, rows, I64(0))
-    steps, runs = emit.field(op, RUN_STEPS), emit.field(op, RUN_OFFSETS)
-    w = emit.add(emit.field(op, W), emit.mul(panel, emit.mul(emit.field(op, STEPS), I64(64 * PANEL))))
+    xs = addresses(emit, emit.field(product, Product.x), emit.field(product, Product.x_offsets), row, rows)
+    steps, runs = emit.fields(product, Product.run_steps, Product.run_offsets)
+    all_steps = emit.field(product, Product.steps)
+    w = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(all_steps, I64(64 * PANEL))))
     sets = max(1, IN_FLIGHT // (rows * blocks))
     size = rows * blocks
     fetches = rows == TILE_ROWS[-1]
-    ahead, advance = emit.field(op, AHEAD), emit.field(op, ADVANCE)
+    ahead, advance = emit.fields(product, Product.ahead, Product.advance)
 
-    def run(index, carried):
-        place = emit.sext(emit.read(emit.add(runs, emit.shl(index, I64(2))), I32, 4), I64)
-        bases = [emit.add(pointer, place) for pointer in xs]
+    def run(index: Value, carried: list[Value]) -> list[Value]:
+        offset = emit.int_at(runs, index, 4)
+        bases = [emit.add(pointer, offset) for pointer in xs]
 
-        def step(w, k, totals):
+        def step(w: Value, k: Value, totals: list[Value]) -> list[Value]:
             weights = [emit.read(emit.add(w, I64(64 * j)), kind, 64) for j in range(blocks)]
             fours = (emit.splat_to(emit.read(emit.add(base, emit.shl(k, I64(2))), I32), kind) for base in bases)
             return [emit.dot(totals[i * blocks + j], four, weights[j]) for i, four in enumerate(fours) for j in range(blocks)]
 
-        def fetching(i, carried):
+        def fetching(i: Value, carried: list[Value]) -> list[Value]:
             for _ in range(2):
                 emit.prefetch(carried[-1])
                 carried = [*carried[:-1], emit.add(carried[-1], advance)]
             return [*several(i, carried[:-1]), carried[-1]]
 
-        def several(i, carried):
+        def several(i: Value, carried: list[Value]) -> list[Value]:
             w, totals, k = carried[0], carried[1:], emit.mul(i, I64(sets))
             result = []
             for n in range(sets):
                 result += step(emit.add(w, I64(64 * blocks * n)), emit.add(k, I64(n)), totals[n * size : (n + 1) * size])
             return [emit.add(w, I64(64 * blocks * sets)), *result]
 
-        def one(i, carried):
+        def one(i: Value, carried: list[Value]) -> list[Value]:
             w, totals = carried[0], carried[1:]
             return [emit.add(w, I64(64 * blocks)), *step(w, emit.add(done, i), totals[:size]), *totals[size:]]
 
@@ -82,77 +143,95 @@ def accumulate(emit: Emitter, op, row, panel, rows: int, blocks: int, start: lis
         return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), one)
 
     zeros = [ir.Constant(kind, [0] * kind.count)] * (size * (sets - 1))
-    totals = emit.loop(emit.field(op, RUNS), [w, *start, *zeros, *[ahead] * fetches], run)[1:]
+    totals = emit.loop(emit.field(product, Product.runs), [w, *start, *zeros, *[ahead] * fetches], run)[1:]
     for n in range(1, sets):
         totals[:size] = [emit.add(a, b) for a, b in zip(totals[:size], totals[n * size : (n + 1) * size])]
     return [emit.widened(v) for v in totals[:size]] if half else totals[:size]
 
 
-def goes_past(nbytes: int, outputs: int) -> int:
-    """The entry PAST of a product with so many ``outputs``, of which it is whole panels, and bytes of floats in all."""
-    return int(nbytes >= PAST_BYTES and outputs % (LANES * PANEL) == 0)
+def goes_past(nbytes: int, outputs: int) -> bool:
+    """Whether a product with so many ``outputs``, of which it is whole panels, and bytes of floats in all goes past the caches."""
+    return nbytes >= PAST_BYTES and outputs % (LANES * PANEL) == 0
 
 
-def put_floats(emit: Emitter, op, ys: list, value, blocks: int, mask) -> None:
+def put_floats(
+    emit: Emitter, op: Value, ys: list[Value], value: Callable[[int, int], Value], blocks: int, mask: Value
+) -> None:
     """Writes a tile of floats, ``value(row, block)``, to where its rows begin; of the last block the lanes of ``mask``."""
 
     def put(past: bool) -> None:
         for i, y in enumerate(ys):
             for j in range(blocks):
-                real, address = value(i, j), emit.add(y, I64(64 * j))
+                floats, address = value(i, j), emit.add(y, I64(64 * j))
                 if past:
-                    emit.write(real, address, 64).set_metadata("nontemporal", emit.module.add_metadata([I32(1)]))
+                    emit.write_past(floats, address)
                 elif j < blocks - 1:
-                    emit.write(real, address)
+                    emit.write(floats, address)
                 else:
-                    emit.write_some(real, address, mask)
+                    emit.write_some(floats, address, mask)
 
     if len(ys) < TILE_ROWS[-1] or blocks < PANEL:
         put(False)
         return
     in_lines = emit.icmp_signed("==", emit.and_(ys[0], I64(63)), I64(0))
-    with emit.if_else(emit.and_(in_lines, emit.icmp_signed("!=", emit.field(op, PAST), I64(0)))) as (past, through):
+    with emit.if_else(emit.and_(in_lines, emit.flag(op, ProductToFloats.past))) as (past, through):
         with past:
             put(True)
         with through:
             put(False)
 
 
-def addresses(emit: Emitter, op, base: int, offsets: int, row, rows: int, ahead) -> list:
-    """Where the rows of a tile lie, ``ahead`` bytes from their start on, by the entries of their base and of their offsets."""
-    start, table = emit.add(emit.field(op, base), ahead), emit.add(emit.field(op, offsets), emit.shl(row, I64(2)))
-    return [emit.add(start, emit.sext(emit.read(emit.add(table, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
+def addresses(emit: Emitter, base: Value, offsets: Value, row: Value, rows: int) -> list[Value]:
+    """Where the rows of a tile lie, by their base and by the table of their offsets."""
+    table = emit.add(offsets, emit.shl(row, I64(2)))
+    return [emit.add(base, emit.sext(emit.read(emit.add(table, I64(4 * i)), I32, 4), I64)) for i in range(rows)]
 
 
-def tile(adds: bool):
+def by_lanes(emit: Emitter, product: Value, entry: Entry, panel: Value, blocks: int, kind: Type) -> list[Value]:
+    """A table with an entry of four bytes for each lane: those of a panel, block by block."""
+    base = emit.add(emit.field(product, entry), emit.mul(panel, I64(4 * LANES * PANEL)))
+    return [emit.read(emit.add(base, I64(64 * j)), kind, 64) for j in range(blocks)]
+
+
+def last_mask(emit: Emitter, product: Value, panel: Value, blocks: int) -> Value:
+    """Which lanes of a panel's last block are outputs."""
+    first = emit.mul(panel, I64(LANES * PANEL))
+    return emit.mask(emit.sub(emit.field(product, Product.outputs), emit.add(first, I64(LANES * (blocks - 1)))))
+
+
+Tile = Callable[[int, int, bool], Body]  # what writes the function of a tile of rows by blocks, of which there may be half of one
+
+
+def code_tile(adds: bool) -> Tile:
     """What makes a tile's function: codes, or the codes of their sum with another value."""
 
-    def make(rows: int, blocks: int, half: bool):
-        def write(emit: Emitter, op, row, panel):
-            first = emit.mul(panel, I64(LANES * PANEL))  # output
-            bias = emit.add(emit.field(op, BIAS), emit.shl(first, I64(2)))
-            start = [emit.read(emit.add(bias, I64(64 * j)), INTS, 64) for j in range(blocks)] * rows
-            totals = accumulate(emit, op, row, panel, rows, blocks, start, half)
-            factor = emit.add(emit.field(op, FACTOR), emit.shl(first, I64(2)))
-            factors = [emit.read(emit.add(factor, I64(64 * j)), FLOATS, 64) for j in range(blocks)]
-            lowest, highest = (emit.splat(emit.field(op, name, F32)) for name in (LOWEST, HIGHEST))
-            zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
-            mask = emit.mask(emit.sub(emit.field(op, OUTPUTS), emit.add(first, I64(LANES * (blocks - 1)))))
+    def tile(rows: int, blocks: int, half: bool) -> Body:
+        def write(emit: Emitter, op: Value, row: Value, panel: Value) -> None:
+            product, first = emit.place(op, ProductInstruction.product), emit.mul(panel, I64(LANES * PANEL))
+            start = by_lanes(emit, product, Product.bias, panel, blocks, INTS) * rows
+            totals = accumulate(emit, product, row, panel, rows, blocks, start, half)
+            factors = by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
+            clamp = emit.place(op, ProductCodes.clamp)
+            lowest, highest, zero = emit.splat_fields(clamp, Clamp.lowest, Clamp.highest, Clamp.zero)
+            mask = last_mask(emit, product, panel, blocks)
 
-            def code(i, j):
+            def code(i: int, j: int) -> Value:
                 steps = emit.fmul(emit.sitofp(totals[i * blocks + j], FLOATS), factors[j])
                 return emit.add(emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest)), zero)
 
-            def put(value, address, j):
+            def put(value: Value, address: Value, j: int) -> None:
                 address = emit.add(address, I64(LANES * j))
                 if j < blocks - 1:
                     emit.write(emit.trunc(value, BYTES), address)
                 else:
                     emit.write_some(emit.trunc(value, BYTES), address, mask)
 
-            ys = addresses(emit, op, Y, Y_OFFSETS, row, rows, first)
+            y = emit.add(emit.field(product, Product.y), first)
+            ys = addresses(emit, y, emit.field(op, ProductCodes.y_offsets), row, rows)
             if adds:
-                add_rows(emit, op, code, addresses(emit, op, B, B_OFFSETS, row, rows, first), ys, mask, put, blocks)
+                b, b_offsets = emit.fields(op, ProductAdd.b, ProductAdd.b_offsets)
+                others = addresses(emit, emit.add(b, first), b_offsets, row, rows)
+                add_rows(emit, op, code, others, ys, mask, put, blocks)
             else:
                 for i in range(rows):
                     for j in range(blocks):
@@ -160,17 +239,22 @@ def tile(adds: bool):
 
         return write
 
-    return make
+    return tile
 
 
-def add_rows(emit: Emitter, op, code, others, ys, mask, put, blocks: int) -> None:
-    """Adds another value in codes to those of the tile. ADD is 1 when the tile's are the first operand, 2 when they are the second."""
-    ratio, b_ratio, start, lowest, highest = (emit.splat(emit.field(op, name, F32)) for name in (RATIO, B_RATIO, START, ADD_LOWEST, ADD_HIGHEST))
-    is_first = emit.splat(emit.icmp_signed("==", emit.field(op, ADD), I64(1)))
+def add_rows(
+    emit: Emitter, op: Value, code: Callable[[int, int], Value], others: list[Value], ys: list[Value], mask: Value,
+    put: Callable[[Value, Value, int], None], blocks: int,
+) -> None:  # fmt: skip
+    """Adds another value in codes to those of the tile."""
+    ratio, b_ratio, start, lowest, highest = emit.splat_fields(
+        op, ProductAdd.ratio, ProductAdd.b_ratio, ProductAdd.start, ProductAdd.lowest, ProductAdd.highest
+    )
+    is_first = emit.splat(emit.flag(op, ProductAdd.is_first))
+    zeros = emit.splat(0, BYTES)
     for i, (other, y) in enumerate(zip(others, ys)):
         for j in range(blocks):
             address = emit.add(other, I64(LANES * j))
-            zeros = emit.splat(0, BYTES)
             theirs = emit.read(address, BYTES) if j < blocks - 1 else emit.read_some(address, BYTES, mask, zeros)
             theirs, ours = emit.uitofp(emit.zext(theirs, INTS), FLOATS), emit.sitofp(code(i, j), FLOATS)
             a, b = emit.select(is_first, ours, theirs), emit.select(is_first, theirs, ours)
@@ -178,64 +262,66 @@ def add_rows(emit: Emitter, op, code, others, ys, mask, put, blocks: int) -> Non
             put(emit.rounded(emit.minimum(emit.maximum(total, lowest), highest)), y, j)
 
 
-def product(kind: str, make):
-    """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that ``make(rows, blocks, half)`` writes."""
+def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
+    """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that ``tile(rows, blocks, half)`` writes."""
 
-    def write(emit: Emitter, op, frame):
-        rows, blocks, chunk = (emit.field(op, name) for name in (ROWS, BLOCKS, CHUNK))
+    def tile_functions(emit: Emitter, blocks: int, half: bool) -> list[Function]:
+        name = f"quantspec_{kind}_{{}}_{'half' if half else blocks}"
+        return [function(emit.module, name.format(rows), 3, tile(rows, blocks, half)) for rows in TILE_ROWS]
 
-        def one_chunk(index, carried):
+    def write(emit: Emitter, op: Value, frame: Value) -> None:
+        product = emit.place(op, ProductInstruction.product)
+        rows, blocks, chunk = emit.fields(product, Product.rows, Product.blocks, Product.chunk)
+
+        def one_chunk(index: Value) -> None:
             start = emit.mul(index, chunk)
             end = emit.smaller(emit.add(start, chunk), rows)
 
-            def one_panel(panel, carried):
-                def cover(width: int, half: bool = False):
-                    name = f"quantspec_{kind}_{{}}_{'half' if half else width}"
-                    tiles(emit, op, [function(emit.module, name.format(size), 3, make(size, width, half)) for size in TILE_ROWS], start, end, panel)
+            def one_panel(panel: Value) -> None:
+                def cover(width: int, half: bool = False) -> None:
+                    cover_rows(emit, op, tile_functions(emit, width, half), start, end, panel)
 
                 wide = emit.icmp_signed(">=", emit.sub(blocks, emit.mul(panel, I64(PANEL))), I64(PANEL))
                 with emit.if_else(wide) as (full, part):
                     with full:
                         cover(PANEL)
                     with part:
-                        few = emit.icmp_signed("<=", emit.sub(emit.field(op, OUTPUTS), emit.mul(emit.sub(blocks, I64(1)), I64(LANES))), I64(LANES // 2))
+                        outputs = emit.sub(emit.field(product, Product.outputs), emit.mul(emit.sub(blocks, I64(1)), I64(LANES)))
                         if not cpu.target().has_halves:
                             cover(1)
                         else:
-                            with emit.if_else(few) as (eight, sixteen):
+                            with emit.if_else(emit.icmp_signed("<=", outputs, I64(LANES // 2))) as (eight, sixteen):
                                 with eight:
                                     cover(1, half=True)
                                 with sixteen:
                                     cover(1)
-                return []
 
-            return emit.loop(emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL)), [], one_panel)
+            emit.each(emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL)), one_panel)
 
-        emit.loop(emit.sdiv(emit.add(rows, emit.sub(chunk, I64(1))), chunk), [], one_chunk)
+        emit.each(emit.sdiv(emit.add(rows, emit.sub(chunk, I64(1))), chunk), one_chunk)
 
     return write
 
 
-def tiles(emit: Emitter, op, functions: list, start, end, panel) -> None:
+def cover_rows(emit: Emitter, op: Value, functions: list[Function], start: Value, end: Value, panel: Value) -> None:
     """Covers rows from ``start`` to ``end`` by tiles. A last one may overlap the one before it, where it computes the same again."""
+    product = emit.place(op, ProductInstruction.product)
     largest = TILE_ROWS[-1]
     count = emit.sdiv(emit.sub(end, start), I64(largest))
     # The weights of the next panel, at the end the first one's, come from further away while those of this one are used, each tile fetching its share.
-    steps, tiles = emit.field(op, STEPS), emit.select(emit.icmp_signed(">", count, I64(0)), count, I64(1))
+    steps, tiles = emit.field(product, Product.steps), emit.select(emit.icmp_signed(">", count, I64(0)), count, I64(1))
     advance = emit.sdiv(emit.add(I64(32 * PANEL - 1), tiles), tiles)
-    emit.write(advance, emit.add(op, I64(8 * ADVANCE)))
+    emit.put_field(product, Product.advance, advance)
     after = emit.mul(emit.add(panel, I64(1)), I64(PANEL))
-    after = emit.select(emit.icmp_signed("<", after, emit.field(op, BLOCKS)), after, I64(0))
-    following = emit.add(emit.field(op, W), emit.mul(emit.shl(after, I64(6)), steps))
+    after = emit.select(emit.icmp_signed("<", after, emit.field(product, Product.blocks)), after, I64(0))
+    following = emit.add(emit.field(product, Product.weight), emit.mul(emit.shl(after, I64(6)), steps))
     share = emit.mul(emit.shl(advance, I64(1)), steps)
 
-    def one(index, carried):
-        place = emit.add(following, emit.mul(index, share))
-        emit.write(place, emit.add(op, I64(8 * AHEAD)))
+    def whole_tile(index: Value) -> None:
+        emit.put_field(product, Product.ahead, emit.add(following, emit.mul(index, share)))
         emit.call(functions[-1], [op, emit.add(start, emit.mul(index, I64(largest))), panel])
-        return []
 
-    emit.loop(count, [], one)
+    emit.each(count, whole_tile)
     left = emit.sub(emit.sub(end, start), emit.mul(count, I64(largest)))
     with emit.if_then(emit.icmp_signed(">", left, I64(0))):
         done = emit.append_basic_block("done")
@@ -251,15 +337,14 @@ def tiles(emit: Emitter, op, functions: list, start, end, panel) -> None:
         for rows, tile in reversed(list(zip(TILE_ROWS, functions))):
             count = emit.sdiv(emit.sub(end, row), I64(rows))
 
-            def small(index, carried, tile=tile, row=row, rows=rows):
+            def small(index: Value, tile: Function = tile, row: Value = row, rows: int = rows) -> None:
                 emit.call(tile, [op, emit.add(row, emit.mul(index, I64(rows))), panel])
-                return []
 
-            emit.loop(count, [], small)
+            emit.each(count, small)
             row = emit.add(row, emit.mul(count, I64(rows)))
         emit.branch(done)
         emit.position_at_end(done)
 
 
-write_product = product("codes", tile(False))
-write_product_add = product("sums", tile(True))
+PRODUCT = Kernel("product", ProductCodes, product("codes", code_tile(adds=False)))
+PRODUCT_ADD = Kernel("product_add", ProductAdd, product("sums", code_tile(adds=True)))

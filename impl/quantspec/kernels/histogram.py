@@ -5,28 +5,42 @@ Multiplying by a power of two is exact but where the product is smaller than flo
 
 import numpy as np
 
-from .emitter import F32, FLOATS, I32, I64, INTS, LANES, Emitter, float_bits
+from .emitter import FLOATS, I32, I64, INTS, LANES, Emitter, Value
 from .frame import run_alone
-from .jit import kernel
+from .jit import Kernel
 from .memory import aligned
+from .records import Address, Float, Instruction, Integer
 
-SOURCE, COUNT, FACTOR, HALF, TABLES, BINS, SPACE = range(1, 8)
 SETS = 2  # of counts, by turns: a bin that comes twice in a row would have its second increment wait for the first
 EXPONENTS = -120, 120  # of bins whose factor is a float32
 
 
-def write_histogram(emit: Emitter, op, frame):
-    """Adds one to the count of each value's bin, in one of the int32 tables at TABLES. HALF is the number of the bin of zero; SPACE is room for 16 numbers."""
-    source, count, tables, bins, space = (emit.field(op, entry) for entry in (SOURCE, COUNT, TABLES, BINS, SPACE))
-    factor, half = emit.splat(emit.field(op, FACTOR, F32)), emit.splat(emit.trunc(emit.field(op, HALF), I32))
+class Histogram(Instruction):
+    """``factor``: bins for a step of one. ``half``: the number of the bin of zero, of ``bins``. ``space``: room for 16 numbers."""
+
+    source: Address
+    count: Integer
+    factor: Float
+    half: Integer
+    tables: Address
+    bins: Integer
+    space: Address
+
+
+def write_histogram(emit: Emitter, op: Value, frame: Value) -> None:
+    """Adds one to the count of each value's bin, in one of the int32 tables."""
+    source, count, tables, bins, space = emit.fields(
+        op, Histogram.source, Histogram.count, Histogram.tables, Histogram.bins, Histogram.space
+    )
+    factor, half = emit.splat_fields(op, Histogram.factor, Histogram.half)
     starts = [emit.add(tables, emit.mul(I64(4 * n), bins)) for n in range(SETS)]
     zero, zeros = emit.splat(0.0, FLOATS), emit.splat(0, INTS)
 
-    def increment(table, index):
-        place = emit.add(table, emit.shl(emit.sext(index, I64), I64(2)))
-        emit.write(emit.add(emit.read(place, I32, 4), I32(1)), place, 4)
+    def increment(table: Value, index: Value) -> None:
+        address = emit.add(table, emit.shl(emit.sext(index, I64), I64(2)))
+        emit.write(emit.add(emit.read(address, I32, 4), I32(1)), address, 4)
 
-    def bins_of(x):
+    def bins_of(x: Value) -> Value:
         """floor(x * factor), and one less than zero at the most where x is below zero."""
         steps = emit.fmul(x, factor)
         whole = emit.fptosi(steps, INTS)  # towards zero
@@ -34,24 +48,25 @@ def write_histogram(emit: Emitter, op, frame):
         least = emit.select(emit.fcmp_ordered("<", x, zero), emit.splat(-1, INTS), emit.splat(2**31 - 1, INTS))
         return emit.add(emit.select(emit.icmp_signed("<", whole, least), whole, least), half)
 
-    def sixteen(i, carried):
+    def sixteen(i: Value) -> None:
         emit.write(bins_of(emit.read(emit.add(source, emit.shl(i, I64(6))), FLOATS)), space, 64)
         for lane in range(LANES):
             increment(starts[lane % SETS], emit.read(emit.add(space, I64(4 * lane)), I32, 4))
-        return []
 
     whole = emit.ashr(count, I64(4))
-    emit.loop(whole, [], sixteen)
+    emit.each(whole, sixteen)
     done = emit.shl(whole, I64(4))
     left = emit.sub(count, done)
     last = emit.read_some(emit.add(source, emit.shl(done, I64(2))), FLOATS, emit.mask(left), zero)
     emit.write(emit.select(emit.mask(left), bins_of(last), zeros), space, 64)
 
-    def one(i, carried):
+    def one(i: Value) -> None:
         increment(starts[0], emit.read(emit.add(space, emit.shl(i, I64(2))), I32, 4))
-        return []
 
-    emit.loop(left, [], one)
+    emit.each(left, one)
+
+
+HISTOGRAM = Kernel("histogram", Histogram, write_histogram)
 
 
 def counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
@@ -67,9 +82,9 @@ def counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
     for start in range(0, x.size, 2**31 - 1):  # what an int32 can count
         part = x.reshape(-1)[start : start + 2**31 - 1]
         tables[:] = 0
-        run_alone(kernel("histogram", write_histogram), {
-            SOURCE: part.ctypes.data, COUNT: part.size, FACTOR: float_bits(2.0**-exponent), HALF: bins // 2, TABLES: tables.ctypes.data, BINS: bins,
-            SPACE: space.ctypes.data,
-        })  # fmt: skip
+        run_alone(HISTOGRAM, Histogram(
+            source=part.ctypes.data, count=part.size, factor=2.0**-exponent, half=bins // 2, tables=tables.ctypes.data, bins=bins,
+            space=space.ctypes.data,
+        ))  # fmt: skip
         total += tables.reshape(SETS, bins).sum(0)
     return total

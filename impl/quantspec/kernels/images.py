@@ -1,349 +1,402 @@
-"""Kernels that go over the positions of images: margins, pooling, element by element, and what turns planes of floats into positions of codes and back."""
+"""Kernels that go over the positions of images: margins, pooling, and what is done byte by byte."""
+
+from collections.abc import Callable
 
 from llvmlite import ir
 
 from . import cpu
-from .depthwise import WIDE, first_bytes
-from .emitter import BYTES, F32, FLOATS, I8, I32, I64, INTS, LANES, Emitter, function
-from .quantize import run_quantize, slot, source_or_slot
-
-X, Y, IMAGES, ROWS, WINDOW, CHANNELS, X_IMAGE, Y_IMAGE = range(1, 9)
-TAPS, COUNTS, Y_OFFSETS, FACTORS = range(9, 13)  # int32 offsets [row, window] from an image's start; int32 and float32 (rows,)
-SCALE, ZERO, LOWEST, HIGHEST = range(13, 17)
-
-# Element by element: LOOPS nested counts, the last of which is bytes in a row; strides of each operand in the loops but the last.
-A, B, TARGET, LOOP, A_STRIDE, B_STRIDE, TARGET_STRIDE = 1, 2, 3, 4, 8, 11, 14
-PARAMETER = 17
+from .depthwise import WIDE, first_bytes, write_bytes
+from .emitter import BYTES, F32, FLOATS, I8, I64, INTS, LANES, Emitter, Value
+from .frame import slot_or
+from .jit import Kernel
+from .records import Address, Float, Instruction, Integer, Nested, Record, Slot
 
 
-def over_windows(emit: Emitter, op, one) -> None:
-    """``one(window, count, factor, channel, mask, address)`` for each image, each row of the table and each sixteen channels."""
-    x, y, rows, width, channels = (emit.field(op, entry) for entry in (X, Y, ROWS, WINDOW, CHANNELS))
-    taps, counts, targets, factors = (emit.field(op, entry) for entry in (TAPS, COUNTS, Y_OFFSETS, FACTORS))
+class Windows(Record):
+    """Pooling by a table: for each of the ``rows`` of outputs up to ``window`` inputs, of which its entry of ``counts`` tells how many.
+
+    ``taps``: int32 [row, window], from an image's start; ``y_offsets``: int32 (rows,); ``factors``: float32 (rows,).
+    """
+
+    x: Address
+    y: Address
+    images: Integer
+    rows: Integer
+    window: Integer
+    channels: Integer
+    x_image: Integer
+    y_image: Integer
+    taps: Address
+    counts: Address
+    y_offsets: Address
+    factors: Address
+
+
+class Pool(Instruction):
+    """Pooling, and by its kind what is made of a window."""
+
+    windows: Nested[Windows]
+
+
+class MeanPool(Pool):
+    """``lowest`` and ``highest``: codes relative to the zero point."""
+
+    zero: Integer
+    lowest: Float
+    highest: Float
+
+
+class AveragePool(Pool):
+    """``lowest`` and ``highest``: codes."""
+
+    scale: Float
+    zero: Integer
+    lowest: Float
+    highest: Float
+
+
+class Fill(Instruction):
+    """Bytes of ``zero`` from ``target`` on, in each of the ``images``, ``image`` bytes apart: ``before`` its first position, between its ``height`` lines, of
+    which ``used`` of ``line`` bytes are positions, and ``after`` the last one."""
+
+    target: Address
+    images: Integer
+    image: Integer
+    before: Integer
+    height: Integer
+    line: Integer
+    used: Integer
+    after: Integer
+    zero: Integer
+
+
+class Loops(Record):
+    """How often loops over bytes are run, one within the other: images or planes, lines, positions, bytes of a position."""
+
+    images: Integer
+    lines: Integer
+    positions: Integer
+    bytes: Integer
+
+
+class Strides(Record):
+    """By how many bytes an operand moves on in each loop but the last."""
+
+    image: Integer
+    line: Integer
+    position: Integer
+
+
+class Operands(Record):
+    """Where two operands and what is made of them lie, and the loops over their bytes."""
+
+    a: Address
+    b: Address
+    target: Address
+    loops: Nested[Loops]
+    a_strides: Nested[Strides]
+    b_strides: Nested[Strides]
+    target_strides: Nested[Strides]
+
+
+class OverBytes(Instruction):
+    """What goes from two operands to a third, byte by byte."""
+
+    operands: Nested[Operands]
+
+
+class Combine(OverBytes):
+    """To codes from ``lowest`` to ``highest``."""
+
+    lowest: Float
+    highest: Float
+
+
+class Add(Combine):
+    """The factors of both operands, and the sum of nothing."""
+
+    a_ratio: Float
+    b_ratio: Float
+    start: Float
+
+
+class Mul(Combine):
+    """The factor of the product, and the zero points."""
+
+    ratio: Float
+    a_zero: Integer
+    b_zero: Integer
+    zero: Integer
+
+
+class LookUp(OverBytes):
+    """The address of 256 codes."""
+
+    table: Address
+
+
+class Copy(OverBytes):
+    """``near`` and ``far``: strides of the source and of the target in the last loop. Either may be an input or output of the program, from ``begin`` on."""
+
+    near: Integer
+    far: Integer
+    source_slot: Slot
+    target_slot: Slot
+    begin: Integer
+
+
+Tap = Callable[[Value], Value]  # the codes of sixteen channels at one place of a window, by its number
+
+
+def over_windows(emit: Emitter, op: Value, codes: Callable[[Tap, Value, Value], Value]) -> None:
+    """Writes ``codes(tap, count, factor)`` for each image, each row of the table and each sixteen channels."""
+    table = emit.place(op, Pool.windows)
+    x, y, rows, width, channels = emit.fields(table, Windows.x, Windows.y, Windows.rows, Windows.window, Windows.channels)
+    taps, counts, targets, factors = emit.fields(table, Windows.taps, Windows.counts, Windows.y_offsets, Windows.factors)
+    x_image, y_image = emit.fields(table, Windows.x_image, Windows.y_image)
     blocks = emit.sdiv(emit.add(channels, I64(LANES - 1)), I64(LANES))
 
-    def image(n, carried):
-        source, target = emit.add(x, emit.mul(n, emit.field(op, X_IMAGE))), emit.add(y, emit.mul(n, emit.field(op, Y_IMAGE)))
+    def image(n: Value) -> None:
+        source, target = emit.add(x, emit.mul(n, x_image)), emit.add(y, emit.mul(n, y_image))
 
-        def row(r, carried):
+        def row(r: Value) -> None:
             entry = emit.shl(r, I64(2))
-            count = emit.sext(emit.read(emit.add(counts, entry), I32), I64)
+            count = emit.int_at(counts, r)
             factor = emit.splat(emit.read(emit.add(factors, entry), F32))
             window = emit.add(taps, emit.mul(entry, width))
-            address = emit.add(target, emit.sext(emit.read(emit.add(targets, entry), I32), I64))
+            address = emit.add(target, emit.int_at(targets, r))
 
-            def block(b, carried):
+            def block(b: Value) -> None:
                 channel = emit.shl(b, I64(4))
                 mask = emit.mask(emit.sub(channels, channel))
 
-                def tap(t):
-                    place = emit.sext(emit.read(emit.add(window, emit.shl(t, I64(2))), I32), I64)
-                    return emit.read(emit.add(emit.add(source, place), channel), BYTES)
+                def tap(t: Value) -> Value:
+                    return emit.read(emit.add(emit.add(source, emit.int_at(window, t)), channel), BYTES)
 
-                emit.write_some(one(tap, count, factor), emit.add(address, channel), mask)
-                return []
+                emit.write_some(codes(tap, count, factor), emit.add(address, channel), mask)
 
-            return emit.loop(blocks, [], block)
+            emit.each(blocks, block)
 
-        return emit.loop(rows, [], row)
+        emit.each(rows, row)
 
-    emit.loop(emit.field(op, IMAGES), [], image)
+    emit.each(emit.field(table, Windows.images), image)
 
 
-def write_max(emit: Emitter, op, frame):
+def write_max(emit: Emitter, op: Value, frame: Value) -> None:
     """The largest code of each window."""
 
-    def one(tap, count, factor):
-        def larger(t, carried):
+    def largest(tap: Tap, count: Value, factor: Value) -> Value:
+        def larger(t: Value, carried: list[Value]) -> list[Value]:
             code = tap(t)
             return [emit.select(emit.icmp_unsigned(">", code, carried[0]), code, carried[0])]
 
         return emit.loop(count, [emit.splat(0, BYTES)], larger)[0]
 
-    over_windows(emit, op, one)
+    over_windows(emit, op, largest)
 
 
-def clamped(emit: Emitter, op, steps):
-    """Float steps between the lowest and the highest code, as float32 entries have them, rounded."""
-    lowest, highest = (emit.splat(emit.field(op, entry, F32)) for entry in (LOWEST, HIGHEST))
-    return emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest))
+def write_mean(emit: Emitter, op: Value, frame: Value) -> None:
+    """The average of each window by one float32 factor (DIA-AVERAGE, ``ratio``)."""
+    zero, lowest, highest = emit.splat_fields(op, MeanPool.zero, MeanPool.lowest, MeanPool.highest)
+
+    def mean(tap: Tap, count: Value, factor: Value) -> Value:
+        def more(t: Value, carried: list[Value]) -> list[Value]:
+            return [emit.add(carried[0], emit.sub(emit.zext(tap(t), INTS), zero))]
+
+        total = emit.loop(count, [emit.splat(0, INTS)], more)[0]
+        steps = emit.fmul(emit.sitofp(total, FLOATS), factor)
+        code = emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest))
+        return emit.trunc(emit.add(code, zero), BYTES)
+
+    over_windows(emit, op, mean)
 
 
-def write_mean(emit: Emitter, op, frame):
-    """The average of each window by one float32 factor (DIA-AVERAGE, ``ratio``). LOWEST and HIGHEST are relative to the zero point."""
-    zero = emit.splat(emit.trunc(emit.field(op, ZERO), I32))
-
-    def one(tap, count, factor):
-        total = emit.loop(count, [emit.splat(0, INTS)], lambda t, carried: [emit.add(carried[0], emit.sub(emit.zext(tap(t), INTS), zero))])[0]
-        return emit.trunc(emit.add(clamped(emit, op, emit.fmul(emit.sitofp(total, FLOATS), factor)), zero), BYTES)
-
-    over_windows(emit, op, one)
-
-
-def write_average(emit: Emitter, op, frame):
+def write_average(emit: Emitter, op: Value, frame: Value) -> None:
     """The average of each window in float32 (DIA-AVERAGE, ``real``). The factor is the number of positions."""
-    zero, scale = emit.splat(emit.trunc(emit.field(op, ZERO), I32)), emit.splat(emit.field(op, SCALE, F32))
+    scale, zero, lowest, highest = emit.splat_fields(
+        op, AveragePool.scale, AveragePool.zero, AveragePool.lowest, AveragePool.highest
+    )
 
-    def one(tap, count, factor):
-        def more(t, carried):
+    def average(tap: Tap, count: Value, factor: Value) -> Value:
+        def more(t: Value, carried: list[Value]) -> list[Value]:
             return [emit.fadd(carried[0], emit.fmul(emit.sitofp(emit.sub(emit.zext(tap(t), INTS), zero), FLOATS), scale))]
 
         total = emit.loop(count, [emit.splat(0.0, FLOATS)], more)[0]
         steps = emit.fadd(emit.fdiv(emit.fdiv(total, factor), scale), emit.sitofp(zero, FLOATS))
-        return emit.trunc(clamped(emit, op, steps), BYTES)
+        return emit.trunc(emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest)), BYTES)
 
-    over_windows(emit, op, one)
+    over_windows(emit, op, average)
 
 
-def write_fill(emit: Emitter, op, frame):
-    """Margins of zero points: bytes before the first position, between lines, and behind the last position of each image."""
-    target, images, size, before, height, line, used, after, zero = (emit.field(op, entry) for entry in range(1, 10))
-    zeros = emit.splat(emit.trunc(zero, I8))
+def write_fill(emit: Emitter, op: Value, frame: Value) -> None:
+    """Margins of zero points."""
+    target, images, size, before = emit.fields(op, Fill.target, Fill.images, Fill.image, Fill.before)
+    height, line, used, after = emit.fields(op, Fill.height, Fill.line, Fill.used, Fill.after)
+    zeros = emit.splat(emit.trunc(emit.field(op, Fill.zero), I8))
 
-    def put(address, count):
-        def one(at, mask):
-            place = emit.add(address, at)
-            if mask is None:
-                emit.write(zeros, place)
-            else:
-                emit.write_some(zeros, place, mask)
+    def put(address: Value, count: Value) -> None:
+        by_sixteen(emit, count, lambda at, mask: write_codes(emit, zeros, emit.add(address, at), mask))
 
-        by_sixteen(emit, count, one)
-
-    def image(n, carried):
+    def image(n: Value) -> None:
         start = emit.add(target, emit.mul(n, size))
         put(start, before)
         first = emit.add(start, before)
 
-        def between(h, carried):
+        def between(h: Value) -> None:
             put(emit.add(first, emit.add(emit.mul(h, line), used)), emit.sub(line, used))
-            return []
 
-        emit.loop(emit.sub(height, I64(1)), [], between)
-        put(emit.add(first, emit.add(emit.mul(emit.sub(height, I64(1)), line), used)), after)
-        return []
+        last = emit.sub(height, I64(1))
+        emit.each(last, between)
+        put(emit.add(first, emit.add(emit.mul(last, line), used)), after)
 
-    emit.loop(images, [], image)
+    emit.each(images, image)
 
 
-def over_bytes(emit: Emitter, op, one) -> None:
-    """``one(a, b, target, count)`` for each run of bytes."""
+def write_codes(emit: Emitter, codes: Value, address: Value, mask: Value | None) -> None:
+    """Sixteen bytes to memory, or those in the mask."""
+    if mask is None:
+        emit.write(codes, address)
+    else:
+        emit.write_some(codes, address, mask)
 
-    def level(depth: int, places: list) -> None:
-        def inside(i, carried):
-            moved = [emit.add(place, emit.mul(i, emit.field(op, stride + depth))) for place, stride in zip(places, (A_STRIDE, B_STRIDE, TARGET_STRIDE))]
-            if depth < 2:
+
+Bytes = Callable[[Value, Value, Value, Value], None]  # of the addresses of both operands and of the target, and how many bytes
+
+
+def over_bytes(emit: Emitter, op: Value, run: Bytes) -> None:
+    """``run(a, b, target, count)`` for each run of bytes."""
+    operands = emit.place(op, OverBytes.operands)
+    loops = emit.place(operands, Operands.loops)
+    levels = (Loops.images, Strides.image), (Loops.lines, Strides.line), (Loops.positions, Strides.position)
+    moves = [emit.place(operands, entry) for entry in (Operands.a_strides, Operands.b_strides, Operands.target_strides)]
+
+    def level(depth: int, addresses: list[Value]) -> None:
+        times, stride = levels[depth]
+
+        def inside(i: Value) -> None:
+            moved = [emit.add(address, emit.mul(i, emit.field(move, stride))) for address, move in zip(addresses, moves)]
+            if depth + 1 < len(levels):
                 level(depth + 1, moved)
             else:
-                one(*moved, emit.field(op, LOOP + 3))
-            return []
+                a, b, target = moved
+                run(a, b, target, emit.field(loops, Loops.bytes))
 
-        emit.loop(emit.field(op, LOOP + depth), [], inside)
+        emit.each(emit.field(loops, times), inside)
 
-    level(0, [emit.field(op, entry) for entry in (A, B, TARGET)])
+    level(0, emit.fields(operands, Operands.a, Operands.b, Operands.target))
 
 
-def by_sixteen(emit: Emitter, count, one) -> None:
-    """``one(offset, mask)`` for every sixteen of ``count`` bytes; the mask is None where all are there."""
+def by_sixteen(emit: Emitter, count: Value, run: Callable[[Value, Value | None], None]) -> None:
+    """``run(offset, mask)`` for every sixteen of ``count`` bytes; the mask is None where all are there."""
     whole = emit.ashr(count, I64(4))
-
-    def block(i, carried):
-        one(emit.shl(i, I64(4)), None)
-        return []
-
-    emit.loop(whole, [], block)
+    emit.each(whole, lambda i: run(emit.shl(i, I64(4)), None))
     at = emit.shl(whole, I64(4))
     with emit.if_then(emit.icmp_signed("<", at, count)):
-        one(at, emit.mask(emit.sub(count, at)))
+        run(at, emit.mask(emit.sub(count, at)))
 
 
-def combine(emit: Emitter, op, steps) -> None:
+def combine(emit: Emitter, op: Value, steps: Callable[[Value, Value], Value]) -> None:
     """Writes codes of ``steps(a, b)`` (int32 vectors to float steps, clamped to codes) over all runs."""
+    lowest, highest = emit.splat_fields(op, Combine.lowest, Combine.highest)
 
-    def run(a, b, target, count):
-        def one(at, mask):
-            codes = [emit.zext(emit.read(emit.add(place, at), BYTES), INTS) for place in (a, b)]
+    def run(a: Value, b: Value, target: Value, count: Value) -> None:
+        def sixteen(at: Value, mask: Value | None) -> None:
+            codes = [emit.zext(emit.read(emit.add(address, at), BYTES), INTS) for address in (a, b)]
             value = emit.minimum(emit.maximum(steps(*codes), lowest), highest)
-            code, address = emit.trunc(emit.rounded(value), BYTES), emit.add(target, at)
-            if mask is None:
-                emit.write(code, address)
-            else:
-                emit.write_some(code, address, mask)
+            write_codes(emit, emit.trunc(emit.rounded(value), BYTES), emit.add(target, at), mask)
 
-        by_sixteen(emit, count, one)
+        by_sixteen(emit, count, sixteen)
 
-    lowest, highest = (emit.splat(emit.field(op, PARAMETER + i, F32)) for i in (0, 1))
     over_bytes(emit, op, run)
 
 
-def write_add(emit: Emitter, op, frame):
-    """Sums (DIA-ADD, ``ratios``). Parameters: lowest and highest code, ratio of a, ratio of b, start."""
-    ratio, other, start = (emit.splat(emit.field(op, PARAMETER + i, F32)) for i in (2, 3, 4))
-    combine(emit, op, lambda a, b: emit.fma(emit.uitofp(a, FLOATS), ratio, emit.fma(emit.uitofp(b, FLOATS), other, start)))
+def write_add(emit: Emitter, op: Value, frame: Value) -> None:
+    """Sums (DIA-ADD, ``ratios``)."""
+    a_ratio, b_ratio, start = emit.splat_fields(op, Add.a_ratio, Add.b_ratio, Add.start)
+
+    def steps(a: Value, b: Value) -> Value:
+        return emit.fma(emit.uitofp(a, FLOATS), a_ratio, emit.fma(emit.uitofp(b, FLOATS), b_ratio, start))
+
+    combine(emit, op, steps)
 
 
-def write_mul(emit: Emitter, op, frame):
-    """Products (DIA-MUL, ``inside``). Parameters: lowest and highest code, ratio, zero points of a, b and the output."""
-    ratio = emit.splat(emit.field(op, PARAMETER + 2, F32))
-    a_zero, b_zero, zero = (emit.splat(emit.trunc(emit.field(op, PARAMETER + i), I32)) for i in (3, 4, 5))
+def write_mul(emit: Emitter, op: Value, frame: Value) -> None:
+    """Products (DIA-MUL, ``inside``)."""
+    ratio, a_zero, b_zero, zero = emit.splat_fields(op, Mul.ratio, Mul.a_zero, Mul.b_zero, Mul.zero)
 
-    def steps(a, b):
+    def steps(a: Value, b: Value) -> Value:
         product = emit.sitofp(emit.mul(emit.sub(a, a_zero), emit.sub(b, b_zero)), FLOATS)
         return emit.fadd(emit.fmul(product, ratio), emit.sitofp(zero, FLOATS))
 
     combine(emit, op, steps)
 
 
-def write_table(emit: Emitter, op, frame):
-    """``target = table[a]``. Parameter: the table's address."""
-    table = emit.field(op, PARAMETER)
-    if not cpu.target().looks_up:
+def write_table(emit: Emitter, op: Value, frame: Value) -> None:
+    """``target = table[a]``."""
+    table = emit.field(op, LookUp.table)
+    over_bytes(emit, op, looked_up_by_many(emit, table) if cpu.target().looks_up else looked_up_one_by_one(emit, table))
 
-        def by_one(a, b, target, count):
-            def one(i, carried):
-                code = emit.zext(emit.read(emit.add(a, i), I8), I64)
-                emit.write(emit.read(emit.add(table, code), I8), emit.add(target, i))
-                return []
 
-            emit.loop(count, [], one)
+def looked_up_one_by_one(emit: Emitter, table: Value) -> Bytes:
+    def run(a: Value, b: Value, target: Value, count: Value) -> None:
+        def one(i: Value) -> None:
+            code = emit.zext(emit.read(emit.add(a, i), I8), I64)
+            emit.write(emit.read(emit.add(table, code), I8), emit.add(target, i))
 
-        return over_bytes(emit, op, by_one)
+        emit.each(count, one)
+
+    return run
+
+
+def looked_up_by_many(emit: Emitter, table: Value) -> Bytes:
     bytes64 = ir.VectorType(I8, WIDE)
     parts = [emit.read(emit.add(table, I64(WIDE * i)), bytes64) for i in range(4)]
+    halves = (parts[0], parts[1]), (parts[2], parts[3])
 
-    def by_many(a, b, target, count):
-        def looked_up(at):
+    def run(a: Value, b: Value, target: Value, count: Value) -> None:
+        def looked_up(at: Value) -> Value:
             code = emit.read(emit.add(a, at), bytes64)
-            low, high = (emit.native("llvm.x86.avx512.vpermi2var.qi.512", bytes64, parts[i], code, parts[i + 1]) for i in (0, 2))
-            return emit.select(emit.icmp_signed("<", code, ir.Constant(bytes64, [0] * WIDE)), high, low), emit.add(target, at)
+            low, high = (emit.native("llvm.x86.avx512.vpermi2var.qi.512", bytes64, first, code, second) for first, second in halves)
+            return emit.select(emit.icmp_signed("<", code, ir.Constant(bytes64, [0] * WIDE)), high, low)
 
-        def one(i, carried):
-            emit.write(*looked_up(emit.mul(i, I64(WIDE))))
-            return []
+        def many(i: Value) -> None:
+            at = emit.mul(i, I64(WIDE))
+            emit.write(looked_up(at), emit.add(target, at))
 
         whole = emit.sdiv(count, I64(WIDE))
-        emit.loop(whole, [], one)
+        emit.each(whole, many)
         done = emit.mul(whole, I64(WIDE))
         left = emit.sub(count, done)
         with emit.if_then(emit.icmp_signed(">", left, I64(0))):
-            value, address = looked_up(done)  # reads behind the last code, which the arena allows
-            emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), value, emit.at(address, bytes64), I32(1), first_bytes(emit, left))
+            # Reads behind the last code, which the arena allows.
+            write_bytes(emit, looked_up(done), emit.add(target, done), first_bytes(emit, left))
 
-    return over_bytes(emit, op, by_many)
+    return run
 
 
-def write_copy(emit: Emitter, op, frame):
-    """Bytes from one order to another: the last of the loops has strides as well, parameters 0 and 1. Parameters 2 and 3: the input or output of the program
-    that is the source or the target, or -1; parameter 4: where in it they begin."""
-    for parameter, entry in ((2, A), (3, TARGET)):
-        outside = emit.icmp_signed(">=", emit.field(op, PARAMETER + parameter), I64(0))
-        begin = emit.select(outside, emit.field(op, PARAMETER + 4), I64(0))
-        emit.write(emit.add(source_or_slot(emit, op, frame, PARAMETER + parameter, entry), begin), emit.add(op, I64(8 * entry)))
-    near, far = (emit.field(op, PARAMETER + i) for i in (0, 1))
+def write_copy(emit: Emitter, op: Value, frame: Value) -> None:
+    """Bytes from one order to another: the last of the loops has strides as well."""
+    operands, begin = emit.place(op, Copy.operands), emit.field(op, Copy.begin)
+    for slot, address in ((Copy.source_slot, Operands.a), (Copy.target_slot, Operands.target)):
+        number, inside = emit.field(op, slot), emit.field(operands, address)
+        ahead = emit.select(emit.icmp_signed(">=", number, I64(0)), begin, I64(0))
+        emit.put_field(operands, address, emit.add(slot_or(emit, frame, number, inside), ahead))
+    near, far = emit.fields(op, Copy.near, Copy.far)
 
-    def run(a, b, target, count):
-        def one(i, carried):
+    def run(a: Value, b: Value, target: Value, count: Value) -> None:
+        def one(i: Value) -> None:
             emit.write(emit.read(emit.add(a, emit.mul(i, near)), I8), emit.add(target, emit.mul(i, far)))
-            return []
 
-        emit.loop(count, [], one)
+        emit.each(count, one)
 
     over_bytes(emit, op, run)
 
 
-# Planes of floats. The grid's entries are those of ``codes``.
-SOURCE, GOAL = 1, 2
-P_IMAGES, P_HEIGHT, P_WIDTH, P_CHANNELS, P_IMAGE, P_LINE, P_PITCH, P_LINES = range(13, 21)
-P_START, P_IMAGE_STEP, P_CHANNEL_STEP = range(21, 24)  # in floats
-
-
-def write_quantize_planes(emit: Emitter, op, frame):
-    """Floats [images, channels, height, width] to codes [image][line][position][channel], by way of P_LINES, one line of each channel's codes."""
-    source, target = slot(emit, op, frame, SOURCE), emit.field(op, GOAL)
-    images, height, width, channels, size, line, pitch, lines = (emit.field(op, entry) for entry in range(P_IMAGES, P_LINES + 1))
-    begin, image_step, channel_step = (emit.field(op, entry) for entry in (P_START, P_IMAGE_STEP, P_CHANNEL_STEP))
-    run = function(emit.module, "quantspec_quantize_run", 4, run_quantize)
-    space = emit.add(width, I64(64))
-    single = emit.icmp_signed("==", channels, I64(1))
-
-    def image(n, carried):
-        def row(h, carried):
-            goal = emit.add(target, emit.add(emit.mul(n, size), emit.mul(h, line)))
-
-            def plane(c, carried):
-                start = emit.add(emit.add(begin, emit.mul(n, image_step)), emit.add(emit.mul(c, channel_step), emit.mul(h, width)))
-                codes = emit.select(single, goal, emit.add(lines, emit.mul(c, space)))
-                return [emit.or_(carried[0], emit.call(run, [op, emit.add(source, emit.shl(start, I64(2))), codes, width]))]
-
-            nan = emit.loop(channels, carried, plane)
-            with emit.if_then(emit.icmp_signed("==", pitch, I64(3))):
-                three(emit, lines, space, goal, width)
-            with emit.if_then(emit.and_(emit.icmp_signed("!=", pitch, I64(3)), emit.not_(single))):
-                interleave(emit, lines, space, goal, width, channels, pitch)
-            return nan
-
-        return emit.loop(height, carried, row)
-
-    return emit.loop(images, [I64(0)], image)[0]
-
-
-def three(emit: Emitter, lines, space, goal, width) -> None:
-    """Interleaves three lines, sixteen positions at a time: up to 45 bytes behind the last one are written too."""
-
-    def block(i, carried):
-        at = emit.shl(i, I64(4))
-        parts = [emit.read(emit.add(emit.add(lines, emit.mul(space, I64(c))), at), BYTES) for c in range(3)]
-        wide = ir.VectorType(I32, 2 * LANES)
-        two = emit.shuffle_vector(parts[0], parts[1], ir.Constant(wide, list(range(2 * LANES))))
-        rest = emit.shuffle_vector(parts[2], parts[2], ir.Constant(wide, list(range(2 * LANES))))
-        order = [p + LANES * c for p in range(LANES) for c in range(3)]
-        emit.write(emit.shuffle_vector(two, rest, ir.Constant(ir.VectorType(I32, 3 * LANES), order)), emit.add(goal, emit.mul(at, I64(3))))
-        return []
-
-    emit.loop(emit.ashr(emit.add(width, I64(LANES - 1)), I64(4)), [], block)
-
-
-def interleave(emit: Emitter, lines, space, goal, width, channels, pitch) -> None:
-    """Any number of lines, byte by byte."""
-
-    def position(w, carried):
-        place, start = emit.add(goal, emit.mul(w, pitch)), emit.add(lines, w)
-
-        def channel(c, carried):
-            emit.write(emit.read(emit.add(start, emit.mul(c, space)), I8), emit.add(place, c))
-            return []
-
-        return emit.loop(channels, [], channel)
-
-    emit.loop(width, [], position)
-
-
-def write_dequantize_planes(emit: Emitter, op, frame):
-    """Codes [image][line][position][channel] to floats [images, channels, height, width]."""
-    from .quantize import SCALE as GRID_SCALE
-    from .quantize import ZERO as GRID_ZERO
-
-    source, target = emit.field(op, SOURCE), slot(emit, op, frame, GOAL)
-    images, height, width, channels, size, line, pitch = (emit.field(op, entry) for entry in range(P_IMAGES, P_LINES))
-    begin, image_step, channel_step = (emit.field(op, entry) for entry in (P_START, P_IMAGE_STEP, P_CHANNEL_STEP))
-    scale, zero = emit.field(op, GRID_SCALE, F32), emit.trunc(emit.field(op, GRID_ZERO), I32)
-
-    def image(n, carried):
-        def plane(c, carried):
-            def row(h, carried):
-                start = emit.add(emit.add(source, c), emit.add(emit.mul(n, size), emit.mul(h, line)))
-                first = emit.add(emit.add(begin, emit.mul(n, image_step)), emit.add(emit.mul(c, channel_step), emit.mul(h, width)))
-
-                def position(w, carried):
-                    code = emit.zext(emit.read(emit.add(start, emit.mul(w, pitch)), I8), I32)
-                    real = emit.fmul(emit.sitofp(emit.sub(code, zero), F32), scale)
-                    emit.write(real, emit.add(target, emit.shl(emit.add(first, w), I64(2))))
-                    return []
-
-                return emit.loop(width, [], position)
-
-            return emit.loop(height, [], row)
-
-        return emit.loop(channels, [], plane)
-
-    emit.loop(images, [], image)
+MAX = Kernel("max", Pool, write_max)
+MEAN = Kernel("mean", MeanPool, write_mean)
+AVERAGE = Kernel("average", AveragePool, write_average)
+FILL = Kernel("fill", Fill, write_fill)
+ADD = Kernel("add", Add, write_add)
+MUL = Kernel("mul", Mul, write_mul)
+TABLE = Kernel("table", LookUp, write_table)
+COPY = Kernel("copy", Copy, write_copy)

@@ -4,7 +4,9 @@ import ctypes
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+Triple = tuple[int, int, int]  # one for planes, lines and positions each
 SLACK = 256  # bytes that kernels may read behind the last one they use
 
 
@@ -73,7 +75,7 @@ class Layout:
             return [(self.first, self.images, self.image)]
         return [(self.first + n * self.image, self.depth, self.plane) for n in range(self.images)]
 
-    def offsets(self, counts, stride=(1, 1, 1), start=(0, 0, 0)) -> np.ndarray:
+    def offsets(self, counts: Triple, stride: Triple = (1, 1, 1), start: Triple = (0, 0, 0)) -> np.ndarray:
         """int32 (images * counts,): where the windows lie that start at ``start`` and are ``stride`` positions apart; each for planes, lines and positions."""
         total = np.arange(self.images) * self.image
         for size, before, count, step, begin in zip((self.plane, self.line, self.pitch), self.margin[::2], counts, stride, start):
@@ -95,12 +97,12 @@ def row_pitch(channels: int) -> int:
 def place(x: np.ndarray) -> int:
     """Where an array's values lie, by a third of the time that ``x.ctypes`` takes where it is writeable and not empty."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(x))
+        return ctypes.addressof(ctypes.c_char.from_buffer(x.data))
     except (TypeError, ValueError):
         return x.ctypes.data
 
 
-def aligned(count: int, dtype=np.uint8) -> np.ndarray:
+def aligned(count: int, dtype: DTypeLike = np.uint8) -> np.ndarray:
     """An array of zeros that begins on a cache line."""
     size = count * np.dtype(dtype).itemsize
     space = np.zeros(size + 64, np.uint8)

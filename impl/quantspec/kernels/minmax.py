@@ -6,45 +6,53 @@ import threading
 
 from llvmlite import ir
 
-from .emitter import F32, FLOATS, I1, I32, I64, INTS, LANES, Emitter
-from .frame import frame_of
-from .jit import ADDRESSES, BEGIN, RELEASE, caller, kernel
+from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Emitter, Value
+from .frame import caller, frame_of, slot_addresses
+from .jit import Kernel
+from .records import Address, Instruction, Integer
 
-COUNT, FOUND = 1, 2
 UNROLLED = 4
 LONG = 2**17  # values from which on other Python threads may run meanwhile
-local = threading.local()
 
 
-def write_extremes(emit: Emitter, op, frame):
-    """1 when the COUNT floats in the first slot have a smaller or a larger one than the two in the second, or a NaN.
+class MinMax(Instruction):
+    """How many floats there are, and where the smallest and the largest go."""
 
-    FOUND is where the smallest and the largest of both go, or NaN.
+    count: Integer
+    found: Address
+
+
+def write_minmax(emit: Emitter, op: Value, frame: Value) -> Value:
+    """1 when the ``count`` floats in the first slot have a smaller or a larger one than the two in the second, or a NaN.
+
+    The smallest and the largest of both go to ``found``, or NaN.
     """
-    source, known, count, found = emit.field(frame, ADDRESSES), emit.field(frame, ADDRESSES + 1), emit.field(op, COUNT), emit.field(op, FOUND)
+    source, ends_before = slot_addresses(emit, frame)
+    count, found = emit.fields(op, MinMax.count, MinMax.found)
     first = emit.splat(emit.read(source, F32))
-    start = [ir.Constant(ir.VectorType(I1, LANES), [0] * LANES), *[first] * 2 * UNROLLED]
+    start = [NO_LANES, *[first] * 2 * UNROLLED]
 
-    def seen(carried, xs):
+    def seen(carried: list[Value], xs: list[Value]) -> list[Value]:
         nan, lows, highs = carried[0], carried[1 : 1 + UNROLLED], carried[1 + UNROLLED :]
         for a, b in zip(xs[::2], [*xs[1::2], xs[-1]]):
             nan = emit.or_(nan, emit.fcmp_unordered("uno", a, b))
         lows = [emit.minimum(x, low) for x, low in zip(xs, lows)] + lows[len(xs) :]
         return [nan, *lows, *[emit.maximum(x, high) for x, high in zip(xs, highs)], *highs[len(xs) :]]
 
-    def many(i, carried):
+    def many(i: Value, carried: list[Value]) -> list[Value]:
         at = emit.add(source, emit.mul(i, I64(4 * LANES * UNROLLED)))
         return seen(carried, [emit.read(emit.add(at, I64(4 * LANES * n)), FLOATS) for n in range(UNROLLED)])
 
-    def few(i, carried):
+    def few(i: Value, carried: list[Value]) -> list[Value]:
         at = emit.add(emit.mul(whole, I64(LANES * UNROLLED)), emit.mul(i, I64(LANES)))
-        return seen(carried, [emit.read_some(emit.add(source, emit.shl(at, I64(2))), FLOATS, emit.mask(emit.sub(count, at)), first)])
+        mask = emit.mask(emit.sub(count, at))
+        return seen(carried, [emit.read_some(emit.add(source, emit.shl(at, I64(2))), FLOATS, mask, first)])
 
     whole = emit.sdiv(count, I64(LANES * UNROLLED))
     left = emit.sdiv(emit.add(emit.sub(count, emit.mul(whole, I64(LANES * UNROLLED))), I64(LANES - 1)), I64(LANES))
     nan, *ends = emit.loop(left, emit.loop(whole, start, many), few)
     wider = any_nan = emit.any(nan)
-    for place, better, vectors in ((0, emit.minimum, ends[:UNROLLED]), (4, emit.maximum, ends[UNROLLED:])):
+    for offset, better, vectors in ((0, emit.minimum, ends[:UNROLLED]), (4, emit.maximum, ends[UNROLLED:])):
         while len(vectors) > 1:
             vectors = [better(a, b) for a, b in zip(vectors[::2], vectors[1::2])]
         vector, lanes = vectors[0], LANES
@@ -52,23 +60,37 @@ def write_extremes(emit: Emitter, op, frame):
             lanes //= 2
             other = ir.Constant(INTS, [(i + lanes) % LANES for i in range(LANES)])
             vector = better(emit.shuffle_vector(vector, vector, other), vector)
-        before = emit.read(emit.add(known, I64(place)), F32, 4)
+        before = emit.read(emit.add(ends_before, I64(offset)), F32, 4)
         both = better(emit.extract_element(vector, I32(0)), before)
         wider = emit.or_(wider, emit.fcmp_unordered("!=", both, before))
-        emit.write(emit.select(any_nan, F32(math.nan), both), emit.add(found, I64(place)), 4)
+        emit.write(emit.select(any_nan, F32(math.nan), both), emit.add(found, I64(offset)), 4)
     return emit.zext(wider, I64)
 
 
-def wider(address: int, count: int, known: int) -> tuple[float, float] | None:
-    """The smallest and the largest of ``count`` float32 values at an address, of which there must be one, and of the two floats at ``known``; None if it is they.
+MINMAX = Kernel("minmax", MinMax, write_minmax)
 
-    Both are NaN where any value is.
+
+class Prepared:
+    """What a thread runs: a frame of one instruction, its address, and the two floats that it finds."""
+
+    def __init__(self) -> None:
+        self.found = (ctypes.c_float * 2)()
+        self.frame = frame_of(MINMAX.bound(MinMax(count=0, found=ctypes.addressof(self.found))))
+        self.instruction = MinMax.on(self.frame.instructions[0])
+        self.address, self.run = self.frame.address, caller()
+
+
+local = threading.local()
+
+
+def wider(address: int, count: int, ends: int) -> tuple[float, float] | None:
+    """The smallest and the largest of ``count`` float32 values at an address, of which there must be one, and of the two floats at ``ends``.
+
+    None if they are those two; both are NaN where any value is.
     """
     try:
-        frame, at, found = local.kept
+        ready: Prepared = local.prepared
     except AttributeError:
-        found = (ctypes.c_float * 2)()
-        frame = frame_of(kernel("extremes", write_extremes), {FOUND: ctypes.addressof(found)})
-        local.kept = frame, at, found = frame, frame.ctypes.data, found
-    frame[BEGIN + COUNT], frame[RELEASE] = count, count >= LONG
-    return (found[0], found[1]) if caller()(at, address, known) else None
+        ready = local.prepared = Prepared()
+    ready.instruction.count, ready.frame.release = count, count >= LONG
+    return (ready.found[0], ready.found[1]) if ready.run(ready.address, address, ends) else None

@@ -54,16 +54,23 @@ class QParams:
         """Bytes that the scales and zero points take when stored (SIZ-QPARAMS)."""
         return self.scale.nbytes + self.zero_point.nbytes
 
+    @functools.cached_property
+    def array_grid(self):
+        """What compiled loops over arrays take. ValueError for a grid that is not per tensor."""
+        if self.axis is not None:
+            raise ValueError(f"grid: expected one for the whole array, got one along axis {self.axis}")
+        return compiled().ArrayGrid(float(self.scale), int(self.zero_point), self.qmin, self.qmax, self.dtype)
+
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """The codes of real values; see ``quantize``."""
         if self.axis is None and isinstance(x, np.ndarray) and x.size >= MANY:
-            return compiled().quantize(x, self)
+            return compiled().quantize(x if x.dtype == FLOAT32 else float32_array(x), self.array_grid)
         return quantize(x, self.scale, self.zero_point, qmin=self.qmin, qmax=self.qmax, axis=self.axis)
 
     def dequantize(self, q: np.ndarray) -> np.ndarray:
         """The real values of codes as float32; see ``dequantize``."""
         if self.axis is None and isinstance(q, np.ndarray) and q.dtype == self.dtype and q.size >= MANY:
-            return compiled().dequantize(q, self)
+            return compiled().dequantize(q, self.array_grid)
         return dequantize(q, self.scale, self.zero_point, axis=self.axis)
 
 

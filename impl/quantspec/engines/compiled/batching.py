@@ -3,19 +3,20 @@
 import numpy as np
 import torch
 
-from quantspec.kernels.jit import ADDRESSES, RELEASE, SLICES, STRIDES, THEN, X_FROM, Y_FROM, caller
-from quantspec.kernels.threads import SHARED, Share, crew
+from quantspec.kernels.frame import Frame, caller
+from quantspec.kernels.sharing import Share
+from quantspec.kernels.threads import SHARED, pool
 
-from .parallel import Team, shares
+from .parallel import Parallel, shares
 from .planner import LONG, Plan, Planner
 
 SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
 THREAD_MACS = 2_000_000  # work that is worth giving to another thread, if it is awake; if it is not the caller does it
-TEAM_MACS = 1_000_000  # the same where threads wait for each other
+PARALLEL_MACS = 1_000_000  # the same where threads wait for each other
 PATIENT_MACS = 20_000_000  # work from which on threads that wait for each other wait for one that sleeps, too
-TEAM_REUSE = 10  # multiply-accumulates of a thread for each byte of large weights, up to which each thread had better read only its part of them
+PARALLEL_REUSE = 10  # multiply-accumulates of a thread for each byte of large weights, up to which each thread had better read only its part of them
 
 
 class Bound:
@@ -26,34 +27,36 @@ class Bound:
     """
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int, alone: bool):
-        self.threads, self.team, self.share = threads, None, None
-        batch, teams = planner.batch(shapes), alone and SHARED
+        self.threads = threads
+        self.parallel: Parallel | None = None
+        self.share: Share | None = None
+        batch, together = planner.batch(shapes), alone and SHARED
         if batch:
             # One sample tells the work of all.
             one = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
             self.shapes, macs = [(batch, *shape[1:]) for shape in one.shapes], one.macs * batch
             wanted = wanted_threads(threads, macs, THREAD_MACS)
-            few = planner.weight_bytes > LARGE_WEIGHTS and macs < TEAM_REUSE * threads * planner.weight_bytes
-            members = wanted_threads(threads, macs, TEAM_MACS) if teams and (wanted > batch or few) else 1
+            few = planner.weight_bytes > LARGE_WEIGHTS and macs < PARALLEL_REUSE * threads * planner.weight_bytes
+            members = wanted_threads(threads, macs, PARALLEL_MACS) if together and (wanted > batch or few) else 1
             if members > 1:
-                self.team = Team(planner.plan(dict(zip(planner.inputs, shapes))), members)
+                self.parallel = Parallel(planner.plan(dict(zip(planner.inputs, shapes))), members)
             else:
                 most = slice_size(planner, one)
                 self.tasks = [self.slices(planner, shapes, most, macs, *share) for share in shares(batch, min(wanted, batch))]
         else:
             plan = planner.plan(dict(zip(planner.inputs, shapes)))
             self.shapes, macs = plan.shapes, plan.macs
-            wanted = wanted_threads(threads, macs, TEAM_MACS) if teams else 1
-            self.team = Team(plan, wanted) if wanted > 1 else None
+            wanted = wanted_threads(threads, macs, PARALLEL_MACS) if together else 1
+            self.parallel = Parallel(plan, wanted) if wanted > 1 else None
             self.tasks = [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
-        if self.team:
-            self.tasks = [[(self.team.plan, (0,) * (len(shapes) + len(self.shapes)))]]
-        self.threaded = macs >= 2 * min(THREAD_MACS, TEAM_MACS)
+        if self.parallel:
+            self.tasks = [[(self.parallel.plan, (0,) * (len(shapes) + len(self.shapes)))]]
+        self.threaded = macs >= 2 * min(THREAD_MACS, PARALLEL_MACS)
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run, self.direct = caller(), len(shapes) == len(self.shapes) == 1
         starts = [self.chained(task) for task in self.tasks]
-        if self.team:
-            self.share = self.team.share(direct=self.direct, awake=macs < PATIENT_MACS)
+        if self.parallel:
+            self.share = self.parallel.share(direct=self.direct, awake=macs < PATIENT_MACS)
         elif len(starts) > 1:
             self.share = Share(starts, direct=self.direct)
         self.start = self.share.address if self.share else starts[0]
@@ -62,16 +65,16 @@ class Bound:
         """The address of a task's first frame, of which each leads to the next."""
         plans = [plan for plan, _ in task]
         for plan, following in zip(plans, plans[1:]):
-            plan.frame[THEN] = following.address
+            plan.frame.then = following.address
         if self.direct:
             for plan, offsets in task:
-                plan.frame[[X_FROM, Y_FROM]] = offsets
+                plan.frame.x_from, plan.frame.y_from = offsets
         return plans[0].address
 
     @property
     def stale(self) -> bool:
         """Whether the workers are another process's."""
-        return self.share is not None and self.share.generation != crew.generation
+        return self.share is not None and self.share.generation != pool.generation
 
     def slices(self, planner: Planner, shapes, most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
         """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the start of every input and output to its part."""
@@ -82,9 +85,8 @@ class Bound:
         for start, samples, times in ((first, size, count // size), (first + count // size * size, count % size, 1)):
             if samples and times:
                 plan = planner.plan({name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)})
-                plan.frame[SLICES] = times
-                plan.frame[RELEASE] = macs >= LONG
-                plan.frame[STRIDES : STRIDES + len(steps)] = [samples * step for step in steps]
+                plan.frame.slices, plan.frame.release = times, macs >= LONG
+                plan.frame.strides[: len(steps)] = [samples * step for step in steps]
                 result.append((plan, tuple(start * step for step in steps)))
         return result
 
@@ -95,13 +97,13 @@ class Bound:
         if self.direct:
             return None if self.run(self.start, *starts) else outputs
         for frame, offsets in self.frames():
-            frame[ADDRESSES : ADDRESSES + len(starts)] = [start + offset for start, offset in zip(starts, offsets)]
+            frame.addresses[: len(starts)] = [start + offset for start, offset in zip(starts, offsets)]
         return None if self.run(self.start, 0, 0) else outputs
 
-    def frames(self) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+    def frames(self) -> list[tuple[Frame, tuple[int, ...]]]:
         """All frames that read inputs or write outputs, and how many bytes from the start of each."""
         plans = [(plan.frame, offsets) for task in self.tasks for plan, offsets in task]
-        return plans + [(frame, plans[0][1]) for frame in (self.team.frames if self.team else ())]
+        return plans + [(frame, plans[0][1]) for frame in (self.parallel.frames if self.parallel else ())]
 
 
 def wanted_threads(threads: int, macs: int, least: int) -> int:

@@ -15,13 +15,13 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
 from quantspec.ir.program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Recurrent, Ref
 from quantspec.ir.traverse import is_direct, reads, refs, replace_refs
-from quantspec.kernels.jit import caller
-from quantspec.kernels.threads import crew
+from quantspec.kernels.frame import caller
+from quantspec.kernels.threads import pool
 from quantspec.numerics.affine import float32_array
 from quantspec.numerics.dialects.named import dialect
 
 from .batching import Bound
-from .instructions import EMITTERS
+from .instructions import EMITTERS, emit_margin
 from .packing import pack_layer
 from .planner import Planner
 from .recurrent import Recurring
@@ -47,7 +47,7 @@ class Segment:
             *(Import(name, outer(name)) for name in self.inputs if name in self.imports), *inside, *(Export(outer(name), name) for name in outputs if name in exports)
         )  # fmt: skip
         names = (tuple(outer(name) if name in group else name for name in side) for side, group in ((self.inputs, self.imports), (outputs, exports)))
-        self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS)
+        self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS, emit_margin)
         self.images = frozenset(step.name for step in steps if isinstance(step, Conv) and is_direct(step))
         self.local = threading.local()
         self.alone = False  # whether it is all of a program: threads that wait for each other lose more by torch's, which look for work for a while, than they win
@@ -200,7 +200,7 @@ class Compiled:
             ready = self.local.__dict__.get(x.shape)
             if ready is not None:
                 address, shape, threads, generation, _ = ready
-                if threads == 0 or threads == torch.get_num_threads() and generation == crew.generation:
+                if threads == 0 or threads == torch.get_num_threads() and generation == pool.generation:
                     y = torch.empty(shape)
                     if self.run(address, x.data_ptr(), y.data_ptr()) == 0:
                         return y
@@ -209,7 +209,7 @@ class Compiled:
         if bound is not None and bound.direct:
             if len(known) >= SHAPES_KEPT:
                 known.clear()
-            known[x.shape] = bound.start, bound.shapes[0], bound.threads if bound.threaded else 0, crew.generation, bound  # which owns the memory
+            known[x.shape] = bound.start, bound.shapes[0], bound.threads if bound.threaded else 0, pool.generation, bound  # which owns the memory
         return y
 
 

@@ -1,133 +1,164 @@
 """The instructions of each kind of step: those of layers are in ``layers``."""
 
 import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import AdaptiveAvgPool, Add, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Mul, Quantize, Relu, Table
-from quantspec.kernels import images, quantize
-from quantspec.kernels.emitter import float_bits
+from quantspec.ir.program import (
+    AdaptiveAvgPool,
+    Add,
+    AvgPool,
+    Concat,
+    Conv,
+    Dequantize,
+    Linear,
+    MaxPool,
+    Mean,
+    Move,
+    Mul,
+    Quantize,
+    Relu,
+    Table,
+)
+from quantspec.kernels import images, planes, quantize
 from quantspec.kernels.memory import Layout, aligned
+from quantspec.kernels.records import Grid
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.named import dialect
+from quantspec.numerics.dialects.operations import rescale
 from quantspec.numerics.windows import counts as window_counts
 from quantspec.numerics.windows import part
 
 from .layer_instructions import emit_conv, emit_conv_add, emit_dynamic, emit_linear
-from .planner import Planner, Value, layout_of
+from .planner import Planner, layout_of
 from .shapes import ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import, ratios
 
 
-def emit_quantize(planner: Planner, step: Quantize) -> None:
-    layout = planner.values[step.name].layout
+def grid_record(grid: QParams) -> Grid:
+    """A grid as kernels read it."""
+    return quantize.grid_record(float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax)
+
+
+def emit_quantize(planner: Planner, step: Quantize | FlatQuantize) -> None:
+    layout, grid = planner.values[step.name].layout, grid_record(step.qparams)
     if layout.is_row:
-        op = planner.emit("quantize", quantize.write_quantize, {
-            quantize.SOURCE: planner.slot(step.x), quantize.TARGET: planner.first(step.name), quantize.COUNT: layout.images, quantize.WIDTH: layout.channels,
-            quantize.SOURCE_PITCH: 4 * layout.channels, quantize.TARGET_PITCH: layout.pitch,
-        })  # fmt: skip
-        quantize.quantize_fields(op, step.qparams)
+        planner.emit(quantize.QUANTIZE, quantize.QuantizeRows(
+            source=planner.slot(step.x), target=planner.first(step.name), count=layout.images, width=layout.channels,
+            source_pitch=4 * layout.channels, target_pitch=layout.pitch, grid=grid,
+        ))  # fmt: skip
         return
     lines = planner.keep(aligned(layout.channels * (layout.width + 64)))
-    for start, entries in planes(layout):
-        op = planner.emit("quantize_planes", images.write_quantize_planes, entries | {
-            images.SOURCE: planner.slot(step.x), images.GOAL: planner.address(step.name) + start, images.P_LINES: lines,
-        })  # fmt: skip
-        quantize.quantize_fields(op, step.qparams)
+    for start, stack in plane_stacks(layout):
+        planner.emit(planes.QUANTIZE, planes.QuantizePlanes(
+            planes=stack, grid=grid, source=planner.slot(step.x), target=planner.address(step.name) + start, lines=lines,
+        ))  # fmt: skip
 
 
-def planes(layout: Layout) -> list[tuple[int, dict[int, int]]]:
-    """For each stack of planes where it begins, and its entries for going from or to floats [images, channels, *positions]."""
+def plane_stacks(layout: Layout) -> list[tuple[int, planes.Planes]]:
+    """For each stack of planes where it begins, and how to go from or to floats [images, channels, *positions]."""
     area = layout.height * layout.width
     channel = layout.depth * area
     return [
-        (start, {
-            images.P_IMAGES: count, images.P_HEIGHT: layout.height, images.P_WIDTH: layout.width, images.P_CHANNELS: layout.channels, images.P_IMAGE: distance,
-            images.P_LINE: layout.line, images.P_PITCH: layout.pitch, images.P_START: n * layout.channels * channel, images.P_CHANNEL_STEP: channel,
-            images.P_IMAGE_STEP: area if layout.is_volume else layout.channels * channel,
-        }) for n, (start, count, distance) in enumerate(layout.stacks())
+        (start, planes.Planes(
+            images=count, height=layout.height, width=layout.width, channels=layout.channels, image=distance, line=layout.line,
+            pitch=layout.pitch, begin=n * layout.channels * channel, channel_step=channel,
+            image_step=area if layout.is_volume else layout.channels * channel,
+        )) for n, (start, count, distance) in enumerate(layout.stacks())
     ]  # fmt: skip
 
 
 def emit_dequantize(planner: Planner, step: Dequantize) -> None:
-    layout = planner.values[step.x].layout
+    layout, grid = planner.values[step.x].layout, grid_record(step.qparams)
     if layout.counts == (1, 1, 1):
-        op = planner.emit("dequantize", quantize.write_dequantize, {
-            quantize.SOURCE: planner.first(step.x), quantize.TARGET: planner.slot(step.name), quantize.COUNT: layout.images, quantize.WIDTH: layout.channels,
-            quantize.SOURCE_PITCH: layout.image, quantize.TARGET_PITCH: 4 * layout.channels,
-        })  # fmt: skip
-        quantize.quantize_fields(op, step.qparams)
+        planner.emit(quantize.DEQUANTIZE, quantize.DequantizeRows(
+            source=planner.first(step.x), target=planner.slot(step.name), count=layout.images, width=layout.channels,
+            source_pitch=layout.image, target_pitch=4 * layout.channels, grid=grid,
+        ))  # fmt: skip
         return
-    for start, entries in planes(layout):
-        op = planner.emit("dequantize_planes", images.write_dequantize_planes, entries | {
-            images.SOURCE: planner.address(step.x) + start, images.GOAL: planner.slot(step.name),
-        })  # fmt: skip
-        quantize.quantize_fields(op, step.qparams)
+    for start, stack in plane_stacks(layout):
+        planner.emit(planes.DEQUANTIZE, planes.DequantizePlanes(
+            planes=stack, grid=grid, source=planner.address(step.x) + start, target=planner.slot(step.name),
+        ))  # fmt: skip
 
 
-def emit_margin(planner: Planner, value: Value) -> None:
+def emit_margin(planner: Planner, name: str, zero: int) -> None:
     """The zero points around images."""
-    layout = value.layout
+    layout, address = planner.values[name].layout, planner.address(name)
     used, before = layout.width * layout.pitch, layout.margin[2] * layout.line + layout.margin[4] * layout.pitch
     after = layout.plane - before - (layout.height - 1) * layout.line - used
-    address = planner.arena.ctypes.data + value.place
-    fills = [(start - before, count, distance, before, layout.height, layout.line, used, after) for start, count, distance in layout.stacks()]
+    for start, count, distance in layout.stacks():
+        planner.emit(images.FILL, images.Fill(
+            target=address + start - before, images=count, image=distance, before=before, height=layout.height, line=layout.line,
+            used=used, after=after, zero=zero,
+        ))  # fmt: skip
     # Whole planes before and behind, in the images' order.
     front, back = (planes * layout.plane for planes in layout.margin[:2])
-    fills += [(start, layout.images, layout.image, length, 1, 0, 0, 0) for start, length in ((0, front), (layout.image - back, back)) if length]
-    for start, *entries in fills:
-        planner.emit("fill", images.write_fill, dict(enumerate((address + start, *entries, value.filled), 1)))
+    for start, length in ((0, front), (layout.image - back, back)):
+        if length:
+            planner.emit(images.FILL, images.Fill(
+                target=address + start, images=layout.images, image=layout.image, before=length, height=1, line=0, used=0, after=0, zero=zero,
+            ))  # fmt: skip
 
 
 def emit_view(planner: Planner, step: FlatFloat) -> None:
     """Nothing: floats lie in the same order."""
 
 
-def emit_windows(planner: Planner, step, kernel, write, windows: list[list[int]], factors, entries: dict[int, int]) -> None:
+Pooling = MaxPool | AvgPool | AdaptiveAvgPool | Mean
+
+
+def window_entries(planner: Planner, step: Pooling, windows: list[list[int]], factors: ArrayLike) -> images.Windows:
     """Pooling by a table: for each output position the offsets of the inputs that count."""
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     width = max(map(len, windows), default=1)
     taps = np.array([window + [0] * (width - len(window)) for window in windows], np.int32)
     one = Layout(1, y.height, y.width, y.channels, y.margin, y.depth)
-    planner.emit(kernel, write, {
-        images.X: planner.address(step.x), images.Y: planner.address(step.name), images.IMAGES: y.images, images.ROWS: len(windows), images.WINDOW: width,
-        images.CHANNELS: y.channels, images.X_IMAGE: x.image, images.Y_IMAGE: y.image, images.TAPS: planner.keep(taps),
-        images.COUNTS: planner.keep(np.array([len(window) for window in windows], np.int32)), images.Y_OFFSETS: planner.keep(one.offsets(y.counts)),
-        images.FACTORS: planner.keep(np.array(factors, np.float32)),
-    } | entries)  # fmt: skip
+    return images.Windows(
+        x=planner.address(step.x), y=planner.address(step.name), images=y.images, rows=len(windows), window=width,
+        channels=y.channels, x_image=x.image, y_image=y.image, taps=planner.keep(taps),
+        counts=planner.keep(np.array([len(window) for window in windows], np.int32)),
+        y_offsets=planner.keep(one.offsets(y.counts)), factors=planner.keep(np.array(factors, np.float32)),
+    )  # fmt: skip
 
 
-def inside(step, x: Layout, y: Layout) -> list[list[int]]:
+def inside(step: MaxPool | AvgPool, x: Layout, y: Layout) -> list[list[int]]:
     """For each window the offsets of its positions that lie in the image, row by row."""
-    missing = (1,) * (3 - len(step.kernel))
-    kernel, stride, dilation = ((*missing, *value) for value in (step.kernel, step.stride, getattr(step, "dilation", (1,) * len(step.kernel))))
-    padding = ((0,) * len(missing) + tuple(step.padding))
+    missing = 3 - len(step.kernel)
+    dilations = step.dilation if isinstance(step, MaxPool) else (1,) * len(step.kernel)
+    kernel, stride, dilation = ((1,) * missing + tuple(value) for value in (step.kernel, step.stride, dilations))
+    padding = (0,) * missing + tuple(step.padding)
     along = []
     for axis, (n, count) in enumerate(zip(x.counts, y.counts)):
         starts = [i * stride[axis] - padding[axis] for i in range(count)]
-        along.append([[p for p in (start + k * dilation[axis] for k in range(kernel[axis])) if 0 <= p < n] for start in starts])
+        seen = [[start + k * dilation[axis] for k in range(kernel[axis])] for start in starts]
+        along.append([[position for position in window if 0 <= position < n] for window in seen])
     return [positions(x, *axes) for axes in itertools.product(*along)]
 
 
-def positions(x: Layout, planes, rows, columns) -> list[int]:
+def positions(x: Layout, planes: Iterable[int], rows: Iterable[int], columns: Iterable[int]) -> list[int]:
     """The offsets of positions within an image, by their numbers along each axis."""
     return [x.first + d * x.plane + i * x.line + j * x.pitch for d in planes for i in rows for j in columns]
 
 
 def emit_max(planner: Planner, step: MaxPool) -> None:
-    x, y = planner.values[step.x].layout, planner.values[step.name].layout
-    windows = inside(step, x, y)
-    emit_windows(planner, step, "max", images.write_max, windows, [0] * len(windows), {})
+    windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
+    planner.emit(images.MAX, images.Pool(windows=window_entries(planner, step, windows, [0] * len(windows))))
 
 
 def emit_average(planner: Planner, step: AvgPool) -> None:
-    x, y = planner.values[step.x].layout, planner.values[step.name].layout
-    shape = planner.shapes[step.x][2:]
-    positions = window_counts(shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad).ravel()
-    if not positions.all():
+    shape, grid = planner.shapes[step.x][2:], step.qparams
+    counts = window_counts(shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad).ravel()
+    if not counts.all():
         raise UnsupportedError(f"step {step.name!r}: a window has no positions that count")
-    grid = step.qparams
-    emit_windows(planner, step, "average", images.write_average, inside(step, x, y), positions, {
-        images.SCALE: float_bits(grid.scale), images.ZERO: int(grid.zero_point), images.LOWEST: float_bits(grid.qmin), images.HIGHEST: float_bits(grid.qmax),
-    })  # fmt: skip
+    windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
+    planner.emit(images.AVERAGE, images.AveragePool(
+        windows=window_entries(planner, step, windows, counts), scale=grid.scale, zero=int(grid.zero_point), lowest=grid.qmin,
+        highest=grid.qmax,
+    ))  # fmt: skip
 
 
 def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
@@ -139,37 +170,54 @@ def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
     grid, point = step.qparams, int(step.qparams.zero_point)
     with np.errstate(over="ignore"):
         factors = [grid.scale / (grid.scale * np.float32(len(window))) for window in windows]
-    emit_windows(planner, step, "mean", images.write_mean, windows, factors, {
-        images.ZERO: point, images.LOWEST: float_bits(grid.qmin - point), images.HIGHEST: float_bits(grid.qmax - point),
-    })  # fmt: skip
+    planner.emit(images.MEAN, images.MeanPool(
+        windows=window_entries(planner, step, windows, factors), zero=point, lowest=grid.qmin - point, highest=grid.qmax - point,
+    ))  # fmt: skip
 
 
-def emit_bytes(planner: Planner, name: str, write, a: str, b: str, target: str, parameters, *, start: int = 0) -> None:
-    """An instruction that goes over the bytes of two values, of which one may have fewer images or positions, to channels of ``target`` from ``start`` on."""
+def operands(planner: Planner, a: str, b: str, target: str, *, start: int = 0) -> list[images.Operands]:
+    """Going over the bytes of two values, of which one may have fewer images or positions, to channels of ``target`` from ``start`` on.
+
+    One for each image where an image is more than a plane.
+    """
     layouts = [planner.values[value].layout for value in (a, b, target)]
-    count, depth, height, width = (max(getattr(layout, side) for layout in layouts) for side in ("images", "depth", "height", "width"))
+    count, depth = max(x.images for x in layouts), max(x.depth for x in layouts)
+    height, width = max(x.height for x in layouts), max(x.width for x in layouts)
     channels, volumes = layouts[0].channels, any(layout.is_volume for layout in layouts)
-    sides = [(x.plane, x.depth) if volumes else (x.image, x.images) for x in layouts]
-    strides = [[pitch * (count > 1) for pitch, count in (side, (x.line, x.height), (x.pitch, x.width))] for side, x in zip(sides, layouts)]
-    loops = [depth if volumes else count, height, width, channels]
+    a_strides, b_strides, target_strides = (
+        images.Strides(
+            image=(x.plane if volumes else x.image) * ((x.depth if volumes else x.images) > 1), line=x.line * (x.height > 1),
+            position=x.pitch * (x.width > 1),
+        ) for x in layouts
+    )  # fmt: skip
+    outer = depth if volumes else count
     if layouts[0].width == layouts[1].width and len({x.pitch for x in layouts}) == 1 and start == 0:
         # Whole lines, with what lies between the channels of one position and the next.
-        loops = [loops[0], height, 1, (width - 1) * layouts[0].pitch + channels]
-    entries = {images.PARAMETER + i: value for i, value in enumerate(parameters)}
-    for base, values in ((images.LOOP, loops), (images.A_STRIDE, strides[0]), (images.B_STRIDE, strides[1]), (images.TARGET_STRIDE, strides[2])):
-        entries |= {base + i: value for i, value in enumerate(values)}
+        loops = images.Loops(images=outer, lines=height, positions=1, bytes=(width - 1) * layouts[0].pitch + channels)
+    else:
+        loops = images.Loops(images=outer, lines=height, positions=width, bytes=channels)
+    result = []
     for n in range(count if volumes else 1):
-        first_a, first_b, first_target = (planner.first(value) + n * x.image * (x.images > 1) for value, x in zip((a, b, target), layouts))
-        planner.emit(name, write, entries | {images.A: first_a, images.B: first_b, images.TARGET: first_target + start})
+        first_a, first_b, first_target = (
+            planner.first(value) + n * x.image * (x.images > 1) for value, x in zip((a, b, target), layouts)
+        )
+        result.append(images.Operands(
+            a=first_a, b=first_b, target=first_target + start, loops=loops, a_strides=a_strides, b_strides=b_strides,
+            target_strides=target_strides,
+        ))  # fmt: skip
+    return result
 
 
 def emit_add(planner: Planner, step: Add) -> None:
-    r_a, r_b, start, finite = ratios(step)
+    a_ratio, b_ratio, start, finite = ratios(step)
     if not finite:
         raise UnsupportedError(f"step {step.name!r}: its scales are too far apart")
     grid = step.y_qparams
     lowest = int(grid.zero_point) if step.relu else grid.qmin
-    emit_bytes(planner, "add", images.write_add, step.a, step.b, step.name, map(float_bits, (lowest, grid.qmax, r_a, r_b, start)))
+    for parts in operands(planner, step.a, step.b, step.name):
+        planner.emit(images.ADD, images.Add(
+            operands=parts, lowest=lowest, highest=grid.qmax, a_ratio=a_ratio, b_ratio=b_ratio, start=start,
+        ))  # fmt: skip
 
 
 def emit_mul(planner: Planner, step: Mul) -> None:
@@ -178,27 +226,33 @@ def emit_mul(planner: Planner, step: Mul) -> None:
         ratio = a.scale * b.scale / y.scale
     if not np.isfinite(ratio):
         raise UnsupportedError(f"step {step.name!r}: its scales are too far apart")
-    points = [int(grid.zero_point) for grid in (a, b, y)]
-    emit_bytes(planner, "mul", images.write_mul, step.a, step.b, step.name, [*map(float_bits, (y.qmin, y.qmax, ratio)), *points])
+    a_zero, b_zero, zero = (int(grid.zero_point) for grid in (a, b, y))
+    for parts in operands(planner, step.a, step.b, step.name):
+        planner.emit(images.MUL, images.Mul(
+            operands=parts, lowest=y.qmin, highest=y.qmax, ratio=ratio, a_zero=a_zero, b_zero=b_zero, zero=zero,
+        ))  # fmt: skip
+
+
+def emit_lookup(planner: Planner, x: str, target: str, table: np.ndarray, *, start: int = 0) -> None:
+    """Codes by a table."""
+    address = planner.keep(np.ascontiguousarray(table))
+    for parts in operands(planner, x, x, target, start=start):
+        planner.emit(images.TABLE, images.LookUp(operands=parts, table=address))
 
 
 def emit_table(planner: Planner, step: Table) -> None:
-    emit_bytes(planner, "table", images.write_table, step.x, step.x, step.name, [planner.keep(np.ascontiguousarray(step.table))])
+    emit_lookup(planner, step.x, step.name, step.table)
 
 
 def emit_relu(planner: Planner, step: Relu) -> None:
-    table = np.maximum(np.arange(256), int(step.qparams.zero_point)).astype(np.uint8)
-    emit_bytes(planner, "table", images.write_table, step.x, step.x, step.name, [planner.keep(table)])
+    emit_lookup(planner, step.x, step.name, np.maximum(np.arange(256), int(step.qparams.zero_point)).astype(np.uint8))
 
 
 def emit_concat(planner: Planner, step: Concat) -> None:
-    from quantspec.numerics.dialects.named import dialect
-    from quantspec.numerics.dialects.operations import rescale
-
     start = 0
     for x, grid in zip(step.xs, step.x_qparams):
         table = rescale(dialect("onnx"), np.arange(256, dtype=np.uint8), grid, step.y_qparams)
-        emit_bytes(planner, "table", images.write_table, x, x, step.name, [planner.keep(table)], start=start)
+        emit_lookup(planner, x, step.name, table, start=start)
         start += planner.values[x].layout.channels
 
 
@@ -207,48 +261,69 @@ def emit_flatten(planner: Planner, step: Move) -> None:
     x, y = planner.values[name].layout, planner.values[step.name].layout
     count = planner.shapes[step.name][0]
     rows = x.images // count if count else 1  # rows of more than two axes join theirs
-    places_ = planner.first(name), planner.first(step.name), -1, -1
+    source, target = planner.first(name), planner.first(step.name)
     if x.counts == (1, 1, 1) or rows > 1:
-        emit_copy(planner, [count, rows, 1, x.channels], [x.image * rows, x.image, 0, 1], [y.image, x.channels, 0, 1], *places_)
+        order = Order((count, rows, 1, x.channels), (x.image * rows, x.image, 0, 1), (y.image, x.channels, 0, 1))
+        emit_copy(planner, order.counts, order.memory, order.array, source=source, target=target)
         return
-    for n, (counts, near, far) in enumerate(plain(x)):
-        far[0] = far[0] if x.is_volume else y.image
-        emit_copy(planner, counts, near, far, places_[0] + n * x.image, places_[1] + n * y.image, -1, -1)
+    for n, order in enumerate(orders(x)):
+        outer = order.array[0] if x.is_volume else y.image
+        far = outer, *order.array[1:]
+        emit_copy(planner, order.counts, order.memory, far, source=source + n * x.image, target=target + n * y.image)
+
+
+Four = tuple[int, ...]  # images or planes, channels or lines, and so on: one for each of four nested loops
+
+
+@dataclass(frozen=True)
+class Order:
+    """Four nested loops over a stack of planes: how often each is run, and its strides in memory and in an array [images, channels, *positions]."""
+
+    counts: Four
+    memory: Four
+    array: Four
+
+
+def orders(layout: Layout) -> list[Order]:
+    """Those of each stack of planes."""
+    area = layout.height * layout.width
+    channel = layout.depth * area
+    array = area if layout.is_volume else layout.channels * channel, channel, layout.width, 1
+    return [
+        Order((count, layout.channels, layout.height, layout.width), (distance, 1, layout.line, layout.pitch), array)
+        for _, count, distance in layout.stacks()
+    ]
 
 
 def emit_copy(
-    planner: Planner, loops: list[int], near: list[int], far: list[int], source: int, target: int, source_slot: int, target_slot: int, start: int = 0
-) -> None:
-    """Bytes in four nested loops, whose strides are given for either side; ``start``: where they begin in an input or output of the program."""
-    entries = {images.A: source, images.B: source, images.TARGET: target}
-    parameters = near[3], far[3], source_slot, target_slot, start
-    for base, values in (
-        (images.LOOP, loops), (images.A_STRIDE, near[:3]), (images.B_STRIDE, near[:3]), (images.TARGET_STRIDE, far[:3]), (images.PARAMETER, parameters),
-    ):  # fmt: skip
-        entries |= {base + i: value for i, value in enumerate(values)}
-    planner.emit("copy", images.write_copy, entries)
-
-
-def plain(layout: Layout) -> list[tuple[list[int], list[int], list[int]]]:
-    """For each stack of planes counts, and strides in memory and in an array [images, channels, *positions]."""
-    area = layout.height * layout.width
-    channel = layout.depth * area
-    far = [area if layout.is_volume else layout.channels * channel, channel, layout.width, 1]
-    return [([count, layout.channels, layout.height, layout.width], [distance, 1, layout.line, layout.pitch], list(far)) for _, count, distance in layout.stacks()]
+    planner: Planner, counts: Four, near: Four, far: Four, *, source: int = 0, target: int = 0, source_slot: int = -1,
+    target_slot: int = -1, begin: int = 0,
+) -> None:  # fmt: skip
+    """Bytes in four nested loops, whose strides are given for either side; ``begin``: where they begin in an input or output of the program."""
+    near_strides, far_strides = (images.Strides(image=side[0], line=side[1], position=side[2]) for side in (near, far))
+    planner.emit(images.COPY, images.Copy(
+        operands=images.Operands(
+            a=source, b=source, target=target,
+            loops=images.Loops(images=counts[0], lines=counts[1], positions=counts[2], bytes=counts[3]),
+            a_strides=near_strides, b_strides=near_strides, target_strides=far_strides,
+        ), near=near[3], far=far[3], source_slot=source_slot, target_slot=target_slot, begin=begin,
+    ))  # fmt: skip
 
 
 def emit_import(planner: Planner, step: Import) -> None:
     layout, first = planner.values[step.name].layout, planner.first(step.name)
-    for n, (counts, inside, outside) in enumerate(plain(layout)):
-        start = n * layout.channels * int(np.prod(layout.counts))
-        emit_copy(planner, counts, outside, inside, 0, first + n * layout.image, planner.slot(step.x), -1, start)
+    for n, order in enumerate(orders(layout)):
+        begin = n * layout.channels * int(np.prod(layout.counts))
+        target, slot = first + n * layout.image, planner.slot(step.x)
+        emit_copy(planner, order.counts, order.array, order.memory, target=target, source_slot=slot, begin=begin)
 
 
 def emit_export(planner: Planner, step: Export) -> None:
     layout, first = planner.values[step.x].layout, planner.first(step.x)
-    for n, (counts, inside, outside) in enumerate(plain(layout)):
-        start = n * layout.channels * int(np.prod(layout.counts))
-        emit_copy(planner, counts, inside, outside, first + n * layout.image, 0, -1, planner.slot(step.name), start)
+    for n, order in enumerate(orders(layout)):
+        begin = n * layout.channels * int(np.prod(layout.counts))
+        source, slot = first + n * layout.image, planner.slot(step.name)
+        emit_copy(planner, order.counts, order.memory, order.array, source=source, target_slot=slot, begin=begin)
 
 
 EMITTERS = {
@@ -256,5 +331,4 @@ EMITTERS = {
     Dynamic: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
     MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
     Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Import: emit_import, Export: emit_export,
-    "margin": emit_margin,
 }  # fmt: skip

@@ -1,67 +1,20 @@
 """Weights as the kernels read them, packed once for a program."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from quantspec.ir.program import Conv, Linear, LinearDynamic
 from quantspec.ir.traverse import is_direct
 from quantspec.kernels.depthwise import ORDER, WIDE
-from quantspec.kernels.emitter import LANES
-from quantspec.kernels.gemm import PANEL
 from quantspec.kernels.memory import aligned, position_pitch
+from quantspec.kernels.packed import Packed, lanes, pack
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.float32 import check_unit
 from quantspec.numerics.integer import check_overflow, quantize_bias
 
 from .shapes import is_depthwise
 from .transposed import is_transposed, phases
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """The weights of a product: ``weight`` [panel][step][block][16][4], ``bias`` int32 and ``factor`` float32 with entries for all lanes of all blocks.
-
-    ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights. ``real_bias``: float32, of layers that give floats.
-    """
-
-    outputs: int
-    runs: int
-    run_steps: int
-    weight: np.ndarray
-    bias: np.ndarray
-    factor: np.ndarray
-    sums: np.ndarray
-    real_bias: np.ndarray | None = None
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.outputs // LANES)
-
-
-def pack(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray, bias_type=np.int32) -> Packed:
-    """``weight``: int8 [outputs, runs, inputs of a run]; ``bias`` (outputs,); ``factor``: float32, () or (outputs,)."""
-    outputs, runs, inputs = weight.shape
-    blocks, steps = -(-outputs // LANES), -(-inputs // 4)
-    padded = np.zeros((blocks * LANES, runs, steps * 4), np.int8)
-    padded[:outputs, :, :inputs] = weight
-    by_block = padded.reshape(blocks, LANES, runs * steps, 4)
-    packed = aligned(padded.size, np.int8)
-    place = 0
-    for first in range(0, blocks, PANEL):
-        panel = by_block[first : first + PANEL].transpose(2, 0, 1, 3)
-        packed[place : place + panel.size] = panel.ravel()
-        place += panel.size
-    sums = weight.astype(np.int64).sum((1, 2))
-    return Packed(outputs, runs, steps, packed, lanes(bias, outputs, bias_type), lanes(factor, outputs, np.float32), lanes(sums, outputs, np.int32))
-
-
-def lanes(values, outputs: int, dtype) -> np.ndarray:
-    """One value per lane of all blocks, zeros behind the last output. Integers wrap, as accumulators do."""
-    result = aligned(-(-outputs // LANES) * LANES, dtype)
-    values = np.asarray(values)
-    result[:outputs] = values.astype(np.uint32).view(np.int32) if dtype == np.int32 else values
-    return result
 
 
 def runs(step: Linear | Conv) -> np.ndarray:
@@ -126,7 +79,7 @@ def pack_layer(step: Linear | Conv | LinearDynamic) -> list:
         return pack_channels(step, *values)
     groups = getattr(step, "groups", 1)
     parts = zip(*(np.split(v, groups) for v in (runs(step), *values)))
-    return [replace(pack(*part[:3]), real_bias=lanes(part[3], len(part[3]), np.float32)) if real else pack(*part) for part in parts]
+    return [replace(pack(*part[:3]), float_bias=lanes(part[3], len(part[3]), np.float32)) if real else pack(*part) for part in parts]
 
 
 def pack_dynamic(step: LinearDynamic) -> Packed:

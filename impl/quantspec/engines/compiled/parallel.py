@@ -6,101 +6,117 @@ One team works at a time, as threads of two that wait for each other would never
 
 import numpy as np
 
-from quantspec.kernels import depthwise, dynamic_gemm, gemm
-from quantspec.kernels.emitter import I64, Emitter
-from quantspec.kernels.jit import BEGIN, COUNT, WIDTH, kernel
+from quantspec.kernels.depthwise import DepthwiseInstruction
+from quantspec.kernels.dynamic_gemm import DynamicProduct
+from quantspec.kernels.float_output import ProductFloats
+from quantspec.kernels.frame import Frame, frame_of
+from quantspec.kernels.gemm import PANEL, TILE_ROWS, ProductAdd, ProductCodes, ProductInstruction
 from quantspec.kernels.memory import aligned
-from quantspec.kernels.threads import Share, spin_until
+from quantspec.kernels.records import Instruction
+from quantspec.kernels.sharing import BARRIER, Barrier, Share
 
 from .planner import Plan
 
-COUNTER, ARRIVED = 1, 2  # entries of a barrier: the address of the counter, and what it is when all have come
 
-
-def write_barrier(emit: Emitter, op, frame):
-    """Adds one to the counter and waits until it is ARRIVED."""
-    counter, arrived = emit.at(emit.field(op, COUNTER), I64), emit.field(op, ARRIVED)
-    emit.atomic_rmw("add", counter, I64(1), "seq_cst")
-    spin_until(emit, lambda: emit.icmp_signed(">=", emit.load_atomic(counter, "acquire", 8), arrived))
-
-
-class Team:
+class Parallel:
     """The frames of a plan's threads, and the counter by which they wait for each other."""
 
     def __init__(self, plan: Plan, threads: int):
         self.plan, self.counter = plan, aligned(8, np.int64)
-        ops = plan.frame[BEGIN:].reshape(-1, WIDTH)
-        parts = [split(name, op, threads) for name, op in zip(plan.names, ops)]
-        self.frames = []
-        for thread in range(threads):
-            frame = aligned(BEGIN + 2 * WIDTH * len(ops), np.int64)
-            frame[:BEGIN] = plan.frame[:BEGIN]
-            made = []
-            for index, part in enumerate(parts):
-                barrier = np.zeros(WIDTH, np.int64)
-                barrier[0], barrier[COUNTER], barrier[ARRIVED] = kernel("barrier", write_barrier), self.counter.ctypes.data, threads * (index + 1)
-                made += [*part[thread : thread + 1], barrier]
-            frame[COUNT] = len(made)
-            frame[BEGIN : BEGIN + WIDTH * len(made)] = np.concatenate(made)
-            self.frames.append(frame)
+        parts = [split(instruction, threads) for instruction in plan.instructions]
+        self.frames = [self.frame(parts, thread, threads) for thread in range(threads)]
+
+    def frame(self, parts: list[list[Instruction]], thread: int, threads: int) -> Frame:
+        """The frame of one thread: its part of each instruction, if there is one, and a barrier behind it."""
+        instructions: list[Instruction] = []
+        for index, part in enumerate(parts):
+            barrier = Barrier(counter=self.counter.ctypes.data, arrived=threads * (index + 1))
+            instructions += [*part[thread : thread + 1], BARRIER.bound(barrier)]
+        whole = self.plan.frame
+        return frame_of(*instructions, slots=whole.slots, release=bool(whole.release))
 
     def share(self, *, direct: bool, awake: bool) -> Share:
         """What has the frames run at once, or the plan where that cannot be, or where ``awake`` and a worker sleeps."""
-        addresses = [frame.ctypes.data for frame in self.frames]
-        return Share(addresses, direct=direct, everything=self.plan.address, counter=self.counter.ctypes.data, awake=awake)
+        addresses = [frame.address for frame in self.frames]
+        counter = self.counter.ctypes.data
+        return Share(addresses, direct=direct, everything=self.plan.address, counter=counter, awake=awake)
 
 
-def split(name: str, op: np.ndarray, threads: int) -> list[np.ndarray]:
+def split(instruction: Instruction, threads: int) -> list[Instruction]:
     """The parts of an instruction, one for each of the first threads."""
-    if name.startswith("depthwise"):
-        return by_rows(op, threads, 1, depthwise.ROWS, (depthwise.X_OFFSETS, depthwise.Y_OFFSETS))
-    many = op[gemm.ROWS] >= threads * gemm.TILE_ROWS[-1]
-    if name == "dynamic_product":
-        place = dynamic_gemm.Y_AHEAD if op[dynamic_gemm.Y_SLOT] >= 0 else gemm.Y
-        return dynamic_rows(op, threads) if many else by_panels(op, threads, (gemm.BIAS, gemm.FACTOR, gemm.SUMS), (place,), 4)
-    if not name.startswith("product"):
-        return [op]
-    if many or name == "product_real":
-        return by_rows(op, threads, gemm.TILE_ROWS[-1], gemm.ROWS, (gemm.X_OFFSETS, gemm.Y_OFFSETS, *[gemm.B_OFFSETS] * (name == "product_add")))
-    return by_panels(op, threads, (gemm.BIAS, gemm.FACTOR), (gemm.Y, gemm.B), 1)
+    if isinstance(instruction, DepthwiseInstruction):
+        return [*depthwise_rows(instruction, threads)]
+    if not isinstance(instruction, ProductInstruction):
+        return [instruction]
+    many = instruction.product.rows >= threads * TILE_ROWS[-1]
+    by_rows = many or isinstance(instruction, ProductFloats)
+    return [*(product_rows(instruction, threads) if by_rows else product_panels(instruction, threads))]
 
 
-def by_rows(op: np.ndarray, threads: int, tile: int, rows: int, offsets: tuple[int, ...]) -> list[np.ndarray]:
-    """Shares of whole tiles of rows, whose offsets are in tables of int32."""
-    tiles = -(-int(op[rows]) // tile)
+def depthwise_rows(instruction: DepthwiseInstruction, threads: int) -> list[DepthwiseInstruction]:
+    """Shares of rows, whose offsets are in tables of int32."""
     parts = []
-    for first, last in shares(tiles, threads):
-        part = op.copy()
-        part[rows] = min(last * tile, op[rows]) - first * tile
-        part[list(offsets)] += 4 * first * tile
+    for first, last in shares(instruction.layer.rows, threads):
+        part = instruction.copy()
+        layer = part.layer
+        layer.rows = last - first
+        layer.x_offsets += 4 * first
+        layer.y_offsets += 4 * first
         parts.append(part)
     return parts
 
 
-def dynamic_rows(op: np.ndarray, threads: int) -> list[np.ndarray]:
-    """Shares of rows of a dynamic layer, whose floats and grids lie at equal distances."""
-    parts, first = by_rows(op, threads, gemm.TILE_ROWS[-1], gemm.ROWS, (gemm.X_OFFSETS,)), 0
-    for part in parts:
-        part[gemm.ROW_GRIDS] += first * op[gemm.Y_OFFSETS]
-        part[dynamic_gemm.Y_AHEAD if op[dynamic_gemm.Y_SLOT] >= 0 else gemm.Y] += first * op[dynamic_gemm.Y_PITCH]
-        first += int(part[gemm.ROWS])
-    return parts
-
-
-def by_panels(op: np.ndarray, threads: int, tables: tuple[int, ...], places: tuple[int, ...], size: int) -> list[np.ndarray]:
-    """Shares of panels of outputs, which have entries of four bytes in ``tables`` and take ``size`` bytes at ``places``."""
-    panels = -(-int(op[gemm.BLOCKS]) // gemm.PANEL)
-    wide = 16 * gemm.PANEL
+def product_rows(instruction: ProductInstruction, threads: int) -> list[ProductInstruction]:
+    """Shares of whole tiles of rows. Offsets are in tables of int32; the floats and grids of dynamic layers lie at equal distances."""
+    tile, rows = TILE_ROWS[-1], instruction.product.rows
     parts = []
-    for first, last in shares(panels, threads):
-        part = op.copy()
-        part[gemm.W] += first * 64 * gemm.PANEL * op[gemm.STEPS]
-        part[list(tables)] += 4 * wide * first
-        part[list(places)] += size * wide * first
-        part[gemm.OUTPUTS] = min(op[gemm.OUTPUTS], wide * last) - wide * first
-        part[gemm.BLOCKS] = min(op[gemm.BLOCKS], gemm.PANEL * last) - gemm.PANEL * first
+    for first_tile, last_tile in shares(-(-rows // tile), threads):
+        first = first_tile * tile
+        part = instruction.copy()
+        product = part.product
+        product.rows = min(last_tile * tile, rows) - first
+        product.x_offsets += 4 * first
+        if isinstance(part, (ProductCodes, ProductFloats)):
+            part.y_offsets += 4 * first
+        if isinstance(part, ProductAdd):
+            part.b_offsets += 4 * first
+        if isinstance(part, DynamicProduct):
+            part.row_grids += first * part.grid_stride
+            move_outputs(part, first * part.y_pitch)
         parts.append(part)
     return parts
+
+
+def product_panels(instruction: ProductInstruction, threads: int) -> list[ProductInstruction]:
+    """Shares of panels of outputs, which have entries of four bytes in tables."""
+    panel_outputs, whole = 16 * PANEL, instruction.product
+    parts = []
+    for first, last in shares(-(-whole.blocks // PANEL), threads):
+        outputs = panel_outputs * first
+        part = instruction.copy()
+        product = part.product
+        product.weight += first * 64 * PANEL * product.steps
+        product.bias += 4 * outputs
+        product.factor += 4 * outputs
+        product.outputs = min(whole.outputs, panel_outputs * last) - outputs
+        product.blocks = min(whole.blocks, PANEL * last) - PANEL * first
+        if isinstance(part, ProductCodes):
+            product.y += outputs
+        if isinstance(part, ProductAdd):
+            part.b += outputs
+        if isinstance(part, DynamicProduct):
+            part.sums += 4 * outputs
+            move_outputs(part, 4 * outputs)
+        parts.append(part)
+    return parts
+
+
+def move_outputs(part: DynamicProduct, nbytes: int) -> None:
+    """Has a part's outputs begin so many bytes later."""
+    if part.slot >= 0:
+        part.y_ahead += nbytes
+    else:
+        part.product.y += nbytes
 
 
 def shares(count: int, threads: int) -> list[tuple[int, int]]:

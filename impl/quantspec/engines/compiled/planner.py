@@ -6,12 +6,25 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import AdaptiveAvgPool, AvgPool, Concat, Conv, Dequantize, Linear, MaxPool, Mean, Move, Quantize
+from quantspec.ir.program import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Concat,
+    Conv,
+    Dequantize,
+    Linear,
+    MaxPool,
+    Mean,
+    Move,
+    Quantize,
+)
 from quantspec.ir.traverse import is_direct, reads
-from quantspec.kernels.jit import BEGIN, COUNT, MOST_SLOTS, RELEASE, SLICES, SLOTS, WIDTH, kernel
+from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
+from quantspec.kernels.jit import Kernel, SomeInstruction
 from quantspec.kernels.memory import Layout, aligned
+from quantspec.kernels.packed import Packed
+from quantspec.kernels.records import Instruction
 
-from .packing import Packed
 from .shapes import SHAPES, ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import
 from .transposed import Phase, phases
 
@@ -32,27 +45,34 @@ class Value:
 class Plan:
     """A frame ready to run, with all that its addresses point to, and what the outputs are."""
 
-    frame: np.ndarray
+    frame: Frame
     shapes: list[tuple[int, ...]]  # of the outputs
     macs: int
     nbytes: int  # of the arena
-    names: list[str]  # of the instructions' kernels
+    instructions: list[Instruction]
     kept: list = field(default_factory=list)
 
     @property
     def address(self) -> int:
-        return self.frame.ctypes.data
+        return self.frame.address
 
 
 class Planner:
     """Makes the plan of a segment for inputs of certain shapes. ``packed``: what the segment's layers were packed into, by the step's name."""
 
-    def __init__(self, steps, inputs: tuple[str, ...], outputs: tuple[str, ...], packed: dict[str, list[Packed]], emitters: dict[type, Callable]):
-        self.steps, self.inputs, self.outputs, self.packed, self.emitters = steps, inputs, outputs, packed, emitters
+    def __init__(
+        self, steps, inputs: tuple[str, ...], outputs: tuple[str, ...], packed: dict[str, list], emitters: dict[type, Callable],
+        emit_margin: Callable,
+    ):  # fmt: skip
+        self.steps, self.inputs, self.outputs, self.packed, self.emitters, self.emit_margin = steps, inputs, outputs, packed, emitters, emit_margin
 
     def plan(self, shapes: dict[str, tuple[int, ...]], *, dry: bool = False) -> Plan:
         """The plan for inputs of these shapes; ``dry``: without memory to run in. UnsupportedError for shapes that the kernels do not take."""
-        self.shapes, self.values, self.alias, self.ops, self.names, self.kept, self.macs = dict(shapes), {}, {}, [], [], [], 0
+        self.shapes, self.macs = dict(shapes), 0
+        self.values: dict[str, Value] = {}
+        self.alias: dict[str, str] = {}  # of floats that lie as others do
+        self.instructions: list[Instruction] = []
+        self.kept: list[np.ndarray] = []
         for step in self.steps:
             self.shapes[step.name] = SHAPES[type(step)](step, self.shapes)
         margins, forms = self.margins(), self.forms()
@@ -70,8 +90,8 @@ class Planner:
         self.kept.append(self.arena)
         for step in self.steps:
             self.emitters[type(step)](self, step)
-            if step.name in self.values and self.values[step.name].filled is not None:
-                self.emitters["margin"](self, self.values[step.name])
+            if step.name in self.values and (zero := self.values[step.name].filled) is not None:
+                self.emit_margin(self, step.name, zero)
         return self.finish()
 
     def forms(self) -> dict[str, bool]:
@@ -140,7 +160,9 @@ class Planner:
 
     def address(self, name: str) -> int:
         """Where the value begins, margin included."""
-        return self.arena.ctypes.data + self.values[name].place
+        offset = self.values[name].place
+        assert offset is not None, f"{name} has no place yet"
+        return int(self.arena.ctypes.data) + offset
 
     def first(self, name: str) -> int:
         """Where the value's first position is."""
@@ -155,24 +177,17 @@ class Planner:
         self.kept.append(array)
         return array.ctypes.data
 
-    def emit(self, name: str, write: Callable, entries: dict[int, int]) -> np.ndarray:
-        """Adds an instruction for the kernel of that name."""
-        op = np.zeros(WIDTH, np.int64)
-        op[0] = kernel(name, write)
-        for index, value in entries.items():
-            op[index] = value
-        self.ops.append(op)
-        self.names.append(name)
-        return op
+    def emit(self, kernel: Kernel[SomeInstruction], instruction: SomeInstruction) -> None:
+        """Adds an instruction for a kernel."""
+        self.instructions.append(kernel.bound(instruction))
 
     def finish(self) -> Plan:
-        frame = aligned(BEGIN + WIDTH * len(self.ops), np.int64)
-        slots = self.inputs + self.outputs
-        if len(slots) > MOST_SLOTS:
-            raise UnsupportedError(f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {len(slots)}")
-        frame[COUNT], frame[SLICES], frame[SLOTS], frame[RELEASE] = len(self.ops), 1, len(slots), self.macs >= LONG
-        frame[BEGIN:] = np.concatenate(self.ops)
-        return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.names, self.kept)
+        """The plan of the instructions added."""
+        slots = len(self.inputs + self.outputs)
+        if slots > MOST_SLOTS:
+            raise UnsupportedError(f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {slots}")
+        frame = frame_of(*self.instructions, slots=slots, release=self.macs >= LONG)
+        return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.instructions, self.kept)
 
     @property
     def weight_bytes(self) -> int:

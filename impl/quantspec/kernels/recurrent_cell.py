@@ -1,0 +1,153 @@
+"""One step of a recurrent network (DYN-RECURRENT).
+
+Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is a polynomial on |r| <= ln(2) / 2, off by less than 2^-56 of
+r, and a power of two; sigmoid and tanh come out within a few 2^-53, so that another float32 than the nearest is a matter of one in 2^26.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from . import cpu
+from .emitter import DOUBLES, FLOATS, I64, LANES, NO_LANES, Emitter, Value
+from .frame import slot_addresses
+from .jit import Kernel
+from .records import Address, Instruction, Integer
+
+
+class Cell(Instruction):
+    """``rows`` samples of ``size`` outputs; where the gates of the state, the outputs before and the cell's state are."""
+
+    rows: Integer
+    size: Integer
+    state_gates: Address
+    h: Address
+    c: Address
+
+
+LONGS = ir.VectorType(I64, LANES)
+LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # Cody and Waite: k * LN2_HIGH is exact for small k
+TERMS = 14
+
+
+def exp_less_one(emit: Emitter, y: Value) -> Value:
+    """exp(y) - 1 of float64 vectors, |y| at most 300."""
+    to_integer = emit.splat(6755399441055744.0, DOUBLES)  # 1.5 * 2^52: adding it rounds to an integer
+    moved = emit.fadd(emit.fmul(y, emit.splat(1 / math.log(2), DOUBLES)), to_integer)
+    k = emit.fsub(moved, to_integer)
+
+    def more(a: Value, b: Value, c: Value) -> Value:
+        """a * b + c, in one rounding where that is one instruction: either is exact enough."""
+        if cpu.target().has_fma:
+            return emit.native("llvm.fma.v16f64", DOUBLES, a, b, c)
+        return emit.fadd(emit.fmul(a, b), c)
+
+    high, low = (emit.fmul(k, emit.splat(part, DOUBLES)) for part in (LN2_HIGH, LN2_LOW))
+    r = emit.fsub(emit.fsub(y, high), low)
+    total = emit.splat(1 / math.factorial(TERMS), DOUBLES)
+    for n in range(TERMS - 1, 0, -1):
+        total = more(total, r, emit.splat(1 / math.factorial(n), DOUBLES))
+    less_one = emit.fmul(total, r)
+    bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))  # of a float64's exponent; of its fraction
+    power = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES)
+    return emit.fadd(emit.fmul(power, less_one), emit.fsub(power, emit.splat(1.0, DOUBLES)))
+
+
+def limited(emit: Emitter, x: Value, limit: float) -> Value:
+    """A float32 vector as float64, at most ``limit`` in size."""
+    least, most = emit.splat(-limit, FLOATS), emit.splat(limit, FLOATS)
+    return emit.fpext(emit.minimum(emit.maximum(x, least), most), DOUBLES)
+
+
+def sigmoid(emit: Emitter, x: Value) -> Value:
+    """1 / (1 + exp(-x))."""
+    power = exp_less_one(emit, emit.fneg(limited(emit, x, 150.0)))
+    one, two = emit.splat(1.0, DOUBLES), emit.splat(2.0, DOUBLES)
+    return emit.fptrunc(emit.fdiv(one, emit.fadd(power, two)), FLOATS)
+
+
+def tanh(emit: Emitter, x: Value) -> Value:
+    """(exp(2x) - 1) / (exp(2x) + 1)."""
+    double = limited(emit, x, 30.0)
+    power = exp_less_one(emit, emit.fadd(double, double))
+    return emit.fptrunc(emit.fdiv(power, emit.fadd(power, emit.splat(2.0, DOUBLES))), FLOATS)
+
+
+Gates = list[Value]  # of sixteen outputs, those of the input or of the state
+
+
+def lstm(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
+    i, f, g, o = (emit.fadd(a, b) for a, b in zip(x, h))
+    c = emit.fadd(emit.fmul(sigmoid(emit, f), c), emit.fmul(sigmoid(emit, i), tanh(emit, g)))
+    return emit.fmul(sigmoid(emit, o), tanh(emit, c)), c
+
+
+def gru(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
+    r, z = (sigmoid(emit, emit.fadd(x[n], h[n])) for n in (0, 1))
+    n = tanh(emit, emit.fadd(x[2], emit.fmul(r, h[2])))
+    return emit.fadd(n, emit.fmul(z, emit.fsub(before, n))), c
+
+
+def rnn_tanh(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
+    return tanh(emit, emit.fadd(x[0], h[0])), c
+
+
+def rnn_relu(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
+    total = emit.fadd(x[0], h[0])
+    return emit.maximum(total, emit.splat(0.0, FLOATS)), c
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network: how many gates it has, and what makes of all gates, the output before and the cell's state the next two."""
+
+    gates: int
+    step: Callable[[Emitter, Gates, Gates, Value, Value], tuple[Value, Value]]
+
+
+KINDS = {"lstm": Kind(4, lstm), "gru": Kind(3, gru), "rnn_tanh": Kind(1, rnn_tanh), "rnn_relu": Kind(1, rnn_relu)}
+
+
+def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
+    """Writes the kernel for one step of a kind of network: 1 when a gate is no finite number. The inputs' gates and the outputs are the first two slots."""
+
+    def write(emit: Emitter, op: Value, frame: Value) -> Value:
+        rows, size, state_gates, h, c = emit.fields(op, Cell.rows, Cell.size, Cell.state_gates, Cell.h, Cell.c)
+        gates, output = slot_addresses(emit, frame)
+        zeros = emit.splat(0.0, FLOATS)
+
+        def row(b: Value, carried: list[Value]) -> list[Value]:
+            line = emit.mul(emit.shl(size, I64(2)), b)
+
+            def block(n: Value, carried: list[Value]) -> list[Value]:
+                at, mask = emit.shl(n, I64(6)), emit.mask(emit.sub(size, emit.shl(n, I64(4))))
+
+                def gate(base: Value, index: int) -> Value:
+                    offset = emit.add(emit.mul(line, I64(kind.gates)), emit.add(emit.mul(size, I64(4 * index)), at))
+                    return emit.read_some(emit.add(base, offset), FLOATS, mask, zeros)
+
+                def state(base: Value) -> Value:
+                    return emit.add(base, emit.add(line, at))
+
+                xs, hs = ([gate(base, index) for index in range(kind.gates)] for base in (gates, state_gates))
+                bad = carried[0]
+                for a, b in zip(xs, hs):
+                    total = emit.fadd(a, b)
+                    bad = emit.or_(bad, emit.fcmp_unordered("uno", emit.fsub(total, total), zeros))  # infinity less itself is NaN
+                before, old = (emit.read_some(state(base), FLOATS, mask, zeros) for base in (h, c))
+                after, new = kind.step(emit, xs, hs, before, old)
+                for base, value in ((h, after), (c, new), (output, after)):
+                    emit.write_some(value, state(base), mask)
+                return [bad]
+
+            return emit.loop(emit.ashr(emit.add(size, I64(LANES - 1)), I64(4)), carried, block)
+
+        bad = emit.loop(rows, [NO_LANES], row)[0]
+        return emit.zext(emit.any(bad), I64)
+
+    return write
+
+
+CELLS = {name: Kernel(name, Cell, cell(kind)) for name, kind in KINDS.items()}
