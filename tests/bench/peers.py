@@ -76,6 +76,7 @@ class Reader(CalibrationDataReader):
         self.batches = iter([{"x": batch.numpy()} for batch in batches])
 
     def get_next(self):
+        """The next batch, None at the end."""
         return next(self.batches, None)
 
 

@@ -30,6 +30,7 @@ class Loader(importlib.machinery.SourceFileLoader):
         self.source = source
 
     def get_code(self, fullname):
+        """The other source, compiled."""
         return compile(self.source, self.path, "exec", dont_inherit=True)
 
 
@@ -40,6 +41,7 @@ class Finder(importlib.abc.MetaPathFinder):
         self.name, self.path, self.source = f"quantspec.{fault.module}", str(fault.path), fault.patched()
 
     def find_spec(self, fullname, path=None, target=None):
+        """The module with the fault, None for others."""
         if fullname != self.name:
             return None
         loader = Loader(fullname, self.path, self.source)
@@ -72,10 +74,12 @@ class Survey:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
+        """Leaves only tests that name a wanted clause."""
         items[:] = [item for item in items if named(item) & self.wanted]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
+        """Adds up the time of a test's phases, and notes whether one failed."""
         report = yield
         new = {"clauses": sorted(named(item)), "file": str(item.path), "seconds": 0.0}
         self.tests.setdefault(item.nodeid, new)["seconds"] += report.duration
@@ -99,16 +103,19 @@ class Attack:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
+        """Leaves only tests that name one of the clauses, the quick ones first."""
         wanted = [item for item in items if named(item) & self.open]
         items[:] = sorted(wanted, key=lambda item: self.seconds.get(item.nodeid, 0.0))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item):
+        """Skips a test whose clauses have all rejected the fault."""
         if not named(item) & self.open:
             pytest.skip("nothing is left to be found out")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
+        """Notes which clauses a failing test rejects the fault by."""
         report = yield
         # A misspelt name, or a warning where a kernel would be silent, fails whatever the test checks.
         # So does what cannot be set up.

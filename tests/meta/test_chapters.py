@@ -24,6 +24,7 @@ def one():
 
 
 def write(tmp_path, text):
+    """The path of a chapter with this text."""
     path = tmp_path / "01-title.md"
     path.write_text(text)
     return path

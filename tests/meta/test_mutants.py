@@ -38,10 +38,12 @@ reason = "b is 0"
 
 
 def along(before, after):
+    """A change of the function ``along``."""
     return Change("numerics.affine", "along", before, after)
 
 
 def mutant(status, change=None, module="numerics.affine"):
+    """A mutant of the function ``along``."""
     return Mutant(module, f"quantspec.{module}.x_along__mutmut_1", status, change)
 
 

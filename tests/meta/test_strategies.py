@@ -48,10 +48,12 @@ def sample(strategy, wanted: int = DRAWN) -> tuple[list, Counter]:
 
 
 def shares(seen: list, places: dict) -> dict[str, float]:
+    """The share of the examples that falls into each place."""
     return {name: sum(bool(place(value)) for value in seen) / len(seen) for name, place in places.items()}
 
 
 def assert_reached(strategy, places: dict[str, tuple[float, object]]) -> None:
+    """Fails for places that less than their share of the drawn examples fall into."""
     seen, _ = sample(strategy)
     reached = shares(seen, {name: place for name, (_, place) in places.items()})
     missed = {name: share for name, share in reached.items() if share < places[name][0]}
@@ -59,14 +61,17 @@ def assert_reached(strategy, places: dict[str, tuple[float, object]]) -> None:
 
 
 def steps(x, scale) -> Fraction:
+    """The exact quotient."""
     return Fraction(float(x)) / Fraction(float(scale))
 
 
 def is_tie(x, scale) -> bool:
+    """Whether a value lies half-way between two codes."""
     return bool(np.isfinite(x)) and steps(x, scale) % 1 == Fraction(1, 2)
 
 
 def beside_a_tie(x, scale) -> bool:
+    """Whether a tie lies between a value's neighbours, and the value is none."""
     if not np.isfinite(x) or is_tie(x, scale):
         return False
     if abs(x) == draws.FLOAT32_MAX:
