@@ -1,10 +1,13 @@
 """Progress bars for what may take longer than a second."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
-def progress(items: Iterable, title: str) -> Iterator:
+def progress(items: Iterable[Item], title: str) -> Iterator[Item]:
     """The items, with a progress bar on a terminal's stderr that disappears when done."""
     if not sys.stderr.isatty():
         yield from items
@@ -15,5 +18,5 @@ def progress(items: Iterable, title: str) -> Iterator:
 
     columns = TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
         yield from bar.track(items, total=total)

@@ -113,7 +113,7 @@ FAULTS = [
     Fault(
         "only-the-bias-is-folded", 'ptq.fusion', ("FUS-KEEP",),
         "The normalization disappears into the bias, and the weights stay as they were.",
-        'replace(before, weight=weight, bias=bias, **flat(before))', 'replace(before, bias=bias, **flat(before))',
+        'return with_weight(before, weight, bias)', 'return with_weight(before, before.weight, bias)',
     ),
     Fault(
         "norm-behind-relu-folded", 'ptq.fusion', ("FUS-KEEP",),
@@ -130,8 +130,8 @@ FAULTS = [
     Fault(
         'transposed-folds-no-groups', 'ptq.fusion', ('FUS-FOLD-TRANSPOSED',),
         'The normalization of a layer with groups has its channels in another order.',
-        'weight, bias = fold_batch_norm(before.weight, before.bias, node.gamma,',
-        'weight, bias = fold_batch_norm(before.weight, before.bias, np.roll(node.gamma, 1),',
+        'before.weight, before.bias, node.gamma,',
+        'before.weight, before.bias, np.roll(node.gamma, 1),',
     ),
     Fault(
         'before-shift-not-summed', "numerics.folding", ('FUS-FOLD-BEFORE',),

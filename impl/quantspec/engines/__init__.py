@@ -3,7 +3,8 @@
 A batch is a dict of inputs by name. Every engine gives, bit for bit, what ``reference`` gives in the dialect that it
 declares. ``reference`` and ``reference_dynamic`` compute each step as its chapter says, ``torch_matmul`` takes torch's
 product of int8 matrices for the accumulators, ``autotune`` chooses between the two, ``compiled`` runs whole networks in
-machine code. Module, storage and everything above may import this room; it imports ``ir``, ``numerics`` and ``kernels``.
+machine code. Module, storage and everything above may import this room; it imports ``ir``, ``numerics`` and
+``kernels``.
 """
 
 from collections.abc import Callable
@@ -17,16 +18,26 @@ from .reference import Reference
 
 
 class Engine(Protocol):
-    """A Program ready to run. ``name``: of the engine that does."""
+    """A Program ready to run, by the engine of that ``name``. Where ``input_name`` is not None, the program has one input
+    and one output, and ``single`` is the shorter way."""
 
     name: str
+    input_name: str | None
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """By which engine each layer is run, by the name of its step."""
 
     def __call__(self, batch: Any) -> Any:
         """The output for a batch."""
 
+    def single(self, x: Any) -> Any:
+        """The output for the only input."""
+
 
 def make_compiled(program: Program, **options: Any) -> Engine:
-    """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it cannot run."""
+    """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it
+    cannot run."""
     # Not called ``compiled``: loading the package of that name would put it in this function's place.
     from .compiled.engine import Compiled
 

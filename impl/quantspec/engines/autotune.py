@@ -10,12 +10,13 @@ KEPT = 1024  # questions that are remembered
 
 
 class Fastest:
-    """Runs one of several ways, each in turn until all were run ``TRIALS`` times, from then on the one whose shortest time was the shortest.
+    """Runs one of several ways, each in turn until all were run ``TRIALS`` times, from then on the one whose shortest
+    time was the shortest.
 
     What is asked is told by a key: a layer and the shape of its input.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[Hashable, dict[str, list[float]]] = {}
         self.chosen: dict[Hashable, str] = {}
 

@@ -53,6 +53,7 @@ class Reference:
     """A Program ready to run: ``engine(program)(batch)``."""
 
     name = "reference"
+    input_name: str | None = None
 
     def __init__(self, program: Program):
         self.program = program
@@ -74,6 +75,15 @@ class Reference:
                 for name in done:
                     del values[name]
         return replace_refs(program.output, values.__getitem__)
+
+    def single(self, x: Any) -> Any:
+        """The output of a program with one input."""
+        return self({self.program.inputs[0]: x})
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """By which engine each layer is run, by the name of its step."""
+        return {step.name: self.name for step in self.program.layers}
 
 
 def run_step(step: Step, values: Values, callables: Callables, choices: Dialect) -> Any:
@@ -150,7 +160,8 @@ def multiplied(step: Mul, values: Values, callables: Callables, choices: Dialect
 
 
 def joined(step: Concat, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
-    return concat(choices, [(values[x], grid) for x, grid in zip(step.xs, step.x_qparams)], step.y_qparams, axis=step.axis)
+    parts = [(values[x], grid) for x, grid in zip(step.xs, step.x_qparams)]
+    return concat(choices, parts, step.y_qparams, axis=step.axis)
 
 
 def max_pool(step: MaxPool, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
@@ -158,7 +169,8 @@ def max_pool(step: MaxPool, values: Values, callables: Callables, choices: Diale
 
 
 def average_pool(step: AvgPool, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
-    return avg_pool(choices, values[step.x], step.qparams, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad)
+    places = step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
+    return avg_pool(choices, values[step.x], step.qparams, *places)
 
 
 def adaptive(step: AdaptiveAvgPool, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
@@ -175,9 +187,8 @@ def moved(step: Move, values: Values, callables: Callables, choices: Dialect) ->
 
 def in_a_row(x: Any) -> bool:
     """Whether a tensor's memory is that of its values in float32, one behind the other."""
-    return (
-        type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided and x.is_contiguous() and not x.is_neg()
-    )
+    dense = type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided
+    return dense and x.is_contiguous() and not x.is_neg()
 
 
 def array(x: Any, name: str) -> np.ndarray:
@@ -193,14 +204,16 @@ def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, ch
     x = array(values[step.x], step.x)
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    y = reference_dynamic.linear(choices, rows, step.weight, step.w_qparams, step.bias, reduce_range=step.reduce_range, rows=step.rows)
+    layer = step.weight, step.w_qparams, step.bias
+    y = reference_dynamic.linear(choices, rows, *layer, reduce_range=step.reduce_range, rows=step.rows)
     return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
 
 
 def linear_weight(step: LinearWeight, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
     check_fits(step, values[step.x].shape)
     weight = torch.from_numpy(step.w_qparams.dequantize(step.weight))
-    return torch.nn.functional.linear(values[step.x], weight, None if step.bias is None else torch.from_numpy(step.bias))
+    bias = None if step.bias is None else torch.from_numpy(step.bias)
+    return torch.nn.functional.linear(values[step.x], weight, bias)
 
 
 def embedding(step: Embedding, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
@@ -211,9 +224,9 @@ def recurrent(step: Recurrent, values: Values, callables: Callables, choices: Di
     return reference_dynamic.recurrent(step, values[step.x], replace_refs(step.state, values.__getitem__), choices)
 
 
-STEPS: dict[type, Callable] = {
+STEPS: dict[type, Callable[[Any, Values, Callables, Dialect], Any]] = {
     Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv,
     Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
-    MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Move: moved, LinearDynamic: linear_dynamic, LinearWeight: linear_weight,
-    Embedding: embedding, Recurrent: recurrent,
+    MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Move: moved,
+    LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

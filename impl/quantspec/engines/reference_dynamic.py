@@ -1,4 +1,5 @@
-"""What the steps of chapter 6 compute: dynamic linear layers with a range for each row, embeddings, recurrent networks. Slow, in any dialect."""
+"""What the steps of chapter 6 compute: dynamic linear layers with a range for each row, embeddings, recurrent networks.
+Slow, in any dialect."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +11,24 @@ from quantspec.ir.program import Cell, Embedding, Recurrent
 from quantspec.numerics.affine import QParams, dequantize
 from quantspec.numerics.dialects.dialect import Dialect
 
+State = tuple[torch.Tensor, ...]
 
-def linear(choices: Dialect, x: np.ndarray, w_q: np.ndarray, w: QParams, bias, *, reduce_range: bool, rows: bool) -> np.ndarray:
-    """Float32 output [rows, outputs] of a dynamic linear layer; with ``rows`` each row is quantized by a range of its own (DYN-ROWS).
+
+def linear(
+    choices: Dialect, x: np.ndarray, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, *, reduce_range: bool,
+    rows: bool,
+) -> np.ndarray:  # fmt: skip
+    """Float32 output [rows, outputs] of a dynamic linear layer; with ``rows`` each row is quantized by a range of its
+    own (DYN-ROWS).
 
     Raises as ``Dialect.linear_dynamic`` does.
     """
     if not rows or len(x) == 1:
         return choices.linear_dynamic(x, w_q, w, bias, reduce_range=reduce_range)
-    made = np.empty((len(x), len(w_q)), np.float32)
+    result = np.empty((len(x), len(w_q)), np.float32)
     for index in range(len(x)):
-        made[index] = choices.linear_dynamic(x[index : index + 1], w_q, w, bias, reduce_range=reduce_range)[0]
-    return made
+        result[index] = choices.linear_dynamic(x[index : index + 1], w_q, w, bias, reduce_range=reduce_range)[0]
+    return result
 
 
 def embedding(step: Embedding, values: dict[str, Any]) -> torch.Tensor:
@@ -31,9 +38,11 @@ def embedding(step: Embedding, values: dict[str, Any]) -> torch.Tensor:
     """
     index = values[step.x]
     if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"batch: layer {step.layer!r} expects indices, got {getattr(index, 'dtype', type(index).__name__)}")
+        kind = getattr(index, "dtype", type(index).__name__)
+        raise ValueError(f"batch: layer {step.layer!r} expects indices, got {kind}")
     if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(step.weight)):
-        raise ValueError(f"batch: layer {step.layer!r} has {len(step.weight)} entries, got indices from {int(index.min())} to {int(index.max())}")
+        ends = f"{int(index.min())} to {int(index.max())}"
+        raise ValueError(f"batch: layer {step.layer!r} has {len(step.weight)} entries, got indices from {ends}")
     used, place = np.unique(index.numpy(), return_inverse=True)
     grid = step.w_qparams
     scale, zero_point = (a if a.ndim == 0 else a[used] for a in (grid.scale, grid.zero_point))
@@ -41,26 +50,30 @@ def embedding(step: Embedding, values: dict[str, Any]) -> torch.Tensor:
     where = torch.from_numpy(place.reshape(index.shape))
     if step.bag is None:
         return rows[where]
-    padding = None if step.padding_idx is None else int(np.searchsorted(used, step.padding_idx)) if step.padding_idx in used else None
+    padding = None
+    if step.padding_idx is not None and step.padding_idx in used:
+        padding = int(np.searchsorted(used, step.padding_idx))
     offsets, weights = (None if name is None else values[name] for name in (step.offsets, step.weights))
     return torch.nn.functional.embedding_bag(
-        where, rows, offsets, mode=step.bag, per_sample_weights=weights, include_last_offset=step.include_last_offset, padding_idx=padding
-    )
+        where, rows, offsets, mode=step.bag, per_sample_weights=weights,
+        include_last_offset=step.include_last_offset, padding_idx=padding,
+    )  # fmt: skip
 
 
 def near(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """A function in float64, rounded to float32: the same on every machine, but for what a float64 library's last bit turns over."""
+    """A function in float64, rounded to float32: the same on every machine, but for what a float64 library's last bit
+    turns over."""
     return function(values.to(torch.float64)).to(torch.float32)
 
 
-def lstm(x: torch.Tensor, h: torch.Tensor, state: tuple) -> tuple:
+def lstm(x: torch.Tensor, h: torch.Tensor, state: State) -> State:
     """(h, c) of one step from both halves of the gates [batch, 4 * state], in the order input, forget, cell, output."""
     i, f, g, o = (x + h).chunk(4, dim=-1)
     c = near(torch.sigmoid, f) * state[1] + near(torch.sigmoid, i) * near(torch.tanh, g)
     return near(torch.sigmoid, o) * near(torch.tanh, c), c
 
 
-def gru(x: torch.Tensor, h: torch.Tensor, state: tuple) -> tuple:
+def gru(x: torch.Tensor, h: torch.Tensor, state: State) -> State:
     """(h,) of one step; the gates' order is reset, update, new."""
     (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, dim=-1), h.chunk(3, dim=-1)
     r, z = near(torch.sigmoid, x_r + h_r), near(torch.sigmoid, x_z + h_z)
@@ -68,26 +81,31 @@ def gru(x: torch.Tensor, h: torch.Tensor, state: tuple) -> tuple:
     return (n + z * (state[0] - n),)
 
 
-def rnn_tanh(x: torch.Tensor, h: torch.Tensor, state: tuple) -> tuple:
+def rnn_tanh(x: torch.Tensor, h: torch.Tensor, state: State) -> State:
     return (near(torch.tanh, x + h),)
 
 
-def rnn_relu(x: torch.Tensor, h: torch.Tensor, state: tuple) -> tuple:
+def rnn_relu(x: torch.Tensor, h: torch.Tensor, state: State) -> State:
     return ((x + h).relu(),)
 
 
-KINDS = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
+OneWay = Callable[
+    [Recurrent, Cell, torch.Tensor, list[torch.Tensor], bool, Dialect], tuple[torch.Tensor, State]
+]
+KINDS: dict[str, Callable[[torch.Tensor, torch.Tensor, State], State]] = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
 
 
-def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: Callable | None = None) -> Any:
+def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay | None = None) -> Any:
     """What the module would give: (output, state), or the new state of a single step (DYN-RECURRENT).
 
-    ``x``: float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; a single step's has no axis of steps.
-    ``run`` does what ``one_way`` does. Raises ValueError naming the layer when it does not fit.
+    ``x``: float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; a single
+    step's has no axis of steps. ``run`` does what ``one_way`` does. Raises ValueError naming the layer when it does not
+    fit.
     """
     inputs = step.cells[0].input_weight.shape[1]
     if not isinstance(x, torch.Tensor) or x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__}")
+        got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {got}")
     batched = x.ndim == (2 if step.single else 3)
     values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
     values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
@@ -97,7 +115,9 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: Callab
     for first in range(0, len(step.cells), directions):
         outputs = []
         for direction in range(directions):
-            steps, end = (run or one_way)(step, step.cells[first + direction], values, [s[first + direction] for s in states], direction == 1, choices)
+            index = first + direction
+            start = [part[index] for part in states]
+            steps, end = (run or one_way)(step, step.cells[index], values, start, direction == 1, choices)
             outputs.append(steps)
             ends.append(end)
         values = torch.cat(outputs, dim=-1)
@@ -123,18 +143,26 @@ def initial(step: Recurrent, state: Any, batch: int, batched: bool) -> list[torc
     return [part if batched else part.reshape(len(step.cells), 1, size) for part in parts]
 
 
-def one_way(step: Recurrent, cell: Cell, x: torch.Tensor, state: list[torch.Tensor], backward: bool, choices: Dialect) -> tuple[torch.Tensor, tuple]:
+def one_way(
+    step: Recurrent, cell: Cell, x: torch.Tensor, state: list[torch.Tensor], backward: bool, choices: Dialect
+) -> tuple[torch.Tensor, State]:
     """The outputs [steps, batch, state] of one layer in one direction and the state at its end."""
     count, batch, inputs = x.shape
 
     def product(values: torch.Tensor, weight: np.ndarray, grid: QParams, bias: np.ndarray | None) -> torch.Tensor:
-        return torch.from_numpy(choices.linear_dynamic(values.contiguous().numpy(), weight, grid, bias, reduce_range=step.reduce_range))
+        rows = values.contiguous().numpy()
+        return torch.from_numpy(choices.linear_dynamic(rows, weight, grid, bias, reduce_range=step.reduce_range))
 
     # The inputs of all steps share a range; each step's state has its own.
-    gates = product(x.reshape(count * batch, inputs), cell.input_weight, cell.input_qparams, cell.input_bias).reshape(count, batch, len(cell.input_weight))
-    now: tuple = tuple(state)
-    outputs: list = [None] * count
+    rows = x.reshape(count * batch, inputs)
+    gates = product(rows, cell.input_weight, cell.input_qparams, cell.input_bias)
+    gates = gates.reshape(count, batch, len(cell.input_weight))
+    now: State = tuple(state)
+    outputs: list[torch.Tensor] = []
     for index in reversed(range(count)) if backward else range(count):
-        now = KINDS[step.kind](gates[index], product(now[0], cell.state_weight, cell.state_qparams, cell.state_bias), now)
-        outputs[index] = now[0]
-    return torch.stack(outputs) if outputs else x.new_zeros(0, batch, cell.state_weight.shape[1]), now
+        own = product(now[0], cell.state_weight, cell.state_qparams, cell.state_bias)
+        now = KINDS[step.kind](gates[index], own, now)
+        outputs.append(now[0])
+    if not outputs:
+        return x.new_zeros(0, batch, cell.state_weight.shape[1]), now
+    return torch.stack(outputs[::-1] if backward else outputs), now

@@ -1,25 +1,30 @@
-"""The torch engine: the reference engine with torch's product of int8 matrices for the accumulators, in every dialect that adds them exactly.
+"""The torch engine: the reference engine with torch's product of int8 matrices for the accumulators, in every dialect
+that adds them exactly.
 
-That product takes no deprecated type and no module of torch.ao. On x86 CPUs without instructions for dot products it adds pairs of products in 16 bits, which
-saturate (DIA-ACCUMULATE, `pairs`); whether it does is tried, and there the engine refuses to run.
+That product takes no deprecated type and no module of torch.ao. On x86 CPUs without instructions for dot products it
+adds pairs of products in 16 bits, which saturate (DIA-ACCUMULATE, `pairs`); whether it does is tried, and there the
+engine refuses to run.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import Conv, Linear, LinearDynamic, Program
+from quantspec.ir.program import Conv, Embedding, Linear, LinearDynamic, LinearWeight, Program, Step
 from quantspec.numerics import integer
+from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.patches import rows, windows
 
 from .autotune import Fastest
 from .reference import Reference
 
+Accumulate = Callable[[], np.ndarray]
 MOST_INPUTS = 2**16  # of which products of two codes add up in 32 bits, whatever they are
 
 
@@ -34,7 +39,8 @@ class Weights:
 def weights(w_q: np.ndarray) -> Weights:
     """From codes [outputs, inputs]."""
     codes = torch.from_numpy(np.ascontiguousarray(w_q))
-    # With a transposed view of one input torch 2.13 gives what lies in memory: its strides, (1, 1), do not tell how many outputs there are.
+    # With a transposed view of one input torch 2.13 gives what lies in memory: its strides, (1, 1), do not tell how
+    # many outputs there are.
     return Weights(torch.empty(codes.shape[::-1], dtype=torch.int8).copy_(codes.T), codes.sum(1, dtype=torch.int32))
 
 
@@ -46,66 +52,77 @@ def product(x_q: np.ndarray, x_zero_point: int, w: Weights) -> np.ndarray:
     return total.add_((offset - x_zero_point) * w.sums).numpy()
 
 
-class KnownWeights(dict):
-    """The weights, for each group, of a program's layers whose products fit into 32 bits whatever the input, and that have a grid around zero; by the identity of
-    their codes, made when they are first asked for."""
+class KnownWeights:
+    """The weights, for each group, of the layers among ``steps`` whose products fit into 32 bits whatever the input, and
+    that have a grid around zero; by the identity of their codes, made when they are first asked for."""
 
-    def __init__(self, program: Program):
-        super().__init__()
-        self.layers = {
-            id(step.weight): step for step in program.steps
-            if isinstance(step, (Linear, LinearDynamic, Conv)) and 0 < step.weight[:1].size <= MOST_INPUTS and not np.any(step.w_qparams.zero_point)
-        }  # fmt: skip
-
-    def __missing__(self, key: int) -> list[Weights]:
-        step = self.layers[key]
-        self[key] = [weights(rows(part)) for part in np.split(step.weight, getattr(step, "groups", 1))]
-        return self[key]
+    def __init__(self, steps: Sequence[Step] = ()):
+        self.layers = {id(step.weight): step for step in steps if isinstance(step, Product) and fits_32_bits(step)}
+        self.prepared: dict[int, list[Weights]] = {}
 
     def of(self, w_q: np.ndarray) -> list[Weights] | None:
         """The weights of a layer; None for those that are not known."""
-        return self[id(w_q)] if id(w_q) in self.layers else None
+        key = id(w_q)
+        if key in self.layers and key not in self.prepared:
+            step = self.layers[key]
+            groups = step.groups if isinstance(step, Conv) else 1
+            self.prepared[key] = [weights(rows(part)) for part in np.split(step.weight, groups)]
+        return self.prepared.get(key)
+
+
+Product = Linear | Conv | LinearDynamic
+
+
+def fits_32_bits(step: Product) -> bool:
+    """Whether a layer's products add up in 32 bits whatever the codes are, its weights' zero points being 0."""
+    return 0 < step.weight[:1].size <= MOST_INPUTS and not np.any(step.w_qparams.zero_point)
 
 
 @dataclass(frozen=True)
 class ByTorch(Dialect):
-    """A dialect whose accumulators torch computes. ``known``: the weights of a program's layers; ``fits``: what is known not to overflow; ``fastest``: what decides
-    for each layer and shape whether to do as the reference does, None for never."""
+    """A dialect whose accumulators torch computes. ``known``: the weights of a program's layers; ``fits``: what is
+    known not to overflow; ``fastest``: what decides for each layer and shape whether to do as the reference does, None
+    for never."""
 
-    known: KnownWeights | None = field(default=None, compare=False)
-    fits: set = field(default_factory=set, compare=False)
+    known: KnownWeights = field(default_factory=KnownWeights, compare=False)
+    fits: set[Hashable] = field(default_factory=set, compare=False)
     fastest: Fastest | None = field(default=None, compare=False)
 
-    def fastest_of(self, w_q, x_q, torchs: Callable[[], np.ndarray], references: Callable[[], np.ndarray]) -> np.ndarray:
-        return torchs() if self.fastest is None else self.fastest.run((id(w_q), x_q.shape), {"torch": torchs, "reference": references})
+    def fastest_of(self, w_q: np.ndarray, x_q: np.ndarray, torchs: Accumulate, references: Accumulate) -> np.ndarray:
+        """The accumulators by torch or as the reference computes them, whichever takes less time."""
+        if self.fastest is None:
+            return torchs()
+        return self.fastest.run((id(w_q), x_q.shape), {"torch": torchs, "reference": references})
 
-    def check_overflow(self, x, w_q, w, bias_q) -> None:
+    def check_overflow(self, x: QParams, w_q: np.ndarray, w: QParams, bias_q: np.ndarray) -> None:
         key = id(w_q), int(x.zero_point), x.qmin, x.qmax, bias_q.tobytes()
         if key not in self.fits:
             super().check_overflow(x, w_q, w, bias_q)
             if id(w_q) in self.known.layers:
                 self.fits.add(key)
 
-    def accumulate(self, x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
+    def accumulate(self, x_q: np.ndarray, x_zero_point: Any, w_q: np.ndarray, w_zero_point: Any) -> np.ndarray:
         known, as_reference = self.known.of(w_q), super().accumulate
         if known is None or not x_q.size or x_q.ndim != 2 or x_q.shape[1] != w_q.shape[1]:
             return as_reference(x_q, x_zero_point, w_q, w_zero_point)
         return self.fastest_of(
-            w_q, x_q, lambda: product(x_q, int(x_zero_point), known[0]), lambda: as_reference(x_q, x_zero_point, w_q, w_zero_point)
-        )
+            w_q, x_q, lambda: product(x_q, int(x_zero_point), known[0]),
+            lambda: as_reference(x_q, x_zero_point, w_q, w_zero_point),
+        )  # fmt: skip
 
-    def accumulate_conv(self, x_q, x, w_q, w, *, stride, padding, dilation, input_dilation, groups) -> np.ndarray:
-        places = dict(stride=stride, padding=padding, dilation=dilation, input_dilation=input_dilation, groups=groups)
+    def accumulate_conv(self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, **places: Any) -> np.ndarray:
         known, as_reference = self.known.of(w_q), super().accumulate_conv
         if known is None:
             return as_reference(x_q, x, w_q, w, **places)
 
         def products() -> np.ndarray:
+            groups, point = places["groups"], int(x.zero_point)
             integer.check_channels(x_q, w_q, groups)
-            patches, shape = windows(integer.spread(x_q, input_dilation, padding, int(x.zero_point)), w_q.shape[2:], stride, dilation, groups)
+            spread = integer.spread(x_q, places["input_dilation"], places["padding"], point)
+            patches, shape = windows(spread, w_q.shape[2:], places["stride"], places["dilation"], groups)
             if not patches.size:
                 return as_reference(x_q, x, w_q, w, **places)
-            sums = [product(part, int(x.zero_point), one) for part, one in zip(patches, known)]
+            sums = [product(part, point, group) for part, group in zip(patches, known)]
             return np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
 
         return self.fastest_of(w_q, x_q, products, lambda: as_reference(x_q, x, w_q, w, **places))
@@ -114,7 +131,8 @@ class ByTorch(Dialect):
 @functools.cache
 def is_exact() -> bool:
     """Whether torch's product of int8 matrices adds exactly on this machine."""
-    ends = torch.tensor([-128, 127], dtype=torch.int8)[torch.randint(0, 2, (2, 64, 256), generator=torch.Generator().manual_seed(0))]
+    which = torch.randint(0, 2, (2, 64, 256), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([-128, 127], dtype=torch.int8)[which]
     return torch.equal(torch._int_mm(ends[0], ends[1].T).double(), ends[0].double() @ ends[1].double().T)
 
 
@@ -124,8 +142,10 @@ def runs(choices: Dialect) -> bool:
 
 
 def by_torch(choices: Dialect, program: Program, *, measure: bool) -> ByTorch:
-    """The dialect with a program's accumulators by torch, everywhere or, with ``measure``, where that takes less time."""
-    return ByTorch(**{rule.name: getattr(choices, rule.name) for rule in fields(Dialect)}, known=KnownWeights(program), fastest=Fastest() if measure else None)
+    """The dialect with a program's accumulators by torch, everywhere or, with ``measure``, where that takes less time.
+    """
+    rules = {rule.name: getattr(choices, rule.name) for rule in fields(Dialect)}
+    return ByTorch(**rules, known=KnownWeights(program.steps), fastest=Fastest() if measure else None)
 
 
 class Torch(Reference):
@@ -151,13 +171,24 @@ class Torch(Reference):
         return layer_engines(self.program, self.dialect)
 
 
+def about(place: int) -> Callable[[Hashable], bool]:
+    """Whether a question that was timed is about the layer whose codes have that identity."""
+    return lambda key: isinstance(key, tuple) and key[0] == place
+
+
 def layer_engines(program: Program, choices: Dialect) -> dict[str, str]:
     """By which engine each layer is run in a dialect: several names where it depends on the shape of the input."""
-    known, fastest = getattr(choices, "known", None), getattr(choices, "fastest", None)
-    result = {}
+    known = choices.known if isinstance(choices, ByTorch) else KnownWeights()
+    fastest = choices.fastest if isinstance(choices, ByTorch) else None
+    engines = {}
     for step in program.steps:
-        if hasattr(step, "weight"):
-            place = id(step.weight)
-            measured = fastest.names(lambda key, place=place: key[0] == place) if fastest else ["torch"]
-            result[step.name] = " or ".join(measured or ["torch or reference"]) if known is not None and place in known.layers else "reference"
-    return result
+        if not isinstance(step, (Linear, Conv, LinearDynamic, LinearWeight, Embedding)):
+            continue
+        place = id(step.weight)
+        if place not in known.layers:
+            engines[step.name] = "reference"
+        elif fastest is None:
+            engines[step.name] = "torch"
+        else:
+            engines[step.name] = " or ".join(fastest.names(about(place)) or ["torch or reference"])
+    return engines

@@ -1,8 +1,8 @@
 """The float network as plain data: what capture ends in, what fusion rewrites and what calibration runs.
 
-A graph is a list of nodes. Each makes one value, named ``name``, from the values it reads. Nodes that have an integer form say what they are; each but
-the layers keeps in ``call`` how it is computed in float. The graph owns copies of the weights, so that nothing later can change the model, and nothing
-that happens to the model can change the graph.
+A graph is a list of nodes. Each makes one value, named ``name``, from the values it reads. Nodes that have an integer
+form say what they are; each but the layers keeps in ``call`` how it is computed in float. The graph owns copies of the
+weights, so that nothing later can change the model, and nothing that happens to the model can change the graph.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +30,8 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Linear(Weights):
-    """A linear layer: ``weight`` float32 [outputs, inputs], ``bias`` float32 (outputs,) or None; behind it, where ``relu``, a ReLU that ends at ``ceiling``.
+    """A linear layer: ``weight`` float32 [outputs, inputs], ``bias`` float32 (outputs,) or None; behind it, where
+    ``relu``, a ReLU that ends at ``ceiling``.
 
     ``flat``: it holds a normalization whose channels are its features only where its input has two axes.
     """
@@ -47,9 +48,11 @@ class Linear(Weights):
 
 @dataclass(frozen=True, eq=False)
 class Conv(Weights):
-    """A convolution: ``weight`` float32 [outputs, inputs / groups, *kernel]; the rest as in ``Linear`` and ``program.Conv``.
+    """A convolution: ``weight`` float32 [outputs, inputs / groups, *kernel]; the rest as in ``Linear`` and
+    ``program.Conv``.
 
-    A ``transposed`` one has its kernel flipped and its channels in that order, so that it is a convolution of spread inputs (INT-CONV-TRANSPOSED).
+    A ``transposed`` one has its kernel flipped and its channels in that order, so that it is a convolution of spread
+    inputs (INT-CONV-TRANSPOSED).
     """
 
     name: str
@@ -69,7 +72,8 @@ class Conv(Weights):
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm:
-    """A batch normalization with fixed statistics, float32 (channels,) each. ``call`` computes it where it is not folded.
+    """A batch normalization with fixed statistics, float32 (channels,) each. ``call`` computes it where it is not
+    folded.
 
     ``positions``: how many axes its input has behind the channels, None where that is not known.
     """
@@ -97,7 +101,8 @@ class Relu:
 
 @dataclass(frozen=True, eq=False)
 class Elementwise:
-    """A function of one value, element by element; ``function`` is its name. Where it is min(max(x, 0), c), ``ceiling`` is c."""
+    """A function of one value, element by element; ``function`` is its name. Where it is min(max(x, 0), c), ``ceiling``
+    is c."""
 
     name: str
     x: str
@@ -222,7 +227,8 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class FloatCell:
-    """One direction of one layer of a recurrent network: the input's and the state's weights, float32 [gates * state, ...], and biases."""
+    """One direction of one layer of a recurrent network: the input's and the state's weights, float32 [gates * state,
+    ...], and biases."""
 
     input_weight: np.ndarray
     state_weight: np.ndarray
@@ -255,7 +261,8 @@ Node = Layer | Operation | Call
 
 @dataclass(frozen=True, eq=False)
 class FloatGraph:
-    """What a model does, in order. ``callables`` has what the ``Call``s call; ``calls`` counts the calls of each module by path.
+    """What a model does, in order. ``callables`` has what the ``Call``s call; ``calls`` counts the calls of each module
+    by path.
 
     ``paths`` gives the path of the module that a node comes from.
     """
@@ -285,7 +292,8 @@ class FloatGraph:
 
 
 def node_reads(node: Node) -> list[str]:
-    """The names of the values that a node reads, with repetitions. What its ``call`` takes beside its input counts too."""
+    """The names of the values that a node reads, with repetitions. What its ``call`` takes beside its input counts too.
+    """
     own = reads(node)
     if not isinstance(node, Operation):
         return own

@@ -17,7 +17,8 @@ WeightStep = program.Linear | program.Conv | program.LinearDynamic | program.Lin
 
 
 def bind(inputs: tuple[str, ...], defaults: dict[str, Any], batch: Any) -> dict[str, Any]:
-    """A batch as values by name: a tensor, a tuple of positional inputs (surplus entries are ignored), or a dict of keyword inputs.
+    """A batch as values by name: a tensor, a tuple of positional inputs (surplus entries are ignored), or a dict of
+    keyword inputs.
 
     Raises TypeError for another kind of batch, ValueError for missing and unknown inputs.
     """

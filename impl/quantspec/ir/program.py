@@ -1,11 +1,13 @@
-"""The quantized network as plain data: what capture, fusion and observers end in and every engine, file and report reads.
+"""The quantized network as plain data: what capture, fusion and observers end in and every engine, file and report
+reads.
 
-A Program is a list of steps. Each step makes one value, named ``name``, from the values it reads. A value is either an array of codes or what a
-float network has (a float tensor, a size, a tuple); ``Quantize`` and ``Dequantize`` are the only ways from one to the other, besides the steps that
-have both inside. A Program holds no behaviour, no module, no batch size and no image size.
+A Program is a list of steps. Each step makes one value, named ``name``, from the values it reads. A value is either an
+array of codes or what a float network has (a float tensor, a size, a tuple); ``Quantize`` and ``Dequantize`` are the
+only ways from one to the other, besides the steps that have both inside. Steps hold no behaviour, no module, no batch
+size and no image size; what stays in float is called by name, and ``callables`` has it.
 
-Codes of activations are uint8 (grids with qmin >= 0), those of weights int8 with zero point 0. Windows are [batch, channels, *positions] with one to
-three axes of positions.
+Codes of activations are uint8 (grids with qmin >= 0), those of weights int8 with zero point 0. Windows are [batch,
+channels, *positions] with one to three axes of positions.
 """
 
 from collections.abc import Mapping
@@ -90,7 +92,8 @@ class Conv:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A function of one value, element by element: the code of ``function`` (its name) for each of 256 codes (INT-TABLE).
+    """A function of one value, element by element: the code of ``function`` (its name) for each of 256 codes
+    (INT-TABLE).
 
     ``table``: uint8 (256,), indexed by the input's code.
     """
@@ -150,7 +153,8 @@ class Concat:
 
 @dataclass(frozen=True, eq=False)
 class MaxPool:
-    """The largest code of each window (INT-MAXPOOL); one entry of ``kernel``, ``stride``, ``padding``, ``dilation`` for each axis of positions.
+    """The largest code of each window (INT-MAXPOOL); one entry of ``kernel``, ``stride``, ``padding``, ``dilation`` for
+    each axis of positions.
 
     ``ceil_mode``: a last window that begins inside the input or its padding before counts though it ends outside.
     """
@@ -180,7 +184,8 @@ class AvgPool:
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveAvgPool:
-    """The average code of each of ``size`` windows, which split the positions as evenly as they can (INT-MEAN); None keeps an axis as it is."""
+    """The average code of each of ``size`` windows, which split the positions as evenly as they can (INT-MEAN); None
+    keeps an axis as it is."""
 
     name: str
     x: str
@@ -201,9 +206,11 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """What rearranges codes without looking at them: flatten, permute, slice, split, pad with ``qparams``' zero point, nearest neighbours, ...
+    """What rearranges codes without looking at them: flatten, permute, slice, split, pad with ``qparams``' zero point,
+    nearest neighbours, ...
 
-    ``kind`` and ``target`` as in ``Call``, but only what ``moves`` knows; ``args`` and ``kwargs`` hold ``Ref`` where values go.
+    ``kind`` and ``target`` as in ``Call``, but only what ``moves`` knows; ``args`` and ``kwargs`` hold ``Ref`` where
+    values go.
     """
 
     name: str
@@ -233,7 +240,8 @@ class LinearDynamic:
 
 @dataclass(frozen=True, eq=False)
 class LinearWeight:
-    """Float [..., inputs] to float [..., outputs] with weights that are dequantized where they are used (DYN-WEIGHT-ONLY)."""
+    """Float [..., inputs] to float [..., outputs] with weights that are dequantized where they are used
+    (DYN-WEIGHT-ONLY)."""
 
     name: str
     x: str
@@ -245,9 +253,11 @@ class LinearWeight:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Rows of a table of int8 codes [entries, features], dequantized (DYN-EMBEDDING). ``x``: integers; the result float32 [..., features].
+    """Rows of a table of int8 codes [entries, features], dequantized (DYN-EMBEDDING). ``x``: integers; the result
+    float32 [..., features].
 
-    ``bag``: None, or how the rows of a bag become one: ``sum``, ``mean`` or ``max``; ``offsets`` and ``weights`` then name the values, if given.
+    ``bag``: None, or how the rows of a bag become one: ``sum``, ``mean`` or ``max``; ``offsets`` and ``weights`` then
+    name the values, if given.
     """
 
     name: str
@@ -264,7 +274,8 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One direction of one layer of a recurrent network: the input's and the state's weights, int8 [gates * state, ...], and biases (or None)."""
+    """One direction of one layer of a recurrent network: the input's and the state's weights, int8 [gates * state,
+    ...], and biases (or None)."""
 
     input_weight: np.ndarray
     input_qparams: QParams
@@ -276,11 +287,12 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Recurrent:
-    """An LSTM, GRU or RNN whose matrix products are dynamic linear layers (DYN-RECURRENT). ``kind``: ``lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu``.
+    """An LSTM, GRU or RNN whose matrix products are dynamic linear layers (DYN-RECURRENT). ``kind``: ``lstm``, ``gru``,
+    ``rnn_tanh``, ``rnn_relu``.
 
-    ``x``: float [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; ``state``: a tree with ``Ref``, or None.
-    ``cells``: for each layer forward and, where ``bidirectional``, backward. The result is what the module gives: (output, state).
-    ``single``: one step of an ``nn.LSTMCell`` or its like.
+    ``x``: float [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; ``state``: a
+    tree with ``Ref``, or None. ``cells``: for each layer forward and, where ``bidirectional``, backward. The result is
+    what the module gives: (output, state). ``single``: one step of an ``nn.LSTMCell`` or its like.
     """
 
     name: str

@@ -13,17 +13,23 @@ from torch.nn import functional as F
 from .program import Move
 from .traverse import replace_refs
 
-MOVES = {
-    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, torch.unbind, torch.roll, torch.flip,
-    torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.tile, torch.repeat_interleave, torch.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle,
-    torch.broadcast_to, F.channel_shuffle,
-    "flatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "chunk", "split", "unbind", "roll", "flip", "narrow", "select",
-    "swapaxes", "movedim", "tile", "repeat", "repeat_interleave", "expand", "expand_as", "view_as", "reshape_as", "t", "clone", "detach", "unflatten",
-}  # fmt: skip
+MOVE_FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
+    torch.split, torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim,
+    torch.tile, torch.repeat_interleave, torch.channel_shuffle, torch.broadcast_to, F.channel_shuffle, F.pixel_shuffle,
+    F.pixel_unshuffle,
+)  # fmt: skip
+METHODS = frozenset(
+    """
+    flatten reshape view permute transpose contiguous squeeze unsqueeze chunk split unbind roll flip narrow select
+    swapaxes movedim tile repeat repeat_interleave expand expand_as view_as reshape_as t clone detach unflatten
+    """.split()
+)
+MOVES: frozenset[Callable[..., Any] | str] = frozenset({*MOVE_FUNCTIONS, *METHODS})
 SHAPES = {"size", "dim", "numel", "ndimension", "stride", "is_contiguous"}
 
 
-def qualified_name(function: Callable) -> str:
+def qualified_name(function: Callable[..., Any]) -> str:
     """``torch.flatten`` for ``torch.flatten``: the public module that has the function, and its name there."""
     name = getattr(function, "__name__", repr(function))
     for module in (torch, F, operator, math, builtins):
@@ -32,8 +38,8 @@ def qualified_name(function: Callable) -> str:
     return f"{getattr(function, '__module__', None)}.{name}"
 
 
-METHODS = {target for target in MOVES if isinstance(target, str)}
-FUNCTIONS = {qualified_name(target): target for target in (*MOVES, operator.getitem, F.pad, F.interpolate) if not isinstance(target, str)}
+CODE_FUNCTIONS: tuple[Callable[..., Any], ...] = (*MOVE_FUNCTIONS, operator.getitem, F.pad, F.interpolate)
+FUNCTIONS = {qualified_name(function): function for function in CODE_FUNCTIONS}
 
 
 def known(kind: str, target: str) -> bool:
@@ -42,7 +48,8 @@ def known(kind: str, target: str) -> bool:
 
 
 def apply(step: Move, value: Callable[[str], Any]) -> Any:
-    """Codes rearranged: an array, or a tuple of arrays where the step splits. ``value`` gives codes as arrays and other values as they are.
+    """Codes rearranged: an array, or a tuple of arrays where the step splits. ``value`` gives codes as arrays and other
+    values as they are.
 
     What is padded on gets the zero point (INT-CONV-PAD). Raises ValueError for a target that is no move.
     """
@@ -54,17 +61,19 @@ def apply(step: Move, value: Callable[[str], Any]) -> Any:
 
     args, kwargs = replace_refs(step.args, tensors), replace_refs(step.kwargs, tensors)
     if step.kind == "method":
-        made = getattr(args[0], step.target)(*args[1:], **kwargs)
+        moved = getattr(args[0], step.target)(*args[1:], **kwargs)
     elif step.target == "torch.nn.functional.pad":
-        made = padded(int(step.qparams.zero_point), *args, **kwargs)
+        moved = padded(int(step.qparams.zero_point), *args, **kwargs)
     elif step.target == "torch.nn.functional.interpolate":
-        made = F.interpolate(args[0].to(torch.float32), *args[1:], **kwargs).to(args[0].dtype)  # codes are exact there
+        moved = F.interpolate(args[0].to(torch.float32), *args[1:], **kwargs).to(args[0].dtype)  # codes are exact there
     else:
-        made = FUNCTIONS[step.target](*args, **kwargs)
-    return as_arrays(made)
+        moved = FUNCTIONS[step.target](*args, **kwargs)
+    return as_arrays(moved)
 
 
-def padded(zero_point: int, x: torch.Tensor, widths: list[int], mode: str = "constant", value: Any = None) -> torch.Tensor:
+def padded(
+    zero_point: int, x: torch.Tensor, widths: list[int], mode: str = "constant", value: Any = None
+) -> torch.Tensor:
     """``F.pad`` of codes."""
     if mode == "constant":
         return F.pad(x, widths, mode, zero_point)

@@ -28,9 +28,9 @@ def replace_refs(tree: Any, value: Callable[[str], Any]) -> Any:
 
 def refs(tree: Any) -> list[str]:
     """The names of all values that ``tree`` refers to, in order, with repetitions."""
-    found: list[str] = []
-    replace_refs(tree, lambda name: found.append(name))
-    return found
+    names: list[str] = []
+    replace_refs(tree, names.append)
+    return names
 
 
 # Fields of steps that name values; ``args``, ``kwargs`` and ``state`` are trees with Refs.
@@ -39,18 +39,19 @@ NAMING = ("x", "a", "b", "xs", "offsets", "weights")
 
 def reads(step: Any) -> list[str]:
     """The names of the values that a step, or a node of a float graph, reads, with repetitions."""
-    found = []
+    names: list[str] = []
     for field in fields(step):
         value = getattr(step, field.name)
         if field.name in NAMING and value is not None:
-            found += [value] if isinstance(value, str) else value
+            names += [value] if isinstance(value, str) else value
         elif field.name in ("args", "kwargs", "state"):
-            found += refs(value)
-    return found
+            names += refs(value)
+    return names
 
 
-def last_reads(steps: Sequence, kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads) -> list[list[str]]:
-    """For each step the values, but those that are ``kept``, that nobody reads after it: its own among them where nobody reads it at all."""
+def last_reads(steps: Sequence[Any], kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads) -> list[list[str]]:
+    """For each step the values, but those that are ``kept``, that nobody reads after it: its own among them where
+    nobody reads it at all."""
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
         last |= dict.fromkeys([step.name, *read_by(step)], index)
@@ -77,7 +78,8 @@ def arrays(step: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def with_arrays(program: Program, given: dict[str, np.ndarray]) -> Program:
-    """The Program with other arrays, by ``step.path``; steps that are not named stay as they are. The caller checks shapes and types."""
+    """The Program with other arrays, by ``step.path``; steps that are not named stay as they are. The caller checks
+    shapes and types."""
     steps = []
     for step in program.steps:
         paths = {path: given[f"{step.name}.{path}"] for path, _ in arrays(step) if f"{step.name}.{path}" in given}
@@ -96,10 +98,12 @@ def _with(step: Any, paths: dict[str, np.ndarray]) -> Any:
         elif isinstance(value, tuple):
             items = list(value)
             for index in dict.fromkeys(path.partition(".")[0] for path in inner):
-                items[int(index)] = _with(items[int(index)], {p.partition(".")[2]: a for p, a in inner.items() if p.partition(".")[0] == index})
+                own = {p.partition(".")[2]: a for p, a in inner.items() if p.partition(".")[0] == index}
+                items[int(index)] = _with(items[int(index)], own)
             changes[head] = tuple(items)
         elif isinstance(value, QParams):
-            changes[head] = QParams(inner.get("scale", value.scale), inner.get("zero_point", value.zero_point), value.qmin, value.qmax, value.axis)
+            scale, zero_point = inner.get("scale", value.scale), inner.get("zero_point", value.zero_point)
+            changes[head] = QParams(scale, zero_point, value.qmin, value.qmax, value.axis)
         else:
             changes[head] = _with(value, inner)
     return replace(step, **changes)

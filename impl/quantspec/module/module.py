@@ -22,9 +22,9 @@ from . import size, summary
 class QuantizedModule(nn.Module):
     """A quantized network. Calling it takes and gives what the float model took and gave, for any batch and image size.
 
-    ``program`` is the network as plain data. Training mode is refused. It can be copied, pickled and called from several
-    threads at once. ``parameters()`` are those of what stays in float; ``state_dict()`` has the codes, scales and biases
-    too.
+    ``program`` is the network as plain data. Training mode is refused. It can be copied, pickled and called from
+    several threads at once. ``parameters()`` are those of what stays in float; ``state_dict()`` has the codes, scales
+    and biases too.
     """
 
     program: Program
@@ -35,9 +35,8 @@ class QuantizedModule(nn.Module):
         # Copies of its own, so that networks made from one calibration share nothing that could be changed.
         self.program = replace(program, callables=used_callables(program))
         # Registered, so that parameters() and state_dict() have what stays in float.
-        self.float_parts = nn.ModuleDict(
-            {path.replace(".", "_") or "model": what for (kind, path), what in self.callables.items() if kind == "module"}
-        )
+        modules = {path: what for (kind, path), what in self.callables.items() if kind == "module"}
+        self.float_parts = nn.ModuleDict({path.replace(".", "_") or "model": what for path, what in modules.items()})
         self.asked_engine = engine
         self.compiled = find_engine(engine)(self.program)
         super().train(False)
@@ -56,12 +55,13 @@ class QuantizedModule(nn.Module):
     def engines(self) -> dict[str, str]:
         """By which engine each layer is run, by the layer's path: several where that depends on the sizes, and has been
         measured for some."""
-        by_step = getattr(self.compiled, "engines", {})
+        by_step = self.compiled.engines
         return {step.layer: by_step.get(step.name, self.engine) for step in self.program.layers}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's output, float32. Inputs are float32 tensors as the model takes them; they are not written to."""
-        if len(args) == 1 and not kwargs and getattr(self.compiled, "input_name", None) is not None:
+        """The network's output, float32. Inputs are float32 tensors as the model takes them; they are not written to.
+        """
+        if len(args) == 1 and not kwargs and self.compiled.input_name is not None:
             return self.compiled.single(args[0])
         return self.compiled({**dict(zip(self.program.inputs, args, strict=False)), **kwargs})
 
@@ -73,7 +73,8 @@ class QuantizedModule(nn.Module):
         return QuantizedModule(self.program, engine)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one ``.safetensors`` file, at once or not at all, which ``quantspec.load`` reads; see ``storage.file``."""
+        """Writes one ``.safetensors`` file, at once or not at all, which ``quantspec.load`` reads; see
+        ``storage.file``."""
         file.save(self.program, path)
 
     def train(self, mode: bool = True) -> "QuantizedModule":
@@ -128,7 +129,7 @@ class QuantizedModule(nn.Module):
             key: function(key[1]) if what is None and key[0] == "function" else what
             for key, what in program.callables.items()
         }
-        super().__setstate__(state | {"program": replace(program, callables=found)})
+        super().__setstate__(state | {"program": replace(program, callables=found)})  # type: ignore[no-untyped-call]  # torch has no types there
         self.compiled = find_engine(self.asked_engine)(self.program)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
@@ -144,10 +145,11 @@ def used_callables(program: Program) -> Callables:
 def load(
     path: str | os.PathLike[str], *, modules: Mapping[str, nn.Module] | None = None, engine: str = "auto"
 ) -> QuantizedModule:
-    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is checked.
+    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is
+    checked.
 
     ``modules``: modules by path, for those whose class a file cannot name. ``engine``: what will run the network.
-    Raises FormatError for a file that is damaged, foreign or of a newer version, ValueError for a module that is missing
-    or does not fit, and as ``QuantizedModule.run_on`` does for an engine; OSError as reading files does.
+    Raises FormatError for a file that is damaged, foreign or of a newer version, ValueError for a module that is
+    missing or does not fit, and as ``QuantizedModule.run_on`` does for an engine; OSError as reading files does.
     """
     return QuantizedModule(file.load(path, modules), engine)

@@ -24,7 +24,8 @@ from quantspec.ir.program import (
 from quantspec.ir.traverse import arrays
 
 READ_GRIDS = ("x_qparams", "a_qparams", "b_qparams")
-SHARING = (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean, Move)  # steps whose only arrays are the grid that they read
+# Steps whose only arrays are the grid that they read.
+SHARING = (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean, Move)
 
 
 def float_bytes(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ from quantspec.errors import CalibrationError, UnsupportedError
 from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.float_graph import FloatGraph, Layer
 from quantspec.ir.float_run import float_calls
-from quantspec.ir.program import Call, Dequantize, Program, Quantize, Ref
+from quantspec.ir.program import Call, Callables, Dequantize, Program, Quantize, Ref
 from quantspec.ir.traverse import replace_refs
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.numerics.dialects.dialect import Dialect
@@ -24,8 +24,11 @@ from .options import Options
 from .placement import SPLITTING, Placement, own_reads
 
 
-def weight_codes(weight: np.ndarray, dialect: Dialect, *, per_channel: bool, bits: int = 8) -> tuple[np.ndarray, QParams]:
-    """int8 codes of a weight [outputs, ...] and their grid (STA-WEIGHT). Raises CalibrationError for NaN and infinities."""
+def weight_codes(
+    weight: np.ndarray, dialect: Dialect, *, per_channel: bool, bits: int = 8
+) -> tuple[np.ndarray, QParams]:
+    """int8 codes of a weight [outputs, ...] and their grid (STA-WEIGHT). Raises CalibrationError for NaN and
+    infinities."""
     axis = 0 if per_channel else None
     qmin, qmax = code_range(bits, signed=True)
     if weight.size:
@@ -37,6 +40,8 @@ def weight_codes(weight: np.ndarray, dialect: Dialect, *, per_channel: bool, bit
 
 
 Rename = Callable[[str], str]
+# What is computed on codes of its own, wherever a step of codes reads it.
+Computed = float_graph.Add | float_graph.Mul | float_graph.Concat | float_graph.Elementwise
 
 
 class Weights:
@@ -44,18 +49,21 @@ class Weights:
 
     def __init__(self, options: Options):
         self.options = options
-        self.made: dict[int, tuple[np.ndarray, np.ndarray, QParams]] = {}
+        # By the identity of the weight, which is held so that it stays its own.
+        self.quantized: dict[int, tuple[np.ndarray, np.ndarray, QParams]] = {}
 
     def codes(self, weight: np.ndarray, layer: str) -> tuple[np.ndarray, QParams]:
         """``weight_codes``; ValueError naming the layer when they hold NaN or infinities."""
-        if id(weight) not in self.made:
-            # Where each output has a single weight, a scale for each loses nothing, and one for all nearly everything (FUS-ALONE).
+        if id(weight) not in self.quantized:
+            # Where each output has a single weight, a scale for each loses nothing, and one for all nearly everything
+            # (FUS-ALONE).
             per_channel = self.options.per_channel or (weight.ndim > 2 and weight.size == len(weight))
             try:
-                self.made[id(weight)] = weight, *weight_codes(weight, self.options.dialect, per_channel=per_channel, bits=self.options.bits)
+                codes = weight_codes(weight, self.options.dialect, per_channel=per_channel, bits=self.options.bits)
             except (CalibrationError, ValueError) as error:
                 raise ValueError(f"model: weight of layer {layer!r}: {error}") from error
-        return self.made[id(weight)][1:]
+            self.quantized[id(weight)] = weight, *codes
+        return self.quantized[id(weight)][1:]
 
 
 def embedding_step(node: float_graph.Embedding, options: Options, x: str, rename: Rename) -> program.Embedding:
@@ -86,13 +94,14 @@ def recurrent_step(
 
 
 class Converter:
-    """Emits the steps. Values are made as codes or floats when a step asks for them, so that no conversion is made twice."""
+    """Emits the steps. Values are made as codes or floats when a step asks for them, so that no conversion is made
+    twice."""
 
     def __init__(self, graph: FloatGraph, placement: Placement, observers: dict[str, Any], options: Options):
         self.graph, self.placement, self.observers, self.options = graph, placement, observers, options
         self.dialect = options.dialect
         self.producers, self.sources = placement.nodes, placement.sources
-        self.steps: list = []
+        self.steps: list[program.Step] = []
         self.codes: dict[str, str] = {}
         self.floats: dict[str, str] = {name: name for name in graph.inputs}
         self.grids: dict[str, QParams] = {}
@@ -104,7 +113,7 @@ class Converter:
         for node in self.graph.nodes:
             if isinstance(node, Layer):
                 self.layer(node)
-            elif node.name in self.placement.coded and isinstance(node, (float_graph.Add, float_graph.Mul, float_graph.Concat, float_graph.Elementwise)):
+            elif node.name in self.placement.coded and isinstance(node, Computed):
                 if all(self.sources[name] not in self.kept for name in own_reads(node)):
                     self.as_codes(node.name)
                 else:
@@ -116,21 +125,25 @@ class Converter:
         return Program(self.dialect.name, self.graph.inputs, self.graph.defaults, steps, output, self.callables)
 
     def grid(self, name: str) -> QParams:
-        """The grid of a value: that of the observed value which it has it from, or the one that it shares with joins (STA-JOIN)."""
+        """The grid of a value: that of the observed value which it has it from, or the one that it shares with joins
+        (STA-JOIN)."""
         name = self.sources[name]
         if name not in self.grids:
             group = self.placement.joined.get(name, (name,))
             lows, highs = zip(*map(self.observed_range, group))
-            grid = self.dialect.activation_qparams(min(lows), max(highs), reduce_range=self.options.reduce_range, bits=self.options.bits)
+            reduce_range, bits = self.options.reduce_range, self.options.bits
+            grid = self.dialect.activation_qparams(min(lows), max(highs), reduce_range=reduce_range, bits=bits)
             self.grids |= dict.fromkeys(group, grid)
         return self.grids[name]
 
-    def observed_range(self, name: str) -> tuple:
+    def observed_range(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Both ends of what was observed at a place."""
         try:
-            return self.observers[name].range()
+            low, high = self.observers[name].range()
         except CalibrationError as error:
-            raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") from error
+            place = self.placement.place(name)
+            raise CalibrationError(f"{place}: {error}; run calibration data through it first") from error
+        return low, high
 
     def layer(self, node: Layer) -> None:
         weight, w = self.weights.codes(node.weight, node.layer)
@@ -163,7 +176,8 @@ class Converter:
         """The step that has the value as codes, made if there is none."""
         if name not in self.codes:
             node = self.producers.get(name)
-            step = self.code_step(node) if node is not None and (self.has_codes(name) or self.sources[name] != name) else None
+            on_codes = self.has_codes(name) or self.sources[name] != name
+            step = self.code_step(node) if node is not None and on_codes else None
             step = step or Quantize(f"{name}.codes", self.as_float(name), self.grid(name))
             self.steps.append(step)
             self.codes[name] = step.name
@@ -173,8 +187,8 @@ class Converter:
         """The step that computes a node on codes; None for what has no such step."""
         name, new = node.name, f"{node.name}.codes"
         if isinstance(node, float_graph.Move):
-            args, kwargs = (replace_refs(tree, lambda n: Ref(self.codes_or_float(n, node.x))) for tree in (node.call.args, node.call.kwargs))
-            return program.Move(new, node.call.kind, node.call.target, args, kwargs, self.grid(name))
+            call = self.renamed_call(node.call, lambda n: self.codes_or_float(n, node.x))
+            return program.Move(new, call.kind, call.target, call.args, call.kwargs, self.grid(name))
         if isinstance(node, float_graph.Relu):
             return program.Relu(new, self.as_codes(node.x), self.grid(name))
         if isinstance(node, float_graph.Pool):
@@ -187,7 +201,8 @@ class Converter:
             return program.Concat(new, *parts, self.grid(name), node.axis)
         if isinstance(node, float_graph.Elementwise):
             x, y = self.grid(node.x), self.grid(name)
-            return program.Table(new, self.as_codes(node.x), node.function, table(node, self.callables, x, y, self.dialect), x, y)
+            codes = table(node, self.callables, x, y, self.dialect)
+            return program.Table(new, self.as_codes(node.x), node.function, codes, x, y)
         return None
 
     def pool(self, node: float_graph.Pool, name: str) -> program.Step:
@@ -210,26 +225,30 @@ class Converter:
     def as_float(self, name: str) -> str:
         """The step that has the value as a float, made if there is none."""
         if name not in self.floats:
-            node = self.producers[name]
-            if self.has_codes(name) and not splits(node, self.producers):
-                step = Dequantize(f"{name}.float", self.as_codes(name), self.grid(name))
-            elif isinstance(node, float_graph.Embedding):
-                step = embedding_step(node, self.options, self.as_float(node.x), self.as_float)
-            elif isinstance(node, float_graph.Recurrent):
-                step = recurrent_step(node, self.weights, self.options, self.as_float(node.x), self.as_float)
-            elif isinstance(node, float_graph.Shape):
-                read = self.codes.get(node.x) or self.as_float(node.x)
-                step = self.moved_call(node.call, lambda n: read if n == node.x else self.as_float(n), reason="")
-            else:
-                call = node if isinstance(node, Call) else node.call
-                step = self.moved_call(call, self.as_float)
+            step = self.float_step(self.producers[name])
             self.steps.append(step)
             self.floats[name] = step.name
         return self.floats[name]
 
-    def moved_call(self, call: Call, new: Any, reason: str | None = None) -> Call:
-        args, kwargs = (replace_refs(tree, lambda n: Ref(new(n))) for tree in (call.args, call.kwargs))
-        return replace(call, args=args, kwargs=kwargs, reason=call.reason if reason is None else reason)
+    def float_step(self, node: float_graph.Node) -> program.Step:
+        """The step that makes a node's value in float."""
+        if self.has_codes(node.name) and not splits(node, self.producers):
+            return Dequantize(f"{node.name}.float", self.as_codes(node.name), self.grid(node.name))
+        if isinstance(node, float_graph.Embedding):
+            return embedding_step(node, self.options, self.as_float(node.x), self.as_float)
+        if isinstance(node, float_graph.Recurrent):
+            return recurrent_step(node, self.weights, self.options, self.as_float(node.x), self.as_float)
+        if isinstance(node, float_graph.Shape):
+            read = self.codes.get(node.x) or self.as_float(node.x)
+            call = self.renamed_call(node.call, lambda n: read if n == node.x else self.as_float(n))
+            return replace(call, reason="")
+        assert not isinstance(node, Layer), "layers have been converted, or kept in float, when they were met"
+        return self.renamed_call(node if isinstance(node, Call) else node.call, self.as_float)
+
+    def renamed_call(self, call: Call, rename: Rename) -> Call:
+        """The call reading what its values are called now."""
+        args, kwargs = (replace_refs(tree, lambda n: Ref(rename(n))) for tree in (call.args, call.kwargs))
+        return replace(call, args=args, kwargs=kwargs)
 
     def has_codes(self, name: str) -> bool:
         """Whether the value is computed in codes: a layer's output, or what rearranges, clamps, pools or joins some."""
@@ -244,18 +263,21 @@ def splits(node: float_graph.Node | None, producers: dict[str, float_graph.Node]
     return node.call.target in SPLITTING or (several and splits(producers.get(node.x), producers))
 
 
-def table(node: float_graph.Elementwise, callables: dict, x: QParams, y: QParams, dialect: Dialect) -> np.ndarray:
-    """The output code of each of 256 input codes, uint8 (256,) (INT-TABLE): the function in float64, rounded to float32, quantized as the dialect does.
+def table(node: float_graph.Elementwise, callables: Callables, x: QParams, y: QParams, dialect: Dialect) -> np.ndarray:
+    """The output code of each of 256 input codes, uint8 (256,) (INT-TABLE): the function in float64, rounded to
+    float32, quantized as the dialect does.
 
-    Codes beyond the input's range, which cannot occur, have that of the nearest end. A function's NaN is refused with a ValueError.
+    Codes beyond the input's range, which cannot occur, have that of the nearest end. A function's NaN is refused with a
+    ValueError.
     """
     codes = np.clip(np.arange(256), x.qmin, x.qmax)
     real = torch.from_numpy(np.asarray(x.scale, np.float64) * (codes - int(x.zero_point)))
     what = callables.get((node.call.kind, node.call.target))
     if isinstance(what, nn.Module):
-        callables = callables | {(node.call.kind, node.call.target): copy.deepcopy(what).double()}
+        callables = {**callables, (node.call.kind, node.call.target): copy.deepcopy(what).double()}
     with torch.no_grad():
         values = float_run.call_float(node.call, callables, lambda _: real).to(torch.float32).numpy()
     if np.isnan(values).any():
-        raise ValueError(f"model: {node.function} at {node.name!r} is not a number for some of the values observed before it")
+        place = f"{node.function} at {node.name!r}"
+        raise ValueError(f"model: {place} is not a number for some of the values observed before it")
     return dialect.quantize(values, y.scale, y.zero_point, qmin=y.qmin, qmax=y.qmax)

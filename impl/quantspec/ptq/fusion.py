@@ -23,12 +23,14 @@ from quantspec.numerics.folding import factor_and_shift, fold_batch_norm, fold_b
 
 
 def may_fuse(reads: int, calls: int) -> bool:
-    """Whether what follows a layer may be absorbed: one read of its output in all (FUS-READER), one call of its module (FUS-SHARED)."""
+    """Whether what follows a layer may be absorbed: one read of its output in all (FUS-READER), one call of its module
+    (FUS-SHARED)."""
     return reads == 1 and calls == 1
 
 
 def fuse(graph: FloatGraph) -> FloatGraph:
-    """The graph in which every layer that may has absorbed the normalization and then the ReLU behind it, and the normalization before it (FUS-KEEP).
+    """The graph in which every layer that may has absorbed the normalization and then the ReLU behind it, and the
+    normalization before it (FUS-KEEP).
 
     Sums absorb the ReLU behind them. A normalization of images that is left becomes a layer of its own (FUS-ALONE).
     Neither the graph given nor the model it came from is changed.
@@ -43,20 +45,22 @@ def fold_behind(graph: FloatGraph) -> FloatGraph:
     alias: dict[str, str] = {}
     for node in graph.nodes:
         node = renamed(node, alias)
-        before = nodes.get(getattr(node, "x", None))
-        if (fused := absorbed(before, node, reads, graph)) is not None:
-            nodes[before.name] = fused
-            alias[node.name] = before.name
-            reads[before.name] = reads[node.name]
+        if (fused := absorbed(nodes, node, reads, graph)) is not None:
+            nodes[fused.name] = fused
+            alias[node.name] = fused.name
+            reads[fused.name] = reads[node.name]
         else:
             nodes[node.name] = node
     output = replace_refs(graph.output, lambda name: Ref(alias.get(name, name)))
     return replace(graph, nodes=tuple(nodes.values()), output=output)
 
 
-def absorbed(before: Node | None, node: Node, reads: dict[str, int], graph: FloatGraph) -> Node | None:
-    """The layer or sum with what follows it inside, None where that may not be."""
-    if not isinstance(before, (*Layer.__args__, Add)) or before.relu or not may_fuse(reads[before.name], calls(before, graph)):
+def absorbed(nodes: dict[str, Node], node: Node, reads: dict[str, int], graph: FloatGraph) -> Layer | Add | None:
+    """The layer or sum before a node with that node inside, None where that may not be."""
+    before = nodes.get(node.x) if isinstance(node, (Relu, Elementwise, BatchNorm)) else None
+    if not isinstance(before, Layer | Add) or before.relu:
+        return None
+    if not may_fuse(reads[before.name], calls(before, graph)):
         return None
     if isinstance(node, Relu):
         return replace(before, relu=True)
@@ -65,14 +69,19 @@ def absorbed(before: Node | None, node: Node, reads: dict[str, int], graph: Floa
     if isinstance(node, Elementwise) and node.ceiling is not None:
         return replace(before, relu=True, ceiling=node.ceiling)
     if isinstance(node, BatchNorm) and len(node.gamma) == len(before.weight):
-        weight, bias = fold_batch_norm(before.weight, before.bias, node.gamma, node.beta, node.mean, node.var, node.eps)
-        return replace(before, weight=weight, bias=bias, **flat(before))
+        weight, bias = fold_batch_norm(
+            before.weight, before.bias, node.gamma, node.beta, node.mean, node.var, node.eps
+        )
+        return with_weight(before, weight, bias)
     return None
 
 
-def flat(layer: Layer) -> dict[str, bool]:
-    """What a layer remembers of a normalization inside: BatchNorm1d normalizes the second axis, which is a linear layer's last one only in rows."""
-    return {"flat": True} if isinstance(layer, Linear) else {}
+def with_weight(layer: Layer, weight: np.ndarray, bias: np.ndarray) -> Layer:
+    """The layer with a normalization inside. A linear one remembers it: BatchNorm1d normalizes the second axis, which is
+    a linear layer's last one only in rows."""
+    if isinstance(layer, Linear):
+        return replace(layer, weight=weight, bias=bias, flat=True)
+    return replace(layer, weight=weight, bias=bias)
 
 
 def calls(node: Node, graph: FloatGraph) -> int:
@@ -81,12 +90,13 @@ def calls(node: Node, graph: FloatGraph) -> int:
 
 
 def fold_before(graph: FloatGraph) -> FloatGraph:
-    """Layers absorb a normalization that only they read. One that pads does not: what is outside the input is 0 behind the normalization, not before it."""
+    """Layers absorb a normalization that only they read. One that pads does not: what is outside the input is 0 behind
+    the normalization, not before it."""
     reads = graph.readers()
     norms = {node.name: node for node in graph.nodes if isinstance(node, BatchNorm) and reads[node.name] == 1}
     nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
     for node in graph.nodes:
-        norm = norms.get(getattr(node, "x", None))
+        norm = norms.get(node.x) if isinstance(node, Layer) else None
         if norm is None or not isinstance(node, Layer) or graph.calls[node.layer] != 1:
             continue
         if isinstance(node, Conv) and (any(map(any, node.padding)) or node.transposed):
@@ -94,25 +104,27 @@ def fold_before(graph: FloatGraph) -> FloatGraph:
         if isinstance(node, Linear) and norm.positions is not None:
             continue  # the channels of an image are not its last axis
         groups = node.groups if isinstance(node, Conv) else 1
-        weight, bias = fold_batch_norm_before(node.weight, node.bias, norm.gamma, norm.beta, norm.mean, norm.var, norm.eps, groups)
-        nodes[node.name] = replace(node, x=norm.x, weight=weight, bias=bias, **flat(node))
+        statistics = norm.gamma, norm.beta, norm.mean, norm.var, norm.eps
+        weight, bias = fold_batch_norm_before(node.weight, node.bias, *statistics, groups)
+        nodes[node.name] = replace(with_weight(node, weight, bias), x=norm.x)
         del nodes[norm.name]
     return replace(graph, nodes=tuple(nodes.values()))
 
 
 def stand_alone(graph: FloatGraph) -> FloatGraph:
-    """Normalizations of images that nothing absorbed become depthwise convolutions with a kernel of one position, which may absorb a ReLU (FUS-ALONE)."""
+    """Normalizations of images that nothing absorbed become depthwise convolutions with a kernel of one position, which
+    may absorb a ReLU (FUS-ALONE)."""
     inputs = {*graph.inputs, *(node.name for node in graph.nodes if isinstance(node, Call))}
-    nodes, counts = [], dict(graph.calls)
+    nodes: list[Node] = []
     for node in graph.nodes:
         if isinstance(node, BatchNorm) and node.positions is not None and source(node.x, graph) not in inputs:
             factor, shift = factor_and_shift(node.gamma, node.beta, node.mean, node.var, node.eps)
             ones = (1,) * node.positions
             weight = factor.astype(np.float32).reshape(-1, 1, *ones)
-            node = Conv(node.name, node.x, node.layer, weight, shift.astype(np.float32), ones, ((0, 0),) * node.positions, ones, ones, len(factor))
+            places = ones, ((0, 0),) * node.positions, ones, ones
+            node = Conv(node.name, node.x, node.layer, weight, shift.astype(np.float32), *places, len(factor))
         nodes.append(node)
-    alone = replace(graph, nodes=tuple(nodes), calls=counts)
-    return fold_behind(alone) if len(nodes) else alone
+    return fold_behind(replace(graph, nodes=tuple(nodes)))
 
 
 def source(name: str, graph: FloatGraph) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from quantspec import engines
-from quantspec.ir.float_graph import Add, BatchNorm, Concat, Elementwise, Embedding, FloatGraph, Layer, Move, Mul, Pool, Recurrent, Relu
+from quantspec.ir.float_graph import BatchNorm, Embedding, FloatGraph, Layer, Node, Recurrent, Shape
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.program import Call, Program
 from quantspec.numerics import affine
@@ -60,30 +60,32 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
             raise TypeError(f"exclude: expected paths of modules, got {pattern!r}")
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
-            raise ValueError(f"exclude: the model has no module {pattern!r}; {'near it: ' + ', '.join(near) if near else 'it has no modules with a name'}")
+            known = f"near it: {', '.join(near)}" if near else "it has no modules with a name"
+            raise ValueError(f"exclude: the model has no module {pattern!r}; {known}")
 
     def excluded(path: str) -> bool:
         parts = path.split(".")
-        return any(fnmatch.fnmatchcase(".".join(parts[:n]), pattern) for n in range(1, len(parts) + 1) for pattern in patterns)
+        ancestors = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        return any(fnmatch.fnmatchcase(ancestor, pattern) for ancestor in ancestors for pattern in patterns)
 
-    reason, nodes, callables = EXCLUDED, [], dict(graph.callables)
+    nodes: list[Node] = []
+    callables = dict(graph.callables)
     for node in graph.nodes:
-        path = getattr(node, "layer", "") or graph.paths.get(node.name, "")
-        if not excluded(path):
+        layer = node.layer if isinstance(node, Layer | BatchNorm | Embedding | Recurrent) else ""
+        if isinstance(node, Shape) or not excluded(layer or graph.paths.get(node.name, "")):
             nodes.append(node)
         elif isinstance(node, Layer):
-            steps, called = float_calls(node, reason)
+            steps, called = float_calls(node, EXCLUDED)
             nodes += steps
             callables |= called
-        elif isinstance(node, (BatchNorm, Relu, Elementwise, Add, Mul, Concat, Pool, Move, Embedding, Recurrent)):
-            nodes.append(replace(node.call, reason=reason))
         else:
-            nodes.append(replace(node, reason=reason) if isinstance(node, Call) else node)
+            nodes.append(replace(node if isinstance(node, Call) else node.call, reason=EXCLUDED))
     return replace(graph, nodes=tuple(nodes), callables=callables)
 
 
 def warn_if_nothing(program: Program, graph: FloatGraph) -> None:
     """Warns when no layer of a network became int8: it works as before, in float."""
     if not program.layers:
-        why = "it has no layer with an integer form" if not any(isinstance(n, (Layer, Embedding, Recurrent)) for n in graph.nodes) else "every layer stayed in float"
+        layers = any(isinstance(node, Layer | Embedding | Recurrent) for node in graph.nodes)
+        why = "every layer stayed in float" if layers else "it has no layer with an integer form"
         warnings.warn(f"nothing was quantized: {why}; print the result to see why", stacklevel=4)

@@ -24,10 +24,11 @@ SPLITTING = ("chunk", "split", "unbind", "torch.chunk", "torch.split", "torch.un
 
 
 class Placement:
-    """``coded``: the values that are computed in codes. ``direct``: layers that take codes and give floats (STA-DIRECT).
-    ``sources``: for each value the one whose grid it has, its own or what it rearranges, clamps or pools (STA-SAME-GRID).
-    ``joined``: for each join, and each value that only joins read, all the values that have a grid in common with it (STA-JOIN).
-    ``observed``: the values that need an observer, in order: what feeds a layer, and what is computed in codes (STA-STEPS)."""
+    """``coded``: the values that are computed in codes. ``direct``: layers that take codes and give floats
+    (STA-DIRECT). ``sources``: for each value the one whose grid it has, its own or what it rearranges, clamps or pools
+    (STA-SAME-GRID). ``joined``: for each join, and each value that only joins read, all the values that have a grid in
+    common with it (STA-JOIN). ``observed``: the values that need an observer, in order: what feeds a layer, and what is
+    computed in codes (STA-STEPS)."""
 
     def __init__(self, graph: FloatGraph):
         self.graph = graph
@@ -57,12 +58,14 @@ class Placement:
             elif isinstance(node, (Relu, Pool, Move, Elementwise)):
                 if node.x in coded:
                     coded.add(node.name)
-                if not isinstance(node, Elementwise) and (node.x in coded or (isinstance(node, Move) and not takes_item(node))):
+                passes = node.x in coded or (isinstance(node, Move) and not takes_item(node))
+                if not isinstance(node, Elementwise) and passes:
                     sources[node.name] = sources[node.x]
         return coded, sources
 
     def read_in_float(self) -> set[str]:
-        """The layers whose output, or what it is rearranged to, is read by operations in float only, and is no output of the network.
+        """The layers whose output, or what it is rearranged to, is read by operations in float only, and is no output
+        of the network.
 
         Behind a ReLU codes are finer, and a clamp's upper end is that of their range, so that those layers keep them.
         """
@@ -77,7 +80,8 @@ class Placement:
                     kept.add(source)
                 else:
                     floats.add(source)
-        return {node.name for node in self.graph.nodes if isinstance(node, Layer) and node.name in floats - kept and not node.relu}
+        layers = (node for node in self.graph.nodes if isinstance(node, Layer) and not node.relu)
+        return {node.name for node in layers if node.name in floats - kept}
 
     def share_grids(self) -> dict[str, list[str]]:
         """For joins in codes, and what only they read: the group of values it belongs to."""
@@ -90,7 +94,7 @@ class Placement:
         groups: dict[str, list[str]] = {}
         for name, node in joins.items():
             parts = [source for part in node.xs if (source := self.sources[part]) in self.coded - others]
-            merged = list(dict.fromkeys(member for one in (name, *parts) for member in groups.get(one, [one])))
+            merged = list(dict.fromkeys(member for value in (name, *parts) for member in groups.get(value, [value])))
             groups |= dict.fromkeys(merged, merged)
         return groups
 
@@ -110,12 +114,16 @@ class Placement:
         if name in self.graph.inputs:
             return f"input {name!r}"
         node = self.nodes[name]
-        return f"output of layer {node.layer!r}" if isinstance(node, (*Layer.__args__, Embedding, Recurrent)) else f"value {name!r}"
+        if isinstance(node, Layer | Embedding | Recurrent):
+            return f"output of layer {node.layer!r}"
+        return f"value {name!r}"
 
 
 def own_reads(node: Node) -> list[str]:
     """The values that an operation computes with."""
-    return list(node.xs) if isinstance(node, Concat) else [node.a, node.b] if isinstance(node, (Add, Mul)) else [reads(node)[0]]
+    if isinstance(node, Concat):
+        return list(node.xs)
+    return [node.a, node.b] if isinstance(node, (Add, Mul)) else [reads(node)[0]]
 
 
 def takes_item(node: Move) -> bool:

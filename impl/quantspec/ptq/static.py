@@ -32,7 +32,8 @@ Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | Percenti
 
 
 class Prepared(nn.Module):
-    """A float network with observers: calling it gives the float output and observes. Made by ``prepare``, ended by ``convert``."""
+    """A float network with observers: calling it gives the float output and observes. Made by ``prepare``, ended by
+    ``convert``."""
 
     def __init__(self, graph: FloatGraph, observer: Observer, options: Options):
         super().__init__()
@@ -47,7 +48,8 @@ class Prepared(nn.Module):
         return self.options.dialect
 
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
-        """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed (OBS-FINITE)."""
+        """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed
+        (OBS-FINITE)."""
         return self.observe({**dict(zip(self.graph.inputs, args)), **kwargs} if kwargs else args)
 
     def observe(self, batch: Any) -> Any:
@@ -86,13 +88,15 @@ def prepare(
     exclude: str | Sequence[str] = (),
     engine: str = "auto",
 ) -> Prepared:
-    """A float network with one observer at each place that will be quantized (STA-STEPS). The model is not modified (STA-UNTOUCHED).
+    """A float network with one observer at each place that will be quantized (STA-STEPS). The model is not modified
+    (STA-UNTOUCHED).
 
-    ``fuse``: layers absorb the normalization and ReLU behind them. ``per_channel``: one weight scale for each output channel.
-    ``reduce_range``: activations of one bit less (STA-REDUCE); None: where the engine that will run could saturate otherwise.
-    ``observer``: an observer that has seen nothing. ``dialect``: the choices of chapter 10. ``bits``: of all codes, 2 to 8 (AFF-BITS).
-    ``exclude``: paths of modules, or shell patterns of them, that stay in float with everything below them. ``engine``: what will run the network.
-    Raises as ``capture`` does, ValueError for an unknown dialect, engine, or name in ``exclude``.
+    ``fuse``: layers absorb the normalization and ReLU behind them. ``per_channel``: one weight scale for each output
+    channel. ``reduce_range``: activations of one bit less (STA-REDUCE); None: where the engine that will run could
+    saturate otherwise. ``observer``: an observer that has seen nothing. ``dialect``: the choices of chapter 10.
+    ``bits``: of all codes, 2 to 8 (AFF-BITS). ``exclude``: paths of modules, or shell patterns of them, that stay in
+    float with everything below them. ``engine``: what will run the network. Raises as ``capture`` does, ValueError for
+    an unknown dialect, engine, or name in ``exclude``.
     """
     options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
     if not isinstance(observer, Observer):
@@ -115,8 +119,8 @@ def seen_something(observer: Observer) -> bool:
 def convert(prepared: Prepared) -> QuantizedModule:
     """The quantized network of a calibrated one (STA-STEPS); the calibrated one can go on being used (STA-NO-LEAK).
 
-    A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW).
-    Raises CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
+    A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW). Raises
+    CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
     """
     converter = Converter(prepared.graph, prepared.placement, prepared.observers, prepared.options)
     program = converter.convert()
@@ -124,14 +128,16 @@ def convert(prepared: Prepared) -> QuantizedModule:
     return QuantizedModule(program, prepared.options.engine)
 
 
-def quantize(model: nn.Module, calibration: Iterable, **options: Any) -> QuantizedModule:
+def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> QuantizedModule:
     """``model`` in int8: ``prepare``, every batch of ``calibration``, ``convert``. Options are those of ``prepare``.
 
-    ``calibration``: any iterable of batches; a batch is a tensor, a tuple of positional inputs (surplus entries such as targets
-    are ignored), or a dict of keyword inputs. A tensor or an array is refused with a TypeError, as its rows would count as batches.
+    ``calibration``: any iterable of batches; a batch is a tensor, a tuple of positional inputs (surplus entries such as
+    targets are ignored), or a dict of keyword inputs. A tensor or an array is refused with a TypeError, as its rows
+    would count as batches.
     """
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
-        raise TypeError(f"calibration: expected an iterable of batches, got {type(calibration).__name__}; pass [batch] for one batch")
+        got = type(calibration).__name__
+        raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
     prepared = prepare(model, **options)
     for batch in progress(calibration, "calibrate"):
         prepared.observe(batch)
