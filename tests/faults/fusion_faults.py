@@ -118,7 +118,7 @@ FAULTS = [
     Fault(
         "norm-behind-relu-folded", 'ptq.fusion', ("FUS-KEEP",),
         "A normalization that follows a fused ReLU is folded into the layer in front of that ReLU.",
-        'or before.relu or not may_fuse', 'or not may_fuse',
+        'isinstance(before, Layer | Add) or before.relu:', 'isinstance(before, Layer | Add):',
     ),
     Fault(
         'transposed-folds-its-inputs', 'capture.layers', ('FUS-FOLD-TRANSPOSED',),
@@ -178,7 +178,7 @@ FAULTS = [
     Fault(
         'sum-keeps-its-relu', 'ptq.fusion', ('FUS-SUM',),
         'Only layers absorb a ReLU.',
-        'if not isinstance(before, (*Layer.__args__, Add)) or before.relu',
+        'if not isinstance(before, Layer | Add) or before.relu',
         'if not isinstance(before, Layer) or before.relu',
     ),
     Fault(

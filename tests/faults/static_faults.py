@@ -31,9 +31,8 @@ FAULTS = [
     Fault(
         "uncalibrated-defaults", 'ptq.conversion', ("STA-CALIBRATED",),
         "A place without data gets the range from 0 to 1, as torch's observers do with a warning.",
-        'raise CalibrationError(f"{self.placement.place(name)}: {error}; run calibration data through it first") '
-        'from error',
-        'ends = np.float32(0), np.float32(1)',
+        'raise CalibrationError(f"{place}: {error}; run calibration data through it first") from error',
+        'low, high = np.float32(0), np.float32(1)',
     ),
     Fault(
         "first-batch-twice", "ptq.static", ("STA-EVERY-BATCH",),
@@ -72,8 +71,8 @@ FAULTS = [
     Fault(
         "reduced-range-lost", 'ptq.conversion', ("STA-REDUCE",),
         "The option does not reach the activations.",
-        'reduce_range=self.options.reduce_range, bits=self.options.bits)',
-        'reduce_range=False, bits=self.options.bits)',
+        'max(highs), reduce_range=reduce_range, bits=bits)',
+        'max(highs), reduce_range=False, bits=bits)',
     ),
     Fault(
         "reduced-scale-only", 'numerics.dialects.dialect', ("STA-REDUCE", "DIA-REDUCED"),
@@ -83,8 +82,8 @@ FAULTS = [
     Fault(
         "relu-observed-by-itself", 'ptq.placement', ("STA-SAME-GRID", "STA-BOUNDARY"),
         "An unfused ReLU is computed in float and quantized again on a grid of its own.",
-        'if not isinstance(node, Elementwise) and (node.x in coded',
-        'if not isinstance(node, (Elementwise, Relu)) and (node.x in coded',
+        'if not isinstance(node, Elementwise) and passes',
+        'if not isinstance(node, (Elementwise, Relu)) and passes',
     ),
     Fault(
         "layers-read-the-inputs-grid", "engines.reference", ("STA-RUN",),
@@ -144,8 +143,8 @@ FAULTS = [
     Fault(
         'moves-are-float', 'ptq.placement', ('STA-SAME-GRID',),
         'Pooled values get a grid of their own.',
-        'if not isinstance(node, Elementwise) and (node.x in coded',
-        'if not isinstance(node, (Elementwise, Pool)) and (node.x in coded',
+        'if not isinstance(node, Elementwise) and passes',
+        'if not isinstance(node, Elementwise | Pool) and passes',
     ),
     Fault(
         'joins-always-in-codes', 'ptq.placement', ('STA-PLACE',),
@@ -197,14 +196,14 @@ FAULTS = [
     Fault(
         'excluded-only-by-full-path', 'ptq.options', ('STA-EXCLUDE',),
         'Excluding a module leaves what is below it in.',
-        'for n in range(1, len(parts) + 1) for pattern in patterns)',
-        'for n in [len(parts)] for pattern in patterns)',
+        'for n in range(1, len(parts) + 1))',
+        'for n in [len(parts)])',
     ),
     Fault(
         'bits-of-weights-only', 'ptq.conversion', ('STA-BITS',),
         'Activations keep eight bits.',
-        'reduce_range=self.options.reduce_range, bits=self.options.bits)',
-        'reduce_range=self.options.reduce_range)',
+        'max(highs), reduce_range=reduce_range, bits=bits)',
+        'max(highs), reduce_range=reduce_range)',
     ),
     Fault(
         'nothing-without-a-word', 'ptq.options', ('STA-NOTHING',),
@@ -221,7 +220,7 @@ FAULTS = [
     Fault(
         "direct-though-read-as-codes", "ptq.placement", ("STA-DIRECT",),
         "A layer gives floats as soon as one reader wants them, and they are quantized again for the others.",
-        "node.name in floats - kept and not node.relu}", "node.name in floats and not node.relu}",
+        "if node.name in floats - kept}", "if node.name in floats}",
     ),
     Fault(
         "checksum-not-looked-at", "storage.file", ("STA-STORED",),
