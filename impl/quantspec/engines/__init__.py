@@ -18,8 +18,8 @@ from .reference import Reference
 
 
 class Engine(Protocol):
-    """A Program ready to run, by the engine of that ``name``. Where ``input_name`` is not None, the program has one input
-    and one output, and ``single`` is the shorter way."""
+    """A Program ready to run, by the engine of that ``name``. Where ``input_name`` is not None, the program has one
+    input and one output, and ``single`` is the shorter way."""
 
     name: str
     input_name: str | None

@@ -92,7 +92,8 @@ def rnn_relu(x: torch.Tensor, h: torch.Tensor, state: State) -> State:
 OneWay = Callable[
     [Recurrent, Cell, torch.Tensor, list[torch.Tensor], bool, Dialect], tuple[torch.Tensor, State]
 ]
-KINDS: dict[str, Callable[[torch.Tensor, torch.Tensor, State], State]] = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
+Gates = Callable[[torch.Tensor, torch.Tensor, State], State]
+KINDS: dict[str, Gates] = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
 
 
 def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay | None = None) -> Any:

@@ -53,8 +53,8 @@ def product(x_q: np.ndarray, x_zero_point: int, w: Weights) -> np.ndarray:
 
 
 class KnownWeights:
-    """The weights, for each group, of the layers among ``steps`` whose products fit into 32 bits whatever the input, and
-    that have a grid around zero; by the identity of their codes, made when they are first asked for."""
+    """The weights, for each group, of the layers among ``steps`` whose products fit into 32 bits whatever the input,
+    and that have a grid around zero; by the identity of their codes, made when they are first asked for."""
 
     def __init__(self, steps: Sequence[Step] = ()):
         self.layers = {id(step.weight): step for step in steps if isinstance(step, Product) and fits_32_bits(step)}

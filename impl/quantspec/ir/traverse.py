@@ -49,7 +49,9 @@ def reads(step: Any) -> list[str]:
     return names
 
 
-def last_reads(steps: Sequence[Any], kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads) -> list[list[str]]:
+def last_reads(
+    steps: Sequence[Any], kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads
+) -> list[list[str]]:
     """For each step the values, but those that are ``kept``, that nobody reads after it: its own among them where
     nobody reads it at all."""
     last: dict[str, int] = {}

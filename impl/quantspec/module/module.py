@@ -129,7 +129,8 @@ class QuantizedModule(nn.Module):
             key: function(key[1]) if what is None and key[0] == "function" else what
             for key, what in program.callables.items()
         }
-        super().__setstate__(state | {"program": replace(program, callables=found)})  # type: ignore[no-untyped-call]  # torch has no types there
+        state = state | {"program": replace(program, callables=found)}
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types there
         self.compiled = find_engine(self.asked_engine)(self.program)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":

@@ -19,7 +19,8 @@ from .conversion import Weights, embedding_step, recurrent_step
 from .options import Options, checked, warn_if_nothing, without
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
-COARSEST = QParams(np.ones((), np.float32), np.zeros((), np.int32), 0, 255)  # codes up to 255 steps from their zero point
+# Codes up to 255 steps from their zero point.
+COARSEST = QParams(np.ones((), np.float32), np.zeros((), np.int32), 0, 255)
 ACTIVATIONS = ("per_tensor", "per_token", None)
 
 

@@ -77,8 +77,8 @@ def absorbed(nodes: dict[str, Node], node: Node, reads: dict[str, int], graph: F
 
 
 def with_weight(layer: Layer, weight: np.ndarray, bias: np.ndarray) -> Layer:
-    """The layer with a normalization inside. A linear one remembers it: BatchNorm1d normalizes the second axis, which is
-    a linear layer's last one only in rows."""
+    """The layer with a normalization inside. A linear one remembers it: BatchNorm1d normalizes the second axis, which
+    is a linear layer's last one only in rows."""
     if isinstance(layer, Linear):
         return replace(layer, weight=weight, bias=bias, flat=True)
     return replace(layer, weight=weight, bias=bias)
