@@ -31,7 +31,6 @@ TESTS = {
     "numerics.observers": ("test_02_observers.py",),
     "numerics.integer": ("test_03_integer.py", "test_03_integer_windows.py"),
     "numerics.folding": ("test_04_fusion.py",),
-    "numerics.folding": ("test_04_fusion.py",),
     "ptq.fusion": ("test_04_fusion.py",),
     "ptq.static": ("test_05_static.py", "test_05_static_networks.py"),
     "ptq.dynamic": ("test_06_dynamic.py", "test_05_static.py"),  # what stays in float is a clause of chapter 5 for both
