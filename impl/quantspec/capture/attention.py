@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 
@@ -160,6 +160,80 @@ WHOLE = {
 }
 
 
+# --- torchvision's Swin transformers, whose images are [images, rows, columns, channels]
+
+
+def window_attention(m: Any, x: Any) -> Any:
+    """torchvision's ``ShiftedWindowAttention`` on proxies, for images of any size: attention inside each window.
+
+    Images are padded to whole windows. Shifted windows are those of an image that was rolled, where what came from the
+    other side is hidden from the rest; along an axis of one window nothing is shifted.
+    """
+    (tall, wide), heads, channels = m.window_size, m.num_heads, m.qkv.in_features
+    images, height, width = (x.size(axis) for axis in range(3))
+    rows, columns, area = (height + (tall - 1)) // tall, (width + (wide - 1)) // wide, tall * wide
+    x = F.pad(x, (0, 0, 0, columns * wide - width, 0, rows * tall - height))
+    # The factor is 0 for one window and 1 for several. (ONNX Runtime takes 1 // count * shift for shift // count.)
+    shifts = [shift * ((2 * count - 2) // count) for shift, count in zip(m.shift_size, (rows, columns))]
+    if any(m.shift_size):
+        x = torch.roll(x, (0 - shifts[0], 0 - shifts[1]), (1, 2))
+    x = x.reshape(images, rows, tall, columns, wide, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, area, channels)
+    joined = m.qkv(x).reshape(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+    query, key, value = (joined[index] for index in range(3))
+    bias = m.relative_position_bias_table[m.relative_position_index].reshape(area, area, heads).permute(2, 0, 1)
+    # The scores are scaled, and not the queries, which may be codes of a layer.
+    scores = torch.matmul(query, key.transpose(-2, -1)) * (channels // heads) ** -0.5 + bias
+    if any(m.shift_size):
+        scores = scores.reshape(images, -1, heads, area, area) + window_mask((rows, columns), (tall, wide), shifts)
+        scores = scores.reshape(-1, heads, area, area)
+    x = torch.matmul(torch.softmax(scores, -1), value).transpose(1, 2).reshape(-1, area, channels)
+    x = m.proj(x).reshape(images, rows, columns, tall, wide, channels).permute(0, 1, 3, 2, 4, 5)
+    x = x.reshape(images, rows * tall, columns * wide, channels)
+    if any(m.shift_size):
+        x = torch.roll(x, (shifts[0], shifts[1]), (1, 2))
+    return x[:, :height, :width]
+
+
+def window_mask(counts: tuple[Any, Any], window: tuple[int, int], shifts: list[Any]) -> Any:
+    """-100 between positions of a window that were no neighbours before the roll, [windows, 1, area, area]."""
+    lengths = [count * length for count, length in zip(counts, window)]
+    from_other_side = [(arange(length) >= length - shift).float() for length, shift in zip(lengths, shifts)]
+    regions = from_other_side[0].unsqueeze(1) * 2 + from_other_side[1]
+    regions = regions.reshape(counts[0], window[0], counts[1], window[1]).permute(0, 2, 1, 3)
+    regions = regions.reshape(-1, 1, window[0] * window[1])
+    return (regions.unsqueeze(2) != regions.unsqueeze(3)).float() * -100.0
+
+
+def arange(length: fx.Proxy) -> fx.Proxy:
+    """``torch.arange``, which does not take proxies itself."""
+    return length.tracer.create_proxy("call_function", torch.arange, (length,), {})
+
+
+def merged_patches(x: Any) -> Any:
+    """Every second row and column, [..., rows, columns, channels] to [..., rows / 2, columns / 2, 4 * channels]."""
+    x = F.pad(x, (0, 0, 0, x.size(-2) % 2, 0, x.size(-3) % 2))
+    return torch.cat([x[..., row::2, column::2, :] for column in (0, 1) for row in (0, 1)], -1)
+
+
+def patch_merging(m: Any, x: Any) -> Any:
+    """torchvision's ``PatchMerging`` on proxies."""
+    return m.reduction(m.norm(merged_patches(x)))
+
+
+def patch_merging_v2(m: Any, x: Any) -> Any:
+    """torchvision's ``PatchMergingV2`` on proxies."""
+    return m.norm(m.reduction(merged_patches(x)))
+
+
+# By their names, so that torchvision is not loaded for others. (The second version's attention, by cosines, stays a call.)
+SWIN = "torchvision.models.swin_transformer"
+SWIN_WRITTEN = {
+    "ShiftedWindowAttention": window_attention, "PatchMerging": patch_merging, "PatchMergingV2": patch_merging_v2,
+}  # fmt: skip
+
+
 def written(module: nn.Module) -> Callable | None:
     """How a module is written out; None for those that are not, and for derived classes that compute otherwise."""
+    if type(module).__module__ == SWIN:
+        return SWIN_WRITTEN.get(type(module).__name__)
     return next((write for kind, write in WRITTEN.items() if isinstance(module, kind) and type(module).forward is kind.forward), None)

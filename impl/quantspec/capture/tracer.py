@@ -92,9 +92,9 @@ class Tracer(fx.Tracer):
 
 def written_out(model: nn.Module) -> nn.Module:
     """The model itself, or where it is one that ``attention`` writes out, a module with its parts that computes so."""
-    if attention.written(model) is None:
+    if (written := attention.written(model)) is None:
         return model
-    forward = next(whole for kind, whole in attention.WHOLE.items() if isinstance(model, kind))
+    forward = next((whole for kind, whole in attention.WHOLE.items() if isinstance(model, kind)), written)
     twin = copy.copy(model)
     twin.__class__ = type(type(model).__name__, (type(model),), {"forward": forward})
     return twin

@@ -1,32 +1,42 @@
 """An ONNX graph in the making: nodes, constants, and what is known of each tensor's shape."""
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from quantspec.errors import UnsupportedError
 from quantspec.numerics.affine import QParams
 
-Dim = Any  # an int, or what names a length that is only known when the network runs: equal names are equal lengths
+# An int, or what names a length that is only known when the network runs: equal names are equal lengths.
+Dim = Hashable
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the graph. ``shape``: a ``Dim`` for each axis, or None where even their number is unknown; ``grid``: that of codes, None of others."""
+    """A tensor of the graph.
+
+    ``shape``: a ``Dim`` for each axis, or None where even their number is unknown; ``grid``: that of codes, None of others.
+    """
 
     name: str
     shape: tuple[Dim, ...] | None = None
     grid: QParams | None = None
 
     @property
-    def rank(self) -> int:
-        """The number of axes. Raises UnsupportedError where it is unknown."""
+    def dims(self) -> tuple[Dim, ...]:
+        """The shape. Raises UnsupportedError where not even the number of axes is known."""
         if self.shape is None:
             raise UnsupportedError("how many axes its input has is not known; export with an example batch")
-        return len(self.shape)
+        return self.shape
+
+    @property
+    def rank(self) -> int:
+        """The number of axes. Raises UnsupportedError where it is unknown."""
+        return len(self.dims)
 
     def axis(self, axis: int) -> int:
         """An axis counted from the first."""
@@ -41,12 +51,20 @@ class Size:
     dim: Dim
 
 
+Length = int | Size
+# Arithmetic of lengths, which are not negative, by the names of Python's operators: ONNX's operator, and the same on numbers.
+ARITHMETIC = {
+    "add": ("Add", operator.add), "sub": ("Sub", operator.sub), "mul": ("Mul", operator.mul),
+    "floordiv": ("Div", operator.floordiv), "mod": ("Mod", operator.mod),
+}  # fmt: skip
+
+
 class Graph:
     """Nodes and constants, each constant once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
-        self.constants: dict[tuple, str] = {}
+        self.constants: dict[tuple[str, str, tuple[int, ...], bytes], str] = {}
         self.initializers: list[TensorProto] = []
         self.names: set[str] = set()
         self.sizes: dict[Dim, Size] = {}
@@ -71,11 +89,15 @@ class Graph:
             self.initializers.append(numpy_helper.from_array(array, self.constants[key]))
         return self.constants[key]
 
-    def node(self, operator: str, inputs: Sequence[str], hint: str = "", outputs: int = 1, **attributes: Any) -> Any:
-        """Adds a node; gives the name of its output, or of each of them."""
-        names = [self.fresh(hint or operator) for _ in range(outputs)]
+    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Adds a node; gives the name of its output."""
+        return self.outputs(1, operator, inputs, **attributes)[0]
+
+    def outputs(self, count: int, operator: str, inputs: Sequence[str], **attributes: Any) -> list[str]:
+        """Adds a node; gives the names of its outputs."""
+        names = [self.fresh(operator) for _ in range(count)]
         self.nodes.append(helper.make_node(operator, list(inputs), names, name=f"{names[0]}:{operator}", **attributes))
-        return names[0] if outputs == 1 else names
+        return names
 
     def ints(self, *values: int) -> str:
         """Constant int64 (n,)."""
@@ -97,11 +119,13 @@ class Graph:
 
     def clamp(self, codes: str, grid: QParams, lowest: int | None = None) -> str:
         low, high = max(grid.qmin, lowest or 0), grid.qmax
-        return codes if (low, high) == (0, 255) else self.node("Clip", [codes, self.constant(low, np.uint8), self.constant(high, np.uint8)])
+        if (low, high) == (0, 255):
+            return codes
+        return self.node("Clip", [codes, self.constant(low, np.uint8), self.constant(high, np.uint8)])
 
     # --- lengths
 
-    def size(self, x: Tensor, axis: int) -> int | Size:
+    def size(self, x: Tensor, axis: int) -> Length:
         """The length of an axis."""
         dim = x.shape[axis] if x.shape is not None else (x.name, axis)
         if isinstance(dim, int):
@@ -111,25 +135,30 @@ class Graph:
             self.sizes[dim] = Size(self.node("Gather", [shape, self.ints(axis)]), dim)
         return self.sizes[dim]
 
-    def int_name(self, value: int | Size) -> str:
+    def int_name(self, value: Length) -> str:
         """A length as int64 (1,)."""
         return self.ints(value) if isinstance(value, int) else value.name
 
-    def vector(self, values: Sequence[int | Size]) -> str:
+    def vector(self, values: Sequence[Length]) -> str:
         """Lengths as int64 (n,)."""
-        if all(isinstance(value, int) for value in values):
-            return self.ints(*values)
+        numbers = [value for value in values if isinstance(value, int)]
+        if len(numbers) == len(values):
+            return self.ints(*numbers)
         return self.node("Concat", [self.int_name(value) for value in values], axis=0)
 
-    def compute(self, operator: str, a: int | Size, b: int | Size) -> Size:
-        """A length from two."""
-        return Size(self.node(operator, [self.int_name(a), self.int_name(b)]), (operator, dim_of(a), dim_of(b)))
+    def compute(self, name: str, a: Length, b: Length) -> Length:
+        """A length from two, by an operation of ``ARITHMETIC``."""
+        onnx_operator, exact = ARITHMETIC[name]
+        if isinstance(a, int) and isinstance(b, int):
+            number: int = exact(a, b)
+            return number
+        return Size(self.node(onnx_operator, [self.int_name(a), self.int_name(b)]), (onnx_operator, dim_of(a), dim_of(b)))
 
-    def proto(self, inputs: list, outputs: list) -> GraphProto:
+    def proto(self, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> GraphProto:
         return helper.make_graph(self.nodes, "network", inputs, outputs, self.initializers)
 
 
-def dim_of(value: int | Size) -> Dim:
+def dim_of(value: Length) -> Dim:
     return value if isinstance(value, int) else value.dim
 
 
@@ -143,12 +172,30 @@ def windows(dim: Dim, kernel: int, stride: int, before: int, after: int, dilatio
 
 def broadcast(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
     """The shape of what is computed from tensors of these, None where that is not known."""
-    if any(shape is None for shape in shapes):
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
         return None
-    length = max(map(len, shapes))
-    rows = [(1,) * (length - len(shape)) + tuple(shape) for shape in shapes]
-    made = []
-    for dims in zip(*rows):
-        others = list(dict.fromkeys(dim for dim in dims if dim != 1))
-        made.append(others[0] if len(others) == 1 else 1 if not others else next((d for d in others if isinstance(d, int)), ("broadcast", *others)))
-    return tuple(made)
+    length = max(map(len, known))
+    rows = [(1,) * (length - len(shape)) + shape for shape in known]
+    return tuple(map(common, zip(*rows)))
+
+
+def common(dims: tuple[Dim, ...]) -> Dim:
+    """The length of an axis along which these are broadcast."""
+    others = list(dict.fromkeys(dim for dim in dims if dim != 1))
+    if not others:
+        return 1
+    if len(others) == 1:
+        return others[0]
+    return next((dim for dim in others if isinstance(dim, int)), ("broadcast", *others))
+
+
+def total(dims: Sequence[Dim]) -> Dim:
+    """The length of an axis along which such are joined."""
+    numbers = [dim for dim in dims if isinstance(dim, int)]
+    return sum(numbers) if len(numbers) == len(dims) else ("sum", *dims)
+
+
+def times(dim: Dim, factor: Dim) -> Dim:
+    """The length of an axis that is repeated, or stretched."""
+    return dim * factor if isinstance(dim, int) and isinstance(factor, int) else ("times", dim, factor)

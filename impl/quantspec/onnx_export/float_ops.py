@@ -1,4 +1,7 @@
-"""Calls that stay in float as ONNX operators of the same meaning. Their last bits are those of the runtime's kernels, not of torch's."""
+"""Calls that stay in float as ONNX operators: softmax, normalizations, attention, element by element.
+
+Their last bits are those of the runtime's kernels, not of torch's.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,19 +13,23 @@ from onnx import TensorProto
 from torch import nn
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir import float_graph, float_run, rearrange
-from quantspec.ir.program import Call
+from quantspec.ir import float_graph, rearrange
+from quantspec.ir.float_run import FloatLayer
+from quantspec.ir.program import Call, Callables
 from quantspec.ir.traverse import replace_refs
 
-from .builder import Dim, Graph, Size, Tensor, broadcast
-from .rearrange import MOVES, NUMBERS, flatten, lengths, number, reshape, transpose, unsqueeze
+from .builder import ARITHMETIC, Dim, Graph, Size, Tensor, broadcast, dim_of, total
+from .rearrange import MOVES, flatten, lengths, reshape, transpose, unsqueeze
+
+Operator = Callable[..., Any]  # from the graph and a call's arguments to what the call gives
 
 READING = ("shape", "ndim", "size", "dim", "ndimension")
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
 def named(g: Graph, value: Any) -> str:
-    """A tensor's name; numbers and constant tensors as constants."""
-    if isinstance(value, Tensor):
+    """A tensor's or length's name; numbers and constant tensors as constants."""
+    if isinstance(value, (Tensor, Size)):
         return value.name
     if isinstance(value, torch.Tensor):
         return g.constant(value.detach().numpy())
@@ -32,10 +39,12 @@ def named(g: Graph, value: Any) -> str:
 
 
 def shape_of(value: Any) -> tuple[Dim, ...] | None:
-    return value.shape if isinstance(value, Tensor) else tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    if isinstance(value, Tensor):
+        return value.shape
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
-def unary(*operators: str, **attributes: Any) -> Callable:
+def unary(*operators: str, **attributes: Any) -> Operator:
     """Operators of one tensor, one after the other; attributes are the last one's."""
 
     def make(g: Graph, x: Any, *, inplace: bool = False) -> Tensor:
@@ -47,11 +56,27 @@ def unary(*operators: str, **attributes: Any) -> Callable:
     return make
 
 
-def binary(operator: str) -> Callable:
+def binary(operator: str) -> Operator:
     def make(g: Graph, a: Any, b: Any) -> Tensor:
         return Tensor(g.node(operator, [named(g, a), named(g, b)]), broadcast(shape_of(a), shape_of(b)))
 
     return make
+
+
+def comparison(operator: str, opposite: bool = False) -> Operator:
+    """Truth values of two tensors, or of a tensor of indices and a length; or the opposite of them."""
+
+    def make(g: Graph, a: Any, b: Any) -> Tensor:
+        name = g.node(operator, [named(g, a), named(g, b)])
+        return Tensor(g.node("Not", [name]) if opposite else name, broadcast(shape_of(a), shape_of(b)))
+
+    return make
+
+
+def arange(g: Graph, end: Any) -> Tensor:
+    """Indices from 0, int64, as many as a length says."""
+    stop = g.node("Squeeze", [g.int_name(end)])
+    return Tensor(g.node("Range", [g.constant(0, np.int64), stop, g.constant(1, np.int64)]), (dim_of(end),))
 
 
 def silu(g: Graph, x: Any, inplace: bool = False) -> Tensor:
@@ -92,12 +117,11 @@ def batch_norm(g: Graph, x: Any, running_mean: Any, running_var: Any, weight: An
 
 
 def cat(g: Graph, tensors: Any, dim: int = 0) -> Tensor:
-    shapes = [shape_of(t) for t in tensors]
+    shapes = [shape for tensor in tensors if (shape := shape_of(tensor)) is not None]
     shape = None
-    if all(s is not None for s in shapes):
-        axis = dim % len(shapes[0])
-        along = [s[axis] for s in shapes]
-        shape = (*shapes[0][:axis], sum(along) if all(isinstance(n, int) for n in along) else ("sum", *along), *shapes[0][axis + 1 :])
+    if len(shapes) == len(tensors):
+        axis, first = dim % len(shapes[0]), shapes[0]
+        shape = (*first[:axis], total([other[axis] for other in shapes]), *first[axis + 1 :])
     return Tensor(g.node("Concat", [named(g, t) for t in tensors], axis=dim), shape)
 
 
@@ -105,22 +129,23 @@ def stack(g: Graph, tensors: Any, dim: int = 0) -> Tensor:
     return cat(g, [unsqueeze(g, Tensor(named(g, t), shape_of(t)), dim) for t in tensors], dim)
 
 
-def reduced(operator: str) -> Callable:
+def reduced(operator: str) -> Operator:
     def make(g: Graph, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
         x = Tensor(named(g, x), shape_of(x))
         axes = [x.axis(d) for d in ((dim,) if isinstance(dim, int) else dim if dim is not None else range(x.rank))]
-        shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdim or i not in axes)
+        shape = tuple(1 if i in axes else d for i, d in enumerate(x.dims) if keepdim or i not in axes)
         return Tensor(g.node(operator, [x.name, g.ints(*axes)], keepdims=int(keepdim)), shape)
 
     return make
 
 
-def adaptive_avg_pool(positions: int) -> Callable:
+def adaptive_avg_pool(positions: int) -> Operator:
     def make(g: Graph, x: Any, output_size: Any) -> Tensor:
         sizes = (output_size,) * positions if isinstance(output_size, int) else tuple(output_size)
         if sizes != (1,) * positions:
             raise UnsupportedError(f"adaptive average pooling in float to {sizes}")
-        return Tensor(g.node("ReduceMean", [named(g, x), g.ints(*range(-positions, 0))]), None if x.shape is None else (*x.shape[:-positions], *sizes))
+        shape = None if x.shape is None else (*x.shape[:-positions], *sizes)
+        return Tensor(g.node("ReduceMean", [named(g, x), g.ints(*range(-positions, 0))]), shape)
 
     return make
 
@@ -128,20 +153,25 @@ def adaptive_avg_pool(positions: int) -> Callable:
 def linear(g: Graph, x: Any, weight: Any, bias: Any = None) -> Tensor:
     if not isinstance(weight, torch.Tensor):
         raise UnsupportedError("a linear layer whose weight is computed")
-    made = g.node("MatMul", [named(g, x), g.constant(weight.detach().numpy().T, np.float32, "weight")])
-    made = made if bias is None else g.node("Add", [made, named(g, bias)])
-    return Tensor(made, None if shape_of(x) is None else (*shape_of(x)[:-1], weight.shape[0]))
+    y = g.node("MatMul", [named(g, x), g.constant(weight.detach().numpy().T, np.float32, "weight")])
+    if bias is not None:
+        y = g.node("Add", [y, named(g, bias)])
+    shape = shape_of(x)
+    return Tensor(y, None if shape is None else (*shape[:-1], weight.shape[0]))
 
 
 def matmul(g: Graph, a: Any, b: Any) -> Tensor:
     left, right = shape_of(a), shape_of(b)
-    known = left is not None and right is not None and min(len(left), len(right)) >= 2
-    return Tensor(g.node("MatMul", [named(g, a), named(g, b)]), (*broadcast(left[:-2], right[:-2]), left[-2], right[-1]) if known else None)
+    shape = None
+    if left is not None and right is not None and min(len(left), len(right)) >= 2:
+        shape = (*(broadcast(left[:-2], right[:-2]) or ()), left[-2], right[-1])
+    return Tensor(g.node("MatMul", [named(g, a), named(g, b)]), shape)
 
 
 def scaled_dot_product_attention(
-    g: Graph, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None
-) -> Tensor:
+    g: Graph, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None,
+) -> Tensor:  # fmt: skip
     if is_causal or dropout_p:
         raise UnsupportedError("attention with a causal mask of its own, or dropout")
     return attention(g, query, key, value, attn_mask, scale)[0]
@@ -149,7 +179,8 @@ def scaled_dot_product_attention(
 
 def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None = None) -> tuple[Tensor, Tensor]:
     """Joined values [..., length, features], and weights."""
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if scale is None:
+        scale = 1 / math.sqrt(features(q))
     half = g.constant(math.sqrt(scale), np.float32)
     q = Tensor(g.node("Mul", [q.name, half]), q.shape)
     k = transpose(g, Tensor(g.node("Mul", [k.name, half]), k.shape), -2, -1)
@@ -162,11 +193,19 @@ def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float
     return matmul(g, weights, v), weights
 
 
+def features(x: Tensor) -> int:
+    """The length of the last axis. Raises UnsupportedError where it is not known."""
+    length = x.dims[-1]
+    if not isinstance(length, int):
+        raise UnsupportedError("attention to features whose number is not known before the network runs")
+    return length
+
+
 def attend(
-    g: Graph, query: Any, key: Any, value: Any, heads: int, batch_first: bool, attn_mask: Any = None, key_padding_mask: Any = None, need_weights: bool = False,
-    average: bool = True,
+    g: Graph, query: Any, key: Any, value: Any, heads: int, batch_first: bool, attn_mask: Any = None,
+    key_padding_mask: Any = None, need_weights: bool = False, average: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """``attention.attend``: MatMul, Softmax, MatMul."""
+    """``capture.attention.attend``: MatMul, Softmax, MatMul."""
     if key_padding_mask is not None or (attn_mask is not None and attn_mask.ndim != 2):
         raise UnsupportedError("attention with a mask for each sequence")
     if query.rank != 3:
@@ -174,62 +213,57 @@ def attend(
     q, k, v = (t if batch_first else transpose(g, t, 0, 1) for t in (query, key, value))
 
     def split(t: Tensor) -> Tensor:
-        return transpose(g, reshape(g, t, g.size(t, 0), g.size(t, 1), heads, t.shape[-1] // heads), 1, 2)
+        return transpose(g, reshape(g, t, g.size(t, 0), g.size(t, 1), heads, features(t) // heads), 1, 2)
 
     joined, weights = attention(g, split(q), split(k), split(v), attn_mask)
-    features = v.shape[-1]
-    joined = reshape(g, transpose(g, joined, 1, 2), g.size(q, 0), g.size(q, 1), features)
+    joined = reshape(g, transpose(g, joined, 1, 2), g.size(q, 0), g.size(q, 1), features(v))
     joined = joined if batch_first else transpose(g, joined, 0, 1)
     if not need_weights:
         return joined, None
     return joined, reduced("ReduceMean")(g, weights, 1) if average else weights
 
 
-FUNCTIONS: dict[str, Callable] = {
-    "relu": unary("Relu"), "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "neg": unary("Neg"), "abs": unary("Abs"), "exp": unary("Exp"), "sqrt": unary("Sqrt"),
-    "log": unary("Log"), "erf": unary("Erf"), "hardswish": unary("HardSwish"), "mish": unary("Mish"), "softsign": unary("Softsign"), "softplus": unary("Softplus"),
-    "hardsigmoid": unary("HardSigmoid", alpha=1 / 6, beta=0.5), "silu": silu, "gelu": gelu, "clamp": clamp, "clip": clamp, "hardtanh": hardtanh,
-    "relu6": lambda g, x, inplace=False: clamp(g, x, 0.0, 6.0), "add": binary("Add"), "sub": binary("Sub"), "mul": binary("Mul"), "multiply": binary("Mul"),
-    "truediv": binary("Div"), "div": binary("Div"), "pow": binary("Pow"), "maximum": binary("Max"), "minimum": binary("Min"), "matmul": matmul, "bmm": matmul,
-    "softmax": softmax, "log_softmax": log_softmax, "layer_norm": layer_norm, "cat": cat, "concat": cat, "stack": stack, "mean": reduced("ReduceMean"),
-    "sum": reduced("ReduceSum"), "amax": reduced("ReduceMax"), "amin": reduced("ReduceMin"), "linear": linear, "attend": attend,
-    "scaled_dot_product_attention": scaled_dot_product_attention, "adaptive_avg_pool1d": adaptive_avg_pool(1), "adaptive_avg_pool2d": adaptive_avg_pool(2),
-    "adaptive_avg_pool3d": adaptive_avg_pool(3), "float": lambda g, x: Tensor(g.node("Cast", [x.name], to=TensorProto.FLOAT), x.shape),
+def relu6(g: Graph, x: Any, inplace: bool = False) -> Tensor:
+    return clamp(g, x, 0.0, 6.0)
+
+
+def to_float(g: Graph, x: Tensor) -> Tensor:
+    return Tensor(g.node("Cast", [x.name], to=TensorProto.FLOAT), x.shape)
+
+
+# By the names of torch's and Python's functions, without their module.
+FUNCTIONS: dict[str, Operator] = {
+    "relu": unary("Relu"), "relu6": relu6, "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "neg": unary("Neg"),
+    "abs": unary("Abs"), "exp": unary("Exp"), "sqrt": unary("Sqrt"), "log": unary("Log"), "erf": unary("Erf"),
+    "hardswish": unary("HardSwish"), "mish": unary("Mish"), "softsign": unary("Softsign"),
+    "softplus": unary("Softplus"), "hardsigmoid": unary("HardSigmoid", alpha=1 / 6, beta=0.5), "silu": silu,
+    "gelu": gelu, "clamp": clamp, "clip": clamp, "hardtanh": hardtanh, "float": to_float,
+    "add": binary("Add"), "sub": binary("Sub"), "mul": binary("Mul"), "multiply": binary("Mul"),
+    "truediv": binary("Div"), "div": binary("Div"), "pow": binary("Pow"), "maximum": binary("Max"),
+    "minimum": binary("Min"), "matmul": matmul, "bmm": matmul,
+    "eq": comparison("Equal"), "ne": comparison("Equal", opposite=True), "lt": comparison("Less"),
+    "le": comparison("LessOrEqual"), "gt": comparison("Greater"), "ge": comparison("GreaterOrEqual"),
+    "softmax": softmax, "log_softmax": log_softmax, "layer_norm": layer_norm, "cat": cat, "concat": cat,
+    "stack": stack, "mean": reduced("ReduceMean"), "sum": reduced("ReduceSum"), "amax": reduced("ReduceMax"),
+    "amin": reduced("ReduceMin"), "linear": linear, "attend": attend,
+    "scaled_dot_product_attention": scaled_dot_product_attention, "adaptive_avg_pool1d": adaptive_avg_pool(1),
+    "adaptive_avg_pool2d": adaptive_avg_pool(2), "adaptive_avg_pool3d": adaptive_avg_pool(3), "arange": arange,
 }  # fmt: skip
 
 
-def module(g: Graph, what: nn.Module, x: Any) -> Any:
-    """A module of torch.nn that is one of the functions above with its own parameters."""
-    kind = type(what)
-    if kind is float_run.FloatLayer:
-        return layer(g, what, x)
-    if kind is nn.LayerNorm:
-        return layer_norm(g, x, what.normalized_shape, what.weight, what.bias, what.eps)
-    if kind in (nn.Linear,):
-        return linear(g, x, what.weight, what.bias)
-    if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and what.track_running_stats:
-        return batch_norm(g, x, what.running_mean, what.running_var, what.weight, what.bias, what.eps)
-    if kind in (nn.Softmax, nn.LogSoftmax) and what.dim is not None:
-        return (softmax if kind is nn.Softmax else log_softmax)(g, x, what.dim)
-    if kind is nn.GELU:
-        return gelu(g, x, what.approximate)
-    if kind is nn.Hardtanh:
-        return hardtanh(g, x, what.min_val, what.max_val)
-    if kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d):
-        return FUNCTIONS[f"adaptive_avg_pool{kind.__name__[-2:]}"](g, x, what.output_size)
-    if kind is nn.LeakyReLU:
-        return Tensor(g.node("LeakyRelu", [named(g, x)], alpha=what.negative_slope), shape_of(x))
-    if kind is nn.Flatten:
-        return flatten(g, x, what.start_dim, what.end_dim)
-    if kind is nn.Identity:
-        return x
-    plain = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.SiLU: "silu", nn.Hardswish: "hardswish", nn.Hardsigmoid: "hardsigmoid"}
-    if kind in plain:
-        return FUNCTIONS[plain[kind]](g, x)
-    raise UnsupportedError(f"{kind.__name__}, for which there is no ONNX operator here")
+def norm_module(g: Graph, what: Any, x: Any) -> Tensor:
+    if not what.track_running_stats:
+        raise UnsupportedError(f"{type(what).__name__}, for which there is no ONNX operator here")
+    return batch_norm(g, x, what.running_mean, what.running_var, what.weight, what.bias, what.eps)
 
 
-def layer(g: Graph, what: float_run.FloatLayer, x: Tensor) -> Tensor:
+def softmax_module(g: Graph, what: Any, x: Any) -> Tensor:
+    if what.dim is None:
+        raise UnsupportedError(f"{type(what).__name__}, for which there is no ONNX operator here")
+    return (softmax if type(what) is nn.Softmax else log_softmax)(g, x, what.dim)
+
+
+def layer(g: Graph, what: FloatLayer, x: Tensor) -> Tensor:
     """A layer that stayed in float."""
     node = what.node
     if isinstance(node, float_graph.Linear):
@@ -238,50 +272,80 @@ def layer(g: Graph, what: float_run.FloatLayer, x: Tensor) -> Tensor:
         raise UnsupportedError("a transposed convolution in float")
     inputs = [named(g, value) for value in (x, what.weight, what.bias) if value is not None]
     pads = [before for before, _ in node.padding] + [after for _, after in node.padding]
-    made = g.node("Conv", inputs, strides=node.stride, pads=pads, dilations=node.dilation, group=node.groups)
-    return Tensor(made, None if x.shape is None else (x.shape[0], len(what.weight), *((made, i) for i in range(len(node.stride)))))
+    y = g.node("Conv", inputs, strides=node.stride, pads=pads, dilations=node.dilation, group=node.groups)
+    shape = None if x.shape is None else (x.shape[0], len(what.weight), *((y, i) for i in range(len(node.stride))))
+    return Tensor(y, shape)
 
 
-def call(g: Graph, step: Call, values: dict[str, Any], callables: dict[tuple[str, str], Any]) -> Any:
-    """What a call gives: a tensor of the graph, a length, a constant, or a tuple of these. Raises UnsupportedError for what ONNX has no operator for."""
-    from . import windows  # which builds on the functions here
+def plain(name: str) -> Operator:
+    """A module without parameters that is the function of that name."""
+    return lambda g, what, x: FUNCTIONS[name](g, x)
 
+
+# Modules of torch.nn that are one of the functions above with their own parameters, by their exact class.
+MODULES: dict[type[nn.Module], Operator] = {
+    FloatLayer: layer,
+    nn.LayerNorm: lambda g, what, x: layer_norm(g, x, what.normalized_shape, what.weight, what.bias, what.eps),
+    nn.Linear: lambda g, what, x: linear(g, x, what.weight, what.bias),
+    nn.GELU: lambda g, what, x: gelu(g, x, what.approximate),
+    nn.Hardtanh: lambda g, what, x: hardtanh(g, x, what.min_val, what.max_val),
+    nn.LeakyReLU: lambda g, what, x: unary("LeakyRelu", alpha=what.negative_slope)(g, x),
+    nn.Flatten: lambda g, what, x: flatten(g, x, what.start_dim, what.end_dim),
+    nn.AdaptiveAvgPool1d: lambda g, what, x: adaptive_avg_pool(1)(g, x, what.output_size),
+    nn.AdaptiveAvgPool2d: lambda g, what, x: adaptive_avg_pool(2)(g, x, what.output_size),
+    nn.AdaptiveAvgPool3d: lambda g, what, x: adaptive_avg_pool(3)(g, x, what.output_size),
+    nn.Identity: lambda g, what, x: x,
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), norm_module),
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax_module),
+    nn.ReLU: plain("relu"), nn.ReLU6: plain("relu6"), nn.Sigmoid: plain("sigmoid"), nn.Tanh: plain("tanh"),
+    nn.SiLU: plain("silu"), nn.Hardswish: plain("hardswish"), nn.Hardsigmoid: plain("hardsigmoid"),
+}  # fmt: skip
+
+
+def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> Any:
+    """What a call gives: a tensor of the graph, a length, a constant, or a tuple of these.
+
+    Raises UnsupportedError for what ONNX has no operator for.
+    """
     args, kwargs = replace_refs(step.args, values.__getitem__), replace_refs(step.kwargs, values.__getitem__)
-    what = callables.get((step.kind, step.target))
     if step.kind == "attribute":
-        return what
-    target = step.target.rpartition(".")[2]
-    if target == "_assert":
-        return None
-    if target == "getattr":
-        target, args = args[1], args[:1]
-    dynamic = found(args) + found(list(kwargs.values()))
+        return callables["attribute", step.target]
     if step.kind == "module":
         if len(args) != 1 or kwargs:
             raise UnsupportedError("a module with more than one input")
-        return module(g, what, args[0])
+        kind = type(callables["module", step.target])
+        if kind not in MODULES:
+            raise UnsupportedError(f"{kind.__name__}, for which there is no ONNX operator here")
+        return MODULES[kind](g, callables["module", step.target], args[0])
+    target = step.target.rpartition(".")[2]
+    if target == "_assert":
+        return None
+    dynamic = found(args) + found(list(kwargs.values()))
     if not dynamic and not any(isinstance(a, torch.device) for a in args):  # constants alone: computed now
         with torch.no_grad():
-            return getattr(args[0], step.target)(*args[1:], **kwargs) if step.kind == "method" else what(*args, **kwargs)
+            if step.kind == "method":
+                return getattr(args[0], step.target)(*args[1:], **kwargs)
+            return callables["function", step.target](*args, **kwargs)
+    if target == "getattr":
+        target, args = args[1], args[:1]
     if any(isinstance(value, Tensor) and value.grid is not None for value in dynamic) and target not in READING:
         raise UnsupportedError("a call on codes")
     if target in READING and isinstance(args[0], Tensor):
         return lengths(g, target, *args)
     if target == "getitem" and isinstance(args[0], (tuple, list)):
         return args[0][args[1]]
-    if all(isinstance(value, Size) for value in dynamic) and target in NUMBERS:
-        return number(g, target, *args)
-    if all(isinstance(value, Size) for value in dynamic) and target in ("eq", "ne", "lt", "le", "gt", "ge"):
-        return None  # for an assertion about lengths, which the runtime makes of its own
-    known = target in rearrange.METHODS if step.kind == "method" else rearrange.known("function", step.target)
-    if known and target in MOVES:
+    if all(isinstance(value, Size) for value in dynamic):
+        if target in ARITHMETIC:
+            return g.compute(target, *args)
+        if target in COMPARISONS:
+            return None  # for an assertion about lengths, which the runtime makes of its own
+    moves = target in rearrange.METHODS if step.kind == "method" else rearrange.known("function", step.target)
+    if moves and target in MOVES:
         args = (args[0] if isinstance(args[0], Tensor) else Tensor(named(g, args[0]), shape_of(args[0])), *args[1:])
         return MOVES[target](g, *args, **kwargs)
-    if step.target in windows.FUNCTIONS:
-        return windows.FUNCTIONS[step.target](g, *args, **kwargs)
     if target not in FUNCTIONS or step.target.startswith("torchvision"):
         raise UnsupportedError(f"{step.target}, for which there is no ONNX operator here")
-    if any(isinstance(value, Size) for value in dynamic):
+    if any(isinstance(value, Size) for value in dynamic) and target not in (*COMPARISONS, "arange"):
         raise UnsupportedError(f"{step.target} of a length")
     try:
         return FUNCTIONS[target](g, *args, **kwargs)

@@ -1,15 +1,17 @@
 """What rearranges values, codes and floats alike, as ONNX operators."""
 
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir import rearrange
+from quantspec.ir.program import Move
+from quantspec.ir.traverse import replace_refs
 
-from .builder import Dim, Graph, Size, Tensor, dim_of
+from .builder import Dim, Graph, Length, Size, Tensor, dim_of, times
 
 
 def like(x: Tensor, name: str, shape: tuple[Dim, ...] | None) -> Tensor:
@@ -20,25 +22,26 @@ def reshape(g: Graph, x: Tensor, *sizes: Any) -> Tensor:
     """``torch.reshape``; sizes are numbers or lengths, one may be -1."""
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = tuple(sizes[0])
-    # At most one length may be left to the operator; a second unknown one is copied from where it comes.
     return like(x, g.node("Reshape", [x.name, g.vector(sizes)]), resolved(x, sizes))
 
 
-def resolved(x: Tensor, sizes: tuple) -> tuple[Dim, ...]:
+def resolved(x: Tensor, sizes: Iterable[Length]) -> tuple[Dim, ...]:
     """The shape, with -1 worked out where the lengths on both sides cancel."""
     dims = [dim_of(size) for size in sizes]
     if -1 not in dims:
         return tuple(dims)
     at = dims.index(-1)
-    rest = ("rest", x.name, tuple(dims))
+    rest: Dim = ("rest", x.name, tuple(dims))
     if x.shape is not None:
         left, right = list(x.shape), dims[:at] + dims[at + 1 :]
         for dim in list(right):
             if dim in left:
-                left.remove(dim), right.remove(dim)
+                left.remove(dim)
+                right.remove(dim)
         names = [dim for dim in left if not isinstance(dim, int)]
-        if all(isinstance(dim, int) for dim in right) and len(names) <= 1:
-            more, less = math.prod(dim for dim in left if isinstance(dim, int)), math.prod(right)
+        factors = [dim for dim in right if isinstance(dim, int)]
+        if len(factors) == len(right) and len(names) <= 1:
+            more, less = math.prod(dim for dim in left if isinstance(dim, int)), math.prod(factors)
             if not names and less and more % less == 0:
                 rest = more // less
             elif names and more == less:
@@ -75,14 +78,14 @@ def transpose(g: Graph, x: Tensor, dim0: int, dim1: int) -> Tensor:
 
 def movedim(g: Graph, x: Tensor, source: Any, destination: Any) -> Tensor:
     sources, ends = ([x.axis(a) for a in (v if isinstance(v, (tuple, list)) else (v,))] for v in (source, destination))
-    axes: list = [None] * x.rank
+    axes: list[int | None] = [None] * x.rank
     for a, b in zip(sources, ends):
         axes[b] = a
     others = iter(a for a in range(x.rank) if a not in sources)
     return permute(g, x, *(next(others) if a is None else a for a in axes))
 
 
-def turned(g: Graph, x: Tensor) -> Tensor:
+def transpose_matrix(g: Graph, x: Tensor) -> Tensor:
     return x if x.rank < 2 else transpose(g, x, 0, 1)
 
 
@@ -94,14 +97,13 @@ def unsqueeze(g: Graph, x: Tensor, dim: int) -> Tensor:
 
 def squeeze(g: Graph, x: Tensor, dim: Any = None) -> Tensor:
     axes = [x.axis(d) for d in ((dim,) if isinstance(dim, int) else dim if dim is not None else range(x.rank))]
-    axes = [axis for axis in axes if x.shape[axis] == 1 or not isinstance(x.shape[axis], int) and unknown(x, axis)]
+    for axis in axes:
+        if not isinstance(x.dims[axis], int):
+            raise UnsupportedError(f"squeeze of axis {axis}, whose length is not known before the network runs")
+    axes = [axis for axis in axes if x.dims[axis] == 1]
     if not axes:
         return x
-    return like(x, g.node("Squeeze", [x.name, g.ints(*axes)]), tuple(d for i, d in enumerate(x.shape) if i not in axes))
-
-
-def unknown(x: Tensor, axis: int) -> bool:
-    raise UnsupportedError(f"squeeze of axis {axis}, whose length is not known before the network runs")
+    return like(x, g.node("Squeeze", [x.name, g.ints(*axes)]), tuple(d for i, d in enumerate(x.dims) if i not in axes))
 
 
 def narrow(g: Graph, x: Tensor, axis: int, start: Any, stop: Any, step: int = 1) -> Tensor:
@@ -118,7 +120,8 @@ def narrow(g: Graph, x: Tensor, axis: int, start: Any, stop: Any, step: int = 1)
 
 def select(g: Graph, x: Tensor, dim: int, index: Any) -> Tensor:
     axis = x.axis(dim)
-    return like(x, g.node("Gather", [x.name, g.node("Squeeze", [g.int_name(index)])], axis=axis), (*x.shape[:axis], *x.shape[axis + 1 :]))
+    shape = (*x.dims[:axis], *x.dims[axis + 1 :])
+    return like(x, g.node("Gather", [x.name, g.node("Squeeze", [g.int_name(index)])], axis=axis), shape)
 
 
 def getitem(g: Graph, x: Any, index: Any) -> Any:
@@ -149,7 +152,7 @@ def getitem(g: Graph, x: Any, index: Any) -> Any:
 def split(g: Graph, x: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """``torch.split``: parts of a size, or of the sizes given."""
     axis = x.axis(dim)
-    length = x.shape[axis]
+    length = x.dims[axis]
     if isinstance(size, (tuple, list)):
         sizes = list(size)
     elif isinstance(length, int) and isinstance(size, int):
@@ -158,8 +161,9 @@ def split(g: Graph, x: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
         raise UnsupportedError("a split of an axis whose length is not known before the network runs")
     if len(sizes) == 1:
         return (x,)
-    names = g.node("Split", [x.name, g.vector(sizes)], outputs=len(sizes), axis=axis)
-    return tuple(like(x, name, (*x.shape[:axis], dim_of(n), *x.shape[axis + 1 :])) for name, n in zip(names, sizes))
+    names = g.outputs(len(sizes), "Split", [x.name, g.vector(sizes)], axis=axis)
+    before, after = x.dims[:axis], x.dims[axis + 1 :]
+    return tuple(like(x, name, (*before, dim_of(size), *after)) for name, size in zip(names, sizes))
 
 
 def chunk(g: Graph, x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
@@ -169,9 +173,10 @@ def chunk(g: Graph, x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
 
 def unbind(g: Graph, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis = x.axis(dim)
-    if not isinstance(x.shape[axis], int):
+    length = x.dims[axis]
+    if not isinstance(length, int):
         raise UnsupportedError("unbind of an axis whose length is not known before the network runs")
-    return tuple(select(g, x, axis, index) for index in range(x.shape[axis]))
+    return tuple(select(g, x, axis, index) for index in range(length))
 
 
 def expand(g: Graph, x: Tensor, *sizes: Any) -> Tensor:
@@ -179,26 +184,25 @@ def expand(g: Graph, x: Tensor, *sizes: Any) -> Tensor:
         sizes = tuple(sizes[0])
     new = len(sizes) - x.rank
     dims = [1 if s == -1 else s for s in sizes]  # ONNX broadcasts both ways: 1 keeps the axis
-    shape = tuple(x.shape[i - new] if s == -1 else dim_of(s) for i, s in enumerate(sizes))
+    shape = tuple(x.dims[i - new] if s == -1 else dim_of(s) for i, s in enumerate(sizes))
     return like(x, g.node("Expand", [x.name, g.vector(dims)]), shape)
 
 
-def sizes_of(g: Graph, x: Tensor) -> list:
+def sizes_of(g: Graph, x: Tensor) -> list[Length]:
     return [g.size(x, axis) for axis in range(x.rank)]
 
 
-def repeat(g: Graph, x: Tensor, *times: Any) -> Tensor:
-    if len(times) == 1 and isinstance(times[0], (tuple, list)):
-        times = tuple(times[0])
-    if len(times) > x.rank:
-        x = reshape(g, x, *[1] * (len(times) - x.rank), *sizes_of(g, x))
-    shape = tuple(d * t if isinstance(d, int) and isinstance(t, int) else ("times", d, dim_of(t)) for d, t in zip(x.shape, times))
-    return like(x, g.node("Tile", [x.name, g.vector(times)]), shape)
+def repeat(g: Graph, x: Tensor, *counts: Any) -> Tensor:
+    if len(counts) == 1 and isinstance(counts[0], (tuple, list)):
+        counts = tuple(counts[0])
+    if len(counts) > x.rank:
+        x = reshape(g, x, *[1] * (len(counts) - x.rank), *sizes_of(g, x))
+    shape = tuple(times(dim, dim_of(count)) for dim, count in zip(x.dims, counts))
+    return like(x, g.node("Tile", [x.name, g.vector(counts)]), shape)
 
 
 def flip(g: Graph, x: Tensor, *dims: Any) -> Tensor:
-    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
-    axes = [x.axis(d) for d in dims]
+    axes = [x.axis(d) for d in (dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims)]
     ends = [g.ints(*[-1] * len(axes)), g.ints(*[-(2**62)] * len(axes)), g.ints(*axes), g.ints(*[-1] * len(axes))]
     return like(x, g.node("Slice", [x.name, *ends]), x.shape)
 
@@ -206,33 +210,45 @@ def flip(g: Graph, x: Tensor, *dims: Any) -> Tensor:
 def roll(g: Graph, x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     if dims is None:
         raise UnsupportedError("roll without dims")
-    for shift, dim in zip(*((v,) if isinstance(v, int) else v for v in (shifts, dims))):
-        if shift:
-            axis = x.axis(dim)
-            parts = narrow(g, x, axis, -shift, None), narrow(g, x, axis, 0, -shift)
+    for shift, dim in zip(*((v,) if isinstance(v, (int, Size)) else v for v in (shifts, dims))):
+        if shift != 0:
+            axis, first = x.axis(dim), g.compute("sub", 0, shift)
+            parts = narrow(g, x, axis, first, None), narrow(g, x, axis, 0, first)
             x = like(x, g.node("Concat", [part.name for part in parts], axis=axis), x.shape)
     return x
 
 
 def pad(g: Graph, x: Tensor, widths: Any, mode: str = "constant", value: Any = None) -> Tensor:
-    """``F.pad``; codes get their zero point, floats zero or ``value``."""
+    """``F.pad``; codes get their zero point, floats zero or ``value``. Widths may be lengths."""
     pairs = [(x.rank - 1 - i, widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)]
     kinds = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     for axis, before, after in pairs:  # what is negative cuts off
-        if before < 0 or after < 0:
-            x = narrow(g, x, axis, max(-before, 0), after if after < 0 else None)
-    axes = [(axis, max(b, 0), max(a, 0)) for axis, b, a in pairs if b > 0 or a > 0]
-    if not axes:
+        if cuts(before) or cuts(after):
+            x = narrow(g, x, axis, -before if cuts(before) else 0, after if cuts(after) else None)
+    pairs = [(axis, 0 if cuts(before) else before, 0 if cuts(after) else after) for axis, before, after in pairs]
+    pairs = [(axis, before, after) for axis, before, after in pairs if before != 0 or after != 0]
+    if not pairs:
         return x
     # For every axis: ONNX Runtime loses its way with a Pad of some axes when it moves transpositions through it.
-    befores, afters = ({axis: pair[end] for axis, *pair in axes} for end in (0, 1))
-    ends = g.ints(*(befores.get(i, 0) for i in range(x.rank)), *(afters.get(i, 0) for i in range(x.rank)))
+    befores, afters = {axis: before for axis, before, _ in pairs}, {axis: after for axis, _, after in pairs}
+    ends = g.vector([*(befores.get(i, 0) for i in range(x.rank)), *(afters.get(i, 0) for i in range(x.rank))])
     filler = g.constant(x.grid.zero_point, x.grid.dtype) if x.grid is not None else g.constant(value or 0.0, np.float32)
     name = g.node("Pad", [x.name, ends, *([filler] if mode == "constant" else [])], mode=kinds[mode])
-    shape = list(x.shape)
-    for axis, before, after in axes:
-        shape[axis] = shape[axis] + before + after if isinstance(shape[axis], int) else ("pad", shape[axis], before, after)
+    shape = list(x.dims)
+    for axis, before, after in pairs:
+        shape[axis] = padded(shape[axis], before, after)
     return like(x, name, tuple(shape))
+
+
+def cuts(width: Length) -> bool:
+    return isinstance(width, int) and width < 0
+
+
+def padded(dim: Dim, before: Length, after: Length) -> Dim:
+    """The length of a padded axis."""
+    if isinstance(dim, int) and isinstance(before, int) and isinstance(after, int):
+        return dim + before + after
+    return ("pad", dim, dim_of(before), dim_of(after))
 
 
 def interpolate(g: Graph, x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **others: Any) -> Tensor:
@@ -241,46 +257,49 @@ def interpolate(g: Graph, x: Tensor, size: Any = None, scale_factor: Any = None,
     positions = x.rank - 2
     if size is not None:
         sizes = (size,) * positions if isinstance(size, int) else tuple(size)
-        if not all(isinstance(n, int) and isinstance(d, int) and n % d == 0 for n, d in zip(sizes, x.shape[2:])):
-            raise UnsupportedError("nearest neighbours to a size that is no multiple")
-        scales = tuple(n // d for n, d in zip(sizes, x.shape[2:]))
+        scales = tuple(whole_factor(length, dim) for length, dim in zip(sizes, x.dims[2:]))
     else:
         factors = (scale_factor,) * positions if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
         if any(float(f) != int(f) for f in factors):
             raise UnsupportedError(f"nearest neighbours by the factor {scale_factor}")
         scales = tuple(int(f) for f in factors)
-    shape = (*x.shape[:2], *(d * s if isinstance(d, int) else ("times", d, s) for d, s in zip(x.shape[2:], scales)))
     name = g.node(
-        "Resize", [x.name, "", g.constant([1.0, 1.0, *map(float, scales)], np.float32)], mode="nearest", coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
+        "Resize", [x.name, "", g.constant([1.0, 1.0, *map(float, scales)], np.float32)],
+        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
-    return like(x, name, shape)
+    return like(x, name, (*x.dims[:2], *map(times, x.dims[2:], scales)))
+
+
+def whole_factor(length: Any, dim: Dim) -> int:
+    """How many times longer an axis becomes."""
+    if not isinstance(length, int) or not isinstance(dim, int) or length % dim:
+        raise UnsupportedError("nearest neighbours to a size that is no multiple")
+    return length // dim
 
 
 def pixel_shuffle(g: Graph, x: Tensor, upscale_factor: int) -> Tensor:
     r = upscale_factor
     n, c, h, w = (g.size(x, i) for i in range(4))
-    apart = reshape(g, x, n, c // r**2, r, r, h, w)
-    turned_ = permute(g, apart, 0, 1, 4, 2, 5, 3)
-    up = [h * r if isinstance(h, int) else g.compute("Mul", h, r), w * r if isinstance(w, int) else g.compute("Mul", w, r)]
-    return reshape(g, turned_, n, c // r**2, *up)
+    channels = g.compute("floordiv", c, r**2)
+    blocks = reshape(g, x, n, channels, r, r, h, w)
+    return reshape(g, permute(g, blocks, 0, 1, 4, 2, 5, 3), n, channels, g.compute("mul", h, r), g.compute("mul", w, r))
 
 
 def pixel_unshuffle(g: Graph, x: Tensor, downscale_factor: int) -> Tensor:
     r = downscale_factor
     n, c, h, w = (g.size(x, i) for i in range(4))
-    down = [h // r if isinstance(h, int) else g.compute("Div", h, r), w // r if isinstance(w, int) else g.compute("Div", w, r)]
-    apart = reshape(g, x, n, c, down[0], r, down[1], r)
-    return reshape(g, permute(g, apart, 0, 1, 3, 5, 2, 4), n, c * r**2, *down)
+    height, width = g.compute("floordiv", h, r), g.compute("floordiv", w, r)
+    blocks = reshape(g, x, n, c, height, r, width, r)
+    return reshape(g, permute(g, blocks, 0, 1, 3, 5, 2, 4), n, g.compute("mul", c, r**2), height, width)
 
 
 def channel_shuffle(g: Graph, x: Tensor, groups: int) -> Tensor:
     n, c, *rest = sizes_of(g, x)
-    apart = reshape(g, x, n, groups, c // groups, *rest)
-    return reshape(g, permute(g, apart, 0, 2, 1, *range(3, 3 + len(rest))), n, c, *rest)
+    split_channels = reshape(g, x, n, groups, g.compute("floordiv", c, groups), *rest)
+    return reshape(g, permute(g, split_channels, 0, 2, 1, *range(3, 3 + len(rest))), n, c, *rest)
 
 
-def same(g: Graph, x: Tensor, *others: Any, **named: Any) -> Tensor:
+def same(g: Graph, x: Tensor, *others: Any, **options: Any) -> Tensor:
     return x
 
 
@@ -288,33 +307,35 @@ def like_other(g: Graph, x: Tensor, other: Tensor) -> Tensor:
     return reshape(g, x, *sizes_of(g, other))
 
 
-def length(g: Graph, x: Tensor, dim: int, start: Any, length: Any) -> Tensor:
-    stop = start + length if isinstance(start, int) and isinstance(length, int) else g.compute("Add", start, length)
-    return narrow(g, x, x.axis(dim), start, stop)
+def narrow_by_length(g: Graph, x: Tensor, dim: int, start: Length, length: Length) -> Tensor:
+    """``torch.narrow``."""
+    return narrow(g, x, x.axis(dim), start, g.compute("add", start, length))
 
 
-# By the names of moves.MOVES, functions without their module.
-MOVES: dict[str, Callable] = {
-    "flatten": flatten, "reshape": reshape, "view": reshape, "permute": permute, "transpose": transpose, "swapaxes": transpose, "movedim": movedim, "t": turned,
-    "contiguous": same, "clone": same, "detach": same, "squeeze": squeeze, "unsqueeze": unsqueeze, "chunk": chunk, "split": split, "unbind": unbind, "roll": roll,
-    "flip": flip, "narrow": length, "select": select, "tile": repeat, "repeat": repeat, "expand": expand, "broadcast_to": expand, "unflatten": unflatten,
-    "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle, "channel_shuffle": channel_shuffle, "getitem": getitem, "pad": pad,
-    "interpolate": interpolate, "view_as": like_other, "reshape_as": like_other,
+# By the names in ``ir.rearrange``, functions without their module.
+MOVES: dict[str, Callable[..., Any]] = {
+    "flatten": flatten, "unflatten": unflatten, "reshape": reshape, "view": reshape, "view_as": like_other,
+    "reshape_as": like_other, "permute": permute, "transpose": transpose, "swapaxes": transpose, "movedim": movedim,
+    "t": transpose_matrix, "contiguous": same, "clone": same, "detach": same, "squeeze": squeeze,
+    "unsqueeze": unsqueeze, "chunk": chunk, "split": split, "unbind": unbind, "roll": roll, "flip": flip,
+    "narrow": narrow_by_length, "select": select, "getitem": getitem, "tile": repeat, "repeat": repeat,
+    "expand": expand, "broadcast_to": expand, "pad": pad, "interpolate": interpolate, "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle, "channel_shuffle": channel_shuffle,
 }  # fmt: skip
 
 
-def lengths(g: Graph, target: str, x: Any, *args: Any) -> Any:
+def move(g: Graph, step: Move, values: dict[str, Any]) -> Any:
+    """Codes rearranged. Raises UnsupportedError for what is no move, or has no operator."""
+    target = step.target.rpartition(".")[2]
+    if target not in MOVES or not rearrange.known(step.kind, step.target):
+        raise UnsupportedError(step.target)
+    args, kwargs = replace_refs(step.args, values.__getitem__), replace_refs(step.kwargs, values.__getitem__)
+    return MOVES[target](g, *args, **kwargs)
+
+
+def lengths(g: Graph, target: str, x: Tensor, *args: Any) -> Any:
     """What calls that read shapes give: numbers, lengths, or tuples of them."""
     if target in ("shape", "size"):
         sizes = tuple(sizes_of(g, x))
         return sizes[args[0]] if args else sizes
-    return {"dim": lambda: x.rank, "ndim": lambda: x.rank, "ndimension": lambda: x.rank}[target]()
-
-
-NUMBERS = {"add": ("Add", operator.add), "sub": ("Sub", operator.sub), "mul": ("Mul", operator.mul), "floordiv": ("Div", operator.floordiv), "mod": ("Mod", operator.mod)}
-
-
-def number(g: Graph, target: str, a: int | Size, b: int | Size) -> int | Size:
-    """Arithmetic of lengths, which are not negative."""
-    operation, exact = NUMBERS[target]
-    return exact(a, b) if isinstance(a, int) and isinstance(b, int) else g.compute(operation, a, b)
+    return x.rank  # dim, ndim, ndimension

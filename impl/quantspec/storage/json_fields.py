@@ -1,14 +1,16 @@
 """Dataclasses and trees of arguments as JSON, and back: what a field may hold is what its annotation says.
 
-Arrays are kept beside the JSON and named in it; grids are listed once and numbered. Both come back shared where they were shared.
+Arrays are kept beside the JSON and named in it; grids are listed once and numbered. Both come back shared where they
+were shared.
 """
 
 import functools
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,16 +22,22 @@ from quantspec.numerics.affine import QParams
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
-        torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
-        torch.complex64, torch.complex128,
+        torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32,
+        torch.int64, torch.bool, torch.complex64, torch.complex128,
     )
 }  # fmt: skip
 LAYOUTS = {
-    str(one).removeprefix("torch."): one
-    for one in (torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d, torch.strided)
-}
-NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+    str(layout).removeprefix("torch."): layout
+    for layout in (
+        torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d, torch.strided,
+    )
+}  # fmt: skip
+CONSTANTS: dict[str, Mapping[Any, Any]] = {
+    "float": {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}, "dtype": DTYPES, "layout": LAYOUTS,
+    "device": {"cpu": torch.device("cpu")}, "ellipsis": {True: Ellipsis},
+}  # fmt: skip
 LARGEST_INT = 2**63 - 1
+T = TypeVar("T")
 
 
 @functools.cache
@@ -42,10 +50,11 @@ def annotations(kind: type) -> dict[str, Any]:
 class Writer:
     """Turns values into JSON; ``tensors`` gathers the arrays by name, ``grids`` the grids in order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self.grids: list[dict[str, Any]] = []
-        self.named: dict[int, tuple[Any, str]] = {}  # what has a name is kept, so that its id stays its own
+        # What has a name, or a number, is kept, so that its id stays its own.
+        self.named: dict[int, tuple[np.ndarray | torch.Tensor, str]] = {}
         self.numbered: dict[int, tuple[QParams, int]] = {}
 
     def array(self, array: np.ndarray | torch.Tensor, path: str) -> str:
@@ -56,8 +65,10 @@ class Writer:
                 count += 1
                 name = f"{path}#{count}"
             tensor = array.detach() if isinstance(array, torch.Tensor) else torch.tensor(array)
-            if tensor.layout is not torch.strided or tensor.device.type != "cpu" or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
-                raise UnsupportedError(f"{path}: a {tensor.dtype} tensor on {tensor.device} with layout {tensor.layout} cannot be stored")
+            in_memory = tensor.layout is torch.strided and tensor.device.type == "cpu"
+            if not in_memory or tensor.dtype not in DTYPES.values():
+                kind = f"a {tensor.dtype} tensor on {tensor.device} with layout {tensor.layout}"
+                raise UnsupportedError(f"{path}: {kind} cannot be stored")
             self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
             self.named[id(array)] = array, name
         return self.named[id(array)][1]
@@ -74,7 +85,9 @@ class Writer:
 
     def record(self, value: Any, path: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
         """A dataclass by its fields."""
-        return {name: self.field(getattr(value, name), hint, f"{path}.{name}") for name, hint in annotations(type(value)).items() if name not in without}
+        kind: type = type(value)
+        hints = {name: hint for name, hint in annotations(kind).items() if name not in without}
+        return {name: self.field(getattr(value, name), hint, f"{path}.{name}") for name, hint in hints.items()}
 
     def field(self, value: Any, hint: Any, path: str) -> Any:
         """A field of that annotation. Raises UnsupportedError naming it for what it may not hold."""
@@ -89,7 +102,8 @@ class Writer:
             return self.record(value, path)
         if origin is tuple and inner[0] is not Any:
             kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-            return [self.field(item, kind, f"{path}.{index}") for index, (item, kind) in enumerate(zip(value, kinds, strict=True))]
+            pairs = enumerate(zip(value, kinds, strict=True))
+            return [self.field(item, kind, f"{path}.{index}") for index, (item, kind) in pairs]
         if hint in (str, int, bool):
             if type(value) is not hint:
                 raise UnsupportedError(f"{path}: expected {hint.__name__}, got {value!r}")
@@ -97,7 +111,10 @@ class Writer:
         return self.tree(value, path)
 
     def tree(self, value: Any, path: str) -> Any:
-        """A tree of arguments: numbers, texts, None and lists are themselves, everything else is an object with one key that says what it is."""
+        """A tree of arguments: numbers, texts, None and lists are themselves.
+
+        Everything else is an object with one key that says what it is.
+        """
         if value is None or type(value) in (bool, str) or (type(value) is int and abs(value) <= LARGEST_INT):
             return value
         if type(value) is float:
@@ -118,9 +135,9 @@ class Writer:
             return {"ellipsis": True}
         if isinstance(value, torch.Tensor):
             return {"tensor": self.array(value, path)}
-        for key, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
-            for name, one in known.items():
-                if value is one:
+        for key in ("dtype", "layout"):
+            for name, constant in CONSTANTS[key].items():
+                if value is constant:
                     return {key: name}
         if isinstance(value, torch.device) and value.type == "cpu":
             return {"device": "cpu"}
@@ -157,18 +174,37 @@ class Reader:
             keys(row, ("qmin", "qmax", "axis", "scale", "zero_point"), path)
             qmin, qmax = (expect(row[key], int, f"{path}: {key}") for key in ("qmin", "qmax"))
             axis = None if row["axis"] is None else expect(row["axis"], int, f"{path}: axis")
-            scale = self.array(row["scale"], path) if type(row["scale"]) is str else np.float64(expect(row["scale"], float, f"{path}: scale"))
-            zero_point = self.array(row["zero_point"], path) if type(row["zero_point"]) is str else expect(row["zero_point"], int, f"{path}: zero_point")
-            if isinstance(scale, np.float64) and (not abs(scale) < 2.0**128 or scale != np.float32(scale)):
-                raise ValueError(f"{path}: scale: expected a float32, got {scale!r}")
-            if isinstance(scale, np.ndarray) and (scale.dtype != np.float32 or axis != 0) or isinstance(zero_point, np.ndarray) and zero_point.dtype != np.int32:
+            scale, zero_point = self.scale(row["scale"], path), self.zero_point(row["zero_point"], path)
+            if type(row["scale"]) is str and axis != 0:
                 raise ValueError(f"{path}: expected float32 scales and int32 zero points along axis 0")
-            if not isinstance(zero_point, np.ndarray) and abs(zero_point) > 255:
-                raise ValueError(f"{path}: zero_point: expected a code, got {zero_point}")
             try:
                 self.grids.append(QParams(scale, zero_point, qmin, qmax, axis))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
+
+    def scale(self, given: Any, path: str) -> np.ndarray:
+        """One scale, a number of float32, or a tensor of them."""
+        if type(given) is str:
+            scales = self.array(given, path)
+            if scales.dtype != np.float32:
+                raise ValueError(f"{path}: expected float32 scales and int32 zero points along axis 0")
+            return scales
+        number = np.float64(expect(given, float, f"{path}: scale"))
+        if not abs(number) < 2.0**128 or number != np.float32(number):
+            raise ValueError(f"{path}: scale: expected a float32, got {number!r}")
+        return np.asarray(number)
+
+    def zero_point(self, given: Any, path: str) -> np.ndarray:
+        """One zero point, or a tensor of them."""
+        if type(given) is str:
+            points = self.array(given, path)
+            if points.dtype != np.int32:
+                raise ValueError(f"{path}: expected float32 scales and int32 zero points along axis 0")
+            return points
+        number = expect(given, int, path)
+        if abs(number) > 255:
+            raise ValueError(f"{path}: zero_point: expected a code, got {number}")
+        return np.asarray(number)
 
     def record(self, kind: type, given: Any, path: str, extra: dict[str, Any] | None = None) -> Any:
         """A dataclass of its fields; ``extra`` are those that the JSON does not have."""
@@ -197,13 +233,13 @@ class Reader:
             return tuple(self.field(item, kind, f"{path}.{index}") for index, (item, kind) in enumerate(zip(items, kinds)))
         if hint in (str, int, bool):
             return expect(given, hint, path)
-        made = self.tree(given, path)
-        kind = tuple if origin is tuple else hint
-        if kind in (tuple, float) and type(made) is not kind:
+        value = self.tree(given, path)
+        kind = hint if origin is None else origin
+        if kind in (tuple, dict, float) and type(value) is not kind:
             raise ValueError(f"{path}: expected {kind.__name__}, got {given!r}")
-        if origin is dict and (type(made) is not dict or not all(type(key) is str for key in made)):
+        if kind is dict and not all(type(key) is str for key in value):
             raise ValueError(f"{path}: expected names and values, got {given!r}")
-        return made
+        return value
 
     def tree(self, given: Any, path: str) -> Any:
         if given is None or type(given) in (bool, str):
@@ -223,7 +259,8 @@ class Reader:
             return torch.Size([expect(n, int, path) for n in expect(value, list, path)])
         if key == "dict":
             pairs = [expect(pair, list, path) for pair in expect(value, list, path)]
-            if any(len(pair) != 2 or type(pair[0]) not in (str, int) for pair in pairs) or len({pair[0] for pair in pairs}) != len(pairs):
+            fit = all(len(pair) == 2 and type(pair[0]) in (str, int) for pair in pairs)
+            if not fit or len({pair[0] for pair in pairs}) != len(pairs):
                 raise ValueError(f"{path}: expected pairs of different keys and their values")
             return {name: self.tree(item, path) for name, item in pairs}
         if key == "slice":
@@ -232,17 +269,19 @@ class Reader:
             return slice(*(self.tree(end, path) for end in value))
         if key == "tensor":
             return self.tensor(value, path)
-        known = {"float": NOT_FINITE, "dtype": DTYPES, "layout": LAYOUTS, "device": {"cpu": torch.device("cpu")}, "ellipsis": {True: Ellipsis}}.get(key, {})
-        if type(value) not in (str, bool) or value not in known:
+        constants = CONSTANTS.get(key, {})
+        if type(value) not in (str, bool) or value not in constants:
             raise ValueError(f"{path}: unknown {key!r}: {value!r}")
-        return known[value]
+        return constants[value]
 
 
-def expect(value: Any, kind: type, path: str) -> Any:
+def expect(value: Any, kind: type[T], path: str) -> T:
     """A value of exactly that type, an integer of 64 bits, a finite float; ValueError naming the path for others."""
-    if type(value) is not kind or (kind is int and abs(value) > LARGEST_INT) or (kind is float and not math.isfinite(value)):
+    large = type(value) is int and abs(value) > LARGEST_INT
+    if type(value) is not kind or large or (type(value) is float and not math.isfinite(value)):
         raise ValueError(f"{path}: expected {kind.__name__}, got {value!r:.80}")
-    return value
+    typed: T = value
+    return typed
 
 
 def keys(given: Any, names: tuple[str, ...], path: str) -> None:

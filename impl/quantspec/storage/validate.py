@@ -1,4 +1,7 @@
-"""Whether a Program says what an engine can compute: names, shapes, types, ranges, grids. What a file is held to before anything runs."""
+"""Whether a Program says what an engine can compute: names, shapes, types, ranges, grids.
+
+What a file is held to before anything runs.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantspec.engines.reference_dynamic import KINDS
-from quantspec.ir import rearrange
+from quantspec.ir import float_graph, rearrange
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
@@ -37,11 +40,12 @@ from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import DIALECTS
 from quantspec.numerics.integer import check_overflow, quantize_bias
 
-from .callables import check as check_callable
-from .callables import check_layer
+from .allowed import check_call
 
-CODES = (Quantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move)
-READING_CODES = (*CODES, Dequantize)
+Grids = dict[str, QParams | None]  # of the values so far; None for what is no codes
+READING_CODES = (
+    Dequantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move,
+)  # fmt: skip
 LONGEST = 2**20  # no kernel, stride or dilation is longer
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -53,27 +57,25 @@ def check(program: Program) -> None:
     if len(set(program.inputs)) != len(program.inputs) or set(program.defaults) - set(program.inputs):
         raise ValueError("inputs: expected different names, and defaults for these only")
     nothing_read(program.defaults)
-    grids: dict[str, QParams | None] = dict.fromkeys(program.inputs)
+    grids: Grids = dict.fromkeys(program.inputs)
     called = set()
     for step in program.steps:
         if step.name in grids or not step.name:
             raise ValueError(f"step {step.name!r}: the name is taken")
         try:
-            for name in reads(step):
-                if name not in grids:
-                    raise ValueError(f"reads {name!r}, which no earlier step makes")
-            grids[step.name] = CHECKS[type(step)](step, grids) if type(step) in READING_CODES else checked_float(step, grids)
+            grids[step.name] = check_step(step, grids)
         except ValueError as error:
             raise ValueError(f"step {step.name!r}: {error}") from error
         if isinstance(step, Call):
-            check_callable(step)
+            check_call(step)
             if step.kind != "method":
                 called.add((step.kind, step.target))
     for name in refs(program.output):
         if name not in grids or grids[name] is not None:
             raise ValueError(f"output: {name!r} is no float value")
     if called != set(program.callables):
-        raise ValueError(f"callables: {sorted(called ^ set(program.callables))[0]} is only called, or only there")
+        odd = sorted(called ^ set(program.callables))[0]
+        raise ValueError(f"callables: {odd} is only called, or only there")
 
 
 def nothing_read(tree: Any) -> None:
@@ -82,16 +84,21 @@ def nothing_read(tree: Any) -> None:
         raise ValueError(f"a constant refers to {found[0]!r}")
 
 
-def checked_float(step: Step, grids: dict[str, QParams | None]) -> None:
-    """Checks of what gives no codes. A ``Call`` may read codes, whose shape it asks for; others may not."""
-    if not isinstance(step, Call):
+def check_step(step: Step, grids: Grids) -> QParams | None:
+    """The grid of what a step gives. ValueError for a step that reads, or holds, what it cannot."""
+    for name in reads(step):
+        if name not in grids:
+            raise ValueError(f"reads {name!r}, which no earlier step makes")
+    if isinstance(step, Call):
+        return None  # it may read codes, whose shape it asks for
+    if not isinstance(step, (Quantize, *READING_CODES)):
         for name in reads(step):
             if grids[name] is not None:
                 raise ValueError(f"reads codes, {name!r}, as floats")
-        CHECKS[type(step)](step, grids)
+    return CHECKS[type(step)](step, grids)
 
 
-def on_grid(name: str, grid: QParams | None, grids: dict[str, QParams | None]) -> QParams:
+def on_grid(name: str, grid: QParams | None, grids: Grids) -> QParams:
     """The grid of the codes ``name``, which is that which its reader takes it to be (None: any)."""
     have = grids[name]
     if have is None:
@@ -105,48 +112,79 @@ def on_grid(name: str, grid: QParams | None, grids: dict[str, QParams | None]) -
 
 def activation(grid: QParams) -> QParams:
     if grid.qmin < 0 or grid.axis is not None:
-        raise ValueError(f"expected one scale and codes from 0 on for activations, got {grid.qmin} to {grid.qmax}, axis {grid.axis}")
+        codes = f"{grid.qmin} to {grid.qmax}, axis {grid.axis}"
+        raise ValueError(f"expected one scale and codes from 0 on for activations, got {codes}")
     return grid
 
 
-def weight(codes: Any, grid: QParams, bias: Any, *, dims: tuple[int, ...]) -> None:
+def weight(codes: np.ndarray, grid: QParams, bias: np.ndarray | None, *, dims: tuple[int, ...]) -> None:
     """int8 codes with zero point 0 on their grid, and a float32 bias."""
     if codes.dtype != np.int8 or codes.ndim not in dims:
-        raise ValueError(f"expected int8 weights with {' or '.join(map(str, dims))} axes, got {codes.dtype} {codes.shape}")
-    if np.any(grid.zero_point) or grid.qmin >= 0 or grid.axis not in (None, 0) or (grid.axis == 0 and grid.scale.shape != codes.shape[:1]):
-        raise ValueError(f"expected a scale for all weights, or for each of {codes.shape[0]} outputs, and zero point 0")
+        axes = " or ".join(map(str, dims))
+        raise ValueError(f"expected int8 weights with {axes} axes, got {codes.dtype} {codes.shape}")
+    outputs = codes.shape[:1]
+    per_channel = grid.axis == 0 and grid.scale.shape == outputs
+    if np.any(grid.zero_point) or grid.qmin >= 0 or not (grid.axis is None or per_channel):
+        raise ValueError(f"expected a scale for all weights, or for each of {outputs[0]} outputs, and zero point 0")
     if codes.size and (codes.min() < grid.qmin or codes.max() > grid.qmax):
         raise ValueError(f"weights beyond {grid.qmin} to {grid.qmax}")
-    if bias is not None and (bias.dtype != np.float32 or bias.shape != codes.shape[:1] or np.isnan(bias).any()):
-        raise ValueError(f"expected a float32 bias of shape {codes.shape[:1]} without NaN, got {bias.dtype} {bias.shape}")
+    if bias is not None and (bias.dtype != np.float32 or bias.shape != outputs or np.isnan(bias).any()):
+        raise ValueError(f"expected a float32 bias of shape {outputs} without NaN, got {bias.dtype} {bias.shape}")
 
 
-def layer(step: Linear | Conv, grids: dict) -> QParams | None:
+def layer(step: Linear | Conv, grids: Grids) -> QParams | None:
     x = on_grid(step.x, step.x_qparams, grids)
     weight(step.weight, step.w_qparams, step.bias, dims=(2,) if isinstance(step, Linear) else (3, 4, 5))
     check_layer(step, step.weight, step.bias, "weight")
-    zeros = np.zeros(len(step.weight), np.float32)
+    bias = np.zeros(len(step.weight), np.float32) if step.bias is None else step.bias
     try:
-        check_overflow(x, step.weight, step.w_qparams, quantize_bias(zeros if step.bias is None else step.bias, x.scale, step.w_qparams.scale))
+        check_overflow(x, step.weight, step.w_qparams, quantize_bias(bias, x.scale, step.w_qparams.scale))
     except NotImplementedError as error:
         raise ValueError(str(error)) from error
     return None if step.y_qparams is None else activation(step.y_qparams)
 
 
-def table(step: Table, grids: dict) -> QParams:
+def check_layer(
+    node: float_graph.Layer | Linear | Conv, weight: np.ndarray, bias: np.ndarray | None, where: str
+) -> None:
+    """ValueError unless weight, bias and the places of a convolution belong together.
+
+    ``node``: a layer of a float graph or of a Program.
+    """
+    outputs = weight.shape[:1]
+    if bias is not None and bias.shape != outputs:
+        raise ValueError(f"{where}: expected a bias of shape {outputs}, got {bias.shape}")
+    if isinstance(node, (float_graph.Linear, Linear)):
+        if weight.ndim != 2:
+            raise ValueError(f"{where}: expected a weight [outputs, inputs], got shape {weight.shape}")
+        return
+    positions, places = weight.ndim - 2, (node.stride, node.padding, node.dilation, node.input_dilation)
+    if not 1 <= positions <= 3 or any(len(place) != positions for place in places):
+        expected = "one to three axes of positions, and one place for each"
+        raise ValueError(f"{where}: expected {expected}, got a weight of shape {weight.shape}")
+    steps = (*node.stride, *node.dilation, *node.input_dilation)
+    if min(*steps, node.groups, *weight.shape[2:]) < 1 or weight.shape[0] % node.groups:
+        expected = "strides, dilations and kernels from 1 on, and groups that divide"
+        raise ValueError(f"{where}: expected {expected} {weight.shape[0]} outputs")
+    if max(*steps, *(abs(end) for pair in node.padding for end in pair)) > LONGEST:
+        raise ValueError(f"{where}: a place beyond 2^20")
+
+
+def table(step: Table, grids: Grids) -> QParams:
     on_grid(step.x, step.x_qparams, grids)
-    y = activation(step.y_qparams)
-    if step.table.dtype != np.uint8 or step.table.shape != (256,) or step.table.min() < y.qmin or step.table.max() > y.qmax:
-        raise ValueError(f"expected a table of 256 codes from {y.qmin} to {y.qmax}, got {step.table.dtype} {step.table.shape}")
+    y, codes = activation(step.y_qparams), step.table
+    if codes.dtype != np.uint8 or codes.shape != (256,) or codes.min() < y.qmin or codes.max() > y.qmax:
+        raise ValueError(f"expected a table of 256 codes from {y.qmin} to {y.qmax}, got {codes.dtype} {codes.shape}")
     return y
 
 
-def pair(step: Add | Mul, grids: dict) -> QParams:
-    on_grid(step.a, step.a_qparams, grids), on_grid(step.b, step.b_qparams, grids)
+def pair(step: Add | Mul, grids: Grids) -> QParams:
+    on_grid(step.a, step.a_qparams, grids)
+    on_grid(step.b, step.b_qparams, grids)
     return activation(step.y_qparams)
 
 
-def concat(step: Concat, grids: dict) -> QParams:
+def concat(step: Concat, grids: Grids) -> QParams:
     if not step.xs or len(step.xs) != len(step.x_qparams):
         raise ValueError(f"expected a grid for each of {len(step.xs)} values")
     for name, grid in zip(step.xs, step.x_qparams):
@@ -154,29 +192,30 @@ def concat(step: Concat, grids: dict) -> QParams:
     return activation(step.y_qparams)
 
 
-def pool(step: MaxPool | AvgPool, grids: dict) -> QParams:
-    dilation = getattr(step, "dilation", (1,) * len(step.kernel))
-    places = (step.kernel, step.stride, step.padding, dilation)
-    if not 1 <= len(step.kernel) <= 3 or len({len(p) for p in places}) != 1 or not all(1 <= n <= LONGEST for p in (step.kernel, step.stride, dilation) for n in p):
+def pool(step: MaxPool | AvgPool, grids: Grids) -> QParams:
+    dilation = step.dilation if isinstance(step, MaxPool) else (1,) * len(step.kernel)
+    steps = (step.kernel, step.stride, dilation)
+    lengths = {len(place) for place in (*steps, step.padding)}
+    if not 1 <= len(step.kernel) <= 3 or len(lengths) != 1 or not all(1 <= n <= LONGEST for p in steps for n in p):
         raise ValueError("expected kernel, stride, padding and dilation for one to three axes")
     if any(not 0 <= 2 * p <= d * (k - 1) + 1 for p, k, d in zip(step.padding, step.kernel, dilation)):
         raise ValueError(f"padding: expected at most half of a kernel, got {step.padding}")
-    return on_grid(step.x, getattr(step, "qparams", None), grids)
+    return on_grid(step.x, step.qparams if isinstance(step, AvgPool) else None, grids)
 
 
-def adaptive(step: AdaptiveAvgPool, grids: dict) -> QParams:
+def adaptive(step: AdaptiveAvgPool, grids: Grids) -> QParams:
     if not 1 <= len(step.size) <= 3 or any(n is not None and not 1 <= n <= LONGEST for n in step.size):
         raise ValueError(f"size: expected one to three sizes, got {step.size}")
     return on_grid(step.x, step.qparams, grids)
 
 
-def mean(step: Mean, grids: dict) -> QParams:
+def mean(step: Mean, grids: Grids) -> QParams:
     if not step.axes or any(not -64 <= axis < 64 for axis in step.axes) or len(set(step.axes)) != len(step.axes):
         raise ValueError(f"axes: expected different axes, got {step.axes}")
     return on_grid(step.x, step.qparams, grids)
 
 
-def move(step: Move, grids: dict) -> QParams:
+def move(step: Move, grids: Grids) -> QParams:
     if not rearrange.known(step.kind, step.target):
         raise ValueError(f"{step.target!r} is nothing that moves codes")
     if not step.args or not isinstance(step.args[0], Ref):
@@ -184,52 +223,57 @@ def move(step: Move, grids: dict) -> QParams:
     return on_grid(step.args[0].name, step.qparams, grids)
 
 
-def quantize(step: Quantize, grids: dict) -> QParams:
+def quantize(step: Quantize, grids: Grids) -> QParams:
     if grids[step.x] is not None:
         raise ValueError(f"quantizes codes, {step.x!r}")
     return activation(step.qparams)
 
 
-def dequantize(step: Dequantize, grids: dict) -> None:
+def dequantize(step: Dequantize, grids: Grids) -> None:
     on_grid(step.x, step.qparams, grids)
 
 
-def linear_float(step: LinearDynamic | LinearWeight, grids: dict) -> None:
+def linear_float(step: LinearDynamic | LinearWeight, grids: Grids) -> None:
     weight(step.weight, step.w_qparams, step.bias, dims=(2,))
 
 
-def embedding(step: Embedding, grids: dict) -> None:
+def embedding(step: Embedding, grids: Grids) -> None:
+    entries = len(step.weight)
     weight(step.weight, step.w_qparams, None, dims=(2,))
-    if step.bag not in (None, "sum", "mean", "max") or (step.padding_idx is not None and not 0 <= step.padding_idx < len(step.weight)):
-        raise ValueError(f"expected a bag of sum, mean or max, and padding below {len(step.weight)}, got {step.bag!r}, {step.padding_idx!r}")
+    padding = step.padding_idx
+    if step.bag not in (None, "sum", "mean", "max") or (padding is not None and not 0 <= padding < entries):
+        expected = f"a bag of sum, mean or max, and padding below {entries}"
+        raise ValueError(f"expected {expected}, got {step.bag!r}, {padding!r}")
     if step.bag is None and (step.offsets or step.weights or step.include_last_offset):
         raise ValueError("offsets and weights belong to bags")
 
 
-def recurrent(step: Recurrent, grids: dict) -> None:
-    directions = 2 if step.bidirectional else 1
-    if step.kind not in KINDS or not step.cells or len(step.cells) % directions or (step.single and len(step.cells) != 1):
-        raise ValueError(f"expected {directions} cells for each layer of an lstm, gru or rnn, got {len(step.cells)} of {step.kind!r}")
-    size, inputs = step.cells[0].state_weight.shape[-1], step.cells[0].input_weight.shape[-1]
-    for index, cell in enumerate(step.cells):
+def recurrent(step: Recurrent, grids: Grids) -> None:
+    directions, cells = 2 if step.bidirectional else 1, step.cells
+    if step.kind not in KINDS or not cells or len(cells) % directions or (step.single and len(cells) != 1):
+        expected = f"{directions} cells for each layer of an lstm, gru or rnn"
+        raise ValueError(f"expected {expected}, got {len(cells)} of {step.kind!r}")
+    size, inputs = cells[0].state_weight.shape[-1], cells[0].input_weight.shape[-1]
+    for index, cell in enumerate(cells):
         fits_cell(cell, GATES[step.kind] * size, inputs if index < directions else directions * size, size)
 
 
 def fits_cell(cell: Cell, outputs: int, inputs: int, size: int) -> None:
     for codes, grid, bias, columns in (
-        (cell.input_weight, cell.input_qparams, cell.input_bias, inputs), (cell.state_weight, cell.state_qparams, cell.state_bias, size),
-    ):  # fmt: skip
+        (cell.input_weight, cell.input_qparams, cell.input_bias, inputs),
+        (cell.state_weight, cell.state_qparams, cell.state_bias, size),
+    ):
         weight(codes, grid, bias, dims=(2,))
         if codes.shape != (outputs, columns):
             raise ValueError(f"expected a weight of shape {(outputs, columns)}, got {codes.shape}")
 
 
-def relu(step: Relu, grids: dict) -> QParams:
+def relu(step: Relu, grids: Grids) -> QParams:
     return on_grid(step.x, step.qparams, grids)
 
 
-CHECKS: dict[type, Callable] = {
-    Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, Table: table, Relu: relu, Add: pair, Mul: pair,
-    Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: move, LinearDynamic: linear_float,
-    LinearWeight: linear_float, Embedding: embedding, Recurrent: recurrent,
+CHECKS: dict[type, Callable[[Any, Grids], QParams | None]] = {
+    Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, Table: table, Relu: relu, Add: pair,
+    Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: move,
+    LinearDynamic: linear_float, LinearWeight: linear_float, Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

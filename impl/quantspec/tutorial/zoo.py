@@ -186,10 +186,10 @@ def torch_ao(model: nn.Module, calibration: torch.Tensor, test: torch.Tensor, ex
 def exported(q: nn.Module, batch: torch.Tensor, *, same_floats: bool = False) -> tuple[tuple[int, int] | None, str]:
     """How many codes ONNX Runtime gives for an exported network, and how many of them differ; or why there is no answer."""
     from quantspec.errors import UnsupportedError
-    from quantspec.onnx_export import export
+    from quantspec.onnx_export import check
 
     try:
-        return export.compare_codes(q, batch, same_floats=same_floats), ""
+        return check.compare_codes(q, batch, same_floats=same_floats), ""
     except (UnsupportedError, ImportError) as error:
         return None, str(error)
 
