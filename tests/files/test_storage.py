@@ -19,7 +19,7 @@ import quantspec
 from evidence import clause
 from networks import inputs, seeded
 from quantspec.ir.program import Call, Program, Ref
-from quantspec.storage import callables
+from quantspec.storage import allowed, callables
 from quantspec.storage import file as storage_file
 
 
@@ -255,7 +255,7 @@ def test_places_where_no_file_can_be_are_errors_of_the_system(tmp_path):
 
 def resigned(tensors, network, **changes) -> bytes:
     """A file with that content and the checksum that belongs to it."""
-    header = {"format": "quantspec", "version": 1, "sha256": storage_file.digest(network, tensors), "network": network} | changes
+    header = {"format": "quantspec", "version": storage_file.VERSION, "sha256": storage_file.digest(network, tensors), "network": network} | changes
     return safetensors.torch.save(tensors, {"quantspec": json.dumps(header)})
 
 
@@ -276,7 +276,7 @@ def test_foreign_and_newer_files_are_named(tmp_path):
         (data + b"\0", "buffer|header|offset|complete"),
         (safetensors.torch.save(tensors), "no network of quantspec"),
         (safetensors.torch.save(tensors, {"quantspec": "[]"}), "no network of quantspec"),
-        (resigned(tensors, network, version=2), r"version 2 of the format, which is newer than this quantspec reads \(1\)"),
+        (resigned(tensors, network, version=3), r"version 3 of the format, which is newer than this quantspec reads \(2\)"),
         (resigned(tensors, network, sha256="0" * 64), "checksum"),
         (resigned(tensors | {"more": torch.zeros(3)}, network), "'more' belongs to nothing"),
         (resigned({name: t for name, t in tensors.items() if "bias" not in name}, network), "no tensor"),
@@ -320,11 +320,11 @@ def test_a_file_names_no_other_classes_than_plain_ones(tmp_path):
 
 
 def test_everything_on_the_lists_exists():
-    for place, names in callables.FUNCTIONS.items():
+    for place, names in allowed.FUNCTIONS.items():
         for name in names:
-            assert callable(callables.function(f"{place}.{name}"))
-    assert all(hasattr(torch.Tensor, name) for name in callables.METHODS)
-    assert all(issubclass(getattr(nn, name), nn.Module) for name in callables.MODULES)
+            assert callable(allowed.function(f"{place}.{name}"))
+    assert all(hasattr(torch.Tensor, name) for name in allowed.METHODS)
+    assert all(issubclass(getattr(nn, name), nn.Module) for name in allowed.MODULES)
 
 
 def test_every_plain_module_comes_back_as_it_was():
@@ -341,9 +341,9 @@ def test_every_plain_module_comes_back_as_it_was():
     ]  # fmt: skip
     for module in (m.eval() for m in examples):
         writer = storage_file.Writer()
-        row = json.loads(storage_file.text({"kind": "module", "target": "m"} | callables.written_module(module, "m", writer)))
+        row = json.loads(storage_file.text({"kind": "module", "target": "m"} | callables.write_module(module, "m", writer)))
         assert "class" in row, module
-        (made,) = callables.read([row], storage_file.Reader(writer.tensors), {}).values()
+        (made,) = callables.read_callables([row], storage_file.Reader(writer.tensors), {}).values()
         assert repr(made) == repr(module) and not made.training
         assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), module.state_dict().values(), strict=True))
 

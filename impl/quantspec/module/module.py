@@ -14,7 +14,7 @@ from quantspec.engines import engine as find_engine
 from quantspec.ir.program import Call, Callables, Program
 from quantspec.ir.traverse import arrays, with_arrays
 from quantspec.storage import file
-from quantspec.storage.callables import function, listed
+from quantspec.storage.allowed import function, is_listed
 
 from . import size, summary
 
@@ -120,7 +120,7 @@ class QuantizedModule(nn.Module):
         # A compiled network holds memory of this process; it is made again from the Program. Some of torch's functions
         # are made when it is imported, and pickle cannot name them.
         state = {key: value for key, value in self.__dict__.items() if key != "compiled"}
-        named = {key: None if listed(*key, what) else what for key, what in self.callables.items()}
+        named = {key: None if is_listed(*key, what) else what for key, what in self.callables.items()}
         return state | {"program": replace(self.program, callables=named)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -277,11 +277,17 @@ class Reader:
 
 def expect(value: Any, kind: type[T], path: str) -> T:
     """A value of exactly that type, an integer of 64 bits, a finite float; ValueError naming the path for others."""
-    large = type(value) is int and abs(value) > LARGEST_INT
-    if type(value) is not kind or large or (type(value) is float and not math.isfinite(value)):
+    if type(value) is not kind or not is_storable(value):
         raise ValueError(f"{path}: expected {kind.__name__}, got {value!r:.80}")
     typed: T = value
     return typed
+
+
+def is_storable(value: Any) -> bool:
+    """Whether a number is an integer of 64 bits, or finite; other values are."""
+    if type(value) is int:
+        return abs(value) <= LARGEST_INT
+    return type(value) is not float or math.isfinite(value)
 
 
 def keys(given: Any, names: tuple[str, ...], path: str) -> None:
