@@ -19,7 +19,8 @@ Dim = Hashable
 class Tensor:
     """A tensor of the graph.
 
-    ``shape``: a ``Dim`` for each axis, or None where even their number is unknown; ``grid``: that of codes, None of others.
+    ``shape``: a ``Dim`` for each axis, or None where even their number is unknown; ``grid``: that of codes, None of
+    others.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Size:
 
 
 Length = int | Size
-# Arithmetic of lengths, which are not negative, by the names of Python's operators: ONNX's operator, and the same on numbers.
+# Arithmetic of lengths by the names of Python's operators: ONNX's operator, and the same on numbers.
 ARITHMETIC = {
     "add": ("Add", operator.add), "sub": ("Sub", operator.sub), "mul": ("Mul", operator.mul),
     "floordiv": ("Div", operator.floordiv), "mod": ("Mod", operator.mod),
@@ -152,7 +153,8 @@ class Graph:
         if isinstance(a, int) and isinstance(b, int):
             number: int = exact(a, b)
             return number
-        return Size(self.node(onnx_operator, [self.int_name(a), self.int_name(b)]), (onnx_operator, dim_of(a), dim_of(b)))
+        length = self.node(onnx_operator, [self.int_name(a), self.int_name(b)])
+        return Size(length, (onnx_operator, dim_of(a), dim_of(b)))
 
     def proto(self, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> GraphProto:
         return helper.make_graph(self.nodes, "network", inputs, outputs, self.initializers)

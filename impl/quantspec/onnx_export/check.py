@@ -22,8 +22,8 @@ def compare_codes(
     """(outputs compared, differences) of ONNX Runtime and engine ``reference`` in dialect ``onnx``, for one batch.
 
     ONNX Runtime has its default optimisation, and exact accumulators. An output that was dequantized is compared as
-    codes, others by their bits. ``steps``: every step that gives codes is compared too. ``same_floats``: ONNX Runtime is
-    given what our operations in float give, and all that they read is compared too (STA-RUNTIME).
+    codes, others by their bits. ``steps``: every step that gives codes is compared too. ``same_floats``: ONNX Runtime
+    is given what our operations in float give, and all that they read is compared too (STA-RUNTIME).
     """
     program = q.program
     if same_floats:
@@ -33,7 +33,10 @@ def compare_codes(
 
 
 def between_floats(program: Program, batch: Any) -> tuple[Program, dict[str, Any]]:
-    """The network without its operations in float, and a batch for it: what those give are inputs, what they read is output."""
+    """The network without its operations in float, and a batch for it.
+
+    What those operations give are inputs, what they read is output.
+    """
     program = replace(program, dialect="onnx")
     values: dict[str, Any] = {}
     Reference(program)(batch, lambda step, value: values.setdefault(step.name, value))

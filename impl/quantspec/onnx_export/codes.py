@@ -62,7 +62,10 @@ def parameters(g: Graph, step: Linear | Conv) -> list[str]:
 
 
 def rectified(g: Graph, name: str, step: Linear | Conv | Add, y: QParams) -> str:
-    """The output as codes. A ReLU whose zero is the lowest code is written out, which costs nothing; others clamp codes."""
+    """The output as codes.
+
+    A ReLU whose zero is the lowest code is written out, which costs nothing; others clamp codes.
+    """
     if step.relu and y.zero_point == 0:
         name = g.node("Relu", [name])
     return g.quantize(name, y, int(y.zero_point) if step.relu else None)
@@ -178,8 +181,8 @@ def unit_grid(point: int, low: int, high: int) -> QParams:
 def add(g: Graph, step: Add, values: Values) -> Tensor:
     a, b = values[step.a], values[step.b]
     shape = broadcast(a.shape, b.shape)
-    # ONNX Runtime's kernel exchanges the two where the first is broadcast, and the dialect's sum is not symmetric in its
-    # last bit: DIA-ADD, `ratios`.
+    # ONNX Runtime's kernel exchanges the two where the first is broadcast, and the dialect's sum is not symmetric in
+    # its last bit: DIA-ADD, `ratios`.
     names = [a.name, b.name]
     if shape is None or a.shape != shape:
         names[0] = g.node("Expand", [a.name, g.node("Shape", [b.name])])
@@ -253,7 +256,8 @@ def last_windows(g: Graph, x: Tensor, step: AvgPool) -> str:
     for axis, kernel, stride, padding in places:
         length = g.int_name(g.size(x, axis))
         count, reach = window_count(g, length, kernel, stride, padding)
-        widths.append(g.node("Max", [g.node("Sub", [g.node("Add", [reach, g.ints(kernel - padding)]), length]), g.ints(0)]))
+        last_end = g.node("Add", [reach, g.ints(kernel - padding)])
+        widths.append(g.node("Max", [g.node("Sub", [last_end, length]), g.ints(0)]))
         ends.append(g.node("Add", [reach, g.ints(1)]))
         indices = g.node("Range", [g.constant(0, np.int64), g.node("Squeeze", [count]), g.constant(1, np.int64)])
         start = g.node("Sub", [g.node("Mul", [indices, g.ints(stride)]), g.ints(padding)])
@@ -304,7 +308,10 @@ def centred(g: Graph, codes: str, grid: QParams) -> str:
 
 
 def averaged(g: Graph, sums: str, count: str, grid: QParams) -> str:
-    """DIA-AVERAGE, `ratio`, in its own steps: sums int32 times scale / (scale * count) in float32, rounded, on the zero point."""
+    """DIA-AVERAGE, `ratio`, in its own steps.
+
+    Sums, int32, times scale / (scale * count) in float32, rounded, on the zero point.
+    """
     scale = g.constant(grid.scale, np.float32, "scale")
     ratio = g.node("Div", [scale, g.node("Mul", [scale, g.node("Cast", [count], to=TensorProto.FLOAT)])])
     steps = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), ratio])
@@ -406,7 +413,7 @@ def embedding(g: Graph, step: Embedding, values: Values) -> Tensor:
 
 
 STEPS: dict[type, Callable[[Graph, Any, Values], Tensor]] = {
-    Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: add, Mul: mul,
-    Concat: concat, MaxPool: max_pool, AvgPool: avg_pool, AdaptiveAvgPool: adaptive, Mean: mean,
+    Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: add,
+    Mul: mul, Concat: concat, MaxPool: max_pool, AvgPool: avg_pool, AdaptiveAvgPool: adaptive, Mean: mean,
     LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding,
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """A quantized network as an ONNX model in QDQ form, for ONNX Runtime and whatever else reads it.
 
-ONNX Runtime with its default optimisation gives the codes that engine ``reference`` gives in dialect ``onnx``, given the
-same floats where operations in float stand (STA-RUNTIME): those have the last bits of whoever computes them. On x86 CPUs
-without VNNI its integer kernels saturate in between (DIA-ACCUMULATE, `pairs`) unless the session option
-``session.x64quantprecision`` is 1.
+ONNX Runtime with its default optimisation gives the codes that engine ``reference`` gives in dialect ``onnx``, given
+the same floats where operations in float stand (STA-RUNTIME): those have the last bits of the library that computes
+them. On x86 CPUs without VNNI its integer kernels saturate in between (DIA-ACCUMULATE, `pairs`) unless the session
+option ``session.x64quantprecision`` is 1.
 """
 
 import importlib
@@ -53,11 +53,11 @@ def needed(name: str) -> Any:
 def export_onnx(
     q: QuantizedModule, path: str | os.PathLike[str] | None = None, *, example: Any = None
 ) -> "onnx.ModelProto":
-    """The network as an ONNX model of opset 21, written to ``path`` where one is given. Batch and image sizes stay open.
+    """The network as an ONNX model of opset 21, written to ``path`` where one is given.
 
-    Inputs have the names of the network's, outputs are ``output``, or ``output_0`` and so on, in order. ``example``: a
-    batch, which gives the number of axes of each input; without it the layers that read them do, and a linear layer is
-    taken to read [rows, features].
+    Batch and image sizes stay open. Inputs have the names of the network's, outputs are ``output``, or ``output_0`` and
+    so on, in order. ``example``: a batch, which gives the number of axes of each input; without it the layers that read
+    them do, and a linear layer is taken to read [rows, features].
     Raises UnsupportedError naming a step that has no ONNX operator, before anything is written; ImportError without the
     extra ``onnx``.
     """
@@ -101,7 +101,10 @@ def axes_read(program: Program, name: str) -> tuple[int, bool]:
 
 
 def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.ModelProto":
-    """The model. ``shown``: steps whose codes are outputs too. Raises UnsupportedError naming the step that it is about."""
+    """The model. ``shown``: steps whose codes are outputs too.
+
+    Raises UnsupportedError naming the step that has no ONNX form.
+    """
     helper, TensorProto = needed("onnx").helper, needed("onnx").TensorProto
     from .builder import Graph, Tensor
 

@@ -104,7 +104,9 @@ def log_softmax(g: Graph, x: Any, dim: int = -1, _stacklevel: int = 3, dtype: An
     return Tensor(g.node("LogSoftmax", [named(g, x)], axis=dim), shape_of(x))
 
 
-def layer_norm(g: Graph, x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+def layer_norm(
+    g: Graph, x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
     gain = named(g, weight) if weight is not None else g.constant(np.ones(tuple(normalized_shape)), np.float32)
     inputs = [named(g, x), gain, *([] if bias is None else [named(g, bias)])]
     return Tensor(g.node("LayerNormalization", inputs, axis=-len(normalized_shape), epsilon=eps), shape_of(x))
@@ -177,7 +179,9 @@ def scaled_dot_product_attention(
     return attention(g, query, key, value, attn_mask, scale)[0]
 
 
-def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None = None) -> tuple[Tensor, Tensor]:
+def attention(
+    g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Joined values [..., length, features], and weights."""
     if scale is None:
         scale = 1 / math.sqrt(features(q))

@@ -251,7 +251,9 @@ def padded(dim: Dim, before: Length, after: Length) -> Dim:
     return ("pad", dim, dim_of(before), dim_of(after))
 
 
-def interpolate(g: Graph, x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **others: Any) -> Tensor:
+def interpolate(
+    g: Graph, x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **others: Any
+) -> Tensor:
     if mode != "nearest" or any(value is not None and value is not False for value in others.values()):
         raise UnsupportedError(f"interpolate in mode {mode!r}")
     positions = x.rank - 2

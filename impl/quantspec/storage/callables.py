@@ -48,7 +48,10 @@ def write_callables(callables: Callables, writer: Writer) -> list[dict[str, Any]
 
 
 def write_module(module: nn.Module, path: str, writer: Writer) -> dict[str, Any]:
-    """A layer after fusion, a plain module of torch.nn, or the state of another, to be given again when it is loaded."""
+    """A layer after fusion, a plain module of torch.nn, or the state of another.
+
+    That other is to be given again when the file is loaded.
+    """
     state = module.state_dict(keep_vars=True)
     if other := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise UnsupportedError(f"module {path!r}: its state {other[0]!r} is no tensor")

@@ -1,7 +1,7 @@
 """A quantized network as one ``.safetensors`` file: its arrays, and beside them the Program as JSON.
 
-The file holds no code, and reading it runs none: steps are data, functions come from a fixed list of names, modules from
-a fixed list of classes (``allowed``). Any reader of safetensors can list the arrays.
+The file holds no code, and reading it runs none: steps are data, functions come from a fixed list of names, modules
+from a fixed list of classes (``allowed``). Any reader of safetensors can list the arrays.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ FORMAT, VERSION, OLDEST_VERSION = "quantspec", 2, 1
 STEPS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Step)}
 # What reading raises for a file that is none of ours, or not as it was written.
 UNREADABLE = (
-    ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, ImportError, safetensors.SafetensorError,
+    ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, ImportError,
+    safetensors.SafetensorError,
 )  # fmt: skip
 
 
@@ -157,7 +158,10 @@ def network_of(network: dict[str, Any], tensors: dict[str, torch.Tensor], module
 
 
 def digest(network: Any, tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the JSON and of all arrays with their names, types and shapes. It tells damage, and is no signature."""
+    """SHA-256 of the JSON and of all arrays with their names, types and shapes.
+
+    It detects damage, and is no signature.
+    """
     total = hashlib.sha256(text(network).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -141,7 +141,8 @@ class Writer:
                     return {key: name}
         if isinstance(value, torch.device) and value.type == "cpu":
             return {"device": "cpu"}
-        raise UnsupportedError(f"{path}: {type(value).__module__}.{type(value).__qualname__} cannot be stored in a file")
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise UnsupportedError(f"{path}: {kind} cannot be stored in a file")
 
 
 class Reader:
@@ -230,7 +231,8 @@ class Reader:
             kinds = inner[:1] * len(items) if inner[-1] is Ellipsis else inner
             if len(kinds) != len(items):
                 raise ValueError(f"{path}: expected {len(kinds)} entries, got {len(items)}")
-            return tuple(self.field(item, kind, f"{path}.{index}") for index, (item, kind) in enumerate(zip(items, kinds)))
+            pairs = enumerate(zip(items, kinds))
+            return tuple(self.field(item, kind, f"{path}.{index}") for index, (item, kind) in pairs)
         if hint in (str, int, bool):
             return expect(given, hint, path)
         value = self.tree(given, path)
