@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import programs
 import strategies
 from bench import peak
-from quantspec import UnsupportedError, engines
+from quantspec import UnsupportedError
+from quantspec.engines import registry
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Add, Move, Mul, Program, Ref
@@ -409,7 +410,7 @@ def test_other_dialects_are_refused():
     other = copy.copy(program)
     object.__setattr__(other, "dialect", "fbgemm")
     with pytest.raises(UnsupportedError, match="dialect"):
-        engines.engine("compiled")(other)
+        registry.engine("compiled")(other)
 
 
 def test_the_peak_is_above_what_a_product_reaches():

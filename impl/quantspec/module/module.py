@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantspec.engines import Engine
-from quantspec.engines import engine as find_engine
+from quantspec.engines.registry import Engine
+from quantspec.engines.registry import engine as find_engine
 from quantspec.ir.program import Call, Callables, Program
 from quantspec.ir.traverse import arrays, with_arrays
 from quantspec.storage import file

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from quantspec import engines
+from quantspec.engines import registry
 from quantspec.ir.float_graph import BatchNorm, Embedding, FloatGraph, Layer, Node, Recurrent, Shape
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.program import Call, Program
@@ -34,7 +34,7 @@ def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits:
     """The choices; ValueError naming the argument for what is none, TypeError for flags that are no truth values."""
     chosen = find_dialect(dialect)
     affine.code_range(bits, signed=True)
-    engines.check(engine)
+    registry.check(engine)
     for name, flag in (("per_channel", per_channel), ("reduce_range", reduce_range)):
         if not isinstance(flag, bool) and (name == "per_channel" or flag is not None):
             raise TypeError(f"{name}: expected True or False, got {flag!r}")

@@ -7,3 +7,5 @@ language with ``simd`` (``gemm``, ``depthwise``, ``real``, ``places``, ``codes``
 CPU that ``cpu`` finds. ``pack`` has weights as the kernels read them. ``arrays`` quantizes and dequantizes arrays, ``extremes`` and ``histogram`` are what observers
 see by; ``peak`` measures what the machine can do.
 """
+
+DIALECT = "onnx"  # the one in which the compiled engine computes

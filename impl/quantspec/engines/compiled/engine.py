@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantspec.engines import COMPILED_DIALECT, torch_matmul
+from quantspec.engines import torch_matmul
 from quantspec.engines.reference import array, in_a_row, run_step
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
@@ -20,6 +20,7 @@ from quantspec.kernels.threads import pool
 from quantspec.numerics.affine import float32_array
 from quantspec.numerics.dialects.named import dialect
 
+from . import DIALECT
 from .batching import Bound
 from .instructions import EMITTERS, emit_margin
 from .packing import pack_layer
@@ -123,8 +124,8 @@ class Compiled:
     name = "compiled"
 
     def __init__(self, program: Program, measure: bool = False):
-        if program.dialect != COMPILED_DIALECT:
-            raise UnsupportedError(f"dialect: the compiled engine computes in {COMPILED_DIALECT!r} only, got {program.dialect!r}")
+        if program.dialect != DIALECT:
+            raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
         self.program, self.dialect, self.measure = program, dialect(program.dialect), measure
         self.parts = [
             (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program)

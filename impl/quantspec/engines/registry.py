@@ -1,0 +1,68 @@
+"""The engines by name, and the one that is taken where nobody asked for another."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from quantspec.ir.program import Program
+from quantspec.numerics.dialects.named import dialect
+
+from . import torch_matmul
+from .compiled import DIALECT as COMPILED_DIALECT
+from .reference import Reference
+
+
+class Engine(Protocol):
+    """A Program ready to run, by the engine of that ``name``. Where ``input_name`` is not None, the program has one
+    input and one output, and ``single`` is the shorter way."""
+
+    name: str
+    input_name: str | None
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """By which engine each layer is run, by the name of its step."""
+
+    def __call__(self, batch: Any) -> Any:
+        """The output for a batch."""
+
+    def single(self, x: Any) -> Any:
+        """The output for the only input."""
+
+
+def make_compiled(program: Program, **options: Any) -> Engine:
+    """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it
+    cannot run."""
+    from .compiled.engine import Compiled
+
+    return Compiled(program, **options)
+
+
+ENGINES: dict[str, Callable[[Program], Engine]] = {
+    "reference": Reference, "torch": torch_matmul.Torch, "compiled": make_compiled,
+}  # fmt: skip
+AUTO = "auto"
+
+
+def check(name: str) -> None:
+    """Raises ValueError listing the known engines when there is none of that name."""
+    if name != AUTO and name not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join([AUTO, *ENGINES])}, got {name!r}")
+
+
+def engine(name: str) -> Callable[[Program], Engine]:
+    """The engine of that name; ValueError listing the known ones when there is none."""
+    check(name)
+    return auto if name == AUTO else ENGINES[name]
+
+
+def auto(program: Program) -> Engine:
+    """The engine that takes least time in the program's dialect.
+
+    The compiled engine runs what it has kernels for, which are the fastest at every size (spec/performance.md). Other
+    layers take the faster of ``torch`` and ``reference``, chosen per input shape by timing the first calls. A network's
+    ``engine`` and ``engines`` tell which.
+    """
+    if program.dialect == COMPILED_DIALECT:
+        return make_compiled(program, measure=True)
+    exact = torch_matmul.runs(dialect(program.dialect))
+    return torch_matmul.Torch(program, measure=True) if exact else Reference(program)
