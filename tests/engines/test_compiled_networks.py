@@ -1,4 +1,6 @@
-"""Whole networks on the compiled engine: what capture and conversion make of them, steps in between that it does not know among them."""
+"""Whole networks on the compiled engine: what capture and conversion make of them, steps in between that it does not
+know among them.
+"""
 
 import copy
 import pickle

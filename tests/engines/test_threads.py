@@ -1,4 +1,6 @@
-"""Threads that run frames for others: whoever does the work, and whenever they wake, the bits are those of one thread."""
+"""Threads that run frames for others: whoever does the work, and whenever they wake, the bits are those of one
+thread.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,6 @@
-"""The torch engine gives the reference engine's bits in every dialect that adds exactly, and runs in no other and on no CPU that saturates."""
+"""The torch engine gives the reference engine's bits in every dialect that adds exactly, and runs in no other and on
+no CPU that saturates.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""Run as a program: a digest of what the compiled engine gives for a fixed set of programs, on the CPU that QUANTSPEC_CPU names."""
+"""Run as a program: a digest of what the compiled engine gives for a fixed set of programs, on the CPU that
+QUANTSPEC_CPU names.
+"""
 
 import hashlib
 import sys

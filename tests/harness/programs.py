@@ -38,7 +38,9 @@ def grid(r: np.random.Generator) -> QParams:
 
 
 def weights(r: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, QParams]:
-    """Codes and their grid, per channel or per tensor; sometimes only the extremes, which drive accumulators as far as they go."""
+    """Codes and their grid, per channel or per tensor; sometimes only the extremes, which drive accumulators as far
+    as they go.
+    """
     codes = r.integers(-128, 128, shape).astype(np.int8)
     if r.random() < 0.2:
         codes = r.choice(np.array([-128, 127], np.int8), shape)

@@ -1,4 +1,6 @@
-"""What the compiled engine's machine code depends on: the CPU, the folder it is stored in, and nothing before it is needed."""
+"""What the compiled engine's machine code depends on: the CPU, the folder it is stored in, and nothing before it is
+needed.
+"""
 
 import os
 import subprocess

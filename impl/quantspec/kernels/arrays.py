@@ -18,7 +18,8 @@ FRAMES_KEPT = 64  # grids that a thread keeps a frame for
 
 @dataclass(frozen=True, eq=False)
 class ArrayGrid:
-    """A grid in plain numbers: real value per step, the code of zero, the first and the last code, and the type of the codes.
+    """A grid in plain numbers: real value per step, the code of zero, the first and the last code, and the type of
+    the codes.
 
     Two that are equal are two nevertheless: a thread finds what it prepared for one by its identity.
     """
@@ -44,9 +45,11 @@ class OverArray(Instruction):
 
 
 def run_divide(emit: Emitter, grid: Value, source: Value, target: Value, count: Value) -> Value:
-    """``count`` floats at ``source`` to codes at ``target`` as AFF-NEAREST and AFF-TIES say, by divisions in float64; 1 when there was a NaN, otherwise 0.
+    """``count`` floats at ``source`` to codes at ``target`` as AFF-NEAREST and AFF-TIES say, by divisions in float64;
+    1 when there was a NaN, otherwise 0.
 
-    A quotient of two float32 that is no tie between two integers below 2^10 is 2^-26 of a step away from one, and float64 has room for that.
+    A quotient of two float32 that is no tie between two integers below 2^10 is 2^-26 of a step away from one, and
+    float64 has room for that.
     """
     scale = emit.fpext(emit.splat(emit.field(grid, Grid.scale)), DOUBLES)
     zero, *codes = emit.splat_fields(grid, Grid.zero, ExactGrid.first, ExactGrid.last)
@@ -60,7 +63,9 @@ def run_divide(emit: Emitter, grid: Value, source: Value, target: Value, count: 
 
 
 def write_quantize(signed: bool) -> Callable[..., Value]:
-    """Writes the kernel that turns ``length`` bytes of floats, the first slot, to int8 or uint8 codes, the second; 1 when there was a NaN."""
+    """Writes the kernel that turns ``length`` bytes of floats, the first slot, to int8 or uint8 codes, the second; 1
+    when there was a NaN.
+    """
 
     def write(emit: Emitter, op: Value, frame: Value) -> Value:
         count = emit.sdiv(emit.field(frame, Frame.length), I64(4))
@@ -102,9 +107,11 @@ ready = Ready()
 
 
 def quantize(x: np.ndarray, grid: ArrayGrid, *, out: np.ndarray | None = None) -> np.ndarray:
-    """The codes of float32 values of any shape (AFF-NEAREST, AFF-TIES, AFF-ORDER, AFF-SATURATE, AFF-INFINITY), in ``out`` where it is given.
+    """The codes of float32 values of any shape (AFF-NEAREST, AFF-TIES, AFF-ORDER, AFF-SATURATE, AFF-INFINITY), in
+    ``out`` where it is given.
 
-    Raises ValueError for NaN, with ``out`` in any state, and for an ``out`` of another shape or type, TypeError for values of another type.
+    Raises ValueError for NaN, with ``out`` in any state, and for an ``out`` of another shape or type, TypeError for
+    values of another type.
     """
     if x.dtype != FLOAT32:
         raise TypeError(f"x: expected float32 values, got {x.dtype}")

@@ -1,10 +1,12 @@
 """What the CPU can do.
 
-The kernels are written for vectors of sixteen 32-bit lanes. LLVM splits them where registers are shorter; only the dot product of bytes and the
-fused multiplication differ with the CPU, and both are exact everywhere, so that every CPU gives the same codes.
+The kernels are written for vectors of sixteen 32-bit lanes. LLVM splits them where registers are shorter; only the
+dot product of bytes and the fused multiplication differ with the CPU, and both are exact everywhere, so that every
+CPU gives the same codes.
 
-``QUANTSPEC_CPU``, read once per process, makes the kernels be compiled for another CPU than the one at hand: ``generic`` (no extensions at all), ``avx2`` (no dot
-product of bytes) or ``avx512vl`` (the dot product in registers of 256 bits only).
+``QUANTSPEC_CPU``, read once per process, makes the kernels be compiled for another CPU than the one at hand:
+``generic`` (no extensions at all), ``avx2`` (no dot product of bytes) or ``avx512vl`` (the dot product in registers
+of 256 bits only).
 """
 
 import functools
@@ -21,9 +23,11 @@ EMULATED = {"generic": ("generic", ""), "avx2": ("haswell", AVX2), "avx512vl": (
 
 @dataclass(frozen=True)
 class Cpu:
-    """LLVM's name of a CPU, its features as LLVM writes them, the longest dot product of bytes to use, in lanes, and whether it has certain instructions.
+    """LLVM's name of a CPU, its features as LLVM writes them, the longest dot product of bytes to use, in lanes, and
+    whether it has certain instructions.
 
-    ``has_halves``: dot products of half as many lanes beside the longest, which take half as long on some CPUs and never longer.
+    ``has_halves``: dot products of half as many lanes beside the longest, which take half as long on some CPUs and
+    never longer.
     """
 
     name: str

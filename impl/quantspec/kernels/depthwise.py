@@ -1,7 +1,8 @@
 """Convolutions in which every channel is on its own.
 
-Sixty-four channels at a time: the bytes of four places of the kernel are interleaved, so that the dot product of four bytes adds four products of one channel.
-That leaves channels in another order, which weights, biases and factors follow (``ORDER``) and which is undone in the end.
+Sixty-four channels at a time: the bytes of four places of the kernel are interleaved, so that the dot product of four
+bytes adds four products of one channel. That leaves channels in another order, which weights, biases and factors
+follow (``ORDER``) and which is undone in the end.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,11 @@ from .records import Address, Clamp, Entry, Instruction, Integer, Nested, Record
 
 
 class Depthwise(Record):
-    """What all have. ``rows``: of outputs, whose first inputs and outputs the int32 offsets tell; ``groups``: of four places of the kernel."""
+    """What all have.
+
+    ``rows``: of outputs, whose first inputs and outputs the int32 offsets tell; ``groups``: of four places of the
+    kernel.
+    """
 
     x: Address
     y: Address
@@ -49,7 +54,10 @@ class DepthwiseTaps(DepthwiseCodes):
 
 
 class DepthwisePairs(DepthwiseCodes):
-    """``rows`` lines of ``groups`` pairs of outputs. Bytes between positions of the input, its lines, positions of the output; ``last``: where a last pair begins."""
+    """``rows`` lines of ``groups`` pairs of outputs.
+
+    Bytes between positions of the input, its lines, positions of the output; ``last``: where a last pair begins.
+    """
 
     pitch: Integer
     line: Integer
@@ -153,7 +161,10 @@ def write_bytes(emit: Emitter, value: Value, address: Value, mask: Value) -> Non
 def depthwise(
     groups: int | None, taps: Entry, epilogue: Callable[[Emitter, Value], Epilogue] = ToCodes, size: int = 1
 ) -> Callable[[Emitter, Value, Value], None]:
-    """Writes the kernel for ``groups`` groups of four places, or any number. ``epilogue``: what makes outputs of ``size`` bytes of accumulators."""
+    """Writes the kernel for ``groups`` groups of four places, or any number.
+
+    ``epilogue``: what makes outputs of ``size`` bytes of accumulators.
+    """
 
     def write(emit: Emitter, op: Value, frame: Value) -> None:
         layer = emit.place(op, DepthwiseInstruction.layer)
@@ -204,7 +215,8 @@ def depthwise(
 def write_pairs(emit: Emitter, op: Value, frame: Value) -> None:
     """Kernels of 3 by 3 that move by one: two neighbouring outputs at a time, which share four columns of inputs.
 
-    A line of odd length has its last pair overlap. Of each group of four weights the last is zero; those of the second output are moved on by one byte.
+    A line of odd length has its last pair overlap. Of each group of four weights the last is zero; those of the
+    second output are moved on by one byte.
     """
     layer = emit.place(op, DepthwisePairs.layer)
     x, y, w, lines, channels, pairs = emit.fields(

@@ -1,4 +1,6 @@
-"""Dynamic linear layers: the range of the input, its grid, its codes, the product, and floats as output (chapter 6, dialect ``onnx``)."""
+"""Dynamic linear layers: the range of the input, its grid, its codes, the product, and floats as output (chapter 6,
+dialect ``onnx``).
+"""
 
 from collections.abc import Callable
 
@@ -21,8 +23,8 @@ NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
 class DynamicQuantize(Instruction):
     """``count`` rows of ``width`` floats, from an input of the program where ``slot`` is not negative, to codes.
 
-    ``grids``: where their grids go, ``grid_stride`` bytes apart, one for each row where ``per_row``. ``qmax``: the last code; ``smallest`` and ``largest``: of the
-    scales that the grid's is multiplied with.
+    ``grids``: where their grids go, ``grid_stride`` bytes apart, one for each row where ``per_row``. ``qmax``: the
+    last code; ``smallest`` and ``largest``: of the scales that the grid's is multiplied with.
     """
 
     slot: Slot
@@ -41,9 +43,12 @@ class DynamicQuantize(Instruction):
 
 
 class DynamicProduct(ProductToFloats):
-    """A product whose rows have grids of their own, ``grid_stride`` bytes apart from ``row_grids`` on. ``sums``: the sum of each output's weights.
+    """A product whose rows have grids of their own, ``grid_stride`` bytes apart from ``row_grids`` on.
 
-    Rows of outputs are ``y_pitch`` bytes apart; they begin at ``y``, or, where ``slot`` is not negative, ``y_ahead`` bytes behind the start of that output.
+    ``sums``: the sum of each output's weights.
+
+    Rows of outputs are ``y_pitch`` bytes apart; they begin at ``y``, or, where ``slot`` is not negative, ``y_ahead``
+    bytes behind the start of that output.
     """
 
     row_grids: Address
@@ -147,7 +152,9 @@ def write_quantize(emit: Emitter, op: Value, frame: Value) -> Value:
 
 
 def float_tile(rows: int, blocks: int, half: bool) -> Body:
-    """Writes the function that computes a tile of floats: accumulator times unit, plus bias, each rounded (DIA-DYNAMIC, ``multiply-add``)."""
+    """Writes the function that computes a tile of floats: accumulator times unit, plus bias, each rounded
+    (DIA-DYNAMIC, ``multiply-add``).
+    """
 
     def write(emit: Emitter, op: Value, row: Value, panel: Value) -> None:
         product = emit.place(op, DynamicProduct.product)
@@ -194,7 +201,10 @@ PRODUCT = Kernel("dynamic_product", DynamicProduct, write_product)
 def layer(
     packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *, qmax: int, per_row: bool, relu: bool
 ) -> tuple[DynamicQuantize, DynamicProduct]:
-    """Both instructions of a layer, but for where its input and output are. ``keep`` gives the address of an array that lives as long."""
+    """Both instructions of a layer, but for where its input and output are.
+
+    ``keep`` gives the address of an array that lives as long.
+    """
     pitch, scale = row_pitch(inputs), packed.factor[: packed.outputs]
     quantized = keep(aligned(rows * pitch + SLACK))
     stride = GRID_BYTES if per_row else 0

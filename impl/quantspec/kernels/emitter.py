@@ -1,7 +1,7 @@
 """Vectors of sixteen lanes as LLVM instructions, and memory by address: what the kernels are made of.
 
-Addresses are int64 everywhere. An ``Emitter`` is LLVM's builder with the kernels' vocabulary. The body of a loop is a function from values before to values
-after, so that what is carried from one round to the next stays in registers.
+Addresses are int64 everywhere. An ``Emitter`` is LLVM's builder with the kernels' vocabulary. The body of a loop is a
+function from values before to values after, so that what is carried from one round to the next stays in registers.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,7 +111,8 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         return self.call(function, args)
 
     def dot(self, total: Value, x: Value, w: Value) -> Value:
-        """``total`` + the sum over four neighbouring bytes of unsigned ``x`` by signed ``w``, int32 lanes, exact (wraps).
+        """``total`` + the sum over four neighbouring bytes of unsigned ``x`` by signed ``w``, int32 lanes, exact
+        (wraps).
 
         Vectors have half the lanes only on a CPU that has such halves.
         """
@@ -134,7 +135,9 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         return self.add(total, self.add(even, self.pairs(self.lshr(x, eight), self.ashr(w, eight))))
 
     def pairs(self, a: Value, b: Value) -> Value:
-        """Sums of two neighbouring products of 16-bit lanes, in 32 bits: where the CPU has an instruction for it, LLVM sees it in this form."""
+        """Sums of two neighbouring products of 16-bit lanes, in 32 bits: where the CPU has an instruction for it,
+        LLVM sees it in this form.
+        """
         wide = ir.VectorType(I32, 2 * LANES)
         products = self.mul(self.sext(a, wide), self.sext(b, wide))
         orders = (ir.Constant(INTS, list(range(start, 2 * LANES, 2))) for start in (0, 1))
@@ -198,7 +201,10 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         self.write(value, address, 64).set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
 
     def loop(self, count: Value, carried: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]) -> list[Value]:
-        """``carried = body(i, carried)`` for i from 0 to ``count`` (int64); the last values. The body may not be run at all."""
+        """``carried = body(i, carried)`` for i from 0 to ``count`` (int64); the last values.
+
+        The body may not be run at all.
+        """
         before = self.block
         head, inside, after = (self.append_basic_block(name) for name in ("head", "inside", "after"))
         self.branch(head)
@@ -243,7 +249,8 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
 
 
 def function(module: Module, name: str, arguments: int, write: Body, *, public: bool = False) -> Function:
-    """The LLVM function ``name`` of int64 arguments, written by ``write(emit, *arguments)`` when the module has none of that name yet.
+    """The LLVM function ``name`` of int64 arguments, written by ``write(emit, *arguments)`` when the module has none
+    of that name yet.
 
     Its value is what ``write`` gives, int64, or 0.
     """

@@ -1,4 +1,5 @@
-"""Layers of codes that give floats (STA-DIRECT): accumulator times unit, plus bias, each rounded (DIA-DYNAMIC, ``multiply-add``).
+"""Layers of codes that give floats (STA-DIRECT): accumulator times unit, plus bias, each rounded (DIA-DYNAMIC,
+``multiply-add``).
 
 Their rows lie in an output of the program: those of a convolution position by position, each with all its channels.
 """
@@ -66,7 +67,10 @@ run_product = gemm.product("floats", float_tile)
 
 
 def write_product(emit: Emitter, op: Value, frame: Value) -> None:
-    """A product of codes to floats. ``y`` is set from the slot; where a group's columns begin, the offsets of rows tell."""
+    """A product of codes to floats.
+
+    ``y`` is set from the slot; where a group's columns begin, the offsets of rows tell.
+    """
     product = emit.place(op, ProductFloats.product)
     emit.put_field(product, gemm.Product.y, slot_address(emit, frame, emit.field(op, ProductFloats.slot)))
     run_product(emit, op, frame)
@@ -96,7 +100,9 @@ class ToFloats:
 
 
 def in_order(emit: Emitter, vectors: list[Value]) -> list[Value]:
-    """Four vectors with channels as in ``depthwise.ORDER``, sixteen channels after sixteen: fours of lanes change places with vectors."""
+    """Four vectors with channels as in ``depthwise.ORDER``, sixteen channels after sixteen: fours of lanes change
+    places with vectors.
+    """
 
     def picked(a: Value, b: Value, lanes: list[int]) -> Value:
         return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))

@@ -1,4 +1,6 @@
-"""Frames: instructions that are run one after the other, and the functions by which Python runs them at next to no cost."""
+"""Frames: instructions that are run one after the other, and the functions by which Python runs them at next to no
+cost.
+"""
 
 import ctypes
 import functools
@@ -22,9 +24,11 @@ Caller = Callable[[int, Any, Any], int]
 class Frame(Record):
     """What stands before the instructions: how many there are (``count``), to be run ``slices`` times.
 
-    ``release``: whether other Python threads may run meanwhile. ``slots``: how many inputs and outputs there are; ``addresses``: where they are; ``strides``: by how
-    many bytes each moves from slice to slice. ``then``: the frame for the samples behind its own, or 0; where both are run with one input and one output,
-    ``x_from`` and ``y_from`` are the bytes from the start of both to a frame's own. ``length``: the size of an array that is run over alone, in bytes.
+    ``release``: whether other Python threads may run meanwhile. ``slots``: how many inputs and outputs there are;
+    ``addresses``: where they are; ``strides``: by how many bytes each moves from slice to slice. ``then``: the frame
+    for the samples behind its own, or 0; where both are run with one input and one output, ``x_from`` and ``y_from``
+    are the bytes from the start of both to a frame's own. ``length``: the size of an array that is run over alone, in
+    bytes.
     """
 
     count: Integer
@@ -83,7 +87,9 @@ def slot_or(emit: Emitter, frame: Value, number: Value, address: Value) -> Value
 
 
 def write_run(emit: Emitter, frame: Value, x: Value, y: Value) -> Value:
-    """Runs a frame and those behind it, with one input and one output at ``x`` and ``y`` where that is not 0; 1 when an input holds NaN."""
+    """Runs a frame and those behind it, with one input and one output at ``x`` and ``y`` where that is not 0; 1 when
+    an input holds NaN.
+    """
     alone = emit.icmp_signed("==", x, I64(0))
     start = emit.block
     head, done = emit.append_basic_block("head"), emit.append_basic_block("done")
@@ -157,7 +163,9 @@ def argument(emit: Emitter, arguments: Value, index: int) -> Value:
 
 
 def write_caller(emit: Emitter, self: Value, arguments: Value, count: Value) -> Value:
-    """CPython's fast calling convention: three integers, of an array of ``count`` objects, to ``write_run``, and its result to an integer."""
+    """CPython's fast calling convention: three integers, of an array of ``count`` objects, to ``write_run``, and its
+    result to an integer.
+    """
     frame, x, y = (python(emit, "PyLong_AsVoidPtr", argument(emit, arguments, i)) for i in range(3))
     return python(emit, "PyLong_FromLong", write_call(emit, frame, x, y, emit.flag(frame, Frame.release)))
 
@@ -172,7 +180,8 @@ class Buffer(Record):
 
 
 def write_array_caller(emit: Emitter, self: Value, arguments: Value, count: Value) -> Value:
-    """The same for a frame and two arrays in one piece, one to read and one to write; the bytes of the first go to the frame's ``length``.
+    """The same for a frame and two arrays in one piece, one to read and one to write; the bytes of the first go to
+    the frame's ``length``.
 
     An error is no object.
     """
@@ -208,7 +217,10 @@ def caller() -> Callable[[int, int, int], int]:
 
 @functools.cache
 def array_caller() -> Callable[[int, object, object], int]:
-    """``run(frame, x, y)`` for Python: a frame's address, and objects with the buffers that it reads and writes. Raises as they do where they have none."""
+    """``run(frame, x, y)`` for Python: a frame's address, and objects with the buffers that it reads and writes.
+
+    Raises as they do where they have none.
+    """
     return callable_from_python("array_caller", write_array_caller)
 
 

@@ -1,13 +1,15 @@
 """Matrix products of codes: the kernel of linear layers and convolutions.
 
-A product has ``rows`` (samples of a batch, or positions of a convolution) and ``outputs``. The inputs of a row are one or more runs of bytes: the row's
-address is ``X`` plus an entry of a table of offsets, that of a run a further offset which all rows share. So a convolution reads its windows where
-they lie, and a linear layer is a convolution of one run.
+A product has ``rows`` (samples of a batch, or positions of a convolution) and ``outputs``. The inputs of a row are
+one or more runs of bytes: the row's address is ``X`` plus an entry of a table of offsets, that of a run a further
+offset which all rows share. So a convolution reads its windows where they lie, and a linear layer is a convolution of
+one run.
 
-Weights lie as [panel][step][block][output 16][input 4]: a step is four inputs, a panel two blocks of 16 outputs, or one in the end. A tile of up to 14 rows by 2
-blocks stays in registers over all steps: 28 accumulators, more than the latency of the dot product asks for, and a panel that is small enough to stay in the
-first-level cache while rows pass. Tiles of few rows have several sets of accumulators for steps in turn. Accumulators begin with the bias, from which
-input zero point times the sum of weights has been subtracted beforehand.
+Weights lie as [panel][step][block][output 16][input 4]: a step is four inputs, a panel two blocks of 16 outputs, or
+one in the end. A tile of up to 14 rows by 2 blocks stays in registers over all steps: 28 accumulators, more than the
+latency of the dot product asks for, and a panel that is small enough to stay in the first-level cache while rows
+pass. Tiles of few rows have several sets of accumulators for steps in turn. Accumulators begin with the bias, from
+which input zero point times the sum of weights has been subtracted beforehand.
 """
 
 from collections.abc import Callable
@@ -21,10 +23,14 @@ from .records import Address, Clamp, Entry, Float, Instruction, Integer, Nested,
 
 
 class Product(Record):
-    """What every product has. ``x`` and ``y``: where inputs and outputs begin, of which a row is as far from there as its entry of the int32 offsets says.
+    """What every product has.
 
-    ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the cache; a row's inputs are runs of steps.
-    ``ahead`` and ``advance`` are set while running: where the next panel is to be fetched from, and how far that moves with each half step.
+    ``x`` and ``y``: where inputs and outputs begin, of which a row is as far from there as its entry of the int32
+    offsets says.
+
+    ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the
+    cache; a row's inputs are runs of steps. ``ahead`` and ``advance`` are set while running: where the next panel is
+    to be fetched from, and how far that moves with each half step.
     """
 
     x: Address
@@ -59,7 +65,9 @@ class ProductCodes(ProductInstruction):
 
 
 class ProductAdd(ProductCodes):
-    """Outputs are the codes of a sum: of the product's and of another value's, ``b``. ``is_first``: whether the product is the first operand.
+    """Outputs are the codes of a sum: of the product's and of another value's, ``b``.
+
+    ``is_first``: whether the product is the first operand.
 
     ``ratio`` belongs to the first operand, ``b_ratio`` to the second.
     """
@@ -75,7 +83,10 @@ class ProductAdd(ProductCodes):
 
 
 class ProductToFloats(ProductInstruction):
-    """Outputs are floats. ``past``: whether whole lines of them go past the caches; ``slot``: the output of the program that they are."""
+    """Outputs are floats.
+
+    ``past``: whether whole lines of them go past the caches; ``slot``: the output of the program that they are.
+    """
 
     past: Integer
     relu: Integer
@@ -89,7 +100,9 @@ CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level
 
 
 def chunk_rows(rows: int, inputs: int) -> int:
-    """Rows of a chunk, in whole tiles: chunks of about the same size, as a small one in the end would have all weights pass for little."""
+    """Rows of a chunk, in whole tiles: chunks of about the same size, as a small one in the end would have all
+    weights pass for little.
+    """
     tiles = max(1, -(-rows // TILE_ROWS[-1]))
     chunks = max(1, round(rows * inputs / CHUNK_BYTES))
     return max(4, -(-tiles // chunks)) * TILE_ROWS[-1]
@@ -98,7 +111,9 @@ def chunk_rows(rows: int, inputs: int) -> int:
 def accumulate(
     emit: Emitter, product: Value, row: Value, panel: Value, rows: int, blocks: int, start: list[Value], half: bool = False
 ) -> list[Value]:
-    """The accumulators, rows by blocks, of a tile, beginning with ``start``; ``half``: of its only block the first eight outputs are all there are."""
+    """The accumulators, rows by blocks, of a tile, beginning with ``start``; ``half``: of its only block the first
+    eight outputs are all there are.
+    """
     kind = ir.VectorType(I32, LANES // 2) if half else INTS
     start = [emit.lower(v) for v in start] if half else start
     xs = addresses(emit, emit.field(product, Product.x), emit.field(product, Product.x_offsets), row, rows)
@@ -150,14 +165,18 @@ def accumulate(
 
 
 def goes_past(nbytes: int, outputs: int) -> bool:
-    """Whether a product with so many ``outputs``, of which it is whole panels, and bytes of floats in all goes past the caches."""
+    """Whether a product with so many ``outputs``, of which it is whole panels, and bytes of floats in all goes past
+    the caches.
+    """
     return nbytes >= PAST_BYTES and outputs % (LANES * PANEL) == 0
 
 
 def put_floats(
     emit: Emitter, op: Value, ys: list[Value], value: Callable[[int, int], Value], blocks: int, mask: Value
 ) -> None:
-    """Writes a tile of floats, ``value(row, block)``, to where its rows begin; of the last block the lanes of ``mask``."""
+    """Writes a tile of floats, ``value(row, block)``, to where its rows begin; of the last block the lanes of
+    ``mask``.
+    """
 
     def put(past: bool) -> None:
         for i, y in enumerate(ys):
@@ -263,7 +282,9 @@ def add_rows(
 
 
 def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
-    """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that ``tile(rows, blocks, half)`` writes."""
+    """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that
+    ``tile(rows, blocks, half)`` writes.
+    """
 
     def tile_functions(emit: Emitter, blocks: int, half: bool) -> list[Function]:
         name = f"quantspec_{kind}_{{}}_{'half' if half else blocks}"
@@ -304,11 +325,15 @@ def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
 
 
 def cover_rows(emit: Emitter, op: Value, functions: list[Function], start: Value, end: Value, panel: Value) -> None:
-    """Covers rows from ``start`` to ``end`` by tiles. A last one may overlap the one before it, where it computes the same again."""
+    """Covers rows from ``start`` to ``end`` by tiles.
+
+    A last one may overlap the one before it, where it computes the same again.
+    """
     product = emit.place(op, ProductInstruction.product)
     largest = TILE_ROWS[-1]
     count = emit.sdiv(emit.sub(end, start), I64(largest))
-    # The weights of the next panel, at the end the first one's, come from further away while those of this one are used, each tile fetching its share.
+    # The weights of the next panel, at the end the first one's, come from further away while those of this one are
+    # used, each tile fetching its share.
     steps, tiles = emit.field(product, Product.steps), emit.select(emit.icmp_signed(">", count, I64(0)), count, I64(1))
     advance = emit.sdiv(emit.add(I64(32 * PANEL - 1), tiles), tiles)
     emit.put_field(product, Product.advance, advance)

@@ -1,6 +1,7 @@
 """Counting floats in bins of a power of two (OBS-HIST-*), at about a nanosecond each.
 
-Multiplying by a power of two is exact but where the product is smaller than float32 has numbers for; what is below zero then is in the first bin below it.
+Multiplying by a power of two is exact but where the product is smaller than float32 has numbers for; what is below
+zero then is in the first bin below it.
 """
 
 import numpy as np
@@ -16,7 +17,10 @@ EXPONENTS = -120, 120  # of bins whose factor is a float32
 
 
 class Histogram(Instruction):
-    """``factor``: bins for a step of one. ``half``: the number of the bin of zero, of ``bins``. ``space``: room for 16 numbers."""
+    """``factor``: bins for a step of one. ``half``: the number of the bin of zero, of ``bins``.
+
+    ``space``: room for 16 numbers.
+    """
 
     source: Address
     count: Integer
@@ -70,7 +74,8 @@ HISTOGRAM = Kernel("histogram", Histogram, write_histogram)
 
 
 def counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
-    """int64 (bins,): how many of the finite float32 values lie in each bin of width 2^exponent, of which ``bins`` / 2 are below zero.
+    """int64 (bins,): how many of the finite float32 values lie in each bin of width 2^exponent, of which ``bins`` / 2
+    are below zero.
 
     Every value must have a bin. ValueError for an exponent outside ``EXPONENTS``.
     """

@@ -13,7 +13,8 @@ from .records import Address, Float, Instruction, Integer, Nested, Record, Slot
 
 
 class Windows(Record):
-    """Pooling by a table: for each of the ``rows`` of outputs up to ``window`` inputs, of which its entry of ``counts`` tells how many.
+    """Pooling by a table: for each of the ``rows`` of outputs up to ``window`` inputs, of which its entry of
+    ``counts`` tells how many.
 
     ``taps``: int32 [row, window], from an image's start; ``y_offsets``: int32 (rows,); ``factors``: float32 (rows,).
     """
@@ -56,8 +57,10 @@ class AveragePool(Pool):
 
 
 class Fill(Instruction):
-    """Bytes of ``zero`` from ``target`` on, in each of the ``images``, ``image`` bytes apart: ``before`` its first position, between its ``height`` lines, of
-    which ``used`` of ``line`` bytes are positions, and ``after`` the last one."""
+    """Bytes of ``zero`` from ``target`` on, in each of the ``images``, ``image`` bytes apart: ``before`` its first
+    position, between its ``height`` lines, of which ``used`` of ``line`` bytes are positions, and ``after`` the last
+    one.
+    """
 
     target: Address
     images: Integer
@@ -71,7 +74,9 @@ class Fill(Instruction):
 
 
 class Loops(Record):
-    """How often loops over bytes are run, one within the other: images or planes, lines, positions, bytes of a position."""
+    """How often loops over bytes are run, one within the other: images or planes, lines, positions, bytes of a
+    position.
+    """
 
     images: Integer
     lines: Integer
@@ -136,7 +141,10 @@ class LookUp(OverBytes):
 
 
 class Copy(OverBytes):
-    """``near`` and ``far``: strides of the source and of the target in the last loop. Either may be an input or output of the program, from ``begin`` on."""
+    """``near`` and ``far``: strides of the source and of the target in the last loop.
+
+    Either may be an input or output of the program, from ``begin`` on.
+    """
 
     near: Integer
     far: Integer

@@ -1,8 +1,9 @@
 """LLVM code to machine code, stored between processes.
 
-Only llvmlite is needed, the part of Numba that compiles. Kernels are compiled when a program first needs them, each for itself, and stored as object files under
-``$QUANTSPEC_KERNELS``, or ``quantspec/kernels`` in the user's cache folder; the name of a file is the hash of all it depends on. A folder that cannot be written
-to costs time and nothing else.
+Only llvmlite is needed, the part of Numba that compiles. Kernels are compiled when a program first needs them, each
+for itself, and stored as object files under ``$QUANTSPEC_KERNELS``, or ``quantspec/kernels`` in the user's cache
+folder; the name of a file is the hash of all it depends on. A folder that cannot be written to costs time and nothing
+else.
 """
 
 import atexit
@@ -132,7 +133,8 @@ def machine() -> Machine:
 
 @dataclass(frozen=True)
 class Kernel(Generic[SomeInstruction]):
-    """A kernel: by which kind of instruction it is told what to do, and what writes its body, ``write(emit, op, frame)``.
+    """A kernel: by which kind of instruction it is told what to do, and what writes its body, ``write(emit, op,
+    frame)``.
 
     The body's value, if any, is 1 when an input holds NaN.
     """

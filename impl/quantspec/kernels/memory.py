@@ -1,4 +1,6 @@
-"""How codes lie in memory: positions of an image after one another, each with all its channels, and a margin of zero points for convolutions to read."""
+"""How codes lie in memory: positions of an image after one another, each with all its channels, and a margin of zero
+points for convolutions to read.
+"""
 
 import ctypes
 from dataclasses import dataclass
@@ -12,8 +14,8 @@ SLACK = 256  # bytes that kernels may read behind the last one they use
 
 @dataclass(frozen=True)
 class Layout:
-    """Images of ``depth`` planes of ``height`` by ``width`` positions, ``pitch`` bytes apart, of which ``channels`` are used; ``margin``: planes before and behind,
-    lines above and below, positions left and right.
+    """Images of ``depth`` planes of ``height`` by ``width`` positions, ``pitch`` bytes apart, of which ``channels``
+    are used; ``margin``: planes before and behind, lines above and below, positions left and right.
 
     What is no image has one position: rows of ``channels`` values.
     """
@@ -70,13 +72,17 @@ class Layout:
         return self.depth > 1 or any(self.margin[:2])
 
     def stacks(self) -> list[tuple[int, int, int]]:
-        """All planes as stacks in which they are as far from each other: where the first position of each is, how many there are, bytes between two."""
+        """All planes as stacks in which they are as far from each other: where the first position of each is, how
+        many there are, bytes between two.
+        """
         if not self.is_volume:
             return [(self.first, self.images, self.image)]
         return [(self.first + n * self.image, self.depth, self.plane) for n in range(self.images)]
 
     def offsets(self, counts: Triple, stride: Triple = (1, 1, 1), start: Triple = (0, 0, 0)) -> np.ndarray:
-        """int32 (images * counts,): where the windows lie that start at ``start`` and are ``stride`` positions apart; each for planes, lines and positions."""
+        """int32 (images * counts,): where the windows lie that start at ``start`` and are ``stride`` positions apart;
+        each for planes, lines and positions.
+        """
         total = np.arange(self.images) * self.image
         for size, before, count, step, begin in zip((self.plane, self.line, self.pitch), self.margin[::2], counts, stride, start):
             total = total[..., None] + (before + begin + step * np.arange(count)) * size
@@ -84,18 +90,24 @@ class Layout:
 
 
 def position_pitch(channels: int) -> int:
-    """Bytes of a position: whole groups of four, but for images with very few channels, whose neighbours then share a group."""
+    """Bytes of a position: whole groups of four, but for images with very few channels, whose neighbours then share a
+    group.
+    """
     return channels if channels < 4 else -(-channels // 4) * 4
 
 
 def row_pitch(channels: int) -> int:
-    """Bytes of a row: whole cache lines, and no large power of two, or rows would compete for the same lines of the cache."""
+    """Bytes of a row: whole cache lines, and no large power of two, or rows would compete for the same lines of the
+    cache.
+    """
     pitch = -(-channels // 64) * 64
     return pitch + 64 if pitch % 512 == 0 else pitch
 
 
 def place(x: np.ndarray) -> int:
-    """Where an array's values lie, by a third of the time that ``x.ctypes`` takes where it is writeable and not empty."""
+    """Where an array's values lie, by a third of the time that ``x.ctypes`` takes where it is writeable and not
+    empty.
+    """
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(x.data))
     except (TypeError, ValueError):

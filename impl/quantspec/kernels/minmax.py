@@ -23,7 +23,8 @@ class MinMax(Instruction):
 
 
 def write_minmax(emit: Emitter, op: Value, frame: Value) -> Value:
-    """1 when the ``count`` floats in the first slot have a smaller or a larger one than the two in the second, or a NaN.
+    """1 when the ``count`` floats in the first slot have a smaller or a larger one than the two in the second, or a
+    NaN.
 
     The smallest and the largest of both go to ``found``, or NaN.
     """
@@ -84,7 +85,8 @@ local = threading.local()
 
 
 def wider(address: int, count: int, ends: int) -> tuple[float, float] | None:
-    """The smallest and the largest of ``count`` float32 values at an address, of which there must be one, and of the two floats at ``ends``.
+    """The smallest and the largest of ``count`` float32 values at an address, of which there must be one, and of the
+    two floats at ``ends``.
 
     None if they are those two; both are NaN where any value is.
     """

@@ -12,9 +12,11 @@ from .memory import aligned
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """The weights of a product: ``weight`` [panel][step][block][16][4], ``bias`` int32 and ``factor`` float32 with entries for all lanes of all blocks.
+    """The weights of a product: ``weight`` [panel][step][block][16][4], ``bias`` int32 and ``factor`` float32 with
+    entries for all lanes of all blocks.
 
-    ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights. ``float_bias``: float32, of layers that give floats.
+    ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights. ``float_bias``:
+    float32, of layers that give floats.
     """
 
     outputs: int

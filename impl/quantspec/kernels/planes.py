@@ -10,7 +10,9 @@ from .records import Address, Grid, Instruction, Integer, Nested, Record, Slot
 
 
 class Planes(Record):
-    """``images`` of ``channels`` planes of ``height`` by ``width``. Codes: bytes from one image, line and position to the next.
+    """``images`` of ``channels`` planes of ``height`` by ``width``.
+
+    Codes: bytes from one image, line and position to the next.
 
     Floats: how many lie before the first one, and how many from one image and from one channel to the next.
     """

@@ -1,10 +1,11 @@
 """Quantize, dequantize, and what goes from code to code by a table.
 
-``quantize`` divides, but without a division wherever it can. The product of a value with the float32 nearest to 1 / scale, and half a step, is computed with
-sixteen bits for the fraction. It is off by at most one and a half units of them below 2^24 units: one for the reciprocal, whose error is at most a 2^-24th of
-it, and one half for each rounding that there is. A quotient that IEEE 754 rounds to a tie is half a unit from it at most. So what is three units from a tie
-between two codes or farther has its code in the upper bits; where anything is nearer, the sixteen values around it are divided. So is what has no reciprocal
-to go by, and so are the last values of a row.
+``quantize`` divides, but without a division wherever it can. The product of a value with the float32 nearest to 1 /
+scale, and half a step, is computed with sixteen bits for the fraction. It is off by at most one and a half units of
+them below 2^24 units: one for the reciprocal, whose error is at most a 2^-24th of it, and one half for each rounding
+that there is. A quotient that IEEE 754 rounds to a tie is half a unit from it at most. So what is three units from a
+tie between two codes or farther has its code in the upper bits; where anything is nearer, the sixteen values around
+it are divided. So is what has no reciprocal to go by, and so are the last values of a row.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,8 @@ def grid_record(scale: float, zero: int, first: int, last: int) -> Grid:
 
 
 def run_divide(emit: Emitter, grid: Value, source: Value, target: Value, count: Value) -> Value:
-    """``count`` floats at ``source`` to codes at ``target`` by divisions as IEEE 754 has them (DIA-QUANTIZE, ``divide``).
+    """``count`` floats at ``source`` to codes at ``target`` by divisions as IEEE 754 has them (DIA-QUANTIZE,
+    ``divide``).
 
     1 when there was a NaN, otherwise 0.
     """
@@ -90,7 +92,9 @@ def by_vectors(emit: Emitter, codes: Callable[[Value], Value], source: Value, ta
 
 
 def quantizer(name: str, divide: Run, signed: bool = False) -> Run:
-    """What writes ``count`` floats at ``source`` to uint8 or int8 codes at ``target``, wherever it matters by ``divide``; 1 when there was a NaN, otherwise 0."""
+    """What writes ``count`` floats at ``source`` to uint8 or int8 codes at ``target``, wherever it matters by
+    ``divide``; 1 when there was a NaN, otherwise 0.
+    """
 
     def write(emit: Emitter, grid: Value, source: Value, target: Value, count: Value) -> Value:
         divided = function(emit.module, f"quantspec_{name}", 4, divide)
@@ -121,7 +125,8 @@ def quantizer(name: str, divide: Run, signed: bool = False) -> Run:
             at = emit.mul(index, I64(BLOCK))
             from_x, to_q = emit.add(source, emit.shl(at, I64(2))), emit.add(target, at)
             xs = [emit.read(emit.add(from_x, I64(4 * LANES * n)), FLOATS) for n in range(UNROLLED)]
-            # In this order a NaN stays one, and becomes -2^31, as what is far below zero does: as close to a tie as can be.
+            # In this order a NaN stays one, and becomes -2^31, as what is far below zero does: as close to a tie as
+            # can be.
             moved = [emit.fma(emit.minimum(high, x), units, emit.splat(FRACTION / 2, FLOATS)) for x in xs]
             fixed = [emit.bitcast(emit.to_int(x), shorts) for x in moved]
             fractions, codes = ([halves(emit, a, b, which) for a, b in zip(fixed[::2], fixed[1::2])] for which in (0, 1))
@@ -196,7 +201,8 @@ def run_dequantize(emit: Emitter, grid: Value, source: Value, target: Value, cou
         rest = emit.sub(left, emit.mul(whole, I64(BLOCK)))
         emit.each(emit.sdiv(emit.add(rest, I64(LANES - 1)), I64(LANES)), few)
 
-    # What no cache holds is written past them, in whole cache lines: reading lines that are overwritten would cost as much as writing them.
+    # What no cache holds is written past them, in whole cache lines: reading lines that are overwritten would cost as
+    # much as writing them.
     aligned = emit.icmp_signed("==", emit.and_(target, I64(3)), I64(0))
     with emit.if_else(emit.and_(aligned, emit.icmp_signed(">=", count, I64(PAST_CACHE)))) as (large, small):
         with large:

@@ -1,11 +1,13 @@
 """Records: how a kernel is told what to do, by named entries of eight bytes.
 
-A record is a class whose annotated names are its entries, in order: ``class Grid(Record): scale: Float; zero: Integer``. The names of the class it is derived
-from come first, so that code for the one works on the other; a record within a record (``Nested``) lies there whole. Entries get their places here and nowhere
-else, so that no two can share one, and an instruction that takes more entries than there are is refused when its class is made.
+A record is a class whose annotated names are its entries, in order: ``class Grid(Record): scale: Float; zero:
+Integer``. The names of the class it is derived from come first, so that code for the one works on the other; a record
+within a record (``Nested``) lies there whole. Entries get their places here and nowhere else, so that no two can
+share one, and an instruction that takes more entries than there are is refused when its class is made.
 
-Through the class a name is the entry itself, which ``Emitter.field`` reads in machine code (``emit.field(op, Grid.scale)``); through a record it is the value
-(``grid.scale``). A record is made by all its entries; those that the class gives a default are zero where they are left out.
+Through the class a name is the entry itself, which ``Emitter.field`` reads in machine code (``emit.field(op,
+Grid.scale)``); through a record it is the value (``grid.scale``). A record is made by all its entries; those that the
+class gives a default are zero where they are left out.
 """
 
 import struct
@@ -173,7 +175,9 @@ class Instruction(Record):
 
 
 class Grid(Record):
-    """A grid as kernels that quantize read it. ``low`` and ``high`` have the first and the last code, and so has what lies beyond them.
+    """A grid as kernels that quantize read it.
+
+    ``low`` and ``high`` have the first and the last code, and so has what lies beyond them.
 
     ``inverse``: the reciprocal of the scale; 0 where there is none, or the lowest code is not that of the type.
     """

@@ -1,7 +1,8 @@
 """One step of a recurrent network (DYN-RECURRENT).
 
-Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is a polynomial on |r| <= ln(2) / 2, off by less than 2^-56 of
-r, and a power of two; sigmoid and tanh come out within a few 2^-53, so that another float32 than the nearest is a matter of one in 2^26.
+Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is a polynomial on
+|r| <= ln(2) / 2, off by less than 2^-56 of r, and a power of two; sigmoid and tanh come out within a few 2^-53, so
+that another float32 than the nearest is a matter of one in 2^26.
 """
 
 import math
@@ -18,7 +19,9 @@ from .records import Address, Instruction, Integer
 
 
 class Cell(Instruction):
-    """``rows`` samples of ``size`` outputs; where the gates of the state, the outputs before and the cell's state are."""
+    """``rows`` samples of ``size`` outputs; where the gates of the state, the outputs before and the cell's state
+    are.
+    """
 
     rows: Integer
     size: Integer
@@ -101,7 +104,9 @@ def rnn_relu(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tupl
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of network: how many gates it has, and what makes of all gates, the output before and the cell's state the next two."""
+    """A kind of network: how many gates it has, and what makes of all gates, the output before and the cell's state
+    the next two.
+    """
 
     gates: int
     step: Callable[[Emitter, Gates, Gates, Value, Value], tuple[Value, Value]]
@@ -111,7 +116,10 @@ KINDS = {"lstm": Kind(4, lstm), "gru": Kind(3, gru), "rnn_tanh": Kind(1, rnn_tan
 
 
 def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
-    """Writes the kernel for one step of a kind of network: 1 when a gate is no finite number. The inputs' gates and the outputs are the first two slots."""
+    """Writes the kernel for one step of a kind of network: 1 when a gate is no finite number.
+
+    The inputs' gates and the outputs are the first two slots.
+    """
 
     def write(emit: Emitter, op: Value, frame: Value) -> Value:
         rows, size, state_gates, h, c = emit.fields(op, Cell.rows, Cell.size, Cell.state_gates, Cell.h, Cell.c)

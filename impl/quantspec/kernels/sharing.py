@@ -14,10 +14,12 @@ from .threads import pool, run_post, run_rouse, run_wait, spin_until
 
 
 class ShareOut(Instruction):
-    """``busy``: where it stands whether anybody shares out; ``table``: of ``others`` mailboxes and frames; ``own``: the frame to run meanwhile.
+    """``busy``: where it stands whether anybody shares out; ``table``: of ``others`` mailboxes and frames; ``own``:
+    the frame to run meanwhile.
 
-    ``everything``: a frame that does the work of all, or 0; ``counter``: what to set to 0 beforehand, or 0. ``direct``: whether there is one input and one output;
-    ``apart``: whether frames may be run one after the other; ``awake``: whether the work is too little to wait for workers that sleep.
+    ``everything``: a frame that does the work of all, or 0; ``counter``: what to set to 0 beforehand, or 0.
+    ``direct``: whether there is one input and one output; ``apart``: whether frames may be run one after the other;
+    ``awake``: whether the work is too little to wait for workers that sleep.
     """
 
     busy: Address
@@ -39,7 +41,9 @@ class Barrier(Instruction):
 
 
 def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
-    """Shares frames out among workers and this thread, or runs all of them here where somebody else does so; 1 when an input holds NaN."""
+    """Shares frames out among workers and this thread, or runs all of them here where somebody else does so; 1 when
+    an input holds NaN.
+    """
     direct = emit.flag(op, ShareOut.direct)
     x, y = (emit.select(direct, address, I64(0)) for address in slot_addresses(emit, frame))
     busy, table, others, own = emit.fields(op, ShareOut.busy, ShareOut.table, ShareOut.others, ShareOut.own)
@@ -107,9 +111,10 @@ BARRIER = Kernel("barrier", Barrier, write_barrier)
 class Share:
     """A frame that shares others out: ``frames``, the first of which this thread runs. It is run as they would be.
 
-    ``everything``: the address of a frame that does the work of all of them, which then wait for each other; 0 when they know nothing of each other. ``counter``: the
-    address of what is to be 0 when they begin, or 0. ``direct``: whether they have one input and one output. ``awake``: whether workers that sleep are only roused,
-    so that they are there the next time.
+    ``everything``: the address of a frame that does the work of all of them, which then wait for each other; 0 when
+    they know nothing of each other. ``counter``: the address of what is to be 0 when they begin, or 0. ``direct``:
+    whether they have one input and one output. ``awake``: whether workers that sleep are only roused, so that they
+    are there the next time.
     """
 
     def __init__(self, frames: list[int], *, direct: bool, everything: int = 0, counter: int = 0, awake: bool = False):

@@ -1,8 +1,9 @@
 """Threads that run frames for others.
 
-Waking a thread takes a tenth of a millisecond here and there, which is more than many networks take as a whole. So whoever has run a frame looks for the next
-one for a while before it sleeps, and whoever waits for one that nobody has begun yet runs it himself. All of that is machine code: Python's lock is not needed
-for it, and nothing is left undone when Python is interrupted.
+Waking a thread takes a tenth of a millisecond here and there, which is more than many networks take as a whole. So
+whoever has run a frame looks for the next one for a while before it sleeps, and whoever waits for one that nobody has
+begun yet runs it himself. All of that is machine code: Python's lock is not needed for it, and nothing is left undone
+when Python is interrupted.
 """
 
 import ctypes
@@ -30,10 +31,11 @@ SHARED, LINUX = os.name == "posix", sys.platform == "linux"
 class Mailbox(Record):
     """How a worker is told what to run. Each thread writes to cache lines of its own.
 
-    ``word``: how many frames were given to the worker, times two, and whether it sleeps. Of the last frame: its input and output, and the CPU it came from.
-    ``begun``: how many frames were begun, by whomever; ``done``: how many are done; ``result``: what the last one gave; ``up``: whether the worker is up and looks
-    for frames. ``lock`` and ``condition``: what it sleeps by. ``allowed``: where it may run; ``asleep``: where it may run while it sleeps; ``without``: which CPU is
-    not among those; ``moved``: whether that is so; ``number``: the system's for it.
+    ``word``: how many frames were given to the worker, times two, and whether it sleeps. Of the last frame: its input
+    and output, and the CPU it came from. ``begun``: how many frames were begun, by whomever; ``done``: how many are
+    done; ``result``: what the last one gave; ``up``: whether the worker is up and looks for frames. ``lock`` and
+    ``condition``: what it sleeps by. ``allowed``: where it may run; ``asleep``: where it may run while it sleeps;
+    ``without``: which CPU is not among those; ``moved``: whether that is so; ``number``: the system's for it.
     """
 
     word: Integer
@@ -203,7 +205,8 @@ def affinity(emit: Emitter, name: str, who: Value, mailbox: Value, cpus: Entry) 
 def elsewhere(emit: Emitter, mailbox: Value) -> None:
     """Has the worker sleep on another CPU than that of whoever gave it the last frame, where it may be on others.
 
-    Linux often wakes a thread where it was woken from, virtual machines do nearly always, and there it would wait until that frame's other half is done.
+    Linux often wakes a thread where it was woken from, virtual machines do nearly always, and there it would wait
+    until that frame's other half is done.
     """
     emit.put_field(mailbox, Mailbox.moved, I64(0))
     if LINUX:
@@ -261,7 +264,10 @@ def run_rouse(emit: Emitter, mailbox: Value) -> Value:
 
 
 def run_wait(emit: Emitter, mailbox: Value, apart: Value) -> Value:
-    """What the last frame given to a worker gave. It is run here where the worker has not begun yet and it may be run ``apart`` from others."""
+    """What the last frame given to a worker gave.
+
+    It is run here where the worker has not begun yet and it may be run ``apart`` from others.
+    """
     number = emit.lshr(emit.field(mailbox, Mailbox.word), I64(1))
     result = emit.alloca(I64)
     mine = emit.alloca(ir.IntType(1))

@@ -1,4 +1,6 @@
-"""A segment bound to shapes: the batch cut into slices whose activations stay in the cache, shared out among threads; of few samples the instructions are."""
+"""A segment bound to shapes: the batch cut into slices whose activations stay in the cache, shared out among threads;
+of few samples the instructions are.
+"""
 
 import numpy as np
 import torch
@@ -22,8 +24,8 @@ PARALLEL_REUSE = 10  # multiply-accumulates of a thread for each byte of large w
 class Bound:
     """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
 
-    ``start``: the address of the frame that has it all done; ``direct``: whether that takes one input and one output. ``threaded``: whether it depends on the threads
-    there are. ``alone``: nobody else's threads are busy in between.
+    ``start``: the address of the frame that has it all done; ``direct``: whether that takes one input and one output.
+    ``threaded``: whether it depends on the threads there are. ``alone``: nobody else's threads are busy in between.
     """
 
     def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int, alone: bool):
@@ -77,7 +79,9 @@ class Bound:
         return self.share is not None and self.share.generation != pool.generation
 
     def slices(self, planner: Planner, shapes, most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
-        """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the start of every input and output to its part."""
+        """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the
+        start of every input and output to its part.
+        """
         count = last - first
         size = -(-count // -(-count // most))
         steps = [nbytes * int(np.prod(shape[1:])) for nbytes, shape in zip(planner.sizes(), (*shapes, *self.shapes))]
@@ -91,7 +95,9 @@ class Bound:
         return result
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-        """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as NaN."""
+        """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as
+        NaN.
+        """
         outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(self.shapes, self.types)]
         starts = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
         if self.direct:
@@ -112,7 +118,9 @@ def wanted_threads(threads: int, macs: int, least: int) -> int:
 
 
 def slice_size(planner: Planner, one: Plan) -> int:
-    """Samples of a slice, by the plan of one: as many as the cache holds, but enough for large weights to be worth their way from memory."""
+    """Samples of a slice, by the plan of one: as many as the cache holds, but enough for large weights to be worth
+    their way from memory.
+    """
     inputs = sum(4 * int(np.prod(shape)) for shape in (planner.shapes[name] for name in planner.inputs))
     size, weights = max(1, SLICE_BYTES // max(1, one.nbytes + inputs)), planner.weight_bytes
     return max(size, -(-REUSE * weights // max(1, one.macs))) if weights > LARGE_WEIGHTS else size

@@ -1,4 +1,6 @@
-"""The compiled engine: parts of a program that its kernels know run in one call each, everything else as the reference engine does."""
+"""The compiled engine: parts of a program that its kernels know run in one call each, everything else as the
+reference engine does.
+"""
 
 import copy
 import itertools
@@ -33,7 +35,11 @@ SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
 class Segment:
-    """Steps that run in one call. Codes that come from outside or go there are ``imports`` and ``exports``, which have other names inside the planner."""
+    """Steps that run in one call.
+
+    Codes that come from outside or go there are ``imports`` and ``exports``, which have other names inside the
+    planner.
+    """
 
     def __init__(self, steps: tuple, outputs: tuple[str, ...], packed: dict[str, list]):
         made = {step.name for step in steps}
@@ -63,7 +69,10 @@ class Segment:
         return self.local.__dict__.setdefault("bounds", {})
 
     def bound(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
-        """The segment bound to inputs of these shapes, for this thread. UnsupportedError for shapes that the kernels do not take."""
+        """The segment bound to inputs of these shapes, for this thread.
+
+        UnsupportedError for shapes that the kernels do not take.
+        """
         known, threads = self.bounds, torch.get_num_threads()
         if shapes not in known or known[shapes].threads != threads or known[shapes].stale:
             if len(known) >= SHAPES_KEPT:
@@ -81,7 +90,9 @@ class Segment:
 
 
 def channels_first(y: torch.Tensor) -> torch.Tensor:
-    """Floats that lie position by position, though their shape is [n, channels, *positions], in the order that their shape tells."""
+    """Floats that lie position by position, though their shape is [n, channels, *positions], in the order that their
+    shape tells.
+    """
     n, channels, *positions = y.shape
     return y.view(n, *positions, channels).movedim(-1, 1).contiguous()
 
@@ -107,7 +118,9 @@ def segments(program: Program) -> list:
 
 
 def packable(pack, step, *args):
-    """What ``pack`` makes of a step; None where its accumulators could overflow, or its scales multiply to no float32: the reference refuses it when it is run."""
+    """What ``pack`` makes of a step; None where its accumulators could overflow, or its scales multiply to no
+    float32: the reference refuses it when it is run.
+    """
     try:
         return pack(step, *args)
     except (ValueError, UnsupportedError):
@@ -115,10 +128,11 @@ def packable(pack, step, *args):
 
 
 class Compiled:
-    """A Program ready to run: ``engine(program)(batch)``, or, where ``input_name`` is not None, ``.single(tensor)`` with the only input.
+    """A Program ready to run: ``engine(program)(batch)``, or, where ``input_name`` is not None, ``.single(tensor)``
+    with the only input.
 
-    ``measure``: steps without kernels may be run as the torch engine runs them, where that takes less time than what the reference does. UnsupportedError for a
-    dialect that it does not compute in.
+    ``measure``: steps without kernels may be run as the torch engine runs them, where that takes less time than what
+    the reference does. UnsupportedError for a dialect that it does not compute in.
     """
 
     name = "compiled"
@@ -186,7 +200,8 @@ class Compiled:
         except UnsupportedError:
             outputs = None
         if outputs is None:
-            # What the kernels do not take, and the reference may refuse in its own words: other shapes, NaN, ranges that make no grid.
+            # What the kernels do not take, and the reference may refuse in its own words: other shapes, NaN, ranges
+            # that make no grid.
             inner = dict(values)
             for step in segment.steps:
                 inner[step.name] = run_step(step, inner, self.program.callables, self.dialect)

@@ -176,7 +176,8 @@ def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
 
 
 def operands(planner: Planner, a: str, b: str, target: str, *, start: int = 0) -> list[images.Operands]:
-    """Going over the bytes of two values, of which one may have fewer images or positions, to channels of ``target`` from ``start`` on.
+    """Going over the bytes of two values, of which one may have fewer images or positions, to channels of ``target``
+    from ``start`` on.
 
     One for each image where an image is more than a plane.
     """
@@ -277,7 +278,9 @@ Four = tuple[int, ...]  # images or planes, channels or lines, and so on: one fo
 
 @dataclass(frozen=True)
 class Order:
-    """Four nested loops over a stack of planes: how often each is run, and its strides in memory and in an array [images, channels, *positions]."""
+    """Four nested loops over a stack of planes: how often each is run, and its strides in memory and in an array
+    [images, channels, *positions].
+    """
 
     counts: Four
     memory: Four
@@ -299,7 +302,9 @@ def emit_copy(
     planner: Planner, counts: Four, near: Four, far: Four, *, source: int = 0, target: int = 0, source_slot: int = -1,
     target_slot: int = -1, begin: int = 0,
 ) -> None:  # fmt: skip
-    """Bytes in four nested loops, whose strides are given for either side; ``begin``: where they begin in an input or output of the program."""
+    """Bytes in four nested loops, whose strides are given for either side; ``begin``: where they begin in an input or
+    output of the program.
+    """
     near_strides, far_strides = (images.Strides(image=side[0], line=side[1], position=side[2]) for side in (near, far))
     planner.emit(images.COPY, images.Copy(
         operands=images.Operands(

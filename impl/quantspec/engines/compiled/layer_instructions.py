@@ -118,7 +118,9 @@ def emit_conv(planner: Planner, step: Conv) -> None:
 
 
 def conv_products(planner: Planner, step: Conv, name: str) -> list[tuple[gemm.Product, np.ndarray]]:
-    """The products of all phases and groups, and the offsets of their outputs, which are the value of that name or part of it."""
+    """The products of all phases and groups, and the offsets of their outputs, which are the value of that name or
+    part of it.
+    """
     x, y = planner.values[step.x].layout, planner.values[name].layout
     inputs, outputs = step.weight.shape[1], len(step.weight) // step.groups
     source, target = planner.address(step.x), planner.address(name)
@@ -132,7 +134,9 @@ def conv_products(planner: Planner, step: Conv, name: str) -> list[tuple[gemm.Pr
 
 
 def packed_phases(planner: Planner, step: Conv, y: Layout) -> list[tuple[Phase, list, tuple[int, int, int]]]:
-    """The phases of a convolution that have outputs, what each was packed into, and how many outputs it has along each axis."""
+    """The phases of a convolution that have outputs, what each was packed into, and how many outputs it has along
+    each axis.
+    """
     all_phases, packed = phases(step), planner.packed[step.name]
     size = len(packed) // len(all_phases)
     parts = [(phase, packed[n * size : (n + 1) * size], phase.counts(y.counts)) for n, phase in enumerate(all_phases)]
@@ -140,7 +144,9 @@ def packed_phases(planner: Planner, step: Conv, y: Layout) -> list[tuple[Phase, 
 
 
 def windows_of(step: Conv, x: Layout, counts: tuple[int, int, int]) -> tuple[np.ndarray, list[int]]:
-    """Where the windows of an input begin, ``counts`` of them along each axis, and how far from there the runs of bytes in each."""
+    """Where the windows of an input begin, ``counts`` of them along each axis, and how far from there the runs of
+    bytes in each.
+    """
     kernel, stride, start, dilation = spread(step)
     places = itertools.product(range(kernel[0]), range(kernel[1]), [0] if joined(step) else range(kernel[2]))
     sizes = [d * size for d, size in zip(dilation, (x.plane, x.line, x.pitch))]
@@ -211,7 +217,9 @@ def emit_depthwise(planner: Planner, phase: Phase, packed: list[np.ndarray], nam
 
 
 def taps_of(step: Conv, x: Layout) -> np.ndarray:
-    """Where the places of a kernel lie from the start of a window on, in whole groups of four, the last of which have weights of zero."""
+    """Where the places of a kernel lie from the start of a window on, in whole groups of four, the last of which have
+    weights of zero.
+    """
     kernel, _, _, dilation = spread(step)
     padded = kernel[2] + in_pairs(step)
     taps = [i * dilation[1] * x.line + min(j, kernel[2] - 1) * dilation[2] * x.pitch for i in range(kernel[1]) for j in range(padded)]

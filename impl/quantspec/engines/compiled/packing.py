@@ -44,7 +44,8 @@ def joined(step: Conv) -> bool:
 
 
 def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
-    """The bias codes with input zero point times sum of weights taken off, int64, and the multipliers (DIA-REQUANTIZE, ``integer-bias``).
+    """The bias codes with input zero point times sum of weights taken off, int64, and the multipliers
+    (DIA-REQUANTIZE, ``integer-bias``).
 
     Raises UnsupportedError for accumulators that could overflow and ValueError for scales that DIA-UNIT refuses.
     """
@@ -57,7 +58,10 @@ def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
 
 
 def real_epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What accumulators begin with, int64, the units, and the bias, float32, one for each output (STA-DIRECT). Raises as ``epilogue`` does."""
+    """What accumulators begin with, int64, the units, and the bias, float32, one for each output (STA-DIRECT).
+
+    Raises as ``epilogue`` does.
+    """
     x, w, outputs = step.x_qparams, step.w_qparams, len(step.weight)
     check_overflow(x, step.weight, w, np.zeros(outputs, np.int32))
     check_unit(x.scale, w.scale)
@@ -67,7 +71,10 @@ def real_epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def pack_layer(step: Linear | Conv | LinearDynamic) -> list:
-    """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives. The same for each phase of a transposed one."""
+    """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives.
+
+    The same for each phase of a transposed one.
+    """
     if isinstance(step, LinearDynamic):
         return [pack_dynamic(step)]
     real = is_direct(step)
@@ -92,7 +99,9 @@ def pack_dynamic(step: LinearDynamic) -> Packed:
 
 
 def pack_channels(step: Conv, bias: np.ndarray, *floats: np.ndarray) -> list[np.ndarray]:
-    """Weights [block of 64][group of four places][vector][lane][place], biases, factors and other floats [block of 64][vector][lane] (``depthwise.ORDER``)."""
+    """Weights [block of 64][group of four places][vector][lane][place], biases, factors and other floats [block of
+    64][vector][lane] (``depthwise.ORDER``).
+    """
     weight = by_four(step)
     channels, count = weight.shape
     # What fits several times into a block is there as many times, for as many neighbouring positions.

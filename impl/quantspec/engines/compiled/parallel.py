@@ -1,7 +1,8 @@
 """A frame shared out among threads: each runs its part of every instruction, and all wait for each other behind it.
 
-Products and depthwise convolutions, where the work is, are cut into rows, or into panels of outputs where rows are few; the first thread alone does everything else.
-One team works at a time, as threads of two that wait for each other would never end; a caller who finds the workers busy works alone.
+Products and depthwise convolutions, where the work is, are cut into rows, or into panels of outputs where rows are
+few; the first thread alone does everything else. One team works at a time, as threads of two that wait for each other
+would never end; a caller who finds the workers busy works alone.
 """
 
 import numpy as np
@@ -67,7 +68,10 @@ def depthwise_rows(instruction: DepthwiseInstruction, threads: int) -> list[Dept
 
 
 def product_rows(instruction: ProductInstruction, threads: int) -> list[ProductInstruction]:
-    """Shares of whole tiles of rows. Offsets are in tables of int32; the floats and grids of dynamic layers lie at equal distances."""
+    """Shares of whole tiles of rows.
+
+    Offsets are in tables of int32; the floats and grids of dynamic layers lie at equal distances.
+    """
     tile, rows = TILE_ROWS[-1], instruction.product.rows
     parts = []
     for first_tile, last_tile in shares(-(-rows // tile), threads):

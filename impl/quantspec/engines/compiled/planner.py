@@ -58,7 +58,10 @@ class Plan:
 
 
 class Planner:
-    """Makes the plan of a segment for inputs of certain shapes. ``packed``: what the segment's layers were packed into, by the step's name."""
+    """Makes the plan of a segment for inputs of certain shapes.
+
+    ``packed``: what the segment's layers were packed into, by the step's name.
+    """
 
     def __init__(
         self, steps, inputs: tuple[str, ...], outputs: tuple[str, ...], packed: dict[str, list], emitters: dict[type, Callable],
@@ -67,7 +70,10 @@ class Planner:
         self.steps, self.inputs, self.outputs, self.packed, self.emitters, self.emit_margin = steps, inputs, outputs, packed, emitters, emit_margin
 
     def plan(self, shapes: dict[str, tuple[int, ...]], *, dry: bool = False) -> Plan:
-        """The plan for inputs of these shapes; ``dry``: without memory to run in. UnsupportedError for shapes that the kernels do not take."""
+        """The plan for inputs of these shapes; ``dry``: without memory to run in.
+
+        UnsupportedError for shapes that the kernels do not take.
+        """
         self.shapes, self.macs = dict(shapes), 0
         self.values: dict[str, Value] = {}
         self.alias: dict[str, str] = {}  # of floats that lie as others do
@@ -132,7 +138,9 @@ class Planner:
         return result
 
     def place(self) -> int:
-        """Gives every value in codes a place in the arena, that of one which is no longer needed where possible; the bytes of it."""
+        """Gives every value in codes a place in the arena, that of one which is no longer needed where possible; the
+        bytes of it.
+        """
         last = {self.alias.get(name, name): index for index, step in enumerate(self.steps) for name in reads(step)}
         last |= dict.fromkeys(self.outputs, len(self.steps))
         free, used, size = [], [], 0

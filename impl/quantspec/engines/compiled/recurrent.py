@@ -68,7 +68,10 @@ class Recurring:
 
 
 class Frames:
-    """The frame of the inputs' gates for all steps, and that of a step, with the memory they work in. ``key``: how many steps, of how many samples."""
+    """The frame of the inputs' gates for all steps, and that of a step, with the memory they work in.
+
+    ``key``: how many steps, of how many samples.
+    """
 
     def __init__(self, key: tuple[int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int):
         count, batch = self.key = key

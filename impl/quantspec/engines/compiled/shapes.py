@@ -37,7 +37,10 @@ from .transposed import is_transposed
 
 @dataclass(frozen=True, eq=False)
 class ConvAdd:
-    """A convolution and the sum that alone reads it, in one step. ``b`` is the other operand; ``first``: the convolution is the sum's first."""
+    """A convolution and the sum that alone reads it, in one step.
+
+    ``b`` is the other operand; ``first``: the convolution is the sum's first.
+    """
 
     name: str
     x: str
@@ -145,7 +148,9 @@ def flattens(step: Move | Call) -> bool:
 
 
 def fused(steps: tuple, outputs: tuple[str, ...]) -> tuple:
-    """The steps with what has a kernel of its own together put into one: a convolution and the sum that alone reads it, ..."""
+    """The steps with what has a kernel of its own together put into one: a convolution and the sum that alone reads
+    it, ...
+    """
     places, read_by = {step.name: index for index, step in enumerate(steps)}, readers(steps)
     result: list = list(steps)
     for index, step in enumerate(steps):

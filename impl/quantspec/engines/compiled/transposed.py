@@ -1,7 +1,8 @@
 """Transposed convolutions as convolutions that are not (INT-CONV-TRANSPOSED).
 
-Most of what a window over spread inputs sees are the zeros between them. Which places of the kernel see inputs depends only on where the output lies modulo
-``input_dilation``. So the outputs that agree in that, a phase, are a convolution with those places of the kernel over the inputs as they are.
+Most of what a window over spread inputs sees are the zeros between them. Which places of the kernel see inputs
+depends only on where the output lies modulo ``input_dilation``. So the outputs that agree in that, a phase, are a
+convolution with those places of the kernel over the inputs as they are.
 """
 
 import itertools
@@ -15,7 +16,9 @@ from quantspec.ir.program import Conv
 
 @dataclass(frozen=True, eq=False)
 class Phase:
-    """A convolution over inputs as they are, and its outputs' place among all: the first one and the distance between two, for three axes of positions."""
+    """A convolution over inputs as they are, and its outputs' place among all: the first one and the distance between
+    two, for three axes of positions.
+    """
 
     conv: Conv
     first: tuple[int, int, int] = (0, 0, 0)
@@ -31,7 +34,10 @@ def is_transposed(step: Conv) -> bool:
 
 
 def phases(step: Conv) -> list[Phase]:
-    """The layer's phases, only itself when its inputs are not spread. Along axes on which they are, its stride must be 1."""
+    """The layer's phases, only itself when its inputs are not spread.
+
+    Along axes on which they are, its stride must be 1.
+    """
     if not is_transposed(step):
         return [Phase(step)]
     axes = [
@@ -51,9 +57,11 @@ def phases(step: Conv) -> list[Phase]:
 
 
 def along(size: int, before: int, dilation: int, spread: int) -> list[tuple[int, list[int], int, int]]:
-    """For each phase of one axis: its first output, which of the kernel's ``size`` places see inputs, the first input, and how far the inputs are apart.
+    """For each phase of one axis: its first output, which of the kernel's ``size`` places see inputs, the first
+    input, and how far the inputs are apart.
 
-    Place k of output o sees the spread input o - ``before`` + k * ``dilation``, which is input number p when that is p * ``spread``.
+    Place k of output o sees the spread input o - ``before`` + k * ``dilation``, which is input number p when that is
+    p * ``spread``.
     """
     result = []
     for first in range(spread):
