@@ -33,7 +33,7 @@ def check(program: Program, *inputs: np.ndarray) -> None:
         found = engine(batch)
         assert found.dtype == expected.dtype and found.shape == expected.shape and found.is_contiguous()
         assert torch.equal(found, expected), f"{int((found != expected).sum())} of {expected.numel()} outputs differ"
-    assert len(segment.bounds) == 1, "the kernels did not take these shapes"
+    assert len(segment.batched) == 1, "the kernels did not take these shapes"
 
 
 @given(strategies.seeds(), st.integers(0, 40), st.integers(1, 200), st.integers(1, 150), st.integers(1, 70))
@@ -208,7 +208,7 @@ def test_codes_from_and_to_steps_without_kernels(r, images, sides):
     engine, batch = Compiled(program), {"x": torch.from_numpy(programs.values(r, x, (images, 3, *sides)))}
     assert [type(part).__name__ for part in engine.parts] == ["Segment", "Move", "Segment"]
     assert torch.equal(engine(batch), Reference(program)(batch))
-    assert all(part.bounds for part in engine.parts if isinstance(part, Segment))
+    assert all(part.batched for part in engine.parts if isinstance(part, Segment))
 
 
 @pytest.mark.parametrize("which", range(3))
@@ -251,7 +251,7 @@ def test_dynamic_layers(r, widths, samples, rows, reduce_range):
     expected = Reference(replace(program, callables=RELU))(batch)
     for _ in range(2):
         assert torch.equal(engine(batch), expected)
-    assert len(segment.bounds) == 1
+    assert len(segment.batched) == 1
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -402,7 +402,7 @@ def test_many_shapes_do_not_pile_up():
     engine = Compiled(program)
     for rows in range(100):
         engine({"x": torch.zeros(rows, 50)})
-    assert len(engine.parts[0].bounds) <= 16 and len(engine.local.__dict__) <= 16
+    assert len(engine.parts[0].batched) <= 16 and len(engine.local.__dict__) <= 16
 
 
 def test_other_dialects_are_refused():

@@ -76,7 +76,7 @@ def test_networks(net, channels, sizes):
             for _ in range(2):
                 for found, expected in zip(flat(compiled(x)), flat(reference(x)), strict=True):
                     assert found.dtype == expected.dtype and torch.equal(found, expected)
-    assert all(len(segment.bounds) == 3 * len(sizes) for segment in segments), "the kernels did not take some shape"
+    assert all(len(segment.batched) == 3 * len(sizes) for segment in segments), "the kernels did not take some shape"
 
 
 def test_batches_in_slices_and_threads_of_images():

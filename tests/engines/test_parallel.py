@@ -42,7 +42,7 @@ def check(program: Program, x: np.ndarray, count: int) -> None:
         engine = Compiled(program)
         for _ in range(3):
             assert torch.equal(engine(batch), expected)
-        (made,) = engine.parts[0].bounds.values()
+        (made,) = engine.parts[0].batched.values()
         assert len(made.parallel.frames) == min(count, made.parallel.plan.macs)
 
 
@@ -88,7 +88,7 @@ def test_dynamic_layers(r, count, widths, samples, reduce_range):
         engine = Compiled(program)
         for _ in range(3):
             assert torch.equal(engine(batch), expected)
-        (made,) = engine.parts[0].bounds.values()
+        (made,) = engine.parts[0].batched.values()
         assert (made.parallel is None) == (samples * sum(a * b for a, b in zip(widths, widths[1:])) < 2)
 
 

@@ -40,7 +40,7 @@ def test_samples_are_shared_out(r, count, samples):
         engine = Compiled(program)
         for _ in range(4):
             assert torch.equal(engine(batch), expected)
-        (made,) = engine.parts[0].bounds.values()
+        (made,) = engine.parts[0].batched.values()
         assert made.parallel is not None or len(made.tasks) == min(count, samples)
 
 

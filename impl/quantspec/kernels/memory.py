@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 Triple = tuple[int, int, int]  # one for planes, lines and positions each
+Margin = tuple[int, int, int, int, int, int]  # planes before and behind, lines above and below, positions left and right
 SLACK = 256  # bytes that kernels may read behind the last one they use
 
 
@@ -24,7 +25,7 @@ class Layout:
     height: int
     width: int
     channels: int
-    margin: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+    margin: Margin = (0, 0, 0, 0, 0, 0)
     depth: int = 1
 
     @property

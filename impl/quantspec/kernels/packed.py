@@ -1,10 +1,11 @@
-"""The weights of products as kernels read them."""
+"""Weights as kernels read them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .depthwise import ORDER, WIDE
 from .emitter import LANES
 from .gemm import PANEL
 from .memory import aligned
@@ -55,3 +56,46 @@ def lanes(values: np.ndarray, outputs: int, dtype: DTypeLike) -> np.ndarray:
     result = aligned(-(-outputs // LANES) * LANES, dtype)
     result[:outputs] = values.astype(np.uint32).view(np.int32) if dtype == np.int32 else values
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class PackedChannels:
+    """The weights of a layer whose channels are each on their own [block of 64][group of four places][vector][lane][place].
+
+    Biases, factors and other floats lie [block of 64][vector][lane] (``depthwise.ORDER``). ``float_bias``: of layers
+    that give floats.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    factor: np.ndarray
+    float_bias: np.ndarray | None = None
+
+
+def pack_channels(
+    weight: np.ndarray, bias: np.ndarray, factor: np.ndarray, float_bias: np.ndarray | None = None
+) -> PackedChannels:
+    """``weight``: int8 [channels, places]; the others (channels,)."""
+    channels, places = weight.shape
+    # What fits several times into a block is there as many times, for as many neighbouring positions.
+    times = WIDE // channels if WIDE % channels == 0 else 1
+    channels *= times
+    blocks, groups = -(-channels // WIDE), -(-places // 4)
+    order = np.array(ORDER)
+
+    def repeated(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values] * times)
+
+    def by_vector(values: np.ndarray, dtype: DTypeLike) -> np.ndarray:
+        table, full = aligned(blocks * WIDE, dtype), np.zeros(blocks * WIDE, dtype)
+        by_lane = lanes(repeated(values), channels, dtype)
+        full[: len(by_lane)] = by_lane
+        table[:] = full.reshape(blocks, WIDE)[:, order].ravel()
+        return table
+
+    padded = np.zeros((blocks * WIDE, groups * 4), np.int8)
+    padded[:channels, :places] = repeated(weight)
+    packed = aligned(padded.size, np.int8)
+    packed[:] = padded.reshape(blocks, WIDE, groups, 4)[:, order].transpose(0, 3, 1, 2, 4).ravel()
+    floats = None if float_bias is None else by_vector(float_bias, np.float32)
+    return PackedChannels(packed, by_vector(bias, np.int32), by_vector(factor, np.float32), floats)

@@ -11,6 +11,7 @@ from quantspec.kernels.threads import SHARED, pool
 
 from .parallel import Parallel, shares
 from .planner import LONG, Plan, Planner
+from .shapes import Shape
 
 SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
@@ -21,14 +22,14 @@ PATIENT_MACS = 20_000_000  # work from which on threads that wait for each other
 PARALLEL_REUSE = 10  # multiply-accumulates of a thread for each byte of large weights, up to which each thread had better read only its part of them
 
 
-class Bound:
+class Batched:
     """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
 
     ``start``: the address of the frame that has it all done; ``direct``: whether that takes one input and one output.
     ``threaded``: whether it depends on the threads there are. ``alone``: nobody else's threads are busy in between.
     """
 
-    def __init__(self, planner: Planner, shapes: tuple[tuple[int, ...], ...], threads: int, alone: bool):
+    def __init__(self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool):
         self.threads = threads
         self.parallel: Parallel | None = None
         self.share: Share | None = None
@@ -78,7 +79,7 @@ class Bound:
         """Whether the workers are another process's."""
         return self.share is not None and self.share.generation != pool.generation
 
-    def slices(self, planner: Planner, shapes, most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
+    def slices(self, planner: Planner, shapes: tuple[Shape, ...], most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
         """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the
         start of every input and output to its part.
         """

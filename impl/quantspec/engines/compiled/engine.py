@@ -5,8 +5,9 @@ reference engine does.
 import copy
 import itertools
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,75 +16,73 @@ from quantspec.engines import torch_matmul
 from quantspec.engines.reference import array, in_a_row, run_step
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
-from quantspec.ir.program import Call, Conv, Dequantize, Linear, LinearDynamic, Program, Quantize, Recurrent, Ref
+from quantspec.ir.program import Call, Conv, Linear, LinearDynamic, Program, Recurrent, Ref, Step
 from quantspec.ir.traverse import is_direct, reads, refs, replace_refs
 from quantspec.kernels.frame import caller
 from quantspec.kernels.threads import pool
 from quantspec.numerics.affine import float32_array
+from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 
 from . import DIALECT
-from .batching import Bound
+from .batching import Batched
 from .instructions import EMITTERS, emit_margin
-from .packing import pack_layer
+from .lowering import SelectedStep, lower
+from .packing import PackedLayer, pack_layer
 from .planner import Planner
-from .recurrent import Recurring
-from .shapes import Export, Import, compilable, flattens, fused, known
+from .recurrent import CompiledRecurrent
+from .selection import compilable, flattens, is_known
+from .shapes import Shape
 
-Packable = Linear | Conv | LinearDynamic
+Made = TypeVar("Made")
+Arguments = ParamSpec("Arguments")
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
 class Segment:
-    """Steps that run in one call.
+    """Steps that run in one call. ``imports``: the inputs that are codes; ``has_codes``: whether any input or output is."""
 
-    Codes that come from outside or go there are ``imports`` and ``exports``, which have other names inside the
-    planner.
-    """
-
-    def __init__(self, steps: tuple, outputs: tuple[str, ...], packed: dict[str, list]):
-        made = {step.name for step in steps}
+    def __init__(self, steps: tuple[SelectedStep, ...], outputs: tuple[str, ...], packed: dict[str, PackedLayer]):
+        own = {step.name for step in steps}
         self.steps, self.outputs = steps, outputs
-        self.inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in made))
-        floats = {step.name for step in steps if isinstance(step, (Dequantize, LinearDynamic, Call)) or is_direct(step)}
-        read_as_floats = {name for step in steps if isinstance(step, (Quantize, LinearDynamic, Call)) for name in reads(step)}
-        self.imports, exports = frozenset(self.inputs) - read_as_floats, frozenset(outputs) - floats
-        self.has_codes = bool(self.imports or exports)
-        inside = fused(steps, outputs)
-        inside = (
-            *(Import(name, outer(name)) for name in self.inputs if name in self.imports), *inside, *(Export(outer(name), name) for name in outputs if name in exports)
-        )  # fmt: skip
-        names = (tuple(outer(name) if name in group else name for name in side) for side, group in ((self.inputs, self.imports), (outputs, exports)))
-        self.planner = Planner(inside, *names, {step.name: packed[step.name] for step in steps if step.name in packed}, EMITTERS, emit_margin)
+        self.inputs = tuple(dict.fromkeys(name for step in steps for name in reads(step) if name not in own))
+        lowered = lower(steps, self.inputs, outputs)
+        # What is called otherwise outside is in codes.
+        self.imports = frozenset(name for name in self.inputs if name not in lowered.inputs)
+        self.has_codes = (self.inputs, self.outputs) != (lowered.inputs, lowered.outputs)
+        self.planner = Planner(lowered, {name: packed[name] for name in own & packed.keys()}, EMITTERS, emit_margin)
         self.images = frozenset(step.name for step in steps if isinstance(step, Conv) and is_direct(step))
         self.local = threading.local()
-        self.alone = False  # whether it is all of a program: threads that wait for each other lose more by torch's, which look for work for a while, than they win
+        # Whether it is all of a program: threads that wait for each other lose more by torch's, which look for work
+        # for a while, than they win.
+        self.alone = False
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
         """The inputs as contiguous tensors."""
-        return [torch.from_numpy(np.ascontiguousarray(values[n])) if n in self.imports else contiguous(values[n], n) for n in self.inputs]
+        return [
+            torch.from_numpy(np.ascontiguousarray(values[name])) if name in self.imports else contiguous(values[name], name)
+            for name in self.inputs
+        ]
 
     @property
-    def bounds(self) -> dict[tuple, Bound]:
-        """This thread's bounds, by the inputs' shapes."""
-        return self.local.__dict__.setdefault("bounds", {})
+    def batched(self) -> dict[tuple[Shape, ...], Batched]:
+        """What this thread has bound to shapes, by the inputs'."""
+        existing: dict[tuple[Shape, ...], Batched] = self.local.__dict__.setdefault("batched", {})
+        return existing
 
-    def bound(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
-        """The segment bound to inputs of these shapes, for this thread.
-
-        UnsupportedError for shapes that the kernels do not take.
-        """
-        known, threads = self.bounds, torch.get_num_threads()
-        if shapes not in known or known[shapes].threads != threads or known[shapes].stale:
-            if len(known) >= SHAPES_KEPT:
-                known.clear()
+    def at(self, shapes: tuple[Shape, ...]) -> Batched:
+        """The segment bound to inputs of these shapes, for this thread. UnsupportedError for shapes that kernels do not take."""
+        existing, threads = self.batched, torch.get_num_threads()
+        if shapes not in existing or existing[shapes].threads != threads or existing[shapes].stale:
+            if len(existing) >= SHAPES_KEPT:
+                existing.clear()
             # A planner holds the plan in the making, so that threads must not share one.
-            known[shapes] = Bound(copy.copy(self.planner), shapes, threads, self.alone)
-        return known[shapes]
+            existing[shapes] = Batched(copy.copy(self.planner), shapes, threads, self.alone)
+        return existing[shapes]
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""
-        outputs = self.bound(tuple(tuple(x.shape) for x in inputs))(inputs)
+        outputs = self.at(tuple(tuple(x.shape) for x in inputs))(inputs)
         if outputs is None or not self.images:
             return outputs
         return [channels_first(y) if name in self.images else y for name, y in zip(self.outputs, outputs)]
@@ -97,32 +96,49 @@ def channels_first(y: torch.Tensor) -> torch.Tensor:
     return y.view(n, *positions, channels).movedim(-1, 1).contiguous()
 
 
-def outer(name: str) -> str:
-    """What a planner calls codes outside."""
-    return f"{name} outside"
+Part: TypeAlias = Segment | CompiledRecurrent | Step
 
 
-def segments(program: Program) -> list:
-    """The program's steps in order: runs of steps that compile as ``Segment``, others as they are."""
-    packed = {step.name: packable(pack_layer, step) for step in program.steps if isinstance(step, Packable) and known(step)}
-    names = compilable(program) - {name for name, what in packed.items() if what is None}
-    parts: list = []
+def parts_of(program: Program, choices: Dialect) -> list[Part]:
+    """The program's steps in order: runs of steps that compile as ``Segment``, recurrent layers, others as they are."""
+    packed: dict[str, PackedLayer] = {}
+    refused = set()
+    for step in program.steps:
+        if isinstance(step, (Linear, Conv, LinearDynamic)) and is_known(step):
+            layer = unless_refused(pack_layer, step)
+            if layer is None:
+                refused.add(step.name)
+            else:
+                packed[step.name] = layer
+    names = compilable(program) - refused
+    parts: list[Part] = []
     for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
         steps = tuple(group)
-        made = {step.name for step in steps}
-        wanted = set(refs(program.output)) | {name for other in program.steps if other.name not in made for name in reads(other)}
+        own = {step.name for step in steps}
+        read_elsewhere = (name for other in program.steps if other.name not in own for name in reads(other))
+        wanted = {*refs(program.output), *read_elsewhere}
         outputs = tuple(step.name for step in steps if step.name in wanted)
         views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
-        parts += [Segment(steps, outputs, packed)] if compiles and outputs and not views else steps
+        if compiles and outputs and not views:
+            parts.append(Segment(cast(tuple[SelectedStep, ...], steps), outputs, packed))  # as ``compilable`` says
+        else:
+            parts += (recurrent(step, choices) for step in steps)
     return parts
 
 
-def packable(pack, step, *args):
-    """What ``pack`` makes of a step; None where its accumulators could overflow, or its scales multiply to no
-    float32: the reference refuses it when it is run.
+def recurrent(step: Step, choices: Dialect) -> Part:
+    """A recurrent layer compiled; what does not compile, or is none, as it is."""
+    if not isinstance(step, Recurrent):
+        return step
+    return unless_refused(CompiledRecurrent, step, choices) or step
+
+
+def unless_refused(pack: Callable[Arguments, Made], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Made | None:
+    """What ``pack`` makes of its arguments; None where accumulators could overflow, or scales multiply to no float32: the reference
+    refuses the step when it is run.
     """
     try:
-        return pack(step, *args)
+        return pack(*args, **kwargs)
     except (ValueError, UnsupportedError):
         return None
 
@@ -137,46 +153,49 @@ class Compiled:
 
     name = "compiled"
 
-    def __init__(self, program: Program, measure: bool = False):
+    def __init__(self, program: Program, measure: bool = False) -> None:
         if program.dialect != DIALECT:
             raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
         self.program, self.dialect, self.measure = program, dialect(program.dialect), measure
-        self.parts = [
-            (isinstance(part, Recurrent) and packable(Recurring, part, self.dialect)) or part for part in segments(program)
-        ]
-        if len(self.parts) == 1 and isinstance(self.parts[0], Segment):
-            self.parts[0].alone = True
+        self.parts = parts_of(program, self.dialect)
+        whole = self.parts[0] if len(self.parts) == 1 else None
+        if isinstance(whole, Segment):
+            whole.alone = True
         if measure and torch_matmul.runs(self.dialect):
             self.dialect = torch_matmul.by_torch(self.dialect, program, measure=True)
-        self.run, self.local, self.input_name = caller(), threading.local(), None
-        if len(program.inputs) == len(self.parts) == 1 and isinstance(self.parts[0], Segment) and not program.defaults:
-            segment = self.parts[0]
-            if len(segment.outputs) == 1 and isinstance(program.output, Ref) and not (segment.has_codes or segment.images):
-                self.input_name = program.inputs[0]
+        self.run, self.local = caller(), threading.local()
+        self.whole: Segment | None = None  # with one input and one output, both floats in the order of their axes
+        self.input_name: str | None = None
+        if isinstance(whole, Segment) and len(program.inputs) == 1 and not program.defaults:
+            one = len(whole.outputs) == 1 and isinstance(program.output, Ref)
+            if one and not (whole.has_codes or whole.images):
+                self.whole, self.input_name = whole, program.inputs[0]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Compiled"], tuple[Program, bool]]:
         # Machine code and the memory it works in belong to the process.
         return Compiled, (self.program, self.measure)
 
     def rest(self) -> Program:
         """The program's steps that have no kernels."""
-        return replace(self.program, steps=tuple(part for part in self.parts if not isinstance(part, (Segment, Recurring))))
+        steps = tuple(part for part in self.parts if not isinstance(part, (Segment, CompiledRecurrent)))
+        return replace(self.program, steps=steps)
 
     @property
     def engines(self) -> dict[str, str]:
         """By which engine each layer is run, by the name of its step."""
-        layers = {step.name: "compiled" for step in self.program.steps if hasattr(step, "weight") or isinstance(step, Recurrent)}
-        return layers | torch_matmul.layer_engines(self.rest(), self.dialect) | {part.name: "reference" for part in self.parts if isinstance(part, Recurrent)}
+        layers = {step.name: "compiled" for step in self.program.layers}
+        in_reference = {part.name: "reference" for part in self.parts if isinstance(part, Recurrent)}
+        return layers | torch_matmul.layer_engines(self.rest(), self.dialect) | in_reference
 
     @property
     def inside(self) -> frozenset[str]:
         """The names of the steps that are compiled; all others are run as the reference engine runs them."""
         names = (step.name for part in self.parts if isinstance(part, Segment) for step in part.steps)
-        return frozenset(names) | {part.name for part in self.parts if isinstance(part, Recurring)}
+        return frozenset(names) | {part.name for part in self.parts if isinstance(part, CompiledRecurrent)}
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         """The output for a batch. Raises as the reference engine does."""
-        if len(batch) == 1 and self.input_name in batch:
+        if len(batch) == 1 and self.input_name is not None and self.input_name in batch:
             return self.single(batch[self.input_name])
         return self.general(batch)
 
@@ -187,7 +206,7 @@ class Compiled:
             for part in self.parts:
                 if isinstance(part, Segment):
                     self.run_segment(part, values)
-                elif isinstance(part, Recurring):
+                elif isinstance(part, CompiledRecurrent):
                     values[part.name] = part(values[part.step.x], replace_refs(part.step.state, values.__getitem__))
                 else:
                     values[part.name] = run_step(part, values, self.program.callables, self.dialect)
@@ -195,6 +214,7 @@ class Compiled:
 
     def run_segment(self, segment: Segment, values: dict[str, Any]) -> None:
         """Adds the segment's outputs to the values."""
+        outputs: Sequence[torch.Tensor | np.ndarray] | None
         try:
             outputs = segment(segment.given(values))
         except UnsupportedError:
@@ -207,26 +227,35 @@ class Compiled:
                 inner[step.name] = run_step(step, inner, self.program.callables, self.dialect)
             outputs = [inner[name] for name in segment.outputs]
         elif segment.has_codes:
-            outputs = [output.numpy() if output.dtype == torch.uint8 else output for output in outputs]
+            outputs = [array_of_codes(output) for output in outputs]
         values |= zip(segment.outputs, outputs)
 
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""
+        by_shape: dict[Any, Any] = self.local.__dict__
         if in_a_row(x):
-            ready = self.local.__dict__.get(x.shape)
+            ready = by_shape.get(x.shape)
             if ready is not None:
                 address, shape, threads, generation, _ = ready
                 if threads == 0 or threads == torch.get_num_threads() and generation == pool.generation:
                     y = torch.empty(shape)
                     if self.run(address, x.data_ptr(), y.data_ptr()) == 0:
                         return y
-        y = self.general({self.input_name: x})
-        known, bound = self.local.__dict__, self.parts[0].bounds.get((tuple(x.shape),))
-        if bound is not None and bound.direct:
-            if len(known) >= SHAPES_KEPT:
-                known.clear()
-            known[x.shape] = bound.start, bound.shapes[0], bound.threads if bound.threaded else 0, pool.generation, bound  # which owns the memory
-        return y
+        assert self.whole is not None
+        result: torch.Tensor = self.general({self.input_name: x})
+        batched = self.whole.batched.get((tuple(x.shape),))
+        if batched is not None and batched.direct:
+            if len(by_shape) >= SHAPES_KEPT:
+                by_shape.clear()
+            threads = batched.threads if batched.threaded else 0
+            # The last one owns the memory.
+            by_shape[x.shape] = batched.start, batched.shapes[0], threads, pool.generation, batched
+        return result
+
+
+def array_of_codes(x: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
+    """Codes as an array, floats as they are."""
+    return x.numpy() if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else x
 
 
 def contiguous(x: Any, name: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The instructions of each kind of step: those of layers are in ``layers``."""
+"""The instructions of each kind of step: those of layers are in ``layer_instructions``."""
 
 import itertools
 from collections.abc import Iterable
@@ -34,8 +34,18 @@ from quantspec.numerics.windows import counts as window_counts
 from quantspec.numerics.windows import part
 
 from .layer_instructions import emit_conv, emit_conv_add, emit_dynamic, emit_linear
-from .planner import Planner, layout_of
-from .shapes import ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import, ratios
+from .lowering import (
+    ConvAdd,
+    DynamicLinear,
+    Export,
+    FlattenFloats,
+    Import,
+    Pool,
+    QuantizeFlat,
+    add_factors,
+    argument,
+)
+from .planner import Emitters, Planner, layout_of
 
 
 def grid_record(grid: QParams) -> Grid:
@@ -43,7 +53,7 @@ def grid_record(grid: QParams) -> Grid:
     return quantize.grid_record(float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax)
 
 
-def emit_quantize(planner: Planner, step: Quantize | FlatQuantize) -> None:
+def emit_quantize(planner: Planner, step: Quantize | QuantizeFlat) -> None:
     layout, grid = planner.values[step.name].layout, grid_record(step.qparams)
     if layout.is_row:
         planner.emit(quantize.QUANTIZE, quantize.QuantizeRows(
@@ -104,14 +114,11 @@ def emit_margin(planner: Planner, name: str, zero: int) -> None:
             ))  # fmt: skip
 
 
-def emit_view(planner: Planner, step: FlatFloat) -> None:
+def emit_view(planner: Planner, step: FlattenFloats) -> None:
     """Nothing: floats lie in the same order."""
 
 
-Pooling = MaxPool | AvgPool | AdaptiveAvgPool | Mean
-
-
-def window_entries(planner: Planner, step: Pooling, windows: list[list[int]], factors: ArrayLike) -> images.Windows:
+def window_entries(planner: Planner, step: Pool, windows: list[list[int]], factors: ArrayLike) -> images.Windows:
     """Pooling by a table: for each output position the offsets of the inputs that count."""
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     width = max(map(len, windows), default=1)
@@ -166,7 +173,8 @@ def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
     counts = (1, 1, 1) if isinstance(step, Mean) else layout_of(shape, True).counts
     windows = []
     for index in itertools.product(*map(range, counts)):
-        windows.append(positions(x, *(range(*part(i, count, n)) for i, count, n in zip(index, counts, x.counts))))
+        places = zip(index, counts, x.counts)
+        windows.append(positions(x, *(range(*part(number, parts, n)) for number, parts, n in places)))
     grid, point = step.qparams, int(step.qparams.zero_point)
     with np.errstate(over="ignore"):
         factors = [grid.scale / (grid.scale * np.float32(len(window))) for window in windows]
@@ -210,14 +218,14 @@ def operands(planner: Planner, a: str, b: str, target: str, *, start: int = 0) -
 
 
 def emit_add(planner: Planner, step: Add) -> None:
-    a_ratio, b_ratio, start, finite = ratios(step)
-    if not finite:
+    factors = add_factors(step)
+    if not factors.finite:
         raise UnsupportedError(f"step {step.name!r}: its scales are too far apart")
     grid = step.y_qparams
     lowest = int(grid.zero_point) if step.relu else grid.qmin
     for parts in operands(planner, step.a, step.b, step.name):
         planner.emit(images.ADD, images.Add(
-            operands=parts, lowest=lowest, highest=grid.qmax, a_ratio=a_ratio, b_ratio=b_ratio, start=start,
+            operands=parts, lowest=lowest, highest=grid.qmax, a_ratio=factors.a, b_ratio=factors.b, start=factors.start,
         ))  # fmt: skip
 
 
@@ -258,7 +266,7 @@ def emit_concat(planner: Planner, step: Concat) -> None:
 
 
 def emit_flatten(planner: Planner, step: Move) -> None:
-    name = step.args[0].name
+    name = argument(step)
     x, y = planner.values[name].layout, planner.values[step.name].layout
     count = planner.shapes[step.name][0]
     rows = x.images // count if count else 1  # rows of more than two axes join theirs
@@ -331,9 +339,9 @@ def emit_export(planner: Planner, step: Export) -> None:
         emit_copy(planner, order.counts, order.memory, order.array, source=source, target_slot=slot, begin=begin)
 
 
-EMITTERS = {
+EMITTERS: Emitters = {
     Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add,
-    Dynamic: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
+    DynamicLinear: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
     MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
-    Move: emit_flatten, FlatQuantize: emit_quantize, FlatFloat: emit_view, Import: emit_import, Export: emit_export,
+    Move: emit_flatten, QuantizeFlat: emit_quantize, FlattenFloats: emit_view, Import: emit_import, Export: emit_export,
 }  # fmt: skip

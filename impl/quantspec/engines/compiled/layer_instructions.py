@@ -1,32 +1,35 @@
 """The instructions of layers: products, depthwise convolutions, and what gives floats."""
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 
 from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Conv, Linear
-from quantspec.ir.traverse import is_direct
 from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm
 from quantspec.kernels.memory import Layout, Triple
-from quantspec.kernels.packed import Packed
+from quantspec.kernels.packed import Packed, PackedChannels
 from quantspec.kernels.records import Clamp
+from quantspec.numerics.affine import QParams
 
+from .lowering import ConvAdd, DynamicLinear, add_factors
 from .packing import in_pairs, joined
 from .planner import Planner, layout_of
-from .shapes import ConvAdd, Dynamic, is_depthwise, ratios
-from .transposed import Phase, phases
+from .transposed import DensePart, dense_parts, triple
 
 
 def emit_linear(planner: Planner, step: Linear) -> None:
-    if is_direct(step):
-        emit_linear_floats(planner, step)
+    packed = planner.product_weights(step.name)
+    sources, source = planner.values[step.x].layout.offsets((1, 1, 1)), planner.address(step.x)
+    if step.y_qparams is None:
+        emit_floats(planner, step, packed, source, sources, np.arange(len(sources)), [0])
         return
-    x, y = planner.values[step.x].layout, planner.values[step.name].layout
-    (packed,) = planner.packed[step.name]
-    targets = y.offsets((1, 1, 1))
-    product = product_record(planner, packed, planner.address(step.x), planner.address(step.name), x.offsets((1, 1, 1)), len(targets), [0])
-    planner.emit(gemm.PRODUCT, gemm.ProductCodes(product=product, y_offsets=planner.keep(targets), clamp=clamp(step)))
+    targets = planner.values[step.name].layout.offsets((1, 1, 1))
+    product = product_record(planner, packed, source, planner.address(step.name), sources, len(targets), [0])
+    planner.emit(gemm.PRODUCT, gemm.ProductCodes(
+        product=product, y_offsets=planner.keep(targets), clamp=clamp(step.y_qparams, step.relu),
+    ))  # fmt: skip
 
 
 def product_record(
@@ -43,27 +46,37 @@ def product_record(
     )  # fmt: skip
 
 
-def clamp(step: Linear | Conv) -> Clamp:
-    """The lowest and the highest code of a layer."""
-    grid = step.y_qparams
+def clamp(grid: QParams, relu: bool) -> Clamp:
+    """The lowest and the highest code of a layer with such outputs."""
     point = int(grid.zero_point)
-    return Clamp(lowest=(point if step.relu else grid.qmin) - point, highest=grid.qmax - point, zero=point)
+    return Clamp(lowest=(point if relu else grid.qmin) - point, highest=grid.qmax - point, zero=point)
 
 
-def spread(step: Conv) -> tuple[tuple[int, int, int], ...]:
-    """Kernel, stride, start and dilation for three axes of positions, the first of which may be missing."""
-    kernel, stride, start, dilation = step.weight.shape[2:], step.stride, tuple(-before for before, _ in step.padding), step.dilation
-    return tuple((fill,) * (3 - len(value)) + tuple(value) for fill, value in ((1, kernel), (1, stride), (0, start), (1, dilation)))
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a convolution along three axes of positions, the first of which may be missing."""
+
+    kernel: Triple
+    stride: Triple
+    start: Triple
+    dilation: Triple
 
 
-def emit_dynamic(planner: Planner, step: Dynamic) -> None:
+def windows(step: Conv) -> Windows:
+    """Those of a step."""
+    start = tuple(-before for before, _ in step.padding)
+    return Windows(triple(step.weight.shape[2:], 1), triple(step.stride, 1), triple(start, 0), triple(step.dilation, 1))
+
+
+def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
     """Quantizing rows on the grids of their ranges, and the product."""
-    shape, (packed,) = planner.shapes[step.name], planner.packed[step.layer.name]
+    shape, packed = planner.shapes[step.name], planner.product_weights(step.layer.name)
     rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
     inputs, outputs = step.layer.weight.shape[1], shape[-1]
     quantize, product = dynamic_gemm.layer(
-        packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows, relu=step.relu
-    )
+        packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows,
+        relu=step.relu,
+    )  # fmt: skip
     if source in planner.values:
         quantize.source = planner.address(source)
     else:
@@ -75,12 +88,6 @@ def emit_dynamic(planner: Planner, step: Dynamic) -> None:
     planner.macs += rows * inputs * outputs
     planner.emit(dynamic_gemm.QUANTIZE, quantize)
     planner.emit(dynamic_gemm.PRODUCT, product)
-
-
-def emit_linear_floats(planner: Planner, step: Linear) -> None:
-    (packed,) = planner.packed[step.name]
-    sources = planner.values[step.x].layout.offsets((1, 1, 1))
-    emit_floats(planner, step, packed, planner.address(step.x), sources, np.arange(len(sources)), [0])
 
 
 def emit_floats(
@@ -105,114 +112,130 @@ def float_offsets(rows: np.ndarray, outputs: int, first: int = 0) -> np.ndarray:
 
 
 def emit_conv(planner: Planner, step: Conv) -> None:
-    """The products of all phases and groups."""
-    if is_direct(step):
+    """The products of all parts and groups."""
+    if step.y_qparams is None:
         emit_conv_floats(planner, step)
         return
-    if is_depthwise(step):
-        for phase, packed, counts in packed_phases(planner, step, planner.values[step.name].layout):
-            emit_depthwise(planner, phase, packed, step.name, counts)
-        return
-    for product, targets in conv_products(planner, step, step.name):
-        planner.emit(gemm.PRODUCT, gemm.ProductCodes(product=product, y_offsets=planner.keep(targets), clamp=clamp(step)))
+    y, limits = planner.values[step.name].layout, clamp(step.y_qparams, step.relu)
+    for part in parts_of(planner, step, y):
+        if isinstance(part.packed, PackedChannels):
+            emit_depthwise(planner, part, part.packed, step.name, limits)
+        else:
+            for product, targets in conv_products(planner, part, part.packed, step.name):
+                planner.emit(gemm.PRODUCT, gemm.ProductCodes(
+                    product=product, y_offsets=planner.keep(targets), clamp=limits,
+                ))  # fmt: skip
 
 
-def conv_products(planner: Planner, step: Conv, name: str) -> list[tuple[gemm.Product, np.ndarray]]:
-    """The products of all phases and groups, and the offsets of their outputs, which are the value of that name or
-    part of it.
+@dataclass(frozen=True, eq=False)
+class PartToEmit:
+    """A dense part of a convolution, what it was packed into, and how many outputs it has along each axis."""
+
+    part: DensePart
+    packed: list[Packed] | PackedChannels
+    counts: Triple
+
+
+def parts_of(planner: Planner, step: Conv, y: Layout) -> list[PartToEmit]:
+    """The parts of a convolution that have outputs."""
+    parts = zip(dense_parts(step), planner.packed[step.name], strict=True)
+    result = [PartToEmit(part, packed, part.counts(y.counts)) for part, packed in parts]
+    return [part for part in result if min(part.counts) > 0]
+
+
+def conv_products(
+    planner: Planner, part: PartToEmit, packed: list[Packed], name: str
+) -> list[tuple[gemm.Product, np.ndarray]]:
+    """The products of all groups, and the offsets of their outputs, which are in the value of that name."""
+    conv = part.part.conv
+    x, y = planner.values[conv.x].layout, planner.values[name].layout
+    inputs, outputs = conv.weight.shape[1], len(conv.weight) // conv.groups
+    source, target = planner.address(conv.x), planner.address(name)
+    sources, runs = windows_of(conv, x, part.counts)
+    targets = y.offsets(part.counts, part.part.step, part.part.first)
+    return [
+        (product_record(planner, group, source + g * inputs, target + g * outputs, sources, len(targets), runs), targets)
+        for g, group in enumerate(packed)
+    ]
+
+
+def windows_of(step: Conv, x: Layout, counts: Triple) -> tuple[np.ndarray, list[int]]:
+    """Where the windows of an input begin, ``counts`` of them along each axis, and how far from there the runs of bytes
+    in each.
     """
-    x, y = planner.values[step.x].layout, planner.values[name].layout
-    inputs, outputs = step.weight.shape[1], len(step.weight) // step.groups
-    source, target = planner.address(step.x), planner.address(name)
-    result = []
-    for phase, packed, counts in packed_phases(planner, step, y):
-        (sources, runs), targets = windows_of(phase.conv, x, counts), y.offsets(counts, phase.step, phase.first)
-        for g, group in enumerate(packed):
-            product = product_record(planner, group, source + g * inputs, target + g * outputs, sources, len(targets), runs)
-            result.append((product, targets))
-    return result
-
-
-def packed_phases(planner: Planner, step: Conv, y: Layout) -> list[tuple[Phase, list, tuple[int, int, int]]]:
-    """The phases of a convolution that have outputs, what each was packed into, and how many outputs it has along
-    each axis.
-    """
-    all_phases, packed = phases(step), planner.packed[step.name]
-    size = len(packed) // len(all_phases)
-    parts = [(phase, packed[n * size : (n + 1) * size], phase.counts(y.counts)) for n, phase in enumerate(all_phases)]
-    return [part for part in parts if min(part[2]) > 0]
-
-
-def windows_of(step: Conv, x: Layout, counts: tuple[int, int, int]) -> tuple[np.ndarray, list[int]]:
-    """Where the windows of an input begin, ``counts`` of them along each axis, and how far from there the runs of
-    bytes in each.
-    """
-    kernel, stride, start, dilation = spread(step)
-    places = itertools.product(range(kernel[0]), range(kernel[1]), [0] if joined(step) else range(kernel[2]))
-    sizes = [d * size for d, size in zip(dilation, (x.plane, x.line, x.pitch))]
-    return x.offsets(counts, stride, start), [sum(k * size for k, size in zip(place, sizes)) for place in places]
+    window = windows(step)
+    planes, lines, columns = (range(size) for size in window.kernel)
+    places = itertools.product(planes, lines, [0] if joined(step) else columns)
+    sizes = [d * size for d, size in zip(window.dilation, (x.plane, x.line, x.pitch))]
+    runs = [sum(k * size for k, size in zip(place, sizes)) for place in places]
+    return x.offsets(counts, window.stride, window.start), runs
 
 
 def emit_conv_floats(planner: Planner, step: Conv) -> None:
-    """The products of all phases and groups, to floats."""
+    """The products of all parts and groups, to floats."""
     x, y, inputs = planner.values[step.x].layout, layout_of(planner.shapes[step.name], True), step.weight.shape[1]
     rows = np.arange(y.images * int(np.prod(y.counts))).reshape(y.images, *y.counts)
-    for phase, packed, counts in packed_phases(planner, step, y):
-        own = rows[(slice(None), *(slice(first, None, apart) for first, apart in zip(phase.first, phase.step)))].ravel()
-        if is_depthwise(step):
-            emit_depthwise_floats(planner, phase.conv, packed, x, counts, own)
+    for part in parts_of(planner, step, y):
+        every = (slice(first, None, apart) for first, apart in zip(part.part.first, part.part.step))
+        own = rows[(slice(None), *every)].ravel()
+        if isinstance(part.packed, PackedChannels):
+            emit_depthwise_floats(planner, part, part.packed, x, own)
             continue
-        sources, runs = windows_of(phase.conv, x, counts)
-        for g, group in enumerate(packed):
+        sources, runs = windows_of(part.part.conv, x, part.counts)
+        for g, group in enumerate(part.packed):
             emit_floats(planner, step, group, planner.address(step.x) + g * inputs, sources, own, runs, g)
 
 
 def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
-    ratio, b_ratio, start, _ = ratios(step.add)
-    grid, other = step.add.y_qparams, planner.values[step.b].layout
+    assert step.conv.y_qparams is not None
+    factors, other, grid = add_factors(step.add), planner.values[step.b].layout, step.add.y_qparams
     b, outputs = planner.address(step.b), len(step.conv.weight) // step.conv.groups
-    b_offsets = planner.keep(other.offsets(other.counts))
-    for g, (product, targets) in enumerate(conv_products(planner, step.conv, step.name)):
-        planner.emit(gemm.PRODUCT_ADD, gemm.ProductAdd(
-            product=product, y_offsets=planner.keep(targets), clamp=clamp(step.conv), b=b + g * outputs, b_offsets=b_offsets,
-            is_first=step.first, ratio=ratio, b_ratio=b_ratio, start=start,
-            lowest=int(grid.zero_point) if step.add.relu else grid.qmin, highest=grid.qmax,
-        ))  # fmt: skip
+    b_offsets, limits = planner.keep(other.offsets(other.counts)), clamp(step.conv.y_qparams, step.conv.relu)
+    for part in parts_of(planner, step.conv, planner.values[step.name].layout):
+        assert not isinstance(part.packed, PackedChannels)
+        for g, (product, targets) in enumerate(conv_products(planner, part, part.packed, step.name)):
+            planner.emit(gemm.PRODUCT_ADD, gemm.ProductAdd(
+                product=product, y_offsets=planner.keep(targets), clamp=limits, b=b + g * outputs, b_offsets=b_offsets,
+                is_first=step.first, ratio=factors.a, b_ratio=factors.b, start=factors.start,
+                lowest=int(grid.zero_point) if step.add.relu else grid.qmin, highest=grid.qmax,
+            ))  # fmt: skip
 
 
-def emit_depthwise(planner: Planner, phase: Phase, packed: list[np.ndarray], name: str, counts: Triple) -> None:
-    step = phase.conv
+def emit_depthwise(planner: Planner, part: PartToEmit, packed: PackedChannels, name: str, limits: Clamp) -> None:
+    """A convolution whose channels are each on their own."""
+    step, counts, dense = part.part.conv, part.counts, part.part
     x, y = planner.values[step.x].layout, planner.values[name].layout
-    kernel, stride, start, dilation = spread(step)
-    weight, bias, factor = (planner.keep(array) for array in packed)
-    height, width = counts[1:]  # of one plane
+    window = windows(step)
+    stride, start = window.stride, window.start
+    weight, bias, factor = (planner.keep(array) for array in (packed.weight, packed.bias, packed.factor))
+    _, height, width = counts  # of one plane
     planner.macs += step.weight[0].size * y.images * height * width * y.channels
 
     def layer(rows: int, groups: int, x_offsets: np.ndarray, y_offsets: np.ndarray) -> depthwise.Depthwise:
         return depthwise.Depthwise(
-            x=planner.address(step.x), y=planner.address(name), weight=weight, bias=bias, factor=factor, rows=rows, channels=channels,
-            groups=groups, x_offsets=planner.keep(x_offsets), y_offsets=planner.keep(y_offsets),
+            x=planner.address(step.x), y=planner.address(name), weight=weight, bias=bias, factor=factor, rows=rows,
+            channels=channels, groups=groups, x_offsets=planner.keep(x_offsets), y_offsets=planner.keep(y_offsets),
         )  # fmt: skip
 
     # Positions that lie together in a block of channels, as wide as a line allows.
-    side_by_side = y.pitch == x.pitch == y.channels and stride[2] == phase.step[2] == 1
+    side_by_side = y.pitch == x.pitch == y.channels and stride[2] == dense.step[2] == 1
     together = depthwise.WIDE // y.channels if depthwise.WIDE % y.channels == 0 and side_by_side else 1
     while width % together:
         together //= 2
     channels, width = together * y.channels, width // together
     if in_pairs(step) and together == 1 and width > 1:
-        sources, targets = x.offsets((1, height, 1), stride, start), y.offsets((1, height, 1), phase.step, phase.first)
+        sources, targets = x.offsets((1, height, 1), stride, start), y.offsets((1, height, 1), dense.step, dense.first)
         planner.emit(depthwise.PAIRS, depthwise.DepthwisePairs(
-            layer=layer(len(targets), -(-width // 2), sources, targets), clamp=clamp(step), pitch=x.pitch, line=x.line,
-            y_pitch=y.pitch * phase.step[2], last=width - 2,
+            layer=layer(len(targets), -(-width // 2), sources, targets), clamp=limits, pitch=x.pitch, line=x.line,
+            y_pitch=y.pitch * dense.step[2], last=width - 2,
         ))  # fmt: skip
         return
     taps = taps_of(step, x)
     sources = x.offsets((1, height, width), (1, stride[1], stride[2] * together), start)
-    targets = y.offsets((1, height, width), (1, phase.step[1], phase.step[2] * together), phase.first)
+    targets = y.offsets((1, height, width), (1, dense.step[1], dense.step[2] * together), dense.first)
     groups = len(taps) // 4
     planner.emit(depthwise.by_groups(groups), depthwise.DepthwiseTaps(
-        layer=layer(len(targets), groups, sources, targets), clamp=clamp(step), taps=planner.keep(taps),
+        layer=layer(len(targets), groups, sources, targets), clamp=limits, taps=planner.keep(taps),
     ))  # fmt: skip
 
 
@@ -220,23 +243,29 @@ def taps_of(step: Conv, x: Layout) -> np.ndarray:
     """Where the places of a kernel lie from the start of a window on, in whole groups of four, the last of which have
     weights of zero.
     """
-    kernel, _, _, dilation = spread(step)
-    padded = kernel[2] + in_pairs(step)
-    taps = [i * dilation[1] * x.line + min(j, kernel[2] - 1) * dilation[2] * x.pitch for i in range(kernel[1]) for j in range(padded)]
+    window = windows(step)
+    _, height, width = window.kernel
+    _, down, right = window.dilation
+    columns = [min(j, width - 1) * right * x.pitch for j in range(width + in_pairs(step))]
+    taps = [i * down * x.line + column for i in range(height) for column in columns]
     return np.array(taps + [taps[-1]] * (-len(taps) % 4), np.int32)
 
 
-def emit_depthwise_floats(planner: Planner, step: Conv, packed: list[np.ndarray], x: Layout, counts: tuple[int, int, int], rows: np.ndarray) -> None:
+def emit_depthwise_floats(
+    planner: Planner, part: PartToEmit, packed: PackedChannels, x: Layout, rows: np.ndarray
+) -> None:
     """A depthwise convolution that gives floats, to ``rows`` of the output."""
-    _, stride, start, _ = spread(step)
-    weight, bias, factor, float_bias = (planner.keep(array) for array in packed)
+    step, window = part.part.conv, windows(part.part.conv)
+    assert packed.float_bias is not None
+    weight, bias, factor = (planner.keep(array) for array in (packed.weight, packed.bias, packed.factor))
     taps, channels = taps_of(step, x), len(step.weight)
     planner.macs += step.weight[0].size * len(rows) * channels
     layer = depthwise.Depthwise(
         x=planner.address(step.x), y=0, weight=weight, bias=bias, factor=factor, rows=len(rows), channels=channels,
-        groups=len(taps) // 4, x_offsets=planner.keep(x.offsets(counts, stride, start)),
+        groups=len(taps) // 4, x_offsets=planner.keep(x.offsets(part.counts, window.stride, window.start)),
         y_offsets=planner.keep(float_offsets(rows, channels)),
     )  # fmt: skip
     planner.emit(float_output.DEPTHWISE, float_output.DepthwiseFloats(
-        layer=layer, float_bias=float_bias, taps=planner.keep(taps), relu=step.relu, slot=planner.slot(step.name),
+        layer=layer, float_bias=planner.keep(packed.float_bias), taps=planner.keep(taps), relu=step.relu,
+        slot=planner.slot(step.name),
     ))  # fmt: skip

@@ -1,20 +1,26 @@
-"""Weights as the kernels read them, packed once for a program."""
+"""The weights of layers, packed once for a program as the kernels read them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
 from quantspec.ir.program import Conv, Linear, LinearDynamic
-from quantspec.ir.traverse import is_direct
-from quantspec.kernels.depthwise import ORDER, WIDE
-from quantspec.kernels.memory import aligned, position_pitch
-from quantspec.kernels.packed import Packed, lanes, pack
+from quantspec.kernels.memory import position_pitch
+from quantspec.kernels.packed import Packed, PackedChannels, lanes, pack, pack_channels
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.float32 import check_unit
 from quantspec.numerics.integer import check_overflow, quantize_bias
 
-from .shapes import is_depthwise
-from .transposed import is_transposed, phases
+from .transposed import dense_parts
+
+# One for each of a layer's dense parts: of each group of channels, or of channels that are each on their own.
+PackedLayer: TypeAlias = list[list[Packed] | PackedChannels]
+
+
+def is_depthwise(step: Conv) -> bool:
+    """Whether every channel of a convolution is on its own."""
+    return step.groups == len(step.weight) and step.weight.shape[1] == 1 and step.groups > 1
 
 
 def runs(step: Linear | Conv) -> np.ndarray:
@@ -43,83 +49,70 @@ def joined(step: Conv) -> bool:
     return step.dilation[-1] == 1 and step.groups == 1
 
 
-def epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray]:
-    """The bias codes with input zero point times sum of weights taken off, int64, and the multipliers
-    (DIA-REQUANTIZE, ``integer-bias``).
+@dataclass(frozen=True, eq=False)
+class Epilogue:
+    """What accumulators begin with, int64, what they are multiplied by, and what is added then; each (outputs,)."""
+
+    bias: np.ndarray
+    factor: np.ndarray
+    float_bias: np.ndarray | None = None
+
+
+def epilogue(step: Linear | Conv) -> Epilogue:
+    """The bias codes with input zero point times sum of weights taken off, and the multipliers (DIA-REQUANTIZE,
+    ``integer-bias``); of a layer that gives floats (STA-DIRECT) the units, and the bias in float32.
 
     Raises UnsupportedError for accumulators that could overflow and ValueError for scales that DIA-UNIT refuses.
     """
-    x, w, y = step.x_qparams, step.w_qparams, step.y_qparams
-    bias = quantize_bias(np.zeros(len(step.weight), np.float32) if step.bias is None else step.bias, x.scale, w.scale)
-    check_overflow(x, step.weight, w, bias)
-    check_unit(x.scale, w.scale, y.scale)
-    sums = step.weight.reshape(len(step.weight), -1).astype(np.int64).sum(1)
-    return bias.astype(np.int64) - int(x.zero_point) * sums, x.scale * w.scale / y.scale
-
-
-def real_epilogue(step: Linear | Conv) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What accumulators begin with, int64, the units, and the bias, float32, one for each output (STA-DIRECT).
-
-    Raises as ``epilogue`` does.
-    """
-    x, w, outputs = step.x_qparams, step.w_qparams, len(step.weight)
-    check_overflow(x, step.weight, w, np.zeros(outputs, np.int32))
-    check_unit(x.scale, w.scale)
-    sums = step.weight.reshape(outputs, -1).astype(np.int64).sum(1)
+    x, w, y, outputs = step.x_qparams, step.w_qparams, step.y_qparams, len(step.weight)
     bias = np.zeros(outputs, np.float32) if step.bias is None else step.bias
-    return -int(x.zero_point) * sums, np.broadcast_to(x.scale * w.scale, outputs), bias
+    codes = np.zeros(outputs, np.int32) if y is None else quantize_bias(bias, x.scale, w.scale)
+    check_overflow(x, step.weight, w, codes)
+    check_unit(x.scale, w.scale, *(() if y is None else (y.scale,)))
+    sums = step.weight.reshape(outputs, -1).astype(np.int64).sum(1)
+    factor = x.scale * w.scale if y is None else x.scale * w.scale / y.scale
+    start = codes.astype(np.int64) - int(x.zero_point) * sums
+    return Epilogue(start, np.broadcast_to(factor, outputs), bias if y is None else None)
 
 
-def pack_layer(step: Linear | Conv | LinearDynamic) -> list:
-    """One ``Packed`` for each group of channels; for a depthwise convolution what ``pack_channels`` gives.
-
-    The same for each phase of a transposed one.
-    """
+def pack_layer(step: Linear | Conv | LinearDynamic) -> PackedLayer:
+    """The weights of a layer. Raises as ``epilogue`` does."""
     if isinstance(step, LinearDynamic):
-        return [pack_dynamic(step)]
-    real = is_direct(step)
-    bias, factor, *others = real_epilogue(step) if real else epilogue(step)
-    if isinstance(step, Conv) and is_transposed(step):
-        return [part for phase in phases(step) for part in pack_layer(phase.conv)]
-    values = bias, np.broadcast_to(factor, len(bias)), *others
+        return [[pack_dynamic(step)]]
+    end = epilogue(step)
+    if isinstance(step, Linear):
+        return [[packed_group(runs(step), end.bias, end.factor, end.float_bias)]]
+    # The parts of a transposed convolution begin with what their own weights take off.
+    ends = ((part.conv, end if part.conv is step else epilogue(part.conv)) for part in dense_parts(step))
+    return [pack_conv(conv, conv_end) for conv, conv_end in ends]
+
+
+def pack_conv(step: Conv, end: Epilogue) -> list[Packed] | PackedChannels:
+    """The weights of a convolution that is not transposed."""
     if is_depthwise(step):
-        return pack_channels(step, *values)
-    groups = getattr(step, "groups", 1)
-    parts = zip(*(np.split(v, groups) for v in (runs(step), *values)))
-    return [replace(pack(*part[:3]), float_bias=lanes(part[3], len(part[3]), np.float32)) if real else pack(*part) for part in parts]
+        return pack_channels(by_four(step), end.bias, end.factor, end.float_bias)
+    weights, biases, factors = (np.split(values, step.groups) for values in (runs(step), end.bias, end.factor))
+    floats = [None] * step.groups if end.float_bias is None else np.split(end.float_bias, step.groups)
+    return [packed_group(*group) for group in zip(weights, biases, factors, floats)]
+
+
+def packed_group(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray, float_bias: np.ndarray | None) -> Packed:
+    """The weights of one product."""
+    packed = pack(weight, bias, factor)
+    if float_bias is None:
+        return packed
+    return replace(packed, float_bias=lanes(float_bias, len(float_bias), np.float32))
 
 
 def pack_dynamic(step: LinearDynamic) -> Packed:
     """Weights, the float bias and the scales of the weights. UnsupportedError for accumulators that could overflow."""
     outputs = len(step.weight)
     # The grid with the largest steps tells the worst case, whatever the input.
-    check_overflow(QParams(1, 0, 0, 255), step.weight, step.w_qparams, np.zeros(outputs, np.int32))
+    widest = QParams(np.array(1, np.float32), np.array(0, np.int32), 0, 255)
+    check_overflow(widest, step.weight, step.w_qparams, np.zeros(outputs, np.int32))
     bias = np.zeros(outputs, np.float32) if step.bias is None else step.bias
-    return pack(step.weight[:, None, :], bias, np.broadcast_to(step.w_qparams.scale, outputs), bias_type=np.float32)
-
-
-def pack_channels(step: Conv, bias: np.ndarray, *floats: np.ndarray) -> list[np.ndarray]:
-    """Weights [block of 64][group of four places][vector][lane][place], biases, factors and other floats [block of
-    64][vector][lane] (``depthwise.ORDER``).
-    """
-    weight = by_four(step)
-    channels, count = weight.shape
-    # What fits several times into a block is there as many times, for as many neighbouring positions.
-    times = WIDE // channels if WIDE % channels == 0 else 1
-    weight, bias, *floats = (np.concatenate([values] * times) for values in (weight, bias, *floats))
-    channels *= times
-    blocks, groups = -(-channels // WIDE), -(-count // 4)
-    order = np.array(ORDER)
-    padded = np.zeros((blocks * WIDE, groups * 4), np.int8)
-    padded[:channels, :count] = weight
-    packed, tables = aligned(padded.size, np.int8), []
-    packed[:] = padded.reshape(blocks, WIDE, groups, 4)[:, order].transpose(0, 3, 1, 2, 4).ravel()
-    for values in (lanes(bias, channels, np.int32), *(lanes(values, channels, np.float32) for values in floats)):
-        table, full = aligned(blocks * WIDE, values.dtype), np.zeros(blocks * WIDE, values.dtype)
-        full[: len(values)] = values
-        table[:] = full.reshape(blocks, WIDE)[:, order].ravel()
-        tables.append(table)
-    return [packed, *tables]
+    factor = np.broadcast_to(step.w_qparams.scale, outputs)
+    return pack(step.weight[:, None, :], bias, factor, bias_type=np.float32)
 
 
 def by_four(step: Conv) -> np.ndarray:

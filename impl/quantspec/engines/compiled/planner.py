@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,13 +22,17 @@ from quantspec.ir.program import (
 from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
 from quantspec.kernels.jit import Kernel, SomeInstruction
-from quantspec.kernels.memory import Layout, aligned
+from quantspec.kernels.memory import Layout, Margin, Triple, aligned
 from quantspec.kernels.packed import Packed
 from quantspec.kernels.records import Instruction
 
-from .shapes import SHAPES, ConvAdd, Dynamic, Export, FlatFloat, FlatQuantize, Import
-from .transposed import Phase, phases
+from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, Lowered, QuantizeFlat
+from .packing import PackedLayer
+from .shapes import Shape, shape_of
+from .transposed import DensePart, dense_parts
 
+NO_MARGIN: Margin = (0, 0, 0, 0, 0, 0)
+WINDOWS = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)  # steps that take images
 LONG = 2_000_000  # multiply-accumulates from which on other Python threads may run meanwhile
 
 
@@ -35,7 +40,7 @@ LONG = 2_000_000  # multiply-accumulates from which on other Python threads may 
 class Value:
     """A value of the segment: its shape, how it lies in memory, and where in the arena (None before it is placed)."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     layout: Layout
     place: int | None = None
     filled: int | None = None  # the zero point that the margin holds, where there is one
@@ -46,11 +51,11 @@ class Plan:
     """A frame ready to run, with all that its addresses point to, and what the outputs are."""
 
     frame: Frame
-    shapes: list[tuple[int, ...]]  # of the outputs
+    shapes: list[Shape]  # of the outputs
     macs: int
     nbytes: int  # of the arena
     instructions: list[Instruction]
-    kept: list = field(default_factory=list)
+    kept: list[np.ndarray] = field(default_factory=list)
 
     @property
     def address(self) -> int:
@@ -60,16 +65,18 @@ class Plan:
 class Planner:
     """Makes the plan of a segment for inputs of certain shapes.
 
-    ``packed``: what the segment's layers were packed into, by the step's name.
+    ``packed``: what the segment's layers were packed into, by the step's name; ``emitters``: what adds the instructions
+    of a step, by its kind; ``emit_margin``: what adds those that fill the margin of a value with a zero point.
     """
 
     def __init__(
-        self, steps, inputs: tuple[str, ...], outputs: tuple[str, ...], packed: dict[str, list], emitters: dict[type, Callable],
-        emit_margin: Callable,
+        self, lowered: Lowered, packed: dict[str, PackedLayer], emitters: "Emitters",
+        emit_margin: Callable[["Planner", str, int], None],
     ):  # fmt: skip
-        self.steps, self.inputs, self.outputs, self.packed, self.emitters, self.emit_margin = steps, inputs, outputs, packed, emitters, emit_margin
+        self.steps, self.inputs, self.outputs = lowered.steps, lowered.inputs, lowered.outputs
+        self.packed, self.emitters, self.emit_margin = packed, emitters, emit_margin
 
-    def plan(self, shapes: dict[str, tuple[int, ...]], *, dry: bool = False) -> Plan:
+    def plan(self, shapes: dict[str, Shape], *, dry: bool = False) -> Plan:
         """The plan for inputs of these shapes; ``dry``: without memory to run in.
 
         UnsupportedError for shapes that the kernels do not take.
@@ -80,17 +87,17 @@ class Planner:
         self.instructions: list[Instruction] = []
         self.kept: list[np.ndarray] = []
         for step in self.steps:
-            self.shapes[step.name] = SHAPES[type(step)](step, self.shapes)
+            self.shapes[step.name] = shape_of(step, self.shapes)
         margins, forms = self.margins(), self.forms()
         for step in self.steps:
-            if isinstance(step, FlatFloat):
+            shape = self.shapes[step.name]
+            if isinstance(step, FlattenFloats):
                 self.alias[step.name] = step.x
-            elif isinstance(step, Dynamic):
-                rows = int(np.prod(self.shapes[step.name][:-1]))
-                self.values[step.name] = Value(self.shapes[step.name], Layout(1, 1, 1, 4 * rows * self.shapes[step.name][-1]))
+            elif isinstance(step, DynamicLinear):
+                self.values[step.name] = Value(shape, Layout(1, 1, 1, 4 * int(np.prod(shape))))
             elif not (isinstance(step, (Dequantize, Export)) or is_direct(step)):
-                margin, filled = margins.get(step.name, ((0,) * 6, None))
-                self.values[step.name] = Value(self.shapes[step.name], layout_of(self.shapes[step.name], forms[step.name], margin), None, filled)
+                margin, zero = margins.get(step.name, (NO_MARGIN, None))
+                self.values[step.name] = Value(shape, layout_of(shape, forms[step.name], margin), None, zero)
         self.nbytes = self.place()
         self.arena = aligned(0 if dry else self.nbytes)
         self.kept.append(self.arena)
@@ -98,43 +105,46 @@ class Planner:
             self.emitters[type(step)](self, step)
             if step.name in self.values and (zero := self.values[step.name].filled) is not None:
                 self.emit_margin(self, step.name, zero)
+        after_plan(self)
         return self.finish()
 
     def forms(self) -> dict[str, bool]:
         """Whether each value lies in memory as images [n, channels, *positions], or as rows."""
-        windows = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)
-        read_by = {name: step for step in self.steps if isinstance(step, (*windows, Linear)) for name in reads(step)}
+        read_by = {name: step for step in self.steps if isinstance(step, (*WINDOWS, Linear)) for name in reads(step)}
         forms: dict[str, bool] = {}
         for step in self.steps:
-            if isinstance(step, windows):
+            if isinstance(step, WINDOWS):
                 forms[step.name] = True
-            elif isinstance(step, (Linear, Move, FlatQuantize, FlatFloat, Dynamic)):
+            elif isinstance(step, (Linear, Move, QuantizeFlat, FlattenFloats, DynamicLinear)):
                 forms[step.name] = False
             elif isinstance(step, (Quantize, Import)):
-                rank = len(self.shapes[step.name])
-                reader = read_by.get(step.name)
-                forms[step.name] = rank in (3, 4, 5) and (isinstance(reader, windows) or rank > 3 and not isinstance(reader, Linear))
+                rank, reader = len(self.shapes[step.name]), read_by.get(step.name)
+                takes_images = isinstance(reader, WINDOWS) or rank > 3 and not isinstance(reader, Linear)
+                forms[step.name] = rank in (3, 4, 5) and takes_images
             else:
                 forms[step.name] = forms[reads(step)[0]] and len(self.shapes[step.name]) > 2
         for step in self.steps:
             mixed = len({forms[x] for x in reads(step) if x in forms}) > 1
-            if isinstance(step, (Linear, Dynamic)) and forms.get(step.x) or not isinstance(step, (Move, Mean)) and mixed:
+            rows_of_images = isinstance(step, (Linear, DynamicLinear)) and forms.get(step.x, False)
+            if rows_of_images or not isinstance(step, (Move, Mean)) and mixed:
                 raise UnsupportedError(f"step {step.name!r}: the kernels do not take rows where images are")
-            if isinstance(step, (*windows, Mean, Concat)) and any(not forms[x] for x in reads(step)) and len(self.shapes[step.name]) > 2:
+            images_of_rows = isinstance(step, (*WINDOWS, Mean, Concat)) and any(not forms[x] for x in reads(step))
+            if images_of_rows and len(self.shapes[step.name]) > 2:
                 raise UnsupportedError(f"step {step.name!r}: the kernels take images there, and got rows")
         return forms
 
-    def margins(self) -> dict[str, tuple[tuple[int, ...], int]]:
+    def margins(self) -> dict[str, tuple[Margin, int]]:
         """For each value that convolutions read beyond its edges: how far, and the zero point that is there."""
-        result: dict[str, tuple[tuple[int, ...], int]] = {}
+        result: dict[str, tuple[Margin, int]] = {}
         for step in self.steps:
             conv = step.conv if isinstance(step, ConvAdd) else step
             if isinstance(conv, Conv):
-                counts = layout_of(self.shapes[step.name], True).counts
-                sides = np.max([reach(phase, self.shapes[conv.x][2:], phase.counts(counts)) for phase in phases(conv)], axis=0).tolist()
-                if any(sides):
-                    known = result.get(conv.x, ((0,) * 6, 0))[0]
-                    result[conv.x] = tuple(map(max, known, sides)), int(conv.x_qparams.zero_point)
+                counts, sizes = layout_of(self.shapes[step.name], True).counts, self.shapes[conv.x][2:]
+                margin, _ = result.get(conv.x, (NO_MARGIN, 0))
+                for part in dense_parts(conv):
+                    margin = larger(margin, reach(part, sizes, part.counts(counts)))
+                if any(margin):
+                    result[conv.x] = margin, int(conv.x_qparams.zero_point)
         return result
 
     def place(self) -> int:
@@ -143,7 +153,9 @@ class Planner:
         """
         last = {self.alias.get(name, name): index for index, step in enumerate(self.steps) for name in reads(step)}
         last |= dict.fromkeys(self.outputs, len(self.steps))
-        free, used, size = [], [], 0
+        free: list[tuple[int, int]] = []  # where memory is free, and how much
+        used: list[tuple[int, int, int]] = []  # until which step, where, how much
+        size = 0
         for index, step in enumerate(self.steps):
             if step.name not in self.values:
                 continue
@@ -151,7 +163,8 @@ class Planner:
             used = [entry for entry in used if entry[0] >= index]
             free = merged(free)
             need = -(-self.values[step.name].layout.nbytes // 64) * 64
-            fitting = min((hole for hole in free if hole[1] >= need), key=lambda hole: hole[1], default=None)
+            holes = (hole for hole in free if hole[1] >= need)
+            fitting = min(holes, key=lambda hole: hole[1], default=None)
             if fitting is None and free and free[-1][0] + free[-1][1] == size:
                 fitting = (free[-1][0], free[-1][1])
             if fitting is None:
@@ -183,7 +196,14 @@ class Planner:
     def keep(self, array: np.ndarray) -> int:
         """The address of an array that lives as long as the plan."""
         self.kept.append(array)
-        return array.ctypes.data
+        return int(array.ctypes.data)
+
+    def product_weights(self, name: str) -> Packed:
+        """What the only product of a layer reads."""
+        (part,) = self.packed[name]
+        assert isinstance(part, list)
+        (packed,) = part
+        return packed
 
     def emit(self, kernel: Kernel[SomeInstruction], instruction: SomeInstruction) -> None:
         """Adds an instruction for a kernel."""
@@ -193,34 +213,58 @@ class Planner:
         """The plan of the instructions added."""
         slots = len(self.inputs + self.outputs)
         if slots > MOST_SLOTS:
-            raise UnsupportedError(f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {slots}")
+            raise UnsupportedError(
+                f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {slots}"
+            )
         frame = frame_of(*self.instructions, slots=slots, release=self.macs >= LONG)
-        return Plan(frame, [self.shapes[name] for name in self.outputs], self.macs, self.nbytes, self.instructions, self.kept)
+        shapes = [self.shapes[name] for name in self.outputs]
+        return Plan(frame, shapes, self.macs, self.nbytes, self.instructions, self.kept)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights of all products."""
-        return sum(part.weight.nbytes for parts in self.packed.values() for part in parts if isinstance(part, Packed))
+        parts = [part for layer in self.packed.values() for part in layer]
+        return sum(group.weight.nbytes for part in parts if isinstance(part, list) for group in part)
 
     def sizes(self) -> list[int]:
         """Bytes of an element of each input and output."""
-        codes = {step.x for step in self.steps if isinstance(step, Import)} | {step.name for step in self.steps if isinstance(step, Export)}
+        codes = {step.x for step in self.steps if isinstance(step, Import)}
+        codes |= {step.name for step in self.steps if isinstance(step, Export)}
         return [1 if name in codes else 4 for name in self.inputs + self.outputs]
 
-    def batch(self, shapes) -> int | None:
+    def batch(self, shapes: tuple[Shape, ...]) -> int | None:
         """How many samples can be computed independently of each other; None when the inputs are one."""
-        if any(isinstance(step, Dynamic) and not step.layer.rows for step in self.steps):
+        if any(isinstance(step, DynamicLinear) and not step.layer.rows for step in self.steps):
             return None
         counts = {shape[0] if len(shape) > 1 else None for shape in shapes}
         return counts.pop() if len(counts) == 1 else None
 
 
-def reach(phase: Phase, sizes: tuple[int, ...], counts: tuple[int, int, int]) -> list[int]:
+Emitters: TypeAlias = dict[type, Callable[[Planner, Any], None]]  # each takes the steps of its kind only
+
+
+def ignore(planner: Planner) -> None:
+    """Takes no notice of a plan."""
+
+
+after_plan: Callable[[Planner], None] = ignore  # told of each plan that is made
+
+
+def reach(part: DensePart, sizes: Shape, counts: Triple) -> Margin:
     """How far a convolution reads before and behind an image along each axis, for so many outputs."""
-    conv, sides = phase.conv, []
-    for n, outputs, k, s, (before, _), d in zip(sizes, counts[-len(sizes) :], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation):
-        sides += [max(0, before), max(0, (outputs - 1) * s + d * (k - 1) + 1 - before - n)] if outputs else [0, 0]
-    return [0] * (6 - len(sides)) + sides
+    conv, sides = part.conv, []
+    axes = zip(sizes, counts[-len(sizes) :], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation)
+    for n, outputs, k, s, (before, _), d in axes:
+        behind = (outputs - 1) * s + d * (k - 1) + 1 - before - n
+        sides += [max(0, before), max(0, behind)] if outputs else [0, 0]
+    front, back, above, below, left, right = [0] * (6 - len(sides)) + sides
+    return front, back, above, below, left, right
+
+
+def larger(a: Margin, b: Margin) -> Margin:
+    """A margin that holds two."""
+    front, back, above, below, left, right = map(max, a, b)
+    return front, back, above, below, left, right
 
 
 def merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -234,7 +278,7 @@ def merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def layout_of(shape: tuple[int, ...], as_images: bool, margin=(0,) * 6) -> Layout:
+def layout_of(shape: Shape, as_images: bool, margin: Margin = NO_MARGIN) -> Layout:
     """How an array of that shape lies in memory."""
     if not as_images:
         return Layout(int(np.prod(shape[:-1])), 1, 1, shape[-1] if shape else 1)

@@ -1,6 +1,7 @@
 """Recurrent networks: all steps of a layer in one call (DYN-RECURRENT)."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +17,26 @@ from quantspec.numerics.dialects.dialect import Dialect
 from .packing import pack_dynamic
 
 
-class Recurring:
-    """A recurrent step, whose layers each run in one call. ``__call__(x, state)`` as ``dynamic_steps.recurrent``."""
+class CompiledRecurrent:
+    """A recurrent step, whose layers each run in one call. ``__call__(x, state)`` as ``reference_dynamic.recurrent``."""
 
     def __init__(self, step: Recurrent, choices: Dialect):
         self.step, self.name, self.choices, self.local = step, step.name, choices, threading.local()
-        self.packed = {
-            id(part): tuple(
-                pack_dynamic(LinearDynamic("", "", step.layer, weight, bias, grid, step.reduce_range))
-                for weight, bias, grid in (
-                    (part.input_weight, part.input_bias, part.input_qparams), (part.state_weight, part.state_bias, part.state_qparams)
-                )
-            )
-            for part in step.cells
-        }  # fmt: skip
+        self.packed = {id(cell): self.pack(cell) for cell in step.cells}
 
-    def __call__(self, x: torch.Tensor, state):
+    def pack(self, cell: Cell) -> tuple[Packed, Packed]:
+        """The weights of a cell's inputs and of its state."""
+        step = self.step
+        inputs, state = (
+            LinearDynamic("", "", step.layer, weight, bias, grid, step.reduce_range)
+            for weight, bias, grid in (
+                (cell.input_weight, cell.input_bias, cell.input_qparams),
+                (cell.state_weight, cell.state_bias, cell.state_qparams),
+            )
+        )
+        return pack_dynamic(inputs), pack_dynamic(state)
+
+    def __call__(self, x: torch.Tensor, state: Any) -> Any:
         return reference_dynamic.recurrent(self.step, x, state, self.choices, self.one_way)
 
     def one_way(

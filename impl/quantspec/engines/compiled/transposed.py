@@ -1,8 +1,8 @@
-"""Transposed convolutions as convolutions that are not (INT-CONV-TRANSPOSED).
+"""Transposed convolutions as dense ones (INT-CONV-TRANSPOSED).
 
-Most of what a window over spread inputs sees are the zeros between them. Which places of the kernel see inputs
-depends only on where the output lies modulo ``input_dilation``. So the outputs that agree in that, a phase, are a
-convolution with those places of the kernel over the inputs as they are.
+Most of what a window over spread inputs sees are the zeros between them. Which places of the kernel see inputs depends
+only on where the output lies modulo ``input_dilation``. So the outputs that agree in that are a convolution with those
+places of the kernel over the inputs as they are.
 """
 
 import itertools
@@ -12,53 +12,73 @@ from math import gcd
 import numpy as np
 
 from quantspec.ir.program import Conv
+from quantspec.kernels.memory import Triple
 
 
 @dataclass(frozen=True, eq=False)
-class Phase:
-    """A convolution over inputs as they are, and its outputs' place among all: the first one and the distance between
-    two, for three axes of positions.
+class DensePart:
+    """A convolution over inputs as they are, and where its outputs lie among all.
+
+    ``first``: the first of them; ``step``: the distance between two; for three axes of positions.
     """
 
     conv: Conv
-    first: tuple[int, int, int] = (0, 0, 0)
-    step: tuple[int, int, int] = (1, 1, 1)
+    first: Triple = (0, 0, 0)
+    step: Triple = (1, 1, 1)
 
-    def counts(self, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    def counts(self, sizes: Triple) -> Triple:
         """How many outputs there are along each axis, of ``sizes`` in all."""
-        return tuple(max(0, -(-(n - first) // step)) for n, first, step in zip(sizes, self.first, self.step))
+        planes, lines, positions = (max(0, -(-(n - first) // step)) for n, first, step in zip(sizes, self.first, self.step))
+        return planes, lines, positions
+
+
+def triple(values: tuple[int, ...], missing: int) -> Triple:
+    """One value for each of three axes of positions; the first axes may be missing."""
+    planes, lines, positions = (missing,) * (3 - len(values)) + tuple(values)
+    return planes, lines, positions
 
 
 def is_transposed(step: Conv) -> bool:
     return set(step.input_dilation) != {1}
 
 
-def phases(step: Conv) -> list[Phase]:
-    """The layer's phases, only itself when its inputs are not spread.
+def dense_parts(step: Conv) -> list[DensePart]:
+    """The convolutions that make a layer, only itself when its inputs are not spread.
 
     Along axes on which they are, its stride must be 1.
     """
     if not is_transposed(step):
-        return [Phase(step)]
-    axes = [
-        along(size, before, dilation, spread) for size, (before, _), dilation, spread in zip(step.weight.shape[2:], step.padding, step.dilation, step.input_dilation)
-    ]
+        return [DensePart(step)]
+    axes = zip(step.weight.shape[2:], step.padding, step.dilation, step.input_dilation)
+    parts_along = [along(size, before, dilation, spread) for size, (before, _), dilation, spread in axes]
     result = []
-    for chosen in itertools.product(*axes):
+    for chosen in itertools.product(*parts_along):
         weight = step.weight
-        for axis, (_, taps, _, _) in enumerate(chosen, 2):
-            weight = weight.take(taps, axis) if taps else np.zeros_like(weight.take([0], axis))
-        firsts, _, starts, dilations = zip(*chosen)
-        ones = (1,) * len(chosen)
-        conv = replace(step, weight=weight, padding=tuple((-start, 0) for start in starts), dilation=dilations, input_dilation=ones)
-        missing = 3 - len(chosen)
-        result.append(Phase(conv, (0,) * missing + firsts, (1,) * missing + tuple(step.input_dilation)))
+        for axis, part in enumerate(chosen, 2):
+            weight = weight.take(part.taps, axis) if part.taps else np.zeros_like(weight.take([0], axis))
+        conv = replace(
+            step, weight=weight, padding=tuple((-part.start, 0) for part in chosen),
+            dilation=tuple(part.dilation for part in chosen), input_dilation=(1,) * len(chosen),
+        )  # fmt: skip
+        firsts = tuple(part.first for part in chosen)
+        result.append(DensePart(conv, triple(firsts, 0), triple(step.input_dilation, 1)))
     return result
 
 
-def along(size: int, before: int, dilation: int, spread: int) -> list[tuple[int, list[int], int, int]]:
-    """For each phase of one axis: its first output, which of the kernel's ``size`` places see inputs, the first
-    input, and how far the inputs are apart.
+@dataclass(frozen=True)
+class AlongAxis:
+    """A part along one axis: its first output, which places of the kernel see inputs, the first input, and how far the
+    inputs are apart.
+    """
+
+    first: int
+    taps: list[int]
+    start: int
+    dilation: int
+
+
+def along(size: int, before: int, dilation: int, spread: int) -> list[AlongAxis]:
+    """The parts along one axis, of a kernel with ``size`` places.
 
     Place k of output o sees the spread input o - ``before`` + k * ``dilation``, which is input number p when that is
     p * ``spread``.
@@ -67,5 +87,5 @@ def along(size: int, before: int, dilation: int, spread: int) -> list[tuple[int,
     for first in range(spread):
         taps = [k for k in range(size) if (first - before + k * dilation) % spread == 0]
         start = (first - before + taps[0] * dilation) // spread if taps else 0
-        result.append((first, taps, start, dilation // gcd(dilation, spread) if len(taps) > 1 else 1))
+        result.append(AlongAxis(first, taps, start, dilation // gcd(dilation, spread) if len(taps) > 1 else 1))
     return result
