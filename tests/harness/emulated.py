@@ -18,6 +18,7 @@ from quantspec.numerics.affine import QParams, code_range
 
 
 def digest() -> str:
+    """The digest, in hexadecimal."""
     result = hashlib.sha256()
     for seed in range(6):
         r = np.random.default_rng(seed)
@@ -25,10 +26,13 @@ def digest() -> str:
         mlp = [programs.linear(r, "a", "x.codes", x, 37, 100)]
         mlp.append(programs.linear(r, "b", "a", mlp[0].y_qparams, 100, 10))
         image = [programs.conv(r, "a", "x.codes", x, 5, 20, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)]
-        image.append(programs.conv(r, "b", "a", image[0].y_qparams, 20, 20, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 20))
-        cases = [(programs.between(x, mlp, mlp[-1].y_qparams), (9, 37)), (programs.between(x, image, image[-1].y_qparams), (2, 5, 9, 9))]
+        y = image[0].y_qparams
+        image.append(programs.conv(r, "b", "a", y, 20, 20, (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 20))
+        cases = [(programs.between(x, mlp, mlp[-1].y_qparams), (9, 37))]
+        cases.append((programs.between(x, image, image[-1].y_qparams), (2, 5, 9, 9)))
         cases.append((programs.residual(r, 18, seed % 2 == 0), (2, 18, 6, 7)))
-        cases += [(programs.to_floats(x, programs.real(mlp[0])), (9, 37)), (programs.to_floats(x, programs.real(image[0])), (2, 5, 9, 9))]
+        cases.append((programs.to_floats(x, programs.real(mlp[0])), (9, 37)))
+        cases.append((programs.to_floats(x, programs.real(image[0])), (2, 5, 9, 9)))
         wide = programs.conv(r, "a", "x.codes", x, 20, 20, (5, 5), (1, 1), ((2, 2), (2, 2)), (1, 1), 20)
         cases.append((programs.to_floats(x, programs.real(wide)), (2, 20, 7, 6)))
         for program, shape in cases:

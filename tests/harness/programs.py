@@ -1,6 +1,5 @@
 """Small programs for engines: one step, or a few, between floats and floats, drawn from a seeded generator."""
 
-
 from dataclasses import replace
 
 import numpy as np
@@ -56,22 +55,36 @@ def output_grid(r: np.random.Generator, x: QParams, w: QParams, inputs: int) -> 
 
 
 def bias(r: np.random.Generator, outputs: int, x: QParams, w: QParams, y: QParams) -> np.ndarray | None:
+    """A bias of some tens of codes of the output, now and then none."""
     return None if r.random() < 0.2 else (r.normal(size=outputs) * 40 * float(y.scale)).astype(np.float32)
 
 
 def linear(r: np.random.Generator, name: str, source: str, x: QParams, inputs: int, outputs: int) -> Linear:
+    """A layer from codes on the grid ``x`` to codes, half of the time with ReLU."""
     codes, w = weights(r, (outputs, inputs))
     y = output_grid(r, x, w, inputs)
     return Linear(name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5))
 
 
 def conv(
-    r: np.random.Generator, name: str, source: str, x: QParams, channels: int, outputs: int, kernel, stride, padding, dilation, groups: int, spread=None
+    r: np.random.Generator,
+    name: str,
+    source: str,
+    x: QParams,
+    channels: int,
+    outputs: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[tuple[int, int], ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    spread: tuple[int, ...] | None = None,
 ) -> Conv:
+    """A convolution from codes on the grid ``x`` to codes, half of the time with ReLU."""
     codes, w = weights(r, (outputs, channels // groups, *kernel))
     y = output_grid(r, x, w, codes[0].size)
-    spread = spread or (1,) * len(kernel)
-    return Conv(name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5), stride, padding, dilation, spread, groups)
+    layer = (name, source, name, codes, bias(r, outputs, x, w, y), x, w, y, bool(r.random() < 0.5))
+    return Conv(*layer, stride, padding, dilation, spread or (1,) * len(kernel), groups)
 
 
 def real(layer: Linear | Conv) -> Linear | Conv:
@@ -84,7 +97,9 @@ def to_floats(x: QParams, layer: Linear | Conv) -> Program:
     return Program("onnx", ("x",), {}, (Quantize("x.codes", "x", x), layer), Ref(layer.name))
 
 
-def between(x: QParams, steps: list, y: QParams, *, inputs: tuple[str, ...] = ("x",), grids: tuple[QParams, ...] = ()) -> Program:
+def between(
+    x: QParams, steps: list, y: QParams, *, inputs: tuple[str, ...] = ("x",), grids: tuple[QParams, ...] = ()
+) -> Program:
     """Steps on codes ``x.codes``, ... from the inputs, whose last is the output."""
     quantized = [Quantize(f"{name}.codes", name, g) for name, g in zip(inputs, grids or (x,))]
     return Program("onnx", inputs, {}, (*quantized, *steps, Dequantize("out", steps[-1].name, y)), Ref("out"))
@@ -119,7 +134,9 @@ def pools(r: np.random.Generator, x: QParams, positions: int) -> list:
 
 
 def table(r: np.random.Generator, x: QParams) -> Table:
-    return Table("y", "x.codes", "any", r.integers(0, 256, 256).astype(np.uint8), x, QParams(np.float32(0.1), 3, 0, 255))
+    """A function from codes to codes, given as a table."""
+    codes = r.integers(0, 256, 256).astype(np.uint8)
+    return Table("y", "x.codes", "any", codes, x, QParams(np.float32(0.1), 3, 0, 255))
 
 
 def residual(r: np.random.Generator, channels: int, first: bool) -> Program:
@@ -127,7 +144,8 @@ def residual(r: np.random.Generator, channels: int, first: bool) -> Program:
     x = grid(r)
     left = conv(r, "left", "x.codes", x, channels, channels, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     right = conv(r, "right", "left", left.y_qparams, channels, channels, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
-    y = QParams(np.float32(float(left.y_qparams.scale) + float(right.y_qparams.scale)), grid(r).zero_point % 128, 0, 255)
+    scale = np.float32(float(left.y_qparams.scale) + float(right.y_qparams.scale))
+    y = QParams(scale, grid(r).zero_point % 128, 0, 255)
     a, b = ("left", "right") if first else ("right", "left")
     grids = {"left": left.y_qparams, "right": right.y_qparams}
     return between(x, [left, right, Add("sum", a, b, grids[a], grids[b], y, bool(r.random() < 0.5))], y)
@@ -136,9 +154,9 @@ def residual(r: np.random.Generator, channels: int, first: bool) -> Program:
 def pair(r: np.random.Generator, kind: type) -> Program:
     """A sum or a product of two inputs."""
     a, b, y = grid(r), grid(r), grid(r)
-    if kind is Mul:
-        return between(a, [Mul("y", "a.codes", "b.codes", a, b, y)], y, inputs=("a", "b"), grids=(a, b))
-    return between(a, [Add("y", "a.codes", "b.codes", a, b, y, bool(r.random() < 0.5))], y, inputs=("a", "b"), grids=(a, b))
+    operands = ("y", "a.codes", "b.codes", a, b, y)
+    step = Mul(*operands) if kind is Mul else Add(*operands, bool(r.random() < 0.5))
+    return between(a, [step], y, inputs=("a", "b"), grids=(a, b))
 
 
 def joined(r: np.random.Generator) -> Program:
@@ -148,7 +166,10 @@ def joined(r: np.random.Generator) -> Program:
     return between(a, [step], y, inputs=("a", "b", "c"), grids=(a, b, y))
 
 
-def dynamic(r: np.random.Generator, name: str, source: str, inputs: int, outputs: int, *, rows: bool, reduce_range: bool) -> LinearDynamic:
+def dynamic(
+    r: np.random.Generator, name: str, source: str, inputs: int, outputs: int, *, rows: bool, reduce_range: bool
+) -> LinearDynamic:
+    """A dynamic layer."""
     codes, w = weights(r, (outputs, inputs))
     offset = None if r.random() < 0.2 else r.normal(size=outputs).astype(np.float32)
     return LinearDynamic(name, source, name, codes, offset, w, reduce_range, rows)
@@ -164,12 +185,16 @@ def dynamic_chain(r: np.random.Generator, widths: list[int], *, rows: bool, redu
     return Program("onnx", ("x",), {}, tuple(steps), Ref(steps[-1].name))
 
 
-def recurrent(r: np.random.Generator, kind: str, inputs: int, size: int, *, layers: int, both: bool, reduce_range: bool) -> Program:
+def recurrent(
+    r: np.random.Generator, kind: str, inputs: int, size: int, *, layers: int, both: bool, reduce_range: bool
+) -> Program:
+    """A recurrent layer, in one direction or ``both``."""
     gates = {"lstm": 4, "gru": 3}.get(kind, 1) * size
     cells = []
     for layer in range(layers):
         for _ in range(1 + both):
-            (a, a_grid), (b, b_grid) = weights(r, (gates, inputs if layer == 0 else size * (1 + both))), weights(r, (gates, size))
+            a, a_grid = weights(r, (gates, inputs if layer == 0 else size * (1 + both)))
+            b, b_grid = weights(r, (gates, size))
             offsets = [None if r.random() < 0.2 else r.normal(size=gates).astype(np.float32) for _ in range(2)]
             cells.append(Cell(a, a_grid, offsets[0], b, b_grid, offsets[1]))
     step = Recurrent("y", "x", None, "layer", kind, tuple(cells), both, bool(r.random() < 0.5), reduce_range)
