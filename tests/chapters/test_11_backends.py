@@ -11,11 +11,10 @@ from quantspec import chapters, cli
 from quantspec.backends.protocol import OPERATIONS
 from quantspec.backends.worker import OTHER, Worker
 from quantspec.conformance import command, fingerprint, purity, run
-from quantspec.conformance.call import Call
+from quantspec.conformance.call import Call, call_text
 from quantspec.conformance.checks import CHECKS
 from quantspec.conformance.draw_bulk import bulk
-from quantspec.conformance.results import call_text
-from quantspec.conformance.session import Session, Violation, compare, ours
+from quantspec.conformance.session import Session, Violation, compare, reference
 from quantspec.conformance.shrink import smallest
 from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
@@ -150,9 +149,9 @@ def test_an_installed_backend_that_dies_at_start_up_is_a_failure(monkeypatch, ca
 @pytest.mark.parametrize("place", [place for place in fingerprint.PLACES if place.name != "accumulate"], ids=lambda place: place.name)
 def test_every_choice_made_otherwise_than_declared_is_caught(place):
     right = DIALECTS["onnx"]
-    for field in place.fields[: place.told]:
+    for field in place.fields[: place.subjects]:
         for other in sorted({getattr(rules, field) for rules in DIALECTS.values()} - {getattr(right, field)}):
-            session = Session(Here(fingerprint.Under(replace(right, **{field: other})), "onnx"))
+            session = Session(Here(reference(replace(right, **{field: other})), "onnx"))
             assert any(breaks(session, call) for call in (*bulk(place.operation, count=6), *place.probes())), f"{field}: {other} passes for onnx"
 
 
@@ -167,7 +166,7 @@ def breaks(session, call) -> bool:
 @clause("BAK-DIALECT", "DIA-NAMED")
 @pytest.mark.parametrize("name", sorted(DIALECTS))
 def test_a_fingerprint_tells_every_dialect_from_outside(name):
-    session = Session(Here(ours(name)))
+    session = Session(Here(reference(name)))
     choices = [fingerprint.probe(session, place) for place in fingerprint.PLACES]
     assert not [choice for choice in choices if choice.choice in ("other", "not offered")]
     assert fingerprint.consistent(choices) == [name]

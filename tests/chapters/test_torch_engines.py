@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 import strategies as draws
 from evidence import clause
 from quantspec.backends.pytorch import quantized
-from quantspec.ir.program import Linear
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import dialect
 from quantspec.tutorial import tutorial
@@ -40,9 +39,8 @@ def test_layers_near_ties_have_torchs_codes(engine, generator, rows, inputs, out
     y = QParams(np.float32(2.0**-11 * ratio * inputs), int(generator.integers(256)), 0, 255)
     weight = generator.integers(-9, 10, (outputs, inputs)).astype(np.int8)
     bias = (generator.integers(-40, 40, outputs) * 2.0**-12).astype(np.float32)
-    step = Linear("y", "x", "layer", weight, bias, x, w, y, relu)
     x_q = generator.integers(0, 128, (rows, inputs)).astype(np.uint8)
-    theirs = quantized.linear(x_q, step, engine=engine)
+    theirs = quantized.linear(x_q, x, weight, w, bias, y, relu=relu, engine=engine)
     agrees = np.zeros(theirs.shape, bool)
     for name in quantized.dialects_here(engine):
         agrees |= dialect(name).linear(x_q, x, weight, w, bias, y, relu=relu) == theirs
@@ -56,8 +54,8 @@ def test_full_range_layers_have_torchs_codes_on_this_cpu(engine, generator, inpu
     x, w = QParams(0.02, int(generator.integers(256)), 0, 255), QParams(0.013, 0, -128, 127)
     y = QParams(np.float32(0.02 * 0.013 * 255 * 127 * inputs / 200), int(generator.integers(256)), 0, 255)
     weight = generator.choice([-128, 127, 100, -3], (outputs, inputs)).astype(np.int8)
-    step = Linear("y", "x", "layer", weight, np.zeros(outputs, np.float32), x, w, y, False)
     x_q = generator.choice([0, 255, 200], (5, inputs)).astype(np.uint8)
-    theirs = quantized.linear(x_q, step, engine=engine)
+    bias = np.zeros(outputs, np.float32)
+    theirs = quantized.linear(x_q, x, weight, w, bias, y, relu=False, engine=engine)
     allowed = [dialect(name).linear(x_q, x, weight, w, None, y) for name in quantized.dialects_here(engine)]
     assert np.logical_or.reduce([codes == theirs for codes in allowed]).all()

@@ -8,11 +8,12 @@ import pytest
 from evidence import clause
 from quantspec import chapters
 from quantspec.backends import protocol, registry
-from quantspec.backends.reference import Ours
-from quantspec.backends.worker import Worker, outcome
+from quantspec.backends.outcome import outcome
+from quantspec.backends.reference import ReferenceBackend
+from quantspec.backends.worker import Worker
 from quantspec.conformance import checks, results
 from quantspec.conformance.draw_bulk import GENERATORS, bulk
-from quantspec.conformance.session import Session, Undecided, Violation, answered, parts
+from quantspec.conformance.session import Session, Undecided, Violation, answer_of, parts
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import DIALECTS
 
@@ -54,17 +55,17 @@ def test_a_backend_speaks_the_dialect_that_it_declares(name):
 
 @pytest.mark.parametrize("name", sorted(DIALECTS))
 def test_our_own_backends_offer_every_operation_in_every_dialect(name):
-    backend = Ours(name)
+    backend = ReferenceBackend(name)
     assert protocol.offers(backend) == protocol.OPERATIONS == tuple(GENERATORS)
     for operation in protocol.OPERATIONS:
         for call in itertools.islice(bulk(operation, count=1), 4):
             before = [np.array(a) for a in call.arguments if isinstance(a, np.ndarray)]
-            answered(backend, call)
+            answer_of(backend, call)
             assert all(np.array_equal(a, b) for a, b in zip([a for a in call.arguments if isinstance(a, np.ndarray)], before))
 
 
 def test_our_own_backend_gives_the_same_in_a_worker():
-    here = Ours("onnx")
+    here = ReferenceBackend("onnx")
     with Worker("quantspec-onnx") as there:
         for operation in protocol.OPERATIONS:
             for call in itertools.islice(bulk(operation, count=2), 6):
@@ -78,11 +79,11 @@ def test_cases_reach_places_where_dialects_differ(operation):
     """Else no comparison with them would say anything: every operation with a choice tells two dialects apart."""
     if operation in ("dequantize", "max_pool2d"):
         pytest.skip("no choice: all dialects agree")
-    few = [Ours(name) for name in ("exact", "onnx", "fbgemm", "xnnpack")]
+    few = [ReferenceBackend(name) for name in ("exact", "onnx", "fbgemm", "xnnpack")]
     seen = [[] for _ in few]
     for call in itertools.islice(bulk(operation, count=8), 60):
         for answers, backend in zip(seen, few):
-            answers.append(np.concatenate([part.ravel() for part in parts(answered(backend, call))]))
+            answers.append(np.concatenate([part.ravel() for part in parts(answer_of(backend, call))]))
     assert len({np.concatenate(answers).tobytes() for answers in seen}) > 1
 
 

@@ -5,9 +5,11 @@ import pytest
 from evidence import clause
 from quantspec import chapters
 from quantspec.backends.worker import OTHER, Worker
-from quantspec.conformance import command, results, run
+from quantspec.conformance import results, run
+from quantspec.conformance.call import call_text
 from quantspec.conformance.checks import CHECKS
 from quantspec.conformance.session import Session
+from quantspec.conformance.smoke import smoke
 
 KNOWN = results.read_known(chapters.directory() / "results")
 # A pattern of the known ones may stand for backends of which some pass: what each did is recorded.
@@ -30,8 +32,8 @@ def judge(request, session: Session, finding: run.Finding) -> None:
     known = next((k for k in KNOWN if k.covers(session.worker.name, finding.clause, finding.operation)), None)
     if finding.outcome == "fails":
         sentence = chapters.clauses()[finding.clause].sentence
-        before = "".join(f"\nbefore: {results.call_text(call)}" for call in finding.before)
-        text = f"{sentence}{before}\nasked: {results.call_text(finding.call)}\nallowed: {finding.allowed}\ngot: {finding.got}\n\n{finding.reproduce}"
+        before = "".join(f"\nbefore: {call_text(call)}" for call in finding.before)
+        text = f"{sentence}{before}\nasked: {call_text(finding.call)}\nallowed: {finding.allowed}\ngot: {finding.got}\n\n{finding.reproduce}"
         if known:
             pytest.xfail(f"{known.reason}\n{text}")
         pytest.fail(text, pytrace=False)
@@ -40,7 +42,7 @@ def judge(request, session: Session, finding: run.Finding) -> None:
 
 
 def test_the_adapter_answers_easy_calls(request, given):
-    command.smoke(request.config.getoption("--backend"), given.worker)
+    smoke(request.config.getoption("--backend"), given.worker)
 
 
 @pytest.mark.parametrize("check", [pytest.param(c, marks=clause(c.clause), id=f"{c.clause}-{c.operation}") for c in CHECKS])

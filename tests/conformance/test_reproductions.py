@@ -10,7 +10,8 @@ import pytest
 
 from conformance.test_backends import PEERS, started
 from quantspec.backends import protocol, reproduce
-from quantspec.backends.worker import Worker, outcome
+from quantspec.backends.outcome import outcome
+from quantspec.backends.worker import Worker
 from quantspec.conformance import run
 from quantspec.conformance.call import Call
 from quantspec.conformance.draw_bulk import bulk

@@ -7,7 +7,8 @@ import pytest
 
 import quantspec
 from quantspec.backends import protocol, registry, wire
-from quantspec.backends.worker import Crashed, Died, Hung, Worker, outcome
+from quantspec.backends.outcome import Crashed, Died, Hung, outcome
+from quantspec.backends.worker import Worker
 from quantspec.numerics.affine import QParams
 
 HERE = "conformance.broken_backends"

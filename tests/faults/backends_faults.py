@@ -23,7 +23,7 @@ FAULTS = [
     Fault(
         "parts-not-compared", CHECKS, ("BAK-PLACE",),
         "Parts of a call are computed, and nobody looks at them.",
-        'compare(part, session.answer(part)[: len(expected)], [("", expected)])', "session.answer(part)",
+        'compare(part, session.array(part)[: len(expected)], [("", expected)])', "session.array(part)",
     ),
     Fault(
         "written-arguments-not-seen", CHECKS, ("BAK-ARGUMENTS",),

@@ -1,27 +1,36 @@
-"""What a user of a backend makes once and uses for many calls, such as packed weights: made anew for every call, or kept."""
+"""A cache for what users of a backend make once and use for many calls, such as packed weights; off until it is
+wanted."""
 
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+T = TypeVar("T")
 
-class Kept:
-    """``kept(key, make)`` is ``make()``, or what it made for that key before. Without ``keeps`` nothing is kept, so that calls share nothing.
+
+class Cache:
+    """``cache(key, build)`` is ``build()``, or what that gave for the key before. Unless ``enabled``, nothing is kept,
+    so that calls share nothing.
 
     Keys are tuples of arrays and whatever can be hashed.
     """
 
-    def __init__(self, *, keeps: bool = False):
-        self._keeps, self._made = keeps, {}
+    def __init__(self, *, enabled: bool = False) -> None:
+        self._enabled = enabled
+        self._entries: dict[Hashable, object] = {}
 
-    def __call__(self, key: tuple, make: Callable[[], object]) -> object:
-        if not self._keeps:
-            return make()
-        known = tuple(map(hashable, key))
-        if known not in self._made:
-            self._made[known] = make()
-        return self._made[known]
+    def __call__(self, key: tuple[Any, ...], build: Callable[[], T]) -> T:
+        if not self._enabled:
+            return build()
+        hashed = tuple(map(hashable, key))
+        if hashed not in self._entries:
+            self._entries[hashed] = build()
+        return cast(T, self._entries[hashed])
 
 
-def hashable(value) -> Hashable:
-    return (value.dtype.str, value.shape, value.tobytes()) if isinstance(value, (np.ndarray, np.generic)) else value
+def hashable(value: Any) -> Hashable:
+    """What stands for an array, or for something that can be hashed, in a key."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.dtype.str, value.shape, value.tobytes()
+    return cast(Hashable, value)

@@ -1,15 +1,23 @@
-"""What a backend is: an object with ``name``, ``version``, ``dialect`` and any of the methods of ``Backend``.
+"""What a backend is: an object with ``name``, ``version``, ``dialect`` and any of the methods of the ``Offers``
+protocols.
 
-Arrays are NumPy's, in and out, so that anything can be adapted. A method that is missing means "not offered", never "failed". A method raises
-``NotOffered`` for arguments that the backend has no kernel for, and must never answer them with the result of something else. It raises
-``ValueError`` or whatever its kernel raises for arguments that the kernel itself refuses. It does not write to its arguments.
+Arrays are NumPy's, in and out, so that anything can be adapted. A method that is missing means "not offered", never
+"failed". A method raises ``NotOffered`` for arguments that the backend has no kernel for, and must never answer them
+with the result of something else. It raises ``ValueError`` or whatever its kernel raises for arguments that the kernel
+itself refuses. It does not write to its arguments.
 
-Codes are uint8 where qmin >= 0 and int8 otherwise. Activations are [rows, features], or [images, channels, height, width] for windows; weights are
-[outputs, inputs], or [outputs, inputs / groups, height, width]. Pairs such as strides are (vertical, horizontal).
+Codes are uint8 where qmin >= 0 and int8 otherwise. Activations are [rows, features], or [images, channels, height,
+width] for windows; weights are [outputs, inputs], or [outputs, inputs / groups, height, width]. Pairs such as strides
+are (vertical, horizontal). Float parameters reach the kernel as the float32 that they are, widened where the backend's
+own interface takes a float64.
+
+An adapter may inherit from the protocols of what it offers, and then type checkers hold its methods to them; it need
+not.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 
@@ -19,12 +27,21 @@ OPERATIONS = (
     "quantize", "dequantize", "qparams", "linear", "linear_dynamic", "conv2d", "add", "mul", "concat",
     "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "fold_batch_norm",
 )
-# No operation, but a method that a backend may have: it says in the backend's own words what a call of an operation is.
+# No operation, but a method that a backend may have: see ``Reproduces``.
 REPRODUCTION = "reproduction"
-# Neither is this: from then on the backend keeps what its users make once and use often, such as packed weights. It is told so where calls follow each other.
-KEEP = "keep"
 # Dialects have no choice here: what comes out is an exact integer.
 EXACT = ("max_pool2d",)
+THREADS = "QUANTSPEC_THREADS"  # the variable that says how many threads a worker's backend may use
+
+Scales: TypeAlias = np.ndarray | np.float32 | float
+ZeroPoints: TypeAlias = np.ndarray | np.integer[Any] | int
+Pair: TypeAlias = tuple[int, int]
+CodesOnGrids: TypeAlias = Sequence[tuple[np.ndarray, QParams]]
+# Most operations answer with one array; ``qparams`` and ``fold_batch_norm`` with two parts.
+Answer: TypeAlias = np.ndarray | tuple[np.float32, int] | tuple[np.ndarray, np.ndarray]
+Operation: TypeAlias = Callable[..., Answer]
+# A name of chapter 10, or a set of names of which each output follows one.
+Dialects: TypeAlias = str | frozenset[str]
 
 
 class NotOffered(Exception):
@@ -34,81 +51,162 @@ class NotOffered(Exception):
 class BackendError(Exception):
     """A backend raised something other than ``NotOffered`` or ``ValueError``: ``kind`` is the name of its type."""
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind, self.message = kind, message
 
 
 class Backend(Protocol):
-    """The whole protocol. ``dialect`` is a name of chapter 10, a set of names of which each output follows one, or a mapping from operations to either.
+    """What every backend has. ``dialect`` says the dialects for all operations, or for each one."""
 
-    Float parameters reach the kernel as the float32 that they are, widened where the backend's own interface takes a float64.
-    """
+    @property
+    def name(self) -> str: ...
 
-    name: str
-    version: str
-    dialect: str | frozenset[str] | Mapping[str, str | frozenset[str]]
+    @property
+    def version(self) -> str: ...
 
-    def quantize(self, x: np.ndarray, scale, zero_point, *, qmin: int, qmax: int, axis: int | None = None) -> np.ndarray:
-        """Codes of float32 ``x``, same shape. ``scale``, ``zero_point``: one each, or one per index of ``axis``. Not checked on the way: what does
-        the kernel do with a scale of 0?"""
+    @property
+    def dialect(self) -> Dialects | Mapping[str, Dialects]: ...
 
-    def dequantize(self, q: np.ndarray, scale, zero_point, *, axis: int | None = None) -> np.ndarray:
+
+class OffersQuantize(Protocol):
+    def quantize(
+        self, x: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, qmin: int, qmax: int, axis: int | None = None
+    ) -> np.ndarray:
+        """Codes of float32 ``x``, same shape. ``scale``, ``zero_point``: one each, or one per index of ``axis``. They
+        are not checked on the way: what does the kernel do with a scale of 0?"""
+        ...
+
+
+class OffersDequantize(Protocol):
+    def dequantize(
+        self, q: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, axis: int | None = None
+    ) -> np.ndarray:
         """The float32 that codes stand for, exact up to one rounding (AFF-MEANING)."""
+        ...
 
-    def qparams(self, minimum, maximum, *, qmin: int, qmax: int, symmetric: bool) -> tuple[np.float32, int]:
+
+class OffersQParams(Protocol):
+    def qparams(
+        self, minimum: np.float32, maximum: np.float32, *, qmin: int, qmax: int, symmetric: bool
+    ) -> tuple[np.float32, int]:
         """Scale and zero point for values from minimum to maximum."""
+        ...
 
-    def linear(self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *, relu: bool = False) -> np.ndarray:
-        """Output codes [rows, outputs]. ``bias``: float32 (outputs,); a backend whose kernel takes integers rounds it by INT-BIAS. The accumulator is
-        exact unless the dialect says otherwise."""
 
-    def linear_dynamic(self, x: np.ndarray, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, *, relu: bool = False) -> np.ndarray:
+class OffersLinear(Protocol):
+    def linear(
+        self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
+        relu: bool = False,
+    ) -> np.ndarray:
+        """Output codes [rows, outputs]. ``bias``: float32 (outputs,); a backend whose kernel takes integers rounds it
+        by INT-BIAS. The accumulator is exact unless the dialect says otherwise."""
+        ...
+
+
+class OffersLinearDynamic(Protocol):
+    def linear_dynamic(
+        self, x: np.ndarray, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, *, relu: bool = False
+    ) -> np.ndarray:
         """Float32 output [rows, outputs]; the grid of float32 ``x`` is that of its own range (chapter 6)."""
+        ...
 
+
+class OffersConv2d(Protocol):
     def conv2d(
         self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
-        stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups: int = 1, relu: bool = False,
-    ) -> np.ndarray:  # fmt: skip
-        """Output codes [images, outputs, rows, columns]; padding is symmetric and has the code of zero. The accumulator as for ``linear``."""
+        stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1, relu: bool = False,
+    ) -> np.ndarray:
+        """Output codes [images, outputs, rows, columns]; padding is symmetric and has the code of zero. The accumulator
+        is as for ``linear``."""
+        ...
 
-    def add(self, a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams, *, relu: bool = False) -> np.ndarray:
+
+class OffersAdd(Protocol):
+    def add(
+        self, a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams, *, relu: bool = False
+    ) -> np.ndarray:
         """Codes of the sum of two arrays of one shape."""
+        ...
 
+
+class OffersMul(Protocol):
     def mul(self, a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams) -> np.ndarray:
         """Codes of the product, element by element, of two arrays of one shape."""
+        ...
 
-    def concat(self, parts: list[tuple[np.ndarray, QParams]], y: QParams, *, axis: int) -> np.ndarray:
+
+class OffersConcat(Protocol):
+    def concat(self, parts: CodesOnGrids, y: QParams, *, axis: int) -> np.ndarray:
         """Codes of arrays on grids of their own, joined on grid ``y``."""
+        ...
 
-    def max_pool2d(self, q: np.ndarray, grid: QParams, *, kernel, stride=None, padding=(0, 0), dilation=(1, 1)) -> np.ndarray:
+
+class OffersMaxPool2d(Protocol):
+    def max_pool2d(
+        self, q: np.ndarray, grid: QParams, *,
+        kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), dilation: Pair = (1, 1),
+    ) -> np.ndarray:
         """The largest code of each window, exactly; the grid stays. Without ``stride`` it is the kernel."""
+        ...
 
-    def avg_pool2d(self, q: np.ndarray, grid: QParams, *, kernel, stride=None, padding=(0, 0), count_include_pad: bool = True) -> np.ndarray:
+
+class OffersAvgPool2d(Protocol):
+    def avg_pool2d(
+        self, q: np.ndarray, grid: QParams, *,
+        kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), count_include_pad: bool = True,
+    ) -> np.ndarray:
         """The average code of each window; the grid stays."""
+        ...
 
-    def adaptive_avg_pool2d(self, q: np.ndarray, grid: QParams, *, size: tuple[int, int]) -> np.ndarray:
+
+class OffersAdaptiveAvgPool2d(Protocol):
+    def adaptive_avg_pool2d(self, q: np.ndarray, grid: QParams, *, size: Pair) -> np.ndarray:
         """The average code of each of ``size`` windows, which split the image as evenly as they can; the grid stays."""
+        ...
 
-    def fold_batch_norm(self, weight, bias, gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
+
+class OffersFoldBatchNorm(Protocol):
+    def fold_batch_norm(
+        self, weight: np.ndarray, bias: np.ndarray | None, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray,
+        var: np.ndarray, eps: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Float32 weight and bias of a layer that does what the layer and the batch normalization behind it did."""
+        ...
 
+
+@runtime_checkable
+class Keeps(Protocol):
     def keep(self) -> None:
-        """From here on, what users of the backend make once for many calls is kept: packed weights, sessions. Else calls share nothing."""
+        """From here on, what users of the backend make once for many calls is kept: packed weights, sessions. Else
+        calls share nothing. A backend is told so where calls follow each other."""
+        ...
 
-    def reproduction(self, operation: str, /, *arguments, **options) -> str:
-        """A short Python script that makes the kernel call of an operation through the backend's own interface, and prints the raw result as lists. It has
-        nothing of quantspec in it, and is not run here. Numbers are without loss. An option ``before`` has calls (operation, arguments, options) that come first, with
-        what is kept. ValueError for arrays of more than 256 elements."""
+
+@runtime_checkable
+class Reproduces(Protocol):
+    def reproduction(self, operation: str, /, *arguments: Any, **options: Any) -> str:
+        """A short Python script that makes the kernel call of an operation through the backend's own interface, and
+        prints the raw result as lists. It has nothing of quantspec in it, and is not run here. Numbers are without
+        loss. An option ``before`` has calls (operation, arguments, options) that come first, with what is kept.
+        ValueError for arrays of more than 256 elements."""
+        ...
+
+
+def method(backend: object, operation: str) -> Operation | None:
+    """A backend's method for an operation, or None: what it lacks is not offered."""
+    found = getattr(backend, operation, None)
+    return cast(Operation, found) if callable(found) else None
 
 
 def offers(backend: object) -> tuple[str, ...]:
     """The operations that a backend has a method for, in the order of ``OPERATIONS``."""
-    return tuple(operation for operation in OPERATIONS if callable(getattr(backend, operation, None)))
+    return tuple(operation for operation in OPERATIONS if method(backend, operation) is not None)
 
 
-def dialects(backend: object, operation: str) -> frozenset[str]:
-    """The dialects of which each output of an operation follows one. ValueError when the backend declares none for it."""
+def dialects(backend: Backend, operation: str) -> frozenset[str]:
+    """The dialects of which each output of an operation follows one. ValueError when the backend declares none for
+    it."""
     declared = backend.dialect
     if isinstance(declared, Mapping):
         if operation not in declared:
@@ -118,7 +216,8 @@ def dialects(backend: object, operation: str) -> frozenset[str]:
 
 
 def whole_byte(grid: QParams) -> None:
-    """Raises NotOffered for grids that do not use all codes of their byte: most kernels saturate at the byte's ends only."""
+    """Raises NotOffered for grids that do not use all codes of their byte: most kernels saturate at the byte's ends
+    only."""
     if grid.qmax - grid.qmin != 255:
         raise NotOffered(f"codes from {grid.qmin} to {grid.qmax}: the kernel knows whole bytes only")
 
@@ -127,3 +226,8 @@ def per_tensor(grid: QParams, name: str) -> None:
     """Raises NotOffered for a grid with an axis, where the kernel takes one scale."""
     if grid.axis is not None:
         raise NotOffered(f"{name}: one scale a channel")
+
+
+def threads() -> int:
+    """How many threads an adapter is to use in this process: what the worker was told, and 1 outside of one."""
+    return int(os.environ.get(THREADS, "1"))

@@ -1,18 +1,23 @@
-"""The backends that quantspec knows, how each is made, and what it needs. Peers are extras: one that is not there is not installed, and no failure."""
+"""The backends that quantspec knows, how each is made, and what it needs. Peers are extras: one that is not there is
+not installed, and no failure."""
 
 import importlib
 import importlib.util
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from quantspec.numerics.dialects.named import DIALECTS
+
+from .protocol import Backend
 
 OTHERS = "Others"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """``factory`` is ``module:attribute``, called with ``arguments``; ``needs`` are importable modules, which ``extra`` brings; ``environment`` is set
-    in the worker that runs it, before anything is imported. ``family`` is what it stands beside in the matrix."""
+    """``factory`` is ``module:attribute``, called with ``arguments``; ``needs`` are importable modules, which ``extra``
+    brings; ``environment`` is set in the worker that runs it, before anything is imported. ``family`` is what it stands
+    beside in the matrix."""
 
     name: str
     factory: str
@@ -22,46 +27,59 @@ class Entry:
     environment: dict[str, str] = field(default_factory=dict)
     family: str = OTHERS
 
-    def make(self) -> object:
-        """The backend, in this process. Raises NotOffered when this build of the peer cannot, ImportError when it is not there."""
+    def make(self) -> Backend:
+        """The backend, in this process. Raises NotOffered when this build of the peer cannot, ImportError when it is
+        not there."""
         module, _, attribute = self.factory.partition(":")
-        return getattr(importlib.import_module(module), attribute)(*self.arguments)
+        return cast(Backend, getattr(importlib.import_module(module), attribute)(*self.arguments))
 
 
-# FBGEMM and oneDNN choose kernels by what the CPU has; these make them choose as on one without VNNI, in a process that has not loaded them yet.
+# FBGEMM and oneDNN choose kernels by what the CPU has; these make them choose as on one without VNNI, in a process that
+# has not loaded them yet.
 NO_VNNI = {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 TORCH_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
-LITERT = ("ai_edge_litert", "flatbuffers")
+LITERT_KERNELS = ("xnnpack", "builtin", "reference")
+LITERT_MODULES = ("ai_edge_litert", "flatbuffers")
 HERE = "quantspec.backends"
+POINTWISE = f"{HERE}.pytorch.pointwise:OnednnPointwise"
 
-ENTRIES = {
+ENTRIES: dict[str, Entry] = {
     entry.name: replace(entry, family=family)
     for family, entries in {
         "PyTorch's engines": [
             *(Entry(f"torch-{engine}", f"{HERE}.pytorch.engines:TorchEngine", (engine,)) for engine in TORCH_ENGINES),
-            *(Entry(f"torch-{e}-no-vnni", f"{HERE}.pytorch.engines:TorchEngine", (e,), environment=NO_VNNI) for e in ("x86", "fbgemm", "onednn")),
+            *(
+                Entry(f"torch-{engine}-no-vnni", f"{HERE}.pytorch.engines:TorchEngine", (engine,), environment=NO_VNNI)
+                for engine in ("x86", "fbgemm", "onednn")
+            ),
         ],
         "PyTorch outside of its engines": [
             Entry("torch-fake-quantize", f"{HERE}.pytorch.fake_quantize:TorchFakeQuantize"),
             Entry("torch-decomposed", f"{HERE}.pytorch.fake_quantize:TorchDecomposed"),
-            Entry("torch-onednn-pointwise", f"{HERE}.pytorch.pointwise:OnednnPointwise", ("uint8",)),
-            Entry("torch-onednn-pointwise-int8", f"{HERE}.pytorch.pointwise:OnednnPointwise", ("int8",)),
-            Entry("torch-onednn-pointwise-no-vnni", f"{HERE}.pytorch.pointwise:OnednnPointwise", ("uint8",), environment=NO_VNNI),
+            Entry("torch-onednn-pointwise", POINTWISE, ("uint8",)),
+            Entry("torch-onednn-pointwise-int8", POINTWISE, ("int8",)),
+            Entry("torch-onednn-pointwise-no-vnni", POINTWISE, ("uint8",), environment=NO_VNNI),
         ],
         "ONNX, LiteRT, OpenVINO": [
             Entry("onnx-reference", f"{HERE}.onnx.reference:OnnxReference", needs=("onnx",), extra="onnx"),
             Entry("onnxruntime", f"{HERE}.onnx.runtime:OnnxRuntime", needs=("onnx", "onnxruntime"), extra="onnx"),
-            *(Entry(f"litert-{k}", f"{HERE}.litert.litert:LiteRT", (k,), LITERT, "litert") for k in ("xnnpack", "builtin", "reference")),
+            *(
+                Entry(f"litert-{kernels}", f"{HERE}.litert.litert:LiteRT", (kernels,), LITERT_MODULES, "litert")
+                for kernels in LITERT_KERNELS
+            ),
             Entry("openvino", f"{HERE}.openvino:OpenVINO", needs=("openvino",), extra="openvino"),
         ],
-        "quantspec itself": [Entry(f"quantspec-{name}", f"{HERE}.reference:Ours", (name,)) for name in DIALECTS],
+        "quantspec itself": [
+            Entry(f"quantspec-{name}", f"{HERE}.reference:ReferenceBackend", (name,)) for name in DIALECTS
+        ],
     }.items()
     for entry in entries
 }
 
 
 def find(name: str) -> Entry:
-    """The entry of a known backend, or one for ``my_package.my_module:MyBackend``. ValueError listing the known ones for anything else."""
+    """The entry of a known backend, or one for ``my_package.my_module:MyBackend``. ValueError listing the known ones
+    for anything else."""
     if name in ENTRIES:
         return ENTRIES[name]
     if ":" in name:
@@ -70,7 +88,8 @@ def find(name: str) -> Entry:
 
 
 def why_not_installed(name: str) -> str:
-    """What is missing to run a backend, in words; empty when nothing is. Imports nothing but the parents of a dotted name."""
+    """What is missing to run a backend, in words; empty when nothing is. Imports nothing but the parents of a dotted
+    name."""
     entry = find(name)
     module = entry.factory.partition(":")[0]
     for needed in (*entry.needs, module):

@@ -1,7 +1,9 @@
-"""A call written down instead of made: a short script that makes the same kernel call through a backend's own interface, with nothing of ours in it.
+"""A call written down instead of made: a short script that makes the same kernel call through a backend's own
+interface, with nothing of ours in it.
 
-The adapter's own code writes it. While an adapter's method runs, what it takes from its backend is replaced by ``Written``, which notes what is asked of it
-and computes nothing. So there is no second account of how a kernel is called, and a call that would end the process can be written down inside it.
+The adapter's own code writes it. While an adapter's method runs, what it takes from its backend is replaced by an
+``Expression``, which notes what is asked of it and computes nothing. So there is no second account of how a kernel is
+called, and a call that would end the process can be written down inside it.
 """
 
 import base64
@@ -12,12 +14,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 from unittest import mock
 
 import numpy as np
 
-from .protocol import KEEP
+from .protocol import Keeps
 
 LARGEST = 256
 WIDTH = 140  # short statements share a line up to this column
@@ -25,64 +27,74 @@ INLINE = 60  # a longer expression that is an argument gets a name
 NAMES = "abcdefgijklmnopqrstuvwxyz"  # without h, which is float.fromhex
 
 
-class Needed(Exception):
-    """An adapter asked a ``Written`` for numbers: this is the raw result, and what follows is the adapter's own arithmetic. ``many``: it is a sequence."""
+class NumbersNeeded(Exception):
+    """An adapter asked an ``Expression`` for numbers: it is the raw result, and what follows is the adapter's own
+    arithmetic. ``many``: it is a sequence."""
 
-    def __init__(self, result: "Written", many: bool = False):
+    def __init__(self, result: "Expression", many: bool = False) -> None:
         super().__init__("a value that was written down has no numbers")
         self.result, self.many = result, many
 
 
-class Written:
-    """An expression in place of a backend's object: its calls, attributes and items are expressions too. Its page keeps the order of all calls."""
+class Expression:
+    """An expression in place of a backend's object: its calls, attributes and items are expressions too. Its page keeps
+    the order of all calls; ``does`` is for those whose evaluation does something."""
 
-    def __init__(self, page: list["Written"], *parts: "str | Written", does: bool = False):
+    page_: "list[Expression]"
+    parts_: "Parts"
+    does_: bool
+
+    def __init__(self, page: "list[Expression]", *parts: "str | Expression", does: bool = False) -> None:
         self.__dict__.update(page_=page, parts_=parts, does_=does)
         page.append(self)
 
-    def __call__(self, *arguments, **options) -> "Written":
-        words = [literal(argument) for argument in arguments] + [(f"{key}=", *literal(value)) for key, value in options.items()]
-        return Written(self.page_, self, "(", *joined(words), ")", does=True)
+    def __call__(self, *arguments: Any, **options: Any) -> "Expression":
+        words = [literal(argument) for argument in arguments]
+        words += [(f"{key}=", *literal(value)) for key, value in options.items()]
+        return Expression(self.page_, self, "(", *joined(words), ")", does=True)
 
-    def __getattr__(self, name: str) -> "Written":
+    def __getattr__(self, name: str) -> "Expression":
         if name.startswith("__"):
             raise AttributeError(name)
-        return Written(self.page_, self, f".{name}")
+        return Expression(self.page_, self, f".{name}")
 
-    def __setattr__(self, name: str, value) -> None:
-        Written(self.page_, self, f".{name} = ", *literal(value), does=True)
+    def __setattr__(self, name: str, value: Any) -> None:
+        Expression(self.page_, self, f".{name} = ", *literal(value), does=True)
 
-    def __getitem__(self, key) -> "Written":
-        return Written(self.page_, self, "[", *literal(key), "]")
+    def __getitem__(self, key: Any) -> "Expression":
+        return Expression(self.page_, self, "[", *literal(key), "]")
 
-    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> "Expression":
         if ufunc is not np.maximum or method != "__call__" or options:
-            raise Needed(self)
-        return Written(self.page_, "np.maximum(", *joined(map(literal, inputs)), ")", does=True)
+            raise NumbersNeeded(self)
+        return Expression(self.page_, "np.maximum(", *joined(map(literal, inputs)), ")", does=True)
 
-    def __iter__(self):
-        raise Needed(self, many=True)
+    def __iter__(self) -> NoReturn:
+        raise NumbersNeeded(self, many=True)
 
-    def _numbers(self, *_):
-        raise Needed(self)
+    def _numbers(self) -> NoReturn:
+        raise NumbersNeeded(self)
 
     @classmethod
-    def __torch_function__(cls, *_, **__):
-        """torch lets what has this stand for a tensor, and asks the mode of ``torch_written`` first."""
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        """torch lets what has this stand for a tensor, and asks the mode of ``torch_script`` first."""
         return NotImplemented
 
     __bool__ = __int__ = __float__ = __index__ = _numbers
 
 
-def joined(words: Iterable[tuple]) -> list:
+Parts: TypeAlias = tuple[str | Expression, ...]
+
+
+def joined(words: Iterable[Parts]) -> list[str | Expression]:
     """The parts of words with commas between them."""
-    parts: list = []
+    parts: list[str | Expression] = []
     for word in words:
         parts += [", ", *word] if parts else word
     return parts
 
 
-def number(value) -> str:
+def number(value: object) -> str:
     """A Python number without loss: floats in hexadecimal, by ``h``, unless a few decimal digits are exact."""
     if not isinstance(value, float):
         return repr(value)
@@ -94,19 +106,20 @@ def number(value) -> str:
     return f"h('{digits.rstrip('0').rstrip('.')}p{exponent}')"
 
 
-def nested(values: list | Any) -> str:
+def nested(values: object) -> str:
     """Lists of lists of numbers, as ``tolist`` gives them."""
     return f"[{', '.join(map(nested, values))}]" if isinstance(values, list) else number(values)
 
 
 @functools.singledispatch
-def literal(value) -> tuple["str | Written", ...]:
-    """A value as the parts of an expression. TypeError for what no rule is known for; an adapter registers those of its backend's types."""
+def literal(value: Any) -> Parts:
+    """A value as the parts of an expression. TypeError for what no rule is known for; an adapter registers those of its
+    backend's types."""
     raise TypeError(f"there is no way to write {type(value).__name__} down")
 
 
-@literal.register
-def _(value: Written):
+@literal.register(Expression)
+def _(value: Expression) -> Parts:
     return (value,)
 
 
@@ -115,68 +128,72 @@ def _(value: Written):
 @literal.register(bool)
 @literal.register(int)
 @literal.register(float)
-def _(value):
+def _(value: object) -> Parts:
     return (number(value),)
 
 
 @literal.register
-def _(value: bytes):
+def _(value: bytes) -> Parts:
     return (f"base64.b64decode('{base64.b64encode(value).decode()}')",)
 
 
 @literal.register(list)
 @literal.register(tuple)
-def _(value):
+def _(value: list[Any] | tuple[Any, ...]) -> Parts:
     opening, closing = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(value) == 1 else ")")
     return (opening, *joined(map(literal, value)), closing)
 
 
-@literal.register
-def _(value: dict):
+@literal.register(dict)
+def _(value: dict[Any, Any]) -> Parts:
     return ("{", *joined((repr(key), ": ", *literal(item)) for key, item in value.items()), "}")
 
 
 @literal.register
-def _(value: np.ndarray):
+def _(value: np.ndarray) -> Parts:
     if not value.size:
         return (f"np.zeros({value.shape}, np.{value.dtype})",)
     return (f"np.array({nested(value.tolist())}, np.{value.dtype})",)
 
 
 @literal.register
-def _(value: np.generic):
+def _(value: np.generic) -> Parts:
     return (f"np.{value.dtype}({number(value.item())})",)
 
 
 def script(
-    backend: object, operation: str, arguments: tuple, options: dict[str, Any], *, first: Iterable[str] = (),
+    backend: object, operation: str, arguments: tuple[Any, ...], options: dict[str, Any], *, first: Iterable[str] = (),
     modules: Mapping[ModuleType, Mapping[str, str]] | None = None, attributes: Mapping[str, Any] | None = None,
-    contexts: Iterable[Callable[[list[Written]], contextlib.AbstractContextManager]] = (), comment: str = "",
+    contexts: Iterable[Callable[[list[Expression]], contextlib.AbstractContextManager[Any]]] = (), comment: str = "",
 ) -> str:  # fmt: skip
-    """The script of a call, which prints the raw result as lists. ``comment`` and the statements ``first`` begin it. An option ``before`` has the calls,
-    as (operation, arguments, options), that come first; the backend keeps what it made for them.
+    """The script of a call, which prints the raw result as lists. ``comment`` and the statements ``first`` begin it. An
+    option ``before`` has the calls, as (operation, arguments, options), that come first; the backend keeps what it made
+    for them.
 
-    ``modules`` says which names of which modules stand for the backend, and how the script calls them; ``attributes`` says it of the adapter's own, where
-    what is no string is taken as it is. ``contexts`` are entered with the page. ValueError for arrays of more than 256 elements; NotOffered where the
-    adapter raises it.
+    ``modules`` says which names of which modules stand for the backend, and how the script calls them; ``attributes``
+    says it of the adapter's own, where what is no string is taken as it is. ``contexts`` are entered with the page.
+    ValueError for arrays of more than 256 elements; NotOffered where the adapter raises it.
     """
     before, options = options.get("before", ()), {key: value for key, value in options.items() if key != "before"}
-    page: list[Written] = []
+    page: list[Expression] = []
     shadow = copy.copy(backend)
     for name, value in (attributes or {}).items():
-        setattr(shadow, name, Written(page, value) if isinstance(value, str) else value)
-    if before and hasattr(shadow, KEEP):
+        setattr(shadow, name, Expression(page, value) if isinstance(value, str) else value)
+    if before and isinstance(shadow, Keeps):
         shadow.keep()
     with contextlib.ExitStack() as stack:
         for module, names in (modules or {}).items():
-            stack.enter_context(mock.patch.multiple(module, **{name: Written(page, expression) for name, expression in names.items()}))
+            for name, text in names.items():
+                stack.enter_context(mock.patch.object(module, name, Expression(page, text)))
         for context in contexts:
             stack.enter_context(context(page))
         results = [result_of(shadow, *call) for call in (*before, (operation, arguments, options))]
-    return text(page, results, first, comment)
+    return script_text(page, results, first, comment)
 
 
-def result_of(shadow: object, operation: str, arguments: tuple, options: dict[str, Any]) -> tuple[Written, bool]:
+def result_of(
+    shadow: object, operation: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Expression, bool]:
     """(raw result, whether it is a sequence) of a call that is written down."""
     small(arguments)
     many = False
@@ -184,9 +201,9 @@ def result_of(shadow: object, operation: str, arguments: tuple, options: dict[st
         answer = getattr(shadow, operation)(*arguments, **options)
         # NumPy's functions wrap what they do not know in an array of objects.
         result = answer.item() if isinstance(answer, np.ndarray) else answer
-    except Needed as needed:
+    except NumbersNeeded as needed:
         result, many = needed.result, needed.many
-    if not isinstance(result, Written):
+    if not isinstance(result, Expression):
         raise TypeError(f"{operation} gave {type(result).__name__}, which nothing of the backend is part of")
     return result, many
 
@@ -200,8 +217,11 @@ def small(value: Any) -> None:
             small(item)
 
 
-def text(page: list[Written], results: list[tuple[Written, bool]], first: Iterable[str], comment: str) -> str:
-    """The script that makes the calls of a page which the results need, or whose value nobody took, and prints each result when it is there."""
+def script_text(
+    page: list[Expression], results: list[tuple[Expression, bool]], first: Iterable[str], comment: str
+) -> str:
+    """The script that makes the calls of a page which the results need, or whose value nobody took, and prints each
+    result when it is there."""
     printed = {id(result): many for result, many in results}
     taken = {id(call) for node in page for call in calls_in(node)}
     whole = {id(node) for node in page if id(node) in printed or node.does_ and id(node) not in taken}
@@ -213,7 +233,7 @@ def text(page: list[Written], results: list[tuple[Written, bool]], first: Iterab
     heads = {id(node.parts_[0]) for node in page}  # of which something is asked at once: said in place
     names: dict[int, str] = {}
 
-    def said(node: Written) -> str:
+    def said(node: Expression) -> str:
         return names.get(id(node)) or "".join(part if isinstance(part, str) else said(part) for part in node.parts_)
 
     lines: list[str] = []
@@ -232,14 +252,15 @@ def text(page: list[Written], results: list[tuple[Written, bool]], first: Iterab
     last = lines.pop()
     body = "\n".join([*packed(lines), last])
     general = [name for name, sign in (("base64", r"\bbase64\."), ("numpy as np", r"\bnp\.")) if re.search(sign, body)]
-    head = [*([f"import {', '.join(general)}"] if general else []), *first, *(["h = float.fromhex"] if re.search(r"\bh\('", body) else [])]
+    imports = [f"import {', '.join(general)}"] if general else []
+    head = [*imports, *first, *(["h = float.fromhex"] if re.search(r"\bh\('", body) else [])]
     return "\n".join([*([f"# {comment}"] if comment else []), "; ".join(head), body]) + "\n"
 
 
-def calls_in(node: Written) -> Iterator[Written]:
+def calls_in(node: Expression) -> Iterator[Expression]:
     """The calls whose values an expression takes; each as often as it does."""
     for part in node.parts_:
-        if isinstance(part, Written):
+        if isinstance(part, Expression):
             if part.does_:
                 yield part
             else:

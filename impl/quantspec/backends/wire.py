@@ -1,4 +1,5 @@
-"""How calls and results cross a pipe: one frame is a JSON tree and the arrays that it refers to, as .npy bytes. No pickle: nothing that is read can run code."""
+"""How calls and results cross a pipe: one frame is a JSON tree and the arrays that it refers to, as .npy bytes. No
+pickle: nothing that is read can run code."""
 
 import io
 import json
@@ -14,6 +15,7 @@ from quantspec.numerics.affine import QParams
 MAGIC = b"QS8\n"
 HEAD = struct.Struct("<4sIQ")  # magic, length of the JSON, length of the arrays
 LONGEST = 1 << 30
+QPARAMS = ("scale", "zero_point", "qmin", "qmax", "axis")
 
 
 class Malformed(Exception):
@@ -21,7 +23,8 @@ class Malformed(Exception):
 
 
 def pack(tree: Any) -> bytes:
-    """The frame of a tree of dicts with string keys, lists, tuples, strings, numbers, None, arrays and QParams. TypeError for anything else."""
+    """The frame of a tree of dicts with string keys, lists, tuples, strings, numbers, None, arrays and QParams.
+    TypeError for anything else."""
     arrays: list[bytes] = []
     text = json.dumps(encode(tree, arrays), allow_nan=False).encode()
     body = b"".join(struct.pack("<Q", len(a)) + a for a in arrays)
@@ -29,7 +32,8 @@ def pack(tree: Any) -> bytes:
 
 
 def unpack(read: Callable[[int], bytes]) -> Any:
-    """The tree of the next frame; ``read(n)`` gives exactly n bytes or raises. Malformed for what ``pack`` did not write."""
+    """The tree of the next frame; ``read(n)`` gives exactly n bytes or raises. Malformed for what ``pack`` did not
+    write."""
     magic, text_length, body_length = HEAD.unpack(read(HEAD.size))
     if magic != MAGIC or max(text_length, body_length) > LONGEST:
         raise Malformed(f"a frame cannot begin with {magic!r} and have {text_length} + {body_length} bytes")
@@ -49,18 +53,18 @@ def encode(value: Any, arrays: list[bytes]) -> Any:
     """``value`` as JSON; arrays move to the list, where their place stands for them."""
     if value is None or isinstance(value, (bool, str, int)):
         return value
-    if isinstance(value, float) and not isinstance(value, np.floating):
-        return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, (np.ndarray, np.generic)):
         file = io.BytesIO()
         np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
         arrays.append(file.getvalue())
-        # The .npy format keeps C and Fortran order. What has neither order arrives as every second element of a larger array.
+        # The .npy format keeps C and Fortran order. What has neither order arrives as every second element of a larger
+        # array.
         strided = value.ndim > 0 and not (value.flags.c_contiguous or value.flags.f_contiguous)
         return {"array": len(arrays) - 1, "generic": isinstance(value, np.generic), "strided": strided}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, QParams):
-        parts = {"scale": value.scale, "zero_point": value.zero_point, "qmin": value.qmin, "qmax": value.qmax, "axis": value.axis}
-        return {"qparams": {key: encode(part, arrays) for key, part in parts.items()}}
+        return {"qparams": {field: encode(getattr(value, field), arrays) for field in QPARAMS}}
     if isinstance(value, tuple):
         return {"tuple": [encode(v, arrays) for v in value]}
     if isinstance(value, (frozenset, set)):

@@ -1,4 +1,5 @@
-"""The matrix in Markdown: ``spec/conformance.md`` with backends across and clauses down, and a page for each backend with what was found."""
+"""The matrix in Markdown: ``spec/conformance.md`` with backends across and clauses down, and a page for each backend
+with what was found."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,21 +8,25 @@ from quantspec import chapters
 from quantspec.backends import registry
 from quantspec.backends.protocol import OPERATIONS
 
-from .results import Known, Results
+from .results import Known, Results, covering
 
 INTRODUCTION = """\
 # What backends do
 
-Which clauses of this specification real kernels keep, and which choices they make where it leaves one open. `make conformance` writes this page and the pages that it
+Which clauses of this specification real kernels keep, and which choices they make where it leaves one open. `make \
+conformance` writes this page and the pages that it
 links to, from what it records in [`results/`](results).
 
 - **pass**: no call that was drawn broke the clause, for any operation that the backend offers.
-- **An operation's name**: for this operation a call broke the clause. The link leads to the smallest such call that was found, what was allowed, what came
+- **An operation's name**: for this operation a call broke the clause. The link leads to the smallest such call that \
+was found, what was allowed, what came
   out, how to see it without quantspec, and why it is so.
 - **–**: the backend offers no operation that the clause speaks of.
 
-A dialect is a choice, not a fault: the tables of choices say which alternative of [chapter 10](10-dialects.md) a backend was found to take when it was
-probed from outside, and none is better than another. There is no score. What matters is whether the backend does what *you* rely on."""
+A dialect is a choice, not a fault: the tables of choices say which alternative of [chapter 10](10-dialects.md) a \
+backend was found to take when it was
+probed from outside, and none is better than another. There is no score. What matters is whether the backend does \
+what *you* rely on."""
 
 
 def places(all_results: Iterable[Results]) -> dict[str, list[str]]:
@@ -36,7 +41,12 @@ def places(all_results: Iterable[Results]) -> dict[str, list[str]]:
 def ordered(clauses: Iterable[str]) -> list[str]:
     """Clauses by chapter: that on backends first, that on dialects last."""
     chapter = list(chapters.clauses())
-    return sorted(clauses, key=lambda c: (c.startswith("DIA"), not c.startswith("BAK"), chapter.index(c) if c in chapter else len(chapter), c))
+
+    def order(clause: str) -> tuple[bool, bool, int, str]:
+        place = chapter.index(clause) if clause in chapter else len(chapter)
+        return clause.startswith("DIA"), not clause.startswith("BAK"), place, clause
+
+    return sorted(clauses, key=order)
 
 
 def divergences(all_results: Iterable[Results]) -> int:
@@ -47,9 +57,9 @@ def divergences(all_results: Iterable[Results]) -> int:
 def families(all_results: list[Results]) -> dict[str, list[Results]]:
     """Backends that stand beside each other, in the registry's order; those that it does not know come last."""
     order = list(registry.ENTRIES)
-    known = sorted((r for r in all_results if r.backend in order), key=lambda r: order.index(r.backend))
+    registered = sorted((r for r in all_results if r.backend in order), key=lambda r: order.index(r.backend))
     found: dict[str, list[Results]] = {}
-    for results in [*known, *(r for r in all_results if r.backend not in order)]:
+    for results in [*registered, *(r for r in all_results if r.backend not in order)]:
         family = registry.ENTRIES[results.backend].family if results.backend in order else registry.OTHERS
         found.setdefault(family, []).append(results)
     return found
@@ -57,8 +67,8 @@ def families(all_results: list[Results]) -> dict[str, list[Results]]:
 
 def pages(all_results: list[Results], known: list[Known]) -> dict[str, str]:
     """All of it, by path inside ``spec/``."""
-    made = {"conformance.md": markdown(all_results)}
-    return made | {f"results/{results.folder}/README.md": own_page(results, known) for results in all_results}
+    matrix = {"conformance.md": markdown(all_results)}
+    return matrix | {f"results/{results.folder}/README.md": own_page(results, known) for results in all_results}
 
 
 def markdown(all_results: list[Results]) -> str:
@@ -75,13 +85,18 @@ def markdown(all_results: list[Results]) -> str:
 
 def stands_for(members: list[Results]) -> str:
     """Versions and CPUs of a family, in a sentence."""
-    named = {(r.version, r.cpu): [m.backend for m in members if (m.version, m.cpu) == (r.version, r.cpu)] for r in members}
-    said = [f"{', '.join(names)}: {version} on {cpu}" for (version, cpu), names in named.items()]
-    hidden = " What ends in `-no-vnni` was told, by environment variables, to do without that instruction." if any("-no-vnni" in r.backend for r in members) else ""
-    return f"{'; '.join(said)}.{hidden}"
+    backends: dict[tuple[str, str], list[str]] = {}
+    for member in members:
+        backends.setdefault((member.version, member.cpu), []).append(member.backend)
+    versions = [f"{', '.join(names)}: {version} on {cpu}" for (version, cpu), names in backends.items()]
+    hidden = ""
+    if any("-no-vnni" in member.backend for member in members):
+        hidden = " What ends in `-no-vnni` was told, by environment variables, to do without that instruction."
+    return f"{'; '.join(versions)}.{hidden}"
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
@@ -92,7 +107,8 @@ def held(members: list[Results]) -> Iterable[list[str]]:
         cells = []
         for results in members:
             tables = [t for t in results.findings if t["clause"] == clause]
-            broken = [f"[{t['operation']}](results/{results.folder}/README.md#{anchor(t)})" for t in tables if t["outcome"] == "fails"]
+            page = f"results/{results.folder}/README.md"
+            broken = [f"[{t['operation']}]({page}#{anchor(t)})" for t in tables if t["outcome"] == "fails"]
             cells.append("<br>".join(broken) or ("pass" if any(t["outcome"] == "pass" for t in tables) else "–"))
         if set(cells) != {"–"}:
             yield [f"{clause}<br>{sentences[clause].title}" if clause in sentences else clause, *cells]
@@ -114,15 +130,19 @@ def chosen(members: list[Results]) -> Iterable[list[str]]:
 def own_page(results: Results, known: list[Known]) -> str:
     """What one backend does, in full."""
     sentences = chapters.clauses()
-    lines = [f"# {results.backend} {results.version} on {results.cpu}", "", "One column of [the matrix](../../conformance.md), written by `make conformance`."]
+    lines = [f"# {results.backend} {results.version} on {results.cpu}", ""]
+    lines += ["One column of [the matrix](../../conformance.md), written by `make conformance`."]
     compared = [t for t in results.findings if t["clause"] == "BAK-DIALECT" and t["outcome"] != "not offered"]
-    lines += ["", "## Beside its dialects", "", "Outputs that were compared with the declared dialects, and how many of them are of none.", ""]
+    lines += ["", "## Beside its dialects", ""]
+    lines += ["Outputs that were compared with the declared dialects, and how many of them are of none.", ""]
     lines += table(["operation", "declared", "outputs", "differ"], ([*compared_row(t)] for t in compared))
     lines += ["", "## Its choices", "", "Found by probing, without being told the dialects.", ""]
-    made = [t for t in results.choices if t["choice"] != "not offered"]
-    lines += table(["place", "clause", "choice", "outputs"], ([t["place"], t["clause"], t["choice"], f"{t['outputs']:,}"] for t in made))
-    for other in (t for t in made if t.get("counterexample")):
-        lines += ["", f"No alternative of {other['clause']} gives all its outputs at `{other['place']}`:", "", "```text", other["counterexample"], "```"]
+    offered = [t for t in results.choices if t["choice"] != "not offered"]
+    rows = ([t["place"], t["clause"], t["choice"], f"{t['outputs']:,}"] for t in offered)
+    lines += table(["place", "clause", "choice", "outputs"], rows)
+    for other in (t for t in offered if t.get("counterexample")):
+        lines += ["", f"No alternative of {other['clause']} gives all its outputs at `{other['place']}`:", ""]
+        lines += ["```text", other["counterexample"], "```"]
     lines += ["", "## What differs", ""]
     broken = [t for t in results.findings if t["outcome"] == "fails"]
     lines += [] if broken else ["Nothing."]
@@ -131,19 +151,20 @@ def own_page(results: Results, known: list[Known]) -> str:
         lines += [f"> {sentences[found['clause']].sentence}", ""] if found["clause"] in sentences else []
         if reason := explained(results, found, known):
             lines += [f"**Why:** {reason}", ""]
-        lines += ["```text", *(f"{name}: {text}" for name, text in told(found)), "```", ""]
+        lines += ["```text", *(f"{name}: {text}" for name, text in account(found)), "```", ""]
         if found.get("reproduce"):  # no block of the tested kind: some of these end the process
             lines += ["```py", found["reproduce"].rstrip(), "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def compared_row(found: dict[str, Any]) -> list[str]:
+    """The row of an operation that was compared with its dialects."""
     # A call that was drawn apart may be the only one that differs.
     differ = f"[{found['differ'] or 'one'}](#{anchor(found)})" if found["outcome"] == "fails" else "0"
     return [found["operation"], " or ".join(found["dialects"]), f"{found['outputs']:,}", differ]
 
 
-def told(found: dict[str, Any]) -> list[tuple[str, str]]:
+def account(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What was found, a line each."""
     before = [("before", call) for call in found.get("before", ())]
     return [*before, ("asked", found.get("call", "")), ("allowed", found["allowed"]), ("got", found["got"])]
@@ -156,5 +177,5 @@ def anchor(found: dict[str, Any]) -> str:
 
 def explained(results: Results, found: dict[str, Any], known: list[Known]) -> str:
     """Why a divergence is as it is, and where it was reported."""
-    entry = next((k for k in known if k.covers(results.backend, found["clause"], found["operation"])), None)
+    entry = covering(known, results.backend, found)
     return "" if entry is None else f"{entry.reason}{f' ({entry.upstream})' if entry.upstream else ''}"

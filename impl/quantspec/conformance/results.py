@@ -1,4 +1,5 @@
-"""Results as data: what each backend does, as TOML under version control, so that an upgrade of a backend is a difference that people read."""
+"""Results as data: what each backend does, as TOML under version control, so that an upgrade of a backend is a
+difference that people read."""
 
 import fnmatch
 import json
@@ -9,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from quantspec.numerics.affine import QParams
-
-from .call import Call
+from .call import call_text
 from .fingerprint import Choice
 from .run import Finding
 
@@ -23,7 +21,8 @@ KNOWN = "known.toml"
 
 @dataclass(frozen=True)
 class Known:
-    """A divergence that is known: patterns of the backend, clause and operation that it stands for, why it is so, and where it was reported."""
+    """A divergence that is known: patterns of the backend, clause and operation that it stands for, why it is so, and
+    where it was reported."""
 
     backend: str
     clause: str
@@ -39,7 +38,8 @@ class Known:
 
 @dataclass(frozen=True)
 class Results:
-    """All that is recorded of one backend on one kind of CPU. Findings and choices are the dicts of their TOML tables."""
+    """All that is recorded of one backend on one kind of CPU. Findings and choices are the dicts of their TOML
+    tables."""
 
     backend: str
     version: str
@@ -54,19 +54,23 @@ class Results:
 
 
 def cpu() -> str:
-    """The kind of this machine's CPU, as far as kernels are chosen by it: ``avx512-vnni``, ``avx512-vnni-amx``, ``avx2``, ..."""
+    """The kind of this machine's CPU, as far as kernels are chosen by it: ``avx512-vnni``, ``avx512-vnni-amx``,
+    ``avx2``, ..."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return platform.machine()
     vnni = "-vnni" if torch.cpu._is_vnni_supported() else ""
     amx = "-amx" if torch.cpu._is_amx_tile_supported() else ""
-    return f"{torch.backends.cpu.get_cpu_capability().lower()}{vnni}{amx}" if platform.machine() in ("x86_64", "AMD64") else platform.machine()
+    return f"{torch.backends.cpu.get_cpu_capability().lower()}{vnni}{amx}"
 
 
 def recorded(backend: str, version: str, kind: str, findings: list[Finding], choices: list[Choice]) -> Results:
     """Findings and choices as what their files will say."""
-    return Results(backend, version, kind, tuple(finding_table(f) for f in findings), tuple(choice_table(c) for c in choices))
+    return Results(backend, version, kind, tuple(map(finding_table, findings)), tuple(map(choice_table, choices)))
 
 
 def finding_table(finding: Finding) -> dict[str, Any]:
-    table = {"clause": finding.clause, "operation": finding.operation, "outcome": finding.outcome}
+    """The TOML table of a finding."""
+    table: dict[str, Any] = {"clause": finding.clause, "operation": finding.operation, "outcome": finding.outcome}
     if finding.outcome == "pass":
         table |= {"examples": finding.examples, "outputs": finding.outputs}
     elif finding.outcome == "not offered":
@@ -80,47 +84,28 @@ def finding_table(finding: Finding) -> dict[str, Any]:
 
 
 def choice_table(choice: Choice) -> dict[str, Any]:
-    table = {"clause": choice.clause, "operation": choice.operation, "place": choice.place, "choice": choice.choice, "outputs": choice.outputs}
+    """The TOML table of a choice."""
+    table: dict[str, Any] = {"clause": choice.clause, "operation": choice.operation, "place": choice.place}
+    table |= {"choice": choice.choice, "outputs": choice.outputs}
     return table | ({"counterexample": choice.counterexample} if choice.counterexample else {})
 
 
-def call_text(call: Call | None) -> str:
-    """A call in one line, floats in hexadecimal."""
-    if call is None:
-        return ""
-    words = [*map(value_text, call.arguments), *(f"{key}={value_text(value)}" for key, value in call.options.items())]
-    return f"{call.operation}({', '.join(words)})"
-
-
-def value_text(value: Any) -> str:
-    if isinstance(value, QParams):
-        return f"({value_text(value.scale)}, {value_text(value.zero_point)}, {value.qmin}..{value.qmax})"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(value_text, value))}]"
-    if isinstance(value, (np.ndarray, np.generic)):
-        if np.ndim(value):
-            shape = "x".join(map(str, np.shape(value)))
-            flat = [value_text(v) for v in np.ravel(value)[:64]]
-            return f"{value.dtype}[{shape}]{{{', '.join(flat)}{', ...' if np.size(value) > 64 else ''}}}"
-        return float(value).hex() if value.dtype.kind == "f" else str(int(value))
-    if isinstance(value, float):
-        return value.hex()
-    return str(value)
-
-
 def write(root: Path, results: Results) -> None:
-    """Writes the folder of one backend anew: a file for each operation. Folders of its other versions on this CPU go, as they are what it did before."""
+    """Writes the folder of one backend anew: a file for each operation. Folders of its other versions on this CPU go,
+    as they are what it did before."""
     for old in root.glob(f"{results.backend}-*-{results.cpu}"):
         if read_folder(old).backend == results.backend:
             shutil.rmtree(old)
     folder = root / results.folder
     folder.mkdir(parents=True)
-    for operation in dict.fromkeys(f["operation"] for f in results.findings):
-        lines = [f"backend = {json.dumps(results.backend)}", f"version = {json.dumps(results.version)}", f"cpu = {json.dumps(results.cpu)}"]
+    head = {"backend": results.backend, "version": results.version, "cpu": results.cpu}
+    for operation in dict.fromkeys(finding["operation"] for finding in results.findings):
+        lines = [f"{key} = {json.dumps(value)}" for key, value in head.items()]
         for kind, tables in (("choice", results.choices), ("finding", results.findings)):
             for table in tables:
                 if table["operation"] == operation:
-                    lines += ["", f"[[{kind}]]", *(f"{key} = {toml(value)}" for key, value in table.items() if key != "operation" and value not in ("", []))]
+                    said = {key: value for key, value in table.items() if key != "operation" and value not in ("", [])}
+                    lines += ["", f"[[{kind}]]", *(f"{key} = {toml(value)}" for key, value in said.items())]
         (folder / f"{operation}.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -133,7 +118,9 @@ def toml(value: Any) -> str:
 
 def read_folder(folder: Path) -> Results:
     """The results in a folder."""
-    findings, choices, head = [], [], {}
+    findings: list[dict[str, Any]] = []
+    choices: list[dict[str, Any]] = []
+    head: dict[str, str] = {}
     for path in sorted(folder.glob("*.toml")):
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         head = {key: data[key] for key in ("backend", "version", "cpu")}
@@ -150,21 +137,31 @@ def read_all(root: Path) -> list[Results]:
 def read_known(root: Path) -> list[Known]:
     """The known divergences; none where there is no file."""
     path = root / KNOWN
-    return [Known(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("known", ())] if path.exists() else []
+    if not path.exists():
+        return []
+    return [Known(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("known", ())]
 
 
 def complaints(all_results: list[Results], known: list[Known]) -> list[str]:
     """Failures that no entry explains, and entries that explain nothing."""
-    lines, used = [], set()
+    lines: list[str] = []
+    used: set[Known | None] = set()
     for results in all_results:
         for finding in results.findings:
             if finding["outcome"] == "fails":
-                entry = next((k for k in known if k.covers(results.backend, finding["clause"], finding["operation"])), None)
+                entry = covering(known, results.backend, finding)
                 used.add(entry)
                 if entry is None:
-                    lines.append(f"{results.backend} {finding['clause']} {finding['operation']}: fails, and {KNOWN} does not say why.")
+                    failure = f"{results.backend} {finding['clause']} {finding['operation']}"
+                    lines.append(f"{failure}: fails, and {KNOWN} does not say why.")
     here = {results.backend for results in all_results}
     for entry in known:
         if entry not in used and any(fnmatch.fnmatchcase(name, entry.backend) for name in here):
-            lines.append(f"{KNOWN}: {entry.backend} {entry.clause} {entry.operation} is said to fail, and nothing does. Delete the entry.")
+            failure = f"{entry.backend} {entry.clause} {entry.operation}"
+            lines.append(f"{KNOWN}: {failure} is said to fail, and nothing does. Delete the entry.")
     return lines
+
+
+def covering(known: list[Known], backend: str, finding: dict[str, Any]) -> Known | None:
+    """The entry that explains a backend's failure."""
+    return next((entry for entry in known if entry.covers(backend, finding["clause"], finding["operation"])), None)

@@ -1,37 +1,36 @@
 """Runs the checks on a backend and says, clause by clause and operation by operation, what came of them."""
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from unittest import mock
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis.internal.conjecture.providers import HypothesisProvider
-
+from quantspec.backends.outcome import outcome
 from quantspec.backends.protocol import EXACT, dialects
-from quantspec.backends.worker import OTHER, Worker, outcome
+from quantspec.backends.worker import OTHER, Worker
 
-from . import purity
+from . import stories
 from .call import Call
 from .checks import CHECKS, Check
 from .draw_bulk import bulk
+from .purity import Impure, hold
+from .sampling import CHECK_SEED, for_all
 from .session import Session, Undecided, Violation, compare, parts, same
-from .shrink import smallest
+from .shrink import TRIES, smallest
 
 EXAMPLES = 60
-STORIES, STEPS = 12, 6
 PURITY = ("linear", "linear_dynamic", "conv2d", "all")
-# A backend that hangs costs this many seconds for every call that it hangs on, so the smallest call is looked for with few of them.
+# A backend that hangs costs this many seconds for every call that it hangs on, so the smallest call is looked for with
+# few of them.
 SECONDS = 20.0
-TRIES, TRIES_OF_HANGS = 2000, 3
+TRIES_OF_HANGS = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a clause says of a backend's operation. ``outcome``: pass, fails, or not offered. ``outputs`` elements were looked at, in ``examples`` calls.
+    """What a clause says of a backend's operation. ``outcome``: pass, fails, or not offered. ``outputs`` elements were
+    looked at, in ``examples`` calls.
 
-    For BAK-DIALECT, ``dialects`` are those that were declared, and ``differ`` counts outputs. A failure has the smallest call that was found (``call``),
-    what was ``allowed``, what came out (``got``), and how to see it without us (``reproduce``); what is not offered has a ``reason``.
+    For BAK-DIALECT, ``dialects`` are those that were declared, and ``differ`` counts outputs. A failure has the
+    smallest call that was found (``call``), what was ``allowed``, what came out (``got``), and how to see it without us
+    (``reproduce``); what is not offered has a ``reason``.
     """
 
     clause: str
@@ -49,46 +48,34 @@ class Finding:
     dialects: tuple[str, ...] = ()
 
 
-def profile(examples: int) -> settings:
-    """Drawn alike every time; small calls are looked for by ``smallest``, which knows what a call is."""
-    quiet = list(HealthCheck)
-    return settings(max_examples=examples, phases=[Phase.generate], derandomize=True, deadline=None, database=None, suppress_health_check=quiet)
-
-
-def drawn_alike() -> contextlib.AbstractContextManager:
-    """Calls are drawn alike inside, whatever code there is. Else one number in twenty is a constant of some module that happens to be loaded, so that a line
-    changed anywhere would change every record."""
-    return mock.patch.object(HypothesisProvider, "_maybe_draw_constant", lambda *arguments, **options: None)
-
-
-def run(name: str, *, examples: int = EXAMPLES, seconds: float = SECONDS, seen: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
-    """The findings about a backend, by name or ``module:attribute``; ``seen`` is told each as it comes. Raises as ``Worker`` does when it cannot be made."""
+def run(name: str, *, examples: int = EXAMPLES, seconds: float = SECONDS) -> list[Finding]:
+    """The findings about a backend, by name or ``module:attribute``. Raises as ``Worker`` does when it cannot be
+    made."""
     findings = []
-    with Worker(name, seconds=seconds) as worker, Worker(name, seconds=seconds, threads=2, unwritten=OTHER) as more:
+    with (
+        Worker(name, seconds=seconds) as worker,
+        Worker(name, seconds=seconds, threads=2, unwritten=OTHER) as more,
+    ):
         for check in CHECKS:
             if check.operation in worker.operations:
                 # A state of its own for each check, so that findings do not depend on the checks before.
                 session = Session(worker, more_threads=more)
-                finding = examine_dialect(check, session, examples) if check.clause == "BAK-DIALECT" else examine(check, session, examples)
+                examine_check = examine_dialect if check.clause == "BAK-DIALECT" else examine
+                findings.append(examine_check(check, session, examples))
             else:
-                finding = Finding(check.clause, check.operation, "not offered", reason=f"{check.operation} is not offered")
-            findings.append(finding)
-            seen(finding)
-        for operation in PURITY:
-            findings.append(examine_purity(Session(worker), operation))
-            seen(findings[-1])
+                reason = f"{check.operation} is not offered"
+                findings.append(Finding(check.clause, check.operation, "not offered", reason=reason))
+        findings += [examine_purity(Session(worker), operation) for operation in PURITY]
     return findings
 
 
 def examine(check: Check, session: Session, examples: int) -> Finding:
     """Draws calls for a check until one breaks its clause, and cuts that one down."""
-    said: list[str] = []
+    reasons: list[str] = []
     broken: list[Violation] = []
     decided = 0
 
-    @profile(examples)
-    @given(check.calls)
-    def holds(call):
+    def holds(call: Call) -> None:
         nonlocal decided
         if broken:  # Hypothesis asks once more, for its own report
             raise broken[0]
@@ -96,18 +83,18 @@ def examine(check: Check, session: Session, examples: int) -> Finding:
             check.test(session, call)
             decided += 1
         except Undecided as undecided:
-            said.append(str(undecided))
+            reasons.append(str(undecided))
         except Violation as violation:
             broken.append(violation)
             raise
 
     try:
-        with drawn_alike():
-            holds()
+        for_all(check.calls, holds, examples=examples, start=CHECK_SEED)
     except Violation as violation:
         return failure(check, session, violation)
     if not decided:
-        return Finding(check.clause, check.operation, "not offered", reason=max(dict.fromkeys(said), key=said.count) if said else "nothing was drawn")
+        reason = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "nothing was drawn"
+        return Finding(check.clause, check.operation, "not offered", reason=reason)
     return Finding(check.clause, check.operation, "pass", decided, session.asked)
 
 
@@ -125,12 +112,16 @@ def examine_dialect(check: Check, session: Session, examples: int) -> Finding:
         except Violation as violation:
             worst = worst or violation
             differ += violation.differ
-    drawn = failure(check, session, worst) if worst else examine(check, session, examples)
-    if drawn.outcome != "not offered":
-        drawn = replace(drawn, dialects=("exact",) if check.operation in EXACT else tuple(sorted(dialects(session.worker, check.operation))))
-    if not outputs and drawn.outcome == "pass":
-        return drawn
-    return replace(drawn, outputs=max(outputs, drawn.outputs) if drawn.outcome != "fails" else outputs, differ=differ)
+    finding = failure(check, session, worst) if worst else examine(check, session, examples)
+    if finding.outcome != "not offered":
+        exact = check.operation in EXACT
+        declared = ["exact"] if exact else sorted(dialects(session.worker, check.operation))
+        finding = replace(finding, dialects=tuple(declared))
+    if not outputs and finding.outcome == "pass":
+        return finding
+    if finding.outcome != "fails":
+        outputs = max(outputs, finding.outputs)
+    return replace(finding, outputs=outputs, differ=differ)
 
 
 def failure(check: Check, session: Session, found: Violation) -> Finding:
@@ -155,7 +146,8 @@ def failure(check: Check, session: Session, found: Violation) -> Finding:
             return False
         return False
 
-    # The violation names the call that was answered wrongly, which may be a part or another form of the one that was drawn.
+    # The violation names the call that was answered wrongly, which may be a part or another form of the one that was
+    # drawn.
     if not breaks(found.call):
         last = found
         return described(check.clause, check.operation, session, found)
@@ -163,16 +155,21 @@ def failure(check: Check, session: Session, found: Violation) -> Finding:
     return described(check.clause, check.operation, session, last)
 
 
-def described(clause: str, operation: str, session: Session, violation: Violation, before: tuple[Call, ...] = ()) -> Finding:
+def described(
+    clause: str, operation: str, session: Session, violation: Violation, before: tuple[Call, ...] = ()
+) -> Finding:
+    """The finding for a violation that is as small as it gets."""
     text = reproduction(session, [*before, violation.call])
     # Where threads make the difference, it is not the memory that does.
-    wild = clause not in ("BAK-PLACE", "BAK-PURE") and unwritten(session, violation.call)
-    got = "what happened to be in memory that nobody wrote" if wild else violation.got
-    return Finding(clause, operation, "fails", call=violation.call, before=before, allowed=violation.allowed, got=got, reproduce=text)
+    is_wild = clause not in ("BAK-PLACE", "BAK-PURE") and unwritten(session, violation.call)
+    got = "what happened to be in memory that nobody wrote" if is_wild else violation.got
+    finding = Finding(clause, operation, "fails", call=violation.call, before=before)
+    return replace(finding, allowed=violation.allowed, got=got, reproduce=text)
 
 
 def unwritten(session: Session, call: Call) -> bool:
-    """Whether an answer has memory in it that nobody wrote. The two processes of a session fill theirs with different bytes."""
+    """Whether an answer has memory in it that nobody wrote. The two processes of a session fill theirs with different
+    bytes."""
     if session.more_threads is None:
         return False
     answers = [session.ask(call, threads=threads) for threads in (False, True)]
@@ -183,11 +180,12 @@ def unwritten(session: Session, call: Call) -> bool:
 
 
 def reproduction(session: Session, calls: list[Call]) -> str:
-    """One script that makes calls of a backend, one after the other, without us; empty when one of them cannot be written down."""
+    """One script that makes calls of a backend, one after the other, without us; empty when one of them cannot be
+    written down."""
     *earlier, last = calls
     before = {"before": [(call.operation, call.arguments, call.options) for call in earlier]} if earlier else {}
-    written = outcome(session.worker, "reproduction", last.operation, *last.arguments, **last.options, **before)
-    return written.value if written.kind == "value" else ""
+    script = outcome(session.worker, "reproduction", last.operation, *last.arguments, **last.options, **before)
+    return str(script.value) if script.kind == "value" else ""
 
 
 def examine_purity(session: Session, operation: str) -> Finding:
@@ -195,27 +193,26 @@ def examine_purity(session: Session, operation: str) -> Finding:
     if operation != "all" and operation not in session.worker.operations:
         return Finding("BAK-PURE", operation, "not offered", reason=f"{operation} is not offered")
     try:
-        with drawn_alike():
-            purity.search(session, operation, settings(profile(STORIES), stateful_step_count=STEPS, phases=[Phase.generate]))
-    except purity.Impure as impure:
+        stories.search(session, operation)
+    except Impure as impure:
         return described("BAK-PURE", operation, session, *shortest(session, impure))
     except Undecided as undecided:
         return Finding("BAK-PURE", operation, "not offered", reason=str(undecided))
-    return Finding("BAK-PURE", operation, "pass", STORIES if operation == "all" else 1, session.asked)
+    return Finding("BAK-PURE", operation, "pass", stories.STORIES if operation == "all" else 1, session.asked)
 
 
-def shortest(session: Session, impure: purity.Impure) -> tuple[Violation, tuple[Call, ...]]:
+def shortest(session: Session, impure: Impure) -> tuple[Violation, tuple[Call, ...]]:
     """The violation that ends a story, and the calls before it without those that do not matter, halves first."""
     last: Violation = impure
-    told, size = list(impure.story[:-1]), len(impure.story) // 2
+    before, size = list(impure.story[:-1]), len(impure.story) // 2
     while size:
-        for start in range(len(told) - size, -1, -size):
-            fewer = told[:start] + told[start + size :]
+        for start in range(len(before) - size, -1, -size):
+            fewer = before[:start] + before[start + size :]
             try:
-                purity.hold(session, [*fewer, impure.call])
-            except purity.Impure as still:
+                hold(session, [*fewer, impure.call])
+            except Impure as still:
                 if still.call is impure.call and len(still.story) == len(fewer) + 1:
-                    told, last = fewer, still
+                    before, last = fewer, still
         size //= 2
-    return last, tuple(told)
+    return last, tuple(before)
 

@@ -1,15 +1,17 @@
 """Asks a backend: in its worker, in a fresh process, or with more threads; and what its answers may be."""
 
 from functools import cache
-from typing import Any
+from typing import cast
 
 import numpy as np
 
-from quantspec.backends.protocol import EXACT, dialects
-from quantspec.backends.reference import Ours
-from quantspec.backends.worker import Died, Outcome, Worker, described, outcome
+from quantspec.backends.outcome import Died, Outcome, described, outcome
+from quantspec.backends.protocol import EXACT, Answer, dialects, method
+from quantspec.backends.reference import ReferenceBackend
+from quantspec.backends.worker import Worker
+from quantspec.numerics.dialects.dialect import Dialect
 
-from .call import Call
+from .call import Call, number
 
 DEAD = ("crashed", "exited", "hung", "corrupted")
 
@@ -19,33 +21,38 @@ class Undecided(Exception):
 
 
 class Violation(Exception):
-    """An answer that a clause does not allow: ``call`` was asked, ``got`` came out, ``allowed`` is what could have, both as text; ``differ`` counts elements."""
+    """An answer that a clause does not allow: ``call`` was asked, ``got`` came out, ``allowed`` is what could have,
+    both as text; ``differ`` counts elements."""
 
-    def __init__(self, call: Call, allowed: str, got: str, differ: int = 1):
+    def __init__(self, call: Call, allowed: str, got: str, differ: int = 1) -> None:
         super().__init__(f"allowed {allowed}, got {got}")
         self.call, self.allowed, self.got, self.differ = call, allowed, got, differ
 
 
 class Session:
-    """One backend under test. ``asked`` counts its answers' elements, so that a clause can say how much was compared."""
+    """One backend under test. ``asked`` counts its answers' elements, so that a clause can say how much was
+    compared."""
 
-    def __init__(self, worker: Worker, *, more_threads: Worker | None = None):
+    def __init__(self, worker: Worker, *, more_threads: Worker | None = None) -> None:
         self.worker, self.more_threads = worker, more_threads
         self.asked = 0
 
     def ask(self, call: Call, *, threads: bool = False) -> Outcome:
         """What comes of a call, with ``threads`` in the process that has more of them."""
-        return outcome(self.more_threads if threads else self.worker, call.operation, *call.arguments, **call.options)
+        backend = self.more_threads if threads else self.worker
+        return outcome(backend, call.operation, *call.arguments, **call.options)
 
     def story(self, calls: list[Call]) -> list[Outcome]:
-        """What comes of calls, one after the other, in a process that has answered nothing before. Undecided when no such process can be had."""
+        """What comes of calls, one after the other, in a process that has answered nothing before. Undecided when no
+        such process can be had."""
         try:
             return self.worker.story([(call.operation, call.arguments, call.options) for call in calls])
         except Died as error:
             raise Undecided(str(error)) from None
 
     def death(self, calls: list[Call]) -> str:
-        """How a process that has answered nothing before dies of calls, one after the other, in words; empty when it lives."""
+        """How a process that has answered nothing before dies of calls, one after the other, in words; empty when it
+        lives."""
         try:
             self.worker.story([(call.operation, call.arguments, call.options) for call in calls])
         except Died as error:
@@ -53,44 +60,52 @@ class Session:
             return f"{error.kind}: {error.how} on {described(last.operation, last.arguments, last.options)}"
         return ""
 
-    def answer(self, call: Call, **how) -> np.ndarray:
-        """The array that a call is answered with. Undecided when it is refused or not offered, Violation when the process does not live to answer."""
-        result = self.ask(call, **how)
+    def answer(self, call: Call, *, threads: bool = False) -> Answer:
+        """What a call is answered with. Undecided when it is refused or not offered, Violation when the process does
+        not live to answer."""
+        result = self.ask(call, threads=threads)
         if result.kind in DEAD:
             raise Violation(call, "an answer or a refusal", result.message)
         if result.kind != "value":
             raise Undecided(f"{result.kind}: {result.message}")
         self.asked += sum(part.size for part in parts(result.value))
-        return result.value
+        return cast(Answer, result.value)
 
-    def allowed(self, call: Call) -> list[tuple[str, Any]]:
+    def array(self, call: Call) -> np.ndarray:
+        """The answer to a call of an operation that gives one array."""
+        return cast(np.ndarray, self.answer(call))
+
+    def allowed(self, call: Call) -> list[tuple[str, Answer]]:
         """(dialect, answer) for each dialect that the backend declares for the operation."""
         names = ["exact"] if call.operation in EXACT else sorted(dialects(self.worker, call.operation))
-        return [(name, answered(ours(name), call)) for name in names]
+        return [(name, answer_of(reference(name), call)) for name in names]
 
 
 @cache
-def ours(name: str) -> Ours:
-    """Our own arithmetic in a dialect."""
-    return Ours(name)
+def reference(dialect: str | Dialect) -> ReferenceBackend:
+    """Our own arithmetic in a dialect, or by rules that have no name."""
+    return ReferenceBackend(dialect)
 
 
-def answered(backend: object, call: Call) -> Any:
-    """The answer of a backend in this process."""
-    return getattr(backend, call.operation)(*call.arguments, **call.options)
+def answer_of(backend: object, call: Call) -> Answer:
+    """The answer of a backend in this process, which offers the operation."""
+    function = method(backend, call.operation)
+    if function is None:
+        raise AttributeError(f"{type(backend).__name__} does not offer {call.operation}")
+    return function(*call.arguments, **call.options)
 
 
-def parts(value: Any) -> list[np.ndarray]:
+def parts(answer: Answer) -> list[np.ndarray]:
     """An answer as arrays: most are one, qparams and folded layers are two."""
-    return [np.asarray(part) for part in value] if isinstance(value, (tuple, list)) else [np.asarray(value)]
+    return [np.asarray(part) for part in answer] if isinstance(answer, (tuple, list)) else [np.asarray(answer)]
 
 
 def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Where two arrays of one shape are equal, NaN to NaN."""
-    return (a == b) | ((a != a) & (b != b))
+    return cast(np.ndarray, (a == b) | ((a != a) & (b != b)))
 
 
-def compare(call: Call, got: Any, allowed: list[tuple[str, Any]]) -> None:
+def compare(call: Call, got: Answer, allowed: list[tuple[str, Answer]]) -> None:
     """Raises Violation unless each element of an answer is one that is allowed, and its shape and type are."""
     for index, part in enumerate(parts(got)):
         options = [(name, parts(answer)[index]) for name, answer in allowed]
@@ -102,11 +117,8 @@ def compare(call: Call, got: Any, allowed: list[tuple[str, Any]]) -> None:
             fits |= same(part, option)
         if not fits.all():
             where = tuple(int(i) for i in np.argwhere(~fits)[0])
-            ones = dict.fromkeys(f"{number(option[where])} ({name})" if name else number(option[where]) for name, option in options)
+            numbers = [(name, number(option[where])) for name, option in options]
+            choices = dict.fromkeys(f"{value} ({name})" if name else value for name, value in numbers)
             count = int((~fits).sum())
-            raise Violation(call, f"{' or '.join(ones)} at {list(where)}", f"{number(part[where])} at {list(where)}, {count} of {fits.size} differ", count)
-
-
-def number(value) -> str:
-    """A number without loss: integers as they are, floats in hexadecimal too."""
-    return str(int(value)) if np.asarray(value).dtype.kind in "iu" else f"{float(value):.9g} ({float(value).hex()})"
+            found = f"{number(part[where])} at {list(where)}, {count} of {fits.size} differ"
+            raise Violation(call, f"{' or '.join(choices)} at {list(where)}", found, count)

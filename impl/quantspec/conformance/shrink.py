@@ -13,8 +13,8 @@ TRIES = 2000
 
 
 def smallest(call: Call, breaks: Callable[[Call], bool], tries: int = TRIES) -> Call:
-    """The smallest call found that still breaks, going down greedily. So many candidates are tried at most: a limit of time would find another call on
-    another machine."""
+    """The smallest call found that still breaks, going down greedily. So many candidates are tried at most: a limit of
+    time would find another call on another machine."""
     shrunk = True
     while shrunk:
         shrunk = False
@@ -51,13 +51,15 @@ def plain_codes(codes: np.ndarray, plain: int) -> Iterator[np.ndarray]:
     """The array with half of it, or single elements, at a plain value."""
     flat = codes.ravel()
     wild = np.nonzero(flat != plain)[0]
-    for half in (wild[: len(wild) // 2], wild[len(wild) // 2 :]) if len(wild) > 3 else [[i] for i in wild]:
+    halves = [wild[: len(wild) // 2], wild[len(wild) // 2 :]]
+    for half in halves if len(wild) > 3 else [[place] for place in wild]:
         changed = flat.copy()
         changed[half] = plain
         yield changed.reshape(codes.shape)
 
 
 def plainer_options(call: Call) -> Iterator[Call]:
+    """The call with one of its options as plain as it can be."""
     plain = {"relu": False, "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "count_include_pad": True}
     for option, value in plain.items():
         if option in call.options and call.options[option] not in (value, None):
@@ -96,7 +98,8 @@ def elementwise(call: Call) -> Iterator[Call]:
     x, scale, zero_point = call.arguments
     if np.ndim(scale):
         if len(scale) == 1:
-            yield replace(call, arguments=(x[0], scale[0], int(zero_point[0])), options={k: v for k, v in call.options.items() if k != "axis"})
+            per_tensor = {key: value for key, value in call.options.items() if key != "axis"}
+            yield replace(call, arguments=(x[0], scale[0], int(zero_point[0])), options=per_tensor)
         for c in pieces(len(x)):
             yield call.with_arguments(x[c], scale[c], zero_point[c])
     for c in pieces(x.shape[-1]):
@@ -107,6 +110,7 @@ def elementwise(call: Call) -> Iterator[Call]:
 
 
 def channels(w: QParams, part: slice) -> QParams:
+    """The grid of some outputs' weights."""
     return w if w.axis is None else QParams(w.scale[part], 0, w.qmin, w.qmax, axis=0)
 
 
@@ -152,8 +156,9 @@ def convolution(call: Call) -> Iterator[Call]:
     for c in pieces(len(x_q)):
         yield call.with_arguments(x_q[c], x, w_q, w, bias, y)
     for c in pieces(count):
-        rows, cols, left = slice(c.start * outs, c.stop * outs), slice(c.start * ins, c.stop * ins), c.stop - c.start
-        yield call.with_arguments(x_q[:, cols], x, w_q[rows], channels(w, rows), None if bias is None else bias[rows], y, groups=left)
+        rows, columns = slice(c.start * outs, c.stop * outs), slice(c.start * ins, c.stop * ins)
+        left = x_q[:, columns], x, w_q[rows], channels(w, rows), None if bias is None else bias[rows], y
+        yield call.with_arguments(*left, groups=c.stop - c.start)
     if count == 1:
         for c in pieces(outs):
             yield call.with_arguments(x_q, x, w_q[c], channels(w, c), None if bias is None else bias[c], y)

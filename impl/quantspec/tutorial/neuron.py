@@ -56,10 +56,11 @@ class Neuron:
         for engine in quantized.ENGINES:
             if quantized.why_not_offered(engine):
                 continue
-            theirs = quantized.linear(self.x_codes[None], step, engine=engine)[0, self.index]
+            layer = step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams
+            theirs = quantized.linear(self.x_codes[None], *layer, relu=step.relu, engine=engine)[0, self.index]
             for name in quantized.dialects_here(engine):
                 rules = dialect(name)
-                ours = rules.linear(self.x_codes[None], step.x_qparams, step.weight, step.w_qparams, step.bias, step.y_qparams, relu=step.relu)
+                ours = rules.linear(self.x_codes[None], *layer, relu=step.relu)
                 if ours[0, self.index] == theirs or name == quantized.dialects_here(engine)[-1]:
                     rows.append((engine, name, int(ours[0, self.index]), int(theirs)))
                     break

@@ -1,12 +1,15 @@
 """The reference evaluator of the onnx package behind the backend protocol."""
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from quantspec.backends import protocol
 from quantspec.backends.protocol import NotOffered, whole_byte
 from quantspec.backends.reproduce import script
 from quantspec.numerics.affine import QParams
@@ -14,17 +17,20 @@ from quantspec.numerics.affine import QParams
 from .graphs import OnnxOperators, channel_points, grids, model, rectified
 
 
-class OnnxReference(OnnxOperators):
+class OnnxReference(OnnxOperators, protocol.OffersLinear, protocol.Reproduces):
     """onnx.reference: one NumPy implementation an operator, of ONNX's own operators only."""
 
     name, version = "onnx-reference", onnx.__version__
     dialect = "onnx-reference"
 
-    def _run(self, graph: bytes, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def _run(self, graph: bytes, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         with np.errstate(all="ignore"):
-            return ReferenceEvaluator(graph).run(None, inputs)
+            return cast(Sequence[np.ndarray], ReferenceEvaluator(graph).run(None, inputs))
 
-    def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
+    def linear(
+        self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
+        relu: bool = False,
+    ) -> np.ndarray:
         """QLinearMatMul, which has no bias."""
         if bias is not None:
             raise NotOffered("a bias: QLinearMatMul has none")
@@ -34,7 +40,8 @@ class OnnxReference(OnnxOperators):
         codes = self._run(model([node], {"x": x_q}, {"y": y.dtype}, constants), {"x": x_q})[0]
         return rectified(codes, y, relu)
 
-    def reproduction(self, operation, /, *arguments, **options):
-        """The script of a call, with the graph in it; see ``written.script``."""
+    def reproduction(self, operation: str, /, *arguments: Any, **options: Any) -> str:
+        """The script of a call, with the graph in it; see ``reproduce.script``."""
         modules = {sys.modules[__name__]: {"ReferenceEvaluator": "ReferenceEvaluator"}}
-        return script(self, operation, arguments, options, first=["from onnx.reference import ReferenceEvaluator"], modules=modules)
+        first = ["from onnx.reference import ReferenceEvaluator"]
+        return script(self, operation, arguments, options, first=first, modules=modules)

@@ -1,74 +1,95 @@
-"""torch.ops.onednn's pointwise kernels behind the backend protocol: what torch's compiler calls, on plain uint8 and int8 tensors."""
+"""torch.ops.onednn's pointwise kernels behind the backend protocol: what torch's compiler calls, on plain uint8 and
+int8 tensors."""
+
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from quantspec.backends.cache import Kept
-from quantspec.backends.protocol import NotOffered, per_tensor, whole_byte
-from quantspec.backends.worker import threads
+from quantspec.backends import protocol
+from quantspec.backends.cache import Cache
+from quantspec.backends.protocol import NotOffered, Pair, per_tensor, threads, whole_byte
 from quantspec.numerics.affine import QParams
 
 from .reproduce import torch_script
 
 OPS = torch.ops.onednn
+NO_SCALARS: list[float] = []  # of a ReLU
 
 
-class OnednnPointwise:
-    """``qlinear_pointwise`` and ``qconv2d_pointwise``, for activations of one type: signed ones go another way, through oneDNN's slow reference kernel."""
+class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Keeps, protocol.Reproduces):
+    """``qlinear_pointwise`` and ``qconv2d_pointwise``, for activations of one type: signed ones go another way, through
+    oneDNN's slow reference kernel."""
 
     version = torch.__version__
 
-    def __init__(self, codes: str):
-        if not torch.backends.mkldnn.is_available():
+    def __init__(self, codes: str) -> None:
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's own
             raise NotOffered("this build of torch has no oneDNN")
         torch.set_num_threads(threads())
-        self._codes, self._kept = np.dtype(codes), Kept()
+        self._codes, self._cache = np.dtype(codes), Cache()
         self.name = "torch-onednn-pointwise" + ("" if codes == "uint8" else f"-{codes}")
-        self.dialect = "onednn-reference" if codes == "int8" else self._probed()
+        self.dialect: protocol.Dialects = "onednn-reference" if codes == "int8" else self._probed()
 
     def _probed(self) -> frozenset[str]:
-        """``onednn-pointwise``, also with the product of the scales where the CPU has AMX, or both with saturating pairs (DIA-ACCUMULATE)."""
+        """``onednn-pointwise``, also with the product of the scales where the CPU has AMX, or both with saturating
+        pairs (DIA-ACCUMULATE)."""
         grid, w = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127)
         x_q, w_q = np.full((1, 64), 255, np.uint8), np.full((16, 64), 127, np.int8)
         codes = self.linear(x_q, grid, w_q, w, None, QParams(np.float32(64 * 255 * 127 / 200), 0, 0, 255))
         if (codes != 200).any():
             return frozenset({"onednn-pointwise-int16", "onednn-pointwise-product-int16"})
         # oneDNN's kernels for AMX multiply the scales first, for some shapes of windows.
-        return frozenset({"onednn-pointwise", *(["onednn-pointwise-product"] if torch.cpu._is_amx_tile_supported() else [])})
+        products = ["onednn-pointwise-product"] if torch.cpu._is_amx_tile_supported() else []
+        return frozenset({"onednn-pointwise", *products})
 
-    def keep(self):
+    def keep(self) -> None:
         """Packed weights are kept from here on, as compiled code keeps them."""
-        self._kept = Kept(keeps=True)
+        self._cache = Cache(enabled=True)
 
-    def linear(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu=False):
-        weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
-        packed = self._kept(("linear", w_q), lambda: OPS.qlinear_prepack(weight, None))
-        output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", [], ""
-        return OPS.qlinear_pointwise(torch.from_numpy(x_q.copy()), float(x.scale), int(x.zero_point), packed, scales, points, bias, *output).numpy()
+    def linear(
+        self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
+        relu: bool = False,
+    ) -> np.ndarray:
+        weight, *layer, dtype = self._arguments(x, w_q, w, bias, y)
+        packed = self._cache(("linear", w_q), lambda: OPS.qlinear_prepack(weight, None))
+        output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", NO_SCALARS, ""
+        codes, grid = torch.from_numpy(x_q.copy()), (float(x.scale), int(x.zero_point))
+        return cast(np.ndarray, OPS.qlinear_pointwise(codes, *grid, packed, *layer, *output).numpy())
 
-    def conv2d(self, x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, relu=False):
+    def conv2d(
+        self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
+        stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1, relu: bool = False,
+    ) -> np.ndarray:
         if x.dtype != np.uint8:
             raise NotOffered("signed activations: qconv2d_pointwise takes unsigned ones only")
-        weight, scales, points, bias, dtype = self._arguments(x, w_q, w, bias, y)
+        weight, *layer, dtype = self._arguments(x, w_q, w, bias, y)
+        grid = float(x.scale), int(x.zero_point)
         places = list(stride), list(padding), list(dilation), groups
         key = "conv2d", w_q, w.scale, x.scale, x.zero_point, str(places), x_q.shape
-        packed = self._kept(key, lambda: OPS.qconv_prepack(weight, scales, float(x.scale), int(x.zero_point), *places, list(x_q.shape)))
+        packed = self._cache(key, lambda: OPS.qconv_prepack(weight, layer[0], *grid, *places, list(x_q.shape)))
         codes = torch.from_numpy(x_q.copy()).contiguous(memory_format=torch.channels_last)
-        output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", [], ""
-        result = OPS.qconv2d_pointwise(codes, float(x.scale), int(x.zero_point), packed, scales, points, bias, *places, *output)
+        output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", NO_SCALARS, ""
+        result = OPS.qconv2d_pointwise(codes, *grid, packed, *layer, *places, *output)
         return np.ascontiguousarray(result.numpy())
 
-    def reproduction(self, operation, /, *arguments, **options):
-        """The script of a call; see ``written.script``."""
+    def reproduction(self, operation: str, /, *arguments: Any, **options: Any) -> str:
+        """The script of a call; see ``reproduce.script``."""
         return torch_script(self, operation, arguments, options)
 
-    def _arguments(self, x: QParams, w_q, w: QParams, bias, y: QParams):
-        per_tensor(x, "x"), per_tensor(y, "y"), whole_byte(y)
+    def _arguments(
+        self, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.dtype]:
+        """(weight, its scales, its zero points, bias, type of the output)."""
+        per_tensor(x, "x")
+        per_tensor(y, "y")
+        whole_byte(y)
         if x.dtype != self._codes:
             raise NotOffered(f"{x.dtype} activations: this adapter is for {self._codes}")
         if np.any(w.zero_point):
             raise NotOffered("weights whose zero point is not 0")
         scales = torch.from_numpy(np.atleast_1d(w.scale).copy())
         points = torch.zeros(len(scales), dtype=torch.int64)
-        bias = None if bias is None else torch.from_numpy(bias.copy())
-        return torch.from_numpy(np.array(w_q, order="C")), scales, points, bias, torch.uint8 if y.qmin == 0 else torch.int8
+        addend = None if bias is None else torch.from_numpy(bias.copy())
+        dtype = torch.uint8 if y.qmin == 0 else torch.int8
+        return torch.from_numpy(np.array(w_q, order="C")), scales, points, addend, dtype

@@ -1,18 +1,22 @@
 """PyTorch's own quantized engines: its eager-mode workflow and kernels, with NumPy arrays out.
 
-``torch.ao.quantization`` and the quantized dtypes are deprecated and being removed, which is why nothing outside this folder may
-depend on them, and why their warnings are silenced here: who compares with them knows.
+``torch.ao.quantization`` and the quantized dtypes are deprecated and being removed, which is why nothing outside this
+folder may depend on them, and why their warnings are silenced here: who compares with them knows.
 """
 
 import contextlib
 import copy
+import functools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
+
+from quantspec.numerics.affine import QParams
 
 ENGINES = {
     "x86": ("fbgemm",),
@@ -26,9 +30,10 @@ ENGINES = {
 class TorchLayer:
     """One linear layer of a torch network: its parameters, and what it took and gave for the test inputs.
 
-    ``weight``: int8 codes [outputs, inputs]; ``w_scale``, ``w_zero_point``: () or (outputs,); ``bias``: float32 (outputs,).
-    ``bias_codes``: int64 (outputs,), torch's qint32 codes in units of input scale times weight scale, or None when dynamic.
-    ``scale``, ``zero_point`` of the output are None when dynamic; ``inputs`` and ``outputs`` [rows, ...] are codes, or float32 when dynamic.
+    ``weight``: int8 codes [outputs, inputs]; ``w_scale``, ``w_zero_point``: () or (outputs,); ``bias``: float32
+    (outputs,). ``bias_codes``: int64 (outputs,), torch's qint32 codes in units of input scale times weight scale, or
+    None when dynamic. ``scale``, ``zero_point`` of the output are None when dynamic; ``inputs`` and ``outputs`` [rows,
+    ...] are codes, or float32 when dynamic.
     """
 
     name: str
@@ -93,27 +98,33 @@ def dialects_here(engine: str) -> tuple[str, ...]:
 
 
 def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
-    """The dialects of each operation of an engine in this build of torch and on this CPU, of which each output follows one."""
+    """The dialects of each operation of an engine in this build of torch and on this CPU, of which each output follows
+    one."""
     with selected(engine):
-        # Half a step, zero point 1: 2 when the zero point is added before rounding, 1 when it is added after (AFF-ORDER).
+        # Half a step, zero point 1: 2 when the zero point is added before rounding, 1 when it is added after
+        # (AFF-ORDER).
         inside = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr().item() == 2
     tensors = frozenset({"torch-quantize" if inside else "torch-fake-quantize"})
     layers = frozenset(dialects_here(engine))
-    # The last few elements of a tensor take other steps than those that fill a vector; qnnpack has kernels for unsigned codes only.
-    sums = frozenset({"torch-quantize", "torch-quantize-tail"}) | (frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset())
-    averages = frozenset({"torch-quantize"}) | (frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset())
+    # The last few elements of a tensor take other steps than those that fill a vector; qnnpack has kernels for unsigned
+    # codes only.
+    own = frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset()
+    averages = frozenset({"torch-quantize"}) | own
+    sums = averages | {"torch-quantize-tail"}
     # Means of images whose channels are last, as one channel counts, take other steps than those of others.
     means = averages | {"torch-quantize-tail"}
     exact = frozenset({"exact"})
     return {
-        "quantize": tensors, "dequantize": exact, "qparams": frozenset({"torch-quantize"}), "linear": layers, "linear_dynamic": layers,
-        "conv2d": convolutions_here(engine, layers), "add": sums, "mul": frozenset({"torch-quantize"}), "concat": tensors, "max_pool2d": exact,
+        "quantize": tensors, "dequantize": exact, "qparams": frozenset({"torch-quantize"}), "linear": layers,
+        "linear_dynamic": layers, "conv2d": convolutions_here(engine, layers), "add": sums,
+        "mul": frozenset({"torch-quantize"}), "concat": tensors, "max_pool2d": exact,
         "avg_pool2d": averages, "adaptive_avg_pool2d": means, "fold_batch_norm": frozenset({"torch-quantize"}),
     }  # fmt: skip
 
 
 def convolutions_here(engine: str, layers: frozenset[str]) -> frozenset[str]:
-    """The dialects of an engine's convolutions: those of its linear layers, except that x86 hands convolutions to oneDNN on CPUs with VNNI.
+    """The dialects of an engine's convolutions: those of its linear layers, except that x86 hands convolutions to
+    oneDNN on CPUs with VNNI.
 
     torch asks the CPU itself for that, whatever instructions oneDNN has been told to use.
     """
@@ -136,12 +147,12 @@ def static_network(
 
     ``fuse`` lists the groups of modules to fuse, by path, as ``torch.ao.quantization.fuse_modules`` takes them.
     """
-    quantization = torch.ao.quantization
+    quantization: Any = torch.ao.quantization  # its functions have no types
     weights = quantization.PerChannelMinMaxObserver if per_channel else quantization.MinMaxObserver
     scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
     activations = quantization.MinMaxObserver.with_args(dtype=torch.quint8, reduce_range=reduce_range)
     with selected(engine):
-        network = nn.Sequential(quantization.QuantStub(), copy.deepcopy(model).eval(), quantization.DeQuantStub())
+        network: Any = nn.Sequential(quantization.QuantStub(), copy.deepcopy(model).eval(), quantization.DeQuantStub())
         if fuse:
             quantization.fuse_modules(network[1], fuse, inplace=True)
         network.qconfig = quantization.QConfig(activations, weights.with_args(dtype=torch.qint8, qscheme=scheme))
@@ -151,32 +162,34 @@ def static_network(
         quantization.convert(network, inplace=True)
         stub = network[0]
         kinds = torch.ao.nn.quantized.Linear, torch.ao.nn.intrinsic.quantized.LinearReLU
-        seen = record(network, {"": stub} | {p: m for p, m in network[1].named_modules() if isinstance(m, kinds)}, test)
+        modules = {path: module for path, module in network[1].named_modules() if isinstance(module, kinds)}
+        seen = record(network, {"": stub} | modules, test)
         layers = []
-        for path, module in network[1].named_modules():
-            if isinstance(module, kinds):
-                inputs, outputs = seen[path]
-                scale, zero_point = float(module.scale), int(module.zero_point)
-                layers.append(layer(path, module, scale, zero_point, codes(inputs), codes(outputs), inputs[0].q_scale()))
+        for path, module in modules.items():
+            inputs, outputs = seen[path]
+            scale, zero_point = float(module.scale), int(module.zero_point)
+            layers.append(layer(path, module, scale, zero_point, codes(inputs), codes(outputs), inputs[0].q_scale()))
         input_codes = codes(seen[""][1])
         return TorchNetwork(tuple(layers), float(stub.scale), int(stub.zero_point), input_codes)
 
 
-def linear(x_q: np.ndarray, step, *, engine: str) -> np.ndarray:
-    """Output codes [rows, outputs] of torch's kernel for a ``program.Linear`` step, given input codes [rows, inputs]."""
-    x, w, y = step.x_qparams, step.w_qparams, step.y_qparams
+def linear(
+    x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
+    relu: bool, engine: str,
+) -> np.ndarray:  # fmt: skip
+    """Output codes [rows, outputs] of torch's kernel for a linear layer, given input codes [rows, inputs]."""
     with selected(engine):
         x_tensor = torch._make_per_tensor_quantized_tensor(torch.from_numpy(x_q), float(x.scale), int(x.zero_point))
-        codes = torch.from_numpy(step.weight)
+        codes = torch.from_numpy(w_q)
         if w.axis is None:
             weight = torch._make_per_tensor_quantized_tensor(codes, float(w.scale), int(w.zero_point))
         else:
             points = np.broadcast_to(w.zero_point, w.scale.shape).astype(np.int64)
             scales = torch.from_numpy(w.scale.astype(np.float64))
             weight = torch._make_per_channel_quantized_tensor(codes, scales, torch.from_numpy(points), w.axis)
-        packed = torch.ops.quantized.linear_prepack(weight, None if step.bias is None else torch.from_numpy(step.bias))
-        kernel = torch.ops.quantized.linear_relu if step.relu else torch.ops.quantized.linear
-        return kernel(x_tensor, packed, float(y.scale), int(y.zero_point)).int_repr().numpy()
+        packed = torch.ops.quantized.linear_prepack(weight, None if bias is None else torch.from_numpy(bias))
+        kernel = torch.ops.quantized.linear_relu if relu else torch.ops.quantized.linear
+        return cast(np.ndarray, kernel(x_tensor, packed, float(y.scale), int(y.zero_point)).int_repr().numpy())
 
 
 def reduces_range(engine: str) -> bool:
@@ -187,30 +200,34 @@ def reduces_range(engine: str) -> bool:
 def dynamic_network(model: nn.Module, test: Iterable[torch.Tensor], *, engine: str) -> TorchNetwork:
     """``model`` through torch's dynamic workflow, with one weight scale a layer, run over the test batches."""
     with selected(engine):
-        network = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).eval(), {nn.Linear}, dtype=torch.qint8)
-        modules = {p: m for p, m in network.named_modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)}
+        quantization: Any = torch.ao.quantization  # its functions have no types
+        network = quantization.quantize_dynamic(copy.deepcopy(model).eval(), {nn.Linear}, dtype=torch.qint8)
+        kind: Any = torch.ao.nn.quantized.dynamic.Linear
+        modules = {path: module for path, module in network.named_modules() if isinstance(module, kind)}
         if not reduces_range(engine):
             for module in modules.values():
-                module.version = 3  # layers of that age do not ask for seven bits; asked in vain, qnnpack prints a warning
+                # Layers of that age do not ask for seven bits; asked in vain, qnnpack prints a warning.
+                module.version = 3
         seen = record(network, modules, test)
         layers = [
-            layer(path, module, None, None, *(torch.cat(tensors).numpy() for tensors in seen[path]), None)
-            for path, module in modules.items()
+            layer(path, module, None, None, torch.cat(inputs).numpy(), torch.cat(outputs).numpy(), None)
+            for (path, module), (inputs, outputs) in zip(modules.items(), seen.values())
         ]
         return TorchNetwork(tuple(layers), None, None, None)
 
 
-def record(network: nn.Module, modules: dict[str, nn.Module], test: Iterable[torch.Tensor]) -> dict[str, tuple[list, list]]:
+def record(
+    network: nn.Module, modules: Mapping[str, nn.Module], test: Iterable[torch.Tensor]
+) -> dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]]:
     """What each of the modules took and gave while the network ran over the test batches."""
-    seen = {path: ([], []) for path in modules}
-    hooks = []
-    for path, module in modules.items():
+    seen: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {path: ([], []) for path in modules}
 
-        def keep(module, arguments, output, path=path):
-            seen[path][0].append(arguments[0])
-            seen[path][1].append(output)
+    def keep(path: str, module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        inputs, outputs = seen[path]
+        inputs.append(arguments[0])
+        outputs.append(output)
 
-        hooks.append(module.register_forward_hook(keep))
+    hooks = [module.register_forward_hook(functools.partial(keep, path)) for path, module in modules.items()]
     for batch in test:
         network(batch)
     for hook in hooks:
@@ -218,11 +235,15 @@ def record(network: nn.Module, modules: dict[str, nn.Module], test: Iterable[tor
     return seen
 
 
-def layer(path, module, scale, zero_point, inputs, outputs, x_scale) -> TorchLayer:
-    """The parameters of a quantized linear module as arrays."""
+def layer(
+    path: str, module: Any, scale: float | None, zero_point: int | None, inputs: np.ndarray, outputs: np.ndarray,
+    x_scale: float | None,
+) -> TorchLayer:  # fmt: skip
+    """The parameters of a quantized linear module, whose class has no types, as arrays."""
     weight, bias = module.weight(), module.bias().detach()
     if weight.qscheme() == torch.per_tensor_affine:
-        w_scale, w_zero_point = np.float32(weight.q_scale()), np.int32(weight.q_zero_point())
+        w_scale = np.asarray(weight.q_scale(), np.float32)
+        w_zero_point = np.asarray(weight.q_zero_point(), np.int32)
     else:
         w_scale = weight.q_per_channel_scales().numpy().astype(np.float32)
         w_zero_point = weight.q_per_channel_zero_points().numpy().astype(np.int32)
@@ -232,9 +253,9 @@ def layer(path, module, scale, zero_point, inputs, outputs, x_scale) -> TorchLay
         columns = [torch.quantize_per_tensor(b, float(u), 0, torch.qint32) for b, u in zip(bias, units)]
         bias_codes = np.array([int(column.int_repr()) for column in columns], dtype=np.int64)
     return TorchLayer(
-        path, weight.int_repr().numpy(), np.asarray(w_scale), np.asarray(w_zero_point), bias.numpy(), bias_codes,
+        path, weight.int_repr().numpy(), w_scale, w_zero_point, bias.numpy(), bias_codes,
         scale, zero_point, inputs, outputs,
-    )
+    )  # fmt: skip
 
 
 def codes(tensors: list[torch.Tensor]) -> np.ndarray:

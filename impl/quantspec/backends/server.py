@@ -1,0 +1,144 @@
+"""A worker's side of the pipe: makes a backend, says what it is, and answers calls until the pipe closes.
+
+``python -m quantspec.backends.server NAME`` is the process that ``Worker(NAME)`` starts.
+"""
+
+import contextlib
+import os
+import signal
+import struct
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from . import registry, wire
+from .outcome import outcome
+from .protocol import Backend, Keeps, Reproduces, offers
+
+
+def serve(name: str, source: BinaryIO, sink: BinaryIO) -> None:
+    """Answers the frames of ``source`` on ``sink``. A backend that cannot be made is an answer too, and the last
+    one."""
+
+    def answer(work: Callable[[], dict[str, Any]]) -> None:
+        try:
+            frame = wire.pack(work())
+        except Exception as error:
+            frame = wire.pack(failure(error))
+        sink.write(frame)
+        sink.flush()
+
+    try:
+        backend = registry.find(name).make()
+    except Exception as error:
+        message = failure(error)
+        return answer(lambda: message)
+    answer(lambda: greeting(backend))
+    # A process that has answered nothing yet waits to be copied for every story.
+    nursery = Nursery(lambda frame: answer(lambda: story(backend, frame["story"])))
+    with contextlib.suppress(EOFError):
+        while True:
+            frame = wire.unpack(lambda length: read_all(source, length))
+            if "story" not in frame:
+                answer(lambda frame=frame: run(backend, frame))  # type: ignore[misc]  # a default keeps this frame
+            elif how := nursery.answer(frame):
+                answer(lambda how=how: {"error": "Died", "message": how})  # type: ignore[misc]  # as above
+    return None
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """The answer that says what was raised."""
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def greeting(backend: Backend) -> dict[str, Any]:
+    """What a backend is."""
+    return {
+        "name": backend.name, "version": backend.version, "dialect": backend.dialect,
+        "operations": list(offers(backend)), "reproduces": isinstance(backend, Reproduces),
+    }  # fmt: skip
+
+
+def run(backend: Backend, call: dict[str, Any]) -> dict[str, Any]:
+    """The value of a call, and which of its arguments it wrote to."""
+    before = snapshots(call)
+    value = getattr(backend, call["operation"])(*call["arguments"], **call["options"])
+    changed = [place for place, (array, copy) in before.items() if array.tobytes() != copy]
+    return {"value": value, "wrote": ", ".join(changed)}
+
+
+def story(backend: Backend, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """What comes of calls, one after the other; the backend keeps what it makes where there are several."""
+    if len(calls) > 1 and isinstance(backend, Keeps):
+        backend.keep()
+    return {"value": [vars(outcome(backend, c["operation"], *c["arguments"], **c["options"])) for c in calls]}
+
+
+def snapshots(call: dict[str, Any]) -> dict[str, tuple[np.ndarray, bytes]]:
+    """The arrays among a call's arguments by where they stand, each with its bytes now."""
+    found: dict[str, tuple[np.ndarray, bytes]] = {}
+
+    def look(place: str, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            found[place] = value, value.tobytes()
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                look(f"{place}[{index}]", item)
+
+    for index, value in enumerate(call["arguments"]):
+        look(str(index), value)
+    return found
+
+
+class Nursery:
+    """A copy of this process, made when it has answered nothing, that copies itself for every story it is given."""
+
+    def __init__(self, respond: Callable[[dict[str, Any]], None]) -> None:
+        call_read, self._calls = os.pipe()
+        self._ends, end_write = os.pipe()
+        if os.fork():
+            os.close(call_read)
+            os.close(end_write)
+            return
+        os.close(self._calls)
+        os.close(self._ends)
+        with contextlib.suppress(EOFError), os.fdopen(call_read, "rb") as calls:
+            while True:
+                call = wire.unpack(lambda length: read_all(calls, length))
+                child = os.fork()
+                if not child:
+                    respond(call)
+                    os._exit(0)
+                os.write(end_write, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+        os._exit(0)
+
+    def answer(self, call: dict[str, Any]) -> str:
+        """Lets a fresh copy answer, in its own words; or says how it died."""
+        frame = memoryview(wire.pack(call))
+        while frame:
+            frame = frame[os.write(self._calls, frame) :]
+        (code,) = struct.unpack("<i", os.read(self._ends, 4))
+        return "" if code == 0 else signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def read_all(source: BinaryIO, length: int) -> bytes:
+    """So many bytes, or EOFError."""
+    data = source.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+def main() -> None:
+    """Serves on what were stdin and stdout. Whatever a backend prints goes to stderr instead."""
+    warnings.simplefilter("ignore")
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(sys.argv[1], source, sink)
+
+
+if __name__ == "__main__":
+    main()
