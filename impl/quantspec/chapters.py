@@ -39,7 +39,8 @@ class Clause:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``line`` is the line of its first line of code, counted from 1; ``clause`` the id of the clause it stands under."""
+    """A fenced block; ``line`` is the line of its first line of code, counted from 1; ``clause`` the id of the clause
+    it stands under."""
 
     language: str
     source: str
@@ -48,13 +49,15 @@ class Block:
 
     @property
     def examples(self) -> int:
-        """How many prompts a ``pycon`` block has; 0 for other blocks. Raises ValueError where it is no transcript of the interpreter."""
+        """How many prompts a ``pycon`` block has; 0 for other blocks. Raises ValueError where it is no transcript of
+        the interpreter."""
         return len(doctest.DocTestParser().get_examples(self.source)) if self.language == "pycon" else 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: rows of cells by the words of its head, without its marks where a cell is code; ``clause`` as a block has it."""
+    """A table: rows of cells by the words of its head, without its marks where a cell is code; ``clause`` as a block
+    has it."""
 
     rows: tuple[dict[str, str], ...]
     clause: str = ""
@@ -94,31 +97,36 @@ def stems() -> list[str]:
 def parse(path: Path) -> Chapter:
     """Parses one chapter.
 
-    Raises ValueError when a clause has no sentence, more than one, or an id that the chapter already used, and for a block that could not
-    run: one of another language, without a prompt, or that is no Python.
+    Raises ValueError when a clause has no sentence, more than one, or an id that the chapter already used, and for a
+    block that could not run: one of another language, without a prompt, or that is no Python.
     """
     tokens = MarkdownIt().enable("table").parse(path.read_text(encoding="utf-8"))
-    title, clauses, blocks, tables, heading = "", [], [], [], None
-    depth = 0
+    title, depth = "", 0
+    clauses: list[Clause] = []
+    blocks: list[Block] = []
+    tables: list[Table] = []
+    heading: tuple[str, str, int] | None = None
     for index, token in enumerate(tokens):
+        line = token.map[0] + 1 if token.map else 0
         if token.type == "heading_open":
             if heading is not None:
                 raise ValueError(f"{path.name}:{heading[2]}: clause {heading[0]} has no normative sentence")
             text = tokens[index + 1].content
             title = title or text
             if match := CLAUSE_HEADING.match(text):
-                heading = (match[1], match[2], token.map[0] + 1)
+                heading = match[1], match[2], line
         elif token.type == "blockquote_open":
             depth += 1
         elif token.type == "blockquote_close":
             depth -= 1
         elif token.type == "inline" and depth:
             if heading is None:
-                raise ValueError(f"{path.name}:{token.map[0] + 1}: a block quote outside a clause")
+                raise ValueError(f"{path.name}:{line}: a block quote outside a clause")
             clauses.append(Clause(heading[0], heading[1], token.content, path.stem[3:], heading[2]))
             heading = None
         elif token.type == "fence":
-            blocks.append(checked_block(path, Block(token.info.strip(), token.content, token.map[0] + 2, clauses[-1].id if clauses else "")))
+            block = Block(token.info.strip(), token.content, line + 1, clauses[-1].id if clauses else "")
+            blocks.append(checked_block(path, block))
         elif token.type == "table_open":
             tables.append(Table(table_rows(tokens[index:]), clauses[-1].id if clauses else ""))
     if heading is not None:
@@ -146,7 +154,8 @@ def checked_block(path: Path, block: Block) -> Block:
     """The block; ValueError naming file and line where it could not run."""
     try:
         if block.language not in LANGUAGES:
-            raise ValueError(f"expected a block of {' or '.join(LANGUAGES)}, got {block.language!r}, which would not run")
+            expected = f"expected a block of {' or '.join(LANGUAGES)}"
+            raise ValueError(f"{expected}, got {block.language!r}, which would not run")
         if block.language == "python":
             compile(block.source, path.name, "exec")
         elif block.examples == 0:

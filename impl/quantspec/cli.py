@@ -5,13 +5,15 @@ Bad input ends in one line on stderr and exit code 2, before anything is written
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from types import ModuleType
+from typing import IO, NoReturn
 
 import torch
 from rich.console import Console
@@ -25,7 +27,7 @@ from quantspec.tutorial import data, models, report, tutorial, zoo
 class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in one line."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
@@ -34,25 +36,35 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="quantspec", description="Executable specification of 8-bit post-training quantization.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train, quantize, measure and compare the tutorial's network")
-    run.add_argument("--data", metavar="DIR", help="folder with MNIST in torchvision's layout (default: $QUANTSPEC_DATA, ./data, download)")
-    run.add_argument("--cache", metavar="DIR", help="folder for trained networks (default: $QUANTSPEC_CACHE, ~/.cache/quantspec)")
+    where = "folder with MNIST in torchvision's layout (default: $QUANTSPEC_DATA, ./data, download)"
+    run.add_argument("--data", metavar="DIR", help=where)
+    where = "folder for trained networks (default: $QUANTSPEC_CACHE, ~/.cache/quantspec)"
+    run.add_argument("--cache", metavar="DIR", help=where)
     run.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
-    run.add_argument("--variant", action="append", metavar="NAME", help=f"one of {', '.join(tutorial.VARIANTS)}; may be repeated")
-    run.add_argument("--batch", action="append", type=int, metavar="N", help="batch size to time (default: 1 10 256); may be repeated")
+    variants = f"one of {', '.join(tutorial.VARIANTS)}; may be repeated"
+    run.add_argument("--variant", action="append", metavar="NAME", help=variants)
+    sizes = "batch size to time (default: 1 10 256); may be repeated"
+    run.add_argument("--batch", action="append", type=int, metavar="N", help=sizes)
     run.add_argument("--reduce-range", action="store_true", help="7-bit activations, as the tutorial has them on x86")
     run.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     run.add_argument("--report", type=Path, metavar="FILE", help="write the results as one HTML page with pictures")
     run.set_defaults(function=run_tutorial)
     hold = commands.add_parser("conformance", help="hold backends to the specification and record what they do")
-    hold.add_argument("--backend", action="append", metavar="NAME", help="a known one or my_package.my_module:MyBackend; may be repeated (default: all installed)")
-    hold.add_argument("--examples", type=int, default=60, metavar="N", help="drawn calls for each clause and operation (default: 60)")
-    hold.add_argument("--seconds", type=float, default=20.0, metavar="S", help="how long one call may take (default: 20)")
+    backends = "a known one or my_package.my_module:MyBackend; may be repeated (default: all installed)"
+    hold.add_argument("--backend", action="append", metavar="NAME", help=backends)
+    examples = "drawn calls for each clause and operation (default: 60)"
+    hold.add_argument("--examples", type=int, default=60, metavar="N", help=examples)
+    seconds = "how long one call may take (default: 20)"
+    hold.add_argument("--seconds", type=float, default=20.0, metavar="S", help=seconds)
     hold.add_argument("--write", type=Path, metavar="DIR", help="write results and pages into a folder like spec/")
     hold.add_argument("--html", type=Path, metavar="FILE", help="write the matrix as one HTML page")
-    hold.add_argument("--recorded", action="store_true", help="ask no backend; the pages are written from the results that are there")
+    recorded = "ask no backend; the pages are written from the results that are there"
+    hold.add_argument("--recorded", action="store_true", help=recorded)
     hold.set_defaults(function=lambda options: conformance().conformance(options))
-    nets = commands.add_parser("zoo", help="quantize networks that people have, and compare them with float32 and with torch.ao")
-    nets.add_argument("--model", action="append", metavar="NAME", help="one of the networks; may be repeated (default: all)")
+    purpose = "quantize networks that people have, and compare them with float32 and with torch.ao"
+    nets = commands.add_parser("zoo", help=purpose)
+    names = "one of the networks; may be repeated (default: all)"
+    nets.add_argument("--model", action="append", metavar="NAME", help=names)
     nets.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     nets.set_defaults(function=show_zoo)
     probe = commands.add_parser("fingerprint", help="find out which choices of chapter 10 a backend makes")
@@ -61,8 +73,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def conformance():
-    """The commands that draw examples, which need Hypothesis. Raises ValueError saying how to get it where it is missing."""
+def conformance() -> ModuleType:
+    """The commands that draw examples, which need Hypothesis. Raises ValueError saying how to get it where it is
+    missing."""
     try:
         from quantspec.conformance import command
     except ModuleNotFoundError as error:
@@ -76,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
     try:
         options = parser().parse_args(arguments)
-        return options.function(options)
+        return int(options.function(options))
     except (ValueError, TypeError, OSError, NotImplementedError) as error:
         print(f"quantspec: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -103,7 +116,8 @@ def run_tutorial(options: argparse.Namespace) -> int:
 
 
 def show_zoo(options: argparse.Namespace) -> int:
-    """``quantspec zoo``: a row for each network, each measured in a process of its own. Raises ValueError for an unknown network."""
+    """``quantspec zoo``: a row for each network, each measured in a process of its own. Raises ValueError for an
+    unknown network."""
     names = options.model or list(zoo.NAMES)
     if unknown := [name for name in names if name not in zoo.NAMES]:
         raise ValueError(f"--model: expected one of {', '.join(zoo.NAMES)}, got {unknown[0]!r}")
@@ -111,20 +125,21 @@ def show_zoo(options: argparse.Namespace) -> int:
         found = [row for _, row in zip(progress(names, "zoo"), zoo.rows(names))]
         console = Console()
         console.print(zoo.table(found))
+        say = functools.partial(console.print, highlight=False, soft_wrap=True)
         for row in found:
             if row.same_sqnr is not None:
-                what = f"torch.ao makes {row.peer_layers} of {row.layers} layers int8; ours with those alone: {row.same_sqnr:.1f} dB"
-                console.print(f"{row.name}: {what}", highlight=False, soft_wrap=True)
+                both = f"torch.ao makes {row.peer_layers} of {row.layers} layers int8"
+                say(f"{row.name}: {both}; ours with those alone: {row.same_sqnr:.1f} dB")
             if row.peer_reason:
-                console.print(f"{row.name}: torch.ao cannot: {row.peer_reason}", highlight=False, soft_wrap=True)
+                say(f"{row.name}: torch.ao cannot: {row.peer_reason}")
             if row.onnx_reason:
-                console.print(f"{row.name}: not exported to ONNX: {row.onnx_reason}", highlight=False, soft_wrap=True)
+                say(f"{row.name}: not exported to ONNX: {row.onnx_reason}")
             if row.onnx_same_floats:
                 compared, differing = row.onnx_same_floats
-                what = f"ONNX Runtime given the same floats where operations in float stand (STA-RUNTIME): {differing} of {compared:,} differ"
-                console.print(f"{row.name}: {what}", highlight=False, soft_wrap=True)
+                how = "given the same floats where operations in float stand (STA-RUNTIME)"
+                say(f"{row.name}: ONNX Runtime {how}: {differing} of {compared:,} differ")
             if row.left:
-                console.print(f"{row.name}: in float: {', '.join(f'{count} x {reason}' for reason, count in row.left.items())}", highlight=False, soft_wrap=True)
+                say(f"{row.name}: in float: {', '.join(f'{count} x {reason}' for reason, count in row.left.items())}")
         if json_file:
             json.dump(zoo.as_json(found), json_file, indent=1)
     return 0
@@ -157,7 +172,8 @@ def output_file(path: Path | None, option: str) -> Iterator[IO[str] | None]:
 
 def show(result: tutorial.Result, console: Console) -> None:
     """Prints the tables; each fits a terminal of 80 columns."""
-    table = Table(title=f"{result.dataset.name}: {len(result.dataset.x_test):,} test images, torch {torch.__version__}", title_justify="left")
+    title = f"{result.dataset.name}: {len(result.dataset.x_test):,} test images, torch {torch.__version__}"
+    table = Table(title=title, title_justify="left")
     table.add_column("variant", no_wrap=True)
     for column in ("accuracy", "change", "bytes", "compression"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -168,19 +184,24 @@ def show(result: tutorial.Result, console: Console) -> None:
     console.print(table)
     console.print()
     console.print(latency_table(result))
-    console.print("Median of interleaved calls on one thread, on the engine that a network takes by default in its dialect.", highlight=False)
+    how = "Median of interleaved calls on one thread, on the engine that a network takes by default in its dialect."
+    console.print(how, highlight=False)
     console.print()
     console.print(equality_table(result))
     for engine, names in result.dialects.items():
         console.print(f"  {engine}: dialect {' or '.join(names)}", highlight=False)
     wrong = [p for p in result.parameters if p.differ]
     numbers = sum(p.numbers for p in result.parameters)
-    console.print(f"Scales, zero points, int8 weights, biases, quantized biases and input codes:\n{numbers:,} numbers compared, ", end="")
+    console.print("Scales, zero points, int8 weights, biases, quantized biases and input codes:")
+    console.print(f"{numbers:,} numbers compared, ", end="")
     console.print(f"{sum(p.differ for p in wrong):,} differ.")
     for p in wrong:
         console.print(f"  {p.engine} {p.variant} {p.layer} {p.what}: {p.differ:,} of {p.numbers:,} differ")
     if any(name.endswith("-int16") for names in result.dialects.values() for name in names):
-        console.print("This CPU has no VNNI: some engines add products in pairs into saturating int16, which their dialect here includes.")
+        console.print(
+            "This CPU has no VNNI: some engines add products in pairs into saturating int16, "
+            "which their dialect here includes."
+        )
 
 
 def latency_table(result: tutorial.Result) -> Table:
@@ -198,7 +219,8 @@ def latency_table(result: tutorial.Result) -> Table:
 def equality_table(result: tutorial.Result) -> Table:
     """Codes compared and codes that differ, a row for each engine and variant."""
     layers = list(dict.fromkeys(row.layer for row in result.equality))
-    table = Table(title="our integer arithmetic beside torch's kernels: outputs that differ/compared", title_justify="left")
+    title = "our integer arithmetic beside torch's kernels: outputs that differ/compared"
+    table = Table(title=title, title_justify="left")
     for column in ("engine", "variant"):
         table.add_column(column, no_wrap=True)
     for layer in layers:
@@ -206,7 +228,10 @@ def equality_table(result: tutorial.Result) -> Table:
     for engine in quantized.ENGINES:
         for variant in dict.fromkeys(row.variant for row in result.equality):
             rows = {row.layer: row for row in result.equality if (row.engine, row.variant) == (engine, variant)}
-            cells = [f"not offered: {r.reason}" if (r := rows[name]).reason else f"{r.differ:,}/{r.codes:,}" for name in layers]
+            cells = [
+                f"not offered: {row.reason}" if row.reason else f"{row.differ:,}/{row.codes:,}"
+                for row in (rows[name] for name in layers)
+            ]
             table.add_row(engine, variant, *cells)
         table.add_section()
     return table

@@ -3,9 +3,9 @@
 import io
 import itertools
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -16,21 +16,23 @@ from torch import nn
 from quantspec.capture import tracer
 from quantspec.engines.reference import Reference
 from quantspec.ir import float_graph, float_run, rearrange
-from quantspec.ir.program import Call, Conv, Layer, Linear
+from quantspec.ir.program import Call, Conv, Layer, Linear, Step
 from quantspec.ir.traverse import refs
 from quantspec.module import size
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
-from quantspec.numerics.affine import QParams, along
+from quantspec.numerics.affine import along
 from quantspec.progress import progress
 from quantspec.ptq import fusion, options
 
 PARTED = 20.0  # dB: an error of a tenth
+FloatLayer: TypeAlias = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: ``sqnr`` in dB of what it gives, beside float; ``macs`` on the data compared; ``bytes`` stored; ``int8``: whether it is, else ``reason``."""
+    """One layer: ``sqnr`` in dB of what it gives, beside float; ``macs`` on the data compared; ``bytes`` stored;
+    ``int8``: whether it is, else ``reason``."""
 
     layer: str
     sqnr: float
@@ -42,8 +44,9 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found. ``sqnr`` of the outputs in dB; ``parted`` is the first layer below ``threshold`` dB, or None; bytes of both; ``int8_macs``: the share
-    of multiply-accumulates in int8. Where the data has targets: both accuracies, and the upper bound of the share of answers that changed, with 99 % confidence."""
+    """What ``compare`` found. ``sqnr`` of the outputs in dB; ``parted`` is the first layer below ``threshold`` dB, or
+    None; bytes of both; ``int8_macs``: the share of multiply-accumulates in int8. Where the data has targets: both
+    accuracies, and the upper bound of the share of answers that changed, with 99 % confidence."""
 
     layers: tuple[LayerRow, ...]
     sqnr: float
@@ -65,7 +68,7 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data; infinities as strings."""
-        return plain(asdict(self) | {"compression": self.compression})
+        return cast(dict[str, Any], plain(asdict(self) | {"compression": self.compression}))
 
     def __str__(self) -> str:
         table = Table(title=f"int8 beside float32, {self.examples} examples", title_justify="left")
@@ -77,17 +80,16 @@ class Comparison:
             note = f"parts here (below {self.threshold:g} dB)" if row.layer == self.parted else note
             table.add_row(row.layer, f"{row.sqnr:.1f}", f"{row.macs:,}", f"{row.bytes:,}", note)
         table.add_section()
-        total = f"{self.int8_macs:.1%} in int8"
-        table.add_row("output", f"{self.sqnr:.1f}", total, f"{self.int8_bytes:,}", f"{self.compression:.2f}x smaller than {self.float_bytes:,}")
+        work, smaller = f"{self.int8_macs:.1%} in int8", f"{self.compression:.2f}x smaller than {self.float_bytes:,}"
+        table.add_row("output", f"{self.sqnr:.1f}", work, f"{self.int8_bytes:,}", smaller)
         text = io.StringIO()
         console = Console(file=text, width=120)
         console.print(table)
-        if self.float_accuracy is not None:
+        if self.float_accuracy is not None and self.int8_accuracy is not None:
             drop = 100 * (self.float_accuracy - self.int8_accuracy)
-            console.print(
-                f"accuracy {self.float_accuracy:.2%} in float32, {self.int8_accuracy:.2%} in int8: a drop of {drop:.2f} points; "
-                f"{self.changed} answers changed, at most {self.changed_at_most:.2%} of all (99 % confidence)", highlight=False,
-            )  # fmt: skip
+            accuracies = f"accuracy {self.float_accuracy:.2%} in float32, {self.int8_accuracy:.2%} in int8"
+            changes = f"{self.changed} answers changed, at most {self.changed_at_most:.2%} of all (99 % confidence)"
+            console.print(f"{accuracies}: a drop of {drop:.2f} points; {changes}", highlight=False)
         return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
     def plot(self, path: str | Path) -> None:
@@ -110,6 +112,7 @@ class Comparison:
 
 
 def plain(value: Any) -> Any:
+    """A tree without tuples and without floats that JSON has not."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -117,97 +120,138 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def compare(model: nn.Module, q: QuantizedModule, data: Iterable, *, batches: int | None = None, threshold: float = PARTED) -> Comparison:
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A layer of the float graph with the names of its input and output, as a layer or inside of a call that was
+    excluded."""
+
+    name: str
+    x: str
+    layer: FloatLayer
+
+
+@dataclass(eq=False)
+class Seen:
+    """What the batches so far gave. ``energies`` of each layer's output and of its error, "" for the network's;
+    ``macs`` of each layer; ``answers``: (targets, float answers, int8 answers) of a batch."""
+
+    energies: dict[str, list[float]]
+    macs: dict[str, int]
+    counted_macs: int = 0
+    examples: int = 0
+    answers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def add(self, name: str, expected: torch.Tensor, got: torch.Tensor) -> None:
+        """Adds the energies of an output beside its float model."""
+        energies = self.energies[name]
+        energies[0] += float(expected.double().square().sum())
+        energies[1] += float((expected.double() - got.double()).square().sum())
+
+
+def compare(
+    model: nn.Module, q: QuantizedModule, data: Iterable[Any], *, batches: int | None = None, threshold: float = PARTED
+) -> Comparison:
     """A float model beside the network that was made of it, on some data (ACC-COMPARE).
 
-    ``data``: batches as for ``quantize``, of which the first ``batches`` are taken; entries of a batch behind the model's inputs are targets: classes, for
-    which accuracies are given when the output is [examples, classes]. Raises ValueError for no data and for networks whose layers are not those of the model.
+    ``data``: batches as for ``quantize``, of which the first ``batches`` are taken; entries of a batch behind the
+    model's inputs are targets: classes, for which accuracies are given when the output is [examples, classes]. Raises
+    ValueError for no data and for networks whose layers are not those of the model.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # as much to import as the rest of this package
-
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
     fused = as_quantized(model, q)
-    reference = Reference(q.program)
-    steps = {step.name: step for step in q.program.steps}
-    nodes = [node for node in fused.nodes if isinstance(node, (*float_graph.Layer.__args__, float_graph.Embedding, float_graph.Recurrent)) or left_out(node, fused)]
-    sums: dict[str, list[float]] = {node.name: [0.0, 0.0] for node in nodes} | {"": [0.0, 0.0]}
-    work, answers, examples, counted = dict.fromkeys(sums, 0), [], 0, 0
-    taken = list(itertools.islice(data, batches)) if batches else data
-    for batch in progress(taken, "compare"):
-        floats, shapes = {}, {}
-        with FlopCounterMode(display=False) as counter:
-            output = float_run.run(fused, batch, keep(floats, shapes, {node.name for node in nodes}))
-        counted += counter.get_total_flops() // 2
-        got = reference(batch, seen_by(q, sums, floats, steps))
-        first = next((t for t in leaves(output)), None)
-        examples += len(first) if first is not None and first.ndim else 1
-        for f, y in zip(leaves(output), leaves(got), strict=True):
-            add(sums[""], f, y)
-        for node in nodes:
-            x = getattr(node, "x", None) or refs(node.args)[0]
-            if node.name in shapes and x in shapes:
-                work[node.name] += size.macs(left_out(node, fused) or node, shapes[x], shapes[node.name])
-        if (target := targets(fused, batch)) is not None and first is not None and first.ndim == 2 and len(target) == len(first):
-            answers.append((target, first.argmax(1), next(iter(leaves(got))).argmax(1)))
-    if not examples:
+    places, reference = places_of(fused), Reference(q.program)
+    names = [place.name for place in places]
+    seen = Seen({name: [0.0, 0.0] for name in (*names, "")}, dict.fromkeys(names, 0))
+    for batch in progress(itertools.islice(data, batches) if batches else data, "compare"):
+        see_batch(seen, fused, places, reference, batch)
+    if not seen.examples:
         raise ValueError("data: expected at least one batch, got none")
-    return summary(fused, q, nodes, steps, sums, work, counted, examples, threshold, answers)
+    return summary(fused, q, places, seen, threshold)
+
+
+def see_batch(
+    seen: Seen, fused: float_graph.FloatGraph, places: list[Place], reference: Reference, batch: Any
+) -> None:
+    """Runs both networks on a batch and adds what they give."""
+    from torch.utils.flop_counter import FlopCounterMode  # as much to import as the rest of this package
+
+    floats: dict[str, torch.Tensor] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    wanted = {place.name for place in places}
+
+    def see_float(name: str, value: torch.Tensor) -> None:
+        shapes[name] = tuple(value.shape)
+        if name in wanted:
+            floats[name] = value.clone()
+
+    def see_step(step: Step, value: Any) -> None:
+        if step.name in floats:
+            grid = step.y_qparams if isinstance(step, (Linear, Conv)) else None
+            real = rearrange.as_tensors(value if grid is None else torch.from_numpy(grid.dequantize(value)))
+            if isinstance(real, torch.Tensor) and real.shape == floats[step.name].shape:
+                seen.add(step.name, floats[step.name], real)
+
+    with FlopCounterMode(display=False) as counter:
+        outputs = leaves(float_run.run(fused, batch, see_float))
+    seen.counted_macs += counter.get_total_flops() // 2
+    int8_outputs = leaves(reference(batch, see_step))
+    for expected, got in zip(outputs, int8_outputs, strict=True):
+        seen.add("", expected, got)
+    for place in places:
+        if place.name in shapes and place.x in shapes:
+            seen.macs[place.name] += size.macs(place.layer, shapes[place.x], shapes[place.name])
+    first = outputs[0] if outputs else None
+    seen.examples += len(first) if first is not None and first.ndim else 1
+    target = targets(fused, batch)
+    if target is not None and first is not None and first.ndim == 2 and len(target) == len(first):
+        seen.answers.append((target, first.argmax(1), int8_outputs[0].argmax(1)))
 
 
 def as_quantized(model: nn.Module, q: QuantizedModule) -> float_graph.FloatGraph:
-    """The float graph whose layers are those of the network, fused or not. Raises ValueError when neither has the network's layers."""
-    excluded = [step.target for step in q.program.steps if isinstance(step, Call) and step.kind == "module" and step.reason == options.EXCLUDED]
-    captured = options.without(tracer.capture(model), model, [name for name in excluded if name in dict(model.named_modules())])
-    for made in (fusion.fuse(captured), captured):
-        layers = {node.name: node for node in made.nodes if isinstance(node, float_graph.Layer)}
+    """The float graph whose layers are those of the network, fused or not. Raises ValueError when neither has the
+    network's layers."""
+    modules = dict(model.named_modules())
+    excluded = [
+        step.target for step in q.program.steps
+        if isinstance(step, Call) and step.kind == "module" and step.reason == options.EXCLUDED
+    ]  # fmt: skip
+    captured = options.without(tracer.capture(model), model, [path for path in excluded if path in modules])
+    for graph in (fusion.fuse(captured), captured):
+        layers = {node.name: node for node in graph.nodes if isinstance(node, float_graph.Layer)}
         if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv))):
-            return made
+            return graph
     raise ValueError("q: expected a network that was made of this model, its layers are others")
 
 
 def made_of(step: Linear | Conv, node: float_graph.Layer | None) -> bool:
-    """Whether a step can have been made of a layer: the same kind, clamp and weights, each within one step of its grid."""
+    """Whether a step can have been made of a layer: the same kind, clamp and weights, each within one step of its
+    grid."""
     if node is None or node.relu != step.relu or node.weight.shape != step.weight.shape:
         return False
     scale = along(step.w_qparams.axis, step.w_qparams.scale, step.weight.shape)
     return bool((np.abs(step.w_qparams.dequantize(step.weight) - node.weight) <= scale).all())
 
 
-def left_out(node: float_graph.Node, fused: float_graph.FloatGraph) -> float_graph.Layer | None:
-    """The layer in a call of one that was excluded; None for other nodes."""
-    if not isinstance(node, Call) or node.kind != "module":
+def places_of(fused: float_graph.FloatGraph) -> list[Place]:
+    """The layers of a float graph, in order."""
+    places = []
+    for node in fused.nodes:
+        if isinstance(node, FloatLayer):
+            places.append(Place(node.name, node.x, node))
+        elif isinstance(node, Call) and (layer := left_out(node, fused)) is not None:
+            places.append(Place(node.name, refs(node.args)[0], layer))
+    return places
+
+
+def left_out(node: Call, fused: float_graph.FloatGraph) -> float_graph.Layer | None:
+    """The layer in a call of one that was excluded; None for other calls."""
+    if node.kind != "module":
         return None
-    what = fused.callables[node.kind, node.target]
-    return replace(what.node, weight=what.weight.numpy(), bias=None if what.bias is None else what.bias.numpy()) if isinstance(what, float_run.FloatLayer) else None
-
-
-def keep(floats: dict, shapes: dict, wanted: set[str]):
-    def see(name: str, value: torch.Tensor) -> None:
-        shapes[name] = tuple(value.shape)
-        if name in wanted:
-            floats[name] = value.clone()
-
-    return see
-
-
-def seen_by(q: QuantizedModule, sums: dict, floats: dict, steps: dict):
-    """Adds what a step gives, as reals, to the sums of its layer."""
-
-    def see(step: Any, value: Any) -> None:
-        if step.name in floats:
-            grid = getattr(step, "y_qparams", None)
-            real = value if not isinstance(grid, QParams) else torch.from_numpy(grid.dequantize(value))
-            real = rearrange.as_tensors(real)
-            if isinstance(real, torch.Tensor) and real.shape == floats[step.name].shape:
-                add(sums[step.name], floats[step.name], real)
-
-    return see
-
-
-def add(total: list[float], f: torch.Tensor, y: torch.Tensor) -> None:
-    total[0] += float(f.double().square().sum())
-    total[1] += float((f.double() - y.double()).square().sum())
+    called = fused.callables[node.kind, node.target]
+    if not isinstance(called, float_run.FloatLayer):
+        return None
+    return replace(called.node, weight=called.weight.numpy(), bias=None if called.bias is None else called.bias.numpy())
 
 
 def leaves(tree: Any) -> list[torch.Tensor]:
@@ -226,25 +270,35 @@ def targets(fused: float_graph.FloatGraph, batch: Any) -> torch.Tensor | None:
     return target if isinstance(target, torch.Tensor) and target.ndim == 1 and not target.is_floating_point() else None
 
 
-def summary(fused, q: QuantizedModule, nodes, steps, sums, work, counted, examples, threshold, answers) -> Comparison:
+def summary(
+    fused: float_graph.FloatGraph, q: QuantizedModule, places: list[Place], seen: Seen, threshold: float
+) -> Comparison:
+    """What all batches say."""
+    steps = {step.name: step for step in q.program.steps}
     rows = []
-    for node in nodes:
-        step = steps.get(node.name)
-        int8, layer = isinstance(step, Layer), left_out(node, fused) or node
-        nbytes = size.step_bytes(step) if int8 else node_bytes(layer)
-        reason = "" if int8 else step.reason if isinstance(step, Call) else "not in the network"
-        rows.append(LayerRow(layer.layer, accuracy.decibels(*sums[node.name]), work[node.name], nbytes, int8, reason))
-    # Products inside what is one call in float, such as attention, are counted by torch; it does not count those of recurrent layers.
-    total = max(counted, sum(work.values()))
-    share = sum(row.macs for row in rows if row.int8) / total if total else 0.0
+    for place in places:
+        step, sqnr = steps.get(place.name), accuracy.decibels(*seen.energies[place.name])
+        if isinstance(step, Layer):
+            nbytes, reason = size.step_bytes(step), ""
+        else:
+            nbytes = size.arrays_bytes(node_arrays(place.layer))
+            reason = step.reason if isinstance(step, Call) else "not in the network"
+        row = LayerRow(place.layer.layer, sqnr, seen.macs[place.name], nbytes, isinstance(step, Layer), reason)
+        rows.append(row)
+    # Products inside what is one call in float, such as attention, are counted by torch; it does not count those of
+    # recurrent layers.
+    macs = max(seen.counted_macs, sum(seen.macs.values()))
+    share = sum(row.macs for row in rows if row.int8) / macs if macs else 0.0
     parted = next((row.layer for row in rows if row.sqnr < threshold), None)
-    found: dict[str, Any] = {}
-    if answers:
-        target, f, y = (torch.cat(parts).numpy() for parts in zip(*answers))
-        changed, at_most = accuracy.disagreement(f, y)
-        found = {"float_accuracy": float((f == target).mean()), "int8_accuracy": float((y == target).mean()), "changed": changed, "changed_at_most": at_most}
-    return Comparison(
-        tuple(rows), accuracy.decibels(*sums[""]), parted, threshold, graph_bytes(fused), q.nbytes, share, examples, **found
+    sqnr, nbytes = accuracy.decibels(*seen.energies[""]), graph_bytes(fused)
+    found = Comparison(tuple(rows), sqnr, parted, threshold, nbytes, q.nbytes, share, seen.examples)
+    if not seen.answers:
+        return found
+    target, expected, got = (torch.cat(parts).numpy() for parts in zip(*seen.answers))
+    changed, at_most = accuracy.disagreement(expected, got)
+    accuracies = float((expected == target).mean()), float((got == target).mean())
+    return replace(
+        found, float_accuracy=accuracies[0], int8_accuracy=accuracies[1], changed=changed, changed_at_most=at_most
     )
 
 
@@ -254,17 +308,16 @@ def node_arrays(node: float_graph.Node) -> list[np.ndarray]:
     return [array for part in parts for array in vars(part).values() if isinstance(array, np.ndarray)]
 
 
-def node_bytes(node: float_graph.Node) -> int:
-    """Bytes of those arrays."""
-    return size.arrays_bytes(node_arrays(node))
-
-
 def graph_bytes(fused: float_graph.FloatGraph) -> int:
-    """Bytes of what a float network needs stored: weights and biases of its layers, and parameters and buffers of the rest that it calls."""
+    """Bytes of what a float network needs stored: weights and biases of its layers, and parameters and buffers of the
+    rest that it calls."""
     total = size.arrays_bytes(array for node in fused.nodes for array in node_arrays(node))
     called = {(node.kind, node.target) for node in fused.nodes if isinstance(node, Call)}
     for key in called:
-        what = fused.callables.get(key)
-        total += size.float_bytes(what) if isinstance(what, nn.Module) else what.nbytes if isinstance(what, torch.Tensor) else 0
+        value = fused.callables.get(key)
+        if isinstance(value, nn.Module):
+            total += size.float_bytes(value)
+        elif isinstance(value, torch.Tensor):
+            total += value.nbytes
     return total
 

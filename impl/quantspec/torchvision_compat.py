@@ -1,17 +1,20 @@
 """torchvision next to a CPU-only torch.
 
-On Linux the published torchvision wheel is linked against a CUDA build of torch. Beside a CPU build its compiled part does not load, and
-the import dies with "operator torchvision::nms does not exist", because Python code registers kernels for operators that only
-the compiled part declares. Declaring them is enough for datasets, transforms and models, which never call them.
+On Linux the published torchvision wheel is linked against a CUDA build of torch. Beside a CPU build its compiled part
+does not load, and the import dies with "operator torchvision::nms does not exist", because Python code registers
+kernels for operators that only the compiled part declares. Declaring them is enough for datasets, transforms and
+models, which never call them.
 """
 
 import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 
 MISSING = "operator torchvision::nms does not exist"
+Library: Any = torch.library.Library  # its functions have no types
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -20,7 +23,8 @@ _declared: list[torch.library.Library] = []  # a declaration lasts as long as it
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, with the missing operators declared where, and only where, the plain import fails for want of them."""
+    """torchvision, with the missing operators declared where, and only where, the plain import fails for want of
+    them."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -29,7 +33,7 @@ def import_torchvision() -> ModuleType:
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]  # half imported
     if not _declared:
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = Library("torchvision", "DEF")
         for schema in SCHEMAS.values():
             library.define(schema)
         _declared.append(library)

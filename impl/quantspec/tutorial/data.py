@@ -28,7 +28,8 @@ FILES = {
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images float32 [n, 1, height, width] from -1 to 1 and labels int64 [n]. ``name``: "mnist" or "digits"; ``note``: why not MNIST."""
+    """Images float32 [n, 1, height, width] from -1 to 1 and labels int64 [n]. ``name``: "mnist" or "digits"; ``note``:
+    why not MNIST."""
 
     name: str
     x_train: torch.Tensor
@@ -42,15 +43,17 @@ class Dataset:
         digest = hashlib.sha256(self.name.encode())
         for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
             digest.update(str(tuple(tensor.shape)).encode())
-            digest.update(np.ascontiguousarray(tensor.numpy()))
+            digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()
 
 
-def load(root: str | os.PathLike | None = None, *, download: bool = True, timeout: float = 5.0) -> Dataset:
-    """MNIST from ``root``, else $QUANTSPEC_DATA, else ./data, else downloaded into ./data; failing that, the bundled digits.
+def load(root: str | os.PathLike[str] | None = None, *, download: bool = True, timeout: float = 5.0) -> Dataset:
+    """MNIST from ``root``, else $QUANTSPEC_DATA, else ./data, else downloaded into ./data; failing that, the bundled
+    digits.
 
-    ``timeout``: seconds to wait for the network. A folder that was named is never replaced by anything: FileNotFoundError when
-    it, or a file in it, is missing, FormatError when a file is not MNIST or truncated, each naming the file and who named the folder.
+    ``timeout``: seconds to wait for the network. A folder that was named is never replaced by anything:
+    FileNotFoundError when it, or a file in it, is missing, FormatError when a file is not MNIST or truncated, each
+    naming the file and who named the folder.
     """
     if root is not None:
         return mnist(Path(root), "given as the data folder")
@@ -93,9 +96,9 @@ def mnist(root: Path, origin: str) -> Dataset:
     import_torchvision()
     from torchvision.datasets import MNIST
 
-    parts = [MNIST(root, train=train) for train in (True, False)]
-    tensors = [t for part in parts for t in (pixels(part.data[:, None], 255), part.targets.long())]
-    return Dataset("mnist", *tensors)
+    train, test = (MNIST(root, train=train) for train in (True, False))
+    x_train, x_test = (pixels(part.data[:, None], 255) for part in (train, test))
+    return Dataset("mnist", x_train, train.targets.long(), x_test, test.targets.long())
 
 
 def check_files(root: Path, origin: str) -> None:
@@ -116,12 +119,14 @@ def check_files(root: Path, origin: str) -> None:
         if numbers[2:] not in ((), (28, 28)):
             raise FormatError(f"{path} ({origin}): expected images of 28x28, got {numbers[2]}x{numbers[3]}")
         if size != header + numbers[1] * item or numbers[1] == 0:
-            raise FormatError(f"{path} ({origin}): expected {header + numbers[1] * item:,} bytes for {numbers[1]:,} items, got {size:,}")
+            expected = f"expected {header + numbers[1] * item:,} bytes for {numbers[1]:,} items"
+            raise FormatError(f"{path} ({origin}): {expected}, got {size:,}")
         counts.append(numbers[1])
         if magic != LABELS[0]:
             continue
         if counts[-2] != counts[-1]:
-            raise FormatError(f"{path} ({origin}): expected a label for each of the {counts[-2]:,} images, got {counts[-1]:,}")
+            expected = f"expected a label for each of the {counts[-2]:,} images"
+            raise FormatError(f"{path} ({origin}): {expected}, got {counts[-1]:,}")
         if (highest := max(path.read_bytes()[header:])) > 9:  # letters and clothes come in idx files of 28x28 too
             raise FormatError(f"{path} ({origin}): expected labels from 0 to 9, got {highest}")
 

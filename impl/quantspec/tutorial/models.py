@@ -24,7 +24,8 @@ FORMAT = "quantspec-network-1"
 
 
 class MLP(nn.Module):
-    """inputs-100-100-10 with ReLU. Images [n, ...] are flattened to [n, inputs]; the output is [n, 10], one score a class."""
+    """inputs-100-100-10 with ReLU. Images [n, ...] are flattened to [n, inputs]; the output is [n, 10], one score a
+    class."""
 
     def __init__(self, inputs: int = 784):
         super().__init__()
@@ -36,24 +37,28 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.relu1(self.fc1(torch.flatten(x, 1)))
-        return self.fc3(self.relu2(self.fc2(x)))
+        scores: torch.Tensor = self.fc3(self.relu2(self.fc2(x)))
+        return scores
 
 
 class LeNet(nn.Module):
-    """A small convolutional network for images [n, 1, size, size], size from 4 on; the output is [n, 10]. Images of less than 12 are padded, or nothing were left."""
+    """A small convolutional network for images [n, 1, size, size], size from 4 on; the output is [n, 10]. Images of
+    less than 12 are padded, or nothing were left."""
 
     def __init__(self, size: int = 28):
         super().__init__()
         padding = int(size < 12)
         left = ((size - 2 + 2 * padding) // 2 - 2 + 2 * padding) // 2
-        self.conv1, self.norm1, self.conv2 = nn.Conv2d(1, 8, 3, padding=padding, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 3, padding=padding)
+        self.conv1, self.norm1 = nn.Conv2d(1, 8, 3, padding=padding, bias=False), nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=padding)
         self.pool, self.relu = nn.MaxPool2d(2), nn.ReLU()
         self.fc1, self.fc2 = nn.Linear(16 * left * left, 64), nn.Linear(64, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pool(self.relu(self.norm1(self.conv1(x))))
         x = self.pool(self.relu(self.conv2(x)))
-        return self.fc2(self.relu(self.fc1(torch.flatten(x, 1))))
+        scores: torch.Tensor = self.fc2(self.relu(self.fc1(torch.flatten(x, 1))))
+        return scores
 
 
 class RowReader(nn.Module):
@@ -64,7 +69,8 @@ class RowReader(nn.Module):
         self.lstm, self.head = nn.LSTM(columns, 64, batch_first=True), nn.Linear(64, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lstm(x[:, 0])[0][:, -1])
+        scores: torch.Tensor = self.head(self.lstm(x[:, 0])[0][:, -1])
+        return scores
 
 
 def untrained(inputs: int, seed: int) -> MLP:
@@ -86,36 +92,42 @@ def train(
 ) -> None:
     """Trains in place with Adam on cross entropy, its rate falling linearly, and leaves the model in evaluation mode.
 
-    Equal seeds give equal weights. The order of the images comes from a generator of its own; torch's global random state stays as it is.
+    Equal seeds give equal weights. The order of the images comes from a generator of its own; torch's global random
+    state stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs)
     size = len(dataset.x_train)
     model.train()
-    with Progress(console=Console(file=sys.stderr), transient=True, disable=not (progress and sys.stderr.isatty())) as bar:
+    hidden = not (progress and sys.stderr.isatty())
+    with Progress(console=Console(file=sys.stderr), transient=True, disable=hidden) as bar:
         for _ in bar.track(range(epochs), description="train"):
-            for index in torch.randperm(size, generator=generator).split(batch_size):
+            for index in torch.split(torch.randperm(size, generator=generator), batch_size):
                 loss = nn.functional.cross_entropy(model(dataset.x_train[index]), dataset.y_train[index])
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                 optimizer.step()
             schedule.step()
     model.eval()
 
 
 def trained(
-    dataset: Dataset, *, cache: str | os.PathLike | None = None, seed: int = 0, epochs: int = EPOCHS, progress: bool = True
+    dataset: Dataset, *, cache: str | os.PathLike[str] | None = None, seed: int = 0, epochs: int = EPOCHS,
+    progress: bool = True,
 ) -> MLP:
-    """The network trained on a dataset, from the cache when it has been trained before with the same data, seed and settings.
+    """The network trained on a dataset, from the cache when it has been trained before with the same data, seed and
+    settings.
 
-    ``cache``: a folder, else $QUANTSPEC_CACHE, else ~/.cache/quantspec. Raises FormatError naming a cache file that is torn or
-    belongs to another network, OSError naming a folder that cannot be written.
+    ``cache``: a folder, else $QUANTSPEC_CACHE, else ~/.cache/quantspec. Raises FormatError naming a cache file that is
+    torn or belongs to another network, OSError naming a folder that cannot be written.
     """
     inputs = dataset.x_train[0].numel()
-    made_of = dict(inputs=inputs, hidden=HIDDEN, classes=CLASSES, seed=seed, epochs=epochs, batch=BATCH_SIZE, rate=LEARNING_RATE)
-    made_of |= dict(data=dataset.fingerprint())
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    ingredients = {
+        "inputs": inputs, "hidden": HIDDEN, "classes": CLASSES, "seed": seed, "epochs": epochs, "batch": BATCH_SIZE,
+        "rate": LEARNING_RATE, "data": dataset.fingerprint(),
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
     folder = Path(cache or os.environ.get("QUANTSPEC_CACHE") or Path.home() / ".cache" / "quantspec")
     path = folder / f"mlp-{dataset.name}-{key[:12]}.safetensors"
     model = untrained(inputs, seed)
@@ -132,7 +144,8 @@ def trained(
             file.write(save(model.state_dict(), {"format": FORMAT, "key": key}))
         os.replace(partial, path)
     except OSError as error:
-        raise OSError(f"{folder}: the cache of trained networks cannot be written: {error.strerror or error}") from error
+        why = error.strerror or error
+        raise OSError(f"{folder}: the cache of trained networks cannot be written: {why}") from error
     finally:
         if partial:
             partial.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """``quantspec zoo``: networks that people have, quantized without a change to them, beside what torch.ao makes of them.
 
-Weights are random and seeded; the statistics of normalizations are those of structured images, as training would have set them. So what a row shows is how
-much of a network's function its int8 form keeps, and not how well the network would do its task.
+Weights are random and seeded; the statistics of normalizations are those of structured images, as training would have
+set them. So what a row shows is how much of a network's function its int8 form keeps, and not how well the network
+would do its task.
 """
 
 import multiprocessing
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich import box
@@ -20,13 +21,15 @@ from torch import nn
 
 from quantspec.comparison import compare
 from quantspec.ir.program import Call
+from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
 from quantspec.ptq.static import quantize
 from quantspec.torchvision_compat import import_torchvision
 
 CONVOLUTIONAL = (
-    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "googlenet", "inception_v3", "squeezenet1_1",
-    "shufflenet_v2_x1_0", "densenet121", "regnet_y_400mf", "mnasnet1_0", "convnext_tiny",
+    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "googlenet",
+    "inception_v3", "squeezenet1_1", "shufflenet_v2_x1_0", "densenet121", "regnet_y_400mf", "mnasnet1_0",
+    "convnext_tiny",
 )  # fmt: skip
 TRANSFORMERS = ("vit_b_16", "swin_t")
 SEQUENCES = ("lstm_tagger", "transformer_encoder")
@@ -37,11 +40,13 @@ CALIBRATION, TEST = 4, 4  # images
 
 @dataclass(frozen=True)
 class Row:
-    """One network. ``sqnr`` of its outputs in dB, ours and torch.ao's on the same calibration data and kinds of observers (None and ``peer_reason`` where
-    torch.ao cannot); ``layers``: how many became int8, and how many of them in torch.ao too; where those are fewer, ``same_sqnr`` is ours with only these in int8.
-    ``int8_macs``: share of multiply-accumulates; ``seconds`` to quantize, ``peak_mb`` of the process; ``ran``: shapes of inputs it ran on; ``left`` in
-    float, by reason; ``onnx``: (outputs compared with ONNX Runtime, how many codes differ), None and ``onnx_reason`` where there is no export; where codes
-    differ, ``onnx_same_floats`` is the same of all that lies between operations in float, which both then take our floats from (STA-RUNTIME)."""
+    """One network. ``sqnr`` of its outputs in dB, ours and torch.ao's on the same calibration data and kinds of
+    observers (None and ``peer_reason`` where torch.ao cannot); ``layers``: how many became int8, and how many of them
+    in torch.ao too; where those are fewer, ``same_sqnr`` is ours with only these in int8. ``int8_macs``: share of
+    multiply-accumulates; ``seconds`` to quantize, ``peak_mb`` of the process; ``ran``: shapes of inputs it ran on;
+    ``left`` in float, by reason; ``onnx``: (outputs compared with ONNX Runtime, how many codes differ), None and
+    ``onnx_reason`` where there is no export; where codes differ, ``onnx_same_floats`` is the same of all that lies
+    between operations in float, which both then take our floats from (STA-RUNTIME)."""
 
     name: str
     sqnr: float
@@ -71,7 +76,8 @@ class LSTMTagger(nn.Module):
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         """Scores [sentences, words, tags] of words (integers) [sentences, words]."""
-        return self.head(self.lstm(self.embed(words))[0])
+        scores: torch.Tensor = self.head(self.lstm(self.embed(words))[0])
+        return scores
 
 
 class Encoder(nn.Module):
@@ -85,7 +91,8 @@ class Encoder(nn.Module):
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         """Scores [sentences, words, tags] of words (integers) [sentences, words]."""
-        return self.head(self.encoder(self.embed(words)))
+        scores: torch.Tensor = self.head(self.encoder(self.embed(words)))
+        return scores
 
 
 def images(count: int, size: int, seed: int) -> torch.Tensor:
@@ -114,7 +121,7 @@ def build(name: str, size: int) -> nn.Module:
         from torchvision import models
 
         heads = {"googlenet": {"aux_logits": False, "init_weights": True}, "inception_v3": {"init_weights": True}}
-        model = getattr(models, name)(weights=None, **heads.get(name, {}))
+        model = cast(nn.Module, getattr(models, name)(weights=None, **heads.get(name, {})))
         for module in model.modules():  # a head of zeros would have no function to keep
             if isinstance(module, nn.Linear) and not module.weight.any():
                 nn.init.normal_(module.weight, std=0.02)
@@ -123,11 +130,12 @@ def build(name: str, size: int) -> nn.Module:
             for seed in range(2):
                 model(images(4, size, seed))
         if name == "inception_v3":  # its second head is for training only
-            model.aux_logits, model.AuxLogits = False, None
+            model.aux_logits, model.AuxLogits = False, None  # type: ignore[assignment]  # as torchvision has it
         return model.eval()
 
 
 def inputs(name: str, count: int, size: int, seed: int) -> torch.Tensor:
+    """Random inputs of a network."""
     return sentences(count, seed) if name in SEQUENCES else images(count, size, seed)
 
 
@@ -140,7 +148,8 @@ def shapes(name: str, size: int) -> list[torch.Tensor]:
 
 
 def row(name: str, *, size: int | None = None) -> Row:
-    """Quantizes one network and measures it, in this process. ``size``: of the images, torchvision's usual one if not given."""
+    """Quantizes one network and measures it, in this process. ``size``: of the images, torchvision's usual one if not
+    given."""
     size = size or (299 if name == "inception_v3" else 224)
     model = build(name, size)
     calibration = inputs(name, CALIBRATION, size, 100)
@@ -153,38 +162,50 @@ def row(name: str, *, size: int | None = None) -> Row:
         for batch in shapes(name, size):
             expected, got = model(batch), q(batch)
             if got.shape != expected.shape or not torch.isfinite(got).all():
-                raise ValueError(f"model {name}: {tuple(batch.shape)} gave {tuple(got.shape)}, expected {tuple(expected.shape)} finite numbers")
+                what = f"{tuple(batch.shape)} gave {tuple(got.shape)}, expected {tuple(expected.shape)}"
+                raise ValueError(f"model {name}: {what} finite numbers")
         expected = model(test)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     own = {step.layer for step in q.program.layers}
     theirs, peer, reason = torch_ao(model, calibration, test, expected)
     same = None
     if peer is not None and (more := own - theirs):
-        same = accuracy.sqnr(expected.numpy(), quantize(model, [calibration], exclude=sorted(more))(test).detach().numpy()) if own & theirs else float("inf")
+        same = float("inf")
+        if own & theirs:
+            fewer = quantize(model, [calibration], exclude=sorted(more))
+            same = accuracy.sqnr(expected.numpy(), fewer(test).detach().numpy())
     onnx, onnx_reason = exported(q, shapes(name, size)[0])
     between = exported(q, shapes(name, size)[0], same_floats=True)[0] if onnx is not None and onnx[1] else None
     left: dict[str, int] = {}
     for step in q.program.steps:
         if isinstance(step, Call) and step.reason:
             left[step.reason] = left.get(step.reason, 0) + 1
-    ran = tuple(tuple(batch.shape) for batch in shapes(name, size))
-    counts = len(own), None if peer is None else len(own & theirs)
-    return Row(name, found.sqnr, peer, reason, *counts, same, found.int8_macs, found.compression, seconds, peak, ran, left, onnx, onnx_reason, between)
+    return Row(
+        name, found.sqnr, peer, reason, len(own), None if peer is None else len(own & theirs), same,
+        found.int8_macs, found.compression, seconds, peak, tuple(tuple(batch.shape) for batch in shapes(name, size)),
+        left, onnx, onnx_reason, between,
+    )  # fmt: skip
 
 
-def torch_ao(model: nn.Module, calibration: torch.Tensor, test: torch.Tensor, expected: torch.Tensor) -> tuple[set[str], float | None, str]:
+def torch_ao(
+    model: nn.Module, calibration: torch.Tensor, test: torch.Tensor, expected: torch.Tensor
+) -> tuple[set[str], float | None, str]:
     """The layers that torch.ao makes int8 and the SQNR of what comes out, or why nothing does."""
     from . import torch_fx
 
     try:
-        made = torch_fx.quantized(model, [calibration])
-        return torch_fx.int8_layers(made), accuracy.sqnr(expected.numpy(), made(test).numpy()), ""
+        converted = torch_fx.quantized(model, [calibration])
+        return torch_fx.int8_layers(converted), accuracy.sqnr(expected.numpy(), converted(test).numpy()), ""
     except Exception as error:  # whatever another library raises is its answer
-        return set(), None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+        lines = str(error).strip().splitlines()
+        return set(), None, f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
 
 
-def exported(q: nn.Module, batch: torch.Tensor, *, same_floats: bool = False) -> tuple[tuple[int, int] | None, str]:
-    """How many codes ONNX Runtime gives for an exported network, and how many of them differ; or why there is no answer."""
+def exported(
+    q: QuantizedModule, batch: torch.Tensor, *, same_floats: bool = False
+) -> tuple[tuple[int, int] | None, str]:
+    """How many codes ONNX Runtime gives for an exported network, and how many of them differ; or why there is no
+    answer."""
     from quantspec.errors import UnsupportedError
     from quantspec.onnx_export import check
 
@@ -203,6 +224,7 @@ def rows(names: list[str]) -> Iterator[Row]:
 
 
 def alone(name: str) -> Row:
+    """The row of a network, in a process that has nothing else to do."""
     torch.set_num_threads(1)
     return row(name)
 
@@ -210,15 +232,16 @@ def alone(name: str) -> Row:
 def table(found: list[Row]) -> Table:
     """The rows as a table."""
     title = "networks in int8: SQNR in dB, work in int8, codes that differ in ONNX Runtime"
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    made.add_column("network", no_wrap=True)
+    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    rows.add_column("network", no_wrap=True)
     for column in ("SQNR", "torch.ao", "in int8", "smaller", "s", "MB", "ONNX ≠"):
-        made.add_column(column, justify="right", no_wrap=True)
+        rows.add_column(column, justify="right", no_wrap=True)
     for r in found:
         peer = "–" if r.peer_sqnr is None else f"{r.peer_sqnr:.1f}"
         onnx = "–" if r.onnx is None else f"{r.onnx[1]}/{r.onnx[0]:,}"
-        made.add_row(r.name, f"{r.sqnr:.1f}", peer, f"{r.int8_macs:.1%}", f"{r.compression:.2f}x", f"{r.seconds:.1f}", f"{r.peak_mb:,.0f}", onnx)
-    return made
+        size, cost = [f"{r.int8_macs:.1%}", f"{r.compression:.2f}x"], [f"{r.seconds:.1f}", f"{r.peak_mb:,.0f}"]
+        rows.add_row(r.name, f"{r.sqnr:.1f}", peer, *size, *cost, onnx)
+    return rows
 
 
 def as_json(found: list[Row]) -> dict[str, Any]:
