@@ -1,4 +1,5 @@
-"""Backends that are deliberately wrong, each in one way that some kernel in use is. All declare the dialect ``onnx`` and would pass but for that."""
+"""Backends that are deliberately wrong, each in one way that some kernel in use is. All declare the dialect ``onnx``
+and would pass but for that."""
 
 import ctypes
 import os
@@ -25,7 +26,8 @@ class TiesAway(Sound):
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
         if axis is not None:
-            scale, zero_point = (np.reshape(v, [-1 if i == axis else 1 for i in range(x.ndim)]) for v in (scale, zero_point))
+            shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+            scale, zero_point = np.reshape(scale, shape), np.reshape(zero_point, shape)
         steps = x / np.float32(scale)
         codes = np.clip(np.sign(steps) * np.floor(np.abs(steps) + np.float32(0.5)) + zero_point, qmin, qmax)
         return codes.astype(np.uint8 if qmin >= 0 else np.int8)
@@ -80,7 +82,8 @@ class Wraps(Sound):
 
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
         codes = super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
-        return np.where(np.abs(x / np.float32(np.max(scale))) >= 2.0**31, codes.dtype.type(qmin), codes) if axis is None else codes
+        wraps = np.abs(x / np.float32(np.max(scale))) >= 2.0**31
+        return np.where(wraps, codes.dtype.type(qmin), codes) if axis is None else codes
 
 
 class NanAtTheEnd(Sound):
@@ -169,7 +172,8 @@ class Crashes(Sound):
 
 
 class KeepsThePacked(Sound):
-    """Packed weights remember their first output scale, in an adapter that packs for every call unless it is told to keep them."""
+    """Packed weights remember their first output scale, in an adapter that packs for every call unless it is told to
+    keep them."""
 
     def __init__(self):
         super().__init__()

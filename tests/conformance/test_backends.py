@@ -1,4 +1,5 @@
-"""Every installed backend beside the dialects that it declares, operation by operation, on fewer calls than `make conformance` takes."""
+"""Every installed backend beside the dialects that it declares, operation by operation, on fewer calls than `make
+conformance` takes."""
 
 import itertools
 
@@ -20,13 +21,14 @@ from quantspec.numerics.dialects.named import DIALECTS
 KNOWN = results.read_known(chapters.directory() / "results")
 PEERS = [name for name in registry.ENTRIES if not name.startswith("quantspec-")]
 CLAUSES = (
-    "DIA-QUANTIZE", "DIA-QPARAMS", "DIA-SYMMETRIC", "DIA-ACCUMULATE", "DIA-REQUANTIZE", "DIA-WINDOWS", "DIA-DYNAMIC", "DIA-ADD", "DIA-MUL", "DIA-RESCALE",
-    "DIA-AVERAGE", "DIA-FOLD", "DIA-EITHER",
+    "DIA-QUANTIZE", "DIA-QPARAMS", "DIA-SYMMETRIC", "DIA-ACCUMULATE", "DIA-REQUANTIZE", "DIA-WINDOWS", "DIA-DYNAMIC",
+    "DIA-ADD", "DIA-MUL", "DIA-RESCALE", "DIA-AVERAGE", "DIA-FOLD", "DIA-EITHER",
 )  # fmt: skip
 
 
 def started(name: str, **options) -> Worker:
-    """A worker of a backend; the test is skipped, with the reason, where the backend is not installed or its peer's build lacks it."""
+    """A worker of a backend; the test is skipped, with the reason, where the backend is not installed or its peer's
+    build lacks it."""
     if reason := registry.why_not_installed(name):
         pytest.skip(reason)
     try:
@@ -61,7 +63,8 @@ def test_our_own_backends_offer_every_operation_in_every_dialect(name):
         for call in itertools.islice(bulk(operation, count=1), 4):
             before = [np.array(a) for a in call.arguments if isinstance(a, np.ndarray)]
             answer_of(backend, call)
-            assert all(np.array_equal(a, b) for a, b in zip([a for a in call.arguments if isinstance(a, np.ndarray)], before))
+            after = [a for a in call.arguments if isinstance(a, np.ndarray)]
+            assert all(np.array_equal(a, b) for a, b in zip(after, before))
 
 
 def test_our_own_backend_gives_the_same_in_a_worker():
@@ -69,9 +72,10 @@ def test_our_own_backend_gives_the_same_in_a_worker():
     with Worker("quantspec-onnx") as there:
         for operation in protocol.OPERATIONS:
             for call in itertools.islice(bulk(operation, count=2), 6):
-                ours, theirs = (outcome(backend, operation, *call.arguments, **call.options) for backend in (here, there))
-                assert ours.kind == theirs.kind == "value"
-                assert np.array_equal(np.concatenate([np.ravel(v) for v in ours.value]), np.concatenate([np.ravel(v) for v in theirs.value]))
+                both = [outcome(backend, operation, *call.arguments, **call.options) for backend in (here, there)]
+                assert [result.kind for result in both] == ["value", "value"]
+                ours, theirs = (np.concatenate([np.ravel(part) for part in result.value]) for result in both)
+                assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("operation", protocol.OPERATIONS)
@@ -88,9 +92,11 @@ def test_cases_reach_places_where_dialects_differ(operation):
 
 
 def test_one_process_is_one_cpu_and_another_may_be_another():
-    """The same engine, told to see no VNNI, saturates: environment variables reach the worker before torch is loaded."""
+    """The same engine, told to see no VNNI, saturates: environment variables reach the worker before torch is
+    loaded."""
     with started("torch-fbgemm-no-vnni") as worker:
         assert protocol.dialects(worker, "linear") == {"fbgemm-int16"}
         x, w = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127)
-        codes = worker.linear(np.full((1, 2), 255, np.uint8), x, np.full((1, 2), 127, np.int8), w, None, QParams(300, 0, 0, 255))
+        x_q, w_q = np.full((1, 2), 255, np.uint8), np.full((1, 2), 127, np.int8)
+        codes = worker.linear(x_q, x, w_q, w, None, QParams(300, 0, 0, 255))
         assert codes.tolist() == [[109]]  # 32,767 / 300, where 64,770 / 300 is 216

@@ -1,4 +1,5 @@
-"""The checks of one backend as tests: ``pytest --backend NAME``. A clause that the backend is known to break is an expected failure, with the reason."""
+"""The checks of one backend as tests: ``pytest --backend NAME``. A clause that the backend is known to break is an
+expected failure, with the reason."""
 
 import pytest
 
@@ -15,7 +16,9 @@ KNOWN = results.read_known(chapters.directory() / "results")
 # A pattern of the known ones may stand for backends of which some pass: what each did is recorded.
 FAILED = {
     (one.backend, table["clause"], table["operation"])
-    for one in results.read_all(chapters.directory() / "results") for table in one.findings if table["outcome"] == "fails"
+    for one in results.read_all(chapters.directory() / "results")
+    for table in one.findings
+    if table["outcome"] == "fails"
 }  # fmt: skip
 
 
@@ -33,7 +36,8 @@ def judge(request, session: Session, finding: run.Finding) -> None:
     if finding.outcome == "fails":
         sentence = chapters.clauses()[finding.clause].sentence
         before = "".join(f"\nbefore: {call_text(call)}" for call in finding.before)
-        text = f"{sentence}{before}\nasked: {call_text(finding.call)}\nallowed: {finding.allowed}\ngot: {finding.got}\n\n{finding.reproduce}"
+        answer = f"asked: {call_text(finding.call)}\nallowed: {finding.allowed}\ngot: {finding.got}"
+        text = f"{sentence}{before}\n{answer}\n\n{finding.reproduce}"
         if known:
             pytest.xfail(f"{known.reason}\n{text}")
         pytest.fail(text, pytrace=False)
@@ -45,7 +49,9 @@ def test_the_adapter_answers_easy_calls(request, given):
     smoke(request.config.getoption("--backend"), given.worker)
 
 
-@pytest.mark.parametrize("check", [pytest.param(c, marks=clause(c.clause), id=f"{c.clause}-{c.operation}") for c in CHECKS])
+@pytest.mark.parametrize(
+    "check", [pytest.param(c, marks=clause(c.clause), id=f"{c.clause}-{c.operation}") for c in CHECKS]
+)
 def test_a_clause_holds(check, request, given):
     if check.operation not in given.worker.operations:
         pytest.skip(f"{check.operation} is not offered")

@@ -13,7 +13,8 @@ SPEC = chapters.directory()
 RECORDED = results.read_all(SPEC / "results")
 KNOWN = results.read_known(SPEC / "results")
 FAILS = {
-    "clause": "BAK-PLACE", "operation": "add", "outcome": "fails", "call": "add(<1>)", "before": ["add(<0>)"], "allowed": "1", "got": "2 & more", "reproduce": "print(1)",
+    "clause": "BAK-PLACE", "operation": "add", "outcome": "fails", "call": "add(<1>)", "before": ["add(<0>)"],
+    "allowed": "1", "got": "2 & more", "reproduce": "print(1)",
 }  # fmt: skip
 PASSES = {"clause": "BAK-EMPTY", "operation": "add", "outcome": "pass", "examples": 3, "outputs": 3}
 CHOICE = {"clause": "DIA-ADD", "operation": "add", "place": "add", "choice": "real or real-inside", "outputs": 9}
@@ -59,7 +60,8 @@ def test_the_page_has_a_column_for_each_backend_and_gives_no_score():
 def test_a_cell_opens_what_was_found_and_why():
     known = [Known("mine", "BAK-*", "add", "the tail is scalar code", "https://example.org/1")]
     text = report_html.page([made()], known)
-    for said in ("add(&lt;1&gt;)", "add(&lt;0&gt;)", "2 &amp; more", "the tail is scalar code (https://example.org/1)", "real or real-inside"):
+    calls = "add(&lt;1&gt;)", "add(&lt;0&gt;)", "2 &amp; more"
+    for said in (*calls, "the tail is scalar code (https://example.org/1)", "real or real-inside"):
         assert said in text
     assert chapters.clauses()["BAK-PLACE"].sentence in text
 
@@ -70,18 +72,23 @@ def test_markdown_leads_from_a_clause_to_the_call_that_broke_it():
     assert "[add](results/mine-1-cpu/README.md#bak-place-add)" in pages["conformance.md"]
     own = pages["results/mine-1-cpu/README.md"]
     assert "### BAK-PLACE add\n" in own and "**Why:** the tail is scalar code" in own and "asked: add(<1>)" in own
-    assert "## What differs\n\nNothing." in report_markdown.pages([made(findings=(PASSES,))], [])["results/mine-1-cpu/README.md"]
+    passing = report_markdown.pages([made(findings=(PASSES,))], [])
+    assert "## What differs\n\nNothing." in passing["results/mine-1-cpu/README.md"]
 
 
 def test_families_stand_together_in_the_registrys_order():
     names = ["openvino", "mine", "torch-onednn", "torch-x86"]
-    assert {family: [one.backend for one in members] for family, members in report_markdown.families([made(name) for name in names]).items()} == {
-        "PyTorch's engines": ["torch-x86", "torch-onednn"], "ONNX, LiteRT, OpenVINO": ["openvino"], registry.OTHERS: ["mine"],
-    }  # fmt: skip
+    families = report_markdown.families([made(name) for name in names])
+    assert {family: [one.backend for one in members] for family, members in families.items()} == {
+        "PyTorch's engines": ["torch-x86", "torch-onednn"],
+        "ONNX, LiteRT, OpenVINO": ["openvino"],
+        registry.OTHERS: ["mine"],
+    }
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
-    one = made(findings=(FAILS, PASSES, {"clause": "BAK-NAN", "operation": "quantize", "outcome": "not offered", "reason": "no\n'quantize'"}))
+    absent = {"clause": "BAK-NAN", "operation": "quantize", "outcome": "not offered", "reason": "no\n'quantize'"}
+    one = made(findings=(FAILS, PASSES, absent))
     results.write(tmp_path, one)
     (again,) = results.read_all(tmp_path)
     assert (again.backend, again.version, again.cpu, again.choices) == (one.backend, one.version, one.cpu, one.choices)
@@ -91,15 +98,18 @@ def test_results_are_read_as_they_were_written(tmp_path):
 def test_pages_come_from_recorded_results_without_asking_any_backend(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "Worker", None)
     results.write(tmp_path / "results", made())
-    (tmp_path / "results" / results.KNOWN).write_text('[[known]]\nbackend = "mine"\nclause = "*"\noperation = "add"\nreason = "so"\n')
-    assert cli.main(["conformance", "--recorded", "--write", str(tmp_path), "--html", str(tmp_path / "out" / "page.html")]) == 0
+    entry = '[[known]]\nbackend = "mine"\nclause = "*"\noperation = "add"\nreason = "so"\n'
+    (tmp_path / "results" / results.KNOWN).write_text(entry)
+    written = ["--write", str(tmp_path), "--html", str(tmp_path / "out" / "page.html")]
+    assert cli.main(["conformance", "--recorded", *written]) == 0
     assert capsys.readouterr().out == "conformance: 1 backends, 3 clauses, 1 divergences, 0 unexplained\n"
     assert (tmp_path / "conformance.md").exists() and (tmp_path / "out" / "page.html").exists()
 
 
 def test_a_divergence_without_a_reason_fails_and_so_does_a_reason_without_a_divergence(tmp_path, capsys):
     results.write(tmp_path / "results", made())
-    (tmp_path / "results" / results.KNOWN).write_text('[[known]]\nbackend = "mine"\nclause = "BAK-NAN"\noperation = "*"\nreason = "so"\n')
+    entry = '[[known]]\nbackend = "mine"\nclause = "BAK-NAN"\noperation = "*"\nreason = "so"\n'
+    (tmp_path / "results" / results.KNOWN).write_text(entry)
     assert cli.main(["conformance", "--recorded", "--write", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "mine BAK-PLACE add: fails" in said and "BAK-NAN * is said to fail, and nothing does" in said

@@ -34,24 +34,31 @@ GRID, W = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127)
 
 
 def printed(scripts: list[str], folder) -> list[list]:
-    """What each script prints, a value a line, in one process of the environment that they ask for in their first line."""
-    wanted = {line.removeprefix("# run with ") for line in (script.splitlines()[0] for script in scripts) if line.startswith("#")}
+    """What each script prints, a value a line, in one process of the environment that they ask for in their first
+    line."""
+    heads = [script.splitlines()[0] for script in scripts]
+    wanted = {line.removeprefix("# run with ") for line in heads if line.startswith("#")}
     assert len(wanted) <= 1
     variables = dict(word.split("=") for word in " ".join(wanted).split())
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"} | variables
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, "-W", "ignore", "-c", DRIVER]
-    done = subprocess.run(command, input=json.dumps(scripts), capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
+    options = {"capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run(command, input=json.dumps(scripts), env=environment, cwd=folder, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     said, ours = json.loads(done.stdout.splitlines()[-1])
     assert ours == []
-    return [[eval(line, {"nan": np.nan, "inf": np.inf, "__builtins__": {}}) for line in text.splitlines()] for text in said]  # noqa: S307
+    names = {"nan": np.nan, "inf": np.inf, "__builtins__": {}}
+    return [[eval(line, names) for line in text.splitlines()] for text in said]  # noqa: S307
 
 
 def size(call: Call) -> int:
     """The elements of all arrays of a call."""
 
     def count(value) -> int:
-        return sum(map(count, value)) if isinstance(value, (list, tuple)) else np.size(value) if isinstance(value, np.ndarray) else 0
+        if isinstance(value, (list, tuple)):
+            return sum(map(count, value))
+        return value.size if isinstance(value, np.ndarray) else 0
 
     return count(call.arguments)
 
@@ -67,7 +74,8 @@ def drawn(operation: str) -> list[Call]:
     """Calls of an operation, small, and one of what is no ordinary number."""
     calls = [small for small in (cut(call) for call in bulk(operation, count=12)) if size(small) <= reproduce.LARGEST]
     if operation == "quantize":
-        calls.insert(0, Call("quantize", (np.float32([np.nan, np.inf, -np.inf, -0.0, 1e-40, 0.1]), np.float32(0.1), 3), {"qmin": 0, "qmax": 255}))
+        unusual = np.float32([np.nan, np.inf, -np.inf, -0.0, 1e-40, 0.1])
+        calls.insert(0, Call("quantize", (unusual, np.float32(0.1), 3), {"qmin": 0, "qmax": 255}))
     # The first are of unsigned codes and the last of signed ones: some of both come first.
     return [call for pair in zip(calls, calls[::-1]) for call in pair][: len(calls)]
 
@@ -84,13 +92,16 @@ def agrees(name: str, call: Call, answer, raw) -> bool:
     got = raw[-len(expected) :] if isinstance(answer, tuple) else [raw]
     if call.operation == "qparams":
         got = [np.ravel(value)[0] for value in got]
-    arrays = [np.array(value, part.dtype).reshape(part.shape if not part.size else np.shape(value)) for value, part in zip(got, expected, strict=True)]
+    arrays = [
+        np.array(value, part.dtype).reshape(part.shape if not part.size else np.shape(value))
+        for value, part in zip(got, expected, strict=True)
+    ]
     return all(a.shape == b.shape and a.tobytes() == b.tobytes() for a, b in zip(arrays, expected))
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_script_prints_what_the_adapter_answers(name, tmp_path):
-    told = []
+    answers = []
     with started(name) as worker:
         for operation in worker.operations:
             answered, why = 0, set()
@@ -102,16 +113,19 @@ def test_a_script_prints_what_the_adapter_answers(name, tmp_path):
                 script = outcome(worker, "reproduction", operation, *call.arguments, **call.options)
                 assert script.kind == "value", f"{name} {operation}: {script.message}"
                 assert "quantspec" not in script.value
-                told.append((call, answer.value, script.value))
+                answers.append((call, answer.value, script.value))
                 answered += 1
                 if answered == ANSWERED:
                     break
-            # A backend whose type of codes an operation does not take has its method all the same, and offers none of its calls.
+            # A backend whose type of codes an operation does not take has its method all the same, and offers none of
+            # its calls.
             assert answered or why == {"not offered"}, f"{name} answered no call of {operation}: {why}"
-        assert told, f"{name} answered nothing"
-    for (call, answer, script), lines in zip(told, printed([script for _, _, script in told], tmp_path), strict=True):
+        assert answers, f"{name} answered nothing"
+    prints = printed([script for _, _, script in answers], tmp_path)
+    for (call, answer, script), lines in zip(answers, prints, strict=True):
         (raw,) = lines
-        assert agrees(name, call, answer, raw), f"{name} answers {call.operation} with {answer}, and this prints {raw}:\n{script}"
+        why = f"{name} answers {call.operation} with {answer}, and this prints {raw}:\n{script}"
+        assert agrees(name, call, answer, raw), why
 
 
 def test_scripts_of_a_story_are_one_script(tmp_path):
@@ -122,16 +136,20 @@ def test_scripts_of_a_story_are_one_script(tmp_path):
         finding = run.described("BAK-PURE", "all", Session(worker), Violation(last, "1", "2"), (first,))
         assert printed([finding.reproduce], tmp_path) == [[[[32]], [[132]]]]
         unwritable = Call("linear", (np.zeros((1, 300), np.uint8), GRID, np.zeros((1, 300), np.int8), W, None, GRID))
-        assert run.described("BAK-PURE", "all", Session(worker), Violation(last, "1", "2"), (unwritable,)).reproduce == ""
+        finding = run.described("BAK-PURE", "all", Session(worker), Violation(last, "1", "2"), (unwritable,))
+        assert finding.reproduce == ""
 
 
 def test_large_arrays_are_refused_and_calls_that_are_not_offered_are_not_written():
     with started("torch-fbgemm") as worker:
         large = outcome(worker, "reproduction", "dequantize", np.zeros(257, np.uint8), np.float32(1), 0)
-        assert (large.kind, large.message) == ("refused", "an array of 257 elements: scripts are written for 256 at most")
-        assert outcome(worker, "reproduction", "quantize", np.zeros(1, np.float32), np.float32(1), 0, qmin=0, qmax=15).kind == "not offered"
+        assert large.kind == "refused"
+        assert large.message == "an array of 257 elements: scripts are written for 256 at most"
+        arguments = np.zeros(1, np.float32), np.float32(1), 0
+        assert outcome(worker, "reproduction", "quantize", *arguments, qmin=0, qmax=15).kind == "not offered"
     with Worker("quantspec-onnx") as ours:
-        assert outcome(ours, "reproduction", "dequantize", np.zeros(1, np.uint8), np.float32(1), 0).kind == "not offered"
+        arguments = np.zeros(1, np.uint8), np.float32(1), 0
+        assert outcome(ours, "reproduction", "dequantize", *arguments).kind == "not offered"
         assert protocol.REPRODUCTION not in ours.operations
 
 
@@ -162,7 +180,11 @@ class Adapter:
         return float(self.kernel(minimum).item())
 
     def reproduction(self, operation, /, *arguments, **options):
-        return reproduce.script(self, operation, arguments, options, first=["import kernels"], attributes={"kernel": "kernels.kernel"}, comment="once")
+        stand_ins = {"kernel": "kernels.kernel"}
+        first = ["import kernels"]
+        return reproduce.script(
+            self, operation, arguments, options, first=first, attributes=stand_ins, comment="once"
+        )
 
 
 def test_a_call_is_written_down_without_being_made():
@@ -171,7 +193,8 @@ def test_a_call_is_written_down_without_being_made():
     assert script.splitlines() == [
         "# once",
         "import base64, numpy as np; import kernels; h = float.fromhex",
-        "a = kernels.kernel(np.array([0.5, h('0x1.555556p-2')], np.float32), base64.b64decode('AAA=')); a.option = h('0x1.99999ap-4')",
+        "a = kernels.kernel(np.array([0.5, h('0x1.555556p-2')], np.float32), base64.b64decode('AAA=')); "
+        "a.option = h('0x1.99999ap-4')",
         "a.invoke({'x': np.array([0.5, h('0x1.555556p-2')], np.float32)})",
         "print(np.maximum(a.result(0)[0].transpose(1, 0), np.uint8(7)).tolist())",
     ]
@@ -183,12 +206,17 @@ def test_a_script_ends_where_the_adapter_needs_numbers():
     assert adapter.reproduction("dequantize", np.zeros((0, 3), np.int8), 1, 0).splitlines()[-1] == (
         "print([v.tolist() for v in kernels.kernel(np.zeros((0, 3), np.int8), (1,), None)])"
     )
-    assert adapter.reproduction("qparams", float("-inf")).splitlines()[1:] == ["import numpy as np; import kernels", "print(kernels.kernel(-np.inf).tolist())"]
+    assert adapter.reproduction("qparams", float("-inf")).splitlines()[1:] == [
+        "import numpy as np; import kernels",
+        "print(kernels.kernel(-np.inf).tolist())",
+    ]
     with pytest.raises(TypeError, match="no way to write object down"):
         adapter.reproduction("qparams", object())
 
 
-@pytest.mark.parametrize("value", [0.1, 1 / 3, -0.0, 5e-324, 1e308, 2.0**-23, float("inf"), float("-inf"), float("nan"), 255, -128, True])
+@pytest.mark.parametrize(
+    "value", [0.1, 1 / 3, -0.0, 5e-324, 1e308, 2.0**-23, float("inf"), float("-inf"), float("nan"), 255, -128, True]
+)
 def test_numbers_are_written_without_loss(value):
     read = eval(reproduce.number(value), {"np": np, "h": float.fromhex})  # noqa: S307
     assert type(read) is type(value) and np.array(read).tobytes() == np.array(value).tobytes()
@@ -199,7 +227,8 @@ def test_tensors_keep_their_order_of_memory():
     from quantspec.backends.pytorch import reproduce
 
     assert reproduce.torch_name(torch.quantize_per_tensor) == "torch.quantize_per_tensor"
-    for tensor in (torch.arange(6).reshape(2, 3).T, torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.zeros((0, 2), dtype=torch.int8)):
+    transposed, empty = torch.arange(6).reshape(2, 3).T, torch.zeros((0, 2), dtype=torch.int8)
+    for tensor in (transposed, torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last), empty):
         (text,) = reproduce.literal(tensor)
         back = eval(text, {"torch": torch, "h": float.fromhex})  # noqa: S307
         assert torch.equal(back, tensor) and back.stride() == tensor.stride() and back.dtype == tensor.dtype

@@ -83,7 +83,8 @@ def test_a_worker_is_what_its_backend_is(start):
     worker = start("Echoes")
     assert (worker.name, worker.version) == ("broken", "1")
     assert protocol.offers(worker) == ("quantize", "dequantize", "linear")
-    assert protocol.dialects(worker, "quantize") == {"onnx", "exact"} and protocol.dialects(worker, "dequantize") == {"exact"}
+    assert protocol.dialects(worker, "quantize") == {"onnx", "exact"}
+    assert protocol.dialects(worker, "dequantize") == {"exact"}
     with pytest.raises(ValueError, match="declares no dialect"):
         protocol.dialects(worker, "linear")
     with pytest.raises(AttributeError):
@@ -93,14 +94,17 @@ def test_a_worker_is_what_its_backend_is(start):
 
 def test_arguments_and_results_cross_unchanged(start):
     worker = start("Echoes", environment={"QUANTSPEC_TEST": "set"}, threads=2)
-    arrays = [np.float32([[np.nan, np.inf, -0.0]]), np.zeros((0, 3), np.int8), np.array(7, np.int32), np.asfortranarray(np.eye(3, dtype=np.uint8))]
+    fortran = np.asfortranarray(np.eye(3, dtype=np.uint8))
+    arrays = [np.float32([[np.nan, np.inf, -0.0]]), np.zeros((0, 3), np.int8), np.array(7, np.int32), fortran]
     for array in arrays:
         back = worker.quantize(array, 1, 0, qmin=0, qmax=255)
         assert back.dtype == array.dtype and back.shape == array.shape and back.tobytes() == array.tobytes()
     grid = QParams(np.float32([0.1, 3e-20]), np.int32([5, 6]), 0, 255, axis=0)
-    (one, two, three), options, threads, variable = worker.linear(grid, None, [(1, np.float32(0.1))], relu=True, scale=float("nan"))
-    assert (one.scale.tolist(), one.zero_point.tolist(), one.qmin, one.qmax, one.axis) == (grid.scale.tolist(), [5, 6], 0, 255, 0)
-    assert two is None and three == [(1, np.float32(0.1))] and three[0][1].dtype == np.float32
+    answer = worker.linear(grid, None, [(1, np.float32(0.1))], relu=True, scale=float("nan"))
+    (back, nothing, pairs), options, threads, variable = answer
+    assert (back.scale.tolist(), back.zero_point.tolist()) == (grid.scale.tolist(), [5, 6])
+    assert (back.qmin, back.qmax, back.axis) == (0, 255, 0)
+    assert nothing is None and pairs == [(1, np.float32(0.1))] and pairs[0][1].dtype == np.float32
     assert options["relu"] is True and np.isnan(options["scale"]) and (threads, variable) == ("2", "set")
 
 

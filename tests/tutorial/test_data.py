@@ -45,7 +45,8 @@ def test_mnist_is_read_and_normalised(tmp_path):
 
 
 def test_the_folders_are_looked_for_in_order(tmp_path, monkeypatch):
-    given, named, local = (write_mnist(tmp_path / name, train=n) for name, n in (("given", 3), ("named", 4), ("here/data", 5)))
+    counts = ("given", 3), ("named", 4), ("here/data", 5)
+    given, named, local = (write_mnist(tmp_path / name, train=count) for name, count in counts)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.delenv("QUANTSPEC_DATA", raising=False)
     assert len(data.load().y_train) == 5
@@ -61,15 +62,27 @@ def test_the_folders_are_looked_for_in_order(tmp_path, monkeypatch):
         (dict(train_images=None), FileNotFoundError, "train-images-idx3-ubyte: missing"),
         (dict(t10k_labels=None), FileNotFoundError, "t10k-labels-idx1-ubyte: missing"),
         (dict(train_images=b""), FormatError, "train-images-idx3-ubyte .*truncated in its header"),
-        (dict(train_images=idx((0x803, 3, 28, 28), bytes(3 * 784 - 1))), FormatError, "train-images-idx3-ubyte .*expected 2,368 bytes for 3 items, got 2,367"),
-        (dict(train_images=idx((0x803, 3, 28, 28), bytes(3 * 784 + 1))), FormatError, "expected 2,368 bytes for 3 items, got 2,369"),
+        (
+            dict(train_images=idx((0x803, 3, 28, 28), bytes(3 * 784 - 1))), FormatError,
+            "train-images-idx3-ubyte .*expected 2,368 bytes for 3 items, got 2,367",
+        ),
+        (
+            dict(train_images=idx((0x803, 3, 28, 28), bytes(3 * 784 + 1))), FormatError,
+            "expected 2,368 bytes for 3 items, got 2,369",
+        ),
         (dict(train_images=idx((0x801, 3, 28, 28), bytes(3 * 784))), FormatError, "not an idx file of MNIST"),
-        (dict(train_images=idx((0x803, 3, 14, 14), bytes(3 * 196))), FormatError, "expected images of 28x28, got 14x14"),
+        (
+            dict(train_images=idx((0x803, 3, 14, 14), bytes(3 * 196))), FormatError,
+            "expected images of 28x28, got 14x14",
+        ),
         (dict(train_images=idx((0x803, 0, 28, 28), b"")), FormatError, "for 0 items"),
-        (dict(t10k_labels=idx((0x801, 3), bytes(3))), FormatError, "t10k-labels-idx1-ubyte .*expected a label for each of the 2 images, got 3"),
+        (
+            dict(t10k_labels=idx((0x801, 3), bytes(3))), FormatError,
+            "t10k-labels-idx1-ubyte .*expected a label for each of the 2 images, got 3",
+        ),
         (dict(train_labels=gzip.compress(bytes(99))), FormatError, "train-labels-idx1-ubyte .*not an idx file"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("by", ["argument", "environment", "current folder"])
 def test_a_broken_folder_is_refused_and_never_replaced(tmp_path, monkeypatch, spoiled, error, message, by):
     monkeypatch.delenv("QUANTSPEC_DATA", raising=False)
@@ -80,7 +93,8 @@ def test_a_broken_folder_is_refused_and_never_replaced(tmp_path, monkeypatch, sp
         monkeypatch.setenv("QUANTSPEC_DATA", str(root))
     with pytest.raises(error, match=message) as caught:
         data.load(root if by == "argument" else None)
-    assert {"argument": "given as", "environment": "QUANTSPEC_DATA", "current folder": "current folder"}[by] in str(caught.value)
+    origins = {"argument": "given as", "environment": "QUANTSPEC_DATA", "current folder": "current folder"}
+    assert origins[by] in str(caught.value)
 
 
 def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path, monkeypatch):
@@ -101,7 +115,8 @@ def test_without_mnist_the_digits_stand_in_with_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "fetch", fail)
     d = data.load(timeout=0.5)
-    assert d.name == "digits" and d.note == "Using scikit-learn's bundled handwritten digits: MNIST could not be downloaded: the network is unreachable."
+    why = "MNIST could not be downloaded: the network is unreachable."
+    assert d.name == "digits" and d.note == f"Using scikit-learn's bundled handwritten digits: {why}"
     assert d.x_train.shape == (1347, 1, 8, 8) and d.x_test.shape == (450, 1, 8, 8)
     assert float(d.x_train.min()) == -1 and float(d.x_train.max()) == 1 and d.x_train.dtype == torch.float32
     assert sorted(set(d.y_test.tolist())) == list(range(10))
@@ -131,7 +146,11 @@ def test_a_download_arrives_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("QUANTSPEC_DATA", raising=False)
     real = torchvision.datasets.MNIST
-    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda root, download=False, train=True: write_mnist(root) if download else real(root, train=train))
+
+    def whole(root, download=False, train=True):
+        return write_mnist(root) if download else real(root, train=train)
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", whole)
     assert data.load().name == "mnist" and [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
@@ -168,8 +187,10 @@ def test_labels_that_are_no_digits_are_refused(tmp_path):
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 2, 28, 28) + bytes(2 * 784))
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + bytes([9, 10 if part == "t10k" else 0]))
-    with pytest.raises(FormatError, match="t10k-labels-idx1-ubyte .given as the data folder.: expected labels from 0 to 9, got 10"):
+        labels = bytes([9, 10 if part == "t10k" else 0])
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + labels)
+    expected = "t10k-labels-idx1-ubyte .given as the data folder.: expected labels from 0 to 9, got 10"
+    with pytest.raises(FormatError, match=expected):
         data.load(tmp_path)
     labels = raw / "t10k-labels-idx1-ubyte"
     Path(f"{labels}.gz").write_bytes(gzip.compress(labels.read_bytes()))

@@ -16,7 +16,10 @@ def test_this_build_of_torch_offers_an_engine():
 def test_an_engine_that_torch_does_not_have_is_listed_with_the_reason(model, dataset, monkeypatch):
     monkeypatch.setattr(quantized, "why_not_offered", lambda engine: "this build of torch offers none")
     rows, parameters = tutorial.compare(model, dataset, "qnnpack", "static", False)
-    assert [(row.layer, row.codes, row.differ, row.reason) for row in rows] == [(name, 0, 0, "this build of torch offers none") for name in ("fc1", "fc2", "fc3")]
+    reason = "this build of torch offers none"
+    assert [(row.layer, row.codes, row.differ, row.reason) for row in rows] == [
+        (name, 0, 0, reason) for name in ("fc1", "fc2", "fc3")
+    ]
     assert parameters == []
 
 

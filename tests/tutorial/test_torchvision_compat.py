@@ -53,7 +53,9 @@ def test_operators_are_declared_once_even_when_the_import_fails_again(imports):
     assert len(declared) == 3
 
 
-@pytest.mark.parametrize("error", [RuntimeError(f"{MISSING} and more"), ImportError("No module named 'torchvision'"), ValueError(MISSING)])
+@pytest.mark.parametrize(
+    "error", [RuntimeError(f"{MISSING} and more"), ImportError("No module named 'torchvision'"), ValueError(MISSING)]
+)
 def test_any_other_failure_declares_nothing(error, imports):
     left, declared, _ = imports(error, "the module")
     with pytest.raises(type(error)) as raised:

@@ -51,7 +51,9 @@ def test_training_shows_every_image_once_an_epoch_with_its_label_in_changing_ord
     assert sorted(first) == sorted(second) == list(range(96)) and first != second and first != sorted(first)
 
 
-@pytest.mark.parametrize(("terminal", "progress", "shown"), [(True, True, True), (True, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("terminal", "progress", "shown"), [(True, True, True), (True, False, False), (False, True, False)]
+)
 def test_a_progress_bar_is_shown_on_terminals_unless_unwanted(terminal, progress, shown, small, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: terminal
@@ -72,7 +74,8 @@ def test_a_full_disk_is_an_error_that_names_the_cache_and_leaves_nothing(small, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match=f"^{tmp_path}: the cache of trained networks cannot be written: No space left on device$"):
+    expected = f"^{tmp_path}: the cache of trained networks cannot be written: No space left on device$"
+    with pytest.raises(OSError, match=expected):
         models.trained(small, cache=tmp_path, epochs=1, progress=False)
     assert list(tmp_path.iterdir()) == []
 

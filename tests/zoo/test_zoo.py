@@ -1,4 +1,5 @@
-"""The zoo at a smaller size: every network is quantized without a change to it, and held beside torch.ao. ``quantspec zoo`` has the whole table."""
+"""The zoo at a smaller size: every network is quantized without a change to it, and held beside torch.ao. ``quantspec
+zoo`` has the whole table."""
 
 import json
 
@@ -9,7 +10,10 @@ from quantspec import cli
 from quantspec.tutorial import zoo
 
 # Those whose image size may be small, and which a run of the suite can afford.
-SMALL = dict.fromkeys(("resnet18", "mobilenet_v3_large", "squeezenet1_1", "shufflenet_v2_x1_0", "densenet121", "convnext_tiny"), 64)
+AFFORDABLE = (
+    "resnet18", "mobilenet_v3_large", "squeezenet1_1", "shufflenet_v2_x1_0", "densenet121", "convnext_tiny",
+)  # fmt: skip
+SMALL = dict.fromkeys(AFFORDABLE, 64)
 SMALL |= dict.fromkeys(zoo.SEQUENCES)
 
 
