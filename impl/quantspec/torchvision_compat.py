@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 MISSING = "operator torchvision::nms does not exist"
-Library: Any = torch.library.Library  # its functions have no types
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -33,7 +32,8 @@ def import_torchvision() -> ModuleType:
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]  # half imported
     if not _declared:
-        library: Any = Library("torchvision", "DEF")
+        new_library: Any = torch.library.Library  # its functions have no types
+        library = new_library("torchvision", "DEF")
         for schema in SCHEMAS.values():
             library.define(schema)
         _declared.append(library)
