@@ -13,7 +13,8 @@ FAULTS = [
     Fault(
         "dialect-of-whoever-answers", CHECKS, ("BAK-DIALECT",),
         "The answer is held against itself.",
-        "compare(call, session.answer(call), session.allowed(call))", 'compare(call, session.answer(call), [("", session.answer(call))])',
+        "compare(call, session.answer(call), session.allowed(call))",
+        'compare(call, session.answer(call), [("", session.answer(call))])',
     ),
     Fault(
         "stories-against-themselves", PURITY, ("BAK-PURE",),
@@ -38,7 +39,8 @@ FAULTS = [
     Fault(
         "nan-only-alone", CHECKS, ("BAK-NAN",),
         "A NaN is tried by itself and not in an array.",
-        'compare(call, got[np.isnan(x)], [("", np.full(int(np.isnan(x).sum()), single[0], single.dtype))])', 'compare(call, single, [("", single)])',
+        'compare(call, got[np.isnan(x)], [("", np.full(int(np.isnan(x).sum()), single[0], single.dtype))])',
+        'compare(call, single, [("", single)])',
     ),
     Fault(
         "nothing-is-fine", CHECKS, ("BAK-EMPTY",),
@@ -53,6 +55,7 @@ FAULTS = [
     Fault(
         "groups-held-against-the-whole", CHECKS, ("BAK-GROUPS",),
         "The whole convolution is compared with itself instead of with its groups.",
-        'compare(call, whole, [("its groups alone", np.concatenate(pieces, axis=1))])', 'compare(call, whole, [("", whole)])',
+        'compare(call, whole, [("its groups alone", np.concatenate(pieces, axis=1))])',
+        'compare(call, whole, [("", whole)])',
     ),
 ]  # fmt: skip

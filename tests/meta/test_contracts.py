@@ -52,6 +52,10 @@ PLANTED = [
 ]
 
 
+def test_the_package_keeps_its_contracts(package):
+    assert complaints(package) == ""
+
+
 @pytest.mark.parametrize("name, line, contract, arrow", PLANTED, ids=[f"{name}: {line}" for name, line, *_ in PLANTED])
 def test_a_planted_import_is_refused_and_named(name, line, contract, arrow, package):
     path = package / name
