@@ -1,8 +1,8 @@
-"""Files that the version before wrote, with names of steps and functions that are others today: they give the same bits.
+"""Files that the version before wrote, with names that are others today, give the same bits.
 
-``version_1/`` has a file of each kind of network and ``values.npz``: for each file an input ``x``, the output ``y`` of
-engine ``reference`` and that of the engine that runs it by default, ``compiled``; and under ``probe`` what the functions
-of float32 gave on the machine that wrote them.
+``version_1/`` has files with every kind of step, and ``values.npz``: for each file an input ``x``, the output ``y`` of
+engine ``reference`` and that of the engine that runs it by default, ``compiled``; and under ``probe`` what functions of
+float32 gave on the machine that wrote them.
 """
 
 import json
@@ -28,11 +28,11 @@ FLOAT_STEPS = (Call, LinearDynamic, LinearWeight, Recurrent)
 
 def probe(x: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """What steps in float are made of, whose last bits depend on the CPU. ``x`` [5, 16], ``weight`` [12, 16]."""
-    query, key, value = x.reshape(1, 5, 2, 8).transpose(1, 2), x.flip(0).reshape(1, 5, 2, 8).transpose(1, 2), x[None, None]
+    query, key = (t.reshape(1, 5, 2, 8).transpose(1, 2) for t in (x, x.flip(0)))
     return {
         "softmax": torch.softmax(x, -1), "tanh": torch.tanh(x), "sigmoid": torch.sigmoid(x), "gelu": F.gelu(x),
         "linear": F.linear(x, weight), "matmul": x @ weight.T, "layer_norm": F.layer_norm(x, (16,)),
-        "attention": F.scaled_dot_product_attention(query, key, value.expand(1, 2, 5, 16)), "sum": x.sum(-1),
+        "attention": F.scaled_dot_product_attention(query, key, x.expand(1, 2, 5, 16)), "sum": x.sum(-1),
     }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_a_file_of_version_1_gives_the_same_bits(path):
     x = torch.from_numpy(VALUES[f"{path.stem}.x"])
     in_float = any(isinstance(step, FLOAT_STEPS) for step in q.program.steps)
     if in_float and not floats_are_those_of_the_writer():
-        pytest.skip("this machine's float32 functions have other last bits than those of the machine that wrote the file")
+        pytest.skip("float32 functions have other last bits here than on the machine that wrote the file")
     assert np.array_equal(q.run_on("reference")(x).detach().numpy(), VALUES[f"{path.stem}.y"])
     assert np.array_equal(q(x).detach().numpy(), VALUES[f"{path.stem}.compiled"])
 

@@ -255,50 +255,52 @@ FUNCTIONS: dict[str, Operator] = {
 }  # fmt: skip
 
 
-def norm_module(g: Graph, what: Any, x: Any) -> Tensor:
-    if not what.track_running_stats:
-        raise UnsupportedError(f"{type(what).__name__}, for which there is no ONNX operator here")
-    return batch_norm(g, x, what.running_mean, what.running_var, what.weight, what.bias, what.eps)
+def norm_module(g: Graph, module: Any, x: Any) -> Tensor:
+    if not module.track_running_stats:
+        raise UnsupportedError(f"{type(module).__name__}, for which there is no ONNX operator here")
+    return batch_norm(g, x, module.running_mean, module.running_var, module.weight, module.bias, module.eps)
 
 
-def softmax_module(g: Graph, what: Any, x: Any) -> Tensor:
-    if what.dim is None:
-        raise UnsupportedError(f"{type(what).__name__}, for which there is no ONNX operator here")
-    return (softmax if type(what) is nn.Softmax else log_softmax)(g, x, what.dim)
+def softmax_module(g: Graph, module: Any, x: Any) -> Tensor:
+    if module.dim is None:
+        raise UnsupportedError(f"{type(module).__name__}, for which there is no ONNX operator here")
+    return (softmax if type(module) is nn.Softmax else log_softmax)(g, x, module.dim)
 
 
-def layer(g: Graph, what: FloatLayer, x: Tensor) -> Tensor:
+def layer(g: Graph, module: FloatLayer, x: Tensor) -> Tensor:
     """A layer that stayed in float."""
-    node = what.node
+    node = module.node
     if isinstance(node, float_graph.Linear):
-        return linear(g, x, what.weight, what.bias)
+        return linear(g, x, module.weight, module.bias)
     if any(d > 1 for d in node.input_dilation) or any(end < 0 for pair in node.padding for end in pair):
         raise UnsupportedError("a transposed convolution in float")
-    inputs = [named(g, value) for value in (x, what.weight, what.bias) if value is not None]
+    inputs = [named(g, value) for value in (x, module.weight, module.bias) if value is not None]
     pads = [before for before, _ in node.padding] + [after for _, after in node.padding]
     y = g.node("Conv", inputs, strides=node.stride, pads=pads, dilations=node.dilation, group=node.groups)
-    shape = None if x.shape is None else (x.shape[0], len(what.weight), *((y, i) for i in range(len(node.stride))))
+    shape = None if x.shape is None else (x.shape[0], len(module.weight), *((y, i) for i in range(len(node.stride))))
     return Tensor(y, shape)
 
 
 def plain(name: str) -> Operator:
     """A module without parameters that is the function of that name."""
-    return lambda g, what, x: FUNCTIONS[name](g, x)
+    return lambda g, module, x: FUNCTIONS[name](g, x)
 
 
 # Modules of torch.nn that are one of the functions above with their own parameters, by their exact class.
 MODULES: dict[type[nn.Module], Operator] = {
     FloatLayer: layer,
-    nn.LayerNorm: lambda g, what, x: layer_norm(g, x, what.normalized_shape, what.weight, what.bias, what.eps),
-    nn.Linear: lambda g, what, x: linear(g, x, what.weight, what.bias),
-    nn.GELU: lambda g, what, x: gelu(g, x, what.approximate),
-    nn.Hardtanh: lambda g, what, x: hardtanh(g, x, what.min_val, what.max_val),
-    nn.LeakyReLU: lambda g, what, x: unary("LeakyRelu", alpha=what.negative_slope)(g, x),
-    nn.Flatten: lambda g, what, x: flatten(g, x, what.start_dim, what.end_dim),
-    nn.AdaptiveAvgPool1d: lambda g, what, x: adaptive_avg_pool(1)(g, x, what.output_size),
-    nn.AdaptiveAvgPool2d: lambda g, what, x: adaptive_avg_pool(2)(g, x, what.output_size),
-    nn.AdaptiveAvgPool3d: lambda g, what, x: adaptive_avg_pool(3)(g, x, what.output_size),
-    nn.Identity: lambda g, what, x: x,
+    nn.LayerNorm: lambda g, module, x: layer_norm(
+        g, x, module.normalized_shape, module.weight, module.bias, module.eps
+    ),
+    nn.Linear: lambda g, module, x: linear(g, x, module.weight, module.bias),
+    nn.GELU: lambda g, module, x: gelu(g, x, module.approximate),
+    nn.Hardtanh: lambda g, module, x: hardtanh(g, x, module.min_val, module.max_val),
+    nn.LeakyReLU: lambda g, module, x: unary("LeakyRelu", alpha=module.negative_slope)(g, x),
+    nn.Flatten: lambda g, module, x: flatten(g, x, module.start_dim, module.end_dim),
+    nn.AdaptiveAvgPool1d: lambda g, module, x: adaptive_avg_pool(1)(g, x, module.output_size),
+    nn.AdaptiveAvgPool2d: lambda g, module, x: adaptive_avg_pool(2)(g, x, module.output_size),
+    nn.AdaptiveAvgPool3d: lambda g, module, x: adaptive_avg_pool(3)(g, x, module.output_size),
+    nn.Identity: lambda g, module, x: x,
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), norm_module),
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax_module),
     nn.ReLU: plain("relu"), nn.ReLU6: plain("relu6"), nn.Sigmoid: plain("sigmoid"), nn.Tanh: plain("tanh"),
@@ -309,7 +311,7 @@ MODULES: dict[type[nn.Module], Operator] = {
 def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> Any:
     """What a call gives: a tensor of the graph, a length, a constant, or a tuple of these.
 
-    Raises UnsupportedError for what ONNX has no operator for.
+    Raises UnsupportedError for module ONNX has no operator for.
     """
     args, kwargs = replace_refs(step.args, values.__getitem__), replace_refs(step.kwargs, values.__getitem__)
     if step.kind == "attribute":

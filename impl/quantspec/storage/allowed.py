@@ -164,10 +164,10 @@ def function(name: str) -> Callable[..., Any]:
     return found
 
 
-def is_listed(kind: str, name: str, what: Any) -> bool:
-    """Whether that is a function which its name finds again."""
+def is_listed(kind: str, name: str, value: Any) -> bool:
+    """Whether a value is a function which its name finds again."""
     place, _, leaf = name.rpartition(".")
-    return kind == "function" and leaf in FUNCTIONS.get(place, ()) and function(name) is what
+    return kind == "function" and leaf in FUNCTIONS.get(place, ()) and function(name) is value
 
 
 def check_call(step: Call) -> None:

@@ -30,19 +30,19 @@ LAYERS: dict[str, type[float_graph.Layer]] = {"Linear": float_graph.Linear, "Con
 def write_callables(callables: Callables, writer: Writer) -> list[dict[str, Any]]:
     """What ``Call``s call, as JSON. Raises UnsupportedError naming what has no place in a file."""
     rows = []
-    for (kind, target), what in callables.items():
+    for (kind, target), value in callables.items():
         row: dict[str, Any] = {"kind": kind, "target": target}
         if kind == "function":
             try:
-                same = function(target) is what
+                same = function(target) is value
             except ValueError as error:
                 raise UnsupportedError(f"function {target}: {error}") from error
             if not same:
                 raise UnsupportedError(f"function {target} is another one than the file would name")
         elif kind == "attribute":
-            row["value"] = writer.tree(what, target)
+            row["value"] = writer.tree(value, target)
         else:
-            row |= write_module(what, target, writer)
+            row |= write_module(value, target, writer)
         rows.append(row)
     return rows
 
@@ -104,7 +104,7 @@ def build_module(name: str, arguments: dict[str, Any], tensors: int) -> nn.Modul
 def read_callables(rows: Any, reader: Reader, modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Any]:
     """What ``Call``s call, of JSON. ``modules``: those that are not in the file, by path.
 
-    Raises ValueError for what is not to be had.
+    Raises ValueError for names that a file may not have, and for state that fits no module.
     """
     callables: dict[tuple[str, str], Any] = {}
     for row in expect(rows, list, "callables"):
