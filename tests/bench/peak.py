@@ -14,7 +14,10 @@ ACCUMULATORS, REPEATED = 20, 8
 
 
 class Peak(Instruction):
-    """``times`` as many dot products as there are accumulators, of ``operand`` with itself, REPEATED times over. Their sum goes to ``result``."""
+    """``times`` as many dot products as there are accumulators, of ``operand`` with itself, REPEATED times over.
+
+    Their sum goes to ``result``.
+    """
 
     times: Integer
     result: Address
@@ -22,6 +25,7 @@ class Peak(Instruction):
 
 
 def write_peak(emit: Emitter, op: Value, frame: Value) -> None:
+    """Writes the kernel."""
     x = emit.splat(emit.trunc(emit.field(op, Peak.operand), I32))
 
     def many(i: Value, totals: list[Value]) -> list[Value]:
@@ -39,7 +43,10 @@ PEAK = Kernel("peak", Peak, write_peak)
 
 
 def macs_per_second(seconds: float = 0.2) -> float:
-    """8-bit multiply-accumulates per second of one thread whose operands never leave the registers: the best of runs of about a millisecond in that time."""
+    """8-bit multiply-accumulates per second of one thread whose operands never leave the registers.
+
+    The best of the runs of about a millisecond that this time allows.
+    """
     result, times = aligned(LANES, np.int32), 20_000
     instruction = Peak(times=times, result=result.ctypes.data, operand=0x01010101)
     work = times * ACCUMULATORS * REPEATED * LANES * 4
