@@ -106,7 +106,10 @@ def test_rounding_to_float32_takes_the_nearest_and_on_ties_the_even_one(value, e
 def test_zero_has_the_zero_point_and_the_zero_point_is_zero(bits, signed, scale):
     qmin, qmax = code_ends(bits, signed)
     for zero_point in {qmin, qmax, 0, qmin + 1, (qmin + qmax) // 2}:
-        assert affine.quantize(np.float32([0.0, -0.0]), scale, zero_point, qmin=qmin, qmax=qmax).tolist() == [zero_point] * 2
+        assert (
+            affine.quantize(np.float32([0.0, -0.0]), scale, zero_point, qmin=qmin, qmax=qmax).tolist()
+            == [zero_point] * 2
+        )
         assert affine.dequantize(np.array([zero_point]), scale, zero_point).tolist() == [0.0]
 
 
@@ -126,7 +129,10 @@ def test_zero_is_exact_at_every_zero_point(bits, signed):
 def test_a_zero_point_that_is_no_code_is_refused(bits, signed, off):
     qmin, qmax = code_ends(bits, signed)
     zero_point = qmin + off if off in (-1, 0.5) else qmax + off
-    for build in (lambda: affine.QParams(1.0, zero_point, qmin, qmax), lambda: spec.check_qparams(1.0, zero_point, qmin, qmax)):
+    for build in (
+        lambda: affine.QParams(1.0, zero_point, qmin, qmax),
+        lambda: spec.check_qparams(1.0, zero_point, qmin, qmax),
+    ):
         with pytest.raises(ValueError, match="zero_point|NaN"):
             build()
     with pytest.raises(ValueError, match="zero_point"):
@@ -137,7 +143,13 @@ def test_a_zero_point_that_is_no_code_is_refused(bits, signed, off):
 
 
 @clause("AFF-SCALE")
-@pytest.mark.parametrize("scale", [0.0, -1.0, 2.0**-127, 1e-45, float(np.nextafter(np.float32(2.0**119), np.float32(np.inf))), 1e39, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        0.0, -1.0, 2.0**-127, 1e-45, float(np.nextafter(np.float32(2.0**119), np.float32(np.inf))), 1e39,
+        float("inf"), float("nan"),
+    ],
+)
 def test_a_scale_that_describes_no_grid_is_refused(scale):
     for build in (
         lambda: affine.QParams(scale, 0, 0, 255),
@@ -234,7 +246,9 @@ def test_rounding_does_not_depend_on_the_zero_point(bits, signed):
 
 @clause("AFF-SATURATE")
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
-@pytest.mark.parametrize("size", [1.0, 2.0**7, 2.0**8, 2.0**15, 2.0**16, 2.0**31, 3e9, 2.0**32, 2.0**63, 2.0**64, 1e30, 3.4e38])
+@pytest.mark.parametrize(
+    "size", [1.0, 2.0**7, 2.0**8, 2.0**15, 2.0**16, 2.0**31, 3e9, 2.0**32, 2.0**63, 2.0**64, 1e30, 3.4e38]
+)
 def test_quantize_saturates_instead_of_wrapping(bits, signed, size):
     qmin, qmax = code_ends(bits, signed)
     every_code(qmin, qmax)
@@ -375,7 +389,9 @@ def test_layout_in_memory_changes_neither_codes_nor_values(laid_out):
     for one, zero_point, axis in ((scale[0], 3, None), (scale, points, 1)):
         codes = affine.quantize(x, one, zero_point, qmin=-128, qmax=127, axis=axis)
         values = affine.dequantize(codes, one, zero_point, axis=axis)
-        np.testing.assert_array_equal(affine.quantize(laid_out(x), one, zero_point, qmin=-128, qmax=127, axis=axis), codes)
+        np.testing.assert_array_equal(
+            affine.quantize(laid_out(x), one, zero_point, qmin=-128, qmax=127, axis=axis), codes
+        )
         np.testing.assert_array_equal(affine.dequantize(laid_out(codes), one, zero_point, axis=axis), values)
 
 
@@ -401,7 +417,10 @@ def test_each_channel_is_quantized_with_its_own_qparams(data, ends, shape, axis,
     points = np.array([data.draw(st.integers(qmin, qmax)) for _ in range(channels)], dtype=np.int32)
     points = points[0] if one_zero_point and channels else points
     drawn = [data.draw(draws.values(float(s), qmin, qmax)) for s in scale for _ in range(4)]
-    slices = [np.resize(np.float32(drawn[4 * c : 4 * c + 4]), [n for i, n in enumerate(shape) if i != axis % 3]) for c in range(channels)]
+    slices = [
+        np.resize(np.float32(drawn[4 * c : 4 * c + 4]), [n for i, n in enumerate(shape) if i != axis % 3])
+        for c in range(channels)
+    ]
     x = data.draw(draws.layouts(np.stack(slices, axis) if channels else np.zeros(shape, np.float32)))
     got = affine.quantize(x, scale, points, qmin=qmin, qmax=qmax, axis=axis)
     back = affine.dequantize(got, scale, points, axis=axis)
@@ -439,7 +458,9 @@ def test_a_grid_of_channels_goes_along_its_axis():
 @clause("AFF-ONE-CHANNEL")
 @given(draws.grids(), st.data(), st.integers(0, 2))
 def test_one_channel_is_per_tensor(grid, data, axis):
-    x = np.expand_dims(data.draw(draws.arrays_on(grid)).reshape(1, -1) if axis else data.draw(draws.arrays_on(grid))[:, None], axis)
+    x = np.expand_dims(
+        data.draw(draws.arrays_on(grid)).reshape(1, -1) if axis else data.draw(draws.arrays_on(grid))[:, None], axis
+    )
     one = affine.quantize(x, grid.scale[None], grid.zero_point[None], qmin=grid.qmin, qmax=grid.qmax, axis=axis)
     assert one.tolist() == quantize(x, grid).tolist()
 
@@ -471,7 +492,10 @@ def test_another_number_of_channels_is_refused(count):
 
 @clause("AFF-CHANNEL-COUNT")
 def test_qparams_whose_shapes_do_not_fit_are_refused():
-    for scale, zero_point, axis in ((np.ones(2), 0, None), (1.0, np.zeros(2), None), (1.0, 0, 0), (np.ones(2), np.zeros(3), 0), (np.ones((2, 2)), 0, 0)):
+    for scale, zero_point, axis in (
+        (np.ones(2), 0, None), (1.0, np.zeros(2), None), (1.0, 0, 0), (np.ones(2), np.zeros(3), 0),
+        (np.ones((2, 2)), 0, 0),
+    ):
         with pytest.raises(ValueError, match="scale, zero_point: expected one"):
             affine.QParams(scale, zero_point, 0, 255, axis)
     with pytest.raises(ValueError, match="axis: expected an axis of an array of shape"):
@@ -533,7 +557,11 @@ def test_a_zero_point_half_way_between_two_codes_is_an_even_number_of_steps_from
         low, high = -(below + 0.5) * scale, (qmax - qmin - below - 0.5) * scale
         grid = affine.qparams(np.float32(low), np.float32(high), qmin=qmin, qmax=qmax, symmetric=False)
         even = below + below % 2
-        assert (float(grid.scale), int(grid.zero_point)) == (scale, qmin + even) == spec.qparams_affine(low, high, qmin, qmax)
+        assert (
+            (float(grid.scale), int(grid.zero_point))
+            == (scale, qmin + even)
+            == spec.qparams_affine(low, high, qmin, qmax)
+        )
 
 
 @clause("AFF-SYMMETRIC")
@@ -560,7 +588,9 @@ def test_the_largest_size_is_the_last_symmetric_code(bits, signed):
 def test_codes_that_fill_no_width_have_their_zero_point_in_the_middle_too(qmin, qmax):
     grid = affine.qparams(np.float32(-3), np.float32(5), qmin=qmin, qmax=qmax, symmetric=True)
     assert (float(grid.scale), int(grid.zero_point)) == spec.qparams_symmetric(-3.0, 5.0, qmin, qmax)
-    assert grid.quantize(np.float32([5, -5])).tolist() == [int(grid.zero_point) + d for d in ((qmax - qmin) // 2, -((qmax - qmin) // 2))]
+    assert grid.quantize(np.float32([5, -5])).tolist() == [
+        int(grid.zero_point) + d for d in ((qmax - qmin) // 2, -((qmax - qmin) // 2))
+    ]
 
 
 @clause("AFF-RANGE-ZERO")
@@ -629,7 +659,9 @@ def test_what_is_no_range_is_refused(low, high):
 
 
 @clause("AFF-RANGE-ORDER")
-@pytest.mark.parametrize(("low", "high", "message"), [(0.1, np.float32(1), "^minimum: "), (np.float32(-1), 0.1, "^maximum: ")])
+@pytest.mark.parametrize(
+    ("low", "high", "message"), [(0.1, np.float32(1), "^minimum: "), (np.float32(-1), 0.1, "^maximum: ")]
+)
 def test_an_end_that_float32_cannot_hold_is_refused_by_name(low, high, message):
     with pytest.raises(TypeError, match=message + "expected float32 values, got float64"):
         affine.qparams(low, high, qmin=0, qmax=255, symmetric=False)

@@ -31,8 +31,10 @@ def batches(**options):
 
 
 def moderate(smallest=0):
-    """A few tensors, of at least ``smallest`` values each, whose histograms the definition can count in reasonable time."""
-    tensors = st.lists(st.floats(-8, 8, width=32), min_size=smallest, max_size=12).map(lambda v: np.array(v, np.float32))
+    """A few tensors, of at least ``smallest`` values each, whose histograms the definition can count in time."""
+    tensors = st.lists(st.floats(-8, 8, width=32), min_size=smallest, max_size=12).map(
+        lambda v: np.array(v, np.float32)
+    )
     return st.lists(tensors, min_size=1, max_size=3)
 
 
@@ -115,7 +117,10 @@ def test_ranges_only_grow(tensors, more):
     assert low <= before.minimum and high >= before.maximum
 
 
-REFUSING = [MinMaxObserver(), MinMaxObserver(axis=0), MovingAverageObserver(), HistogramObserver(), PercentileObserver(), MSEObserver()]
+REFUSING = [
+    MinMaxObserver(), MinMaxObserver(axis=0), MovingAverageObserver(), HistogramObserver(), PercentileObserver(),
+    MSEObserver(),
+]
 
 
 @clause("OBS-FINITE")
@@ -152,14 +157,19 @@ def test_an_empty_tensor_is_no_observation(observer):
 
 
 @clause("OBS-CHANNEL")
-@given(st.lists(draws.seeds(), min_size=1, max_size=3), st.sampled_from([0, 1, 2, -1, -3]), st.tuples(*[st.integers(1, 4)] * 3))
+@given(
+    st.lists(draws.seeds(), min_size=1, max_size=3), st.sampled_from([0, 1, 2, -1, -3]),
+    st.tuples(*[st.integers(1, 4)] * 3),
+)
 def test_a_channel_has_the_range_of_its_own_values(generators, axis, shape):
     tensors = [g.normal(size=shape).astype(np.float32) for g in generators]
     low, high = watched(MinMaxObserver(axis=axis), tensors).range()
     assert low.shape == high.shape == (shape[axis],)
     seen = None
     for x in tensors:
-        seen = spec.observe_channels(seen, [[float(v) for v in np.take(x, c, axis=axis).ravel()] for c in range(shape[axis])])
+        seen = spec.observe_channels(
+            seen, [[float(v) for v in np.take(x, c, axis=axis).ravel()] for c in range(shape[axis])]
+        )
     assert list(zip(low.tolist(), high.tolist())) == seen
 
 
@@ -181,7 +191,10 @@ def test_another_number_of_channels_is_refused(observer):
 
 
 @clause("OBS-CHANNEL-MERGE")
-@given(st.integers(1, 4), st.lists(draws.seeds(), min_size=3, max_size=3), st.lists(st.integers(0, 2), min_size=3, max_size=3))
+@given(
+    st.integers(1, 4), st.lists(draws.seeds(), min_size=3, max_size=3),
+    st.lists(st.integers(0, 2), min_size=3, max_size=3),
+)
 def test_channels_merge_one_by_one(channels, generators, counts):
     halves = [[g.normal(size=(5, channels)).astype(np.float32) for _ in range(n)] for g, n in zip(generators, counts)]
     a, b, c = (watched(MinMaxObserver(axis=1), tensors) for tensors in halves)
@@ -189,8 +202,17 @@ def test_channels_merge_one_by_one(channels, generators, counts):
     def ends(observer):
         return None if observer.minimum is None else list(zip(observer.minimum.tolist(), observer.maximum.tolist()))
 
-    assert ends(a.merge(b)) == ends(b.merge(a)) == ends(watched(MinMaxObserver(axis=1), halves[0] + halves[1])) == spec.merge_channels(ends(a), ends(b))
-    assert ends(a.merge(b).merge(c)) == ends(a.merge(b.merge(c))) == spec.merge_channels(spec.merge_channels(ends(a), ends(b)), ends(c))
+    assert (
+        ends(a.merge(b))
+        == ends(b.merge(a))
+        == ends(watched(MinMaxObserver(axis=1), halves[0] + halves[1]))
+        == spec.merge_channels(ends(a), ends(b))
+    )
+    assert (
+        ends(a.merge(b).merge(c))
+        == ends(a.merge(b.merge(c)))
+        == spec.merge_channels(spec.merge_channels(ends(a), ends(b)), ends(c))
+    )
     assert ends(a.merge(MinMaxObserver(axis=1))) == ends(MinMaxObserver(axis=1).merge(a)) == ends(a)
 
 
@@ -277,7 +299,9 @@ def test_a_histogram_equals_the_definition(many, tensors, bins):
 
 
 @clause("OBS-HIST-WIDTH")
-@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-45, 1.0, -1.0, 0.99999994, -1.0000001, 3.4028235e38, -3.4028235e38, 2.0**127])
+@pytest.mark.parametrize(
+    "value", [0.0, 1e-45, -1e-45, 1.0, -1.0, 0.99999994, -1.0000001, 3.4028235e38, -3.4028235e38, 2.0**127]
+)
 @pytest.mark.parametrize("bins", [2, 4, 256])
 def test_the_bins_are_as_fine_as_a_single_value_allows(value, bins):
     e, counts = spec.histogram([float(np.float32(value))], bins)
@@ -297,12 +321,17 @@ def test_no_value_is_lost(tensors, bins):
 @clause("OBS-HIST-COUNT", "OBS-HIST-WIDTH")
 @pytest.mark.parametrize("bins", [2, 4, 8, 64])
 def test_counts_are_right_while_the_bins_grow(bins):
-    tensors = [np.float32(v) for v in ([0.1, -0.05], [0.3, 0.3, -0.25], [1.0, 0.6, -0.9], [7.5, -3.0, 0.0], [100.0, -64.0])]
+    tensors = [
+        np.float32(v) for v in ([0.1, -0.05], [0.3, 0.3, -0.25], [1.0, 0.6, -0.9], [7.5, -3.0, 0.0], [100.0, -64.0])
+    ]
     for seen in range(1, len(tensors) + 1):
         for order in (tensors[:seen], tensors[:seen][::-1]):
             got = watched(HistogramObserver(bins), order)
             e, counts = spec.histogram([float(v) for x in order for v in x], bins)
-            assert got.exponent == e and {int(i) - bins // 2: int(got.counts[i]) for i in np.nonzero(got.counts)[0]} == counts
+            assert (
+                got.exponent == e
+                and {int(i) - bins // 2: int(got.counts[i]) for i in np.nonzero(got.counts)[0]} == counts
+            )
 
 
 @clause("OBS-HIST-COUNT")
@@ -310,12 +339,20 @@ def test_counts_are_right_while_the_bins_grow(bins):
 def test_large_tensors_are_counted_as_small_ones_are(exponent):
     r = np.random.default_rng(0)
     with np.errstate(over="ignore", under="ignore"):
-        steps = np.concatenate([r.normal(size=observers.MANY) * 9, r.integers(-32, 32, 501), [2.0**-30, -(2.0**-30), -0.0]])
+        steps = np.concatenate(
+            [r.normal(size=observers.MANY) * 9, r.integers(-32, 32, 501), [2.0**-30, -(2.0**-30), -0.0]]
+        )
         values = np.ldexp(np.clip(steps, -32, 31.5), exponent).astype(np.float32)
-    values = np.append(values[np.isfinite(values)], np.float32([1e-45, -1e-45, -1e-38]) if exponent > -100 else np.float32([]))
+    values = np.append(
+        values[np.isfinite(values)], np.float32([1e-45, -1e-45, -1e-38]) if exponent > -100 else np.float32([])
+    )
     together = observers.bin_counts(values, exponent, 64)
     apart = sum(observers.bin_counts(part, exponent, 64) for part in np.array_split(values, 3))
-    assert together.dtype == np.int64 and together.tolist() == apart.tolist() and together.sum() == values.size > observers.MANY
+    assert (
+        together.dtype == np.int64
+        and together.tolist() == apart.tolist()
+        and together.sum() == values.size > observers.MANY
+    )
 
 
 @clause("OBS-HIST-MERGE")
@@ -343,7 +380,10 @@ def test_histograms_of_different_bins_do_not_merge():
 
 
 @clause("OBS-PERCENTILE")
-@given(moderate(smallest=1), st.sampled_from([2, 8, 64, 2048]), st.one_of(st.floats(1, 100), st.sampled_from([50.0, 90.0, 99.0, 100.0])))
+@given(
+    moderate(smallest=1), st.sampled_from([2, 8, 64, 2048]),
+    st.one_of(st.floats(1, 100), st.sampled_from([50.0, 90.0, 99.0, 100.0])),
+)
 def test_a_percentile_equals_the_definition(tensors, bins, percent):
     values = [float(v) for x in tensors for v in x]
     observer = watched(PercentileObserver(percent, HistogramObserver(bins)), tensors)
@@ -353,7 +393,10 @@ def test_a_percentile_equals_the_definition(tensors, bins, percent):
 
 
 @clause("OBS-PERCENTILE-NARROWEST")
-@given(moderate(smallest=1), st.sampled_from([2, 8, 64, 2048]), st.one_of(st.floats(1, 99.9), st.sampled_from([25.0, 50.0, 90.0])))
+@given(
+    moderate(smallest=1), st.sampled_from([2, 8, 64, 2048]),
+    st.one_of(st.floats(1, 99.9), st.sampled_from([25.0, 50.0, 90.0])),
+)
 def test_no_narrower_range_on_the_grid_would_do(tensors, bins, percent):
     values = [float(v) for x in tensors for v in x]
     observer = watched(PercentileObserver(percent, HistogramObserver(bins)), tensors)
@@ -382,7 +425,10 @@ def test_a_percentage_that_is_no_share_is_refused(percent):
 
 
 @clause("OBS-MSE")
-@given(moderate(smallest=1), st.sampled_from([16, 64]), st.integers(1, 12), st.sampled_from([(0, 255), (0, 15), (-8, 7)]), st.booleans())
+@given(
+    moderate(smallest=1), st.sampled_from([16, 64]), st.integers(1, 12),
+    st.sampled_from([(0, 255), (0, 15), (-8, 7)]), st.booleans(),
+)
 def test_no_candidate_has_a_smaller_error_than_the_chosen_range(tensors, bins, candidates, ends, outlier):
     tensors = [*tensors, np.float32([60.0])] if outlier else tensors
     values = [float(v) for x in tensors for v in x]
@@ -417,7 +463,10 @@ def test_of_candidates_with_equal_errors_the_widest_is_taken(candidates):
 
 
 @clause("OBS-MSE")
-@given(draws.seeds(), st.sampled_from([8, 16, 64]), st.integers(2, 12), st.sampled_from([(0, 3), (-2, 1), (0, 15), (-8, 7)]))
+@given(
+    draws.seeds(), st.sampled_from([8, 16, 64]), st.integers(2, 12),
+    st.sampled_from([(0, 3), (-2, 1), (0, 15), (-8, 7)]),
+)
 def test_the_smallest_error_is_found_where_much_can_be_cut_off(generator, bins, candidates, ends):
     values = np.append(generator.normal(size=100), 10 * generator.normal()).astype(np.float32)
     observer = MSEObserver(candidates, *ends, HistogramObserver(bins)).observe(values)

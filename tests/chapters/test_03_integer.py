@@ -20,7 +20,7 @@ affine_spec = chapters.load("affine")
 
 @st.composite
 def layers(draw, *, max_inputs=17, per_channel=None, symmetric=None):
-    """(x_q, x, w_q, w, bias, y) of a small linear layer; scales such that outputs land among the codes and beside ties."""
+    """(x_q, x, w_q, w, bias, y) of a small linear layer; by its scales outputs land among the codes and beside ties."""
     rows, outputs = draw(st.integers(0, 3)), draw(st.integers(1, 3))
     inputs = draw(st.one_of(st.integers(0, max_inputs), st.sampled_from([n for n in draws.LENGTHS if n <= max_inputs])))
     generator = draw(draws.seeds())
@@ -36,7 +36,9 @@ def layers(draw, *, max_inputs=17, per_channel=None, symmetric=None):
     x_q = generator.integers(x.qmin, x.qmax + 1, (rows, inputs)).astype(x.dtype)
     w_q = generator.integers(-128, 128, (outputs, inputs)).astype(np.int8)
     unit = float(x.scale) * float(w_scale.max())
-    y = QParams(np.float32(unit * draw(st.sampled_from([1.0, 2.0, 3.0, 100.0, 1000.0]))), draw(st.integers(0, 255)), 0, 255)
+    y = QParams(
+        np.float32(unit * draw(st.sampled_from([1.0, 2.0, 3.0, 100.0, 1000.0]))), draw(st.integers(0, 255)), 0, 255
+    )
     bias = np.array([draw(st.sampled_from([0.0, 0.5, 1.5, 7.0, -100.0])) * unit for _ in range(outputs)], np.float32)
     return x_q, x, w_q, w, bias, y
 
@@ -50,7 +52,9 @@ def defined(x_q, x, w_q, w, bias, y, *, relu=False):
     """The chapter's output codes."""
     linear = spec.linear_relu if relu else spec.linear
     ends = float(y.scale), int(y.zero_point), y.qmin, y.qmax
-    return linear(x_q.tolist(), (float(x.scale), int(x.zero_point)), w_q.tolist(), w_qparams(w, len(w_q)), bias.tolist(), ends)
+    return linear(
+        x_q.tolist(), (float(x.scale), int(x.zero_point)), w_q.tolist(), w_qparams(w, len(w_q)), bias.tolist(), ends
+    )
 
 
 @clause("INT-ACC")
@@ -60,7 +64,9 @@ def test_accumulators_are_exact(layer):
     points = np.broadcast_to(w.zero_point, len(w_q)).tolist()
     got = integer.accumulate(x_q, x.zero_point, w_q, w.zero_point)
     assert got.dtype == np.int32 and got.shape == (len(x_q), len(w_q))
-    assert got.tolist() == [[spec.accumulate(r, int(x.zero_point), c, p) for c, p in zip(w_q.tolist(), points)] for r in x_q.tolist()]
+    assert got.tolist() == [
+        [spec.accumulate(r, int(x.zero_point), c, p) for c, p in zip(w_q.tolist(), points)] for r in x_q.tolist()
+    ]
 
 
 @clause("INT-ACC")
@@ -93,7 +99,10 @@ def test_what_is_no_matrix_of_codes_is_refused():
 
 
 @clause("INT-OVERFLOW")
-@given(st.integers(66_000, 68_000), st.sampled_from([0, 1, 100, 255]), st.sampled_from([-128, 127]), st.integers(-(2**24), 2**24))
+@given(
+    st.integers(66_000, 68_000), st.sampled_from([0, 1, 100, 255]), st.sampled_from([-128, 127]),
+    st.integers(-(2**24), 2**24),
+)
 @example(66311, 0, 127, 2**31 - 1 - 255 * 127 * 66311)
 @example(66311, 0, 127, 2**31 - 255 * 127 * 66311)
 def test_a_layer_that_could_overflow_is_refused(inputs, zero_point, weight, bias_code):
@@ -136,7 +145,9 @@ def test_the_limit_is_exact_at_every_zero_point_of_the_input_and_for_weights_wit
             bias_q[output] = -room
             integer.check_overflow(x, w_q, w, bias_q)
             bias_q[output] = -room - 1
-            with pytest.raises(UnsupportedError, match=f"^weight: the accumulator of output {output} can reach {2**31}, beyond int32$"):
+            with pytest.raises(
+                UnsupportedError, match=f"^weight: the accumulator of output {output} can reach {2**31}, beyond int32$"
+            ):
                 integer.check_overflow(x, w_q, w, bias_q)
 
 
@@ -165,7 +176,10 @@ def test_no_input_exceeds_the_worst_accumulator(layer):
 def test_the_sums_of_codes_give_the_same_accumulator(layer):
     x_q, x, w_q, w, _, _ = layer
     points = np.broadcast_to(w.zero_point, len(w_q)).tolist()
-    expected = [[spec.accumulate_by_sums(r, int(x.zero_point), c, p) for c, p in zip(w_q.tolist(), points)] for r in x_q.tolist()]
+    expected = [
+        [spec.accumulate_by_sums(r, int(x.zero_point), c, p) for c, p in zip(w_q.tolist(), points)]
+        for r in x_q.tolist()
+    ]
     assert integer.accumulate(x_q, x.zero_point, w_q, w.zero_point).tolist() == expected
 
 
@@ -178,7 +192,9 @@ def test_bias_codes_equal_the_definition(x_scale, w_scales, data):
     expected = [spec.quantize_bias(b, x_scale, s) for b, s in zip(bias, w_scale)]
     got = integer.quantize_bias(bias, x_scale, w_scale)
     assert got.dtype == np.int32 and got.tolist() == expected
-    assert integer.quantize_bias(bias, x_scale, w_scale[0]).tolist() == [spec.quantize_bias(b, x_scale, w_scale[0]) for b in bias]
+    assert integer.quantize_bias(bias, x_scale, w_scale[0]).tolist() == [
+        spec.quantize_bias(b, x_scale, w_scale[0]) for b in bias
+    ]
 
 
 @clause("INT-BIAS")
@@ -202,7 +218,11 @@ def test_a_bias_that_misses_a_tie_by_less_than_float64_resolves_is_rounded_exact
     assert 0 < abs(abs(steps - round(steps)) - Fraction(1, 2)) < steps / 2**53
     for sign in (-1, 1):
         expected = spec.quantize_bias(sign * bias, x_scale, w_scale)
-        assert integer.quantize_bias(np.float32([sign * bias]), np.float32(x_scale), np.float32(w_scale)).tolist() == [expected] == [sign * round(steps)]
+        assert (
+            integer.quantize_bias(np.float32([sign * bias]), np.float32(x_scale), np.float32(w_scale)).tolist()
+            == [expected]
+            == [sign * round(steps)]
+        )
 
 
 @clause("INT-BIAS")
@@ -231,7 +251,10 @@ def test_requantize_equals_the_definition_on_and_beside_ties(data, x_scale, w_sc
 
 
 @clause("INT-MULTIPLIER", "INT-REQUANT")
-@given(draws.scales(2.0**-8, 1.0), draws.scales(2.0**-8, 1.0), st.integers(12, 20), st.floats(1, 2, width=32), st.integers(0, 255))
+@given(
+    draws.scales(2.0**-8, 1.0), draws.scales(2.0**-8, 1.0), st.integers(12, 20), st.floats(1, 2, width=32),
+    st.integers(0, 255),
+)
 def test_the_multiplier_is_exact_on_both_sides_of_every_tie(x_scale, w_scale, exponent, share, zero_point):
     # A small multiplier: neighbouring accumulators lie closer to a tie than a float32 could tell.
     y = QParams(np.float32(float(x_scale) * float(w_scale) * 2**exponent * share), zero_point, 0, 255)
@@ -247,8 +270,14 @@ def test_a_product_that_misses_a_tie_by_less_than_float64_resolves_is_rounded_ex
     accumulator, x_scale, w_scale = 1942976612, np.float32(11351833 * 2.0**-23), np.float32(9072685 * 2.0**-47)
     steps = accumulator * spec.multiplier(x_scale, w_scale, 1.0)
     assert 0 < Fraction(339, 2) - steps < Fraction(1, 2**45)  # float64 has 169.5, and would round it to 170
-    assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 10, 0, 255)).tolist() == [179, 0]
-    assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 240, 0, 255)).tolist() == [255, 71]
+    assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 10, 0, 255)).tolist() == [
+        179,
+        0,
+    ]
+    assert integer.requantize([accumulator, -accumulator], x_scale, w_scale, QParams(1.0, 240, 0, 255)).tolist() == [
+        255,
+        71,
+    ]
 
 
 @clause("INT-REQUANT")
@@ -258,7 +287,8 @@ def test_an_output_that_float64_cannot_tell_from_a_tie_goes_to_its_own_side(unit
     for odd in range(1, 255, 2):
         exponent = 31 - odd.bit_length()
         for off in (1, -1):
-            # accumulator * unit is one more or one less than odd * scale / 2, so that the number of steps hardly misses the tie odd / 2.
+            # accumulator * unit is one more or one less than odd * scale / 2, so that the number of steps hardly misses
+            # the tie odd / 2.
             mantissa = pow(-off * odd << exponent, -1, unit)
             accumulator, scale = ((odd * mantissa << exponent) + off) // unit, mantissa << (exponent + 1)
             assert 2 * accumulator * unit == odd * scale + 2 * off
@@ -307,7 +337,10 @@ def test_the_output_is_the_nearest_code_of_the_exact_real_output(layer):
     got = integer.linear(x_q, x, w_q, w, None, y)
     for row, codes in zip(got, x_q.tolist()):
         for code, weights, (w_scale, w_zero) in zip(row, w_q.tolist(), w_qparams(w, len(w_q))):
-            real = sum(affine_spec.real_value(a, x.scale, x.zero_point) * affine_spec.real_value(b, w_scale, w_zero) for a, b in zip(codes, weights))
+            real = sum(
+                affine_spec.real_value(a, x.scale, x.zero_point) * affine_spec.real_value(b, w_scale, w_zero)
+                for a, b in zip(codes, weights)
+            )
             steps = affine_spec.round_half_even(Fraction(real) / Fraction(float(y.scale)))
             assert int(code) == affine_spec.saturate(steps + int(y.zero_point), y.qmin, y.qmax)
 
@@ -338,8 +371,12 @@ def test_channels_of_very_different_scales_have_their_own_outputs_with_and_witho
     x, w, y = QParams(0.5, 7, 0, 255), QParams([1.0, 0.1, 30.0], 0, -128, 127, axis=0), QParams(20.0, 101, 0, 255)
     bias = np.float32([100, 10, -1000])
     got = integer.linear(x_q, x, w_q, w, bias, y, relu=relu)
-    assert got.tolist() == defined(x_q, x, w_q, w, bias, y, relu=relu) and all(len(set(column)) > 1 for column in got.T.tolist())
-    assert integer.linear(x_q, x, w_q, w, None, y, relu=relu).tolist() == defined(x_q, x, w_q, w, bias * 0, y, relu=relu)
+    assert got.tolist() == defined(x_q, x, w_q, w, bias, y, relu=relu) and all(
+        len(set(column)) > 1 for column in got.T.tolist()
+    )
+    assert integer.linear(x_q, x, w_q, w, None, y, relu=relu).tolist() == defined(
+        x_q, x, w_q, w, bias * 0, y, relu=relu
+    )
 
 
 @clause("INT-LINEAR")
@@ -377,7 +414,11 @@ def test_a_row_of_large_sums_does_not_change_a_row_of_small_ones(weight_zero_poi
 def test_no_bias_is_a_bias_of_zero(layer):
     x_q, x, w_q, w, _, y = layer
     zero = np.zeros(len(w_q), np.float32)
-    assert integer.linear(x_q, x, w_q, w, None, y).tolist() == integer.linear(x_q, x, w_q, w, zero, y).tolist() == defined(x_q, x, w_q, w, zero, y)
+    assert (
+        integer.linear(x_q, x, w_q, w, None, y).tolist()
+        == integer.linear(x_q, x, w_q, w, zero, y).tolist()
+        == defined(x_q, x, w_q, w, zero, y)
+    )
 
 
 @clause("INT-RELU")
@@ -415,7 +456,9 @@ def multipliers():
     """Exact positive numbers: ordinary, powers of two, beside them, far from one."""
     ordinary = st.tuples(st.integers(1, 2**48), st.integers(1, 2**48)).map(lambda p: Fraction(*p))
     powers = st.integers(-20, 4).map(lambda e: Fraction(2) ** e)
-    beside = st.tuples(powers, st.integers(-(2**3), 2**3), st.integers(28, 60)).map(lambda p: p[0] * (1 + Fraction(p[1], 2 ** p[2])))
+    beside = st.tuples(powers, st.integers(-(2**3), 2**3), st.integers(28, 60)).map(
+        lambda p: p[0] * (1 + Fraction(p[1], 2 ** p[2]))
+    )
     return st.one_of(ordinary, powers, beside)
 
 
@@ -430,7 +473,10 @@ def test_the_fixed_point_form_is_the_nearest(m):
     assert (m0, n) == spec.fixed_point(m) and isinstance(m0, int)
     assert 2**30 <= m0 < 2**31
     assert abs(m0 * Fraction(2) ** -(31 + n) - m) <= m / 2**31
-    assert all(abs(other * Fraction(2) ** -(31 + n) - m) >= abs(m0 * Fraction(2) ** -(31 + n) - m) for other in (m0 - 1, m0 + 1))
+    assert all(
+        abs(other * Fraction(2) ** -(31 + n) - m) >= abs(m0 * Fraction(2) ** -(31 + n) - m)
+        for other in (m0 - 1, m0 + 1)
+    )
 
 
 @clause("INT-FIXED")
@@ -443,7 +489,10 @@ def test_a_multiplier_that_is_not_positive_is_refused(m):
 @clause("INT-FIXED-ONE")
 @pytest.mark.parametrize("n", range(-34, 40))
 def test_every_shift_rounds_as_the_definition_does(n):
-    y, accumulators = QParams(1.0, 128, 0, 255), np.array([0, 1, -1, 2, -2, 3, -3, 255, -255, 2**31 - 1, -(2**31)], np.int32)
+    y, accumulators = (
+        QParams(1.0, 128, 0, 255),
+        np.array([0, 1, -1, 2, -2, 3, -3, 255, -255, 2**31 - 1, -(2**31)], np.int32),
+    )
     for m0 in (2**30, 3 * 2**29, 2**31 - 1):
         expected = [spec.requantize_one(int(a), m0, n, 128, 0, 255) for a in accumulators]
         assert integer.requantize_fixed(accumulators, m0, n, y, roundings=1).tolist() == expected
@@ -462,8 +511,18 @@ def test_every_second_shift_rounds_as_the_definition_does(n):
 
 def fixed_cases():
     """(accumulators, m0, n): products on and beside ties of the output."""
-    return st.tuples(st.integers(2**30, 2**31 - 1), st.integers(-34, 31), st.lists(st.tuples(st.integers(-600, 600), st.integers(-2, 2)), min_size=1, max_size=8)).map(
-        lambda c: ([min(max(int(Fraction(2 * s + 1, 2) / (c[0] * Fraction(2) ** -(31 + c[1]))) + d, -(2**31)), 2**31 - 1) for s, d in c[2]], c[0], c[1])
+    return st.tuples(
+        st.integers(2**30, 2**31 - 1), st.integers(-34, 31),
+        st.lists(st.tuples(st.integers(-600, 600), st.integers(-2, 2)), min_size=1, max_size=8),
+    ).map(
+        lambda c: (
+            [
+                min(max(int(Fraction(2 * s + 1, 2) / (c[0] * Fraction(2) ** -(31 + c[1]))) + d, -(2**31)), 2**31 - 1)
+                for s, d in c[2]
+            ],
+            c[0],
+            c[1],
+        )
     )
 
 
@@ -554,8 +613,9 @@ def test_convolution_equals_the_definition(case, relu):
     ends = float(y.scale), int(y.zero_point), y.qmin, y.qmax
     for image, codes in zip(x_q, got):
         expected = spec.conv2d(
-            image.tolist(), (float(x.scale), int(x.zero_point)), w_q.reshape(len(w_q), -1).tolist(), w_qparams(w, len(w_q)), bias.tolist(), ends,
-            kernel=w_q.shape[2:], lowest=int(y.zero_point) if relu else None, **geometry,
+            image.tolist(), (float(x.scale), int(x.zero_point)), w_q.reshape(len(w_q), -1).tolist(),
+            w_qparams(w, len(w_q)), bias.tolist(), ends, kernel=w_q.shape[2:],
+            lowest=int(y.zero_point) if relu else None, **geometry,
         )
         assert codes.tolist() == expected
 
@@ -590,19 +650,25 @@ def test_groups_are_separate_convolutions(case):
     for g in range(groups):
         part = slice(g * outputs, (g + 1) * outputs)
         grid = QParams(w.scale[part], 0, -128, 127, axis=0)
-        alone = integer.conv2d(x_q[:, g * inputs : (g + 1) * inputs], x, w_q[part], grid, bias[part], y, **(geometry | dict(groups=1)))
+        alone = integer.conv2d(
+            x_q[:, g * inputs : (g + 1) * inputs], x, w_q[part], grid, bias[part], y, **(geometry | dict(groups=1))
+        )
         assert together[:, part].tolist() == alone.tolist()
 
 
 @clause("INT-CONV-GROUPS")
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_each_group_reads_its_own_neighbouring_channels(groups):
-    x_q, w_q = every_code(0, 255)[:64].reshape(1, 4, 4, 4), np.arange(4 * 4 // groups * 4, dtype=np.int8).reshape(4, 4 // groups, 2, 2) - 8
+    x_q, w_q = (
+        every_code(0, 255)[:64].reshape(1, 4, 4, 4),
+        np.arange(4 * 4 // groups * 4, dtype=np.int8).reshape(4, 4 // groups, 2, 2) - 8,
+    )
     x, w, y = QParams(1.0, 9, 0, 255), QParams(1.0, 0, -128, 127), QParams(64.0, 128, 0, 255)
     ends = float(y.scale), int(y.zero_point), y.qmin, y.qmax
     got = integer.conv2d(x_q, x, w_q, w, None, y, groups=groups)
     assert got[0].tolist() == spec.conv2d(
-        x_q[0].tolist(), (1.0, 9), w_q.reshape(4, -1).tolist(), [(1.0, 0)] * 4, [0.0] * 4, ends, kernel=(2, 2), groups=groups
+        x_q[0].tolist(), (1.0, 9), w_q.reshape(4, -1).tolist(), [(1.0, 0)] * 4, [0.0] * 4, ends, kernel=(2, 2),
+        groups=groups,
     )
 
 
@@ -611,7 +677,8 @@ def test_shapes_that_make_no_convolution_are_refused():
     x, w, y = QParams(1.0, 0, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
     weights, three = (2, 3, 1, 1), (3, 3, 1, 1)
     for shape, w_shape, groups in (
-        ((1, 3, 4, 4), weights, 2), ((1, 2, 4, 4), weights, 1), ((3, 4, 4), weights, 1), ((3, 3, 4), weights, 1), ((1, 3, 4, 4), (2, 3, 1), 1), ((1, 6, 4, 4), three, 2),
+        ((1, 3, 4, 4), weights, 2), ((1, 2, 4, 4), weights, 1), ((3, 4, 4), weights, 1), ((3, 3, 4), weights, 1),
+        ((1, 3, 4, 4), (2, 3, 1), 1), ((1, 6, 4, 4), three, 2),
     ):
         with pytest.raises(ValueError, match=f"^x_q, w_q: shapes .* do not make a convolution with {groups} groups$"):
             integer.conv2d(np.zeros(shape, np.uint8), x, np.zeros(w_shape, np.int8), w, None, y, groups=groups)
@@ -645,14 +712,18 @@ def test_addition_equals_the_definition(data, relu):
     a, b, y = (data.draw(draws.grids(2.0**-20, 2.0**20)) for _ in "aby")
     if data.draw(st.booleans()):
         b = QParams(a.scale, b.zero_point, b.qmin, b.qmax)
-        y = QParams(np.float32(float(a.scale) * data.draw(st.sampled_from([1.0, 2.0, 3.0]))), y.zero_point, y.qmin, y.qmax)
+        y = QParams(
+            np.float32(float(a.scale) * data.draw(st.sampled_from([1.0, 2.0, 3.0]))), y.zero_point, y.qmin, y.qmax
+        )
     generator = data.draw(draws.seeds())
     a_q, b_q = (generator.integers(g.qmin, g.qmax + 1, (2, 9)).astype(g.dtype) for g in (a, b))
     got = integer.add(a_q, a, b_q, b, y, relu=relu)
     ends = float(y.scale), int(y.zero_point), y.qmin, y.qmax
     of = [(float(g.scale), int(g.zero_point)) for g in (a, b)]
     assert got.dtype == y.dtype
-    assert got.tolist() == [[spec.add(int(p), of[0], int(q), of[1], ends, relu) for p, q in zip(*rows)] for rows in zip(a_q, b_q)]
+    assert got.tolist() == [
+        [spec.add(int(p), of[0], int(q), of[1], ends, relu) for p, q in zip(*rows)] for rows in zip(a_q, b_q)
+    ]
 
 
 @clause("INT-ADD")
@@ -672,7 +743,8 @@ def test_every_pair_of_codes_is_added_exactly():
 def test_a_tie_that_a_tiny_number_is_added_to_is_no_tie(tiny):
     a, b, y = QParams(0.5, 0, 0, 255), QParams(tiny, 1, 0, 255), QParams(1.0, 0, 0, 255)
     odd = every_code(0, 255)[1::2]
-    for code, nearest in ((0, odd // 2), (1, odd // 2 + (odd // 2) % 2), (2, odd // 2 + 1)):  # a little less than the tie, the tie, a little more
+    # A little less than the tie, the tie, a little more.
+    for code, nearest in ((0, odd // 2), (1, odd // 2 + (odd // 2) % 2), (2, odd // 2 + 1)):
         assert integer.add(odd, a, np.full_like(odd, code), b, y).tolist() == nearest.tolist()
 
 
@@ -703,7 +775,11 @@ def test_codes_on_the_common_grid_stay_as_they_are():
     for ends in ((0, 15), (-128, 127)):
         y = QParams(0.1, 3, *ends)
         expected = [spec.rescale(q, (float(y.scale), 3), (float(y.scale), 3, *ends)) for q in range(256)]
-        assert integer.rescale(every_code(0, 255), QParams(0.1, 3, 0, 255), y).tolist() == expected == [min(q, ends[1]) for q in range(256)]
+        assert (
+            integer.rescale(every_code(0, 255), QParams(0.1, 3, 0, 255), y).tolist()
+            == expected
+            == [min(q, ends[1]) for q in range(256)]
+        )
     with pytest.raises(ValueError, match="^parts: expected at least one array to join$"):
         integer.concat([], y, axis=0)
 
@@ -712,8 +788,12 @@ def test_codes_on_the_common_grid_stay_as_they_are():
 @pytest.mark.parametrize(("qmin", "qmax"), [(0, 255), (-128, 127), (-8, 7)])
 def test_codes_that_the_common_grid_does_not_have_saturate(qmin, qmax):
     y = QParams(0.5, 0, qmin, qmax)
-    joined = integer.concat([(every_code(-128, 127), QParams(0.5, 0, -128, 127)), (every_code(0, 255), QParams(0.5, 0, 0, 255))], y, axis=0)
-    assert joined.dtype == y.dtype and joined.tolist() == [min(max(q, qmin), qmax) for q in (*range(-128, 128), *range(256))]
+    joined = integer.concat(
+        [(every_code(-128, 127), QParams(0.5, 0, -128, 127)), (every_code(0, 255), QParams(0.5, 0, 0, 255))], y, axis=0
+    )
+    assert joined.dtype == y.dtype and joined.tolist() == [
+        min(max(q, qmin), qmax) for q in (*range(-128, 128), *range(256))
+    ]
 
 
 def windows(q, kernel, stride, padding, dilation=(1, 1)):
@@ -736,7 +816,9 @@ def poolings(draw):
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     height, width = (draw(st.integers(k, k + 3)) for k in kernel)
     signed = draw(st.booleans())
-    grid = QParams(0.5, draw(st.integers(-128, 127) if signed else st.integers(0, 255)), *((-128, 127) if signed else (0, 255)))
+    grid = QParams(
+        0.5, draw(st.integers(-128, 127) if signed else st.integers(0, 255)), *((-128, 127) if signed else (0, 255))
+    )
     q = draw(draws.seeds()).integers(grid.qmin, grid.qmax + 1, (2, 2, height, width)).astype(grid.dtype)
     return q, grid, dict(kernel=kernel, stride=stride, padding=padding)
 
@@ -762,7 +844,8 @@ def test_average_pooling_equals_the_definition(case, count_include_pad):
     positions = int(np.prod(geometry["kernel"]))
     for image, pooled in zip(q.reshape(-1, *q.shape[2:]), got.reshape(-1, *got.shape[2:])):
         expected = [
-            [spec.avg_pool(w, int(grid.zero_point), positions if count_include_pad else len(w)) for w in row] for row in windows(image, **geometry)
+            [spec.avg_pool(w, int(grid.zero_point), positions if count_include_pad else len(w)) for w in row]
+            for row in windows(image, **geometry)
         ]
         assert pooled.tolist() == expected
 

@@ -1,4 +1,7 @@
-"""Chapter 3: convolutions of any kind, pooling windows, means, products, tables. The oracle is the chapter's own definitions."""
+"""Chapter 3: convolutions of any kind, pooling windows, means, products, tables.
+
+The oracle is the chapter's own definitions.
+"""
 
 import itertools
 from fractions import Fraction
@@ -51,17 +54,24 @@ def convolutions(draw, axes=None):
     inputs, outputs = each[0], draw(st.integers(1, 2))
     x_q = g.integers(0, 256, (draw(st.integers(1, 2)), groups * inputs, *lengths)).astype(np.uint8)
     w_q = g.integers(-128, 128, (groups * outputs, inputs, *kernel)).astype(np.int8)
-    x, y = QParams(0.25, int(g.integers(256)), 0, 255), QParams(np.float32(g.uniform(5, 200)), int(g.integers(256)), 0, 255)
+    x, y = (
+        QParams(0.25, int(g.integers(256)), 0, 255),
+        QParams(np.float32(g.uniform(5, 200)), int(g.integers(256)), 0, 255),
+    )
     w = QParams(g.uniform(0.1, 2, len(w_q)).astype(np.float32), 0, -128, 127, axis=0)
     bias = (g.normal(size=len(w_q)) * 50).astype(np.float32)
-    places = dict(stride=stride, padding=tuple(padding), dilation=dilation, input_dilation=input_dilation, groups=groups)
+    places = dict(
+        stride=stride, padding=tuple(padding), dilation=dilation, input_dilation=input_dilation, groups=groups
+    )
     return x_q, x, w_q, w, bias, y, places
 
 
 def seen(x_q, x, places):
     """What the windows see: ``spread`` along each axis."""
     for axis, (step, (before, after)) in enumerate(zip(places["input_dilation"], places["padding"]), start=2):
-        x_q = np.apply_along_axis(lambda row, *a: np.array(spec.spread(row.tolist(), *a)), axis, x_q, step, before, after, int(x.zero_point))
+        x_q = np.apply_along_axis(
+            lambda row, *a: np.array(spec.spread(row.tolist(), *a)), axis, x_q, step, before, after, int(x.zero_point)
+        )
     return x_q
 
 
@@ -73,13 +83,17 @@ def defined(x_q, x, w_q, w, bias, y, places):
     counts = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, places["stride"])]
     made = np.empty((len(x_q), len(w_q), *counts), int)
     for place in itertools.product(*map(range, counts)):
-        cut = tuple(slice(i * s, i * s + r, d) for i, s, r, d in zip(place, places["stride"], reach, places["dilation"]))
+        cut = tuple(
+            slice(i * s, i * s + r, d) for i, s, r, d in zip(place, places["stride"], reach, places["dilation"])
+        )
         for group in range(groups):
             rows = padded[(slice(None), slice(group * inputs, (group + 1) * inputs), *cut)].reshape(len(x_q), -1)
             channels = slice(group * outputs, (group + 1) * outputs)
             weights = w_q[channels].reshape(outputs, -1)
             qparams = [(float(s), 0) for s in w.scale[channels]]
-            made[(slice(None), channels, *place)] = spec.linear(rows.tolist(), ends(x)[:2], weights.tolist(), qparams, bias[channels].tolist(), ends(y))
+            made[(slice(None), channels, *place)] = spec.linear(
+                rows.tolist(), ends(x)[:2], weights.tolist(), qparams, bias[channels].tolist(), ends(y)
+            )
     return made
 
 
@@ -95,9 +109,17 @@ def test_convolutions_over_any_axes_equal_the_definition(case):
 @given(convolutions(axes=1))
 def test_one_channel_equals_the_short_definition(case):
     x_q, x, w_q, w, bias, y, places = case
-    got = EXACT.conv(x_q[:1, :1], x, w_q[:1, :1], QParams(w.scale[:1], 0, -128, 127, axis=0), bias[:1], y, **(places | dict(groups=1)))
-    numbers = dict(stride=places["stride"][0], padding=places["padding"][0], dilation=places["dilation"][0], input_dilation=places["input_dilation"][0])
-    expected = spec.conv1d(x_q[0, 0].tolist(), ends(x)[:2], w_q[0, 0].tolist(), (float(w.scale[0]), 0), float(bias[0]), ends(y), **numbers)
+    got = EXACT.conv(
+        x_q[:1, :1], x, w_q[:1, :1], QParams(w.scale[:1], 0, -128, 127, axis=0), bias[:1], y,
+        **(places | dict(groups=1)),
+    )
+    numbers = dict(
+        stride=places["stride"][0], padding=places["padding"][0], dilation=places["dilation"][0],
+        input_dilation=places["input_dilation"][0],
+    )
+    expected = spec.conv1d(
+        x_q[0, 0].tolist(), ends(x)[:2], w_q[0, 0].tolist(), (float(w.scale[0]), 0), float(bias[0]), ends(y), **numbers
+    )
     assert got[0, 0].tolist() == expected
 
 
@@ -105,9 +127,13 @@ def test_one_channel_equals_the_short_definition(case):
 def test_a_window_that_does_not_fit_is_refused_and_no_images_give_none():
     x, w, y = QParams(1.0, 3, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
     places = dict(stride=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,), groups=1)
-    with pytest.raises(ValueError, match="^x_q: a window of \\(3,\\) does not fit into \\(2,\\) positions, padding included$"):
+    with pytest.raises(
+        ValueError, match="^x_q: a window of \\(3,\\) does not fit into \\(2,\\) positions, padding included$"
+    ):
         EXACT.conv(np.zeros((1, 1, 2), np.uint8), x, np.ones((1, 1, 3), np.int8), w, None, y, **places)
-    assert EXACT.conv(np.zeros((0, 1, 5), np.uint8), x, np.ones((2, 1, 3), np.int8), w, None, y, **places).shape == (0, 2, 3)
+    assert EXACT.conv(np.zeros((0, 1, 5), np.uint8), x, np.ones((2, 1, 3), np.int8), w, None, y, **places).shape == (
+        0, 2, 3,
+    )
 
 
 @clause("INT-CONV-ANY")
@@ -127,11 +153,17 @@ def test_long_sums_are_exact_beyond_float32(code):
 def test_a_transposed_convolution_is_one_of_spread_inputs(stride, kernel, length, padding, dilation, g):
     reach = dilation * (kernel - 1)
     padding, output_padding = min(padding, reach), int(g.integers(max(stride, dilation)))
-    x, w, y = QParams(0.5, int(g.integers(256)), 0, 255), QParams(0.25, 0, -128, 127), QParams(np.float32(g.uniform(1, 30)), 7, 0, 255)
+    x, w, y = (
+        QParams(0.5, int(g.integers(256)), 0, 255), QParams(0.25, 0, -128, 127),
+        QParams(np.float32(g.uniform(1, 30)), 7, 0, 255),
+    )
     x_q, w_q = g.integers(0, 256, length).astype(np.uint8), g.integers(-128, 128, kernel).astype(np.int8)
     if (length - 1) * stride - 2 * padding + reach + output_padding + 1 < 1:
         return  # such a layer has no outputs
-    places = dict(stride=(1,), padding=((reach - padding, reach - padding + output_padding),), dilation=(dilation,), input_dilation=(stride,), groups=1)
+    places = dict(
+        stride=(1,), padding=((reach - padding, reach - padding + output_padding),), dilation=(dilation,),
+        input_dilation=(stride,), groups=1,
+    )
     flipped = float_run.transposed_weight(torch.from_numpy(w_q[None, None]), 1).numpy()
     got = EXACT.conv(x_q[None, None], x, flipped, w, np.float32([3]), y, **places)
     numbers = dict(stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
@@ -154,7 +186,10 @@ def test_a_transposed_weight_exchanges_inputs_and_outputs_within_each_group(grou
 
 
 @clause("INT-MUL")
-@given(draws.grids(2.0**-8, 2.0**8), draws.grids(2.0**-8, 2.0**8), st.sampled_from([0.5, 1.0, 3.0, 64.0, 100.7]), draws.seeds())
+@given(
+    draws.grids(2.0**-8, 2.0**8), draws.grids(2.0**-8, 2.0**8), st.sampled_from([0.5, 1.0, 3.0, 64.0, 100.7]),
+    draws.seeds(),
+)
 def test_products_equal_the_definition(a, b, factor, g):
     y = QParams(np.float32(float(a.scale) * float(b.scale) * factor), a.zero_point, a.qmin, a.qmax)
     a_q, b_q = (g.integers(grid.qmin, grid.qmax + 1, 40).astype(grid.dtype) for grid in (a, b))
@@ -182,13 +217,18 @@ def test_sums_and_products_broadcast(one, other):
     values = {"a": g.integers(0, 256, one).astype(np.uint8), "b": g.integers(0, 256, other).astype(np.uint8)}
     wide = np.broadcast_arrays(values["a"], values["b"])
     total = STEPS[Add](Add("y", "a", "b", a, b, y, False), values, {}, EXACT)
-    assert total.tolist() == add(EXACT, wide[0], a, wide[1], b, y).tolist() and total.shape == np.broadcast_shapes(one, other)
+    assert total.tolist() == add(EXACT, wide[0], a, wide[1], b, y).tolist() and total.shape == np.broadcast_shapes(
+        one, other
+    )
     product = STEPS[Mul](Mul("y", "a", "b", a, b, y), values, {}, EXACT)
     assert product.tolist() == mul(EXACT, wide[0], a, wide[1], b, y).tolist() and len(set(product.ravel().tolist())) > 2
 
 
 @clause("INT-POOL-WINDOWS", "INT-MAXPOOL", "INT-AVGPOOL")
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.booleans(), st.booleans(), draws.seeds())
+@given(
+    st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.booleans(),
+    st.booleans(), draws.seeds(),
+)
 def test_windows_lie_where_the_definition_says(n, kernel, stride, padding, dilation, ceil_mode, include, g):
     padding = min(padding, kernel // 2)
     windows = spec.pool_windows(n, kernel, stride, padding, dilation, ceil_mode)
@@ -206,7 +246,10 @@ def test_windows_lie_where_the_definition_says(n, kernel, stride, padding, dilat
         whole = spec.pool_windows(n, kernel, stride, padding, 1, ceil_mode)
         counts = [len(w) if include else len(i) for w, i in zip(whole, inside)]
         averages = avg_pool(EXACT, q, grid, (kernel,), (stride,), (padding,), ceil_mode, include)
-        expected = [[spec.avg_pool([int(row[p]) for p in w], int(grid.zero_point), c) for w, c in zip(inside, counts)] for row in q]
+        expected = [
+            [spec.avg_pool([int(row[p]) for p in w], int(grid.zero_point), c) for w, c in zip(inside, counts)]
+            for row in q
+        ]
         assert averages.tolist() == expected
 
 
@@ -215,7 +258,10 @@ def test_windows_of_several_axes_are_those_of_each():
     g = np.random.default_rng(0)
     q = g.integers(0, 256, (2, 3, 7, 6, 5)).astype(np.uint8)
     got = integer.max_pool(q, (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 2, 1), True)
-    rows = [spec.pool_windows(n, k, s, p, d, True) for n, k, s, p, d in zip((7, 6, 5), (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 2, 1))]
+    rows = [
+        spec.pool_windows(n, k, s, p, d, True)
+        for n, k, s, p, d in zip((7, 6, 5), (3, 2, 2), (2, 1, 2), (1, 0, 1), (1, 2, 1))
+    ]
     for place in itertools.product(*(range(len(r)) for r in rows)):
         codes = q[:, :, *np.ix_(*([p for p in r[i] if 0 <= p < n] for r, i, n in zip(rows, place, (7, 6, 5))))]
         assert (got[(..., *place)] == codes.max(axis=(2, 3, 4))).all()
@@ -229,7 +275,9 @@ def test_windows_of_several_axes_are_those_of_each():
 def test_means_over_parts_are_averages_of_their_codes(n, m, zero_point, g):
     q, grid = g.integers(0, 256, (3, n)).astype(np.uint8), QParams(0.5, zero_point, 0, 255)
     got = adaptive_avg_pool(EXACT, q, grid, (m,))
-    expected = [[spec.avg_pool([int(row[p]) for p in part], zero_point, len(part)) for part in spec.parts(n, m)] for row in q]
+    expected = [
+        [spec.avg_pool([int(row[p]) for p in part], zero_point, len(part)) for part in spec.parts(n, m)] for row in q
+    ]
     assert got.tolist() == expected
     assert adaptive_avg_pool(EXACT, q, grid, (None,)).tolist() == q.tolist()
 
@@ -238,7 +286,9 @@ def test_means_over_parts_are_averages_of_their_codes(n, m, zero_point, g):
 @pytest.mark.parametrize(("axes", "keepdim"), [((1,), False), ((0, 2), True), ((-1, -2), False)])
 def test_a_mean_over_whole_axes_is_the_average_of_all_its_codes(axes, keepdim):
     q, grid = np.random.default_rng(2).integers(0, 256, (2, 4, 3)).astype(np.uint8), QParams(0.5, 99, 0, 255)
-    moved = np.moveaxis(q, axes, range(-len(axes), 0)).reshape(*(n for i, n in enumerate(q.shape) if i not in [a % 3 for a in axes]), -1)
+    moved = np.moveaxis(q, axes, range(-len(axes), 0)).reshape(
+        *(n for i, n in enumerate(q.shape) if i not in [a % 3 for a in axes]), -1
+    )
     expected = np.array([spec.avg_pool(row.tolist(), 99, len(row)) for row in moved.reshape(-1, moved.shape[-1])])
     got = mean(EXACT, q, grid, axes, keepdim=keepdim)
     assert got.ravel().tolist() == expected.tolist() and got.ndim == (3 if keepdim else 3 - len(axes))
@@ -261,7 +311,10 @@ EXACTLY = {
 
 
 @clause("INT-TABLE")
-@given(draws.scales(2.0**-8, 2.0), st.integers(0, 255), draws.scales(2.0**-10, 2.0), st.integers(0, 255), st.sampled_from(list(EXACTLY)))
+@given(
+    draws.scales(2.0**-8, 2.0), st.integers(0, 255), draws.scales(2.0**-10, 2.0), st.integers(0, 255),
+    st.sampled_from(list(EXACTLY)),
+)
 def test_a_table_is_the_function_of_each_code(x_scale, x_zero, y_scale, y_zero, name):
     x, y = QParams(x_scale, x_zero, 0, 255), QParams(y_scale, y_zero, 0, 255)
     function, exact = EXACTLY[name]
@@ -286,20 +339,26 @@ def test_a_table_is_as_exact_as_its_grid(function, precise):
     real = (np.arange(256) - 128).astype(np.longdouble) * np.longdouble(float(x.scale))
     values = precise(real).astype(np.float32)
     y = EXACT.activation_qparams(values.min(), values.max())
-    assert looked_up(function, x, y).tolist() == affine.quantize(values, y.scale, y.zero_point, qmin=0, qmax=255).tolist()
+    assert (
+        looked_up(function, x, y).tolist() == affine.quantize(values, y.scale, y.zero_point, qmin=0, qmax=255).tolist()
+    )
 
 
 @clause("INT-TABLE")
 def test_codes_that_cannot_occur_have_the_nearest_ends_value_and_nan_is_refused():
     x, y = QParams(1.0, 0, 0, 15), QParams(1.0, 0, 0, 255)
     assert looked_up(lambda t: t * 2, x, y).tolist() == [*range(0, 31, 2), *[30] * 240]
-    with pytest.raises(ValueError, match="^model: function at 'y' is not a number for some of the values observed before it$"):
+    with pytest.raises(
+        ValueError, match="^model: function at 'y' is not a number for some of the values observed before it$"
+    ):
         looked_up(lambda t: torch.log(t - 3), x, y)
 
 
 @clause("INT-TABLE")
 def test_a_networks_activations_are_tables_with_grids_of_their_own():
-    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8), nn.PReLU(), nn.Linear(8, 3)))
+    model = networks.seeded(
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 8), nn.PReLU(), nn.Linear(8, 3))
+    )
     x = networks.inputs()
     q = qs.quantize(model, [x], dialect="exact")
     tables = [step for step in q.program.steps if isinstance(step, Table)]
@@ -307,7 +366,10 @@ def test_a_networks_activations_are_tables_with_grids_of_their_own():
     seen = {}
     q.run_on("reference").compiled({q.program.inputs[0]: x}, lambda step, value: seen.setdefault(step.name, value))
     for step in tables:
-        assert seen[step.name].tolist() == step.table[seen[step.x]].tolist() and step.x_qparams.scale != step.y_qparams.scale
+        assert (
+            seen[step.name].tolist() == step.table[seen[step.x]].tolist()
+            and step.x_qparams.scale != step.y_qparams.scale
+        )
 
 
 @clause("INT-POOL-WINDOWS", "INT-AVGPOOL")
@@ -322,7 +384,9 @@ def test_every_small_window_averages_the_positions_that_count(ceil_mode, include
             if windows and all(inside):
                 counts = [len(w) if include else len(i) for w, i in zip(windows, inside)]
                 got = avg_pool(EXACT, q[:, :n], grid, (kernel,), (stride,), (padding,), ceil_mode, include)
-                assert got.tolist() == [[spec.avg_pool([int(q[0, p]) for p in w], 5, c) for w, c in zip(inside, counts)]]
+                assert got.tolist() == [
+                    [spec.avg_pool([int(q[0, p]) for p in w], 5, c) for w, c in zip(inside, counts)]
+                ]
 
 
 @clause("INT-MUL")

@@ -62,7 +62,11 @@ def test_the_clamp_of_a_fused_layer_is_at_the_zero_point(zero_point):
     # The bias counts before the ReLU.
     layer = np.uint8([[0], [1], [5]]), grid, np.int8([[-1]]), one, np.float32([3]), y
     expected = [[min(zero_point + value, 255)] for value in (3, 2, 0)]
-    assert integer.linear(*layer, relu=True).tolist() == integer.relu(integer.linear(*layer), zero_point).tolist() == expected
+    assert (
+        integer.linear(*layer, relu=True).tolist()
+        == integer.relu(integer.linear(*layer), zero_point).tolist()
+        == expected
+    )
 
 
 @clause("FUS-RANGE")
@@ -90,7 +94,10 @@ def normalizations(draw):
 
     var = np.abs(some(outputs)) * draw(st.sampled_from([0.0, 1e-6, 1.0]))
     bias = draw(st.sampled_from([None, some(outputs)]))
-    return some(*shape), bias, some(outputs), some(outputs), some(outputs), var, draw(st.sampled_from([1e-5, 1e-3, 0.5]))
+    return (
+        some(*shape), bias, some(outputs), some(outputs), some(outputs), var,
+        draw(st.sampled_from([1e-5, 1e-3, 0.5])),
+    )
 
 
 @clause("FUS-FOLD-WEIGHT", "FUS-FOLD-BIAS", "FUS-FOLD-EPS")
@@ -116,7 +123,9 @@ def test_each_output_channel_is_folded_with_its_own_statistics(case):
     together = folding.fold_batch_norm(*case)
     for c in range(len(weight)):
         one = slice(c, c + 1)
-        alone = folding.fold_batch_norm(weight[one], None if bias is None else bias[one], *(s[one] for s in statistics), eps)
+        alone = folding.fold_batch_norm(
+            weight[one], None if bias is None else bias[one], *(s[one] for s in statistics), eps
+        )
         assert alone[0].tolist() == together[0][one].tolist() and alone[1].tolist() == together[1][one].tolist()
 
 
@@ -144,7 +153,10 @@ def test_folding_changes_a_result_by_no_more_than_its_bound(case, data):
     weight, bias, gamma, beta, mean, var, eps = case
     weight = weight.reshape(len(weight), -1)
     got_w, got_b = folding.fold_batch_norm(weight, bias, gamma, beta, mean, var, eps)
-    u = [Fraction(v) for v in data.draw(st.lists(st.floats(-100, 100, width=32), min_size=weight.shape[1], max_size=weight.shape[1]))]
+    u = [
+        Fraction(v)
+        for v in data.draw(st.lists(st.floats(-100, 100, width=32), min_size=weight.shape[1], max_size=weight.shape[1]))
+    ]
     for c in range(len(weight)):
         start = Fraction(0.0 if bias is None else float(bias[c]))
         root = spec.root(Fraction(float(var[c])) + Fraction(eps))
@@ -154,7 +166,11 @@ def test_folding_changes_a_result_by_no_more_than_its_bound(case, data):
         terms = [Fraction(float(w)) * x for w, x in zip(got_w[c], u)]
         folded = sum(terms) + Fraction(float(got_b[c]))
         small = Fraction(1, 2**47)
-        bound = Fraction(1, 2**23) * (sum(abs(t) for t in terms) + abs(Fraction(float(got_b[c])))) + small * (abs(start) + abs(m)) * abs(g) / root + small * abs(b)
+        bound = (
+            Fraction(1, 2**23) * (sum(abs(t) for t in terms) + abs(Fraction(float(got_b[c]))))
+            + small * (abs(start) + abs(m)) * abs(g) / root
+            + small * abs(b)
+        )
         assert abs(folded - unfolded) <= bound
 
 
@@ -238,11 +254,15 @@ def test_fusing_keeps_every_value_that_is_still_computed(case):
     if not folded:
         assert output.numpy().tobytes() == before.numpy().tobytes()
     else:
-        # Each layer multiplies what comes in by its weights, so that an error of 2^-20 of the largest value can grow by their size.
+        # Each layer multiplies what comes in by its weights, so that an error of 2^-20 of the largest value can grow by
+        # their size.
         growth = np.prod([1 + np.abs(node.weight).sum(axis=1).max() for node in layers_of(fused)])
         largest = max(1.0, *(np.abs(v).max() for v in values.values()))
         assert np.abs(output.numpy() - before.numpy()).max() <= 2.0**-20 * growth * largest
-    assert not any(isinstance(node, (floats.Relu, floats.BatchNorm)) and node.x in {n.name for n in layers_of(fused)} for node in fused.nodes)
+    assert not any(
+        isinstance(node, (floats.Relu, floats.BatchNorm)) and node.x in {n.name for n in layers_of(fused)}
+        for node in fused.nodes
+    )
 
 
 class Reader(nn.Module):
@@ -299,7 +319,10 @@ def batch_norm(kind, channels, g):
     """A normalization with drawn statistics."""
     norm = kind(channels).eval()
     with torch.no_grad():
-        for tensor, values in ((norm.weight, g.normal(size=channels)), (norm.bias, g.normal(size=channels)), (norm.running_mean, g.normal(size=channels))):
+        for tensor, values in (
+            (norm.weight, g.normal(size=channels)), (norm.bias, g.normal(size=channels)),
+            (norm.running_mean, g.normal(size=channels)),
+        ):
             tensor.copy_(torch.from_numpy(values))
         norm.running_var.copy_(torch.from_numpy(g.uniform(0.1, 3, channels)))
     return norm
@@ -318,12 +341,16 @@ def fold_bound(u, weight, bias, layer_bias, norm):
 
 @clause("FUS-FOLD-TRANSPOSED", "FUS-FOLD-BOUND", "FUS-KEEP")
 @pytest.mark.parametrize("groups", [1, 2, 3])
-@pytest.mark.parametrize("kinds", [(nn.ConvTranspose1d, nn.BatchNorm1d, (5,)), (nn.ConvTranspose2d, nn.BatchNorm2d, (4, 5))])
+@pytest.mark.parametrize(
+    "kinds", [(nn.ConvTranspose1d, nn.BatchNorm1d, (5,)), (nn.ConvTranspose2d, nn.BatchNorm2d, (4, 5))]
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_normalization_behind_a_transposed_convolution_is_folded(groups, kinds, bias):
     conv, norm, shape = kinds
     g = np.random.default_rng(groups)
-    layer = networks.seeded(lambda: conv(groups * 2, groups * 4, 3, stride=2, padding=1, output_padding=1, groups=groups, bias=bias))
+    layer = networks.seeded(
+        lambda: conv(groups * 2, groups * 4, 3, stride=2, padding=1, output_padding=1, groups=groups, bias=bias)
+    )
     model = nn.Sequential(layer, batch_norm(norm, groups * 4, g)).eval()
     fused = fusion.fuse(captured(model))
     (node,) = fused.nodes
@@ -331,7 +358,9 @@ def test_a_normalization_behind_a_transposed_convolution_is_folded(groups, kinds
     twin = copy.deepcopy(model).double()
     with torch.no_grad():
         expected = twin(x).numpy()
-        folded = float_run.run_conv(node, x, torch.from_numpy(node.weight).double(), torch.from_numpy(node.bias).double()).numpy()
+        folded = float_run.run_conv(
+            node, x, torch.from_numpy(node.weight).double(), torch.from_numpy(node.bias).double()
+        ).numpy()
         sizes = float_run.run_conv(node, x.abs(), torch.from_numpy(node.weight).double().abs(), None).numpy()
     layer_bias = layer.bias.detach().numpy() if bias else np.zeros(groups * 4)
     along = (slice(None), *[None] * len(shape))
@@ -350,7 +379,9 @@ def before(draw):
     kernel = draw(st.sampled_from([(), (1,), (2,), (2, 3)]))
     groups = groups if kernel else 1
     weight = g.normal(size=(groups * outputs, inputs, *kernel)).astype(np.float32)
-    statistics = [g.normal(size=groups * inputs).astype(np.float32) * draw(st.sampled_from([1e-3, 1, 50])) for _ in range(3)]
+    statistics = [
+        g.normal(size=groups * inputs).astype(np.float32) * draw(st.sampled_from([1e-3, 1, 50])) for _ in range(3)
+    ]
     var = g.uniform(1e-4, 9, groups * inputs).astype(np.float32)
     bias = g.normal(size=len(weight)).astype(np.float32) if draw(st.booleans()) else None
     return weight, bias, (*statistics, var), draw(st.sampled_from([1e-5, 1e-3])), groups
@@ -370,7 +401,10 @@ def test_a_normalization_before_a_layer_is_folded_as_the_definition_says(case):
         rows = weight[o].reshape(inputs, -1)
         w, b = spec.fold_batch_norm_before(rows.tolist(), start, numbers, eps)
         for got, exactly in zip(folded[o].reshape(-1), [v for row in w for v in row]):
-            assert abs(Fraction(float(got)) - exactly) <= abs(exactly) * Fraction(2) ** -24 * (1 + Fraction(2) ** -20) + Fraction(2) ** -150
+            assert (
+                abs(Fraction(float(got)) - exactly)
+                <= abs(exactly) * Fraction(2) ** -24 * (1 + Fraction(2) ** -20) + Fraction(2) ** -150
+            )
         terms = abs(Fraction(start))
         for row, (gamma, beta, mean, var) in zip(rows.tolist(), numbers):
             factor = abs(Fraction(gamma)) / spec.root(Fraction(var) + Fraction(eps))
@@ -395,20 +429,29 @@ def test_networks_with_a_normalization_before_a_layer_keep_their_function(build,
     assert "BatchNorm" not in kinds(fused)
     x = networks.inputs(8, shape)
     got, expected = float_run.run(fused, x), float_run.run(captured(model), x)
-    growth = np.prod([1 + np.abs(node.weight).reshape(len(node.weight), -1).sum(axis=1).max() for node in layers_of(fused)])
+    growth = np.prod(
+        [1 + np.abs(node.weight).reshape(len(node.weight), -1).sum(axis=1).max() for node in layers_of(fused)]
+    )
     assert (got - expected).abs().max() <= 2.0**-20 * growth * float(x.abs().max() + expected.abs().max())
 
 
 @clause("FUS-FOLD-PADDING")
 @pytest.mark.parametrize(("padding", "left"), [(0, []), (1, ["BatchNorm"]), ("same", ["BatchNorm"])])
 def test_a_normalization_is_not_folded_into_a_layer_that_pads(padding, left):
-    model = networks.seeded(lambda: nn.Sequential(batch_norm(nn.BatchNorm2d, 2, np.random.default_rng(1)), nn.Conv2d(2, 3, 3, padding=padding)))
+    model = networks.seeded(
+        lambda: nn.Sequential(
+            batch_norm(nn.BatchNorm2d, 2, np.random.default_rng(1)), nn.Conv2d(2, 3, 3, padding=padding)
+        )
+    )
     fused = fusion.fuse(captured(model))
     assert kinds(fused) == [*left, "Conv"]
     x = networks.inputs(2, (2, 6, 6))
     with torch.no_grad():
-        assert (float_run.run(fused, x) - model(x)).abs().max() < 1e-4  # padding with the mean's fold would be off by tenths
-    shared = networks.seeded(lambda: nn.Sequential(batch_norm(nn.BatchNorm1d, 4, np.random.default_rng(1)), *[nn.Linear(4, 4)] * 2))
+        # Padding with the mean's fold would be off by tenths.
+        assert (float_run.run(fused, x) - model(x)).abs().max() < 1e-4
+    shared = networks.seeded(
+        lambda: nn.Sequential(batch_norm(nn.BatchNorm1d, 4, np.random.default_rng(1)), *[nn.Linear(4, 4)] * 2)
+    )
     assert kinds(fusion.fuse(captured(shared))) == ["BatchNorm", "Linear", "Linear"]
 
 
@@ -416,10 +459,15 @@ def test_a_normalization_is_not_folded_into_a_layer_that_pads(padding, left):
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_a_normalization_that_nothing_absorbs_is_a_layer_of_its_own(per_channel):
     g = np.random.default_rng(5)
-    layers = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), batch_norm(nn.BatchNorm2d, 4, g), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
+    layers = (
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), batch_norm(nn.BatchNorm2d, 4, g), nn.ReLU(),
+        nn.Conv2d(4, 2, 3, padding=1),
+    )
     model = networks.seeded(lambda: nn.Sequential(*layers))
     fused = fusion.fuse(captured(model))
-    assert kinds(fused) == ["Conv", "MaxPool", "Conv", "Conv"] and [node.relu for node in layers_of(fused)] == [False, True, False]
+    assert kinds(fused) == ["Conv", "MaxPool", "Conv", "Conv"] and [node.relu for node in layers_of(fused)] == [
+        False, True, False,
+    ]
     alone, norm = layers_of(fused)[1], layers[2]
     factor = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     assert alone.groups == 4 and alone.weight.shape == (4, 1, 1, 1)
@@ -427,7 +475,10 @@ def test_a_normalization_that_nothing_absorbs_is_a_layer_of_its_own(per_channel)
     step = qs.quantize(model, [networks.inputs(4, (3, 9, 9))], per_channel=per_channel).program.layers[1]
     assert np.abs(step.weight).ravel().tolist() == [127] * 4 and step.w_qparams.scale.shape == (4,)
     # In float nothing is gained by another layer.
-    assert kinds(fusion.fuse(captured(networks.seeded(lambda: nn.Sequential(nn.Softmax(1), nn.BatchNorm2d(3)))))) == ["Call", "BatchNorm"]
+    assert kinds(fusion.fuse(captured(networks.seeded(lambda: nn.Sequential(nn.Softmax(1), nn.BatchNorm2d(3)))))) == [
+        "Call",
+        "BatchNorm",
+    ]
 
 
 class Residual(nn.Module):
@@ -455,7 +506,8 @@ def test_a_sum_absorbs_the_relu_behind_it():
     with torch.no_grad():
         seen = networks.seeded(Residual)(x)
     assert total.relu and int(total.y_qparams.zero_point) == 0
-    assert float(total.y_qparams.scale) == pytest.approx(float(seen.max()) / 255, rel=2.0**-20)  # the range behind the ReLU, up to the float sums' order
+    # The range behind the ReLU, up to the float sums' order.
+    assert float(total.y_qparams.scale) == pytest.approx(float(seen.max()) / 255, rel=2.0**-20)
 
 
 @clause("FUS-CLAMP")
@@ -481,8 +533,13 @@ def test_a_clamp_from_zero_is_absorbed_and_ends_where_it_did(clamp):
 @clause("FUS-SHARED")
 def test_a_linear_layer_that_holds_a_normalization_takes_rows_only():
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
-    images = networks.inputs(3, (4, 4))  # [batch, channels, features]: here the normalization's channels are the second axis
-    with pytest.raises(ValueError, match="^batch: layer '0' with its BatchNorm1d expects \\[rows, features\\], got shape \\(3, 4, 4\\); prepare with fuse=False$"):
+    # [batch, channels, features]: here the normalization's channels are the second axis.
+    images = networks.inputs(3, (4, 4))
+    with pytest.raises(
+        ValueError,
+        match="^batch: layer '0' with its BatchNorm1d expects \\[rows, features\\], got shape \\(3, 4, 4\\); "
+        "prepare with fuse=False$",
+    ):
         qs.quantize(model, [images])
     with torch.no_grad():
         assert torch.equal(qs.prepare(model, fuse=False)(images), model(images))

@@ -172,7 +172,9 @@ def test_each_observer_sees_each_batch_once_and_in_order(hold):
 @clause("STA-EVERY-BATCH")
 @pytest.mark.parametrize("bad", [torch.zeros(2, 4), np.zeros((2, 4)), {"x": torch.zeros(2, 4)}, 7, None, "data"])
 def test_what_is_no_iterable_of_batches_is_refused(bad):
-    message = f"^calibration: expected an iterable of batches, got {type(bad).__name__}; pass \\[batch\\] for one batch$"
+    message = (
+        f"^calibration: expected an iterable of batches, got {type(bad).__name__}; pass \\[batch\\] for one batch$"
+    )
     with pytest.raises(TypeError, match=message):
         qs.quantize(networks.seeded(networks.Perceptron), bad)
 
@@ -216,7 +218,9 @@ def test_calibration_sees_and_returns_the_float_network(case):
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     nodes = [node for node in prepared.graph.nodes if type(node).__name__ == "Linear"]
     for node, module in zip(nodes, linears, strict=True):
-        handle = module.register_forward_hook(lambda _, __, y, name=node.name: seen.setdefault(name, []).append(y.detach()))
+        handle = module.register_forward_hook(
+            lambda _, __, y, name=node.name: seen.setdefault(name, []).append(y.detach())
+        )
         for batch in calibration:
             model(batch)
         handle.remove()
@@ -226,7 +230,10 @@ def test_calibration_sees_and_returns_the_float_network(case):
         if name in prepared.placement.direct:
             continue
         observer = prepared.observers[name]
-        assert (float(observer.minimum), float(observer.maximum)) == (float(torch.cat(values).min()), float(torch.cat(values).max()))
+        assert (float(observer.minimum), float(observer.maximum)) == (
+            float(torch.cat(values).min()),
+            float(torch.cat(values).max()),
+        )
 
 
 @clause("STA-WEIGHT", "DYN-WEIGHT")
@@ -268,7 +275,9 @@ def test_the_grids_of_a_network_come_from_its_observers(case, reduce_range):
         y = step.y_qparams
         assert (float(y.scale), int(y.zero_point), y.qmin, y.qmax) == spec.activation_qparams(*ranges[step.name], bits)
     first = steps_of(q, program.Quantize)[0].qparams
-    assert (float(first.scale), int(first.zero_point), first.qmin, first.qmax) == spec.activation_qparams(*ranges[q.program.inputs[0]], bits)
+    assert (float(first.scale), int(first.zero_point), first.qmin, first.qmax) == spec.activation_qparams(
+        *ranges[q.program.inputs[0]], bits
+    )
 
 
 @clause("STA-REDUCE")
@@ -294,7 +303,9 @@ def test_flatten_and_relu_keep_the_grid_of_their_input():
     kinds = [type(step).__name__ for step in q.program.steps]
     assert kinds == ["Quantize", "Linear", "Relu", "Move", "Linear", "Dequantize"]
     # Values that a step makes out of another are named after it, so that no two steps have one name.
-    assert [step.name for step in q.program.steps] == ["x.codes", "first", "relu.codes", "flatten.codes", "second", "second.float"]
+    assert [step.name for step in q.program.steps] == [
+        "x.codes", "first", "relu.codes", "flatten.codes", "second", "second.float",
+    ]
     assert [step.relu for step in q.program.layers] == [False, False]
     assert [step.relu for step in qs.quantize(model, [x]).program.layers] == [True, False]
     first, second = q.program.layers
@@ -310,13 +321,20 @@ def test_flatten_and_relu_keep_the_grid_of_their_input():
 def test_codes_from_the_first_layer_to_the_last(drawn):
     (model, calibration, x), fuse = drawn
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "nothing was quantized")  # a layer that might overflow, which is turned down below
+        # A layer that might overflow, which is turned down below.
+        warnings.filterwarnings("ignore", "nothing was quantized")
         q = qs.quantize(model, calibration, fuse=fuse)
     assume(not any("beyond int32" in step.reason for step in steps_of(q, program.Call)))  # a layer that might overflow
     seen = []
-    q.run_on("reference").compiled({q.program.inputs[0]: x}, lambda step, value: seen.append((type(step).__name__, value)))
+    q.run_on("reference").compiled(
+        {q.program.inputs[0]: x}, lambda step, value: seen.append((type(step).__name__, value))
+    )
     names = [name for name, _ in seen]
-    assert names.count("Quantize") == names.count("Dequantize") == 1 and names[0] == "Quantize" and names[-1] == "Dequantize"
+    assert (
+        names.count("Quantize") == names.count("Dequantize") == 1
+        and names[0] == "Quantize"
+        and names[-1] == "Dequantize"
+    )
     assert all(value.dtype == np.uint8 for name, value in seen[:-1])
 
 
@@ -541,7 +559,10 @@ def test_unknown_choices_are_refused():
 
 
 @clause("STA-ACTIVATION")
-@pytest.mark.parametrize("observer", [qs.MovingAverageObserver(0.1), qs.HistogramObserver(64), qs.PercentileObserver(95.0), qs.MSEObserver(16)])
+@pytest.mark.parametrize(
+    "observer",
+    [qs.MovingAverageObserver(0.1), qs.HistogramObserver(64), qs.PercentileObserver(95.0), qs.MSEObserver(16)],
+)
 def test_every_observer_calibrates_a_network(observer):
     model, batches = networks.seeded(networks.Perceptron), [networks.inputs(40, seed=s) for s in range(3)]
     q = qs.quantize(model, batches, observer=observer, dialect="exact")
@@ -609,7 +630,9 @@ def test_a_layer_that_stays_in_float_stands_between_dequantizing_and_quantizing(
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.soft, self.first, self.wide, self.last = nn.Softmax(1), nn.Linear(4, 2), nn.Linear(2, 2), nn.Linear(2, 3)
+            self.soft, self.first, self.wide, self.last = (
+                nn.Softmax(1), nn.Linear(4, 2), nn.Linear(2, 2), nn.Linear(2, 3),
+            )
 
         def forward(self, x):
             y = self.wide(self.first(self.soft(x)))
@@ -620,7 +643,9 @@ def test_a_layer_that_stays_in_float_stands_between_dequantizing_and_quantizing(
         model.wide.bias.copy_(torch.tensor([1e9, -1e9]))
     q = qs.quantize(model, [x], dialect="exact")
     kept = ["Call", "Call"] if relu else ["Call"]
-    assert [type(step).__name__ for step in q.program.steps] == ["Call", "Quantize", "Linear", "Dequantize", *kept, "Quantize", "Linear", "Dequantize"]
+    assert [type(step).__name__ for step in q.program.steps] == [
+        "Call", "Quantize", "Linear", "Dequantize", *kept, "Quantize", "Linear", "Dequantize",
+    ]
     assert [step.layer for step in q.program.layers] == ["first", "last"]
     assert len({step.name for step in q.program.steps}) == len(q.program.steps)
     seen = {}
@@ -636,7 +661,10 @@ def test_a_layer_that_stays_in_float_stands_between_dequantizing_and_quantizing(
 @clause("STA-OVERFLOW")
 @pytest.mark.parametrize("fuse", [False, True])
 def test_behind_a_layer_that_stays_in_float_nothing_is_quantized_that_no_layer_reads(fuse):
-    model, x = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Softmax(1))), networks.inputs()
+    model, x = (
+        networks.seeded(lambda: nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Flatten(), nn.Softmax(1))),
+        networks.inputs(),
+    )
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([1e9, 1e9 + 64, 1e9 - 64]))
     with pytest.warns(UserWarning, match="nothing was quantized: every layer stayed in float"):

@@ -1,4 +1,5 @@
-"""Chapter 5 on networks of every shape: convolutions, residuals, moves, attention, what cannot be traced, what the user chooses."""
+"""Chapter 5 on networks of every shape: convolutions, residuals, moves, attention, what cannot be traced, what the user
+chooses."""
 
 import copy
 import io
@@ -42,7 +43,9 @@ def named(q, kind):
 def trace(q, *inputs):
     """What each step gives on the reference engine, by name."""
     seen = {}
-    q.run_on("reference").compiled(dict(zip(q.program.inputs, inputs)), lambda step, value: seen.setdefault(step.name, value))
+    q.run_on("reference").compiled(
+        dict(zip(q.program.inputs, inputs)), lambda step, value: seen.setdefault(step.name, value)
+    )
     return seen
 
 
@@ -102,7 +105,9 @@ def test_what_is_padded_on_has_the_code_of_zero_and_only_moves_are_moved():
 
 
 @clause("STA-SAME-GRID")
-@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d((1, 2)), lambda t: t.mean([2, 3])])
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d((1, 2)), lambda t: t.mean([2, 3])]
+)
 def test_pooling_keeps_the_grid(pool):
     model, x = networks.seeded(lambda: Moving(pool)), networks.inputs(2, (2, 4, 4))
     q = qs.quantize(model, [x])
@@ -111,7 +116,8 @@ def test_pooling_keeps_the_grid(pool):
 
 
 class Placed(nn.Module):
-    """``join`` of two values: the input's convolution and, as ``other`` says, its own convolution, the input, or something in float."""
+    """``join`` of two values: the input's convolution and, as ``other`` says, its own convolution, the input, or
+    something in float."""
 
     def __init__(self, join, other):
         super().__init__()
@@ -125,7 +131,9 @@ class Placed(nn.Module):
 
 @clause("STA-PLACE")
 @pytest.mark.parametrize("other", ["codes", "input", "float"])
-@pytest.mark.parametrize(("join", "kind"), [(torch.add, "Add"), (torch.mul, "Mul"), (lambda a, b: torch.cat([a, b], 1), "Concat")])
+@pytest.mark.parametrize(
+    ("join", "kind"), [(torch.add, "Add"), (torch.mul, "Mul"), (lambda a, b: torch.cat([a, b], 1), "Concat")]
+)
 def test_values_are_joined_in_codes_where_all_of_them_are(join, kind, other):
     model, x = networks.seeded(lambda: Placed(join, other)), networks.inputs(3, (3, 2, 2))
     q = qs.quantize(model, [x])
@@ -136,7 +144,10 @@ def test_values_are_joined_in_codes_where_all_of_them_are(join, kind, other):
 
 
 class Dense(nn.Module):
-    """A dense block: joins of what came before, all of them read by a convolution. ``move`` is what happens to a value on its way to a join."""
+    """A dense block: joins of what came before, all of them read by a convolution.
+
+    ``move`` is what happens to a value on its way to a join.
+    """
 
     def __init__(self, move, read_elsewhere):
         super().__init__()
@@ -148,12 +159,16 @@ class Dense(nn.Module):
         a, b = self.a(x), self.b(x)
         c = self.c(torch.cat([self.move(a), self.move(b)], 1))
         d = self.d(torch.cat([self.move(a), self.move(b), c], 1))
-        return (d, self.other(b)) if self.read_elsewhere == "layer" else (d, b) if self.read_elsewhere == "output" else d
+        return (
+            (d, self.other(b)) if self.read_elsewhere == "layer" else (d, b) if self.read_elsewhere == "output" else d
+        )
 
 
 @clause("STA-JOIN")
 @pytest.mark.parametrize("read_elsewhere", ["", "layer", "output"])
-@pytest.mark.parametrize("move", [lambda t: t, torch.relu, nn.AvgPool2d(1), lambda t: t.flip([3])], ids=["as-it-is", "relu", "pool", "flip"])
+@pytest.mark.parametrize(
+    "move", [lambda t: t, torch.relu, nn.AvgPool2d(1), lambda t: t.flip([3])], ids=["as-it-is", "relu", "pool", "flip"]
+)
 @pytest.mark.parametrize("observer", [qs.MinMaxObserver(), qs.PercentileObserver(99)])
 def test_what_only_joins_read_has_their_grid(move, read_elsewhere, observer):
     model, x = networks.seeded(lambda: Dense(move, read_elsewhere)), networks.inputs(5, (2, 4, 4))
@@ -161,7 +176,9 @@ def test_what_only_joins_read_has_their_grid(move, read_elsewhere, observer):
     prepared(x)
     ranges = {name: tuple(map(float, seen.range())) for name, seen in prepared.observers.items()}
     first, second = (node.name for node in prepared.graph.nodes if isinstance(node, float_graph.Concat))
-    expected = spec.shared_ranges(ranges, {first: ["a", "b"], second: ["a", "b", "c"]}, {"b"} if read_elsewhere else set())
+    expected = spec.shared_ranges(
+        ranges, {first: ["a", "b"], second: ["a", "b", "c"]}, {"b"} if read_elsewhere else set()
+    )
     q = qs.convert(prepared)
     layers = {step.name: step.y_qparams for step in q.program.layers}
     grids = layers | {name: step.y_qparams for name, step in zip((first, second), named(q, program.Concat))}
@@ -176,7 +193,9 @@ def test_what_only_joins_read_has_their_grid(move, read_elsewhere, observer):
 def test_the_stream_of_a_transformer_stays_in_float():
     model = networks.seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, batch_first=True))
     q = qs.quantize(model, [networks.inputs(4, (5, 8))])
-    assert "Add" not in kinds(q) and [step.layer for step in q.program.layers] == ["self_attn", "self_attn.out_proj", "linear1", "linear2"]
+    assert "Add" not in kinds(q) and [step.layer for step in q.program.layers] == [
+        "self_attn", "self_attn.out_proj", "linear1", "linear2",
+    ]
     # Each layer's input is quantized once, but what comes from the layer before in codes.
     assert kinds(q).count("Quantize") == 3
 
@@ -199,7 +218,9 @@ class Told(nn.Module):
 @given(st.integers(0, 2**16), st.sampled_from(["reference", "compiled"]))
 def test_the_same_floats_lead_to_the_same_codes(seed, engine):
     def layers():
-        return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 7), nn.ReLU(), nn.LayerNorm(7), nn.Linear(7, 5))
+        return nn.Sequential(
+            nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 7), nn.ReLU(), nn.LayerNorm(7), nn.Linear(7, 5)
+        )
 
     model, x = networks.seeded(layers, seed), networks.inputs(9, (6,), seed + 1)
     q = qs.quantize(model, [x])
@@ -208,12 +229,18 @@ def test_the_same_floats_lead_to_the_same_codes(seed, engine):
     def in_its_own_order(y):
         """A normalization whose sums are those of float64."""
         y = y.double()
-        gave.append(((y - y.mean(-1, keepdim=True)) * torch.rsqrt(y.var(-1, keepdim=True, correction=0) + 1e-5)).float())
+        gave.append(
+            ((y - y.mean(-1, keepdim=True)) * torch.rsqrt(y.var(-1, keepdim=True, correction=0) + 1e-5)).float()
+        )
         return gave[-1]
 
-    own = qs.QuantizedModule(replace(q.program, callables=dict.fromkeys(q.callables, Told(in_its_own_order))), engine)(x)
+    own = qs.QuantizedModule(replace(q.program, callables=dict.fromkeys(q.callables, Told(in_its_own_order))), engine)(
+        x
+    )
     told = iter(gave)
-    seen = trace(qs.QuantizedModule(replace(q.program, callables=dict.fromkeys(q.callables, Told(lambda y: next(told))))), x)
+    seen = trace(
+        qs.QuantizedModule(replace(q.program, callables=dict.fromkeys(q.callables, Told(lambda y: next(told))))), x
+    )
     assert len(gave) == 2 and seen[q.program.output.name].tolist() == own.tolist()
     for floats, step in zip(gave, named(q, program.Quantize)[1:], strict=True):
         assert seen[step.name].tolist() == step.qparams.quantize(floats.numpy()).tolist()
@@ -304,10 +331,24 @@ ATTENTION = {
     "self": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), lambda x: (x, x, x)),
     "first": (lambda: nn.MultiheadAttention(8, 4), lambda x: (x, x, x)),
     "cross": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), lambda x: (x, x[:, :3] * 2, x[:, :3] * 2)),
-    "three": (lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True), lambda x: (x, x[..., :4], x[..., :6])),
-    "encoder": (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False), lambda x: (x,)),
-    "gelu": (lambda: nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", norm_first=True, batch_first=True), lambda x: (x,)),
-    "decoder": (lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2), lambda x: (x, x * 0.5)),
+    "three": (
+        lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True),
+        lambda x: (x, x[..., :4], x[..., :6]),
+    ),
+    "encoder": (
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        ),
+        lambda x: (x,),
+    ),
+    "gelu": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", norm_first=True, batch_first=True),
+        lambda x: (x,),
+    ),
+    "decoder": (
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2),
+        lambda x: (x, x * 0.5),
+    ),
     "both": (lambda: nn.Transformer(8, 2, 1, 1, 16, batch_first=True), lambda x: (x, x[:, :2])),
 }
 
@@ -393,8 +434,10 @@ def pyramid():
     """A network with most of what convolutional networks have."""
     return networks.seeded(
         lambda: nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.MaxPool2d(2, ceil_mode=True),
-            nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Hardswish(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(6, 4),
+            nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Hardswish(), nn.Conv2d(8, 6, 1), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Dropout(), nn.Linear(6, 4),
         )
     )  # fmt: skip
 
@@ -425,7 +468,10 @@ def test_a_module_is_excluded_with_everything_below_it():
     q = qs.quantize(nested, [x], exclude=["0"])
     assert [step.layer for step in q.program.layers] == ["1"]
     with torch.no_grad():
-        assert torch.equal(qs.quantize(nested, [x], exclude=["0.first"]).program.steps[0].args and nested[0].first(x), nested[0].first(x))
+        assert torch.equal(
+            qs.quantize(nested, [x], exclude=["0.first"]).program.steps[0].args and nested[0].first(x),
+            nested[0].first(x),
+        )
     for wrong, near in (("0.frist", "0.first"), ("firs", "0.first")):
         with pytest.raises(ValueError, match=f"^exclude: the model has no module '{wrong}'; near it: .*{near}"):
             qs.quantize(nested, [x], exclude=wrong)
@@ -440,7 +486,9 @@ def test_codes_have_as_many_bits_as_asked_for(bits):
     q = qs.quantize(model, [x], bits=bits, dialect="exact")
     for layer in q.program.layers:
         assert (layer.w_qparams.qmin, layer.w_qparams.qmax) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        assert (layer.y_qparams.qmin, layer.y_qparams.qmax) == (0, 2**bits - 1) and layer.weight.max() == 2 ** (bits - 1) - 1
+        assert (layer.y_qparams.qmin, layer.y_qparams.qmax) == (0, 2**bits - 1) and layer.weight.max() == 2 ** (
+            bits - 1
+        ) - 1
     seen = trace(q, x)
     assert max(seen["first"].max(), seen["second"].max()) == 2**bits - 1
     if bits > 2:
@@ -467,7 +515,10 @@ def test_a_network_with_nothing_to_quantize_warns_and_computes_in_float():
         qs.quantize(networks.seeded(networks.Perceptron), [x])
 
 
-IN_ANOTHER_PROCESS = "import sys, pickle, torch; q, x = pickle.load(sys.stdin.buffer); sys.stdout.buffer.write(pickle.dumps(q(x).numpy().tobytes()))"
+IN_ANOTHER_PROCESS = (
+    "import sys, pickle, torch; q, x = pickle.load(sys.stdin.buffer); "
+    "sys.stdout.buffer.write(pickle.dumps(q(x).numpy().tobytes()))"
+)
 
 
 @clause("STA-COPY")
@@ -476,7 +527,10 @@ def test_copies_compute_the_same():
     q = qs.quantize(pyramid(), [x])
     expected = q(x).numpy().tobytes()
     assert copy.deepcopy(q)(x).numpy().tobytes() == expected
-    done = subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS], input=pickle.dumps((q, x)), capture_output=True, check=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS], input=pickle.dumps((q, x)), capture_output=True, check=True,
+        timeout=200,
+    )
     assert pickle.loads(done.stdout) == expected
     file = io.BytesIO()
     torch.save(q, file)
@@ -494,7 +548,9 @@ def test_a_state_dict_carries_the_layers():
     twin = copy.deepcopy(other)
     grids = [s.qparams for s in named(q, program.Quantize)], [s.qparams for s in named(twin, program.Quantize)]
     twin.load_state_dict(q.state_dict())
-    assert [layer.weight.tolist() for layer in twin.program.layers] == [layer.weight.tolist() for layer in q.program.layers]
+    assert [layer.weight.tolist() for layer in twin.program.layers] == [
+        layer.weight.tolist() for layer in q.program.layers
+    ]
     assert twin(x).numpy().tobytes() == q(x).numpy().tobytes() and grids[0][0].scale != grids[1][0].scale
     assert other(x).numpy().tobytes() == kept
     state = q.state_dict()
@@ -507,7 +563,9 @@ def test_a_state_dict_carries_the_layers():
 @clause("STA-BATCH-SIZE", "STA-FROZEN")
 @given(draws.seeds(), st.sampled_from([(1, 3, 16, 16), (3, 3, 9, 20), (2, 3, 5, 5)]))
 def test_a_quantized_network_gives_the_same_answer_whatever_came_before(g, shape):
-    q = CACHED.setdefault("q", None) or CACHED.setdefault("r", qs.quantize(pyramid(), [networks.inputs(4, (3, 16, 16))]))
+    q = CACHED.setdefault("q", None) or CACHED.setdefault(
+        "r", qs.quantize(pyramid(), [networks.inputs(4, (3, 16, 16))])
+    )
     x = torch.from_numpy(g.normal(size=shape).astype(np.float32))
     first = q(x)
     q(networks.inputs(2, (3, 7, 7)))
@@ -519,8 +577,14 @@ CACHED: dict = {}
 
 @clause("STA-STEPS")
 def test_every_elementwise_function_is_recognised_as_module_and_as_function():
-    modules = [nn.ReLU6(), nn.Hardtanh(), nn.LeakyReLU(0.1), nn.Hardswish(), nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(), nn.ELU()]
-    functions = [F.relu6, F.leaky_relu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.silu, F.gelu, F.elu, F.softplus, lambda t: t * 0.5 + 1]
+    modules = [
+        nn.ReLU6(), nn.Hardtanh(), nn.LeakyReLU(0.1), nn.Hardswish(), nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh(),
+        nn.SiLU(), nn.GELU(), nn.ELU(),
+    ]
+    functions = [
+        F.relu6, F.leaky_relu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, F.silu, F.gelu, F.elu,
+        F.softplus, lambda t: t * 0.5 + 1,
+    ]
     for made in itertools.chain(modules, functions):
         model = networks.seeded(lambda made=made: Moving(made))
         q = qs.quantize(model, [networks.inputs(2, (2, 4, 4))])
@@ -533,12 +597,17 @@ def in_definition(step, x_q):
     qparams = [(float(scale), 0) for scale in np.broadcast_to(step.w_qparams.scale, len(step.weight))]
     bias = np.zeros(len(step.weight)) if step.bias is None else step.bias
     x = float(step.x_qparams.scale), int(step.x_qparams.zero_point)
-    return spec.linear_real(x_q.reshape(-1, x_q.shape[-1]).tolist(), x, step.weight.reshape(len(step.weight), -1).tolist(), qparams, bias.tolist())
+    return spec.linear_real(
+        x_q.reshape(-1, x_q.shape[-1]).tolist(), x, step.weight.reshape(len(step.weight), -1).tolist(), qparams,
+        bias.tolist(),
+    )
 
 
 @clause("STA-DIRECT")
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("read", [lambda y: torch.softmax(y, -1), lambda y: torch.softmax(y.transpose(-1, -2), -1) * y.size(-1)])
+@pytest.mark.parametrize(
+    "read", [lambda y: torch.softmax(y, -1), lambda y: torch.softmax(y.transpose(-1, -2), -1) * y.size(-1)]
+)
 def test_what_only_float_reads_is_not_rounded_to_codes(bias, read):
     class Model(nn.Module):
         def __init__(self):

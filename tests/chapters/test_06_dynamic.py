@@ -56,7 +56,10 @@ def test_a_dynamic_layer_equals_the_definition(layer, reduce_range):
 
 
 @clause("DYN-OUTPUT")
-@given(st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20), draws.scales(2.0**-20, 2.0**20), st.floats(-(2.0**40), 2.0**40, width=32), st.booleans())
+@given(
+    st.integers(-(2**31), 2**31 - 1), draws.scales(2.0**-20, 2.0**20), draws.scales(2.0**-20, 2.0**20),
+    st.floats(-(2.0**40), 2.0**40, width=32), st.booleans(),
+)
 def test_the_output_is_rounded_once(accumulator, s_x, s_w, bias, cancel):
     if cancel:
         bias = float(np.float32(-accumulator * float(s_x) * float(s_w)))
@@ -71,7 +74,10 @@ def test_what_is_left_of_a_sum_that_cancels_is_rounded_once_too():
     accumulator = generator.integers(2**29, 2**31, (1, 1000))
     s_x, s_w = np.float32(0.7), generator.uniform(0.001, 1, 1000).astype(np.float32)
     bias = -(accumulator[0] * (float(s_x) * s_w.astype(float))).astype(np.float32)
-    exact = [spec.affine.to_float32(int(a) * Fraction(float(s_x)) * Fraction(float(s)) + Fraction(float(b))) for a, s, b in zip(accumulator[0], s_w, bias)]
+    exact = [
+        spec.affine.to_float32(int(a) * Fraction(float(s_x)) * Fraction(float(s)) + Fraction(float(b)))
+        for a, s, b in zip(accumulator[0], s_w, bias)
+    ]
     assert output_exact(accumulator, bias, s_x, s_w).tolist() == [exact]
 
 
@@ -91,8 +97,12 @@ def test_one_value_far_from_all_others_belongs_to_the_range(outlier):
     x = networks.inputs(50, (20,)).numpy().copy()
     x[31, 7] = outlier
     codes, _, grid = EXACT.quantize_dynamic(x)
-    assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == spec.static.activation_qparams(float(x.min()), float(x.max()))
-    assert codes[31, 7] == (255 if outlier > 0 else 0) and np.abs(grid.dequantize(codes) - x).max() <= grid.scale * (0.5 + 2.0**-15)
+    assert (float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax) == spec.static.activation_qparams(
+        float(x.min()), float(x.max())
+    )
+    assert codes[31, 7] == (255 if outlier > 0 else 0) and np.abs(grid.dequantize(codes) - x).max() <= grid.scale * (
+        0.5 + 2.0**-15
+    )
 
 
 @clause("DYN-STATIC")
@@ -112,7 +122,9 @@ def test_a_dynamic_network_has_the_codes_of_a_static_one_calibrated_with_that_ba
     static, dynamic = qs.quantize(model, [x], dialect="exact"), qs.quantize_dynamic(model, dialect="exact")
     step = static.program.layers[0]
     seen = {}
-    static.run_on("reference").compiled({static.program.inputs[0]: x}, lambda one, value: seen.setdefault(type(one).__name__, value))
+    static.run_on("reference").compiled(
+        {static.program.inputs[0]: x}, lambda one, value: seen.setdefault(type(one).__name__, value)
+    )
     codes = seen["Quantize"]
     assert codes.tolist() == EXACT.quantize_dynamic(x.numpy())[0].tolist()
     assert step.weight.tolist() == dynamic.program.layers[0].weight.tolist()
@@ -132,8 +144,13 @@ def test_weights_are_those_of_static_quantization(case, per_channel):
 def test_no_rows_give_no_rows_and_no_inputs_give_the_bias():
     w, bias = QParams([1.0, 2.0], 0, -128, 127, axis=0), np.float32([0.5, -0.25])
     assert EXACT.linear_dynamic(np.zeros((0, 3), np.float32), np.zeros((2, 3), np.int8), w, bias).shape == (0, 2)
-    assert EXACT.linear_dynamic(np.zeros((3, 0), np.float32), np.zeros((2, 0), np.int8), w, bias).tolist() == [[0.5, -0.25]] * 3
-    assert EXACT.linear_dynamic(np.zeros((1, 0), np.float32), np.zeros((2, 0), np.int8), w, None).tolist() == [[0.0, 0.0]]
+    assert (
+        EXACT.linear_dynamic(np.zeros((3, 0), np.float32), np.zeros((2, 0), np.int8), w, bias).tolist()
+        == [[0.5, -0.25]] * 3
+    )
+    assert EXACT.linear_dynamic(np.zeros((1, 0), np.float32), np.zeros((2, 0), np.int8), w, None).tolist() == [
+        [0.0, 0.0]
+    ]
     q = qs.quantize_dynamic(networks.seeded(networks.Perceptron))
     assert q(torch.zeros(0, 4)).shape == (0, 3)
 
@@ -175,7 +192,10 @@ def test_many_rows_within_the_range_change_no_other_row(value):
     w, x = QParams(0.1, 0, -128, 127), np.float32([[-1.0, 4.0], [0.5, 0.1], [2.3, -0.7]])
     layer = np.int8([[3, -100], [127, 5]]), w, np.float32([0.25, -1])
     together = EXACT.linear_dynamic(np.concatenate([x, np.full((200, 2), value, np.float32)]), *layer)
-    assert together[:3].tolist() == EXACT.linear_dynamic(x, *layer).tolist() and len(set(map(tuple, together[3:].tolist()))) == 1
+    assert (
+        together[:3].tolist() == EXACT.linear_dynamic(x, *layer).tolist()
+        and len(set(map(tuple, together[3:].tolist()))) == 1
+    )
 
 
 @clause("DYN-BATCH")
@@ -196,7 +216,10 @@ def test_quantizing_needs_the_model_alone_and_leaves_it_unmodified():
     q(networks.inputs())
     assert networks.unchanged(model, before) and str(model) == structure and len(model._forward_hooks) == hooks
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert [(step.layer, step.reduce_range, step.w_qparams.axis) for step in q.program.layers] == [("first", False, 0), ("second", False, 0)]
+    assert [(step.layer, step.reduce_range, step.w_qparams.axis) for step in q.program.layers] == [
+        ("first", False, 0),
+        ("second", False, 0),
+    ]
 
 
 @clause("DYN-OUTPUT")
@@ -211,7 +234,9 @@ def test_a_dynamic_network_is_its_layers_in_order(case, reduce_range):
             if isinstance(module, nn.Linear):
                 step = next(layers)
                 bias = None if module.bias is None else module.bias.numpy()
-                value = torch.from_numpy(EXACT.linear_dynamic(value.numpy(), step.weight, step.w_qparams, bias, reduce_range=reduce_range))
+                value = torch.from_numpy(
+                    EXACT.linear_dynamic(value.numpy(), step.weight, step.w_qparams, bias, reduce_range=reduce_range)
+                )
             else:
                 value = module(value)
     assert torch.equal(q(x), value)
@@ -219,10 +244,15 @@ def test_a_dynamic_network_is_its_layers_in_order(case, reduce_range):
 
 @clause("STA-REST")
 def test_a_dynamic_network_lists_what_stays_in_float_with_the_reason():
-    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4), nn.Softmax(1)))
+    model = networks.seeded(
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(4), nn.Softmax(1))
+    )
     q = qs.quantize_dynamic(model)
     activations = "dynamic quantization keeps activations in float"
-    expected = [("1", activations), ("torch.flatten", ""), ("3", "BatchNorm1d has no integer form here"), ("4", "Softmax has no integer form here")]
+    expected = [
+        ("1", activations), ("torch.flatten", ""), ("3", "BatchNorm1d has no integer form here"),
+        ("4", "Softmax has no integer form here"),
+    ]
     assert [(step.target, step.reason) for step in q.program.steps if isinstance(step, Call)] == expected
     assert activations in repr(q) and "Softmax has no integer form here" in repr(q)
 
@@ -263,7 +293,9 @@ class Words(nn.Module):
 
     def __init__(self, mode="mean"):
         super().__init__()
-        self.table, self.bag, self.head = nn.Embedding(9, 4, padding_idx=2), nn.EmbeddingBag(9, 4, mode=mode), nn.Linear(4, 3)
+        self.table, self.bag, self.head = (
+            nn.Embedding(9, 4, padding_idx=2), nn.EmbeddingBag(9, 4, mode=mode), nn.Linear(4, 3),
+        )
 
     def forward(self, index, offsets):
         return self.head(self.table(index)), self.bag(index.flatten(), offsets)
@@ -280,7 +312,10 @@ def test_embeddings_are_dequantized_rows(mode):
         rows = torch.from_numpy(table.w_qparams.dequantize(table.weight))
         reference = q.run_on("reference")
         seen = {}
-        output = reference.compiled(dict(zip(q.program.inputs, (index, offsets))), lambda step, value, seen=seen: seen.setdefault(step.name, value))
+        output = reference.compiled(
+            dict(zip(q.program.inputs, (index, offsets))),
+            lambda step, value, seen=seen: seen.setdefault(step.name, value),
+        )
         assert torch.equal(seen["table"], rows[index])
         bags = torch.from_numpy(bag.w_qparams.dequantize(bag.weight))
         assert torch.equal(output[1], nn.functional.embedding_bag(index.flatten(), bags, offsets, mode=mode))
@@ -342,7 +377,10 @@ def test_a_recurrent_layer_with_relu_equals_the_definition(g, count, inputs, siz
     def given_as(weight, grid, bias):
         return weight.tolist(), [(float(s), 0) for s in grid.scale], bias.tolist()
 
-    own = given_as(cell.input_weight, cell.input_qparams, cell.input_bias), given_as(cell.state_weight, cell.state_qparams, cell.state_bias)
+    own = (
+        given_as(cell.input_weight, cell.input_qparams, cell.input_bias),
+        given_as(cell.state_weight, cell.state_qparams, cell.state_bias),
+    )
     expected = spec.rnn_relu(x.tolist(), *own, size)
     output, state = q(torch.from_numpy(x))
     assert output.tolist() == expected and state[0].tolist() == (expected[-1] if count else [0.0] * size)
@@ -361,7 +399,9 @@ def test_gates_are_torchs_with_sigmoid_and_tanh_rounded_once():
     r, z = sigmoid(x[:, :3] + h[:, :3]), sigmoid(x[:, 3:6] + h[:, 3:6])
     n = tanh(x[:, 6:] + r * h[:, 6:])
     assert torch.equal(reference_dynamic.gru(x, h, (c,))[0], n + z * (c - n))
-    assert torch.equal(reference_dynamic.rnn_tanh(x, h, ())[0], tanh(x + h)) and torch.equal(reference_dynamic.rnn_relu(x, h, ())[0], torch.relu(x + h))
+    assert torch.equal(reference_dynamic.rnn_tanh(x, h, ())[0], tanh(x + h)) and torch.equal(
+        reference_dynamic.rnn_relu(x, h, ())[0], torch.relu(x + h)
+    )
 
 
 @clause("DYN-RECURRENT")

@@ -32,7 +32,11 @@ def chains(draw):
 
 def quantized(model, dynamic, per_channel):
     x = networks.inputs(4, (shapes(model)[0][0],))
-    return qs.quantize_dynamic(model, per_channel=per_channel) if dynamic else qs.quantize(model, [x], per_channel=per_channel)
+    return (
+        qs.quantize_dynamic(model, per_channel=per_channel)
+        if dynamic
+        else qs.quantize(model, [x], per_channel=per_channel)
+    )
 
 
 @clause("SIZ-NETWORK", "SIZ-LAYER", "SIZ-QPARAMS", "SIZ-BYTES")
@@ -138,7 +142,10 @@ def test_quantized_layers_of_some_size_are_not_larger_than_they_were(per_channel
         inputs, outputs = inputs + 1, outputs + 1
         if (inputs >= 4 and outputs >= 2) if per_channel else inputs * outputs >= 6:
             model = networks.seeded(lambda i=inputs, o=outputs: nn.Sequential(nn.Linear(i, o, bias=bias)))
-            for q in (qs.quantize(model, [networks.inputs(4, (inputs,))], per_channel=per_channel), qs.quantize_dynamic(model, per_channel=per_channel)):
+            for q in (
+                qs.quantize(model, [networks.inputs(4, (inputs,))], per_channel=per_channel),
+                qs.quantize_dynamic(model, per_channel=per_channel),
+            ):
                 assert size.step_bytes(q.program.layers[0]) <= size.float_bytes(model)
 
 
@@ -163,7 +170,10 @@ def test_the_size_does_not_depend_on_the_data():
         (lambda: nn.Linear(5, 3), (7, 4, 5), lambda: spec.macs_linear(28, 5, 3)),
         (lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2), (2, 4, 9, 7), lambda: spec.macs_conv(2 * 4 * 3, 4, 6, 9, 2)),
         (lambda: nn.Conv1d(4, 4, 3, padding=1), (4, 8), lambda: spec.macs_conv(8, 4, 4, 3)),
-        (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2), (2, 4, 3, 5), lambda: spec.macs_conv(2 * 3 * 5, 4, 6, 9, 2)),
+        (
+            lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2), (2, 4, 3, 5),
+            lambda: spec.macs_conv(2 * 3 * 5, 4, 6, 9, 2),
+        ),
     ],
 )
 def test_multiply_accumulates_are_counted_by_the_formula(build, shape, expected):

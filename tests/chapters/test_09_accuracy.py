@@ -46,7 +46,8 @@ def test_no_output_is_further_off_than_the_bound(layer):
     got = float(y_grid.scale) * (codes.astype(float) - int(y_grid.zero_point))
     bound = accuracy.layer_bound(x, weight, x_grid.scale, w_grid.scale, y_grid.scale)
     fits = accuracy.inside(real, y_grid) & accuracy.inside(x, x_grid).all(axis=1, keepdims=True)
-    # float64 sums these few numbers to within 2^-48 of their size, far inside the slack that s_y / 2 nearly always leaves.
+    # float64 sums these few numbers to within 2^-48 of their size, far inside the slack that s_y / 2 nearly always
+    # leaves.
     error = np.abs(got - real) - np.abs(real) * 2.0**-48
     assert (error[fits] <= bound[fits]).all()
 
@@ -69,10 +70,17 @@ def test_a_layer_reaches_the_bound():
     grids = [QParams(scale, zero_point, *ends) for scale, zero_point, *ends in (x_ends, w_ends, y_ends)]
     x_grid, w_grid, y_grid = grids
     inputs, weights = np.float32([x]), np.float32([w])
-    codes = integer.linear(x_grid.quantize(inputs), x_grid, w_grid.quantize(weights), w_grid, np.float32([bias]), y_grid)
+    codes = integer.linear(
+        x_grid.quantize(inputs), x_grid, w_grid.quantize(weights), w_grid, np.float32([bias]), y_grid
+    )
     error = y_grid.dequantize(codes)[0, 0] - (sum(a * b for a, b in zip(x, w)) + bias)
     assert accuracy.inside(inputs, x_grid).all() and accuracy.inside(weights, w_grid).all()
-    assert error == accuracy.layer_bound(inputs, weights, 1.0, 1.0, 32.0)[0, 0] == spec.layer_error(*spec.worst_layer()) == 1914
+    assert (
+        error
+        == accuracy.layer_bound(inputs, weights, 1.0, 1.0, 32.0)[0, 0]
+        == spec.layer_error(*spec.worst_layer())
+        == 1914
+    )
 
 
 @clause("ACC-DROP")
@@ -95,7 +103,11 @@ def test_the_upper_bound_is_where_so_few_become_too_surprising(n, data, confiden
         assert bound == 1
     else:
         step, surprise = Fraction(1, 2**30), 1 - Fraction(confidence)
-        assert spec.at_most(k, n, min(Fraction(bound) + step, 1)) < surprise <= spec.at_most(k, n, max(Fraction(bound) - step, 0))
+        assert (
+            spec.at_most(k, n, min(Fraction(bound) + step, 1))
+            < surprise
+            <= spec.at_most(k, n, max(Fraction(bound) - step, 0))
+        )
 
 
 @clause("ACC-UPPER")
@@ -107,7 +119,10 @@ def test_at_most_half_of_many_events_is_as_likely_as_more(k):
 
 @clause("ACC-UPPER")
 @pytest.mark.parametrize("upper_bound", [accuracy.upper_bound, spec.upper_bound])
-@pytest.mark.parametrize(("k", "n", "confidence", "name"), [(-1, 5, 0.9, "k"), (6, 5, 0.9, "k"), (0, 0, 0.9, "k"), (1, 5, 0, "confidence"), (1, 5, 1, "confidence")])
+@pytest.mark.parametrize(
+    ("k", "n", "confidence", "name"),
+    [(-1, 5, 0.9, "k"), (6, 5, 0.9, "k"), (0, 0, 0.9, "k"), (1, 5, 0, "confidence"), (1, 5, 1, "confidence")],
+)
 def test_what_is_no_share_has_no_bound(upper_bound, k, n, confidence, name):
     with pytest.raises(ValueError, match=f"{name}: expected"):
         upper_bound(k, n, confidence)
@@ -160,7 +175,9 @@ def test_compare_says_for_each_layer_how_far_it_is_from_float(fuse):
         assert abs(row.sqnr - spec.sqnr(floats[row.layer].ravel().tolist(), real.ravel().tolist())) < 1e-9
         assert row.bytes == size.step_bytes(layer) and row.macs == 32 * layer.weight.size
     assert abs(found.sqnr - spec.sqnr(output.ravel().tolist(), q(x).ravel().tolist())) < 1e-9
-    assert (found.int8_macs, found.float_bytes, found.int8_bytes, found.examples) == (1.0, size.float_bytes(model), q.nbytes, 32)
+    assert (found.int8_macs, found.float_bytes, found.int8_bytes, found.examples) == (
+        1.0, size.float_bytes(model), q.nbytes, 32,
+    )
     assert found.parted is None and qs.compare(model, q, [x], threshold=99.0).parted == "first"
     assert "first" in str(found) and found.as_json()["layers"][0]["layer"] == "first" and found.float_accuracy is None
 
@@ -173,7 +190,9 @@ def test_compare_counts_answers_where_there_are_targets(tmp_path):
     q = qs.quantize(model, [x])
     found = qs.compare(model, q, [(x[:60], target[:60]), (x[60:], target[60:])])
     changed = int((q(x).argmax(1) != target).sum())
-    assert (found.float_accuracy, found.int8_accuracy, found.changed) == (1.0, 1 - changed / 100, changed) and found.examples == 100
+    assert (found.float_accuracy, found.int8_accuracy, found.changed) == (
+        1.0, 1 - changed / 100, changed,
+    ) and found.examples == 100
     assert found.changed_at_most == accuracy.upper_bound(changed, 100)
     found.plot(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == bytes([137]) + b"PNG"
@@ -184,7 +203,9 @@ def test_compare_counts_what_stays_in_float_and_refuses_other_networks():
     model, x = networks.seeded(networks.Perceptron), networks.inputs()
     q = qs.quantize(model, [x], exclude="second")
     found = qs.compare(model, q, [x])
-    assert [(row.layer, row.int8) for row in found.layers] == [("first", True), ("second", False)] and found.layers[1].reason == "excluded"
+    assert [(row.layer, row.int8) for row in found.layers] == [("first", True), ("second", False)] and found.layers[
+        1
+    ].reason == "excluded"
     assert found.int8_macs == 20 / 35  # 4 * 5 of 4 * 5 + 5 * 3
     attention = networks.seeded(lambda: torch.nn.MultiheadAttention(8, 2, batch_first=True))
     y = networks.inputs(3, (5, 8))

@@ -173,7 +173,10 @@ def test_pairs_saturate_as_the_definition_says(generator, rows, inputs, outputs,
     x = generator.integers(0, 256, (rows, inputs)).astype(np.uint8)
     w = generator.integers(-128, 128, (outputs, inputs)).astype(np.int8)
     if extreme:
-        x, w = np.where(x > 99, 255, x).astype(np.uint8), np.where(w > 0, 127, np.where(w < -60, -128, w)).astype(np.int8)
+        x, w = (
+            np.where(x > 99, 255, x).astype(np.uint8),
+            np.where(w > 0, 127, np.where(w < -60, -128, w)).astype(np.int8),
+        )
     got = ACCUMULATE["pairs"](x, zero_point, w, 0)
     assert got.tolist() == [[spec.accumulate_pairs(r, zero_point, c, 0) for c in w.tolist()] for r in x.tolist()]
 
@@ -210,7 +213,9 @@ def test_every_way_to_requantize_equals_its_definition(rule, case, relu):
         got = REQUANTIZE[rule](accumulator, bias, s_x, s_w, y, lowest)
         expected = [
             [
-                spec.REQUANTIZE[rule](int(a), float(b), s_x, s, y.scale, int(y.zero_point), lowest, y.qmax, np.ndim(s_w) > 0)
+                spec.REQUANTIZE[rule](
+                    int(a), float(b), s_x, s, y.scale, int(y.zero_point), lowest, y.qmax, np.ndim(s_w) > 0
+                )
                 for a, b, s in zip(row, bias, np.broadcast_to(s_w, 3))
             ]
             for row in accumulator
@@ -234,7 +239,10 @@ def test_a_bias_that_moves_the_sum_by_half_an_ulp_counts_as_in_the_definition(ru
             REQUANTIZE[rule](np.array([[a]], np.int32), b[None], s_x, s_w[None] if per_channel else s_w, y, 0)[0, 0]
             for a, b in zip(accumulator, bias)
         ])
-        expected = [spec.REQUANTIZE[rule](int(a), float(b), s_x, s_w, y.scale, 3, 0, 255, per_channel) for a, b in zip(accumulator, bias)]
+        expected = [
+            spec.REQUANTIZE[rule](int(a), float(b), s_x, s_w, y.scale, 3, 0, 255, per_channel)
+            for a, b in zip(accumulator, bias)
+        ]
         assert got.tolist() == expected
 
 
@@ -255,7 +263,10 @@ def test_a_layer_in_a_dialect_is_its_accumulate_and_requantize(name, generator, 
     scales = np.broadcast_to(w.scale, 2)
     expected = [
         [
-            requantize(accumulate(row, int(x.zero_point), c, 0), float(b), x.scale, s, y.scale, int(y.zero_point), lowest, 255, per_channel)
+            requantize(
+                accumulate(row, int(x.zero_point), c, 0), float(b), x.scale, s, y.scale, int(y.zero_point), lowest,
+                255, per_channel,
+            )
             for c, b, s in zip(w_q.tolist(), bias, scales)
         ]
         for row in x_q.tolist()
@@ -267,7 +278,10 @@ def test_a_layer_in_a_dialect_is_its_accumulate_and_requantize(name, generator, 
 
 @clause("DIA-UNIT")
 @pytest.mark.parametrize("name", [name for name in NAMES if spec.choice(name, "requantize") != "exact"])
-@pytest.mark.parametrize(("s_x", "s_w", "s_y"), [(2.0**-70, 2.0**-70, 1.0), (2.0**70, 2.0**70, 1.0), (2.0**-50, 2.0**-50, 2.0**30), (2.0**50, 2.0**50, 2.0**-40)])
+@pytest.mark.parametrize(
+    ("s_x", "s_w", "s_y"),
+    [(2.0**-70, 2.0**-70, 1.0), (2.0**70, 2.0**70, 1.0), (2.0**-50, 2.0**-50, 2.0**30), (2.0**50, 2.0**50, 2.0**-40)],
+)
 def test_products_of_scales_that_are_no_normal_numbers_are_refused(name, s_x, s_w, s_y):
     x, w, y = QParams(s_x, 0, 0, 255), QParams(s_w, 0, -128, 127), QParams(s_y, 0, 0, 255)
     with pytest.raises(ValueError, match="scale: expected a .* that is a normal float32"):
@@ -278,7 +292,10 @@ def test_products_of_scales_that_are_no_normal_numbers_are_refused(name, s_x, s_
 
 @clause("DIA-DYNAMIC")
 @pytest.mark.parametrize("rule", sorted(spec.OUTPUT))
-@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=6), ordinary_scales(), draws.scales(2.0**-10, 2.0**10), st.floats(-(2.0**50), 2.0**50, width=32))
+@given(
+    st.lists(st.integers(-(2**31), 2**31 - 1), min_size=2, max_size=6), ordinary_scales(),
+    draws.scales(2.0**-10, 2.0**10), st.floats(-(2.0**50), 2.0**50, width=32),
+)
 def test_every_way_to_a_float_output_equals_its_definition(rule, values, s_x, s_w, bias):
     accumulator = np.array(values, np.int64)[:, None]
     got = OUTPUT[rule](accumulator, np.array([bias], np.float32), s_x, np.array([s_w]))
@@ -298,14 +315,18 @@ def test_every_way_to_quantize_a_dynamic_input_equals_its_definition(rule, scale
 
 @clause("DIA-DYNAMIC-QUANTIZE")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.3), (0.0, 0.7), (-1.7, 0.6)])  # the last two show whether a scale is inverted with all its digits
+# The last two show whether a scale is inverted with all its digits.
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.3), (0.0, 0.7), (-1.7, 0.6)])
 def test_a_dynamic_input_full_of_ties_has_the_codes_of_the_definition(name, low, high):
     scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams_dynamic")](np.float32(low), np.float32(high), 0, 255)
     ties = (np.arange(-zero_point, 255 - zero_point) + 0.5) * scale
     x = np.array([low, high, *(draws.shifted(tie, ulps) for tie in ties for ulps in (-2, -1, 0, 1, 2))], np.float32)
     x = np.clip(x, np.float32(low), np.float32(high))
     rule = spec.choice(name, "quantize_dynamic")
-    expected = [spec.QUANTIZE_DYNAMIC[rule](v, scale if rule == "inverted" else np.float32(scale), zero_point, 0, 255) for v in x]
+    expected = [
+        spec.QUANTIZE_DYNAMIC[rule](v, scale if rule == "inverted" else np.float32(scale), zero_point, 0, 255)
+        for v in x
+    ]
     assert dialect(name).quantize_dynamic(x[None])[0].ravel().tolist() == expected
 
 
@@ -315,7 +336,10 @@ def test_a_dynamic_input_full_of_ties_has_the_codes_of_the_definition(name, low,
 def test_a_dynamic_layer_in_a_dialect_takes_its_choices(name, generator, rows, inputs, reduce_range):
     x = (generator.normal(size=(rows, inputs)) * 3).astype(np.float32)
     w_q = generator.integers(-128, 128, (2, inputs)).astype(np.int8)
-    w, bias = QParams(generator.uniform(0.001, 0.1, 2), 0, -128, 127, axis=0), generator.normal(size=2).astype(np.float32)
+    w, bias = (
+        QParams(generator.uniform(0.001, 0.1, 2), 0, -128, 127, axis=0),
+        generator.normal(size=2).astype(np.float32),
+    )
     got = dialect(name).linear_dynamic(x, w_q, w, bias, reduce_range=reduce_range)
     highest = 127 if reduce_range else 255
     scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams_dynamic")](x.min(), x.max(), 0, highest)
@@ -324,7 +348,10 @@ def test_a_dynamic_layer_in_a_dialect_takes_its_choices(name, generator, rows, i
     used = scale if rule == "inverted" else np.float32(scale)
     codes = [[spec.QUANTIZE_DYNAMIC[rule](v, used, zero_point, 0, highest) for v in row] for row in x]
     accumulate, output = spec.ACCUMULATE[spec.choice(name, "accumulate")], spec.OUTPUT[spec.choice(name, "output")]
-    expected = [[float(output(accumulate(row, zero_point, c, 0), b, scale, s)) for c, b, s in zip(w_q.tolist(), bias, w.scale)] for row in codes]
+    expected = [
+        [float(output(accumulate(row, zero_point, c, 0), b, scale, s)) for c, b, s in zip(w_q.tolist(), bias, w.scale)]
+        for row in codes
+    ]
     assert got.tolist() == expected
 
 
@@ -372,7 +399,10 @@ def short_scales():
 
 
 @clause("DIA-EVERYWHERE")
-@given(short_scales(), short_scales(), st.floats(1, 2.0**14, width=32), st.integers(-2047, 2047), st.integers(0, 255), st.floats(2, 250), st.booleans())
+@given(
+    short_scales(), short_scales(), st.floats(1, 2.0**14, width=32), st.integers(-2047, 2047), st.integers(0, 255),
+    st.floats(2, 250), st.booleans(),
+)
 def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_point, code, per_channel):
     unit = Fraction(float(s_x)) * Fraction(float(s_w))
     bias = np.float32(float(bias_code * unit))
@@ -388,7 +418,9 @@ def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_poi
     while near_a_tie(accumulator):
         accumulator += max(1, round(coarse / 4))
     arguments = dict(s_x=s_x, s_w=s_w, s_y=s_y, zero_point=zero_point, lowest=0, qmax=255, per_channel=per_channel)
-    codes = {rule: int(step(accumulator, float(bias), **arguments)) for rule, step in spec.REQUANTIZE.items() if rule in ONCE}
+    codes = {
+        rule: int(step(accumulator, float(bias), **arguments)) for rule, step in spec.REQUANTIZE.items() if rule in ONCE
+    }
     assert 0 < codes["exact"] < 255
     assert set(codes.values()) == {codes["exact"]}
     scales = s_x, s_w[None] if per_channel else s_w, QParams(s_y, zero_point, 0, 255)

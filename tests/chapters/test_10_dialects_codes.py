@@ -38,11 +38,18 @@ def whole(grid: QParams) -> tuple:
 
 @st.composite
 def related_grids(draw, *, product: bool) -> tuple[QParams, QParams, QParams]:
-    """Two input grids and an output grid whose step is a small multiple of theirs, up to an ulp or two: many results lie beside ties."""
+    """Two input grids and an output grid whose step is a small multiple of theirs, up to an ulp or two: many results
+    lie beside ties."""
     ends = draw(st.sampled_from(ENDS))
     s_a = draw(st.one_of(draws.scales(2.0**-20, 2.0**10), st.sampled_from([np.float32(1), np.float32(0.1)])))
-    s_b = np.float32(s_a * draw(st.sampled_from([1, 2, 0.5, 3, 1.7]))) if not product else draw(draws.scales(2.0**-10, 1))
-    step = s_a * s_b * draw(st.sampled_from([64, 96, 3, 70.5])) if product else s_a * draw(st.sampled_from([2, 4, 1, 1.3, 0.4]))
+    s_b = (
+        np.float32(s_a * draw(st.sampled_from([1, 2, 0.5, 3, 1.7]))) if not product else draw(draws.scales(2.0**-10, 1))
+    )
+    step = (
+        s_a * s_b * draw(st.sampled_from([64, 96, 3, 70.5]))
+        if product
+        else s_a * draw(st.sampled_from([2, 4, 1, 1.3, 0.4]))
+    )
     s_y = draws.shifted(step, draw(st.integers(-2, 2)))
     return tuple(QParams(s, draw(st.integers(*ends)), *ends) for s in (s_a, s_b, s_y))
 
@@ -60,7 +67,9 @@ def test_a_sum_is_what_the_dialect_says(name, grids, relu, data):
     got = operations.add(dialect(name), a_q, a, b_q, b, y, relu=relu)
     lowest = int(y.zero_point) if relu else y.qmin
     assert got.dtype == y.dtype
-    assert got.tolist() == [rule(name, "add")(int(p), one(a), int(q), one(b), whole(y), lowest) for p, q in zip(a_q, b_q)]
+    assert got.tolist() == [
+        rule(name, "add")(int(p), one(a), int(q), one(b), whole(y), lowest) for p, q in zip(a_q, b_q)
+    ]
 
 
 @clause("DIA-ADD")
@@ -72,7 +81,9 @@ def test_every_code_added_to_its_neighbours(place):
     for step in (0, 1, 2, 77):
         other = np.roll(every, step)
         got = operations.add(dialect(name), every, a, other, b, y)
-        assert got.tolist() == [spec.ADD[place](int(p), one(a), int(q), one(b), whole(y), 0) for p, q in zip(every, other)]
+        assert got.tolist() == [
+            spec.ADD[place](int(p), one(a), int(q), one(b), whole(y), 0) for p, q in zip(every, other)
+        ]
 
 
 @clause("DIA-MUL")
@@ -127,14 +138,16 @@ def test_joined_codes_are_what_the_dialect_says(name, grids, data):
 @clause("DIA-AVERAGE")
 @pytest.mark.parametrize("name", NAMES)
 @given(
-    draws.seeds(), st.sampled_from(ENDS), st.tuples(st.integers(1, 3), st.integers(1, 4)), st.tuples(st.integers(1, 2), st.integers(1, 3)),
-    st.booleans(), st.booleans(),
+    draws.seeds(), st.sampled_from(ENDS), st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    st.tuples(st.integers(1, 2), st.integers(1, 3)), st.booleans(), st.booleans(),
 )  # fmt: skip
 def test_pooled_averages_are_what_the_dialect_says(name, generator, ends, kernel, stride, padded, include):
     grid = QParams(generator.choice([0.1, 1, 0.013]), int(generator.integers(ends[0], ends[1] + 1)), *ends)
     q = np.clip(generator.integers(*ends) + generator.integers(-2, 3, (1, 2, 5, 6)), *ends).astype(grid.dtype)
     padding = tuple(k // 2 for k in kernel) if padded else (0, 0)
-    got = operations.avg_pool2d(dialect(name), q, grid, kernel=kernel, stride=stride, padding=padding, count_include_pad=include)
+    got = operations.avg_pool2d(
+        dialect(name), q, grid, kernel=kernel, stride=stride, padding=padding, count_include_pad=include
+    )
     for channel, i, j in itertools.product(range(2), range(got.shape[2]), range(got.shape[3])):
         top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
         inside = q[0, channel, max(top, 0) : top + kernel[0], max(left, 0) : left + kernel[1]]
@@ -145,14 +158,18 @@ def test_pooled_averages_are_what_the_dialect_says(name, generator, ends, kernel
 
 @clause("DIA-AVERAGE")
 @pytest.mark.parametrize("name", NAMES)
-@given(draws.seeds(), st.sampled_from(ENDS), st.tuples(st.integers(1, 7), st.integers(1, 9)), st.tuples(st.integers(1, 3), st.integers(1, 3)))
+@given(
+    draws.seeds(), st.sampled_from(ENDS), st.tuples(st.integers(1, 7), st.integers(1, 9)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
 def test_means_are_what_the_dialect_says(name, generator, ends, image, size):
     grid = QParams(generator.choice([0.1, 1, 0.013]), int(generator.integers(ends[0], ends[1] + 1)), *ends)
     q = np.clip(generator.integers(*ends) + generator.integers(-2, 3, (1, 2, *image)), *ends).astype(grid.dtype)
     got = operations.adaptive_avg_pool2d(dialect(name), q, grid, size=size)
     for channel, i, j in itertools.product(range(2), range(size[0]), range(size[1])):
         (top, bottom), (left, right) = (
-            (int(np.floor(k * n / parts)), int(np.ceil((k + 1) * n / parts))) for k, n, parts in zip((i, j), image, size)
+            (int(np.floor(k * n / parts)), int(np.ceil((k + 1) * n / parts)))
+            for k, n, parts in zip((i, j), image, size)
         )
         inside = [int(v) for v in q[0, channel, top:bottom, left:right].ravel()]
         assert got[0, channel, i, j] == rule(name, "mean")(inside, whole(grid), len(inside))
@@ -167,17 +184,22 @@ def test_folded_numbers_are_what_the_dialect_says(linear, generator):
     var = generator.uniform(0.01, 4, 4).astype(np.float32)
     folded, shift = operations.fold_batch_norm(dialect("fbgemm"), weight, bias, gamma, beta, mean, var, 1e-5)
     for j in range(4):
-        expected = [spec.fold_float32(w, bias[j], gamma[j], beta[j], mean[j], var[j], 1e-5, linear) for w in weight[j].ravel()]
+        expected = [
+            spec.fold_float32(w, bias[j], gamma[j], beta[j], mean[j], var[j], 1e-5, linear) for w in weight[j].ravel()
+        ]
         assert folded[j].ravel().tolist() == [w for w, _ in expected] and float(shift[j]) == expected[0][1]
     without = operations.fold_batch_norm(dialect("fbgemm"), weight, None, gamma, beta, mean, var, 1e-5)[1]
-    zero = operations.fold_batch_norm(dialect("fbgemm"), weight, np.zeros(4, np.float32), gamma, beta, mean, var, 1e-5)[1]
+    zero = operations.fold_batch_norm(dialect("fbgemm"), weight, np.zeros(4, np.float32), gamma, beta, mean, var, 1e-5)[
+        1
+    ]
     assert without.tolist() == zero.tolist()
     with pytest.raises(ValueError, match="var"):
         operations.fold_batch_norm(dialect("fbgemm"), weight, bias, gamma, beta, mean, np.float32([-1, 1, 1, 1]), 1e-5)
 
 
 def window(x, image, channels, top, left, kernel, dilation):
-    """The codes of one window that lie inside the image, with the places of their weights, rows first, then columns, then channels."""
+    """The codes of one window that lie inside the image, with the places of their weights: rows, then columns, then
+    channels."""
     found = []
     for i, j in itertools.product(range(kernel[0]), range(kernel[1])):
         row, column = top + i * dilation[0], left + j * dilation[1]
@@ -202,7 +224,9 @@ def expected_code(name, x_q, x, weights, channels, w_scale, bias, y, per_channel
     accumulator = spec.ACCUMULATE[spec.choice(name, "accumulate")](x_codes, zero, w_codes, 0)
     lowest = int(y.zero_point) if options["relu"] else y.qmin
     requantize = spec.REQUANTIZE[spec.choice(name, "windows")]
-    return requantize(accumulator, float(bias), x.scale, w_scale, y.scale, int(y.zero_point), lowest, y.qmax, per_channel)
+    return requantize(
+        accumulator, float(bias), x.scale, w_scale, y.scale, int(y.zero_point), lowest, y.qmax, per_channel
+    )
 
 
 @clause("DIA-WINDOWS", "DIA-ACCUMULATE")
@@ -219,14 +243,19 @@ def test_a_convolution_is_what_the_dialect_says(name):
             group, inputs = channel // each, w_q.shape[1]
             at = image, tuple(k * s - p for k, s, p in zip((i, j), options["stride"], options["padding"]))
             channels = range(group * inputs, (group + 1) * inputs)
-            expected = expected_code(name, x_q, x, w_q[channel], channels, scales[channel], biases[channel], y, w.axis is not None, at, options)
+            expected = expected_code(
+                name, x_q, x, w_q[channel], channels, scales[channel], biases[channel], y, w.axis is not None, at,
+                options,
+            )
             assert got[image, channel, i, j] == expected
 
 
 @clause("DIA-WINDOWS")
 def test_the_exact_dialects_convolution_is_chapter_3s():
     for signed in (False, True):
-        for call in itertools.islice((c for c in bulk("conv2d", count=30, seed=3) if (c.arguments[1].qmin < 0) == signed), 30):
+        for call in itertools.islice(
+            (c for c in bulk("conv2d", count=30, seed=3) if (c.arguments[1].qmin < 0) == signed), 30
+        ):
             (x_q, x, w_q, w, bias, y), options = call.arguments, call.options
             got = dialect("exact").conv2d(x_q, x, w_q, w, bias, y, **options)
             assert got.tolist() == integer.conv2d(x_q, x, w_q, w, bias, y, **options).tolist()
@@ -236,4 +265,7 @@ def test_the_exact_dialects_convolution_is_chapter_3s():
 def test_shapes_that_make_no_convolution_are_refused():
     grid = QParams(1, 0, 0, 255)
     with pytest.raises(ValueError, match="do not make a convolution with 2 groups"):
-        dialect("onnx").conv2d(np.zeros((1, 4, 3, 3), np.uint8), grid, np.zeros((2, 4, 1, 1), np.int8), QParams(1, 0, -128, 127), None, grid, groups=2)
+        dialect("onnx").conv2d(
+            np.zeros((1, 4, 3, 3), np.uint8), grid, np.zeros((2, 4, 1, 1), np.int8), QParams(1, 0, -128, 127), None,
+            grid, groups=2,
+        )

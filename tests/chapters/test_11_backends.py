@@ -1,4 +1,5 @@
-"""Chapter 11: backends. Deliberately wrong ones go through the whole machine, and each is caught by the clause that it breaks."""
+"""Chapter 11: backends. Deliberately wrong ones go through the whole machine, and each is caught by the clause that it
+breaks."""
 
 import re
 from dataclasses import replace
@@ -94,14 +95,19 @@ def test_a_faulty_backend_is_caught_by_the_clause_it_breaks(name, clause_id, ope
 @clause("BAK-ANSWER")
 def test_a_crash_and_a_hang_are_findings_and_the_run_ends_by_itself():
     crash = found("Crashes", "BAK-ANSWER", "linear")
-    assert crash.outcome == "fails" and crash.got.startswith("crashed: SIGFPE on linear(") and crash.call.arguments[0].shape[1] == 0
+    assert (
+        crash.outcome == "fails"
+        and crash.got.startswith("crashed: SIGFPE on linear(")
+        and crash.call.arguments[0].shape[1] == 0
+    )
     hang = found("Hangs", "BAK-ANSWER", "linear", seconds=0.5)
     assert hang.outcome == "fails" and hang.got.startswith("hung: no answer after 0.5 s on linear(")
 
 
 @clause("BAK-PURE")
 @pytest.mark.parametrize(
-    ("name", "operation"), [("KeepsTheScale", "linear"), ("KeepsThePacked", "linear"), ("KeepsTheReLU", "conv2d"), ("KeepsTheScale", "all")]
+    ("name", "operation"),
+    [("KeepsTheScale", "linear"), ("KeepsThePacked", "linear"), ("KeepsTheReLU", "conv2d"), ("KeepsTheScale", "all")],
 )
 def test_state_that_leaks_between_calls_is_found_with_the_shortest_story(name, operation):
     with Worker(f"{FAULTY}:{name}") as worker:
@@ -112,7 +118,11 @@ def test_state_that_leaks_between_calls_is_found_with_the_shortest_story(name, o
 
 @clause("BAK-PURE")
 def test_what_is_kept_is_kept_in_stories_only():
-    assert found("KeepsThePacked", "BAK-DIALECT", "linear").outcome == found("KeepsThePacked", "BAK-PLACE", "linear").outcome == "pass"
+    assert (
+        found("KeepsThePacked", "BAK-DIALECT", "linear").outcome
+        == found("KeepsThePacked", "BAK-PLACE", "linear").outcome
+        == "pass"
+    )
 
 
 @clause("BAK-PURE")
@@ -128,7 +138,10 @@ def test_a_call_that_ends_the_process_after_another_one_only_is_found():
 def test_memory_that_nobody_wrote_is_told_as_such_and_found_every_time():
     findings = []
     for _ in range(2):
-        with Worker(f"{FAULTY}:ForgetsToWrite") as worker, Worker(f"{FAULTY}:ForgetsToWrite", threads=2, unwritten=OTHER) as more:
+        with (
+            Worker(f"{FAULTY}:ForgetsToWrite") as worker,
+            Worker(f"{FAULTY}:ForgetsToWrite", threads=2, unwritten=OTHER) as more,
+        ):
             findings.append(run.examine(CHECK["BAK-EMPTY", "linear"], Session(worker, more_threads=more), 60))
     assert findings[0].got == findings[1].got == "what happened to be in memory that nobody wrote"
     assert call_text(findings[0].call) == call_text(findings[1].call)
@@ -142,17 +155,23 @@ def test_an_installed_backend_that_dies_at_start_up_is_a_failure(monkeypatch, ca
     (tmp_path / "results").mkdir()
     assert cli.main(["conformance", "--write", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert "crashed: SIGILL on start-up" in said and said.endswith("conformance: 0 backends, 0 clauses, 0 divergences, 1 unexplained\n")
+    assert "crashed: SIGILL on start-up" in said and said.endswith(
+        "conformance: 0 backends, 0 clauses, 0 divergences, 1 unexplained\n"
+    )
 
 
 @clause("BAK-DIALECT")
-@pytest.mark.parametrize("place", [place for place in fingerprint.PLACES if place.name != "accumulate"], ids=lambda place: place.name)
+@pytest.mark.parametrize(
+    "place", [place for place in fingerprint.PLACES if place.name != "accumulate"], ids=lambda place: place.name
+)
 def test_every_choice_made_otherwise_than_declared_is_caught(place):
     right = DIALECTS["onnx"]
     for field in place.fields[: place.subjects]:
         for other in sorted({getattr(rules, field) for rules in DIALECTS.values()} - {getattr(right, field)}):
             session = Session(Here(reference(replace(right, **{field: other})), "onnx"))
-            assert any(breaks(session, call) for call in (*bulk(place.operation, count=6), *place.probes())), f"{field}: {other} passes for onnx"
+            assert any(breaks(session, call) for call in (*bulk(place.operation, count=6), *place.probes())), (
+                f"{field}: {other} passes for onnx"
+            )
 
 
 def breaks(session, call) -> bool:
@@ -176,7 +195,8 @@ def test_a_fingerprint_tells_every_dialect_from_outside(name):
 def test_what_comes_out_of_nothing_is_what_the_bias_gives():
     x, w, y = (0.5, 128), [(0.25, 0), (0.5, 0)], (0.125, 10, 0, 255)
     got = integer.linear(
-        np.zeros((3, 0), np.uint8), QParams(0.5, 128, 0, 255), np.zeros((2, 0), np.int8), QParams(np.float32([0.25, 0.5]), 0, -128, 127, axis=0),
+        np.zeros((3, 0), np.uint8), QParams(0.5, 128, 0, 255),
+        np.zeros((2, 0), np.int8), QParams(np.float32([0.25, 0.5]), 0, -128, 127, axis=0),
         np.float32([1.0, -2.0]), QParams(0.125, 10, 0, 255),
     )  # fmt: skip
     assert got.tolist() == spec.empty_linear(3, [1.0, -2.0], x, w, y) == [[18, 0]] * 3
@@ -209,7 +229,9 @@ def test_an_answer_of_another_shape_or_kind_is_a_violation():
     for wrong in (np.zeros(3, np.float32), np.zeros((1, 2), np.float32), np.zeros(2, np.uint8)):
         with pytest.raises(Violation):
             compare(call, wrong, [("exact", np.zeros(2, np.float32))])
-    compare(call, np.array([0, np.nan], np.float32), [("a", np.zeros(2, np.float32)), ("b", np.full(2, np.nan, np.float32))])
+    compare(
+        call, np.array([0, np.nan], np.float32), [("a", np.zeros(2, np.float32)), ("b", np.full(2, np.nan, np.float32))]
+    )
 
 
 @clause("BAK-PURE")
@@ -227,7 +249,10 @@ def test_a_story_knows_nothing_of_the_calls_before_it(sound):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("NoSuchShape", "the adapter's linear gives uint8.2, 2. on an easy call, expected about|the adapter's linear gives"),
+        (
+            "NoSuchShape",
+            "the adapter's linear gives uint8.2, 2. on an easy call, expected about|the adapter's linear gives",
+        ),
         ("Offers", "it has none of the methods of the protocol"),
     ],
 )

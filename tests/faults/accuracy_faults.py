@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-TERMS = "terms = x.sum(axis=1, keepdims=True) * s_w / 2 + weight.sum(axis=1) * s_x / 2 + inputs * s_x * s_w / 4"
+TERMS = "x.sum(axis=1, keepdims=True) * s_w / 2 + weight.sum(axis=1) * s_x / 2 + inputs * s_x * s_w / 4"
 
 FAULTS = [
     Fault(

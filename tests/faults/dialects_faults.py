@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-ZERO_POINT_INSIDE = "np.rint(value * (np.float32(1) / twice(y.scale)) + y.zero_point.astype(np.float32))"
+ZERO_POINT_INSIDE = "np.rint(value * (ONE / twice(y.scale)) + y.zero_point.astype(np.float32))"
 
 FAULTS = [
     Fault(
@@ -13,8 +13,8 @@ FAULTS = [
     Fault(
         "fused-rounds-twice", "numerics.dialects.quantize", ("DIA-QUANTIZE",),
         "The product is rounded before the zero point is added, which a fused instruction does not do.",
-        "np.rint(fma(x, np.float32(1) / scale, zero_point))",
-        "np.rint(x * (np.float32(1) / scale) + zero_point.astype(np.float32))",
+        "np.rint(fma(x, ONE / scale, zero_point))",
+        "np.rint(x * (ONE / scale) + zero_point.astype(np.float32))",
     ),
     Fault(
         "float64-rule-always-from-below", "numerics.dialects.qparams", ("DIA-QPARAMS",),
@@ -63,7 +63,7 @@ FAULTS = [
     Fault(
         "onednn-adds-zero-point-last", "numerics.dialects.requantize", ("DIA-REQUANTIZE", "DIA-EITHER"),
         "The output's zero point is added after rounding, as chapter 3 has it and oneDNN has not.",
-        ZERO_POINT_INSIDE, "np.rint(value * (np.float32(1) / twice(y.scale))) + y.zero_point.astype(np.float32)",
+        ZERO_POINT_INSIDE, "np.rint(value * (ONE / twice(y.scale))) + y.zero_point.astype(np.float32)",
     ),
     Fault(
         "subnormal-units-admitted", "numerics.dialects.float32", ("DIA-UNIT",),
@@ -96,8 +96,8 @@ FAULTS = [
     Fault(
         "reciprocal-bias-truncated", "numerics.dialects.requantize", ("DIA-EVERYWHERE", "DIA-REQUANTIZE"),
         "A cast without rounding turns a bias of just under a whole number of LSBs into one LSB less.",
-        "codes = np.rint((bias * (np.float32(1) / unit)).astype(np.float64))",
-        "codes = np.trunc((bias * (np.float32(1) / unit)).astype(np.float64))",
+        "codes = np.rint((bias * (ONE / unit)).astype(np.float64))",
+        "codes = np.trunc((bias * (ONE / unit)).astype(np.float64))",
     ),
     Fault(
         "windows-take-the-linear-rule", "numerics.dialects.dialect", ("DIA-WINDOWS",),

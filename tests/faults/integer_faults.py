@@ -96,7 +96,7 @@ BIAS = [
     Fault(
         "bias-truncated", "numerics.integer", ("INT-BIAS",),
         "A cast to int32 without rounding cuts the bias's fraction off.",
-        "codes = np.rint(steps)", "codes = np.trunc(steps)",
+        "codes: Float64 = np.rint(steps)", "codes: Float64 = np.trunc(steps)",
     ),
     Fault(
         "bias-ties-up", "numerics.integer", ("INT-BIAS",),
@@ -124,7 +124,7 @@ BIAS = [
 
 STEPS = "steps = accumulator * unit / np.float64(y.scale)"
 ROUNDED = "steps = rounded(steps, lambda index: int(accumulator[index]) * Fraction(float(units[index])) / scale)"
-CLAMPED = "return np.clip(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)"
+CLAMPED = "return saturate(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)"
 
 REQUANTIZE = [
     Fault(
@@ -200,13 +200,14 @@ LINEAR = [
     Fault(
         "relu-at-code-0", "numerics.integer", ("INT-RELU",),
         "ReLU keeps what is above the code 0 instead of what is above the code of the real number 0.",
-        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))", "return np.maximum(q, q.dtype.type(0))",
+        "clamped: np.ndarray = np.maximum(q, np.asarray(zero_point).astype(q.dtype))",
+        "clamped = np.maximum(q, q.dtype.type(0))",
     ),
     Fault(
         "relu-by-the-codes-sign", "numerics.integer", ("INT-RELU",),
         "ReLU looks at the sign of the code, and puts the zero point in place of negative ones.",
-        "return np.maximum(q, np.asarray(zero_point).astype(q.dtype))",
-        "return np.where(q > 0, q, np.asarray(zero_point).astype(q.dtype))",
+        "clamped: np.ndarray = np.maximum(q, np.asarray(zero_point).astype(q.dtype))",
+        "clamped = np.where(q > 0, q, np.asarray(zero_point).astype(q.dtype))",
     ),
     Fault(
         "fused-relu-at-code-0", "numerics.integer", ("INT-RELU-LINEAR", "FUS-RELU"),
@@ -354,9 +355,9 @@ JOINING = [
     Fault(
         "add-rounds-each-input", "numerics.integer", ("INT-ADD",),
         "Each input is rounded to the output's steps first, so that two roundings add up.",
-        "return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax)",
+        "return saturate(steps + y.zero_point, int(y.zero_point) if relu else y.qmin, y.qmax)",
         "steps = np.rint(terms[0] / float(y.scale)) + np.rint(terms[1] / float(y.scale))\n"
-        "    return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax)",
+        "    return saturate(steps + y.zero_point, int(y.zero_point) if relu else y.qmin, y.qmax)",
     ),
     Fault(
         "add-in-float64", "numerics.integer", ("INT-ADD",),
@@ -367,7 +368,7 @@ JOINING = [
     Fault(
         "add-relu-at-code-0", "numerics.integer", ("INT-ADD",),
         "The ReLU behind an addition clamps at the code 0.",
-        "y.zero_point if relu else y.qmin, y.qmax)", "0 if relu else y.qmin, y.qmax)",
+        "int(y.zero_point) if relu else y.qmin, y.qmax)", "0 if relu else y.qmin, y.qmax)",
     ),
     Fault(
         "concat-copies-codes", "numerics.integer", ("INT-CONCAT",),
@@ -397,9 +398,8 @@ JOINING = [
     Fault(
         "maxpool-compares-signed-bytes", 'numerics.integer', ("INT-MAXPOOL",),
         "Unsigned bytes are compared by an instruction for signed ones, to which 200 is -56.",
-        'largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)',
-        'largest = view.copy() if largest is None '
-        'else np.maximum(largest.view(np.int8), np.ascontiguousarray(view).view(np.int8)).view(q.dtype)',
+        'np.maximum(largest, view, out=largest)',
+        'largest = np.maximum(largest.view(np.int8), np.ascontiguousarray(view).view(np.int8)).view(q.dtype)',
     ),
     Fault(
         "avgpool-truncates", 'numerics.integer', ("INT-AVGPOOL",),
@@ -409,8 +409,8 @@ JOINING = [
     Fault(
         "avgpool-pads-with-code-0", 'numerics.integer', ("INT-AVGPOOL",),
         "The raw codes are averaged, and the padding among them has the code 0.",
-        'ceil_mode, 0.0))',
-        'ceil_mode, -float(grid.zero_point)))',
+        'ceil_mode, 0.0)',
+        'ceil_mode, -float(grid.zero_point))',
     ),
     Fault(
         "avgpool-always-counts-padding", 'numerics.integer', ("INT-AVGPOOL",),
@@ -435,8 +435,8 @@ NETWORKS = [
     Fault(
         'always-float32-sums', 'numerics.integer', ('INT-CONV-ANY',),
         'Sums beyond 2^24 are formed in float32, which is faster.',
-        'exact = np.float32 if worst <= 2**24 else np.float64',
-        'exact = np.float32 if worst else np.float64',
+        'np.float32 if worst <= 2**24 else np.float64',
+        'np.float32 if worst else np.float64',
     ),
     Fault(
         'spread-one-too-wide', 'numerics.integer', ('INT-CONV-TRANSPOSED',),
@@ -459,17 +459,14 @@ NETWORKS = [
     Fault(
         'product-of-rounded-scales', 'numerics.integer', ('INT-MUL',),
         'The scales are multiplied and divided in float32 before the codes come in.',
-        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) '
-        '/ np.float64(y.scale), lambda index: int(product[index]) * units)',
+        'steps = rounded(steps, lambda index: int(product[index]) * units)',
         'steps = np.rint(product * np.float64(a.scale * b.scale / y.scale))',
     ),
     Fault(
         'product-ties-away', 'numerics.integer', ('INT-MUL',),
         'Half a step is rounded away from zero.',
-        'steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) '
-        '/ np.float64(y.scale), lambda index: int(product[index]) * units)',
-        'steps = product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale)\n'
-        '    steps = np.sign(steps) * np.floor(np.abs(steps) + 0.5)',
+        'steps = rounded(steps, lambda index: int(product[index]) * units)',
+        'steps = np.sign(steps) * np.floor(np.abs(steps) + 0.5)',
     ),
     Fault(
         'sums-repeat-from-the-left', 'engines.reference', ('INT-BROADCAST',),
@@ -504,9 +501,9 @@ NETWORKS = [
     Fault(
         'mean-of-codes-rounded', 'numerics.dialects.operations', ('INT-MEAN',),
         'Codes are averaged with their zero point, which decides ties.',
-        '        return integer.average(total, positions, grid)\n    return np.clip(AVERAGE[rules.mean_rule]',
+        '        return integer.average(total, positions, grid)\n    return saturate(AVERAGE[rules.mean_rule]',
         '        return np.rint(total / positions + grid.zero_point).astype(grid.dtype)\n'
-        '    return np.clip(AVERAGE[rules.mean_rule]',
+        '    return saturate(AVERAGE[rules.mean_rule]',
     ),
     Fault(
         'table-in-float32-of-halves', 'ptq.conversion', ('INT-TABLE',),

@@ -2,7 +2,9 @@
 
 from faults.fault import Fault
 
-IMPORTS = "from quantspec.errors import CalibrationError\n"
+IMPORTS = (
+    "from .affine import Float32, Float64, float32_array, nearest_float32, nearest_float32s, qparams\n"
+)
 SANITIZED = f"""{IMPORTS}
 exact_array = float32_array
 
@@ -11,9 +13,9 @@ def float32_array(x):
     x = exact_array(x)
     return {{}}
 """
-MERGED = "return replace(self, minimum=np.minimum(self.minimum, low), maximum=np.maximum(self.maximum, high))"
+MERGED = "return replace(self, minimum=np.minimum(lowest, low), maximum=np.maximum(highest, high))"
 FIRST = "return replace(self, minimum=low, maximum=high)\n        check_channels"
-KNOWN = "ends = minmax().wider(address, count, self._known[1])"
+KNOWN = "ends = wider()(address, count, self._known[1])"
 NEXT = "        if ends is None:\n            return self\n        low, high = finite_ends(*ends)\n"
 MOVED = (
     "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
@@ -22,7 +24,7 @@ BATCH_OF_AN_AVERAGE = (
     '"""The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""\n'
 )
 WIDTH = "exact = fraction == -0.5"
-EDGES = "return np.maximum(edges[0], minimum), np.minimum(edges[1], maximum)"
+EDGES = "return np.maximum(left, minimum), np.minimum(right, maximum)"
 
 FAULTS = [
     Fault(
@@ -43,13 +45,13 @@ FAULTS = [
     Fault(
         "merge-keeps-the-narrower", "numerics.observers", ("OBS-MERGE",),
         "minimum and maximum are taken of the wrong pairs, and merging gives what both saw in common.",
-        MERGED, "return replace(self, minimum=np.maximum(self.minimum, low), maximum=np.minimum(self.maximum, high))",
+        MERGED, "return replace(self, minimum=np.maximum(lowest, low), maximum=np.minimum(highest, high))",
     ),
     Fault(
         "empty-observer-erases", "numerics.observers", ("OBS-MERGE",),
         "Merging with an observer that saw nothing gives nothing.",
-        "return self if other.minimum is None else self._merged(other.minimum, other.maximum)",
-        "return other if other.minimum is None else self._merged(other.minimum, other.maximum)",
+        "return self if other.minimum is None else self._merged(*other.range())",
+        "return other if other.minimum is None else self._merged(*other.range())",
     ),
     Fault(
         "margin-with-every-batch", "numerics.observers", ("OBS-IDEMPOTENT", "OBS-MINMAX", "OBS-SPLIT"),
@@ -71,8 +73,8 @@ FAULTS = [
     Fault(
         "no-data-is-zero-to-zero", "numerics.observers", ("OBS-NOTHING",),
         "An observer that saw nothing says that it saw zeros.",
-        '            raise CalibrationError("the observer has seen no values, so there is no range")',
-        "            return np.float32(0), np.float32(0)",
+        '        raise CalibrationError("the observer has seen no values, so there is no range")',
+        "        return np.float32(0), np.float32(0)",
     ),
     Fault(
         "empty-tensor-is-zero", "numerics.observers", ("OBS-EMPTY", "OBS-NOTHING"),
@@ -100,7 +102,7 @@ FAULTS = [
     Fault(
         "channels-merged-together", "numerics.observers", ("OBS-CHANNEL-MERGE",),
         "Merging widens every channel by the whole of the other observer.",
-        "self._merged(other.minimum, other.maximum)",
+        "self._merged(*other.range())",
         "self._merged(*(np.full_like(end, most) for end, "
         "most in ((other.minimum, other.minimum.min()), (other.maximum, other.maximum.max()))))",
     ),
@@ -149,7 +151,7 @@ FAULTS = [
     Fault(
         "merge-adds-bins-as-they-are", "numerics.observers", ("OBS-HIST-MERGE", "OBS-HIST-COUNT"),
         "Counts are added bin by bin, whatever the width of either histogram's bins.",
-        "coarser(self.counts, exponent - self.exponent) + coarser(other.counts, exponent - other.exponent)",
+        "coarser(ours, exponent - our_exponent) + coarser(theirs, exponent - their_exponent)",
         "self.counts + other.counts",
     ),
     Fault(
@@ -191,6 +193,6 @@ FAULTS = [
     Fault(
         "error-of-one-in-each-bin", "numerics.observers", ("OBS-MSE",),
         "A bin counts once, however many values it holds.",
-        "centres, self.histogram.counts[used])))", "centres, np.minimum(self.histogram.counts[used], 1))))",
+        "centres, counts[used])))", "centres, np.minimum(self.histogram.counts[used], 1))))",
     ),
 ]

@@ -1,26 +1,29 @@
-"""Accuracy: the error bound of a layer, signal and noise, and how much a network's accuracy can have dropped (chapter 9)."""
+"""The error bound of a layer, signal and noise, and how much a network's accuracy can have dropped (chapter 9)."""
 
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .affine import QParams
+from .affine import Float64, QParams
 
 
-def layer_bound(x, weight, x_scale, w_scale, y_scale) -> np.ndarray:
-    """How far each real output of a quantized linear layer may be from the float layer's, float64 [rows, outputs] (ACC-LAYER).
+def layer_bound(
+    x: ArrayLike, weight: ArrayLike, x_scale: ArrayLike, w_scale: ArrayLike, y_scale: ArrayLike
+) -> np.ndarray:
+    """How far each real output [rows, outputs] of a quantized linear layer may be from the float layer's (ACC-LAYER).
 
-    ``x``: real inputs [rows, inputs]; ``weight``: real weights [outputs, inputs]; ``w_scale``: () or (outputs,). Holds where inputs, weights and
-    outputs lie within the ranges of their grids.
+    ``x``: real inputs [rows, inputs]; ``weight``: real weights [outputs, inputs]; ``w_scale``: () or (outputs,). Holds
+    where inputs, weights and outputs lie within the ranges of their grids.
     """
     x, weight = np.abs(np.asarray(x, np.float64)), np.abs(np.asarray(weight, np.float64))
     s_x, s_w, s_y = (np.asarray(s, np.float64) for s in (x_scale, w_scale, y_scale))
     inputs = weight.shape[1]
-    terms = x.sum(axis=1, keepdims=True) * s_w / 2 + weight.sum(axis=1) * s_x / 2 + inputs * s_x * s_w / 4
+    terms: Float64 = x.sum(axis=1, keepdims=True) * s_w / 2 + weight.sum(axis=1) * s_x / 2 + inputs * s_x * s_w / 4
     return terms + s_x * s_w / 2 + s_y / 2
 
 
-def inside(values, grid: QParams) -> np.ndarray:
+def inside(values: ArrayLike, grid: QParams) -> np.ndarray:
     """Whether real values lie within the range of a per-tensor grid."""
     low, high = (float(grid.scale) * (end - int(grid.zero_point)) for end in (grid.qmin, grid.qmax))
     return (np.asarray(values) >= low) & (np.asarray(values) <= high)
@@ -50,22 +53,25 @@ def at_most(k: int, n: int, p: float) -> float:
     return float(np.exp(combinations + events * math.log(p) + (n - events) * math.log1p(-p)).sum())
 
 
-def disagreement(float_predictions, int8_predictions, *, confidence: float = 0.99) -> tuple[int, float]:
+def disagreement(
+    float_predictions: ArrayLike, int8_predictions: ArrayLike, *, confidence: float = 0.99
+) -> tuple[int, float]:
     """How many predictions differ, and the upper confidence bound of the share that does (ACC-DROP, ACC-UPPER).
 
     Both are arrays of classes of one shape (n,). Raises ValueError for others, and for none.
     """
     a, b = np.asarray(float_predictions), np.asarray(int8_predictions)
     if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"float_predictions, int8_predictions: expected one shape (n,), got {a.shape} and {b.shape}")
+        shapes = f"{a.shape} and {b.shape}"
+        raise ValueError(f"float_predictions, int8_predictions: expected one shape (n,), got {shapes}")
     k = int((a != b).sum())
     return k, upper_bound(k, len(a), confidence)
 
 
-def sqnr(reference, values) -> float:
-    """The signal-to-quantization-noise ratio of values beside float ones, in dB (ACC-SQNR); infinite where they are equal.
+def sqnr(reference: ArrayLike, values: ArrayLike) -> float:
+    """The signal-to-quantization-noise ratio of values beside float ones, in dB (ACC-SQNR).
 
-    Raises ValueError for other shapes.
+    Infinite where they are equal. Raises ValueError for other shapes.
     """
     f, y = np.asarray(reference, np.float64), np.asarray(values, np.float64)
     if f.shape != y.shape:

@@ -1,9 +1,14 @@
 """Folding batch normalization into the weights and the bias of a layer (chapter 4)."""
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from .affine import Float32, Float64
 
 
-def factor_and_shift(gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
+def factor_and_shift(
+    gamma: ArrayLike, beta: ArrayLike, mean: ArrayLike, var: ArrayLike, eps: float
+) -> tuple[Float64, Float64]:
     """A normalization as x * factor + shift, float64 (channels,) each.
 
     Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
@@ -17,10 +22,17 @@ def factor_and_shift(gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np
     return factor, beta - mean * factor
 
 
-def fold_batch_norm(weight, bias, gamma, beta, mean, var, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [outputs, ...] and bias (outputs,) with the normalization behind the layer folded in, float32 (FUS-FOLD-WEIGHT, FUS-FOLD-BIAS).
-
-    ``bias`` may be None. Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
+def fold_batch_norm(
+    weight: Float32,
+    bias: Float32 | None,
+    gamma: Float32,
+    beta: Float32,
+    mean: Float32,
+    var: Float32,
+    eps: float,
+) -> tuple[Float32, Float32]:
+    """Weight [outputs, ...] and bias (outputs,) with the normalization behind the layer folded in (FUS-FOLD-WEIGHT,
+    FUS-FOLD-BIAS). Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
     """
     factor, _ = factor_and_shift(gamma, beta, mean, var, eps)
     start = 0.0 if bias is None else bias
@@ -28,10 +40,21 @@ def fold_batch_norm(weight, bias, gamma, beta, mean, var, eps: float) -> tuple[n
     return folded.astype(np.float32), ((start - np.asarray(mean, np.float64)) * factor + beta).astype(np.float32)
 
 
-def fold_batch_norm_before(weight, bias, gamma, beta, mean, var, eps: float, groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [outputs, inputs / groups, ...] and bias with the normalization *before* the layer folded in, float32 (FUS-FOLD-BEFORE).
+def fold_batch_norm_before(
+    weight: Float32,
+    bias: Float32 | None,
+    gamma: Float32,
+    beta: Float32,
+    mean: Float32,
+    var: Float32,
+    eps: float,
+    groups: int = 1,
+) -> tuple[Float32, Float32]:
+    """Weight [outputs, inputs / groups, ...] and bias with the normalization *before* the layer folded in
+    (FUS-FOLD-BEFORE).
 
-    The normalization has ``inputs`` channels. ``bias`` may be None. Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
+    The normalization has ``inputs`` channels. Raises ValueError when var + eps is not positive and finite
+    (FUS-FOLD-REFUSE).
     """
     factor, shift = factor_and_shift(gamma, beta, mean, var, eps)
     weight = np.asarray(weight, np.float64)

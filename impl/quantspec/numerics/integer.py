@@ -1,25 +1,34 @@
 """Integer arithmetic, vectorised: chapter 3 on whole NumPy arrays, equal to its definitions in every code."""
 
+import functools
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from quantspec.errors import UnsupportedError
 
 from . import windows
-from .affine import QParams, along, float32_array
+from .affine import Float64, Int32, QParams, along, float32_array, saturate
+from .windows import Counts
 
+Pair = int | Sequence[int]  # one number for both axes, or two
+Index = tuple[int, ...]
 INT32_MAX = 2**31 - 1
 SURELY_SATURATED = 2**10  # steps from which on every code of one byte saturates, whatever the zero point
 NEARLY_HALF = 0.5 - 2.0**-40
 
 
-def accumulate(x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
+def accumulate(
+    x_q: np.ndarray, x_zero_point: np.ndarray | int, w_q: np.ndarray, w_zero_point: ArrayLike
+) -> np.ndarray:
     """Accumulators of a linear layer (INT-ACC): int32 [rows, outputs].
 
-    ``x_q``: codes [rows, inputs]; ``w_q``: codes [outputs, inputs]; the zero points are codes, that of the weights () or (outputs,).
-    Raises ValueError when the shapes do not fit. Overflow is excluded beforehand, by ``check_overflow``.
+    ``x_q``: codes [rows, inputs]; ``w_q``: codes [outputs, inputs]; the zero points are codes, the weights' () or
+    (outputs,). Raises ValueError when the shapes do not fit. Overflow is excluded beforehand, by ``check_overflow``.
     """
     x_q, w_q = checked_codes(x_q, "x_q"), checked_codes(w_q, "w_q")
     if x_q.ndim != 2 or w_q.ndim != 2 or x_q.shape[1] != w_q.shape[1]:
@@ -30,7 +39,7 @@ def accumulate(x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
     return torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int32)
 
 
-def checked_codes(q, name: str) -> np.ndarray:
+def checked_codes(q: ArrayLike, name: str) -> np.ndarray:
     """``q`` as an array; TypeError unless it holds 8-bit codes."""
     q = np.asarray(q)
     if q.dtype not in (np.uint8, np.int8):
@@ -47,10 +56,11 @@ def check_overflow(x: QParams, w_q: np.ndarray, w: QParams, bias_q: np.ndarray) 
     sizes = np.abs(w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim)))
     worst = step * sizes + np.abs(bias_q.astype(np.int64))
     if worst.size and worst.max() > INT32_MAX:
-        raise UnsupportedError(f"weight: the accumulator of output {worst.argmax()} can reach {worst.max()}, beyond int32")
+        reached = f"the accumulator of output {worst.argmax()} can reach {worst.max()}"
+        raise UnsupportedError(f"weight: {reached}, beyond int32")
 
 
-def quantize_bias(bias, x_scale, w_scale) -> np.ndarray:
+def quantize_bias(bias: ArrayLike, x_scale: ArrayLike, w_scale: ArrayLike) -> Int32:
     """Bias codes int32 (outputs,) in units of x_scale * w_scale (INT-BIAS, INT-BIAS-SATURATE).
 
     ``bias``: float32 (outputs,); ``x_scale``: one; ``w_scale``: () or (outputs,).
@@ -59,14 +69,16 @@ def quantize_bias(bias, x_scale, w_scale) -> np.ndarray:
     # The product of two float32 is exact in float64.
     units = np.broadcast_to(np.multiply(x_scale, w_scale, dtype=np.float64), bias.shape)
     steps = np.clip(bias / units, -INT32_MAX, INT32_MAX)
-    codes = np.rint(steps)
+    codes: Float64 = np.rint(steps)
     # The quotient is rounded once, to the nearest of 53 bits, so that it can come to lie on a tie but not beyond one.
     for index in np.nonzero(np.abs(steps - codes) == 0.5)[0]:
         codes[index] = round(Fraction(float(bias[index])) / Fraction(float(units[index])))
     return codes.astype(np.int32)
 
 
-def requantize(accumulator, x_scale, w_scale, y: QParams, *, relu: bool = False) -> np.ndarray:
+def requantize(
+    accumulator: ArrayLike, x_scale: ArrayLike, w_scale: ArrayLike, y: QParams, *, relu: bool = False
+) -> np.ndarray:
     """Output codes of accumulators that include their bias (INT-MULTIPLIER, INT-REQUANT, INT-RELU-LINEAR).
 
     ``accumulator``: integers [..., outputs]; ``w_scale``: () or (outputs,). Returns codes of the same shape.
@@ -77,10 +89,12 @@ def requantize(accumulator, x_scale, w_scale, y: QParams, *, relu: bool = False)
     units, scale = np.broadcast_to(unit, accumulator.shape), Fraction(float(y.scale))
     steps = rounded(steps, lambda index: int(accumulator[index]) * Fraction(float(units[index])) / scale)
     lowest = int(y.zero_point) if relu else y.qmin
-    return np.clip(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)
+    return saturate(steps + y.zero_point, lowest, y.qmax).astype(y.dtype)
 
 
-def linear(x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu: bool = False) -> np.ndarray:
+def linear(
+    x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *, relu: bool = False
+) -> np.ndarray:
     """Output codes [rows, outputs] of a linear layer (INT-LINEAR), with ``relu`` as a clamp at the zero point.
 
     ``x_q``: codes [rows, inputs]; ``w_q``: codes [outputs, inputs]; ``bias``: float32 (outputs,) or None (INT-NO-BIAS).
@@ -92,14 +106,18 @@ def linear(x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, relu: bool = F
     return requantize(accumulator, x.scale, w.scale, y, relu=relu)
 
 
-def relu(q, zero_point) -> np.ndarray:
+def relu(q: ArrayLike, zero_point: ArrayLike) -> np.ndarray:
     """ReLU on codes: codes below the zero point become the zero point (INT-RELU). Same shape and dtype."""
     q = checked_codes(q, "q")
-    return np.maximum(q, np.asarray(zero_point).astype(q.dtype))
+    clamped: np.ndarray = np.maximum(q, np.asarray(zero_point).astype(q.dtype))
+    return clamped
 
 
 def fixed_point(multiplier: Fraction) -> tuple[int, int]:
-    """(m, n) with m from 2^30 to 2^31 - 1 and m * 2^-(31 + n) nearest to the multiplier (INT-FIXED). Raises ValueError unless positive."""
+    """(m, n) with m from 2^30 to 2^31 - 1 and m * 2^-(31 + n) nearest to the multiplier (INT-FIXED).
+
+    Raises ValueError unless it is positive.
+    """
     if multiplier <= 0:
         raise ValueError(f"multiplier: expected a positive number, got {multiplier}")
     # The bit lengths give an n for which multiplier * 2^n lies between 1/2 and 2.
@@ -109,10 +127,11 @@ def fixed_point(multiplier: Fraction) -> tuple[int, int]:
     return (m // 2, n - 1) if m == 2**31 else (m, n)
 
 
-def requantize_fixed(accumulator, m: int, n: int, y: QParams, *, roundings: int) -> np.ndarray:
-    """Output codes of int32 accumulators (bias included) in fixed point, with one rounding or two (INT-FIXED-ONE, INT-FIXED-TWO).
+def requantize_fixed(accumulator: ArrayLike, m: int, n: int, y: QParams, *, roundings: int) -> np.ndarray:
+    """Output codes of int32 accumulators (bias included) in fixed point, with one rounding or two (INT-FIXED-ONE,
+    INT-FIXED-TWO).
 
-    Raises ValueError for another number of roundings, for ``n`` outside 0 to 31 with two, and for m that is not of 31 bits.
+    Raises ValueError for another number of roundings, for ``n`` outside 0 to 31 with two, and for m not of 31 bits.
     """
     accumulator = np.asarray(accumulator, np.int64)
     if not 2**30 <= m < 2**31:
@@ -130,51 +149,68 @@ def requantize_fixed(accumulator, m: int, n: int, y: QParams, *, roundings: int)
         steps = np.sign(high) * ((np.abs(high) + (2**n >> 1)) >> n)
     else:
         raise ValueError(f"roundings: expected 1 or 2, got {roundings}")
-    return np.clip(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
+    return saturate(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
 
 
 def conv2d(
-    x_q, x: QParams, w_q, w: QParams, bias, y: QParams, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups: int = 1, relu: bool = False
+    x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams,
+    *, stride: Counts = (1, 1), padding: Counts = (0, 0), dilation: Counts = (1, 1), groups: int = 1,
+    relu: bool = False,
 ) -> np.ndarray:
     """Output codes [n, outputs, rows, columns] of a convolution (INT-CONV, INT-CONV-PAD, INT-CONV-GROUPS).
 
-    ``x_q``: codes [n, inputs, height, width]; ``w_q``: codes [outputs, inputs / groups, height, width]; ``bias``: float32 (outputs,) or None.
-    Raises ValueError when the shapes do not fit, UnsupportedError when an accumulator could overflow (INT-OVERFLOW).
+    ``x_q``: codes [n, inputs, height, width]; ``w_q``: codes [outputs, inputs / groups, height, width]; ``bias``:
+    float32 (outputs,) or None. Raises ValueError when the shapes do not fit, UnsupportedError when an accumulator could
+    overflow (INT-OVERFLOW).
     """
     bias_q = quantize_bias(np.zeros(len(w_q)) if bias is None else bias, x.scale, w.scale)
     check_overflow(x, np.asarray(w_q), w, bias_q)
     both = tuple((p, p) for p in padding)
-    accumulator = accumulate_conv(x_q, x.zero_point, w_q, w, stride=stride, padding=both, dilation=dilation, input_dilation=(1, 1), groups=groups)
-    return np.ascontiguousarray(np.moveaxis(requantize(accumulator + bias_q, x.scale, w.scale, y, relu=relu), -1, 1))
+    accumulator = accumulate_conv(
+        x_q, x.zero_point, w_q, w, stride=stride, padding=both, dilation=dilation, input_dilation=(1, 1), groups=groups
+    )
+    codes = requantize(accumulator + bias_q, x.scale, w.scale, y, relu=relu)
+    return np.ascontiguousarray(np.moveaxis(codes, -1, 1))
 
 
-def accumulate_conv(x_q, x_zero_point, w_q, w: QParams, *, stride, padding, dilation, input_dilation, groups: int) -> np.ndarray:
-    """Accumulators of a convolution over one to three axes of positions (INT-CONV-ANY, INT-CONV-TRANSPOSED): int64 [n, *positions, outputs].
+def accumulate_conv(
+    x_q: np.ndarray, x_zero_point: np.ndarray | int, w_q: np.ndarray, w: QParams, *,
+    stride: Counts, padding: tuple[tuple[int, int], ...], dilation: Counts, input_dilation: Counts, groups: int,
+) -> np.ndarray:
+    """Accumulators of a convolution over one to three axes of positions, int64 [n, *positions, outputs] (INT-CONV-ANY,
+    INT-CONV-TRANSPOSED).
 
-    ``x_q``: codes [n, inputs, *positions]; ``w_q``: codes [outputs, inputs / groups, *kernel]; ``padding``: (before, after) for each axis, negative cuts off;
-    ``input_dilation``: that many minus one zeros between neighbouring inputs. Raises ValueError when the shapes do not fit.
+    ``x_q``: codes [n, inputs, *positions]; ``w_q``: codes [outputs, inputs / groups, *kernel]; ``padding``: (before,
+    after) for each axis, negative cuts off; ``input_dilation``: that many minus one zeros between neighbouring inputs.
+    Raises ValueError when the shapes do not fit.
     """
     x_q, w_q = checked_codes(x_q, "x_q"), checked_codes(w_q, "w_q")
     check_channels(x_q, w_q, groups)
     weight = w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)
     step = max(int(x_zero_point) - np.iinfo(x_q.dtype).min, np.iinfo(x_q.dtype).max - int(x_zero_point))
     worst = step * int(np.abs(weight).sum(axis=tuple(range(1, weight.ndim))).max(initial=0))
-    # Every partial sum is an integer of at most that size, which float32 holds up to 2^24 and float64 up to 2^53: the sum is exact in any order.
-    exact = np.float32 if worst <= 2**24 else np.float64
+    # Every partial sum is an integer of at most that size, which float32 holds up to 2^24 and float64 up to 2^53: the
+    # sum is exact in any order.
+    exact: type[np.floating[Any]] = np.float32 if worst <= 2**24 else np.float64
     # Zero points are subtracted first, so that what is put between and around the inputs is 0.
     real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)
     convolve = getattr(torch.nn.functional, f"conv{weight.ndim - 2}d")
-    if not real.size or not weight.size or any(n < d * (k - 1) + 1 for n, d, k in zip(real.shape[2:], dilation, weight.shape[2:])):
-        sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(real.shape[2:], dilation, weight.shape[2:], stride)]
+    positions, kernel = real.shape[2:], weight.shape[2:]
+    if not real.size or not weight.size or any(n < d * (k - 1) + 1 for n, d, k in zip(positions, dilation, kernel)):
+        sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(positions, dilation, kernel, stride)]
         if real.shape[0] and min(sizes) <= 0:
-            raise ValueError(f"x_q: a window of {weight.shape[2:]} does not fit into {real.shape[2:]} positions, padding included")
+            raise ValueError(f"x_q: a window of {kernel} does not fit into {positions} positions, padding included")
         return np.zeros((len(real), *(max(n, 0) for n in sizes), len(weight)), np.int64)
-    accumulator = convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups).numpy()
+    accumulator: np.ndarray = (
+        convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)
+    ).numpy()
     return np.moveaxis(accumulator, 1, -1).astype(np.int64)
 
 
-def spread(values: np.ndarray, input_dilation, padding, fill) -> np.ndarray:
-    """Values [n, channels, *positions] with ``fill`` between neighbours and around: what a window of a convolution sees."""
+def spread(
+    values: np.ndarray, input_dilation: Counts, padding: tuple[tuple[int, int], ...], fill: int
+) -> np.ndarray:
+    """Values [n, channels, *positions] with ``fill`` between and around them: what a window of a convolution sees."""
     if any(d > 1 for d in input_dilation):
         sizes = [max((n - 1) * d + 1, 0) for n, d in zip(values.shape[2:], input_dilation)]
         wide = np.full((*values.shape[:2], *sizes), fill, values.dtype)
@@ -188,91 +224,124 @@ def spread(values: np.ndarray, input_dilation, padding, fill) -> np.ndarray:
 def check_channels(x_q: np.ndarray, w_q: np.ndarray, groups: int) -> None:
     """Raises ValueError unless inputs and weights make a convolution."""
     if x_q.ndim != w_q.ndim or w_q.ndim not in (3, 4, 5) or x_q.shape[1] != w_q.shape[1] * groups or len(w_q) % groups:
-        raise ValueError(f"x_q, w_q: shapes {x_q.shape} and {w_q.shape} do not make a convolution with {groups} groups")
+        shapes = f"{x_q.shape} and {w_q.shape}"
+        raise ValueError(f"x_q, w_q: shapes {shapes} do not make a convolution with {groups} groups")
 
 
-def add(a_q, a: QParams, b_q, b: QParams, y: QParams, *, relu: bool = False) -> np.ndarray:
+def add(
+    a_q: ArrayLike, a: QParams, b_q: ArrayLike, b: QParams, y: QParams, *, relu: bool = False
+) -> np.ndarray:
     """Codes of the sum of two arrays of codes of one shape (INT-ADD)."""
     a_q, b_q = checked_codes(a_q, "a_q"), checked_codes(b_q, "b_q")
     if a_q.shape != b_q.shape:
         raise ValueError(f"a_q, b_q: expected one shape, got {a_q.shape} and {b_q.shape}")
-    terms = [np.float64(g.scale) * (q.astype(np.float64) - g.zero_point) for q, g in ((a_q, a), (b_q, b))]  # exact: 33 bits each
+    # Exact: 33 bits each.
+    terms = [np.float64(g.scale) * (q.astype(np.float64) - g.zero_point) for q, g in ((a_q, a), (b_q, b))]
     scale = Fraction(float(y.scale))
 
-    def exact(index):
+    def exact(index: Index) -> Fraction:
         return (Fraction(float(terms[0][index])) + Fraction(float(terms[1][index]))) / scale
 
     steps = rounded((terms[0] + terms[1]) / float(y.scale), exact)
-    return np.clip(steps + y.zero_point, y.zero_point if relu else y.qmin, y.qmax).astype(y.dtype)
+    return saturate(steps + y.zero_point, int(y.zero_point) if relu else y.qmin, y.qmax).astype(y.dtype)
 
 
-def rescale(q, x: QParams, y: QParams) -> np.ndarray:
+def rescale(q: ArrayLike, x: QParams, y: QParams) -> np.ndarray:
     """The codes on grid ``y`` of what codes on grid ``x`` stand for (INT-CONCAT)."""
     q = checked_codes(q, "q")
     real = np.float64(x.scale) * (q.astype(np.float64) - x.zero_point)  # exact: 33 bits
-    # Of two numbers of 33 and 24 bits, a quotient that is no tie misses it by 2^-34 of its size, which float64 resolves.
+    # Of two numbers of 33 and 24 bits, a quotient that is no tie misses it by 2^-34 of its size, as float64 resolves.
     steps = np.rint(real / float(y.scale))
-    return np.clip(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
+    return saturate(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
 
 
-def concat(parts, y: QParams, *, axis: int) -> np.ndarray:
-    """Codes on grid ``y`` of arrays joined along an axis (INT-CONCAT); ``parts`` are pairs of codes and their grid. ValueError for none."""
+def concat(parts: Sequence[tuple[np.ndarray, QParams]], y: QParams, *, axis: int) -> np.ndarray:
+    """Codes on grid ``y`` of arrays, each with its grid, joined along an axis (INT-CONCAT). ValueError for none."""
     if not parts:
         raise ValueError("parts: expected at least one array to join")
     return np.concatenate([rescale(q, grid, y) for q, grid in parts], axis=axis)
 
 
-def max_pool2d(q, *, kernel, stride=None, padding=(0, 0), dilation=(1, 1)) -> np.ndarray:
-    """The largest code of each window (INT-MAXPOOL). ``q``: codes [n, channels, height, width]; ``stride`` is the kernel if not given."""
-    kernel, stride, padding, dilation = (pair(v) for v in (kernel, stride or kernel, padding, dilation))
-    return max_pool(q, kernel, stride, padding, dilation, False)
+def max_pool2d(
+    q: ArrayLike, *, kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), dilation: Pair = (1, 1)
+) -> np.ndarray:
+    """The largest code of each window (INT-MAXPOOL).
+
+    ``q``: codes [n, channels, height, width]; ``stride`` is the kernel if not given.
+    """
+    return max_pool(q, pair(kernel), pair(stride or kernel), pair(padding), pair(dilation), False)
 
 
-def pair(value) -> tuple[int, int]:
+def pair(value: Pair) -> tuple[int, int]:
     """One number for both axes, or two."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    rows, columns = (value, value) if isinstance(value, int) else value
+    return rows, columns
 
 
-def max_pool(q, kernel, stride, padding, dilation, ceil_mode: bool) -> np.ndarray:
-    """The largest code of each window over as many last axes as the kernel has (INT-MAXPOOL, INT-POOL-WINDOWS). Raises ValueError for padding beyond half a kernel."""
+def max_pool(
+    q: ArrayLike, kernel: Counts, stride: Counts, padding: Counts, dilation: Counts, ceil_mode: bool
+) -> np.ndarray:
+    """The largest code of each window over as many last axes as the kernel has (INT-MAXPOOL, INT-POOL-WINDOWS).
+
+    Raises ValueError for padding beyond half a kernel.
+    """
     q = checked_codes(q, "q")
     check_padding(kernel, padding)
     # Outside is the smallest code, which never comes out: half a window at least is inside.
-    largest = None
-    for view in windows.views(q, kernel, stride, padding, dilation, ceil_mode, np.iinfo(q.dtype).min):
-        largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)
+    views = windows.views(q, kernel, stride, padding, dilation, ceil_mode, np.iinfo(q.dtype).min)
+    largest = next(views).copy()
+    for view in views:
+        np.maximum(largest, view, out=largest)
     return largest
 
 
-def check_padding(kernel, padding) -> None:
+def check_padding(kernel: Counts, padding: Counts) -> None:
     """Raises ValueError for padding of more than half a window, in which a window could lie outside as a whole."""
     if any(2 * p > k for k, p in zip(kernel, padding)):
         raise ValueError(f"padding: expected at most half the kernel {tuple(kernel)}, got {tuple(padding)}")
 
 
-def avg_pool2d(q, grid: QParams, *, kernel, stride=None, padding=(0, 0), count_include_pad: bool = True) -> np.ndarray:
+def avg_pool2d(
+    q: ArrayLike,
+    grid: QParams,
+    *,
+    kernel: Pair,
+    stride: Pair | None = None,
+    padding: Pair = (0, 0),
+    count_include_pad: bool = True,
+) -> np.ndarray:
     """The rounded average of each window (INT-AVGPOOL). ``q``: codes [n, channels, height, width]; the grid stays."""
     total, counts = window_sums(q, grid, pair(kernel), pair(stride or kernel), pair(padding), False, count_include_pad)
     return average(total, counts, grid)
 
 
-def window_sums(q, grid: QParams, kernel, stride, padding, ceil_mode: bool, count_include_pad: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The sums of q - zero_point over each window, and how many positions count, float64 integers both (INT-AVGPOOL, INT-POOL-WINDOWS)."""
+def window_sums(
+    q: ArrayLike,
+    grid: QParams,
+    kernel: Counts,
+    stride: Counts,
+    padding: Counts,
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> tuple[Float64, Float64]:
+    """The sums of q - zero_point over each window, and how many positions count, integers both (INT-AVGPOOL,
+    INT-POOL-WINDOWS)."""
     q = checked_codes(q, "q")
     check_padding(kernel, padding)
     centred = q.astype(np.float64) - grid.zero_point
-    total = sum(windows.views(centred, kernel, stride, padding, (1,) * len(kernel), ceil_mode, 0.0))
+    views = windows.views(centred, kernel, stride, padding, (1,) * len(kernel), ceil_mode, 0.0)
+    total: Float64 = functools.reduce(np.add, views)
     counts = windows.counts(q.shape[q.ndim - len(kernel) :], kernel, stride, padding, ceil_mode, count_include_pad)
     return total, np.broadcast_to(counts, total.shape)
 
 
-def average(total: np.ndarray, counts: np.ndarray, grid: QParams) -> np.ndarray:
+def average(total: Float64, counts: Float64, grid: QParams) -> np.ndarray:
     """z + round(total / counts), codes (INT-AVGPOOL, INT-MEAN)."""
     # An integer over a small integer is a tie or misses it by far more than float64's rounding.
     return (np.rint(total / counts) + grid.zero_point).astype(grid.dtype)
 
 
-def mul(a_q, a: QParams, b_q, b: QParams, y: QParams) -> np.ndarray:
+def mul(a_q: ArrayLike, a: QParams, b_q: ArrayLike, b: QParams, y: QParams) -> np.ndarray:
     """Codes of the product, element by element, of two arrays of codes of one shape (INT-MUL)."""
     a_q, b_q = checked_codes(a_q, "a_q"), checked_codes(b_q, "b_q")
     if a_q.shape != b_q.shape:
@@ -280,14 +349,16 @@ def mul(a_q, a: QParams, b_q, b: QParams, y: QParams) -> np.ndarray:
     product = (a_q.astype(np.int64) - a.zero_point) * (b_q.astype(np.int64) - b.zero_point)
     units = Fraction(float(a.scale)) * Fraction(float(b.scale)) / Fraction(float(y.scale))
     # The product of the scales is exact in float64: 48 bits.
-    steps = rounded(product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale), lambda index: int(product[index]) * units)
-    return np.clip(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
+    steps = product * (np.float64(a.scale) * np.float64(b.scale)) / np.float64(y.scale)
+    steps = rounded(steps, lambda index: int(product[index]) * units)
+    return saturate(steps + y.zero_point, y.qmin, y.qmax).astype(y.dtype)
 
 
-def rounded(steps: np.ndarray, exact) -> np.ndarray:
+def rounded(steps: Float64, exact: Callable[[Index], Fraction]) -> Float64:
     """``steps`` rounded to integers, ties to even, where float64 has them up to two roundings.
 
-    ``exact(index)`` gives the exact number where that is not enough: two roundings to 53 bits move a number below 2^10 by less than 2^-41.
+    ``exact(index)`` gives the exact number where that is not enough: two roundings to 53 bits move a number below 2^10
+    by less than 2^-41.
     """
     result = np.rint(steps)
     doubtful = (np.abs(steps - result) > NEARLY_HALF) & (np.abs(steps) < SURELY_SATURATED)

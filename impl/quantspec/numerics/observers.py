@@ -6,16 +6,19 @@ An observer is a frozen value. ``observe`` returns the next one; ``range`` gives
 import ctypes
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from quantspec.errors import CalibrationError
 from quantspec.kernels.memory import place
 
-from .affine import float32_array, nearest_float32, nearest_float32s, qparams
+from .affine import Float32, Float64, float32_array, nearest_float32, nearest_float32s, qparams
 
+Range = tuple[Float32, Float32]
 SMALLEST_EXPONENT = -149
 MANY = 2**13  # values from which on a compiled loop counts them
 PAIR = ctypes.c_float * 2
@@ -30,14 +33,14 @@ class MinMaxObserver:
     """
 
     axis: int | None = None
-    minimum: np.ndarray | None = None
-    maximum: np.ndarray | None = None
+    minimum: Float32 | None = None
+    maximum: Float32 | None = None
 
-    def observe(self, x) -> "MinMaxObserver":
+    def observe(self, x: ArrayLike) -> "MinMaxObserver":
         """The observer that has also seen ``x`` (float32, any shape).
 
-        Raises CalibrationError for NaN and infinities (OBS-FINITE), ValueError for another number of channels than before
-        (OBS-CHANNEL-COUNT).
+        Raises CalibrationError for NaN and infinities (OBS-FINITE), ValueError for another number of channels than
+        before (OBS-CHANNEL-COUNT).
         """
         x = float32_array(x)
         if self.axis is None and x.size > 0 and x.flags.c_contiguous:
@@ -46,8 +49,11 @@ class MinMaxObserver:
         return self if batch is None else self._merged(*batch)
 
     def observe_at(self, address: int, count: int) -> "MinMaxObserver":
-        """What ``observe`` gives for the ``count`` float32 values at an address, of which there must be one; for observers per tensor."""
-        ends = minmax().wider(address, count, self._known[1])
+        """What ``observe`` gives for the ``count`` float32 values at an address, of which there must be one.
+
+        For observers per tensor.
+        """
+        ends = wider()(address, count, self._known[1])
         if ends is None:
             return self
         low, high = finite_ends(*ends)
@@ -57,25 +63,24 @@ class MinMaxObserver:
         """The observer that saw what both saw (OBS-MERGE). Raises ValueError for another axis or number of channels."""
         if self.axis != other.axis:
             raise ValueError(f"other: expected an observer along axis {self.axis}, got axis {other.axis}")
-        return self if other.minimum is None else self._merged(other.minimum, other.maximum)
+        return self if other.minimum is None else self._merged(*other.range())
 
-    def range(self) -> tuple[np.ndarray, np.ndarray]:
+    def range(self) -> Range:
         """(minimum, maximum) as float32; raises CalibrationError before anything was seen (OBS-NOTHING)."""
-        if self.minimum is None:
-            raise CalibrationError("the observer has seen no values, so there is no range")
-        return self.minimum, self.maximum
+        return seen(self.minimum, self.maximum)
 
     @functools.cached_property
-    def _known(self) -> tuple[ctypes.Array, int]:
+    def _known(self) -> tuple[ctypes.Array[ctypes.c_float], int]:
         """What was seen as two float32, and their address."""
-        ends = NOTHING if self.minimum is None else PAIR(self.minimum.item(), self.maximum.item())
+        ends = NOTHING if self.minimum is None else PAIR(*(end.item() for end in self.range()))
         return ends, ctypes.addressof(ends)
 
-    def _merged(self, low: np.ndarray, high: np.ndarray) -> "MinMaxObserver":
+    def _merged(self, low: Float32, high: Float32) -> "MinMaxObserver":
         if self.minimum is None:
             return replace(self, minimum=low, maximum=high)
         check_channels(self.minimum, low)
-        return replace(self, minimum=np.minimum(self.minimum, low), maximum=np.maximum(self.maximum, high))
+        lowest, highest = self.range()
+        return replace(self, minimum=np.minimum(lowest, low), maximum=np.maximum(highest, high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +89,14 @@ class MovingAverageObserver:
 
     constant: float = 0.01
     axis: int | None = None
-    minimum: np.ndarray | None = None
-    maximum: np.ndarray | None = None
+    minimum: Float32 | None = None
+    maximum: Float32 | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.constant <= 1:
             raise ValueError(f"constant: expected more than 0 and at most 1, got {self.constant}")
 
-    def observe(self, x) -> "MovingAverageObserver":
+    def observe(self, x: ArrayLike) -> "MovingAverageObserver":
         """The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""
         batch = batch_range(x, self.axis)
         if batch is None:
@@ -99,32 +104,34 @@ class MovingAverageObserver:
         if self.minimum is None:
             return replace(self, minimum=batch[0], maximum=batch[1])
         check_channels(self.minimum, batch[0])
-        low, high = (moved(old, new, self.constant) for old, new in zip((self.minimum, self.maximum), batch))
+        low, high = (moved(old, new, self.constant) for old, new in zip(self.range(), batch))
         return replace(self, minimum=low, maximum=high)
 
-    range = MinMaxObserver.range
+    def range(self) -> Range:
+        """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
+        return seen(self.minimum, self.maximum)
 
 
 @dataclass(frozen=True, eq=False)
 class HistogramObserver:
     """How often which values came (OBS-HIST-*), and the smallest and the largest.
 
-    ``counts``: int64 (bins,), the first for bin -bins / 2; ``exponent``: bins are 2^exponent wide. ``range`` gives the ends, as min-max does.
-    Raises ValueError for a number of bins that is not a power of two (OBS-HIST-BINS).
+    ``counts``: int64 (bins,), the first for bin -bins / 2; ``exponent``: bins are 2^exponent wide. ``range`` gives the
+    ends, as min-max does. Raises ValueError for a number of bins that is not a power of two (OBS-HIST-BINS).
     """
 
     bins: int = 2048
     exponent: int | None = None
     counts: np.ndarray | None = None
-    minimum: np.ndarray | None = None
-    maximum: np.ndarray | None = None
+    minimum: Float32 | None = None
+    maximum: Float32 | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.bins < 2 or self.bins.bit_count() != 1:
             raise ValueError(f"bins: expected a power of two of at least 2, got {self.bins}")
 
-    def observe(self, x) -> "HistogramObserver":
-        """The observer that has also seen ``x`` (float32, any shape). Raises CalibrationError for NaN and infinities."""
+    def observe(self, x: ArrayLike) -> "HistogramObserver":
+        """The observer that has also seen ``x`` (float32, any shape); CalibrationError for NaN and infinities."""
         batch = batch_range(x, None)
         if batch is None:
             return self
@@ -133,89 +140,113 @@ class HistogramObserver:
         counts = bin_counts(float32_array(x), exponent, self.bins)
         return self.merge(replace(self, exponent=exponent, counts=counts, minimum=batch[0], maximum=batch[1]))
 
+    def filled(self) -> tuple[np.ndarray, int]:
+        """The counts and the exponent of a histogram that has seen something."""
+        assert self.counts is not None
+        assert self.exponent is not None
+        return self.counts, self.exponent
+
     def merge(self, other: "HistogramObserver") -> "HistogramObserver":
         """The observer that saw what both saw (OBS-HIST-MERGE). Raises ValueError for another number of bins."""
         if self.bins != other.bins:
             raise ValueError(f"other: expected a histogram of {self.bins} bins, got {other.bins}")
         if self.counts is None or other.counts is None:
             return self if other.counts is None else other
-        exponent = max(self.exponent, other.exponent)
-        counts = coarser(self.counts, exponent - self.exponent) + coarser(other.counts, exponent - other.exponent)
-        low, high = np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum)
+        (ours, our_exponent), (theirs, their_exponent) = self.filled(), other.filled()
+        exponent = max(our_exponent, their_exponent)
+        counts = coarser(ours, exponent - our_exponent) + coarser(theirs, exponent - their_exponent)
+        (a_low, a_high), (b_low, b_high) = self.range(), other.range()
+        low, high = np.minimum(a_low, b_low), np.maximum(a_high, b_high)
         return replace(self, exponent=exponent, counts=counts, minimum=low, maximum=high)
 
-    range = MinMaxObserver.range
+    def range(self) -> Range:
+        """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
+        return seen(self.minimum, self.maximum)
 
 
 @dataclass(frozen=True, eq=False)
 class PercentileObserver:
-    """The range without the outermost values: ``percent`` of them stay, the rest is cut off at both ends alike (OBS-PERCENTILE)."""
+    """The range without the outermost values (OBS-PERCENTILE).
+
+    ``percent`` of them stay, the rest is cut off at both ends alike.
+    """
 
     percent: float = 99.99
     histogram: HistogramObserver = HistogramObserver()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.percent <= 100:
             raise ValueError(f"percent: expected more than 0 and at most 100, got {self.percent}")
 
-    def observe(self, x) -> "PercentileObserver":
+    def observe(self, x: ArrayLike) -> "PercentileObserver":
         """The observer that has also seen ``x``; raises as ``HistogramObserver.observe`` does."""
         return replace(self, histogram=self.histogram.observe(x))
 
-    def range(self) -> tuple[np.ndarray, np.ndarray]:
+    def range(self) -> Range:
         """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
         minimum, maximum = self.histogram.range()
-        counts, half = self.histogram.counts, self.histogram.bins / 2
+        (counts, exponent), half = self.histogram.filled(), self.histogram.bins / 2
         allowed = int(counts.sum()) * (100 - Fraction(self.percent)) // 200
         low = int(np.argmax(np.cumsum(counts) > allowed)) - half
         high = half - int(np.argmax(np.cumsum(counts[::-1]) > allowed))
         with np.errstate(over="ignore"):  # the right edge of the last bin may lie beyond float32
-            edges = np.float32(np.ldexp(low, self.histogram.exponent)), np.float32(np.ldexp(high, self.histogram.exponent))
-        return np.maximum(edges[0], minimum), np.minimum(edges[1], maximum)
+            left, right = (np.float32(np.ldexp(edge, exponent)) for edge in (low, high))
+        return np.maximum(left, minimum), np.minimum(right, maximum)
 
 
 @dataclass(frozen=True, eq=False)
 class MSEObserver:
-    """The range, of ``candidates`` shrunken ones, whose codes from qmin to qmax lose least on the histogram (OBS-MSE)."""
+    """The range, of ``candidates`` shrunken ones, whose codes qmin to qmax lose least on the histogram (OBS-MSE)."""
 
     candidates: int = 64
     qmin: int = 0
     qmax: int = 255
     histogram: HistogramObserver = HistogramObserver()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.candidates < 1:
             raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
 
-    def observe(self, x) -> "MSEObserver":
+    def observe(self, x: ArrayLike) -> "MSEObserver":
         """The observer that has also seen ``x``; raises as ``HistogramObserver.observe`` does."""
         return replace(self, histogram=self.histogram.observe(x))
 
-    def range(self) -> tuple[np.ndarray, np.ndarray]:
-        """(minimum, maximum) as float32; raises CalibrationError before anything was seen, ValueError for a range without qparams."""
+    def range(self) -> Range:
+        """(minimum, maximum) as float32; raises CalibrationError before anything was seen, ValueError for a range
+        without qparams."""
         ends = self.histogram.range()
-        used = np.nonzero(self.histogram.counts)[0]
-        centres = np.ldexp(used - self.histogram.bins / 2 + 0.5, self.histogram.exponent)
+        counts, exponent = self.histogram.filled()
+        used = np.nonzero(counts)[0]
+        centres = np.ldexp(used - self.histogram.bins / 2 + 0.5, exponent)
         # Widest first, and argmin takes the first of equal ones.
         shares = np.arange(self.candidates, 0, -1)
         lows, highs = (shrunken(end, shares, self.candidates) for end in ends)
-        best = int(np.argmin(self.errors(lows, highs, centres, self.histogram.counts[used])))
+        best = int(np.argmin(self.errors(lows, highs, centres, counts[used])))
         return np.asarray(lows[best]), np.asarray(highs[best])
 
-    def errors(self, lows: np.ndarray, highs: np.ndarray, centres: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def errors(self, lows: Float32, highs: Float32, centres: Float64, counts: np.ndarray) -> Float64:
         """For each range the sum over the bins of count * (centre - its code's real value)^2, in float64."""
         grid = qparams(lows, highs, qmin=self.qmin, qmax=self.qmax, symmetric=False, axis=0)
         scale, zero_point = grid.scale.astype(np.float64)[:, None], grid.zero_point[:, None]
-        real = np.divide(centres, scale)
+        real: Float64 = np.divide(centres, scale)
         np.clip(np.rint(real, out=real), self.qmin - zero_point, self.qmax - zero_point, out=real)
         real *= scale
         np.subtract(centres, real, out=real)
         np.multiply(real, real, out=real)
         real *= counts
-        return real.sum(axis=1)
+        errors: Float64 = real.sum(axis=1)
+        return errors
 
 
-def shrunken(end: np.ndarray, shares: np.ndarray, all_of_it: int) -> np.ndarray:
+def seen(minimum: Float32 | None, maximum: Float32 | None) -> Range:
+    """Both ends of what was seen; CalibrationError where there is nothing (OBS-NOTHING)."""
+    if minimum is None:
+        raise CalibrationError("the observer has seen no values, so there is no range")
+    assert maximum is not None  # they come together
+    return minimum, maximum
+
+
+def shrunken(end: Float32, shares: np.ndarray, all_of_it: int) -> Float32:
     """end * shares / all_of_it, each rounded once to float32."""
     exact = Fraction(float(end))
     return nearest_float32s(np.float64(end) * shares / all_of_it, lambda i: exact * int(shares[i]) / all_of_it)
@@ -232,7 +263,7 @@ def bin_exponent(end: float, half: int) -> int:
 
 
 def bin_counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
-    """int64 (bins,): how many values lie in each bin of width 2^exponent, half of which are below zero (OBS-HIST-BINS)."""
+    """int64 (bins,): how many values lie in each bin of width 2^exponent, half of them below zero (OBS-HIST-BINS)."""
     if x.size >= MANY:
         from quantspec.kernels import histogram
 
@@ -253,8 +284,8 @@ def coarser(counts: np.ndarray, doublings: int) -> np.ndarray:
     return counts
 
 
-def batch_range(x, axis: int | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """The smallest and largest value of a tensor (along ``axis``: of each channel), or None when it is empty (OBS-EMPTY).
+def batch_range(x: ArrayLike, axis: int | None) -> Range | None:
+    """The smallest and largest value of a tensor (along ``axis``: of each channel), None when it is empty (OBS-EMPTY).
 
     Raises CalibrationError for NaN and infinities: both show up in the ends, so that nothing else reads the data.
     """
@@ -262,7 +293,9 @@ def batch_range(x, axis: int | None) -> tuple[np.ndarray, np.ndarray] | None:
     if x.size == 0:
         return None
     if axis is None and x.flags.c_contiguous:
-        return finite_ends(*minmax().wider(place(x), x.size, ctypes.addressof(NOTHING)))
+        ends = wider()(place(x), x.size, ctypes.addressof(NOTHING))
+        assert ends is not None  # any value is wider than nothing
+        return finite_ends(*ends)
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected an axis of an array of shape {x.shape}, got {axis}")
     others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
@@ -272,7 +305,7 @@ def batch_range(x, axis: int | None) -> tuple[np.ndarray, np.ndarray] | None:
     return low, high
 
 
-def finite_ends(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+def finite_ends(low: float, high: float) -> Range:
     """Both as float32; CalibrationError unless they are finite (OBS-FINITE)."""
     if not (math.isfinite(low) and math.isfinite(high)):
         raise not_finite(low, high)
@@ -284,20 +317,20 @@ def not_finite(low: float, high: float) -> CalibrationError:
 
 
 @functools.cache
-def minmax():
+def wider() -> Callable[[int, int, int], tuple[float, float] | None]:
     """The compiled loop over values, whose compiler is loaded when it is first asked for."""
-    from quantspec.kernels import minmax as kernel
+    from quantspec.kernels.minmax import wider as loop
 
-    return kernel
+    return loop
 
 
-def check_channels(before: np.ndarray, now: np.ndarray) -> None:
+def check_channels(before: Float32, now: Float32) -> None:
     """Raises ValueError when the number of channels changed (OBS-CHANNEL-COUNT)."""
     if before.shape != now.shape:
         raise ValueError(f"x: expected {before.size} channels as before, got {now.size}")
 
 
-def moved(old: np.ndarray, new: np.ndarray, constant: float) -> np.ndarray:
+def moved(old: Float32, new: Float32, constant: float) -> Float32:
     """old + constant * (new - old), exactly, rounded once to float32."""
     pairs = zip(old.ravel(), new.ravel())
     exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]

@@ -1,15 +1,30 @@
-"""Windows of pooling over one to three axes of positions: where they lie, what is in them, how many positions count (INT-POOL-WINDOWS)."""
+"""Windows over one to three axes of positions: where they lie, what is in them, how many positions count
+(INT-POOL-WINDOWS)."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from types import EllipsisType
+from typing import TypedDict
 
 import numpy as np
 
+Counts = tuple[int, ...]  # a number for each axis of positions
+
+
+class Places(TypedDict):
+    """Where the windows of a convolution lie; each axis has ``padding`` before and after it."""
+
+    stride: Counts
+    padding: tuple[tuple[int, int], ...]
+    dilation: Counts
+    input_dilation: Counts
+    groups: int
+
 
 def size(length: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """How many windows there are along an axis. With ``ceil_mode`` a last one may end outside, if it begins inside the input or the padding before it.
+    """How many windows there are along an axis. Raises ValueError when none fits.
 
-    Raises ValueError when none fits.
+    With ``ceil_mode`` a last one may end outside, if it begins inside the input or the padding before it.
     """
     room = length + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-room // stride) if ceil_mode else room // stride) + 1
@@ -20,28 +35,53 @@ def size(length: int, kernel: int, stride: int, padding: int, dilation: int, cei
     return count
 
 
-def sizes(shape: tuple[int, ...], kernel, stride, padding, dilation, ceil_mode: bool) -> tuple[int, ...]:
+def sizes(
+    shape: Counts, kernel: Counts, stride: Counts, padding: Counts, dilation: Counts, ceil_mode: bool
+) -> Counts:
     """``size`` for each of the last axes of a shape."""
-    return tuple(size(n, k, s, p, d, ceil_mode) for n, k, s, p, d in zip(shape[len(shape) - len(kernel) :], kernel, stride, padding, dilation))
+    lengths = shape[len(shape) - len(kernel) :]
+    return tuple(size(*axis, ceil_mode) for axis in zip(lengths, kernel, stride, padding, dilation))
 
 
-def views(values: np.ndarray, kernel, stride, padding, dilation, ceil_mode: bool, outside) -> Iterator[np.ndarray]:
-    """For each position of the kernel, row by row, what all windows have there: arrays [..., *windows]; ``outside`` is what is not in the input."""
+def views(
+    values: np.ndarray,
+    kernel: Counts,
+    stride: Counts,
+    padding: Counts,
+    dilation: Counts,
+    ceil_mode: bool,
+    outside: float | np.float32,
+) -> Iterator[np.ndarray]:
+    """For each position of the kernel, row by row, what all windows have there: arrays [..., *windows].
+
+    ``outside`` is what is not in the input.
+    """
     counts = sizes(values.shape, kernel, stride, padding, dilation, ceil_mode)
     lengths = values.shape[values.ndim - len(kernel) :]
     # As far as the last window reaches, which may be less or more than the padding.
-    after = [max((c - 1) * s + d * (k - 1) + 1 - n - p, 0) for c, s, d, k, n, p in zip(counts, stride, dilation, kernel, lengths, padding)]
+    after = [
+        max((c - 1) * s + d * (k - 1) + 1 - n - p, 0)
+        for c, s, d, k, n, p in zip(counts, stride, dilation, kernel, lengths, padding)
+    ]
     around = [(0, 0)] * (values.ndim - len(kernel)) + list(zip(padding, after))
     padded = np.pad(values, around, constant_values=outside)
     for place in itertools.product(*map(range, kernel)):
         starts = [i * d for i, d in zip(place, dilation)]
-        yield padded[(..., *(slice(start, start + (c - 1) * s + 1, s) for start, c, s in zip(starts, counts, stride)))]
+        there = (slice(start, start + (c - 1) * s + 1, s) for start, c, s in zip(starts, counts, stride))
+        yield padded[last_axes(there)]
 
 
-def counts(lengths: tuple[int, ...], kernel, stride, padding, ceil_mode: bool, include_pad: bool) -> np.ndarray:
-    """How many positions of each window count, float64 [*windows]: those inside the input, and with ``include_pad`` those in the padding too.
+def last_axes(slices: Iterable[slice]) -> tuple[EllipsisType | slice, ...]:
+    """The index of these parts of the last axes."""
+    return (..., *slices)
 
-    What lies beyond the padding never counts.
+
+def counts(
+    lengths: Counts, kernel: Counts, stride: Counts, padding: Counts, ceil_mode: bool, include_pad: bool
+) -> np.ndarray:
+    """How many positions of each window count, float64 [*windows].
+
+    Those inside the input, and with ``include_pad`` those in the padding too; never what lies beyond the padding.
     """
     ones = (1,) * len(kernel)
     along = []
@@ -56,5 +96,8 @@ def counts(lengths: tuple[int, ...], kernel, stride, padding, ceil_mode: bool, i
 
 
 def part(index: int, parts: int, length: int) -> tuple[int, int]:
-    """Where a part of a length starts and ends, when it is split as evenly as can be: from floor(i * length / n) to ceil((i + 1) * length / n)."""
+    """Where a part of a length that is split as evenly as can be starts and ends.
+
+    From floor(i * length / n) to ceil((i + 1) * length / n).
+    """
     return index * length // parts, -(-(index + 1) * length // parts)

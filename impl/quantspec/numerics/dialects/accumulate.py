@@ -1,21 +1,27 @@
 """How products are added (DIA-ACCUMULATE), vectorised.
 
-Rules take (x_q [rows, inputs], x_zero_point, w_q [outputs, inputs], w_zero_point) and give accumulators [rows, outputs].
+Rules take (x_q [rows, inputs], x_zero_point, w_q [outputs, inputs], w_zero_point) and give accumulators
+[rows, outputs].
 """
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from quantspec.numerics import integer
 
 
-def accumulate_pairs(x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
+def accumulate_pairs(
+    x_q: np.ndarray, x_zero_point: np.ndarray | int, w_q: np.ndarray, w_zero_point: ArrayLike
+) -> np.ndarray:
     """Accumulators whose products are added in pairs into saturating int16 first."""
     lowest, highest = -(2**15), 2**15 - 1
     total = integer.accumulate(x_q, x_zero_point, w_q, w_zero_point).astype(np.int64)
     even = x_q.shape[1] + x_q.shape[1] % 2
     x, w = (np.pad(q.astype(np.int32), ((0, 0), (0, even - q.shape[1]))) for q in (x_q, w_q))
     w0, w1 = w[:, ::2], w[:, 1::2]
-    # Few pairs of weights can saturate at all. The rest of the sum is exact, so only what these pairs lose is subtracted.
+    # Few pairs of weights can saturate at all. The rest of the sum is exact, so only what these lose is subtracted.
     most = 255 * (np.maximum(w0, 0) + np.maximum(w1, 0))
     least = 255 * (np.minimum(w0, 0) + np.minimum(w1, 0))
     if x_q.dtype == np.int8:
@@ -27,4 +33,7 @@ def accumulate_pairs(x_q, x_zero_point, w_q, w_zero_point) -> np.ndarray:
     return total
 
 
-ACCUMULATE = {"exact": integer.accumulate, "pairs": accumulate_pairs}
+ACCUMULATE: dict[str, Callable[[np.ndarray, np.ndarray | int, np.ndarray, ArrayLike], np.ndarray]] = {
+    "exact": integer.accumulate,
+    "pairs": accumulate_pairs,
+}

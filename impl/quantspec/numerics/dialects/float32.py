@@ -1,14 +1,17 @@
-"""Steps that kernels take in float32, on whole arrays: fused multiplication, conversions, reciprocals, roundings (chapter 10).
+"""Steps that kernels take in float32, vectorised: fused multiplication, conversions, reciprocals, roundings.
 
 Every operation on float32 arrays rounds to float32, which is the point.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from quantspec.numerics.affine import SMALLEST_SCALE
+from quantspec.numerics.affine import SMALLEST_SCALE, Float32, Float64, saturate
+
+ONE = np.float32(1)
 
 
-def fma(a, b, c) -> np.ndarray:
+def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Float32:
     """a * b + c for float32 arrays, rounded once to float32."""
     a, b, c = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (a, b, c)))
     product = a * b  # exact: 48 bits
@@ -20,7 +23,8 @@ def fma(a, b, c) -> np.ndarray:
         bits = total.view(np.int64)
         sticky = (rest != 0) & np.isfinite(rest) & (bits & 1 == 0)
         bits = bits + np.where(sticky, np.where((rest > 0) == (total > 0), 1, -1), 0)
-        return bits.view(np.float64).astype(np.float32)
+        nearest: Float32 = bits.view(np.float64).astype(np.float32)
+    return nearest
 
 
 def to_int32(steps: np.ndarray) -> np.ndarray:
@@ -31,26 +35,31 @@ def to_int32(steps: np.ndarray) -> np.ndarray:
 
 def saturate16(values: np.ndarray) -> np.ndarray:
     """Clamped to 16-bit integers."""
-    return np.clip(values, -(2**15), 2**15 - 1)
+    return saturate(values, -(2**15), 2**15 - 1)
 
 
-def twice(scale) -> np.ndarray:
+def twice(scale: ArrayLike) -> Float32:
     """The reciprocal of the reciprocal, each rounded to float32."""
-    one = np.float32(1)
-    return one / (one / np.asarray(scale, np.float32))
+    return ONE / (ONE / np.asarray(scale, np.float32))
 
 
-def twice_inverted(scale) -> np.ndarray:
+def twice_inverted(scale: ArrayLike) -> Float32:
     """A float64 scale inverted, rounded to float32, and inverted again."""
-    return np.float32(1) / np.asarray(1 / np.asarray(scale, np.float64)).astype(np.float32)
+    return ONE / np.asarray(1 / np.asarray(scale, np.float64)).astype(np.float32)
+
+
+def rint(values: np.ndarray) -> np.ndarray:
+    """Rounded to integers, ties to even."""
+    rounded: np.ndarray = np.rint(values)
+    return rounded
 
 
 def away(values: np.ndarray) -> np.ndarray:
-    """Float64 values rounded to integers, ties away from zero; below 2^52 the sum is exact, and beyond everything is an integer."""
+    """Float64 values rounded to integers, ties away from zero. Below 2^52 the sum is exact, beyond all are integers."""
     return np.where(np.abs(values) < 2.0**52, np.sign(values) * np.floor(np.abs(values) + 0.5), values)
 
 
-def check_unit(x_scale, w_scale, y_scale=np.float32(1)) -> None:
+def check_unit(x_scale: Float32 | Float64 | float, w_scale: Float32, y_scale: Float32 | np.float32 = ONE) -> None:
     """Raises ValueError when the unit of the accumulator or the multiplier is not a normal float32 (DIA-UNIT)."""
     with np.errstate(over="ignore"):
         unit = x_scale * w_scale

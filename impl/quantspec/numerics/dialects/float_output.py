@@ -3,16 +3,19 @@
 Rules take (accumulator [rows, outputs], bias, s_x, s_w) and give float32 values.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 
 from quantspec.numerics import affine
+from quantspec.numerics.affine import Float32
 
 from .float32 import fma, twice, twice_inverted
+from .qparams import Scale
 
 
-def output_exact(accumulator, bias, s_x, s_w):
+def output_exact(accumulator: np.ndarray, bias: Float32, s_x: Scale, s_w: Float32) -> Float32:
     unit = np.float64(np.float32(s_x)) * s_w.astype(np.float64)  # exact: 48 bits
     with np.errstate(over="ignore"):
         real = accumulator * unit + bias
@@ -27,23 +30,23 @@ def output_exact(accumulator, bias, s_x, s_w):
     return nearest
 
 
-def output_fused(accumulator, bias, s_x, s_w):
+def output_fused(accumulator: np.ndarray, bias: Float32, s_x: Scale, s_w: Float32) -> Float32:
     return fma(accumulator.astype(np.float32), np.float32(s_x) * s_w, bias)
 
 
-def output_multiply_add(accumulator, bias, s_x, s_w):
+def output_multiply_add(accumulator: np.ndarray, bias: Float32, s_x: Scale, s_w: Float32) -> Float32:
     return accumulator.astype(np.float32) * (np.float32(s_x) * s_w) + bias
 
 
-def output_in_turn(accumulator, bias, s_x, s_w):
+def output_in_turn(accumulator: np.ndarray, bias: Float32, s_x: Scale, s_w: Float32) -> Float32:
     return accumulator.astype(np.float32) * twice_inverted(s_x) * twice(s_w) + bias
 
 
-def output_product(accumulator, bias, s_x, s_w):
+def output_product(accumulator: np.ndarray, bias: Float32, s_x: Scale, s_w: Float32) -> Float32:
     return accumulator.astype(np.float32) * (twice_inverted(s_x) * twice(s_w)) + bias
 
 
-OUTPUT = {
+OUTPUT: dict[str, Callable[[np.ndarray, Float32, Scale, Float32], Float32]] = {
     "exact": output_exact,
     "fused": output_fused,
     "multiply-add": output_multiply_add,

@@ -1,4 +1,7 @@
-"""The named dialects (DIA-NAMED): whatever a dialect does not name, it chooses as ``exact`` does, or as the one it is derived from."""
+"""The named dialects (DIA-NAMED).
+
+What a dialect does not name it chooses as ``exact`` does, or as the one that it is derived from.
+"""
 
 from dataclasses import replace
 

@@ -1,17 +1,23 @@
-"""Windows of a convolution as rows of codes (chapter 10, DIA-WINDOWS), so that it is as many linear layers as it has groups."""
+"""Windows of a convolution as rows of codes (DIA-WINDOWS), so that it is as many linear layers as it has groups."""
 
 import numpy as np
 
+from quantspec.numerics.windows import Counts
 
-def windows(padded, kernel, stride, dilation, groups: int) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The codes of every window, [groups, windows, inputs], and how many images and how many windows along each axis there are.
 
-    ``padded``: codes [n, channels, *positions] with what is outside around them. Inputs of a window are in the order positions, channels, as ``rows`` puts weights.
+def windows(
+    padded: np.ndarray, kernel: Counts, stride: Counts, dilation: Counts, groups: int
+) -> tuple[np.ndarray, Counts]:
+    """The codes of every window, [groups, windows, inputs], and how many images and windows along each axis there are.
+
+    ``padded``: codes [n, channels, *positions] with what is outside around them. Inputs of a window are in the order
+    positions, channels, as ``rows`` puts weights.
     """
     axes = tuple(range(2, padded.ndim))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel)]
     views = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
-    views = views[(slice(None), slice(None), *(slice(None, None, s) for s in stride), *(slice(None, None, d) for d in dilation))]
+    steps = (slice(None, None, step) for step in (*stride, *dilation))
+    views = views[(slice(None), slice(None), *steps)]
     images, channels, *places = views.shape[: padded.ndim]
     split = views.reshape(images, groups, channels // groups, *places, *kernel)
     # [groups, images, *places, *kernel, channels of the group]
@@ -20,7 +26,7 @@ def windows(padded, kernel, stride, dilation, groups: int) -> tuple[np.ndarray, 
     return split.transpose(order).reshape(groups, images * int(np.prod(places)), inputs), (images, *places)
 
 
-def evened(x_q, w_q, groups: int) -> tuple[np.ndarray, np.ndarray]:
+def evened(x_q: np.ndarray, w_q: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and weights with one more channel of zeros in each group where their number is odd."""
     if w_q.shape[1] % 2 == 0:
         return x_q, w_q

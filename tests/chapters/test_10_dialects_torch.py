@@ -15,7 +15,10 @@ from quantspec.tutorial import tutorial
 OFFERED = [engine for engine in quantized.ENGINES if not quantized.why_not_offered(engine)]
 
 
-@clause("DIA-REQUANTIZE", "DIA-QUANTIZE", "DIA-QPARAMS", "DIA-SYMMETRIC", "DIA-EITHER", "DIA-DYNAMIC", "DIA-DYNAMIC-QUANTIZE", "DIA-ACCUMULATE", "DIA-REDUCED")
+@clause(
+    "DIA-REQUANTIZE", "DIA-QUANTIZE", "DIA-QPARAMS", "DIA-SYMMETRIC", "DIA-EITHER", "DIA-DYNAMIC",
+    "DIA-DYNAMIC-QUANTIZE", "DIA-ACCUMULATE", "DIA-REDUCED",
+)
 @pytest.mark.parametrize("engine", OFFERED)
 @pytest.mark.parametrize("variant", tutorial.VARIANTS[1:])
 @pytest.mark.parametrize("reduce_range", [False, True])
@@ -30,7 +33,10 @@ def test_every_code_of_the_tutorials_network_is_torchs(engine, variant, reduce_r
 
 @clause("DIA-REQUANTIZE", "DIA-EITHER")
 @pytest.mark.parametrize("engine", OFFERED)
-@given(draws.seeds(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.booleans(), st.booleans(), st.sampled_from([0.5, 1.0, 1.25, 3.0, 1.3]))
+@given(
+    draws.seeds(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.booleans(), st.booleans(),
+    st.sampled_from([0.5, 1.0, 1.25, 3.0, 1.3]),
+)
 def test_layers_near_ties_have_torchs_codes(engine, generator, rows, inputs, outputs, relu, per_channel, ratio):
     x = QParams(np.float32(2.0**-5), int(generator.integers(128)), 0, 127)
     scale = (2.0**-6 * generator.choice([1, 1, 1.5, 1.1], outputs)).astype(np.float32)
