@@ -82,8 +82,9 @@ class ReferenceBackend(
         self, q: np.ndarray, grid: QParams, *,
         kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), count_include_pad: bool = True,
     ) -> np.ndarray:
-        windows = {"kernel": kernel, "stride": stride, "padding": padding}
-        return operations.avg_pool2d(self._rules, q, grid, **windows, count_include_pad=count_include_pad)
+        return operations.avg_pool2d(
+            self._rules, q, grid, kernel=kernel, stride=stride, padding=padding, count_include_pad=count_include_pad
+        )
 
     def adaptive_avg_pool2d(self, q: np.ndarray, grid: QParams, *, size: Pair) -> np.ndarray:
         return operations.adaptive_avg_pool2d(self._rules, q, grid, size=size)

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import os
 import signal
 import struct
@@ -43,9 +44,9 @@ def serve(name: str, source: BinaryIO, sink: BinaryIO) -> None:
         while True:
             frame = wire.unpack(lambda length: read_all(source, length))
             if "story" not in frame:
-                answer(lambda frame=frame: run(backend, frame))  # type: ignore[misc]  # a default keeps this frame
+                answer(functools.partial(run, backend, frame))
             elif how := nursery.answer(frame):
-                answer(lambda how=how: {"error": "Died", "message": how})  # type: ignore[misc]  # as above
+                answer(functools.partial(dict, error="Died", message=how))
     return None
 
 
