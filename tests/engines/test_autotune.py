@@ -23,7 +23,8 @@ def test_the_fastest_is_found_for_each_question():
 
     for _ in range(2 * autotune.TRIALS + 4):
         for question, seconds in (("small", (0.0, 0.01)), ("large", (0.01, 0.0))):
-            assert fastest.run(question, {"a": way("a", question, seconds[0]), "b": way("b", question, seconds[1])}) in ("a", "b")
+            ways = {name: way(name, question, took) for name, took in zip("ab", seconds)}
+            assert fastest.run(question, ways) in ("a", "b")
     assert fastest.chosen == {"small": "a", "large": "b"} and not fastest.seconds
     assert runs[-2:] == [("a", "small"), ("b", "large")]
     assert runs.count(("b", "small")) == runs.count(("a", "large")) == autotune.TRIALS

@@ -56,7 +56,8 @@ def test_rows_of_any_rank(r, lead):
 @given(strategies.seeds(), st.integers(0, 40), st.integers(1, 200), st.integers(1, 70))
 def test_linear_layers_that_give_floats(r, rows, inputs, outputs):
     x = programs.grid(r)
-    check(programs.to_floats(x, programs.real(programs.linear(r, "a", "x.codes", x, inputs, outputs))), programs.values(r, x, (rows, inputs)))
+    layer = programs.real(programs.linear(r, "a", "x.codes", x, inputs, outputs))
+    check(programs.to_floats(x, layer), programs.values(r, x, (rows, inputs)))
 
 
 @given(strategies.seeds(), st.data())
@@ -69,7 +70,8 @@ def test_convolutions(r, data):
     channels, outputs = groups * draw(1 + (positions == 3), 20), groups * draw(1, 30)
     kernel, stride, dilation = (tuple(draw(1, high) for _ in range(positions)) for high in (4, 3, 2))
     padding = tuple((draw(-1, 3), draw(-1, 3)) for _ in range(positions))
-    lengths = [max(d * (k - 1) + 1 - before - after, 1, 1 - before, 1 - after) + draw(0, 8) for k, d, (before, after) in zip(kernel, dilation, padding)]
+    needs = (max(d * (k - 1) + 1 - b - a, 1, 1 - b, 1 - a) for k, d, (b, a) in zip(kernel, dilation, padding))
+    lengths = [need + draw(0, 8) for need in needs]
     x = programs.grid(r)
     step = programs.conv(r, "a", "x.codes", x, channels, outputs, kernel, stride, padding, dilation, groups)
     values = programs.values(r, x, (draw(1, 3), channels, *lengths))
@@ -83,7 +85,8 @@ def test_depthwise_convolutions(r, data):
         return data.draw(st.integers(low, high))
 
     # Few channels, where a block holds several positions, and many.
-    channels, size = data.draw(st.sampled_from([2, 4, 16, 32, 64]) | st.integers(2, 140)), data.draw(st.sampled_from([1, 2, 3, 3, 5]))
+    channels = data.draw(st.sampled_from([2, 4, 16, 32, 64]) | st.integers(2, 140))
+    size = data.draw(st.sampled_from([1, 2, 3, 3, 5]))
     kernel, stride, dilation = (size, size), (draw(1, 2),) * 2, (draw(1, 2),) * 2
     padding = ((size // 2, size // 2),) * 2
     x = programs.grid(r)
@@ -94,18 +97,23 @@ def test_depthwise_convolutions(r, data):
     check(programs.to_floats(x, programs.real(step)), values)
 
 
-@given(strategies.seeds(), st.integers(1, 40), st.sampled_from([32, 64, 96, 48, 40]), st.sampled_from([1, 2, 3]), st.booleans())
+@given(
+    strategies.seeds(), st.integers(1, 40), st.sampled_from([32, 64, 96, 48, 40]), st.sampled_from([1, 2, 3]),
+    st.booleans(),
+)  # fmt: skip
 def test_floats_that_go_past_the_caches(r, rows, outputs, groups, reduce_range):
     # Whole lines of the cache only: neither parts of panels nor floats that begin within a line.
     with mock.patch.object(gemm, "PAST_BYTES", 1):
         x = programs.grid(r)
         layer = programs.real(programs.linear(r, "a", "x.codes", x, 30, outputs))
         check(programs.to_floats(x, layer), programs.values(r, x, (rows, 30)))
-        layer = programs.real(programs.conv(r, "a", "x.codes", x, 4 * groups, outputs * groups, (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), groups))
+        place = (1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), groups
+        layer = programs.real(programs.conv(r, "a", "x.codes", x, 4 * groups, outputs * groups, *place))
         check(programs.to_floats(x, layer), programs.values(r, x, (1, 4 * groups, rows, 3)))
         program = programs.dynamic_chain(r, [30, outputs], rows=False, reduce_range=reduce_range)
         batch = {"x": torch.from_numpy(r.normal(size=(rows, 1, 30)).astype(np.float32))}
-        assert torch.equal(Compiled(replace(program, callables=RELU))(batch), Reference(replace(program, callables=RELU))(batch))
+        program = replace(program, callables=RELU)
+        assert torch.equal(Compiled(program)(batch), Reference(program)(batch))
 
 
 @given(strategies.seeds(), st.data())
@@ -114,14 +122,16 @@ def test_transposed_convolutions(r, data):
         return data.draw(st.integers(low, high))
 
     # Depthwise ones too; kernels of fewer places than there are phases; axes that are not spread beside axes that are.
-    kind, positions = data.draw(st.sampled_from(["one group", "groups", "depthwise"])), data.draw(st.sampled_from([2, 2, 3, 1]))
+    kind = data.draw(st.sampled_from(["one group", "groups", "depthwise"]))
+    positions = data.draw(st.sampled_from([2, 2, 3, 1]))
     groups = {"one group": 1, "groups": 3, "depthwise": draw(2, 70) if positions < 3 else 1}[kind]
     channels, outputs = (groups, groups) if kind == "depthwise" else (groups * draw(2, 20), groups * draw(1, 30))
     kernel, spread, dilation = (tuple(draw(1, high) for _ in range(positions)) for high in (5, 3, 3))
     stride = tuple(draw(1, 2) if s == 1 else 1 for s in spread)
     padding = tuple((draw(-1, 5), draw(-1, 5)) for _ in range(positions))
     # As many as a window takes, and as are left where padding cuts off.
-    needs = [max(d * (k - 1) - before - after, -min(before, 0) - min(after, 0), 0) for k, d, (before, after) in zip(kernel, dilation, padding)]
+    axes = zip(kernel, dilation, padding)
+    needs = [max(d * (k - 1) - b - a, -min(b, 0) - min(a, 0), 0) for k, d, (b, a) in axes]
     lengths = [1 + -(-need // s) + draw(0, 4) for need, s in zip(needs, spread)]
     x = programs.grid(r)
     step = programs.conv(r, "a", "x.codes", x, channels, outputs, kernel, stride, padding, dilation, groups, spread)
@@ -136,11 +146,15 @@ def test_sums_within_convolutions(r, channels, first, side):
     check(program, programs.values(r, program.steps[0].qparams, (2, channels, side, side + 2)))
 
 
-@given(strategies.seeds(), st.sampled_from([Add, Mul]), st.integers(1, 40), st.sampled_from(["equal", "column", "line", "position"]))
+@given(
+    strategies.seeds(), st.sampled_from([Add, Mul]), st.integers(1, 40),
+    st.sampled_from(["equal", "column", "line", "position"]),
+)  # fmt: skip
 def test_pairs(r, kind, channels, other):
     program = programs.pair(r, kind)
     shape = (2, channels, 5, 6)
-    small = {"equal": shape, "column": (2, channels, 5, 1), "line": (2, channels, 1, 6), "position": (2, channels, 1, 1)}[other]
+    columns, lines = other in ("column", "position"), other in ("line", "position")
+    small = (2, channels, 1 if lines else 5, 1 if columns else 6)
     if r.random() < 0.3:  # of three axes
         shape, small = (*shape[:2], 4, *shape[2:]), (*small[:2], 1 if other == "position" else 4, *small[2:])
     shapes = (shape, small) if r.random() < 0.5 else (small, shape)
@@ -161,7 +175,10 @@ def test_every_pair_of_codes():
         check(program, *(step.qparams.dequantize(c.astype(np.uint8)) for step, c in zip(program.steps, codes)))
 
 
-@given(strategies.seeds(), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.sampled_from([(3, 4), (3, 4), (2, 3, 4), (2, 1, 1)]))
+@given(
+    strategies.seeds(), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20),
+    st.sampled_from([(3, 4), (3, 4), (2, 3, 4), (2, 1, 1)]),
+)  # fmt: skip
 def test_concatenation(r, a, b, c, sizes):
     program = programs.joined(r)
     check(program, *(programs.values(r, step.qparams, (2, n, *sizes)) for step, n in zip(program.steps, (a, b, c))))
@@ -176,7 +193,10 @@ def test_steps_that_keep_the_grid(which, r, channels, sides):
 
 
 @pytest.mark.parametrize("which", range(6))
-@given(r=strategies.seeds(), channels=st.integers(1, 20), sides=st.tuples(st.integers(5, 6), st.integers(5, 7), st.integers(5, 7)))
+@given(
+    r=strategies.seeds(), channels=st.integers(1, 20),
+    sides=st.tuples(st.integers(5, 6), st.integers(5, 7), st.integers(5, 7)),
+)  # fmt: skip
 def test_steps_over_three_axes_of_positions(which, r, channels, sides):
     x = programs.grid(r)
     check(programs.between(x, [programs.pools(r, x, 3)[which]], x), programs.values(r, x, (2, channels, *sides)))
@@ -240,7 +260,10 @@ def test_quantize_with_scales_of_any_size(r, exponent):
 RELU = {("function", "torch.relu"): torch.relu, ("function", "torch.flatten"): torch.flatten}
 
 
-@given(strategies.seeds(), st.lists(st.integers(1, 90), min_size=2, max_size=4), st.integers(0, 20), st.booleans(), st.booleans())
+@given(
+    strategies.seeds(), st.lists(st.integers(1, 90), min_size=2, max_size=4), st.integers(0, 20), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
 def test_dynamic_layers(r, widths, samples, rows, reduce_range):
     program = programs.dynamic_chain(r, widths, rows=rows, reduce_range=reduce_range)
     engine = Compiled(replace(program, callables=RELU))
@@ -270,7 +293,8 @@ def test_ranges_that_make_no_grid_are_refused_as_the_reference_refuses_them(valu
 
 
 @given(
-    strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]), st.integers(1, 40), st.integers(1, 40), st.integers(1, 2), st.booleans(),
+    strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]), st.integers(1, 40),
+    st.integers(1, 40), st.integers(1, 2), st.booleans(),
     st.booleans(), st.tuples(st.integers(1, 6), st.integers(1, 4)),
 )  # fmt: skip
 def test_recurrent_networks(r, kind, inputs, size, layers, both, reduce_range, shape):

@@ -84,13 +84,16 @@ BROKEN = {
     "on another grid": ("select", lambda lowered: other_grid(lowered, 2), "step 'right': 'left' is codes of scale"),
     "floats for codes": ("select", through_floats, "'f' is floats, and is read as codes"),
     "codes for floats": (
-        "select", lambda lowered: replace(lowered, steps=(*lowered.steps, replace(lowered.steps[0], x="sum", name="q"))),
+        "select",
+        lambda lowered: replace(lowered, steps=(*lowered.steps, replace(lowered.steps[0], x="sum", name="q"))),
         "'sum' is codes of scale .*, and is read as floats",
     ),
     "output that nothing makes": (
         "select", lambda lowered: replace(lowered, outputs=("nothing",)), "output 'nothing' is not made",
     ),
-    "too early": ("flat quantizing", lambda lowered: passes_of_residual()["boundaries"], "ConvAdd is not allowed there"),
+    "too early": (
+        "flat quantizing", lambda lowered: passes_of_residual()["boundaries"], "ConvAdd is not allowed there",
+    ),
     "codes go outside": (
         "boundaries", lambda lowered: replace(lowered, outputs=("left",)), r"codes \['left'\] go outside",
     ),

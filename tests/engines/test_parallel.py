@@ -55,19 +55,27 @@ def test_a_row(r, count, inputs, outputs, real):
         check(program, programs.values(r, x, (1, inputs)), count)
 
 
-@given(strategies.seeds(), st.integers(2, 5), st.integers(1, 40), st.integers(1, 100), st.sampled_from([1, 2]), st.integers(3, 14), st.booleans())
+@given(
+    strategies.seeds(), st.integers(2, 5), st.integers(1, 40), st.integers(1, 100), st.sampled_from([1, 2]),
+    st.integers(3, 14), st.booleans(),
+)  # fmt: skip
 def test_images(r, count, channels, outputs, groups, side, real):
     x = programs.grid(r)
-    step = programs.conv(r, "a", "x.codes", x, groups * channels, groups * outputs, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), groups)
+    place = (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), groups
+    step = programs.conv(r, "a", "x.codes", x, groups * channels, groups * outputs, *place)
     program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
     check(program, programs.values(r, x, (1, groups * channels, side, side + 1)), count)
 
 
-@given(strategies.seeds(), st.integers(2, 5), st.integers(2, 140), st.sampled_from([(3, 1), (3, 2), (5, 1)]), st.integers(5, 12), st.booleans())
+@given(
+    strategies.seeds(), st.integers(2, 5), st.integers(2, 140), st.sampled_from([(3, 1), (3, 2), (5, 1)]),
+    st.integers(5, 12), st.booleans(),
+)  # fmt: skip
 def test_channels_on_their_own(r, count, channels, kernel, side, real):
     size, stride = kernel
     x = programs.grid(r)
-    step = programs.conv(r, "a", "x.codes", x, channels, channels, (size, size), (stride, stride), ((size // 2, size // 2),) * 2, (1, 1), channels)
+    place = (size, size), (stride, stride), ((size // 2, size // 2),) * 2, (1, 1), channels
+    step = programs.conv(r, "a", "x.codes", x, channels, channels, *place)
     program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
     check(program, programs.values(r, x, (1, channels, side, side + 1)), count)
 
@@ -78,7 +86,10 @@ def test_sums(r, count, channels, first, side):
     check(program, programs.values(r, program.steps[0].qparams, (1, channels, side, side + 2)), count)
 
 
-@given(strategies.seeds(), st.integers(2, 5), st.lists(st.integers(1, 50), min_size=2, max_size=4), st.integers(1, 60), st.booleans())
+@given(
+    strategies.seeds(), st.integers(2, 5), st.lists(st.integers(1, 50), min_size=2, max_size=4), st.integers(1, 60),
+    st.booleans(),
+)  # fmt: skip
 def test_dynamic_layers(r, count, widths, samples, reduce_range):
     callables = {("function", "torch.relu"): torch.relu, ("function", "torch.flatten"): torch.flatten}
     program = replace(programs.dynamic_chain(r, widths, rows=False, reduce_range=reduce_range), callables=callables)

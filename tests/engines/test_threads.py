@@ -21,7 +21,9 @@ from quantspec.engines.reference import Reference
 from quantspec.ir.program import Add
 from quantspec.kernels import threads as kernel_threads
 
-pytestmark = pytest.mark.skipif(not kernel_threads.SHARED, reason="this system has no POSIX threads, and one thread does everything")
+pytestmark = pytest.mark.skipif(
+    not kernel_threads.SHARED, reason="this system has no POSIX threads, and one thread does everything"
+)
 
 
 def layers(r: np.random.Generator):
@@ -47,7 +49,8 @@ def test_samples_are_shared_out(r, count, samples):
 @given(strategies.seeds(), st.integers(2, 4), st.integers(2, 20))
 def test_samples_of_several_inputs_are_shared_out(r, count, samples):
     program = programs.pair(r, Add)
-    batch = {name: torch.from_numpy(programs.values(r, step.qparams, (samples, 30))) for name, step in zip(program.inputs, program.steps)}
+    steps = zip(program.inputs, program.steps)
+    batch = {name: torch.from_numpy(programs.values(r, step.qparams, (samples, 30))) for name, step in steps}
     expected = Reference(program)(batch)
     with threads(count):
         engine = Compiled(program)
@@ -115,7 +118,11 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=pytest.mark.skipif(not kernel_threads.LINUX, reason="only Linux pins threads to CPUs"))])
+ON_LINUX = pytest.mark.skipif(not kernel_threads.LINUX, reason="only Linux pins threads to CPUs")
+
+
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=ON_LINUX)])
 def test_processes_end_while_workers_look_for_work_and_one_cpu_is_enough(pinned):
-    run = subprocess.run([sys.executable, "-c", ALONE.format(pinned=pinned)], capture_output=True, text=True, timeout=200)
+    script = ALONE.format(pinned=pinned)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert (run.stdout.strip(), run.returncode) == ("done", 0), run.stderr

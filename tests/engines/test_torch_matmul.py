@@ -26,7 +26,10 @@ from quantspec.ir.program import Program
 from quantspec.numerics.dialects.named import DIALECTS
 
 EXACT = [name for name, choices in DIALECTS.items() if choices.accumulate_rule == "exact"]
-pytestmark = pytest.mark.skipif(not torch_matmul.is_exact(), reason="torch's product of int8 matrices saturates on this CPU, where the engine refuses to run")
+pytestmark = pytest.mark.skipif(
+    not torch_matmul.is_exact(),
+    reason="torch's product of int8 matrices saturates on this CPU, where the engine refuses to run",
+)
 
 
 def check(program: Program, dialect: str, x: np.ndarray, callables: Mapping = MappingProxyType({})) -> None:
@@ -39,7 +42,10 @@ def check(program: Program, dialect: str, x: np.ndarray, callables: Mapping = Ma
             assert torch.equal(engine(batch), expected)
 
 
-@given(strategies.seeds(), st.sampled_from(EXACT), st.integers(0, 20), st.integers(1, 100), st.integers(1, 40), st.booleans())
+@given(
+    strategies.seeds(), st.sampled_from(EXACT), st.integers(0, 20), st.integers(1, 100), st.integers(1, 40),
+    st.booleans(),
+)  # fmt: skip
 def test_linear_layers(r, dialect, rows, inputs, outputs, real):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
@@ -56,7 +62,8 @@ def test_convolutions(r, dialect, data):
     channels, outputs = groups * draw(1, 12), groups * draw(1, 8)
     kernel, stride, dilation = (tuple(draw(1, high) for _ in range(positions)) for high in (3, 2, 2))
     padding = tuple((draw(0, 2), draw(0, 2)) for _ in range(positions))
-    lengths = [max(d * (k - 1) + 1 - before - after, 1) + draw(0, 4) for k, d, (before, after) in zip(kernel, dilation, padding)]
+    needs = (max(d * (k - 1) + 1 - before - after, 1) for k, d, (before, after) in zip(kernel, dilation, padding))
+    lengths = [need + draw(0, 4) for need in needs]
     x = programs.grid(r)
     step = programs.conv(r, "a", "x.codes", x, channels, outputs, kernel, stride, padding, dilation, groups)
     step = replace(step, input_dilation=tuple(draw(1, 2) for _ in range(positions)))
@@ -67,7 +74,8 @@ def test_convolutions(r, dialect, data):
 @given(strategies.seeds(), st.sampled_from(EXACT), st.booleans(), st.booleans())
 def test_dynamic_layers(r, dialect, rows, reduce_range):
     program = programs.dynamic_chain(r, [17, 40, 9], rows=rows, reduce_range=reduce_range)
-    check(program, dialect, (r.normal(size=(6, 1, 17)) * 3).astype(np.float32), {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu})
+    x = (r.normal(size=(6, 1, 17)) * 3).astype(np.float32)
+    check(program, dialect, x, {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu})
 
 
 @pytest.mark.parametrize("dialect", ["fbgemm", "exact"])
@@ -92,7 +100,8 @@ def test_dialects_that_saturate_are_refused():
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, 3, 2)
     program = programs.between(x, [step], step.y_qparams)
-    with pytest.raises(UnsupportedError, match="^dialect: the torch engine cannot compute in 'fbgemm-int16', as its accumulators saturate$"):
+    message = "^dialect: the torch engine cannot compute in 'fbgemm-int16', as its accumulators saturate$"
+    with pytest.raises(UnsupportedError, match=message):
         torch_matmul.Torch(replace(program, dialect="fbgemm-int16"))
 
 
@@ -108,7 +117,13 @@ except qs.UnsupportedError as error:
 """
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the environment variable is one of x86 CPUs")
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="the environment variable is one of x86 CPUs",
+)
 def test_a_cpu_whose_products_saturate_is_refused():
-    run = subprocess.run([sys.executable, "-c", SATURATING], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False reference dialect: the torch engine cannot compute in 'fbgemm', as torch's product of int8 matrices saturates on this CPU"
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", SATURATING]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    refused = "the torch engine cannot compute in 'fbgemm', as torch's product of int8 matrices saturates on this CPU"
+    assert run.stdout.strip() == f"False reference dialect: {refused}"

@@ -26,7 +26,8 @@ def test_the_ends_of_everything(r, count, offset):
     ends = float(x.min()), float(x.max())
     assert wider(x, NOTHING) == ends
     assert wider(x, PAIR(*ends)) is None
-    inside = np.nextafter(np.float32(ends[0]), np.float32(np.inf)), np.nextafter(np.float32(ends[1]), np.float32(-np.inf))
+    up, down = np.float32(np.inf), np.float32(-np.inf)
+    inside = np.nextafter(np.float32(ends[0]), up), np.nextafter(np.float32(ends[1]), down)
     assert wider(x, PAIR(inside[0], ends[1])) == wider(x, PAIR(ends[0], inside[1])) == ends
     assert wider(x, PAIR(-100, 100)) is None and wider(x, PAIR(-100, -100)) == (-100, ends[1])
 

@@ -26,7 +26,10 @@ def records(kind: type[Record] = Record) -> list[type[Record]]:
     return [found for derived in kind.__subclasses__() for found in (derived, *records(derived))]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in records() if kind.__module__.startswith("quantspec")], ids=lambda kind: kind.__qualname__)
+OURS = [kind for kind in records() if kind.__module__.startswith("quantspec")]
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__qualname__)
 def test_no_two_entries_share_a_place(kind):
     taken = [place for entry in kind.FIELDS.values() for place in range(entry.index, entry.index + entry.count)]
     assert len(taken) == len(set(taken)) and max(taken) < kind.SIZE
@@ -75,11 +78,13 @@ def test_a_record_that_cannot_be_laid_out_is_refused():
 
 
 def test_entries_that_other_threads_write_are_on_lines_of_their_own():
-    lines = [Mailbox.begun.index // LINE, Mailbox.done.index // LINE, Mailbox.lock.index // LINE, Mailbox.word.index // LINE]
+    entries = Mailbox.begun, Mailbox.done, Mailbox.lock, Mailbox.word
+    lines = [entry.index // LINE for entry in entries]
     assert len(set(lines)) == 4 and Mailbox.begun.index % LINE == Mailbox.done.index % LINE == 0
 
 
 def test_the_record_of_a_grid_has_its_ends():
     grid = quantize.grid_record(0.5, 3, 0, 255)
-    assert isinstance(grid, Grid) and (grid.scale, grid.inverse, grid.low, grid.high, grid.zero) == (0.5, 2.0, -1.5, 126.0, 3)
+    assert isinstance(grid, Grid)
+    assert (grid.scale, grid.inverse, grid.low, grid.high, grid.zero) == (0.5, 2.0, -1.5, 126.0, 3)
     assert quantize.grid_record(0.5, 3, 1, 255).inverse == quantize.grid_record(2.0**-100, 3, 0, 255).inverse == 0

@@ -157,13 +157,16 @@ def in_one_piece(out: np.ndarray) -> np.ndarray:
     return out
 
 
-def prepared(kernels: dict[np.dtype, Kernel[OverArray]], existing: dict[ArrayGrid, Prepared], grid: ArrayGrid) -> Prepared:
+def prepared(
+    kernels: dict[np.dtype, Kernel[OverArray]], existing: dict[ArrayGrid, Prepared], grid: ArrayGrid
+) -> Prepared:
     """What runs a kernel for a grid from now on."""
     if len(existing) >= FRAMES_KEPT:
         existing.clear()
     plain = quantize_kernel.grid_record(grid.scale, grid.zero, grid.first, grid.last)
     exact = ExactGrid(
-        scale=plain.scale, inverse=plain.inverse, low=plain.low, high=plain.high, zero=plain.zero, first=grid.first, last=grid.last
+        scale=plain.scale, inverse=plain.inverse, low=plain.low, high=plain.high, zero=plain.zero, first=grid.first,
+        last=grid.last,
     )
     frame = frame_of(kernels[grid.dtype].bound(OverArray(grid=exact)))
     existing[grid] = frame, frame.address, array_caller()

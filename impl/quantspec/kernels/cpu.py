@@ -48,10 +48,16 @@ def target() -> Cpu:
     wanted = os.environ.get("QUANTSPEC_CPU")
     if wanted and wanted not in EMULATED:
         raise ValueError(f"QUANTSPEC_CPU: expected one of {', '.join(EMULATED)}, got {wanted!r}")
-    name, features = EMULATED[wanted] if wanted else (binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    if wanted:
+        name, features = EMULATED[wanted]
+    else:
+        name, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     known = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
     if {"avx512f", "avx512bw", "avx512vnni"} <= known and wanted != "avx512vl":
         lanes = 16
     else:
         lanes = 8 if {"avx512vl", "avx512vnni"} <= known or "avxvnni" in known else 0
-    return Cpu(name, features, lanes, "fma" in known or "avx512f" in known, {"avx512vbmi", "avx512bw"} <= known, lanes == 16 and "avx512vl" in known)
+    return Cpu(
+        name, features, lanes, has_fma="fma" in known or "avx512f" in known,
+        looks_up={"avx512vbmi", "avx512bw"} <= known, has_halves=lanes == 16 and "avx512vl" in known,
+    )  # fmt: skip

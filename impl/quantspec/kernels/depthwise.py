@@ -182,7 +182,8 @@ def depthwise(
             channel = emit.mul(b, I64(WIDE))
             start = end.block(b, emit.sub(channels, channel))
             weights = emit.add(w, emit.mul(b, emit.mul(count, I64(4 * WIDE))))
-            in_registers = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(4 * groups)] if groups else []
+            count_in_registers = 4 * groups if groups else 0
+            in_registers = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(count_in_registers)]
 
             def row(r: Value) -> None:
                 source = emit.add(emit.add(x, channel), emit.int_at(sources, r))
@@ -237,7 +238,8 @@ def write_pairs(emit: Emitter, op: Value, frame: Value) -> None:
 
         def one_line(r: Value) -> None:
             source, target = (
-                emit.add(emit.add(base, channel), emit.int_at(offsets, r)) for base, offsets in ((x, sources), (y, targets))
+                emit.add(emit.add(base, channel), emit.int_at(offsets, r))
+                for base, offsets in ((x, sources), (y, targets))
             )
 
             def pair(p: Value) -> None:
@@ -266,7 +268,8 @@ def write_pairs(emit: Emitter, op: Value, frame: Value) -> None:
 PAIRS = Kernel("depthwise_pairs", DepthwisePairs, write_pairs)
 ANY_GROUPS = Kernel("depthwise_any", DepthwiseTaps, depthwise(None, DepthwiseTaps.taps))
 GROUPS = [
-    Kernel(f"depthwise_{groups}", DepthwiseTaps, depthwise(groups, DepthwiseTaps.taps)) for groups in range(1, IN_REGISTERS + 1)
+    Kernel(f"depthwise_{groups}", DepthwiseTaps, depthwise(groups, DepthwiseTaps.taps))
+    for groups in range(1, IN_REGISTERS + 1)
 ]
 
 

@@ -65,7 +65,8 @@ def run_range(emit: Emitter, op: Value, source: Value, count: Value, grid: Value
 
     def sixteen(at: Value, mask: Value | None, low: Value, high: Value) -> tuple[Value, Value, Value]:
         address = emit.add(source, emit.shl(at, I64(2)))
-        x = emit.read(address, FLOATS) if mask is None else emit.read_some(address, FLOATS, mask, emit.splat(0.0, FLOATS))
+        zeros = emit.splat(0.0, FLOATS)
+        x = emit.read(address, FLOATS) if mask is None else emit.read_some(address, FLOATS, mask, zeros)
         # A NaN among the operands is found by the sum below.
         return x, emit.minimum(x, low), emit.maximum(x, high)
 
@@ -97,7 +98,8 @@ def run_range(emit: Emitter, op: Value, source: Value, count: Value, grid: Value
     most = emit.fptosi(qmax, I32)
     zero = emit.select(emit.icmp_signed(">", zero, most), most, zero)
     inverse = emit.fdiv(F32(1), scale)
-    safe = emit.and_(emit.fcmp_ordered(">=", scale, F32(SAFE_SCALES[0])), emit.fcmp_ordered("<=", scale, F32(SAFE_SCALES[1])))
+    least, most_safe = (F32(limit) for limit in SAFE_SCALES)
+    safe = emit.and_(emit.fcmp_ordered(">=", scale, least), emit.fcmp_ordered("<=", scale, most_safe))
     steps = emit.sitofp(zero, F32)
     emit.put_field(grid, Grid.scale, scale)
     emit.put_field(grid, Grid.low, emit.fmul(scale, emit.fneg(steps)))
@@ -110,7 +112,8 @@ def run_range(emit: Emitter, op: Value, source: Value, count: Value, grid: Value
     smallest, largest = (emit.fmul(scale, weight) for weight in weights)
     good = emit.not_(emit.any(nan))
     limits = (
-        (">=", low, -FINITE), ("<=", high, FINITE), (">=", scale, NORMAL), ("<=", scale, MOST), (">=", smallest, NORMAL), ("<=", largest, FINITE),
+        (">=", low, -FINITE), ("<=", high, FINITE), (">=", scale, NORMAL), ("<=", scale, MOST),
+        (">=", smallest, NORMAL), ("<=", largest, FINITE),
     )  # fmt: skip
     for relation, value, limit in limits:
         good = emit.and_(good, emit.fcmp_ordered(relation, value, F32(limit)))
@@ -128,7 +131,8 @@ def reduced(emit: Emitter, vector: Value, pick: Callable[[Value, Value], Value])
 def write_quantize(emit: Emitter, op: Value, frame: Value) -> Value:
     """Codes of rows on the grid of their range, and those grids."""
     slot, inside, target, count, width, near, far, grids, stride = emit.fields(
-        op, DynamicQuantize.slot, DynamicQuantize.source, DynamicQuantize.target, DynamicQuantize.count, DynamicQuantize.width,
+        op, DynamicQuantize.slot, DynamicQuantize.source, DynamicQuantize.target, DynamicQuantize.count,
+        DynamicQuantize.width,
         DynamicQuantize.source_pitch, DynamicQuantize.target_pitch, DynamicQuantize.grids, DynamicQuantize.grid_stride,
     )  # fmt: skip
     source = slot_or(emit, frame, slot, inside)
@@ -160,7 +164,8 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
         product = emit.place(op, DynamicProduct.product)
         totals = accumulate(emit, product, row, panel, rows, blocks, [emit.splat(0, INTS)] * (rows * blocks), half)
         sums = by_lanes(emit, op, DynamicProduct.sums, panel, blocks, INTS)
-        factors, biases = (by_lanes(emit, product, entry, panel, blocks, FLOATS) for entry in (Product.factor, Product.bias))
+        factors = by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
+        biases = by_lanes(emit, product, Product.bias, panel, blocks, FLOATS)
         mask = last_mask(emit, product, panel, blocks)
         least = emit.splat(emit.select(emit.flag(op, DynamicProduct.relu), F32(0), F32(float("-inf"))))
         pitch, y = emit.field(op, DynamicProduct.y_pitch), emit.field(product, Product.y)
@@ -210,7 +215,8 @@ def layer(
     stride = GRID_BYTES if per_row else 0
     grids = keep(aligned(GRID_BYTES * (rows if per_row else 1)))
     quantize = DynamicQuantize(
-        slot=-1, source=0, target=quantized, count=rows, width=inputs, source_pitch=4 * inputs, target_pitch=pitch, grids=grids,
+        slot=-1, source=0, target=quantized, count=rows, width=inputs, source_pitch=4 * inputs, target_pitch=pitch,
+        grids=grids,
         grid_stride=stride, per_row=per_row, qmax=qmax, smallest=scale.min(), largest=scale.max(),
     )  # fmt: skip
     product = Product(
@@ -220,6 +226,7 @@ def layer(
         chunk=gemm.chunk_rows(rows, inputs),
     )  # fmt: skip
     return quantize, DynamicProduct(
-        product=product, row_grids=grids, grid_stride=stride, sums=keep(packed.sums), relu=relu, y_pitch=4 * packed.outputs, slot=-1,
+        product=product, row_grids=grids, grid_stride=stride, sums=keep(packed.sums), relu=relu,
+        y_pitch=4 * packed.outputs, slot=-1,
         past=gemm.goes_past(4 * rows * packed.outputs, packed.outputs),
     )  # fmt: skip

@@ -26,7 +26,8 @@ I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 BYTES, SHORTS, INTS, FLOATS, DOUBLES = (ir.VectorType(kind, LANES) for kind in (I8, I16, I32, F32, F64))
 NO_LANES = ir.Constant(ir.VectorType(I1, LANES), [0] * LANES)  # a mask
-MAGIC, MAGIC_BITS = 12582912.0, 0x4B400000  # 1.5 * 2^23: adding it rounds to an integer, ties to even, which the low bits then hold
+# 1.5 * 2^23: adding it rounds to an integer, ties to even, which the low bits then hold.
+MAGIC, MAGIC_BITS = 12582912.0, 0x4B400000
 
 
 class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
@@ -200,7 +201,9 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         """A whole cache line past the caches."""
         self.write(value, address, 64).set_metadata("nontemporal", self.module.add_metadata([I32(1)]))
 
-    def loop(self, count: Value, carried: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]) -> list[Value]:
+    def loop(
+        self, count: Value, carried: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
+    ) -> list[Value]:
         """``carried = body(i, carried)`` for i from 0 to ``count`` (int64); the last values.
 
         The body may not be run at all.

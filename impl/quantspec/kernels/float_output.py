@@ -87,7 +87,9 @@ class ToFloats:
 
     def block(self, index: Value, left: Value) -> list[Value]:
         tables = (self.bias, INTS), (self.factor, FLOATS), (self.float_bias, FLOATS)
-        starts, self.factors, self.biases = (depthwise.by_lanes(self.emit, table, index, kind) for table, kind in tables)
+        starts, self.factors, self.biases = (
+            depthwise.by_lanes(self.emit, table, index, kind) for table, kind in tables
+        )
         self.left = left
         return starts
 

@@ -197,7 +197,8 @@ def write_array_caller(emit: Emitter, self: Value, arguments: Value, count: Valu
             python(emit, "PyBuffer_Release", view)
 
     def run() -> None:
-        length, source, target = emit.field(x, Buffer.length), emit.field(x, Buffer.address), emit.field(y, Buffer.address)
+        source, target = emit.field(x, Buffer.address), emit.field(y, Buffer.address)
+        length = emit.field(x, Buffer.length)
         emit.put_field(frame, Frame.length, length)
         value = write_call(emit, frame, source, target, emit.icmp_signed(">=", length, I64(LONG_BYTES)))
         emit.store(python(emit, "PyLong_FromLong", value), result)

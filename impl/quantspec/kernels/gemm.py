@@ -95,7 +95,8 @@ class ProductToFloats(ProductInstruction):
 
 TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
-PAST_BYTES = 2**20  # floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay
+# Floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay.
+PAST_BYTES = 2**20
 CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 
 
@@ -109,7 +110,8 @@ def chunk_rows(rows: int, inputs: int) -> int:
 
 
 def accumulate(
-    emit: Emitter, product: Value, row: Value, panel: Value, rows: int, blocks: int, start: list[Value], half: bool = False
+    emit: Emitter, product: Value, row: Value, panel: Value, rows: int, blocks: int, start: list[Value],
+    half: bool = False,
 ) -> list[Value]:
     """The accumulators, rows by blocks, of a tile, beginning with ``start``; ``half``: of its only block the first
     eight outputs are all there are.
@@ -132,7 +134,11 @@ def accumulate(
         def step(w: Value, k: Value, totals: list[Value]) -> list[Value]:
             weights = [emit.read(emit.add(w, I64(64 * j)), kind, 64) for j in range(blocks)]
             fours = (emit.splat_to(emit.read(emit.add(base, emit.shl(k, I64(2))), I32), kind) for base in bases)
-            return [emit.dot(totals[i * blocks + j], four, weights[j]) for i, four in enumerate(fours) for j in range(blocks)]
+            return [
+                emit.dot(totals[i * blocks + j], four, weights[j])
+                for i, four in enumerate(fours)
+                for j in range(blocks)
+            ]
 
         def fetching(i: Value, carried: list[Value]) -> list[Value]:
             for _ in range(2):
@@ -144,7 +150,8 @@ def accumulate(
             w, totals, k = carried[0], carried[1:], emit.mul(i, I64(sets))
             result = []
             for n in range(sets):
-                result += step(emit.add(w, I64(64 * blocks * n)), emit.add(k, I64(n)), totals[n * size : (n + 1) * size])
+                own = totals[n * size : (n + 1) * size]
+                result += step(emit.add(w, I64(64 * blocks * n)), emit.add(k, I64(n)), own)
             return [emit.add(w, I64(64 * blocks * sets)), *result]
 
         def one(i: Value, carried: list[Value]) -> list[Value]:
@@ -218,7 +225,8 @@ def last_mask(emit: Emitter, product: Value, panel: Value, blocks: int) -> Value
     return emit.mask(emit.sub(emit.field(product, Product.outputs), emit.add(first, I64(LANES * (blocks - 1)))))
 
 
-Tile = Callable[[int, int, bool], Body]  # what writes the function of a tile of rows by blocks, of which there may be half of one
+# What writes the function of a tile of rows by blocks, of which there may be half of one.
+Tile = Callable[[int, int, bool], Body]
 
 
 def code_tile(adds: bool) -> Tile:
@@ -307,7 +315,8 @@ def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
                     with full:
                         cover(PANEL)
                     with part:
-                        outputs = emit.sub(emit.field(product, Product.outputs), emit.mul(emit.sub(blocks, I64(1)), I64(LANES)))
+                        before = emit.mul(emit.sub(blocks, I64(1)), I64(LANES))
+                        outputs = emit.sub(emit.field(product, Product.outputs), before)
                         if not cpu.target().has_halves:
                             cover(1)
                         else:

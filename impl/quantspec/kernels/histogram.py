@@ -88,7 +88,8 @@ def counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
         part = x.reshape(-1)[start : start + 2**31 - 1]
         tables[:] = 0
         run_alone(HISTOGRAM, Histogram(
-            source=part.ctypes.data, count=part.size, factor=2.0**-exponent, half=bins // 2, tables=tables.ctypes.data, bins=bins,
+            source=part.ctypes.data, count=part.size, factor=2.0**-exponent, half=bins // 2,
+            tables=tables.ctypes.data, bins=bins,
             space=space.ctypes.data,
         ))  # fmt: skip
         total += tables.reshape(SETS, bins).sum(0)

@@ -159,8 +159,12 @@ Tap = Callable[[Value], Value]  # the codes of sixteen channels at one place of 
 def over_windows(emit: Emitter, op: Value, codes: Callable[[Tap, Value, Value], Value]) -> None:
     """Writes ``codes(tap, count, factor)`` for each image, each row of the table and each sixteen channels."""
     table = emit.place(op, Pool.windows)
-    x, y, rows, width, channels = emit.fields(table, Windows.x, Windows.y, Windows.rows, Windows.window, Windows.channels)
-    taps, counts, targets, factors = emit.fields(table, Windows.taps, Windows.counts, Windows.y_offsets, Windows.factors)
+    x, y, rows, width, channels = emit.fields(
+        table, Windows.x, Windows.y, Windows.rows, Windows.window, Windows.channels
+    )
+    taps, counts, targets, factors = emit.fields(
+        table, Windows.taps, Windows.counts, Windows.y_offsets, Windows.factors
+    )
     x_image, y_image = emit.fields(table, Windows.x_image, Windows.y_image)
     blocks = emit.sdiv(emit.add(channels, I64(LANES - 1)), I64(LANES))
 
@@ -227,7 +231,8 @@ def write_average(emit: Emitter, op: Value, frame: Value) -> None:
 
     def average(tap: Tap, count: Value, factor: Value) -> Value:
         def more(t: Value, carried: list[Value]) -> list[Value]:
-            return [emit.fadd(carried[0], emit.fmul(emit.sitofp(emit.sub(emit.zext(tap(t), INTS), zero), FLOATS), scale))]
+            steps = emit.sitofp(emit.sub(emit.zext(tap(t), INTS), zero), FLOATS)
+            return [emit.fadd(carried[0], emit.fmul(steps, scale))]
 
         total = emit.loop(count, [emit.splat(0.0, FLOATS)], more)[0]
         steps = emit.fadd(emit.fdiv(emit.fdiv(total, factor), scale), emit.sitofp(zero, FLOATS))
@@ -268,7 +273,8 @@ def write_codes(emit: Emitter, codes: Value, address: Value, mask: Value | None)
         emit.write_some(codes, address, mask)
 
 
-Bytes = Callable[[Value, Value, Value, Value], None]  # of the addresses of both operands and of the target, and how many bytes
+# What goes over bytes, of the addresses of both operands and of the target, and how many bytes.
+Bytes = Callable[[Value, Value, Value, Value], None]
 
 
 def over_bytes(emit: Emitter, op: Value, run: Bytes) -> None:
@@ -282,7 +288,8 @@ def over_bytes(emit: Emitter, op: Value, run: Bytes) -> None:
         times, stride = levels[depth]
 
         def inside(i: Value) -> None:
-            moved = [emit.add(address, emit.mul(i, emit.field(move, stride))) for address, move in zip(addresses, moves)]
+            distances = [emit.mul(i, emit.field(move, stride)) for move in moves]
+            moved = [emit.add(address, distance) for address, distance in zip(addresses, distances)]
             if depth + 1 < len(levels):
                 level(depth + 1, moved)
             else:
@@ -364,7 +371,10 @@ def looked_up_by_many(emit: Emitter, table: Value) -> Bytes:
     def run(a: Value, b: Value, target: Value, count: Value) -> None:
         def looked_up(at: Value) -> Value:
             code = emit.read(emit.add(a, at), bytes64)
-            low, high = (emit.native("llvm.x86.avx512.vpermi2var.qi.512", bytes64, first, code, second) for first, second in halves)
+            low, high = (
+                emit.native("llvm.x86.avx512.vpermi2var.qi.512", bytes64, first, code, second)
+                for first, second in halves
+            )
             return emit.select(emit.icmp_signed("<", code, ir.Constant(bytes64, [0] * WIDE)), high, low)
 
         def many(i: Value) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 Triple = tuple[int, int, int]  # one for planes, lines and positions each
-Margin = tuple[int, int, int, int, int, int]  # planes before and behind, lines above and below, positions left and right
+# Planes before and behind, lines above and below, positions left and right.
+Margin = tuple[int, int, int, int, int, int]
 SLACK = 256  # bytes that kernels may read behind the last one they use
 
 
@@ -85,7 +86,8 @@ class Layout:
         each for planes, lines and positions.
         """
         total = np.arange(self.images) * self.image
-        for size, before, count, step, begin in zip((self.plane, self.line, self.pitch), self.margin[::2], counts, stride, start):
+        axes = zip((self.plane, self.line, self.pitch), self.margin[::2], counts, stride, start)
+        for size, before, count, step, begin in axes:
             total = total[..., None] + (before + begin + step * np.arange(count)) * size
         return total.astype(np.int32).ravel()
 

@@ -48,7 +48,8 @@ def pack(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray, bias_type: DT
         packed[end : end + panel.size] = panel.ravel()
         end += panel.size
     sums = lanes(weight.astype(np.int64).sum((1, 2)), outputs, np.int32)
-    return Packed(outputs, runs, steps, packed, lanes(bias, outputs, bias_type), lanes(factor, outputs, np.float32), sums)
+    biases, factors = lanes(bias, outputs, bias_type), lanes(factor, outputs, np.float32)
+    return Packed(outputs, runs, steps, packed, biases, factors, sums)
 
 
 def lanes(values: np.ndarray, outputs: int, dtype: DTypeLike) -> np.ndarray:
@@ -60,7 +61,8 @@ def lanes(values: np.ndarray, outputs: int, dtype: DTypeLike) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class PackedChannels:
-    """The weights of a layer whose channels are each on their own [block of 64][group of four places][vector][lane][place].
+    """The weights of a layer whose channels are each on their own [block of 64][group of four
+    places][vector][lane][place].
 
     Biases, factors and other floats lie [block of 64][vector][lane] (``depthwise.ORDER``). ``float_bias``: of layers
     that give floats.

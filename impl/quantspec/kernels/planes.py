@@ -92,7 +92,8 @@ def interleave_three(emit: Emitter, lines: Value, space: Value, goal: Value, wid
 
     def block(i: Value) -> None:
         at = emit.shl(i, I64(4))
-        first, second, third = (emit.read(emit.add(emit.add(lines, emit.mul(space, I64(c))), at), BYTES) for c in range(3))
+        starts = (emit.add(lines, emit.mul(space, I64(c))) for c in range(3))
+        first, second, third = (emit.read(emit.add(start, at), BYTES) for start in starts)
         two, rest = emit.shuffle_vector(first, second, both), emit.shuffle_vector(third, third, both)
         three = emit.shuffle_vector(two, rest, ir.Constant(ir.VectorType(I32, 3 * LANES), order))
         emit.write(three, emit.add(goal, emit.mul(at, I64(3))))

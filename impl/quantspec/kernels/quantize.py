@@ -25,7 +25,8 @@ BLOCK = LANES * UNROLLED
 FRACTION = 2.0**16  # units of a step
 CLOSE = 3  # units from a tie
 PAST_CACHE = 2**21  # floats
-Run = Callable[[Emitter, Value, Value, Value, Value], Value]  # of a grid, where floats or codes come from, where they go, how many
+# What goes over a row: of a grid, where floats or codes come from, where they go, how many.
+Run = Callable[[Emitter, Value, Value, Value, Value], Value]
 
 
 class Rows(Instruction):
@@ -129,7 +130,8 @@ def quantizer(name: str, divide: Run, signed: bool = False) -> Run:
             # can be.
             moved = [emit.fma(emit.minimum(high, x), units, emit.splat(FRACTION / 2, FLOATS)) for x in xs]
             fixed = [emit.bitcast(emit.to_int(x), shorts) for x in moved]
-            fractions, codes = ([halves(emit, a, b, which) for a, b in zip(fixed[::2], fixed[1::2])] for which in (0, 1))
+            pairs = list(zip(fixed[::2], fixed[1::2]))
+            fractions, codes = ([halves(emit, a, b, which) for a, b in pairs] for which in (0, 1))
             saturated = [emit.native("llvm.sadd.sat.v32i16", shorts, v, zero) for v in codes]
             emit.write(emit.xor(packed(emit, saturated), flip), to_q)
             moved = [emit.add(v, ir.Constant(shorts, [CLOSE] * 2 * LANES)) for v in fractions]
@@ -166,7 +168,9 @@ def packed(emit: Emitter, shorts: list[Value]) -> Value:
     return emit.shuffle_vector(mixed, mixed, ir.Constant(INTS, order))
 
 
-def run_dequantize(emit: Emitter, grid: Value, source: Value, target: Value, count: Value, signed: bool = False) -> None:
+def run_dequantize(
+    emit: Emitter, grid: Value, source: Value, target: Value, count: Value, signed: bool = False
+) -> None:
     """``count`` codes at ``source`` to floats at ``target``."""
     scale, zero = emit.splat_fields(grid, Grid.scale, Grid.zero)
 
@@ -187,7 +191,8 @@ def run_dequantize(emit: Emitter, grid: Value, source: Value, target: Value, cou
             at = emit.add(start, emit.mul(i, I64(BLOCK)))
             for n in range(UNROLLED):
                 first = emit.add(at, I64(LANES * n))
-                value, address = floats(emit.read(emit.add(source, first), BYTES)), emit.add(target, emit.shl(first, I64(2)))
+                value = floats(emit.read(emit.add(source, first), BYTES))
+                address = emit.add(target, emit.shl(first, I64(2)))
                 if past_cache:
                     emit.write_past(value, address)
                 else:
@@ -213,7 +218,9 @@ def run_dequantize(emit: Emitter, grid: Value, source: Value, target: Value, cou
             all_from(I64(0), False)
 
 
-def over_rows(emit: Emitter, op: Value, source: Value, target: Value, name: str, run: Callable[..., Value | None]) -> Value:
+def over_rows(
+    emit: Emitter, op: Value, source: Value, target: Value, name: str, run: Callable[..., Value | None]
+) -> Value:
     """Has ``run(grid, source, target, width)`` go over rows; the bits of all it gives."""
     grid = emit.place(op, Rows.grid)
     width, near, far = emit.fields(op, Rows.width, Rows.source_pitch, Rows.target_pitch)

@@ -133,7 +133,8 @@ class Record:
     def __init__(self, **values: Any):
         if values.keys() - self.FIELDS.keys() or self.NEEDED - values.keys():
             unknown, missing = sorted(values.keys() - self.FIELDS.keys()), sorted(self.NEEDED - values.keys())
-            raise TypeError(f"{type(self).__name__}: entries that it does not have: {unknown}; entries that are missing: {missing}")
+            name = type(self).__name__
+            raise TypeError(f"{name}: entries that it does not have: {unknown}; entries that are missing: {missing}")
         self.entries = np.zeros(max(self.SIZE, self.ROOM), np.int64)
         for name, value in values.items():
             setattr(self, name, value)

@@ -53,7 +53,8 @@ def exp_less_one(emit: Emitter, y: Value) -> Value:
     for n in range(TERMS - 1, 0, -1):
         total = more(total, r, emit.splat(1 / math.factorial(n), DOUBLES))
     less_one = emit.fmul(total, r)
-    bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))  # of a float64's exponent; of its fraction
+    # Of a float64's exponent; of its fraction.
+    bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))
     power = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES)
     return emit.fadd(emit.fmul(power, less_one), emit.fsub(power, emit.splat(1.0, DOUBLES)))
 
@@ -143,7 +144,8 @@ def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
                 bad = carried[0]
                 for a, b in zip(xs, hs):
                     total = emit.fadd(a, b)
-                    bad = emit.or_(bad, emit.fcmp_unordered("uno", emit.fsub(total, total), zeros))  # infinity less itself is NaN
+                    nothing = emit.fsub(total, total)  # infinity less itself is NaN
+                    bad = emit.or_(bad, emit.fcmp_unordered("uno", nothing, zeros))
                 before, old = (emit.read_some(state(base), FLOATS, mask, zeros) for base in (h, c))
                 after, new = kind.step(emit, xs, hs, before, old)
                 for base, value in ((h, after), (c, new), (output, after)):

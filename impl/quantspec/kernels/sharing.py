@@ -48,7 +48,8 @@ def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
     x, y = (emit.select(direct, address, I64(0)) for address in slot_addresses(emit, frame))
     busy, table, others, own = emit.fields(op, ShareOut.busy, ShareOut.table, ShareOut.others, ShareOut.own)
     everything, counter, apart = emit.fields(op, ShareOut.everything, ShareOut.counter, ShareOut.apart)
-    post, wait = function(emit.module, "quantspec_post", 4, run_post), function(emit.module, "quantspec_wait", 2, run_wait)
+    post = function(emit.module, "quantspec_post", 4, run_post)
+    wait = function(emit.module, "quantspec_wait", 2, run_wait)
     rouse = function(emit.module, "quantspec_rouse", 1, run_rouse)
 
     def pair(index: Value) -> tuple[Value, Value]:
@@ -123,7 +124,8 @@ class Share:
         self.table[: 2 * len(frames) - 2] = [entry for pair in zip(self.mailboxes, frames[1:]) for entry in pair]
         self.busy = pool.busy
         self.frame = frame_of(SHARE_OUT.bound(ShareOut(
-            busy=self.busy.ctypes.data, table=self.table.ctypes.data, others=len(frames) - 1, own=frames[0], everything=everything,
+            busy=self.busy.ctypes.data, table=self.table.ctypes.data, others=len(frames) - 1, own=frames[0],
+            everything=everything,
             counter=counter, direct=direct, apart=everything == 0, awake=awake,
         )))  # fmt: skip
 

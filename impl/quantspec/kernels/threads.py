@@ -160,7 +160,8 @@ def write_serve(emit: Emitter, op: Value, frame: Value) -> None:
     emit.cbranch(new, work, idle)
     emit.position_at_end(work)
     with emit.if_then(begin(emit, mailbox, number)):
-        emit.put_field(mailbox, Mailbox.result, run_frame(emit, *emit.fields(mailbox, Mailbox.frame, Mailbox.x, Mailbox.y)))
+        result = run_frame(emit, *emit.fields(mailbox, Mailbox.frame, Mailbox.x, Mailbox.y))
+        emit.put_field(mailbox, Mailbox.result, result)
         # An exchange also waits for what was written past the caches.
         emit.atomic_rmw("xchg", pointer(emit, mailbox, Mailbox.done), number, "seq_cst")
     looks.add_incoming(I64(0), emit.block)
@@ -172,7 +173,8 @@ def write_serve(emit: Emitter, op: Value, frame: Value) -> None:
     emit.cbranch(emit.icmp_signed("<", more, I64(LOOKS)), look, rest)
     emit.position_at_end(rest)
     # Unless another frame has come.
-    slept = emit.extract_value(emit.cmpxchg(pointer(emit, mailbox, Mailbox.word), word, emit.or_(word, I64(1)), "seq_cst", "seq_cst"), 1)
+    asleep_word, address = emit.or_(word, I64(1)), pointer(emit, mailbox, Mailbox.word)
+    slept = emit.extract_value(emit.cmpxchg(address, word, asleep_word, "seq_cst", "seq_cst"), 1)
     looks.add_incoming(I64(0), rest)
     emit.cbranch(slept, sleep, look)
     emit.position_at_end(sleep)
@@ -210,7 +212,8 @@ def elsewhere(emit: Emitter, mailbox: Value) -> None:
     """
     emit.put_field(mailbox, Mailbox.moved, I64(0))
     if LINUX:
-        with emit.if_then(emit.icmp_signed("==", affinity(emit, "sched_getaffinity", I32(0), mailbox, Mailbox.allowed), I32(0))):
+        asked = affinity(emit, "sched_getaffinity", I32(0), mailbox, Mailbox.allowed)
+        with emit.if_then(emit.icmp_signed("==", asked, I32(0))):
             avoid(emit, mailbox, I32(0), emit.field(mailbox, Mailbox.cpu))
 
 

@@ -1,13 +1,13 @@
 """The compiled engine: whole networks in one call of machine code, in the dialect ``onnx``.
 
-``engine`` cuts a program into parts that compile and steps that do not. For each shape of inputs ``bound`` has plans:
-one for each slice of the batch, which are shared out among ``workers``, or a ``team`` of them that shares the work on
-a sample. ``plan`` makes them by what ``shapes`` knows of each kind of step, ``phases`` of transposed convolutions,
-``layout`` of memory, ``emitters`` and ``layers`` of instructions. A plan is a frame of instructions; each calls a
-kernel, written in LLVM's language with ``simd`` (``gemm``, ``depthwise``, ``real``, ``places``, ``codes``,
-``dynamic``, ``recurrent``) and compiled, stored and loaded by ``native`` for the CPU that ``cpu`` finds. ``pack`` has
-weights as the kernels read them. ``arrays`` quantizes and dequantizes arrays, ``extremes`` and ``histogram`` are what
-observers see by; ``peak`` measures what the machine can do.
+``engine`` cuts a program into segments, whose steps compile (``selection``), and steps that do not. ``lowering`` puts
+what has kernels of its own together, ``packing`` has weights as the kernels read them, ``transposed`` makes
+transposed convolutions dense ones. For each shape of inputs ``batching`` has plans, one for each slice of the batch,
+shared out among threads; ``parallel`` shares out the instructions of one plan. ``planner`` makes a plan: the
+``shapes`` of all values, where they lie in memory, and the instructions of each step (``instructions``,
+``layer_instructions``). ``recurrent`` runs the layers of recurrent networks. ``verify`` says what holds of lowered
+steps and of plans, for the tests. Nothing but ``engines`` imports this room; it imports ``ir``, ``numerics`` and
+``kernels``.
 """
 
 DIALECT = "onnx"  # the one in which the compiled engine computes

@@ -19,7 +19,8 @@ REUSE = 256  # multiply-accumulates there should be for each byte of such weight
 THREAD_MACS = 2_000_000  # work that is worth giving to another thread, if it is awake; if it is not the caller does it
 PARALLEL_MACS = 1_000_000  # the same where threads wait for each other
 PATIENT_MACS = 20_000_000  # work from which on threads that wait for each other wait for one that sleeps, too
-PARALLEL_REUSE = 10  # multiply-accumulates of a thread for each byte of large weights, up to which each thread had better read only its part of them
+# Multiply-accumulates of a thread for each byte of large weights, up to which each should read only its part.
+PARALLEL_REUSE = 10
 
 
 class Batched:
@@ -45,7 +46,8 @@ class Batched:
                 self.parallel = Parallel(planner.plan(dict(zip(planner.inputs, shapes))), members)
             else:
                 most = slice_size(planner, one)
-                self.tasks = [self.slices(planner, shapes, most, macs, *share) for share in shares(batch, min(wanted, batch))]
+                parts = shares(batch, min(wanted, batch))
+                self.tasks = [self.slices(planner, shapes, most, macs, *part) for part in parts]
         else:
             plan = planner.plan(dict(zip(planner.inputs, shapes)))
             self.shapes, macs = plan.shapes, plan.macs
@@ -79,7 +81,9 @@ class Batched:
         """Whether the workers are another process's."""
         return self.share is not None and self.share.generation != pool.generation
 
-    def slices(self, planner: Planner, shapes: tuple[Shape, ...], most: int, macs: int, first: int, last: int) -> list[tuple[Plan, tuple[int, ...]]]:
+    def slices(
+        self, planner: Planner, shapes: tuple[Shape, ...], most: int, macs: int, first: int, last: int
+    ) -> list[tuple[Plan, tuple[int, ...]]]:
         """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the
         start of every input and output to its part.
         """

@@ -40,7 +40,10 @@ SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
 class Segment:
-    """Steps that run in one call. ``imports``: the inputs that are codes; ``has_codes``: whether any input or output is."""
+    """Steps that run in one call.
+
+    ``imports``: the inputs that are codes; ``has_codes``: whether any input or output is.
+    """
 
     def __init__(self, steps: tuple[SelectedStep, ...], outputs: tuple[str, ...], packed: dict[str, PackedLayer]):
         own = {step.name for step in steps}
@@ -60,7 +63,8 @@ class Segment:
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
         """The inputs as contiguous tensors."""
         return [
-            torch.from_numpy(np.ascontiguousarray(values[name])) if name in self.imports else contiguous(values[name], name)
+            torch.from_numpy(np.ascontiguousarray(value)) if name in self.imports else contiguous(value, name)
+            for name, value in ((name, values[name]) for name in self.inputs)
             for name in self.inputs
         ]
 
@@ -71,7 +75,10 @@ class Segment:
         return existing
 
     def at(self, shapes: tuple[Shape, ...]) -> Batched:
-        """The segment bound to inputs of these shapes, for this thread. UnsupportedError for shapes that kernels do not take."""
+        """The segment bound to inputs of these shapes, for this thread.
+
+        UnsupportedError for shapes that kernels do not take.
+        """
         existing, threads = self.batched, torch.get_num_threads()
         if shapes not in existing or existing[shapes].threads != threads or existing[shapes].stale:
             if len(existing) >= SHAPES_KEPT:
@@ -134,8 +141,8 @@ def recurrent(step: Step, choices: Dialect) -> Part:
 
 
 def unless_refused(pack: Callable[Arguments, Made], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Made | None:
-    """What ``pack`` makes of its arguments; None where accumulators could overflow, or scales multiply to no float32: the reference
-    refuses the step when it is run.
+    """What ``pack`` makes of its arguments; None where accumulators could overflow, or scales multiply to no float32:
+    the reference refuses the step when it is run.
     """
     try:
         return pack(*args, **kwargs)
@@ -155,7 +162,8 @@ class Compiled:
 
     def __init__(self, program: Program, measure: bool = False) -> None:
         if program.dialect != DIALECT:
-            raise UnsupportedError(f"dialect: the compiled engine computes in {DIALECT!r} only, got {program.dialect!r}")
+            expected = f"the compiled engine computes in {DIALECT!r} only"
+            raise UnsupportedError(f"dialect: {expected}, got {program.dialect!r}")
         self.program, self.dialect, self.measure = program, dialect(program.dialect), measure
         self.parts = parts_of(program, self.dialect)
         whole = self.parts[0] if len(self.parts) == 1 else None

@@ -64,7 +64,8 @@ def emit_quantize(planner: Planner, step: Quantize | QuantizeFlat) -> None:
     lines = planner.keep(aligned(layout.channels * (layout.width + 64)))
     for start, stack in plane_stacks(layout):
         planner.emit(planes.QUANTIZE, planes.QuantizePlanes(
-            planes=stack, grid=grid, source=planner.slot(step.x), target=planner.address(step.name) + start, lines=lines,
+            planes=stack, grid=grid, source=planner.slot(step.x), target=planner.address(step.name) + start,
+            lines=lines,
         ))  # fmt: skip
 
 
@@ -74,7 +75,8 @@ def plane_stacks(layout: Layout) -> list[tuple[int, planes.Planes]]:
     channel = layout.depth * area
     return [
         (start, planes.Planes(
-            images=count, height=layout.height, width=layout.width, channels=layout.channels, image=distance, line=layout.line,
+            images=count, height=layout.height, width=layout.width, channels=layout.channels, image=distance,
+            line=layout.line,
             pitch=layout.pitch, begin=n * layout.channels * channel, channel_step=channel,
             image_step=area if layout.is_volume else layout.channels * channel,
         )) for n, (start, count, distance) in enumerate(layout.stacks())
@@ -102,7 +104,8 @@ def emit_margin(planner: Planner, name: str, zero: int) -> None:
     after = layout.plane - before - (layout.height - 1) * layout.line - used
     for start, count, distance in layout.stacks():
         planner.emit(images.FILL, images.Fill(
-            target=address + start - before, images=count, image=distance, before=before, height=layout.height, line=layout.line,
+            target=address + start - before, images=count, image=distance, before=before, height=layout.height,
+            line=layout.line,
             used=used, after=after, zero=zero,
         ))  # fmt: skip
     # Whole planes before and behind, in the images' order.
@@ -110,7 +113,8 @@ def emit_margin(planner: Planner, name: str, zero: int) -> None:
     for start, length in ((0, front), (layout.image - back, back)):
         if length:
             planner.emit(images.FILL, images.Fill(
-                target=address + start, images=layout.images, image=layout.image, before=length, height=1, line=0, used=0, after=0, zero=zero,
+                target=address + start, images=layout.images, image=layout.image, before=length, height=1, line=0,
+                used=0, after=0, zero=zero,
             ))  # fmt: skip
 
 
@@ -158,12 +162,15 @@ def emit_max(planner: Planner, step: MaxPool) -> None:
 
 def emit_average(planner: Planner, step: AvgPool) -> None:
     shape, grid = planner.shapes[step.x][2:], step.qparams
-    counts = window_counts(shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad).ravel()
+    counts = window_counts(
+        shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
+    ).ravel()
     if not counts.all():
         raise UnsupportedError(f"step {step.name!r}: a window has no positions that count")
     windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
     planner.emit(images.AVERAGE, images.AveragePool(
-        windows=window_entries(planner, step, windows, counts), scale=grid.scale, zero=int(grid.zero_point), lowest=grid.qmin,
+        windows=window_entries(planner, step, windows, counts), scale=grid.scale, zero=int(grid.zero_point),
+        lowest=grid.qmin,
         highest=grid.qmax,
     ))  # fmt: skip
 
@@ -179,7 +186,8 @@ def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
     with np.errstate(over="ignore"):
         factors = [grid.scale / (grid.scale * np.float32(len(window))) for window in windows]
     planner.emit(images.MEAN, images.MeanPool(
-        windows=window_entries(planner, step, windows, factors), zero=point, lowest=grid.qmin - point, highest=grid.qmax - point,
+        windows=window_entries(planner, step, windows, factors), zero=point, lowest=grid.qmin - point,
+        highest=grid.qmax - point,
     ))  # fmt: skip
 
 
@@ -195,7 +203,8 @@ def operands(planner: Planner, a: str, b: str, target: str, *, start: int = 0) -
     channels, volumes = layouts[0].channels, any(layout.is_volume for layout in layouts)
     a_strides, b_strides, target_strides = (
         images.Strides(
-            image=(x.plane if volumes else x.image) * ((x.depth if volumes else x.images) > 1), line=x.line * (x.height > 1),
+            image=(x.plane if volumes else x.image) * ((x.depth if volumes else x.images) > 1),
+            line=x.line * (x.height > 1),
             position=x.pitch * (x.width > 1),
         ) for x in layouts
     )  # fmt: skip

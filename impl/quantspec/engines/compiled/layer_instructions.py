@@ -39,9 +39,11 @@ def product_record(
     inputs = 4 * packed.runs * packed.run_steps
     planner.macs += rows * packed.outputs * inputs
     return gemm.Product(
-        x=x, y=y, weight=planner.keep(packed.weight), bias=planner.keep(packed.bias), factor=planner.keep(packed.factor), rows=rows,
+        x=x, y=y, weight=planner.keep(packed.weight), bias=planner.keep(packed.bias),
+        factor=planner.keep(packed.factor), rows=rows,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.runs * packed.run_steps, runs=packed.runs,
-        run_steps=packed.run_steps, run_offsets=planner.keep(np.array(run_offsets, np.int32)), x_offsets=planner.keep(x_offsets),
+        run_steps=packed.run_steps, run_offsets=planner.keep(np.array(run_offsets, np.int32)),
+        x_offsets=planner.keep(x_offsets),
         chunk=gemm.chunk_rows(rows, inputs),
     )  # fmt: skip
 
@@ -153,8 +155,9 @@ def conv_products(
     source, target = planner.address(conv.x), planner.address(name)
     sources, runs = windows_of(conv, x, part.counts)
     targets = y.offsets(part.counts, part.part.step, part.part.first)
+    rows = len(targets)
     return [
-        (product_record(planner, group, source + g * inputs, target + g * outputs, sources, len(targets), runs), targets)
+        (product_record(planner, group, source + g * inputs, target + g * outputs, sources, rows, runs), targets)
         for g, group in enumerate(packed)
     ]
 

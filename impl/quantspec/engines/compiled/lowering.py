@@ -40,7 +40,10 @@ from .transposed import is_transposed
 
 @dataclass(frozen=True, eq=False)
 class ConvAdd:
-    """A convolution and the sum that alone reads it. ``b``: the other operand; ``first``: the convolution is the sum's first."""
+    """A convolution and the sum that alone reads it.
+
+    ``b``: the other operand; ``first``: the convolution is the sum's first.
+    """
 
     name: str
     x: str

@@ -18,7 +18,10 @@ from .packing import pack_dynamic
 
 
 class CompiledRecurrent:
-    """A recurrent step, whose layers each run in one call. ``__call__(x, state)`` as ``reference_dynamic.recurrent``."""
+    """A recurrent step, whose layers each run in one call.
+
+    ``__call__(x, state)`` as ``reference_dynamic.recurrent``.
+    """
 
     def __init__(self, step: Recurrent, choices: Dialect):
         self.step, self.name, self.choices, self.local = step, step.name, choices, threading.local()
@@ -45,7 +48,8 @@ class CompiledRecurrent:
         """As ``reference_dynamic.one_way``, which also has the last word on what the kernels do not take."""
         count, batch, inputs = x.shape
         size = part.state_weight.shape[1]
-        good = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *state)) and all(t.shape == (batch, size) for t in state)
+        of_floats = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *state))
+        good = of_floats and all(t.shape == (batch, size) for t in state)
         if count * batch == 0 or not good:
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
         frames = self.frames(part, count, batch, inputs, size)

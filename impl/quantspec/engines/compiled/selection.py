@@ -25,7 +25,7 @@ def compilable(program: Program) -> set[str]:
     """The names of the steps that the kernels know."""
     names = {step.name for step in program.steps if is_known(step)}
     outputs, read_by = set(refs(program.output)), readers(program.steps)
-    layers = {step.name for step in program.steps if isinstance(step, LinearDynamic) and step.name not in outputs} & names
+    layers = {step.name for step in program.steps if isinstance(step, LinearDynamic)} & names - outputs
     for step in program.steps:
         if not isinstance(step, Call):
             continue

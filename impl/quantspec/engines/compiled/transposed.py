@@ -28,7 +28,8 @@ class DensePart:
 
     def counts(self, sizes: Triple) -> Triple:
         """How many outputs there are along each axis, of ``sizes`` in all."""
-        planes, lines, positions = (max(0, -(-(n - first) // step)) for n, first, step in zip(sizes, self.first, self.step))
+        axes = zip(sizes, self.first, self.step)
+        planes, lines, positions = (max(0, -(-(n - first) // step)) for n, first, step in axes)
         return planes, lines, positions
 
 
