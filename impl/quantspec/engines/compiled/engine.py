@@ -62,10 +62,10 @@ class Segment:
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
         """The inputs as contiguous tensors."""
+        arrays = ((name, values[name]) for name in self.inputs)
         return [
             torch.from_numpy(np.ascontiguousarray(value)) if name in self.imports else contiguous(value, name)
-            for name, value in ((name, values[name]) for name in self.inputs)
-            for name in self.inputs
+            for name, value in arrays
         ]
 
     @property
