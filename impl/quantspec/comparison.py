@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from quantspec.capture import tracer
+from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
 from quantspec.ir import float_graph, float_run, rearrange
 from quantspec.ir.program import Call, Conv, Layer, Linear, Step
 from quantspec.ir.traverse import refs
 from quantspec.module import size
+from quantspec.module.islands import Island, LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
 from quantspec.numerics.affine import along
@@ -149,7 +150,12 @@ class Seen:
 
 
 def compare(
-    model: nn.Module, q: QuantizedModule, data: Iterable[Any], *, batches: int | None = None, threshold: float = PARTED
+    model: nn.Module,
+    q: QuantizedModule | QuantizedModel,
+    data: Iterable[Any],
+    *,
+    batches: int | None = None,
+    threshold: float = PARTED,
 ) -> Comparison:
     """A float model beside the network that was made of it, on some data (ACC-COMPARE).
 
@@ -159,15 +165,111 @@ def compare(
     """
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
-    fused = as_quantized(model, q)
+    taken = progress(itertools.islice(data, batches) if batches else data, "compare")
+    if isinstance(q, QuantizedModel):
+        return compare_parts(model, q, taken, threshold)
+    fused = as_quantized(tracer.capture(model), model, q)
     places, reference = places_of(fused), Reference(q.program)
     names = [place.name for place in places]
     seen = Seen({name: [0.0, 0.0] for name in (*names, "")}, dict.fromkeys(names, 0))
-    for batch in progress(itertools.islice(data, batches) if batches else data, "compare"):
+    for batch in taken:
         see_batch(seen, fused, places, reference, batch)
     if not seen.examples:
         raise ValueError("data: expected at least one batch, got none")
-    return summary(fused, q, places, seen, threshold)
+    return summary(rows_of(q, places, seen), seen, (graph_bytes(fused), q.nbytes), threshold)
+
+
+@dataclass(eq=False)
+class Beside:
+    """A part's float graph beside its network."""
+
+    fused: float_graph.FloatGraph
+    q: QuantizedModule
+
+    def __post_init__(self) -> None:
+        self.places, self.reference = places_of(self.fused), Reference(self.q.program)
+        names = [place.name for place in self.places]
+        self.seen = Seen({name: [0.0, 0.0] for name in (*names, "")}, dict.fromkeys(names, 0))
+
+
+Pairs: TypeAlias = dict[tuple[str, calls.Way | None], Beside]
+
+
+def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], threshold: float) -> Comparison:
+    """A float model beside the one whose parts are networks."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tracer.check_model(model)
+    own = copies.own_copy(copies.inside(model))
+    pairs: Pairs = {}
+    seen = Seen({"": [0.0, 0.0]}, {})
+    for batch in batches:
+        args, kwargs = calls.arguments(own.forward, batch)
+        if not seen.examples:
+            pairs = paired(own, q, args, kwargs)
+        with copies.undisturbed():
+            with FlopCounterMode(display=False) as counter:
+                outputs = leaves(watched(own, pairs)(*copies.cloned(args), **copies.cloned(kwargs)))
+            int8_outputs = leaves(q(*args, **kwargs))
+        seen.counted_macs += counter.get_total_flops() // 2
+        for expected, got in zip(outputs, int8_outputs, strict=True):
+            seen.add("", expected, got)
+        see_answers(seen, outputs, int8_outputs, targets(len(args), batch))
+    if not seen.examples:
+        raise ValueError("data: expected at least one batch, got none")
+    rows = [row for pair in pairs.values() for row in rows_of(pair.q, pair.places, pair.seen)]
+    float_bytes = sum(tensor.nbytes for tensor in (*own.parameters(), *own.buffers()))
+    return summary(rows, seen, (float_bytes, q.nbytes), threshold)
+
+
+def paired(model: nn.Module, q: QuantizedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
+    """The float graph of each part beside its network."""
+    pairs: Pairs = {}
+    several = [path for path, island in q.islands.items() if isinstance(island, Island)]
+    found = parts.find(model, args, kwargs, lambda graph: graph, several) if several else parts.Parts()
+    for path, island in q.islands.items():
+        if isinstance(island, LayerIsland):
+            pairs[path, None] = beside(tracer.trace_layer(model, path), model, island.networks[0])
+            continue
+        for way, network in zip(island.ways, island.networks, strict=True):
+            graph = found.graphs.get(path, {}).get(way)
+            if graph is None:
+                raise ValueError(f"q: expected a network that was made of this model, it has none at {path!r}")
+            pairs[path, way] = beside(graph, model, network)
+    return pairs
+
+
+def beside(graph: float_graph.FloatGraph, model: nn.Module, network: nn.Module) -> Beside:
+    assert isinstance(network, QuantizedModule)
+    return Beside(as_quantized(graph, model, network), network)
+
+
+def watched(model: nn.Module, pairs: Pairs) -> nn.Module:
+    """A copy of a model whose parts, when they are called, are put beside their networks."""
+    twin = copies.run_copy(model)
+    for path in {path for path, _ in pairs}:
+        module = twin.get_submodule(path)
+        module.__dict__["forward"] = comparing(path, module.forward, pairs)
+    return twin
+
+
+def comparing(path: str, forward: Callable[..., Any], pairs: Pairs) -> Callable[..., Any]:
+    """The forward of a part, whose arguments its network is given too."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given: Any
+        if (pair := pairs.get((path, None))) is not None:
+            given = copies.cloned({**dict(zip(pair.fused.inputs, args)), **kwargs} if kwargs else args)
+        else:
+            way, tensors = calls.call_of(forward, args, kwargs)
+            pair, given = pairs.get((path, way)), tuple(tensor.clone() for tensor in tensors)
+        if pair is not None:
+            with torch.utils._python_dispatch._disable_current_modes():
+                see_batch(pair.seen, pair.fused, pair.places, pair.reference, given)
+        return forward(*args, **kwargs)
+
+    run.__wrapped__ = forward  # type: ignore[attr-defined]  # so that its signature is the model's own
+    return run
 
 
 def see_batch(
@@ -201,14 +303,20 @@ def see_batch(
     for place in places:
         if place.name in shapes and place.x in shapes:
             seen.macs[place.name] += size.macs(place.layer, shapes[place.x], shapes[place.name])
+    see_answers(seen, outputs, int8_outputs, targets(len(fused.inputs), batch))
+
+
+def see_answers(
+    seen: Seen, outputs: list[torch.Tensor], int8_outputs: list[torch.Tensor], target: torch.Tensor | None
+) -> None:
+    """Counts the examples of a batch, and keeps what both networks answered where it has targets."""
     first = outputs[0] if outputs else None
     seen.examples += len(first) if first is not None and first.ndim else 1
-    target = targets(fused, batch)
     if target is not None and first is not None and first.ndim == 2 and len(target) == len(first):
         seen.answers.append((target, first.argmax(1), int8_outputs[0].argmax(1)))
 
 
-def as_quantized(model: nn.Module, q: QuantizedModule) -> float_graph.FloatGraph:
+def as_quantized(captured: float_graph.FloatGraph, model: nn.Module, q: QuantizedModule) -> float_graph.FloatGraph:
     """The float graph whose layers are those of the network, fused or not. Raises ValueError when neither has the
     network's layers."""
     modules = dict(model.named_modules())
@@ -216,7 +324,7 @@ def as_quantized(model: nn.Module, q: QuantizedModule) -> float_graph.FloatGraph
         step.target for step in q.program.steps
         if isinstance(step, Call) and step.kind == "module" and step.reason == options.EXCLUDED
     ]  # fmt: skip
-    captured = options.without(tracer.capture(model), model, [path for path in excluded if path in modules])
+    captured = options.without(captured, model, [path for path in excluded if path in modules])
     for graph in (fusion.fuse(captured), captured):
         layers = {node.name: node for node in graph.nodes if isinstance(node, float_graph.Layer)}
         if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv))):
@@ -262,18 +370,16 @@ def leaves(tree: Any) -> list[torch.Tensor]:
     return [leaf for item in items for leaf in leaves(item)]
 
 
-def targets(fused: float_graph.FloatGraph, batch: Any) -> torch.Tensor | None:
+def targets(inputs: int, batch: Any) -> torch.Tensor | None:
     """What a batch holds behind the model's inputs: classes."""
-    if not isinstance(batch, (tuple, list)) or len(batch) <= len(fused.inputs):
+    if not isinstance(batch, (tuple, list)) or len(batch) <= inputs:
         return None
-    target = batch[len(fused.inputs)]
+    target = batch[inputs]
     return target if isinstance(target, torch.Tensor) and target.ndim == 1 and not target.is_floating_point() else None
 
 
-def summary(
-    fused: float_graph.FloatGraph, q: QuantizedModule, places: list[Place], seen: Seen, threshold: float
-) -> Comparison:
-    """What all batches say."""
+def rows_of(q: QuantizedModule, places: list[Place], seen: Seen) -> list[LayerRow]:
+    """A row for each layer."""
     steps = {step.name: step for step in q.program.steps}
     rows = []
     for place in places:
@@ -285,16 +391,21 @@ def summary(
             reason = step.reason if isinstance(step, Call) else "not in the network"
         row = LayerRow(place.layer.layer, sqnr, seen.macs[place.name], nbytes, isinstance(step, Layer), reason)
         rows.append(row)
+    return rows
+
+
+def summary(rows: list[LayerRow], seen: Seen, nbytes: tuple[int, int], threshold: float) -> Comparison:
+    """What all batches say. ``nbytes``: of both networks."""
     # Products inside what is one call in float, such as attention, are counted by torch; it does not count those of
     # recurrent layers.
-    macs = max(seen.counted_macs, sum(seen.macs.values()))
+    macs = max(seen.counted_macs, sum(row.macs for row in rows))
     share = sum(row.macs for row in rows if row.int8) / macs if macs else 0.0
     parted = next((row.layer for row in rows if row.sqnr < threshold), None)
-    sqnr, nbytes = accuracy.decibels(*seen.energies[""]), graph_bytes(fused)
-    found = Comparison(tuple(rows), sqnr, parted, threshold, nbytes, q.nbytes, share, seen.examples)
+    sqnr = accuracy.decibels(*seen.energies[""])
+    found = Comparison(tuple(rows), sqnr, parted, threshold, *nbytes, share, seen.examples)
     if not seen.answers:
         return found
-    target, expected, got = (torch.cat(parts).numpy() for parts in zip(*seen.answers))
+    target, expected, got = (torch.cat(each).numpy() for each in zip(*seen.answers))
     changed, at_most = accuracy.disagreement(expected, got)
     accuracies = float((expected == target).mean()), float((got == target).mean())
     return replace(

@@ -532,13 +532,15 @@ def test_what_is_no_float32_model_on_the_cpu_is_refused(model, error, message):
 
 
 @clause("STA-UNTOUCHED")
-def test_a_model_whose_control_flow_depends_on_data_is_refused():
+def test_a_model_whose_control_flow_depends_on_data_is_not_refused():
     class Model(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(qs.UnsupportedError, match="model: Model cannot be traced"):
-        qs.prepare(Model().eval())
+    x = networks.inputs()
+    with pytest.warns(UserWarning, match="nothing was quantized"):
+        q = qs.quantize(Model().eval(), [x])
+    assert torch.equal(q(x), Model()(x)) and torch.equal(q(-x), Model()(-x))
 
 
 @clause("STA-STEPS")
@@ -590,7 +592,7 @@ def test_weights_without_a_range_are_refused_and_empty_ones_are_not():
 @clause("STA-WEIGHT", "DYN-WEIGHT")
 def test_a_layer_that_is_called_twice_has_its_weights_once():
     model, x = networks.seeded(networks.Shared), networks.inputs()
-    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model)):
+    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model, example=x)):
         one, two = q.program.layers
         assert one.weight is two.weight and one.w_qparams is two.w_qparams
 
@@ -611,7 +613,7 @@ def test_a_layer_whose_accumulators_could_overflow_stays_in_float(dynamic, relu)
     model, x = networks.seeded(Model), torch.ones(3, 70_000)
     with torch.no_grad():
         model.wide.weight.fill_(1.0)
-    q = qs.quantize_dynamic(model) if dynamic else qs.quantize(model, [x])
+    q = qs.quantize_dynamic(model, example=x) if dynamic else qs.quantize(model, [x])
     kept = [step for step in steps_of(q, program.Call) if step.target == "wide"]
     assert len(kept) == 1 and "can reach 2266" in kept[0].reason and "beyond int32" in kept[0].reason
     assert [step.layer for step in q.program.layers] == ["last"] and "beyond int32" in repr(q)

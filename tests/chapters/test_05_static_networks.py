@@ -284,18 +284,37 @@ class Around(nn.Module):
 
 
 @clause("STA-LEAF")
-def test_what_cannot_be_traced_is_one_float_node():
+def test_python_that_decides_by_data_runs_as_it_is_and_the_layers_inside_and_around_it_are_int8():
     model, x = networks.seeded(Around), networks.inputs()
     q = qs.quantize(model, [x.abs(), -x.abs()])
-    assert [step.layer for step in q.program.layers] == ["first", "last"]
-    (call,) = named(q, Call)
-    assert (call.kind, call.target, call.reason) == ("module", "deciding", "Deciding has no integer form here")
+    assert [(path, step.layer) for path, network in q.networks() for step in network.program.layers] == [
+        ("first", "first"), ("deciding.inner", "deciding.inner"), ("last", "last"),
+    ]  # fmt: skip
     with torch.no_grad():
         for sign in (1, -1):
             assert (q(sign * x.abs()) - model(sign * x.abs())).abs().max() < 0.2
-    assert "Deciding has no integer form here" in str(q)
-    with pytest.raises(qs.UnsupportedError, match="^model: Deciding cannot be traced: "):
-        qs.quantize(networks.seeded(Deciding), [x])
+    assert "deciding: Python asks for values of a tensor (__bool__)" in str(q) and __file__ in str(q)
+
+
+class Choosing(nn.Module):
+    """Control flow that depends on data, and nothing that could be quantized."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@clause("STA-LEAF")
+def test_what_decides_by_data_and_has_no_layer_is_one_float_node():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), Choosing(), nn.Linear(4, 2)))
+    x = networks.inputs()
+    q = qs.quantize(model, [x.abs(), -x.abs()])
+    assert [step.layer for step in q.program.layers] == ["0", "2"]
+    (call,) = named(q, Call)
+    assert (call.kind, call.target, call.reason) == ("module", "1", "Choosing has no integer form here")
+    with torch.no_grad():
+        for sign in (1, -1):
+            assert (q(sign * x.abs()) - model(sign * x.abs())).abs().max() < 0.2
+    assert "Choosing has no integer form here" in str(q)
 
 
 class InPlace(nn.Module):
@@ -463,7 +482,8 @@ def test_excluded_layers_stay_in_float_and_the_rest_does_not(exclude):
 @clause("STA-EXCLUDE")
 def test_a_module_is_excluded_with_everything_below_it():
     model, x = networks.seeded(Around), networks.inputs()
-    assert [step.layer for step in qs.quantize_dynamic(model, exclude="first").program.layers] == ["last"]
+    for dynamic in (qs.quantize_dynamic(model, exclude="first"), qs.quantize_dynamic(model, exclude="first", example=x)):
+        assert [path for path, _ in dynamic.networks()] == ["deciding.inner", "last"]
     nested = nn.Sequential(networks.seeded(networks.Perceptron), nn.Linear(3, 2)).eval()
     q = qs.quantize(nested, [x], exclude=["0"])
     assert [step.layer for step in q.program.layers] == ["1"]

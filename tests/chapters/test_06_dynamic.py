@@ -216,7 +216,8 @@ def test_quantizing_needs_the_model_alone_and_leaves_it_unmodified():
     q(networks.inputs())
     assert networks.unchanged(model, before) and str(model) == structure and len(model._forward_hooks) == hooks
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    assert [(step.layer, step.reduce_range, step.w_qparams.axis) for step in q.program.layers] == [
+    layers = [step for _, network in q.networks() for step in network.program.layers]
+    assert [(step.layer, step.reduce_range, step.w_qparams.axis) for step in layers] == [
         ("first", False, 0),
         ("second", False, 0),
     ]
@@ -306,7 +307,7 @@ class Words(nn.Module):
 def test_embeddings_are_dequantized_rows(mode):
     model = networks.seeded(lambda: Words(mode))
     index, offsets = torch.tensor([[0, 8, 2], [3, 3, 1]]), torch.tensor([0, 2])
-    for q in (qs.quantize_dynamic(model), qs.quantize(model, [(index, offsets)])):
+    for q in (qs.quantize_dynamic(model, example=(index, offsets)), qs.quantize(model, [(index, offsets)])):
         table, bag = (step for step in q.program.layers if isinstance(step, program.Embedding))
         assert table.weight.dtype == np.int8 and table.w_qparams.scale.shape == (9,)
         rows = torch.from_numpy(table.w_qparams.dequantize(table.weight))
@@ -416,7 +417,7 @@ def test_packed_sequences_stay_in_float():
             return self.head(self.lstm(packed)[1][0])
 
     model, x, lengths = networks.seeded(Packed), networks.inputs(6, (3, 4)), torch.tensor([6, 2, 4])
-    q = qs.quantize_dynamic(model)
+    q = qs.quantize_dynamic(model, example=(x, lengths))
     assert [layer.layer for layer in q.program.layers] == ["head"] and "LSTM has no integer form here" in str(q)
     with torch.no_grad():
         assert accuracy.sqnr(model(x, lengths).numpy(), q(x, lengths).numpy()) > 20

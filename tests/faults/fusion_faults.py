@@ -90,7 +90,7 @@ FAULTS = [
         MAY_FUSE, "return reads == 1",
     ),
     Fault(
-        "calls-counted-once", "capture.tracer", ("FUS-SHARED",),
+        "calls-counted-once", "capture.builder", ("FUS-SHARED",),
         "The set of called modules is kept, not how many times each is called.",
         "self.calls[target] = self.calls.get(target, 0) + 1", "self.calls[target] = 1",
     ),

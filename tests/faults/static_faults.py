@@ -18,15 +18,15 @@ FAULTS = [
         "    def place(",
     ),
     Fault(
-        "parameters-frozen", "capture.tracer", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
+        "parameters-frozen", "capture.copies", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
         "Gradients are switched off in the model that was given, which cannot be trained any more.",
-        "    check_model(model)\n    try:", "    check_model(model)\n    model.requires_grad_(False)\n    try:",
+        "    twin = copied(model, share=False)", "    twin = copied(model.requires_grad_(False), share=False)",
     ),
     Fault(
-        "hooks-left-behind", "capture.tracer", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
+        "hooks-left-behind", "capture.copies", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
         "A hook that watched the model is not taken off again.",
-        "    check_model(model)\n    try:",
-        "    check_model(model)\n    model.register_forward_hook(lambda *_: None)\n    try:",
+        "    twin = copied(model, share=False)",
+        "    twin = copied(model, share=False)\n    model.register_forward_hook(lambda *_: None)",
     ),
     Fault(
         "uncalibrated-defaults", 'ptq.conversion', ("STA-CALIBRATED",),
@@ -118,7 +118,7 @@ FAULTS = [
         '    return y[0] if x.ndim == 2 and len(y) == 1 else y\n',
     ),
     Fault(
-        "float-parts-without-a-reason", "capture.tracer", ("STA-REST",),
+        "float-parts-without-a-reason", "capture.builder", ("STA-REST",),
         "What stays in float is computed, and nobody is told why.",
         'else f"{shown} {NO_INTEGER_FORM}"', 'else ""',
     ),
@@ -176,16 +176,42 @@ FAULTS = [
         'read = self.as_float(node.x)',
     ),
     Fault(
-        'one-leaf-spoils-all', 'capture.tracer', ('STA-LEAF',),
-        'A submodule that cannot be traced makes the whole model untraceable.',
-        '        except Exception:\n            for node',
-        '        except ZeroDivisionError:\n            for node',
+        'one-leaf-spoils-all', 'capture.parts', ('STA-LEAF',),
+        'Where the whole model cannot be captured, its children are tried, and not what is in them.',
+        'if path in self.paths if self.paths is not None else has_layers(module):',
+        'if path in self.paths if self.paths is not None else has_layers(module) and "." not in path:',
     ),
     Fault(
-        'old-name-old-value', 'capture.tracer', ('STA-IN-PLACE',),
-        'Later readers of a value that was written to read what it was before.',
-        'if written_to is not None and node.name not in self.alias:',
-        'if False:',
+        'each-call-begins-anew', 'module.islands', ('STA-PARTS',),
+        'What the Python of the model keeps from one call is gone at the next.',
+        'return self.python(*args, **kwargs)', 'return copy.deepcopy(self.python)(*args, **kwargs)',
+    ),
+    Fault(
+        'captured-and-believed', 'capture.parts', ('STA-SAME', 'DYN-EXAMPLE'),
+        'What was traced is used without a look at what the model computes.',
+        '    if type(expected) is not type(got):', '    return None\n    if type(expected) is not type(got):',
+    ),
+    Fault(
+        'flags-forgotten', 'capture.calls', ('STA-WAYS',),
+        'A call with another flag runs the network of the calls that calibration had.',
+        '    constants: tuple[Any, ...]\n', '    constants: tuple[Any, ...] = field(compare=False)\n',
+    ),
+    Fault(
+        'constants-computed-each-time', 'capture.constants', ('STA-CONSTANT',),
+        'A weight that the forward computes is no weight, and its layer stays in float.',
+        '            made[name] = value.detach().clone()', '            continue',
+    ),
+    Fault(
+        'hooks-lost-with-the-layer', 'ptq.dynamic', ('DYN-LAYERS',),
+        'What runs around a layer is lost when the layer is replaced.',
+        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops))\n',
+        '        for path in networks:\n            self.model.get_submodule(path)._forward_hooks.clear()\n'
+        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops))\n',
+    ),
+    Fault(
+        'inputs-given-as-they-are', 'module.islands', ('STA-IN-PLACE', 'STA-ARGUMENTS'),
+        'Python between the parts writes to the input that the caller gave.',
+        '            if "" not in self.islands:', '            if False:',
     ),
     Fault(
         'masks-forgotten', 'capture.attention', ('STA-ATTENTION',),

@@ -212,8 +212,10 @@ def window_mask(counts: tuple[Any, Any], window: tuple[int, int], shifts: list[A
     return (regions.unsqueeze(2) != regions.unsqueeze(3)).float() * -100.0
 
 
-def arange(length: fx.Proxy) -> fx.Proxy:
+def arange(length: Any) -> Any:
     """``torch.arange``, which does not take proxies itself."""
+    if not isinstance(length, fx.Proxy):
+        return torch.arange(length)
     return length.tracer.create_proxy("call_function", torch.arange, (length,), {})
 
 
@@ -245,3 +247,10 @@ def written(module: nn.Module) -> Callable | None:
     if type(module).__module__ == SWIN:
         return SWIN_WRITTEN.get(type(module).__name__)
     return next((write for kind, write in WRITTEN.items() if isinstance(module, kind) and type(module).forward is kind.forward), None)
+
+
+def whole(module: nn.Module) -> Callable | None:
+    """How a module that is the whole model is written out, on the tensors among its arguments; None for those that are not."""
+    if written(module) is None:
+        return None
+    return next((write for kind, write in WHOLE.items() if isinstance(module, kind)), written(module))

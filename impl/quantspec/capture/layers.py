@@ -1,6 +1,5 @@
 """Layers with weights, modules and functions alike, as nodes of the float graph."""
 
-import operator
 from typing import Any
 
 import numpy as np
@@ -145,7 +144,7 @@ def function(b: Any, node: fx.Node) -> float_graph.Node | None:
     if not (is_value(weight) and weight.op == "get_attr") or (bias is not None and not (is_value(bias) and bias.op == "get_attr")):
         return None
     layer = weight.target.rpartition(".")[0] or node.name
-    w, c = (None if n is None else operator.attrgetter(n.target)(b.model) for n in (weight, bias))
+    w, c = (None if n is None else b.attribute(n.target) for n in (weight, bias))
     x = b.tree(given["input"]).name
     if "start" in given:
         rows = slice(given["start"], given["stop"])

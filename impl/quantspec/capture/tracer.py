@@ -1,48 +1,113 @@
 """``nn.Module`` to float graph: which operations a model performs, traced once with ``torch.fx``.
 
-The model is not touched: what is traced into is the model itself, with torch.nn's attention modules written out (``attention``), and what cannot be
-traced, because its control flow depends on data, becomes one node that calls a copy of it.
+What is traced is a copy of the model, with torch.nn's attention modules written out (``attention``). A module that cannot be traced, or around which
+hooks run, becomes one node that calls a copy of it; whether that is good enough is for the caller to say.
 """
 
-import copy
 import inspect
-import operator
+import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir import float_graph
-from quantspec.ir.float_graph import FloatGraph, Node
-from quantspec.ir.program import Call, Ref
-from quantspec.ir.rearrange import qualified_name
+from quantspec.ir.float_graph import FloatGraph, Linear
+from quantspec.ir.program import Ref
 
-from . import attention, layers, operators
+from . import attention, constants, copies, layers
+from .builder import GraphBuilder, hooked
+from .calls import Way
+from .operators import public
 
-NO_INTEGER_FORM = "has no integer form here"
-# What gives back its input in evaluation, so that its readers can read that directly.
-GONE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-PACKING = tuple(getattr(nn.utils.rnn, name) for name in ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence", "unpack_sequence", "pad_sequence"))
-IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul, operator.itruediv: operator.truediv}
-GONE_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth", "drop_path")
+PACKING = tuple(
+    getattr(nn.utils.rnn, name)
+    for name in ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence", "unpack_sequence", "pad_sequence")
+)
+LAYERS = (
+    nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A module that could not be gone into: its path, why, and where in the user's code."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path or 'the model'}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A float graph, and the modules with layers in them that it calls as they are."""
+
+    graph: FloatGraph
+    stops: tuple[Stop, ...]
 
 
 def capture(model: nn.Module) -> FloatGraph:
-    """The float graph of a model in evaluation mode.
+    """The float graph of a model in evaluation mode, for any arguments that it takes.
 
-    Raises TypeError for what is no module, ValueError for a model in training mode (STA-TRAINING), without parameters in float32 on the
-    CPU, UnsupportedError when the model's own control flow depends on data.
+    Raises TypeError for what is no module, ValueError for a model in training mode (STA-TRAINING), without parameters in float32
+    on the CPU, UnsupportedError when the model's own control flow depends on data.
     """
     check_model(model)
+    return trace(copies.own_copy(model)).graph
+
+
+def trace(model: nn.Module, path: str = "", way: Way | None = None) -> Capture:
+    """The graph of a model, or of the module of that path called in that way. The model is one of ours.
+
+    Raises UnsupportedError with the place where tracing stopped.
+    """
+    twin = copies.run_copy(model)
+    part = twin.get_submodule(path)
+    tracer = Tracer()
     try:
-        traced = alone(model) if Tracer.is_whole(model) else Tracer().trace(written_out(model))
+        if way is not None:
+            traced = tracer.trace_part(twin, part, path, way)
+        elif Tracer.is_whole(part):
+            traced = alone(part)
+        else:
+            traced = tracer.trace_all(twin)
     except Exception as error:  # the tracer lets through whatever the model raises on a proxy
-        raise UnsupportedError(f"model: {type(model).__name__} cannot be traced: {error}") from error
-    return _Builder(model).build(traced)
+        name = type(part).__name__
+        raise UnsupportedError(f"model: {name} cannot be traced: {described(error)}") from error
+    values = constants.folded(traced, twin)
+    return Capture(GraphBuilder(twin, values, share=True).build(traced), tuple(tracer.stops))
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer whose forward is known, wherever it is called: one of torch.nn, or of a class that leaves its forward alone."""
+    if "forward" in vars(module) or not (public(module, LAYERS) or is_conv1d(module)):
+        return False
+    # A weight that a hook computes is another one at the next call, for all that is known.
+    computed = [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+    return not (computed and module._forward_pre_hooks)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is the transformers library's linear layer, whose weight is [inputs, outputs]."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+
+
+def trace_layer(model: nn.Module, path: str) -> FloatGraph:
+    """The graph of a layer of a model of ours, for any arguments."""
+    twin = copies.run_copy(model)
+    module = twin.get_submodule(path)
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        hooks.clear()
+    if is_conv1d(module):
+        weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+        linear = Linear("output", "x", path, weight.detach().t().contiguous().numpy(), bias.detach().numpy())
+        return FloatGraph(("x",), {}, (linear,), Ref("output"), {}, {path: 1}, {"output": path})
+    return GraphBuilder(twin, share=True).build(alone(module, path))
 
 
 def check_model(model: nn.Module) -> None:
@@ -54,17 +119,82 @@ def check_model(model: nn.Module) -> None:
             raise ValueError(f"model: {path or 'it'} is in training mode; call model.eval() first")
     for path, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-            raise ValueError(f"model: expected float32 parameters on the CPU, {path} is {parameter.dtype} on {parameter.device}")
+            what = f"{path} is {parameter.dtype} on {parameter.device}"
+            raise ValueError(f"model: expected float32 parameters on the CPU, {what}")
+
+
+def described(error: BaseException) -> str:
+    """An error with the place in the user's code where it came from."""
+    place = where(error)
+    return f"{error}{f' ({place})' if place else ''}"
+
+
+def where(error: BaseException) -> str:
+    """File and line of the innermost frame that is neither torch's nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and "/quantspec/" not in f.filename and f.filename[:1] != "<"]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+def has_layers(module: nn.Module) -> bool:
+    """Whether a module holds weights that could be quantized."""
+    return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
 class Tracer(fx.Tracer):
     """Goes into modules as far as they let it; one that does not is a leaf, and only that one."""
 
     def __init__(self) -> None:
-        # Packing sequences looks at their lengths, so it is called as a whole, by whatever name. Naming the module to fx would do that to everything
-        # in it, among it the class Tensor, which models ask their inputs for.
+        # Packing sequences looks at their lengths, so it is called as a whole, by whatever name. Naming the module to fx would do
+        # that to everything in it, among it the class Tensor, which models ask their inputs for.
         super().__init__(autowrap_functions=PACKING)
         self._autowrap_search.append(nn.utils.rnn)
+        self.stops: list[Stop] = []
+        self.root_call: Callable[[], Any] | None = None
+        self.entered = ""
+
+    def trace_all(self, model: nn.Module) -> fx.Graph:
+        """The graph of a model for any arguments."""
+        write = attention.whole(model)
+        if write is None:
+            if hooked(model):
+                raise UnsupportedError("hooks run around it")
+            return self.trace(model)
+        inputs = list(inspect.signature(write).parameters.values())[1:]
+
+        def call() -> Any:
+            values = {p.name: self.placeholder(p.name, p.default) for p in inputs}
+            return write(model, **values)
+
+        self.root_call = call
+        return self.trace(model)
+
+    def trace_part(self, model: nn.Module, part: nn.Module, path: str, way: Way) -> fx.Graph:
+        """The graph of a module's forward, called in one way. Hooks run around it, whoever calls it."""
+        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            hooks.clear()
+
+        def call() -> Any:
+            args, kwargs = way.arguments([self.placeholder(name) for name in way.names])
+            if (write := attention.written(part)) is not None:
+                return write(part, *args, **kwargs)
+            if self.is_whole(part):
+                return self.create_proxy("call_module", path, *used(part, args, kwargs))
+            return part.forward(*args, **kwargs)
+
+        self.root_call, self.entered = call, path
+        return self.trace(model)
+
+    def placeholder(self, name: str, default: Any = inspect.Parameter.empty) -> fx.Proxy:
+        return self.create_proxy("placeholder", name, () if default is inspect.Parameter.empty else (default,), {})
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        if self.root_call is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        call = self.root_call
+        if self.entered:
+            self.module_stack[self.entered] = (self.entered, type(self.root.get_submodule(self.entered)))
+        return (lambda: call()), []
 
     @staticmethod
     def is_whole(module: nn.Module) -> bool:
@@ -75,34 +205,46 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_whole(m)
 
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        written = attention.written(m)
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if hooked(m):
+            return self.leaf(m, args, kwargs, "hooks run around it")
         if self.is_whole(m):
             return super().call_module(m, forward, args, kwargs)
-        before = set(self.graph.nodes)
+        before, stack, scope = set(self.graph.nodes), dict(self.module_stack), self.scope
         try:
-            if written is not None:
-                return written(m, *args, **kwargs)
+            if (write := attention.written(m)) is not None:
+                return write(m, *args, **kwargs)
             return super().call_module(m, forward, args, kwargs)
-        except Exception:
+        except Exception as error:
             for node in reversed([node for node in self.graph.nodes if node not in before]):
                 self.graph.erase_node(node)
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+            self.module_stack.clear()
+            self.module_stack.update(stack)
+            self.scope = scope
+            path = self.path_of_module(m)
+            self.stops = [stop for stop in self.stops if not stop.path.startswith(f"{path}.")]
+            return self.leaf(m, args, kwargs, described(error))
+
+    def leaf(self, m: nn.Module, args: Any, kwargs: Any, reason: str) -> fx.Proxy:
+        """A module called as it is."""
+        path = self.path_of_module(m)
+        if has_layers(m):
+            self.stops.append(Stop(path, reason))
+        return self.create_proxy("call_module", path, args, kwargs)
 
 
-def written_out(model: nn.Module) -> nn.Module:
-    """The model itself, or where it is one that ``attention`` writes out, a module with its parts that computes so."""
-    if (written := attention.written(model)) is None:
-        return model
-    forward = next((whole for kind, whole in attention.WHOLE.items() if isinstance(model, kind)), written)
-    twin = copy.copy(model)
-    twin.__class__ = type(type(model).__name__, (type(model),), {"forward": forward})
-    return twin
+def used(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call without those that have their defaults, as a caller would write it."""
+    names = list(inspect.signature(module.forward).parameters.values())
+    given = list(args)
+    while given and len(given) <= len(names) and given[-1] is names[len(given) - 1].default:
+        given.pop()
+    return tuple(given), kwargs
 
 
-def alone(model: nn.Module) -> fx.Graph:
+def alone(model: nn.Module, path: str = "") -> fx.Graph:
     """The graph of a model that is a single module of torch.nn: its inputs, and one call."""
-    made = fx.Graph()
+    graph = fx.Graph()
     values = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "output_size":
@@ -110,183 +252,6 @@ def alone(model: nn.Module) -> fx.Graph:
         optional = parameter.default is not parameter.empty
         if optional and isinstance(model, layers.TRANSPOSED):
             break  # an output_size is a number of a call, not of the layer
-        values.append(made.placeholder(name, default_value=parameter.default) if optional else made.placeholder(name))
-    made.output(made.call_module("", tuple(values)))
-    return made
-
-
-class _Builder:
-    """Turns the nodes of an fx graph into ours, one at a time; ``alias`` maps what disappears to what stands for it."""
-
-    def __init__(self, model: nn.Module):
-        self.modules = dict(model.named_modules())
-        self.model = model
-        self.arrays: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
-        self.alias: dict[str, str] = {}
-        self.callables: dict[tuple[str, str], Any] = {}
-        self.calls: dict[str, int] = {}
-        self.paths: dict[str, str] = {}
-
-    def build(self, traced: fx.Graph) -> FloatGraph:
-        inputs, defaults, nodes, output = [], {}, [], None
-        for node in traced.nodes:
-            if node.op == "placeholder":
-                inputs.append(node.name)
-                if node.args:
-                    defaults[node.name] = node.args[0]
-            elif node.op == "output":
-                output = self.tree(node.args[0])
-            else:
-                written_to = self.written_to(node)
-                made = self.node(node) or []
-                for one in made if isinstance(made, list) else [made]:
-                    nodes.append(one)
-                    self.paths[one.name] = self.path(node)
-                if written_to is not None and node.name not in self.alias:
-                    self.alias |= {name: node.name for name, now in self.alias.items() if now == written_to} | {written_to: node.name}
-        built = FloatGraph(tuple(inputs), defaults, tuple(without_numbers(nodes)), output, self.callables, self.calls, self.paths)
-        reads = built.readers()
-        # What a layer has absorbed, its parameters, is read by nobody now.
-        nodes = [node for node in built.nodes if not (isinstance(node, Call) and node.kind == "attribute" and reads[node.name] == 0)]
-        return replace(built, nodes=tuple(nodes))
-
-    def node(self, node: fx.Node) -> Node | list[Node] | None:
-        target = node.target
-        if node.op == "call_module":
-            self.calls[target] = self.calls.get(target, 0) + 1
-            module = self.modules[target]
-            if operators.public(module, GONE):
-                return self.gone(node)
-            for recognize in (layers.module, self.module):
-                if (made := recognize(self, node, module) if recognize is layers.module else recognize(node, module)) is not None:
-                    return made
-        elif node.op in ("call_function", "call_method"):
-            if node.op == "call_function" and getattr(target, "__name__", "") in GONE_FUNCTIONS and not self.training(node):
-                return self.gone(node)
-            if (made := layers.function(self, node)) is not None:
-                return made
-            if target in operators.FUNCTIONS:
-                sign, recognize = operators.FUNCTIONS[target]
-                given = sign.bind(node) if sign.names else {}
-                if given is not None and (made := recognize(self, node, given)) is not None:
-                    return made
-            if (made := operators.move(self, node)) is not None:
-                return replace(made, call=replace(made.call, reason=""))
-        return self.call(node)
-
-    def module(self, node: fx.Node, module: nn.Module) -> Node | None:
-        """A module without weights of its own as a node."""
-        for kind, recognize in operators.MODULES.items():
-            if operators.public(module, (kind,)):
-                return recognize(self, node, vars(module))
-        if (moving := operators.moving(module)) is not None and not node.kwargs:
-            target, more, named = moving
-            kind, name = ("method", target) if isinstance(target, str) else ("function", qualified_name(target))
-            if kind == "function":
-                self.callables[kind, name] = target
-            return float_graph.Move(node.name, self.first(node), Call(node.name, kind, name, (*self.tree(node.args), *more), named, ""))
-        return None
-
-    def gone(self, node: fx.Node) -> None:
-        self.alias[node.name] = self.tree(node.args[0] if node.args else next(iter(node.kwargs.values()))).name
-
-    def training(self, node: fx.Node) -> bool:
-        """Whether a dropout function is told to drop: by its argument ``training``, which torch.nn.functional has as true by default."""
-        given = dict(zip(inspect.signature(node.target).parameters, node.args)) | dict(node.kwargs)
-        return bool(given.get("training", True))
-
-    def written_to(self, node: fx.Node) -> str | None:
-        """The name of the value that an operation in place changes: who reads it later reads the result. None for other operations."""
-        if node.op == "call_module":
-            in_place = getattr(self.modules[node.target], "inplace", False) is True
-        else:
-            name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-            signed = name.endswith("_") and not name.endswith("__")
-            in_place = node.op != "get_attr" and (signed or node.target in IN_PLACE or node.kwargs.get("inplace") is True)
-        return self.first(node) if in_place and (node.args or node.kwargs) else None
-
-    def path(self, node: fx.Node) -> str:
-        """The path of the module that a node was made in."""
-        if node.op == "call_module":
-            return node.target
-        stack = node.meta.get("nn_module_stack") or {}
-        return list(stack)[-1] if stack else ""
-
-    def call(self, node: fx.Node) -> Call:
-        """What an fx node does, as a call that writes to none of its arguments."""
-        kind = {"call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute"}[node.op]
-        target = not_in_place(node.target)
-        if kind == "method":
-            what, name = None, target
-        elif kind == "function":
-            what, name = target, qualified_name(target)
-        else:
-            what, name = None, target
-        if (kind, name) not in self.callables and kind != "method":
-            if kind == "module":
-                what = copy.deepcopy(self.modules[target])
-                for part in what.modules():
-                    if hasattr(part, "inplace"):
-                        part.inplace = False
-            elif kind == "attribute":
-                value = operator.attrgetter(target)(self.model)
-                what = value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
-            self.callables[kind, name] = what
-        shown = type(self.callables[kind, name]).__name__ if kind == "module" else name
-        reason = "is a constant" if kind == "attribute" else f"{shown} {NO_INTEGER_FORM}"
-        kwargs = {key: False if key == "inplace" else value for key, value in self.tree(node.kwargs).items()}
-        return Call(node.name, kind, name, self.tree(node.args), kwargs, reason)
-
-    def first(self, node: fx.Node) -> str:
-        """The name of the value that a node with one input reads, given by position or by name."""
-        return self.tree(node.args[0] if node.args else next(iter(node.kwargs.values()))).name
-
-    def tree(self, args: Any) -> Any:
-        # fx keeps arguments in immutable lists and dicts of its own; plain ones are what a Program holds.
-        named = fx.node.map_arg(args, lambda node: Ref(self.alias.get(node.name, node.name)))
-        return plain(named)
-
-    def array(self, tensor: torch.Tensor | None) -> np.ndarray | None:
-        if tensor is None:
-            return None
-        if id(tensor) not in self.arrays:  # a shared parameter is one array, and counted once; kept, so that its id stays its own
-            self.arrays[id(tensor)] = tensor, tensor.detach().numpy().copy()
-        return self.arrays[id(tensor)][1]
-
-
-def without_numbers(nodes: list[Node]) -> list[Node]:
-    """The nodes, of which those that compute with sizes alone are plain calls: there is nothing in them to quantize, nor to say why not."""
-    numbers: set[str] = set()
-    made = []
-    for node in nodes:
-        read = float_graph.node_reads(node)
-        if isinstance(node, float_graph.Shape):
-            numbers.add(node.name)
-        elif read and numbers.issuperset(read) and (isinstance(node, Call) or hasattr(node, "call")):
-            numbers.add(node.name)
-            node = replace(node if isinstance(node, Call) else node.call, reason="")
-        made.append(node)
-    return made
-
-
-def not_in_place(target: Any) -> Any:
-    """The operation that gives a new value where one would have been written to."""
-    if target in IN_PLACE:
-        return IN_PLACE[target]
-    if isinstance(target, str) and target.endswith("_") and not target.endswith("__") and hasattr(torch.Tensor, target[:-1]):
-        return target[:-1]
-    name = getattr(target, "__name__", "")
-    if name.endswith("_") and not name.endswith("__"):
-        return next((getattr(place, name[:-1]) for place in (torch, nn.functional) if getattr(place, name, None) is target and hasattr(place, name[:-1])), target)
-    return target
-
-
-def plain(tree: Any) -> Any:
-    """Trees of fx's immutable lists and dicts, and torch.Size, as trees of tuples, lists and dicts."""
-    if isinstance(tree, list):
-        return [plain(item) for item in tree]
-    if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
-        return tuple(plain(item) for item in tree)
-    if isinstance(tree, dict):
-        return {key: plain(item) for key, item in tree.items()}
-    return tree
+        values.append(graph.placeholder(name, default_value=parameter.default) if optional else graph.placeholder(name))
+    graph.output(graph.call_module(path, tuple(values)))
+    return graph

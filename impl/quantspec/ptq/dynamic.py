@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from quantspec.capture.tracer import capture
+from quantspec.capture.builder import hooked
+from quantspec.capture import calls, copies, parts, tracer
 from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.program import Call, LinearDynamic, LinearWeight, Program
+from quantspec.ir.float_graph import FloatGraph
+from quantspec.module.islands import LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import check_overflow
 
 from .conversion import Weights, embedding_step, recurrent_step
-from .options import Options, checked, warn_if_nothing, without
+from .captured import named
+from .options import Options, checked, warn_if_nothing, warned_if_nothing, without
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
 # Codes up to 255 steps from their zero point.
@@ -34,37 +38,105 @@ def quantize_dynamic(
     activations: str | None = "per_tensor",
     exclude: str | Sequence[str] = (),
     engine: str = "auto",
-) -> QuantizedModule:
+    example: Any = None,
+) -> QuantizedModule | QuantizedModel:
     """``model`` with int8 weights, whose activations are quantized when they arrive (DYN-NO-CALIBRATION). The model is
     not modified.
 
     ``activations``: ``per_tensor`` (one range for the whole input of a layer), ``per_token`` (one for each row,
     DYN-ROWS), or None: only weights are quantized (DYN-WEIGHT-ONLY). ``bits``: of the weights. A layer whose
-    accumulators could overflow stays in float (STA-OVERFLOW). Other options as in ``quantspec.prepare``. Raises as
-    ``capture`` does, ValueError for other ``activations``.
+    accumulators could overflow stays in float (STA-OVERFLOW). ``example``: a batch as calibration data has it. With one,
+    the largest parts that can be captured become one network each (DYN-EXAMPLE); without, the model's layers are replaced
+    where they are (DYN-LAYERS), unless all of it is torch.nn's own. Other options as in ``quantspec.prepare``. Raises as
+    ``check_model`` does, ValueError for other ``activations``.
     """
     if activations not in ACTIVATIONS:
         raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
     options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
-    captured = without(capture(model), model, exclude)
-    weights, callables = Weights(options), dict(captured.callables)
-    steps: list[program.Step] = []
-    for node in captured.nodes:
-        if isinstance(node, Call):
-            steps.append(node)
-            continue
-        converted = step(node, weights, options, activations)
-        if isinstance(converted, str):
-            calls, called = float_step(node, converted)
-            steps += calls
-            callables |= called
-        else:
-            steps.append(converted)
-    network = Program(
-        options.dialect.name, captured.inputs, captured.defaults, tuple(steps), captured.output, callables
-    )
-    warn_if_nothing(network, captured)
-    return QuantizedModule(network, options.engine)
+    tracer.check_model(model)
+    own = copies.own_copy(copies.inside(model))
+    quantizer = Quantizer(own, exclude, options, activations)
+    if example is not None:
+        return quantizer.by_example(example)
+    if all(torchs(module) for module in own.modules()):
+        return quantizer.network(quantizer.without(tracer.trace(own).graph), warn=True)
+    return quantizer.layers()
+
+
+def torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch.nn, without anything of the user's in it."""
+    return type(module).__module__.startswith("torch.nn.modules") and not hooked(module)
+
+
+class Quantizer:
+    """Makes networks of graphs of a model of ours."""
+
+    def __init__(self, model: nn.Module, exclude: str | Sequence[str], options: Options, activations: str | None):
+        self.model, self.exclude, self.options, self.activations = model, exclude, options, activations
+        self.weights = Weights(options)
+
+    def without(self, graph: FloatGraph) -> FloatGraph:
+        return without(graph, self.model, self.exclude)
+
+    def network(self, graph: FloatGraph, *, warn: bool = False) -> QuantizedModule:
+        """The network of a graph."""
+        steps: list[program.Step] = []
+        callables = dict(graph.callables)
+        for node in graph.nodes:
+            if isinstance(node, Call):
+                steps.append(node)
+                continue
+            quantized = step(node, self.weights, self.options, self.activations)
+            if isinstance(quantized, str):
+                in_float, called = float_step(node, quantized)
+                steps, callables = steps + in_float, callables | called
+            else:
+                steps.append(quantized)
+        network = Program(self.options.dialect.name, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
+        if warn:
+            warn_if_nothing(network, graph)
+        return QuantizedModule(network, self.options.engine)
+
+    def by_example(self, example: Any) -> QuantizedModule | QuantizedModel:
+        """The whole model, or its largest parts, compared with what it does on a batch."""
+        args, kwargs = calls.arguments(self.model.forward, example)
+        try:
+            capture = tracer.trace(self.model)
+        except UnsupportedError:
+            capture = None
+        if capture is not None and not capture.stops:
+            batch = named(capture.graph.inputs, args, kwargs)
+            if parts.whole_differs(self.model, capture.graph, batch, args, kwargs) is None:
+                return self.network(self.without(capture.graph), warn=True)
+        found = parts.find(self.model, args, kwargs, self.worth)
+        networks = {
+            path: {way: self.network(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
+        }
+        return warned_if_nothing(QuantizedModel(copies.own_copy(self.model), networks, tuple(found.stops)))
+
+    def worth(self, graph: FloatGraph) -> FloatGraph | None:
+        """The graph to use of one captured; None where no layer of it is to be quantized."""
+        kept = self.without(graph)
+        nodes = (node for node in kept.nodes if not isinstance(node, Call))
+        quantized = (step(node, self.weights, self.options, self.activations) for node in nodes)
+        return kept if any(isinstance(s, program.Layer) for s in quantized) else None
+
+    def layers(self) -> QuantizedModel:
+        """The model with its layers replaced where they are."""
+        networks: dict[str, QuantizedModule] = {}
+        stops: list[tracer.Stop] = []
+        attention = {path for path, module in self.model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+        for path, module in self.model.named_modules():
+            if path.rpartition(".")[0] in attention or not tracer.is_layer(module):
+                continue
+            network = self.network(self.without(tracer.trace_layer(self.model, path)))
+            if network.program.layers:
+                networks[path] = network
+            else:
+                stops += [tracer.Stop(path, step.reason) for step in network.program.steps if isinstance(step, Call)]
+        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops))
+        result.place({path: LayerIsland(path, network) for path, network in networks.items()})
+        return warned_if_nothing(result)
 
 
 FloatNode = float_graph.Layer | float_graph.Operation

@@ -12,6 +12,7 @@ from quantspec.engines import registry
 from quantspec.ir.float_graph import BatchNorm, Embedding, FloatGraph, Layer, Node, Recurrent, Shape
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.program import Call, Program
+from quantspec.module.islands import QuantizedModel
 from quantspec.numerics import affine
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect as find_dialect
@@ -81,6 +82,14 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
         else:
             nodes.append(replace(node if isinstance(node, Call) else node.call, reason=EXCLUDED))
     return replace(graph, nodes=tuple(nodes), callables=callables)
+
+
+def warned_if_nothing(model: QuantizedModel) -> QuantizedModel:
+    """The model; warns when no layer of it became int8."""
+    if not any(network.program.layers for _, network in model.networks()):
+        why = "no part with a layer could be captured"
+        warnings.warn(f"nothing was quantized: {why}; print the result to see why", stacklevel=4)
+    return model
 
 
 def warn_if_nothing(program: Program, graph: FloatGraph) -> None:

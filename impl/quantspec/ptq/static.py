@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantspec.capture import tracer
+from quantspec.capture import calls, copies, tracer
 from quantspec.engines.reference import in_a_row
 from quantspec.errors import CalibrationError
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
+from quantspec.ir.program import Program
+from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.observers import (
@@ -24,8 +26,9 @@ from quantspec.numerics.observers import (
 from quantspec.progress import progress
 
 from . import fusion
+from .captured import NOTHING, Captured, named
 from .conversion import Converter
-from .options import Options, checked, warn_if_nothing, without
+from .options import Options, checked, warn_if_nothing, warned_if_nothing, without
 from .placement import Placement
 
 Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver
@@ -35,12 +38,14 @@ class Prepared(nn.Module):
     """A float network with observers: calling it gives the float output and observes. Made by ``prepare``, ended by
     ``convert``."""
 
-    def __init__(self, graph: FloatGraph, observer: Observer, options: Options):
+    def __init__(self, graph: FloatGraph, observer: Observer, options: Options, capture: "Captured[Prepared] | None" = None):
         super().__init__()
         self.eval()
         self.graph, self.options = graph, options
         self.placement = Placement(graph)
         self.observers = dict.fromkeys(self.placement.observed, observer)
+        # A plain attribute, since the model in it is none of this network's parts.
+        self.__dict__["capture"] = capture
 
     @property
     def dialect(self) -> Dialect:
@@ -50,10 +55,18 @@ class Prepared(nn.Module):
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
         """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed
         (OBS-FINITE)."""
-        return self.observe({**dict(zip(self.graph.inputs, args)), **kwargs} if kwargs else args)
+        if self.capture is not None and not self.capture.whole_agrees:
+            return self.capture.observe(self, args, kwargs)
+        return self.observe_graph(named(self.graph.inputs, args, kwargs))
 
     def observe(self, batch: Any) -> Any:
         """``forward`` for a batch as calibration data has it; nothing is observed when any observer refuses."""
+        if self.capture is not None and not self.capture.whole_agrees:
+            return self.capture.observe(self, *calls.arguments(self.capture.model.forward, batch))
+        return self.observe_graph(batch)
+
+    def observe_graph(self, batch: Any) -> Any:
+        """The float graph's output, observed."""
         fresh = dict(self.observers)
 
         def see(name: str, value: torch.Tensor) -> None:
@@ -103,8 +116,15 @@ def prepare(
         raise TypeError(f"observer: expected an observer such as MinMaxObserver(), got {observer!r}")
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
         raise ValueError("observer: expected a per-tensor observer that has seen nothing")
-    captured = without(tracer.capture(model), model, exclude)
-    return Prepared(fusion.fuse(captured) if fuse else captured, observer, options)
+    tracer.check_model(model)
+    model = copies.own_copy(copies.inside(model))
+
+    def ready(graph: FloatGraph) -> FloatGraph:
+        kept = without(graph, model, exclude)
+        return fusion.fuse(kept) if fuse else kept
+
+    capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options))
+    return Prepared(NOTHING if capture.traced is None else ready(capture.traced), observer, options, capture)
 
 
 def seen_something(observer: Observer) -> bool:
@@ -116,19 +136,33 @@ def seen_something(observer: Observer) -> bool:
     return True
 
 
-def convert(prepared: Prepared) -> QuantizedModule:
+def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
     """The quantized network of a calibrated one (STA-STEPS); the calibrated one can go on being used (STA-NO-LEAK).
 
     A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW). Raises
     CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
     """
+    capture = prepared.capture
+    if capture is None or capture.whole_agrees or (capture.running is None and prepared.graph is not NOTHING):
+        program = converted(prepared)
+        warn_if_nothing(program, prepared.graph)
+        return QuantizedModule(program, prepared.options.engine)
+    if capture.running is None:
+        raise CalibrationError("the model: it has seen no values; run calibration data through it first")
+    networks: dict[str, dict[calls.Way, nn.Module]] = {}
+    for path, ways in capture.parts.items():
+        programs = {way: converted(part) for way, part in ways.items()}
+        networks[path] = {way: QuantizedModule(program, prepared.options.engine) for way, program in programs.items()}
+    return warned_if_nothing(QuantizedModel(copies.own_copy(capture.model), networks, capture.stops))
+
+
+def converted(prepared: Prepared) -> Program:
+    """The Program of one calibrated graph."""
     converter = Converter(prepared.graph, prepared.placement, prepared.observers, prepared.options)
-    program = converter.convert()
-    warn_if_nothing(program, prepared.graph)
-    return QuantizedModule(program, prepared.options.engine)
+    return converter.convert()
 
 
-def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> QuantizedModule:
+def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> QuantizedModule | QuantizedModel:
     """``model`` in int8: ``prepare``, every batch of ``calibration``, ``convert``. Options are those of ``prepare``.
 
     ``calibration``: any iterable of batches; a batch is a tensor, a tuple of positional inputs (surplus entries such as

@@ -1,0 +1,234 @@
+"""A traced graph, node by node, as a float graph.
+
+``Builder`` is what a recognizer gets to work with: the modules and parameters of the model, and names for the values of the graph.
+"""
+
+import copy
+import inspect
+import operator
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from quantspec.ir import float_graph
+from quantspec.ir.float_graph import FloatGraph, Node
+from quantspec.ir.program import Call, Ref
+from quantspec.ir.rearrange import qualified_name
+
+from . import layers, operators
+from .operators import public
+
+NO_INTEGER_FORM = "has no integer form here"
+# What gives back its input in evaluation, so that its readers can read that directly.
+GONE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+GONE_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth", "drop_path")
+IN_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+class GraphBuilder:
+    """Turns the nodes of an fx graph into ours, one at a time; ``alias`` maps what disappears to what stands for it."""
+
+    def __init__(self, model: nn.Module, constants: Mapping[str, Any] | None = None, *, share: bool = False):
+        """``constants``: values by names that are attributes of no module. ``share``: arrays are the model's own memory."""
+        self.modules = dict(model.named_modules())
+        self.model = model
+        self.constants = constants or {}
+        self.share = share
+        self.arrays: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
+        self.alias: dict[str, str] = {}
+        self.callables: dict[tuple[str, str], Any] = {}
+        self.calls: dict[str, int] = {}
+        self.paths: dict[str, str] = {}
+
+    def build(self, traced: fx.Graph) -> FloatGraph:
+        inputs: list[str] = []
+        defaults: dict[str, Any] = {}
+        nodes: list[Node] = []
+        output: Any = None
+        for node in traced.nodes:
+            if node.op == "placeholder":
+                inputs.append(node.name)
+                if node.args:
+                    defaults[node.name] = node.args[0]
+            elif node.op == "output":
+                output = self.tree(node.args[0])
+            else:
+                written_to = self.written_to(node)
+                result = self.node(node) or []
+                for part in result if isinstance(result, list) else [result]:
+                    nodes.append(part)
+                    self.paths[part.name] = self.path(node)
+                if written_to is not None and node.name not in self.alias:
+                    renamed = {name: node.name for name, now in self.alias.items() if now == written_to}
+                    self.alias |= renamed | {written_to: node.name}
+        nodes = without_numbers(nodes)
+        graph = FloatGraph(tuple(inputs), defaults, tuple(nodes), output, self.callables, self.calls, self.paths)
+        reads = graph.readers()
+        # What a layer has absorbed, its parameters, is read by nobody now.
+        kept = [n for n in nodes if not (isinstance(n, Call) and n.kind == "attribute" and reads[n.name] == 0)]
+        return replace(graph, nodes=tuple(kept))
+
+    def node(self, node: fx.Node) -> Node | list[Node] | None:
+        target = node.target
+        if node.op == "call_module":
+            self.calls[target] = self.calls.get(target, 0) + 1
+            module = self.modules[target]
+            if public(module, GONE) and not hooked(module):
+                return self.gone(node)
+            if not hooked(module):
+                if (layer := layers.module(self, node, module)) is not None:
+                    return layer
+                if (weightless := self.module(node, module)) is not None:
+                    return weightless
+        elif node.op in ("call_function", "call_method"):
+            if node.op == "call_function" and getattr(target, "__name__", "") in GONE_FUNCTIONS and not self.training(node):
+                return self.gone(node)
+            if (made := layers.function(self, node)) is not None:
+                return made
+            if target in operators.FUNCTIONS:
+                sign, recognize = operators.FUNCTIONS[target]
+                given = sign.bind(node) if sign.names else {}
+                if given is not None and (made := recognize(self, node, given)) is not None:
+                    return made
+            if (made := operators.move(self, node)) is not None:
+                return replace(made, call=replace(made.call, reason=""))
+        return self.call(node)
+
+    def module(self, node: fx.Node, module: nn.Module) -> Node | None:
+        """A module without weights of its own as a node."""
+        for kind, recognize in operators.MODULES.items():
+            if public(module, (kind,)):
+                return recognize(self, node, vars(module))
+        if (moving := operators.moving(module)) is not None and not node.kwargs:
+            target, more, named = moving
+            kind, name = ("method", target) if isinstance(target, str) else ("function", qualified_name(target))
+            if kind == "function":
+                self.callables[kind, name] = target
+            return float_graph.Move(node.name, self.first(node), Call(node.name, kind, name, (*self.tree(node.args), *more), named, ""))
+        return None
+
+    def gone(self, node: fx.Node) -> None:
+        self.alias[node.name] = self.tree(node.args[0] if node.args else next(iter(node.kwargs.values()))).name
+
+    def training(self, node: fx.Node) -> bool:
+        """Whether a dropout function is told to drop: by its argument ``training``, which torch.nn.functional has as true by default."""
+        given = dict(zip(inspect.signature(node.target).parameters, node.args)) | dict(node.kwargs)
+        return bool(given.get("training", True))
+
+    def written_to(self, node: fx.Node) -> str | None:
+        """The name of the value that an operation in place changes: who reads it later reads the result. None for other operations."""
+        given = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+        if not isinstance(given, fx.Node):
+            return None
+        if node.op == "call_module":
+            in_place = getattr(self.modules[node.target], "inplace", False) is True
+        else:
+            name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+            signed = name.endswith("_") and not name.endswith("__")
+            in_place = node.op != "get_attr" and (signed or node.target in IN_PLACE or node.kwargs.get("inplace") is True)
+        return self.first(node) if in_place else None
+
+    def path(self, node: fx.Node) -> str:
+        """The path of the module that a node was made in."""
+        if node.op == "call_module":
+            return node.target
+        stack = node.meta.get("nn_module_stack") or {}
+        return list(stack)[-1] if stack else ""
+
+    def call(self, node: fx.Node) -> Call:
+        """What an fx node does, as a call that writes to none of its arguments."""
+        kind = {"call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute"}[node.op]
+        target = not_in_place(node.target)
+        if kind == "method":
+            what, name = None, target
+        elif kind == "function":
+            what, name = target, qualified_name(target)
+        else:
+            what, name = None, target
+        if (kind, name) not in self.callables and kind != "method":
+            if kind == "module":
+                what = copy.deepcopy(self.modules[target])
+                for part in what.modules():
+                    if hasattr(part, "inplace"):
+                        part.inplace = False
+            elif kind == "attribute":
+                value = self.attribute(target)
+                what = value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+            self.callables[kind, name] = what
+        shown = type(self.callables[kind, name]).__name__ if kind == "module" else name
+        reason = "is a constant" if kind == "attribute" else f"{shown} {NO_INTEGER_FORM}"
+        kwargs = {key: False if key == "inplace" else value for key, value in self.tree(node.kwargs).items()}
+        return Call(node.name, kind, name, self.tree(node.args), kwargs, reason)
+
+    def first(self, node: fx.Node) -> str:
+        """The name of the value that a node with one input reads, given by position or by name."""
+        return self.tree(node.args[0] if node.args else next(iter(node.kwargs.values()))).name
+
+    def attribute(self, target: str) -> Any:
+        """What a path of the model holds, or a constant of that name."""
+        return self.constants[target] if target in self.constants else operator.attrgetter(target)(self.model)
+
+    def tree(self, args: Any) -> Any:
+        # fx keeps arguments in immutable lists and dicts of its own; plain ones are what a Program holds.
+        named = fx.node.map_arg(args, lambda node: Ref(self.alias.get(node.name, node.name)))
+        return plain(named)
+
+    def array(self, tensor: torch.Tensor | None) -> np.ndarray | None:
+        if tensor is None:
+            return None
+        if id(tensor) not in self.arrays:  # a shared parameter is one array, and counted once; kept, so that its id stays its own
+            memory = tensor.detach().numpy()
+            self.arrays[id(tensor)] = tensor, memory if self.share else memory.copy()
+        return self.arrays[id(tensor)][1]
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something runs around a module's forward, or in its place."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+
+
+def without_numbers(nodes: list[Node]) -> list[Node]:
+    """The nodes, of which those that compute with sizes alone are plain calls: there is nothing in them to quantize, nor to say why not."""
+    numbers: set[str] = set()
+    made = []
+    for node in nodes:
+        read = float_graph.node_reads(node)
+        if isinstance(node, float_graph.Shape):
+            numbers.add(node.name)
+        elif read and numbers.issuperset(read) and not isinstance(node, float_graph.Layer):
+            numbers.add(node.name)
+            node = replace(node if isinstance(node, Call) else node.call, reason="")
+        made.append(node)
+    return made
+
+
+def not_in_place(target: Any) -> Any:
+    """The operation that gives a new value where one would have been written to."""
+    if target in IN_PLACE:
+        return IN_PLACE[target]
+    if isinstance(target, str) and target.endswith("_") and not target.endswith("__") and hasattr(torch.Tensor, target[:-1]):
+        return target[:-1]
+    name = getattr(target, "__name__", "")
+    if name.endswith("_") and not name.endswith("__"):
+        return next((getattr(place, name[:-1]) for place in (torch, nn.functional) if getattr(place, name, None) is target and hasattr(place, name[:-1])), target)
+    return target
+
+
+def plain(tree: Any) -> Any:
+    """Trees of fx's immutable lists and dicts, and torch.Size, as trees of tuples, lists and dicts."""
+    if isinstance(tree, list):
+        return [plain(item) for item in tree]
+    if isinstance(tree, tuple) and not hasattr(tree, "_fields"):
+        return tuple(plain(item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: plain(item) for key, item in tree.items()}
+    return tree

@@ -1,0 +1,139 @@
+"""How a module was called: the arguments by the names of its forward, of which tensors are inputs and everything else is part of the way."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+CONSTANTS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
+
+
+class NotPlain(Exception):
+    """A call with something in it that is neither a tensor nor a constant."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to call a module: how the arguments are built, and all that are no tensors. ``names`` says what the tensors are called."""
+
+    spec: TreeSpec | None = field(compare=False)
+    shape: str
+    constants: tuple[Any, ...]
+    names: tuple[str, ...]
+
+    def arguments(self, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments in this way, with values in the places of tensors."""
+        assert self.spec is not None
+        left = iter(values)
+        leaves = [next(left) if constant is TENSOR else constant[1] for constant in self.constants]
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        return tuple(args), dict(kwargs)
+
+
+    def told(self) -> "Way":
+        """The way without what builds its arguments: enough to know it by."""
+        return replace(self, spec=None)
+
+
+class _Tensor:
+    """Stands for a tensor among the constants of a way."""
+
+    def __reduce__(self) -> str:
+        return "TENSOR"
+
+
+TENSOR = _Tensor()
+
+
+def call_of(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Way, list[torch.Tensor]]:
+    """The way of a call, and its tensors. Raises NotPlain, and TypeError for arguments that ``forward`` does not take.
+
+    Arguments nobody gave have their defaults, so that a call which gives the default is the same way.
+    """
+    names: list[str] = []
+    constants: list[Any] = []
+    tensors: list[torch.Tensor] = []
+    signature = signature_of(forward)
+    if signature is None:
+        positional, named = args, kwargs
+        first = [f"input{i}" for i in range(len(args))]
+    else:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        positional, named = bound.args, bound.kwargs
+        first = positional_names(signature, len(positional))
+    leaves, spec = tree_flatten((positional, named))
+    labels = labels_of(positional, named, first)
+    for leaf, label in zip(leaves, labels, strict=True):
+        if type(leaf) in (torch.Tensor, nn.Parameter):
+            names.append(label)
+            tensors.append(leaf)
+            constants.append(TENSOR)
+        elif isinstance(leaf, CONSTANTS):
+            constants.append((type(leaf).__name__, leaf))
+        else:
+            raise NotPlain(f"the argument {label!r} is a {type(leaf).__name__}")
+    return Way(spec, repr(spec), tuple(constants), unique(names)), tensors
+
+
+def signature_of(forward: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(forward)
+    except (TypeError, ValueError):
+        return None
+
+
+def positional_names(signature: inspect.Signature, count: int) -> list[str]:
+    names = []
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{name}{i}" for i in range(count - len(names))]
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(name)
+    return names[:count]
+
+
+def labels_of(positional: tuple[Any, ...], named: dict[str, Any], first: list[str]) -> list[str]:
+    """What each leaf of the arguments is called."""
+    labels = []
+    for name, value in (*zip(first, positional, strict=True), *named.items()):
+        count = len(tree_flatten(value)[0])
+        labels += [name] if count == 1 else [f"{name}{i}" for i in range(count)]
+    return labels
+
+
+def unique(names: list[str]) -> tuple[str, ...]:
+    """Names of which none is there twice."""
+    seen: dict[str, None] = {}
+    for name in names:
+        other, count = name, 1
+        while other in seen:
+            other, count = f"{name}_{count}", count + 1
+        seen[other] = None
+    return tuple(seen)
+
+
+def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch of calibration data as arguments: a tensor, a tuple of positional inputs (surplus entries are ignored), or a mapping of inputs by name.
+
+    A list is one argument where the first that the model takes is said to be a list.
+    """
+    signature = signature_of(forward)
+    if hasattr(batch, "keys") and hasattr(batch, "__getitem__"):  # a dict, or what a tokenizer gives
+        return (), {key: batch[key] for key in batch.keys()}
+    if isinstance(batch, torch.Tensor):
+        return (batch,), {}
+    if not isinstance(batch, (tuple, list)):
+        raise TypeError(f"batch: expected a tensor, a tuple or a dict, got {type(batch).__name__}")
+    if signature is None:
+        return tuple(batch), {}
+    takes = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if isinstance(batch, list) and takes and str(takes[0].annotation).lower().startswith(("list", "typing.list", "<class 'list'>", "typing.sequence")):
+        return (batch,), {}
+    if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        return tuple(batch), {}
+    return tuple(batch[: len(takes)]), {}

@@ -1,0 +1,97 @@
+"""What depends on parameters alone is computed once: weights that a forward standardizes, scales or puts together before it uses them."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+# What gives the same values at each call and takes no tensor.
+FACTORIES = {
+    torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye, torch.tensor, torch.empty,
+}  # fmt: skip
+GROWTH = 2  # a result of more elements than this, for each that it is made of, is not stored in their place
+
+
+def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
+    """Takes what is constant out of a traced graph; gives the values of its new attributes by their names."""
+    values: dict[fx.Node, Any] = {}
+    sizes: dict[fx.Node, int] = {}
+    made: dict[str, Any] = {}
+    written = {node.args[0] for node in graph.nodes if node.args and writes(node)}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node not in written:
+            values[node] = operator.attrgetter(node.target)(model)
+            sizes[node] = values[node].numel() if isinstance(values[node], torch.Tensor) else 1
+        elif node.op in ("call_function", "call_method") and constant(node, values) and node not in written:
+            with torch.no_grad():
+                result = computed(node, values)
+            if result is not FAILED:
+                values[node] = result
+                sizes[node] = max(sum(sizes[read] for read in node.all_input_nodes), 1)
+    for node in list(graph.nodes):
+        if node.op == "get_attr" or node not in values or all(user in values for user in node.users):
+            continue
+        value = values[node]
+        if isinstance(value, torch.Tensor):
+            if value.numel() > GROWTH * sizes[node] or not node.all_input_nodes:
+                continue
+            stack = node.meta.get("nn_module_stack") or {}
+            path = list(stack)[-1] if stack else ""
+            name = f"{path}.{node.name}" if path else node.name
+            made[name] = value.detach().clone()
+            with graph.inserting_before(node):
+                attribute = graph.create_node("get_attr", name)
+                attribute.meta = dict(node.meta)
+            node.replace_all_uses_with(attribute)
+        elif plain(value):
+            for user in list(node.users):
+                user.args = fx.node.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
+                user.kwargs = fx.node.map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+    for node in reversed(list(graph.nodes)):
+        if node in values and not node.users:
+            graph.erase_node(node)
+    return made
+
+
+FAILED = object()
+
+
+def plain(value: Any) -> bool:
+    return isinstance(value, (int, float, bool, torch.dtype, torch.device, torch.Size)) or value is None
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node may change its argument."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_module":
+        return False
+    return (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "iadd", "isub", "imul", "itruediv") or bool(
+        node.kwargs.get("inplace") or "out" in node.kwargs
+    )
+
+
+def constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
+    """Whether what a node gives depends on parameters alone."""
+    reads = node.all_input_nodes
+    if writes(node) or node.kwargs.get("training") is True:
+        return False
+    if not reads:
+        return node.target in FACTORIES
+    return all(read in values for read in reads) and not is_random(node)
+
+
+def is_random(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.startswith(("rand", "bernoulli", "dropout", "multinomial", "normal", "poisson")) or name.endswith("dropout")
+
+
+def computed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = (fx.node.map_arg(tree, lambda n: values[n]) for tree in (node.args, node.kwargs))
+    try:
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+    except Exception:  # it would have failed at the call, and will
+        return FAILED

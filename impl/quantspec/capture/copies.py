@@ -1,0 +1,154 @@
+"""Copies of the user's model for us to run, trace and keep, so that the model itself is never touched (STA-UNTOUCHED)."""
+
+import contextlib
+import copy
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantspec.errors import UnsupportedError
+
+# torch's own hooks that compute a weight from other parameters before each call: hook-style weight and spectral norm, pruning.
+WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
+
+# What torch keeps in a module beside what its author does, and where a run is watched from.
+TORCHS = {*vars(nn.Module()), "forward"} - {"training"}
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """The network in a wrapper that only passes calls on: DataParallel, AveragedModel, what torch.compile returned."""
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise UnsupportedError(
+                f"model: {type(model).__name__} is TorchScript, whose Python is gone; quantize the nn.Module it was made of"
+            )
+        wrapped = model.__dict__.get("_modules", {}).get("_orig_mod") if isinstance(model, nn.Module) else None
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)):
+            wrapped = model.module
+        if not isinstance(wrapped, nn.Module):
+            return model
+        model = wrapped
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A model that shares nothing with the one given. Weights that torch's own hooks compute are computed, and the hooks gone."""
+    twin = copied(model, share=False)
+    with torch.no_grad():
+        for module in twin.modules():
+            settle_weights(module)
+    return twin
+
+
+def run_copy(model: nn.Module) -> nn.Module:
+    """A copy that may be run or traced: what a forward keeps stays in it. It shares the parameters."""
+    return copied(model, share=True)
+
+
+def settle_weights(module: nn.Module) -> None:
+    """Computes the weights that torch's own hooks would, and takes the hooks off."""
+    hooks = module._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if type(hook).__module__ in WEIGHT_HOOKS]:
+        hook = hooks.pop(key)
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+        hook(module, ())
+
+
+def copied(model: nn.Module, *, share: bool) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in (*module._parameters.items(), *vars(module).items()):
+            if not isinstance(value, torch.Tensor):
+                continue
+            if share and name in module._parameters:
+                memo[id(value)] = value
+            elif not value.is_leaf:
+                memo[id(value)] = value.detach().clone()  # torch refuses to copy what has a history
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # something in the model refuses to be copied; it is shared then, and everything else is copied
+        return tree_copy(model, memo)
+
+
+def tree_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """The tree of modules, copied one attribute at a time."""
+    if id(module) in memo:
+        twin: nn.Module = memo[id(module)]
+        return twin
+    twin = memo[id(module)] = module.__class__.__new__(module.__class__)
+    for name, value in vars(module).items():
+        if name == "_modules":
+            made: Any = type(value)((key, None if m is None else tree_copy(m, memo)) for key, m in value.items())
+        elif isinstance(value, nn.Module):
+            made = tree_copy(value, memo)
+        else:
+            try:
+                made = copy.deepcopy(value, memo)
+            except Exception:
+                made = copy.copy(value) if isinstance(value, (dict, list, set)) else value
+        twin.__dict__[name] = made
+    return twin
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Runs something without gradients, and leaves the random state as it was."""
+    state, numpys, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_rng_state(state)
+        np.random.set_state(numpys)
+        random.setstate(pythons)
+
+
+def state_of(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """What a forward could have changed: buffers, parameters and attributes of all modules, as values that can be compared."""
+    found: dict[tuple[str, str], Any] = {}
+    for path, module in model.named_modules():
+        for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            if name not in TORCHS:
+                found[path, name] = fingerprint(value)
+    return found
+
+
+def fingerprint(value: Any) -> Any:
+    """Equal when a value is the same and was not written to."""
+    if isinstance(value, torch.Tensor):
+        return id(value), value._version
+    if isinstance(value, dict):
+        return tuple((shallow(key), shallow(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple, set)):
+        return tuple(map(shallow, value))
+    return shallow(value)
+
+
+def shallow(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return id(value), value._version
+    if isinstance(value, (int, float, str, bool, type(None))):
+        return value
+    if isinstance(value, (list, dict)):
+        return id(value), len(value)
+    return id(value)
+
+
+def changed(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> str | None:
+    """The path of something that a run changed, or None."""
+    for key in before.keys() | after.keys():
+        if before.get(key) != after.get(key):
+            return ".".join(part for part in key if part)
+    return None
+
+
+def cloned(tree: Any) -> Any:
+    """Arguments with tensors of their own."""
+    return over_tensors(tree, torch.Tensor.clone)
+
+
+def over_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    return torch.utils._pytree.tree_map_only(torch.Tensor, change, tree)

@@ -1,0 +1,209 @@
+"""Which parts of a model can be captured, found from what it does on a batch: each the largest that is the model's own network.
+
+Every part is compared with what the model computed there (STA-SAME). What differs is not used, smaller parts are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantspec.errors import UnsupportedError
+from quantspec.ir import float_run
+from quantspec.ir.float_graph import FloatGraph
+
+from . import copies
+from .builder import hooked
+from .calls import NotPlain, Way, call_of
+from .recorder import record
+from .tracer import Stop, has_layers, trace
+
+# What is written out sums in another order than torch's own call: the largest value may be off by this much (STA-SAME).
+BOUND = 2.0**-18
+
+Ready = Callable[[FloatGraph], FloatGraph | None]
+
+
+@dataclass
+class Parts:
+    """``graphs``: for each path the ways in which the module there was called, and the network of each. ``stops``: what stays Python, and why."""
+
+    graphs: dict[str, dict[Way, FloatGraph]] = field(default_factory=dict)
+    stops: list[Stop] = field(default_factory=list)
+
+
+def expected(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str | None]:
+    """What a model of ours gives for some arguments, and what of its state that changes; neither it nor they are changed."""
+    twin = copies.run_copy(model)
+    args, kwargs = copies.cloned((args, kwargs))
+    before = copies.state_of(twin)
+    with copies.undisturbed():
+        output = twin(*args, **kwargs)
+    return output, copies.changed(before, copies.state_of(twin))
+
+
+def whole_differs(model: nn.Module, graph: FloatGraph, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Why a graph is not the network of a model, judged by one batch; None when it is."""
+    output, state = expected(model, args, kwargs)
+    if state is not None:
+        return f"forward changes {state!r}"
+    try:
+        got = float_run.run(graph, copies.cloned(batch))
+    except Exception as error:
+        return f"what was traced fails: {error}"
+    return difference(output, got)
+
+
+def find(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ready: Ready, paths: list[str] | None = None
+) -> Parts:
+    """The parts of a model of ours, by a batch.
+
+    ``ready`` makes of a captured graph the one to use, or None where nothing in it can be quantized. ``paths``: where to look.
+    """
+    search = Search(model, ready, paths)
+    while not search.complete(args, kwargs):
+        pass
+    return search.parts()
+
+
+class Restart(BaseException):
+    """Ends a run of the model whose rest would tell nothing; not an Exception, so that the model's own handlers let it through."""
+
+
+class Search:
+    """Runs a model, capturing its modules from the outside in as they are called, again with what was refuted left out until nothing more is."""
+
+    def __init__(self, model: nn.Module, ready: Ready, paths: list[str] | None = None):
+        self.model, self.ready, self.paths = model, ready, paths
+        self.verdicts: dict[tuple[str, Way], FloatGraph | None] = {}
+        self.reasons: dict[str, str] = {}
+        self.inside = False
+        self.refuted = False
+        self.recorded: set[tuple[str, Way]] = set()
+
+    def complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a run of the model refuted none of the parts that are left."""
+        self.refuted = False
+        twin = copies.run_copy(self.model)
+        for path, module in twin.named_modules():
+            if path in self.paths if self.paths is not None else has_layers(module):
+                module.__dict__["forward"] = self.watched(path, module, module.forward)
+        args, kwargs = copies.cloned((args, kwargs))
+        with copies.undisturbed():
+            twin(*args, **kwargs)
+        return not self.refuted
+
+    def watched(self, path: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that is compared with what was captured of it."""
+
+        def compared(*args: Any, **kwargs: Any) -> Any:
+            if self.inside:
+                return forward(*args, **kwargs)
+            try:
+                way, tensors = call_of(forward, args, kwargs)
+            except (NotPlain, TypeError) as error:
+                self.reasons.setdefault(path, str(error))
+                return forward(*args, **kwargs)
+            if (path, way) not in self.verdicts:
+                self.verdicts[path, way] = self.attempt(path, way, tensors)
+            graph = self.verdicts[path, way]
+            if graph is None:
+                return forward(*args, **kwargs)
+            before, given = copies.state_of(module), [t.clone() for t in tensors]
+            self.inside = True
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self.inside = False
+            reason = self.refuted_by(graph, module, before, given, tensors, output)
+            if reason is not None:
+                self.reasons[path] = reason
+                if (path, way) in self.recorded:
+                    self.verdicts[path, way] = None
+                else:
+                    self.recorded.add((path, way))
+                    del self.verdicts[path, way]
+                self.refuted = True
+            return output
+
+        compared.__wrapped__ = forward  # type: ignore[attr-defined]  # functions take attributes; so its signature is the model's own
+        return compared
+
+    def refuted_by(
+        self, graph: FloatGraph, module: nn.Module, before: Any, given: list[torch.Tensor], tensors: list[torch.Tensor], output: Any
+    ) -> str | None:
+        """Why a graph is not what a module did; None when it is."""
+        if (state := copies.changed(before, copies.state_of(module))) is not None:
+            return f"forward changes {state!r}"
+        if any(not same(a, b) for a, b in zip(given, tensors, strict=True)):
+            return "forward writes to its input"
+        try:
+            got = float_run.run(graph, tuple(given))
+        except Exception as error:
+            return f"what was traced fails: {error}"
+        return difference(output, got)
+
+    def attempt(self, path: str, way: Way, tensors: list[torch.Tensor]) -> FloatGraph | None:
+        """The graph of a module called in some way, not compared with it yet; None where it cannot be captured as a whole.
+
+        Symbolic tracing is tried first; recording, where that fails or was refuted.
+        """
+        graph = None
+        if (path, way) not in self.recorded:
+            try:
+                capture = trace(self.model, path, way)
+                graph = capture.graph if not capture.stops else None
+            except UnsupportedError:
+                pass
+        if graph is None:
+            self.recorded.add((path, way))
+            try:
+                graph = record(self.model, path, way, tensors).graph
+            except UnsupportedError as error:
+                self.reasons[path] = str(error)
+                return None
+        if self.ready(graph) is None:
+            self.reasons[path] = "nothing in it has an integer form"
+            return None
+        return graph
+
+    def parts(self) -> Parts:
+        found = Parts()
+        for (path, way), graph in self.verdicts.items():
+            if graph is not None and (made := self.ready(graph)) is not None:
+                found.graphs.setdefault(path, {})[way] = made
+        found.stops = [Stop(path, reason) for path, reason in self.reasons.items() if path not in found.graphs]
+        return found
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal, NaN included."""
+    return a.shape == b.shape and a.dtype == b.dtype and (torch.equal(a, b) or bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all()))
+
+
+def difference(expected: Any, got: Any) -> str | None:
+    """What is not the same in two outputs; None where structure, types, and values within the bound agree (STA-SAME)."""
+    if type(expected) is not type(got):
+        return f"it gave a {type(expected).__name__}, what was captured gives a {type(got).__name__}"
+    if isinstance(expected, torch.Tensor):
+        if expected.dtype != got.dtype or expected.shape != got.shape:
+            return f"it gave {expected.dtype}{list(expected.shape)}, what was captured gives {got.dtype}{list(got.shape)}"
+        if same(expected, got):
+            return None
+        if not expected.is_floating_point():
+            return "values differ"
+        largest = float(expected.nan_to_num(0, 0, 0).abs().max())
+        close = torch.isclose(expected, got, rtol=0, atol=BOUND * largest, equal_nan=True)
+        return None if bool(close.all()) else f"values differ by up to {float((expected - got).abs().nan_to_num(0).max()):.3g}"
+    if isinstance(expected, (tuple, list)):
+        if len(expected) != len(got):
+            return f"it gave {len(expected)} values, what was captured gives {len(got)}"
+        return next((found for a, b in zip(expected, got, strict=True) if (found := difference(a, b)) is not None), None)
+    if isinstance(expected, dict):
+        if list(expected) != list(got):
+            return f"it gave {list(expected)}, what was captured gives {list(got)}"
+        return next((found for key in expected if (found := difference(expected[key], got[key])) is not None), None)
+    return None if expected is got or expected == got else "values differ"

@@ -1,0 +1,507 @@
+"""Which operations a module performs, recorded while it runs on real tensors: what symbolic tracing gets wrong or cannot go through.
+
+Python runs as it always does: type checks, optional arguments, hooks, attributes, writes through views. Each function of torch that reads an input, or what
+was made of one, becomes a node; what reads none is a constant. Sizes stay free (``tracked``); where Python decides by one, the graph checks it when it runs.
+What decides by values, writes to the model, or leaves torch ends the recording.
+"""
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from quantspec.errors import UnsupportedError
+
+from . import attention, copies, tracked, writes
+from .builder import GraphBuilder, hooked
+from .calls import Way
+from .tracer import Capture, Tracer, described
+
+# Functions that tell Python the values of a tensor.
+VALUES = {
+    "__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__", "__contains__", "data_ptr",
+    "nonzero", "argwhere", "unique", "unique_consecutive", "masked_select", "equal", "allclose", "is_nonzero", "storage", "untyped_storage", "__dlpack__",
+    "nonzero_static", "cpu_", "set_", "resize_", "register_hook", "backward", "requires_grad_", "__reduce_ex__", "__deepcopy__",
+}  # fmt: skip
+# What is asked of a tensor and depends on neither its values nor its size.
+FACTS = {
+    "dtype", "device", "layout", "is_cuda", "requires_grad", "grad", "grad_fn", "is_leaf", "_version", "names", "is_sparse", "is_quantized", "is_meta",
+    "is_floating_point", "is_complex", "is_contiguous", "element_size", "get_device", "type", "is_mps", "is_nested", "is_xpu", "is_mkldnn", "itemsize",
+    "is_signed", "is_inference", "is_conj", "is_neg", "output_nr", "retains_grad", "__hash__", "is_pinned", "is_shared", "_is_view", "is_cpu",
+    "is_sparse_csr", "is_same_size", "__repr__", "__format__", "__str__", "stride", "storage_offset", "has_names", "is_ipu", "is_hpu", "is_mtia", "is_maia", "is_vulkan",
+}  # fmt: skip
+RANK = {"dim", "ndim", "ndimension"}
+REFLECTED = {"__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul, "__rtruediv__": operator.truediv, "__rdiv__": operator.truediv,
+             "__rpow__": operator.pow, "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
+             "__rand__": operator.and_, "__ror__": operator.or_, "__rxor__": operator.xor}  # fmt: skip
+OPERATORS = {f"__{name}__": getattr(operator, name) for name in (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "invert", "getitem",
+)} | {"__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__pos__": operator.pos}  # fmt: skip
+AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow", "__idiv__": "div", "__ifloordiv__": "floor_divide"}
+
+# How the messages of a graph's conditions begin.
+CAPTURED = "the network was captured"
+
+
+class Stopped(BaseException):
+    """Ends a recording. Not an Exception, so that the model's own handlers let it through."""
+
+
+def record(model: nn.Module, path: str, way: Way, tensors: list[torch.Tensor]) -> Capture:
+    """The graph of the module at a path of a model of ours, called in some way with these tensors.
+
+    Raises UnsupportedError with the place in the user's code where recording stopped.
+    """
+    twin = copies.run_copy(model)
+    recorder = Recorder(twin, path)
+    try:
+        return recorder.run(twin.get_submodule(path), way, [t.detach().clone() for t in tensors])
+    except (Stopped, Exception) as error:
+        raise UnsupportedError(described(error)) from error
+
+
+class Recorder(TorchFunctionMode):
+    """Records the functions that a module's forward calls."""
+
+    def __init__(self, model: nn.Module, path: str):
+        super().__init__()
+        self.model = model
+        self.graph = fx.Graph()
+        self.paths = {module: name for name, module in model.named_modules()}
+        self.stack: list[str] = [path]
+        self.off = 0
+        self.nodes: dict[int, tuple[torch.Tensor, Callable[[], fx.Node], int]] = {}
+        self.fresh: dict[int, torch.Tensor] = {}  # made in the recording, of constants alone
+        self.constants: dict[str, Any] = {}
+        self.attributes = attributes_of(model)
+        self.attribute_nodes: dict[str, fx.Node] = {}
+        self.required: set[Any] = set()
+        self.inputs: dict[int, fx.Node] = {}
+        self.ranks: set[int] = set()
+
+    def run(self, module: nn.Module, way: Way, tensors: list[torch.Tensor]) -> Capture:
+        for name, tensor in zip(way.names, tensors, strict=True):
+            node = self.graph.placeholder(name)
+            self.inputs[id(tensor)] = node
+            self.know(tensor, node)
+        args, kwargs = way.arguments(list(tensors))
+        random = torch.get_rng_state()
+        with copies.undisturbed():
+            with self.modules_watched(), tracked.builtins_watched(), self:
+                output = self.forward(module, args, kwargs)
+            if not torch.equal(random, torch.get_rng_state()):
+                raise Stopped("it draws random numbers")
+        self.graph.output(self.argument(output))
+        self.assert_ranks()
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is torch._assert)
+        return Capture(GraphBuilder(self.model, self.constants, share=True).build(self.graph), ())
+
+    def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a module's forward gives, without the hooks around it."""
+        if (write := attention.written(module)) is not None:
+            return write(module, *args, **kwargs)
+        if Tracer.is_whole(module):
+            return self.call_whole(module, self.paths[module], args, kwargs)
+        return module.forward(*args, **kwargs)
+
+    # --- modules
+
+    @contextlib.contextmanager
+    def modules_watched(self) -> Iterator[None]:
+        original = nn.Module.__call__
+        recorder = self
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = recorder.paths.get(module)
+            if recorder.off or path is None:
+                return original(module, *args, **kwargs)
+            recorder.stack.append(path)
+            try:
+                if hooked(module):
+                    return original(module, *args, **kwargs)
+                if attention.written(module) is None and not Tracer.is_whole(module):
+                    return original(module, *args, **kwargs)
+                try:
+                    return recorder.forward(module, args, kwargs)
+                except NotImplementedError:  # what is not written out
+                    return recorder.call_whole(module, path, args, kwargs)
+            finally:
+                recorder.stack.pop()
+
+        nn.Module.__call__ = call  # type: ignore[method-assign, assignment]  # for as long as the recording lasts
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def call_whole(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module of torch.nn, as one node."""
+        if not any(self.is_known(leaf) for leaf in tree_leaves((args, kwargs))):
+            output = self.call(module, args, kwargs)
+            self.keep(output)
+            return output
+        node = self.add("call_module", path, *self.argument((args, kwargs)))
+        target = args[0] if getattr(module, "inplace", False) is True and args else None
+        output = self.call(module, args, kwargs)
+        if target is not None:
+            self.written(target, node)
+        self.keep_result(output, node)
+        return output
+
+    def call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Runs something unrecorded, on plain numbers."""
+        self.off += 1
+        try:
+            with torch._C.DisableTorchFunction():
+                return function(*plain(args), **plain(kwargs))
+        finally:
+            self.off -= 1
+
+    # --- functions
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.off:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        if name in ("__get__", "__set__", "__delete__"):
+            return self.attribute(name, func, args)
+        leaves = tree_leaves((args, kwargs)) + slices((args, kwargs))
+        known = [leaf for leaf in leaves if self.is_known(leaf)]
+        writing = self.target(name, args, kwargs)
+        if not known:
+            return self.constant(func, args, kwargs, leaves, writing)
+        if name in VALUES or indexes_by_truth(name, args):
+            raise Stopped(f"Python asks for values of a tensor ({name})")
+        if name in FACTS and isinstance(args[0] if args else None, torch.Tensor):
+            return self.call(func, args, kwargs)
+        if name in RANK:
+            self.ranks |= {id(args[0])}
+            return self.call(func, args, kwargs)
+        if name in ("size", "numel", "nelement", "__len__"):
+            return self.size(name, func, args, kwargs)
+        if writing is not None:
+            return self.write(name, func, writing, args, kwargs)
+        node = self.function_node(name, func, args, kwargs)
+        output = self.call(func, args, kwargs)
+        self.keep_result(output, node)
+        return output
+
+    def function_node(self, name: str, func: Any, args: Any, kwargs: Any) -> fx.Node:
+        given, named = self.argument((args, kwargs))
+        if name in REFLECTED:
+            return self.add("call_function", REFLECTED[name], (given[1], given[0]), {})
+        if name in OPERATORS and is_method(func):
+            return self.add("call_function", OPERATORS[name], given, {})
+        if is_method(func):
+            return self.add("call_method", name, given, named)
+        return self.add("call_function", func, given, named)
+
+    def target(self, name: str, args: Any, kwargs: Any) -> torch.Tensor | None:
+        """The tensor that a function writes to."""
+        if isinstance(kwargs.get("out"), torch.Tensor):
+            raise Stopped(f"{name} writes to a tensor that it is given as out=")
+        in_place = (name.endswith("_") and not name.endswith("__")) or name in AUGMENTED or name == "__setitem__"
+        in_place = in_place or kwargs.get("inplace") is True or (name in INPLACE_AT and len(args) > INPLACE_AT[name] and args[INPLACE_AT[name]] is True)
+        first = args[0] if args else kwargs.get("input")
+        return first if in_place and isinstance(first, torch.Tensor) else None
+
+    def write(self, name: str, func: Any, target: torch.Tensor, args: Any, kwargs: Any) -> Any:
+        """A function that writes to a tensor: the tensor is what a function without that gives from then on."""
+        if id(target) in self.attributes:
+            raise Stopped(f"it writes to {self.attributes[id(target)][0]!r} of the model")
+        if id(target) in self.inputs:
+            raise Stopped("it writes to an input")
+        given, named = self.argument((args, kwargs))
+        if name == "__setitem__":
+            node = self.add("call_function", writes.with_item, given, {})
+        elif name in ("copy_", "fill_", "zero_"):
+            node = self.add("call_function", writes.filled, (given[0], *(given[1:2] or (named.get("src", named.get("value", 0)),))), {})
+        else:
+            pure = AUGMENTED.get(name, name.removesuffix("_"))
+            if is_method(func):
+                if not hasattr(torch.Tensor, pure):
+                    raise Stopped(f"{name} writes in place")
+                node = self.add("call_method", pure, given, {k: v for k, v in named.items() if k != "inplace"})
+            else:
+                node = self.add("call_function", func, given, named)
+        output = self.call(func, args, kwargs)
+        self.written(target, node)
+        return output
+
+    def written(self, target: torch.Tensor, node: fx.Node) -> None:
+        """Other tensors in the memory that was written to are not known any more."""
+        memory = target.untyped_storage()._cdata
+        for key, (tensor, _, _) in list(self.nodes.items()):
+            if tensor is not target and tensor.untyped_storage()._cdata == memory:
+                self.nodes[key] = tensor, stale, tensor._version
+        for key, tensor in list(self.fresh.items()):
+            if tensor is not target and tensor.untyped_storage()._cdata == memory:
+                del self.fresh[key]
+                self.nodes[key] = tensor, stale, tensor._version
+        self.fresh.pop(id(target), None)
+        self.know(target, node)
+
+    def constant(self, func: Any, args: Any, kwargs: Any, leaves: list[Any], writing: torch.Tensor | None) -> Any:
+        """A function of nothing but constants."""
+        if writing is not None and id(writing) in self.attributes:
+            raise Stopped(f"it writes to {self.attributes[id(writing)][0]!r} of the model")
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                self.check_constant(leaf)
+        output = self.call(func, args, kwargs)
+        self.keep(output)
+        return output
+
+    def attribute(self, name: str, func: Any, args: Any) -> Any:
+        """What is read of a tensor as an attribute."""
+        what = func.__self__.__name__
+        tensor = args[0]
+        if name != "__get__":
+            if self.is_known(tensor) or id(tensor) in self.attributes:
+                raise Stopped(f"it sets {what} of a tensor")
+            return func(*args)
+        if not self.is_known(tensor):
+            value = func(*args)
+            self.keep(value)
+            return value
+        if what == "shape":
+            return self.shape(tensor)
+        if what in RANK:
+            self.ranks.add(id(tensor))
+        if what in FACTS or what in RANK:
+            return func(*args)
+        if what in ("T", "mT", "H", "mH", "real", "imag"):
+            node = self.add("call_function", getattr, (self.argument(tensor), what), {})
+            value = func(*args)
+            self.keep_result(value, node)
+            return value
+        if what == "data":
+            value = func(*args)
+            self.keep_result(value, self.add("call_method", "detach", (self.argument(tensor),), {}))
+            return value
+        raise Stopped(f"it reads {what} of a tensor")
+
+    # --- sizes
+
+    def shape(self, tensor: torch.Tensor) -> torch.Size:
+        self.ranks.add(id(tensor))
+        with torch._C.DisableTorchFunction():
+            sizes = list(tensor.shape)
+        return torch.Size([self.dimension(tensor, index, size) for index, size in enumerate(sizes)])
+
+    def dimension(self, tensor: torch.Tensor, index: int, size: int) -> Any:
+        node = self.argument(tensor)
+        return tracked.number(self, size, lambda: self.add("call_method", "size", (node, index), {}))
+
+    def size(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor = args[0]
+        if name == "size":
+            index = args[1] if len(args) > 1 else kwargs.get("dim")
+            shape = self.shape(tensor)
+            return shape if index is None else shape[tracked.exact(index)]
+        if name == "__len__":
+            return tracked.concrete(self.shape(tensor)[0])
+        node = self.argument(tensor)
+        return tracked.number(self, self.call(func, args, kwargs), lambda: self.add("call_method", "numel", (node,), {}))
+
+    def size_node(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        return self.add("call_function", target, self.argument(args), {})
+
+    def stop(self, reason: str) -> None:
+        raise Stopped(reason)
+
+    def require(self, target: Callable[..., Any], args: tuple[Any, ...], result: bool) -> None:
+        given = self.argument(args)
+        if (key := (target, given, result)) in self.required:
+            return
+        self.required.add(key)
+        condition = self.add("call_function", target, given, {})
+        if not result:
+            condition = self.add("call_function", operator.not_, (condition,), {})
+        shown = f"{target.__name__}{tuple(map(tracked.exact, args))} is {result}"
+        self.add("call_function", torch._assert, (condition, f"{CAPTURED} where {shown}"), {})
+
+    def assert_ranks(self) -> None:
+        """Inputs whose number of axes was asked for have to have that many."""
+        first = next((node for node in self.graph.nodes if node.op != "placeholder"), None)
+        if first is None or not self.ranks:
+            return
+        with self.graph.inserting_before(first):
+            for key, node in self.inputs.items():
+                tensor = self.nodes[key][0]
+                dim = self.graph.call_method("dim", (node,))
+                equal = self.graph.call_function(operator.eq, (dim, tensor.ndim))
+                self.graph.call_function(torch._assert, (equal, f"{CAPTURED} for {node.name!r} with {tensor.ndim} axes"))
+
+    # --- values
+
+    def add(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        node = self.graph.create_node(op, target, tuple(args), dict(kwargs))
+        path = self.stack[-1]
+        node.meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
+        return node
+
+    def know(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        self.nodes[id(tensor)] = tensor, lambda: node, tensor._version
+
+    def is_known(self, leaf: Any) -> bool:
+        return isinstance(leaf, tracked.Tracked) or (isinstance(leaf, torch.Tensor) and id(leaf) in self.nodes)
+
+    def keep(self, output: Any) -> None:
+        """Constants that were made."""
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor) and id(leaf) not in self.attributes:
+                self.fresh[id(leaf)] = leaf
+
+    def keep_result(self, output: Any, node: fx.Node) -> None:
+        """The values of a node: a tensor, or some in a tuple."""
+        if isinstance(output, torch.Tensor):
+            if id(output) not in self.nodes or self.nodes[id(output)][1] is stale:
+                self.know(output, node)
+        elif isinstance(output, (tuple, list)):
+            for index, item in enumerate(output):
+                if isinstance(item, (tuple, list)):
+                    self.keep_result(item, self.add("call_function", operator.getitem, (node, index), {}))
+                elif isinstance(item, torch.Tensor) and id(item) not in self.nodes:
+                    self.nodes[id(item)] = item, self.item(node, index), item._version
+
+    def item(self, node: fx.Node, index: int) -> Callable[[], fx.Node]:
+        made: list[fx.Node] = []
+        path = self.stack[-1]
+
+        def make() -> fx.Node:
+            if not made:
+                with self.graph.inserting_after(node):
+                    made.append(self.graph.call_function(operator.getitem, (node, index)))
+                made[0].meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
+            return made[0]
+
+        return make
+
+    def argument(self, tree: Any) -> Any:
+        """Arguments as fx has them: nodes in the places of what the graph computes."""
+        if isinstance(tree, torch.Tensor):
+            return self.tensor_node(tree)
+        if isinstance(tree, tracked.Tracked):
+            return tree.node
+        if isinstance(tree, (torch.Size, tuple)) and not hasattr(tree, "_fields"):
+            return tuple(map(self.argument, tree))
+        if type(tree) is list:
+            return list(map(self.argument, tree))
+        if type(tree) is dict:
+            return {key: self.argument(value) for key, value in tree.items()}
+        if isinstance(tree, slice):
+            return slice(*map(self.argument, (tree.start, tree.stop, tree.step)))
+        if isinstance(tree, (int, float, complex, str, bool, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)):
+            return tree
+        raise Stopped(f"a {type(tree).__name__} is none of the values that a graph holds")
+
+    def tensor_node(self, tensor: torch.Tensor) -> fx.Node:
+        if id(tensor) in self.nodes:
+            _, make, version = self.nodes[id(tensor)]
+            if make is stale:
+                raise Stopped("a tensor is read whose memory was written to through another one")
+            if tensor._version != version:
+                raise Stopped("a tensor was written to outside of torch's functions")
+            return make()
+        self.check_constant(tensor)
+        if id(tensor) in self.attributes:
+            name = self.attributes[id(tensor)][0]
+        else:
+            name = ".".join(part for part in (self.stack[-1], f"constant_{len(self.constants)}") if part)
+        if name not in self.attribute_nodes or name in self.constants:
+            if id(tensor) not in self.attributes or not self.reachable(name):
+                self.constants[name] = tensor.detach().clone()
+            with self.at_start():
+                self.attribute_nodes[name] = self.graph.create_node("get_attr", name)
+        return self.attribute_nodes[name]
+
+    def reachable(self, name: str) -> bool:
+        try:
+            return operator.attrgetter(name)(self.model) is not None
+        except AttributeError:
+            return False
+
+    def at_start(self) -> Any:
+        first = next((node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr")), None)
+        return self.graph.inserting_before(first) if first is not None else contextlib.nullcontext()
+
+    def check_constant(self, tensor: torch.Tensor) -> None:
+        """Raises for a tensor that came from nowhere: what torch did not tell us of made it, of inputs perhaps."""
+        if id(tensor) in self.attributes:
+            if self.attributes[id(tensor)][2] != tensor._version:
+                raise Stopped(f"it writes to {self.attributes[id(tensor)][0]!r} of the model")
+        elif id(tensor) not in self.fresh:
+            raise Stopped("a tensor comes from outside of torch's functions")
+
+
+def stale() -> fx.Node:
+    raise Stopped("a tensor is read whose memory was written to through another one")
+
+
+# Where functions that may write in place have the argument that says so.
+INPLACE_AT = {"relu": 1, "relu6": 1, "elu": 2, "selu": 1, "celu": 2, "leaky_relu": 2, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "hardtanh": 3,
+              "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3, "alpha_dropout": 3, "feature_alpha_dropout": 3}  # fmt: skip
+
+
+def is_method(func: Any) -> bool:
+    """Whether a function is one of tensors, called on its first argument."""
+    kind = type(func).__name__
+    if kind in ("method_descriptor", "wrapper_descriptor"):
+        return True
+    return getattr(torch.Tensor, getattr(func, "__name__", ""), None) is func
+
+
+def indexes_by_truth(name: str, args: Any) -> bool:
+    """Whether an index selects by truth values, so that the size of the result depends on data."""
+    if name != "__getitem__":
+        return False
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in index)
+
+
+def slices(tree: Any) -> list[Any]:
+    """What stands in slices, which are no containers for torch."""
+    return [end for leaf in tree_leaves(tree) if isinstance(leaf, slice) for end in (leaf.start, leaf.stop, leaf.step)]
+
+
+def plain(tree: Any) -> Any:
+    """Arguments with plain numbers."""
+    if isinstance(tree, tracked.Tracked):
+        return tracked.exact(tree)
+    if isinstance(tree, torch.Size):
+        return torch.Size([tracked.exact(item) for item in tree])
+    if type(tree) in (list, tuple):
+        return type(tree)(map(plain, tree))
+    if type(tree) is dict:
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*map(tracked.exact, (tree.start, tree.stop, tree.step)))
+    return tree
+
+
+def attributes_of(model: nn.Module) -> dict[int, tuple[str, torch.Tensor, int]]:
+    """Tensors that a model holds: parameters, buffers, attributes, and what is in lists and dicts; by identity, with their names and versions."""
+    found: dict[int, tuple[str, torch.Tensor, int]] = {}
+    for path, module in model.named_modules():
+        for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            if name.startswith("_") and name in vars(nn.Module()):
+                continue
+            for number, leaf in enumerate(held(value)):
+                full = ".".join(part for part in (path, name) if part)
+                found.setdefault(id(leaf), (full if leaf is value else f"{full}_{number}", leaf, leaf._version))
+    return found
+
+
+def held(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple, dict)):
+        return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return []

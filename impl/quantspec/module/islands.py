@@ -1,0 +1,167 @@
+"""A model whose parts are int8 networks: what ``quantize`` returns where Python of the user's stands between them."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantspec.capture import copies
+from quantspec.capture.calls import NotPlain, Way, call_of
+from quantspec.capture.recorder import CAPTURED
+
+from .module import QuantizedModule
+
+SEEN = "called in a way, or with sizes, that calibration did not have: it is computed in float"
+
+
+class Island(nn.Module):
+    """Computes what a module of the model did, by the network of the way in which it is called. It stands in that module as its ``forward``."""
+
+    def __init__(self, path: str, forward: Callable[..., Any], networks: dict[Way, nn.Module]):
+        super().__init__()
+        self.path = path
+        self.ways = [way.told() for way in networks]
+        self.networks = nn.ModuleList(networks.values())
+        self.__dict__["original"] = forward  # not registered: a module's own method
+        self.eval()
+        self.unseen = 0
+
+    def network(self, way: Way) -> nn.Module | None:
+        return next((n for known, n in zip(self.ways, self.networks, strict=True) if known == way), None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            way, tensors = call_of(self.original, args, kwargs)
+        except (NotPlain, TypeError):
+            network = None
+        else:
+            network = self.network(way)
+        if network is not None:
+            try:
+                return network(*tensors)
+            except AssertionError as error:
+                if not str(error).startswith(CAPTURED):
+                    raise
+        return self.in_float(*args, **kwargs)
+
+    def in_float(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module itself gives."""
+        self.unseen += 1
+        if self.unseen == 1:
+            warnings.warn(f"module {self.path!r} is {SEEN}", stacklevel=2)
+        return self.original(*args, **kwargs)
+
+
+class LayerIsland(nn.Module):
+    """Computes what a layer did, for whatever arguments it is called with."""
+
+    def __init__(self, path: str, network: nn.Module):
+        super().__init__()
+        self.path = path
+        self.networks = nn.ModuleList([network])
+        self.__dict__["original"] = None
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        values = (*args, *kwargs.values())
+        if any(isinstance(value, nn.utils.rnn.PackedSequence) for value in values):
+            return self.original(*args, **kwargs)
+        return self.networks[0](*args, **kwargs)
+
+
+def attach(model: nn.Module, networks: dict[str, dict[Way, nn.Module]]) -> dict[str, Island]:
+    """Puts networks in place of the forwards of modules of a model of ours."""
+    islands = {}
+    for path, ways in networks.items():
+        module = model.get_submodule(path)
+        islands[path] = module.__dict__["forward"] = Island(path, module.forward, ways)
+    return islands
+
+
+class QuantizedModel(nn.Module):
+    """A copy of the user's model in which parts are int8 networks. Calling it takes and gives what the model did; other attributes are the model's.
+
+    ``islands`` are the parts by their paths. Between them the model's own Python runs as it was.
+    """
+
+    def __init__(self, model: nn.Module, networks: dict[str, dict[Way, QuantizedModule]], stops: tuple[Any, ...] = ()):
+        super().__init__()
+        self.python = model
+        self.__dict__["islands"] = attach(model, networks)  # type: ignore[arg-type]  # QuantizedModule is a Module, dict is invariant
+        self.stops = stops
+        super().train(False)
+
+    def place(self, islands: dict[str, LayerIsland]) -> None:
+        """Puts networks in the place of layers."""
+        for path, island in islands.items():
+            module = self.python.get_submodule(path)
+            island.__dict__["original"] = module.forward
+            self.islands[path] = module.__dict__["forward"] = island
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_modules", {}).get("python")
+            if model is None or name.startswith("__"):
+                raise
+            return getattr(model, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives. Inputs are not written to."""
+        with torch.no_grad():
+            if "" not in self.islands:
+                args, kwargs = copies.cloned((args, kwargs))
+            return self.python(*args, **kwargs)
+
+    def networks(self) -> Iterator[tuple[str, QuantizedModule]]:
+        """The int8 networks, with the paths of the modules that they stand for."""
+        for path, island in self.islands.items():
+            for network in island.networks:
+                yield path, network
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine that runs the networks."""
+        return next((network.engine for _, network in self.networks()), "auto")
+
+    @property
+    def program(self) -> Any:
+        """The network as plain data, where the whole model is one. Raises AttributeError otherwise."""
+        found = list(self.networks())
+        if len(found) == 1 and found[0][0] == "":
+            return found[0][1].program
+        raise AttributeError("program: this model is Python around several networks; see islands")
+
+    def run_on(self, engine: str) -> "QuantizedModel":
+        """The same model with its networks on another engine."""
+        twin = copy.deepcopy(self)
+        for island in twin.islands.values():
+            for index, network in enumerate(island.networks):
+                island.networks[index] = network.run_on(engine)
+        return twin
+
+    def train(self, mode: bool = True) -> "QuantizedModel":
+        """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
+        if mode:
+            raise ValueError("mode: a quantized network cannot be trained; train the float model and quantize it again")
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the networks, and of the parameters and buffers that are in none of them."""
+        inside = [self.python.get_submodule(path) for path in self.islands]
+        taken = {id(t) for module in inside for t in (*module.parameters(), *module.buffers())}
+        rest = {id(t): t.nbytes for t in (*self.python.parameters(), *self.python.buffers()) if id(t) not in taken}
+        return sum(rest.values()) + sum(network.nbytes for _, network in self.networks())
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self.python).__name__}: {len(self.islands)} int8 networks, and Python between them"]
+        for stop in self.stops:
+            lines.append(f"  Python at {stop}")
+        for path, network in self.networks():
+            lines += ["", f"{path or 'the whole model'}:", repr(network)]
+        return "\n".join(lines)

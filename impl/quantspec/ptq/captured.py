@@ -1,0 +1,108 @@
+"""What calibration has of the user's model: the graph that was traced, until a batch has shown what the model does (STA-SAME)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from quantspec.capture import calls, copies, parts, tracer
+from quantspec.errors import CalibrationError, UnsupportedError
+from quantspec.ir import float_graph, float_run
+from quantspec.ir.float_graph import FloatGraph
+from quantspec.module import islands
+
+# Stands for the network of a model whose parts are to be found when a batch is seen.
+NOTHING = FloatGraph((), {}, (), None, {}, {})
+
+
+class Observing(Protocol):
+    """A float graph with observers."""
+
+    graph: FloatGraph
+    observers: Any
+
+    def observe_graph(self, batch: Any) -> Any: ...
+
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class Captured(Generic[Part]):
+    """A copy of a model, and what was captured of it.
+
+    ``traced``: the graph of the whole for any arguments, None where it cannot be traced. ``whole_agrees``: whether a batch
+    has shown that to be the model. ``parts``: otherwise, by path and way of calling; ``running`` is a copy of the model in
+    which they observe. ``stops``: what stays Python, and why.
+    """
+
+    def __init__(self, model: nn.Module, ready: Callable[[FloatGraph], FloatGraph], prepare: Callable[[FloatGraph], Part]):
+        self.model, self.ready, self.prepare = model, ready, prepare
+        self.whole_agrees = False
+        self.running: nn.Module | None = None
+        self.parts: dict[str, dict[calls.Way, Part]] = {}
+        self.traced: FloatGraph | None = None
+        self.stops: tuple[tracer.Stop, ...]
+        try:
+            capture = tracer.trace(model)
+        except UnsupportedError as error:
+            self.stops = (tracer.Stop("", str(error)),)
+        else:
+            self.stops = capture.stops
+            self.traced = None if capture.stops else capture.graph
+
+    def observe(self, prepared: Observing, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The model's output for a batch, which is observed. The first one settles what the network is."""
+        if self.running is None:
+            if self.traced is not None:
+                agrees, output = self.compared(prepared, args, kwargs)
+                if agrees:
+                    self.whole_agrees = True
+                    return output
+            self.find_parts(args, kwargs)
+        assert self.running is not None
+        with torch.no_grad():
+            args, kwargs = copies.cloned((args, dict(kwargs)))
+            return self.running(*args, **kwargs)
+
+    def compared(self, prepared: Observing, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bool, Any]:
+        """Whether the graph of the whole gives what the model does on a batch, and what it gives."""
+        batch = named(prepared.graph.inputs, args, kwargs)
+        try:
+            expected, state = parts.expected(self.model, args, dict(kwargs))
+        except Exception:
+            float_run.run(prepared.graph, batch)  # whose message names the layer
+            raise
+        before = prepared.observers
+        try:
+            output = prepared.observe_graph(batch)
+        except CalibrationError:
+            raise
+        except Exception:  # whatever the operations of a wrong graph raise
+            return False, None
+        if state is None and parts.difference(expected, output) is None:
+            return True, output
+        prepared.observers = before
+        return False, None
+
+    def find_parts(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Finds the parts of the model that are networks of their own."""
+        found = parts.find(self.model, args, dict(kwargs), self.part_ready)
+        self.parts = {
+            path: {way: self.prepare(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
+        }
+        self.stops = tuple(found.stops)
+        self.running = copies.run_copy(self.model)
+        observing: dict[str, dict[calls.Way, nn.Module]] = {path: {**ways} for path, ways in self.parts.items()}
+        islands.attach(self.running, observing)
+
+    def part_ready(self, graph: FloatGraph) -> FloatGraph | None:
+        """The graph of a part as it will be observed; None where no layer of it is to be quantized."""
+        ready = self.ready(graph)
+        kinds = (float_graph.Linear, float_graph.Conv, float_graph.Embedding, float_graph.Recurrent)
+        return ready if any(isinstance(node, kinds) for node in ready.nodes) else None
+
+
+def named(inputs: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The arguments of a call as a batch."""
+    return {**dict(zip(inputs, args)), **kwargs} if kwargs else args

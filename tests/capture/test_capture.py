@@ -1,0 +1,244 @@
+"""Models of every kind: what is captured is the model, the model is not touched, and what cannot be captured runs as the Python that it is."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import models
+import networks
+import pytest
+import torch
+from evidence import clause
+from torch import nn
+
+import quantspec as qs
+from quantspec.capture import copies, parts, tracer
+from quantspec.numerics import accuracy
+
+DECIBELS = 25.0
+
+
+def built(name: str) -> tuple[nn.Module, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        case = models.CASES[name]
+        return case.build(), case.batch()
+
+
+def snapshot(model: nn.Module) -> tuple:
+    """What a model holds, by value where it is a tensor, by content otherwise."""
+    held = {
+        (path, name): copy.copy(value) if isinstance(value, (dict, list)) else value
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+    }
+    return held, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def untouched(model: nn.Module, before: tuple) -> bool:
+    held, state = snapshot(model)
+    same = all(torch.equal(tensor, before[1][name]) for name, tensor in state.items())
+    return same and held.keys() == before[0].keys() and all(
+        value is before[0][key] or list(value) == list(before[0][key]) for key, value in held.items()
+    )
+
+
+def sqnr(expected: torch.Tensor, got: torch.Tensor) -> float:
+    return accuracy.sqnr(expected.numpy(), got.numpy())
+
+
+@clause("STA-SAME", "STA-PARTS", "STA-UNTOUCHED", "STA-CONSTANT")
+@pytest.mark.parametrize("name", models.CASES)
+def test_what_is_quantized_is_the_model_and_the_model_is_untouched(name):
+    reference, x = built(name)
+    model, _ = built(name)
+    before, random = snapshot(model), torch.get_rng_state()
+    q = qs.quantize(model, [x])
+    with torch.no_grad():
+        assert sqnr(reference(x), q(x)) > DECIBELS
+    assert untouched(model, before) and torch.equal(torch.get_rng_state(), random)
+    assert qs.compare(built(name)[0], q, [x]).int8_macs > 0.99
+
+
+@clause("DYN-LAYERS", "DYN-EXAMPLE", "DYN-NO-CALIBRATION", "STA-UNTOUCHED")
+@pytest.mark.parametrize("example", [False, True])
+@pytest.mark.parametrize("name", [name for name, case in models.CASES.items() if case.dynamic])
+def test_dynamic_quantization_keeps_the_model_too(name, example):
+    reference, x = built(name)
+    model, _ = built(name)
+    before = snapshot(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # without an example nothing of layer_called_in_two_ways can be quantized
+        q = qs.quantize_dynamic(model, example=x if example else None)
+    with torch.no_grad():
+        assert sqnr(reference(x), q(x)) > DECIBELS
+    assert untouched(model, before)
+    if name != "layer_called_in_two_ways" or example:
+        assert qs.compare(built(name)[0], q, [x]).int8_macs > 0.99
+
+
+@clause("STA-SAME")
+def test_a_difference_of_structure_type_shape_or_value_is_one():
+    x = torch.tensor([1.0, -2.0, float("nan")])
+    assert parts.difference((x, {"a": x}), (x.clone(), {"a": x + 0})) is None
+    assert parts.difference(x, torch.tensor([1.0, -2.0 - 2.0**-18, float("nan")])) is None
+    for got in (torch.tensor([1.0, -2.0 - 2.0**-16, float("nan")]), x.double(), x[None], (x,), torch.tensor([1.0, -2.0, 0.0]), None):
+        assert parts.difference(x, got) is not None
+    assert parts.difference([x], (x,)) is not None and parts.difference([x], [x, x]) is not None
+    assert parts.difference({"a": x}, {"b": x}) is not None and parts.difference((x, 3), (x, 4)) is not None
+    assert parts.difference(torch.tensor([1, 2]), torch.tensor([1, 3])) is not None
+
+
+@clause("STA-SAME")
+def test_what_symbolic_tracing_gets_wrong_is_not_used():
+    model, x = built("question_of_type")
+    wrong = tracer.trace(copies.own_copy(model)).graph
+    assert [node.layer for node in wrong.nodes] == ["second"]  # the first layer is lost
+    q = qs.quantize(model, [x])
+    assert [step.layer for _, network in q.networks() for step in network.program.layers] == ["first", "second"]
+
+
+@clause("STA-SAME", "STA-STEPS")
+def test_the_three_steps_compare_with_the_first_batch_too():
+    model, x = built("question_of_type")
+    prepared = qs.prepare(model)
+    with torch.no_grad():
+        assert torch.equal(prepared(x), model(x)) and torch.equal(prepared(x), model(x))
+        assert torch.equal(qs.convert(prepared)(x), qs.quantize(model, [x, x])(x))
+    with pytest.raises(qs.CalibrationError, match="has seen no values"):
+        qs.convert(qs.prepare(built("sizes_unpacked")[0]))
+
+
+@clause("STA-PARTS")
+def test_python_between_the_parts_goes_on_running():
+    model, x = built("buffer_that_counts")
+    q = qs.quantize(model, [x])
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        for _ in range(3):
+            assert sqnr(reference(x), q(x)) > DECIBELS
+    assert q.count.item() == 3 and model.count.item() == 0
+    model, _ = built("attribute_that_is_kept")
+    q = qs.quantize(model, [x])
+    q(x)
+    assert q.last.shape == (16, 8) and not hasattr(model, "last")
+
+
+@clause("STA-PARTS", "STA-BATCH-SIZE")
+@pytest.mark.parametrize("name", ["loop_over_time", "sizes_unpacked", "padding_computed_from_the_size"])
+def test_sizes_stay_free(name):
+    model, x = built(name)
+    q = qs.quantize(model, [x])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in (x[:1], x[:, :3] if name == "loop_over_time" else x[:2], x[..., :17, :] if x.ndim == 4 else x):
+            assert sqnr(model(other), q(other)) > DECIBELS
+
+
+@clause("STA-IN-PLACE", "STA-ARGUMENTS")
+def test_python_between_the_parts_does_not_write_to_the_inputs():
+    def forward(self, x):
+        x.mul_(2.0)
+        return self.second(self.first(x)) if x.sum() > -1e9 else x
+
+    model, x = models.two_layers(forward), networks.inputs(5, (8,))
+    before, expected = x.clone(), model(x.clone()).detach()
+    prepared, dynamic = qs.prepare(model), qs.quantize_dynamic(model)
+    assert torch.equal(prepared(x), expected) and torch.equal(x, before)
+    for q in (qs.convert(prepared), dynamic):
+        assert sqnr(expected, q(x)) > DECIBELS and torch.equal(x, before)
+
+
+@clause("STA-WAYS")
+def test_another_way_to_call_is_computed_in_float():
+    model, x = built("flag")
+    q = qs.quantize(model, [x])
+    with torch.no_grad(), pytest.warns(UserWarning, match="called in a way, or with sizes, that calibration did not have"):
+        assert torch.equal(q(x, features=True), model(x, features=True))
+    with torch.no_grad():
+        assert torch.equal(q(x, False), q(x)) and torch.equal(q(x=x), q(x))
+
+
+class Branching(nn.Module):
+    """Python that decides by a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.first(x) if x.shape[0] > 4 else self.second(x)
+
+
+@clause("STA-WAYS")
+def test_sizes_for_which_what_was_captured_does_not_stand_are_computed_in_float():
+    model = networks.seeded(Branching)
+    x = networks.inputs(16, (8,))
+    q = qs.quantize(model, [x])
+    with torch.no_grad():
+        assert sqnr(model(x[:9]), q(x[:9])) > DECIBELS
+        with pytest.warns(UserWarning, match="computed in float"):
+            assert torch.equal(q(x[:3]), model(x[:3]))
+
+
+@clause("STA-CONSTANT")
+def test_a_computed_weight_is_quantized_as_the_value_that_it_has():
+    model, x = built("standardized_weights")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where nothing was quantized, the next line tells it
+        q = qs.quantize(model, [x])
+    steps = [step for step in q.program.layers]
+    for layer, step in zip((model[0], model[2]), steps, strict=True):
+        w = layer.weight.detach()
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        error = torch.from_numpy(step.w_qparams.dequantize(step.weight)) - w
+        scale = torch.tensor(step.w_qparams.scale).reshape(-1, 1, 1, 1)
+        assert (error.abs() <= scale * 0.51).all()
+
+
+@clause("STA-COPY", "STA-PARTS")
+def test_copies_of_a_model_with_parts_compute_the_same():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)))
+    model[0].register_forward_hook(print_nothing)
+    x = networks.inputs(5, (8,))
+    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model)):
+        y = q(x)
+        assert torch.equal(copy.deepcopy(q)(x), y) and torch.equal(pickle.loads(pickle.dumps(q))(x), y)
+        assert torch.equal(q.run_on("reference")(x), y)
+        file = io.BytesIO()
+        torch.save(q, file)
+        file.seek(0)
+        assert torch.equal(torch.load(file, weights_only=False)(x), y)
+        with pytest.raises(ValueError, match="cannot be trained"):
+            q.train()
+        assert not q.training and q.nbytes > 0
+
+
+def print_nothing(module, inputs, output):
+    return None
+
+
+@clause("STA-UNTOUCHED")
+def test_a_model_that_torch_refuses_to_copy_is_copied_all_the_same():
+    model = nn.Sequential(models.weight_norm_by_hook(nn.Linear(8, 4)), nn.ReLU()).eval()
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model)
+    x = networks.inputs(5, (8,))
+    assert sqnr(model(x).detach(), qs.quantize(model, [x])(x)) > DECIBELS
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(8, 4)))
+    model.handle = (part for part in ())  # a generator cannot be copied
+    assert sqnr(model(x).detach(), qs.quantize(model, [x])(x)) > DECIBELS
+
+
+@clause("STA-UNTOUCHED")
+def test_wrappers_are_looked_through_and_torchscript_is_refused():
+    model, x = networks.seeded(networks.Perceptron), networks.inputs()
+    expected = qs.quantize(model, [x])(x)
+    for wrapped in (nn.DataParallel(model), torch.optim.swa_utils.AveragedModel(model)):
+        assert torch.equal(qs.quantize(wrapped.eval(), [x])(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.script(model)
+    with pytest.raises(qs.UnsupportedError, match="is TorchScript"):
+        qs.quantize(script, [x])
