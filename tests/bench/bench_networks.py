@@ -20,7 +20,10 @@ def models(latest: dict, row: rows.Row) -> tuple:
     if latest.get("network") != row.network:
         latest.clear()
         model = row.build()
-        ours = qs.quantize(model, peers.calibration(row)) if row.kind == rows.STATIC else qs.quantize_dynamic(model)
+        if row.kind == rows.STATIC:
+            ours = qs.quantize(model, peers.calibration(row))
+        else:
+            ours = qs.quantize_dynamic(model, example=row.batch())
         latest.update(network=row.network, models=(model, ours, peers.Models(row, model)))
     return latest["models"]
 

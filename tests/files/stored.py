@@ -47,7 +47,7 @@ def quantized(build, calibration, x, **options):
 
 
 def dynamic(build, x, **options):
-    return lambda: (quantspec.quantize_dynamic(seeded(build), **options), x)
+    return lambda: (quantspec.quantize_dynamic(seeded(build), example=x, **options), x)
 
 
 IMAGES, IMAGE = inputs(4, (3, 9, 9)), inputs(3, (3, 9, 9), 2)

@@ -337,7 +337,7 @@ def test_any_sum_and_product_has_the_same_codes(data):
     "options", [{}, {"activations": "per_token"}, {"reduce_range": True}, {"per_channel": False}], ids=str
 )
 def test_dynamic_layers_give_the_same_floats(options, session):
-    q = quantspec.quantize_dynamic(seeded(Perceptron), **options)
+    q = quantspec.quantize_dynamic(seeded(Perceptron), example=inputs(1), **options)
     compared(q, inputs(1))
     compared(q, inputs(5, seed=4) * 100)
     compared(q, torch.zeros(3, 4))

@@ -100,7 +100,7 @@ def test_several_outputs_come_in_order_and_an_input_may_be_called_output():
 
 
 def test_weights_alone_are_dequantized_in_the_graph():
-    q = quantspec.quantize_dynamic(seeded(Perceptron), activations=None)
+    q = quantspec.quantize_dynamic(seeded(Perceptron), activations=None, example=inputs(5))
     model = export.export_onnx(q)
     assert sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in model.graph.initializer) == 2
     outputs = run(model, x=inputs(5))["output"]
@@ -119,7 +119,7 @@ def test_window_attention_is_torchvisions_at_any_size(size):
     model = seeded(lambda: SwinTransformer([2, 2], 8, [2, 2], [2, 4], [4, 4], num_classes=6, stochastic_depth_prob=0.0))
     for parameter in model.parameters():
         parameter.data.mul_(3)
-    q = quantspec.quantize_dynamic(model, activations=None)
+    q = quantspec.quantize_dynamic(model, activations=None, example=inputs(1, (3, size, size)))
     exported, x = quantspec.export_onnx(q), inputs(3, (3, size, size))
     np.testing.assert_allclose(run(exported, x=x)["output"], q(x).numpy(), rtol=0, atol=2**-16)
     assert q(x).abs().max() > 0.05

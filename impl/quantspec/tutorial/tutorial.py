@@ -115,7 +115,10 @@ def quantize_as(
 ) -> QuantizedModule:
     """``model`` in one of the quantized variants."""
     if variant == "dynamic":
-        return quantize_dynamic(model, per_channel=False, reduce_range=reduce_range, dialect=dialect)
+        example = calibration_batches(dataset)[0]
+        return quantize_dynamic(
+            model, per_channel=False, reduce_range=reduce_range, dialect=dialect, example=example
+        )
     return quantize(
         model, calibration_batches(dataset), **STATIC[variant], reduce_range=reduce_range, dialect=dialect
     )
