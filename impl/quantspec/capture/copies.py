@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -95,10 +96,11 @@ def tree_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Runs something without gradients, and leaves the random state as it was."""
+    """Runs something without gradients and without its warnings, and leaves the random state as it was."""
     state, numpys, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a model warns its user when its user runs it
             yield
     finally:
         torch.set_rng_state(state)
