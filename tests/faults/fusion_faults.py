@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-FACTOR = "factor = gamma / np.sqrt(total)"
+FACTOR = "factor: Float64 = gamma / np.sqrt(total)"
 MAY_FUSE = "return reads == 1 and calls == 1"
 
 FAULTS = [

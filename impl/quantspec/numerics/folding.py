@@ -1,24 +1,29 @@
 """Folding batch normalization into the weights and the bias of a layer (chapter 4)."""
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from .affine import Float32, Float64
 
 
-def factor_and_shift(
-    gamma: ArrayLike, beta: ArrayLike, mean: ArrayLike, var: ArrayLike, eps: float
-) -> tuple[Float64, Float64]:
-    """A normalization as x * factor + shift, float64 (channels,) each.
+def normalization_factor(gamma: Float32, var: Float32, eps: float) -> Float64:
+    """What a normalization multiplies each channel by, float64 (channels,).
 
     Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
     """
-    gamma, beta, mean, var = (np.asarray(v, np.float64) for v in (gamma, beta, mean, var))
+    var = np.asarray(var, np.float64)
     total = var + eps
     good = (total > 0) & (total < np.inf)
     if not good.all():
         raise ValueError(f"var: expected var + eps to be positive and finite, got {total[~good][0]}")
-    factor = gamma / np.sqrt(total)
+    factor: Float64 = gamma / np.sqrt(total)
+    return factor
+
+
+def factor_and_shift(
+    gamma: Float32, beta: Float32, mean: Float32, var: Float32, eps: float
+) -> tuple[Float64, Float64]:
+    """A normalization as x * factor + shift, float64 (channels,) each. Raises as ``normalization_factor`` does."""
+    factor = normalization_factor(gamma, var, eps)
     return factor, beta - mean * factor
 
 
@@ -34,7 +39,7 @@ def fold_batch_norm(
     """Weight [outputs, ...] and bias (outputs,) with the normalization behind the layer folded in (FUS-FOLD-WEIGHT,
     FUS-FOLD-BIAS). Raises ValueError when var + eps is not positive and finite (FUS-FOLD-REFUSE).
     """
-    factor, _ = factor_and_shift(gamma, beta, mean, var, eps)
+    factor = normalization_factor(gamma, var, eps)
     start = 0.0 if bias is None else bias
     folded = weight * np.expand_dims(factor, tuple(range(1, np.ndim(weight))))
     return folded.astype(np.float32), ((start - np.asarray(mean, np.float64)) * factor + beta).astype(np.float32)
@@ -48,7 +53,7 @@ def fold_batch_norm_before(
     mean: Float32,
     var: Float32,
     eps: float,
-    groups: int = 1,
+    groups: int,
 ) -> tuple[Float32, Float32]:
     """Weight [outputs, inputs / groups, ...] and bias with the normalization *before* the layer folded in
     (FUS-FOLD-BEFORE).
@@ -64,5 +69,5 @@ def fold_batch_norm_before(
     axes = tuple(range(2, weight.ndim))
     sums = weight.sum(axis=axes)
     folded = weight * np.expand_dims(factor[channels], axes)
-    start = 0.0 if bias is None else np.asarray(bias, np.float64)
+    start = 0.0 if bias is None else bias
     return folded.astype(np.float32), (start + (sums * shift[channels]).sum(axis=1)).astype(np.float32)
