@@ -34,7 +34,7 @@ def weight_codes(
     if weight.size:
         low, high = MinMaxObserver(axis).observe(weight).range()
     else:
-        low = high = np.zeros(len(weight) if per_channel else ())
+        low = high = np.zeros(len(weight) if per_channel else (), np.float32)
     grid = dialect.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=True, axis=axis)
     return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid
 
