@@ -1,4 +1,5 @@
-"""Small models of kinds that tracing gets wrong or refuses: hooks, writes in place, state, Python that decides, weights that are computed."""
+"""Small models of kinds that tracing gets wrong or refuses: hooks, writes in place, state, Python that decides, weights
+that are computed."""
 
 import functools
 import warnings

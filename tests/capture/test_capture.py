@@ -1,4 +1,5 @@
-"""Models of every kind: what is captured is the model, the model is not touched, and what cannot be captured runs as the Python that it is."""
+"""Models of every kind: what is captured is the model, the model is not touched, and what cannot be captured runs as
+the Python that it is."""
 
 import copy
 import io
@@ -6,13 +7,13 @@ import pickle
 import warnings
 
 import models
-import networks
 import pytest
 import torch
-from evidence import clause
 from torch import nn
 
+import networks
 import quantspec as qs
+from evidence import clause
 from quantspec.capture import copies, parts, tracer
 from quantspec.numerics import accuracy
 
@@ -83,7 +84,8 @@ def test_a_difference_of_structure_type_shape_or_value_is_one():
     x = torch.tensor([1.0, -2.0, float("nan")])
     assert parts.difference((x, {"a": x}), (x.clone(), {"a": x + 0})) is None
     assert parts.difference(x, torch.tensor([1.0, -2.0 - 2.0**-18, float("nan")])) is None
-    for got in (torch.tensor([1.0, -2.0 - 2.0**-16, float("nan")]), x.double(), x[None], (x,), torch.tensor([1.0, -2.0, 0.0]), None):
+    off, other = torch.tensor([1.0, -2.0 - 2.0**-16, float("nan")]), torch.tensor([1.0, -2.0, 0.0])
+    for got in (off, x.double(), x[None], (x,), other, None):
         assert parts.difference(x, got) is not None
     assert parts.difference([x], (x,)) is not None and parts.difference([x], [x, x]) is not None
     assert parts.difference({"a": x}, {"b": x}) is not None and parts.difference((x, 3), (x, 4)) is not None
@@ -154,7 +156,8 @@ def test_python_between_the_parts_does_not_write_to_the_inputs():
 def test_another_way_to_call_is_computed_in_float():
     model, x = built("flag")
     q = qs.quantize(model, [x])
-    with torch.no_grad(), pytest.warns(UserWarning, match="called in a way, or with sizes, that calibration did not have"):
+    unseen = "called in a way, or with sizes, that calibration did not have"
+    with torch.no_grad(), pytest.warns(UserWarning, match=unseen):
         assert torch.equal(q(x, features=True), model(x, features=True))
     with torch.no_grad():
         assert torch.equal(q(x, False), q(x)) and torch.equal(q(x=x), q(x))

@@ -482,7 +482,8 @@ def test_excluded_layers_stay_in_float_and_the_rest_does_not(exclude):
 @clause("STA-EXCLUDE")
 def test_a_module_is_excluded_with_everything_below_it():
     model, x = networks.seeded(Around), networks.inputs()
-    for dynamic in (qs.quantize_dynamic(model, exclude="first"), qs.quantize_dynamic(model, exclude="first", example=x)):
+    for options in ({}, {"example": x}):
+        dynamic = qs.quantize_dynamic(model, exclude="first", **options)
         assert [path for path, _ in dynamic.networks()] == ["deciding.inner", "last"]
     nested = nn.Sequential(networks.seeded(networks.Perceptron), nn.Linear(3, 2)).eval()
     q = qs.quantize(nested, [x], exclude=["0"])

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm, images, minmax, planes, quantize  # noqa: F401
+from quantspec.kernels import (  # noqa: F401
+    depthwise,
+    dynamic_gemm,
+    float_output,
+    gemm,
+    images,
+    minmax,
+    planes,
+    quantize,
+)
 from quantspec.kernels.frame import Frame
 from quantspec.kernels.records import LINE, WIDTH, Float, Grid, Instruction, Integer, Integers, Nested, Record
 from quantspec.kernels.threads import Mailbox

@@ -1,6 +1,8 @@
-"""torch.nn's attention modules written out for capture: their projections as linear layers, and between them one function in float.
+"""torch.nn's attention modules written out for capture: their projections as linear layers, and between them one
+function in float.
 
-What torch computes in one fused call for speed is computed here by the operations that its documentation gives; the results agree up to the rounding of float32 sums.
+What torch computes in one fused call for speed is computed here by the operations that its documentation gives; the
+results agree up to the rounding of float32 sums.
 """
 
 import math
@@ -11,69 +13,100 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+Optional = torch.Tensor | None
+
 
 @torch.fx.wrap
-def linear_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, start: int, stop: int) -> torch.Tensor:
+def linear_rows(x: torch.Tensor, weight: torch.Tensor, bias: Optional, start: int, stop: int) -> torch.Tensor:
     """The outputs ``start`` to ``stop`` of a linear layer: [..., inputs] to [..., stop - start]."""
     return F.linear(x, weight[start:stop], None if bias is None else bias[start:stop])
 
 
 @torch.fx.wrap
-def attend(query, key, value, heads: int, batch_first: bool, attn_mask=None, key_padding_mask=None, need_weights: bool = False, average: bool = True):
-    """Scaled dot-product attention of projected values, [length, batch, features], [batch, length, features] where ``batch_first``, or [length, features].
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, batch_first: bool,
+    attn_mask: Optional = None, key_padding_mask: Optional = None, need_weights: bool = False, average: bool = True,
+) -> tuple[torch.Tensor, Optional]:  # fmt: skip
+    """Scaled dot-product attention of projected values, [length, batch, features], [batch, length, features] where
+    ``batch_first``, or [length, features].
 
-    Gives the joined heads in the layout of ``query``, and the weights [batch, (heads,) length, length] or None. Masks: true, or minus infinity, is left out.
+    Gives the joined heads in the layout of ``query``, and the weights [batch, (heads,) length, length] or None. Masks:
+    true, or minus infinity, is left out.
     """
     batched = query.dim() == 3
-    q, k, v = (t if batched and batch_first else t.transpose(0, 1) if batched else t.unsqueeze(0) for t in (query, key, value))
+    given: tuple[torch.Tensor, ...] = query, key, value
+    if not batch_first or not batched:
+        given = tuple(t.transpose(0, 1) if batched else t.unsqueeze(0) for t in given)
+    q, k, v = given
     batch, length, features = q.shape
     q, k, v = (t.reshape(batch, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
     mask = merged(attn_mask, key_padding_mask, batch, heads, length, k.shape[2], q)
+    weights: Optional = None
     if need_weights:
         scores = (q * math.sqrt(1.0 / q.shape[-1])) @ k.transpose(-2, -1)
         weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
         joined = weights @ v
         weights = weights.mean(dim=1) if average else weights
     else:
-        joined, weights = F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
+        joined = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     joined = joined.transpose(1, 2).reshape(batch, length, -1)
     joined = joined if batched and batch_first else joined.transpose(0, 1) if batched else joined[0]
     return joined, weights if batched or weights is None else weights[0]
 
 
-def merged(attn_mask, key_padding_mask, batch: int, heads: int, length: int, keys: int, like: torch.Tensor):
+def merged(
+    attn_mask: Optional, key_padding_mask: Optional, batch: int, heads: int, length: int, keys: int, like: torch.Tensor
+) -> Optional:
     """Both masks as one that is added to the scores, [batch or 1, heads or 1, length or 1, keys], or None."""
-    parts = []
+    parts: list[torch.Tensor] = []
     if attn_mask is not None:
         part = floating(attn_mask, like)
         parts.append(part.reshape(batch, heads, length, keys) if part.dim() == 3 else part.reshape(1, 1, length, keys))
     if key_padding_mask is not None:
         parts.append(floating(key_padding_mask, like).reshape(-1, 1, 1, keys))
-    return sum(parts[1:], parts[0]) if parts else None
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
 def floating(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A mask of truth values as one of minus infinities."""
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf")) if mask.dtype == torch.bool else mask
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
 
 
-def multihead(m: nn.MultiheadAttention, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, average_attn_weights=True, is_causal=False):
+Write = Callable[..., Any]
+# What follows is called on the proxies of a tracer, which stand for tensors and for what is computed of their sizes.
+Traced = Any
+
+
+def multihead(
+    m: nn.MultiheadAttention, query: Traced, key: Traced, value: Traced, key_padding_mask: Traced = None,
+    need_weights: bool = True, attn_mask: Traced = None, average_attn_weights: bool = True, is_causal: bool = False,
+) -> tuple[Traced, Traced]:  # fmt: skip
     """``nn.MultiheadAttention`` on proxies."""
     if m.bias_k is not None or m.bias_v is not None or m.add_zero_attn:
         raise NotImplementedError("bias_k, bias_v, add_zero_attn")
     size = m.embed_dim
-    if m.in_proj_weight is None:
-        rows = [(0, size), (size, 2 * size), (2 * size, 3 * size)]
+    inputs = query, key, value
+    if not m._qkv_same_embed_dim:
         # Three weights and one bias: the bias is cut where the weights are joined.
-        q, k, v = (project(x, w, m.in_proj_bias, *r) for x, w, r in zip((query, key, value), (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight), rows))
+        own = m.q_proj_weight, m.k_proj_weight, m.v_proj_weight
+        q, k, v = (
+            project(x, weight, m.in_proj_bias, i * size, (i + 1) * size)
+            for i, (x, weight) in enumerate(zip(inputs, own))
+        )
     elif query is key and key is value:
         q, k, v = F.linear(query, m.in_proj_weight, m.in_proj_bias).chunk(3, -1)
     elif key is value:
         q = linear_rows(query, m.in_proj_weight, m.in_proj_bias, 0, size)
         k, v = linear_rows(key, m.in_proj_weight, m.in_proj_bias, size, 3 * size).chunk(2, -1)
     else:
-        q, k, v = (linear_rows(x, m.in_proj_weight, m.in_proj_bias, i * size, (i + 1) * size) for i, x in enumerate((query, key, value)))
-    joined, weights = attend(q, k, v, m.num_heads, m.batch_first, attn_mask, key_padding_mask, need_weights, average_attn_weights)
+        weight, bias = m.in_proj_weight, m.in_proj_bias
+        q, k, v = (linear_rows(x, weight, bias, i * size, (i + 1) * size) for i, x in enumerate(inputs))
+    masks = attn_mask, key_padding_mask
+    joined, weights = attend(q, k, v, m.num_heads, m.batch_first, *masks, need_weights, average_attn_weights)
     return m.out_proj(joined), weights if need_weights else None
 
 
@@ -83,13 +116,17 @@ def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, st
     return F.linear(x, weight, None if bias is None else bias[start:stop])
 
 
-def encoder_layer(m: nn.TransformerEncoderLayer, src, src_mask=None, src_key_padding_mask=None, is_causal=False):
+def encoder_layer(
+    m: nn.TransformerEncoderLayer, src: Traced, src_mask: Traced = None, src_key_padding_mask: Traced = None,
+    is_causal: bool = False,
+) -> Traced:  # fmt: skip
     """``nn.TransformerEncoderLayer`` on proxies."""
 
-    def attention(x):
-        return m.self_attn(x, x, x, attn_mask=src_mask, key_padding_mask=src_key_padding_mask, need_weights=False, is_causal=is_causal)[0]
+    def attention(x: Traced) -> Traced:
+        masks = dict(attn_mask=src_mask, key_padding_mask=src_key_padding_mask, is_causal=is_causal)
+        return m.self_attn(x, x, x, need_weights=False, **masks)[0]
 
-    def feed_forward(x):
+    def feed_forward(x: Traced) -> Traced:
         return m.linear2(m.activation(m.linear1(x)))
 
     if m.norm_first:
@@ -99,29 +136,41 @@ def encoder_layer(m: nn.TransformerEncoderLayer, src, src_mask=None, src_key_pad
     return m.norm2(x + feed_forward(x))
 
 
-def encoder(m: nn.TransformerEncoder, src, mask=None, src_key_padding_mask=None, is_causal=None):
-    """``nn.TransformerEncoder`` on proxies."""
+def encoder(
+    m: nn.TransformerEncoder, src: Traced, mask: Traced = None, src_key_padding_mask: Traced = None,
+    is_causal: bool | None = None,
+) -> Traced:  # fmt: skip
+    """``nn.TransformerEncoder`` on proxies; ``is_causal`` only says what the mask is."""
     for layer in m.layers:
-        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)  # is_causal only says what the mask is
+        src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
     return src if m.norm is None else m.norm(src)
 
 
-def decoder(m: nn.TransformerDecoder, tgt, memory, tgt_mask=None, memory_mask=None, tgt_key_padding_mask=None, memory_key_padding_mask=None, **causal: Any):
+def decoder(
+    m: nn.TransformerDecoder, tgt: Traced, memory: Traced, tgt_mask: Traced = None, memory_mask: Traced = None,
+    tgt_key_padding_mask: Traced = None, memory_key_padding_mask: Traced = None, **causal: Any,
+) -> Traced:  # fmt: skip
     """``nn.TransformerDecoder`` on proxies."""
-    masks = dict(tgt_mask=tgt_mask, memory_mask=memory_mask, tgt_key_padding_mask=tgt_key_padding_mask, memory_key_padding_mask=memory_key_padding_mask)
+    masks = {
+        "tgt_mask": tgt_mask, "tgt_key_padding_mask": tgt_key_padding_mask,
+        "memory_mask": memory_mask, "memory_key_padding_mask": memory_key_padding_mask,
+    }  # fmt: skip
     for layer in m.layers:
         tgt = layer(tgt, memory, **masks)
     return tgt if m.norm is None else m.norm(tgt)
 
 
-def transformer(m: nn.Transformer, src, tgt, src_mask=None, tgt_mask=None, memory_mask=None, src_key_padding_mask=None, **others: Any):
+def transformer(
+    m: nn.Transformer, src: Traced, tgt: Traced, src_mask: Traced = None, tgt_mask: Traced = None,
+    memory_mask: Traced = None, src_key_padding_mask: Traced = None, **others: Any,
+) -> Traced:  # fmt: skip
     """``nn.Transformer`` on proxies."""
     memory = m.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask)
     masks = {key: value for key, value in others.items() if key.endswith("_mask")}
     return m.decoder(tgt, memory, tgt_mask=tgt_mask, memory_mask=memory_mask, **masks)
 
 
-WRITTEN = {
+WRITTEN: dict[type[nn.Module], Write] = {
     nn.MultiheadAttention: multihead,
     nn.TransformerEncoderLayer: encoder_layer,
     nn.TransformerEncoder: encoder,
@@ -130,28 +179,42 @@ WRITTEN = {
 }
 
 
-def whole_multihead(m, query, key, value, key_padding_mask=None, attn_mask=None):
+def whole_multihead(
+    m: nn.MultiheadAttention, query: Traced, key: Traced, value: Traced, key_padding_mask: Traced = None,
+    attn_mask: Traced = None,
+) -> Traced:  # fmt: skip
     return multihead(m, query, key, value, key_padding_mask, True, attn_mask)
 
 
-def whole_encoder_layer(m, src, src_mask=None, src_key_padding_mask=None):
+def whole_encoder_layer(
+    m: nn.TransformerEncoderLayer, src: Traced, src_mask: Traced = None, src_key_padding_mask: Traced = None
+) -> Traced:
     return encoder_layer(m, src, src_mask, src_key_padding_mask)
 
 
-def whole_encoder(m, src, mask=None, src_key_padding_mask=None):
+def whole_encoder(
+    m: nn.TransformerEncoder, src: Traced, mask: Traced = None, src_key_padding_mask: Traced = None
+) -> Traced:
     return encoder(m, src, mask, src_key_padding_mask)
 
 
-def whole_decoder(m, tgt, memory, tgt_mask=None, memory_mask=None, tgt_key_padding_mask=None, memory_key_padding_mask=None):
+def whole_decoder(
+    m: nn.TransformerDecoder, tgt: Traced, memory: Traced, tgt_mask: Traced = None, memory_mask: Traced = None,
+    tgt_key_padding_mask: Traced = None, memory_key_padding_mask: Traced = None,
+) -> Traced:  # fmt: skip
     return decoder(m, tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
 
 
-def whole_transformer(m, src, tgt, src_mask=None, tgt_mask=None, memory_mask=None, src_key_padding_mask=None, tgt_key_padding_mask=None):
-    return transformer(m, src, tgt, src_mask, tgt_mask, memory_mask, src_key_padding_mask, tgt_key_padding_mask=tgt_key_padding_mask)
+def whole_transformer(
+    m: nn.Transformer, src: Traced, tgt: Traced, src_mask: Traced = None, tgt_mask: Traced = None,
+    memory_mask: Traced = None, src_key_padding_mask: Traced = None, tgt_key_padding_mask: Traced = None,
+) -> Traced:  # fmt: skip
+    own = {"tgt_key_padding_mask": tgt_key_padding_mask}
+    return transformer(m, src, tgt, src_mask, tgt_mask, memory_mask, src_key_padding_mask, **own)
 
 
 # Where such a module is the whole model, its inputs are the tensors among its arguments; switches have their defaults.
-WHOLE = {
+WHOLE: dict[type[nn.Module], Write] = {
     nn.MultiheadAttention: whole_multihead,
     nn.TransformerEncoderLayer: whole_encoder_layer,
     nn.TransformerEncoder: whole_encoder,
@@ -163,7 +226,7 @@ WHOLE = {
 # --- torchvision's Swin transformers, whose images are [images, rows, columns, channels]
 
 
-def window_attention(m: Any, x: Any) -> Any:
+def window_attention(m: Any, x: Traced) -> Traced:
     """torchvision's ``ShiftedWindowAttention`` on proxies, for images of any size: attention inside each window.
 
     Images are padded to whole windows. Shifted windows are those of an image that was rolled, where what came from the
@@ -193,7 +256,7 @@ def window_attention(m: Any, x: Any) -> Any:
     return x[:, :height, :width]
 
 
-def float_linear(layer: Any, x: Any) -> Any:
+def float_linear(layer: Any, x: Traced) -> Traced:
     """A linear layer that stays in float, as one whose weight is computed does: here by ``detach``, which does nothing.
 
     With both layers of the windows in int8, the sums around them are in codes too: swin_t then loses 2.5 dB, and takes
@@ -202,7 +265,7 @@ def float_linear(layer: Any, x: Any) -> Any:
     return F.linear(x, layer.weight.detach(), layer.bias)
 
 
-def window_mask(counts: tuple[Any, Any], window: tuple[int, int], shifts: list[Any]) -> Any:
+def window_mask(counts: tuple[Any, Any], window: tuple[int, int], shifts: list[Any]) -> Traced:
     """-100 between positions of a window that were no neighbours before the roll, [windows, 1, area, area]."""
     lengths = [count * length for count, length in zip(counts, window)]
     from_other_side = [(arange(length) >= length - shift).float() for length, shift in zip(lengths, shifts)]
@@ -212,45 +275,53 @@ def window_mask(counts: tuple[Any, Any], window: tuple[int, int], shifts: list[A
     return (regions.unsqueeze(2) != regions.unsqueeze(3)).float() * -100.0
 
 
-def arange(length: Any) -> Any:
+def arange(length: Traced) -> Traced:
     """``torch.arange``, which does not take proxies itself."""
     if not isinstance(length, fx.Proxy):
         return torch.arange(length)
     return length.tracer.create_proxy("call_function", torch.arange, (length,), {})
 
 
-def merged_patches(x: Any) -> Any:
+def merged_patches(x: Traced) -> Traced:
     """Every second row and column, [..., rows, columns, channels] to [..., rows / 2, columns / 2, 4 * channels]."""
     x = F.pad(x, (0, 0, 0, x.size(-2) % 2, 0, x.size(-3) % 2))
     return torch.cat([x[..., row::2, column::2, :] for column in (0, 1) for row in (0, 1)], -1)
 
 
-def patch_merging(m: Any, x: Any) -> Any:
+def patch_merging(m: Any, x: Traced) -> Traced:
     """torchvision's ``PatchMerging`` on proxies."""
     return m.reduction(m.norm(merged_patches(x)))
 
 
-def patch_merging_v2(m: Any, x: Any) -> Any:
+def patch_merging_v2(m: Any, x: Traced) -> Traced:
     """torchvision's ``PatchMergingV2`` on proxies."""
     return m.norm(m.reduction(merged_patches(x)))
 
 
-# By their names, so that torchvision is not loaded for others. (The second version's attention, by cosines, stays a call.)
+# By their names, so that torchvision is not loaded for others. (The second version's attention, by cosines, stays a
+# call.)
 SWIN = "torchvision.models.swin_transformer"
-SWIN_WRITTEN = {
+SWIN_WRITTEN: dict[str, Write] = {
     "ShiftedWindowAttention": window_attention, "PatchMerging": patch_merging, "PatchMergingV2": patch_merging_v2,
 }  # fmt: skip
 
 
-def written(module: nn.Module) -> Callable | None:
+def written(module: nn.Module) -> Write | None:
     """How a module is written out; None for those that are not, and for derived classes that compute otherwise."""
     if type(module).__module__ == SWIN:
         return SWIN_WRITTEN.get(type(module).__name__)
-    return next((write for kind, write in WRITTEN.items() if isinstance(module, kind) and type(module).forward is kind.forward), None)
+    for kind, write in WRITTEN.items():
+        if isinstance(module, kind) and vars(kind)["forward"] is type(module).forward:
+            return write
+    return None
 
 
-def whole(module: nn.Module) -> Callable | None:
-    """How a module that is the whole model is written out, on the tensors among its arguments; None for those that are not."""
+def whole(module: nn.Module) -> Write | None:
+    """How a module that is the whole model is written out, on the tensors among its arguments; None for those that are
+    not."""
     if written(module) is None:
         return None
-    return next((write for kind, write in WHOLE.items() if isinstance(module, kind)), written(module))
+    for kind, write in WHOLE.items():
+        if isinstance(module, kind):
+            return write
+    return written(module)

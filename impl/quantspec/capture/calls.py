@@ -1,4 +1,5 @@
-"""How a module was called: the arguments by the names of its forward, of which tensors are inputs and everything else is part of the way."""
+"""How a module was called: the arguments by the names of its forward, of which tensors are inputs and everything else
+is part of the way."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +10,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-CONSTANTS = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
+# How an annotation of a list begins, as text.
+LISTS = ("list", "typing.list", "<class 'list'>", "typing.sequence")
+CONSTANTS = (
+    int, float, complex, bool, str, bytes, type(None), type(...),
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
 
 
 class NotPlain(Exception):
@@ -18,7 +24,8 @@ class NotPlain(Exception):
 
 @dataclass(frozen=True)
 class Way:
-    """A way to call a module: how the arguments are built, and all that are no tensors. ``names`` says what the tensors are called."""
+    """A way to call a module: how the arguments are built, and all that are no tensors. ``names`` says what the tensors
+    are called."""
 
     spec: TreeSpec | None = field(compare=False)
     shape: str
@@ -49,7 +56,9 @@ class _Tensor:
 TENSOR = _Tensor()
 
 
-def call_of(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Way, list[torch.Tensor]]:
+def call_of(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Way, list[torch.Tensor]]:
     """The way of a call, and its tensors. Raises NotPlain, and TypeError for arguments that ``forward`` does not take.
 
     Arguments nobody gave have their defaults, so that a call which gives the default is the same way.
@@ -88,7 +97,7 @@ def signature_of(forward: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def positional_names(signature: inspect.Signature, count: int) -> list[str]:
-    names = []
+    names: list[str] = []
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{name}{i}" for i in range(count - len(names))]
@@ -118,7 +127,8 @@ def unique(names: list[str]) -> tuple[str, ...]:
 
 
 def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch of calibration data as arguments: a tensor, a tuple of positional inputs (surplus entries are ignored), or a mapping of inputs by name.
+    """A batch of calibration data as arguments: a tensor, a tuple of positional inputs (surplus entries are ignored),
+    or a mapping of inputs by name.
 
     A list is one argument where the first that the model takes is said to be a list.
     """
@@ -132,7 +142,7 @@ def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...],
     if signature is None:
         return tuple(batch), {}
     takes = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if isinstance(batch, list) and takes and str(takes[0].annotation).lower().startswith(("list", "typing.list", "<class 'list'>", "typing.sequence")):
+    if isinstance(batch, list) and takes and str(takes[0].annotation).lower().startswith(LISTS):
         return (batch,), {}
     if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
         return tuple(batch), {}

@@ -1,7 +1,8 @@
-"""What depends on parameters alone is computed once: weights that a forward standardizes, scales or puts together before it uses them."""
+"""What depends on parameters alone is computed once: weights that a forward standardizes, scales or puts together
+before it uses them."""
 
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -46,15 +47,26 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
             node.replace_all_uses_with(attribute)
         elif plain(value):
             for user in list(node.users):
-                user.args = fx.node.map_arg(user.args, lambda n, node=node, value=value: value if n is node else n)
-                user.kwargs = fx.node.map_arg(user.kwargs, lambda n, node=node, value=value: value if n is node else n)
+                put_in(user, node, value)
     for node in reversed(list(graph.nodes)):
         if node in values and not node.users:
             graph.erase_node(node)
     return made
 
 
+def put_in(user: fx.Node, node: fx.Node, value: Any) -> None:
+    """Puts a value in the place of a node among what another reads."""
+
+    def replaced(read: fx.Node) -> Any:
+        return value if read is node else read
+
+    user.args = cast(tuple[Any, ...], fx.node.map_arg(user.args, replaced))
+    user.kwargs = cast(dict[str, Any], fx.node.map_arg(user.kwargs, replaced))
+
+
 FAILED = object()
+WRITING = ("setitem", "iadd", "isub", "imul", "itruediv")
+RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "poisson")
 
 
 def plain(value: Any) -> bool:
@@ -66,9 +78,8 @@ def writes(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.op == "call_module":
         return False
-    return (name.endswith("_") and not name.endswith("__")) or name in ("setitem", "iadd", "isub", "imul", "itruediv") or bool(
-        node.kwargs.get("inplace") or "out" in node.kwargs
-    )
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in WRITING or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
 
 
 def constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
@@ -83,11 +94,12 @@ def constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
 
 def is_random(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.startswith(("rand", "bernoulli", "dropout", "multinomial", "normal", "poisson")) or name.endswith("dropout")
+    return name.startswith(RANDOM) or name.endswith("dropout")
 
 
 def computed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    args, kwargs = (fx.node.map_arg(tree, lambda n: values[n]) for tree in (node.args, node.kwargs))
+    args = cast(tuple[Any, ...], fx.node.map_arg(node.args, values.__getitem__))
+    kwargs = cast(dict[str, Any], fx.node.map_arg(node.kwargs, values.__getitem__))
     try:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)

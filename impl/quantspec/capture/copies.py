@@ -1,4 +1,5 @@
-"""Copies of the user's model for us to run, trace and keep, so that the model itself is never touched (STA-UNTOUCHED)."""
+"""Copies of the user's model for us to run, trace and keep, so that the model itself is never touched (STA-UNTOUCHED).
+"""
 
 import contextlib
 import copy
@@ -13,11 +14,14 @@ from torch import nn
 
 from quantspec.errors import UnsupportedError
 
-# torch's own hooks that compute a weight from other parameters before each call: hook-style weight and spectral norm, pruning.
+# torch's own hooks that compute a weight from other parameters before each call: hook-style weight and spectral norm,
+# pruning.
 WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "torch.nn.utils.prune")
 
 # What torch keeps in a module beside what its author does, and where a run is watched from.
 TORCHS = {*vars(nn.Module()), "forward"} - {"training"}
+
+WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel
 
 
 def inside(model: nn.Module) -> nn.Module:
@@ -25,10 +29,11 @@ def inside(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, torch.jit.ScriptModule):
             raise UnsupportedError(
-                f"model: {type(model).__name__} is TorchScript, whose Python is gone; quantize the nn.Module it was made of"
+                f"model: {type(model).__name__} is TorchScript, whose Python is gone;"
+                " quantize the nn.Module it was made of"
             )
         wrapped = model.__dict__.get("_modules", {}).get("_orig_mod") if isinstance(model, nn.Module) else None
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)):
+        if isinstance(model, WRAPPERS):
             wrapped = model.module
         if not isinstance(wrapped, nn.Module):
             return model
@@ -36,7 +41,8 @@ def inside(model: nn.Module) -> nn.Module:
 
 
 def own_copy(model: nn.Module) -> nn.Module:
-    """A model that shares nothing with the one given. Weights that torch's own hooks compute are computed, and the hooks gone."""
+    """A model that shares nothing with the one given. Weights that torch's own hooks compute are computed, and the
+    hooks gone."""
     twin = copied(model, share=False)
     with torch.no_grad():
         for module in twin.modules():
@@ -109,7 +115,8 @@ def undisturbed() -> Iterator[None]:
 
 
 def state_of(model: nn.Module) -> dict[tuple[str, str], Any]:
-    """What a forward could have changed: buffers, parameters and attributes of all modules, as values that can be compared."""
+    """What a forward could have changed: buffers, parameters and attributes of all modules, as values that can be
+    compared."""
     found: dict[tuple[str, str], Any] = {}
     for path, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):

@@ -15,7 +15,6 @@ from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 
 from . import copies
-from .builder import hooked
 from .calls import NotPlain, Way, call_of
 from .recorder import record
 from .tracer import Stop, has_layers, trace

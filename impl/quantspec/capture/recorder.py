@@ -1,8 +1,10 @@
-"""Which operations a module performs, recorded while it runs on real tensors: what symbolic tracing gets wrong or cannot go through.
+"""Which operations a module performs, recorded while it runs on real tensors: what symbolic tracing gets wrong or
+cannot go through.
 
-Python runs as it always does: type checks, optional arguments, hooks, attributes, writes through views. Each function of torch that reads an input, or what
-was made of one, becomes a node; what reads none is a constant. Sizes stay free (``tracked``); where Python decides by one, the graph checks it when it runs.
-What decides by values, writes to the model, or leaves torch ends the recording.
+Python runs as it always does: type checks, optional arguments, hooks, attributes, writes through views. Each function
+of torch that reads an input, or what was made of one, becomes a node; what reads none is a constant. Sizes stay free
+(``tracked``); where Python decides by one, the graph checks it when it runs. What decides by values, writes to the
+model, or leaves torch ends the recording.
 """
 
 import contextlib
@@ -19,33 +21,17 @@ from quantspec.errors import UnsupportedError
 
 from . import attention, copies, tracked, writes
 from .builder import GraphBuilder, hooked
-from .calls import Way
+from .calls import CONSTANTS, Way
+from .tensor_names import AUGMENTED, FACTS, INPLACE_AT, OPERATORS, RANK, REFLECTED, VALUES
 from .tracer import Capture, Tracer, described
-
-# Functions that tell Python the values of a tensor.
-VALUES = {
-    "__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__", "__contains__", "data_ptr",
-    "nonzero", "argwhere", "unique", "unique_consecutive", "masked_select", "equal", "allclose", "is_nonzero", "storage", "untyped_storage", "__dlpack__",
-    "nonzero_static", "cpu_", "set_", "resize_", "register_hook", "backward", "requires_grad_", "__reduce_ex__", "__deepcopy__",
-}  # fmt: skip
-# What is asked of a tensor and depends on neither its values nor its size.
-FACTS = {
-    "dtype", "device", "layout", "is_cuda", "requires_grad", "grad", "grad_fn", "is_leaf", "_version", "names", "is_sparse", "is_quantized", "is_meta",
-    "is_floating_point", "is_complex", "is_contiguous", "element_size", "get_device", "type", "is_mps", "is_nested", "is_xpu", "is_mkldnn", "itemsize",
-    "is_signed", "is_inference", "is_conj", "is_neg", "output_nr", "retains_grad", "__hash__", "is_pinned", "is_shared", "_is_view", "is_cpu",
-    "is_sparse_csr", "is_same_size", "__repr__", "__format__", "__str__", "stride", "storage_offset", "has_names", "is_ipu", "is_hpu", "is_mtia", "is_maia", "is_vulkan",
-}  # fmt: skip
-RANK = {"dim", "ndim", "ndimension"}
-REFLECTED = {"__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul, "__rtruediv__": operator.truediv, "__rdiv__": operator.truediv,
-             "__rpow__": operator.pow, "__rmatmul__": operator.matmul, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
-             "__rand__": operator.and_, "__ror__": operator.or_, "__rxor__": operator.xor}  # fmt: skip
-OPERATORS = {f"__{name}__": getattr(operator, name) for name in (
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "invert", "getitem",
-)} | {"__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__pos__": operator.pos}  # fmt: skip
-AUGMENTED = {"__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow", "__idiv__": "div", "__ifloordiv__": "floor_divide"}
 
 # How the messages of a graph's conditions begin.
 CAPTURED = "the network was captured"
+
+
+def is_needed(node: fx.Node) -> bool:
+    """Whether a node stays though nobody reads it."""
+    return node.op in ("placeholder", "output") or node.target is torch._assert
 
 
 class Stopped(BaseException):
@@ -98,7 +84,7 @@ class Recorder(TorchFunctionMode):
                 raise Stopped("it draws random numbers")
         self.graph.output(self.argument(output))
         self.assert_ranks()
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or node.target is torch._assert)
+        self.graph.eliminate_dead_code(is_needed)
         return Capture(GraphBuilder(self.model, self.constants, share=True).build(self.graph), ())
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -133,7 +119,7 @@ class Recorder(TorchFunctionMode):
             finally:
                 recorder.stack.pop()
 
-        nn.Module.__call__ = call  # type: ignore[method-assign, assignment]  # for as long as the recording lasts
+        nn.Module.__call__ = call  # type: ignore[method-assign]  # for as long as the recording lasts
         try:
             yield
         finally:
@@ -207,7 +193,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(kwargs.get("out"), torch.Tensor):
             raise Stopped(f"{name} writes to a tensor that it is given as out=")
         in_place = (name.endswith("_") and not name.endswith("__")) or name in AUGMENTED or name == "__setitem__"
-        in_place = in_place or kwargs.get("inplace") is True or (name in INPLACE_AT and len(args) > INPLACE_AT[name] and args[INPLACE_AT[name]] is True)
+        at = INPLACE_AT.get(name, len(args))
+        in_place = in_place or kwargs.get("inplace") is True or (at < len(args) and args[at] is True)
         first = args[0] if args else kwargs.get("input")
         return first if in_place and isinstance(first, torch.Tensor) else None
 
@@ -221,7 +208,8 @@ class Recorder(TorchFunctionMode):
         if name == "__setitem__":
             node = self.add("call_function", writes.with_item, given, {})
         elif name in ("copy_", "fill_", "zero_"):
-            node = self.add("call_function", writes.filled, (given[0], *(given[1:2] or (named.get("src", named.get("value", 0)),))), {})
+            value = given[1:2] or (named.get("src", named.get("value", 0)),)
+            node = self.add("call_function", writes.filled, (given[0], *value), {})
         else:
             pure = AUGMENTED.get(name, name.removesuffix("_"))
             if is_method(func):
@@ -308,7 +296,8 @@ class Recorder(TorchFunctionMode):
         if name == "__len__":
             return tracked.concrete(self.shape(tensor)[0])
         node = self.argument(tensor)
-        return tracked.number(self, self.call(func, args, kwargs), lambda: self.add("call_method", "numel", (node,), {}))
+        value = self.call(func, args, kwargs)
+        return tracked.number(self, value, lambda: self.add("call_method", "numel", (node,), {}))
 
     def size_node(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
         return self.add("call_function", target, self.argument(args), {})
@@ -337,7 +326,8 @@ class Recorder(TorchFunctionMode):
                 tensor = self.nodes[key][0]
                 dim = self.graph.call_method("dim", (node,))
                 equal = self.graph.call_function(operator.eq, (dim, tensor.ndim))
-                self.graph.call_function(torch._assert, (equal, f"{CAPTURED} for {node.name!r} with {tensor.ndim} axes"))
+                message = f"{CAPTURED} for {node.name!r} with {tensor.ndim} axes"
+                self.graph.call_function(torch._assert, (equal, message))
 
     # --- values
 
@@ -398,7 +388,7 @@ class Recorder(TorchFunctionMode):
             return {key: self.argument(value) for key, value in tree.items()}
         if isinstance(tree, slice):
             return slice(*map(self.argument, (tree.start, tree.stop, tree.step)))
-        if isinstance(tree, (int, float, complex, str, bool, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)):
+        if isinstance(tree, CONSTANTS):
             return tree
         raise Stopped(f"a {type(tree).__name__} is none of the values that a graph holds")
 
@@ -445,9 +435,7 @@ def stale() -> fx.Node:
     raise Stopped("a tensor is read whose memory was written to through another one")
 
 
-# Where functions that may write in place have the argument that says so.
-INPLACE_AT = {"relu": 1, "relu6": 1, "elu": 2, "selu": 1, "celu": 2, "leaky_relu": 2, "silu": 1, "mish": 1, "hardswish": 1, "hardsigmoid": 1, "hardtanh": 3,
-              "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3, "dropout3d": 3, "alpha_dropout": 3, "feature_alpha_dropout": 3}  # fmt: skip
+
 
 
 def is_method(func: Any) -> bool:
@@ -487,7 +475,8 @@ def plain(tree: Any) -> Any:
 
 
 def attributes_of(model: nn.Module) -> dict[int, tuple[str, torch.Tensor, int]]:
-    """Tensors that a model holds: parameters, buffers, attributes, and what is in lists and dicts; by identity, with their names and versions."""
+    """Tensors that a model holds: parameters, buffers, attributes, and what is in lists and dicts; by identity, with
+    their names and versions."""
     found: dict[int, tuple[str, torch.Tensor, int]] = {}
     for path, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):

@@ -1,7 +1,8 @@
 """``nn.Module`` to float graph: which operations a model performs, traced once with ``torch.fx``.
 
-What is traced is a copy of the model, with torch.nn's attention modules written out (``attention``). A module that cannot be traced, or around which
-hooks run, becomes one node that calls a copy of it; whether that is good enough is for the caller to say.
+What is traced is a copy of the model, with torch.nn's attention modules written out (``attention``). A module that
+cannot be traced, or around which hooks run, becomes one node that calls a copy of it; whether that is good enough is
+for the caller to say.
 """
 
 import inspect
@@ -53,8 +54,8 @@ class Capture:
 def capture(model: nn.Module) -> FloatGraph:
     """The float graph of a model in evaluation mode, for any arguments that it takes.
 
-    Raises TypeError for what is no module, ValueError for a model in training mode (STA-TRAINING), without parameters in float32
-    on the CPU, UnsupportedError when the model's own control flow depends on data.
+    Raises TypeError for what is no module, ValueError for a model in training mode (STA-TRAINING), without parameters
+    in float32 on the CPU, UnsupportedError when the model's own control flow depends on data.
     """
     check_model(model)
     return trace(copies.own_copy(model)).graph
@@ -83,7 +84,8 @@ def trace(model: nn.Module, path: str = "", way: Way | None = None) -> Capture:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a layer whose forward is known, wherever it is called: one of torch.nn, or of a class that leaves its forward alone."""
+    """Whether a module is a layer whose forward is known, wherever it is called: one of torch.nn, or of a class that
+    leaves its forward alone."""
     if "forward" in vars(module) or not (public(module, LAYERS) or is_conv1d(module)):
         return False
     # A weight that a hook computes is another one at the next call, for all that is known.
@@ -132,7 +134,8 @@ def described(error: BaseException) -> str:
 def where(error: BaseException) -> str:
     """File and line of the innermost frame that is neither torch's nor ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and "/quantspec/" not in f.filename and f.filename[:1] != "<"]
+    others = ("/torch/", "/quantspec/")
+    own = [f for f in frames if f.filename[:1] != "<" and not any(place in f.filename for place in others)]
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
@@ -145,8 +148,8 @@ class Tracer(fx.Tracer):
     """Goes into modules as far as they let it; one that does not is a leaf, and only that one."""
 
     def __init__(self) -> None:
-        # Packing sequences looks at their lengths, so it is called as a whole, by whatever name. Naming the module to fx would do
-        # that to everything in it, among it the class Tensor, which models ask their inputs for.
+        # Packing sequences looks at their lengths, so it is called as a whole, by whatever name. Naming the module to
+        # fx would do that to everything in it, among it the class Tensor, which models ask their inputs for.
         super().__init__(autowrap_functions=PACKING)
         self._autowrap_search.append(nn.utils.rnn)
         self.stops: list[Stop] = []
@@ -198,7 +201,8 @@ class Tracer(fx.Tracer):
 
     @staticmethod
     def is_whole(module: nn.Module) -> bool:
-        """Whether a module is never gone into: those of torch.nn, other than containers and what ``attention`` writes out."""
+        """Whether a module is never gone into: those of torch.nn, other than containers and what ``attention`` writes
+        out."""
         own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
         return own and not isinstance(module, (nn.Sequential, nn.TransformerDecoderLayer, *attention.WRITTEN))
 

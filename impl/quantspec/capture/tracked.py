@@ -1,6 +1,7 @@
 """Sizes that remember where they come from: integers and floats that a forward computes with while it is recorded.
 
-Arithmetic with them is recorded too; what Python itself decides by them (a comparison, a loop) is concrete, and noted as a condition of the graph.
+Arithmetic with them is recorded too; what Python itself decides by them (a comparison, a loop) is concrete, and noted
+as a condition of the graph.
 """
 
 import builtins
@@ -53,7 +54,9 @@ class Float(float, Tracked):
 
 def exact(value: Any) -> Any:
     """The plain number."""
-    return int.__int__(value) if isinstance(value, Int) else float.__float__(value) if isinstance(value, Float) else value
+    if isinstance(value, Int):
+        return int.__int__(value)
+    return float.__float__(value) if isinstance(value, Float) else value
 
 
 def concrete(value: Any) -> Any:
@@ -81,7 +84,9 @@ def arithmetic(target: Callable[..., Any], *, swapped: bool = False) -> Callable
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             value = concrete(self)  # a list or a string is repeated, or the other side knows better
-            return target(other, value) if swapped else target(value, other) if isinstance(other, (list, tuple, str)) else NotImplemented
+            if swapped:
+                return target(other, value)
+            return target(value, other) if isinstance(other, (list, tuple, str)) else NotImplemented
         return computed(self.recorder, target, *((other, self) if swapped else (self, other)))
 
     return method
@@ -112,6 +117,9 @@ def is_true(self: Any) -> bool:
     return result
 
 
+SINGLE: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg, "abs": abs, "ceil": math.ceil, "floor": math.floor, "trunc": math.trunc,
+}  # fmt: skip
 for _kind in (Int, Float):
     for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
         _target = getattr(operator, _name)
@@ -119,17 +127,18 @@ for _kind in (Int, Float):
         setattr(_kind, f"__r{_name}__", arithmetic(_target, swapped=True))
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_kind, f"__{_name}__", comparison(getattr(operator, _name)))
-    for _name, _target in (("neg", operator.neg), ("abs", abs), ("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
+    for _name, _target in SINGLE.items():
         setattr(_kind, f"__{_name}__", single(_target))
-    _kind.__round__ = single(round)  # type: ignore[method-assign, assignment]  # arithmetic of the graph, in the place of Python's
+    # Arithmetic of the graph, in the place of Python's.
+    _kind.__round__ = single(round)  # type: ignore[method-assign]
     _kind.__bool__ = is_true  # type: ignore[method-assign]
-    _kind.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign, assignment]
-    _kind.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign, assignment]
+    _kind.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign]
+    _kind.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign]
     _kind.__hash__ = lambda self: hash(concrete(self))  # type: ignore[method-assign]
     _kind.__int__ = lambda self: int(concrete(self))  # type: ignore[method-assign]
     _kind.__float__ = lambda self: float(concrete(self))  # type: ignore[method-assign]
-    _kind.__reduce_ex__ = lambda self, protocol: (type(exact(self)), (exact(self),))  # type: ignore[method-assign, assignment]
-    _kind.__deepcopy__ = lambda self, memo: exact(self)  # type: ignore[attr-defined]
+    _kind.__reduce_ex__ = lambda self, protocol: (type(exact(self)), (exact(self),))  # type: ignore[method-assign]
+    setattr(_kind, "__deepcopy__", lambda self, memo: exact(self))  # noqa: B010 - no attribute of numbers otherwise
 
 
 class _RangeType(type):
@@ -138,7 +147,8 @@ class _RangeType(type):
 
 
 class Range(metaclass=_RangeType):
-    """``range``, which ends the recording where it counts to a size: a loop written out would stand for that size alone."""
+    """``range``, which ends the recording where it counts to a size: a loop written out would stand for that size
+    alone."""
 
     def __new__(cls, *ends: Any) -> Any:
         found = next((end for end in ends if isinstance(end, Tracked)), None)
@@ -153,7 +163,8 @@ RANGE, MAX, MIN = builtins.range, builtins.max, builtins.min
 def extreme(original: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         items = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
-        found = next((item for item in items if isinstance(item, Tracked)), None) if len(items) > 1 and not kwargs else None
+        several = len(items) > 1 and not kwargs
+        found = next((item for item in items if isinstance(item, Tracked)), None) if several else None
         if found is None or not all(isinstance(item, (int, float)) for item in items):
             return original(*args, **kwargs)
         return computed(found.recorder, original, *items)
@@ -164,7 +175,7 @@ def extreme(original: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def builtins_watched() -> Iterator[None]:
     """Python's own functions of numbers take part in the recording."""
-    builtins.range, builtins.max, builtins.min = Range, extreme(MAX), extreme(MIN)  # type: ignore[misc, assignment]
+    builtins.range, builtins.max, builtins.min = Range, extreme(MAX), extreme(MIN)  # type: ignore[misc]
     try:
         yield
     finally:

@@ -1,4 +1,5 @@
-"""Writing in place as functions that give a new tensor: what a recorded graph has in the place of item assignment and the like."""
+"""Writing in place as functions that give a new tensor: what a recorded graph has in the place of item assignment and
+the like."""
 
 from typing import Any
 

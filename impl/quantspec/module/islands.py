@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,9 +18,12 @@ SEEN = "called in a way, or with sizes, that calibration did not have: it is com
 
 
 class Island(nn.Module):
-    """Computes what a module of the model did, by the network of the way in which it is called. It stands in that module as its ``forward``."""
+    """Computes what a module of the model did, by the network of the way in which it is called. It stands in that
+    module as its ``forward``."""
 
-    def __init__(self, path: str, forward: Callable[..., Any], networks: dict[Way, nn.Module]):
+    original: Callable[..., Any]
+
+    def __init__(self, path: str, forward: Callable[..., Any], networks: Mapping[Way, nn.Module]):
         super().__init__()
         self.path = path
         self.ways = [way.told() for way in networks]
@@ -58,6 +61,8 @@ class Island(nn.Module):
 class LayerIsland(nn.Module):
     """Computes what a layer did, for whatever arguments it is called with."""
 
+    original: Callable[..., Any]
+
     def __init__(self, path: str, network: nn.Module):
         super().__init__()
         self.path = path
@@ -72,7 +77,7 @@ class LayerIsland(nn.Module):
         return self.networks[0](*args, **kwargs)
 
 
-def attach(model: nn.Module, networks: dict[str, dict[Way, nn.Module]]) -> dict[str, Island]:
+def attach(model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]]) -> dict[str, Island]:
     """Puts networks in place of the forwards of modules of a model of ours."""
     islands = {}
     for path, ways in networks.items():
@@ -82,7 +87,8 @@ def attach(model: nn.Module, networks: dict[str, dict[Way, nn.Module]]) -> dict[
 
 
 class QuantizedModel(nn.Module):
-    """A copy of the user's model in which parts are int8 networks. Calling it takes and gives what the model did; other attributes are the model's.
+    """A copy of the user's model in which parts are int8 networks. Calling it takes and gives what the model did; other
+    attributes are the model's.
 
     ``islands`` are the parts by their paths. Between them the model's own Python runs as it was.
     """
@@ -90,7 +96,7 @@ class QuantizedModel(nn.Module):
     def __init__(self, model: nn.Module, networks: dict[str, dict[Way, QuantizedModule]], stops: tuple[Any, ...] = ()):
         super().__init__()
         self.python = model
-        self.__dict__["islands"] = attach(model, networks)  # type: ignore[arg-type]  # QuantizedModule is a Module, dict is invariant
+        self.__dict__["islands"] = attach(model, networks)
         self.stops = stops
         super().train(False)
 

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from quantspec.capture.builder import hooked
 from quantspec.capture import calls, copies, parts, tracer
+from quantspec.capture.builder import hooked
 from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph, float_run, program
-from quantspec.ir.program import Call, LinearDynamic, LinearWeight, Program
 from quantspec.ir.float_graph import FloatGraph
+from quantspec.ir.program import Call, LinearDynamic, LinearWeight, Program
 from quantspec.module.islands import LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import check_overflow
 
-from .conversion import Weights, embedding_step, recurrent_step
 from .captured import named
+from .conversion import Weights, embedding_step, recurrent_step
 from .options import Options, checked, warn_if_nothing, warned_if_nothing, without
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
@@ -45,10 +45,10 @@ def quantize_dynamic(
 
     ``activations``: ``per_tensor`` (one range for the whole input of a layer), ``per_token`` (one for each row,
     DYN-ROWS), or None: only weights are quantized (DYN-WEIGHT-ONLY). ``bits``: of the weights. A layer whose
-    accumulators could overflow stays in float (STA-OVERFLOW). ``example``: a batch as calibration data has it. With one,
-    the largest parts that can be captured become one network each (DYN-EXAMPLE); without, the model's layers are replaced
-    where they are (DYN-LAYERS), unless all of it is torch.nn's own. Other options as in ``quantspec.prepare``. Raises as
-    ``check_model`` does, ValueError for other ``activations``.
+    accumulators could overflow stays in float (STA-OVERFLOW). ``example``: a batch as calibration data has it. With
+    one, the largest parts that can be captured become one network each (DYN-EXAMPLE); without, the model's layers are
+    replaced where they are (DYN-LAYERS), unless all of it is torch.nn's own. Other options as in ``quantspec.prepare``.
+    Raises as ``check_model`` does, ValueError for other ``activations``.
     """
     if activations not in ACTIVATIONS:
         raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
@@ -89,10 +89,12 @@ class Quantizer:
             quantized = step(node, self.weights, self.options, self.activations)
             if isinstance(quantized, str):
                 in_float, called = float_step(node, quantized)
-                steps, callables = steps + in_float, callables | called
+                steps += in_float
+                callables |= called
             else:
                 steps.append(quantized)
-        network = Program(self.options.dialect.name, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
+        dialect = self.options.dialect.name
+        network = Program(dialect, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
         if warn:
             warn_if_nothing(network, graph)
         return QuantizedModule(network, self.options.engine)

@@ -38,7 +38,11 @@ class Prepared(nn.Module):
     """A float network with observers: calling it gives the float output and observes. Made by ``prepare``, ended by
     ``convert``."""
 
-    def __init__(self, graph: FloatGraph, observer: Observer, options: Options, capture: "Captured[Prepared] | None" = None):
+    capture: "Captured[Prepared] | None"
+
+    def __init__(
+        self, graph: FloatGraph, observer: Observer, options: Options, capture: "Captured[Prepared] | None" = None
+    ):
         super().__init__()
         self.eval()
         self.graph, self.options = graph, options
@@ -149,7 +153,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
         return QuantizedModule(program, prepared.options.engine)
     if capture.running is None:
         raise CalibrationError("the model: it has seen no values; run calibration data through it first")
-    networks: dict[str, dict[calls.Way, nn.Module]] = {}
+    networks: dict[str, dict[calls.Way, QuantizedModule]] = {}
     for path, ways in capture.parts.items():
         programs = {way: converted(part) for way, part in ways.items()}
         networks[path] = {way: QuantizedModule(program, prepared.options.engine) for way, program in programs.items()}

@@ -116,12 +116,15 @@ def quantize_as(
     """``model`` in one of the quantized variants."""
     if variant == "dynamic":
         example = calibration_batches(dataset)[0]
-        return quantize_dynamic(
+        q = quantize_dynamic(
             model, per_channel=False, reduce_range=reduce_range, dialect=dialect, example=example
         )
-    return quantize(
-        model, calibration_batches(dataset), **STATIC[variant], reduce_range=reduce_range, dialect=dialect
-    )
+    else:
+        q = quantize(
+            model, calibration_batches(dataset), **STATIC[variant], reduce_range=reduce_range, dialect=dialect
+        )
+    assert isinstance(q, QuantizedModule), "the tutorial's network is one graph"
+    return q
 
 
 def run(

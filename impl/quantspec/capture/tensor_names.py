@@ -1,0 +1,46 @@
+"""What Python may ask of a tensor, by the names of its methods and attributes, as a recording has to know them."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+# Functions that tell Python the values of a tensor.
+VALUES = frozenset(
+    """
+    __bool__ __int__ __float__ __index__ __complex__ item tolist numpy __array__ __contains__ data_ptr nonzero
+    argwhere unique unique_consecutive masked_select equal allclose is_nonzero storage untyped_storage __dlpack__
+    nonzero_static cpu_ set_ resize_ register_hook backward requires_grad_ __reduce_ex__ __deepcopy__
+    """.split()
+)
+# What is asked of a tensor and depends on neither its values nor its size.
+FACTS = frozenset(
+    """
+    dtype device layout is_cuda requires_grad grad grad_fn is_leaf _version names is_sparse is_quantized is_meta
+    is_floating_point is_complex is_contiguous element_size get_device type is_mps is_nested is_xpu is_mkldnn
+    itemsize is_signed is_inference is_conj is_neg output_nr retains_grad __hash__ is_pinned is_shared _is_view
+    is_cpu is_sparse_csr is_same_size __repr__ __format__ __str__ stride storage_offset has_names is_ipu is_hpu
+    is_mtia is_maia is_vulkan
+    """.split()
+)
+RANK = frozenset({"dim", "ndim", "ndimension"})
+REFLECTED: dict[str, Callable[..., Any]] = {
+    "__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul, "__rtruediv__": operator.truediv,
+    "__rdiv__": operator.truediv, "__rpow__": operator.pow, "__rmatmul__": operator.matmul,
+    "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rand__": operator.and_, "__ror__": operator.or_,
+    "__rxor__": operator.xor,
+}  # fmt: skip
+PLAIN = "add sub mul truediv floordiv mod pow matmul eq ne lt le gt ge neg abs invert getitem"
+OPERATORS: dict[str, Callable[..., Any]] = {
+    **{f"__{name}__": getattr(operator, name) for name in PLAIN.split()},
+    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor, "__pos__": operator.pos,
+}  # fmt: skip
+AUGMENTED = {
+    "__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow",
+    "__idiv__": "div", "__ifloordiv__": "floor_divide",
+}  # fmt: skip
+# Where functions that may write in place have the argument that says so.
+INPLACE_AT = {
+    "relu": 1, "relu6": 1, "elu": 2, "selu": 1, "celu": 2, "leaky_relu": 2, "silu": 1, "mish": 1, "hardswish": 1,
+    "hardsigmoid": 1, "hardtanh": 3, "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3,
+    "dropout3d": 3, "alpha_dropout": 3, "feature_alpha_dropout": 3,
+}  # fmt: skip
