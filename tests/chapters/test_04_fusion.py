@@ -19,7 +19,7 @@ from quantspec.capture import tracer
 from quantspec.ir import float_graph as floats
 from quantspec.ir import float_run
 from quantspec.ir.program import Linear
-from quantspec.numerics import folding, integer
+from quantspec.numerics import accuracy, folding, integer
 from quantspec.numerics.affine import QParams, qparams
 from quantspec.ptq import fusion
 
@@ -455,6 +455,48 @@ def test_a_normalization_is_not_folded_into_a_layer_that_pads(padding, left):
     assert kinds(fusion.fuse(captured(shared))) == ["BatchNorm", "Linear", "Linear"]
 
 
+class Frozen(nn.Module):
+    """A normalization written as a product and a sum."""
+
+    def __init__(self, norm):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+
+    def forward(self, x):
+        scale = self.weight.reshape(1, -1, 1, 1) * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (self.bias.reshape(1, -1, 1, 1) - self.running_mean.reshape(1, -1, 1, 1) * scale)
+
+
+class Functional(nn.BatchNorm2d):
+    """A normalization that is called as a function."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+def written_otherwise(kind):
+    norm = batch_norm(nn.BatchNorm2d, 4, np.random.default_rng(6))
+    if kind is Functional:
+        norm, weights = Functional(4), norm.state_dict()
+        norm.load_state_dict(weights)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), Frozen(norm) if kind is Frozen else norm, nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+
+@clause("FUS-WRITTEN")
+@pytest.mark.parametrize("kind", [Frozen, Functional])
+def test_a_normalization_is_folded_however_it_is_written(kind):
+    modules, others = (
+        fusion.fuse(captured(networks.seeded(lambda kind=kind: written_otherwise(kind)))) for kind in (None, kind)
+    )
+    assert kinds(others) == kinds(modules) == ["Conv", "Conv"] and others.nodes[0].relu
+    for own, other in zip(modules.nodes, others.nodes, strict=True):
+        for a, b in ((own.weight, other.weight), (own.bias, other.bias)):
+            np.testing.assert_allclose(a, b, rtol=2**-20, atol=2**-20)
+
+
 @clause("FUS-ALONE")
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_a_normalization_that_nothing_absorbs_is_a_layer_of_its_own(per_channel):
@@ -534,13 +576,15 @@ def test_a_clamp_from_zero_is_absorbed_and_ends_where_it_did(clamp):
 def test_a_linear_layer_that_holds_a_normalization_takes_rows_only():
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     # [batch, channels, features]: here the normalization's channels are the second axis.
-    images = networks.inputs(3, (4, 4))
+    images, prepared = networks.inputs(3, (4, 4)), qs.prepare(model)
+    prepared(networks.inputs(8, (4,)))
     with pytest.raises(
         ValueError,
         match="^batch: layer '0' with its BatchNorm1d expects \\[rows, features\\], got shape \\(3, 4, 4\\); "
         "prepare with fuse=False$",
     ):
-        qs.quantize(model, [images])
+        prepared(images)
     with torch.no_grad():
+        assert accuracy.sqnr(model(images).numpy(), qs.quantize(model, [images])(images).numpy()) > 30
         assert torch.equal(qs.prepare(model, fuse=False)(images), model(images))
 

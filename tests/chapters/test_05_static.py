@@ -597,6 +597,34 @@ def test_a_layer_that_is_called_twice_has_its_weights_once():
         assert one.weight is two.weight and one.w_qparams is two.w_qparams
 
 
+@clause("STA-WEIGHT-BIAS")
+@given(st.data())
+def test_a_weight_scale_is_large_enough_for_its_bias(data):
+    numbers = st.floats(-1.0, 1.0, width=32)
+    sizes = data.draw(st.lists(st.sampled_from([0.0, 1e-20, 1e-9, 1e-4, 1.0, 100.0]), min_size=1, max_size=4))
+    weight = np.float32([[data.draw(numbers) * size for _ in range(3)] for size in sizes])
+    bias = np.float32([data.draw(numbers) * data.draw(st.sampled_from([0.0, 1e-6, 1.0, 1e3])) for _ in sizes])
+    layer = nn.Linear(3, len(sizes)).eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    x = networks.inputs(8, (3,)) * data.draw(st.sampled_from([1e-3, 1.0, 1e3]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where nothing was quantized, the next line tells it
+        q = qs.quantize(layer, [x], dialect="exact")
+    assert len(q.program.layers) == 1
+    step = q.program.layers[0]
+    rows, biases = weight.tolist(), bias.tolist()
+    expected = spec.raise_scales(spec.weight_qparams(rows, True), rows, biases, float(step.x_qparams.scale))
+    assert step.w_qparams.scale.tolist() == [scale for scale, _ in expected]
+    assert step.weight.tolist() == [
+        [spec.affine.quantize(v, *qparams, -128, 127) for v in row] for row, qparams in zip(rows, expected, strict=True)
+    ]
+    with torch.no_grad():
+        y = layer(x)
+        assert ((q(x) - y).abs() <= 0.02 * (y.abs().max() + np.abs(bias).max()) + 1e-12).all()  # scales have a smallest
+
+
 @clause("STA-OVERFLOW")
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
@@ -643,7 +671,7 @@ def test_a_layer_that_stays_in_float_stands_between_dequantizing_and_quantizing(
     model, x = networks.seeded(Model), networks.inputs()
     with torch.no_grad():
         model.wide.bias.copy_(torch.tensor([1e9, -1e9]))
-    q = qs.quantize(model, [x], dialect="exact")
+    q = qs.quantize(model, [x], dialect="exact", per_channel=False)
     kept = ["Call", "Call"] if relu else ["Call"]
     assert [type(step).__name__ for step in q.program.steps] == [
         "Call", "Quantize", "Linear", "Dequantize", *kept, "Quantize", "Linear", "Dequantize",
@@ -670,7 +698,7 @@ def test_behind_a_layer_that_stays_in_float_nothing_is_quantized_that_no_layer_r
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([1e9, 1e9 + 64, 1e9 - 64]))
     with pytest.warns(UserWarning, match="nothing was quantized: every layer stayed in float"):
-        q = qs.quantize(model, [x], fuse=fuse)
+        q = qs.quantize(model, [x], fuse=fuse, per_channel=False)
     assert all(isinstance(step, program.Call) for step in q.program.steps)
     with torch.no_grad():
         assert torch.equal(q(x), model(x))
@@ -681,7 +709,7 @@ def test_a_layer_that_is_nearly_all_bias_stays_in_float():
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
     with torch.no_grad():
         model[0].bias.fill_(1e9)
-    q = qs.quantize(model, [networks.inputs(9, (2,))])
+    q = qs.quantize(model, [networks.inputs(9, (2,))], per_channel=False)
     assert [step.layer for step in q.program.layers] == ["2"]
     with torch.no_grad():
         assert (q(networks.inputs(9, (2,))) - model(networks.inputs(9, (2,)))).abs().max() <= 1e9 / 64

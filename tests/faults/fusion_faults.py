@@ -90,6 +90,16 @@ FAULTS = [
         MAY_FUSE, "return reads == 1",
     ),
     Fault(
+        "eps-of-a-function-left-out", "capture.norms", ("FUS-WRITTEN",),
+        "A normalization that is called as a function is folded without its eps.",
+        'float(given["eps"])', "0.0",
+    ),
+    Fault(
+        "products-are-no-normalizations", "capture.norms", ("FUS-WRITTEN",),
+        "A normalization is known by its class or function, and one that is written out stays in float.",
+        "    return per_channel(builder, node)", "    return None",
+    ),
+    Fault(
         "calls-counted-once", "capture.builder", ("FUS-SHARED",),
         "The set of called modules is kept, not how many times each is called.",
         "self.calls[target] = self.calls.get(target, 0) + 1", "self.calls[target] = 1",

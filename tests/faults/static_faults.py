@@ -187,6 +187,11 @@ FAULTS = [
         'return self.python(*args, **kwargs)', 'return copy.deepcopy(self.python)(*args, **kwargs)',
     ),
     Fault(
+        'bias-beyond-its-code', 'ptq.conversion', ('STA-WEIGHT-BIAS',),
+        'The scale of a channel is that of its weights, however small beside its bias.',
+        'np.maximum(grid.scale, floor))', 'grid.scale)',
+    ),
+    Fault(
         'captured-and-believed', 'capture.parts', ('STA-SAME', 'DYN-EXAMPLE'),
         'What was traced is used without a look at what the model computes.',
         '    if type(expected) is not type(got):', '    return None\n    if type(expected) is not type(got):',

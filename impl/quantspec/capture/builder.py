@@ -19,7 +19,7 @@ from quantspec.ir.float_graph import FloatGraph, Node
 from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
 
-from . import layers, operators
+from . import layers, norms, operators
 from .operators import public
 
 NO_INTEGER_FORM = "has no integer form here"
@@ -78,12 +78,13 @@ class GraphBuilder:
         return replace(graph, nodes=tuple(kept))
 
     def node(self, node: fx.Node) -> Node | list[Node] | None:
-        target = node.target
+        target: Any = node.target
         if node.op == "call_module":
             self.calls[target] = self.calls.get(target, 0) + 1
             module = self.modules[target]
             if public(module, GONE) and not hooked(module):
-                return self.gone(node)
+                self.gone(node)
+                return None
             if not hooked(module):
                 if (layer := layers.module(self, node, module)) is not None:
                     return layer
@@ -91,22 +92,24 @@ class GraphBuilder:
                     return weightless
         elif node.op in ("call_function", "call_method"):
             if node.op == "call_function" and getattr(target, "__name__", "") in GONE_FUNCTIONS and not self.training(node):
-                return self.gone(node)
-            if (made := layers.function(self, node)) is not None:
-                return made
+                self.gone(node)
+                return None
+            for recognize_function in (layers.function, norms.function):
+                if (made := recognize_function(self, node)) is not None:
+                    return made
             if target in operators.FUNCTIONS:
                 sign, recognize = operators.FUNCTIONS[target]
                 given = sign.bind(node) if sign.names else {}
                 if given is not None and (made := recognize(self, node, given)) is not None:
                     return made
-            if (made := operators.move(self, node)) is not None:
-                return replace(made, call=replace(made.call, reason=""))
+            if (moved := operators.move(self, node)) is not None:
+                return replace(moved, call=replace(moved.call, reason=""))
         return self.call(node)
 
     def module(self, node: fx.Node, module: nn.Module) -> Node | None:
         """A module without weights of its own as a node."""
-        for kind, recognize in operators.MODULES.items():
-            if public(module, (kind,)):
+        for type_of, recognize in operators.MODULES.items():
+            if public(module, (type_of,)):
                 return recognize(self, node, vars(module))
         if (moving := operators.moving(module)) is not None and not node.kwargs:
             target, more, named = moving
@@ -121,7 +124,8 @@ class GraphBuilder:
 
     def training(self, node: fx.Node) -> bool:
         """Whether a dropout function is told to drop: by its argument ``training``, which torch.nn.functional has as true by default."""
-        given = dict(zip(inspect.signature(node.target).parameters, node.args)) | dict(node.kwargs)
+        assert callable(node.target)
+        given: dict[str, Any] = dict(zip(inspect.signature(node.target).parameters, node.args)) | dict(node.kwargs)
         return bool(given.get("training", True))
 
     def written_to(self, node: fx.Node) -> str | None:
@@ -132,7 +136,7 @@ class GraphBuilder:
         if node.op == "call_module":
             in_place = getattr(self.modules[node.target], "inplace", False) is True
         else:
-            name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+            name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
             signed = name.endswith("_") and not name.endswith("__")
             in_place = node.op != "get_attr" and (signed or node.target in IN_PLACE or node.kwargs.get("inplace") is True)
         return self.first(node) if in_place else None
@@ -140,7 +144,7 @@ class GraphBuilder:
     def path(self, node: fx.Node) -> str:
         """The path of the module that a node was made in."""
         if node.op == "call_module":
-            return node.target
+            return str(node.target)
         stack = node.meta.get("nn_module_stack") or {}
         return list(stack)[-1] if stack else ""
 
@@ -171,7 +175,8 @@ class GraphBuilder:
 
     def first(self, node: fx.Node) -> str:
         """The name of the value that a node with one input reads, given by position or by name."""
-        return self.tree(node.args[0] if node.args else next(iter(node.kwargs.values()))).name
+        read: Ref = self.tree(node.args[0] if node.args else next(iter(node.kwargs.values())))
+        return read.name
 
     def attribute(self, target: str) -> Any:
         """What a path of the model holds, or a constant of that name."""
@@ -179,12 +184,15 @@ class GraphBuilder:
 
     def tree(self, args: Any) -> Any:
         # fx keeps arguments in immutable lists and dicts of its own; plain ones are what a Program holds.
-        named = fx.node.map_arg(args, lambda node: Ref(self.alias.get(node.name, node.name)))
-        return plain(named)
+        def reference(node: fx.Node) -> Any:
+            return Ref(self.alias.get(node.name, node.name))
 
-    def array(self, tensor: torch.Tensor | None) -> np.ndarray | None:
-        if tensor is None:
-            return None
+        return plain(fx.node.map_arg(args, reference))
+
+    def optional(self, tensor: torch.Tensor | None) -> np.ndarray | None:
+        return None if tensor is None else self.array(tensor)
+
+    def array(self, tensor: torch.Tensor) -> np.ndarray:
         if id(tensor) not in self.arrays:  # a shared parameter is one array, and counted once; kept, so that its id stays its own
             memory = tensor.detach().numpy()
             self.arrays[id(tensor)] = tensor, memory if self.share else memory.copy()

@@ -11,7 +11,7 @@ from quantspec.ir import float_graph, float_run
 from quantspec.ir.program import Call, Ref
 
 from . import attention
-from .operators import each, is_value, public
+from .operators import Builder, each, is_value, public
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -19,36 +19,36 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CELLS = {nn.LSTMCell: "lstm", nn.GRUCell: "gru", nn.RNNCell: "rnn"}
 
 
-def module(b: Any, node: fx.Node, what: nn.Module) -> float_graph.Node | list[float_graph.Node] | None:
+def module(builder: Builder, node: fx.Node, what: nn.Module) -> float_graph.Node | list[float_graph.Node] | None:
     """A module with weights as a node, or as two where it pads otherwise than with zeros. None for what is none of these."""
     target = node.target
     if public(what, (nn.Linear,)):
-        return float_graph.Linear(node.name, b.first(node), target or node.name, b.array(what.weight), b.array(what.bias))
+        return float_graph.Linear(node.name, builder.first(node), target or node.name, builder.array(what.weight), builder.optional(what.bias))
     for positions, kind in enumerate(CONVS, start=1):
         if public(what, (kind,)):
-            return conv_module(b, node, what, positions)
+            return conv_module(builder, node, what, positions)
     for kind in TRANSPOSED:
         if public(what, (kind,)) and len(node.args) + len(node.kwargs) == 1:  # an output_size is a number of this call, not of the layer
-            return transposed_module(b, node, what)
+            return transposed_module(builder, node, what)
     if isinstance(what, NORMS) and type(what).forward is NORMS[0].forward and what.track_running_stats:
-        return batch_norm(b, node, what)
+        return batch_norm(builder, node, what)
     if public(what, (nn.Embedding,)) and what.max_norm is None:
-        weight, padding_idx = b.array(what.weight), what.padding_idx
+        weight, padding_idx = builder.array(what.weight), what.padding_idx
         return float_graph.Embedding(
-            node.name, b.first(node), target or node.name, weight, b.call(node), padding_idx=padding_idx
+            node.name, builder.first(node), target or node.name, weight, builder.call(node), padding_idx=padding_idx
         )
     if public(what, (nn.EmbeddingBag,)) and what.max_norm is None:
-        return bag(b, node, what)
+        return bag(builder, node, what)
     if public(what, (nn.LSTM, nn.GRU, nn.RNN)) and not getattr(what, "proj_size", 0):
-        return recurrent(b, node, what)
+        return recurrent(builder, node, what)
     for kind, name in CELLS.items():
         if public(what, (kind,)):
-            return cell(b, node, what, name)
+            return cell(builder, node, what, name)
     return None
 
 
-def conv_module(b: Any, node: fx.Node, what: nn.Module, positions: int) -> list[float_graph.Node]:
-    layer, x, before = node.target or node.name, b.first(node), []
+def conv_module(builder: Builder, node: fx.Node, what: nn.Module, positions: int) -> list[float_graph.Node]:
+    layer, x, before = node.target or node.name, builder.first(node), []
     reach = [d * (k - 1) for d, k in zip(what.dilation, what.kernel_size)]
     if what.padding == "same":
         padding = tuple((r // 2, r - r // 2) for r in reach)
@@ -59,45 +59,45 @@ def conv_module(b: Any, node: fx.Node, what: nn.Module, positions: int) -> list[
     if what.padding_mode != "zeros" and any(map(any, padding)):
         name = f"{node.name}_padded"
         widths = [end for pair in reversed(padding) for end in pair]
-        b.callables["function", "torch.nn.functional.pad"] = F.pad
+        builder.callables["function", "torch.nn.functional.pad"] = F.pad
         call = Call(name, "function", "torch.nn.functional.pad", (Ref(x), widths), {"mode": what.padding_mode}, "")
         before, x, padding = [float_graph.Move(name, x, call)], name, ((0, 0),) * positions
     ones = (1,) * positions
     conv = float_graph.Conv(
-        node.name, x, layer, b.array(what.weight), b.array(what.bias), tuple(what.stride), padding, tuple(what.dilation), ones, what.groups
+        node.name, x, layer, builder.array(what.weight), builder.optional(what.bias), tuple(what.stride), padding, tuple(what.dilation), ones, what.groups
     )
     return [*before, conv]
 
 
-def transposed_module(b: Any, node: fx.Node, what: nn.Module) -> float_graph.Conv:
+def transposed_module(builder: Builder, node: fx.Node, what: nn.Module) -> float_graph.Conv:
     ones = (1,) * len(what.kernel_size)
     reach = [d * (k - 1) for d, k in zip(what.dilation, what.kernel_size)]
     padding = tuple((r - p, r - p + o) for r, p, o in zip(reach, what.padding, what.output_padding))
     weight = float_run.transposed_weight(what.weight.detach(), what.groups).numpy()
     return float_graph.Conv(
-        node.name, b.first(node), node.target or node.name, weight, b.array(what.bias), ones, padding, tuple(what.dilation), tuple(what.stride), what.groups, True
+        node.name, builder.first(node), node.target or node.name, weight, builder.optional(what.bias), ones, padding, tuple(what.dilation), tuple(what.stride), what.groups, True
     )
 
 
-def batch_norm(b: Any, node: fx.Node, what: nn.Module) -> float_graph.BatchNorm:
+def batch_norm(builder: Builder, node: fx.Node, what: nn.Module) -> float_graph.BatchNorm:
     ones = np.ones(what.num_features, np.float32)
-    gamma, beta = (ones, ones * 0) if what.weight is None else (b.array(what.weight), b.array(what.bias))
-    statistics = b.array(what.running_mean), b.array(what.running_var)
+    gamma, beta = (ones, ones * 0) if what.weight is None else (builder.array(what.weight), builder.optional(what.bias))
+    statistics = builder.array(what.running_mean), builder.array(what.running_var)
     positions = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(what))
-    return float_graph.BatchNorm(node.name, b.first(node), gamma, beta, *statistics, what.eps, b.call(node), node.target, positions)
+    return float_graph.BatchNorm(node.name, builder.first(node), gamma, beta, *statistics, what.eps, builder.call(node), node.target, positions)
 
 
-def bag(b: Any, node: fx.Node, what: nn.EmbeddingBag) -> float_graph.Embedding | None:
+def bag(builder: Builder, node: fx.Node, what: nn.EmbeddingBag) -> float_graph.Embedding | None:
     given = dict(zip(("input", "offsets", "per_sample_weights"), node.args)) | node.kwargs
-    names = {key: b.tree(given[key]).name if is_value(given.get(key)) else None for key in ("offsets", "per_sample_weights")}
+    names = {key: builder.tree(given[key]).name if is_value(given.get(key)) else None for key in ("offsets", "per_sample_weights")}
     return float_graph.Embedding(
-        node.name, b.first(node), node.target or node.name, b.array(what.weight), b.call(node), bag=what.mode,
+        node.name, builder.first(node), node.target or node.name, builder.array(what.weight), builder.call(node), bag=what.mode,
         offsets=names["offsets"], weights=names["per_sample_weights"],
         include_last_offset=what.include_last_offset, padding_idx=what.padding_idx,
     )  # fmt: skip
 
 
-def recurrent(b: Any, node: fx.Node, what: nn.RNNBase) -> float_graph.Recurrent | None:
+def recurrent(builder: Builder, node: fx.Node, what: nn.RNNBase) -> float_graph.Recurrent | None:
     if getattr(getattr(node.args[0] if node.args else None, "target", None), "__name__", "").startswith("pack_"):
         return None  # packed sequences have steps of different batch sizes
     kind = {"LSTM": "lstm", "GRU": "gru"}.get(what.mode, what.mode.lower())
@@ -105,23 +105,23 @@ def recurrent(b: Any, node: fx.Node, what: nn.RNNBase) -> float_graph.Recurrent 
     for layer in range(what.num_layers):
         for suffix in ("", "_reverse") if what.bidirectional else ("",):
             names = (f"{part}_l{layer}{suffix}" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-            cells.append(float_graph.FloatCell(*(b.array(getattr(what, name, None)) for name in names)))
-    place = node.name, b.first(node), state(b, node), node.target or node.name
-    return float_graph.Recurrent(*place, kind, tuple(cells), what.bidirectional, what.batch_first, b.call(node))
+            cells.append(float_graph.FloatCell(*(builder.optional(getattr(what, name, None)) for name in names)))
+    place = node.name, builder.first(node), state(builder, node), node.target or node.name
+    return float_graph.Recurrent(*place, kind, tuple(cells), what.bidirectional, what.batch_first, builder.call(node))
 
 
-def cell(b: Any, node: fx.Node, what: nn.RNNCellBase, name: str) -> float_graph.Recurrent:
+def cell(builder: Builder, node: fx.Node, what: nn.RNNCellBase, name: str) -> float_graph.Recurrent:
     kind = f"rnn_{what.nonlinearity}" if name == "rnn" else name
-    arrays = (b.array(t) for t in (what.weight_ih, what.weight_hh, what.bias_ih, what.bias_hh))
-    place = node.name, b.first(node), state(b, node), node.target or node.name
+    arrays = (builder.optional(t) for t in (what.weight_ih, what.weight_hh, what.bias_ih, what.bias_hh))
+    place = node.name, builder.first(node), state(builder, node), node.target or node.name
     cells = (float_graph.FloatCell(*arrays),)
-    return float_graph.Recurrent(*place, kind, cells, False, False, b.call(node), single=True)
+    return float_graph.Recurrent(*place, kind, cells, False, False, builder.call(node), single=True)
 
 
-def state(b: Any, node: fx.Node) -> Any:
+def state(builder: Builder, node: fx.Node) -> Any:
     """The initial state that a call was given, as a tree, or None."""
     given = node.kwargs.get("hx", node.args[1] if len(node.args) > 1 else None)
-    return b.tree(given)
+    return builder.tree(given)
 
 
 LINEAR = ("input", "weight", "bias")
@@ -129,7 +129,7 @@ CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 FUNCTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3, torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
-def function(b: Any, node: fx.Node) -> float_graph.Node | None:
+def function(builder: Builder, node: fx.Node) -> float_graph.Node | None:
     """A function of parameters of the model as a layer; None for other functions, and where the weights are computed."""
     target = node.target
     if target is F.linear:
@@ -144,22 +144,22 @@ def function(b: Any, node: fx.Node) -> float_graph.Node | None:
     if not (is_value(weight) and weight.op == "get_attr") or (bias is not None and not (is_value(bias) and bias.op == "get_attr")):
         return None
     layer = weight.target.rpartition(".")[0] or node.name
-    w, c = (None if n is None else b.attribute(n.target) for n in (weight, bias))
-    x = b.tree(given["input"]).name
+    w, c = (None if n is None else builder.attribute(n.target) for n in (weight, bias))
+    x = builder.tree(given["input"]).name
     if "start" in given:
         rows = slice(given["start"], given["stop"])
         layer = f"{layer}.{rows.start}"
         cut = w if target is attention.project else w[rows]
         bias_cut = None if c is None else c[rows]
-        b.calls[layer] = b.calls.get(layer, 0) + 1
+        builder.calls[layer] = builder.calls.get(layer, 0) + 1
         return float_graph.Linear(node.name, x, layer, cut.detach().numpy().copy(), None if bias_cut is None else bias_cut.detach().numpy().copy())
-    b.calls[layer] = b.calls.get(layer, 0) + 1
+    builder.calls[layer] = builder.calls.get(layer, 0) + 1
     if target is F.linear:
-        return float_graph.Linear(node.name, x, layer, b.array(w), b.array(c))
-    return functional_conv(b, node, given, layer, x, b.array(w), b.array(c))
+        return float_graph.Linear(node.name, x, layer, builder.array(w), builder.optional(c))
+    return functional_conv(builder, node, given, layer, x, builder.array(w), builder.optional(c))
 
 
-def functional_conv(b: Any, node: fx.Node, given: dict[str, Any], layer: str, x: str, weight: np.ndarray, bias: np.ndarray | None) -> float_graph.Conv | None:
+def functional_conv(builder: Builder, node: fx.Node, given: dict[str, Any], layer: str, x: str, weight: np.ndarray, bias: np.ndarray | None) -> float_graph.Conv | None:
     positions = FUNCTIONS[node.target]
     stride, dilation = (each(given.get(key, 1), positions) for key in ("stride", "dilation"))
     padding, groups = given.get("padding", 0), given.get("groups", 1)

@@ -6,16 +6,55 @@ A recognizer gets the builder, the fx node and the arguments by name, and gives 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from quantspec.ir import float_graph
+from quantspec.ir.program import Call
 from quantspec.ir.rearrange import MOVES, SHAPES
 
-Recognizer = Callable[[Any, fx.Node, dict[str, Any]], float_graph.Node | None]
+
+class Builder(Protocol):
+    """What a recognizer gets to work with: the model, and names for the values of the graph that is made of it."""
+
+    modules: dict[str, nn.Module]
+    callables: dict[tuple[str, str], Any]
+    calls: dict[str, int]
+
+    def first(self, node: fx.Node) -> str:
+        """The name of the value that a node with one input reads."""
+        ...
+
+    def tree(self, args: Any) -> Any:
+        """Arguments of a node with references in the places of values."""
+        ...
+
+    def call(self, node: fx.Node) -> Call:
+        """What a node does, in float."""
+        ...
+
+    def array(self, tensor: torch.Tensor) -> np.ndarray:
+        """The values of a tensor; a shared tensor is one array."""
+        ...
+
+    def optional(self, tensor: torch.Tensor | None) -> np.ndarray | None:
+        """The values of a tensor that may be None."""
+        ...
+
+    def attribute(self, target: str) -> Any:
+        """What a path of the model holds, or a constant of that name."""
+        ...
+
+    def path(self, node: fx.Node) -> str:
+        """The path of the module that a node was made in."""
+        ...
+
+
+Recognizer = Callable[[Builder, fx.Node, dict[str, Any]], float_graph.Node | None]
 
 
 @dataclass(frozen=True)
@@ -102,12 +141,12 @@ NUMBER = (int, float)
 def elementwise(name: str, module: bool) -> Recognizer:
     """A recognizer for a function of one value whose other arguments are numbers."""
 
-    def recognize(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
         first, *others = [*node.args, *node.kwargs.values()]
         if not is_value(first) or not constants(others):
             return None
         if module:
-            what = b.modules[node.target]
+            what: Any = builder.modules[str(node.target)]
             if isinstance(what, nn.PReLU) and what.num_parameters != 1:
                 return None
             ceiling = 6.0 if name == "relu6" else what.max_val if name == "hardtanh" and what.min_val == 0 else None
@@ -115,10 +154,11 @@ def elementwise(name: str, module: bool) -> Recognizer:
             ends = dict(zip(("min", "max"), others)) | {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
             if any(not isinstance(v, (*NUMBER, str, bool, type(None))) for v in others):
                 return None
-            low_zero = name in ("hardtanh", "clamp") and ends.get("min") == 0 and isinstance(ends.get("max"), NUMBER)
-            ceiling = 6.0 if name == "relu6" else float(ends["max"]) if low_zero else None
+            largest: Any = ends.get("max")
+            low_zero = name in ("hardtanh", "clamp") and ends.get("min") == 0 and isinstance(largest, NUMBER)
+            ceiling = 6.0 if name == "relu6" else float(largest) if low_zero else None
         ceiling = ceiling if ceiling is None or ceiling > 0 else None
-        return float_graph.Elementwise(node.name, b.first(node), name, b.call(node), ceiling)
+        return float_graph.Elementwise(node.name, builder.first(node), name, builder.call(node), ceiling)
 
     return recognize
 
@@ -132,8 +172,8 @@ for _name, _targets in ALONE.items():
 
 
 @function(signature("input inplace", inplace=False), torch.relu, F.relu, torch.relu_, F.relu_, "relu", "relu_")
-def relu(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node:
-    return float_graph.Relu(node.name, b.first(node), b.call(node))
+def relu(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node:
+    return float_graph.Relu(node.name, builder.first(node), builder.call(node))
 
 
 MODULES[nn.ReLU] = relu
@@ -149,19 +189,19 @@ ARITHMETIC = {
 
 
 def arithmetic(name: str) -> Recognizer:
-    def recognize(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
         if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
             return None
         one, other = given["input"], given["other"]
         if is_value(one) and is_value(other):
             made = {"add": float_graph.Add, "mul": float_graph.Mul}.get(name)
-            return made(node.name, b.tree(one).name, b.tree(other).name, b.call(node)) if made else None
+            return made(node.name, builder.tree(one).name, builder.tree(other).name, builder.call(node)) if made else None
         value = one if is_value(one) else other
         number = other if is_value(one) else one
         if not isinstance(number, NUMBER) or (name == "div" and value is other):
             return None
         # A number beside a value of the graph that is a size, and no tensor, is told apart when the graph runs: only what is in codes becomes a table.
-        return float_graph.Elementwise(node.name, b.tree(value).name, f"{name} {number:g}", b.call(node))
+        return float_graph.Elementwise(node.name, builder.tree(value).name, f"{name} {number:g}", builder.call(node))
 
     return recognize
 
@@ -171,18 +211,18 @@ for _name, _targets in ARITHMETIC.items():
 
 
 @function(signature("tensors dim", dim=0), torch.cat, torch.concat, torch.concatenate)
-def concat(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+def concat(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
     parts = given["tensors"]
     if not isinstance(parts, (tuple, list)) or not all(map(is_value, parts)) or not isinstance(given["dim"], int) or not parts:
         return None
-    return float_graph.Concat(node.name, tuple(b.tree(part).name for part in parts), given["dim"], b.call(node))
+    return float_graph.Concat(node.name, tuple(builder.tree(part).name for part in parts), given["dim"], builder.call(node))
 
 
 # --- windows
 
 
 def max_pool(positions: int) -> Recognizer:
-    def recognize(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
         if given["return_indices"] or not constants([v for k, v in given.items() if k != "input"]):
             return None
         kernel = each(given["kernel_size"], positions)
@@ -191,13 +231,13 @@ def max_pool(positions: int) -> Recognizer:
         if kernel is None or stride is None or padding is None or dilation is None:
             return None
         places = kernel, stride, padding, dilation, bool(given["ceil_mode"])
-        return float_graph.MaxPool(node.name, b.first(node), *places, b.call(node))
+        return float_graph.MaxPool(node.name, builder.first(node), *places, builder.call(node))
 
     return recognize
 
 
 def avg_pool(positions: int) -> Recognizer:
-    def recognize(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
         if given.get("divisor_override") is not None or not constants([v for k, v in given.items() if k != "input"]):
             return None
         kernel = each(given["kernel_size"], positions)
@@ -206,20 +246,20 @@ def avg_pool(positions: int) -> Recognizer:
         if kernel is None or stride is None or padding is None:
             return None
         places = kernel, stride, padding, bool(given["ceil_mode"]), bool(given["count_include_pad"])
-        return float_graph.AvgPool(node.name, b.first(node), *places, b.call(node))
+        return float_graph.AvgPool(node.name, builder.first(node), *places, builder.call(node))
 
     return recognize
 
 
 def adaptive_pool(positions: int) -> Recognizer:
-    def recognize(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
         size = given["output_size"]
         if not constants(size):
             return None
         sizes = (size,) * positions if isinstance(size, int) or size is None else tuple(size)
         if len(sizes) != positions:
             return None
-        return float_graph.AdaptiveAvgPool(node.name, b.first(node), sizes, b.call(node))
+        return float_graph.AdaptiveAvgPool(node.name, builder.first(node), sizes, builder.call(node))
 
     return recognize
 
@@ -247,33 +287,33 @@ for _n, _max, _avg, _adaptive, _modules in (
 
 
 @function(signature("input dim keepdim dtype", keepdim=False, dtype=None), torch.mean, "mean")
-def mean(b: Any, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+def mean(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
     axes = given.get("dim")
     axes = (axes,) if isinstance(axes, int) else axes
     if given["dtype"] is not None or not axes or not constants(axes) or not isinstance(given["keepdim"], bool):
         return None
-    return float_graph.Mean(node.name, b.first(node), tuple(axes), given["keepdim"], b.call(node))
+    return float_graph.Mean(node.name, builder.first(node), tuple(axes), given["keepdim"], builder.call(node))
 
 
 # --- what moves values
 
-def move(b: Any, node: fx.Node) -> float_graph.Node | None:
+def move(builder: Builder, node: fx.Node) -> float_graph.Move | float_graph.Shape | None:
     """A node that rearranges, reads the shape, or takes an item of something that was split."""
     if node.op == "call_method" and node.target in SHAPES:
-        return float_graph.Shape(node.name, b.first(node), b.call(node))
+        return float_graph.Shape(node.name, builder.first(node), builder.call(node))
     if node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"):
-        return float_graph.Shape(node.name, b.first(node), b.call(node))
+        return float_graph.Shape(node.name, builder.first(node), builder.call(node))
     if node.target in MOVES or (node.target is operator.getitem and is_value(node.args[0])):
-        return float_graph.Move(node.name, b.first(node), b.call(node))
+        return float_graph.Move(node.name, builder.first(node), builder.call(node))
     if node.target is F.pad and node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None) in (None, 0, 0.0):
-        return float_graph.Move(node.name, b.first(node), b.call(node))
+        return float_graph.Move(node.name, builder.first(node), builder.call(node))
     if node.target is F.interpolate:
         mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")
-        return float_graph.Move(node.name, b.first(node), b.call(node)) if mode in ("nearest", "nearest-exact") else None
+        return float_graph.Move(node.name, builder.first(node), builder.call(node)) if mode in ("nearest", "nearest-exact") else None
     return None
 
 
-def moving(module: nn.Module) -> tuple[Any, tuple, dict[str, Any]] | None:
+def moving(module: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
     """A module that rearranges as (function or method, further arguments, keyword arguments)."""
     if isinstance(module, nn.Flatten):
         return torch.flatten, (module.start_dim, module.end_dim), {}
@@ -298,5 +338,6 @@ def moving(module: nn.Module) -> tuple[Any, tuple, dict[str, Any]] | None:
 
 def public(module: nn.Module, kinds: tuple[type, ...]) -> bool:
     """Whether a module is of one of these kinds and computes as they do, though it may be of a class derived from them."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in kinds)
+    own = getattr(type(module), "forward")
+    return any(isinstance(module, kind) and own is getattr(kind, "forward") for kind in kinds)
 

@@ -93,7 +93,7 @@ class QuantizedModel(nn.Module):
     ``islands`` are the parts by their paths. Between them the model's own Python runs as it was.
     """
 
-    def __init__(self, model: nn.Module, networks: dict[str, dict[Way, QuantizedModule]], stops: tuple[Any, ...] = ()):
+    def __init__(self, model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]], stops: tuple[Any, ...] = ()):
         super().__init__()
         self.python = model
         self.__dict__["islands"] = attach(model, networks)
@@ -127,6 +127,7 @@ class QuantizedModel(nn.Module):
         """The int8 networks, with the paths of the modules that they stand for."""
         for path, island in self.islands.items():
             for network in island.networks:
+                assert isinstance(network, QuantizedModule)
                 yield path, network
 
     @property

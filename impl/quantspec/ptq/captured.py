@@ -80,7 +80,11 @@ class Captured(Generic[Part]):
             raise
         except Exception:  # whatever the operations of a wrong graph raise
             return False, None
-        if state is None and parts.difference(expected, output) is None:
+        assert self.traced is not None
+        if state is None and (
+            parts.difference(expected, output) is None
+            or parts.graph_differs(self.traced, prepared.graph, batch, expected) is None
+        ):
             return True, output
         prepared.observers = before
         return False, None
@@ -93,8 +97,7 @@ class Captured(Generic[Part]):
         }
         self.stops = tuple(found.stops)
         self.running = copies.run_copy(self.model)
-        observing: dict[str, dict[calls.Way, nn.Module]] = {path: {**ways} for path, ways in self.parts.items()}
-        islands.attach(self.running, observing)
+        islands.attach(self.running, self.parts)
 
     def part_ready(self, graph: FloatGraph) -> FloatGraph | None:
         """The graph of a part as it will be observed; None where no layer of it is to be quantized."""

@@ -44,6 +44,24 @@ Rename = Callable[[str], str]
 Computed = float_graph.Add | float_graph.Mul | float_graph.Concat | float_graph.Elementwise
 
 
+def with_room_for_bias(
+    node: Layer, codes: np.ndarray, grid: QParams, x: QParams, dialect: Dialect
+) -> tuple[np.ndarray, QParams]:
+    """Codes and grid of a layer's weight in which no channel's scale is too small for its bias (STA-WEIGHT-BIAS)."""
+    if node.bias is None or grid.axis is None:
+        return codes, grid
+    least = np.abs(node.bias, dtype=np.float64) / (np.float64(x.scale) * 2.0**30)
+    nearest = least.astype(np.float32)
+    floor = np.where(nearest < least, np.nextafter(nearest, np.float32(np.inf)), nearest).astype(np.float32)
+    empty = ~node.weight.reshape(len(node.weight), -1).any(axis=1) & (node.bias != 0)
+    scale = np.where(empty, np.maximum(floor, np.float32(2.0**-100)), np.maximum(grid.scale, floor))
+    if np.array_equal(scale, grid.scale) or not np.isfinite(scale).all():
+        return codes, grid
+    raised = QParams(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
+    code_range = {"qmin": grid.qmin, "qmax": grid.qmax}
+    return dialect.quantize(node.weight, raised.scale, raised.zero_point, axis=grid.axis, **code_range), raised
+
+
 class Weights:
     """The codes of weights; a shared weight is one array of codes."""
 
@@ -146,8 +164,8 @@ class Converter:
         return low, high
 
     def layer(self, node: Layer) -> None:
-        weight, w = self.weights.codes(node.weight, node.layer)
         x = self.grid(node.x)
+        weight, w = with_room_for_bias(node, *self.weights.codes(node.weight, node.layer), x, self.dialect)
         bias_q = quantize_bias(np.zeros(len(weight)) if node.bias is None else node.bias, x.scale, w.scale)
         try:
             check_overflow(x, weight, w, bias_q)

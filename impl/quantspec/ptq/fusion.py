@@ -35,7 +35,15 @@ def fuse(graph: FloatGraph) -> FloatGraph:
     Sums absorb the ReLU behind them. A normalization of images that is left becomes a layer of its own (FUS-ALONE).
     Neither the graph given nor the model it came from is changed.
     """
-    return stand_alone(fold_before(fold_behind(graph)))
+    return without_unread(stand_alone(fold_before(fold_behind(graph))))
+
+
+def without_unread(graph: FloatGraph) -> FloatGraph:
+    """The graph without constants that nobody reads any more, as the numbers of a normalization that was folded."""
+    reads = graph.readers()
+    unread = (node.name for node in graph.nodes if isinstance(node, Call) and node.kind == "attribute")
+    gone = {name for name in unread if reads[name] == 0}
+    return replace(graph, nodes=tuple(node for node in graph.nodes if node.name not in gone)) if gone else graph
 
 
 def fold_behind(graph: FloatGraph) -> FloatGraph:

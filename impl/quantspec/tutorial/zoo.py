@@ -155,6 +155,7 @@ def row(name: str, *, size: int | None = None) -> Row:
     calibration = inputs(name, CALIBRATION, size, 100)
     start = time.perf_counter()
     q = quantize(model, [calibration])
+    assert isinstance(q, QuantizedModule)  # the networks of the zoo are captured as a whole
     seconds = time.perf_counter() - start
     test = inputs(name, TEST, size, 200)
     found = compare(model, q, [test])
