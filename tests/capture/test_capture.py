@@ -222,6 +222,19 @@ def print_nothing(module, inputs, output):
     return None
 
 
+@clause("STA-PARTS")
+def test_what_is_no_single_network_says_which_python_is_in_the_way(tmp_path):
+    model, x = built("decision_by_data")
+    q = qs.quantize(model, [x])
+    for needs_one in (lambda: qs.export_onnx(q), lambda: q.save(tmp_path / "q"), lambda: q.program):
+        with pytest.raises(qs.UnsupportedError, match="Python around 2 networks: .*asks for values of a tensor.*line"):
+            needs_one()
+    model, x = built("optional_argument")
+    q = qs.quantize(model, [x])
+    q.save(tmp_path / "q")
+    assert torch.equal(qs.load(tmp_path / "q")(x), q(x))
+
+
 @clause("STA-UNTOUCHED")
 def test_a_model_that_torch_refuses_to_copy_is_copied_all_the_same():
     model = nn.Sequential(models.weight_norm_by_hook(nn.Linear(8, 4)), nn.ReLU()).eval()

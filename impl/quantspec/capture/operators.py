@@ -338,6 +338,6 @@ def moving(module: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | N
 
 def public(module: nn.Module, kinds: tuple[type, ...]) -> bool:
     """Whether a module is of one of these kinds and computes as they do, though it may be of a class derived from them."""
-    own = getattr(type(module), "forward")
-    return any(isinstance(module, kind) and own is getattr(kind, "forward") for kind in kinds)
+    own = type(module).forward
+    return any(isinstance(module, kind) and own is kind.forward for kind in kinds)
 

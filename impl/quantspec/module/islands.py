@@ -1,6 +1,7 @@
 """A model whose parts are int8 networks: what ``quantize`` returns where Python of the user's stands between them."""
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 from quantspec.capture import copies
 from quantspec.capture.calls import NotPlain, Way, call_of
 from quantspec.capture.recorder import CAPTURED
+from quantspec.errors import UnsupportedError
+from quantspec.storage import file
 
 from .module import QuantizedModule
 
@@ -137,11 +140,16 @@ class QuantizedModel(nn.Module):
 
     @property
     def program(self) -> Any:
-        """The network as plain data, where the whole model is one. Raises AttributeError otherwise."""
+        """The network as plain data, where the whole model is one. Raises UnsupportedError, naming the Python, otherwise."""
         found = list(self.networks())
         if len(found) == 1 and found[0][0] == "":
             return found[0][1].program
-        raise AttributeError("program: this model is Python around several networks; see islands")
+        between = "; ".join(map(str, self.stops)) or "layers that were replaced where they are"
+        raise UnsupportedError(f"program: this model is Python around {len(found)} networks: {between}")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the network where the whole model is one; UnsupportedError otherwise, as no file holds Python."""
+        file.save(self.program, path)
 
     def run_on(self, engine: str) -> "QuantizedModel":
         """The same model with its networks on another engine."""
