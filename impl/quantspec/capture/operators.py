@@ -336,7 +336,7 @@ def moving(module: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | N
     return None
 
 
-def public(module: nn.Module, kinds: tuple[type, ...]) -> bool:
+def public(module: nn.Module, kinds: tuple[type[Any], ...]) -> bool:
     """Whether a module is of one of these kinds and computes as they do, though it may be of a class derived from them."""
     own = type(module).forward
     return any(isinstance(module, kind) and own is kind.forward for kind in kinds)
