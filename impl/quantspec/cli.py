@@ -21,7 +21,8 @@ from rich.table import Table
 
 from quantspec.backends.pytorch import quantized
 from quantspec.progress import progress
-from quantspec.tutorial import data, models, report, tutorial, zoo
+from quantspec.tutorial import data, models, report, rows, tutorial, zoo
+from quantspec.tutorial.families import measure, registry
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     nets = commands.add_parser("zoo", help=purpose)
     names = "one of the networks; may be repeated (default: all)"
     nets.add_argument("--model", action="append", metavar="NAME", help=names)
+    families = f"another family of networks: {', '.join(registry.NAMES)}; all of it, or the --model named"
+    nets.add_argument("--family", metavar="NAME", help=families)
     nets.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     nets.set_defaults(function=show_zoo)
     probe = commands.add_parser("fingerprint", help="find out which choices of chapter 10 a backend makes")
@@ -118,6 +121,8 @@ def run_tutorial(options: argparse.Namespace) -> int:
 def show_zoo(options: argparse.Namespace) -> int:
     """``quantspec zoo``: a row for each network, each measured in a process of its own. Raises ValueError for an
     unknown network."""
+    if options.family is not None:
+        return show_family(options)
     names = options.model or list(zoo.NAMES)
     if unknown := [name for name in names if name not in zoo.NAMES]:
         raise ValueError(f"--model: expected one of {', '.join(zoo.NAMES)}, got {unknown[0]!r}")
@@ -142,6 +147,24 @@ def show_zoo(options: argparse.Namespace) -> int:
                 say(f"{row.name}: in float: {', '.join(f'{count} x {reason}' for reason, count in row.left.items())}")
         if json_file:
             json.dump(zoo.as_json(found), json_file, indent=1)
+    return 0
+
+
+def show_family(options: argparse.Namespace) -> int:
+    """``quantspec zoo --family``. Raises ValueError for an unknown family or network, or a library that is missing."""
+    known = registry.networks(options.family)
+    names = options.model or list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--model: expected one of {', '.join(known)}, got {unknown[0]!r}")
+    with output_file(options.json, "--json") as json_file:
+        measured = rows.measured(functools.partial(measure.row, options.family), names)
+        found = [row for _, row in zip(progress(names, options.family), measured)]
+        console = Console()
+        console.print(measure.as_table(options.family, found))
+        for line in measure.notes(found):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if json_file:
+            json.dump(measure.as_json(options.family, found), json_file, indent=1)
     return 0
 
 

@@ -4,17 +4,20 @@ nowhere else."""
 import copy
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from .rows import call
 
-def quantized(model: nn.Module, calibration: Iterable[torch.Tensor], *, engine: str = "x86") -> nn.Module:
+
+def quantized(model: nn.Module, calibration: Iterable[Any], *, engine: str = "x86") -> nn.Module:
     """The model quantized statically by torch.ao: min-max observers, unsigned activations of eight bits, signed
     symmetric weights with a scale for each channel.
 
-    ``calibration``: batches; the first is the example to trace with. Raises whatever torch.ao raises for models that it
-    cannot do.
+    ``calibration``: batches, each a tensor, a tuple of inputs or a dict of named ones; the first is the example to
+    trace with. Raises whatever torch.ao raises for models that it cannot do.
     """
     from torch.ao.quantization import MinMaxObserver, PerChannelMinMaxObserver, QConfig, get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -27,12 +30,19 @@ def quantized(model: nn.Module, calibration: Iterable[torch.Tensor], *, engine: 
         configuration = QConfig(activation=activation, weight=weight)  # type: ignore[no-untyped-call]  # torch's own
         mapping = get_default_qconfig_mapping(engine).set_global(configuration)
         batches = list(calibration)
-        prepared = prepare_fx(copy.deepcopy(model), mapping, (batches[0],))
+        prepared = prepare_fx(copy.deepcopy(model), mapping, inputs(batches[0]))
         for batch in batches:
-            prepared(batch)
+            call(prepared, batch)
         converted = convert_fx(prepared)
-        converted(batches[0])  # some kernels refuse their arguments only when they run
+        call(converted, batches[0])  # some kernels refuse their arguments only when they run
         return converted
+
+
+def inputs(batch: Any) -> tuple[Any, ...]:
+    """The inputs of a batch, in order."""
+    if isinstance(batch, dict):
+        return tuple(batch.values())
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def int8_layers(quantized_model: nn.Module) -> set[str]:

@@ -5,17 +5,14 @@ set them. So what a row shows is how much of a network's function its int8 form 
 would do its task.
 """
 
-import multiprocessing
 import resource
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-from rich import box
 from rich.table import Table
 from torch import nn
 
@@ -25,6 +22,9 @@ from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
 from quantspec.ptq.static import quantize
 from quantspec.torchvision_compat import import_torchvision
+
+from . import rows as shared
+from .rows import Column, decibels, first_line, percent
 
 CONVOLUTIONAL = (
     "resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "googlenet",
@@ -38,26 +38,18 @@ WORDS, TAGS, LENGTH = 200, 12, 24
 CALIBRATION, TEST = 4, 4  # images
 
 
-@dataclass(frozen=True)
-class Row:
-    """One network. ``sqnr`` of its outputs in dB, ours and torch.ao's on the same calibration data and kinds of
-    observers (None and ``peer_reason`` where torch.ao cannot); ``layers``: how many became int8, and how many of them
-    in torch.ao too; where those are fewer, ``same_sqnr`` is ours with only these in int8. ``int8_macs``: share of
-    multiply-accumulates; ``seconds`` to quantize, ``peak_mb`` of the process; ``ran``: shapes of inputs it ran on;
+@dataclass(frozen=True, kw_only=True)
+class Row(shared.Quantized):
+    """One network. ``layers``: how many became int8, and how many of them in torch.ao too; where those are fewer,
+    ``same_sqnr`` is ours with only these in int8. ``peak_mb`` of the process; ``ran``: shapes of inputs it ran on;
     ``left`` in float, by reason; ``onnx``: (outputs compared with ONNX Runtime, how many codes differ), None and
     ``onnx_reason`` where there is no export; where codes differ, ``onnx_same_floats`` is the same of all that lies
     between operations in float, which both then take our floats from (STA-RUNTIME)."""
 
     name: str
-    sqnr: float
-    peer_sqnr: float | None
-    peer_reason: str
     layers: int
     peer_layers: int | None
     same_sqnr: float | None
-    int8_macs: float
-    compression: float
-    seconds: float
     peak_mb: float
     ran: tuple[tuple[int, ...], ...]
     left: dict[str, int]
@@ -157,6 +149,8 @@ def row(name: str, *, size: int | None = None) -> Row:
     q = quantize(model, [calibration])
     assert isinstance(q, QuantizedModule)  # the networks of the zoo are captured as a whole
     seconds = time.perf_counter() - start
+    if not isinstance(q, QuantizedModule):
+        raise ValueError(f"model {name}: expected one network, got Python around {len(q.islands)} of them")
     test = inputs(name, TEST, size, 200)
     found = compare(model, q, [test])
     with torch.no_grad():
@@ -182,9 +176,11 @@ def row(name: str, *, size: int | None = None) -> Row:
         if isinstance(step, Call) and step.reason:
             left[step.reason] = left.get(step.reason, 0) + 1
     return Row(
-        name, found.sqnr, peer, reason, len(own), None if peer is None else len(own & theirs), same,
-        found.int8_macs, found.compression, seconds, peak, tuple(tuple(batch.shape) for batch in shapes(name, size)),
-        left, onnx, onnx_reason, between,
+        name=name, sqnr=found.sqnr, peer_sqnr=peer, peer_reason=reason, layers=len(own),
+        peer_layers=None if peer is None else len(own & theirs), same_sqnr=same, int8_macs=found.int8_macs,
+        compression=found.compression, seconds=seconds, peak_mb=peak,
+        ran=tuple(tuple(batch.shape) for batch in shapes(name, size)), left=left, onnx=onnx, onnx_reason=onnx_reason,
+        onnx_same_floats=between,
     )  # fmt: skip
 
 
@@ -198,8 +194,7 @@ def torch_ao(
         converted = torch_fx.quantized(model, [calibration])
         return torch_fx.int8_layers(converted), accuracy.sqnr(expected.numpy(), converted(test).numpy()), ""
     except Exception as error:  # whatever another library raises is its answer
-        lines = str(error).strip().splitlines()
-        return set(), None, f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
+        return set(), None, first_line(error)
 
 
 def exported(
@@ -217,32 +212,23 @@ def exported(
 
 
 def rows(names: list[str]) -> Iterator[Row]:
-    """The rows, each measured in a process of its own, one after the other."""
-    # Spawned and used once, so that the peak is this network's.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for future in [pool.submit(alone, name) for name in names]:
-            yield future.result()
-
-
-def alone(name: str) -> Row:
-    """The row of a network, in a process that has nothing else to do."""
-    torch.set_num_threads(1)
-    return row(name)
+    """The rows, each measured in a process of its own, so that the peak is this network's."""
+    return shared.measured(row, names, each=1)
 
 
 def table(found: list[Row]) -> Table:
     """The rows as a table."""
-    title = "networks in int8: SQNR in dB, work in int8, codes that differ in ONNX Runtime"
-    rows = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    rows.add_column("network", no_wrap=True)
-    for column in ("SQNR", "torch.ao", "in int8", "smaller", "s", "MB", "ONNX ≠"):
-        rows.add_column(column, justify="right", no_wrap=True)
-    for r in found:
-        peer = "–" if r.peer_sqnr is None else f"{r.peer_sqnr:.1f}"
-        onnx = "–" if r.onnx is None else f"{r.onnx[1]}/{r.onnx[0]:,}"
-        size, cost = [f"{r.int8_macs:.1%}", f"{r.compression:.2f}x"], [f"{r.seconds:.1f}", f"{r.peak_mb:,.0f}"]
-        rows.add_row(r.name, f"{r.sqnr:.1f}", peer, *size, *cost, onnx)
-    return rows
+    columns: list[Column[Row]] = [
+        Column("network", lambda r: r.name),
+        Column("SQNR", lambda r: decibels(r.sqnr)),
+        Column("torch.ao", lambda r: decibels(r.peer_sqnr)),
+        Column("in int8", lambda r: percent(r.int8_macs)),
+        Column("smaller", lambda r: f"{r.compression:.2f}x"),
+        Column("s", lambda r: f"{r.seconds:.1f}"),
+        Column("MB", lambda r: f"{r.peak_mb:,.0f}"),
+        Column("ONNX ≠", lambda r: "–" if r.onnx is None else f"{r.onnx[1]}/{r.onnx[0]:,}"),
+    ]
+    return shared.table("networks in int8: SQNR in dB, work in int8, codes that differ in ONNX Runtime", columns, found)
 
 
 def as_json(found: list[Row]) -> dict[str, Any]:

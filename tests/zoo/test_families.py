@@ -1,0 +1,141 @@
+"""Families of public models: those whose library is installed are built, called, quantized and measured. ``quantspec
+zoo --family`` has the whole tables."""
+
+import copy
+import json
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from quantspec import cli
+from quantspec.tutorial.families import measure, registry
+from quantspec.tutorial.families.network import built
+from quantspec.tutorial.rows import call
+
+# One of each kind, which a run of the suite can afford.
+AFFORDABLE = {
+    "transformers": ("bert", "gpt2", "t5", "segformer"), "timm": ("resnet10t", "mobilenetv3_small_050", "levit_128s"),
+    "torchvision": ("lraspp_mobilenet_v3_large", "raft_small"), "segmentation": ("unet_resnet18",),
+    "torchaudio": ("deepspeech", "wav2vec2"),
+}  # fmt: skip
+
+
+def networks(family):
+    """The networks of a family; skips where its library is not here."""
+    try:
+        return registry.networks(family)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("family", registry.NAMES)
+def test_a_family_has_the_networks_that_people_have(family):
+    least = {"transformers": 20, "timm": 30, "torchvision": 15, "segmentation": 10, "torchaudio": 8, "yolo": 5}
+    assert len(networks(family)) >= least[family]
+
+
+@pytest.mark.parametrize("name", ["yolo_v3_tiny", "yolo_v5", "yolo_v7", "yolo_v8", "yolo_v11"])
+def test_detectors_are_seeded_and_give_boxes_for_any_size(name):
+    network = registry.networks("yolo")[name]
+    state = torch.random.get_rng_state()
+    model, again = built(network), built(network)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+    for size in (64, 96):
+        boxes, maps = call(model, torch.randn(2, 3, size, size))
+        assert torch.isfinite(boxes).all() and len(boxes) == 2 and len(maps) in (2, 3)
+    assert not model.training and not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("family, name", [(family, name) for family, names in AFFORDABLE.items() for name in names])
+def test_networks_are_built_without_weights_from_elsewhere(family, name):
+    network = networks(family)[name]
+    model = built(network)
+    outputs = network.answer(call(model, network.batch(1)))
+    assert outputs and all(torch.isfinite(output).all() for output in outputs)
+    assert any(output.std() > 0 for output in outputs if output.numel() > 1)
+    assert all(map(torch.equal, outputs, network.answer(call(model, network.batch(1)))))
+
+
+def test_a_row_says_what_was_taken_in_each_way(monkeypatch):
+    row = measure.row("yolo", "yolo_v3_tiny")
+    assert row.changed == "" and set(row.ways) == {"static", "dynamic", "dynamic by example"}
+    for result in row.ways.values():
+        assert isinstance(result, str) or (result.sqnr > 20 and result.seconds > 0 and result.speed > 0)
+
+
+def refused(*args, **options):
+    raise NotImplementedError("not today\nnor tomorrow")
+
+
+def test_what_is_refused_is_a_row_with_the_reason(monkeypatch):
+    monkeypatch.setattr(measure, "prepare", refused)
+    monkeypatch.setattr(measure, "quantize_dynamic", refused)
+    row = measure.row("yolo", "yolo_v3_tiny")
+    assert set(row.ways.values()) == {"NotImplementedError: not today"}
+    assert "  refused: yolo_v3_tiny: NotImplementedError: not today" in measure.notes([row])
+
+
+def test_what_was_done_to_a_model_is_noticed():
+    def model():
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+
+    deeds = {
+        "tensor 0.weight": lambda m: m[0].weight.data.mul_(2),
+        "attribute 0.training": lambda m: m[0].train(),
+        "attribute 0.kept": lambda m: setattr(m[0], "kept", 1),
+        "attribute 1._forward_hooks": lambda m: m[1].register_forward_hook(print),
+        "attribute 1.eps": lambda m: setattr(m[1], "eps", 1.0),
+    }
+    for where, deed in deeds.items():
+        own = model()
+        before = measure.state(own)
+        copy.deepcopy(own)
+        assert measure.changes(before, measure.state(own)) == ""
+        deed(own)
+        assert measure.changes(before, measure.state(own)) == where
+
+
+def test_sqnr_of_lists_of_any_length_and_of_no_other_shapes():
+    values = torch.arange(1.0, 9.0).reshape(4, 2)
+    assert measure.sqnr([values], [values[:3]]) == float("inf")
+    assert measure.sqnr([values], [1.1 * values]) == pytest.approx(20, abs=1e-3)
+    with pytest.raises(ValueError, match="outputs: expected"):
+        measure.sqnr([values], [values.T[:, :3]])
+
+
+def test_tables_fit_a_terminal_and_equal_reasons_are_told_once(monkeypatch, tmp_path, capsys):
+    taken = measure.Taken(
+        sqnr=35.25, peer_sqnr=None, peer_reason="no", int8_macs=None, compression=3.9, seconds=12.3, float_sqnr=40.0,
+        speed=10.25, saved="",
+    )  # fmt: skip
+    long = "a_network_with_the_longest_name_of_all"
+    rows = {
+        name: measure.FamilyRow(name, taken, taken, "TypeError: no", "tensor w")
+        for name in ("yolo_v5", "yolo_v8")
+    }
+    monkeypatch.setattr(cli.rows, "measured", lambda measure, names: (rows[name] for name in names))
+    file = tmp_path / "rows.json"
+    assert cli.main(["zoo", "--family", "yolo", "--model", "yolo_v5", "--model", "yolo_v8", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "  refused: yolo_v5, yolo_v8: TypeError: no" in out and "another network in float: yolo_v5, yolo_v8" in out
+    assert re.search(r"yolo_v5 +35\.2 +– +– +12\.3 +10\.25x +35\.2 +– +–", out)
+    assert json.loads(file.read_text())["rows"][1]["static"]["compression"] == 3.9
+    wide = measure.FamilyRow(long, taken, taken, taken, "")
+    assert cli.Console(width=200).measure(measure.as_table("segmentation", [wide])).maximum <= 79
+
+
+def test_unknown_names_and_missing_libraries_are_told(monkeypatch, capsys):
+    assert cli.main(["zoo", "--family", "yolos"]) == 2
+    assert "family: expected one of transformers, timm," in capsys.readouterr().err
+    assert cli.main(["zoo", "--family", "yolo", "--model", "yolo_v9"]) == 2
+    assert "--model: expected one of yolo_v3_tiny, " in capsys.readouterr().err
+
+    def missing(name, package):
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+
+    monkeypatch.setattr(registry.importlib, "import_module", missing)
+    assert cli.main(["zoo", "--family", "timm"]) == 2
+    assert "pip install 'quantspec[families]'" in capsys.readouterr().err
