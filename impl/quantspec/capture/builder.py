@@ -1,6 +1,7 @@
 """A traced graph, node by node, as a float graph.
 
-``Builder`` is what a recognizer gets to work with: the modules and parameters of the model, and names for the values of the graph.
+``Builder`` is what a recognizer gets to work with: the modules and parameters of the model, and names for the values of
+the graph.
 """
 
 import copy
@@ -26,6 +27,9 @@ NO_INTEGER_FORM = "has no integer form here"
 # What gives back its input in evaluation, so that its readers can read that directly.
 GONE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 GONE_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth", "drop_path")
+KINDS = {
+    "call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute",
+}  # fmt: skip
 IN_PLACE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -38,7 +42,8 @@ class GraphBuilder:
     """Turns the nodes of an fx graph into ours, one at a time; ``alias`` maps what disappears to what stands for it."""
 
     def __init__(self, model: nn.Module, constants: Mapping[str, Any] | None = None, *, share: bool = False):
-        """``constants``: values by names that are attributes of no module. ``share``: arrays are the model's own memory."""
+        """``constants``: values by names that are attributes of no module. ``share``: arrays are the model's own
+        memory."""
         self.modules = dict(model.named_modules())
         self.model = model
         self.constants = constants or {}
@@ -91,7 +96,8 @@ class GraphBuilder:
                 if (weightless := self.module(node, module)) is not None:
                     return weightless
         elif node.op in ("call_function", "call_method"):
-            if node.op == "call_function" and getattr(target, "__name__", "") in GONE_FUNCTIONS and not self.training(node):
+            named_so = node.op == "call_function" and getattr(target, "__name__", "") in GONE_FUNCTIONS
+            if named_so and not self.training(node):
                 self.gone(node)
                 return None
             for recognize_function in (layers.function, norms.function):
@@ -116,20 +122,23 @@ class GraphBuilder:
             kind, name = ("method", target) if isinstance(target, str) else ("function", qualified_name(target))
             if kind == "function":
                 self.callables[kind, name] = target
-            return float_graph.Move(node.name, self.first(node), Call(node.name, kind, name, (*self.tree(node.args), *more), named, ""))
+            call = Call(node.name, kind, name, (*self.tree(node.args), *more), named, "")
+            return float_graph.Move(node.name, self.first(node), call)
         return None
 
     def gone(self, node: fx.Node) -> None:
         self.alias[node.name] = self.tree(node.args[0] if node.args else next(iter(node.kwargs.values()))).name
 
     def training(self, node: fx.Node) -> bool:
-        """Whether a dropout function is told to drop: by its argument ``training``, which torch.nn.functional has as true by default."""
+        """Whether a dropout function is told to drop: by its argument ``training``, which torch.nn.functional has as
+        true by default."""
         assert callable(node.target)
         given: dict[str, Any] = dict(zip(inspect.signature(node.target).parameters, node.args)) | dict(node.kwargs)
         return bool(given.get("training", True))
 
     def written_to(self, node: fx.Node) -> str | None:
-        """The name of the value that an operation in place changes: who reads it later reads the result. None for other operations."""
+        """The name of the value that an operation in place changes: who reads it later reads the result. None for other
+        operations."""
         given = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
         if not isinstance(given, fx.Node):
             return None
@@ -138,7 +147,8 @@ class GraphBuilder:
         else:
             name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
             signed = name.endswith("_") and not name.endswith("__")
-            in_place = node.op != "get_attr" and (signed or node.target in IN_PLACE or node.kwargs.get("inplace") is True)
+            in_place = signed or node.target in IN_PLACE or node.kwargs.get("inplace") is True
+            in_place = in_place and node.op != "get_attr"
         return self.first(node) if in_place else None
 
     def path(self, node: fx.Node) -> str:
@@ -150,7 +160,7 @@ class GraphBuilder:
 
     def call(self, node: fx.Node) -> Call:
         """What an fx node does, as a call that writes to none of its arguments."""
-        kind = {"call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute"}[node.op]
+        kind = KINDS[node.op]
         target = not_in_place(node.target)
         if kind == "method":
             what, name = None, target
@@ -193,7 +203,8 @@ class GraphBuilder:
         return None if tensor is None else self.array(tensor)
 
     def array(self, tensor: torch.Tensor) -> np.ndarray:
-        if id(tensor) not in self.arrays:  # a shared parameter is one array, and counted once; kept, so that its id stays its own
+        # A shared parameter is one array, and counted once; it is held, so that its id stays its own.
+        if id(tensor) not in self.arrays:
             memory = tensor.detach().numpy()
             self.arrays[id(tensor)] = tensor, memory if self.share else memory.copy()
         return self.arrays[id(tensor)][1]
@@ -205,7 +216,8 @@ def hooked(module: nn.Module) -> bool:
 
 
 def without_numbers(nodes: list[Node]) -> list[Node]:
-    """The nodes, of which those that compute with sizes alone are plain calls: there is nothing in them to quantize, nor to say why not."""
+    """The nodes, of which those that compute with sizes alone are plain calls: there is nothing in them to quantize,
+    nor to say why not."""
     numbers: set[str] = set()
     made = []
     for node in nodes:
@@ -223,11 +235,13 @@ def not_in_place(target: Any) -> Any:
     """The operation that gives a new value where one would have been written to."""
     if target in IN_PLACE:
         return IN_PLACE[target]
-    if isinstance(target, str) and target.endswith("_") and not target.endswith("__") and hasattr(torch.Tensor, target[:-1]):
-        return target[:-1]
+    if isinstance(target, str) and target.endswith("_") and not target.endswith("__"):
+        return target[:-1] if hasattr(torch.Tensor, target[:-1]) else target
     name = getattr(target, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
-        return next((getattr(place, name[:-1]) for place in (torch, nn.functional) if getattr(place, name, None) is target and hasattr(place, name[:-1])), target)
+        for place in (torch, nn.functional):
+            if getattr(place, name, None) is target and hasattr(place, name[:-1]):
+                return getattr(place, name[:-1])
     return target
 
 

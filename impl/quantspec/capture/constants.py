@@ -85,7 +85,8 @@ def writes(node: fx.Node) -> bool:
 def constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Whether what a node gives depends on parameters alone."""
     reads = node.all_input_nodes
-    if writes(node) or (node.target is nn.functional.batch_norm and node.kwargs.get("training") and keeps_statistics(node)):
+    training = node.target is nn.functional.batch_norm and node.kwargs.get("training")
+    if writes(node) or (training and keeps_statistics(node)):
         return False
     if not reads:
         return node.target in FACTORIES

@@ -1,4 +1,5 @@
-"""Normalizations with fixed statistics, however a forward writes them: as a function, or as a product and a sum with one constant for each channel."""
+"""Normalizations with fixed statistics, however a forward writes them: as a function, or as a product and a sum with
+one constant for each channel."""
 
 import operator
 from typing import Any
@@ -89,7 +90,8 @@ def per_channel(builder: Builder, node: fx.Node) -> float_graph.BatchNorm | None
 
 
 def of_channels(values: np.ndarray) -> bool:
-    """Whether a constant has one value for each channel of images: [1, channels, 1, 1], [channels, 1, 1] and the like."""
+    """Whether a constant has one value for each channel of images: [1, channels, 1, 1], [channels, 1, 1] and the like.
+    """
     if values.ndim < 3 or values.size < 2:
         return False
     axis = 1 if values.shape[0] == 1 else 0

@@ -1,12 +1,13 @@
 """Which operations of torch have an integer form: modules, functions and methods as nodes of the float graph.
 
-A recognizer gets the builder, the fx node and the arguments by name, and gives a node of ours, or None where these arguments have no integer form.
+A recognizer gets the builder, the fx node and the arguments by name, and gives a node of ours, or None where these
+arguments have no integer form.
 """
 
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class Builder(Protocol):
         ...
 
 
+Kind = TypeVar("Kind", bound=nn.Module)
 Recognizer = Callable[[Builder, fx.Node, dict[str, Any]], float_graph.Node | None]
 
 
@@ -76,7 +78,7 @@ def signature(text: str, **defaults: Any) -> Signature:
 
 
 FUNCTIONS: dict[Any, tuple[Signature, Recognizer]] = {}
-MODULES: dict[type, Recognizer] = {}
+MODULES: dict[type[nn.Module], Recognizer] = {}
 
 
 def function(sign: Signature, *targets: Any) -> Callable[[Recognizer], Recognizer]:
@@ -151,7 +153,8 @@ def elementwise(name: str, module: bool) -> Recognizer:
                 return None
             ceiling = 6.0 if name == "relu6" else what.max_val if name == "hardtanh" and what.min_val == 0 else None
         else:
-            ends = dict(zip(("min", "max"), others)) | {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
+            named = {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
+            ends = dict(zip(("min", "max"), others)) | named
             if any(not isinstance(v, (*NUMBER, str, bool, type(None))) for v in others):
                 return None
             largest: Any = ends.get("max")
@@ -195,12 +198,14 @@ def arithmetic(name: str) -> Recognizer:
         one, other = given["input"], given["other"]
         if is_value(one) and is_value(other):
             made = {"add": float_graph.Add, "mul": float_graph.Mul}.get(name)
-            return made(node.name, builder.tree(one).name, builder.tree(other).name, builder.call(node)) if made else None
+            pair = builder.tree(one).name, builder.tree(other).name
+            return made(node.name, *pair, builder.call(node)) if made else None
         value = one if is_value(one) else other
         number = other if is_value(one) else one
         if not isinstance(number, NUMBER) or (name == "div" and value is other):
             return None
-        # A number beside a value of the graph that is a size, and no tensor, is told apart when the graph runs: only what is in codes becomes a table.
+        # A number beside a value of the graph that is a size, and no tensor, is told apart when the graph runs: only
+        # what is in codes becomes a table.
         return float_graph.Elementwise(node.name, builder.tree(value).name, f"{name} {number:g}", builder.call(node))
 
     return recognize
@@ -213,9 +218,12 @@ for _name, _targets in ARITHMETIC.items():
 @function(signature("tensors dim", dim=0), torch.cat, torch.concat, torch.concatenate)
 def concat(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
     parts = given["tensors"]
-    if not isinstance(parts, (tuple, list)) or not all(map(is_value, parts)) or not isinstance(given["dim"], int) or not parts:
+    if not isinstance(parts, (tuple, list)) or not parts or not all(map(is_value, parts)):
         return None
-    return float_graph.Concat(node.name, tuple(builder.tree(part).name for part in parts), given["dim"], builder.call(node))
+    if not isinstance(given["dim"], int):
+        return None
+    names = tuple(builder.tree(part).name for part in parts)
+    return float_graph.Concat(node.name, names, given["dim"], builder.call(node))
 
 
 # --- windows
@@ -265,16 +273,26 @@ def adaptive_pool(positions: int) -> Recognizer:
 
 
 MAX_ARGUMENTS = signature(
-    "input kernel_size stride padding dilation ceil_mode return_indices", stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    "input kernel_size stride padding dilation ceil_mode return_indices",
+    stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False,
 )
 AVG_ARGUMENTS = signature(
     "input kernel_size stride padding ceil_mode count_include_pad divisor_override",
     stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None,
 )  # fmt: skip
 for _n, _max, _avg, _adaptive, _modules in (
-    (1, (F.max_pool1d, torch.max_pool1d), (F.avg_pool1d,), (F.adaptive_avg_pool1d,), (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)),
-    (2, (F.max_pool2d, torch.max_pool2d), (F.avg_pool2d,), (F.adaptive_avg_pool2d,), (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)),
-    (3, (F.max_pool3d, torch.max_pool3d), (F.avg_pool3d,), (F.adaptive_avg_pool3d,), (nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d)),
+    (
+        1, (F.max_pool1d, torch.max_pool1d), (F.avg_pool1d,), (F.adaptive_avg_pool1d,),
+        (nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d),
+    ),
+    (
+        2, (F.max_pool2d, torch.max_pool2d), (F.avg_pool2d,), (F.adaptive_avg_pool2d,),
+        (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    ),
+    (
+        3, (F.max_pool3d, torch.max_pool3d), (F.avg_pool3d,), (F.adaptive_avg_pool3d,),
+        (nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d),
+    ),
 ):
     for _sign, _functions, _recognizer, _module in (
         (MAX_ARGUMENTS, _max, max_pool(_n), _modules[0]),
@@ -305,11 +323,14 @@ def move(builder: Builder, node: fx.Node) -> float_graph.Move | float_graph.Shap
         return float_graph.Shape(node.name, builder.first(node), builder.call(node))
     if node.target in MOVES or (node.target is operator.getitem and is_value(node.args[0])):
         return float_graph.Move(node.name, builder.first(node), builder.call(node))
-    if node.target is F.pad and node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None) in (None, 0, 0.0):
+    value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+    if node.target is F.pad and value in (None, 0, 0.0):
         return float_graph.Move(node.name, builder.first(node), builder.call(node))
     if node.target is F.interpolate:
         mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")
-        return float_graph.Move(node.name, builder.first(node), builder.call(node)) if mode in ("nearest", "nearest-exact") else None
+        if mode not in ("nearest", "nearest-exact"):
+            return None
+        return float_graph.Move(node.name, builder.first(node), builder.call(node))
     return None
 
 
@@ -321,7 +342,10 @@ def moving(module: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | N
         return "unflatten", (module.dim, tuple(module.unflattened_size)), {}
     if isinstance(module, (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)):
         return F.pad, (list(module.padding),), {}
-    kinds = ((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), "reflect"), ((nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d), "replicate")
+    kinds = (
+        ((nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d), "reflect"),
+        ((nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d), "replicate"),
+    )
     for types, mode in (*kinds, ((nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d), "circular")):
         if isinstance(module, types):
             return F.pad, (list(module.padding),), {"mode": mode}
@@ -336,8 +360,9 @@ def moving(module: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | N
     return None
 
 
-def public(module: nn.Module, kinds: tuple[type[Any], ...]) -> bool:
-    """Whether a module is of one of these kinds and computes as they do, though it may be of a class derived from them."""
+def public(module: nn.Module, kinds: tuple[type[Kind], ...]) -> TypeGuard[Kind]:
+    """Whether a module is of one of these kinds and computes as they do, though it may be of a class derived from them.
+    """
     own = type(module).forward
     return any(isinstance(module, kind) and own is kind.forward for kind in kinds)
 

@@ -1,4 +1,5 @@
-"""Which parts of a model can be captured, found from what it does on a batch: each the largest that is the model's own network.
+"""Which parts of a model can be captured, found from what it does on a batch: each the largest that is the model's own
+network.
 
 Every part is compared with what the model computed there (STA-SAME). What differs is not used, smaller parts are.
 """
@@ -29,14 +30,16 @@ Ready = Callable[[FloatGraph], FloatGraph | None]
 
 @dataclass
 class Parts:
-    """``graphs``: for each path the ways in which the module there was called, and the network of each. ``stops``: what stays Python, and why."""
+    """``graphs``: for each path the ways in which the module there was called, and the network of each. ``stops``: what
+    stays Python, and why."""
 
     graphs: dict[str, dict[Way, FloatGraph]] = field(default_factory=dict)
     stops: list[Stop] = field(default_factory=list)
 
 
 def expected(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str | None]:
-    """What a model of ours gives for some arguments, and what of its state that changes; neither it nor they are changed."""
+    """What a model of ours gives for some arguments, and what of its state that changes; neither it nor they are
+    changed."""
     twin = copies.run_copy(model)
     args, kwargs = copies.cloned((args, kwargs))
     before = copies.state_of(twin)
@@ -70,7 +73,8 @@ def find(
 ) -> Parts:
     """The parts of a model of ours, by a batch.
 
-    ``ready`` makes of a captured graph the one to use, or None where nothing in it can be quantized. ``paths``: where to look.
+    ``ready`` makes of a captured graph the one to use, or None where nothing in it can be quantized. ``paths``: where
+    to look.
     """
     search = Search(model, ready, paths)
     while not search.complete(args, kwargs):
@@ -79,11 +83,13 @@ def find(
 
 
 class Restart(BaseException):
-    """Ends a run of the model whose rest would tell nothing; not an Exception, so that the model's own handlers let it through."""
+    """Ends a run of the model whose rest would tell nothing; not an Exception, so that the model's own handlers let it
+    through."""
 
 
 class Search:
-    """Runs a model, capturing its modules from the outside in as they are called, again with what was refuted left out until nothing more is."""
+    """Runs a model, capturing its modules from the outside in as they are called, again with what was refuted left out
+    until nothing more is."""
 
     def __init__(self, model: nn.Module, ready: Ready, paths: list[str] | None = None):
         self.model, self.ready, self.paths = model, ready, paths
@@ -138,11 +144,13 @@ class Search:
                 self.refuted = True
             return output
 
-        compared.__wrapped__ = forward  # type: ignore[attr-defined]  # functions take attributes; so its signature is the model's own
+        # So its signature is the model's own.
+        compared.__wrapped__ = forward  # type: ignore[attr-defined]  # functions take attributes
         return compared
 
     def refuted_by(
-        self, graph: FloatGraph, module: nn.Module, before: Any, given: list[torch.Tensor], tensors: list[torch.Tensor], output: Any
+        self, graph: FloatGraph, module: nn.Module, before: Any, given: list[torch.Tensor],
+        tensors: list[torch.Tensor], output: Any,
     ) -> str | None:
         """Why a graph is not what a module did; None when it is."""
         if (state := copies.changed(before, copies.state_of(module))) is not None:
@@ -154,7 +162,8 @@ class Search:
         return graph_differs(graph, ready, tuple(given), output)
 
     def attempt(self, path: str, way: Way, tensors: list[torch.Tensor]) -> FloatGraph | None:
-        """The graph of a module called in some way, not compared with it yet; None where it cannot be captured as a whole.
+        """The graph of a module called in some way, not compared with it yet; None where it cannot be captured as a
+        whole.
 
         Symbolic tracing is tried first; recording, where that fails or was refuted.
         """
@@ -188,29 +197,36 @@ class Search:
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are equal, NaN included."""
-    return a.shape == b.shape and a.dtype == b.dtype and (torch.equal(a, b) or bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all()))
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def difference(expected: Any, got: Any, bound: float = BOUND) -> str | None:
-    """What is not the same in two outputs; None where structure, types, and values within the bound agree (STA-SAME)."""
+    """What is not the same in two outputs; None where structure, types, and values within the bound agree (STA-SAME).
+    """
     if type(expected) is not type(got):
         return f"it gave a {type(expected).__name__}, what was captured gives a {type(got).__name__}"
     if isinstance(expected, torch.Tensor):
         if expected.dtype != got.dtype or expected.shape != got.shape:
-            return f"it gave {expected.dtype}{list(expected.shape)}, what was captured gives {got.dtype}{list(got.shape)}"
+            form = f"{got.dtype}{list(got.shape)}"
+            return f"it gave {expected.dtype}{list(expected.shape)}, what was captured gives {form}"
         if same(expected, got):
             return None
         if not expected.is_floating_point():
             return "values differ"
         largest = float(expected.nan_to_num(0, 0, 0).abs().max())
         close = torch.isclose(expected, got, rtol=0, atol=bound * largest, equal_nan=True)
-        return None if bool(close.all()) else f"values differ by up to {float((expected - got).abs().nan_to_num(0).max()):.3g}"
+        largest = float((expected - got).abs().nan_to_num(0).max())
+        return None if bool(close.all()) else f"values differ by up to {largest:.3g}"
     if isinstance(expected, (tuple, list)):
         if len(expected) != len(got):
             return f"it gave {len(expected)} values, what was captured gives {len(got)}"
-        return next((found for a, b in zip(expected, got, strict=True) if (found := difference(a, b, bound)) is not None), None)
+        pairs = (difference(a, b, bound) for a, b in zip(expected, got, strict=True))
+        return next((found for found in pairs if found is not None), None)
     if isinstance(expected, dict):
         if list(expected) != list(got):
             return f"it gave {list(expected)}, what was captured gives {list(got)}"
-        return next((found for key in expected if (found := difference(expected[key], got[key], bound)) is not None), None)
+        pairs = (difference(expected[key], got[key], bound) for key in expected)
+        return next((found for found in pairs if found is not None), None)
     return None if expected is got or expected == got else "values differ"

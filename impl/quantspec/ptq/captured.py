@@ -1,4 +1,5 @@
-"""What calibration has of the user's model: the graph that was traced, until a batch has shown what the model does (STA-SAME)."""
+"""What calibration has of the user's model: the graph that was traced, until a batch has shown what the model does
+(STA-SAME)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
@@ -31,12 +32,14 @@ Part = TypeVar("Part", bound=nn.Module)
 class Captured(Generic[Part]):
     """A copy of a model, and what was captured of it.
 
-    ``traced``: the graph of the whole for any arguments, None where it cannot be traced. ``whole_agrees``: whether a batch
-    has shown that to be the model. ``parts``: otherwise, by path and way of calling; ``running`` is a copy of the model in
-    which they observe. ``stops``: what stays Python, and why.
+    ``traced``: the graph of the whole for any arguments, None where it cannot be traced. ``whole_agrees``: whether a
+    batch has shown that to be the model. ``parts``: otherwise, by path and way of calling; ``running`` is a copy of the
+    model in which they observe. ``stops``: what stays Python, and why.
     """
 
-    def __init__(self, model: nn.Module, ready: Callable[[FloatGraph], FloatGraph], prepare: Callable[[FloatGraph], Part]):
+    def __init__(
+        self, model: nn.Module, ready: Callable[[FloatGraph], FloatGraph], prepare: Callable[[FloatGraph], Part]
+    ):
         self.model, self.ready, self.prepare = model, ready, prepare
         self.whole_agrees = False
         self.running: nn.Module | None = None
