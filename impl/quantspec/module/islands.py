@@ -140,7 +140,8 @@ class QuantizedModel(nn.Module):
 
     @property
     def program(self) -> Any:
-        """The network as plain data, where the whole model is one. Raises UnsupportedError, naming the Python, otherwise."""
+        """The network as plain data, where the whole model is one. Raises UnsupportedError, naming the Python,
+        otherwise."""
         found = list(self.networks())
         if len(found) == 1 and found[0][0] == "":
             return found[0][1].program
