@@ -24,7 +24,8 @@ from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
 from quantspec.numerics.affine import along
 from quantspec.progress import progress
-from quantspec.ptq import fusion, options
+from quantspec.ptq import fusion
+from quantspec.ptq.exclude import EXCLUDED, without
 
 PARTED = 20.0  # dB: an error of a tenth
 FloatLayer: TypeAlias = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
@@ -322,9 +323,9 @@ def as_quantized(captured: float_graph.FloatGraph, model: nn.Module, q: Quantize
     modules = dict(model.named_modules())
     excluded = [
         step.target for step in q.program.steps
-        if isinstance(step, Call) and step.kind == "module" and step.reason == options.EXCLUDED
+        if isinstance(step, Call) and step.kind == "module" and step.reason == EXCLUDED
     ]  # fmt: skip
-    captured = options.without(captured, model, [path for path in excluded if path in modules])
+    captured = without(captured, model, [path for path in excluded if path in modules])
     for graph in (fusion.fuse(captured), captured):
         layers = {node.name: node for node in graph.nodes if isinstance(node, float_graph.Layer)}
         if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv))):

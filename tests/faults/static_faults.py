@@ -225,7 +225,7 @@ FAULTS = [
         '    if False:\n        parts.append',
     ),
     Fault(
-        'excluded-only-by-full-path', 'ptq.options', ('STA-EXCLUDE',),
+        'excluded-only-by-full-path', 'ptq.exclude', ('STA-EXCLUDE',),
         'Excluding a module leaves what is below it in.',
         'for n in range(1, len(parts) + 1))',
         'for n in [len(parts)])',

@@ -20,7 +20,8 @@ from quantspec.numerics.integer import check_overflow
 
 from .captured import named
 from .conversion import Weights, embedding_step, recurrent_step
-from .options import Options, checked, warn_if_nothing, warned_if_nothing, without
+from .exclude import without
+from .options import Options, checked, warn_if_nothing, warned_if_nothing
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
 # Codes up to 255 steps from their zero point.

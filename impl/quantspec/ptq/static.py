@@ -28,7 +28,8 @@ from quantspec.progress import progress
 from . import fusion
 from .captured import NOTHING, Captured, named
 from .conversion import Converter
-from .options import Options, checked, warn_if_nothing, warned_if_nothing, without
+from .exclude import without
+from .options import Options, checked, warn_if_nothing, warned_if_nothing
 from .placement import Placement
 
 Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver

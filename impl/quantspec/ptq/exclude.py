@@ -1,0 +1,51 @@
+"""What stays in float because the caller says so."""
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from quantspec.ir.float_graph import BatchNorm, Embedding, FloatGraph, Layer, Node, Recurrent, Shape
+from quantspec.ir.float_run import float_calls
+from quantspec.ir.program import Call
+
+EXCLUDED = "excluded"
+
+
+def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -> FloatGraph:
+    """The graph in which what comes from the modules named by ``exclude`` stays in float.
+
+    Raises ValueError, with the nearest paths, for a name or pattern that is no module's.
+    """
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    if not patterns:
+        return graph
+    paths = [path for path, _ in model.named_modules() if path]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"exclude: expected paths of modules, got {pattern!r}")
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
+            known = f"near it: {', '.join(near)}" if near else "it has no modules with a name"
+            raise ValueError(f"exclude: the model has no module {pattern!r}; {known}")
+
+    def excluded(path: str) -> bool:
+        parts = path.split(".")
+        ancestors = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        return any(fnmatch.fnmatchcase(ancestor, pattern) for ancestor in ancestors for pattern in patterns)
+
+    nodes: list[Node] = []
+    callables = dict(graph.callables)
+    for node in graph.nodes:
+        layer = node.layer if isinstance(node, Layer | BatchNorm | Embedding | Recurrent) else ""
+        if isinstance(node, Shape) or not excluded(layer or graph.paths.get(node.name, "")):
+            nodes.append(node)
+        elif isinstance(node, Layer):
+            steps, called = float_calls(node, EXCLUDED)
+            nodes += steps
+            callables |= called
+        else:
+            nodes.append(replace(node if isinstance(node, Call) else node.call, reason=EXCLUDED))
+    return replace(graph, nodes=tuple(nodes), callables=callables)
