@@ -17,7 +17,7 @@ import_torchvision()  # the library imports it
 
 import transformers  # noqa: E402
 
-WORDS, LENGTH = 200, 16
+WORDS, LENGTH, CLASSES = 200, 16, 10
 SIZES: dict[str, Any] = {
     "vocab_size": WORDS, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
     "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -44,7 +44,8 @@ TEXT_TOWER = {**SIZES, "hidden_act": "quick_gelu"}
 
 def build(model: str, config: str, **options: Any) -> nn.Module:
     """A model of its configuration, whose weights are as wide as the small sizes need."""
-    settings = getattr(transformers, config)(**options)
+    classes = {"num_labels": CLASSES} if "Classification" in model else {}
+    settings = getattr(transformers, config)(**options, **classes)
     for part in (settings, *(getattr(settings, name, None) for name in ("text_config", "vision_config"))):
         if hasattr(part, "initializer_range"):
             part.initializer_range = 0.1
