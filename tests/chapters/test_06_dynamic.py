@@ -169,6 +169,7 @@ def test_nan_and_infinity_are_refused(bad):
 def test_there_is_no_memory(case, engine):
     model, others, x = case
     q = qs.quantize_dynamic(model, engine=engine)
+    assert q.engine == engine
     first = q(x)
     for other in (*others, x * 1000):
         q(other)
@@ -243,6 +244,11 @@ def test_a_dynamic_network_is_its_layers_in_order(case, reduce_range):
     assert torch.equal(q(x), value)
 
 
+def in_float(q):
+    """What a network calls in float, with the reasons."""
+    return [(step.target, step.reason) for step in q.program.steps if isinstance(step, Call)]
+
+
 @clause("STA-REST")
 def test_a_dynamic_network_lists_what_stays_in_float_with_the_reason():
     model = networks.seeded(
@@ -254,8 +260,73 @@ def test_a_dynamic_network_lists_what_stays_in_float_with_the_reason():
         ("1", activations), ("torch.flatten", ""), ("3", "BatchNorm1d has no integer form here"),
         ("4", "Softmax has no integer form here"),
     ]
-    assert [(step.target, step.reason) for step in q.program.steps if isinstance(step, Call)] == expected
+    assert in_float(q) == expected
     assert activations in repr(q) and "Softmax has no integer form here" in repr(q)
+    assert in_float(qs.quantize_dynamic(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval(), exclude="1")) == [
+        ("1", "excluded")
+    ]
+    for example in (None, networks.inputs(2, (1, 5))):
+        with pytest.warns(UserWarning, match="^nothing was quantized: every layer stayed in float; print the result"):
+            q = qs.quantize_dynamic(nn.Sequential(nn.Conv1d(1, 1, 1)).eval(), example=example)
+        assert in_float(q) == [("0", "a convolution, which dynamic quantization leaves in float")]
+
+
+class Deciding(nn.Module):
+    """Layers of several kinds, between which Python decides by the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.lstm = nn.Conv1d(2, 4, 1), nn.LSTM(3, 8)
+        self.block = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+        self.head, self.tail = nn.Linear(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x, scale=1.0):
+        y = self.image(x)
+        y, _ = self.lstm(y if y.sum() < 1e9 else -y)
+        y, _ = self.block["attention"](y, y, y)
+        return self.tail(self.head(y if y.sum() < 1e9 else -y)) * scale
+
+
+def places(q):
+    """The paths of the networks of a model, and those of what stays Python, with the reasons."""
+    return [path for path, _ in q.networks()], [(stop.path, stop.reason) for stop in q.stops]
+
+
+@clause("DYN-LAYERS")
+def test_each_of_torchs_layers_is_replaced_where_it_is_or_listed_with_the_reason():
+    model, x = networks.seeded(Deciding), networks.inputs(5, (2, 3))
+    q = qs.quantize_dynamic(model)
+    # Attention computes with the weight of the layer in it, which is never called.
+    assert places(q) == (["lstm", "head", "tail"], [])
+    with torch.no_grad():
+        assert accuracy.sqnr(model(x, 2.0).numpy(), q(x, scale=2.0).numpy()) > 30
+    some = qs.quantize_dynamic(model, activations=None, exclude="head")
+    left = [("lstm", "dynamic quantization keeps activations in float"), ("head", "excluded")]
+    assert places(some) == (["tail"], left)
+    assert all(f"Python at {path}: {reason}" in repr(some) for path, reason in left)
+
+
+@clause("DYN-EXAMPLE")
+def test_parts_are_captured_where_one_of_their_layers_is_quantized():
+    model, x = networks.seeded(Deciding), networks.inputs(5, (2, 3))
+    nothing = "nothing in it has an integer form"
+    for example in (x, (x, 1.0, "a target"), {"x": x}):
+        q = qs.quantize_dynamic(model, example=example)
+        paths, stops = places(q)
+        assert paths == ["lstm", "block.attention", "head", "tail"] and stops[1:] == [("image", nothing)]
+        with torch.no_grad():
+            assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 30
+    paths, stops = places(qs.quantize_dynamic(model, activations=None, exclude="head", example=x))
+    assert paths == ["block.attention", "tail"] and stops[2:] == [("lstm", nothing), ("head", nothing)]
+
+
+@clause("DYN-EXAMPLE")
+def test_an_example_of_keywords_is_compared_too():
+    model, x = networks.seeded(networks.WithSoftmax), networks.inputs(8, (2, 4))
+    q = qs.quantize_dynamic(model, example={"x": x, "scale": 2.0})
+    assert q.program.inputs == ("x", "scale")
+    with torch.no_grad():
+        assert (q(x, scale=3.0)["p"] - model(x, scale=3.0)["p"]).abs().max() < 0.05
 
 
 @clause("DYN-ROWS")
@@ -281,7 +352,8 @@ def test_weights_only_is_the_float_network_on_dequantized_weights(case, per_chan
     q = qs.quantize_dynamic(model, activations=None, per_channel=per_channel)
     assert all(type(layer) is program.LinearWeight for layer in q.program.layers)
     twin = copy.deepcopy(model)
-    layers = [m for m in twin.modules() if isinstance(m, nn.Linear)]
+    paths, layers = zip(*((path, m) for path, m in twin.named_modules() if isinstance(m, nn.Linear)))
+    assert [step.layer for step in q.program.layers] == list(paths)
     with torch.no_grad():
         for layer, step in zip(layers, q.program.layers, strict=True):
             layer.weight.copy_(torch.from_numpy(step.w_qparams.dequantize(step.weight)))

@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-ROUND_AND_ADD = "codes: np.ndarray = np.clip(np.rint(steps) + along(axis, zero_point, x.shape), qmin, qmax)"
+ROUND_AND_ADD = "codes = saturate(np.rint(steps) + along(axis, zero_point, x.shape), qmin, qmax)"
 QUOTIENT = "steps = np.divide(x, along(axis, scale, x.shape), dtype=np.float64)"
 
 CODES = [

@@ -15,7 +15,7 @@ def float32_array(x):
 """
 MERGED = "return replace(self, minimum=np.minimum(lowest, low), maximum=np.maximum(highest, high))"
 FIRST = "return replace(self, minimum=low, maximum=high)\n        check_channels"
-KNOWN = "ends = wider()(address, count, self._known[1])"
+KNOWN = "ends = wider()(address, count, self._known)"
 NEXT = "        if ends is None:\n            return self\n        low, high = finite_ends(*ends)\n"
 MOVED = (
     "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
@@ -30,7 +30,7 @@ FAULTS = [
     Fault(
         "last-batch-only", "numerics.observers", ("OBS-MINMAX", "OBS-ORDER", "OBS-SPLIT", "OBS-GROW", "OBS-MERGE"),
         "Each batch replaces the range instead of widening it.",
-        KNOWN, KNOWN.replace("self._known[1]", "ctypes.addressof(NOTHING)"),
+        KNOWN, KNOWN.replace("self._known", "held(NOTHING)"),
     ),
     Fault(
         "range-starts-at-zero", "numerics.observers", ("OBS-MINMAX",),

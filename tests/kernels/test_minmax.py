@@ -17,7 +17,7 @@ COUNTS = st.one_of(st.integers(1, 200), st.integers(1000, 1100))
 
 
 def wider(x, known):
-    return minmax.wider(x.ctypes.data, x.size, ctypes.addressof(known))
+    return minmax.wider(x.ctypes.data, x.size, (known, ctypes.addressof(known)))
 
 
 @given(strategies.seeds(), COUNTS, st.integers(0, 3))

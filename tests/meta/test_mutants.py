@@ -151,4 +151,4 @@ def test_the_list_is_about_code_that_is_there():
 def test_every_module_has_the_tests_of_its_chapter():
     for module, tests in run.TESTS.items():
         assert (run.ROOT / "impl" / "quantspec" / f"{module.replace('.', '/')}.py").exists()
-        assert tests and all((run.ROOT / "tests" / "chapters" / name).exists() for name in tests)
+        assert tests and all((run.ROOT / "tests" / name).exists() for name in tests)

@@ -13,7 +13,7 @@ from .memory import aligned
 from .records import Address, Float, Instruction, Integer
 
 SETS = 2  # of counts, by turns: a bin that comes twice in a row would have its second increment wait for the first
-EXPONENTS = -120, 120  # of bins whose factor is a float32
+EXPONENTS = range(-120, 121)  # of bins whose factor is a float32
 
 
 class Histogram(Instruction):
@@ -79,8 +79,8 @@ def counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
 
     Every value must have a bin. ValueError for an exponent outside ``EXPONENTS``.
     """
-    if not EXPONENTS[0] <= exponent <= EXPONENTS[1]:
-        raise ValueError(f"exponent: expected {EXPONENTS[0]} to {EXPONENTS[1]}, got {exponent}")
+    if exponent not in EXPONENTS:
+        raise ValueError(f"exponent: expected {EXPONENTS[0]} to {EXPONENTS[-1]}, got {exponent}")
     x = np.ascontiguousarray(x)
     tables, space = aligned(SETS * bins, np.int32), aligned(LANES, np.int32)
     total = np.zeros(bins, np.int64)

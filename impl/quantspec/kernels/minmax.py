@@ -84,9 +84,12 @@ class Prepared:
 local = threading.local()
 
 
-def wider(address: int, count: int, ends: int) -> tuple[float, float] | None:
+Held = tuple[ctypes.Array[ctypes.c_float], int]  # two floats, and their address
+
+
+def wider(address: int, count: int, ends: Held) -> tuple[float, float] | None:
     """The smallest and the largest of ``count`` float32 values at an address, of which there must be one, and of the
-    two floats at ``ends``.
+    two floats in ``ends``.
 
     None if they are those two; both are NaN where any value is.
     """
@@ -95,4 +98,4 @@ def wider(address: int, count: int, ends: int) -> tuple[float, float] | None:
     except AttributeError:
         ready = local.prepared = Prepared()
     ready.instruction.count, ready.frame.release = count, count >= LONG
-    return (ready.found[0], ready.found[1]) if ready.run(ready.address, address, ends) else None
+    return (ready.found[0], ready.found[1]) if ready.run(ready.address, address, ends[1]) else None

@@ -66,9 +66,8 @@ class LayerIsland(nn.Module):
 
     original: Callable[..., Any]
 
-    def __init__(self, path: str, network: nn.Module):
+    def __init__(self, network: nn.Module):
         super().__init__()
-        self.path = path
         self.networks = nn.ModuleList([network])
         self.__dict__["original"] = None
         self.eval()

@@ -185,7 +185,7 @@ def quantize(
     steps = np.divide(x, along(axis, scale, x.shape), dtype=np.float64)
     if np.isnan(steps).any():
         raise ValueError(f"x: expected numbers, got {int(np.isnan(x).sum())} NaN")
-    codes: np.ndarray = np.clip(np.rint(steps) + along(axis, zero_point, x.shape), qmin, qmax)
+    codes = saturate(np.rint(steps) + along(axis, zero_point, x.shape), qmin, qmax)
     return codes.astype(code_dtype(qmin, qmax))
 
 

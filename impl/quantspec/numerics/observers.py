@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,9 @@ from quantspec.errors import CalibrationError
 from quantspec.kernels.memory import place
 
 from .affine import Float32, Float64, float32_array, nearest_float32, nearest_float32s, qparams
+
+if TYPE_CHECKING:
+    from quantspec.kernels.minmax import Held
 
 Range = tuple[Float32, Float32]
 SMALLEST_EXPONENT = -149
@@ -43,7 +47,7 @@ class MinMaxObserver:
         before (OBS-CHANNEL-COUNT).
         """
         x = float32_array(x)
-        if self.axis is None and x.size > 0 and x.flags.c_contiguous:
+        if self.axis is None and x.size and x.flags.c_contiguous:
             return self.observe_at(place(x), x.size)
         batch = batch_range(x, self.axis)
         return self if batch is None else self._merged(*batch)
@@ -53,7 +57,7 @@ class MinMaxObserver:
 
         For observers per tensor.
         """
-        ends = wider()(address, count, self._known[1])
+        ends = wider()(address, count, self._known)
         if ends is None:
             return self
         low, high = finite_ends(*ends)
@@ -70,10 +74,9 @@ class MinMaxObserver:
         return seen(self.minimum, self.maximum)
 
     @functools.cached_property
-    def _known(self) -> tuple[ctypes.Array[ctypes.c_float], int]:
-        """What was seen as two float32, and their address."""
-        ends = NOTHING if self.minimum is None else PAIR(*(end.item() for end in self.range()))
-        return ends, ctypes.addressof(ends)
+    def _known(self) -> "Held":
+        """What was seen."""
+        return held(NOTHING if self.minimum is None else PAIR(*(end.item() for end in self.range())))
 
     def _merged(self, low: Float32, high: Float32) -> "MinMaxObserver":
         if self.minimum is None:
@@ -227,9 +230,10 @@ class MSEObserver:
     def errors(self, lows: Float32, highs: Float32, centres: Float64, counts: np.ndarray) -> Float64:
         """For each range the sum over the bins of count * (centre - its code's real value)^2, in float64."""
         grid = qparams(lows, highs, qmin=self.qmin, qmax=self.qmax, symmetric=False, axis=0)
-        scale, zero_point = grid.scale.astype(np.float64)[:, None], grid.zero_point[:, None]
+        scale, zero_point = grid.scale[:, None], grid.zero_point[:, None]
         real: Float64 = np.divide(centres, scale)
-        np.clip(np.rint(real, out=real), self.qmin - zero_point, self.qmax - zero_point, out=real)
+        np.rint(real, out=real)
+        np.clip(real, self.qmin - zero_point, self.qmax - zero_point, out=real)
         real *= scale
         np.subtract(centres, real, out=real)
         np.multiply(real, real, out=real)
@@ -249,7 +253,7 @@ def seen(minimum: Float32 | None, maximum: Float32 | None) -> Range:
 def shrunken(end: Float32, shares: np.ndarray, all_of_it: int) -> Float32:
     """end * shares / all_of_it, each rounded once to float32."""
     exact = Fraction(float(end))
-    return nearest_float32s(np.float64(end) * shares / all_of_it, lambda i: exact * int(shares[i]) / all_of_it)
+    return nearest_float32s(end * shares / all_of_it, lambda i: exact * int(shares[i]) / all_of_it)
 
 
 def bin_exponent(end: float, half: int) -> int:
@@ -267,7 +271,7 @@ def bin_counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
     if x.size >= MANY:
         from quantspec.kernels import histogram
 
-        if histogram.EXPONENTS[0] <= exponent <= histogram.EXPONENTS[1]:
+        if exponent in histogram.EXPONENTS:
             return histogram.counts(x, exponent, bins)
     # Dividing by a power of two is exact in float64, so that the floor is the bin's own.
     index = np.floor(np.ldexp(x.ravel(), -exponent, dtype=np.float64)).astype(np.int64)
@@ -293,7 +297,7 @@ def batch_range(x: ArrayLike, axis: int | None) -> Range | None:
     if x.size == 0:
         return None
     if axis is None and x.flags.c_contiguous:
-        ends = wider()(place(x), x.size, ctypes.addressof(NOTHING))
+        ends = wider()(place(x), x.size, held(NOTHING))
         assert ends is not None  # any value is wider than nothing
         return finite_ends(*ends)
     if axis is not None and not -x.ndim <= axis < x.ndim:
@@ -316,8 +320,13 @@ def not_finite(low: float, high: float) -> CalibrationError:
     return CalibrationError(f"x: expected finite values, got a minimum of {low} and a maximum of {high}")
 
 
+def held(ends: ctypes.Array[ctypes.c_float]) -> "Held":
+    """Two float32 with their address."""
+    return ends, ctypes.addressof(ends)
+
+
 @functools.cache
-def wider() -> Callable[[int, int, int], tuple[float, float] | None]:
+def wider() -> Callable[[int, int, "Held"], tuple[float, float] | None]:
     """The compiled loop over values, whose compiler is loaded when it is first asked for."""
     from quantspec.kernels.minmax import wider as loop
 

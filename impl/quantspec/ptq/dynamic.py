@@ -138,7 +138,7 @@ class Quantizer:
             else:
                 stops += [tracer.Stop(path, step.reason) for step in network.program.steps if isinstance(step, Call)]
         result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops))
-        result.place({path: LayerIsland(path, network) for path, network in networks.items()})
+        result.place({path: LayerIsland(network) for path, network in networks.items()})
         return warned_if_nothing(result)
 
 
@@ -165,7 +165,7 @@ def step(node: FloatNode, weights: Weights, options: Options, activations: str |
     if isinstance(node, float_graph.Recurrent) and activations is not None:
         return recurrent_step(node, weights, options, node.x, lambda name: name)
     if isinstance(node, (float_graph.Shape, float_graph.Move)):
-        return replace(node.call, reason="")
+        return node.call
     return node.call.reason if isinstance(node, float_graph.BatchNorm) else STAYS_FLOAT
 
 
