@@ -100,6 +100,22 @@ def test_rounding_to_float32_takes_the_nearest_and_on_ties_the_even_one(value, e
         assert distances.count(min(distances)) == 1 or int(got.view(np.int32)) % 2 == 0
 
 
+@clause("AFF-MEANING")
+def test_exact_numbers_are_asked_for_beside_ties_alone():
+    tie, unit = 1 + 2.0**-24, 2.0**-50
+    away = [n * unit * tie for n in (0, 0.75, -0.75, 1.5, -1.5, 2.0**20)]
+    approximate = np.array([tie + d for d in away])
+    asked = []
+
+    def exact(index):
+        asked.append(index)
+        return Fraction(tie) + Fraction(unit) / 8  # as if each had been rounded to the tie
+
+    got = affine.nearest_float32s(approximate, exact)
+    up, down = np.nextafter(np.float32(1), np.float32(2)), np.float32(1)
+    assert got.dtype == np.float32 and asked == [0, 1, 2] and got.tolist() == [up, up, up, up, down, up]
+
+
 @clause("AFF-ZERO")
 @pytest.mark.parametrize(("bits", "signed"), WIDTHS)
 @given(scale=draws.scales())
@@ -198,6 +214,23 @@ def test_quantize_equals_the_definition(grid, data):
     got = quantize(x, grid)
     assert got.dtype == grid.dtype and got.shape == x.shape
     assert got.tolist() == defined(x, grid)
+
+
+@clause("AFF-NEAREST", "AFF-MEANING", "AFF-CHANNEL")
+@given(draws.grids(), draws.seeds())
+def test_many_values_have_the_codes_and_real_values_that_few_have(grid, generator):
+    steps = generator.integers(2 * (grid.qmin - grid.qmax), 2 * (grid.qmax - grid.qmin), affine.MANY + 9) / 2
+    x = (steps * float(grid.scale)).astype(np.float32)
+    codes, real = grid.quantize(x), grid.dequantize(quantize(x, grid))
+    assert codes.dtype == grid.dtype and codes.tolist() == quantize(x, grid).tolist()
+    assert real.dtype == np.float32
+    assert real.tolist() == affine.dequantize(codes, grid.scale, grid.zero_point).tolist()
+    # Wider types that hold the same numbers, and channels.
+    assert grid.quantize(x.astype(np.float64)).tolist() == codes.tolist()
+    assert grid.dequantize(codes.astype(np.int64)).tolist() == real.tolist()
+    channels = affine.QParams([grid.scale] * 2, grid.zero_point, grid.qmin, grid.qmax, axis=0)
+    assert channels.quantize(np.stack([x, x])).tolist() == [codes.tolist()] * 2
+    assert channels.dequantize(np.stack([codes, codes])).tolist() == [real.tolist()] * 2
 
 
 @clause("AFF-NEAREST")
@@ -640,9 +673,10 @@ def test_the_widest_range_is_that_of_the_largest_scale(symmetric):
 
 
 @clause("AFF-RANGE-HUGE")
-def test_a_range_as_wide_as_float32_is_refused():
+@pytest.mark.parametrize("qmax", [1, 255])
+def test_a_range_as_wide_as_float32_is_refused(qmax):
     with pytest.raises(ValueError, match="maximum: the range is too wide"):
-        affine.qparams(np.float32(-3.4e38), np.float32(3.4e38), qmin=0, qmax=255, symmetric=False)
+        affine.qparams(np.float32(-3.4e38), np.float32(3.4e38), qmin=0, qmax=qmax, symmetric=False)
 
 
 @clause("AFF-RANGE-ORDER")

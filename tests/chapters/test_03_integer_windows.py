@@ -205,8 +205,12 @@ def test_every_product_of_codes_is_rounded_to_even(zero_point):
     grid, y = QParams(1.0, 128, 0, 255), QParams(64.0, zero_point, 0, 255)
     steps = np.rint((a_q.astype(int) - 128) * (b_q.astype(int) - 128) / 64)  # exact: a power of two
     assert integer.mul(a_q, grid, b_q, grid, y).tolist() == np.clip(steps + zero_point, 0, 255).tolist()
+    assert integer.mul(a_q, grid, b_q, grid, y).dtype == np.uint8
     with pytest.raises(ValueError, match="^a_q, b_q: expected one shape, got \\(2,\\) and \\(3,\\)$"):
         integer.mul(codes[:2], grid, codes[:3], grid, y)
+    for name, pair in (("a_q", (steps, b_q)), ("b_q", (a_q, steps))):
+        with pytest.raises(TypeError, match=f"^{name}: expected uint8 or int8 codes, got float64$"):
+            integer.mul(pair[0], grid, pair[1], grid, y)
 
 
 @clause("INT-BROADCAST")

@@ -86,7 +86,7 @@ class QParams:
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """The codes of real values; see ``quantize``."""
         if self.axis is None and isinstance(x, np.ndarray) and x.size >= MANY:
-            return compiled().quantize(x if x.dtype == FLOAT32 else float32_array(x), self.array_grid)
+            return compiled().quantize(float32_array(x), self.array_grid)
         return quantize(x, self.scale, self.zero_point, qmin=self.qmin, qmax=self.qmax, axis=self.axis)
 
     def dequantize(self, q: np.ndarray) -> np.ndarray:
