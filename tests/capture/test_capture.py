@@ -108,7 +108,9 @@ def test_the_three_steps_compare_with_the_first_batch_too():
     with torch.no_grad():
         assert torch.equal(prepared(x), model(x)) and torch.equal(prepared(x), model(x))
         assert torch.equal(qs.convert(prepared)(x), qs.quantize(model, [x, x])(x))
-    with pytest.raises(qs.CalibrationError, match="has seen no values"):
+        assert qs.quantize(model, [x], engine="reference").engine == "reference"
+    message = "^the model: it has seen no values; run calibration data through it first$"
+    with pytest.raises(qs.CalibrationError, match=message):
         qs.convert(qs.prepare(built("sizes_unpacked")[0]))
 
 

@@ -207,6 +207,15 @@ def test_a_batch_that_does_not_fit_is_refused():
 
 
 @clause("STA-FLOAT")
+def test_a_network_is_called_with_keywords_as_the_model_is():
+    model, x = networks.seeded(networks.WithSoftmax), networks.inputs(8, (2, 4))
+    prepared = qs.prepare(model)
+    with torch.no_grad():
+        for scale in (2.0, 3.0):  # the first batch is compared with the model
+            assert torch.equal(prepared(x, scale=scale)["p"], model(x, scale=scale)["p"])
+
+
+@clause("STA-FLOAT")
 @given(networks.perceptrons())
 def test_calibration_sees_and_returns_the_float_network(case):
     model, calibration, _ = case
@@ -371,6 +380,7 @@ ENGINES = st.sampled_from(["reference", "compiled"])
 def test_running_changes_nothing(case, engine):
     model, calibration, x = case
     q = qs.quantize(model, calibration, engine=engine)
+    assert q.engine == engine
     before, first = copy.deepcopy(q.program), q(x)
     for other in (*calibration, x * 1000, -x):
         q(other)

@@ -60,15 +60,19 @@ class Prepared(nn.Module):
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
         """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed
         (OBS-FINITE)."""
-        if self.capture is not None and not self.capture.whole_agrees:
-            return self.capture.observe(self, args, kwargs)
+        if (undecided := self.undecided()) is not None:
+            return undecided.observe(self, args, kwargs)
         return self.observe_graph(named(self.graph.inputs, args, kwargs))
 
     def observe(self, batch: Any) -> Any:
         """``forward`` for a batch as calibration data has it; nothing is observed when any observer refuses."""
-        if self.capture is not None and not self.capture.whole_agrees:
-            return self.capture.observe(self, *calls.arguments(self.capture.model.forward, batch))
+        if (undecided := self.undecided()) is not None:
+            return undecided.observe(self, *calls.arguments(undecided.model.forward, batch))
         return self.observe_graph(batch)
+
+    def undecided(self) -> "Captured[Prepared] | None":
+        """What observes unless a batch has shown the graph to be the model."""
+        return None if self.capture is None or self.capture.whole_agrees else self.capture
 
     def observe_graph(self, batch: Any) -> Any:
         """The float graph's output, observed."""
@@ -89,7 +93,7 @@ class Prepared(nn.Module):
 def observed(observer: Observer, value: torch.Tensor) -> Observer:
     """The observer that has also seen a tensor."""
     # Microseconds count where the network is small, and everything but this question takes several.
-    if type(observer) is MinMaxObserver and in_a_row(value) and value.numel() > 0:
+    if type(observer) is MinMaxObserver and in_a_row(value) and value.numel():
         return observer.observe_at(value.data_ptr(), value.numel())
     return observer.observe(value.detach().resolve_neg().numpy())
 
@@ -148,7 +152,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
     CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
     """
     capture = prepared.capture
-    if capture is None or capture.whole_agrees or (capture.running is None and prepared.graph is not NOTHING):
+    if capture is None or (capture.running is None and prepared.graph is not NOTHING):
         program = converted(prepared)
         warn_if_nothing(program, prepared.graph)
         return QuantizedModule(program, prepared.options.engine)
