@@ -61,8 +61,9 @@ def export_onnx(
     Raises UnsupportedError naming a step that has no ONNX operator, before anything is written; ImportError without the
     extra ``onnx``.
     """
+    network = q.program  # which a model of several parts refuses, whatever is installed
     onnx = needed("onnx")
-    model = build(q.program, input_axes(q.program, example))
+    model = build(network, input_axes(network, example))
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
         write_whole(path, model.SerializeToString())
