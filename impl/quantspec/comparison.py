@@ -201,7 +201,8 @@ def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], t
     from torch.utils.flop_counter import FlopCounterMode
 
     tracer.check_model(model)
-    own = copies.own_copy(copies.inside(model))
+    # A view of a parameter asks for a gradient where none is computed, which torch's counter of products refuses.
+    own = copies.own_copy(copies.inside(model)).requires_grad_(False)
     pairs: Pairs = {}
     seen = Seen({"": [0.0, 0.0]}, {})
     for batch in batches:

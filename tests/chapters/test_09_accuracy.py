@@ -198,6 +198,17 @@ def test_compare_counts_answers_where_there_are_targets(tmp_path):
     assert (tmp_path / "a.png").read_bytes()[:4] == bytes([137]) + b"PNG"
 
 
+class GivenAParameter(torch.nn.Module):
+    """Python around a layer that is given a view of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.layer = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(self.places[0:3, :].unsqueeze(0)) + self.layer(x) if float(x.sum()) < 1e9 else x
+
+
 @clause("ACC-COMPARE")
 def test_compare_counts_what_stays_in_float_and_refuses_other_networks():
     model, x = networks.seeded(networks.Perceptron), networks.inputs()
@@ -212,6 +223,8 @@ def test_compare_counts_what_stays_in_float_and_refuses_other_networks():
     shares = qs.compare(attention, qs.quantize(attention, [(y, y, y)]), [(y, y, y)])
     work = 3 * 5 * 8 * 8 * 4
     assert shares.int8_macs == work / (work + 2 * 3 * 5 * 5 * 8)  # queries times keys, and weights times values
+    around, z = networks.seeded(GivenAParameter), networks.inputs(3, (4,))
+    assert qs.compare(around, qs.quantize(around, [z]), [z]).int8_macs == 1.0
     with pytest.raises(ValueError, match="^data: expected at least one batch, got none$"):
         qs.compare(model, q, [])
     with pytest.raises(TypeError, match="^data: expected an iterable of batches, got Tensor"):
