@@ -37,20 +37,14 @@ def built(network: Network) -> nn.Module:
 
 
 def settle(model: nn.Module, network: Network) -> None:
-    """Sets the statistics of batch normalizations to those of two batches."""
+    """Moves the statistics of batch normalizations to those of two batches, as the zoo does."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
-        norm.momentum = None  # the mean over the batches
-    for seed in range(2):
+    for seed in range(2 if norms else 0):
         call(model, network.batch(seed))
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm in norms:
         norm.eval()
-        norm.momentum = momentum
 
 
 def integers(below: int, *shape: int, seed: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """torchvision beyond classification: detection, segmentation, video and optical flow."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,6 +41,8 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
 
 if not extension._has_ops():  # a wheel whose compiled part does not load here
     box_operations.nms = nms
+    pooling: Any = sys.modules["torchvision.ops.roi_align"]  # whose own replacement would be compiled for every size
+    pooling._roi_align = pooling._roi_align.__wrapped__
 
 
 def build(name: str, **options: Any) -> nn.Module:
