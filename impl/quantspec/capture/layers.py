@@ -36,7 +36,7 @@ def module(builder: Builder, node: fx.Node, what: nn.Module) -> float_graph.Node
     # An output_size is a number of this call, not of the layer.
     if public(what, TRANSPOSED) and len(node.args) + len(node.kwargs) == 1:
         return transposed_module(builder, node, what)
-    if isinstance(what, NORMS) and public(what, NORMS) and what.track_running_stats:
+    if public(what, NORMS) and what.track_running_stats:
         return batch_norm(builder, node, what)
     if public(what, (nn.Embedding,)) and what.max_norm is None:
         weight, padding_idx = builder.array(what.weight), what.padding_idx
