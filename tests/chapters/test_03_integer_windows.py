@@ -29,6 +29,7 @@ from quantspec.ptq import conversion
 
 spec = chapters.load("integer")
 EXACT = dialect("exact")
+ONE_AXIS = dict(stride=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,), groups=1)
 
 
 def ends(grid):
@@ -126,26 +127,49 @@ def test_one_channel_equals_the_short_definition(case):
 @clause("INT-CONV-ANY")
 def test_a_window_that_does_not_fit_is_refused_and_no_images_give_none():
     x, w, y = QParams(1.0, 3, 0, 255), QParams(1.0, 0, -128, 127), QParams(1.0, 0, 0, 255)
-    places = dict(stride=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,), groups=1)
-    with pytest.raises(
-        ValueError, match="^x_q: a window of \\(3,\\) does not fit into \\(2,\\) positions, padding included$"
-    ):
-        EXACT.conv(np.zeros((1, 1, 2), np.uint8), x, np.ones((1, 1, 3), np.int8), w, None, y, **places)
+    places = ONE_AXIS
+    for images in (0, 1):
+        with pytest.raises(
+            ValueError, match="^x_q: a window of \\(3,\\) does not fit into \\(2,\\) positions, padding included$"
+        ):
+            EXACT.conv(np.zeros((images, 1, 2), np.uint8), x, np.ones((1, 1, 3), np.int8), w, None, y, **places)
     assert EXACT.conv(np.zeros((0, 1, 5), np.uint8), x, np.ones((2, 1, 3), np.int8), w, None, y, **places).shape == (
         0, 2, 3,
     )
 
 
 @clause("INT-CONV-ANY")
-@pytest.mark.parametrize("code", [0, 255])
-def test_long_sums_are_exact_beyond_float32(code):
+@pytest.mark.parametrize("inputs, outputs", [(0, 2), (3, 0), (0, 0), (3, 2)])
+@pytest.mark.parametrize("images", [0, 2])
+def test_without_images_inputs_or_outputs_sums_are_of_nothing(images, inputs, outputs):
+    w = QParams(1.0, 0, -128, 127)
+    x_q, w_q = np.zeros((images, inputs, 1), np.uint8), np.ones((outputs, inputs, 1), np.int8)
+    total = integer.accumulate_conv(x_q, 5, w_q, w, **ONE_AXIS)
+    expected = np.full((images, 1, outputs), -5 * inputs)
+    assert total.dtype == np.int64 and total.shape == expected.shape and total.tolist() == expected.tolist()
+
+
+@clause("INT-CONV-ANY")
+@pytest.mark.parametrize("dtype, point", [(np.uint8, 0), (np.uint8, 255), (np.int8, -128), (np.int8, 127)])
+def test_long_sums_are_exact_beyond_float32(dtype, point):
     # 2^24 is passed within a window, by sums that float32 cannot hold.
-    x, w = QParams(1.0, 255 - code, 0, 255), QParams(1.0, 0, -128, 127)
-    x_q, w_q = np.full((1, 1024, 1), code, np.uint8), np.full((1, 1024, 1), 127, np.int8)
+    ends = np.iinfo(dtype)
+    code = ends.min if point == ends.max else ends.max
+    w_q = np.full((1, 1024, 1), 127, np.int8)
     w_q[0, 0] = 126
-    places = dict(stride=(1,), padding=((0, 0),), dilation=(1,), input_dilation=(1,), groups=1)
-    total = integer.accumulate_conv(x_q, x.zero_point, w_q, w, **places)
-    assert total.tolist() == [[[(code - int(x.zero_point)) * (127 * 1024 - 1)]]]
+    total = integer.accumulate_conv(
+        np.full((1, 1024, 1), code, dtype), point, w_q, QParams(1.0, 0, -128, 127), **ONE_AXIS
+    )
+    assert total.dtype == np.int64 and total.tolist() == [[[(code - point) * (127 * 1024 - 1)]]]
+
+
+@clause("INT-CONV-ANY")
+def test_no_values_spread_are_none_and_what_is_put_between_has_the_fill():
+    none, values = np.zeros((2, 3, 0), np.uint8), np.array([[[1, 2]]], np.uint8)
+    assert integer.spread(none, (2,), ((0, 0),), 7).shape == (2, 3, 0)
+    assert integer.spread(none, (2,), ((1, 2),), 7).tolist() == [[[7] * 3] * 3] * 2
+    assert integer.spread(values, (2,), ((1, 2),), 7).tolist() == [[[7, 1, 7, 2, 7, 7]]]
+    assert integer.spread(values, (1,), ((-1, 1),), 7).tolist() == [[[2, 7]]]
 
 
 @clause("INT-CONV-TRANSPOSED")

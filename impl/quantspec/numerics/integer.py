@@ -196,11 +196,11 @@ def accumulate_conv(
     real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)
     convolve = getattr(torch.nn.functional, f"conv{weight.ndim - 2}d")
     positions, kernel = real.shape[2:], weight.shape[2:]
-    if not real.size or not weight.size or any(n < d * (k - 1) + 1 for n, d, k in zip(positions, dilation, kernel)):
-        sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(positions, dilation, kernel, stride)]
-        if real.shape[0] and min(sizes) <= 0:
-            raise ValueError(f"x_q: a window of {kernel} does not fit into {positions} positions, padding included")
-        return np.zeros((len(real), *(max(n, 0) for n in sizes), len(weight)), np.int64)
+    sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(positions, dilation, kernel, stride)]
+    if min(sizes) <= 0:
+        raise ValueError(f"x_q: a window of {kernel} does not fit into {positions} positions, padding included")
+    if not weight.size:  # which torch does not take
+        return np.zeros((len(real), *sizes, len(weight)), np.int64)
     accumulator: np.ndarray = (
         convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)
     ).numpy()
