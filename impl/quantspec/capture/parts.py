@@ -55,17 +55,15 @@ def whole_differs(
     output, state = expected(model, args, kwargs)
     if state is not None:
         return f"forward changes {state!r}"
-    return graph_differs(graph, graph, copies.cloned(batch), output)
+    return graph_differs(graph, copies.cloned(batch), output)
 
 
-def graph_differs(graph: FloatGraph, ready: FloatGraph, batch: Any, expected: Any) -> str | None:
-    """Why a graph is not what gave an output, or what was made of the graph is not; None when they are."""
+def graph_differs(graph: FloatGraph, batch: Any, expected: Any, bound: float = BOUND) -> str | None:
+    """Why a graph is not what gave an output; None when it is."""
     try:
-        got = float_run.run(graph, batch)
-        close = got if ready is graph else float_run.run(ready, batch)
+        return difference(expected, float_run.run(graph, batch), bound)
     except Exception as error:  # whatever the operations of a wrong graph raise
         return f"what was traced fails: {error}"
-    return difference(expected, got) or difference(expected, close, FUSED)
 
 
 def find(
@@ -157,9 +155,11 @@ class Search:
             return f"forward changes {state!r}"
         if any(not same(a, b) for a, b in zip(given, tensors, strict=True)):
             return "forward writes to its input"
-        ready = self.ready(graph)
+        ready, batch = self.ready(graph), tuple(given)
         assert ready is not None
-        return graph_differs(graph, ready, tuple(given), output)
+        if graph_differs(ready, batch, output) is None:
+            return None
+        return graph_differs(graph, batch, output) or graph_differs(ready, batch, output, FUSED)
 
     def attempt(self, path: str, way: Way, tensors: list[torch.Tensor]) -> FloatGraph | None:
         """The graph of a module called in some way, not compared with it yet; None where it cannot be captured as a

@@ -5,7 +5,7 @@ form say what they are; each but the layers keeps in ``call`` how it is computed
 weights, so that nothing later can change the model, and nothing that happens to the model can change the graph.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .program import Call, Ref
-from .traverse import last_reads, reads, refs, replace_refs
+from .traverse import TREES, last_reads, reading_fields, reads, refs, replace_refs
 
 
 class Weights:
@@ -309,18 +309,21 @@ def node_reads(node: Node) -> list[str]:
 
 def renamed(node: Node, alias: dict[str, str]) -> Node:
     """The node reading what its inputs are called now."""
+    if not any(name in alias for name in node_reads(node)):
+        return node
+
     def new(name: str) -> str:
         return alias.get(name, name)
 
     changes: dict[str, Any] = {}
-    for f in fields(node):
-        value = getattr(node, f.name)
-        if f.name in ("x", "a", "b", "offsets", "weights") and value is not None:
-            changes[f.name] = new(value)
-        elif f.name == "xs":
-            changes[f.name] = tuple(map(new, value))
-        elif f.name in ("args", "kwargs", "state"):
-            changes[f.name] = replace_refs(value, lambda name: Ref(new(name)))
-        elif f.name == "call":
-            changes[f.name] = renamed(value, alias)
+    for field_name in reading_fields(type(node)):
+        value = getattr(node, field_name)
+        if isinstance(value, str):
+            changes[field_name] = new(value)
+        elif field_name == "xs":
+            changes[field_name] = tuple(map(new, value))
+        elif field_name in TREES:
+            changes[field_name] = replace_refs(value, lambda name: Ref(new(name)))
+    if isinstance(node, Operation):
+        changes["call"] = renamed(node.call, alias)
     return replace(node, **changes)

@@ -35,18 +35,29 @@ def refs(tree: Any) -> list[str]:
 
 # Fields of steps that name values; ``args``, ``kwargs`` and ``state`` are trees with Refs.
 NAMING = ("x", "a", "b", "xs", "offsets", "weights")
+TREES = ("args", "kwargs", "state")
 
 
 def reads(step: Any) -> list[str]:
     """The names of the values that a step, or a node of a float graph, reads, with repetitions."""
     names: list[str] = []
-    for field in fields(step):
-        value = getattr(step, field.name)
-        if field.name in NAMING and value is not None:
-            names += [value] if isinstance(value, str) else value
-        elif field.name in ("args", "kwargs", "state"):
+    for field in reading_fields(type(step)):
+        value = getattr(step, field)
+        if field not in NAMING:
             names += refs(value)
+        elif value is not None:
+            names += [value] if isinstance(value, str) else value
     return names
+
+
+READING: dict[type[Any], tuple[str, ...]] = {}
+
+
+def reading_fields(kind: type[Any]) -> tuple[str, ...]:
+    """The fields of a step or a node that say what it reads."""
+    if kind not in READING:
+        READING[kind] = tuple(field.name for field in fields(kind) if field.name in (*NAMING, *TREES))
+    return READING[kind]
 
 
 def last_reads(

@@ -1,0 +1,95 @@
+"""Copies of the user's model: as ``copy.deepcopy`` makes them, in less time."""
+
+import threading
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from evidence import clause
+from quantspec.capture import copies
+
+
+class Attributes(nn.Module):
+    """Holds whatever a module may hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.register_buffer("seen", torch.zeros(3))
+        self.alias = self.seen
+        self.view = self.seen[1:]
+        self.history = [self.seen, {"layer": self.first}]
+        self.cache = self.same_cache = {}
+        self.order = OrderedDict(a=self.second)
+        self.scale, self.lock, self.missing = 0.5, threading.Lock(), float("nan")
+        self.child = Child(self)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+class Child(nn.Module):
+    def __init__(self, parent):
+        super().__init__()
+        self.links = [parent]
+
+
+class OwnCopy(nn.Module):
+    def __init__(self, label="made"):
+        super().__init__()
+        self.label = label
+
+    def __deepcopy__(self, memo):
+        return OwnCopy("copied")
+
+
+@pytest.mark.parametrize("make", [copies.own_copy, copies.run_copy])
+@clause("STA-UNTOUCHED")
+def test_what_is_one_in_a_model_is_one_in_its_copy_and_nothing_is_shared(make):
+    model = Attributes()
+    twin = make(model)
+    assert type(twin) is Attributes and list(vars(twin)) == list(vars(model))
+    assert twin.first.weight is twin.second.weight and twin.alias is twin.seen is twin.history[0]
+    assert twin.view.untyped_storage().data_ptr() == twin.seen.untyped_storage().data_ptr()
+    assert twin.history[1]["layer"] is twin.first and twin.order["a"] is twin.second
+    assert twin.cache is twin.same_cache is not model.cache and twin.child.links[0] is twin
+    assert twin.seen is not model.seen and twin.history is not model.history
+    assert (twin.first.weight is model.first.weight) == (make is copies.run_copy)
+    assert twin.lock is model.lock  # which refuses to be copied
+    twin.seen += 1
+    twin.cache["x"] = twin.first._forward_hooks["x"] = 1
+    assert not model.seen.any() and not model.cache and not model.first._forward_hooks
+
+
+@clause("STA-UNTOUCHED")
+def test_a_class_that_says_how_it_is_copied_is_copied_so():
+    assert copies.run_copy(nn.Sequential(OwnCopy()))[0].label == "copied"
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@clause("STA-UNTOUCHED")
+def test_a_recurrent_layer_of_a_copy_reads_the_copy_s_weights(kind):
+    layer, x = kind(3, 4), torch.randn(2, 5, 3)
+    before = layer(x)[0]
+    twin = copies.own_copy(layer)
+    with torch.no_grad():
+        twin.weight_ih_l0.zero_()
+    assert not torch.equal(twin(x)[0], before) and torch.equal(layer(x)[0], before)
+
+
+@clause("STA-SAME")
+@pytest.mark.parametrize("change, path", [
+    (lambda m: m.seen.add_(1), "seen"), (lambda m: m.view.add_(1), "seen"), (lambda m: m.cache.update(x=1), "cache"),
+    (lambda m: setattr(m, "scale", 2.0), "scale"), (lambda m: setattr(m.child, "new", 1), "child.new"),
+    (lambda m: delattr(m, "scale"), "scale"),
+])  # fmt: skip
+def test_what_a_run_changes_is_seen(change, path):
+    model = Attributes()
+    before = copies.state_of(model)
+    assert copies.changed(before, copies.state_of(model)) is None
+    change(model)
+    # Writing to one tensor writes to its views and aliases.
+    assert copies.changed(before, copies.state_of(model)) in (path, "alias", "view", "history", "same_cache")
