@@ -178,6 +178,42 @@ def buffer_that_counts() -> nn.Module:
     return model
 
 
+class Joining(nn.Module):
+    """Changes the list that it is given before it does what cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        for i, layer in enumerate((self.first, self.second)):
+            x[i] = layer(x[i])
+        return (x[0] + x[1] if x[0].sum() > -1e9 else x[1]), x
+
+
+@case()
+def list_that_is_changed() -> nn.Module:
+    def forward(self, x):
+        saved = [self.first(x).relu(), x]
+        joined, saved = self.joining(saved)
+        return self.second(joined) + saved[0][:, :4]
+
+    model = two_layers(forward)
+    model.joining = Joining()
+    return model.eval()
+
+
+@case()
+def activation_in_place_of_a_view() -> nn.Module:
+    def forward(self, x):
+        one, other = self.first(x).chunk(2, 1)
+        return self.second(torch.cat([nn.SiLU(inplace=True)(one), self.act(other), self.act(x.clone())[:, :0]], 1))
+
+    model = two_layers(forward)
+    model.act = nn.SiLU(inplace=True)
+    return model.eval()
+
+
 # --- Python in forward
 
 
@@ -225,6 +261,11 @@ def sizes_unpacked() -> nn.Module:
         return self.second(self.first(x) * torch.ones(n, c))
 
     return two_layers(forward)
+
+
+@case()
+def sizes_passed_on_as_they_are() -> nn.Module:
+    return two_layers(lambda self, x: self.second(self.first(x) * torch.ones(x.shape) + torch.zeros(*x.size())))
 
 
 @case(batch=lambda: torch.randn(4, 6, 8))

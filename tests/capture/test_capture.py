@@ -3,21 +3,26 @@ the Python that it is."""
 
 import copy
 import io
+import math
 import pickle
+import threading
 import warnings
 
 import models
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import networks
 import quantspec as qs
 from evidence import clause
-from quantspec.capture import copies, parts, tracer
+from quantspec.capture import builder, copies, parts, tracer
 from quantspec.numerics import accuracy
 
 DECIBELS = 25.0
+BUILTINS = range, max, min
 
 
 def built(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -138,6 +143,140 @@ def test_sizes_stay_free(name):
         warnings.simplefilter("error")
         for other in (x[:1], x[:, :3] if name == "loop_over_time" else x[:2], x[..., :17, :] if x.ndim == 4 else x):
             assert sqnr(model(other), q(other)) > DECIBELS
+
+
+READ_OTHERWISE = {
+    "by numpy": lambda x: torch.from_numpy(np.zeros((len(x), 8), np.float32)) + float(np.sqrt(x.shape[0])),
+    "as a number of numpy": lambda x: x * float(np.int64(x.shape[0]) / 16),
+    "as a root": lambda x: x * math.sqrt(x.shape[0] / 2),
+    "as text": lambda x: x * float(f"{x.shape[0]}"),
+    "as a key": lambda x: x * {n: n / 16 for n in range(20)}[x.shape[0]],
+    "as an index": lambda x: x * list(range(20))[x.shape[0]],
+    "as bits": lambda x: x * (x.shape[0] & 3) + (x.shape[0] << 1),
+    "as a length": lambda x: x * len([0] * x.shape[0]),
+    "as a bound": lambda x: x * max(x.shape[0] - 9, 2) + min(x.shape[0], 9),
+    "as a count": lambda x: sum((x * (step / 99) for step in range(x.shape[0])), x),
+    "by a method": lambda x: x * x.shape[0].bit_length(),
+}
+
+
+@clause("STA-SAME", "STA-WAYS")
+@pytest.mark.parametrize("how", READ_OTHERWISE)
+def test_a_size_that_python_reads_otherwise_is_never_that_of_another_batch(how):
+    read = READ_OTHERWISE[how]
+    model = models.two_layers(lambda self, x: self.second(self.first(x) + read(x) if isinstance(len(x), int) else x))
+    x = networks.inputs(16, (8,))
+    q = qs.quantize(model, [x])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is computed in float
+        for rows in (16, 9, 5):
+            assert sqnr(model(x[:rows]), q(x[:rows])) > DECIBELS
+
+
+@clause("STA-UNTOUCHED")
+def test_another_thread_sees_nothing_of_the_capture():
+    other, rows = networks.seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU())), networks.inputs(3, (8,))
+    expected, called, seen = other(rows), nn.Module.__call__, []
+
+    def look() -> None:
+        seen.append((range, max, min) == BUILTINS and torch.equal(other(rows), expected))
+
+    def forward(self, x):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return self.second(self.first(x)) * torch.ones(*x.shape)[:, :1]
+
+    model, x = models.two_layers(forward), networks.inputs(16, (8,))
+    q = qs.quantize(model, [x])
+    assert len(seen) > 3 and all(seen) and nn.Module.__call__ is called
+
+    def again() -> None:
+        seen.append(torch.equal(qs.quantize(model, [x])(x), q(x)))
+
+    threads = [threading.Thread(target=again) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(seen) and nn.Module.__call__ is called and (range, max, min) == BUILTINS
+
+
+@clause("STA-PARTS")
+def test_what_a_trace_raises_is_told_with_its_place_and_is_no_error(monkeypatch):
+    class Failing(nn.Linear):
+        def forward(self, x):
+            if type(x) is not torch.Tensor or torch.overrides._get_current_function_mode() is not None:
+                raise KeyError("mine")
+            return F.linear(x, self.weight)
+
+    model, x = networks.seeded(lambda: nn.Sequential(Failing(8, 8), nn.Linear(8, 4))), networks.inputs(5, (8,))
+    q = qs.quantize(model, [x])
+    assert sqnr(model(x).detach(), q(x)) > DECIBELS
+    assert any(stop.path == "0" and "mine" in str(stop) and "test_capture.py, line" in str(stop) for stop in q.stops)
+
+    def broken(*args):
+        raise KeyError("ours")
+
+    monkeypatch.setattr(builder.GraphBuilder, "build", broken)
+    with pytest.warns(UserWarning, match="nothing was quantized"):
+        q = qs.quantize(built("flag")[0], [x])
+    assert torch.equal(q(x), built("flag")[0](x)) and any("ours" in str(stop) for stop in q.stops)
+
+
+PRODUCTS = {
+    "addmm": (lambda s, x: torch.addmm(s.b, x.view(-1, 8), s.w).view(*x.shape[:-1], 6), (8, 6)),
+    "matmul": (lambda s, x: torch.matmul(x, s.w) + s.b, (8, 6)),
+    "a transposed weight": (lambda s, x: s.b + x @ s.w.t(), (6, 8)),
+    "from the left": (lambda s, x: s.w @ x, (6, 5)),
+    "bmm": (lambda s, x: torch.bmm(x.transpose(0, 1), s.w), (5, 8, 6)),
+    "einsum": (lambda s, x: torch.einsum("btd,dhk->bthk", x, s.w), (8, 2, 3)),
+    "einsum that orders axes": (lambda s, x: torch.einsum("hdk, btd -> bhtk", s.w, x), (2, 8, 3)),
+    "einsum over two axes": (lambda s, x: torch.einsum("...td,tdo->...o", x, s.w), (5, 8, 3)),
+    "einsum of any axes": (lambda s, x: torch.einsum("...td,ts->...sd", x, s.w), (5, 3)),
+    "einsum with a weight for each row": (lambda s, x: torch.einsum("btd,tdo->bot", x, s.w), (5, 8, 3)),
+}
+
+
+@clause("STA-PRODUCT")
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_with_a_parameter_are_linear_layers_by_any_name(name, recorded):
+    product, shape = PRODUCTS[name]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(6))
+
+        def forward(self, x):
+            assert not recorded or x.shape[-1] == 8  # what symbolic tracing does not get through
+            return product(self, x).relu()
+
+    model, x = networks.seeded(Model), networks.inputs(3, (5, 8))
+    q, d = qs.quantize(model, [x]), qs.quantize_dynamic(model, example=x)
+    with torch.no_grad():
+        for network in (q, d):
+            assert sqnr(model(x), network(x)) > DECIBELS
+            biases = {layer.bias is not None for layer in network.program.layers}
+            assert biases == {shape[-1] in (6, 8) and len(shape) == 2 and name != "from the left"}
+            assert not any("add" in getattr(step, "target", "") for step in network.program.steps)
+
+
+@clause("STA-PRODUCT")
+def test_products_with_what_is_no_parameter_are_none():
+    model = networks.seeded(lambda: nn.Linear(8, 8, bias=False))
+    model.register_buffer("table", torch.randn(8, 8))
+    model.vector = nn.Parameter(torch.randn(8))
+    for forward in (
+        lambda x: x @ model.table, lambda x: torch.einsum("bd,d->bd", x, model.vector),
+        lambda x: torch.outer(x[0], model.vector), lambda x: x @ model.vector,
+        lambda x: torch.einsum("bd,de->b", x, model.weight),
+    ):  # fmt: skip
+        model.forward = forward
+        with pytest.warns(UserWarning, match="nothing was quantized"):
+            q = qs.quantize(model, [x := networks.inputs(5, (8,))])
+        assert torch.equal(q(x), model(x))
 
 
 @clause("STA-IN-PLACE", "STA-ARGUMENTS")

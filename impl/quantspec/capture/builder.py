@@ -52,6 +52,7 @@ class GraphBuilder:
         self.alias: dict[str, str] = {}
         self.callables: dict[tuple[str, str], Any] = {}
         self.calls: dict[str, int] = {}
+        self.weights: dict[str, str] = {}  # by layers that are functions
         self.paths: dict[str, str] = {}
 
     def build(self, traced: fx.Graph) -> FloatGraph:

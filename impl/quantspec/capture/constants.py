@@ -19,17 +19,21 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
     values: dict[fx.Node, Any] = {}
     sizes: dict[fx.Node, int] = {}
     made: dict[str, Any] = {}
+    learned: set[fx.Node] = set()  # parameters, and what is computed of them
     written = {node.args[0] for node in graph.nodes if node.args and writes(node)}
     for node in list(graph.nodes):
         if node.op == "get_attr" and node not in written:
             values[node] = operator.attrgetter(node.target)(model)
             sizes[node] = values[node].numel() if isinstance(values[node], torch.Tensor) else 1
+            learned |= {node} if isinstance(values[node], nn.Parameter) else set()
         elif node.op in ("call_function", "call_method") and constant(node, values) and node not in written:
             with torch.no_grad():
                 result = computed(node, values)
             if result is not FAILED:
                 values[node] = result
                 sizes[node] = max(sum(sizes[read] for read in node.all_input_nodes), 1)
+                if isinstance(result, torch.Tensor) and result.is_floating_point():
+                    learned |= {node} if learned.intersection(node.all_input_nodes) else set()
     for node in list(graph.nodes):
         if node.op == "get_attr" or node not in values or all(user in values for user in node.users):
             continue
@@ -41,6 +45,8 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
             path = list(stack)[-1] if stack else ""
             name = f"{path}.{node.name}" if path else node.name
             made[name] = value.detach().clone()
+            if node in learned:
+                made[name] = nn.Parameter(made[name], requires_grad=False)
             with graph.inserting_before(node):
                 attribute = graph.create_node("get_attr", name)
                 attribute.meta = dict(node.meta)

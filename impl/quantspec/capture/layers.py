@@ -179,6 +179,8 @@ def function(builder: Builder, node: fx.Node) -> float_graph.Node | None:
         return None
     path = str(given["weight"].target)
     layer = path.rpartition(".")[0] or node.name
+    if builder.weights.setdefault(layer, path) != path:
+        layer = path  # one of several weights of a module
     w = builder.attribute(path)
     c = None if given.get("bias") is None else builder.attribute(str(given["bias"].target))
     x = builder.tree(given["input"]).name

@@ -25,6 +25,7 @@ class Builder(Protocol):
     modules: dict[str, nn.Module]
     callables: dict[tuple[str, str], Any]
     calls: dict[str, int]
+    weights: dict[str, str]
 
     def first(self, node: fx.Node) -> str:
         """The name of the value that a node with one input reads."""

@@ -5,7 +5,7 @@ Every part is compared with what the model computed there (STA-SAME). What diffe
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,10 @@ BOUND = 2.0**-18
 # Folding a normalization into each of many layers moves the output by more than one rounding (FUS-FOLD-BOUND).
 FUSED = 2.0**-8
 
+NOTHING = "nothing in it has an integer form"
+
 Ready = Callable[[FloatGraph], FloatGraph | None]
+Worth = Callable[[nn.Module], bool]
 
 
 @dataclass
@@ -67,30 +70,26 @@ def graph_differs(graph: FloatGraph, batch: Any, expected: Any, bound: float = B
 
 
 def find(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ready: Ready, paths: list[str] | None = None
-) -> Parts:
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ready: Ready, paths: list[str] | None = None,
+    worth: Worth = has_layers,
+) -> Parts:  # fmt: skip
     """The parts of a model of ours, by a batch.
 
     ``ready`` makes of a captured graph the one to use, or None where nothing in it can be quantized. ``paths``: where
-    to look.
+    to look. ``worth`` tells of a module with layers whether one of them could be quantized.
     """
-    search = Search(model, ready, paths)
+    search = Search(model, ready, paths, worth)
     while not search.complete(args, kwargs):
         pass
     return search.parts()
-
-
-class Restart(BaseException):
-    """Ends a run of the model whose rest would tell nothing; not an Exception, so that the model's own handlers let it
-    through."""
 
 
 class Search:
     """Runs a model, capturing its modules from the outside in as they are called, again with what was refuted left out
     until nothing more is."""
 
-    def __init__(self, model: nn.Module, ready: Ready, paths: list[str] | None = None):
-        self.model, self.ready, self.paths = model, ready, paths
+    def __init__(self, model: nn.Module, ready: Ready, paths: list[str] | None, worth: Worth):
+        self.model, self.ready, self.paths, self.worth = model, ready, paths, worth
         self.verdicts: dict[tuple[str, Way], FloatGraph | None] = {}
         self.reasons: dict[str, str] = {}
         self.inside = False
@@ -115,6 +114,9 @@ class Search:
         def compared(*args: Any, **kwargs: Any) -> Any:
             if self.inside:
                 return forward(*args, **kwargs)
+            if not self.worth(module):
+                self.reasons.setdefault(path, NOTHING)
+                return self.within(forward, args, kwargs)
             try:
                 way, tensors = call_of(forward, args, kwargs)
             except (NotPlain, TypeError) as error:
@@ -126,11 +128,7 @@ class Search:
             if graph is None:
                 return forward(*args, **kwargs)
             before, given = copies.state_of(module), [t.clone() for t in tensors]
-            self.inside = True
-            try:
-                output = forward(*args, **kwargs)
-            finally:
-                self.inside = False
+            output = self.within(forward, args, kwargs)
             reason = self.refuted_by(graph, module, before, given, tensors, output)
             if reason is not None:
                 self.reasons[path] = reason
@@ -145,6 +143,14 @@ class Search:
         # So its signature is the model's own.
         compared.__wrapped__ = forward  # type: ignore[attr-defined]  # functions take attributes
         return compared
+
+    def within(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls a module without looking at those in it."""
+        self.inside = True
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self.inside = False
 
     def refuted_by(
         self, graph: FloatGraph, module: nn.Module, before: Any, given: list[torch.Tensor],
@@ -182,7 +188,7 @@ class Search:
                 self.reasons[path] = str(error)
                 return None
         if self.ready(graph) is None:
-            self.reasons[path] = "nothing in it has an integer form"
+            self.reasons[path] = NOTHING
             return None
         return graph
 
@@ -228,5 +234,8 @@ def difference(expected: Any, got: Any, bound: float = BOUND) -> str | None:
         if list(expected) != list(got):
             return f"it gave {list(expected)}, what was captured gives {list(got)}"
         pairs = (difference(expected[key], got[key], bound) for key in expected)
+        return next((found for found in pairs if found is not None), None)
+    if is_dataclass(expected):
+        pairs = (difference(getattr(expected, f.name), getattr(got, f.name), bound) for f in fields(expected))
         return next((found for found in pairs if found is not None), None)
     return None if expected is got or expected == got else "values differ"

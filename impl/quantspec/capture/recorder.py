@@ -9,7 +9,11 @@ model, or leaves torch ends the recording.
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -19,12 +23,14 @@ from torch.utils._pytree import tree_leaves
 
 from quantspec.errors import UnsupportedError
 
-from . import attention, copies, tracked, writes
+from . import attention, copies, products, tracked, writes
 from .builder import GraphBuilder, hooked
 from .calls import CONSTANTS, Way
 from .tensor_names import AUGMENTED, FACTS, INPLACE_AT, OPERATORS, RANK, REFLECTED, VALUES
 from .tracer import Capture, Tracer, described
 
+# The methods of tensors that are written in Python, of which some go by other names.
+METHODS = {what: name for name, what in vars(torch.Tensor).items() if isfunction(what)}
 # How the messages of a graph's conditions begin.
 CAPTURED = "the network was captured"
 
@@ -49,6 +55,8 @@ def record(model: nn.Module, path: str, way: Way, tensors: list[torch.Tensor]) -
         return recorder.run(twin.get_submodule(path), way, [t.detach().clone() for t in tensors])
     except (Stopped, Exception) as error:
         raise UnsupportedError(described(error)) from error
+    finally:
+        recorder.ended = True
 
 
 class Recorder(TorchFunctionMode):
@@ -63,12 +71,15 @@ class Recorder(TorchFunctionMode):
         self.off = 0
         self.nodes: dict[int, tuple[torch.Tensor, Callable[[], fx.Node], int]] = {}
         self.fresh: dict[int, torch.Tensor] = {}  # made in the recording, of constants alone
+        self.learned: set[int] = set()  # of those, the ones that were made of parameters
         self.constants: dict[str, Any] = {}
         self.attributes = attributes_of(model)
         self.attribute_nodes: dict[str, fx.Node] = {}
         self.required: set[Any] = set()
+        self.several: dict[int, tuple[Any, fx.Node]] = {}  # tuples of torch's that have names for what is in them
         self.inputs: dict[int, fx.Node] = {}
         self.ranks: set[int] = set()
+        self.ended = False
 
     def run(self, module: nn.Module, way: Way, tensors: list[torch.Tensor]) -> Capture:
         for name, tensor in zip(way.names, tensors, strict=True):
@@ -78,12 +89,14 @@ class Recorder(TorchFunctionMode):
         args, kwargs = way.arguments(list(tensors))
         random = torch.get_rng_state()
         with copies.undisturbed():
-            with self.modules_watched(), tracked.builtins_watched(), self:
+            self.watch_modules()
+            with self:
                 output = self.forward(module, args, kwargs)
             if not torch.equal(random, torch.get_rng_state()):
                 raise Stopped("it draws random numbers")
         self.graph.output(self.argument(output))
         self.assert_ranks()
+        products.as_layers(self.graph, self.model, self.constants)
         self.graph.eliminate_dead_code(is_needed)
         return Capture(GraphBuilder(self.model, self.constants, share=True).build(self.graph), ())
 
@@ -97,33 +110,26 @@ class Recorder(TorchFunctionMode):
 
     # --- modules
 
-    @contextlib.contextmanager
-    def modules_watched(self) -> Iterator[None]:
-        original = nn.Module.__call__
-        recorder = self
+    def watch_modules(self) -> None:
+        """Calls of the model's modules come by the recorder. They are a copy's, and so nobody else sees it."""
+        for module, path in self.paths.items():
+            called = type(module)._compiled_call_impl or module._call_impl
+            # What torch calls in the place of a module's own call, for this one alone.
+            module.__dict__["_compiled_call_impl"] = partial(self.call_module, module, path, called)
 
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = recorder.paths.get(module)
-            if recorder.off or path is None:
-                return original(module, *args, **kwargs)
-            recorder.stack.append(path)
-            try:
-                if hooked(module):
-                    return original(module, *args, **kwargs)
-                if attention.written(module) is None and not Tracer.is_whole(module):
-                    return original(module, *args, **kwargs)
-                try:
-                    return recorder.forward(module, args, kwargs)
-                except NotImplementedError:  # what is not written out
-                    return recorder.call_whole(module, path, args, kwargs)
-            finally:
-                recorder.stack.pop()
-
-        nn.Module.__call__ = call  # type: ignore[method-assign]  # for as long as the recording lasts
+    def call_module(self, module: nn.Module, path: str, called: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.off:
+            return called(*args, **kwargs)
+        self.stack.append(path)
         try:
-            yield
+            if hooked(module) or (attention.written(module) is None and not Tracer.is_whole(module)):
+                return called(*args, **kwargs)
+            try:
+                return self.forward(module, args, kwargs)
+            except NotImplementedError:  # what is not written out
+                return self.call_whole(module, path, args, kwargs)
         finally:
-            nn.Module.__call__ = original  # type: ignore[method-assign]
+            self.stack.pop()
 
     def call_whole(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module of torch.nn, as one node."""
@@ -154,7 +160,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.off:
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
+        name = METHODS.get(func, str(getattr(func, "__name__", func)))
         if name in ("__get__", "__set__", "__delete__"):
             return self.attribute(name, func, args)
         leaves = tree_leaves((args, kwargs)) + slices((args, kwargs))
@@ -224,16 +230,20 @@ class Recorder(TorchFunctionMode):
 
     def written(self, target: torch.Tensor, node: fx.Node) -> None:
         """Other tensors in the memory that was written to are not known any more."""
-        memory = target.untyped_storage()._cdata
+        memory = self.memory(target)
         for key, (tensor, _, _) in list(self.nodes.items()):
-            if tensor is not target and tensor.untyped_storage()._cdata == memory:
+            if tensor is not target and self.memory(tensor) == memory:
                 self.nodes[key] = tensor, stale, tensor._version
         for key, tensor in list(self.fresh.items()):
-            if tensor is not target and tensor.untyped_storage()._cdata == memory:
+            if tensor is not target and self.memory(tensor) == memory:
                 del self.fresh[key]
                 self.nodes[key] = tensor, stale, tensor._version
         self.fresh.pop(id(target), None)
         self.know(target, node)
+
+    def memory(self, tensor: torch.Tensor) -> int:
+        """Which memory a tensor lies in."""
+        return int(self.call(torch.Tensor.untyped_storage, (tensor,), {})._cdata)
 
     def constant(self, func: Any, args: Any, kwargs: Any, leaves: list[Any], writing: torch.Tensor | None) -> Any:
         """A function of nothing but constants."""
@@ -243,7 +253,7 @@ class Recorder(TorchFunctionMode):
             if isinstance(leaf, torch.Tensor):
                 self.check_constant(leaf)
         output = self.call(func, args, kwargs)
-        self.keep(output)
+        self.keep(output, learned=any(map(self.is_learned, leaves)))
         return output
 
     def attribute(self, name: str, func: Any, args: Any) -> Any:
@@ -256,7 +266,7 @@ class Recorder(TorchFunctionMode):
             return func(*args)
         if not self.is_known(tensor):
             value = func(*args)
-            self.keep(value)
+            self.keep(value, learned=self.is_learned(tensor))
             return value
         if what == "shape":
             return self.shape(tensor)
@@ -341,13 +351,20 @@ class Recorder(TorchFunctionMode):
         self.nodes[id(tensor)] = tensor, lambda: node, tensor._version
 
     def is_known(self, leaf: Any) -> bool:
+        if isinstance(leaf, torch.Size):
+            return any(map(self.is_known, leaf))
         return isinstance(leaf, tracked.Tracked) or (isinstance(leaf, torch.Tensor) and id(leaf) in self.nodes)
 
-    def keep(self, output: Any) -> None:
-        """Constants that were made."""
+    def keep(self, output: Any, *, learned: bool = False) -> None:
+        """Constants that were made. ``learned``: of parameters."""
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor) and id(leaf) not in self.attributes:
                 self.fresh[id(leaf)] = leaf
+                self.learned |= {id(leaf)} if learned and leaf.is_floating_point() else set()
+
+    def is_learned(self, leaf: Any) -> bool:
+        """Whether a constant is a parameter, or was made of some."""
+        return isinstance(leaf, nn.Parameter) or id(leaf) in self.learned
 
     def keep_result(self, output: Any, node: fx.Node) -> None:
         """The values of a node: a tensor, or some in a tuple."""
@@ -355,6 +372,8 @@ class Recorder(TorchFunctionMode):
             if id(output) not in self.nodes or self.nodes[id(output)][1] is stale:
                 self.know(output, node)
         elif isinstance(output, (tuple, list)):
+            if type(output) not in (tuple, list):
+                self.several[id(output)] = output, node
             for index, item in enumerate(output):
                 if isinstance(item, (tuple, list)):
                     self.keep_result(item, self.add("call_function", operator.getitem, (node, index), {}))
@@ -379,8 +398,9 @@ class Recorder(TorchFunctionMode):
         if isinstance(tree, torch.Tensor):
             return self.tensor_node(tree)
         if isinstance(tree, tracked.Tracked):
-            return tree.node
-        if isinstance(tree, (torch.Size, tuple)) and not hasattr(tree, "_fields"):
+            # One of another recording has come out of a cache, and is a number.
+            return tree.size_node if tree.recorder is self else tracked.exact(tree)
+        if type(tree) in (torch.Size, tuple):
             return tuple(map(self.argument, tree))
         if type(tree) is list:
             return list(map(self.argument, tree))
@@ -390,7 +410,25 @@ class Recorder(TorchFunctionMode):
             return slice(*map(self.argument, (tree.start, tree.stop, tree.step)))
         if isinstance(tree, CONSTANTS):
             return tree
+        if (made := self.made_by(tree)) is not None:
+            return made
         raise Stopped(f"a {type(tree).__name__} is none of the values that a graph holds")
+
+    def made_by(self, tree: Any) -> fx.Node | None:
+        """What makes a value of a class that has fields of its own; None for others."""
+        if id(tree) in self.several:
+            return self.several[id(tree)][1]
+        if isinstance(tree, tuple):
+            return self.add("call_function", type(tree), tuple(map(self.argument, tree)), {})
+        if type(tree) is OrderedDict:
+            return self.add("call_function", OrderedDict, ([(key, self.argument(tree[key])) for key in tree],), {})
+        if is_dataclass(tree) and not isinstance(tree, type):
+            given = {f.name: (f, getattr(tree, f.name)) for f in fields(tree) if f.init}
+            named = {
+                name: value for name, (f, value) in given.items() if f.default is MISSING or value is not f.default
+            }
+            return self.add("call_function", type(tree), (), self.argument(named))
+        return None
 
     def tensor_node(self, tensor: torch.Tensor) -> fx.Node:
         if id(tensor) in self.nodes:
@@ -407,7 +445,8 @@ class Recorder(TorchFunctionMode):
             name = ".".join(part for part in (self.stack[-1], f"constant_{len(self.constants)}") if part)
         if name not in self.attribute_nodes or name in self.constants:
             if id(tensor) not in self.attributes or not self.reachable(name):
-                self.constants[name] = tensor.detach().clone()
+                value = tensor.detach().clone()
+                self.constants[name] = nn.Parameter(value, False) if self.is_learned(tensor) else value
             with self.at_start():
                 self.attribute_nodes[name] = self.graph.create_node("get_attr", name)
         return self.attribute_nodes[name]
@@ -443,7 +482,7 @@ def is_method(func: Any) -> bool:
     kind = type(func).__name__
     if kind in ("method_descriptor", "wrapper_descriptor"):
         return True
-    return getattr(torch.Tensor, getattr(func, "__name__", ""), None) is func
+    return func in METHODS
 
 
 def indexes_by_truth(name: str, args: Any) -> bool:

@@ -6,6 +6,7 @@ for the caller to say.
 """
 
 import inspect
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir.float_graph import FloatGraph, Linear
 from quantspec.ir.program import Ref
 
-from . import attention, constants, copies, layers
+from . import attention, constants, copies, layers, products
 from .builder import GraphBuilder, hooked
 from .calls import Way
 from .operators import public
@@ -27,6 +28,8 @@ PACKING = tuple(
     getattr(nn.utils.rnn, name)
     for name in ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence", "unpack_sequence", "pad_sequence")
 )
+# torch's tracer watches the modules of the whole process, and puts back what it found: one at a time.
+TRACING = threading.RLock()
 LAYERS = (
     nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell,
 )  # fmt: skip
@@ -70,17 +73,15 @@ def trace(model: nn.Module, path: str = "", way: Way | None = None) -> Capture:
     part = twin.get_submodule(path)
     tracer = Tracer()
     try:
-        if way is not None:
-            traced = tracer.trace_part(twin, part, path, way)
-        elif Tracer.is_whole(part):
-            traced = alone(part)
-        else:
-            traced = tracer.trace_all(twin)
+        with TRACING:
+            traced = tracer.traced(twin, part, path, way)
+        values = constants.folded(traced, twin)
+        products.as_layers(traced, twin, values)
+        graph = GraphBuilder(twin, values, share=True).build(traced)
     except Exception as error:  # the tracer lets through whatever the model raises on a proxy
         name = type(part).__name__
         raise UnsupportedError(f"model: {name} cannot be traced: {described(error)}") from error
-    values = constants.folded(traced, twin)
-    return Capture(GraphBuilder(twin, values, share=True).build(traced), tuple(tracer.stops))
+    return Capture(graph, tuple(tracer.stops))
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -155,6 +156,13 @@ class Tracer(fx.Tracer):
         self.stops: list[Stop] = []
         self.root_call: Callable[[], Any] | None = None
         self.entered = ""
+        self.thread = threading.get_ident()
+
+    def traced(self, model: nn.Module, part: nn.Module, path: str, way: Way | None) -> fx.Graph:
+        """The graph of a model, or of the part of it that is called in that way."""
+        if way is not None:
+            return self.trace_part(model, part, path, way)
+        return alone(part) if self.is_whole(part) else self.trace_all(model)
 
     def trace_all(self, model: nn.Module) -> fx.Graph:
         """The graph of a model for any arguments."""
@@ -210,11 +218,14 @@ class Tracer(fx.Tracer):
         return self.is_whole(m)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)  # torch watches the calls of all threads
         if hooked(m):
             return self.leaf(m, args, kwargs, "hooks run around it")
         if self.is_whole(m):
             return super().call_module(m, forward, args, kwargs)
         before, stack, scope = set(self.graph.nodes), dict(self.module_stack), self.scope
+        given = contents((args, kwargs))
         try:
             if (write := attention.written(m)) is not None:
                 return write(m, *args, **kwargs)
@@ -225,6 +236,8 @@ class Tracer(fx.Tracer):
             self.module_stack.clear()
             self.module_stack.update(stack)
             self.scope = scope
+            for container, content in given:
+                refill(container, content)
             path = self.path_of_module(m)
             self.stops = [stop for stop in self.stops if not stop.path.startswith(f"{path}.")]
             return self.leaf(m, args, kwargs, described(error))
@@ -235,6 +248,22 @@ class Tracer(fx.Tracer):
         if has_layers(m):
             self.stops.append(Stop(path, reason))
         return self.create_proxy("call_module", path, args, kwargs)
+
+
+def contents(tree: Any) -> list[tuple[Any, Any]]:
+    """The lists and dicts among arguments, each with a copy of it."""
+    if isinstance(tree, dict):
+        return [(tree, dict(tree)), *(found for value in tree.values() for found in contents(value))]
+    if isinstance(tree, (tuple, list)):
+        inner = [found for value in tree for found in contents(value)]
+        return [(tree, list(tree)), *inner] if isinstance(tree, list) else inner
+    return []
+
+
+def refill(container: Any, content: Any) -> None:
+    """A list or dict holds again what it held."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
 
 
 def used(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

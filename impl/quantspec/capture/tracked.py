@@ -1,21 +1,27 @@
 """Sizes that remember where they come from: integers and floats that a forward computes with while it is recorded.
 
-Arithmetic with them is recorded too; what Python itself decides by them (a comparison, a loop) is concrete, and noted
-as a condition of the graph.
+Arithmetic with them is recorded too; what Python itself decides by them (a comparison, a number for a person) is
+concrete, and noted as a condition of the graph. They are none of Python's numbers, which C code would read without a
+word, but torch's symbolic ones, for which torch asks its function mode before it reads them; what else asks for the
+plain number ends the recording: a loop that is written out would stand for that size alone.
+
+Python's own arithmetic has plain numbers again when the recording has ended; no cache of the user's keeps what is
+computed of a size, since a size is no key.
 """
 
-import builtins
-import contextlib
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import fx
 
 
 class Sizes(Protocol):
     """What a size needs of the recorder."""
+
+    ended: bool
 
     def size_node(self, target: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
         """The node of a function of sizes."""
@@ -31,62 +37,91 @@ class Sizes(Protocol):
 
 
 class Tracked:
-    """What ``Int`` and ``Float`` have in common: the recorder, and how to make the node."""
+    """What ``Int`` and ``Float`` have in common: the plain number, the recorder, and how to make the node."""
 
+    value: Any
     recorder: Sizes
     make: Callable[[], fx.Node]
     made: fx.Node | None = None
 
     @property
-    def node(self) -> fx.Node:
+    def size_node(self) -> fx.Node:
+        """The node that computes it."""
         if self.made is None:
             self.made = self.make()
         return self.made
 
+    @property
+    def node(self) -> None:
+        """What torch's C++ asks for where it reads the number without having asked the recording."""
+        self.recorder.stop("torch reads a size in a way that cannot be recorded")
 
-class Int(int, Tracked):
-    """An integer of the graph."""
+    def read(self) -> None:
+        """Ends the recording, if there still is one."""
+        if not self.recorder.ended:
+            self.recorder.stop("Python counts to a size, or looks something up by it")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(self.value, name):
+            raise AttributeError(f"a size has no attribute {name!r}")
+        return getattr(concrete(self), name)
 
 
-class Float(float, Tracked):
-    """A float of the graph."""
+class Int(Tracked, torch.SymInt):
+    """An integer of the graph, also to whoever asks for its type."""
+
+    __class__ = property(lambda self: int)
+
+    def __index__(self) -> int:
+        self.read()
+        return int(self.value)
+
+
+class Float(Tracked, torch.SymFloat):
+    """A float of the graph, also to whoever asks for its type."""
+
+    __class__ = property(lambda self: float)
 
 
 def exact(value: Any) -> Any:
     """The plain number."""
-    if isinstance(value, Int):
-        return int.__int__(value)
-    return float.__float__(value) if isinstance(value, Float) else value
+    return value.value if isinstance(value, Tracked) else value
 
 
 def concrete(value: Any) -> Any:
     """The plain number, which the graph from here on depends on."""
     if isinstance(value, Tracked):
-        value.recorder.require(operator.eq, (value, exact(value)), True)
+        require(value, operator.eq, (value, exact(value)), True)
     return exact(value)
+
+
+def require(of: Tracked, target: Callable[..., Any], args: tuple[Any, ...], result: bool) -> None:
+    if not of.recorder.ended:
+        of.recorder.require(target, args, result)
 
 
 def number(recorder: Sizes, value: Any, make: Callable[[], fx.Node]) -> Any:
     """A number of the graph."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
-    tracked: Any = Int(value) if isinstance(value, int) else Float(value)
-    tracked.recorder, tracked.make = recorder, make
+    kind = Int if isinstance(value, int) else Float
+    tracked: Any = kind.__new__(kind)
+    tracked.value, tracked.recorder, tracked.make = value, recorder, make
     return tracked
 
 
 def computed(recorder: Sizes, target: Callable[..., Any], *args: Any) -> Any:
     """What a function gives for numbers of which some are of the graph."""
-    return number(recorder, target(*map(exact, args)), lambda: recorder.size_node(target, args))
+    value = target(*map(exact, args))
+    return value if recorder.ended else number(recorder, value, lambda: recorder.size_node(target, args))
 
 
 def arithmetic(target: Callable[..., Any], *, swapped: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
+        if isinstance(other, (list, tuple, str)) and target is operator.mul:
+            return concrete(self) * other
         if not isinstance(other, (int, float)):
-            value = concrete(self)  # a list or a string is repeated, or the other side knows better
-            if swapped:
-                return target(other, value)
-            return target(value, other) if isinstance(other, (list, tuple, str)) else NotImplemented
+            return NotImplemented
         return computed(self.recorder, target, *((other, self) if swapped else (self, other)))
 
     return method
@@ -98,7 +133,7 @@ def comparison(target: Callable[..., Any]) -> Callable[[Any, Any], Any]:
             return NotImplemented
         result = bool(target(exact(self), exact(other)))
         if self is not other:
-            self.recorder.require(target, (self, other), result)
+            require(self, target, (self, other), result)
         return result
 
     return method
@@ -111,72 +146,55 @@ def single(target: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+def of_number(target: Callable[..., Any]) -> Callable[..., Any]:
+    """A method by which Python gets something else of the plain number."""
+
+    def method(self: Any, *others: Any) -> Any:
+        return target(concrete(self), *others)
+
+    return method
+
+
 def is_true(self: Any) -> bool:
     result = bool(exact(self))
-    self.recorder.require(operator.ne, (self, 0), result)
+    require(self, operator.ne, (self, 0), result)
     return result
 
 
+def hashed(self: Any) -> int:
+    """What is kept by a size would keep sizes of the recording in it."""
+    if not self.recorder.ended:
+        raise TypeError("a size cannot be hashed while a model is recorded")
+    return hash(self.value)
+
+
+PAIRS = "add sub mul truediv floordiv mod pow"
+BITS = "and or xor lshift rshift"
 SINGLE: dict[str, Callable[..., Any]] = {
-    "neg": operator.neg, "abs": abs, "ceil": math.ceil, "floor": math.floor, "trunc": math.trunc,
+    "neg": operator.neg, "pos": operator.pos, "abs": abs, "ceil": math.ceil, "floor": math.floor, "trunc": math.trunc,
+    "round": round,
+}  # fmt: skip
+NUMBERS: dict[str, Callable[..., Any]] = {
+    "int": int, "float": float, "complex": complex, "str": str, "repr": repr, "format": format,
 }  # fmt: skip
 for _kind in (Int, Float):
-    for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
-        _target = getattr(operator, _name)
+    for _name in f"{PAIRS} {BITS}".split():
+        _target = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
         setattr(_kind, f"__{_name}__", arithmetic(_target))
         setattr(_kind, f"__r{_name}__", arithmetic(_target, swapped=True))
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_kind, f"__{_name}__", comparison(getattr(operator, _name)))
     for _name, _target in SINGLE.items():
         setattr(_kind, f"__{_name}__", single(_target))
-    # Arithmetic of the graph, in the place of Python's.
-    _kind.__round__ = single(round)  # type: ignore[method-assign]
+    for _name, _target in NUMBERS.items():
+        setattr(_kind, f"__{_name}__", of_number(_target))
+    _kind.__hash__ = hashed  # type: ignore[method-assign]
     _kind.__bool__ = is_true  # type: ignore[method-assign]
-    _kind.__divmod__ = lambda self, other: (self // other, self % other)  # type: ignore[method-assign]
-    _kind.__rdivmod__ = lambda self, other: (other // self, other % self)  # type: ignore[method-assign]
-    _kind.__hash__ = lambda self: hash(concrete(self))  # type: ignore[method-assign]
-    _kind.__int__ = lambda self: int(concrete(self))  # type: ignore[method-assign]
-    _kind.__float__ = lambda self: float(concrete(self))  # type: ignore[method-assign]
     _kind.__reduce_ex__ = lambda self, protocol: (type(exact(self)), (exact(self),))  # type: ignore[method-assign]
-    setattr(_kind, "__deepcopy__", lambda self, memo: exact(self))  # noqa: B010 - no attribute of numbers otherwise
-
-
-class _RangeType(type):
-    def __instancecheck__(cls, value: Any) -> bool:
-        return isinstance(value, RANGE)
-
-
-class Range(metaclass=_RangeType):
-    """``range``, which ends the recording where it counts to a size: a loop written out would stand for that size
-    alone."""
-
-    def __new__(cls, *ends: Any) -> Any:
-        found = next((end for end in ends if isinstance(end, Tracked)), None)
-        if found is not None:
-            found.recorder.stop("a loop counts to a size")
-        return RANGE(*ends)
-
-
-RANGE, MAX, MIN = builtins.range, builtins.max, builtins.min
-
-
-def extreme(original: Callable[..., Any]) -> Callable[..., Any]:
-    def function(*args: Any, **kwargs: Any) -> Any:
-        items = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
-        several = len(items) > 1 and not kwargs
-        found = next((item for item in items if isinstance(item, Tracked)), None) if several else None
-        if found is None or not all(isinstance(item, (int, float)) for item in items):
-            return original(*args, **kwargs)
-        return computed(found.recorder, original, *items)
-
-    return function
-
-
-@contextlib.contextmanager
-def builtins_watched() -> Iterator[None]:
-    """Python's own functions of numbers take part in the recording."""
-    builtins.range, builtins.max, builtins.min = Range, extreme(MAX), extreme(MIN)  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        builtins.range, builtins.max, builtins.min = RANGE, MAX, MIN  # type: ignore[misc]
+    for _name, _method in {
+        "divmod": lambda self, other: (self // other, self % other),
+        "rdivmod": lambda self, other: (other // self, other % self),
+        "deepcopy": lambda self, memo: exact(self),
+    }.items():
+        setattr(_kind, f"__{_name}__", _method)
+setattr(Int, "__invert__", single(operator.invert))  # noqa: B010 - torch has no types there

@@ -69,6 +69,12 @@ def torchs(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules") and not hooked(module)
 
 
+def has_matrices(model: nn.Module) -> bool:
+    """Whether a model has a weight that could be one of a linear layer, a table or a recurrent network."""
+    others = (module for module in model.modules() if not isinstance(module, nn.modules.conv._ConvNd))
+    return any(parameter.ndim >= 2 for module in others for parameter in module.parameters(recurse=False))
+
+
 class Quantizer:
     """Makes networks of graphs of a model of ours."""
 
@@ -111,7 +117,7 @@ class Quantizer:
             batch = named(capture.graph.inputs, args, kwargs)
             if parts.whole_differs(self.model, capture.graph, batch, args, kwargs) is None:
                 return self.network(self.without(capture.graph), warn=True)
-        found = parts.find(self.model, args, kwargs, self.worth)
+        found = parts.find(self.model, args, kwargs, self.worth, worth=has_matrices)
         networks = {
             path: {way: self.network(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
         }
