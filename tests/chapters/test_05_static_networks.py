@@ -22,7 +22,7 @@ import networks
 import quantspec as qs
 import strategies as draws
 from evidence import clause
-from quantspec import chapters
+from quantspec import chapters, torchvision_compat
 from quantspec.capture import tracer
 from quantspec.ir import float_graph, program, rearrange
 from quantspec.ir.program import Call, Move, Ref
@@ -198,6 +198,55 @@ def test_the_stream_of_a_transformer_stays_in_float():
     ]
     # Each layer's input is quantized once, but what comes from the layer before in codes.
     assert kinds(q).count("Quantize") == 3
+
+
+class Stream(nn.Module):
+    """Sums of what layers gave, which normalizations in float read, or with ``layer`` one more layer too."""
+
+    def __init__(self, layer: bool):
+        super().__init__()
+        self.layer = layer
+        self.one, self.two, self.three, self.four = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        stream = self.one(x)
+        stream = stream + self.two(F.layer_norm(stream, (8,)))
+        stream = torch.cat([stream, self.three(F.layer_norm(stream, (8,))) * 0.5], 1)[:, 4:12] * stream
+        end = torch.softmax(F.silu(stream), 1)
+        return end + self.four(stream if self.layer else F.layer_norm(stream, (8,)))
+
+
+@clause("STA-PLACE", "STA-DIRECT")
+@pytest.mark.parametrize("layer", [False, True])
+def test_what_only_float_reads_is_computed_in_float(layer):
+    model, x = networks.seeded(lambda: Stream(layer)), networks.inputs(8, (8,))
+    q = qs.quantize(model, [x])
+    found = kinds(q)
+    if layer:
+        assert all(kind in found for kind in ("Add", "Concat", "Mul")) and found.count("Table") == 1  # not the SiLU
+    else:
+        assert not {"Add", "Concat", "Mul", "Table"} & set(found)
+    assert [step.y_qparams is None for step in q.program.layers] == [not layer] * 3 + [True]
+    with torch.no_grad():
+        assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 30
+
+
+@clause("STA-PLACE")
+def test_windows_of_attention_are_in_int8_and_the_stream_around_them_in_float():
+    torchvision_compat.import_torchvision()
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=8).eval()
+    x = networks.inputs(4, (3, 18, 16))
+    q = qs.quantize(model, [x])
+    modules = {path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+    assert {step.layer for step in q.program.layers} == modules and "Add" not in kinds(q)
+    codes = {step.layer for step in q.program.layers if step.y_qparams is not None}
+    assert codes == {f"features.{block}.mlp.0" for block in ("1.0", "1.1", "3.0", "3.1")} | {"head"}
+    with torch.no_grad():
+        assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 28.5
 
 
 class Told(nn.Module):

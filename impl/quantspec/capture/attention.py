@@ -241,7 +241,7 @@ def window_attention(m: Any, x: Traced) -> Traced:
     if any(m.shift_size):
         x = torch.roll(x, (0 - shifts[0], 0 - shifts[1]), (1, 2))
     x = x.reshape(images, rows, tall, columns, wide, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, area, channels)
-    joined = float_linear(m.qkv, x).reshape(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+    joined = m.qkv(x).reshape(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
     query, key, value = (joined[index] for index in range(3))
     bias = m.relative_position_bias_table[m.relative_position_index].reshape(area, area, heads).permute(2, 0, 1)
     scores = torch.matmul(query * (channels // heads) ** -0.5, key.transpose(-2, -1)) + bias
@@ -249,20 +249,11 @@ def window_attention(m: Any, x: Traced) -> Traced:
         scores = scores.reshape(images, -1, heads, area, area) + window_mask((rows, columns), (tall, wide), shifts)
         scores = scores.reshape(-1, heads, area, area)
     x = torch.matmul(torch.softmax(scores, -1), value).transpose(1, 2).reshape(-1, area, channels)
-    x = float_linear(m.proj, x).reshape(images, rows, columns, tall, wide, channels).permute(0, 1, 3, 2, 4, 5)
+    x = m.proj(x).reshape(images, rows, columns, tall, wide, channels).permute(0, 1, 3, 2, 4, 5)
     x = x.reshape(images, rows * tall, columns * wide, channels)
     if any(m.shift_size):
         x = torch.roll(x, (shifts[0], shifts[1]), (1, 2))
     return x[:, :height, :width]
-
-
-def float_linear(layer: Any, x: Traced) -> Traced:
-    """A linear layer that stays in float, as one whose weight is computed does: here by ``detach``, which does nothing.
-
-    With both layers of the windows in int8, the sums around them are in codes too: swin_t then loses 2.5 dB, and takes
-    more time than in float, since its codes are rearranged between the layers.
-    """
-    return F.linear(x, layer.weight.detach(), layer.bias)
 
 
 def window_mask(counts: tuple[Any, Any], window: tuple[int, int], shifts: list[Any]) -> Traced:

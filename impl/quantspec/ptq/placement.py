@@ -34,14 +34,28 @@ class Placement:
         self.graph = graph
         self.nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
         # What feeds a layer is quantized in any case, so that sums and joins with it may be computed in codes.
-        self.coded, self.sources = self.placed(frozenset())
+        self.coded, self.sources = self.placed(frozenset(), frozenset())
         fed = frozenset(self.sources[node.x] for node in graph.nodes if isinstance(node, Layer))
-        self.coded, self.sources = self.placed(fed)
+        self.coded, self.sources = self.placed(fed, frozenset())
+        self.coded, self.sources = self.placed(fed, self.for_float_alone())
         self.direct = self.read_in_float()
         self.coded -= {name for name in self.coded if self.sources[name] in self.direct}
         self.joined = self.share_grids()
 
-    def placed(self, fed: frozenset[str]) -> tuple[set[str], dict[str, str]]:
+    def for_float_alone(self) -> frozenset[str]:
+        """The values computed in codes, and not by layers, that reach neither a layer nor an output of the network."""
+        wanted = set(refs(self.graph.output))
+        alone: set[str] = set()
+        for node in reversed(self.graph.nodes):
+            if isinstance(node, Layer):
+                wanted.add(node.x)
+            elif node.name in self.coded and node.name in wanted:
+                wanted.update(own_reads(node))
+            elif node.name in self.coded and isinstance(node, (Add, Mul, Concat, Elementwise)):
+                alone.add(node.name)
+        return frozenset(alone)
+
+    def placed(self, fed: frozenset[str], in_float: frozenset[str]) -> tuple[set[str], dict[str, str]]:
         coded: set[str] = set()
         sources = {name: name for name in self.graph.inputs}
 
@@ -52,6 +66,8 @@ class Placement:
             sources[node.name] = node.name
             if isinstance(node, Layer):
                 coded.add(node.name)
+            elif node.name in in_float:
+                continue
             elif isinstance(node, (Add, Mul, Concat)):
                 if all(in_codes(name) for name in dict.fromkeys(own_reads(node))):
                     coded.add(node.name)
