@@ -21,11 +21,12 @@ from quantspec.ir.traverse import refs
 from quantspec.module import size
 from quantspec.module.islands import Island, LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
+from quantspec.module.report import EXCLUDED
 from quantspec.numerics import accuracy
 from quantspec.numerics.affine import along
 from quantspec.progress import progress
 from quantspec.ptq import fusion
-from quantspec.ptq.exclude import EXCLUDED, without
+from quantspec.ptq.exclude import without
 
 PARTED = 20.0  # dB: an error of a tenth
 FloatLayer: TypeAlias = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent

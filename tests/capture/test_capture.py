@@ -211,7 +211,8 @@ def test_what_a_trace_raises_is_told_with_its_place_and_is_no_error(monkeypatch)
             return F.linear(x, self.weight)
 
     model, x = networks.seeded(lambda: nn.Sequential(Failing(8, 8), nn.Linear(8, 4))), networks.inputs(5, (8,))
-    q = qs.quantize(model, [x])
+    with pytest.warns(UserWarning, match=r"^33 % of .* in int8; the rest: 0 \(67 %, Python: 'mine' .*line"):
+        q = qs.quantize(model, [x])
     assert sqnr(model(x).detach(), q(x)) > DECIBELS
     assert any(stop.path == "0" and "mine" in str(stop) and "test_capture.py, line" in str(stop) for stop in q.stops)
 

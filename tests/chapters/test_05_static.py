@@ -651,7 +651,8 @@ def test_a_layer_whose_accumulators_could_overflow_stays_in_float(dynamic, relu)
     model, x = networks.seeded(Model), torch.ones(3, 70_000)
     with torch.no_grad():
         model.wide.weight.fill_(1.0)
-    q = qs.quantize_dynamic(model, example=x) if dynamic else qs.quantize(model, [x])
+    with pytest.warns(UserWarning, match="^0 % of .* in int8; the rest: wide .*can reach 2266.*beyond int32"):
+        q = qs.quantize_dynamic(model, example=x) if dynamic else qs.quantize(model, [x])
     kept = [step for step in steps_of(q, program.Call) if step.target == "wide"]
     assert len(kept) == 1 and "can reach 2266" in kept[0].reason and "beyond int32" in kept[0].reason
     assert [step.layer for step in q.program.layers] == ["last"] and "beyond int32" in repr(q)
@@ -681,7 +682,8 @@ def test_a_layer_that_stays_in_float_stands_between_dequantizing_and_quantizing(
     model, x = networks.seeded(Model), networks.inputs()
     with torch.no_grad():
         model.wide.bias.copy_(torch.tensor([1e9, -1e9]))
-    q = qs.quantize(model, [x], dialect="exact", per_channel=False)
+    with pytest.warns(UserWarning, match="^77 % of .* in int8; the rest: wide .*beyond int32"):
+        q = qs.quantize(model, [x], dialect="exact", per_channel=False)
     kept = ["Call", "Call"] if relu else ["Call"]
     assert [type(step).__name__ for step in q.program.steps] == [
         "Call", "Quantize", "Linear", "Dequantize", *kept, "Quantize", "Linear", "Dequantize",
@@ -719,7 +721,8 @@ def test_a_layer_that_is_nearly_all_bias_stays_in_float():
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)))
     with torch.no_grad():
         model[0].bias.fill_(1e9)
-    q = qs.quantize(model, [networks.inputs(9, (2,))], per_channel=False)
+    with pytest.warns(UserWarning, match="^50 % of .* in int8; the rest: 0 .*beyond int32"):
+        q = qs.quantize(model, [networks.inputs(9, (2,))], per_channel=False)
     assert [step.layer for step in q.program.layers] == ["2"]
     with torch.no_grad():
         assert (q(networks.inputs(9, (2,))) - model(networks.inputs(9, (2,)))).abs().max() <= 1e9 / 64

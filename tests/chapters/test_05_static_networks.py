@@ -190,6 +190,7 @@ def test_what_only_joins_read_has_their_grid(move, read_elsewhere, observer):
 
 
 @clause("STA-PLACE")
+@networks.mostly_attention
 def test_the_stream_of_a_transformer_stays_in_float():
     model = networks.seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, batch_first=True))
     q = qs.quantize(model, [networks.inputs(4, (5, 8))])
@@ -422,6 +423,7 @@ ATTENTION = {
 
 
 @clause("STA-ATTENTION")
+@networks.mostly_attention
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # torch's remark about a switch that is off
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_is_written_out(name):

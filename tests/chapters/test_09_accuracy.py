@@ -210,6 +210,7 @@ class GivenAParameter(torch.nn.Module):
 
 
 @clause("ACC-COMPARE")
+@networks.mostly_attention
 def test_compare_counts_what_stays_in_float_and_refuses_other_networks():
     model, x = networks.seeded(networks.Perceptron), networks.inputs()
     q = qs.quantize(model, [x], exclude="second")

@@ -53,4 +53,25 @@ FAULTS = [
         'shape = x_shape if spread else y_shape',
         'shape = x_shape',
     ),
+    Fault(
+        'transposed-work-of-the-output', 'ptq.work', ('SIZ-REPORT',),
+        'The work of a transposed convolution is counted at every position of its output.',
+        '(x if transposed else result).numel()', 'result.numel()',
+    ),
+    Fault(
+        'python-reported-as-int8', 'ptq.work', ('SIZ-REPORT',),
+        'What Python computes between the networks is taken for a part of them.',
+        'return [Work(path, count, PYTHON, reason(path))', 'return [Work(path, count, INT8, reason(path))',
+    ),
+    Fault(
+        'warning-at-half', 'ptq.work', ('SIZ-WARN',),
+        'As long as half of the work is in int8 nothing is said.',
+        'ENOUGH = 0.9', 'ENOUGH = 0.5',
+    ),
+    Fault(
+        'excluded-work-counts', 'module.report', ('SIZ-WARN',),
+        'Who excludes a layer is warned that it is in float.',
+        'wanted = self.macs - self.excluded_macs\n        return self.int8',
+        'wanted = self.macs\n        return self.int8',
+    ),
 ]

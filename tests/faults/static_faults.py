@@ -209,9 +209,9 @@ FAULTS = [
     Fault(
         'hooks-lost-with-the-layer', 'ptq.dynamic', ('DYN-LAYERS',),
         'What runs around a layer is lost when the layer is replaced.',
-        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops))\n',
+        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops), report)\n',
         '        for path in networks:\n            self.model.get_submodule(path)._forward_hooks.clear()\n'
-        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops))\n',
+        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops), report)\n',
     ),
     Fault(
         'inputs-given-as-they-are', 'module.islands', ('STA-IN-PLACE', 'STA-ARGUMENTS'),
@@ -237,10 +237,10 @@ FAULTS = [
         'max(highs), reduce_range=reduce_range)',
     ),
     Fault(
-        'nothing-without-a-word', 'ptq.options', ('STA-NOTHING',),
+        'nothing-without-a-word', 'ptq.work', ('STA-NOTHING',),
         'A network that stayed in float is handed out without a warning.',
-        '    if not program.layers:\n',
-        '    if program is None:\n',
+        '    if not any(program.layers for program in programs):\n',
+        '    if programs is None:\n',
     ),
     Fault(
         'state-of-weights-only', 'module.module', ('STA-COPY',),

@@ -12,9 +12,12 @@ from torch import nn
 
 import quantspec
 from evidence import clause
+from networks import mostly_attention
 from quantspec.ir.program import Call, Program, Ref
 from quantspec.storage import allowed
 from quantspec.storage import file as storage_file
+
+pytestmark = mostly_attention
 
 
 @clause("STA-STORED")

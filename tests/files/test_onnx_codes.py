@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import quantspec
-from networks import Perceptron, inputs, perceptrons, seeded
+from networks import Perceptron, inputs, mostly_attention, perceptrons, seeded
 from quantspec import torchvision_compat
 from quantspec.ir.program import Call, Conv, Linear
 from quantspec.ir.traverse import is_direct
@@ -206,6 +206,7 @@ def test_other_numbers_of_positions(positions):
     compared(q, inputs(5, shape, 3))
 
 
+@mostly_attention
 @pytest.mark.parametrize("name", ROWS)
 def test_a_network_of_rows_has_the_same_codes(name):
     shape = (6, 8) if "attention" in name else (4,) if name != "sequence" else (3, 4)

@@ -8,7 +8,7 @@ from onnx_runtime import compared, onnx, onnxruntime, run
 from torch import nn
 
 import quantspec
-from networks import Perceptron, inputs, seeded
+from networks import Perceptron, inputs, mostly_attention, seeded
 from quantspec import torchvision_compat
 from quantspec.onnx_export import export
 
@@ -107,6 +107,7 @@ def test_weights_alone_are_dequantized_in_the_graph():
     np.testing.assert_allclose(outputs, q(inputs(5)).numpy(), rtol=1e-5, atol=1e-6)
 
 
+@mostly_attention
 @pytest.mark.parametrize("size", [8, 16, 18, 26])
 def test_window_attention_is_torchvisions_at_any_size(size):
     """Whole windows, padded ones, and a single one, which is not shifted.

@@ -15,10 +15,12 @@ from torch import nn
 
 import quantspec
 from evidence import clause
-from networks import inputs, seeded
+from networks import inputs, mostly_attention, seeded
 from quantspec.ir.program import Ref
 from quantspec.storage import callables
 from quantspec.storage import file as storage_file
+
+pytestmark = mostly_attention
 
 
 class Twice(nn.Module):

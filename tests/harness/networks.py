@@ -1,9 +1,13 @@
 """Small networks that several test files quantize, and how to draw them."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
+
+# For tests of networks so narrow that attention, which stays in float, is more than a tenth of their work (SIZ-WARN).
+mostly_attention = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
 
 
 def seeded(build, seed: int = 0) -> nn.Module:

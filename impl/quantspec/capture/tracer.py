@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -227,9 +228,8 @@ class Tracer(fx.Tracer):
         before, stack, scope = set(self.graph.nodes), dict(self.module_stack), self.scope
         given = contents((args, kwargs))
         try:
-            if (write := attention.written(m)) is not None:
-                return write(m, *args, **kwargs)
-            return super().call_module(m, forward, args, kwargs)
+            write = attention.written(m)
+            return super().call_module(m, forward if write is None else partial(write, m), args, kwargs)
         except Exception as error:
             for node in reversed([node for node in self.graph.nodes if node not in before]):
                 self.graph.erase_node(node)

@@ -47,12 +47,16 @@ def call_float(step: Call, callables: Callables, value: Callable[[str], Any]) ->
     return what if step.kind == "attribute" else what(*args, **kwargs)
 
 
-def ignore(name: str, value: torch.Tensor) -> None:
+def ignore(name: str, value: Any = None) -> None:
     """What ``run`` calls where nobody looks."""
 
 
-def run(graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None] = ignore) -> Any:
-    """The output of the float network; calls ``seen(name, value)`` for every tensor that a node makes, and every input.
+def run(
+    graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None] = ignore,
+    ran: Callable[[str], None] = ignore,
+) -> Any:  # fmt: skip
+    """The output of the float network; calls ``seen(name, value)`` for every tensor that a node makes, and every input,
+    and ``ran(name)`` behind every node.
 
     Values are forgotten after their last reader. Raises ValueError naming the layer when an input does not fit it.
     """
@@ -63,6 +67,7 @@ def run(graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None]
     with torch.no_grad():
         for node, done in zip(graph.nodes, graph.last):
             values[node.name] = run_node(node, values, graph.callables)
+            ran(node.name)
             if isinstance(values[node.name], torch.Tensor):
                 seen(node.name, values[node.name])
             for name in done:

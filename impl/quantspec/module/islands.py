@@ -16,6 +16,7 @@ from quantspec.errors import UnsupportedError
 from quantspec.storage import file
 
 from .module import QuantizedModule
+from .report import Report
 
 SEEN = "called in a way, or with sizes, that calibration did not have: it is computed in float"
 
@@ -95,8 +96,12 @@ class QuantizedModel(nn.Module):
     ``islands`` are the parts by their paths. Between them the model's own Python runs as it was.
     """
 
-    def __init__(self, model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]], stops: tuple[Any, ...] = ()):
+    def __init__(
+        self, model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]], stops: tuple[Any, ...] = (),
+        report: Report | None = None,
+    ):  # fmt: skip
         super().__init__()
+        self.report = report
         self.python = model
         self.__dict__["islands"] = attach(model, networks)
         self.stops = stops

@@ -17,6 +17,7 @@ from quantspec.storage import file
 from quantspec.storage.allowed import function, is_listed
 
 from . import size, summary
+from .report import Report
 
 
 class QuantizedModule(nn.Module):
@@ -29,9 +30,11 @@ class QuantizedModule(nn.Module):
 
     program: Program
     compiled: Engine
+    report: Report | None  # where the work is computed (SIZ-REPORT); None for what was made without a model
 
-    def __init__(self, program: Program, engine: str = "auto"):
+    def __init__(self, program: Program, engine: str = "auto", report: Report | None = None):
         super().__init__()
+        self.report = report
         # Copies of its own, so that networks made from one calibration share nothing that could be changed.
         self.program = replace(program, callables=used_callables(program))
         # Registered, so that parameters() and state_dict() have what stays in float.
@@ -70,7 +73,7 @@ class QuantizedModule(nn.Module):
 
         Raises ValueError when there is none of that name, UnsupportedError when it cannot run this network.
         """
-        return QuantizedModule(self.program, engine)
+        return QuantizedModule(self.program, engine, self.report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one ``.safetensors`` file, at once or not at all, which ``quantspec.load`` reads; see
@@ -134,7 +137,7 @@ class QuantizedModule(nn.Module):
         self.compiled = find_engine(self.asked_engine)(self.program)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
-        return QuantizedModule(self.program, self.asked_engine)
+        return QuantizedModule(self.program, self.asked_engine, self.report)
 
 
 def used_callables(program: Program) -> Callables:

@@ -13,6 +13,8 @@ from quantspec.ir import float_graph, float_run
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.module import islands
 
+from . import work
+
 # Stands for the network of a model whose parts are to be found when a batch is seen.
 NOTHING = FloatGraph((), {}, (), None, {}, {})
 
@@ -23,7 +25,7 @@ class Observing(Protocol):
     graph: FloatGraph
     observers: Any
 
-    def observe_graph(self, batch: Any) -> Any: ...
+    def observe_and_count(self, batch: Any) -> Any: ...
 
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -34,16 +36,19 @@ class Captured(Generic[Part]):
 
     ``traced``: the graph of the whole for any arguments, None where it cannot be traced. ``whole_agrees``: whether a
     batch has shown that to be the model. ``parts``: otherwise, by path and way of calling; ``running`` is a copy of the
-    model in which they observe. ``stops``: what stays Python, and why.
+    model in which they observe. ``work``: of them and of the Python around them, on the first batch. ``stops``: what
+    stays Python, and why.
     """
 
     def __init__(
-        self, model: nn.Module, ready: Callable[[FloatGraph], FloatGraph], prepare: Callable[[FloatGraph], Part]
-    ):
-        self.model, self.ready, self.prepare = model, ready, prepare
+        self, model: nn.Module, ready: Callable[[FloatGraph], FloatGraph], prepare: Callable[[FloatGraph], Part],
+        exclude: list[str],
+    ):  # fmt: skip
+        self.model, self.ready, self.prepare, self.exclude = model, ready, prepare, exclude
         self.whole_agrees = False
         self.running: nn.Module | None = None
         self.parts: dict[str, dict[calls.Way, Part]] = {}
+        self.work = work.PartsWork()
         self.traced: FloatGraph | None = None
         self.stops: tuple[tracer.Stop, ...]
         try:
@@ -78,7 +83,7 @@ class Captured(Generic[Part]):
             raise
         before = prepared.observers
         try:
-            output = prepared.observe_graph(batch)
+            output = prepared.observe_and_count(batch)
         except CalibrationError:
             raise
         except Exception:  # whatever the operations of a wrong graph raise
@@ -100,6 +105,7 @@ class Captured(Generic[Part]):
             path: {way: self.prepare(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
         }
         self.stops = tuple(found.stops)
+        self.work = work.of_parts(self.model, found.graphs, args, dict(kwargs))
         self.running = copies.run_copy(self.model)
         islands.attach(self.running, self.parts)
 

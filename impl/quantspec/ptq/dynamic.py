@@ -18,10 +18,11 @@ from quantspec.module.module import QuantizedModule
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import check_overflow
 
+from . import work
 from .captured import named
 from .conversion import Weights, embedding_step, recurrent_step
-from .exclude import without
-from .options import Options, checked, warn_if_nothing, warned_if_nothing
+from .exclude import listed, without
+from .options import Options, checked
 
 STAYS_FLOAT = "dynamic quantization keeps activations in float"
 # Codes up to 255 steps from their zero point.
@@ -60,7 +61,7 @@ def quantize_dynamic(
     if example is not None:
         return quantizer.by_example(example)
     if all(torchs(module) for module in own.modules()):
-        return quantizer.network(quantizer.without(tracer.trace(own).graph), warn=True)
+        return quantizer.whole(tracer.trace(own).graph)
     return quantizer.layers()
 
 
@@ -85,7 +86,7 @@ class Quantizer:
     def without(self, graph: FloatGraph) -> FloatGraph:
         return without(graph, self.model, self.exclude)
 
-    def network(self, graph: FloatGraph, *, warn: bool = False) -> QuantizedModule:
+    def program(self, graph: FloatGraph) -> Program:
         """The network of a graph."""
         steps: list[program.Step] = []
         callables = dict(graph.callables)
@@ -101,10 +102,15 @@ class Quantizer:
             else:
                 steps.append(quantized)
         dialect = self.options.dialect.name
-        network = Program(dialect, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
-        if warn:
-            warn_if_nothing(network, graph)
-        return QuantizedModule(network, self.options.engine)
+        return Program(dialect, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
+
+    def whole(self, captured: FloatGraph) -> QuantizedModule:
+        """The model, of which all is torch.nn's own."""
+        graph = self.without(captured)
+        network = self.program(graph)
+        report = work.report_of_network(graph, network, work.of_weights(captured), counted=False)
+        work.warn_of_float(report, [network], work.nothing_in(graph))
+        return QuantizedModule(network, self.options.engine, report)
 
     def by_example(self, example: Any) -> QuantizedModule | QuantizedModel:
         """The whole model, or its largest parts, compared with what it does on a batch."""
@@ -116,12 +122,23 @@ class Quantizer:
         if capture is not None and not capture.stops:
             batch = named(capture.graph.inputs, args, kwargs)
             if parts.whole_differs(self.model, capture.graph, batch, args, kwargs) is None:
-                return self.network(self.without(capture.graph), warn=True)
+                graph = self.without(capture.graph)
+                network = self.program(graph)
+                report = work.report_of_network(graph, network, work.of_graph(graph, copies.cloned(batch)))
+                work.warn_of_float(report, [network], work.nothing_in(graph))
+                return QuantizedModule(network, self.options.engine, report)
         found = parts.find(self.model, args, kwargs, self.worth, worth=has_matrices)
-        networks = {
-            path: {way: self.network(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
+        programs = {
+            path: {way: self.program(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
         }
-        return warned_if_nothing(QuantizedModel(copies.own_copy(self.model), networks, tuple(found.stops)))
+        counted = work.of_parts(self.model, found.graphs, args, kwargs)
+        report = work.report_of_parts(found.graphs, programs, counted, found.stops, listed(self.exclude))
+        work.warn_of_float(report, [p for ways in programs.values() for p in ways.values()], work.NO_PART)
+        networks = {
+            path: {way: QuantizedModule(program, self.options.engine) for way, program in ways.items()}
+            for path, ways in programs.items()
+        }
+        return QuantizedModel(copies.own_copy(self.model), networks, tuple(found.stops), report)
 
     def worth(self, graph: FloatGraph) -> FloatGraph | None:
         """The graph to use of one captured; None where no layer of it is to be quantized."""
@@ -132,20 +149,23 @@ class Quantizer:
 
     def layers(self) -> QuantizedModel:
         """The model with its layers replaced where they are."""
-        networks: dict[str, QuantizedModule] = {}
+        networks: dict[str, Program] = {}
         stops: list[tracer.Stop] = []
         attention = {path for path, module in self.model.named_modules() if isinstance(module, nn.MultiheadAttention)}
         for path, module in self.model.named_modules():
             if path.rpartition(".")[0] in attention or not tracer.is_layer(module):
                 continue
-            network = self.network(self.without(tracer.trace_layer(self.model, path)))
-            if network.program.layers:
+            network = self.program(self.without(tracer.trace_layer(self.model, path)))
+            if network.layers:
                 networks[path] = network
             else:
-                stops += [tracer.Stop(path, step.reason) for step in network.program.steps if isinstance(step, Call)]
-        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops))
-        result.place({path: LayerIsland(network) for path, network in networks.items()})
-        return warned_if_nothing(result)
+                stops += [tracer.Stop(path, step.reason) for step in network.steps if isinstance(step, Call)]
+        report = work.report_of_layers(self.model, networks, stops, listed(self.exclude))
+        work.warn_of_float(report, networks.values(), work.NO_PART)
+        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops), report)
+        engine = self.options.engine
+        result.place({path: LayerIsland(QuantizedModule(network, engine)) for path, network in networks.items()})
+        return result
 
 
 FloatNode = float_graph.Layer | float_graph.Operation
@@ -165,7 +185,7 @@ def step(node: FloatNode, weights: Weights, options: Options, activations: str |
         layer = node.name, node.x, node.layer, codes, node.bias, grid
         return LinearDynamic(*layer, options.reduce_range, rows=activations == "per_token")
     if isinstance(node, float_graph.Conv):
-        return "a convolution, which dynamic quantization leaves in float"
+        return work.CONVOLUTION
     if isinstance(node, float_graph.Embedding):
         return embedding_step(node, options, node.x, lambda name: name)
     if isinstance(node, float_graph.Recurrent) and activations is not None:

@@ -10,8 +10,7 @@ from torch import nn
 from quantspec.ir.float_graph import BatchNorm, Embedding, FloatGraph, Layer, Node, Recurrent, Shape
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.program import Call
-
-EXCLUDED = "excluded"
+from quantspec.module.report import EXCLUDED
 
 
 def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -> FloatGraph:
@@ -19,7 +18,7 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
 
     Raises ValueError, with the nearest paths, for a name or pattern that is no module's.
     """
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    patterns = listed(exclude)
     if not patterns:
         return graph
     paths = [path for path, _ in model.named_modules() if path]
@@ -31,16 +30,11 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
             known = f"near it: {', '.join(near)}" if near else "it has no modules with a name"
             raise ValueError(f"exclude: the model has no module {pattern!r}; {known}")
 
-    def excluded(path: str) -> bool:
-        parts = path.split(".")
-        ancestors = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-        return any(fnmatch.fnmatchcase(ancestor, pattern) for ancestor in ancestors for pattern in patterns)
-
     nodes: list[Node] = []
     callables = dict(graph.callables)
     for node in graph.nodes:
         layer = node.layer if isinstance(node, Layer | BatchNorm | Embedding | Recurrent) else ""
-        if isinstance(node, Shape) or not excluded(layer or graph.paths.get(node.name, "")):
+        if isinstance(node, Shape) or not excluded(layer or graph.paths.get(node.name, ""), patterns):
             nodes.append(node)
         elif isinstance(node, Layer):
             steps, called = float_calls(node, EXCLUDED)
@@ -49,3 +43,15 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
         else:
             nodes.append(replace(node if isinstance(node, Call) else node.call, reason=EXCLUDED))
     return replace(graph, nodes=tuple(nodes), callables=callables)
+
+
+def listed(exclude: str | Sequence[str]) -> list[str]:
+    """The patterns, of which a single one may be a text."""
+    return [exclude] if isinstance(exclude, str) else list(exclude)
+
+
+def excluded(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a module, or one around it, is named."""
+    parts = path.split(".")
+    ancestors = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return any(fnmatch.fnmatchcase(ancestor, pattern) for ancestor in ancestors for pattern in patterns)

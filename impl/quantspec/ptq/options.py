@@ -1,12 +1,8 @@
 """What a user may choose when a network is quantized, checked before any work."""
 
-import warnings
 from dataclasses import dataclass
 
 from quantspec.engines import registry
-from quantspec.ir.float_graph import Embedding, FloatGraph, Layer, Recurrent
-from quantspec.ir.program import Program
-from quantspec.module.islands import QuantizedModel
 from quantspec.numerics import affine
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect as find_dialect
@@ -37,19 +33,3 @@ def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits:
     if reduce_range and bits == 2:
         raise ValueError("reduce_range: 2-bit codes cannot have one bit less")
     return Options(chosen, per_channel, reduce_range, bits, engine)
-
-
-def warn_if_nothing(program: Program, graph: FloatGraph) -> None:
-    """Warns when no layer of a network became int8: it works as before, in float."""
-    if not program.layers:
-        layers = any(isinstance(node, Layer | Embedding | Recurrent) for node in graph.nodes)
-        why = "every layer stayed in float" if layers else "it has no layer with an integer form"
-        warnings.warn(f"nothing was quantized: {why}; print the result to see why", stacklevel=4)
-
-
-def warned_if_nothing(model: QuantizedModel) -> QuantizedModel:
-    """The model; warns when no layer of it became int8."""
-    if not any(network.program.layers for _, network in model.networks()):
-        why = "no part with a layer could be captured"
-        warnings.warn(f"nothing was quantized: {why}; print the result to see why", stacklevel=4)
-    return model

@@ -1,6 +1,6 @@
 """Static quantization: prepare, calibrate, convert (chapter 5)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,10 @@ from quantspec.progress import progress
 from . import fusion
 from .captured import NOTHING, Captured, named
 from .conversion import Converter
-from .exclude import without
-from .options import Options, checked, warn_if_nothing, warned_if_nothing
+from .exclude import listed, without
+from .options import Options, checked
 from .placement import Placement
+from .work import NO_PART, Macs, PerNode, Products, nothing_in, report_of_network, report_of_parts, warn_of_float
 
 Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver
 
@@ -40,6 +41,7 @@ class Prepared(nn.Module):
     ``convert``."""
 
     capture: "Captured[Prepared] | None"
+    macs: Macs | None = None  # of each node on the first batch, where this is the whole network
 
     def __init__(
         self, graph: FloatGraph, observer: Observer, options: Options, capture: "Captured[Prepared] | None" = None
@@ -70,12 +72,20 @@ class Prepared(nn.Module):
             return undecided.observe(self, *calls.arguments(undecided.model.forward, batch))
         return self.observe_graph(batch)
 
+    def observe_and_count(self, batch: Any) -> Any:
+        """``observe_graph``, with the work of each node counted."""
+        with Products() as products:
+            nodes = PerNode(products)
+            output = self.observe_graph(batch, nodes.ran)
+        self.macs = nodes.macs
+        return output
+
     def undecided(self) -> "Captured[Prepared] | None":
         """What observes unless a batch has shown the graph to be the model."""
         return None if self.capture is None or self.capture.whole_agrees else self.capture
 
-    def observe_graph(self, batch: Any) -> Any:
-        """The float graph's output, observed."""
+    def observe_graph(self, batch: Any, ran: Callable[[str], None] = float_run.ignore) -> Any:
+        """The float graph's output, observed; ``ran`` is called behind each node."""
         fresh = dict(self.observers)
 
         def see(name: str, value: torch.Tensor) -> None:
@@ -85,7 +95,7 @@ class Prepared(nn.Module):
                 except (CalibrationError, TypeError) as error:
                     raise type(error)(f"{self.placement.place(name)}: {error}") from error
 
-        output = float_run.run(self.graph, batch, see)
+        output = float_run.run(self.graph, batch, see, ran)
         self.observers = fresh
         return output
 
@@ -132,7 +142,7 @@ def prepare(
         kept = without(graph, model, exclude)
         return fusion.fuse(kept) if fuse else kept
 
-    capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options))
+    capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options), listed(exclude))
     return Prepared(NOTHING if capture.traced is None else ready(capture.traced), observer, options, capture)
 
 
@@ -154,15 +164,20 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
     capture = prepared.capture
     if capture is None or (capture.running is None and prepared.graph is not NOTHING):
         program = converted(prepared)
-        warn_if_nothing(program, prepared.graph)
-        return QuantizedModule(program, prepared.options.engine)
+        report = None if prepared.macs is None else report_of_network(prepared.graph, program, prepared.macs)
+        warn_of_float(report, [program], nothing_in(prepared.graph))
+        return QuantizedModule(program, prepared.options.engine, report)
     if capture.running is None:
         raise CalibrationError("the model: it has seen no values; run calibration data through it first")
-    networks: dict[str, dict[calls.Way, QuantizedModule]] = {}
-    for path, ways in capture.parts.items():
-        programs = {way: converted(part) for way, part in ways.items()}
-        networks[path] = {way: QuantizedModule(program, prepared.options.engine) for way, program in programs.items()}
-    return warned_if_nothing(QuantizedModel(copies.own_copy(capture.model), networks, capture.stops))
+    programs = {path: {way: converted(part) for way, part in ways.items()} for path, ways in capture.parts.items()}
+    graphs = {path: {way: part.graph for way, part in ways.items()} for path, ways in capture.parts.items()}
+    report = report_of_parts(graphs, programs, capture.work, capture.stops, capture.exclude)
+    warn_of_float(report, [program for ways in programs.values() for program in ways.values()], NO_PART)
+    networks = {
+        path: {way: QuantizedModule(program, prepared.options.engine) for way, program in ways.items()}
+        for path, ways in programs.items()
+    }
+    return QuantizedModel(copies.own_copy(capture.model), networks, capture.stops, report)
 
 
 def converted(prepared: Prepared) -> Program:

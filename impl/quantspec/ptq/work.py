@@ -1,0 +1,248 @@
+"""How many multiply-accumulates the parts of a model take, counted while it runs, and which of them became int8
+(SIZ-REPORT, SIZ-WARN)."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from quantspec.capture import calls, copies, tracer
+from quantspec.ir import float_graph, float_run
+from quantspec.ir.float_graph import FloatGraph
+from quantspec.ir.program import Call, Embedding, Layer, Program, Recurrent
+from quantspec.module.report import EXCLUDED, FLOAT, INT8, PYTHON, Report, Work, report
+
+from .exclude import excluded
+
+ENOUGH = 0.9
+PRODUCT = "a product of two computed values has no integer form"
+UNKNOWN = "it is no layer of torch.nn whose forward is torch.nn's own"
+
+CONVOLUTION = "a convolution, which dynamic quantization leaves in float"
+NO_PART = "no part with a layer could be captured"
+
+Macs = Mapping[str, int]
+Graphs = Mapping[str, Mapping[calls.Way, FloatGraph]]
+Programs = Mapping[str, Mapping[calls.Way, Program]]
+
+
+@dataclass(frozen=True)
+class PartsWork:
+    """The work of each node of the parts of a model, and of the Python in each module around them."""
+
+    parts: Mapping[tuple[str, calls.Way], Macs] = field(default_factory=dict)
+    python: Macs = field(default_factory=dict)
+
+
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
+    """Counts the multiply-accumulates of what torch computes while it is entered (SIZ-MACS)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # nor there
+        self.macs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (count := COUNTS.get(func._schema.name)) is not None:
+            self.macs += count(args, result)
+        return result
+
+    def take(self) -> int:
+        """How many there were since this was asked last."""
+        macs, self.macs = self.macs, 0
+        return macs
+
+
+def matrices(first: int) -> Callable[[Any, Any], int]:
+    """The products of matrices; ``first``: which argument is the first of them."""
+    return lambda args, result: result.numel() * args[first].shape[-1]
+
+
+def convolution(args: Any, result: Any) -> int:
+    x, weight, transposed = args[0], args[1], args[6]
+    per_position = weight.numel() // weight.shape[0]
+    return int((x if transposed else result).numel() * per_position)
+
+
+def attention(args: Any, result: Any) -> int:
+    query, key, value = args[:3]
+    rows = query.numel() // query.shape[-1]
+    return int(rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+
+
+def recurrent(args: Any, result: Any) -> int:
+    """A layer of an LSTM in one direction, for all steps."""
+    x, *weights = args[:3]
+    return int(x.numel() // x.shape[-1] * sum(weight.numel() for weight in weights))
+
+
+def encoder_layer(args: Any, result: Any) -> int:
+    """torch's own kernel of a whole encoder layer, or of its attention."""
+    x, weights = args[0], [a for a in args if isinstance(a, torch.Tensor) and a.ndim == 2 and a.is_floating_point()]
+    rows, features = x.numel() // x.shape[-1], x.shape[-1]
+    return int(rows * (sum(weight.numel() for weight in weights) + 2 * x.shape[1] * features))
+
+
+COUNTS: dict[str, Callable[[Any, Any], int]] = {
+    "aten::mm": matrices(0), "aten::bmm": matrices(0), "aten::addmm": matrices(1), "aten::baddbmm": matrices(1),
+    "aten::mv": matrices(0), "aten::dot": lambda args, result: int(args[0].numel()),
+    "aten::convolution": convolution, "aten::mkldnn_rnn_layer": recurrent,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": attention,
+    "aten::_transformer_encoder_layer_fwd": encoder_layer, "aten::_native_multi_head_attention": encoder_layer,
+}  # fmt: skip
+
+
+class PerNode:
+    """The multiply-accumulates of each node of a float graph, while it runs; ``ran`` is called behind each."""
+
+    def __init__(self, products: Products):
+        self.products, self.macs = products, Counter[str]()
+
+    def ran(self, name: str) -> None:
+        self.macs[name] += self.products.take()
+
+
+def of_graph(graph: FloatGraph, batch: Any) -> Macs:
+    """Of each node of a graph, on a batch."""
+    with copies.undisturbed(), Products() as products:
+        nodes = PerNode(products)
+        float_run.run(graph, batch, ran=nodes.ran)
+    return nodes.macs
+
+
+def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsWork:
+    """Of the parts of a model of ours and the Python around them, on one batch."""
+    twin = copies.run_copy(model)
+    parts: dict[tuple[str, calls.Way], PerNode] = {}
+    python = Counter[str]()
+    places = [""]
+
+    def watched(path: str, forward: Callable[..., Any], products: Products) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            python[places[-1]] += products.take()
+            if path in graphs:
+                way, tensors = calls.call_of(forward, args, kwargs)
+                if (graph := graphs[path].get(way)) is not None:
+                    nodes = parts.setdefault((path, way), PerNode(products))
+                    return float_run.run(graph, tuple(tensors), ran=nodes.ran)
+            places.append(path)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                python[places.pop()] += products.take()
+
+        run.__wrapped__ = forward  # type: ignore[attr-defined]  # so that its signature is the model's own
+        return run
+
+    with copies.undisturbed(), Products() as products:
+        for path, module in twin.named_modules():
+            module.__dict__["forward"] = watched(path, module.forward, products)
+        args, kwargs = copies.cloned((args, kwargs))
+        twin(*args, **kwargs)
+    return PartsWork({key: nodes.macs for key, nodes in parts.items()}, python)
+
+
+def of_weights(graph: FloatGraph) -> Macs:
+    """Of each layer of a graph, for one row of its input."""
+    return {node.name: size for node in graph.nodes if (size := weights_of(node))}
+
+
+def weights_of(node: float_graph.Node | Layer) -> int:
+    """The products that a layer of a float graph or of a network computes for one row; looking rows up takes none."""
+    if isinstance(node, float_graph.Recurrent | Recurrent):
+        return sum(cell.input_weight.size + cell.state_weight.size for cell in node.cells)
+    if isinstance(node, float_graph.Layer | Layer) and not isinstance(node, Embedding):
+        return node.weight.size
+    return 0
+
+
+def rows_of(graph: FloatGraph, program: Program, macs: Macs) -> list[Work]:
+    """The rows for a graph and the network that it became."""
+    steps = {step.name: step for step in program.steps}
+    rows = []
+    for node in graph.nodes:
+        step, layer = steps.get(node.name), getattr(node, "layer", "")
+        path = layer or graph.paths.get(node.name, "")
+        if isinstance(step, Layer):
+            rows.append(Work(path, macs.get(node.name, 0), INT8, ""))
+        else:
+            reason = step.reason if isinstance(step, Call) else ""
+            rows.append(Work(path, macs.get(node.name, 0), FLOAT, reason or PRODUCT))
+    return rows
+
+
+def rows_of_python(macs: Macs, stops: Sequence[tracer.Stop], exclude: Sequence[str]) -> list[Work]:
+    """The rows for what modules compute in Python. The reason is what stopped the capture there, or around it."""
+    reasons = {stop.path: stop.reason for stop in stops}
+
+    def reason(path: str) -> str:
+        if excluded(path, exclude):
+            return EXCLUDED
+        around = path
+        while around not in reasons and around:
+            around = around.rpartition(".")[0]
+        return reasons.get(around, PRODUCT)
+
+    return [Work(path, count, PYTHON, reason(path)) for path, count in macs.items()]
+
+
+def report_of_network(graph: FloatGraph, program: Program, macs: Macs, *, counted: bool = True) -> Report:
+    """The report of a model that is one network."""
+    return report(rows_of(graph, program, macs), counted=counted)
+
+
+def report_of_parts(
+    graphs: Graphs, programs: Programs, work: PartsWork, stops: Sequence[tracer.Stop], exclude: Sequence[str]
+) -> Report:
+    """The report of a model of which parts are networks."""
+    rows = [
+        row for (path, way), macs in work.parts.items() for row in rows_of(graphs[path][way], programs[path][way], macs)
+    ]
+    return report(rows + rows_of_python(work.python, stops, exclude), counted=True)
+
+
+def report_of_layers(
+    model: nn.Module, networks: Mapping[str, Program], stops: Sequence[tracer.Stop], exclude: Sequence[str]
+) -> Report:
+    """The report of a model whose layers were replaced where they are, without data."""
+    rows, reasons = [], {stop.path: stop.reason for stop in stops}
+    for path, module in model.named_modules():
+        if path in networks:
+            rows.append(Work(path, sum(map(weights_of, networks[path].layers)), INT8, ""))
+        elif not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            # What begins with an axis of length 1 is a token or a position, which is added.
+            own = [p for p in module._parameters.values() if p is not None and p.ndim >= 2 and p.shape[0] > 1]
+            reason = EXCLUDED if excluded(path, exclude) else reasons.get(path, UNKNOWN)
+            rows.append(Work(path, sum(p.numel() for p in own), PYTHON, reason))
+    return report(rows, counted=False)
+
+
+def nothing_in(graph: FloatGraph) -> str:
+    """Why nothing of a graph is in int8, where that is so."""
+    kinds = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
+    layers = any(isinstance(node, kinds) for node in graph.nodes)
+    return "every layer stayed in float" if layers else "it has no layer with an integer form"
+
+
+def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: str) -> None:
+    """Warns when no layer of the networks is in int8 (STA-NOTHING), ``nothing`` saying why, or when less than 90 % of
+    the work is (SIZ-WARN)."""
+    if not any(program.layers for program in programs):
+        warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=4)
+    elif report is not None and report.share < ENOUGH:
+        warnings.warn(f"{report.told()}; {'; '.join(advice(report))}", stacklevel=4)
+
+
+def advice(report: Report) -> list[str]:
+    """What could be done for more of the work in int8."""
+    texts = ["q.report has all", "exclude= names what is to stay in float"]
+    if any(CONVOLUTION in row.reason for row in report.rest):
+        texts.append("quantize() with calibration data has convolutions in int8")
+    if any(row.place == PYTHON for row in report.rest):
+        texts.append("rewrite that Python" if report.counted else "with example= a batch, parts are captured")
+    return texts
