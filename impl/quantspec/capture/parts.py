@@ -22,7 +22,7 @@ from .tracer import Stop, has_layers, trace
 
 # What is written out sums in another order than torch's own call: the largest value may be off by this much (STA-SAME).
 BOUND = 2.0**-18
-# Folding a normalization into each of many layers moves the output by more than one rounding (FUS-FOLD-BOUND).
+# Half a code of 8 bits from minus to plus the largest value: what folding normalizations may change (STA-SAME).
 FUSED = 2.0**-8
 
 NOTHING = "nothing in it has an integer form"
