@@ -22,7 +22,7 @@ from rich.table import Table
 from quantspec.backends.pytorch import quantized
 from quantspec.progress import progress
 from quantspec.tutorial import data, models, report, rows, tutorial, zoo
-from quantspec.tutorial.families import measure, registry
+from quantspec.tutorial.families import registry
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,14 +157,15 @@ def show_family(options: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"--model: expected one of {', '.join(known)}, got {unknown[0]!r}")
     with output_file(options.json, "--json") as json_file:
-        measured = rows.measured(functools.partial(measure.row, options.family), names)
+        how = registry.measuring(options.family)
+        measured = rows.measured(functools.partial(how.row, options.family), names)
         found = [row for _, row in zip(progress(names, options.family), measured)]
         console = Console()
-        console.print(measure.as_table(options.family, found))
-        for line in measure.notes(found):
+        console.print(how.as_table(options.family, found))
+        for line in how.notes(found):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
         if json_file:
-            json.dump(measure.as_json(options.family, found), json_file, indent=1)
+            json.dump(how.as_json(options.family, found), json_file, indent=1)
     return 0
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import quantspec as qs
 from quantspec import cli
 from quantspec.tutorial.families import measure, registry
 from quantspec.tutorial.families.network import built
@@ -32,7 +33,10 @@ def networks(family):
 
 @pytest.mark.parametrize("family", registry.NAMES)
 def test_a_family_has_the_networks_that_people_have(family):
-    least = {"transformers": 20, "timm": 30, "torchvision": 15, "segmentation": 10, "torchaudio": 8, "yolo": 5}
+    least = {
+        "transformers": 20, "timm": 30, "torchvision": 15, "segmentation": 10, "torchaudio": 8, "yolo": 5,
+        "generation": 3,
+    }  # fmt: skip
     assert len(networks(family)) >= least[family]
 
 
@@ -139,3 +143,25 @@ def test_unknown_names_and_missing_libraries_are_told(monkeypatch, capsys):
     monkeypatch.setattr(registry.importlib, "import_module", missing)
     assert cli.main(["zoo", "--family", "timm"]) == 2
     assert "pip install 'quantspec[families]'" in capsys.readouterr().err
+
+
+def test_a_causal_language_model_generates_in_int8(monkeypatch):
+    networks("generation")
+    from quantspec.tutorial.families import generation
+
+    small = {**generation.GROUPED, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2}
+    network = generation.Network(
+        lambda: generation.build("LlamaForCausalLM", "LlamaConfig", **small), generation.prompt
+    )
+    monkeypatch.setitem(generation.NETWORKS, "llama", network)
+    row = generation.row("generation", "llama")
+    assert row.speeds.keys() == {"float32", "int8", "torch.ao"} and not row.refused and not row.changed
+    assert min(row.speeds.values()) > 0 and row.sqnrs["float32"] > 100 > row.sqnrs["int8"] > 20
+    model = built(network)
+    q, prompt = qs.quantize_dynamic(model), network.batch(0)
+    got, expected = generation.generated(q, prompt), generation.generated(model, prompt)
+    assert got.shape == expected.shape and torch.equal(got[:, :16], prompt)
+    assert torch.equal(got, generation.generated(q, prompt))
+    # What is drawn first follows from the logits of one call.
+    logits = call(q, {"input_ids": prompt}).logits
+    assert int(got[0, 16]) == int(logits[0, -1].argmax())

@@ -1,6 +1,7 @@
 """Which families there are, and what each needs."""
 
 import importlib
+from types import ModuleType
 
 from .network import Network
 
@@ -8,21 +9,31 @@ from .network import Network
 NEEDS = {
     "transformers": "transformers", "timm": "timm", "torchvision": "torchvision",
     "segmentation": "segmentation_models_pytorch", "torchaudio": "torchaudio", "yolo": None,
+    "generation": "transformers",
 }  # fmt: skip
 NAMES = tuple(NEEDS)
+MEASURE_THEMSELVES = ("generation",)
 
 
 def networks(family: str) -> dict[str, Network]:
     """The networks of a family by name. Raises ValueError for an unknown family, and for one whose library cannot be
     imported, saying how to get it."""
+    found: dict[str, Network] = module_of(family).NETWORKS
+    return found
+
+
+def measuring(family: str) -> ModuleType:
+    """The module with ``row``, ``as_table``, ``notes`` and ``as_json`` for a family. Raises as ``networks`` does."""
+    return module_of(family) if family in MEASURE_THEMSELVES else importlib.import_module(".measure", __package__)
+
+
+def module_of(family: str) -> ModuleType:
     if family not in NEEDS:
         raise ValueError(f"family: expected one of {', '.join(NAMES)}, got {family!r}")
     try:
-        module = importlib.import_module(f".{family}", __package__)
+        return importlib.import_module(f".{family}", __package__)
     except (ImportError, OSError) as error:  # OSError: its compiled part does not fit this torch
         why = str(error).splitlines()[0]
         raise ValueError(
             f"family {family}: {NEEDS[family]} cannot be imported ({why}): pip install 'quantspec[families]'"
         ) from error
-    found: dict[str, Network] = module.NETWORKS
-    return found
