@@ -97,6 +97,12 @@ def test_one_entry_explains_one_mutant():
     assert len(run.judge(twice, run.read_equivalents(ENTRY)).unexplained) == 1
 
 
+def test_a_listed_mutant_that_takes_too_long_on_a_busy_machine_is_still_listed():
+    slow = mutant("timeout", along("a + b", "a - b"))
+    verdict = run.judge([slow], run.read_equivalents(ENTRY))
+    assert verdict.equivalent == [slow] and not verdict.timed_out
+
+
 @pytest.mark.parametrize(("killed", "equivalent", "passes"), [(950, 50, True), (949, 51, False)])
 def test_too_many_equivalent_mutants_fail(killed, equivalent, passes):
     reasons = {along("a", str(i)): "so it is" for i in range(equivalent)}

@@ -125,17 +125,18 @@ class Verdict:
 def judge(mutants: Iterable[Mutant], reasons: dict[Change, str]) -> Verdict:
     """Sorts the mutants.
 
-    Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing.
+    Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing. A listed one
+    that only takes longer is timed out on a busy machine, and still listed.
     """
     verdict = Verdict([], [], [], [], [])
     left = dict(reasons)
     for mutant in mutants:
         if mutant.status == "killed":
             verdict.killed.append(mutant)
+        elif mutant.status in ("survived", "timeout") and left.pop(mutant.change, None):
+            verdict.equivalent.append(mutant)
         elif mutant.status == "timeout":
             verdict.timed_out.append(mutant)
-        elif mutant.status == "survived" and left.pop(mutant.change, None):
-            verdict.equivalent.append(mutant)
         else:
             verdict.unexplained.append(mutant)
     verdict.stale.extend(left)
