@@ -7,6 +7,9 @@ import math
 import pickle
 import threading
 import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import models
 import numpy as np
@@ -303,6 +306,74 @@ def test_another_way_to_call_is_computed_in_float():
         assert torch.equal(q(x, features=True), model(x, features=True))
     with torch.no_grad():
         assert torch.equal(q(x, False), q(x)) and torch.equal(q(x=x), q(x))
+
+
+@clause("STA-WAYS")
+def test_calls_in_another_order_or_with_other_constants_are_told_apart_every_time():
+    def forward(self, x, y, scale=1, *, shift=None):
+        out = self.second(self.first(x) - y) * scale if x.sum() > -1e9 else x  # its parts are called
+        return self.inner(x, y, scale=scale) + out
+
+    model, x, y = models.two_layers(forward), networks.inputs(5, (8,)), networks.inputs(6, (8,))[:5] * 0.5
+    model.inner = models.two_layers(lambda self, x, y, scale=1: self.second(self.first(x) - y) * scale)
+    model.eval()
+    q = qs.quantize(model, [(x, y), (y, x), (x, x)])
+    island = q.islands["inner"]
+    with torch.no_grad():
+        for _ in range(3):
+            assert sqnr(model(x, y), q(x, y)) > DECIBELS and sqnr(model(y, x), q(y, x)) > DECIBELS
+            assert sqnr(model.inner(x, y), island(y=y, x=x)) > DECIBELS and sqnr(model.inner(x, x), island(x, x)) > 20
+            assert sqnr(model.inner(x, y), island(x, scale=1, y=y)) > DECIBELS and island.unseen == 0
+        for scale in (True, 1.0, 2):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is computed in float
+                for _ in range(2):
+                    assert torch.equal(island(x, y, scale=scale), model.inner(x, y, scale=scale))
+        assert island.unseen == 6
+
+
+@dataclass
+class Answer:
+    """What a model gives."""
+
+    scores: torch.Tensor
+    rows: list[torch.Tensor]
+    loss: torch.Tensor | None = None
+
+
+class Pair(NamedTuple):
+    """What another gives."""
+
+    first: torch.Tensor
+    second: dict[str, torch.Tensor]
+
+
+OUTPUTS = {
+    "dataclass": lambda y: Answer(y, [y, y + 1]),
+    "named tuple": lambda y: Pair(y, {"again": y * 2}),
+    "ordered dict": lambda y: OrderedDict(out=y, aux=y * 2),
+    "torch's own tuple": lambda y: y.sort(1),
+    "a dataclass in a tuple": lambda y: (Answer(y, []), y),
+}
+
+
+@clause("STA-PARTS", "STA-SAME")
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_is_of_the_type_that_it_was(name):
+    output = OUTPUTS[name]
+    inner = models.two_layers(lambda self, x: output(self.second(self.first(x).relu())))
+    outer = models.two_layers(lambda self, x: self.inner(x if x.sum() > -1e9 else -x))
+    outer.inner = inner
+    x = networks.inputs(5, (8,))
+    for model in (inner, outer.eval()):
+        q = qs.quantize(model, [x])
+        assert list(getattr(q, "islands", {"": q})) == ["" if model is inner else "inner"]
+        with torch.no_grad():
+            got, expected = q(x), model(x)
+        assert type(got) is type(expected) and parts.difference(expected, got, bound=0.05) is None
+        assert torch.utils._pytree.tree_structure(got) == torch.utils._pytree.tree_structure(expected)
+        assert parts.difference(got, copy.deepcopy(q)(x), 0) is None
+    assert parts.difference(Answer(x, [x]), Answer(x, [x + 1])) and parts.difference(Answer(x, []), Answer(x, [], x))
 
 
 class Branching(nn.Module):

@@ -153,6 +153,11 @@ FAULTS = [
         'if any(in_codes(name) for name in dict.fromkeys(own_reads(node))):',
     ),
     Fault(
+        "sums-for-float-in-codes", "ptq.placement", ("STA-PLACE",),
+        "What layers gave is added in codes, whoever reads the sum.",
+        "self.placed(fed, self.for_float_alone())", "self.placed(fed, frozenset())",
+    ),
+    Fault(
         "joined-though-a-layer-reads-it", "ptq.placement", ("STA-JOIN",),
         "Whatever is joined has the join's grid, though a layer reads it too and wants its own.",
         "in self.coded - others]", "in self.coded]",

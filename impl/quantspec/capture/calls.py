@@ -4,7 +4,9 @@ is part of the way."""
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -89,11 +91,37 @@ def call_of(
     return Way(spec, repr(spec), tuple(constants), unique(names)), tensors
 
 
+def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What tells calls of plain arguments apart: equal where ``call_of`` gives equal ways. None where there are others.
+    """
+    parts: list[Any] = [len(args), *kwargs]
+    for value in (*args, *kwargs.values()):
+        kind = type(value)
+        if kind is torch.Tensor or kind is nn.Parameter:
+            parts.append(TENSOR)
+        elif kind in CONSTANTS:
+            parts += (kind, value)
+        else:
+            return None
+    return tuple(parts)
+
+
+SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()
+
+
 def signature_of(forward: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a module's forward; None for what has none."""
+    method = isinstance(forward, MethodType)
+    function = forward.__func__ if isinstance(forward, MethodType) else forward
     try:
-        return inspect.signature(forward)
+        if method and function in SIGNATURES:
+            return SIGNATURES[function]
+        signature = inspect.signature(forward)
+        if method:
+            SIGNATURES[function] = signature
     except (TypeError, ValueError):
         return None
+    return signature
 
 
 def positional_names(signature: inspect.Signature, count: int) -> list[str]:

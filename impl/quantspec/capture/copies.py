@@ -200,4 +200,12 @@ def cloned(tree: Any) -> Any:
 
 
 def over_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """A tree of arguments with each tensor replaced."""
+    kind = type(tree)
+    if kind is torch.Tensor:
+        return change(tree)
+    if kind is tuple or kind is list:
+        return kind(over_tensors(item, change) for item in tree)
+    if kind is dict:
+        return {key: over_tensors(item, change) for key, item in tree.items()}
     return torch.utils._pytree.tree_map_only(torch.Tensor, change, tree)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from quantspec.ir.program import Cell, Embedding, Recurrent
-from quantspec.numerics.affine import QParams, dequantize
+from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.dialect import Dialect
 
 State = tuple[torch.Tensor, ...]
@@ -40,16 +40,15 @@ def embedding(step: Embedding, values: dict[str, Any]) -> torch.Tensor:
     if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32):
         kind = getattr(index, "dtype", type(index).__name__)
         raise ValueError(f"batch: layer {step.layer!r} expects indices, got {kind}")
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < len(step.weight)):
-        ends = f"{int(index.min())} to {int(index.max())}"
+    flat = index.reshape(-1).numpy()
+    low, high = (flat.min(), flat.max()) if flat.size else (0, -1)
+    if not 0 <= low <= high + 1 <= len(step.weight):
+        ends = f"{low} to {high}"
         raise ValueError(f"batch: layer {step.layer!r} has {len(step.weight)} entries, got indices from {ends}")
-    used, place = np.unique(index.numpy(), return_inverse=True)
-    grid = step.w_qparams
-    scale, zero_point = (a if a.ndim == 0 else a[used] for a in (grid.scale, grid.zero_point))
-    rows = torch.from_numpy(dequantize(step.weight[used], scale, zero_point, axis=None if np.ndim(scale) == 0 else 0))
-    where = torch.from_numpy(place.reshape(index.shape))
     if step.bag is None:
-        return rows[where]
+        return table_rows(step, flat).reshape(*index.shape, step.weight.shape[1])
+    used, place = np.unique(flat, return_inverse=True)
+    rows, where = table_rows(step, used), torch.from_numpy(place.reshape(index.shape))
     padding = None
     if step.padding_idx is not None and step.padding_idx in used:
         padding = int(np.searchsorted(used, step.padding_idx))
@@ -58,6 +57,19 @@ def embedding(step: Embedding, values: dict[str, Any]) -> torch.Tensor:
         where, rows, offsets, mode=step.bag, per_sample_weights=weights,
         include_last_offset=step.include_last_offset, padding_idx=padding,
     )  # fmt: skip
+
+
+def table_rows(step: Embedding, index: np.ndarray) -> torch.Tensor:
+    """Some rows of a table, dequantized."""
+    grid = step.w_qparams.scale, step.w_qparams.zero_point
+    # Taken out of the arrays, which nobody may write to, they are memory of their own.
+    codes, scale, zero_point = (torch.from_numpy(a[index] if a.ndim else np.array(a)) for a in (step.weight, *grid))
+    if scale.ndim:
+        scale = scale[:, None]
+    if zero_point.ndim:
+        zero_point = zero_point[:, None]
+    # The difference has 9 bits and is exact in float32, so that the product is the only rounding.
+    return (codes.to(torch.float32) - zero_point) * scale
 
 
 def near(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import copies
-from quantspec.capture.calls import NotPlain, Way, call_of
+from quantspec.capture.calls import NotPlain, Way, call_of, key_of
 from quantspec.capture.recorder import CAPTURED
 from quantspec.errors import UnsupportedError
 from quantspec.storage import file
@@ -19,6 +19,7 @@ from .module import QuantizedModule
 from .report import Report
 
 SEEN = "called in a way, or with sizes, that calibration did not have: it is computed in float"
+MOST = 64  # calls that an island remembers
 
 
 class Island(nn.Module):
@@ -31,21 +32,34 @@ class Island(nn.Module):
         super().__init__()
         self.path = path
         self.ways = [way.told() for way in networks]
+        self.known: dict[Any, tuple[int, tuple[int, ...]]] = {}
         self.networks = nn.ModuleList(networks.values())
         self.__dict__["original"] = forward  # not registered: a module's own method
         self.eval()
         self.unseen = 0
 
-    def network(self, way: Way) -> nn.Module | None:
-        return next((n for known, n in zip(self.ways, self.networks, strict=True) if known == way), None)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def network(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[nn.Module | None, list[torch.Tensor]]:
+        """The network for a call, and the tensors that it takes. How calls of plain arguments come out is kept."""
+        given = (*args, *kwargs.values())
+        key = key_of(args, kwargs)
+        index, order = self.known.get(key, (-1, ()))
+        if index >= 0:
+            return self.networks[index], [given[place] for place in order]
         try:
             way, tensors = call_of(self.original, args, kwargs)
         except (NotPlain, TypeError):
-            network = None
-        else:
-            network = self.network(way)
+            return None, []
+        index = next((number for number, known in enumerate(self.ways) if known == way), -1)
+        if index < 0:
+            return None, []
+        places = {id(value): place for place, value in enumerate(given)}
+        found = dict.fromkeys(map(id, tensors))
+        if key is not None and len(self.known) < MOST and len(found) == len(tensors) and found.keys() <= places.keys():
+            self.known[key] = index, tuple(places[name] for name in found)
+        return self.networks[index], tensors
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        network, tensors = self.network(args, kwargs)
         if network is not None:
             try:
                 return network(*tensors)
