@@ -3,7 +3,8 @@
 from quantspec.comparison import Comparison, compare
 from quantspec.errors import CalibrationError, FormatError, UnsupportedError
 from quantspec.ir.program import Program
-from quantspec.module.module import QuantizedModule, load
+from quantspec.module.load import load
+from quantspec.module.module import QuantizedModule
 from quantspec.numerics.observers import (
     HistogramObserver,
     MinMaxObserver,

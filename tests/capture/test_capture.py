@@ -303,7 +303,7 @@ def test_another_way_to_call_is_computed_in_float():
     q = qs.quantize(model, [x])
     unseen = "called in a way, or with sizes, that calibration did not have"
     with torch.no_grad(), pytest.warns(UserWarning, match=unseen):
-        assert torch.equal(q(x, features=True), model(x, features=True))
+        assert torch.equal(q(x, features=True), networks.with_codes_of(model, q)(x, features=True))
     with torch.no_grad():
         assert torch.equal(q(x, False), q(x)) and torch.equal(q(x=x), q(x))
 
@@ -318,7 +318,7 @@ def test_calls_in_another_order_or_with_other_constants_are_told_apart_every_tim
     model.inner = models.two_layers(lambda self, x, y, scale=1: self.second(self.first(x) - y) * scale)
     model.eval()
     q = qs.quantize(model, [(x, y), (y, x), (x, x)])
-    island = q.islands["inner"]
+    island, held = q.islands["inner"], networks.with_codes_of(model, q)
     with torch.no_grad():
         for _ in range(3):
             assert sqnr(model(x, y), q(x, y)) > DECIBELS and sqnr(model(y, x), q(y, x)) > DECIBELS
@@ -328,7 +328,7 @@ def test_calls_in_another_order_or_with_other_constants_are_told_apart_every_tim
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that it is computed in float
                 for _ in range(2):
-                    assert torch.equal(island(x, y, scale=scale), model.inner(x, y, scale=scale))
+                    assert torch.equal(island(x, y, scale=scale), held.inner(x, y, scale=scale))
         assert island.unseen == 6
 
 
@@ -395,7 +395,7 @@ def test_sizes_for_which_what_was_captured_does_not_stand_are_computed_in_float(
     with torch.no_grad():
         assert sqnr(model(x[:9]), q(x[:9])) > DECIBELS
         with pytest.warns(UserWarning, match="computed in float"):
-            assert torch.equal(q(x[:3]), model(x[:3]))
+            assert torch.equal(q(x[:3]), networks.with_codes_of(model, q)(x[:3]))
 
 
 @clause("STA-CONSTANT")
@@ -439,9 +439,13 @@ def print_nothing(module, inputs, output):
 def test_what_is_no_single_network_says_which_python_is_in_the_way(tmp_path):
     model, x = built("decision_by_data")
     q = qs.quantize(model, [x])
-    for needs_one in (lambda: qs.export_onnx(q), lambda: q.save(tmp_path / "q"), lambda: q.program):
-        with pytest.raises(qs.UnsupportedError, match="Python around 2 networks: .*asks for values of a tensor.*line"):
-            needs_one()
+    dynamic = qs.quantize_dynamic(model)
+    hooked, x = built("hook_that_changes_the_input")
+    cases = (q, "2 of them: .*asks for values of a tensor.*line"), (dynamic, "2 of them: the forward of Model .*, line")
+    for network, message in (*cases, (qs.quantize(hooked, [x]), "1 of them: hooks of Sequential .*, line")):
+        for needs_one in (lambda network=network: qs.export_onnx(network), lambda network=network: network.program):
+            with pytest.raises(qs.UnsupportedError, match=f"it is no single network, but Python around {message}"):
+                needs_one()
     model, x = built("optional_argument")
     q = qs.quantize(model, [x])
     q.save(tmp_path / "q")

@@ -214,9 +214,9 @@ FAULTS = [
     Fault(
         'hooks-lost-with-the-layer', 'ptq.dynamic', ('DYN-LAYERS',),
         'What runs around a layer is lost when the layer is replaced.',
-        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops), report)\n',
+        '        return QuantizedModel(copies.own_copy(self.model), {}, layers, tuple(stops), report)\n',
         '        for path in networks:\n            self.model.get_submodule(path)._forward_hooks.clear()\n'
-        '        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops), report)\n',
+        '        return QuantizedModel(copies.own_copy(self.model), {}, layers, tuple(stops), report)\n',
     ),
     Fault(
         'inputs-given-as-they-are', 'module.islands', ('STA-IN-PLACE', 'STA-ARGUMENTS'),
@@ -261,6 +261,26 @@ FAULTS = [
     Fault(
         "checksum-not-looked-at", "storage.file", ("STA-STORED",),
         "What a file says is taken for what was written to it.",
-        'if header["sha256"] != digest(network, tensors):', "if not header:",
+        'if header["sha256"] != digest(content, tensors):', "if not header:",
+    ),
+    Fault(
+        'weights-held-twice', 'module.islands', ('STA-CODED',),
+        'The copy of the model keeps its weights in float beside the codes of its parts.',
+        '            coded_weights.keep_codes(model, programs)\n', '            pass\n',
+    ),
+    Fault(
+        'codes-of-another-layer', 'module.coded', ('STA-CODED',),
+        'The codes of whatever layer has a weight of the same shape are taken for a weight.',
+        'if (np.abs(codes * steps - wanted) <= np.abs(steps)).all():', 'if steps is not None:',
+    ),
+    Fault(
+        'own-weights-kept', 'module.load', ('STA-MODEL-STORED',),
+        'The model that is given keeps its own weights, which are others than those of the file.',
+        'tensor.data = network.state[name]', 'tensor.data = tensor.data',
+    ),
+    Fault(
+        'model-written-to', 'module.load', ('STA-MODEL-STORED',),
+        'The tensors of the file are put into the model of the caller.',
+        'own = None if model is None else copies.own_copy(copies.inside(model))', 'own = model',
     ),
 ]

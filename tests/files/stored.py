@@ -65,8 +65,9 @@ NETWORKS = {
 
 def resigned(tensors, network, **changes) -> bytes:
     """A file with that content and the checksum that belongs to it."""
-    header = {"format": "quantspec", "version": storage_file.VERSION, "network": network}
-    header |= {"sha256": storage_file.digest(network, tensors)} | changes
+    content = {"report": None, "network": network}
+    header = {"format": "quantspec", "version": storage_file.VERSION} | content
+    header |= {"sha256": storage_file.digest(content, tensors)} | changes
     return safetensors.torch.save(tensors, {"quantspec": json.dumps(header)})
 
 

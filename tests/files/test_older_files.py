@@ -1,8 +1,8 @@
-"""Files that the version before wrote, with names that are others today, give the same bits.
+"""Files that earlier versions wrote, with names that are others today, give the same bits.
 
 ``version_1/`` has files with every kind of step, and ``values.npz``: for each file an input ``x``, the output ``y`` of
 engine ``reference`` and that of the engine that runs it by default, ``compiled``; and under ``probe`` what functions of
-float32 gave on the machine that wrote them.
+float32 gave on the machine that wrote them. ``version_2/`` has some of these networks.
 """
 
 import json
@@ -22,6 +22,7 @@ from quantspec.storage import file as storage_file
 
 FOLDER = Path(__file__).parent / "version_1"
 FILES = sorted(FOLDER.glob("*.safetensors"))
+FILES_2 = sorted((FOLDER.parent / "version_2").glob("*.safetensors"))
 VALUES = np.load(FOLDER / "values.npz")
 FLOAT_STEPS = (Call, LinearDynamic, LinearWeight, Recurrent)
 
@@ -50,9 +51,10 @@ def contents(path: Path):
 
 
 @clause("STA-STORED")
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_file_of_version_1_gives_the_same_bits(path):
+@pytest.mark.parametrize("path", [*FILES, *FILES_2], ids=lambda path: f"{path.parent.stem}, {path.stem}")
+def test_a_file_of_an_earlier_version_gives_the_same_bits(path):
     q = quantspec.load(path)
+    assert contents(path)[0]["version"] == int(path.parent.stem[-1]) and q.report is None
     x = torch.from_numpy(VALUES[f"{path.stem}.x"])
     in_float = any(isinstance(step, FLOAT_STEPS) for step in q.program.steps)
     if in_float and not floats_are_those_of_the_writer():
@@ -127,7 +129,7 @@ def test_what_is_saved_again_has_todays_names(path, tmp_path):
     q = quantspec.load(path)
     q.save(tmp_path / "q.safetensors")
     header, tensors = contents(tmp_path / "q.safetensors")
-    assert header["version"] == storage_file.VERSION == 2 and set(tensors) == set(contents(path)[1])
+    assert header["version"] == storage_file.VERSION == 3 and set(tensors) == set(contents(path)[1])
     rows = [*header["network"]["steps"], *header["network"]["callables"]]
     named = {row.get(key) for row in rows for key in ("step", "target")}
     assert not named & {*allowed.RENAMED_STEPS, *allowed.RENAMED_FUNCTIONS}

@@ -1,10 +1,15 @@
 """Small networks that several test files quantize, and how to draw them."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
+
+from quantspec.module.coded import Coded, held
+from quantspec.module.islands import QuantizedModel
 
 # For tests of networks so narrow that attention, which stays in float, is more than a tenth of their work (SIZ-WARN).
 mostly_attention = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
@@ -15,6 +20,18 @@ def seeded(build, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build().eval()
+
+
+def with_codes_of(model: nn.Module, q: QuantizedModel) -> nn.Module:
+    """A copy of a model with its weights as a network made of it holds them (STA-CODED)."""
+    twin = copy.deepcopy(model)
+    for name, _, leaf, tensor in held(q.python):
+        if isinstance(tensor, Coded):
+            module = twin.get_submodule(name.rpartition(".")[0])
+            module._parameters[leaf] = nn.Parameter(tensor.values(), requires_grad=False)
+            if isinstance(module, nn.RNNBase):
+                module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    return twin
 
 
 class Perceptron(nn.Module):

@@ -88,7 +88,16 @@ def call_of(
             constants.append((type(leaf).__name__, leaf))
         else:
             raise NotPlain(f"the argument {label!r} is a {type(leaf).__name__}")
-    return Way(spec, repr(spec), tuple(constants), unique(names)), tensors
+    return Way(spec, structure(spec), tuple(constants), unique(names)), tensors
+
+
+def structure(spec: TreeSpec) -> str:
+    """How arguments are nested, as a text that is the same in every process and version of torch."""
+    if spec.is_leaf():
+        return "*"
+    children = spec.children() if hasattr(spec, "children") else spec.children_specs  # torch before 2.10 has these
+    inner = ", ".join(map(structure, children))
+    return f"{spec.type.__name__}({'' if spec.context is None else spec.context}: {inner})"
 
 
 def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

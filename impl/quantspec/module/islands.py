@@ -1,20 +1,27 @@
 """A model whose parts are int8 networks: what ``quantize`` returns where Python of the user's stands between them."""
 
 import copy
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from quantspec.capture import copies
 from quantspec.capture.calls import NotPlain, Way, call_of, key_of
 from quantspec.capture.recorder import CAPTURED
+from quantspec.capture.tracer import Stop
 from quantspec.errors import UnsupportedError
+from quantspec.ir.program import Program
 from quantspec.storage import file
+from quantspec.storage import model as stored
 
+from . import coded as coded_weights
 from .module import QuantizedModule
 from .report import Report
 
@@ -81,10 +88,10 @@ class LayerIsland(nn.Module):
 
     original: Callable[..., Any]
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, forward: Callable[..., Any]):
         super().__init__()
         self.networks = nn.ModuleList([network])
-        self.__dict__["original"] = None
+        self.__dict__["original"] = forward
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,6 +110,16 @@ def attach(model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]]) ->
     return islands
 
 
+def place(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, LayerIsland]:
+    """Puts networks in the place of layers of a model of ours."""
+    islands = {}
+    for path, network in layers.items():
+        module = model.get_submodule(path)
+        islands[path] = LayerIsland(network, module.forward)
+        module.__dict__["forward"] = islands[path]
+    return islands
+
+
 class QuantizedModel(nn.Module):
     """A copy of the user's model in which parts are int8 networks. Calling it takes and gives what the model did; other
     attributes are the model's.
@@ -111,22 +128,27 @@ class QuantizedModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]], stops: tuple[Any, ...] = (),
-        report: Report | None = None,
+        self, model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]], layers: Mapping[str, nn.Module],
+        stops: tuple[Stop, ...] = (), report: Report | None = None,
+        coded: Mapping[coded_weights.Key, coded_weights.Coded] | None = None,
     ):  # fmt: skip
+        """``networks`` by path and way of calling, ``layers``: those in the place of layers, called in any way;
+        ``coded``: the weights that are held as codes, which are found where they are not given."""
         super().__init__()
         self.report = report
         self.python = model
-        self.__dict__["islands"] = attach(model, networks)
+        self.__dict__["islands"] = attach(model, networks) | place(model, layers)
         self.stops = stops
+        if coded is None:
+            programs = {path: [network.program for network in self.at(path)] for path in self.islands}
+            coded_weights.keep_codes(model, programs)
+        else:
+            coded_weights.put(model, coded)
         super().train(False)
 
-    def place(self, islands: dict[str, LayerIsland]) -> None:
-        """Puts networks in the place of layers."""
-        for path, island in islands.items():
-            module = self.python.get_submodule(path)
-            island.__dict__["original"] = module.forward
-            self.islands[path] = module.__dict__["forward"] = island
+    def at(self, path: str) -> list[QuantizedModule]:
+        """The networks at a path."""
+        return [network for network in self.islands[path].networks if isinstance(network, QuantizedModule)]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -146,10 +168,13 @@ class QuantizedModel(nn.Module):
 
     def networks(self) -> Iterator[tuple[str, QuantizedModule]]:
         """The int8 networks, with the paths of the modules that they stand for."""
-        for path, island in self.islands.items():
-            for network in island.networks:
-                assert isinstance(network, QuantizedModule)
-                yield path, network
+        return ((path, network) for path in self.islands for network in self.at(path))
+
+    def whole(self) -> QuantizedModule | None:
+        """The network that is the whole model, where one is."""
+        hooks = self.python._forward_hooks or self.python._forward_pre_hooks
+        alone = list(self.islands) == [""] and len(self.at("")) == 1 and not hooks
+        return self.at("")[0] if alone else None
 
     @property
     def engine(self) -> str:
@@ -160,15 +185,76 @@ class QuantizedModel(nn.Module):
     def program(self) -> Any:
         """The network as plain data, where the whole model is one. Raises UnsupportedError, naming the Python,
         otherwise."""
-        found = list(self.networks())
-        if len(found) == 1 and found[0][0] == "":
-            return found[0][1].program
-        between = "; ".join(map(str, self.stops)) or "layers that were replaced where they are"
-        raise UnsupportedError(f"program: this model is Python around {len(found)} networks: {between}")
+        if (whole := self.whole()) is not None:
+            return whole.program
+        between = "; ".join(map(str, self.stops))
+        if not between:
+            kind = "hooks" if list(self.islands) == [""] and len(self.at("")) == 1 else "the forward"
+            between = f"{kind} of {type(self.python).__name__} ({place_of(self.python)})"
+        raise UnsupportedError(
+            f"model: it is no single network, but Python around {len(list(self.networks()))} of them: {between}"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the network where the whole model is one; UnsupportedError otherwise, as no file holds Python."""
-        file.save(self.program, path)
+        """Writes one ``.safetensors`` file, which ``quantspec.load`` reads: the network where the whole model is one,
+        otherwise all networks and the tensors of everything else, but no Python; the model is given again to ``load``.
+        """
+        report = None if self.report is None else self.report.as_tuples()
+        whole = self.whole()
+        file.save(self.stored() if whole is None else whole.program, path, report)
+
+    def stored(self) -> stored.Model:
+        """What a file holds of a model of parts."""
+        parts = []
+        for path, island in self.islands.items():
+            ways = island.ways if isinstance(island, Island) else [None]
+            parts += [stored.Part(path, way, n.program) for way, n in zip(ways, self.at(path), strict=True)]
+        state: dict[str, torch.Tensor] = {}
+        attributes: dict[str, torch.Tensor] = {}
+        coded = {}
+        for name, module, leaf, tensor in coded_weights.held(self.python):
+            if isinstance(tensor, coded_weights.Coded):
+                coded[name] = tensor.weight
+            else:
+                (attributes if leaf in vars(module) else state)[name] = tensor
+        stops = tuple((stop.path, stop.reason) for stop in self.stops)
+        modules = modules_of(self.python)
+        return stored.Model(named(type(self.python)), modules, state, attributes, coded, tuple(parts), stops)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """For ``state_dict``: the networks', the scales of weights that are held as codes, and tensors that are plain
+        attributes."""
+        networks = {f"{path}#{index}": n.state_dict() for path in self.islands for index, n in enumerate(self.at(path))}
+        scales, others = {}, {}
+        for name, module, leaf, tensor in coded_weights.held(self.python):
+            if isinstance(tensor, coded_weights.Coded):
+                scales[name] = torch.from_numpy(tensor.weight.scale.copy())
+            elif leaf in vars(module):
+                others[name] = tensor.detach().clone()
+        return {"networks": networks, "scales": scales, "tensors": others}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Takes what ``get_extra_state`` gave. Raises ValueError for the state of another model."""
+        have = self.get_extra_state()
+        for kind, items in have.items():
+            if set(items) != set(state[kind]):
+                odd = sorted(set(items) ^ set(state[kind]))[0]
+                raise ValueError(f"state_dict: expected the {kind} of this model, {odd!r} is in only one of them")
+        before = [array for _, network in self.networks() for array in codes_of(network.program)]
+        for path in self.islands:
+            for index, network in enumerate(self.at(path)):
+                network.load_state_dict(state["networks"][f"{path}#{index}"])
+        after = [array for _, network in self.networks() for array in codes_of(network.program)]
+        moved = {id(old): new for old, new in zip(before, after, strict=True)}
+        renewed: dict[coded_weights.Key, coded_weights.Coded] = {}
+        for name, module, leaf, tensor in coded_weights.held(self.python):
+            if isinstance(tensor, coded_weights.Coded):
+                codes, scale = moved[id(tensor.weight.codes)], state["scales"][name].numpy().copy()
+                weight = replace(tensor.weight, codes=codes, scale=scale)
+                renewed[id(module), leaf] = coded_weights.Coded(weight)
+            elif leaf in vars(module):
+                module.__dict__[leaf] = state["tensors"][name].clone()
+        coded_weights.put(self.python, renewed)
 
     def run_on(self, engine: str) -> "QuantizedModel":
         """The same model with its networks on another engine."""
@@ -186,11 +272,18 @@ class QuantizedModel(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the networks, and of the parameters and buffers that are in none of them."""
-        inside = [self.python.get_submodule(path) for path in self.islands]
-        taken = {id(t) for module in inside for t in (*module.parameters(), *module.buffers())}
-        rest = {id(t): t.nbytes for t in (*self.python.parameters(), *self.python.buffers()) if id(t) not in taken}
-        return sum(rest.values()) + sum(network.nbytes for _, network in self.networks())
+        """Bytes of the networks, and of every other tensor that the copy of the model holds: weights that are codes
+        (STA-CODED) take none, or those of a scale of their own."""
+        weights = (weight for _, network in self.networks() for _, weight in coded_weights.codes_in(network.program))
+        scales = {id(weight.codes): weight.scale for weight in weights}
+        total = sum(network.nbytes for _, network in self.networks())
+        tensors = {id(tensor): tensor for *_, tensor in coded_weights.held(self.python)}
+        for tensor in tensors.values():
+            if not isinstance(tensor, coded_weights.Coded):
+                total += tensor.nbytes
+            elif not np.array_equal(tensor.weight.scale, scales[id(tensor.weight.codes)]):
+                total += tensor.weight.scale.nbytes
+        return total
 
     def __repr__(self) -> str:
         lines = [f"{type(self.python).__name__}: {len(self.islands)} int8 networks, and Python between them"]
@@ -199,3 +292,28 @@ class QuantizedModel(nn.Module):
         for path, network in self.networks():
             lines += ["", f"{path or 'the whole model'}:", repr(network)]
         return "\n".join(lines)
+
+
+def codes_of(program: Program) -> list[np.ndarray]:
+    return [weight.codes for _, weight in coded_weights.codes_in(program)]
+
+
+def named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def modules_of(model: nn.Module) -> tuple[tuple[str, str, int], ...]:
+    """The modules of a model: path, class, and how many hooks run around it."""
+    return tuple(
+        (path, named(type(module)), len(module._forward_hooks) + len(module._forward_pre_hooks))
+        for path, module in model.named_modules()
+    )
+
+
+def place_of(model: nn.Module) -> str:
+    """File and line of a model's class."""
+    try:
+        _, line = inspect.getsourcelines(type(model))
+        return f"{inspect.getsourcefile(type(model))}, line {line}"
+    except (OSError, TypeError):
+        return named(type(model))

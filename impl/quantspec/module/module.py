@@ -78,7 +78,7 @@ class QuantizedModule(nn.Module):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one ``.safetensors`` file, at once or not at all, which ``quantspec.load`` reads; see
         ``storage.file``."""
-        file.save(self.program, path)
+        file.save(self.program, path, None if self.report is None else self.report.as_tuples())
 
     def train(self, mode: bool = True) -> "QuantizedModule":
         """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
@@ -144,16 +144,3 @@ def used_callables(program: Program) -> Callables:
     """Copies of what the steps of a program call, without what none of them calls."""
     called = {(step.kind, step.target) for step in program.steps if isinstance(step, Call)}
     return {key: copy.deepcopy(what) for key, what in program.callables.items() if key in called}
-
-
-def load(
-    path: str | os.PathLike[str], *, modules: Mapping[str, nn.Module] | None = None, engine: str = "auto"
-) -> QuantizedModule:
-    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is
-    checked.
-
-    ``modules``: modules by path, for those whose class a file cannot name. ``engine``: what will run the network.
-    Raises FormatError for a file that is damaged, foreign or of a newer version, ValueError for a module that is
-    missing or does not fit, and as ``QuantizedModule.run_on`` does for an engine; OSError as reading files does.
-    """
-    return QuantizedModule(file.load(path, modules), engine)

@@ -61,6 +61,10 @@ class Report:
         others = (row for row in self.rows if row.place != INT8 and row.reason != EXCLUDED)
         return sorted(others, key=lambda row: -row.macs)
 
+    def as_tuples(self) -> tuple[tuple[tuple[str, int, str, str], ...], bool]:
+        """The same as a file holds it."""
+        return tuple((row.path, row.macs, row.place, row.reason) for row in self.rows), self.counted
+
     def as_json(self) -> dict[str, Any]:
         """The same as plain data."""
         return asdict(self)

@@ -13,7 +13,7 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Call, LinearDynamic, LinearWeight, Program
-from quantspec.module.islands import LayerIsland, QuantizedModel
+from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import check_overflow
@@ -138,7 +138,7 @@ class Quantizer:
             path: {way: QuantizedModule(program, self.options.engine) for way, program in ways.items()}
             for path, ways in programs.items()
         }
-        return QuantizedModel(copies.own_copy(self.model), networks, tuple(found.stops), report)
+        return QuantizedModel(copies.own_copy(self.model), networks, {}, tuple(found.stops), report)
 
     def worth(self, graph: FloatGraph) -> FloatGraph | None:
         """The graph to use of one captured; None where no layer of it is to be quantized."""
@@ -162,10 +162,8 @@ class Quantizer:
                 stops += [tracer.Stop(path, step.reason) for step in network.steps if isinstance(step, Call)]
         report = work.report_of_layers(self.model, networks, stops, listed(self.exclude))
         work.warn_of_float(report, networks.values(), work.NO_PART)
-        result = QuantizedModel(copies.own_copy(self.model), {}, tuple(stops), report)
-        engine = self.options.engine
-        result.place({path: LayerIsland(QuantizedModule(network, engine)) for path, network in networks.items()})
-        return result
+        layers = {path: QuantizedModule(network, self.options.engine) for path, network in networks.items()}
+        return QuantizedModel(copies.own_copy(self.model), {}, layers, tuple(stops), report)
 
 
 FloatNode = float_graph.Layer | float_graph.Operation

@@ -177,7 +177,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
         path: {way: QuantizedModule(program, prepared.options.engine) for way, program in ways.items()}
         for path, ways in programs.items()
     }
-    return QuantizedModel(copies.own_copy(capture.model), networks, capture.stops, report)
+    return QuantizedModel(copies.own_copy(capture.model), networks, {}, capture.stops, report)
 
 
 def converted(prepared: Prepared) -> Program:

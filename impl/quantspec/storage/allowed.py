@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from quantspec.capture import attention
+from quantspec.capture import attention, writes
 from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import METHODS as MOVING
 from quantspec.ir.rearrange import SHAPES
@@ -54,6 +54,7 @@ NAMES = {
     "math": "ceil exp floor log log2 prod sqrt trunc",
     "builtins": "abs bool float getattr int len list max min round sum tuple",
     "quantspec.capture.attention": "attend linear_rows project",
+    "quantspec.capture.writes": "filled with_item",
     "torchvision.models.swin_transformer": """
         _get_relative_position_bias _patch_merging_pad shifted_window_attention
     """,
@@ -62,7 +63,7 @@ NAMES = {
 FUNCTIONS = {place: frozenset(names.split()) for place, names in NAMES.items()}
 PLACES: dict[str, ModuleType] = {
     "torch": torch, "torch.nn.functional": F, "operator": operator, "math": math, "builtins": builtins,
-    "quantspec.capture.attention": attention,
+    "quantspec.capture.attention": attention, "quantspec.capture.writes": writes,
 }  # fmt: skip
 
 METHODS = MOVING | SHAPES | frozenset(

@@ -24,10 +24,12 @@ from quantspec.ir.program import Program, Step
 from . import validate
 from .allowed import RENAMED_FUNCTIONS, RENAMED_STEPS
 from .callables import NotGiven, read_callables, write_callables
-from .json_fields import Reader, Writer, expect, keys
+from .json_fields import LARGEST_INT, Reader, Writer, expect, keys
+from .model import Model, Part, read_coded, read_way, write_coded, write_way
 
-# Version 2 has other names of steps and functions than version 1, which is read too (``renamed``).
-FORMAT, VERSION, OLDEST_VERSION = "quantspec", 2, 1
+# Version 2 has other names of steps and functions than version 1, which is read too (``renamed``). Since version 3
+# there is a report, and a file may hold a model whose parts are networks.
+FORMAT, VERSION, OLDEST_VERSION, WITH_MODELS = "quantspec", 3, 1, 3
 STEPS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Step)}
 # What reading raises for a file that is none of ours, or not as it was written.
 UNREADABLE = (
@@ -36,14 +38,17 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def save(program: Program, path: str | os.PathLike[str]) -> None:
-    """Writes a network to one file, at once or not at all.
+Report = tuple[tuple[tuple[str, int, str, str], ...], bool]  # (path, multiply-accumulates, place, reason); counted
+
+
+def save(network: Program | Model, path: str | os.PathLike[str], report: Report | None = None) -> None:
+    """Writes a network, or a model whose parts are networks, to one file, at once or not at all.
 
     A module of a class that is not torch.nn's own is stored by its state, and is to be given again to ``load``. Raises
     UnsupportedError naming a function, or a value among the arguments, that has no place in a file; OSError as writing
     files does.
     """
-    write_whole(path, packed(program))
+    write_whole(path, packed(network, report))
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -62,37 +67,73 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None) -> Program:
-    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything is checked.
+def load(
+    path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None, *, model: bool = False
+) -> tuple[Program | Model, Report | None]:
+    """What a file holds that ``save`` wrote, bit for bit. Nothing in the file is executed, everything is checked.
 
-    ``modules``: by path, modules whose code the file does not hold; they are copied, and take the file's state. Raises
-    FormatError naming the file and what is wrong with it, ValueError for ``modules`` that are missing or do not fit,
-    OSError as reading files does.
+    ``modules``: by path, modules whose code the file does not hold; they are copied, and take the file's state.
+    ``model``: whether the caller has a model for what is Python. Raises FormatError naming the file and what is wrong
+    with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files does.
     """
     data = Path(path).read_bytes()
     try:
-        return unpacked(data, modules or {})
+        return contents(data, modules or {}, model=model)
     except NotGiven:
         raise
     except UNREADABLE as error:
         raise FormatError(f"{os.fspath(path)}: {error}") from error
 
 
-def packed(program: Program) -> bytes:
+def packed(network: Program | Model, report: Report | None = None) -> bytes:
     """The bytes of the file."""
     writer = Writer()
+    content: dict[str, Any] = {"report": None}
+    if report is not None:
+        content["report"] = {"rows": list(map(list, report[0])), "counted": report[1]}
+    if isinstance(network, Model):
+        content["model"] = written_model(network, writer) | {"grids": writer.grids}
+    else:
+        content["network"] = written(network, writer) | {"grids": writer.grids}
+    header = {"format": FORMAT, "version": VERSION, "sha256": digest(content, writer.tensors)} | content
+    return safetensors.torch.save(writer.tensors, {FORMAT: text(header)})
+
+
+def written(program: Program, writer: Writer) -> dict[str, Any]:
+    """A network as JSON, without its grids."""
     network: dict[str, Any] = {"dialect": program.dialect, "inputs": list(program.inputs)}
     network["defaults"] = writer.tree(program.defaults, "defaults")
     network["steps"] = [{"step": type(step).__name__} | writer.record(step, step.name) for step in program.steps]
     network["output"] = writer.tree(program.output, "output")
     network["callables"] = write_callables(program.callables, writer)
-    network["grids"] = writer.grids
-    header = {"format": FORMAT, "version": VERSION, "sha256": digest(network, writer.tensors), "network": network}
-    return safetensors.torch.save(writer.tensors, {FORMAT: text(header)})
+    return network
+
+
+def written_model(model: Model, writer: Writer) -> dict[str, Any]:
+    """A model as JSON, without the grids of its networks."""
+    parts = []
+    for part in model.parts:
+        way = None if part.way is None else write_way(part.way, writer)
+        parts.append({"path": part.path, "way": way, "network": written(part.program, writer)})
+    return {
+        "class": model.name, "modules": list(map(list, model.modules)), "stops": list(map(list, model.stops)),
+        "state": {name: writer.array(tensor, name) for name, tensor in model.state.items()},
+        "attributes": {name: writer.array(tensor, name) for name, tensor in model.attributes.items()},
+        "coded": {name: write_coded(weight, name, writer) for name, weight in model.coded.items()}, "parts": parts,
+    }  # fmt: skip
 
 
 def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> Program:
-    """The Program of a file's bytes. Raises many kinds of errors, which say what is wrong."""
+    """The Program of a file of one network."""
+    network, _ = contents(data, modules)
+    assert isinstance(network, Program)
+    return network
+
+
+def contents(
+    data: bytes, modules: Mapping[str, nn.Module], *, model: bool = False
+) -> tuple[Program | Model, Report | None]:
+    """What a file's bytes hold. Raises many kinds of errors, which say what is wrong."""
     tensors = safetensors.torch.load(data)
     size = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + size], object_pairs_hook=once).get("__metadata__") or {}
@@ -105,12 +146,28 @@ def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> Program:
     if not OLDEST_VERSION <= version <= VERSION:
         age = "newer" if version > VERSION else "older"
         raise ValueError(f"version {version} of the format, which is {age} than this quantspec reads ({VERSION})")
-    keys(header, ("format", "version", "sha256", "network"), "header")
-    network = header["network"]
-    if header["sha256"] != digest(network, tensors):
+    kind = "model" if "model" in header and version >= WITH_MODELS else "network"
+    more = ("report",) if version >= WITH_MODELS else ()
+    keys(header, ("format", "version", "sha256", kind, *more), "header")
+    content = {key: header[key] for key in (*more, kind)} if more else header[kind]
+    if header["sha256"] != digest(content, tensors):
         raise ValueError("its contents are not those that were written: the checksum differs")
-    keys(network, ("dialect", "inputs", "defaults", "steps", "output", "callables", "grids"), "network")
-    return network_of(network if version > 1 else renamed(network), tensors, modules)
+    report = read_report(header["report"]) if more else None
+    reader = Reader(tensors)
+    if kind == "model":
+        return model_of(header[kind], reader, modules, given=model), report
+    return network_of(header[kind] if version > 1 else renamed(header[kind]), reader, modules), report
+
+
+def read_report(value: Any) -> Report | None:
+    if value is None:
+        return None
+    keys(value, ("rows", "counted"), "report")
+    rows = [expect(row, list, "report") for row in expect(value["rows"], list, "report")]
+    for row in rows:
+        if tuple(map(type, row)) != (str, int, str, str) or not 0 <= row[1] <= LARGEST_INT:
+            raise ValueError(f"report: expected a path, a number, a place and a reason, got {row!r:.80}")
+    return tuple(map(tuple, rows)), expect(value["counted"], bool, "report")
 
 
 def renamed(network: dict[str, Any]) -> dict[str, Any]:
@@ -135,10 +192,52 @@ def renamed_target(row: Any) -> Any:
     return row | {"target": RENAMED_FUNCTIONS.get(row["target"], row["target"])}
 
 
-def network_of(network: dict[str, Any], tensors: dict[str, torch.Tensor], modules: Mapping[str, nn.Module]) -> Program:
-    """The Program of its JSON and arrays, checked (``validate``)."""
-    reader = Reader(tensors)
+NETWORK = ("dialect", "inputs", "defaults", "steps", "output", "callables")
+
+
+def network_of(network: Any, reader: Reader, modules: Mapping[str, nn.Module]) -> Program:
+    """The Program of the JSON of a file, checked (``validate``)."""
+    keys(network, (*NETWORK, "grids"), "network")
     reader.read_grids(network["grids"])
+    program = program_of(network, reader, modules)
+    nothing_left(reader)
+    return program
+
+
+def model_of(row: Any, reader: Reader, modules: Mapping[str, nn.Module], *, given: bool) -> Model:
+    """The model of the JSON of a file, its networks checked."""
+    keys(row, ("class", "modules", "stops", "state", "attributes", "coded", "parts", "grids"), "model")
+    name = expect(row["class"], str, "class")
+    if not given:
+        raise NotGiven(f"model: the file holds networks for parts of a {name}, and no Python; pass model= a {name}")
+    reader.read_grids(row["grids"])
+    kinds = [tuple(expect(item, list, "modules")) for item in expect(row["modules"], list, "modules")]
+    stops = [tuple(expect(item, list, "stops")) for item in expect(row["stops"], list, "stops")]
+    expected = (kinds, (str, str, int)), (stops, (str, str))
+    if odd := [item for items, types in expected for item in items if tuple(map(type, item)) != types]:
+        raise ValueError(f"model: expected paths with classes and reasons, got {odd[0]!r:.80}")
+    parts = []
+    for index, part in enumerate(expect(row["parts"], list, "parts")):
+        where = f"part {index}"
+        keys(part, ("path", "way", "network"), where)
+        keys(part["network"], NETWORK, where)
+        way = None if part["way"] is None else read_way(part["way"], reader, where)
+        path = expect(part["path"], str, where)
+        parts.append(Part(path, way, program_of(part["network"], reader, modules)))
+        if way is not None and len(way.names) != len(parts[-1].program.inputs):
+            raise ValueError(f"{where}: expected a way with {len(parts[-1].program.inputs)} tensors, got {way.names}")
+    state, attributes = (
+        {key: reader.tensor(value, key) for key, value in expect(row[kind], dict, kind).items()}
+        for kind in ("state", "attributes")
+    )
+    rows = expect(row["coded"], dict, "coded")
+    coded = {key: read_coded(value, reader, f"coded {key}") for key, value in rows.items()}
+    nothing_left(reader)
+    return Model(name, tuple(kinds), state, attributes, coded, tuple(parts), tuple(stops))
+
+
+def program_of(network: dict[str, Any], reader: Reader, modules: Mapping[str, nn.Module]) -> Program:
+    """A Program of its JSON, checked."""
     steps = []
     for index, row in enumerate(expect(network["steps"], list, "steps")):
         kind = row.get("step") if type(row) is dict else None
@@ -151,10 +250,14 @@ def network_of(network: dict[str, Any], tensors: dict[str, torch.Tensor], module
         reader.field(network["defaults"], dict[str, Any], "defaults"), tuple(steps),
         reader.tree(network["output"], "output"), read_callables(network["callables"], reader, modules),
     )  # fmt: skip
-    if unused := set(tensors) - reader.used:
-        raise ValueError(f"tensor {sorted(unused)[0]!r} belongs to nothing")
     validate.check(program)
     return program
+
+
+def nothing_left(reader: Reader) -> None:
+    """ValueError for a tensor that belongs to nothing."""
+    if unused := set(reader.tensors) - reader.used:
+        raise ValueError(f"tensor {sorted(unused)[0]!r} belongs to nothing")
 
 
 def digest(network: Any, tensors: Mapping[str, torch.Tensor]) -> str:

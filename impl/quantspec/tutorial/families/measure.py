@@ -16,7 +16,8 @@ from torch import nn
 from quantspec.comparison import compare
 from quantspec.comparison import plain as plain_tree
 from quantspec.module.islands import QuantizedModel
-from quantspec.module.module import QuantizedModule, load
+from quantspec.module.load import load
+from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
 from quantspec.ptq.dynamic import quantize_dynamic
 from quantspec.ptq.static import convert, prepare
@@ -186,7 +187,7 @@ def saved(subject: Subject, q: QuantizedModule | QuantizedModel, expected: list[
         path = Path(folder) / "network.safetensors"
         try:
             q.save(path)
-            got = subject.answer(load(path, modules=dict(subject.model.named_modules())))
+            got = subject.answer(load(path, model=subject.model))
         except Exception as error:  # a network that has no file is told in the row
             return first_line(error)
     return "" if all(map(torch.equal, expected, got)) else "other numbers when loaded"

@@ -1,0 +1,165 @@
+"""Weights of the user's model that are held as the codes of the networks that have them (STA-CODED): whatever reads one
+gets the dequantized values, computed then."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from quantspec.errors import UnsupportedError
+from quantspec.ir.float_run import transposed_weight
+from quantspec.ir.program import Conv, Embedding, Linear, LinearDynamic, LinearWeight, Program, Recurrent
+from quantspec.storage.model import CodedWeight
+
+Key = tuple[int, str]  # a module by its id, and the name of a tensor of it
+
+
+class Coded(torch.Tensor):
+    """A float32 tensor without memory of its own, whose values are those of codes."""
+
+    weight: CodedWeight
+
+    @staticmethod
+    def __new__(cls, weight: CodedWeight) -> "Coded":
+        empty = formed(torch.empty(weight.codes.shape, dtype=torch.int8, device="meta"), weight)
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, empty.shape, dtype=torch.float32, device=torch.device("cpu")
+        )
+        made.weight = weight
+        assert isinstance(made, Coded)
+        return made
+
+    def __init__(self, weight: CodedWeight) -> None:
+        super().__init__()
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch's own do
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch gives no types
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for argument, value in zip(func._schema.arguments, args):
+            if isinstance(value, Coded) and argument.alias_info is not None and argument.alias_info.is_write:
+                raise UnsupportedError(f"{func._schema.name}: a weight that is kept as int8 codes cannot be written to")
+        args, kwargs = tree_map_only(Coded, Coded.values, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def values(self) -> torch.Tensor:
+        """The dequantized values."""
+        codes, scale = torch.tensor(self.weight.codes), torch.tensor(self.weight.scale)
+        along = (-1, *[1] * (codes.ndim - 1)) if scale.ndim else ()
+        return formed(codes.to(torch.float32) * scale.reshape(along), self.weight)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Coded":
+        return Coded(self.weight)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Coded, (self.weight,)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch gives no types
+        return f"Coded({list(self.shape)})"
+
+
+def formed(tensor: torch.Tensor, weight: CodedWeight) -> torch.Tensor:
+    """A tensor as a layer has it in the form that the module has."""
+    if weight.form == "transposed":
+        return tensor.t()
+    return transposed_weight(tensor, weight.groups) if weight.form == "flipped" else tensor
+
+
+def codes_in(program: Program) -> Iterator[tuple[str, CodedWeight]]:
+    """The codes of weights in a network, by the layers' paths."""
+    for step in program.steps:
+        if isinstance(step, Linear | LinearDynamic | LinearWeight | Embedding):
+            yield step.layer, CodedWeight(step.weight, step.w_qparams.scale)
+        elif isinstance(step, Conv):
+            yield step.layer, CodedWeight(step.weight, step.w_qparams.scale, "same", step.groups)
+        elif isinstance(step, Recurrent):
+            for cell in step.cells:
+                yield step.layer, CodedWeight(cell.input_weight, cell.input_qparams.scale)
+                yield step.layer, CodedWeight(cell.state_weight, cell.state_qparams.scale)
+
+
+def held(model: nn.Module) -> list[tuple[str, nn.Module, str, torch.Tensor]]:
+    """The tensors that the modules of a model hold as parameters, buffers or attributes: path, module, name, tensor."""
+    return [
+        (f"{path}.{name}" if path else name, module, name, value)
+        for path, module in model.named_modules()
+        for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items())
+        if isinstance(value, torch.Tensor)
+    ]
+
+
+def keep_codes(model: nn.Module, programs: Mapping[str, Iterable[Program]]) -> None:
+    """Puts codes in the place of the weights of a model of ours that the networks of its parts have as codes."""
+    found: dict[int, tuple[torch.Tensor, CodedWeight]] = {}
+    for path, networks in programs.items():
+        candidates: dict[str, list[CodedWeight]] = {}
+        for network in networks:
+            for layer, weight in codes_in(network):
+                candidates.setdefault(layer, []).append(weight)
+        for inner, module in model.get_submodule(path).named_modules(prefix=path):
+            for tensor in (*module._parameters.values(), *vars(module).values()):
+                if not isinstance(tensor, torch.Tensor) or isinstance(tensor, Coded) or id(tensor) in found:
+                    continue
+                near = (layer for layer in candidates if related(layer, inner))
+                weights = (weight for layer in near for weight in candidates[layer])
+                said = (coded for weight in weights if (coded := as_coded(tensor, weight)) is not None)
+                if (first := next(said, None)) is not None:
+                    found[id(tensor)] = tensor, first
+    made = {key: Coded(weight) for key, (_, weight) in found.items()}
+    put(model, {(id(module), name): made[id(t)] for _, module, name, t in held(model) if id(t) in made})
+
+
+def related(layer: str, path: str) -> bool:
+    """Whether a layer can have its weight from a module: it is the module, or one is in the other."""
+    return layer == path or layer == path.rpartition(".")[0] or path == layer.rpartition(".")[0]
+
+
+def as_coded(tensor: torch.Tensor, weight: CodedWeight) -> CodedWeight | None:
+    """Codes that say a tensor's values to within one step in each channel, with the scale of it; None where they do
+    not. A scale is the layer's own, or, where a normalization was folded into the layer, the nearest."""
+    if tensor.dtype != torch.float32 or tensor.ndim < 2 or math.prod(tensor.shape) != weight.codes.size:
+        return None
+    values = tensor.detach()
+    for form in ("same", "transposed", "flipped"):
+        if form == "transposed" and weight.codes.ndim != 2 or form == "flipped" and weight.codes.ndim < 3:
+            continue
+        turned = CodedWeight(weight.codes, weight.scale, form, weight.groups)
+        if formed(torch.empty(weight.codes.shape, device="meta"), turned).shape != tensor.shape:
+            continue
+        inverse = values.t() if form == "transposed" else values
+        if form == "flipped":
+            inverse = transposed_weight(values, weight.groups)
+        wanted = inverse.numpy().reshape(len(weight.codes), -1)
+        codes = weight.codes.reshape(len(weight.codes), -1).astype(np.float32)
+        for scale in (weight.scale, nearest_scale(wanted, codes, weight.scale)):
+            steps = np.asarray(scale, np.float32).reshape(-1, 1)
+            if (np.abs(codes * steps - wanted) <= np.abs(steps)).all():
+                return CodedWeight(weight.codes, np.asarray(scale, np.float32), form, weight.groups)
+    return None
+
+
+def nearest_scale(values: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """For each output the scale with which codes are nearest to its values; the layer's where all codes are zero."""
+    squares = (codes * codes).sum(1)
+    scales = (values * codes).sum(1) / np.where(squares, squares, 1)
+    return np.where(squares, scales, np.broadcast_to(scale, squares.shape)).astype(np.float32)
+
+
+def put(model: nn.Module, tensors: Mapping[Key, Coded]) -> None:
+    """Puts tensors into modules, where they are attributes: no optimizer, and no state_dict, sees them."""
+    names: dict[int, list[str]] = {}
+    for key, name in tensors:
+        names.setdefault(key, []).append(name)
+    for module in model.modules():
+        for name in names.get(id(module), ()):
+            module._parameters.pop(name, None)
+            module.__dict__[name] = tensors[id(module), name]
+        if id(module) in names and isinstance(module, nn.RNNBase):
+            module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]

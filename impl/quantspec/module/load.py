@@ -1,0 +1,126 @@
+"""Networks from files that ``save`` wrote."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantspec.capture import copies
+from quantspec.capture.calls import Way
+from quantspec.capture.tracer import Stop
+from quantspec.errors import FormatError
+from quantspec.storage import file
+from quantspec.storage.model import Model
+
+from .coded import Coded, codes_in, held
+from .islands import QuantizedModel, modules_of
+from .module import QuantizedModule
+from .report import Report, Work
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
+    engine: str = "auto",
+) -> QuantizedModule | QuantizedModel:
+    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is
+    checked.
+
+    ``model``: the float model, for a network whose parts have Python between them, which no file holds. It is copied,
+    and takes the file's tensors, whatever its own are (STA-MODEL-STORED). ``modules``: modules by path, for those
+    whose class a file cannot name; those of ``model`` need not be given. ``engine``: what will run the network.
+    Raises FormatError for a file that is damaged, foreign or of a newer version, ValueError for a model or a module
+    that is missing or does not fit, and as ``QuantizedModule.run_on`` does for an engine; OSError as reading files
+    does.
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    own = None if model is None else copies.own_copy(copies.inside(model))
+    given = dict(modules or {})
+    if own is not None:
+        given = dict(own.named_modules()) | given
+    network, rows = file.load(path, given, model=own is not None)
+    report = None if rows is None else Report(tuple(Work(*row) for row in rows[0]), rows[1])
+    if not isinstance(network, Model):
+        return QuantizedModule(network, engine, report)
+    assert own is not None
+    same_modules(own, network)
+    try:
+        return assembled(own.eval(), network, engine, report)
+    except Unfit as error:
+        raise FormatError(f"{os.fspath(path)}: {error}") from error
+
+
+class Unfit(ValueError):
+    """A file whose parts do not belong together."""
+
+
+def same_modules(own: nn.Module, network: Model) -> None:
+    """ValueError unless a model has the modules, classes, hooks and tensors that the file was written for."""
+    for mine, saved in zip(modules_of(own), network.modules):
+        if mine != saved:
+            raise ValueError(f"model: expected {told(saved)}, as the file has it, got {told(mine)}")
+    if (count := len(modules_of(own))) != len(network.modules):
+        raise ValueError(f"model: expected {len(network.modules)} modules, as the file has them, got {count}")
+    # What a forward keeps as an attribute may have come or gone since.
+    tensors = [(n, tensor) for n, module, leaf, tensor in held(own) if leaf not in vars(module) or n in network.coded]
+    have = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors}
+    want = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in network.state.items()}
+    want |= {name: (torch.float32, tuple(Coded(weight).shape)) for name, weight in network.coded.items()}
+    for name in [*want, *have]:
+        if have.get(name) != want.get(name):
+            raise ValueError(f"model: {name!r} is {form(have.get(name))}, in the file it is {form(want.get(name))}")
+
+
+def told(module: tuple[str, str, int]) -> str:
+    path, kind, hooks = module
+    return f"{path or 'the model'} as a {kind}{f' with {hooks} hooks' if hooks else ''}"
+
+
+def form(of: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
+    return "missing" if of is None else f"{of[0]}{list(of[1])}"
+
+
+def assembled(own: nn.Module, network: Model, engine: str, report: Report | None) -> QuantizedModel:
+    """The model with the networks and the tensors of a file."""
+    networks: dict[str, dict[Way, nn.Module]] = {}
+    layers: dict[str, nn.Module] = {}
+    paths = {path for path, _, _ in network.modules}
+    for part in network.parts:
+        made = QuantizedModule(part.program, engine)
+        ways = networks.setdefault(part.path, {}) if part.way is not None else {}
+        twice = part.way in ways or part.path in layers or (part.way is None and part.path in networks)
+        if part.path not in paths or twice:
+            raise Unfit(f"{part.path!r} is no module, or has two networks for the same calls")
+        if part.way is None:
+            layers[part.path] = made
+        else:
+            ways[part.way] = made
+    own_scales = {id(weight.codes): weight.scale for part in network.parts for _, weight in codes_in(part.program)}
+    coded = {}
+    for name, module, leaf, tensor in held(own):
+        if name in network.coded:
+            weight = network.coded[name]
+            if (scale := own_scales.get(id(weight.codes))) is None:
+                raise Unfit(f"the codes of {name!r} are no layer's")
+            same = np.array_equal(scale, weight.scale)
+            coded[id(module), leaf] = Coded(replace(weight, scale=scale if same else weight.scale))
+        elif leaf in module._parameters:
+            tensor.data = network.state[name]  # the same parameter wherever the model has it
+        elif leaf in module._buffers:
+            module._buffers[leaf] = network.state[name]
+    for name, tensor in network.attributes.items():
+        path, _, leaf = name.rpartition(".")
+        if path not in paths or not leaf.isidentifier() or hasattr(nn.Module, leaf) or leaf in vars(nn.Module()):
+            raise Unfit(f"{name!r} is no attribute of a module")
+        own.get_submodule(path).__dict__[leaf] = tensor
+    for name, _, _, tensor in held(own):
+        if name in network.state and not torch.equal(tensor, network.state[name]):
+            raise ValueError(f"model: {name!r} is the same tensor as another, in the file it is not")
+    stops = tuple(Stop(path, reason) for path, reason in network.stops)
+    return QuantizedModel(own, networks, layers, stops, report, coded)
