@@ -572,7 +572,34 @@ def test_a_clamp_from_zero_is_absorbed_and_ends_where_it_did(clamp):
     assert kinds(fusion.fuse(captured(unequal))) == ["Linear", "Elementwise"]
 
 
-@clause("FUS-SHARED")
+@clause("FUS-ROWS")
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_network_with_a_normalization_of_rows_refuses_other_inputs(behind, tmp_path):
+    layers = [nn.Linear(4, 4), nn.BatchNorm1d(4)]
+    model = networks.seeded(lambda: nn.Sequential(*(layers if behind else layers[::-1]), nn.ReLU(), nn.Linear(4, 2)))
+    rows, images = networks.inputs(8, (4,)), networks.inputs(3, (4, 4))
+    q = qs.quantize(model, [rows])
+    q.save(tmp_path / "q")
+    expected = q(rows)
+    for network in (q, *map(q.run_on, ("reference", "torch")), qs.load(tmp_path / "q")):
+        for other in (images, rows[0]):
+            with pytest.raises(ValueError, match="with its BatchNorm1d expects \\[rows, features\\], got shape"):
+                network(other)
+        assert torch.equal(network(rows), expected)
+    layer = float_run.FloatLayer(fusion.fuse(captured(model)).nodes[0])  # where one stays in float
+    with pytest.raises(ValueError, match="with its BatchNorm1d expects"):
+        layer(images)
+
+
+@clause("FUS-ROWS")
+def test_a_normalization_of_other_channels_is_not_folded():
+    model = networks.seeded(lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(4, 2)))
+    x = networks.inputs(5, (3, 4))
+    with torch.no_grad():
+        assert accuracy.sqnr(model(x).numpy(), qs.quantize(model, [x])(x).numpy()) > 30
+
+
+@clause("FUS-SHARED", "FUS-ROWS")
 def test_a_linear_layer_that_holds_a_normalization_takes_rows_only():
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     # [batch, channels, features]: here the normalization's channels are the second axis.

@@ -203,4 +203,14 @@ FAULTS = [
         'what.max_val if name == "hardtanh" and what.min_val == 0 else None',
         'what.max_val if name == "hardtanh" else None',
     ),
+    Fault(
+        "rows-forgotten-when-folded", "ptq.fusion", ("FUS-ROWS",),
+        "The layer with a normalization inside is a layer like others.",
+        "replace(layer, weight=weight, bias=bias, flat=True)", "replace(layer, weight=weight, bias=bias)",
+    ),
+    Fault(
+        "rows-forgotten-when-converted", "ptq.conversion", ("FUS-ROWS",),
+        "What calibration refuses is no question for the network.",
+        "program.Linear(*layer, node.flat)", "program.Linear(*layer)",
+    ),
 ]

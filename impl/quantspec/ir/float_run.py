@@ -108,7 +108,7 @@ def check_fits(layer: Layer | WeightStep, shape: tuple[int, ...]) -> None:
     features = layer.weight.shape[1]
     if len(shape) < 1 or shape[-1] != features:
         raise ValueError(f"batch: layer {layer.layer!r} expects {features} input features, got shape {tuple(shape)}")
-    if isinstance(layer, Linear) and layer.flat and len(shape) != 2:
+    if isinstance(layer, (Linear, program.Linear)) and layer.flat and len(shape) != 2:
         raise ValueError(
             f"batch: layer {layer.layer!r} with its BatchNorm1d expects [rows, features], got shape {tuple(shape)};"
             " prepare with fuse=False"
@@ -155,6 +155,7 @@ class FloatLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, float32."""
+        check_fits(self.node, x.shape)
         if isinstance(self.node, Linear):
             return F.linear(x, self.weight, self.bias)
         return run_conv(self.node, x, self.weight, self.bias)

@@ -50,7 +50,8 @@ class Linear:
 
     ``weight``: int8 codes [outputs, inputs]; ``bias``: float32 (outputs,) or None, as the dialects disagree on its
     code; ``layer``: the path of the module it came from; ``y_qparams``: the output's grid, or None where the output is
-    float32, without codes of its own (STA-DIRECT).
+    float32, without codes of its own (STA-DIRECT); ``flat``: it takes rows only, as it holds a normalization whose
+    channels are its features in no other input (FUS-ROWS).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Linear:
     w_qparams: QParams
     y_qparams: QParams | None
     relu: bool
+    flat: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -176,7 +176,7 @@ class Converter:
         y = None if direct else self.grid(node.name)
         layer = node.name, self.as_codes(node.x), node.layer, weight, node.bias, x, w, y, node.relu
         if isinstance(node, float_graph.Linear):
-            self.steps.append(program.Linear(*layer))
+            self.steps.append(program.Linear(*layer, node.flat))
         else:
             places = node.stride, node.padding, node.dilation, node.input_dilation, node.groups
             self.steps.append(program.Conv(*layer, *places))

@@ -112,6 +112,8 @@ def fold_before(graph: FloatGraph) -> FloatGraph:
         if isinstance(node, Linear) and norm.positions is not None:
             continue  # the channels of an image are not its last axis
         groups = node.groups if isinstance(node, Conv) else 1
+        if len(norm.gamma) != node.weight.shape[1] * groups:
+            continue
         statistics = norm.gamma, norm.beta, norm.mean, norm.var, norm.eps
         weight, bias = fold_batch_norm_before(node.weight, node.bias, *statistics, groups)
         nodes[node.name] = replace(with_weight(node, weight, bias), x=norm.x)

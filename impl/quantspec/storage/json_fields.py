@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import Cell, Ref
+from quantspec.ir.program import Cell, Linear, Ref
 from quantspec.numerics.affine import QParams
 
 DTYPES = {
@@ -37,6 +37,8 @@ CONSTANTS: dict[str, Mapping[Any, Any]] = {
     "device": {"cpu": torch.device("cpu")}, "ellipsis": {True: Ellipsis},
 }  # fmt: skip
 LARGEST_INT = 2**63 - 1
+# Fields that came later: a file has them only where they are not this.
+LATER: dict[type, dict[str, Any]] = {Linear: {"flat": False}}
 T = TypeVar("T")
 
 
@@ -86,6 +88,8 @@ class Writer:
     def record(self, value: Any, path: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
         """A dataclass by its fields."""
         kind: type = type(value)
+        later = LATER.get(kind, {})
+        without += tuple(name for name, usual in later.items() if getattr(value, name) == usual)
         hints = {name: hint for name, hint in annotations(kind).items() if name not in without}
         return {name: self.field(getattr(value, name), hint, f"{path}.{name}") for name, hint in hints.items()}
 
@@ -210,6 +214,7 @@ class Reader:
     def record(self, kind: type, given: Any, path: str, extra: dict[str, Any] | None = None) -> Any:
         """A dataclass of its fields; ``extra`` are those that the JSON does not have."""
         extra = extra or {}
+        given = LATER.get(kind, {}) | given if type(given) is dict else given
         hints = {name: hint for name, hint in annotations(kind).items() if name not in extra}
         keys(given, tuple(hints), path)
         return kind(**extra, **{name: self.field(given[name], hint, f"{path}.{name}") for name, hint in hints.items()})

@@ -49,6 +49,8 @@ def features(layer: Linear | LinearDynamic, shape: Shape) -> Shape:
         raise UnsupportedError(
             f"layer {layer.layer!r}: expected {layer.weight.shape[1]} input features, got shape {shape}"
         )
+    if isinstance(layer, Linear) and layer.flat and len(shape) != 2:
+        raise UnsupportedError(f"layer {layer.layer!r}: expected rows, got shape {shape}")
     return (*shape[:-1], len(layer.weight))
 
 
