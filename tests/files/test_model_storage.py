@@ -8,6 +8,8 @@ import random
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import safetensors.torch
@@ -283,3 +285,46 @@ def test_files_hold_a_tied_weight_once_and_as_codes(tmp_path):
     assert largest == [] and sum(t.dtype == torch.int8 for t in tensors.values()) == 4
     coded = [name for name, _, _, tensor in held(q.python) if isinstance(tensor, Coded)]
     assert coded == ["embed.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight"]
+
+
+@dataclass
+class Scores:
+    """What a model gives."""
+
+    values: torch.Tensor
+    most: torch.Tensor | None = None
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Gives(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(8, 4), kind
+
+    def forward(self, x):
+        y = self.layer(x)
+        return Scores(y, y.max()) if self.kind == "scores" else Pair(y, y + 1) if self.kind == "pair" else y.sort(-1)
+
+
+@clause("STA-MODEL-STORED", "STA-STORED")
+@pytest.mark.parametrize("kind", ["scores", "pair", "sorted"])
+def test_outputs_keep_their_types_in_files_whose_library_is_that_of_the_model(kind, tmp_path):
+    model, x = networks.seeded(lambda: Gives(kind)), networks.inputs(5, (8,))
+    q = qs.quantize(model, [x])
+    q.save(tmp_path / "q")
+    another = networks.seeded(lambda: Gives(kind), 1)
+    loaded = qs.load(tmp_path / "q", model=another)
+    y, same = q(x), loaded(x)
+    fields = {"scores": ("values", "most"), "pair": ("first", "second"), "sorted": ("values", "indices")}[kind]
+    assert type(y) is type(same) is type(model(x))
+    assert all(torch.equal(getattr(y, name), getattr(same, name)) for name in fields)
+    for other in (None, nn.Sequential(nn.Linear(8, 4)).eval()):
+        if kind == "sorted":
+            assert torch.equal(qs.load(tmp_path / "q", model=other)(x)[0], y[0])
+        else:
+            with pytest.raises(ValueError, match="^model: the file names test_model_storage.*; pass"):
+                qs.load(tmp_path / "q", model=other)

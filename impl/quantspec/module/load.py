@@ -44,7 +44,7 @@ def load(
     given = dict(modules or {})
     if own is not None:
         given = dict(own.named_modules()) | given
-    network, rows = file.load(path, given, model=own is not None)
+    network, rows = file.load(path, given, model=own)
     report = None if rows is None else Report(tuple(Work(*row) for row in rows[0]), rows[1])
     if not isinstance(network, Model):
         return QuantizedModule(network, engine, report)

@@ -5,10 +5,13 @@ reads a file, imports, runs what it is given, or writes to anything but its resu
 """
 
 import builtins
+import collections
 import importlib
 import math
 import operator
+import sys
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from quantspec.capture import attention, writes
-from quantspec.ir.program import Call, Ref
+from quantspec.ir.program import Call, Callables, Ref
 from quantspec.ir.rearrange import METHODS as MOVING
 from quantspec.ir.rearrange import SHAPES
 from quantspec.torchvision_compat import import_torchvision
@@ -52,6 +55,8 @@ NAMES = {
         truediv xor
     """,
     "math": "ceil exp floor log log2 prod sqrt trunc",
+    "collections": "OrderedDict",
+    "torch.return_types": "aminmax cummax cummin kthvalue max median min mode sort topk",
     "builtins": "abs bool float getattr int len list max min round sum tuple",
     "quantspec.capture.attention": "attend linear_rows project",
     "quantspec.capture.writes": "filled with_item",
@@ -63,6 +68,7 @@ NAMES = {
 FUNCTIONS = {place: frozenset(names.split()) for place, names in NAMES.items()}
 PLACES: dict[str, ModuleType] = {
     "torch": torch, "torch.nn.functional": F, "operator": operator, "math": math, "builtins": builtins,
+    "collections": collections, "torch.return_types": torch.return_types,
     "quantspec.capture.attention": attention, "quantspec.capture.writes": writes,
 }  # fmt: skip
 
@@ -171,8 +177,22 @@ def is_listed(kind: str, name: str, value: Any) -> bool:
     return kind == "function" and leaf in FUNCTIONS.get(place, ()) and function(name) is value
 
 
-def check_call(step: Call) -> None:
-    """ValueError for a call that a file may not hold."""
+def is_output_type(value: Any) -> bool:
+    """Whether a value is a class that only holds what a model gives: a dataclass or a named tuple, not torch's own."""
+    if not isinstance(value, type) or value.__module__.startswith("torch."):
+        return False
+    return is_dataclass(value) or (issubclass(value, tuple) and hasattr(value, "_fields"))
+
+
+def output_type(name: str) -> type | None:
+    """The class of outputs of that name, if its module has been imported."""
+    place, _, leaf = name.rpartition(".")
+    found = vars(sys.modules[place]).get(leaf) if place in sys.modules else None
+    return found if is_output_type(found) else None
+
+
+def check_call(step: Call, callables: Callables) -> None:
+    """ValueError for a call that a file may not hold. ``callables``: what it was found to call."""
     where = f"step {step.name!r}"
     if step.kind == "method":
         if step.target not in METHODS:
@@ -180,7 +200,8 @@ def check_call(step: Call) -> None:
         if not step.args or not isinstance(step.args[0], Ref):
             raise ValueError(f"{where}: a method belongs to a value")
     elif step.kind == "function":
-        function(step.target)
+        if not is_output_type(callables.get((step.kind, step.target))):
+            function(step.target)
         if step.target == "builtins.getattr" and not is_known_attribute(step):
             raise ValueError(f"{where}: a file may not name the attribute {step.args[1:]!r}")
     elif step.kind not in ("module", "attribute"):

@@ -4,7 +4,7 @@ Which names a file may have stands in ``allowed``.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from quantspec.ir.float_run import FloatLayer
 from quantspec.ir.program import Callables
 from quantspec.ir.traverse import refs
 
-from .allowed import MODULES, function
+from .allowed import MODULES, function, is_output_type, output_type
 from .json_fields import Reader, Writer, expect, keys
 from .validate import check_layer
 
@@ -32,7 +32,11 @@ def write_callables(callables: Callables, writer: Writer) -> list[dict[str, Any]
     rows = []
     for (kind, target), value in callables.items():
         row: dict[str, Any] = {"kind": kind, "target": target}
-        if kind == "function":
+        if kind == "function" and is_output_type(value):
+            if output_type(target) is not value:
+                raise UnsupportedError(f"function {target}: no module has the class by that name")
+            row["output"] = True
+        elif kind == "function":
             try:
                 same = function(target) is value
             except ValueError as error:
@@ -101,8 +105,11 @@ def build_module(name: str, arguments: dict[str, Any], tensors: int) -> nn.Modul
         return module
 
 
-def read_callables(rows: Any, reader: Reader, modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], Any]:
-    """What ``Call``s call, of JSON. ``modules``: those that are not in the file, by path.
+def read_callables(
+    rows: Any, reader: Reader, modules: Mapping[str, nn.Module], packages: Collection[str] = ()
+) -> dict[tuple[str, str], Any]:
+    """What ``Call``s call, of JSON. ``modules``: those that are not in the file, by path. ``packages``: those whose
+    classes of outputs a file may name.
 
     Raises ValueError for names that a file may not have, and for state that fits no module.
     """
@@ -112,7 +119,10 @@ def read_callables(rows: Any, reader: Reader, modules: Mapping[str, nn.Module]) 
         kind, target = (expect(fields.get(key), str, f"callables: {key}") for key in ("kind", "target"))
         if (kind, target) in callables:
             raise ValueError(f"{kind} {target!r} is there twice")
-        if kind == "function":
+        if kind == "function" and "output" in row:
+            keys(row, ("kind", "target", "output"), target)
+            callables[kind, target] = given_type(target, packages)
+        elif kind == "function":
             keys(row, ("kind", "target"), target)
             callables[kind, target] = function(target)
         elif kind == "attribute":
@@ -182,6 +192,14 @@ def fits(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
         if own[name].shape != tensor.shape or own[name].dtype != tensor.dtype:
             expected = f"{own[name].dtype}{list(own[name].shape)}"
             raise ValueError(f"{where}: expected {name!r} as {expected}, got {tensor.dtype}{list(tensor.shape)}")
+
+
+def given_type(name: str, packages: Collection[str]) -> type:
+    """A class of outputs. It is looked up, and not imported."""
+    found = output_type(name) if name.partition(".")[0] in packages else None
+    if found is None:
+        raise NotGiven(f"model: the file names {name}, a class of outputs; pass model= one of whose library it is")
+    return found
 
 
 class NotGiven(ValueError):

@@ -10,6 +10,7 @@ import os
 import secrets
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,13 +69,14 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def load(
-    path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None, *, model: bool = False
+    path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None, *, model: nn.Module | None = None
 ) -> tuple[Program | Model, Report | None]:
     """What a file holds that ``save`` wrote, bit for bit. Nothing in the file is executed, everything is checked.
 
     ``modules``: by path, modules whose code the file does not hold; they are copied, and take the file's state.
-    ``model``: whether the caller has a model for what is Python. Raises FormatError naming the file and what is wrong
-    with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files does.
+    ``model``: one for what is Python, whose library's classes of outputs a file may name. Raises FormatError naming the
+    file and what is wrong with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files
+    does.
     """
     data = Path(path).read_bytes()
     try:
@@ -131,7 +133,7 @@ def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> Program:
 
 
 def contents(
-    data: bytes, modules: Mapping[str, nn.Module], *, model: bool = False
+    data: bytes, modules: Mapping[str, nn.Module], *, model: nn.Module | None = None
 ) -> tuple[Program | Model, Report | None]:
     """What a file's bytes hold. Raises many kinds of errors, which say what is wrong."""
     tensors = safetensors.torch.load(data)
@@ -153,10 +155,25 @@ def contents(
     if header["sha256"] != digest(content, tensors):
         raise ValueError("its contents are not those that were written: the checksum differs")
     report = read_report(header["report"]) if more else None
-    reader = Reader(tensors)
+    reader, given = Reader(tensors), Given(modules, frozenset(packages_of(model)))
     if kind == "model":
-        return model_of(header[kind], reader, modules, given=model), report
-    return network_of(header[kind] if version > 1 else renamed(header[kind]), reader, modules), report
+        return model_of(header[kind], reader, given, missing=model is None), report
+    return network_of(header[kind] if version > 1 else renamed(header[kind]), reader, given), report
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller gives for what a file does not hold: modules by path, and packages whose classes of outputs it
+    may name."""
+
+    modules: Mapping[str, nn.Module]
+    packages: frozenset[str]
+
+
+def packages_of(model: nn.Module | None) -> set[str]:
+    """The libraries that the classes of a model come from, torch aside."""
+    names = {type(module).__module__.partition(".")[0] for module in model.modules()} if model is not None else set()
+    return names - {"torch"}
 
 
 def read_report(value: Any) -> Report | None:
@@ -195,20 +212,20 @@ def renamed_target(row: Any) -> Any:
 NETWORK = ("dialect", "inputs", "defaults", "steps", "output", "callables")
 
 
-def network_of(network: Any, reader: Reader, modules: Mapping[str, nn.Module]) -> Program:
+def network_of(network: Any, reader: Reader, given: Given) -> Program:
     """The Program of the JSON of a file, checked (``validate``)."""
     keys(network, (*NETWORK, "grids"), "network")
     reader.read_grids(network["grids"])
-    program = program_of(network, reader, modules)
+    program = program_of(network, reader, given)
     nothing_left(reader)
     return program
 
 
-def model_of(row: Any, reader: Reader, modules: Mapping[str, nn.Module], *, given: bool) -> Model:
+def model_of(row: Any, reader: Reader, given: Given, *, missing: bool) -> Model:
     """The model of the JSON of a file, its networks checked."""
     keys(row, ("class", "modules", "stops", "state", "attributes", "coded", "parts", "grids"), "model")
     name = expect(row["class"], str, "class")
-    if not given:
+    if missing:
         raise NotGiven(f"model: the file holds networks for parts of a {name}, and no Python; pass model= a {name}")
     reader.read_grids(row["grids"])
     kinds = [tuple(expect(item, list, "modules")) for item in expect(row["modules"], list, "modules")]
@@ -223,7 +240,7 @@ def model_of(row: Any, reader: Reader, modules: Mapping[str, nn.Module], *, give
         keys(part["network"], NETWORK, where)
         way = None if part["way"] is None else read_way(part["way"], reader, where)
         path = expect(part["path"], str, where)
-        parts.append(Part(path, way, program_of(part["network"], reader, modules)))
+        parts.append(Part(path, way, program_of(part["network"], reader, given)))
         if way is not None and len(way.names) != len(parts[-1].program.inputs):
             raise ValueError(f"{where}: expected a way with {len(parts[-1].program.inputs)} tensors, got {way.names}")
     state, attributes = (
@@ -236,7 +253,7 @@ def model_of(row: Any, reader: Reader, modules: Mapping[str, nn.Module], *, give
     return Model(name, tuple(kinds), state, attributes, coded, tuple(parts), tuple(stops))
 
 
-def program_of(network: dict[str, Any], reader: Reader, modules: Mapping[str, nn.Module]) -> Program:
+def program_of(network: dict[str, Any], reader: Reader, given: Given) -> Program:
     """A Program of its JSON, checked."""
     steps = []
     for index, row in enumerate(expect(network["steps"], list, "steps")):
@@ -248,7 +265,8 @@ def program_of(network: dict[str, Any], reader: Reader, modules: Mapping[str, nn
     program = Program(
         expect(network["dialect"], str, "dialect"), reader.field(network["inputs"], tuple[str, ...], "inputs"),
         reader.field(network["defaults"], dict[str, Any], "defaults"), tuple(steps),
-        reader.tree(network["output"], "output"), read_callables(network["callables"], reader, modules),
+        reader.tree(network["output"], "output"),
+        read_callables(network["callables"], reader, given.modules, given.packages),
     )  # fmt: skip
     validate.check(program)
     return program

@@ -67,7 +67,7 @@ def check(program: Program) -> None:
         except ValueError as error:
             raise ValueError(f"step {step.name!r}: {error}") from error
         if isinstance(step, Call):
-            check_call(step)
+            check_call(step, program.callables)
             if step.kind != "method":
                 called.add((step.kind, step.target))
     for name in refs(program.output):
