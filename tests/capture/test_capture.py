@@ -468,10 +468,30 @@ def test_a_model_that_torch_refuses_to_copy_is_copied_all_the_same():
 def test_wrappers_are_looked_through_and_torchscript_is_refused():
     model, x = networks.seeded(networks.Perceptron), networks.inputs()
     expected = qs.quantize(model, [x])(x)
-    for wrapped in (nn.DataParallel(model), torch.optim.swa_utils.AveragedModel(model)):
-        assert torch.equal(qs.quantize(wrapped.eval(), [x])(x), expected)
+    wrappers = nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile
+    for wrap in (*wrappers, lambda model: torch.compile(nn.DataParallel(model))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler reads its own old modules
+            wrapped = wrap(model).eval()
+        assert torch.equal(qs.quantize(wrapped, [x])(x), expected)
+        deep = nn.Sequential(wrapped).eval()
+        q = qs.quantize(deep, [x])
+        assert torch.equal(q(x), expected) and qs.compare(deep, q, [x]).int8_macs == 1.0 and deep[0] is wrapped
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         script = torch.jit.script(model)
-    with pytest.raises(qs.UnsupportedError, match="is TorchScript"):
-        qs.quantize(script, [x])
+    for quantize in (lambda: qs.quantize(script, [x]), lambda: qs.prepare(script), lambda: qs.quantize_dynamic(script)):
+        with pytest.raises(qs.UnsupportedError, match="is TorchScript"):
+            quantize()
+
+
+@clause("STA-ARGUMENTS")
+def test_a_list_is_one_argument_where_the_model_takes_one():
+    def forward(self, images: list[torch.Tensor]):
+        return self.second(self.first(images[0]) + images[1])
+
+    model, x = models.two_layers(forward), networks.inputs(5, (8,))
+    with torch.no_grad():
+        for batch in ([x, x * 0.5], ([x, x * 0.5],)):
+            for q in (qs.quantize(model, [batch]), qs.quantize_dynamic(model, example=batch)):
+                assert sqnr(model([x, x * 0.5]), q([x, x * 0.5])) > DECIBELS

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import networks
 import quantspec as qs
@@ -477,6 +478,72 @@ def test_gates_are_torchs_with_sigmoid_and_tanh_rounded_once():
     assert torch.equal(reference_dynamic.rnn_tanh(x, h, ())[0], tanh(x + h)) and torch.equal(
         reference_dynamic.rnn_relu(x, h, ())[0], torch.relu(x + h)
     )
+
+
+@clause("DYN-PACKED")
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_packed_sequence_is_run_step_by_step(kind, engine):
+    model = networks.seeded(lambda: kind(4, 5, num_layers=2, bidirectional=True))
+    x, given = networks.inputs(6, (3, 4)), networks.inputs(4, (3, 5))
+    start = (given, given * 0.5) if kind is nn.LSTM else given
+    pack = nn.utils.rnn.pack_padded_sequence
+    q = qs.quantize_dynamic(model, engine=engine)
+    with torch.no_grad():
+        # Sequences of one length, and a single one, are what they are unpacked.
+        for part, state in ((x, start), (x[:, :1], tree_map(lambda t: t[:, :1], start))):
+            lengths = torch.full((part.shape[1],), len(part))
+            got, expected = q(pack(part, lengths), state), q(part, state)
+            assert torch.equal(got[0].data.reshape(expected[0].shape), expected[0])
+            assert all(map(torch.equal, flat(got[1:]), flat(expected[1:])))
+        packed = pack(x, torch.tensor([2, 6, 4]), enforce_sorted=False)
+        for arguments in ((packed,), (packed, start)):
+            got, expected = q(*arguments), model(*arguments)
+            assert all(map(torch.equal, got[0][1:], expected[0][1:]))  # the lengths and the order
+            for a, b in zip(flat([expected[0].data, *expected[1:]]), flat([got[0].data, *got[1:]]), strict=True):
+                assert accuracy.sqnr(a.numpy(), b.numpy()) > 25
+        with pytest.raises(ValueError, match="expects 4 input features"):
+            q(packed._replace(data=packed.data[:, :3]))
+
+
+@clause("DYN-PACKED")
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_states_of_a_step_are_those_of_the_sequences_that_have_it(backward):
+    model = networks.seeded(lambda: nn.RNN(4, 5, nonlinearity="relu", bidirectional=True))
+    lengths, counts = [4, 2, 1], [3, 2, 1, 1]
+    packed = nn.utils.rnn.pack_padded_sequence(networks.inputs(4, (3, 4)), torch.tensor(lengths))
+    q = qs.quantize_dynamic(model, dialect="exact")
+    cell = q.program.layers[0].cells[backward]
+
+    def product(values, codes, grid, bias):
+        return torch.from_numpy(EXACT.linear_dynamic(values.numpy(), codes, grid, bias, reduce_range=False))
+
+    gates = product(packed.data, cell.input_weight, cell.input_qparams, cell.input_bias).split(counts)
+    state, outputs = torch.zeros(3, 5), [None] * 4
+    for step in reversed(range(4)) if backward else range(4):
+        own = product(state[: counts[step]], cell.state_weight, cell.state_qparams, cell.state_bias)
+        state = torch.cat([torch.relu(gates[step] + own), state[counts[step] :]])
+        outputs[step] = state[: counts[step]]
+    got, last = q(packed)
+    assert torch.equal(got.data[:, 5 * backward : 5 * backward + 5], torch.cat(outputs))
+    assert torch.equal(last[int(backward)], state)
+
+
+@clause("DYN-PACKED", "DYN-EXAMPLE")
+def test_a_packed_sequence_may_be_the_batch():
+    model, x = networks.seeded(lambda: nn.LSTM(4, 5)), networks.inputs(6, (3, 4))
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 4, 1]))
+    expected = model(packed)[0].data.detach()
+    for q in (qs.quantize(model, [packed]), qs.quantize_dynamic(model, example=packed), qs.quantize(model, [x])):
+        assert accuracy.sqnr(expected.numpy(), q(packed)[0].data.numpy()) > 25
+
+
+@clause("STA-REST")
+def test_a_projection_is_named_as_what_keeps_a_recurrent_network_in_float():
+    model = networks.seeded(lambda: nn.LSTM(4, 5, proj_size=3))
+    for quantize in (qs.quantize_dynamic, lambda m: qs.quantize(m, [networks.inputs(6, (3, 4))])):
+        with pytest.warns(UserWarning, match="LSTM with proj_size|nothing was quantized"):
+            assert "LSTM with proj_size has no integer form here" in str(quantize(model)).replace("\n", " ")
 
 
 @clause("DYN-RECURRENT")

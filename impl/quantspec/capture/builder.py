@@ -180,6 +180,8 @@ class GraphBuilder:
                 what = value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
             self.callables[kind, name] = what
         shown = type(self.callables[kind, name]).__name__ if kind == "module" else name
+        if isinstance(what, nn.RNNBase) and what.proj_size:
+            shown += " with proj_size"
         reason = "is a constant" if kind == "attribute" else f"{shown} {NO_INTEGER_FORM}"
         kwargs = {key: False if key == "inplace" else value for key, value in self.tree(node.kwargs).items()}
         return Call(node.name, kind, name, self.tree(node.args), kwargs, reason)

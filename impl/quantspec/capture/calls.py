@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 # How an annotation of a list begins, as text.
@@ -172,7 +173,7 @@ def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...],
     signature = signature_of(forward)
     if hasattr(batch, "keys") and hasattr(batch, "__getitem__"):  # a dict, or what a tokenizer gives
         return (), {key: batch[key] for key in batch.keys()}
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, (torch.Tensor, PackedSequence)):
         return (batch,), {}
     if not isinstance(batch, (tuple, list)):
         raise TypeError(f"batch: expected a tensor, a tuple or a dict, got {type(batch).__name__}")

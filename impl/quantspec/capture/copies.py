@@ -32,21 +32,27 @@ def inside(model: nn.Module) -> nn.Module:
                 f"model: {type(model).__name__} is TorchScript, whose Python is gone;"
                 " quantize the nn.Module it was made of"
             )
-        wrapped = model.__dict__.get("_modules", {}).get("_orig_mod") if isinstance(model, nn.Module) else None
-        if isinstance(model, WRAPPERS):
-            wrapped = model.module
-        if not isinstance(wrapped, nn.Module):
+        wrapped = model.module if isinstance(model, WRAPPERS) else before_compiling(model)
+        if wrapped is model:
             return model
         model = wrapped
 
 
+def before_compiling(model: nn.Module) -> nn.Module:
+    """What torch.compile made a module of; a module that it did not make is itself."""
+    original = model.__dict__.get("_modules", {}).get("_orig_mod") if isinstance(model, nn.Module) else None
+    return original if isinstance(original, nn.Module) else model
+
+
 def own_copy(model: nn.Module) -> nn.Module:
     """A model that shares nothing with the one given. Weights that torch's own hooks compute are computed, and the
-    hooks gone."""
+    hooks gone; what was compiled is as it was before."""
     twin = copied(model, share=False)
     with torch.no_grad():
-        for module in twin.modules():
+        for module in list(twin.modules()):
             settle_weights(module)
+            for name, child in module._modules.items():
+                module._modules[name] = None if child is None else before_compiling(child)
     return twin
 
 

@@ -213,7 +213,8 @@ class Tracer(fx.Tracer):
         """Whether a module is never gone into: those of torch.nn, other than containers and what ``attention`` writes
         out."""
         own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
-        return own and not isinstance(module, (nn.Sequential, nn.TransformerDecoderLayer, *attention.WRITTEN))
+        containers = nn.Sequential, nn.TransformerDecoderLayer, *copies.WRAPPERS, *attention.WRITTEN
+        return own and not isinstance(module, containers)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.is_whole(m)

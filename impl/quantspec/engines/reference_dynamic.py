@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from quantspec.ir.program import Cell, Embedding, Recurrent
 from quantspec.numerics.affine import QParams
@@ -111,11 +112,13 @@ KINDS: dict[str, Gates] = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_
 def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay | None = None) -> Any:
     """What the module would give: (output, state), or the new state of a single step (DYN-RECURRENT).
 
-    ``x``: float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without batch; a single
-    step's has no axis of steps. ``run`` does what ``one_way`` does. Raises ValueError naming the layer when it does not
-    fit.
+    ``x``: a packed sequence, or float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without
+    batch; a single step's has no axis of steps. ``run`` does what ``one_way`` does. Raises ValueError naming the layer
+    when it does not fit.
     """
     inputs = step.cells[0].input_weight.shape[1]
+    if isinstance(x, PackedSequence) and x.data.ndim == 2 and x.data.shape[-1] == inputs and not step.single:
+        return packed(step, x, state, choices)
     if not isinstance(x, torch.Tensor) or x.ndim < 1 or x.shape[-1] != inputs:
         got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {got}")
@@ -145,6 +148,45 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
     return values, last if step.kind == "lstm" else last[0]
 
 
+def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect) -> Any:
+    """What the module would give for a packed sequence (DYN-PACKED)."""
+    counts = x.batch_sizes.tolist()
+    states = initial(step, state, counts[0], True)
+    if state is not None and x.sorted_indices is not None:
+        states = [part[:, x.sorted_indices] for part in states]
+    directions = 2 if step.bidirectional else 1
+    values, ends = x.data, []
+    for first in range(0, len(step.cells), directions):
+        outputs = []
+        for index in range(first, first + directions):
+            start = tuple(part[index] for part in states)
+            made, end = packed_way(step, step.cells[index], values, counts, start, index > first, choices)
+            outputs.append(made)
+            ends.append(end)
+        values = torch.cat(outputs, dim=-1)
+    last = tuple(torch.stack(parts) for parts in zip(*ends))
+    if x.unsorted_indices is not None:
+        last = tuple(part[:, x.unsorted_indices] for part in last)
+    output = PackedSequence(values, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+    return output, last if step.kind == "lstm" else last[0]
+
+
+def packed_way(
+    step: Recurrent, cell: Cell, x: torch.Tensor, counts: list[int], state: State, backward: bool, choices: Dialect
+) -> tuple[torch.Tensor, State]:
+    """``one_way`` for rows of which ``counts`` says how many belong to each step: those of the longest sequences."""
+    gates = gates_of(step, x, cell.input_weight, cell.input_qparams, cell.input_bias, choices)
+    by_step = list(enumerate(torch.split(gates, counts)))
+    outputs = [gates] * len(counts)
+    for index, own in reversed(by_step) if backward else by_step:
+        now = tuple(part[: len(own)] for part in state)
+        from_state = gates_of(step, now[0], cell.state_weight, cell.state_qparams, cell.state_bias, choices)
+        new = KINDS[step.kind](own, from_state, now)
+        state = tuple(torch.cat([a, b[len(own) :]]) for a, b in zip(new, state))
+        outputs[index] = new[0]
+    return torch.cat(outputs), state
+
+
 def initial(step: Recurrent, state: Any, batch: int, batched: bool) -> list[torch.Tensor]:
     """The state before the first step, [cells, batch, state] for each of its one or two parts."""
     size = step.cells[0].state_weight.shape[1]
@@ -156,24 +198,27 @@ def initial(step: Recurrent, state: Any, batch: int, batched: bool) -> list[torc
     return [part if batched else part.reshape(len(step.cells), 1, size) for part in parts]
 
 
+def gates_of(
+    step: Recurrent, x: torch.Tensor, weight: np.ndarray, grid: QParams, bias: np.ndarray | None, choices: Dialect
+) -> torch.Tensor:
+    """A dynamic layer's output for rows."""
+    rows = x.contiguous().numpy()
+    return torch.from_numpy(choices.linear_dynamic(rows, weight, grid, bias, reduce_range=step.reduce_range))
+
+
 def one_way(
     step: Recurrent, cell: Cell, x: torch.Tensor, state: list[torch.Tensor], backward: bool, choices: Dialect
 ) -> tuple[torch.Tensor, State]:
     """The outputs [steps, batch, state] of one layer in one direction and the state at its end."""
     count, batch, inputs = x.shape
-
-    def product(values: torch.Tensor, weight: np.ndarray, grid: QParams, bias: np.ndarray | None) -> torch.Tensor:
-        rows = values.contiguous().numpy()
-        return torch.from_numpy(choices.linear_dynamic(rows, weight, grid, bias, reduce_range=step.reduce_range))
-
     # The inputs of all steps share a range; each step's state has its own.
     rows = x.reshape(count * batch, inputs)
-    gates = product(rows, cell.input_weight, cell.input_qparams, cell.input_bias)
+    gates = gates_of(step, rows, cell.input_weight, cell.input_qparams, cell.input_bias, choices)
     gates = gates.reshape(count, batch, len(cell.input_weight))
     now: State = tuple(state)
     outputs: list[torch.Tensor] = []
     for index in reversed(range(count)) if backward else range(count):
-        own = product(now[0], cell.state_weight, cell.state_qparams, cell.state_bias)
+        own = gates_of(step, now[0], cell.state_weight, cell.state_qparams, cell.state_bias, choices)
         now = KINDS[step.kind](gates[index], own, now)
         outputs.append(now[0])
     if not outputs:
