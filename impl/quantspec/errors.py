@@ -8,6 +8,10 @@ class CalibrationError(ValueError):
     """Calibration saw nothing, or saw what has no range: NaN or an infinity."""
 
 
+class ShapeError(ValueError):
+    """An input that does not fit a layer."""
+
+
 class UnsupportedError(NotImplementedError):
     """An operation that quantspec cannot quantize, or one that an engine cannot run."""
 

@@ -490,6 +490,23 @@ def test_what_cannot_be_quantized_stays_in_float_and_is_listed_with_the_reason()
 
 
 @clause("STA-REST")
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+def test_a_sum_in_float_keeps_the_relu_behind_it(engine):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.relu(torch.softmax(self.layer(x), -1) - 0.5 + x)
+
+    model, x = networks.seeded(Model), networks.inputs()
+    q = qs.quantize(model, [x], engine=engine)
+    with torch.no_grad():
+        assert (q(x) - model(x)).abs().max() < 0.05 and q(x).min() == 0
+
+
+@clause("STA-REST")
 def test_nothing_is_converted_twice():
     q = qs.quantize(networks.seeded(networks.TwoReaders), [networks.inputs()])
     # Of the first layer, which a layer and a sum in float read; the second gives floats itself.

@@ -18,7 +18,7 @@ from quantspec import UnsupportedError
 from quantspec.engines import registry
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
-from quantspec.ir.program import Add, Move, Mul, Program, Ref
+from quantspec.ir.program import Add, LinearDynamic, Move, Mul, Program, Ref
 from quantspec.kernels import gemm
 
 
@@ -275,6 +275,15 @@ def test_dynamic_layers(r, widths, samples, rows, reduce_range):
     for _ in range(2):
         assert torch.equal(engine(batch), expected)
     assert len(segment.batched) == 1
+
+
+@given(strategies.seeds(), st.lists(st.integers(1, 90), min_size=3, max_size=4), st.integers(1, 20), st.booleans())
+def test_dynamic_layers_whose_outputs_are_the_networks_too(r, widths, samples, rows):
+    program = replace(programs.dynamic_chain(r, widths, rows=rows, reduce_range=False), callables=RELU)
+    names = [step.name for step in program.steps if isinstance(step, LinearDynamic) or step.name.startswith("relu")]
+    program = replace(program, output=tuple(map(Ref, r.permutation(names[1:]).tolist())))
+    batch = {"x": torch.from_numpy(r.normal(size=(samples, 1, widths[0])).astype(np.float32))}
+    assert all(map(torch.equal, Compiled(program)(batch), Reference(program)(batch)))
 
 
 @pytest.mark.parametrize("rows", [False, True])

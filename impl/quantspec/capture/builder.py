@@ -62,6 +62,8 @@ class GraphBuilder:
         output: Any = None
         for node in traced.nodes:
             if node.op == "placeholder":
+                if str(node.target).isidentifier():
+                    node.name = str(node.target)  # fx numbers what is called as one of Python's functions is: input_1
                 inputs.append(node.name)
                 if node.args:
                     defaults[node.name] = node.args[0]

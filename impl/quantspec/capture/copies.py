@@ -68,6 +68,10 @@ def settle_weights(module: nn.Module) -> None:
         hook = hooks.pop(key)
         module._forward_pre_hooks_with_kwargs.pop(key, None)
         hook(module, ())
+        # What nothing computes any more is a parameter again.
+        name = getattr(hook, "name", None) or hook._tensor_name
+        weight = module.__dict__.pop(name)
+        module.register_parameter(name, nn.Parameter(weight.detach(), requires_grad=False))
 
 
 def copied(model: nn.Module, *, share: bool) -> nn.Module:
@@ -149,11 +153,17 @@ def attribute_copy(name: str, value: Any, memo: dict[int, Any]) -> Any:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Runs something without gradients and without its warnings, and leaves the random state as it was."""
+    with random_kept(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a model warns its user when its user runs it
+        yield
+
+
+@contextlib.contextmanager
+def random_kept() -> Iterator[None]:
+    """Leaves the random state as it was."""
     state, numpys, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a model warns its user when its user runs it
-            yield
+        yield
     finally:
         torch.set_rng_state(state)
         np.random.set_state(numpys)

@@ -64,7 +64,8 @@ def whole_differs(
 def graph_differs(graph: FloatGraph, batch: Any, expected: Any, bound: float = BOUND) -> str | None:
     """Why a graph is not what gave an output; None when it is."""
     try:
-        return difference(expected, float_run.run(graph, batch), bound)
+        with copies.undisturbed():
+            return difference(expected, float_run.run(graph, batch), bound)
     except Exception as error:  # whatever the operations of a wrong graph raise
         return f"what was traced fails: {error}"
 
@@ -235,7 +236,7 @@ def difference(expected: Any, got: Any, bound: float = BOUND) -> str | None:
             return f"it gave {list(expected)}, what was captured gives {list(got)}"
         pairs = (difference(expected[key], got[key], bound) for key in expected)
         return next((found for found in pairs if found is not None), None)
-    if is_dataclass(expected):
+    if is_dataclass(expected) and not isinstance(expected, type):
         pairs = (difference(getattr(expected, f.name), getattr(got, f.name), bound) for f in fields(expected))
         return next((found for found in pairs if found is not None), None)
     return None if expected is got or expected == got else "values differ"

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from quantspec.errors import ShapeError
+
 from . import program
 from .float_graph import Add, Conv, FloatGraph, Layer, Linear, Node
 from .program import Call, Callables, Ref
@@ -98,18 +100,18 @@ def run_layer(node: Layer, x: torch.Tensor) -> torch.Tensor:
 
 
 def check_fits(layer: Layer | WeightStep, shape: tuple[int, ...]) -> None:
-    """Raises ValueError naming the layer unless it takes inputs of that shape."""
+    """Raises ShapeError naming the layer unless it takes inputs of that shape."""
     if isinstance(layer, (Conv, program.Conv)):
         channels, positions = layer.weight.shape[1] * layer.groups, layer.weight.ndim - 2
         if len(shape) not in (positions + 1, positions + 2) or shape[len(shape) - positions - 1] != channels:
             expected = f"{channels} channels and {positions} axes of positions"
-            raise ValueError(f"batch: layer {layer.layer!r} expects {expected}, got shape {tuple(shape)}")
+            raise ShapeError(f"batch: layer {layer.layer!r} expects {expected}, got shape {tuple(shape)}")
         return
     features = layer.weight.shape[1]
     if len(shape) < 1 or shape[-1] != features:
-        raise ValueError(f"batch: layer {layer.layer!r} expects {features} input features, got shape {tuple(shape)}")
+        raise ShapeError(f"batch: layer {layer.layer!r} expects {features} input features, got shape {tuple(shape)}")
     if isinstance(layer, (Linear, program.Linear)) and layer.flat and len(shape) != 2:
-        raise ValueError(
+        raise ShapeError(
             f"batch: layer {layer.layer!r} with its BatchNorm1d expects [rows, features], got shape {tuple(shape)};"
             " prepare with fuse=False"
         )

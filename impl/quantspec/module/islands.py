@@ -16,7 +16,7 @@ from quantspec.capture import copies
 from quantspec.capture.calls import NotPlain, Way, call_of, key_of
 from quantspec.capture.recorder import CAPTURED
 from quantspec.capture.tracer import Stop
-from quantspec.errors import UnsupportedError
+from quantspec.errors import ShapeError, UnsupportedError
 from quantspec.ir.program import Program
 from quantspec.storage import file
 from quantspec.storage import model as stored
@@ -70,6 +70,10 @@ class Island(nn.Module):
         if network is not None:
             try:
                 return network(*tensors)
+            except UnsupportedError:  # a RuntimeError, too
+                raise
+            except (ShapeError, RuntimeError, IndexError):
+                pass  # the model's own error, if it has one, is for whoever called
             except AssertionError as error:
                 if not str(error).startswith(CAPTURED):
                     raise
@@ -98,7 +102,10 @@ class LayerIsland(nn.Module):
         values = (*args, *kwargs.values())
         if any(isinstance(value, nn.utils.rnn.PackedSequence) for value in values):
             return self.original(*args, **kwargs)
-        return self.networks[0](*args, **kwargs)
+        try:
+            return self.networks[0](*args, **kwargs)
+        except ShapeError:  # whoever called gets the layer's own error
+            return self.original(*args, **kwargs)
 
 
 def attach(model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]]) -> dict[str, Island]:

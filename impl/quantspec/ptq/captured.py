@@ -69,7 +69,7 @@ class Captured(Generic[Part]):
                     return output
             self.find_parts(args, kwargs)
         assert self.running is not None
-        with torch.no_grad():
+        with copies.random_kept(), torch.no_grad():
             args, kwargs = copies.cloned((args, dict(kwargs)))
             return self.running(*args, **kwargs)
 

@@ -243,7 +243,12 @@ class Converter:
     def as_float(self, name: str) -> str:
         """The step that has the value as a float, made if there is none."""
         if name not in self.floats:
-            step = self.float_step(self.producers[name])
+            node = self.producers[name]
+            step = self.float_step(node)
+            if isinstance(node, float_graph.Add) and node.relu and isinstance(step, Call):
+                self.steps.append(replace(step, name=f"{name}.sum"))
+                self.callables["function", "torch.relu"] = torch.relu
+                step = Call(name, "function", "torch.relu", (Ref(f"{name}.sum"),), {}, step.reason)
             self.steps.append(step)
             self.floats[name] = step.name
         return self.floats[name]

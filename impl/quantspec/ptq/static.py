@@ -95,7 +95,11 @@ class Prepared(nn.Module):
                 except (CalibrationError, TypeError) as error:
                     raise type(error)(f"{self.placement.place(name)}: {error}") from error
 
-        output = float_run.run(self.graph, batch, see, ran)
+        random = torch.get_rng_state()  # an operation of the graph may draw from it
+        try:
+            output = float_run.run(self.graph, batch, see, ran)
+        finally:
+            torch.set_rng_state(random)
         self.observers = fresh
         return output
 

@@ -79,7 +79,7 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
         packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows,
         relu=step.relu,
     )  # fmt: skip
-    if source in planner.values:
+    if source in planner.values and source not in planner.outputs:
         quantize.source = planner.address(source)
     else:
         quantize.slot = planner.slot(source)
