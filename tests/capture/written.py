@@ -91,7 +91,7 @@ ANY = (
     # views and joins
     "{v} = {a}.view({a}.shape[0], 2, -1).flip(1).reshape({a}.shape)",
     "{v} = {a}.flatten(1).unflatten(1, {a}.shape[1:])",
-    "{v} = {a}.transpose(0, 1).contiguous().transpose(0, 1)",
+    "{v} = {a}.transpose(0, 1).contiguous().transpose(0, 1) * 1.0",  # one row would be no copy, but an alias
     "{v} = torch.cat([{a}[:, :4], {b}[:, 4:]], 1)",
     "{v} = torch.cat({a}.chunk(2, 1)[::-1], dim=1)",
     "{v} = torch.stack([{a}, {b}]).mean(0)",
@@ -113,7 +113,8 @@ ANY = (
     # state
     "self.last = {a}\n{v} = {layer}(self.last)",
     "self.kept.append({a})\n{v} = self.kept[-1] * 0.5",
-    "if 'table' not in self.cache:\n    self.cache['table'] = torch.linspace(0, 1, 8)\n{v} = {a} + self.cache['table'].sum()",
+    "if 'table' not in self.cache:\n    self.cache['table'] = torch.linspace(0, 1, 8)\n"
+    "{v} = {a} + self.cache['table'].sum()",
     "{buffer}.add_(0.125)\n{v} = {a} + {buffer}.mean()",
     "{v} = {a} + 0.1 * {buffer}.mean()",
     "{v} = {a} * {buffer}.reshape(-1)[0] + {buffer}.std()",

@@ -19,6 +19,7 @@ from quantspec.ir import float_graph
 from quantspec.ir.float_graph import FloatGraph, Node
 from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
+from quantspec.ir.traverse import refs
 
 from . import layers, norms, operators
 from .operators import public
@@ -79,11 +80,8 @@ class GraphBuilder:
                     renamed = {name: node.name for name, now in self.alias.items() if now == written_to}
                     self.alias |= renamed | {written_to: node.name}
         nodes = without_numbers(nodes)
-        graph = FloatGraph(tuple(inputs), defaults, tuple(nodes), output, self.callables, self.calls, self.paths)
-        reads = graph.readers()
-        # What a layer has absorbed, its parameters, is read by nobody now.
-        kept = [n for n in nodes if not (isinstance(n, Call) and n.kind == "attribute" and reads[n.name] == 0)]
-        return replace(graph, nodes=tuple(kept))
+        kept = tuple(needed(nodes, output))
+        return FloatGraph(tuple(inputs), defaults, kept, output, self.callables, self.calls, self.paths)
 
     def node(self, node: fx.Node) -> Node | list[Node] | None:
         target: Any = node.target
@@ -213,6 +211,17 @@ class GraphBuilder:
             memory = tensor.detach().numpy()
             self.arrays[id(tensor)] = tensor, memory if self.share else memory.copy()
         return self.arrays[id(tensor)][1]
+
+
+def needed(nodes: list[Node], output: Any) -> list[Node]:
+    """The nodes that something reads: not a layer's parameters, which it has absorbed, nor layers whose output nobody
+    wants. A call may do more than to give a value, and stays."""
+    read, kept = set(refs(output)), []
+    for node in reversed(nodes):
+        if node.name in read or (isinstance(node, Call) and node.kind != "attribute"):
+            kept.append(node)
+            read.update(float_graph.node_reads(node))
+    return kept[::-1]
 
 
 def hooked(module: nn.Module) -> bool:

