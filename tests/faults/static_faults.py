@@ -283,4 +283,19 @@ FAULTS = [
         'The tensors of the file are put into the model of the caller.',
         'own = None if model is None else copies.own_copy(copies.inside(model))', 'own = model',
     ),
+    Fault(
+        "relu-behind-a-sum-in-float", "ptq.conversion", ("STA-REST",),
+        "A sum has absorbed the ReLU behind it, and is computed in float without it.",
+        "if isinstance(node, float_graph.Add) and node.relu and isinstance(step, Call):", "if node is None:",
+    ),
+    Fault(
+        "random-numbers-drawn", "ptq.static", ("STA-UNTOUCHED",),
+        "Calibration draws from the user's random numbers.",
+        "            torch.set_rng_state(random)", "            assert random is not None",
+    ),
+    Fault(
+        "left-out-arguments-not-asked-for", "ptq.captured", ("STA-WAYS",),
+        "A network that was traced with an optional argument is used without it.",
+        "if self.traced is not None and not gives_optional(self.traced, args, kwargs):", "if self.traced is not None:",
+    ),
 ]

@@ -62,10 +62,12 @@ class FamilyRow:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network with what is measured on it."""
+    """A network with what is measured on it. ``given``: the same model again, which is quantized and never run, since
+    running a model may change it."""
 
     network: Network
     model: nn.Module
+    given: nn.Module
     calibration: list[Any]
     test: Any
 
@@ -80,18 +82,19 @@ class Subject:
 def row(family: str, name: str) -> FamilyRow:
     """Quantizes one network of a family and measures it, in this process."""
     network = networks(family)[name]
-    subject = Subject(network, built(network), list(map(network.batch, CALIBRATION)), network.batch(TEST))
+    batches = list(map(network.batch, CALIBRATION)), network.batch(TEST)
+    subject = Subject(network, built(network), built(network), *batches)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some of it stays in float, which the row says
         peer = torch_ao(subject, lambda: torch_fx.quantized(subject.model, subject.calibration))
         dynamic_peer = torch_ao(subject, lambda: dynamic_by_torch(subject.model))
-        before, random = state(subject.model), torch.random.get_rng_state()
+        before, random = state(subject.given), torch.random.get_rng_state()
         results = (
             static(subject, peer),
-            taken(subject, lambda: quantize_dynamic(subject.model), dynamic_peer),
-            taken(subject, lambda: quantize_dynamic(subject.model, example=subject.calibration[0]), dynamic_peer),
+            taken(subject, lambda: quantize_dynamic(subject.given), dynamic_peer),
+            taken(subject, lambda: quantize_dynamic(subject.given, example=subject.calibration[0]), dynamic_peer),
         )
-    changed = changes(before, state(subject.model))
+    changed = changes(before, state(subject.given))
     if not torch.equal(random, torch.random.get_rng_state()):
         changed = changed or "random state"
     return FamilyRow(name, *results, changed)
@@ -102,7 +105,7 @@ def static(subject: Subject, peer: tuple[float | None, str]) -> Taken | str:
     prepared: list[nn.Module] = []
 
     def quantized() -> QuantizedModule | QuantizedModel:
-        network = prepare(subject.model)
+        network = prepare(subject.given)
         for batch in subject.calibration:
             network.observe(batch)
         prepared.append(network)
