@@ -226,6 +226,18 @@ def test_what_a_trace_raises_is_told_with_its_place_and_is_no_error(monkeypatch)
     with pytest.warns(UserWarning, match="nothing was quantized"):
         q = qs.quantize(built("flag")[0], [x])
     assert torch.equal(q(x), built("flag")[0](x)) and any("ours" in str(stop) for stop in q.stops)
+    for model in (built("flag")[0], nn.Sequential(nn.Linear(8, 4)).eval()):
+        with pytest.warns(UserWarning, match="nothing was quantized"):
+            q = qs.quantize_dynamic(model)
+        assert torch.equal(q(x), model(x)) and all("ours" in str(stop) for stop in q.stops) and q.stops
+
+
+@clause("STA-UNTOUCHED", "STA-SAME")
+def test_an_attribute_that_is_no_number_is_no_change():
+    model, x = built("flag")
+    model.limit = float("nan")
+    q = qs.quantize(model, [x])
+    assert [path for path, _ in q.networks()] == [""] and q.limit is model.limit
 
 
 PRODUCTS = {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from quantspec.errors import UnsupportedError
 
@@ -196,7 +197,7 @@ def shallow(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return id(value), value._version
     if isinstance(value, (int, float, str, bool, type(None))):
-        return value
+        return (value,)  # in which a NaN is equal to itself
     if isinstance(value, (list, dict)):
         return id(value), len(value)
     return id(value)
@@ -225,3 +226,25 @@ def over_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     if kind is dict:
         return {key: over_tensors(item, change) for key, item in tree.items()}
     return torch.utils._pytree.tree_map_only(torch.Tensor, change, tree)
+
+
+def attributes_of(model: nn.Module) -> dict[int, tuple[str, torch.Tensor, int]]:
+    """Tensors that a model holds: parameters, buffers, attributes, and what is in lists and dicts; by identity, with
+    their names and versions."""
+    found: dict[int, tuple[str, torch.Tensor, int]] = {}
+    for path, module in model.named_modules():
+        for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+            if name.startswith("_") and name in vars(nn.Module()):
+                continue
+            for number, leaf in enumerate(held(value)):
+                full = ".".join(part for part in (path, name) if part)
+                found.setdefault(id(leaf), (full if leaf is value else f"{full}_{number}", leaf, leaf._version))
+    return found
+
+
+def held(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple, dict)):
+        return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return []

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
-from inspect import isfunction
 from typing import Any
 
 import torch
@@ -26,11 +25,21 @@ from quantspec.errors import UnsupportedError
 from . import attention, copies, products, tracked, writes
 from .builder import GraphBuilder, hooked
 from .calls import CONSTANTS, Way
-from .tensor_names import AUGMENTED, FACTS, INPLACE_AT, OPERATORS, RANK, REFLECTED, VALUES
+from .tensor_names import (
+    AUGMENTED,
+    FACTS,
+    INPLACE_AT,
+    METHODS,
+    OPERATORS,
+    RANK,
+    REFLECTED,
+    VALUES,
+    indexes_by_truth,
+    is_method,
+)
 from .tracer import Capture, Tracer, described
+from .tracked import plain, slices
 
-# The methods of tensors that are written in Python, of which some go by other names.
-METHODS = {what: name for name, what in vars(torch.Tensor).items() if isfunction(what)}
 # How the messages of a graph's conditions begin.
 CAPTURED = "the network was captured"
 
@@ -73,7 +82,7 @@ class Recorder(TorchFunctionMode):
         self.fresh: dict[int, torch.Tensor] = {}  # made in the recording, of constants alone
         self.learned: set[int] = set()  # of those, the ones that were made of parameters
         self.constants: dict[str, Any] = {}
-        self.attributes = attributes_of(model)
+        self.attributes = copies.attributes_of(model)
         self.attribute_nodes: dict[str, fx.Node] = {}
         self.required: set[Any] = set()
         self.several: dict[int, tuple[Any, fx.Node]] = {}  # tuples of torch's that have names for what is in them
@@ -472,64 +481,3 @@ class Recorder(TorchFunctionMode):
 
 def stale() -> fx.Node:
     raise Stopped("a tensor is read whose memory was written to through another one")
-
-
-
-
-
-def is_method(func: Any) -> bool:
-    """Whether a function is one of tensors, called on its first argument."""
-    kind = type(func).__name__
-    if kind in ("method_descriptor", "wrapper_descriptor"):
-        return True
-    return func in METHODS
-
-
-def indexes_by_truth(name: str, args: Any) -> bool:
-    """Whether an index selects by truth values, so that the size of the result depends on data."""
-    if name != "__getitem__":
-        return False
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in index)
-
-
-def slices(tree: Any) -> list[Any]:
-    """What stands in slices, which are no containers for torch."""
-    return [end for leaf in tree_leaves(tree) if isinstance(leaf, slice) for end in (leaf.start, leaf.stop, leaf.step)]
-
-
-def plain(tree: Any) -> Any:
-    """Arguments with plain numbers."""
-    if isinstance(tree, tracked.Tracked):
-        return tracked.exact(tree)
-    if isinstance(tree, torch.Size):
-        return torch.Size([tracked.exact(item) for item in tree])
-    if type(tree) in (list, tuple):
-        return type(tree)(map(plain, tree))
-    if type(tree) is dict:
-        return {key: plain(value) for key, value in tree.items()}
-    if isinstance(tree, slice):
-        return slice(*map(tracked.exact, (tree.start, tree.stop, tree.step)))
-    return tree
-
-
-def attributes_of(model: nn.Module) -> dict[int, tuple[str, torch.Tensor, int]]:
-    """Tensors that a model holds: parameters, buffers, attributes, and what is in lists and dicts; by identity, with
-    their names and versions."""
-    found: dict[int, tuple[str, torch.Tensor, int]] = {}
-    for path, module in model.named_modules():
-        for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
-            if name.startswith("_") and name in vars(nn.Module()):
-                continue
-            for number, leaf in enumerate(held(value)):
-                full = ".".join(part for part in (path, name) if part)
-                found.setdefault(id(leaf), (full if leaf is value else f"{full}_{number}", leaf, leaf._version))
-    return found
-
-
-def held(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, (list, tuple, dict)):
-        return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-    return []

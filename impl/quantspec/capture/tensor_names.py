@@ -2,7 +2,10 @@
 
 import operator
 from collections.abc import Callable
+from inspect import isfunction
 from typing import Any
+
+import torch
 
 # Functions that tell Python the values of a tensor.
 VALUES = frozenset(
@@ -44,3 +47,21 @@ INPLACE_AT = {
     "hardsigmoid": 1, "hardtanh": 3, "threshold": 3, "rrelu": 4, "dropout": 3, "dropout1d": 3, "dropout2d": 3,
     "dropout3d": 3, "alpha_dropout": 3, "feature_alpha_dropout": 3,
 }  # fmt: skip
+# The methods of tensors that are written in Python, of which some go by other names.
+METHODS = {what: name for name, what in vars(torch.Tensor).items() if isfunction(what)}
+
+
+def is_method(func: Any) -> bool:
+    """Whether a function is one of tensors, called on its first argument."""
+    kind = type(func).__name__
+    if kind in ("method_descriptor", "wrapper_descriptor"):
+        return True
+    return func in METHODS
+
+
+def indexes_by_truth(name: str, args: Any) -> bool:
+    """Whether an index selects by truth values, so that the size of the result depends on data."""
+    if name != "__getitem__":
+        return False
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in index)

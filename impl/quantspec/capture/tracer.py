@@ -102,7 +102,7 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def trace_layer(model: nn.Module, path: str) -> FloatGraph:
-    """The graph of a layer of a model of ours, for any arguments."""
+    """The graph of a layer of a model of ours, for any arguments. Raises UnsupportedError where there is none."""
     twin = copies.run_copy(model)
     module = twin.get_submodule(path)
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -111,7 +111,10 @@ def trace_layer(model: nn.Module, path: str) -> FloatGraph:
         weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
         linear = Linear("output", "x", path, weight.detach().t().contiguous().numpy(), bias.detach().numpy())
         return FloatGraph(("x",), {}, (linear,), Ref("output"), {}, {path: 1}, {"output": path})
-    return GraphBuilder(twin, share=True).build(alone(module, path))
+    try:
+        return GraphBuilder(twin, share=True).build(alone(module, path))
+    except Exception as error:  # as when a model is traced
+        raise UnsupportedError(f"{type(module).__name__} cannot be traced: {described(error)}") from error
 
 
 def check_model(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 
 class Sizes(Protocol):
@@ -198,3 +199,23 @@ for _kind in (Int, Float):
     }.items():
         setattr(_kind, f"__{_name}__", _method)
 setattr(Int, "__invert__", single(operator.invert))  # noqa: B010 - torch has no types there
+
+
+def plain(tree: Any) -> Any:
+    """Arguments with plain numbers."""
+    if isinstance(tree, Tracked):
+        return exact(tree)
+    if isinstance(tree, torch.Size):
+        return torch.Size([exact(item) for item in tree])
+    if type(tree) in (list, tuple):
+        return type(tree)(map(plain, tree))
+    if type(tree) is dict:
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*map(exact, (tree.start, tree.stop, tree.step)))
+    return tree
+
+
+def slices(tree: Any) -> list[Any]:
+    """What stands in slices, which are no containers for torch."""
+    return [end for leaf in tree_leaves(tree) if isinstance(leaf, slice) for end in (leaf.start, leaf.stop, leaf.step)]

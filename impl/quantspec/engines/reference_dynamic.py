@@ -112,9 +112,9 @@ KINDS: dict[str, Gates] = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_
 def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay | None = None) -> Any:
     """What the module would give: (output, state), or the new state of a single step (DYN-RECURRENT).
 
-    ``x``: a packed sequence, or float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or without
-    batch; a single step's has no axis of steps. ``run`` does what ``one_way`` does. Raises ValueError naming the layer
-    when it does not fit.
+    ``x``: a packed sequence, or float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or
+    without batch; a single step's has no axis of steps. ``run`` does what ``one_way`` does. Raises ValueError naming
+    the layer when it does not fit.
     """
     inputs = step.cells[0].input_weight.shape[1]
     if isinstance(x, PackedSequence) and x.data.ndim == 2 and x.data.shape[-1] == inputs and not step.single:

@@ -61,7 +61,10 @@ def quantize_dynamic(
     if example is not None:
         return quantizer.by_example(example)
     if all(torchs(module) for module in own.modules()):
-        return quantizer.whole(tracer.trace(own).graph)
+        try:
+            return quantizer.whole(tracer.trace(own).graph)
+        except UnsupportedError:  # its layers are what is left
+            pass
     return quantizer.layers()
 
 
@@ -155,7 +158,12 @@ class Quantizer:
         for path, module in self.model.named_modules():
             if path.rpartition(".")[0] in attention or not tracer.is_layer(module):
                 continue
-            network = self.program(self.without(tracer.trace_layer(self.model, path)))
+            try:
+                graph = tracer.trace_layer(self.model, path)
+            except UnsupportedError as error:
+                stops.append(tracer.Stop(path, str(error)))
+                continue
+            network = self.program(self.without(graph))
             if network.layers:
                 networks[path] = network
             else:
