@@ -151,18 +151,20 @@ class Reads(nn.Module):
 
 @clause("STA-CODED", "DYN-RECURRENT")
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_a_packed_sequence_is_computed_from_the_codes(kind):
-    class Packs(nn.Module):
+def test_what_reads_the_weights_of_a_recurrent_layer_gets_the_codes(kind):
+    class Reads(nn.Module):
         def __init__(self):
             super().__init__()
             self.rnn = kind(4, 5, num_layers=2, bidirectional=True)
 
         def forward(self, x):
-            return self.rnn(nn.utils.rnn.pack_sequence(list(x)))[0].data
+            packed = nn.utils.rnn.pack_sequence(list(x))
+            return self.rnn(packed)[0].data, kind.forward(self.rnn, packed)[0].data
 
-    model, x = networks.seeded(Packs), networks.inputs(3, (6, 4))
+    model, x = networks.seeded(Reads), networks.inputs(3, (6, 4))
     q = qs.quantize_dynamic(model)
     assert all(isinstance(weight, Coded) for weight in q.rnn._flat_weights if weight.ndim == 2)
     with torch.no_grad():
-        expected = q(x)
-        assert torch.equal(networks.with_codes_of(model, q)(x), expected) and not torch.equal(model(x), expected)
+        (int8, from_codes), (expected, _) = q(x), networks.with_codes_of(model, q)(x)
+        assert torch.equal(from_codes, expected) and not torch.equal(int8, expected)
+        assert ((int8 - expected).abs() < 0.05).all() and not torch.equal(model(x)[0], expected)

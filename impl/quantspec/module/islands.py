@@ -99,9 +99,6 @@ class LayerIsland(nn.Module):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        values = (*args, *kwargs.values())
-        if any(isinstance(value, nn.utils.rnn.PackedSequence) for value in values):
-            return self.original(*args, **kwargs)
         try:
             return self.networks[0](*args, **kwargs)
         except ShapeError:  # whoever called gets the layer's own error
@@ -122,8 +119,7 @@ def place(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, LayerI
     islands = {}
     for path, network in layers.items():
         module = model.get_submodule(path)
-        islands[path] = LayerIsland(network, module.forward)
-        module.__dict__["forward"] = islands[path]
+        islands[path] = module.__dict__["forward"] = LayerIsland(network, module.forward)
     return islands
 
 

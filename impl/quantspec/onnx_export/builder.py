@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from quantspec.errors import UnsupportedError
@@ -201,3 +202,20 @@ def total(dims: Sequence[Dim]) -> Dim:
 def times(dim: Dim, factor: Dim) -> Dim:
     """The length of an axis that is repeated, or stretched."""
     return dim * factor if isinstance(dim, int) and isinstance(factor, int) else ("times", dim, factor)
+
+
+def named(g: Graph, value: Any) -> str:
+    """A tensor's or length's name; numbers and constant tensors as constants."""
+    if isinstance(value, (Tensor, Size)):
+        return value.name
+    if isinstance(value, torch.Tensor):
+        return g.constant(value.detach().numpy())
+    if isinstance(value, (int, float)):
+        return g.constant(value, np.float32)
+    raise UnsupportedError(f"a {type(value).__name__} where a tensor is expected")
+
+
+def shape_of(value: Any) -> tuple[Dim, ...] | None:
+    if isinstance(value, Tensor):
+        return value.shape
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

@@ -13,7 +13,7 @@ from quantspec.ir.program import Call, Dequantize, Program, Recurrent, Ref
 from quantspec.ir.traverse import reads, refs
 from quantspec.module.module import QuantizedModule
 
-from .export import build, input_axes, needed
+from .export import build, input_axes, needed, several
 
 
 def compare_codes(
@@ -46,7 +46,9 @@ def between_floats(program: Program, batch: Any) -> tuple[Program, dict[str, Any
 
     # An operation may give several tensors at once, which others take out of the tuple.
     removed = [
-        step for step in program.steps if isinstance(step, Call) and any(map(real, several(values[step.name])))
+        step
+        for step in program.steps
+        if isinstance(step, Call | Recurrent) and any(map(real, several(values[step.name])))
     ]
     steps = tuple(step for step in program.steps if step not in removed)
     read = [name for step in removed for name in reads(step)] + refs(program.output)
@@ -55,11 +57,6 @@ def between_floats(program: Program, batch: Any) -> tuple[Program, dict[str, Any
     given = {step.name: values[step.name] for step in removed if real(values[step.name])}
     rest = replace(program, inputs=(*program.inputs, *given), steps=steps, output=output)
     return rest, bind(program.inputs, program.defaults, batch) | given
-
-
-def several(value: Any) -> tuple[Any, ...] | list[Any]:
-    """A value's own values, where it is a tuple."""
-    return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def differences(program: Program, batch: Any, *, steps: bool = False) -> dict[str, tuple[int, int]]:
@@ -101,7 +98,7 @@ def saturates() -> bool:
 def leaves(tree: Any, values: Any) -> list[Any]:
     """What stands in ``values`` where ``tree`` has its ``Ref``s, in order."""
     if isinstance(tree, Ref):
-        return [values]
+        return several(values)
     if isinstance(tree, dict):
         return [leaf for key, item in tree.items() for leaf in leaves(item, values[key])]
     if isinstance(tree, (tuple, list)):

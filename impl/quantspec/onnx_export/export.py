@@ -126,10 +126,9 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
         except UnsupportedError as error:
             raise UnsupportedError(f"step {step.name!r} has no ONNX form: {error}") from error
     g.step, outputs = "", []
-    names = refs(program.output)
-    named = {g.fresh(f"output_{index}" if len(names) > 1 else "output"): name for index, name in enumerate(names)}
-    for out, name in (named | {name: name for name in shown}).items():
-        value = values[name]
+    given = [value for name in refs(program.output) for value in several(values[name])]
+    named = {g.fresh(f"output_{index}" if len(given) > 1 else "output"): value for index, value in enumerate(given)}
+    for out, value in (named | {name: values[name] for name in shown}).items():
         if isinstance(value, Tensor):
             code = TensorProto.FLOAT if value.grid is None else TensorProto.UINT8
             open_dims = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
@@ -140,14 +139,19 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="quantspec")
 
 
+def several(value: Any) -> list[Any]:
+    """A value's own values, where it is a tuple, such as the state of an LSTM."""
+    return [inner for item in value for inner in several(item)] if isinstance(value, (tuple, list)) else [value]
+
+
 def value_of(g: "Graph", step: Step, values: dict[str, Any], program: Program) -> Any:
     """What a step gives: a tensor of the graph, a length, a constant, or a tuple of these."""
-    from . import codes, float_ops, rearrange
+    from . import codes, float_ops, rearrange, recurrent
 
     if isinstance(step, Call):
         return float_ops.call(g, step, values, program.callables)
     if isinstance(step, Move):
         return rearrange.move(g, step, values)
     if isinstance(step, Recurrent):
-        raise UnsupportedError(f"{step.kind.upper()}, whose steps ONNX has no operators for")
+        return recurrent.recurrent(g, step, values)
     return codes.STEPS[type(step)](g, step, values)

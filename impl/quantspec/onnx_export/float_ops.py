@@ -18,30 +18,14 @@ from quantspec.ir.float_run import FloatLayer
 from quantspec.ir.program import Call, Callables
 from quantspec.ir.traverse import replace_refs
 
-from .builder import ARITHMETIC, Dim, Graph, Size, Tensor, broadcast, dim_of, total
+from . import float_layers
+from .builder import ARITHMETIC, Graph, Size, Tensor, broadcast, dim_of, named, shape_of, total
 from .rearrange import MOVES, flatten, lengths, reshape, transpose, unsqueeze
 
 Operator = Callable[..., Any]  # from the graph and a call's arguments to what the call gives
 
 READING = ("shape", "ndim", "size", "dim", "ndimension")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-
-
-def named(g: Graph, value: Any) -> str:
-    """A tensor's or length's name; numbers and constant tensors as constants."""
-    if isinstance(value, (Tensor, Size)):
-        return value.name
-    if isinstance(value, torch.Tensor):
-        return g.constant(value.detach().numpy())
-    if isinstance(value, (int, float)):
-        return g.constant(value, np.float32)
-    raise UnsupportedError(f"a {type(value).__name__} where a tensor is expected")
-
-
-def shape_of(value: Any) -> tuple[Dim, ...] | None:
-    if isinstance(value, Tensor):
-        return value.shape
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def unary(*operators: str, **attributes: Any) -> Operator:
@@ -235,6 +219,11 @@ def to_float(g: Graph, x: Tensor) -> Tensor:
     return Tensor(g.node("Cast", [x.name], to=TensorProto.FLOAT), x.shape)
 
 
+def where(g: Graph, condition: Any, a: Any, b: Any) -> Tensor:
+    names = [named(g, value) for value in (condition, a, b)]
+    return Tensor(g.node("Where", names), broadcast(*map(shape_of, (condition, a, b))))
+
+
 # By the names of torch's and Python's functions, without their module.
 FUNCTIONS: dict[str, Operator] = {
     "relu": unary("Relu"), "relu6": relu6, "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "neg": unary("Neg"),
@@ -252,6 +241,8 @@ FUNCTIONS: dict[str, Operator] = {
     "amin": reduced("ReduceMin"), "linear": linear, "attend": attend,
     "scaled_dot_product_attention": scaled_dot_product_attention, "adaptive_avg_pool1d": adaptive_avg_pool(1),
     "adaptive_avg_pool2d": adaptive_avg_pool(2), "adaptive_avg_pool3d": adaptive_avg_pool(3), "arange": arange,
+    "rsqrt": unary("Sqrt", "Reciprocal"), "sin": unary("Sin"), "cos": unary("Cos"), "where": where,
+    **float_layers.FUNCTIONS,
 }  # fmt: skip
 
 
@@ -305,6 +296,8 @@ MODULES: dict[type[nn.Module], Operator] = {
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax_module),
     nn.ReLU: plain("relu"), nn.ReLU6: plain("relu6"), nn.Sigmoid: plain("sigmoid"), nn.Tanh: plain("tanh"),
     nn.SiLU: plain("silu"), nn.Hardswish: plain("hardswish"), nn.Hardsigmoid: plain("hardsigmoid"),
+    nn.Mish: plain("mish"), nn.Softsign: plain("softsign"), nn.Softmax2d: lambda g, module, x: softmax(g, x, -3),
+    nn.ELU: lambda g, module, x: unary("Elu", alpha=module.alpha)(g, x), **float_layers.MODULES,
 }  # fmt: skip
 
 

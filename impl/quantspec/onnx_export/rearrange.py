@@ -12,6 +12,7 @@ from quantspec.ir.program import Move
 from quantspec.ir.traverse import replace_refs
 
 from .builder import Dim, Graph, Length, Size, Tensor, dim_of, times
+from .resize import interpolate
 
 
 def like(x: Tensor, name: str, shape: tuple[Dim, ...] | None) -> Tensor:
@@ -96,11 +97,13 @@ def unsqueeze(g: Graph, x: Tensor, dim: int) -> Tensor:
 
 
 def squeeze(g: Graph, x: Tensor, dim: Any = None) -> Tensor:
-    axes = [x.axis(d) for d in ((dim,) if isinstance(dim, int) else dim if dim is not None else range(x.rank))]
+    named = (dim,) if isinstance(dim, int) else dim
+    axes = [x.axis(d) for d in (range(x.rank) if named is None else named)]
     for axis in axes:
-        if not isinstance(x.dims[axis], int):
+        if named is None and not isinstance(x.dims[axis], int):
             raise UnsupportedError(f"squeeze of axis {axis}, whose length is not known before the network runs")
-    axes = [axis for axis in axes if x.dims[axis] == 1]
+    # An axis that is named is taken to have one entry; the runtime refuses others.
+    axes = [axis for axis in axes if x.dims[axis] == 1 or not isinstance(x.dims[axis], int)]
     if not axes:
         return x
     return like(x, g.node("Squeeze", [x.name, g.ints(*axes)]), tuple(d for i, d in enumerate(x.dims) if i not in axes))
@@ -249,34 +252,6 @@ def padded(dim: Dim, before: Length, after: Length) -> Dim:
     if isinstance(dim, int) and isinstance(before, int) and isinstance(after, int):
         return dim + before + after
     return ("pad", dim, dim_of(before), dim_of(after))
-
-
-def interpolate(
-    g: Graph, x: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest", **others: Any
-) -> Tensor:
-    if mode != "nearest" or any(value is not None and value is not False for value in others.values()):
-        raise UnsupportedError(f"interpolate in mode {mode!r}")
-    positions = x.rank - 2
-    if size is not None:
-        sizes = (size,) * positions if isinstance(size, int) else tuple(size)
-        scales = tuple(whole_factor(length, dim) for length, dim in zip(sizes, x.dims[2:]))
-    else:
-        factors = (scale_factor,) * positions if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
-        if any(float(f) != int(f) for f in factors):
-            raise UnsupportedError(f"nearest neighbours by the factor {scale_factor}")
-        scales = tuple(int(f) for f in factors)
-    name = g.node(
-        "Resize", [x.name, "", g.constant([1.0, 1.0, *map(float, scales)], np.float32)],
-        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-    )  # fmt: skip
-    return like(x, name, (*x.dims[:2], *map(times, x.dims[2:], scales)))
-
-
-def whole_factor(length: Any, dim: Dim) -> int:
-    """How many times longer an axis becomes."""
-    if not isinstance(length, int) or not isinstance(dim, int) or length % dim:
-        raise UnsupportedError("nearest neighbours to a size that is no multiple")
-    return length // dim
 
 
 def pixel_shuffle(g: Graph, x: Tensor, upscale_factor: int) -> Tensor:

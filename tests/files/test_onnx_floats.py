@@ -1,0 +1,209 @@
+"""Exported operations in float, resizing and recurrent layers: what ONNX Runtime gives is what torch does."""
+
+import numpy as np
+import pytest
+import torch
+from onnx_runtime import compared, run
+from torch import nn
+from torch.nn import functional as F
+
+import quantspec
+from evidence import clause
+from networks import inputs, seeded
+from quantspec.ir.program import Recurrent
+from quantspec.numerics import accuracy
+from quantspec.onnx_export import check
+
+CALIBRATION = inputs(6, (3, 8, 8))
+
+
+class Behind(nn.Module):
+    """A convolution, and an operation in float behind it whose result is the network's."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.first, self.operation = nn.Conv2d(3, 4, 3, padding=1), operation
+
+    def forward(self, x):
+        return self.operation(torch.softmax(self.first(x), 1))
+
+
+def learned(module: nn.Module) -> nn.Module:
+    """A module whose parameters and statistics are not those it begins with."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return module
+
+
+OPERATIONS = {
+    "bilinear to a size": lambda: lambda x: F.interpolate(x, size=(13, 7), mode="bilinear"),
+    "bilinear to fewer": lambda: lambda x: F.interpolate(x, size=(3, 5), mode="bilinear"),
+    "bilinear, corners": lambda: lambda x: F.interpolate(x, size=(13, 7), mode="bilinear", align_corners=True),
+    "bilinear by a factor": lambda: lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"),
+    "bilinear by a factor, worked out anew": lambda: lambda x: F.interpolate(
+        x, scale_factor=1.7, mode="bilinear", recompute_scale_factor=True
+    ),
+    "bilinear to another's size": lambda: lambda x: F.interpolate(
+        x, size=(x.shape[2] * 2, x.shape[3] + 3), mode="bilinear"
+    ),
+    "bicubic": lambda: lambda x: F.interpolate(x, size=(13, 7), mode="bicubic"),
+    "a module that resizes": lambda: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+    "prelu": nn.PReLU,
+    "prelu for each channel": lambda: learned(nn.PReLU(4)),
+    "largest": lambda: nn.MaxPool2d(3, 2, 1),
+    "largest, one more window": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "largest, by the function": lambda: lambda x: F.max_pool2d(x, (2, 3), 2, dilation=2),
+    "largest of all": lambda: nn.AdaptiveMaxPool2d(1),
+    "average": lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "average, by the function": lambda: lambda x: F.avg_pool2d(x, (2, 3), 2),
+    "batch normalization": lambda: learned(nn.BatchNorm2d(4)),
+    "instance normalization": lambda: learned(nn.InstanceNorm2d(4, affine=True)),
+    "group normalization": lambda: learned(nn.GroupNorm(2, 4)),
+    "group normalization, by the function": lambda: lambda x: F.group_norm(x, 2, torch.arange(1.0, 5), torch.ones(4)),
+    "local response": lambda: nn.LocalResponseNorm(3, 0.1),
+    "gated": lambda: nn.GLU(1),
+    "normalized": lambda: lambda x: F.normalize(x, dim=1) * torch.rsqrt(x + 1) + torch.sin(x) * torch.cos(x),
+    "chosen": lambda: lambda x: torch.where(x > 0.25, x, x * 0.1),
+    "squeezed": lambda: lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(2).unsqueeze(1).squeeze(1),
+    "others": lambda: nn.Sequential(nn.ELU(0.5), nn.Mish(), nn.Softsign(), nn.Softmax2d()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_in_float_is_torchs(name):
+    q = quantspec.quantize(seeded(lambda: Behind(OPERATIONS[name]())), [CALIBRATION])
+    exported = quantspec.export_onnx(q)
+    for x in (inputs(1, (3, 8, 8), 2), inputs(5, (3, 8, 8), 3), inputs(2, (3, 9, 12), 4)):
+        expected = q.run_on("reference")(x).numpy()
+        np.testing.assert_allclose(run(exported, x=x)["output"], expected, rtol=2e-5, atol=2e-6)
+
+
+REFUSED = {
+    "interpolate in mode 'area'": lambda x: F.interpolate(x, size=4, mode="area"),
+    "interpolate in mode 'bilinear' with antialias": lambda x: F.interpolate(
+        x, size=4, mode="bilinear", antialias=True
+    ),
+    "average pooling in float with ceil_mode": lambda x: F.avg_pool2d(x, 3, ceil_mode=True),
+    "the places of the largest values": nn.MaxPool2d(2, return_indices=True),
+    "squeeze of axis 0, whose length is not known": lambda x: x.squeeze(),
+    "local response normalization over an even number": lambda x: F.local_response_norm(x, 2),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_has_no_operator_says_so(message):
+    q = quantspec.quantize(seeded(lambda: Behind(REFUSED[message])), [CALIBRATION])
+    with pytest.raises(quantspec.UnsupportedError, match=f"has no ONNX form: {message}"):
+        quantspec.export_onnx(q)
+
+
+NEAREST = {"size": (1, 3, 7, 13, 24), "scale_factor": (0.34, 0.7, 1.5, 2.3, 3)}
+
+
+@clause("STA-RUNTIME")
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("by", NEAREST)
+def test_neighbours_are_those_of_torch_for_any_length(by, mode):
+    """One model for each size or factor, and inputs of every length."""
+    for value in NEAREST[by]:
+        def build(value=value):
+            resize = nn.Upsample(**{by: value}, mode=mode)
+            return nn.Sequential(nn.Conv1d(1, 1, 1), resize, nn.Conv1d(1, 1, 1))
+
+        q = quantspec.quantize(seeded(build), [inputs(6, (1, 16))])
+        exported = quantspec.export_onnx(q)
+        name = exported.graph.input[0].name
+        for length in range(3, 60):
+            x = inputs(1, (1, length), length)
+            assert np.array_equal(run(exported, **{name: x})["output"], q.run_on("reference")(x).numpy()), length
+
+
+def test_codes_keep_their_grid_when_they_are_resized():
+    for resize in (nn.Upsample((13, 5)), nn.Upsample(scale_factor=1.5), nn.Upsample((3, 4))):
+        model = seeded(lambda resize=resize: nn.Sequential(nn.Conv2d(3, 4, 1), resize, nn.Conv2d(4, 2, 1)))
+        q = quantspec.quantize(model, [CALIBRATION])
+        for x in (inputs(1, (3, 8, 8), 2), inputs(5, (3, 9, 12), 3)):
+            assert compared(q, x) > 0
+
+
+class Given(nn.Module):
+    """A recurrent layer with its first state given, behind and before linear layers."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(layer.hidden_size * (2 if layer.bidirectional else 1), 3)
+
+    def forward(self, x, h=None, c=None):
+        state = None if h is None else h if c is None else (h, c)
+        output, last = self.layer(x, state)
+        return self.head(output), last
+
+
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(4, 6), "lstm without bias": lambda: nn.LSTM(4, 6, bias=False),
+    "lstm, all": lambda: nn.LSTM(4, 6, 2, bidirectional=True, batch_first=True),
+    "gru": lambda: nn.GRU(4, 6), "gru, all": lambda: nn.GRU(4, 6, 2, bidirectional=True, batch_first=True),
+    "rnn": lambda: nn.RNN(4, 6, bidirectional=True), "rnn with relu": lambda: nn.RNN(4, 6, nonlinearity="relu"),
+}  # fmt: skip
+
+
+def of_codes(layer: nn.RNNBase, step: Recurrent) -> nn.RNNBase:
+    """The layer with its weights as the network has them."""
+    names = [f"l{k}{end}" for k in range(layer.num_layers) for end in ("", "_reverse")[: 1 + layer.bidirectional]]
+    for name, cell in zip(names, step.cells, strict=True):
+        for which, codes, grid in (
+            ("ih", cell.input_weight, cell.input_qparams), ("hh", cell.state_weight, cell.state_qparams),
+        ):
+            getattr(layer, f"weight_{which}_{name}").data.copy_(torch.from_numpy(grid.dequantize(codes)))
+    return layer
+
+
+@clause("STA-RUNTIME")
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_layer_is_onnxs_own_with_the_weights_of_the_network(name, per_channel):
+    model = seeded(lambda: Given(RECURRENT[name]()))
+    batch_first, cells = model.layer.batch_first, model.layer.num_layers * (2 if model.layer.bidirectional else 1)
+    x = inputs(3, (7, 4)) if batch_first else inputs(7, (3, 4))
+    states = {"h": inputs(cells, (3, 6), 2)} | ({"c": inputs(cells, (3, 6), 3)} if "lstm" in name else {})
+    for given in ({}, states):
+        q = quantspec.quantize_dynamic(model, per_channel=per_channel, example={"x": x} | given)
+        (step,) = (step for step in q.program.steps if isinstance(step, Recurrent))
+        exported = quantspec.export_onnx(q, example={"x": x} | given)
+        for batch in (x, x[:2] if not batch_first else x[:, :2]):
+            layer, start = of_codes(seeded(RECURRENT[name]), step), tuple(given.values())
+            with torch.no_grad():
+                _, last = layer(batch, None if not given else start if "lstm" in name else start[0])
+            results = list(run(exported, x=batch, **given).values())
+            lasts = last if "lstm" in name else (last,)
+            for expected, got in zip(lasts, results[1:], strict=True):
+                np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-5)
+            with torch.no_grad():
+                ours = q.run_on("reference")(x=batch, **given)
+            assert accuracy.sqnr(ours[0].numpy(), results[0]) > 25
+    compared, differing = check.compare_codes(q, {"x": x} | given, same_floats=True)
+    assert compared > 0 and differing == 0
+
+
+@clause("STA-RUNTIME")
+def test_without_a_step_before_it_a_gate_differs_by_the_bound():
+    """Half a step of the input times the sum of absolute weights, for the first step of a recurrent layer."""
+    model, x = seeded(lambda: nn.RNN(4, 6, nonlinearity="relu", bias=False)), inputs(1, (50, 4))
+    q = quantspec.quantize_dynamic(model, example=x)
+    (step,) = (step for step in q.program.steps if isinstance(step, Recurrent))
+    theirs = list(run(quantspec.export_onnx(q, example=x), **{q.program.inputs[0]: x}).values())[0]
+    cell = step.cells[0]
+    scale = (max(float(x.max()), 0.0) - min(float(x.min()), 0.0)) / 255
+    sums = np.abs(cell.input_qparams.dequantize(cell.input_weight)).sum(1)
+    difference = np.abs(q.run_on("reference")(x)[0].numpy() - theirs)
+    assert (difference <= scale / 2 * sums * (1 + 2**-10) + 1e-6).all() and difference.max() > scale * sums.min() / 100
+
+
+def test_a_single_step_has_no_operator():
+    for build, x in ((lambda: nn.LSTMCell(4, 5), inputs(3)), (lambda: nn.GRU(4, 5), inputs(7, (4,)))):
+        q = quantspec.quantize_dynamic(seeded(build), example=x)
+        with pytest.raises(quantspec.UnsupportedError, match="has no ONNX form: (LSTM for a single|GRU without)"):
+            quantspec.export_onnx(q, example=x)
