@@ -507,3 +507,23 @@ def test_a_list_is_one_argument_where_the_model_takes_one():
         for batch in ([x, x * 0.5], ([x, x * 0.5],)):
             for q in (qs.quantize(model, [batch]), qs.quantize_dynamic(model, example=batch)):
                 assert sqnr(model([x, x * 0.5]), q([x, x * 0.5])) > DECIBELS
+
+
+@clause("STA-SAME")
+def test_the_model_runs_beside_its_graph_on_the_first_batch_alone():
+    runs = []
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            runs.append(type(x))
+            return self.layer(x).relu()
+
+    prepared = qs.prepare(Counted().eval())
+    prepared(torch.randn(2, 4))
+    assert runs.count(torch.Tensor) == 1
+    prepared(torch.randn(2, 4)), prepared.observe(torch.randn(2, 4))
+    assert runs.count(torch.Tensor) == 1

@@ -455,6 +455,37 @@ def test_a_normalization_is_not_folded_into_a_layer_that_pads(padding, left):
     assert kinds(fusion.fuse(captured(shared))) == ["BatchNorm", "Linear", "Linear"]
 
 
+@clause("FUS-FOLD-PADDING", "FUS-FOLD-BEFORE")
+def test_what_one_layer_cannot_absorb_is_no_obstacle_for_the_next():
+    g = np.random.default_rng(2)
+    padded = networks.seeded(lambda: nn.Sequential(
+        batch_norm(nn.BatchNorm2d, 2, g), nn.Conv2d(2, 3, 3, padding=1), nn.Sigmoid(),
+        batch_norm(nn.BatchNorm2d, 3, g), nn.Conv2d(3, 2, 3),
+    ))  # fmt: skip
+    assert kinds(fusion.fuse(captured(padded))) == ["BatchNorm", "Conv", "Elementwise", "Conv"]
+    # The channels of an image are not the last axis, which a linear layer reads.
+    of_images = networks.seeded(lambda: nn.Sequential(
+        batch_norm(nn.BatchNorm2d, 2, g), nn.Linear(4, 3), nn.Sigmoid(), nn.Flatten(), batch_norm(nn.BatchNorm1d, 24, g),
+        nn.Linear(24, 2),
+    ))  # fmt: skip
+    assert kinds(fusion.fuse(captured(of_images))) == ["BatchNorm", "Linear", "Elementwise", "Move", "Linear"]
+
+
+@clause("FUS-ALONE")
+def test_a_normalization_of_a_rearranged_input_in_float_is_no_layer():
+    norm = batch_norm(nn.BatchNorm2d, 2, np.random.default_rng(3))
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x):
+            return self.norm(x.transpose(2, 3).flip(2))
+
+    assert "BatchNorm" in kinds(fusion.fuse(captured(Turned().eval())))
+
+
 class Frozen(nn.Module):
     """A normalization written as a product and a sum."""
 

@@ -298,4 +298,19 @@ FAULTS = [
         "A network that was traced with an optional argument is used without it.",
         "if self.traced is not None and not gives_optional(self.traced, args, kwargs):", "if self.traced is not None:",
     ),
+    Fault(
+        "zeros-need-memory", "engines.tensors", ("STA-MEMORY",),
+        "Tensors of zeros without memory are handed on as they are, and torch refuses to show them.",
+        "if x._is_zerotensor():", "if False:",
+    ),
+    Fault(
+        "outputs-on-the-default-device", "engines.tensors", ("STA-DEFAULTS",),
+        "Outputs are made on whatever device the process has as its default.",
+        "return torch.empty(shape, dtype=dtype, device=CPU)", "return torch.empty(shape, dtype=dtype)",
+    ),
+    Fault(
+        "distances-wrap", "kernels.memory", ("STA-LARGE",),
+        "Distances in memory are cut to 32 bits, whatever they are.",
+        "if distances.size and not -LONGEST", "if not distances.size and not -LONGEST",
+    ),
 ]

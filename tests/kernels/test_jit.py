@@ -2,13 +2,16 @@
 needed.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import emulated
+from quantspec.kernels import jit
 
 FEATURES = {"generic": set(), "avx2": {"avx2", "fma"}, "avx512vl": {"avx512vl", "avx512vnni", "avx512bw", "avx512dq"}}
 
@@ -59,3 +62,74 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path):
     environment = os.environ | {"QUANTSPEC_KERNELS": str(tmp_path / "file" / "folder")}
     run = digest_of(environment)
     assert run.returncode == 0 and run.stdout.strip() == emulated.digest(), run.stderr
+
+
+def kernel_file(folder):
+    """A file as the store has them, whose code is ``code``."""
+    path = folder / "kernel.o"
+    path.write_bytes(hashlib.sha256(b"code").digest() + b"code")
+    path.chmod(0o600)
+    return path
+
+
+def as_link(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+NOT_OURS_ALONE = {
+    "a link": as_link,
+    "a pipe, which would wait for a writer": as_pipe,
+    "a folder": as_folder,
+    "a file for the group": lambda path: path.chmod(0o620),
+    "a file for all": lambda path: path.chmod(0o602),
+    "another's file": lambda path: os.chown(path, 12345, -1),
+    "a folder for the group": lambda path: path.parent.chmod(0o770),
+    "a folder for all": lambda path: path.parent.chmod(0o1777),
+    "another's folder": lambda path: os.chown(path.parent, 12345, -1),
+    "a folder in one for all": lambda path: path.parents[1].chmod(0o777),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere files have no mode that says who may write")
+@pytest.mark.parametrize("change", NOT_OURS_ALONE)
+def test_code_that_others_could_have_written_is_not_run_and_told_once(change, tmp_path):
+    if "another's" in change and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    folder = tmp_path / "around" / "kernels"
+    folder.mkdir(parents=True)
+    path = kernel_file(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert jit.stored(path) == b"code"
+    NOT_OURS_ALONE[change](path)
+    jit.told.cache_clear()
+    with pytest.warns(RuntimeWarning, match=f"^kernel {path} is not used, and compiled anew: "):
+        assert jit.stored(path) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert jit.stored(path) is None
+        jit.store(path, b"new")
+    # Nothing is put where others can write; elsewhere a file of our own takes the place.
+    replaced = path.is_file() and path.read_bytes() == b"new"
+    assert replaced == ("folder" not in change)
+
+
+def test_a_folder_that_is_made_is_for_the_user_alone(tmp_path):
+    before = os.umask(0o002)
+    try:
+        jit.store(tmp_path / "a" / "b" / "kernel.o", hashlib.sha256(b"code").digest() + b"code")
+    finally:
+        os.umask(before)
+    assert jit.stored(tmp_path / "a" / "b" / "kernel.o") == b"code"
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b")} == {0o700}

@@ -125,8 +125,8 @@ class Verdict:
 def judge(mutants: Iterable[Mutant], reasons: dict[Change, str]) -> Verdict:
     """Sorts the mutants.
 
-    Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing. A listed one
-    that only takes longer is timed out on a busy machine, and still listed.
+    Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing. A listed
+    one that only takes longer is timed out on a busy machine, and still listed.
     """
     verdict = Verdict([], [], [], [], [])
     left = dict(reasons)

@@ -34,11 +34,13 @@ from quantspec.ir.program import (
 )
 from quantspec.ir.traverse import last_reads, refs, replace_refs
 from quantspec.numerics import integer
+from quantspec.numerics.affine import float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 
 from . import reference_dynamic
+from .tensors import array, from_array
 
 Values = dict[str, Any]
 Value = np.ndarray | torch.Tensor
@@ -185,21 +187,6 @@ def moved(step: Move, values: Values, callables: Callables, choices: Dialect) ->
     return rearrange.apply(step, values.__getitem__)
 
 
-def in_a_row(x: Any) -> bool:
-    """Whether a tensor's memory is that of its values in float32, one behind the other."""
-    dense = type(x) is torch.Tensor and x.dtype is torch.float32 and x.is_cpu and x.layout is torch.strided
-    return dense and x.is_contiguous() and not x.is_neg()
-
-
-def array(x: Any, name: str) -> np.ndarray:
-    """A float tensor as an array; TypeError naming it when it is no tensor on the CPU."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name}: expected a dense tensor on the CPU, got {type(x).__name__}")
-    if x.device.type != "cpu" or x.layout is not torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor on the CPU, got one on {x.device} of layout {x.layout}")
-    return x.detach().resolve_neg().numpy()
-
-
 def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
     x = array(values[step.x], step.x)
     check_fits(step, x.shape)
@@ -210,10 +197,12 @@ def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, ch
 
 
 def linear_weight(step: LinearWeight, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
-    check_fits(step, values[step.x].shape)
+    x = from_array(float32_array(array(values[step.x], step.x), step.x))
+    check_fits(step, x.shape)
     weight = torch.from_numpy(step.w_qparams.dequantize(step.weight))
     bias = None if step.bias is None else torch.from_numpy(step.bias)
-    return torch.nn.functional.linear(values[step.x], weight, bias)
+    with torch.autocast("cpu", enabled=False):
+        return torch.nn.functional.linear(x, weight, bias)
 
 
 def embedding(step: Embedding, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:

@@ -9,8 +9,10 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from quantspec.ir.program import Cell, Embedding, Recurrent
-from quantspec.numerics.affine import QParams
+from quantspec.numerics.affine import QParams, float32_array
 from quantspec.numerics.dialects.dialect import Dialect
+
+from .tensors import array, zeros
 
 State = tuple[torch.Tensor, ...]
 
@@ -118,10 +120,10 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
     """
     inputs = step.cells[0].input_weight.shape[1]
     if isinstance(x, PackedSequence) and x.data.ndim == 2 and x.data.shape[-1] == inputs and not step.single:
-        return packed(step, x, state, choices)
-    if not isinstance(x, torch.Tensor) or x.ndim < 1 or x.shape[-1] != inputs:
-        got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {got}")
+        return packed(step, x._replace(data=floats(x.data, step.layer)), state, choices)
+    x = floats(x, step.layer)
+    if x.ndim < 1 or x.shape[-1] != inputs:
+        raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {tuple(x.shape)}")
     batched = x.ndim == (2 if step.single else 3)
     values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
     values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
@@ -185,14 +187,18 @@ def packed_way(
         state = tuple(torch.cat([a, b[len(own) :]]) for a, b in zip(new, state))
         outputs[index] = new[0]
     return torch.cat(outputs), state
+def floats(x: Any, layer: str) -> torch.Tensor:
+    """What a layer is given, as a float32 tensor with memory. Raises as ``tensors.array``."""
+    name = f"batch: layer {layer!r}"
+    return torch.from_numpy(float32_array(array(x, name), name))
 
 
 def initial(step: Recurrent, state: Any, batch: int, batched: bool) -> list[torch.Tensor]:
     """The state before the first step, [cells, batch, state] for each of its one or two parts."""
     size = step.cells[0].state_weight.shape[1]
     if state is None:
-        return [torch.zeros(len(step.cells), batch, size)] * (2 if step.kind == "lstm" else 1)
-    parts = list(state) if step.kind == "lstm" else [state]
+        return [zeros(len(step.cells), batch, size)] * (2 if step.kind == "lstm" else 1)
+    parts = [floats(part, step.layer) for part in (state if step.kind == "lstm" else [state])]
     if step.single:
         parts = [part.unsqueeze(0) for part in parts]
     return [part if batched else part.reshape(len(step.cells), 1, size) for part in parts]

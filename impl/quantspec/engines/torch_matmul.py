@@ -23,6 +23,7 @@ from quantspec.numerics.dialects.patches import rows, windows
 
 from .autotune import Fastest
 from .reference import Reference
+from .tensors import CPU, new
 
 Accumulate = Callable[[], np.ndarray]
 MOST_INPUTS = 2**16  # of which products of two codes add up in 32 bits, whatever they are
@@ -41,7 +42,7 @@ def weights(w_q: np.ndarray) -> Weights:
     codes = torch.from_numpy(np.ascontiguousarray(w_q))
     # With a transposed view of one input torch 2.13 gives what lies in memory: its strides, (1, 1), do not tell how
     # many outputs there are.
-    return Weights(torch.empty(codes.shape[::-1], dtype=torch.int8).copy_(codes.T), codes.sum(1, dtype=torch.int32))
+    return Weights(new(codes.shape[::-1], torch.int8).copy_(codes.T), codes.sum(1, dtype=torch.int32))
 
 
 def product(x_q: np.ndarray, x_zero_point: int, w: Weights) -> np.ndarray:
@@ -132,7 +133,7 @@ class ByTorch(Dialect):
 def is_exact() -> bool:
     """Whether torch's product of int8 matrices adds exactly on this machine."""
     which = torch.randint(0, 2, (2, 64, 256), generator=torch.Generator().manual_seed(0))
-    ends = torch.tensor([-128, 127], dtype=torch.int8)[which]
+    ends = torch.tensor([-128, 127], dtype=torch.int8, device=CPU)[which]
     return torch.equal(torch._int_mm(ends[0], ends[1].T).double(), ends[0].double() @ ends[1].double().T)
 
 

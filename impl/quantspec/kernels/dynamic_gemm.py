@@ -11,7 +11,7 @@ from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter
 from .frame import slot_or
 from .gemm import PANEL, Product, ProductToFloats, accumulate, by_lanes, last_mask, put_floats
 from .jit import Kernel
-from .memory import SLACK, aligned, row_pitch
+from .memory import SLACK, aligned, offset_table, row_pitch
 from .packed import Packed
 from .quantize import SAFE_SCALES, run_quantize
 from .records import LINE, Address, Float, Grid, Instruction, Integer, Slot
@@ -222,7 +222,7 @@ def layer(
     product = Product(
         x=quantized, y=0, weight=keep(packed.weight), bias=keep(packed.bias), factor=keep(packed.factor), rows=rows,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
-        run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep((np.arange(rows) * pitch).astype(np.int32)),
+        run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep(offset_table(np.arange(rows) * pitch)),
         chunk=gemm.chunk_rows(rows, inputs),
     )  # fmt: skip
     return quantize, DynamicProduct(

@@ -3,7 +3,8 @@
 Only llvmlite is needed, the part of Numba that compiles. Kernels are compiled when a program first needs them, each
 for itself, and stored as object files under ``$QUANTSPEC_KERNELS``, or ``quantspec/kernels`` in the user's cache
 folder; the name of a file is the hash of all it depends on. A folder that cannot be written to costs time and nothing
-else.
+else. Code is run only from regular files of the user's own, in folders of the user's own, that nobody else can write
+to.
 """
 
 import atexit
@@ -11,9 +12,11 @@ import ctypes
 import functools
 import hashlib
 import os
+import stat
 import sys
 import tempfile
 import threading
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -54,10 +57,75 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantspec" / "kernels"
 
 
-def store(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; a folder that cannot be written to is no error."""
+def code_file(name: str) -> Path:
+    """Where the object file of a function is stored."""
+    return folder() / f"{name}-{hashlib.sha256(sources() + name.encode()).hexdigest()[:32]}.o"
+
+
+def stored(path: Path) -> bytes | None:
+    """The code in an object file; None where there is none, it is torn, or somebody else could have written it, of
+    which one warning tells."""
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    content, why = b"", None
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        why = shared_folder(path.parent)
+        if why is None:
+            with open(os.open(path, flags), "rb") as file:
+                held = os.fstat(file.fileno())
+                why = shared(held) if stat.S_ISREG(held.st_mode) else "it is no regular file"
+                content = file.read() if why is None else b""
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # a link, and what cannot be read
+        why = error.strerror or str(error)
+    if why is not None:
+        warn_once(path, why)
+    # A torn file would take the process with it.
+    return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
+
+
+def shared(held: os.stat_result) -> str | None:
+    """Who else could have written a file or may write into a folder; None where nobody."""
+    if os.name != "posix":
+        return None
+    if held.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to user {held.st_uid}"
+    return f"others can write to it (mode {held.st_mode & 0o7777:o})" if held.st_mode & 0o022 else None
+
+
+def shared_folder(path: Path) -> str | None:
+    """Who else can write into a folder, or put another in its place; None where nobody."""
+    if (why := shared(path.stat())) is not None:
+        return why
+    for around in path.resolve().parents:
+        held = around.stat()
+        if (why := shared(held)) is not None and not held.st_mode & stat.S_ISVTX:
+            return f"in {around}: {why}"
+    return None
+
+
+@functools.cache
+def told(process: int) -> list[str]:
+    """What a process was warned of."""
+    return []
+
+
+def warn_once(path: Path, why: str) -> None:
+    """Warns, once in a process, that kernels are not taken from where they are stored."""
+    if not told(os.getpid()):
+        told(os.getpid()).append(why)
+        warnings.warn(f"kernel {path} is not used, and compiled anew: {why}", RuntimeWarning, stacklevel=2)
+
+
+def store(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; a folder that cannot be written to, or that others can write to, is no
+    error."""
+    try:
+        for folder in reversed([path.parent, *path.parent.parents]):
+            if not folder.exists():  # each for the user alone, as ``parents=True`` would not make them
+                folder.mkdir(mode=0o700, exist_ok=True)
+        if shared_folder(path.parent) is not None:
+            return
         file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)
     except OSError:
         return
@@ -100,13 +168,9 @@ class Machine:
 
     def code(self, name: str, arguments: int, write: Body) -> bytes:
         """The object file with the function, from the store or compiled and stored."""
-        path = folder() / f"{name}-{hashlib.sha256(sources() + name.encode()).hexdigest()[:32]}.o"
-        try:
-            stored = path.read_bytes()
-            if hashlib.sha256(stored[32:]).digest() == stored[:32]:  # a torn file would take the process with it
-                return stored[32:]
-        except OSError:
-            pass
+        path = code_file(name)
+        if (code := stored(path)) is not None:
+            return code
         code = self.compiled(name, arguments, write)
         store(path, hashlib.sha256(code).digest() + code)
         return code

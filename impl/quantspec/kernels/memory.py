@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
+from quantspec.errors import UnsupportedError
+
 Triple = tuple[int, int, int]  # one for planes, lines and positions each
 # Planes before and behind, lines above and below, positions left and right.
 Margin = tuple[int, int, int, int, int, int]
+LONGEST = 2**31 - 1  # bytes from a start that kernels can tell
 SLACK = 256  # bytes that kernels may read behind the last one they use
 
 
@@ -83,13 +86,20 @@ class Layout:
 
     def offsets(self, counts: Triple, stride: Triple = (1, 1, 1), start: Triple = (0, 0, 0)) -> np.ndarray:
         """int32 (images * counts,): where the windows lie that start at ``start`` and are ``stride`` positions apart;
-        each for planes, lines and positions.
+        each for planes, lines and positions. Raises as ``offset_table``.
         """
         total = np.arange(self.images) * self.image
         axes = zip((self.plane, self.line, self.pitch), self.margin[::2], counts, stride, start)
         for size, before, count, step, begin in axes:
             total = total[..., None] + (before + begin + step * np.arange(count)) * size
-        return total.astype(np.int32).ravel()
+        return offset_table(total.ravel())
+
+
+def offset_table(distances: np.ndarray) -> np.ndarray:
+    """Distances in bytes as the int32 that kernels read. Raises UnsupportedError for one that does not fit."""
+    if distances.size and not -LONGEST <= distances.min() <= distances.max() <= LONGEST:
+        raise UnsupportedError(f"the kernels reach {LONGEST} bytes from a start, not {np.abs(distances).max()}")
+    return distances.astype(np.int32)
 
 
 def position_pitch(channels: int) -> int:

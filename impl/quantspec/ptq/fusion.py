@@ -43,7 +43,7 @@ def without_unread(graph: FloatGraph) -> FloatGraph:
     reads = graph.readers()
     unread = (node.name for node in graph.nodes if isinstance(node, Call) and node.kind == "attribute")
     gone = {name for name in unread if reads[name] == 0}
-    return replace(graph, nodes=tuple(node for node in graph.nodes if node.name not in gone)) if gone else graph
+    return replace(graph, nodes=tuple(node for node in graph.nodes if node.name not in gone))
 
 
 def fold_behind(graph: FloatGraph) -> FloatGraph:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import calls, copies, tracer
-from quantspec.engines.reference import in_a_row
+from quantspec.engines.tensors import array, float_address
 from quantspec.errors import CalibrationError
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
@@ -107,9 +107,9 @@ class Prepared(nn.Module):
 def observed(observer: Observer, value: torch.Tensor) -> Observer:
     """The observer that has also seen a tensor."""
     # Microseconds count where the network is small, and everything but this question takes several.
-    if type(observer) is MinMaxObserver and in_a_row(value) and value.numel():
-        return observer.observe_at(value.data_ptr(), value.numel())
-    return observer.observe(value.detach().resolve_neg().numpy())
+    if type(observer) is MinMaxObserver and value.numel() and (start := float_address(value)):
+        return observer.observe_at(start, value.numel())
+    return observer.observe(array(value, "a value that is observed"))
 
 
 def prepare(

@@ -5,6 +5,7 @@ of few samples the instructions are.
 import numpy as np
 import torch
 
+from quantspec.engines.tensors import address, new
 from quantspec.kernels.frame import Frame, caller
 from quantspec.kernels.sharing import Share
 from quantspec.kernels.threads import SHARED, pool
@@ -103,8 +104,8 @@ class Batched:
         """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as
         NaN.
         """
-        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(self.shapes, self.types)]
-        starts = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        outputs = [new(shape, dtype) for shape, dtype in zip(self.shapes, self.types)]
+        starts = [address(tensor) for tensor in (*inputs, *outputs)]
         if self.direct:
             return None if self.run(self.start, *starts) else outputs
         for frame, offsets in self.frames():

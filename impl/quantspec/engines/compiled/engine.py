@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from quantspec.engines import torch_matmul
-from quantspec.engines.reference import array, in_a_row, run_step
+from quantspec.engines.reference import run_step
+from quantspec.engines.tensors import address, array, float_address, from_array, new
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
 from quantspec.ir.program import Call, Conv, Linear, LinearDynamic, Program, Recurrent, Ref, Step
@@ -64,7 +65,7 @@ class Segment:
         """The inputs as contiguous tensors."""
         arrays = ((name, values[name]) for name in self.inputs)
         return [
-            torch.from_numpy(np.ascontiguousarray(value)) if name in self.imports else contiguous(value, name)
+            from_array(value) if name in self.imports else contiguous(value, name)
             for name, value in arrays
         ]
 
@@ -241,13 +242,13 @@ class Compiled:
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""
         by_shape: dict[Any, Any] = self.local.__dict__
-        if in_a_row(x):
+        if start := float_address(x):
             ready = by_shape.get(x.shape)
             if ready is not None:
-                address, shape, threads, generation, _ = ready
+                frame, shape, threads, generation, _ = ready
                 if threads == 0 or threads == torch.get_num_threads() and generation == pool.generation:
-                    y = torch.empty(shape)
-                    if self.run(address, x.data_ptr(), y.data_ptr()) == 0:
+                    y = new(shape)
+                    if self.run(frame, start, address(y)) == 0:
                         return y
         assert self.whole is not None
         result: torch.Tensor = self.general({self.input_name: x})
@@ -268,4 +269,4 @@ def array_of_codes(x: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
 
 def contiguous(x: Any, name: str) -> torch.Tensor:
     """An input as a contiguous float32 tensor; TypeError naming it when it is none, or holds what float32 does not."""
-    return torch.from_numpy(np.ascontiguousarray(float32_array(array(x, name))))
+    return from_array(float32_array(array(x, name), name))

@@ -25,7 +25,7 @@ from quantspec.ir.program import (
     Table,
 )
 from quantspec.kernels import images, planes, quantize
-from quantspec.kernels.memory import Layout, aligned
+from quantspec.kernels.memory import Layout, aligned, offset_table
 from quantspec.kernels.records import Grid
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import dialect
@@ -126,7 +126,7 @@ def window_entries(planner: Planner, step: Pool, windows: list[list[int]], facto
     """Pooling by a table: for each output position the offsets of the inputs that count."""
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     width = max(map(len, windows), default=1)
-    taps = np.array([window + [0] * (width - len(window)) for window in windows], np.int32)
+    taps = offset_table(np.array([window + [0] * (width - len(window)) for window in windows], np.int64))
     one = Layout(1, y.height, y.width, y.channels, y.margin, y.depth)
     return images.Windows(
         x=planner.address(step.x), y=planner.address(step.name), images=y.images, rows=len(windows), window=width,

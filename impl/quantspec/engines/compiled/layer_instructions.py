@@ -8,7 +8,7 @@ import numpy as np
 from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Conv, Linear
 from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm
-from quantspec.kernels.memory import Layout, Triple
+from quantspec.kernels.memory import Layout, Triple, offset_table
 from quantspec.kernels.packed import Packed, PackedChannels
 from quantspec.kernels.records import Clamp
 from quantspec.numerics.affine import QParams
@@ -42,7 +42,7 @@ def product_record(
         x=x, y=y, weight=planner.keep(packed.weight), bias=planner.keep(packed.bias),
         factor=planner.keep(packed.factor), rows=rows,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.runs * packed.run_steps, runs=packed.runs,
-        run_steps=packed.run_steps, run_offsets=planner.keep(np.array(run_offsets, np.int32)),
+        run_steps=packed.run_steps, run_offsets=planner.keep(offset_table(np.array(run_offsets))),
         x_offsets=planner.keep(x_offsets),
         chunk=gemm.chunk_rows(rows, inputs),
     )  # fmt: skip
@@ -110,7 +110,7 @@ def float_offsets(rows: np.ndarray, outputs: int, first: int = 0) -> np.ndarray:
     """Where rows of floats begin, from entry ``first`` of each on."""
     if 4 * (int(rows.max(initial=0)) + 1) * outputs >= 2**31:
         raise UnsupportedError("the kernels give less than 2 GiB of floats at a time")
-    return (4 * (rows * outputs + first)).astype(np.int32)
+    return offset_table(4 * (rows * outputs + first))
 
 
 def emit_conv(planner: Planner, step: Conv) -> None:
@@ -251,7 +251,7 @@ def taps_of(step: Conv, x: Layout) -> np.ndarray:
     _, down, right = window.dilation
     columns = [min(j, width - 1) * right * x.pitch for j in range(width + in_pairs(step))]
     taps = [i * down * x.line + column for i in range(height) for column in columns]
-    return np.array(taps + [taps[-1]] * (-len(taps) % 4), np.int32)
+    return offset_table(np.array(taps + [taps[-1]] * (-len(taps) % 4)))
 
 
 def emit_depthwise_floats(

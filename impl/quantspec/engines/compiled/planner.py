@@ -22,7 +22,7 @@ from quantspec.ir.program import (
 from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
 from quantspec.kernels.jit import Kernel, SomeInstruction
-from quantspec.kernels.memory import Layout, Margin, Triple, aligned
+from quantspec.kernels.memory import LONGEST, Layout, Margin, Triple, aligned
 from quantspec.kernels.packed import Packed
 from quantspec.kernels.records import Instruction
 
@@ -99,6 +99,8 @@ class Planner:
                 margin, zero = margins.get(step.name, (NO_MARGIN, None))
                 self.values[step.name] = Value(shape, layout_of(shape, forms[step.name], margin), None, zero)
         self.nbytes = self.place()
+        if self.nbytes > LONGEST:
+            raise UnsupportedError(f"the kernels work in {LONGEST} bytes at most, not {self.nbytes}")
         self.arena = aligned(0 if dry else self.nbytes)
         self.kept.append(self.arena)
         for step in self.steps:

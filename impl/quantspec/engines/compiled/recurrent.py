@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from quantspec.engines import reference_dynamic
+from quantspec.engines.tensors import address, array, from_array, new
 from quantspec.ir.program import Cell, LinearDynamic, Recurrent
 from quantspec.kernels import dynamic_gemm, recurrent_cell
 from quantspec.kernels.frame import caller, frame_of
@@ -53,14 +54,14 @@ class CompiledRecurrent:
         if count * batch == 0 or not good:
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
         frames = self.frames(part, count, batch, inputs, size)
-        source, outputs = x.contiguous(), torch.empty(count, batch, size)
+        source, outputs = from_array(array(x, step.layer)), new((count, batch, size))
         for before, value in zip(frames.state, state):
-            before[:] = value.numpy()
+            before[:] = array(value, step.layer)
         inputs_frame, steps_frame = frames.inputs, frames.steps
-        inputs_frame.addresses[0] = source.data_ptr()
+        inputs_frame.addresses[0] = address(source)
         last, row = count - 1 if backward else 0, 4 * batch * size
         gates_row, sign = row * frames.gates_of_an_output, -1 if backward else 1
-        steps_frame.addresses[:2] = frames.gates.ctypes.data + last * gates_row, outputs.data_ptr() + last * row
+        steps_frame.addresses[:2] = frames.gates.ctypes.data + last * gates_row, address(outputs) + last * row
         steps_frame.strides[:2] = sign * gates_row, sign * row
         run = caller()
         if run(inputs_frame.address, 0, 0) or run(steps_frame.address, 0, 0):

@@ -7,12 +7,15 @@ places of the kernel over the inputs as they are.
 
 import itertools
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 
+from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Conv
 from quantspec.kernels.memory import Triple
+
+MOST_PARTS = 1024  # each has weights and instructions of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +49,12 @@ def is_transposed(step: Conv) -> bool:
 def dense_parts(step: Conv) -> list[DensePart]:
     """The convolutions that make a layer, only itself when its inputs are not spread.
 
-    Along axes on which they are, its stride must be 1.
+    Along axes on which they are, its stride must be 1. Raises UnsupportedError for more parts than MOST_PARTS.
     """
     if not is_transposed(step):
         return [DensePart(step)]
+    if prod(step.input_dilation) > MOST_PARTS:
+        raise UnsupportedError(f"the kernels spread inputs {MOST_PARTS} times at most, not {step.input_dilation}")
     axes = zip(step.weight.shape[2:], step.padding, step.dilation, step.input_dilation)
     parts_along = [along(size, before, dilation, spread) for size, (before, _), dilation, spread in axes]
     result = []

@@ -1,0 +1,80 @@
+"""Memory that machine code may touch: the one place where tensors are made for it, and where the address of a tensor is
+given out, after what the address stands on was checked (STA-MEMORY, STA-DEFAULTS)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+def new(shape: Sequence[int], dtype: torch.dtype = FLOAT) -> torch.Tensor:
+    """A tensor of any values on the CPU, whatever the process' defaults are."""
+    return torch.empty(shape, dtype=dtype, device=CPU)
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    """A float32 tensor of zeros on the CPU, whatever the process' defaults are."""
+    return torch.zeros(shape, dtype=FLOAT, device=CPU)
+
+
+def float_address(x: Any) -> int:
+    """Where a tensor's values lie in float32, one behind the other; 0 where they do not, or are not all in memory."""
+    try:
+        dense = type(x) is torch.Tensor and x.dtype is FLOAT and x.is_cpu and x.layout is torch.strided
+        if not dense or not x.is_contiguous() or x.is_neg() or x.is_nested:
+            return 0
+        start = x.data_ptr()
+        # A storage may have been made smaller than what its tensors name.
+        return start if x.untyped_storage().nbytes() >= 4 * (x.storage_offset() + x.numel()) else 0
+    except (RuntimeError, NotImplementedError):  # what stands for other tensors, as inside vmap, has no storage
+        return 0
+
+
+def address(x: torch.Tensor) -> int:
+    """Where the values of a tensor of ``new`` or ``from_array`` lie.
+
+    Raises TypeError where torch gave none with memory, as under a mode that only follows shapes.
+    """
+    start = x.data_ptr() if type(x) is torch.Tensor else 0
+    if not start and x.numel():
+        raise TypeError(f"expected torch to give tensors with memory, got a {type(x).__name__}: a mode is active")
+    return start
+
+
+def from_array(x: np.ndarray) -> torch.Tensor:
+    """A contiguous tensor of an array's values, in its memory where that is contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(x))
+
+
+def array(x: Any, name: str) -> np.ndarray:
+    """A tensor's values as an array.
+
+    Raises TypeError naming it when it is no dense tensor on the CPU with values of its own, ValueError when its memory
+    is smaller than its shape and strides say.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name}: expected a dense tensor on the CPU, got {type(x).__name__}")
+    if x.device.type != "cpu" or x.layout is not torch.strided or x.is_nested:
+        form = "nested" if x.is_nested else f"on {x.device} of layout {x.layout}"
+        raise TypeError(f"{name}: expected a dense tensor on the CPU, got one that is {form}")
+    try:
+        held = x.untyped_storage().nbytes()
+    except (RuntimeError, NotImplementedError):
+        held = None
+    if held is None or type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise TypeError(
+            f"{name}: expected a tensor with values, got a {type(x).__name__} that stands for others; int8 kernels are"
+            " no part of vmap, grad, masked tensors and the like"
+        )
+    if x._is_zerotensor():
+        x = x.clone()
+        held = x.untyped_storage().nbytes()
+    end = x.element_size() * (1 + x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride())))
+    if x.numel() and held < end:
+        where = f"a tensor of shape {tuple(x.shape)} ends at byte {end} of its storage"
+        raise ValueError(f"{name}: {where}, which has {held} bytes")
+    values: np.ndarray = x.as_subclass(torch.Tensor).detach().resolve_conj().resolve_neg().numpy()
+    return values
