@@ -465,8 +465,8 @@ def test_what_one_layer_cannot_absorb_is_no_obstacle_for_the_next():
     assert kinds(fusion.fuse(captured(padded))) == ["BatchNorm", "Conv", "Elementwise", "Conv"]
     # The channels of an image are not the last axis, which a linear layer reads.
     of_images = networks.seeded(lambda: nn.Sequential(
-        batch_norm(nn.BatchNorm2d, 2, g), nn.Linear(4, 3), nn.Sigmoid(), nn.Flatten(), batch_norm(nn.BatchNorm1d, 24, g),
-        nn.Linear(24, 2),
+        batch_norm(nn.BatchNorm2d, 2, g), nn.Linear(4, 3), nn.Sigmoid(), nn.Flatten(),
+        batch_norm(nn.BatchNorm1d, 24, g), nn.Linear(24, 2),
     ))  # fmt: skip
     assert kinds(fusion.fuse(captured(of_images))) == ["BatchNorm", "Linear", "Elementwise", "Move", "Linear"]
 

@@ -119,11 +119,13 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
     the layer when it does not fit.
     """
     inputs = step.cells[0].input_weight.shape[1]
-    if isinstance(x, PackedSequence) and x.data.ndim == 2 and x.data.shape[-1] == inputs and not step.single:
-        return packed(step, x._replace(data=floats(x.data, step.layer)), state, choices)
-    x = floats(x, step.layer)
-    if x.ndim < 1 or x.shape[-1] != inputs:
-        raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {tuple(x.shape)}")
+    is_packed = isinstance(x, PackedSequence) and not step.single
+    values = floats(x.data if is_packed else x, step.layer)
+    if values.ndim < 1 or values.shape[-1] != inputs or is_packed and values.ndim != 2:
+        raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {tuple(values.shape)}")
+    if is_packed:
+        return packed(step, PackedSequence(values, *x[1:]), state, choices)
+    x = values
     batched = x.ndim == (2 if step.single else 3)
     values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
     values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
