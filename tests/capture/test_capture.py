@@ -159,6 +159,9 @@ READ_OTHERWISE = {
     "as a length": lambda x: x * len([0] * x.shape[0]),
     "as a bound": lambda x: x * max(x.shape[0] - 9, 2) + min(x.shape[0], 9),
     "as a count": lambda x: sum((x * (step / 99) for step in range(x.shape[0])), x),
+    "as a number of parts": lambda x: torch.cat([p * i for i, p in enumerate(x.split(7), 1)]),
+    "as a number of chunks": lambda x: torch.cat([p * i for i, p in enumerate(torch.chunk(x, chunks=6), 1)]),
+    "as a number of rows": lambda x: torch.stack([p * (i / 9) for i, p in enumerate(x.unbind())]),
     "by a method": lambda x: x * x.shape[0].bit_length(),
 }
 
@@ -174,6 +177,29 @@ def test_a_size_that_python_reads_otherwise_is_never_that_of_another_batch(how):
         warnings.simplefilter("ignore")  # that it is computed in float
         for rows in (16, 9, 5):
             assert sqnr(model(x[:rows]), q(x[:rows])) > DECIBELS
+
+
+@clause("STA-WAYS")
+@pytest.mark.parametrize("split", [
+    lambda self, x: self.first(x).chunk(2, -1), lambda self, x: self.first(x).split(4, 1),
+    lambda self, x: self.first(x).view(x.shape[0], 2, 4).permute(1, 0, 2).unbind(0),
+    lambda self, x: self.first(x).reshape((x.shape[0], 4, 2)).transpose(1, 2).split([1, 1], 1),
+    lambda self, x: F.linear(x, self.first.weight).chunk(2, dim=1),
+])  # fmt: skip
+def test_features_that_are_split_are_no_condition(split):
+    def forward(self, x):
+        assert x.shape[1] == 8  # what symbolic tracing does not get through
+        one, other = split(self, x)
+        return self.second(torch.cat([(one * other).reshape(-1, 4)] * 2, 1))
+
+    model, x = models.two_layers(forward), networks.inputs(16, (8,))
+    q = qs.quantize(model, [x])
+    with torch.no_grad():
+        for rows in (16, 5):
+            assert sqnr(model(x[:rows]), q(x[:rows])) > DECIBELS
+    (network,) = (network for _, network in q.networks())
+    conditions = [step for step in network.program.steps if getattr(step, "target", "") == "torch._assert"]
+    assert len(conditions) <= 2  # the number of axes, and what the model asks itself
 
 
 @clause("STA-UNTOUCHED")

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from quantspec.errors import UnsupportedError
 
-from . import attention, copies, products, tracked, writes
+from . import attention, copies, products, splitting, tracked, writes
 from .builder import GraphBuilder, hooked
 from .calls import CONSTANTS, Way
 from .tensor_names import (
@@ -75,7 +75,8 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.graph = fx.Graph()
-        self.paths = {module: name for name, module in model.named_modules()}
+        self.modules = dict(model.named_modules())
+        self.paths = {module: name for name, module in self.modules.items()}
         self.stack: list[str] = [path]
         self.off = 0
         self.nodes: dict[int, tuple[torch.Tensor, Callable[[], fx.Node], int]] = {}
@@ -191,7 +192,20 @@ class Recorder(TorchFunctionMode):
         node = self.function_node(name, func, args, kwargs)
         output = self.call(func, args, kwargs)
         self.keep_result(output, node)
+        self.require_parts(name, args, kwargs)
         return output
+
+    def require_parts(self, name: str, args: Any, kwargs: Any) -> None:
+        """A tensor has to be split into as many parts at each call."""
+        split = splitting.arguments(name, args, kwargs)
+        tensor = next((leaf for leaf in (*args[:1], *kwargs.values()) if isinstance(leaf, torch.Tensor)), None)
+        if split is None or tensor is None or not self.is_known(tensor):
+            return
+        how, axis = split
+        axes, size = self.call(lambda: (tensor.ndim, tensor.shape[axis]), (), {})
+        if size and not splitting.is_fixed(self.argument(tensor), axis % axes, axes, self.modules):
+            parts = splitting.count(name, how, self.dimension(tensor, axis, size))
+            tracked.concrete(parts)
 
     def function_node(self, name: str, func: Any, args: Any, kwargs: Any) -> fx.Node:
         given, named = self.argument((args, kwargs))
