@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import quantspec
 from evidence import clause
-from networks import inputs, seeded
+from networks import inputs, mostly_attention, seeded
 from quantspec.ir.program import Recurrent
 from quantspec.numerics import accuracy
 from quantspec.onnx_export import check
@@ -66,11 +66,13 @@ OPERATIONS = {
     "gated": lambda: nn.GLU(1),
     "normalized": lambda: lambda x: F.normalize(x, dim=1) * torch.rsqrt(x + 1) + torch.sin(x) * torch.cos(x),
     "chosen": lambda: lambda x: torch.where(x > 0.25, x, x * 0.1),
+    "summed over indices": lambda: lambda x: torch.einsum("bchw, bdhw -> bcdw", x, x + 1),
     "squeezed": lambda: lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(2).unsqueeze(1).squeeze(1),
     "others": lambda: nn.Sequential(nn.ELU(0.5), nn.Mish(), nn.Softsign(), nn.Softmax2d()),
 }  # fmt: skip
 
 
+@mostly_attention  # products of computed values, as attention has
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_in_float_is_torchs(name):
     q = quantspec.quantize(seeded(lambda: Behind(OPERATIONS[name]())), [CALIBRATION])
@@ -207,3 +209,19 @@ def test_a_single_step_has_no_operator():
         q = quantspec.quantize_dynamic(seeded(build), example=x)
         with pytest.raises(quantspec.UnsupportedError, match="has no ONNX form: (LSTM for a single|GRU without)"):
             quantspec.export_onnx(q, example=x)
+
+
+def test_a_layer_may_read_a_constant_of_the_model():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.bias = nn.Linear(4, 4), nn.Linear(2, 4)
+            self.register_buffer("table", inputs(1, (2,), 5))
+
+        def forward(self, x):
+            return self.layer(x) + self.bias(self.table)
+
+    for activations in ("per_tensor", None):
+        q = quantspec.quantize_dynamic(seeded(Table), activations=activations, example=inputs(3))
+        got = run(quantspec.export_onnx(q), x=inputs(5))["output"]
+        np.testing.assert_allclose(got, q(inputs(5)).numpy(), rtol=1e-5, atol=1e-6)

@@ -147,6 +147,7 @@ def several(value: Any) -> list[Any]:
 def value_of(g: "Graph", step: Step, values: dict[str, Any], program: Program) -> Any:
     """What a step gives: a tensor of the graph, a length, a constant, or a tuple of these."""
     from . import codes, float_ops, rearrange, recurrent
+    from .builder import Tensor, named
 
     if isinstance(step, Call):
         return float_ops.call(g, step, values, program.callables)
@@ -154,4 +155,7 @@ def value_of(g: "Graph", step: Step, values: dict[str, Any], program: Program) -
         return rearrange.move(g, step, values)
     if isinstance(step, Recurrent):
         return recurrent.recurrent(g, step, values)
-    return codes.STEPS[type(step)](g, step, values)
+    # What a step reads may be a constant of the model, such as a table of positions.
+    constants = {n: values[n] for n in reads(step) if isinstance(values[n], torch.Tensor)}
+    given = {name: Tensor(named(g, value), tuple(value.shape)) for name, value in constants.items()}
+    return codes.STEPS[type(step)](g, step, values | given)

@@ -133,6 +133,19 @@ def normalize(g: Graph, x: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12
     return Tensor(g.node("Div", [named(g, x), g.node("Max", [norm, g.constant(eps, np.float32)])]), shape_of(x))
 
 
+def einsum(g: Graph, equation: str, *operands: Any) -> Tensor:
+    if "." in equation or "->" not in equation:
+        raise UnsupportedError(f"einsum of {equation!r}")
+    given, _, result = equation.replace(" ", "").partition("->")
+    lengths: dict[str, Any] = {}
+    for letters, operand in zip(given.split(","), operands):
+        shape = shape_of(operand)
+        lengths |= dict(zip(letters, shape)) if shape is not None else {}
+    known = all(letter in lengths for letter in result)
+    name = g.node("Einsum", [named(g, operand) for operand in operands], equation=equation.replace(" ", ""))
+    return Tensor(name, tuple(lengths[letter] for letter in result) if known else None)
+
+
 def pools(make: Callable[[int], Operator], name: str) -> dict[str, Operator]:
     return {f"{name}{positions}d": make(positions) for positions in (1, 2, 3)}
 
@@ -140,7 +153,7 @@ def pools(make: Callable[[int], Operator], name: str) -> dict[str, Operator]:
 FUNCTIONS: dict[str, Operator] = {
     **pools(max_pool, "max_pool"), **pools(avg_pool, "avg_pool"), **pools(adaptive_max_pool, "adaptive_max_pool"),
     "prelu": prelu, "group_norm": group_norm, "local_response_norm": local_response_norm, "glu": glu,
-    "normalize": normalize,
+    "normalize": normalize, "einsum": einsum,
 }  # fmt: skip
 
 
