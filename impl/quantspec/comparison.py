@@ -167,6 +167,10 @@ def compare(
     """
     if isinstance(data, (torch.Tensor, np.ndarray)):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
+    if not isinstance(q, (QuantizedModule, QuantizedModel)):
+        raise TypeError(f"q: expected a network that quantspec quantized, got {type(q).__name__}")
+    if isinstance(model, (QuantizedModule, QuantizedModel)):
+        raise TypeError(f"model: expected the float model, got a {type(model).__name__}")
     taken = progress(itertools.islice(data, batches) if batches else data, "compare")
     if isinstance(q, QuantizedModel):
         return compare_parts(model, q, taken, threshold)

@@ -1,5 +1,6 @@
 """Chapter 1: affine quantization. The oracle is the chapter's own definitions."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -778,3 +779,15 @@ def test_arguments_are_not_written_to(grid, data):
     np.testing.assert_array_equal(x, before)
     np.testing.assert_array_equal(codes, kept)
     assert not grid.scale.flags.writeable and not grid.zero_point.flags.writeable
+
+
+@clause("AFF-SCALE", "AFF-ZERO-POINT")
+@pytest.mark.parametrize("scale, points, axis, expected", [
+    ([1.0, 2.0], 0, None, "one of each without an axis, got shapes (2,) and ()"),
+    (1.0, [0, 1, 2], None, "one of each without an axis, got shapes () and (3,)"),
+    (1.0, 0, 0, "one per channel, got shapes () and ()"),
+    ([1.0, 2.0], [0, 1, 2], 0, "one per channel, got shapes (2,) and (3,)"),
+])  # fmt: skip
+def test_grids_of_other_shapes_are_refused_with_them(scale, points, axis, expected):
+    with pytest.raises(ValueError, match=re.escape(f"scale, zero_point: expected {expected}")):
+        affine.checked_qparams(scale, points, qmin=0, qmax=255, axis=axis)

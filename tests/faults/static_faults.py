@@ -313,4 +313,9 @@ FAULTS = [
         "Distances in memory are cut to 32 bits, whatever they are.",
         "if distances.size and not -LONGEST", "if not distances.size and not -LONGEST",
     ),
+    Fault(
+        "links-replaced", "storage.file", ("STA-FILE",),
+        "A link is replaced by the file, and what it led to is left as it was.",
+        "path = Path(os.path.realpath(path))", "path = Path(path)",
+    ),
 ]

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,17 @@ from quantspec.storage.allowed import function, is_listed
 
 from . import size, summary
 from .report import Report
+
+
+def part_names(paths: Iterable[str]) -> list[str]:
+    """A name for each path that an ``nn.ModuleDict`` takes, and no name for two."""
+    names: list[str] = []
+    for path in paths:
+        name = path.replace(".", "_") or "model"
+        while name in names or hasattr(nn.ModuleDict, name):
+            name += "_"
+        names.append(name)
+    return names
 
 
 class QuantizedModule(nn.Module):
@@ -39,7 +50,7 @@ class QuantizedModule(nn.Module):
         self.program = replace(program, callables=used_callables(program))
         # Registered, so that parameters() and state_dict() have what stays in float.
         modules = {path: what for (kind, path), what in self.callables.items() if kind == "module"}
-        self.float_parts = nn.ModuleDict({path.replace(".", "_") or "model": what for path, what in modules.items()})
+        self.float_parts = nn.ModuleDict(dict(zip(part_names(modules), modules.values(), strict=True)))
         self.asked_engine = engine
         self.compiled = find_engine(engine)(self.program)
         super().train(False)

@@ -29,6 +29,7 @@ from quantspec.ir.program import (
     Step,
 )
 from quantspec.ir.traverse import reads, refs
+from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.storage.file import write_whole
 
@@ -51,7 +52,7 @@ def needed(name: str) -> Any:
 
 
 def export_onnx(
-    q: QuantizedModule, path: str | os.PathLike[str] | None = None, *, example: Any = None
+    q: QuantizedModule | QuantizedModel, path: str | os.PathLike[str] | None = None, *, example: Any = None
 ) -> "onnx.ModelProto":
     """The network as an ONNX model of opset 21, written to ``path`` where one is given.
 
@@ -61,6 +62,8 @@ def export_onnx(
     Raises UnsupportedError naming a step that has no ONNX operator, before anything is written; ImportError without the
     extra ``onnx``.
     """
+    if not isinstance(q, (QuantizedModule, QuantizedModel)):
+        raise TypeError(f"q: expected a network that quantspec quantized, got {type(q).__name__}")
     network = q.program  # which a model of several parts refuses, whatever is installed
     onnx = needed("onnx")
     model = build(network, input_axes(network, example))

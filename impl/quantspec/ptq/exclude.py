@@ -27,7 +27,7 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
             raise TypeError(f"exclude: expected paths of modules, got {pattern!r}")
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
-            known = f"near it: {', '.join(near)}" if near else "it has no modules with a name"
+            known = f"near it: {', '.join(near)}" if near else f"it has {some_of(paths)}"
             raise ValueError(f"exclude: the model has no module {pattern!r}; {known}")
 
     nodes: list[Node] = []
@@ -43,6 +43,12 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
         else:
             nodes.append(replace(node if isinstance(node, Call) else node.call, reason=EXCLUDED))
     return replace(graph, nodes=tuple(nodes), callables=callables)
+
+
+def some_of(paths: Sequence[str]) -> str:
+    """The first paths, for a message."""
+    more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
+    return ", ".join(paths[:8]) + more if paths else "no modules with a name"
 
 
 def listed(exclude: str | Sequence[str]) -> list[str]:

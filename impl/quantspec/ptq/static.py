@@ -1,5 +1,7 @@
 """Static quantization: prepare, calibrate, convert (chapter 5)."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -165,6 +167,8 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
     A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW). Raises
     CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
     """
+    if not isinstance(prepared, Prepared):
+        raise TypeError(f"prepared: expected what quantspec.prepare gives, got {type(prepared).__name__}")
     capture = prepared.capture
     if capture is None or (capture.running is None and prepared.graph is not NOTHING):
         program = converted(prepared)
@@ -195,11 +199,16 @@ def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> Qu
 
     ``calibration``: any iterable of batches; a batch is a tensor, a tuple of positional inputs (surplus entries such as
     targets are ignored), or a dict of keyword inputs. A tensor or an array is refused with a TypeError, as its rows
-    would count as batches.
+    would count as batches, and so is an option that there is not.
     """
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
         got = type(calibration).__name__
         raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
+    known = list(inspect.signature(prepare).parameters)[1:]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise TypeError(f"quantize: there is no option {name!r}; near it: {', '.join(near)}")
     prepared = prepare(model, **options)
     for batch in progress(calibration, "calibrate"):
         prepared.observe(batch)

@@ -4,10 +4,14 @@ The file holds no code, and reading it runs none: steps are data, functions come
 from a fixed list of classes (``allowed``). Any reader of safetensors can list the arrays.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+import stat
+import time
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +35,7 @@ from .model import Model, Part, read_coded, read_way, write_coded, write_way
 # Version 2 has other names of steps and functions than version 1, which is read too (``renamed``). Since version 3
 # there is a report, and a file may hold a model whose parts are networks.
 FORMAT, VERSION, OLDEST_VERSION, WITH_MODELS = "quantspec", 3, 1, 3
+DRAFT_SECONDS = 60  # for which a file that is being written is left alone, whoever seems to write it
 STEPS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Step)}
 # What reading raises for a file that is none of ours, or not as it was written.
 UNREADABLE = (
@@ -53,19 +58,49 @@ def save(network: Program | Model, path: str | os.PathLike[str], report: Report 
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file at once, or leaves what is there. Raises OSError as writing files does."""
-    path = Path(path)
+    """Writes a file at once, or leaves what is there (STA-FILE). Raises OSError as writing files does, and for what is
+    no file, such as a folder or a device."""
+    # A link stays one: what it leads to is written.
+    path = Path(os.path.realpath(path))
     if not path.name:
         raise IsADirectoryError(f"expected the path of a file, got {os.fspath(path)!r}")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    held = path.stat() if path.exists() else None
+    if held is not None and not stat.S_ISREG(held.st_mode):
+        kind = IsADirectoryError if stat.S_ISDIR(held.st_mode) else OSError
+        raise kind(f"expected the path of a file, {os.fspath(path)!r} is a folder or a device")
+    remove_drafts(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(draft, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if held is not None:
+            draft.chmod(stat.S_IMODE(held.st_mode))
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Takes away what processes left that were killed while they wrote this file."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.part")
+    for draft in path.parent.glob("*.part") if path.parent.is_dir() else ():
+        found = name.fullmatch(draft.name)
+        with contextlib.suppress(OSError):
+            if found and not runs(int(found[1])) and time.time() - draft.stat().st_mtime > DRAFT_SECONDS:
+                draft.unlink()
+
+
+def runs(process: int) -> bool:
+    """Whether there is a process of that number, here."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def load(
