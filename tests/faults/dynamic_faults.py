@@ -102,7 +102,7 @@ FAULTS = [
         'now = KINDS[step.kind](gates[index] * 0 if step.kind == "rnn_relu" else gates[index],',
     ),
     Fault(
-        "packed-backwards-from-the-first-step", "engines.reference_dynamic", ("DYN-PACKED",),
+        "packed-backwards-from-first", "engines.reference_dynamic", ("DYN-PACKED",),
         "A direction that reads backwards takes the steps in order.",
         "in reversed(by_step) if backward else by_step:", "in by_step:",
     ),

@@ -294,7 +294,7 @@ FAULTS = [
         "            torch.set_rng_state(random)", "            assert random is not None",
     ),
     Fault(
-        "left-out-arguments-not-asked-for", "ptq.captured", ("STA-WAYS",),
+        "left-out-arguments-not-asked", "ptq.captured", ("STA-WAYS",),
         "A network that was traced with an optional argument is used without it.",
         "if self.traced is not None and not gives_optional(self.traced, args, kwargs):", "if self.traced is not None:",
     ),
@@ -317,5 +317,10 @@ FAULTS = [
         "links-replaced", "storage.file", ("STA-FILE",),
         "A link is replaced by the file, and what it led to is left as it was.",
         "path = Path(os.path.realpath(path))", "path = Path(path)",
+    ),
+    Fault(
+        "buffers-are-weights", "capture.products", ("STA-PRODUCT",),
+        "Tables that a model only reads are taken for weights of layers, in eight bits.",
+        "isinstance(value, nn.Parameter) and value.dtype", "isinstance(value, torch.Tensor) and value.dtype",
     ),
 ]

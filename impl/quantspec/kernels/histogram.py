@@ -77,8 +77,11 @@ def counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
     """int64 (bins,): how many of the finite float32 values lie in each bin of width 2^exponent, of which ``bins`` / 2
     are below zero.
 
-    Every value must have a bin. ValueError for an exponent outside ``EXPONENTS``.
+    Every value must have a bin. TypeError for other values than float32, ValueError for an exponent outside
+    ``EXPONENTS``.
     """
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        raise TypeError(f"x: expected float32 values, got {getattr(x, 'dtype', type(x).__name__)}")
     if exponent not in EXPONENTS:
         raise ValueError(f"exponent: expected {EXPONENTS[0]} to {EXPONENTS[-1]}, got {exponent}")
     x = np.ascontiguousarray(x)
