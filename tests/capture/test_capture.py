@@ -321,6 +321,21 @@ def test_products_with_what_is_no_parameter_are_none():
         assert torch.equal(q(x), model(x))
 
 
+@clause("STA-PRODUCT")
+def test_a_product_with_a_buffer_stays_in_float():
+    class Angles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+            self.register_buffer("table", torch.randn(64, 2))
+
+        def forward(self, x):
+            return self.layer(x).relu() @ self.table
+
+    q = qs.quantize(networks.seeded(Angles), [networks.inputs(5, (64,))])
+    assert [layer.layer for layer in q.program.layers] == ["layer"]
+
+
 @clause("STA-IN-PLACE", "STA-ARGUMENTS")
 def test_python_between_the_parts_does_not_write_to_the_inputs():
     def forward(self, x):
