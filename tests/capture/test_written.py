@@ -198,7 +198,8 @@ def matters(build: Callable[[], nn.Module], call: Call, path: str) -> bool:
 
 def int8_layers(q: Any) -> set[str]:
     networks = q.networks() if hasattr(q, "networks") else [("", q)]
-    return {step.layer for _, network in networks for step in network.program.layers}
+    # A function that is called again with another weight is told apart by a number behind its module's path.
+    return {step.layer.partition("@")[0] for _, network in networks for step in network.program.layers}
 
 
 def batch_of(x: torch.Tensor, **kwargs: Any) -> Any:
