@@ -27,7 +27,7 @@ from quantspec.tutorial.rows import Column, Quantized, call, decibels, first_lin
 from .network import Network, built
 from .registry import networks
 
-CALIBRATION, TEST = range(100, 108), 200  # seeds
+CALIBRATION, TEST = range(100, 108), range(200, 204)  # seeds
 ROUNDS = 5
 SAME_FLOAT = 60.0  # dB, below which what was captured is another network: float32's own rounding is above 100
 
@@ -69,11 +69,11 @@ class Subject:
     model: nn.Module
     given: nn.Module
     calibration: list[Any]
-    test: Any
+    tests: list[Any]
 
     def answer(self, model: Callable[..., Any]) -> list[torch.Tensor]:
-        """What a model gives for the test batch. Raises ValueError where that is not finite."""
-        outputs = self.network.answer(call(model, copy.deepcopy(self.test)))
+        """What a model gives for the test batches. Raises ValueError where that is not finite."""
+        outputs = [o for test in self.tests for o in self.network.answer(call(model, copy.deepcopy(test)))]
         if not all(torch.isfinite(output).all() for output in outputs):
             raise ValueError("outputs: expected finite numbers")
         return outputs
@@ -82,7 +82,7 @@ class Subject:
 def row(family: str, name: str) -> FamilyRow:
     """Quantizes one network of a family and measures it, in this process."""
     network = networks(family)[name]
-    batches = list(map(network.batch, CALIBRATION)), network.batch(TEST)
+    batches = list(map(network.batch, CALIBRATION)), list(map(network.batch, TEST))
     subject = Subject(network, built(network), built(network), *batches)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that some of it stays in float, which the row says
@@ -150,7 +150,7 @@ def taken(
         return first_line(error, 300)
     share, nbytes = None, sum(t.nbytes for t in (*subject.model.parameters(), *subject.model.buffers()))
     try:
-        share = compare(subject.model, q, [subject.test]).int8_macs
+        share = compare(subject.model, q, subject.tests[:1]).int8_macs
     except Exception as error:  # detections are not as many in int8
         warnings.warn(first_line(error), stacklevel=2)
     return Taken(
@@ -179,7 +179,7 @@ def speed(subject: Subject, q: nn.Module) -> float:
     for _ in range(ROUNDS):
         for model, seconds in times.items():
             start = time.perf_counter()
-            call(model, subject.test)
+            call(model, subject.tests[0])
             seconds.append(time.perf_counter() - start)
     return min(times[subject.model]) / min(times[q])
 
