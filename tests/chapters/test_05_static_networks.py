@@ -232,6 +232,7 @@ def test_what_only_float_reads_is_computed_in_float(layer):
         assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 30
 
 
+@networks.mostly_attention
 @clause("STA-PLACE")
 def test_windows_of_attention_are_in_int8_and_the_stream_around_them_in_float():
     torchvision_compat.import_torchvision()
