@@ -298,6 +298,26 @@ def test_a_reduced_range_keeps_pairs_of_products_within_16_bits():
         assert 2 * 127 * np.abs(step.weight.astype(int)).max() < 2**15
 
 
+@clause("STA-SEARCH")
+@pytest.mark.parametrize("bits, reduce_range", [(8, False), (8, True), (4, False), (3, True), (2, False)])
+def test_a_search_uses_the_codes_that_there_will_be(bits, reduce_range):
+    model, x = networks.seeded(networks.Perceptron), networks.inputs(64)
+    x[0] *= 20  # a search leaves it out where codes are few
+    options = dict(bits=bits, reduce_range=reduce_range, dialect="exact")
+    prepared = qs.prepare(model, observer=qs.MSEObserver(), **options)
+    prepared(x)
+    highest = 2 ** (bits - reduce_range) - 1
+    own = qs.MSEObserver(qmin=0, qmax=highest)
+    q = qs.convert(prepared)
+    step = next(step for step in q.program.steps if isinstance(step, program.Quantize))
+    low, high = own.observe(x.numpy()).range()
+    assert step.qparams.qmax == highest
+    assert float(step.qparams.scale) == float(EXACT.activation_qparams(
+        low, high, reduce_range=reduce_range, bits=bits
+    ).scale)  # fmt: skip
+    assert bits == 8 or float(high) < float(x.max())
+
+
 @clause("STA-SAME-GRID")
 def test_flatten_and_relu_keep_the_grid_of_their_input():
     class Model(nn.Module):

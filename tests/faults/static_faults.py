@@ -323,4 +323,9 @@ FAULTS = [
         "Tables that a model only reads are taken for weights of layers, in eight bits.",
         "isinstance(value, nn.Parameter) and value.dtype", "isinstance(value, torch.Tensor) and value.dtype",
     ),
+    Fault(
+        "search-with-eight-bits", "ptq.static", ("STA-SEARCH",),
+        "Ranges are searched with 256 codes, also where there will be sixteen.",
+        "observer = replace(observer, qmin=qmin, qmax=qmax)", "observer = replace(observer)",
+    ),
 ]

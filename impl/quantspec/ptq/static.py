@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Program
 from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
+from quantspec.numerics.affine import code_range
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.observers import (
     HistogramObserver,
@@ -141,6 +143,9 @@ def prepare(
         raise TypeError(f"observer: expected an observer such as MinMaxObserver(), got {observer!r}")
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
         raise ValueError("observer: expected a per-tensor observer that has seen nothing")
+    if isinstance(observer, MSEObserver):  # which searches with the codes that there will be (STA-SEARCH)
+        qmin, qmax = code_range(bits - options.reduce_range, signed=False)
+        observer = replace(observer, qmin=qmin, qmax=qmax)
     tracer.check_model(model)
     model = copies.own_copy(copies.inside(model))
 
