@@ -173,7 +173,7 @@ FAULTS = [
     Fault(
         "percentile-ends-at-bin-edges", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-ALL"),
         "The range ends where its bins end, beyond what was seen.",
-        EDGES, "return np.asarray(edges[0]), np.asarray(edges[1])",
+        EDGES, "return left, right",
     ),
     Fault(
         "percent-may-be-zero", "numerics.observers", ("OBS-PERCENTILE-SHARE",),

@@ -13,7 +13,6 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from quantspec.comparison import compare
 from quantspec.comparison import plain as plain_tree
 from quantspec.module.islands import QuantizedModel
 from quantspec.module.load import load
@@ -148,11 +147,8 @@ def taken(
         in_float = sqnr(expected, subject.answer(prepared[0])) if prepared else None
     except Exception as error:  # a network that is refused is a row of the table
         return first_line(error, 300)
-    share, nbytes = None, sum(t.nbytes for t in (*subject.model.parameters(), *subject.model.buffers()))
-    try:
-        share = compare(subject.model, q, subject.tests[:1]).int8_macs
-    except Exception as error:  # detections are not as many in int8
-        warnings.warn(first_line(error), stacklevel=2)
+    share = None if q.report is None else q.report.share
+    nbytes = sum(t.nbytes for t in (*subject.model.parameters(), *subject.model.buffers()))
     return Taken(
         sqnr=sqnr(expected, got), peer_sqnr=peer[0], peer_reason=peer[1], int8_macs=share,
         compression=nbytes / q.nbytes, seconds=seconds, float_sqnr=in_float, speed=speed(subject, q),
