@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import quantspec
-from evidence import clause
 from networks import inputs, mostly_attention, seeded
 from quantspec.ir.program import Recurrent
 from quantspec.numerics import accuracy
@@ -104,7 +103,6 @@ def test_what_has_no_operator_says_so(message):
 NEAREST = {"size": (1, 3, 7, 13, 24), "scale_factor": (0.34, 0.7, 1.5, 2.3, 3)}
 
 
-@clause("STA-RUNTIME")
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
 @pytest.mark.parametrize("by", NEAREST)
 def test_neighbours_are_those_of_torch_for_any_length(by, mode):
@@ -163,7 +161,6 @@ def of_codes(layer: nn.RNNBase, step: Recurrent) -> nn.RNNBase:
     return layer
 
 
-@clause("STA-RUNTIME")
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_layer_is_onnxs_own_with_the_weights_of_the_network(name, per_channel):
@@ -190,7 +187,6 @@ def test_a_recurrent_layer_is_onnxs_own_with_the_weights_of_the_network(name, pe
     assert compared > 0 and differing == 0
 
 
-@clause("STA-RUNTIME")
 def test_without_a_step_before_it_a_gate_differs_by_the_bound():
     """Half a step of the input times the sum of absolute weights, for the first step of a recurrent layer."""
     model, x = seeded(lambda: nn.RNN(4, 6, nonlinearity="relu", bias=False)), inputs(1, (50, 4))

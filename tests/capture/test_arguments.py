@@ -1,0 +1,38 @@
+"""What the public functions are given: anything else is refused by what was expected."""
+
+import re
+
+import pytest
+from torch import nn
+
+import networks
+import quantspec as qs
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda m, q: qs.convert(m), "prepared: expected what quantspec.prepare gives, got Sequential"),
+    (lambda m, q: qs.export_onnx(m), "q: expected a network that quantspec quantized, got Sequential"),
+    (lambda m, q: qs.compare(q, m, []), "q: expected a network that quantspec quantized, got Sequential"),
+    (lambda m, q: qs.compare(q, q, []), "model: expected the float model, got a QuantizedModule"),
+    (lambda m, q: qs.quantize(m, [], per_chanel=1), "quantize: there is no option 'per_chanel'; near it: per_channel"),
+    (lambda m, q: qs.quantize(m, [], x=1), "quantize: there is no option 'x'; near it: fuse, per_channel, "),
+])  # fmt: skip
+def test_what_is_something_else_is_refused_by_what_was_expected(call, message):
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call(model, qs.quantize(model, [networks.inputs(3, (4,))]))
+
+
+def test_paths_that_differ_in_a_dot_are_two_parts():
+    class Twin(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l, self.a_b, self.a = nn.Linear(4, 4), nn.Softmax(-1), nn.Module()
+            self.a.b, self.values, self.keys = nn.LayerNorm(4), nn.LayerNorm(4), nn.GroupNorm(2, 4)
+
+        def forward(self, x):
+            return self.keys(self.values(self.a.b(self.a_b(self.l(x)))))
+
+    q = qs.quantize(Twin().eval(), [networks.inputs(3, (4,))])
+    assert sum(p.numel() for p in q.parameters()) == 6 * 4
+    assert len(set(q.state_dict())) == 6 + 1
