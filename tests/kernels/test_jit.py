@@ -113,7 +113,7 @@ def test_code_that_others_could_have_written_is_not_run_and_told_once(change, tm
         warnings.simplefilter("error")
         assert jit.stored(path) == b"code"
     NOT_OURS_ALONE[change](path)
-    jit.told.cache_clear()
+    jit.warned.clear()
     with pytest.warns(RuntimeWarning, match=f"^kernel {path} is not used, and compiled anew: "):
         assert jit.stored(path) is None
     with warnings.catch_warnings():

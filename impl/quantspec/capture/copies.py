@@ -197,7 +197,7 @@ def shallow(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return id(value), value._version
     if isinstance(value, (int, float, str, bool, type(None))):
-        return (value,)  # in which a NaN is equal to itself
+        return value
     if isinstance(value, (list, dict)):
         return id(value), len(value)
     return id(value)
@@ -206,6 +206,7 @@ def shallow(value: Any) -> Any:
 def changed(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> str | None:
     """The path of something that a run changed, or None."""
     for key in before.keys() | after.keys():
+        # A NaN is no other value than itself.
         if before.get(key) is not after.get(key) and before.get(key) != after.get(key):
             return ".".join(part for part in key if part)
     return None

@@ -104,16 +104,13 @@ def shared_folder(path: Path) -> str | None:
     return None
 
 
-@functools.cache
-def told(process: int) -> list[str]:
-    """What a process was warned of."""
-    return []
+warned: set[int] = set()  # the processes that were, since a fork has its parent's memory
 
 
 def warn_once(path: Path, why: str) -> None:
     """Warns, once in a process, that kernels are not taken from where they are stored."""
-    if not told(os.getpid()):
-        told(os.getpid()).append(why)
+    if os.getpid() not in warned:
+        warned.add(os.getpid())
         warnings.warn(f"kernel {path} is not used, and compiled anew: {why}", RuntimeWarning, stacklevel=2)
 
 
@@ -121,9 +118,9 @@ def store(path: Path, content: bytes) -> None:
     """Writes a file whole or not at all; a folder that cannot be written to, or that others can write to, is no
     error."""
     try:
-        for folder in reversed([path.parent, *path.parent.parents]):
-            if not folder.exists():  # each for the user alone, as ``parents=True`` would not make them
-                folder.mkdir(mode=0o700, exist_ok=True)
+        for around in reversed([path.parent, *path.parent.parents]):
+            if not around.exists():  # each for the user alone, as ``parents=True`` would not make them
+                around.mkdir(mode=0o700, exist_ok=True)
         if shared_folder(path.parent) is not None:
             return
         file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)

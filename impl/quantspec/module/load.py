@@ -62,11 +62,12 @@ class Unfit(ValueError):
 
 def same_modules(own: nn.Module, network: Model) -> None:
     """ValueError unless a model has the modules, classes, hooks and tensors that the file was written for."""
-    for mine, saved in zip(modules_of(own), network.modules):
+    modules = modules_of(own)
+    for mine, saved in zip(modules, network.modules):
         if mine != saved:
             raise ValueError(f"model: expected {told(saved)}, as the file has it, got {told(mine)}")
-    if (count := len(modules_of(own))) != len(network.modules):
-        raise ValueError(f"model: expected {len(network.modules)} modules, as the file has them, got {count}")
+    if len(modules) != len(network.modules):
+        raise ValueError(f"model: expected {len(network.modules)} modules, as the file has them, got {len(modules)}")
     # What a forward keeps as an attribute may have come or gone since.
     tensors = [(n, tensor) for n, module, leaf, tensor in held(own) if leaf not in vars(module) or n in network.coded]
     have = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors}

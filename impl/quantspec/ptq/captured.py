@@ -9,7 +9,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, parts, tracer
 from quantspec.errors import CalibrationError, UnsupportedError
-from quantspec.ir import float_graph, float_run
+from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.module import islands
 
@@ -112,8 +112,7 @@ class Captured(Generic[Part]):
     def part_ready(self, graph: FloatGraph) -> FloatGraph | None:
         """The graph of a part as it will be observed; None where no layer of it is to be quantized."""
         ready = self.ready(graph)
-        kinds = (float_graph.Linear, float_graph.Conv, float_graph.Embedding, float_graph.Recurrent)
-        return ready if any(isinstance(node, kinds) for node in ready.nodes) else None
+        return ready if work.has_layers(ready) else None
 
 
 def gives_optional(graph: FloatGraph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

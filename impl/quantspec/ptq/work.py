@@ -224,11 +224,15 @@ def report_of_layers(
     return report(rows, counted=False)
 
 
+def has_layers(graph: FloatGraph) -> bool:
+    """Whether a graph has a layer that could be in int8."""
+    kinds = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
+    return any(isinstance(node, kinds) for node in graph.nodes)
+
+
 def nothing_in(graph: FloatGraph) -> str:
     """Why nothing of a graph is in int8, where that is so."""
-    kinds = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
-    layers = any(isinstance(node, kinds) for node in graph.nodes)
-    return "every layer stayed in float" if layers else "it has no layer with an integer form"
+    return "every layer stayed in float" if has_layers(graph) else "it has no layer with an integer form"
 
 
 def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: str) -> None:
