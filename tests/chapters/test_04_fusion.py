@@ -469,6 +469,12 @@ def test_what_one_layer_cannot_absorb_is_no_obstacle_for_the_next():
         batch_norm(nn.BatchNorm1d, 24, g), nn.Linear(24, 2),
     ))  # fmt: skip
     assert kinds(fusion.fuse(captured(of_images))) == ["BatchNorm", "Linear", "Elementwise", "Move", "Linear"]
+    # Three rows of six features, which a convolution reads as three channels.
+    of_rows = networks.seeded(lambda: nn.Sequential(
+        batch_norm(nn.BatchNorm1d, 6, g), nn.Conv1d(3, 2, 1), nn.Sigmoid(),
+        batch_norm(nn.BatchNorm1d, 6, g), nn.Linear(6, 2),
+    ))  # fmt: skip
+    assert kinds(fusion.fuse(captured(of_rows))) == ["BatchNorm", "Conv", "Elementwise", "Linear"]
 
 
 @clause("FUS-ALONE")

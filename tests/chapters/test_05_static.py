@@ -308,6 +308,9 @@ def test_a_search_uses_the_codes_that_there_will_be(bits, reduce_range):
     prepared(x)
     highest = 2 ** (bits - reduce_range) - 1
     own = qs.MSEObserver(qmin=0, qmax=highest)
+    signed = qs.prepare(model, observer=qs.MSEObserver(qmin=-128, qmax=127), **options)
+    signed(x)
+    assert {(seen.qmin, seen.qmax) for seen in signed.observers.values()} == {(0, highest)}
     q = qs.convert(prepared)
     step = next(step for step in q.program.steps if isinstance(step, program.Quantize))
     low, high = own.observe(x.numpy()).range()

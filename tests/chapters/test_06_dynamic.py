@@ -306,6 +306,24 @@ def test_each_of_torchs_layers_is_replaced_where_it_is_or_listed_with_the_reason
     left = [("lstm", "dynamic quantization keeps activations in float"), ("head", "excluded")]
     assert places(some) == (["tail"], left)
     assert all(f"Python at {path}: {reason}" in repr(some) for path, reason in left)
+    exact = qs.quantize_dynamic(model, engine="reference")
+    assert [network.engine for _, network in exact.networks()] == ["reference"] * 3
+
+
+@clause("DYN-LAYERS")
+def test_a_layer_that_cannot_be_taken_is_listed_and_the_next_one_is_taken():
+    class Projecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 8, proj_size=2), nn.Linear(2, 16)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0])
+
+    with pytest.warns(UserWarning, match="lstm"):
+        q = qs.quantize_dynamic(networks.seeded(Projecting))
+    paths, ((stopped, reason),) = places(q)
+    assert paths == ["head"] and stopped == "lstm" and "proj_size" in reason
 
 
 @clause("DYN-EXAMPLE")
@@ -319,6 +337,11 @@ def test_parts_are_captured_where_one_of_their_layers_is_quantized():
         assert paths == ["lstm", "block.attention", "head", "tail"] and stops[1:] == [("image", nothing)]
         with torch.no_grad():
             assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 30
+    # No search inside of what has convolutions alone.
+    model.image = nn.Sequential(model.image, nn.ReLU()).eval()
+    q = qs.quantize_dynamic(model, example=x, engine="reference")
+    assert places(q)[1][1:] == [("image", nothing)]
+    assert [network.engine for _, network in q.networks()] == ["reference"] * 4
     paths, stops = places(qs.quantize_dynamic(model, activations=None, exclude="head", example=x))
     assert paths == ["block.attention", "tail"] and stops[2:] == [("lstm", nothing), ("head", nothing)]
 

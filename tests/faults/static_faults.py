@@ -326,6 +326,6 @@ FAULTS = [
     Fault(
         "search-with-eight-bits", "ptq.static", ("STA-SEARCH",),
         "Ranges are searched with 256 codes, also where there will be sixteen.",
-        "observer = replace(observer, qmin=qmin, qmax=qmax)", "observer = replace(observer)",
+        "qmax=2 ** (bits - options.reduce_range) - 1)", "qmax=255)",
     ),
 ]

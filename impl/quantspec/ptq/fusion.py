@@ -134,7 +134,7 @@ def stand_alone(graph: FloatGraph) -> FloatGraph:
             places = ones, ((0, 0),) * node.positions, ones, ones
             node = Conv(node.name, node.x, node.layer, weight, shift.astype(np.float32), *places, len(factor))
         nodes.append(node)
-    return graph if tuple(nodes) == graph.nodes else fold_behind(replace(graph, nodes=tuple(nodes)))
+    return fold_behind(replace(graph, nodes=tuple(nodes)))
 
 
 def source(name: str, graph: FloatGraph) -> str:

@@ -18,7 +18,6 @@ from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Program
 from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
-from quantspec.numerics.affine import code_range
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.observers import (
     HistogramObserver,
@@ -144,8 +143,7 @@ def prepare(
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
         raise ValueError("observer: expected a per-tensor observer that has seen nothing")
     if isinstance(observer, MSEObserver):  # which searches with the codes that there will be (STA-SEARCH)
-        qmin, qmax = code_range(bits - options.reduce_range, signed=False)
-        observer = replace(observer, qmin=qmin, qmax=qmax)
+        observer = replace(observer, qmin=0, qmax=2 ** (bits - options.reduce_range) - 1)
     tracer.check_model(model)
     model = copies.own_copy(copies.inside(model))
 
