@@ -11,6 +11,7 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
+from quantspec.ir.held import held as held_codes
 from quantspec.module.coded import Coded, held
 
 CHANGING = ("buffer_that_counts",)  # what one call gives is not what the next does
@@ -75,8 +76,8 @@ def test_weights_are_held_as_codes_within_a_step_and_read_as_them():
             error = error.transpose(0, 1)
         assert (error <= scale.reshape(-1, *[1] * (error.ndim - 1))).all()
         assert not torch.equal(tensor.values(), original)
-    codes = {id(step.weight) for _, network in q.networks() for step in network.program.layers}
-    assert all(id(tensor.weight.codes) in codes for tensor in coded.values())
+    codes = {id(held_codes(step)) for _, network in q.networks() for step in network.program.layers}
+    assert all(id(held_codes(tensor.weight, "codes")) in codes for tensor in coded.values())
     assert not {name for name, _ in q.python.named_parameters()} & set(coded)
 
 

@@ -37,8 +37,8 @@ def same_program(a, b):
     if [type(s) for s in a.steps] != [type(s) for s in b.steps]:
         return False
     for s, t in zip(a.steps, b.steps):
-        for name, value in vars(s).items():
-            other = getattr(t, name)
+        for name in vars(s):
+            value, other = getattr(s, name), getattr(t, name)
             if isinstance(value, QParams):
                 value = (value.scale.tolist(), value.zero_point.tolist(), value.qmin, value.qmax)
                 other = (other.scale.tolist(), other.zero_point.tolist(), other.qmin, other.qmax)

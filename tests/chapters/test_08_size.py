@@ -1,9 +1,16 @@
 """Chapter 8: size. The oracle is the chapter's own formulas."""
 
+import copy
+import ctypes
+import gc
+import os
+import pickle
+import warnings
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -14,6 +21,8 @@ from evidence import clause
 from quantspec import chapters
 from quantspec.capture import tracer
 from quantspec.ir import program
+from quantspec.ir.held import Held, held
+from quantspec.ir.traverse import code_fields
 from quantspec.module import size
 
 spec = chapters.load("size")
@@ -63,7 +72,7 @@ def test_the_formula_counts_what_would_be_stored():
     q = qs.quantize(networks.seeded(networks.Perceptron), [networks.inputs()])
     stored = []
     for step in q.program.steps:
-        stored += [v for v in vars(step).values() if isinstance(v, np.ndarray)]
+        stored += [v for name in vars(step) if isinstance(v := getattr(step, name), np.ndarray)]
     for grid in [q.program.steps[0].qparams] + [g for s in q.program.layers for g in (s.w_qparams, s.y_qparams)]:
         stored += [grid.scale, grid.zero_point]
     assert q.nbytes == sum(len(array.tobytes()) for array in stored)
@@ -185,3 +194,142 @@ def test_multiply_accumulates_are_counted_by_the_formula(build, shape, expected)
     assert size.macs(node, x.shape, q(x).shape) == expected()
     assert size.macs(q.program.steps[0], x.shape, x.shape) == 0
 
+
+
+def status(key):
+    """Bytes of this process, as Linux tells them."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def at_rest():
+    """Bytes that are resident when all that is free has gone back to the system; the peak is counted from here."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: large blocks are given back when they are freed
+    gc.collect()
+    libc.malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return status("VmRSS")
+
+
+def network(kind, width):
+    """A model of one kind, and an input for it."""
+    if kind == "conv":
+        return nn.Sequential(nn.Conv2d(width, width // 4, 4), nn.Flatten()).eval(), torch.randn(2, width, 4, 4)
+    return nn.Sequential(*(nn.Linear(width, width) for _ in range(3))).eval(), torch.randn(2, width)
+
+
+def quantize(kind, model, x):
+    return qs.quantize_dynamic(model) if kind == "dynamic" else qs.quantize(model, [x])
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads of torch's have memory of their own
+    yield
+    torch.set_num_threads(threads)
+
+
+@clause("SIZ-RESIDENT", "SIZ-PEAK")
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="memory is measured as Linux tells it")
+@pytest.mark.parametrize("kind", ["static", "dynamic", "conv"])
+def test_weights_are_in_memory_once(kind, tmp_path, one_thread):
+    path, width = tmp_path / "q.safetensors", 1024 if kind == "conv" else 2048
+    model, x = network(kind, 64)  # what is loaded and compiled once
+    small = quantize(kind, model, x)
+    small.save(path)
+    qs.load(path)(x)
+    model, x = network(kind, width)
+    before = at_rest()
+    with torch.no_grad():
+        model(x)
+    running, floats = status("VmHWM") - before, sum(p.nbytes for p in model.parameters())
+    before = at_rest() - floats
+    q = quantize(kind, model, x)
+    peak = status("VmHWM") - before
+    del model
+    q(x)
+    resident = at_rest() - before
+    assert resident <= spec.most_resident(q.nbytes) and q.nbytes <= q.resident_nbytes <= spec.most_resident(q.nbytes)
+    assert peak <= spec.most_while_quantizing(floats, running, q.nbytes)
+    q.save(path)
+    del q
+    before = at_rest()
+    q = qs.load(path)
+    peak = status("VmHWM") - before
+    q(x)
+    assert at_rest() - before <= spec.most_resident(q.nbytes)
+    assert peak <= spec.most_while_loading(path.stat().st_size)
+
+
+@st.composite
+def layers(draw):
+    """A layer of any kind that is packed, and an input for it; the sizes are no whole vectors."""
+    inputs, outputs, size = draw(st.integers(1, 9)), draw(st.integers(1, 70)), draw(st.integers(1, 3))
+    kind = draw(st.sampled_from(["linear", "lstm", "conv", "groups", "depthwise", "transposed", "volume"]))
+    stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    x = (2, inputs, 9, 9)
+    if kind == "linear":
+        return kind, lambda: nn.Linear(inputs, outputs), (3, inputs)
+    if kind == "lstm":
+        return kind, lambda: nn.LSTM(inputs, outputs), (3, 2, inputs)
+    if kind == "groups":
+        sizes = 2 * inputs, 2 * outputs, size
+        return kind, lambda: nn.Conv2d(*sizes, dilation=dilation, groups=2), (2, 2 * inputs, 9, 9)
+    if kind == "depthwise":
+        return kind, lambda: nn.Conv2d(outputs, outputs, size, stride, groups=outputs), (2, outputs, 9, 9)
+    if kind == "transposed":
+        return kind, lambda: nn.ConvTranspose2d(inputs, outputs, size, stride, dilation=dilation), x
+    if kind == "volume":
+        return kind, lambda: nn.Conv3d(inputs, outputs, size, stride), (1, inputs, 4, 4, 4)
+    return kind, lambda: nn.Conv2d(inputs, outputs, size, stride, dilation=dilation), x
+
+
+@clause("SIZ-CODES")
+@given(layer=layers(), twice=st.booleans())
+def test_codes_are_those_that_were_quantized(layer, twice, tmp_path_factory):
+    kind, make, shape = layer
+    module, x = networks.seeded(make), networks.inputs(shape[0], shape[1:])
+    square = kind == "linear" and shape[1] == module.out_features
+    model = nn.Sequential(module, module).eval() if twice and square else module
+    make_it = qs.quantize_dynamic if kind == "lstm" else lambda model, **options: qs.quantize(model, [x], **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        q, plain = make_it(model, engine="compiled"), make_it(model, engine="reference")
+    expected = all_codes(plain)
+    assert expected and all(isinstance(array, np.ndarray) for array in expected)
+    path = tmp_path_factory.mktemp("codes") / "q.safetensors"
+    q.save(path)
+    for other in (q, q, copy.deepcopy(q), pickle.loads(pickle.dumps(q)), qs.load(path), q.run_on("reference")):
+        assert all(np.array_equal(a, b) for a, b in zip(all_codes(other), expected, strict=True))
+    for array, mine in zip(plain.state_dict()["_extra_state"].values(), q.state_dict()["_extra_state"].values()):
+        assert torch.equal(array, mine)
+    assert any(isinstance(held(*field), Held) for field in code_fields(q.program))
+    again = make_it(networks.seeded(make), engine="compiled") if model is module else q
+    again.load_state_dict(q.state_dict())
+    assert all(np.array_equal(a, b) for a, b in zip(all_codes(again), expected, strict=True))
+
+
+def all_codes(q):
+    return [getattr(owner, name) for owner, name in code_fields(q.program)]
+
+
+@clause("SIZ-CODES")
+def test_codes_that_are_unpacked_cannot_be_written_to():
+    q = qs.quantize_dynamic(networks.seeded(lambda: nn.Linear(8, 3)))
+    (owner, name), *_ = code_fields(q.program)
+    codes = getattr(owner, name)
+    assert getattr(owner, name) is codes and isinstance(held(owner, name), Held)
+    with pytest.raises(ValueError, match="read-only"):
+        codes[:] = 0
+
+
+@clause("SIZ-TOLD")
+def test_the_table_tells_bytes_in_memory():
+    q = qs.quantize_dynamic(nn.Linear(8, 3).eval())  # of which a vector of 16 outputs is held
+    assert q.nbytes == 3 * 8 + 3 * 4 + 3 * 4 + 4 and q.resident_nbytes == q.nbytes + 13 * 8
+    rows = [[cell.strip() for cell in line.split("\u2502")] for line in repr(q).splitlines()]
+    assert [row[-2] for row in rows if row[1:2] == ["all"]] == ["52"]
+    assert [row[-2] for row in rows if row[1:2] == ["in memory"]] == ["156"]

@@ -67,10 +67,8 @@ ACCUMULATORS = [
     Fault(
         "overflow-check-of-plain-sums", "numerics.integer", ("INT-OVERFLOW",),
         "Weights of both signs cancel in a plain sum, but inputs need not let them.",
-        "sizes = np.abs(w_q.astype(np.int64) "
-        "- along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim)))",
-        "sizes = np.abs((w_q.astype(np.int64) "
-        "- along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim))))",
+        "np.abs(w_q[rows].astype(np.int64) - own).sum(axis=tuple(range(1, w_q.ndim)))",
+        "np.abs((w_q[rows].astype(np.int64) - own).sum(axis=tuple(range(1, w_q.ndim))))",
     ),
     Fault(
         "overflow-limit-is-2-to-the-31", "numerics.integer", ("INT-OVERFLOW",),

@@ -41,11 +41,9 @@ FAULTS = [
         'if isinstance(step, SHARING):', 'if hasattr(step, "qparams"):',
     ),
     Fault(
-        "weights-in-int32", 'ptq.conversion', ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),
-        "Codes are kept in the type in which they were computed, four bytes each.",
-        'return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid',
-        'return dialect.quantize(weight, grid.scale, grid.zero_point, '
-        'qmin=qmin, qmax=qmax, axis=axis).astype(np.int32), grid',
+        "weights-in-int32", "ir.held", ("SIZ-LAYER", "SIZ-RATIO", "SIZ-SMALLER"),
+        "Codes count as what they are computed in, four bytes each.",
+        "return int(np.prod(self.shape))", "return 4 * int(np.prod(self.shape))",
     ),
     Fault(
         'macs-of-the-input', 'module.size', ('SIZ-MACS',),
@@ -73,5 +71,38 @@ FAULTS = [
         'Who excludes a layer is warned that it is in float.',
         'wanted = self.macs - self.excluded_macs\n        return self.int8',
         'wanted = self.macs\n        return self.int8',
+    ),
+    Fault(
+        "codes-kept-beside-packed", "module.module", ("SIZ-RESIDENT",),
+        "The engine packs the weights, and the program keeps its codes.",
+        'weights="taken" if own else "held")', 'weights="copied")',
+    ),
+    Fault(
+        "last-codes-lost", "kernels.packed", ("SIZ-CODES",),
+        "Codes are unpacked from whole groups of four inputs only.",
+        "codes[first:last] = own[: outputs - first, :, :inputs]",
+        "codes[first:last] = own[: outputs - first, :, :inputs] * (np.arange(inputs) < inputs // 4 * 4)",
+    ),
+    Fault(
+        "packed-over-what-is-read", "kernels.packed", ("SIZ-CODES",),
+        "Codes are packed where they are, though their rows are shorter than packed ones.",
+        "if take and weight[:1].nbytes == row else None",
+        "if take and weight[:1].nbytes == row or outputs % 16 else None",
+    ),
+    Fault(
+        "model-copied-to-be-run", "ptq.static", ("SIZ-PEAK",),
+        "A copy of the whole float model is made to be calibrated.",
+        "**others, share=True)", "**others, share=False)",
+    ),
+    Fault(
+        "file-read-whole", "storage.file", ("SIZ-PEAK",),
+        "The bytes of the file are read, and then the arrays in them.",
+        "return contents(source, modules or {}, model=model)",
+        "return contents(io.BytesIO(source.read()), modules or {}, model=model)",
+    ),
+    Fault(
+        "padding-not-told", "module.size", ("SIZ-TOLD",),
+        "What fills whole vectors up is taken for nothing.",
+        "return sum(item.resident - item.nbytes for item in found.values())", "return 0 * len(found)",
     ),
 ]

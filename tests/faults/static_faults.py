@@ -2,13 +2,13 @@
 
 from faults.fault import Fault
 
-CALIBRATE = 'for batch in progress(calibration, "calibrate"):\n        prepared.observe(batch)'
+CALIBRATE = 'for batch in progress(calibration, "calibrate"):\n        network.observe(batch)'
 
 FAULTS = [
     Fault(
         "quantize-always-fuses", "ptq.static", ("STA-STEPS",),
         "quantize() does not hand its options on to prepare().",
-        "prepared = prepare(model, **options)", "prepared = prepare(model, **(options | dict(fuse=True)))",
+        "for name in known} | options", "for name in known} | options | dict(fuse=True)",
     ),
     Fault(
         "observer-at-every-value", 'ptq.placement', ("STA-STEPS",),
@@ -20,13 +20,13 @@ FAULTS = [
     Fault(
         "parameters-frozen", "capture.copies", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
         "Gradients are switched off in the model that was given, which cannot be trained any more.",
-        "    twin = copied(model, share=False)", "    twin = copied(model.requires_grad_(False), share=False)",
+        "    twin = copied(model, share=share and", "    twin = copied(model.requires_grad_(False), share=share and",
     ),
     Fault(
         "hooks-left-behind", "capture.copies", ("STA-UNTOUCHED", "DYN-NO-CALIBRATION"),
         "A hook that watched the model is not taken off again.",
-        "    twin = copied(model, share=False)",
-        "    twin = copied(model, share=False)\n    model.register_forward_hook(lambda *_: None)",
+        "    twin = copied(model, share=share and",
+        "    model.register_forward_hook(lambda *_: None)\n    twin = copied(model, share=share and",
     ),
     Fault(
         "uncalibrated-defaults", 'ptq.conversion', ("STA-CALIBRATED",),
@@ -39,7 +39,7 @@ FAULTS = [
         "The model is traced with the first batch, which is observed once more afterwards.",
         CALIBRATE,
         "for batch in calibration if isinstance(calibration, (list, tuple)) else []:\n"
-        f"        prepared.observe(batch)\n        break\n    {CALIBRATE}",
+        f"        network.observe(batch)\n        break\n    {CALIBRATE}",
     ),
     Fault(
         "last-batch-dropped", "ptq.static", ("STA-EVERY-BATCH",),
@@ -326,6 +326,6 @@ FAULTS = [
     Fault(
         "search-with-eight-bits", "ptq.static", ("STA-SEARCH",),
         "Ranges are searched with 256 codes, also where there will be sixteen.",
-        "qmax=2 ** (bits - options.reduce_range) - 1)", "qmax=255)",
+        "qmax=2 ** (options.bits - options.reduce_range) - 1)", "qmax=255)",
     ),
 ]

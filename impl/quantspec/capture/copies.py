@@ -45,16 +45,23 @@ def before_compiling(model: nn.Module) -> nn.Module:
     return original if isinstance(original, nn.Module) else model
 
 
-def own_copy(model: nn.Module) -> nn.Module:
-    """A model that shares nothing with the one given. Weights that torch's own hooks compute are computed, and the
+def own_copy(model: nn.Module, *, share: bool = False) -> nn.Module:
+    """A model that shares nothing with the one given, or its parameters where ``share`` and nobody writes to them, as
+    all modules are torch.nn's own. Weights that torch's own hooks compute are computed, and the
     hooks gone; what was compiled is as it was before."""
-    twin = copied(model, share=False)
+    twin = copied(model, share=share and all(map(torchs, model.modules())))
     with torch.no_grad():
         for module in list(twin.modules()):
             settle_weights(module)
             for name, child in module._modules.items():
                 module._modules[name] = None if child is None else before_compiling(child)
     return twin
+
+
+def torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch.nn, without anything of the user's in it."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module).__module__.startswith("torch.nn.modules") and not hooked
 
 
 def run_copy(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import torch
 
 from quantspec.ir import rearrange
 from quantspec.ir.float_run import bind, call_float, check_fits
+from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
@@ -111,7 +112,7 @@ def linear(step: Linear, values: Values, callables: Callables, choices: Dialect)
     x = values[step.x]
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    shape = (*x.shape[:-1], len(step.weight))
+    shape = (*x.shape[:-1], codes_shape(step)[0])
     if step.y_qparams is None:
         accumulator = choices.accumulate(rows, step.x_qparams.zero_point, step.weight, step.w_qparams.zero_point)
         real = choices.real(accumulator, step.bias, step.x_qparams.scale, step.w_qparams.scale, relu=step.relu)
@@ -123,7 +124,7 @@ def linear(step: Linear, values: Values, callables: Callables, choices: Dialect)
 def conv(step: Conv, values: Values, callables: Callables, choices: Dialect) -> Value:
     x = values[step.x]
     check_fits(step, x.shape)
-    alone = x.ndim == step.weight.ndim - 1  # one image without a batch axis
+    alone = x.ndim == len(codes_shape(step)) - 1  # one image without a batch axis
     images = x[None] if alone else x
     if step.y_qparams is None:
         accumulator = choices.accumulate_conv(images, step.x_qparams, step.weight, step.w_qparams, **places(step))
@@ -193,7 +194,7 @@ def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, ch
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
     layer = step.weight, step.w_qparams, step.bias
     y = reference_dynamic.linear(choices, rows, *layer, reduce_range=step.reduce_range, rows=step.rows)
-    return torch.from_numpy(y.reshape(*x.shape[:-1], len(step.weight)))
+    return torch.from_numpy(y.reshape(*x.shape[:-1], codes_shape(step)[0]))
 
 
 def linear_weight(step: LinearWeight, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """The engines by name, and the one that is taken where nobody asked for another."""
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from quantspec.ir.program import Program
+from quantspec.ir.traverse import unpack_codes
 from quantspec.numerics.dialects.named import dialect
 
 from . import torch_matmul
@@ -29,17 +29,35 @@ class Engine(Protocol):
         """The output for the only input."""
 
 
-def make_compiled(program: Program, **options: Any) -> Engine:
+def make_compiled(program: Program, weights: str = "copied", *, measure: bool = False) -> Engine:
     """The compiled engine, whose compiler is loaded when it is first asked for. UnsupportedError for programs that it
     cannot run."""
     from .compiled.engine import Compiled
 
-    return Compiled(program, **options)
+    return Compiled(program, measure, weights)
 
 
-ENGINES: dict[str, Callable[[Program], Engine]] = {
-    "reference": Reference, "torch": torch_matmul.Torch, "compiled": make_compiled,
-}  # fmt: skip
+def make_reference(program: Program, weights: str = "copied") -> Engine:
+    """The reference engine, which reads the program's own arrays."""
+    if weights != "copied":
+        unpack_codes(program)
+    return Reference(program)
+
+
+def make_torch(program: Program, weights: str = "copied") -> Engine:
+    """The torch engine, which finds what it made of weights by their arrays."""
+    if weights != "copied":
+        unpack_codes(program)
+    return torch_matmul.Torch(program)
+
+
+class Maker(Protocol):
+    """Makes an engine of a program; ``weights`` as in ``Compiled``, where it is the compiled one."""
+
+    def __call__(self, program: Program, weights: str = "copied") -> Engine: ...
+
+
+ENGINES: dict[str, Maker] = {"reference": make_reference, "torch": make_torch, "compiled": make_compiled}
 AUTO = "auto"
 
 
@@ -49,13 +67,13 @@ def check(name: str) -> None:
         raise ValueError(f"engine: expected one of {', '.join([AUTO, *ENGINES])}, got {name!r}")
 
 
-def engine(name: str) -> Callable[[Program], Engine]:
+def engine(name: str) -> Maker:
     """The engine of that name; ValueError listing the known ones when there is none."""
     check(name)
     return auto if name == AUTO else ENGINES[name]
 
 
-def auto(program: Program) -> Engine:
+def auto(program: Program, weights: str = "copied") -> Engine:
     """The engine that takes least time in the program's dialect.
 
     The compiled engine runs what it has kernels for, which are the fastest at every size (spec/performance.md). Other
@@ -63,6 +81,8 @@ def auto(program: Program) -> Engine:
     ``engine`` and ``engines`` tell which.
     """
     if program.dialect == COMPILED_DIALECT:
-        return make_compiled(program, measure=True)
+        return make_compiled(program, weights, measure=True)
     exact = torch_matmul.runs(dialect(program.dialect))
+    if weights != "copied":
+        unpack_codes(program)
     return torch_matmul.Torch(program, measure=True) if exact else Reference(program)

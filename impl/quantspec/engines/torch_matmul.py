@@ -9,12 +9,14 @@ engine refuses to run.
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir.held import codes_shape, held
 from quantspec.ir.program import Conv, Embedding, Linear, LinearDynamic, LinearWeight, Program, Step
 from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
@@ -58,7 +60,9 @@ class KnownWeights:
     and that have a grid around zero; by the identity of their codes, made when they are first asked for."""
 
     def __init__(self, steps: Sequence[Step] = ()):
-        self.layers = {id(step.weight): step for step in steps if isinstance(step, Product) and fits_32_bits(step)}
+        layers = (step for step in steps if isinstance(step, Product) and fits_32_bits(step))
+        # What another engine holds has no array of codes that would be the same in every call.
+        self.layers = {id(held(step)): step for step in layers if isinstance(held(step), np.ndarray)}
         self.prepared: dict[int, list[Weights]] = {}
 
     def of(self, w_q: np.ndarray) -> list[Weights] | None:
@@ -76,7 +80,8 @@ Product = Linear | Conv | LinearDynamic
 
 def fits_32_bits(step: Product) -> bool:
     """Whether a layer's products add up in 32 bits whatever the codes are, its weights' zero points being 0."""
-    return 0 < step.weight[:1].size <= MOST_INPUTS and not np.any(step.w_qparams.zero_point)
+    outputs, *others = codes_shape(step)
+    return outputs > 0 and 0 < prod(others) <= MOST_INPUTS and not np.any(step.w_qparams.zero_point)
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def layer_engines(program: Program, choices: Dialect) -> dict[str, str]:
     for step in program.steps:
         if not isinstance(step, (Linear, Conv, LinearDynamic, LinearWeight, Embedding)):
             continue
-        place = id(step.weight)
+        place = id(held(step))
         if place not in known.layers:
             engines[step.name] = "reference"
         elif fastest is None:

@@ -6,6 +6,8 @@ array of codes or what a float network has (a float tensor, a size, a tuple); ``
 only ways from one to the other, besides the steps that have both inside. Steps hold no behaviour, no module, no batch
 size and no image size; what stays in float is called by name, and ``callables`` has it.
 
+Weights may lie in memory as an engine reads them; a field gives them in the order of their axes (``held``).
+
 Codes of activations are uint8 (grids with qmin >= 0), those of weights int8 with zero point 0. Windows are [batch,
 channels, *positions] with one to three axes of positions.
 """
@@ -17,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from quantspec.numerics.affine import QParams
+
+from .held import held_by
 
 
 @dataclass(frozen=True)
@@ -326,6 +330,7 @@ class Call:
     reason: str
 
 
+held_by(weight=(Linear, Conv, LinearDynamic, LinearWeight, Embedding), input_weight=(Cell,), state_weight=(Cell,))
 Layer = Linear | Conv | LinearDynamic | LinearWeight | Embedding | Recurrent
 Step = (
     Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool

@@ -8,7 +8,8 @@ import numpy as np
 
 from quantspec.numerics.affine import QParams
 
-from .program import Cell, Conv, Linear, Program, Ref
+from .held import Held, changed, held, hold
+from .program import Cell, Conv, Embedding, Linear, LinearDynamic, LinearWeight, Program, Recurrent, Ref
 
 
 def replace_refs(tree: Any, value: Callable[[str], Any]) -> Any:
@@ -76,18 +77,46 @@ def last_reads(
 
 
 def arrays(step: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays that a step holds, by the path of fields to them; grids' among them."""
+    """The arrays that a step has, by the path of fields to them; grids' among them."""
+    return ((path, item.array() if isinstance(item, Held) else item) for path, item in held_arrays(step))
+
+
+def held_arrays(step: Any) -> Iterator[tuple[str, np.ndarray | Held]]:
+    """``arrays`` without unpacking codes that are held otherwise."""
     for field in fields(step):
-        value = getattr(step, field.name)
+        value = vars(step)[field.name]
         for index, item in enumerate(value) if isinstance(value, tuple) else [(None, value)]:
             path = field.name if index is None else f"{field.name}.{index}"
-            if isinstance(item, np.ndarray):
+            if isinstance(item, (np.ndarray, Held)):
                 yield path, item
             elif isinstance(item, QParams):
                 yield f"{path}.scale", item.scale
                 yield f"{path}.zero_point", item.zero_point
             elif isinstance(item, Cell):
-                yield from ((f"{path}.{inner}", array) for inner, array in arrays(item))
+                yield from ((f"{path}.{inner}", array) for inner, array in held_arrays(item))
+
+
+CodeField = tuple[object, str]  # a step, or a cell of one, and its field
+
+
+def code_fields(program: Program) -> Iterator[CodeField]:
+    """Where the codes of weights are in a program."""
+    for step in program.steps:
+        if isinstance(step, (Linear, Conv, LinearDynamic, LinearWeight, Embedding)):
+            yield step, "weight"
+        elif isinstance(step, Recurrent):
+            yield from ((cell, name) for cell in step.cells for name in ("input_weight", "state_weight"))
+
+
+def unpack_codes(program: Program) -> None:
+    """Has all fields hold their codes as arrays of the program's own, for whoever reads them often."""
+    unpacked: dict[int, tuple[Held, np.ndarray]] = {}
+    for owner, name in code_fields(program):
+        value = held(owner, name)
+        if isinstance(value, Held):
+            if id(value) not in unpacked:
+                unpacked[id(value)] = value, value.unpack()
+            hold(owner, name, unpacked[id(value)][1])
 
 
 def with_arrays(program: Program, given: dict[str, np.ndarray]) -> Program:
@@ -95,7 +124,7 @@ def with_arrays(program: Program, given: dict[str, np.ndarray]) -> Program:
     shapes and types."""
     steps = []
     for step in program.steps:
-        paths = {path: given[f"{step.name}.{path}"] for path, _ in arrays(step) if f"{step.name}.{path}" in given}
+        paths = {path: given[f"{step.name}.{path}"] for path, _ in held_arrays(step) if f"{step.name}.{path}" in given}
         steps.append(_with(step, paths) if paths else step)
     return replace(program, steps=tuple(steps))
 
@@ -104,7 +133,7 @@ def _with(step: Any, paths: dict[str, np.ndarray]) -> Any:
     """A step, cell or grid with other arrays by path."""
     changes: dict[str, Any] = {}
     for head in dict.fromkeys(path.partition(".")[0] for path in paths):
-        value = getattr(step, head)
+        value = vars(step)[head]
         inner = {path.partition(".")[2]: array for path, array in paths.items() if path.partition(".")[0] == head}
         if "" in inner:
             changes[head] = inner[""]
@@ -119,7 +148,7 @@ def _with(step: Any, paths: dict[str, np.ndarray]) -> Any:
             changes[head] = QParams(scale, zero_point, value.qmin, value.qmax, value.axis)
         else:
             changes[head] = _with(value, inner)
-    return replace(step, **changes)
+    return changed(step, **changes)
 
 
 def is_direct(step: object) -> bool:

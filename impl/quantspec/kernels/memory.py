@@ -3,6 +3,7 @@ points for convolutions to read.
 """
 
 import ctypes
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ Triple = tuple[int, int, int]  # one for planes, lines and positions each
 Margin = tuple[int, int, int, int, int, int]
 LONGEST = 2**31 - 1  # bytes from a start that kernels can tell
 SLACK = 256  # bytes that kernels may read behind the last one they use
+WEIGHT_SLACK = 2048  # the same of weights
+LARGE_WEIGHTS = 2**20  # bytes
+BLOCK_OUTPUTS = 16  # outputs whose weights lie together
 
 
 @dataclass(frozen=True)
@@ -133,3 +137,28 @@ def aligned(count: int, dtype: DTypeLike = np.uint8) -> np.ndarray:
     space = np.zeros(size + 64, np.uint8)
     start = -space.ctypes.data % 64
     return space[start : start + size].view(dtype)
+
+
+def memory_for(nbytes: int) -> np.ndarray:
+    """Memory for packed weights, of the system's own where they are large, so that it gets it back."""
+    if nbytes < LARGE_WEIGHTS:
+        return aligned(nbytes + WEIGHT_SLACK, np.int8)[:nbytes]
+    return np.frombuffer(mmap.mmap(-1, nbytes + WEIGHT_SLACK), np.int8)[:nbytes]
+
+
+def codes_with_room(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for the codes of a weight [outputs, ...] that can be packed where they are."""
+    rows = -(-shape[0] // BLOCK_OUTPUTS) * BLOCK_OUTPUTS
+    return memory_for(rows * int(np.prod(shape[1:])))[: int(np.prod(shape))].reshape(shape)
+
+
+def roomy(codes: np.ndarray, nbytes: int) -> np.ndarray | None:
+    """The memory from the start of codes on, where they begin and end as ``codes_with_room`` makes them; else None."""
+    whole = codes
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    start = codes.ctypes.data - whole.ctypes.data
+    free = codes.flags.c_contiguous and codes.flags.writeable and whole.flags.c_contiguous
+    if not free or codes.ctypes.data % 64 or start + nbytes + WEIGHT_SLACK > whole.nbytes:
+        return None
+    return whole.reshape(-1).view(np.int8)[start : start + nbytes]

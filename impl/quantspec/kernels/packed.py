@@ -1,5 +1,6 @@
 """Weights as kernels read them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import DTypeLike
 from .depthwise import ORDER, WIDE
 from .emitter import LANES
 from .gemm import PANEL
-from .memory import aligned
+from .memory import aligned, memory_for, roomy
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +35,47 @@ class Packed:
         return -(-self.outputs // LANES)
 
 
-def pack(weight: np.ndarray, bias: np.ndarray, factor: np.ndarray, bias_type: DTypeLike = np.int32) -> Packed:
-    """``weight``: int8 [outputs, runs, inputs of a run]; ``bias`` (outputs,); ``factor``: float32, () or (outputs,)."""
-    outputs, runs, inputs = weight.shape
+Runs = Callable[[np.ndarray], np.ndarray]
+
+
+def pack(
+    weight: np.ndarray, runs_of: Runs, bias: np.ndarray, factor: np.ndarray, bias_type: DTypeLike = np.int32,
+    *, take: bool = False,
+) -> Packed:  # fmt: skip
+    """``weight``: int8 codes [outputs, ...], of which ``runs_of`` gives [outputs, runs, inputs of a run], also for some
+    of the outputs; ``bias`` (outputs,); ``factor``: float32, () or (outputs,).
+
+    ``take``: the memory of the codes may be used, which are no longer there then.
+    """
+    outputs = len(weight)
+    _, runs, inputs = runs_of(weight[:1]).shape
     blocks, steps = -(-outputs // LANES), -(-inputs // 4)
-    padded = np.zeros((blocks * LANES, runs, steps * 4), np.int8)
-    padded[:outputs, :, :inputs] = weight
-    by_block = padded.reshape(blocks, LANES, runs * steps, 4)
-    packed = aligned(padded.size, np.int8)
-    end = 0
-    for first in range(0, blocks, PANEL):
-        panel = by_block[first : first + PANEL].transpose(2, 0, 1, 3)
-        packed[end : end + panel.size] = panel.ravel()
-        end += panel.size
-    sums = lanes(weight.astype(np.int64).sum((1, 2)), outputs, np.int32)
+    row = runs * steps * 4
+    target = roomy(weight, blocks * LANES * row) if take and weight[:1].nbytes == row else None
+    packed = memory_for(blocks * LANES * row) if target is None else target
+    sums = np.zeros(outputs, np.int64)
+    for first in range(0, blocks * LANES, LANES * PANEL):
+        last = min(blocks * LANES, first + LANES * PANEL)
+        own = runs_of(weight[first:last])
+        padded = np.zeros((last - first, runs, steps * 4), np.int8)  # a copy, as the codes may be written over
+        padded[: len(own), :, :inputs] = own
+        sums[first : first + len(own)] = padded[: len(own)].sum((1, 2), dtype=np.int64)
+        panel = padded.reshape(-1, LANES, runs * steps, 4).transpose(2, 0, 1, 3)
+        packed[first * row : last * row].reshape(panel.shape)[...] = panel
     biases, factors = lanes(bias, outputs, bias_type), lanes(factor, outputs, np.float32)
-    return Packed(outputs, runs, steps, packed, biases, factors, sums)
+    return Packed(outputs, runs, steps, packed, biases, factors, lanes(sums, outputs, np.int32))
+
+
+def unpack(packed: Packed, inputs: int) -> np.ndarray:
+    """The codes [outputs, runs, inputs of a run] that were packed."""
+    outputs, row = packed.outputs, packed.runs * packed.run_steps * 4
+    codes = np.empty((outputs, packed.runs, inputs), np.int8)
+    for first in range(0, packed.blocks * LANES, LANES * PANEL):
+        last = min(packed.blocks * LANES, first + LANES * PANEL)
+        panel = packed.weight[first * row : last * row].reshape(row // 4, -1, LANES, 4).transpose(1, 2, 0, 3)
+        own = panel.reshape(last - first, packed.runs, -1)
+        codes[first:last] = own[: outputs - first, :, :inputs]
+    return codes
 
 
 def lanes(values: np.ndarray, outputs: int, dtype: DTypeLike) -> np.ndarray:
@@ -101,3 +127,12 @@ def pack_channels(
     packed[:] = padded.reshape(blocks, WIDE, groups, 4)[:, order].transpose(0, 3, 1, 2, 4).ravel()
     floats = None if float_bias is None else by_vector(float_bias, np.float32)
     return PackedChannels(packed, by_vector(bias, np.int32), by_vector(factor, np.float32), floats)
+
+
+def unpack_channels(packed: PackedChannels, channels: int, places: int) -> np.ndarray:
+    """The codes [channels, places] that were packed."""
+    order, groups = np.array(ORDER), -(-places // 4)
+    by_lane = packed.weight.reshape(-1, groups, *order.shape, 4).transpose(0, 2, 3, 1, 4)
+    codes = np.empty((len(by_lane), WIDE, groups, 4), np.int8)
+    codes[:, order] = by_lane
+    return codes.reshape(-1, 4 * groups)[:channels, :places].copy()

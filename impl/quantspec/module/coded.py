@@ -3,7 +3,7 @@ gets the dequantized values, computed then."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_map_only
 
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import transposed_weight
+from quantspec.ir.held import changed, codes_shape
+from quantspec.ir.held import held as held_codes
 from quantspec.ir.program import Conv, Embedding, Linear, LinearDynamic, LinearWeight, Program, Recurrent
 from quantspec.storage.model import CodedWeight
 
@@ -25,7 +27,7 @@ class Coded(torch.Tensor):
 
     @staticmethod
     def __new__(cls, weight: CodedWeight) -> "Coded":
-        empty = formed(torch.empty(weight.codes.shape, dtype=torch.int8, device="meta"), weight)
+        empty = formed(torch.empty(codes_shape(weight, "codes"), dtype=torch.int8, device="meta"), weight)
         made = torch.Tensor._make_wrapper_subclass(
             cls, empty.shape, dtype=torch.float32, device=torch.device("cpu")
         )
@@ -76,13 +78,18 @@ def codes_in(program: Program) -> Iterator[tuple[str, CodedWeight]]:
     """The codes of weights in a network, by the layers' paths."""
     for step in program.steps:
         if isinstance(step, Linear | LinearDynamic | LinearWeight | Embedding):
-            yield step.layer, CodedWeight(step.weight, step.w_qparams.scale)
+            yield step.layer, coded_weight(step, "weight", step.w_qparams.scale)
         elif isinstance(step, Conv):
-            yield step.layer, CodedWeight(step.weight, step.w_qparams.scale, "same", step.groups)
+            yield step.layer, coded_weight(step, "weight", step.w_qparams.scale, step.groups)
         elif isinstance(step, Recurrent):
             for cell in step.cells:
-                yield step.layer, CodedWeight(cell.input_weight, cell.input_qparams.scale)
-                yield step.layer, CodedWeight(cell.state_weight, cell.state_qparams.scale)
+                yield step.layer, coded_weight(cell, "input_weight", cell.input_qparams.scale)
+                yield step.layer, coded_weight(cell, "state_weight", cell.state_qparams.scale)
+
+
+def coded_weight(owner: object, name: str, scale: np.ndarray, groups: int = 1) -> CodedWeight:
+    """The codes in a field, as they are held there."""
+    return CodedWeight(cast(np.ndarray, held_codes(owner, name)), scale, "same", groups)  # or what stands for them
 
 
 def held(model: nn.Module) -> list[tuple[str, nn.Module, str, torch.Tensor]]:
@@ -124,24 +131,25 @@ def related(layer: str, path: str) -> bool:
 def as_coded(tensor: torch.Tensor, weight: CodedWeight) -> CodedWeight | None:
     """Codes that say a tensor's values to within one step in each channel, with the scale of it; None where they do
     not. A scale is the layer's own, or, where a normalization was folded into the layer, the nearest."""
-    if tensor.dtype != torch.float32 or tensor.ndim < 2 or math.prod(tensor.shape) != weight.codes.size:
+    shape = codes_shape(weight, "codes")
+    if tensor.dtype != torch.float32 or tensor.ndim < 2 or math.prod(tensor.shape) != math.prod(shape):
         return None
     values = tensor.detach()
     for form in ("same", "transposed", "flipped"):
-        if form == "transposed" and weight.codes.ndim != 2 or form == "flipped" and weight.codes.ndim < 3:
+        if form == "transposed" and len(shape) != 2 or form == "flipped" and len(shape) < 3:
             continue
-        turned = CodedWeight(weight.codes, weight.scale, form, weight.groups)
-        if formed(torch.empty(weight.codes.shape, device="meta"), turned).shape != tensor.shape:
+        turned = changed(weight, form=form)
+        if formed(torch.empty(shape, device="meta"), turned).shape != tensor.shape:
             continue
         inverse = values.t() if form == "transposed" else values
         if form == "flipped":
             inverse = transposed_weight(values, weight.groups)
-        wanted = inverse.numpy().reshape(len(weight.codes), -1)
-        codes = weight.codes.reshape(len(weight.codes), -1).astype(np.float32)
+        wanted = inverse.numpy().reshape(shape[0], -1)
+        codes = weight.codes.reshape(shape[0], -1).astype(np.float32)
         for scale in (weight.scale, nearest_scale(wanted, codes, weight.scale)):
             steps = np.asarray(scale, np.float32).reshape(-1, 1)
             if (np.abs(codes * steps - wanted) <= np.abs(steps)).all():
-                return CodedWeight(weight.codes, np.asarray(scale, np.float32), form, weight.groups)
+                return changed(turned, scale=np.asarray(scale, np.float32))
     return None
 
 

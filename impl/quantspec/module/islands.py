@@ -5,7 +5,6 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from quantspec.capture.calls import NotPlain, Way, call_of, key_of
 from quantspec.capture.recorder import CAPTURED
 from quantspec.capture.tracer import Stop
 from quantspec.errors import ShapeError, UnsupportedError
+from quantspec.ir.held import Held, changed, codes_shape, held
 from quantspec.ir.program import Program
 from quantspec.storage import file
 from quantspec.storage import model as stored
@@ -252,8 +252,8 @@ class QuantizedModel(nn.Module):
         renewed: dict[coded_weights.Key, coded_weights.Coded] = {}
         for name, module, leaf, tensor in coded_weights.held(self.python):
             if isinstance(tensor, coded_weights.Coded):
-                codes, scale = moved[id(tensor.weight.codes)], state["scales"][name].numpy().copy()
-                weight = replace(tensor.weight, codes=codes, scale=scale)
+                codes, scale = moved[id(held(tensor.weight, "codes"))], state["scales"][name].numpy().copy()
+                weight = changed(tensor.weight, codes=codes, scale=scale)
                 renewed[id(module), leaf] = coded_weights.Coded(weight)
             elif leaf in vars(module):
                 module.__dict__[leaf] = state["tensors"][name].clone()
@@ -265,7 +265,23 @@ class QuantizedModel(nn.Module):
         for island in twin.islands.values():
             for index, network in enumerate(island.networks):
                 island.networks[index] = network.run_on(engine)
+        twin.share_codes()
         return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types there
+        self.share_codes()
+
+    def share_codes(self) -> None:
+        """Has weights that are held as codes hold those of the networks, which may hold them in another way by now."""
+        weights = [weight for _, network in self.networks() for _, weight in coded_weights.codes_in(network.program)]
+        known = {id(held(weight, "codes")) for weight in weights}
+        for *_, tensor in coded_weights.held(self.python):
+            if isinstance(tensor, coded_weights.Coded) and id(held(tensor.weight, "codes")) not in known:
+                shape, codes = codes_shape(tensor.weight, "codes"), tensor.weight.codes
+                near = (weight for weight in weights if codes_shape(weight, "codes") == shape)
+                same = next(weight for weight in near if np.array_equal(weight.codes, codes))
+                tensor.weight = changed(tensor.weight, codes=held(same, "codes"))
 
     def train(self, mode: bool = True) -> "QuantizedModel":
         """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
@@ -278,13 +294,13 @@ class QuantizedModel(nn.Module):
         """Bytes of the networks, and of every other tensor that the copy of the model holds: weights that are codes
         (STA-CODED) take none, or those of a scale of their own."""
         weights = (weight for _, network in self.networks() for _, weight in coded_weights.codes_in(network.program))
-        scales = {id(weight.codes): weight.scale for weight in weights}
+        scales = {id(held(weight, "codes")): weight.scale for weight in weights}
         total = sum(network.nbytes for _, network in self.networks())
         tensors = {id(tensor): tensor for *_, tensor in coded_weights.held(self.python)}
         for tensor in tensors.values():
             if not isinstance(tensor, coded_weights.Coded):
                 total += tensor.nbytes
-            elif not np.array_equal(tensor.weight.scale, scales[id(tensor.weight.codes)]):
+            elif not np.array_equal(tensor.weight.scale, scales[id(held(tensor.weight, "codes"))]):
                 total += tensor.weight.scale.nbytes
         return total
 
@@ -297,8 +313,8 @@ class QuantizedModel(nn.Module):
         return "\n".join(lines)
 
 
-def codes_of(program: Program) -> list[np.ndarray]:
-    return [weight.codes for _, weight in coded_weights.codes_in(program)]
+def codes_of(program: Program) -> list[np.ndarray | Held]:
+    return [held(weight, "codes") for _, weight in coded_weights.codes_in(program)]
 
 
 def named(kind: type) -> str:

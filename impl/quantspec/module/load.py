@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,6 +11,8 @@ from quantspec.capture import copies
 from quantspec.capture.calls import Way
 from quantspec.capture.tracer import Stop
 from quantspec.errors import FormatError
+from quantspec.ir.held import Held, changed
+from quantspec.ir.held import held as held_codes
 from quantspec.storage import file
 from quantspec.storage.model import Model
 
@@ -47,7 +48,7 @@ def load(
     network, rows = file.load(path, given, model=own)
     report = None if rows is None else Report(tuple(Work(*row) for row in rows[0]), rows[1])
     if not isinstance(network, Model):
-        return QuantizedModule(network, engine, report)
+        return QuantizedModule(network, engine, report, own=True)
     assert own is not None
     same_modules(own, network)
     try:
@@ -92,8 +93,11 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
     networks: dict[str, dict[Way, nn.Module]] = {}
     layers: dict[str, nn.Module] = {}
     paths = {path for path, _, _ in network.modules}
+    ours: dict[int, np.ndarray | Held] = {}
     for part in network.parts:
         made = QuantizedModule(part.program, engine)
+        as_read, as_held = codes_in(part.program), codes_in(made.program)
+        ours |= {id(held_codes(a, "codes")): held_codes(b, "codes") for (_, a), (_, b) in zip(as_read, as_held)}
         ways = networks.setdefault(part.path, {}) if part.way is not None else {}
         twice = part.way in ways or part.path in layers or (part.way is None and part.path in networks)
         if part.path not in paths or twice:
@@ -107,10 +111,11 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
     for name, module, leaf, tensor in held(own):
         if name in network.coded:
             weight = network.coded[name]
+            codes = ours.get(id(weight.codes), weight.codes)
             if (scale := own_scales.get(id(weight.codes))) is None:
                 raise Unfit(f"the codes of {name!r} are no layer's")
             same = np.array_equal(scale, weight.scale)
-            coded[id(module), leaf] = Coded(replace(weight, scale=scale if same else weight.scale))
+            coded[id(module), leaf] = Coded(changed(weight, codes=codes, scale=scale if same else weight.scale))
         elif leaf in module._parameters:
             tensor.data = network.state[name]  # the same parameter wherever the model has it
         elif leaf in module._buffers:

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from quantspec.engines.registry import Engine
 from quantspec.engines.registry import engine as find_engine
-from quantspec.ir.program import Call, Callables, Program
-from quantspec.ir.traverse import arrays, with_arrays
+from quantspec.ir.held import Held
+from quantspec.ir.program import Call, Callables, Program, Recurrent, Step
+from quantspec.ir.traverse import arrays, held_arrays, with_arrays
 from quantspec.storage import file
 from quantspec.storage.allowed import function, is_listed
 
@@ -43,16 +45,20 @@ class QuantizedModule(nn.Module):
     compiled: Engine
     report: Report | None  # where the work is computed (SIZ-REPORT); None for what was made without a model
 
-    def __init__(self, program: Program, engine: str = "auto", report: Report | None = None):
+    def __init__(
+        self, program: Program, engine: str = "auto", report: Report | None = None, *, own: bool = False
+    ):
+        """``own``: nobody else has the program, nor the arrays of its codes, whose memory is used."""
         super().__init__()
         self.report = report
         # Copies of its own, so that networks made from one calibration share nothing that could be changed.
-        self.program = replace(program, callables=used_callables(program))
+        steps = program.steps if own else tuple(map(own_step, program.steps))
+        self.program = replace(program, steps=steps, callables=used_callables(program))
         # Registered, so that parameters() and state_dict() have what stays in float.
         modules = {path: what for (kind, path), what in self.callables.items() if kind == "module"}
         self.float_parts = nn.ModuleDict(dict(zip(part_names(modules), modules.values(), strict=True)))
         self.asked_engine = engine
-        self.compiled = find_engine(engine)(self.program)
+        self.compiled = find_engine(engine)(self.program, weights="taken" if own else "held")
         super().train(False)
 
     @property
@@ -106,8 +112,13 @@ class QuantizedModule(nn.Module):
         constants = sum(what.nbytes for what in attributes if isinstance(what, torch.Tensor))
         return size.program_bytes(self.program, self.float_parts) + constants
 
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes that the network takes in memory (SIZ-HELD), without what it works in."""
+        return self.nbytes + size.held_bytes(self.program)
+
     def __repr__(self) -> str:
-        return summary.layer_table(self.program, self.engine, self.engines, self.nbytes)
+        return summary.layer_table(self.program, self.engine, self.engines, self.nbytes, self.resident_nbytes)
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
         """The steps' arrays by ``step.field``, for ``state_dict``: codes, biases, scales, zero points, tables."""
@@ -119,16 +130,17 @@ class QuantizedModule(nn.Module):
 
         Raises ValueError for other names, shapes or types than this network's.
         """
-        have = self.get_extra_state()
+        steps = self.program.steps
+        have = {f"{step.name}.{path}": form_of(array) for step in steps for path, array in held_arrays(step)}
         if set(have) != set(state):
             odd = sorted(set(have) ^ set(state))[0]
             raise ValueError(f"state_dict: expected the arrays of this network, {odd!r} is in only one of them")
         for name, tensor in state.items():
-            if tensor.shape != have[name].shape or tensor.dtype != have[name].dtype:
-                expected = f"{have[name].dtype}{list(have[name].shape)}"
+            if (tensor.dtype, tuple(tensor.shape)) != have[name]:
+                expected = f"{have[name][0]}{list(have[name][1])}"
                 raise ValueError(f"state_dict: {name!r} is {tensor.dtype}{list(tensor.shape)}, expected {expected}")
         self.program = with_arrays(self.program, {name: tensor.numpy().copy() for name, tensor in state.items()})
-        self.compiled = find_engine(self.asked_engine)(self.program)
+        self.compiled = find_engine(self.asked_engine)(self.program, weights="held")
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled network holds memory of this process; it is made again from the Program. Some of torch's functions
@@ -145,10 +157,21 @@ class QuantizedModule(nn.Module):
         }
         state = state | {"program": replace(program, callables=found)}
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types there
-        self.compiled = find_engine(self.asked_engine)(self.program)
+        self.compiled = find_engine(self.asked_engine)(self.program, weights="held")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
         return QuantizedModule(self.program, self.asked_engine, self.report)
+
+
+def form_of(array: np.ndarray | Held) -> tuple[torch.dtype, tuple[int, ...]]:
+    """The type and the shape of an array as a tensor."""
+    return torch.int8 if isinstance(array, Held) else torch.tensor(array.ravel()[:0]).dtype, array.shape
+
+
+def own_step(step: Step) -> Step:
+    """A step whose codes may be held in another way without anybody else's being so."""
+    twin = copy.copy(step)
+    return replace(twin, cells=tuple(map(copy.copy, twin.cells))) if isinstance(twin, Recurrent) else twin
 
 
 def used_callables(program: Program) -> Callables:

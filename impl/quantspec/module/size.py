@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from quantspec.ir import float_graph
+from quantspec.ir.held import Held, codes_shape, held
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     AvgPool,
@@ -21,7 +22,7 @@ from quantspec.ir.program import (
     Relu,
     Step,
 )
-from quantspec.ir.traverse import arrays
+from quantspec.ir.traverse import code_fields, held_arrays
 
 READ_GRIDS = ("x_qparams", "a_qparams", "b_qparams")
 # Steps whose only arrays are the grid that they read.
@@ -34,15 +35,15 @@ def float_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def step_arrays(step: Step) -> list[np.ndarray]:
+def step_arrays(step: Step) -> list[np.ndarray | Held]:
     """The arrays that a step needs stored. A grid belongs to the step that makes the value; its readers, and what only
     rearranges it, share it."""
     if isinstance(step, SHARING):
         return []
-    return [array for path, array in arrays(step) if path.partition(".")[0] not in READ_GRIDS]
+    return [array for path, array in held_arrays(step) if path.partition(".")[0] not in READ_GRIDS]
 
 
-def arrays_bytes(arrays: Iterable[np.ndarray]) -> int:
+def arrays_bytes(arrays: Iterable[np.ndarray | Held]) -> int:
     """Bytes of arrays; the same array counts once."""
     return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
 
@@ -58,15 +59,29 @@ def program_bytes(program: Program, float_parts: nn.Module) -> int:
     return arrays_bytes(array for step in program.steps for array in step_arrays(step)) + float_bytes(float_parts)
 
 
+def held_bytes(program: Program) -> int:
+    """Bytes that codes take beyond their own where they are held as an engine reads them: padding to whole vectors."""
+    found = {id(item): item for owner, name in code_fields(program) if isinstance(item := held(owner, name), Held)}
+    return sum(item.resident - item.nbytes for item in found.values())
+
+
 def macs(layer: float_graph.Node | Step, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
     """The multiply-accumulates of a layer, of a float graph or of a Program, for the shapes of an input and its output
     (SIZ-MACS); 0 for what is no layer."""
     if isinstance(layer, (float_graph.Linear, Linear, LinearDynamic, LinearWeight)):
-        return math.prod(x_shape[:-1]) * layer.weight.size
+        return math.prod(x_shape[:-1]) * math.prod(weight_shape(layer))
     if not isinstance(layer, (float_graph.Conv, Conv)):
         return 0
-    positions = layer.weight.ndim - 2
+    weight = weight_shape(layer)
+    positions = len(weight) - 2
     spread = any(d > 1 for d in layer.input_dilation) or (isinstance(layer, float_graph.Conv) and layer.transposed)
     shape = x_shape if spread else y_shape
     images = math.prod(shape[: len(shape) - positions - 1])
-    return images * math.prod(shape[len(shape) - positions :]) * layer.weight.size
+    return images * math.prod(shape[len(shape) - positions :]) * math.prod(weight)
+
+
+def weight_shape(layer: float_graph.Node | Step) -> tuple[int, ...]:
+    """The shape of a layer's weight, of a float graph or of a Program."""
+    if isinstance(layer, (float_graph.Linear, float_graph.Conv)):
+        return layer.weight.shape
+    return codes_shape(layer)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quantspec.ir import program
+from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
@@ -53,9 +54,9 @@ def became(layer: Layer) -> str:
     if isinstance(layer, Linear):
         return "int8 linear"
     if isinstance(layer, Conv):
-        kernel = "x".join(map(str, layer.weight.shape[2:]))
+        kernel = "x".join(map(str, codes_shape(layer)[2:]))
         kind = "transposed convolution" if any(d > 1 for d in layer.input_dilation) else "convolution"
-        depth = "depthwise " if layer.groups > 1 and layer.weight.shape[1] == 1 else ""
+        depth = "depthwise " if layer.groups > 1 and codes_shape(layer)[1] == 1 else ""
         return f"int8 {depth}{kind} {kernel}"
     if isinstance(layer, LinearDynamic):
         return f"int8 linear, dynamic{', per token' if layer.rows else ''}"
@@ -89,7 +90,7 @@ def row(step: Step) -> list[str] | None:
     return None
 
 
-def layer_table(network: Program, engine: str, engines: dict[str, str], nbytes: int) -> str:
+def layer_table(network: Program, engine: str, engines: dict[str, str], nbytes: int, resident: int) -> str:
     """What each layer became: scales, zero points, bytes, and why the rest stayed in float; below that, which layers
     another engine runs than ``engine`` (``engines``: by layer)."""
     table = Table(title=f"int8 network, dialect {network.dialect}, engine {engine}", title_justify="left")
@@ -104,6 +105,7 @@ def layer_table(network: Program, engine: str, engines: dict[str, str], nbytes: 
             table.add_row(*cells, f"{own:,}")
     table.add_section()
     table.add_row("all", "", "", "", "", "", f"{nbytes:,}")
+    table.add_row("in memory", "", "", "", "", "", f"{resident:,}")
     text = io.StringIO()
     console = Console(file=text, width=160)
     console.print(table)

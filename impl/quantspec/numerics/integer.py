@@ -20,6 +20,7 @@ Index = tuple[int, ...]
 INT32_MAX = 2**31 - 1
 SURELY_SATURATED = 2**10  # steps from which on every code of one byte saturates, whatever the zero point
 NEARLY_HALF = 0.5 - 2.0**-40
+BLOCK = 2**17  # values of an array that are worked on at a time, where that takes several times their memory
 
 
 def accumulate(
@@ -47,13 +48,22 @@ def checked_codes(q: ArrayLike, name: str) -> np.ndarray:
     return q
 
 
+def blocks_of_rows(array: np.ndarray) -> list[slice]:
+    """The rows of an array in blocks, for what takes several times their memory."""
+    rows = max(1, BLOCK * len(array) // max(1, array.size))
+    return [slice(first, first + rows) for first in range(0, len(array), rows)]
+
+
 def check_overflow(x: QParams, w_q: np.ndarray, w: QParams, bias_q: np.ndarray) -> None:
     """Raises UnsupportedError when some input could overflow an int32 accumulator (INT-OVERFLOW).
 
     ``w_q``: codes [outputs, ...]; ``bias_q``: int32 [outputs].
     """
     step = max(int(x.zero_point) - x.qmin, x.qmax - int(x.zero_point))
-    sizes = np.abs(w_q.astype(np.int64) - along(w.axis, w.zero_point, w_q.shape)).sum(axis=tuple(range(1, w_q.ndim)))
+    points, sizes = along(w.axis, w.zero_point, w_q.shape), np.zeros(len(w_q), np.int64)
+    for rows in blocks_of_rows(w_q):
+        own = points[rows] if points.shape[:1] == sizes.shape else points
+        sizes[rows] = np.abs(w_q[rows].astype(np.int64) - own).sum(axis=tuple(range(1, w_q.ndim)))
     worst = step * sizes + np.abs(bias_q.astype(np.int64))
     if worst.size and worst.max() > INT32_MAX:
         reached = f"the accumulator of output {worst.argmax()} can reach {worst.max()}"

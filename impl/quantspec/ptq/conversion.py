@@ -13,11 +13,13 @@ from quantspec.errors import CalibrationError, UnsupportedError
 from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.float_graph import FloatGraph, Layer
 from quantspec.ir.float_run import float_calls
+from quantspec.ir.held import changed
 from quantspec.ir.program import Call, Callables, Dequantize, Program, Quantize, Ref
 from quantspec.ir.traverse import replace_refs
+from quantspec.kernels.memory import codes_with_room
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.numerics.dialects.dialect import Dialect
-from quantspec.numerics.integer import check_overflow, quantize_bias
+from quantspec.numerics.integer import blocks_of_rows, check_overflow, quantize_bias
 from quantspec.numerics.observers import MinMaxObserver
 
 from .options import Options
@@ -31,12 +33,26 @@ def weight_codes(
     infinities."""
     axis = 0 if per_channel else None
     qmin, qmax = code_range(bits, signed=True)
-    if weight.size:
-        low, high = MinMaxObserver(axis).observe(weight).range()
-    else:
+    if not weight.size:
         low = high = np.zeros(len(weight) if per_channel else (), np.float32)
+    elif per_channel:
+        ranges = [MinMaxObserver(axis).observe(weight[rows]).range() for rows in blocks_of_rows(weight)]
+        low, high = map(np.concatenate, zip(*ranges))
+    else:
+        low, high = MinMaxObserver().observe(weight).range()
     grid = dialect.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=True, axis=axis)
-    return dialect.quantize(weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=axis), grid
+    return codes_on(weight, grid, dialect), grid
+
+
+def codes_on(weight: np.ndarray, grid: QParams, dialect: Dialect) -> np.ndarray:
+    """int8 codes of a weight [outputs, ...] on a grid, made in blocks of rows, where they can be packed later."""
+    codes = codes_with_room(weight.shape)
+    for rows in blocks_of_rows(weight):
+        scale, zero_point = (a[rows] if grid.axis == 0 and a.ndim else a for a in (grid.scale, grid.zero_point))
+        codes[rows] = dialect.quantize(
+            weight[rows], scale, zero_point, qmin=grid.qmin, qmax=grid.qmax, axis=grid.axis
+        )
+    return codes
 
 
 Rename = Callable[[str], str]
@@ -58,8 +74,7 @@ def with_room_for_bias(
     if np.array_equal(scale, grid.scale) or not np.isfinite(scale).all():
         return codes, grid
     raised = QParams(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
-    code_range = {"qmin": grid.qmin, "qmax": grid.qmax}
-    return dialect.quantize(node.weight, raised.scale, raised.zero_point, axis=grid.axis, **code_range), raised
+    return codes_on(node.weight, raised, dialect), raised
 
 
 class Weights:
@@ -109,6 +124,22 @@ def recurrent_step(
         node.name, x, state, node.layer, node.kind, cells, node.bidirectional, node.batch_first,
         options.reduce_range, node.single,
     )  # fmt: skip
+
+
+def with_own_biases(network: Program) -> Program:
+    """The network with copies of its biases, which were the model's; a shared one is one copy."""
+    copies: dict[int, np.ndarray] = {}
+    steps = tuple(own_biases(step, copies) for step in network.steps)
+    return replace(network, steps=steps)
+
+
+def own_biases(step: Any, copies: dict[int, np.ndarray]) -> Any:
+    """A step, or a cell of one, with copies of its biases."""
+    names = [name for name in ("bias", "input_bias", "state_bias") if vars(step).get(name) is not None]
+    changes: dict[str, Any] = {name: copies.setdefault(id(vars(step)[name]), vars(step)[name].copy()) for name in names}
+    if isinstance(step, program.Recurrent):
+        changes["cells"] = tuple(own_biases(cell, copies) for cell in step.cells)
+    return changed(step, **changes) if changes else step
 
 
 class Converter:

@@ -20,7 +20,7 @@ from quantspec.numerics.integer import check_overflow
 
 from . import work
 from .captured import gives_optional, named
-from .conversion import Weights, embedding_step, recurrent_step
+from .conversion import Weights, embedding_step, recurrent_step, with_own_biases
 from .exclude import listed, without
 from .options import Options, checked
 
@@ -56,7 +56,7 @@ def quantize_dynamic(
         raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
     options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
     tracer.check_model(model)
-    own = copies.own_copy(copies.inside(model))
+    own = copies.own_copy(copies.inside(model), share=True)
     quantizer = Quantizer(own, exclude, options, activations)
     if example is not None:
         return quantizer.by_example(example)
@@ -105,7 +105,8 @@ class Quantizer:
             else:
                 steps.append(quantized)
         dialect = self.options.dialect.name
-        return Program(dialect, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
+        network = Program(dialect, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
+        return with_own_biases(network)
 
     def whole(self, captured: FloatGraph) -> QuantizedModule:
         """The model, of which all is torch.nn's own."""
@@ -113,7 +114,7 @@ class Quantizer:
         network = self.program(graph)
         report = work.report_of_network(graph, network, work.of_weights(captured), counted=False)
         work.warn_of_float(report, [network], work.nothing_in(graph))
-        return QuantizedModule(network, self.options.engine, report)
+        return QuantizedModule(network, self.options.engine, report, own=True)
 
     def by_example(self, example: Any) -> QuantizedModule | QuantizedModel:
         """The whole model, or its largest parts, compared with what it does on a batch."""
@@ -129,7 +130,7 @@ class Quantizer:
                 network = self.program(graph)
                 report = work.report_of_network(graph, network, work.of_graph(graph, copies.cloned(batch)))
                 work.warn_of_float(report, [network], work.nothing_in(graph))
-                return QuantizedModule(network, self.options.engine, report)
+                return QuantizedModule(network, self.options.engine, report, own=True)
         found = parts.find(self.model, args, kwargs, self.worth, worth=has_matrices)
         programs = {
             path: {way: self.program(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()

@@ -30,7 +30,7 @@ from quantspec.progress import progress
 
 from . import fusion
 from .captured import NOTHING, Captured, named
-from .conversion import Converter
+from .conversion import Converter, with_own_biases
 from .exclude import listed, without
 from .options import Options, checked
 from .placement import Placement
@@ -138,14 +138,22 @@ def prepare(
     an unknown dialect, engine, or name in ``exclude``.
     """
     options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
+    return observing(model, options, observer, fuse=fuse, exclude=exclude, share=False)
+
+
+def observing(
+    model: nn.Module, options: Options, observer: Observer, *, fuse: bool, exclude: str | Sequence[str], share: bool
+) -> Prepared:
+    """``prepare`` with checked options; ``share``: the network is converted before anybody changes the model, whose
+    weights need not be copied then, where its modules are torch.nn's own."""
     if not isinstance(observer, Observer):
         raise TypeError(f"observer: expected an observer such as MinMaxObserver(), got {observer!r}")
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
         raise ValueError("observer: expected a per-tensor observer that has seen nothing")
     if isinstance(observer, MSEObserver):  # which searches with the codes that there will be (STA-SEARCH)
-        observer = replace(observer, qmin=0, qmax=2 ** (bits - options.reduce_range) - 1)
+        observer = replace(observer, qmin=0, qmax=2 ** (options.bits - options.reduce_range) - 1)
     tracer.check_model(model)
-    model = copies.own_copy(copies.inside(model))
+    model = copies.own_copy(copies.inside(model), share=share)
 
     def ready(graph: FloatGraph) -> FloatGraph:
         kept = without(graph, model, exclude)
@@ -177,7 +185,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
         program = converted(prepared)
         report = None if prepared.macs is None else report_of_network(prepared.graph, program, prepared.macs)
         warn_of_float(report, [program], nothing_in(prepared.graph))
-        return QuantizedModule(program, prepared.options.engine, report)
+        return QuantizedModule(program, prepared.options.engine, report, own=True)
     if capture.running is None:
         raise CalibrationError("the model: it has seen no values; run calibration data through it first")
     programs = {path: {way: converted(part) for way, part in ways.items()} for path, ways in capture.parts.items()}
@@ -194,7 +202,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
 def converted(prepared: Prepared) -> Program:
     """The Program of one calibrated graph."""
     converter = Converter(prepared.graph, prepared.placement, prepared.observers, prepared.options)
-    return converter.convert()
+    return with_own_biases(converter.convert())
 
 
 def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> QuantizedModule | QuantizedModel:
@@ -207,12 +215,15 @@ def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> Qu
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
         got = type(calibration).__name__
         raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
-    known = list(inspect.signature(prepare).parameters)[1:]
+    parameters = inspect.signature(prepare).parameters
+    known = list(parameters)[1:]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise TypeError(f"quantize: there is no option {name!r}; near it: {', '.join(near)}")
-    prepared = prepare(model, **options)
+    settings = {name: parameters[name].default for name in known} | options
+    others = {name: settings.pop(name) for name in ("fuse", "exclude", "observer")}
+    network = observing(model, checked(**settings), **others, share=True)
     for batch in progress(calibration, "calibrate"):
-        prepared.observe(batch)
-    return convert(prepared)
+        network.observe(batch)
+    return convert(network)

@@ -6,6 +6,7 @@ from a fixed list of classes (``allowed``). Any reader of safetensors can list t
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,10 +16,10 @@ import time
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, NoReturn
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from torch import nn
 from quantspec.errors import FormatError
 from quantspec.ir.program import Program, Step
 
-from . import validate
+from . import arrays, validate
 from .allowed import RENAMED_FUNCTIONS, RENAMED_STEPS
 from .callables import NotGiven, read_callables, write_callables
 from .json_fields import LARGEST_INT, Reader, Writer, expect, keys
@@ -40,7 +41,6 @@ STEPS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Step)}
 # What reading raises for a file that is none of ours, or not as it was written.
 UNREADABLE = (
     ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, ImportError,
-    safetensors.SafetensorError,
 )  # fmt: skip
 
 
@@ -113,13 +113,13 @@ def load(
     file and what is wrong with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files
     does.
     """
-    data = Path(path).read_bytes()
-    try:
-        return contents(data, modules or {}, model=model)
-    except NotGiven:
-        raise
-    except UNREADABLE as error:
-        raise FormatError(f"{os.fspath(path)}: {error}") from error
+    with open(path, "rb") as source:
+        try:
+            return contents(source, modules or {}, model=model)
+        except NotGiven:
+            raise
+        except UNREADABLE as error:
+            raise FormatError(f"{os.fspath(path)}: {error}") from error
 
 
 def packed(network: Program | Model, report: Report | None = None) -> bytes:
@@ -162,19 +162,17 @@ def written_model(model: Model, writer: Writer) -> dict[str, Any]:
 
 def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> Program:
     """The Program of a file of one network."""
-    network, _ = contents(data, modules)
+    network, _ = contents(io.BytesIO(data), modules)
     assert isinstance(network, Program)
     return network
 
 
 def contents(
-    data: bytes, modules: Mapping[str, nn.Module], *, model: nn.Module | None = None
+    source: BufferedIOBase, modules: Mapping[str, nn.Module], *, model: nn.Module | None = None
 ) -> tuple[Program | Model, Report | None]:
-    """What a file's bytes hold. Raises many kinds of errors, which say what is wrong."""
-    tensors = safetensors.torch.load(data)
-    size = int.from_bytes(data[:8], "little")
-    metadata = json.loads(data[8 : 8 + size], object_pairs_hook=once).get("__metadata__") or {}
-    if FORMAT not in metadata:
+    """What an open file holds. Raises many kinds of errors, which say what is wrong."""
+    tensors, codes, metadata = arrays.read(source, once)
+    if type(metadata) is not dict or type(metadata.get(FORMAT)) is not str:
         raise ValueError("no network of quantspec is in it")
     header = json.loads(metadata[FORMAT], object_pairs_hook=once, parse_constant=refuse_number)
     if type(header) is not dict or header.get("format") != FORMAT:
@@ -190,7 +188,7 @@ def contents(
     if header["sha256"] != digest(content, tensors):
         raise ValueError("its contents are not those that were written: the checksum differs")
     report = read_report(header["report"]) if more else None
-    reader, given = Reader(tensors), Given(modules, frozenset(packages_of(model)))
+    reader, given = Reader(tensors, codes), Given(modules, frozenset(packages_of(model)))
     if kind == "model":
         return model_of(header[kind], reader, given, missing=model is None), report
     return network_of(header[kind] if version > 1 else renamed(header[kind]), reader, given), report

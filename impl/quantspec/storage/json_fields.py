@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -152,9 +153,10 @@ class Writer:
 class Reader:
     """Turns JSON into values again; ValueError saying where and why for what no ``Writer`` makes."""
 
-    def __init__(self, tensors: dict[str, torch.Tensor]):
+    def __init__(self, tensors: dict[str, torch.Tensor], codes: Mapping[str, np.ndarray] = MappingProxyType({})):
+        """``codes``: those of the tensors that are there as arrays."""
         self.tensors = tensors
-        self.arrays: dict[str, np.ndarray] = {}
+        self.arrays = dict(codes)
         self.used: set[str] = set()
         self.grids: list[QParams] = []
 

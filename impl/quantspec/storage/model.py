@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from quantspec.capture.calls import CONSTANTS, TENSOR, Way
+from quantspec.ir.held import held_by
 from quantspec.ir.program import Program
 
 from .json_fields import Reader, Writer, expect, keys
@@ -27,6 +28,9 @@ class CodedWeight:
     scale: np.ndarray
     form: str = "same"
     groups: int = 1
+
+
+held_by(codes=(CodedWeight,))
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from quantspec.numerics.dialects.named import dialect
 
 from . import DIALECT
 from .batching import Batched
+from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
 from .lowering import SelectedStep, lower
-from .packing import PackedLayer, pack_layer
+from .packing import PackedLayer
 from .planner import Planner
 from .recurrent import CompiledRecurrent
 from .selection import compilable, flattens, is_known
@@ -107,13 +108,13 @@ def channels_first(y: torch.Tensor) -> torch.Tensor:
 Part: TypeAlias = Segment | CompiledRecurrent | Step
 
 
-def parts_of(program: Program, choices: Dialect) -> list[Part]:
+def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]:
     """The program's steps in order: runs of steps that compile as ``Segment``, recurrent layers, others as they are."""
     packed: dict[str, PackedLayer] = {}
     refused = set()
     for step in program.steps:
         if isinstance(step, (Linear, Conv, LinearDynamic)) and is_known(step):
-            layer = unless_refused(pack_layer, step)
+            layer = unless_refused(weights.pack, step)
             if layer is None:
                 refused.add(step.name)
             else:
@@ -130,15 +131,15 @@ def parts_of(program: Program, choices: Dialect) -> list[Part]:
         if compiles and outputs and not views:
             parts.append(Segment(cast(tuple[SelectedStep, ...], steps), outputs, packed))  # as ``compilable`` says
         else:
-            parts += (recurrent(step, choices) for step in steps)
+            parts += (recurrent(step, choices, weights) for step in steps)
     return parts
 
 
-def recurrent(step: Step, choices: Dialect) -> Part:
+def recurrent(step: Step, choices: Dialect, weights: Copying) -> Part:
     """A recurrent layer compiled; what does not compile, or is none, as it is."""
     if not isinstance(step, Recurrent):
         return step
-    return unless_refused(CompiledRecurrent, step, choices) or step
+    return unless_refused(CompiledRecurrent, step, choices, weights) or step
 
 
 def unless_refused(pack: Callable[Arguments, Made], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Made | None:
@@ -156,17 +157,20 @@ class Compiled:
     with the only input.
 
     ``measure``: steps without kernels may be run as the torch engine runs them, where that takes less time than what
-    the reference does. UnsupportedError for a dialect that it does not compute in.
+    the reference does. ``weights``: ``copied``, or, of a program that nobody else has, ``held`` as they are packed, so
+    that its codes are unpacked when they are read; ``taken`` where nobody has the arrays of its codes either.
+    UnsupportedError for a dialect that it does not compute in.
     """
 
     name = "compiled"
 
-    def __init__(self, program: Program, measure: bool = False) -> None:
+    def __init__(self, program: Program, measure: bool = False, weights: str = "copied") -> None:
         if program.dialect != DIALECT:
             expected = f"the compiled engine computes in {DIALECT!r} only"
             raise UnsupportedError(f"dialect: {expected}, got {program.dialect!r}")
         self.program, self.dialect, self.measure = program, dialect(program.dialect), measure
-        self.parts = parts_of(program, self.dialect)
+        holding = Copying() if weights == "copied" else Holding(program, take=weights == "taken")
+        self.parts = parts_of(program, self.dialect, holding)
         whole = self.parts[0] if len(self.parts) == 1 else None
         if isinstance(whole, Segment):
             whole.alone = True

@@ -2,10 +2,12 @@
 
 import itertools
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Conv, Linear
 from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm
 from quantspec.kernels.memory import Layout, Triple, offset_table
@@ -67,14 +69,14 @@ class Windows:
 def windows(step: Conv) -> Windows:
     """Those of a step."""
     start = tuple(-before for before, _ in step.padding)
-    return Windows(triple(step.weight.shape[2:], 1), triple(step.stride, 1), triple(start, 0), triple(step.dilation, 1))
+    return Windows(triple(codes_shape(step)[2:], 1), triple(step.stride, 1), triple(start, 0), triple(step.dilation, 1))
 
 
 def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
     """Quantizing rows on the grids of their ranges, and the product."""
     shape, packed = planner.shapes[step.name], planner.product_weights(step.layer.name)
     rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
-    inputs, outputs = step.layer.weight.shape[1], shape[-1]
+    inputs, outputs = codes_shape(step.layer)[1], shape[-1]
     quantize, product = dynamic_gemm.layer(
         packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows,
         relu=step.relu,
@@ -97,11 +99,11 @@ def emit_floats(
     run_offsets: list[int], group: int = 0,
 ) -> None:  # fmt: skip
     """One product that gives floats, to ``rows`` of the output and its columns from those of ``group`` on."""
-    offsets = float_offsets(rows, len(step.weight), group * packed.outputs)
+    offsets = float_offsets(rows, codes_shape(step)[0], group * packed.outputs)
     product = product_record(planner, packed, x, 0, x_offsets, len(rows), run_offsets)
     assert packed.float_bias is not None
     planner.emit(float_output.PRODUCT, float_output.ProductFloats(
-        product=product, past=gemm.goes_past(4 * len(rows) * len(step.weight), packed.outputs), relu=step.relu,
+        product=product, past=gemm.goes_past(4 * len(rows) * codes_shape(step)[0], packed.outputs), relu=step.relu,
         slot=planner.slot(step.name), y_offsets=planner.keep(offsets), float_bias=planner.keep(packed.float_bias),
     ))  # fmt: skip
 
@@ -151,7 +153,7 @@ def conv_products(
     """The products of all groups, and the offsets of their outputs, which are in the value of that name."""
     conv = part.part.conv
     x, y = planner.values[conv.x].layout, planner.values[name].layout
-    inputs, outputs = conv.weight.shape[1], len(conv.weight) // conv.groups
+    inputs, outputs = codes_shape(conv)[1], codes_shape(conv)[0] // conv.groups
     source, target = planner.address(conv.x), planner.address(name)
     sources, runs = windows_of(conv, x, part.counts)
     targets = y.offsets(part.counts, part.part.step, part.part.first)
@@ -176,7 +178,7 @@ def windows_of(step: Conv, x: Layout, counts: Triple) -> tuple[np.ndarray, list[
 
 def emit_conv_floats(planner: Planner, step: Conv) -> None:
     """The products of all parts and groups, to floats."""
-    x, y, inputs = planner.values[step.x].layout, layout_of(planner.shapes[step.name], True), step.weight.shape[1]
+    x, y, inputs = planner.values[step.x].layout, layout_of(planner.shapes[step.name], True), codes_shape(step)[1]
     rows = np.arange(y.images * int(np.prod(y.counts))).reshape(y.images, *y.counts)
     for part in parts_of(planner, step, y):
         every = (slice(first, None, apart) for first, apart in zip(part.part.first, part.part.step))
@@ -192,7 +194,7 @@ def emit_conv_floats(planner: Planner, step: Conv) -> None:
 def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
     assert step.conv.y_qparams is not None
     factors, other, grid = add_factors(step.add), planner.values[step.b].layout, step.add.y_qparams
-    b, outputs = planner.address(step.b), len(step.conv.weight) // step.conv.groups
+    b, outputs = planner.address(step.b), codes_shape(step.conv)[0] // step.conv.groups
     b_offsets, limits = planner.keep(other.offsets(other.counts)), clamp(step.conv.y_qparams, step.conv.relu)
     for part in parts_of(planner, step.conv, planner.values[step.name].layout):
         assert not isinstance(part.packed, PackedChannels)
@@ -212,7 +214,7 @@ def emit_depthwise(planner: Planner, part: PartToEmit, packed: PackedChannels, n
     stride, start = window.stride, window.start
     weight, bias, factor = (planner.keep(array) for array in (packed.weight, packed.bias, packed.factor))
     _, height, width = counts  # of one plane
-    planner.macs += step.weight[0].size * y.images * height * width * y.channels
+    planner.macs += prod(codes_shape(step)[1:]) * y.images * height * width * y.channels
 
     def layer(rows: int, groups: int, x_offsets: np.ndarray, y_offsets: np.ndarray) -> depthwise.Depthwise:
         return depthwise.Depthwise(
@@ -261,8 +263,8 @@ def emit_depthwise_floats(
     step, window = part.part.conv, windows(part.part.conv)
     assert packed.float_bias is not None
     weight, bias, factor = (planner.keep(array) for array in (packed.weight, packed.bias, packed.factor))
-    taps, channels = taps_of(step, x), len(step.weight)
-    planner.macs += step.weight[0].size * len(rows) * channels
+    taps, channels = taps_of(step, x), codes_shape(step)[0]
+    planner.macs += prod(codes_shape(step)[1:]) * len(rows) * channels
     layer = depthwise.Depthwise(
         x=planner.address(step.x), y=0, weight=weight, bias=bias, factor=factor, rows=len(rows), channels=channels,
         groups=len(taps) // 4, x_offsets=planner.keep(x.offsets(part.counts, window.stride, window.start)),

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     AvgPool,
@@ -27,7 +28,7 @@ from quantspec.kernels.packed import Packed
 from quantspec.kernels.records import Instruction
 
 from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, Lowered, QuantizeFlat
-from .packing import PackedLayer
+from .packing import PackedLayer, only_product
 from .shapes import Shape, shape_of
 from .transposed import DensePart, dense_parts
 
@@ -202,10 +203,7 @@ class Planner:
 
     def product_weights(self, name: str) -> Packed:
         """What the only product of a layer reads."""
-        (part,) = self.packed[name]
-        assert isinstance(part, list)
-        (packed,) = part
-        return packed
+        return only_product(self.packed[name])
 
     def emit(self, kernel: Kernel[SomeInstruction], instruction: SomeInstruction) -> None:
         """Adds an instruction for a kernel."""
@@ -255,7 +253,7 @@ after_plan: Callable[[Planner], None] = ignore  # told of each plan that is made
 def reach(part: DensePart, sizes: Shape, counts: Triple) -> Margin:
     """How far a convolution reads before and behind an image along each axis, for so many outputs."""
     conv, sides = part.conv, []
-    axes = zip(sizes, counts[-len(sizes) :], conv.weight.shape[2:], conv.stride, conv.padding, conv.dilation)
+    axes = zip(sizes, counts[-len(sizes) :], codes_shape(conv)[2:], conv.stride, conv.padding, conv.dilation)
     for n, outputs, k, s, (before, _), d in axes:
         behind = (outputs - 1) * s + d * (k - 1) + 1 - before - n
         sides += [max(0, before), max(0, behind)] if outputs else [0, 0]

@@ -1,13 +1,14 @@
 """Recurrent networks: all steps of a layer in one call (DYN-RECURRENT)."""
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from quantspec.engines import reference_dynamic
 from quantspec.engines.tensors import address, array, from_array, new
+from quantspec.ir.held import codes_shape, held
 from quantspec.ir.program import Cell, LinearDynamic, Recurrent
 from quantspec.kernels import dynamic_gemm, recurrent_cell
 from quantspec.kernels.frame import caller, frame_of
@@ -15,7 +16,8 @@ from quantspec.kernels.memory import aligned
 from quantspec.kernels.packed import Packed
 from quantspec.numerics.dialects.dialect import Dialect
 
-from .packing import pack_dynamic
+from .holding import Copying
+from .packing import only_product
 
 
 class CompiledRecurrent:
@@ -24,21 +26,21 @@ class CompiledRecurrent:
     ``__call__(x, state)`` as ``reference_dynamic.recurrent``.
     """
 
-    def __init__(self, step: Recurrent, choices: Dialect):
+    def __init__(self, step: Recurrent, choices: Dialect, weights: Copying):
         self.step, self.name, self.choices, self.local = step, step.name, choices, threading.local()
-        self.packed = {id(cell): self.pack(cell) for cell in step.cells}
+        self.packed = {id(cell): self.pack(cell, weights) for cell in step.cells}
 
-    def pack(self, cell: Cell) -> tuple[Packed, Packed]:
+    def pack(self, cell: Cell, weights: Copying) -> tuple[Packed, Packed]:
         """The weights of a cell's inputs and of its state."""
-        step = self.step
-        inputs, state = (
-            LinearDynamic("", "", step.layer, weight, bias, grid, step.reduce_range)
-            for weight, bias, grid in (
-                (cell.input_weight, cell.input_bias, cell.input_qparams),
-                (cell.state_weight, cell.state_bias, cell.state_qparams),
-            )
-        )
-        return pack_dynamic(inputs), pack_dynamic(state)
+        products = (
+            ("input_weight", cell.input_bias, cell.input_qparams), ("state_weight", cell.state_bias, cell.state_qparams)
+        )  # fmt: skip
+        packed = []
+        for name, bias, grid in products:
+            codes = cast(np.ndarray, held(cell, name))  # or what stands for them
+            layer = LinearDynamic("", "", self.step.layer, codes, bias, grid, self.step.reduce_range)
+            packed.append(only_product(weights.pack(layer, cell, name)))
+        return packed[0], packed[1]
 
     def __call__(self, x: torch.Tensor, state: Any) -> Any:
         return reference_dynamic.recurrent(self.step, x, state, self.choices, self.one_way)
@@ -48,7 +50,7 @@ class CompiledRecurrent:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """As ``reference_dynamic.one_way``, which also has the last word on what the kernels do not take."""
         count, batch, inputs = x.shape
-        size = part.state_weight.shape[1]
+        size = codes_shape(part, "state_weight")[1]
         of_floats = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *state))
         good = of_floats and all(t.shape == (batch, size) for t in state)
         if count * batch == 0 or not good:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     AvgPool,
@@ -50,10 +51,11 @@ def is_relu(step: Call, program: Program) -> bool:
 def is_known(step: object) -> bool:
     """Whether the kernels know a step by itself."""
     if isinstance(step, Conv):
-        in_planes = step.weight.ndim <= 4 or not is_depthwise(step)
-        return in_planes and step.weight.size > 0 and all(1 in pair for pair in zip(step.stride, step.input_dilation))
+        shape = codes_shape(step)
+        in_planes = len(shape) <= 4 or not is_depthwise(step)
+        return in_planes and 0 not in shape and all(1 in pair for pair in zip(step.stride, step.input_dilation))
     if isinstance(step, (Linear, LinearDynamic)):
-        return step.weight.size > 0
+        return 0 not in codes_shape(step)
     if isinstance(step, (MaxPool, AvgPool)):
         return len(step.kernel) <= 3
     if isinstance(step, AdaptiveAvgPool):

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
@@ -45,13 +46,13 @@ def same(step: Keeping, shapes: Shapes) -> Shape:
 
 def features(layer: Linear | LinearDynamic, shape: Shape) -> Shape:
     """The shape of a layer's outputs, for inputs of a shape."""
-    if not shape or shape[-1] != layer.weight.shape[1]:
+    if not shape or shape[-1] != codes_shape(layer)[1]:
         raise UnsupportedError(
-            f"layer {layer.layer!r}: expected {layer.weight.shape[1]} input features, got shape {shape}"
+            f"layer {layer.layer!r}: expected {codes_shape(layer)[1]} input features, got shape {shape}"
         )
     if isinstance(layer, Linear) and layer.flat and len(shape) != 2:
         raise UnsupportedError(f"layer {layer.layer!r}: expected rows, got shape {shape}")
-    return (*shape[:-1], len(layer.weight))
+    return (*shape[:-1], codes_shape(layer)[0])
 
 
 def linear(step: Linear, shapes: Shapes) -> Shape:
@@ -63,16 +64,17 @@ def dynamic(step: DynamicLinear, shapes: Shapes) -> Shape:
 
 
 def conv(step: Conv, shapes: Shapes) -> Shape:
-    shape, channels = images(shapes[step.x], step.weight.ndim - 2, step), step.weight.shape[1] * step.groups
+    weight = codes_shape(step)
+    shape, channels = images(shapes[step.x], len(weight) - 2, step), weight[1] * step.groups
     if shape[1] != channels:
         raise UnsupportedError(f"layer {step.layer!r}: expected {channels} channels, got shape {shape}")
     counts = []
-    axes = zip(shape[2:], step.weight.shape[2:], step.stride, step.padding, step.dilation, step.input_dilation)
+    axes = zip(shape[2:], weight[2:], step.stride, step.padding, step.dilation, step.input_dilation)
     for n, k, s, (before, after), d, spread in axes:
         counts.append(((n - 1) * spread + before + after - d * (k - 1)) // s + 1)
     if min(counts) < 1 or 0 in shape[2:]:
         raise UnsupportedError(f"layer {step.layer!r}: its kernel does not fit into shape {shape}")
-    return (shape[0], len(step.weight), *counts)
+    return (shape[0], weight[0], *counts)
 
 
 def pool(step: MaxPool | AvgPool, shapes: Shapes) -> Shape:

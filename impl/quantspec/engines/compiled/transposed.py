@@ -6,12 +6,13 @@ places of the kernel over the inputs as they are.
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd, prod
 
 import numpy as np
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir.held import Held, changed, codes_shape
 from quantspec.ir.program import Conv
 from quantspec.kernels.memory import Triple
 
@@ -22,12 +23,14 @@ MOST_PARTS = 1024  # each has weights and instructions of its own
 class DensePart:
     """A convolution over inputs as they are, and where its outputs lie among all.
 
-    ``first``: the first of them; ``step``: the distance between two; for three axes of positions.
+    ``first``: the first of them; ``step``: the distance between two; for three axes of positions. ``taps``: the places
+    of the kernel that it has, along each axis of the weight; none where it has all.
     """
 
     conv: Conv
     first: Triple = (0, 0, 0)
     step: Triple = (1, 1, 1)
+    taps: tuple[list[int], ...] = ()
 
     def counts(self, sizes: Triple) -> Triple:
         """How many outputs there are along each axis, of ``sizes`` in all."""
@@ -55,20 +58,30 @@ def dense_parts(step: Conv) -> list[DensePart]:
         return [DensePart(step)]
     if prod(step.input_dilation) > MOST_PARTS:
         raise UnsupportedError(f"the kernels spread inputs {MOST_PARTS} times at most, not {step.input_dilation}")
-    axes = zip(step.weight.shape[2:], step.padding, step.dilation, step.input_dilation)
+    axes = zip(codes_shape(step)[2:], step.padding, step.dilation, step.input_dilation)
     parts_along = [along(size, before, dilation, spread) for size, (before, _), dilation, spread in axes]
     result = []
     for chosen in itertools.product(*parts_along):
-        weight = step.weight
-        for axis, part in enumerate(chosen, 2):
-            weight = weight.take(part.taps, axis) if part.taps else np.zeros_like(weight.take([0], axis))
-        conv = replace(
-            step, weight=weight, padding=tuple((-part.start, 0) for part in chosen),
+        taps = tuple(part.taps for part in chosen)
+        conv = changed(
+            step, weight=taken(step, taps), padding=tuple((-part.start, 0) for part in chosen),
             dilation=tuple(part.dilation for part in chosen), input_dilation=(1,) * len(chosen),
         )  # fmt: skip
         firsts = tuple(part.first for part in chosen)
-        result.append(DensePart(conv, triple(firsts, 0), triple(step.input_dilation, 1)))
+        result.append(DensePart(conv, triple(firsts, 0), triple(step.input_dilation, 1), taps))
     return result
+
+
+def taken(step: Conv, taps: tuple[list[int], ...]) -> Held:
+    """The weights at places of the kernel, or a zero along axes where there are none; computed when they are read."""
+
+    def unpack() -> np.ndarray:
+        weight = step.weight
+        for axis, places in enumerate(taps, 2):
+            weight = weight.take(places, axis) if places else np.zeros_like(weight.take([0], axis))
+        return weight
+
+    return Held((*codes_shape(step)[:2], *(max(1, len(places)) for places in taps)), unpack)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""The arrays of a ``.safetensors`` file, read one at a time into memory of their own."""
+
+import json
+import math
+from collections.abc import Callable
+from io import BufferedIOBase
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantspec.kernels.memory import aligned, codes_with_room
+
+TYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+    "C64": torch.complex64,
+}  # fmt: skip
+LONGEST_HEADER = 100_000_000
+METADATA = "__metadata__"
+
+
+Read = tuple[dict[str, torch.Tensor], dict[str, np.ndarray], Any]
+
+
+def read(source: BufferedIOBase, once: Callable[[Any], Any]) -> Read:
+    """The tensors of a file, those of them that are codes as arrays, and its metadata.
+
+    ``once``: makes an object of JSON of its pairs. ValueError for what is no such file. Codes come into memory in which
+    they can be packed.
+    """
+    size = source.seek(0, 2)
+    source.seek(0)
+    length = int.from_bytes(source.read(8), "little")
+    if size < 8 or not 2 <= length <= min(LONGEST_HEADER, size - 8):
+        raise ValueError("it has no header of a .safetensors file")
+    header = json.loads(source.read(length), object_pairs_hook=once)
+    if type(header) is not dict:
+        raise ValueError("its header is no object")
+    metadata = header.pop(METADATA, None) or {}
+    tensors, codes, end = {}, {}, 0
+    rows = sorted(((place(row), name, row) for name, row in header.items()), key=lambda item: item[0])
+    for (first, last), name, row in rows:
+        shape, dtype = tuple(row["shape"]), TYPES[row["dtype"]]
+        if first != end or last - first != math.prod(shape) * dtype.itemsize or last > size - 8 - length:
+            raise ValueError(f"tensor {name!r} has offsets that do not follow those before, or do not fit its shape")
+        as_codes = dtype == torch.int8 and len(shape) >= 2 and 0 not in shape
+        array = codes_with_room(shape) if as_codes else aligned(last - first)
+        if array.size and source.readinto(array.reshape(-1).view(np.uint8).data) != last - first:
+            raise ValueError(f"tensor {name!r} is cut off")
+        tensors[name] = torch.from_numpy(array) if as_codes else torch.from_numpy(array).view(dtype).reshape(shape)
+        if as_codes:
+            codes[name] = array
+        end = last
+    if end != size - 8 - length:
+        raise ValueError("its header does not say what all of it is")
+    return tensors, codes, metadata
+
+
+def place(row: Any) -> tuple[int, int]:
+    """Where a tensor begins and ends. ValueError for a row of the header that does not say what a tensor is."""
+    good = type(row) is dict and row.keys() == {"dtype", "shape", "data_offsets"} and row["dtype"] in TYPES
+    numbers = [row["shape"], row["data_offsets"]] if good else []
+    if not all(type(each) is list and all(type(n) is int and n >= 0 for n in each) for each in numbers) or not good:
+        raise ValueError(f"expected the type, shape and place of a tensor, got {row!r:.80}")
+    first, last = row["data_offsets"]
+    return first, last
