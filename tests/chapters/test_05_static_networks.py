@@ -586,6 +586,14 @@ def test_a_network_with_nothing_to_quantize_warns_and_computes_in_float():
         with pytest.warns(UserWarning, match="^nothing was quantized: it has no layer with an integer form"):
             q = quantize()
         assert torch.equal(q(x), model(x))
+    python = networks.seeded(networks.OfPython)
+    for quantize in (
+        lambda: qs.quantize(python, [x]), lambda: qs.quantize_dynamic(python),
+        lambda: qs.quantize_dynamic(python, example=x),
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match="^nothing was quantized: no part with a layer could be captured"):
+            q = quantize()
+        assert torch.equal(q(x), python(x))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qs.quantize(networks.seeded(networks.Perceptron), [x])

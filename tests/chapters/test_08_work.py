@@ -143,13 +143,18 @@ def test_without_data_each_layer_counts_for_one_row():
     ]  # fmt: skip
     assert report.share == 512 / 768 and report.excluded_macs == 256
     torchs = networks.seeded(lambda: nn.Sequential(nn.LSTM(8, 5)))
-    assert qs.quantize_dynamic(torchs).report.rows == (Work("0", 20 * 13, "int8", ""),)
+    q = qs.quantize_dynamic(torchs)
+    assert q.report.rows == (Work("0", 20 * 13, "int8", ""),) and q.report.counted is False
+    images = networks.seeded(lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.Linear(8, 2)))
+    with pytest.warns(UserWarning, match="^50 % of the multiply-accumulates are in int8, .*; the rest: 0 "):
+        qs.quantize_dynamic(images)
 
 
 @clause("SIZ-REPORT")
 def test_a_report_goes_with_the_network():
     model, x = networks.seeded(networks.Perceptron), networks.inputs()
-    for q in (qs.quantize(model, [x]), qs.quantize(Keeping(model), [x]), qs.quantize_dynamic(Keeping(model))):
+    made = [qs.quantize(model, [x]), qs.quantize_dynamic(model, example=x)]
+    for q in (*made, qs.quantize(Keeping(model), [x]), qs.quantize_dynamic(Keeping(model))):
         for twin in (copy.deepcopy(q), pickle.loads(pickle.dumps(q)), q.run_on("reference")):
             assert twin.report == q.report and q.report.macs > 0
     assert q.report.as_json()["rows"][0]["path"] == "model.first" and "model.first" in str(q.report)

@@ -109,6 +109,13 @@ class WithSoftmax(nn.Module):
         return {"p": self.soft(self.second(torch.flatten(y, 1)))}
 
 
+class OfPython(nn.Module):
+    """No layer, and a decision by the values."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
 def inputs(rows: int = 32, shape: tuple[int, ...] = (4,), seed: int = 1) -> torch.Tensor:
     """Seeded normal inputs [rows, *shape]."""
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed))
