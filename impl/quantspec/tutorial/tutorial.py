@@ -250,7 +250,7 @@ def compare(
         if isinstance(step, Quantize):
             match("input", "scale", step.qparams.scale, np.float32(theirs.input_scale))
             match("input", "zero_point", step.qparams.zero_point, theirs.input_zero_point)
-            rules, grid = dialect(names[0]), step.qparams
+            rules, grid = dialect(quantized.quantizing_here(engine)), step.qparams
             x = dataset.x_test.numpy()
             codes = rules.quantize(x, grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
             match("input", "codes", codes.ravel(), np.asarray(theirs.input_codes).ravel())

@@ -97,14 +97,18 @@ def dialects_here(engine: str) -> tuple[str, ...]:
     return tuple(name + suffix for name in ENGINES[engine])
 
 
+def quantizing_here(engine: str) -> str:
+    """The dialect that tensors are quantized in: ``torch-quantize``, or in torch 2.6 to 2.11 that of its fake
+    quantization, which adds the zero point after rounding (AFF-ORDER)."""
+    with selected(engine):
+        half_a_step = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr().item()
+    return "torch-quantize" if half_a_step == 2 else "torch-fake-quantize"
+
+
 def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
     """The dialects of each operation of an engine in this build of torch and on this CPU, of which each output follows
     one."""
-    with selected(engine):
-        # Half a step, zero point 1: 2 when the zero point is added before rounding, 1 when it is added after
-        # (AFF-ORDER).
-        inside = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr().item() == 2
-    tensors = frozenset({"torch-quantize" if inside else "torch-fake-quantize"})
+    tensors = frozenset({quantizing_here(engine)})
     layers = frozenset(dialects_here(engine))
     # The last few elements of a tensor take other steps than those that fill a vector; qnnpack has kernels for unsigned
     # codes only.
