@@ -45,7 +45,7 @@ faults: .venv/installed ## attack the suite with plausible wrong implementations
 
 # The peers are extras, which nothing else needs.
 .venv/peers: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,conformance,onnx,litert,openvino]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,peers]'
 	@touch $@
 
 conformance: .venv/peers ## hold all backends to the specification; writes spec/results, spec/conformance.md, out/conformance.html

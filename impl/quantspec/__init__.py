@@ -1,7 +1,7 @@
 """quantspec: an executable specification of 8-bit post-training quantization, and an implementation of it."""
 
 from quantspec.comparison import Comparison, compare
-from quantspec.errors import CalibrationError, FormatError, UnsupportedError
+from quantspec.errors import CalibrationError, FormatError, MissingExtraError, UnsupportedError
 from quantspec.ir.program import Program
 from quantspec.module.load import load
 from quantspec.module.module import QuantizedModule
@@ -16,6 +16,8 @@ from quantspec.onnx_export.export import export_onnx
 from quantspec.ptq.dynamic import quantize_dynamic
 from quantspec.ptq.static import Prepared, convert, prepare, quantize
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CalibrationError",
     "Comparison",
@@ -23,6 +25,7 @@ __all__ = [
     "HistogramObserver",
     "MSEObserver",
     "MinMaxObserver",
+    "MissingExtraError",
     "MovingAverageObserver",
     "PercentileObserver",
     "Prepared",

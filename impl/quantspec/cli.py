@@ -19,7 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import quantspec
 from quantspec.backends.pytorch import quantized
+from quantspec.errors import MissingExtraError
+from quantspec.extras import needed
 from quantspec.progress import progress
 from quantspec.tutorial import data, models, report, rows, tutorial, zoo
 from quantspec.tutorial.families import registry
@@ -35,6 +38,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="quantspec", description="Executable specification of 8-bit post-training quantization.")
+    top.add_argument("--version", action="version", version=f"quantspec {quantspec.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train, quantize, measure and compare the tutorial's network")
     where = "folder with MNIST in torchvision's layout (default: $QUANTSPEC_DATA, ./data, download)"
@@ -77,14 +81,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def conformance() -> ModuleType:
-    """The commands that draw examples, which need Hypothesis. Raises ValueError saying how to get it where it is
-    missing."""
-    try:
-        from quantspec.conformance import command
-    except ModuleNotFoundError as error:
-        if error.name != "hypothesis":
-            raise
-        raise ValueError("this command needs Hypothesis: pip install 'quantspec[conformance]'") from error
+    """The commands that draw examples and read the chapters. Raises MissingExtraError where what they need is not
+    installed."""
+    for package in ("hypothesis", "markdown_it"):
+        needed(package, "conformance", "this command")
+    from quantspec.conformance import command
+
     return command
 
 
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         return int(options.function(options))
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+    except (ValueError, TypeError, OSError, NotImplementedError, MissingExtraError) as error:
         print(f"quantspec: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

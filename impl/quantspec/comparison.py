@@ -15,6 +15,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
+from quantspec.extras import needed
 from quantspec.ir import float_graph, float_run, rearrange
 from quantspec.ir.program import Call, Conv, Layer, Linear, Step
 from quantspec.ir.traverse import refs
@@ -96,11 +97,11 @@ class Comparison:
         return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
     def plot(self, path: str | Path) -> None:
-        """Writes a picture of the layers' SQNR, as PNG, SVG or PDF by the file's ending."""
-        from matplotlib.figure import Figure
-
+        """Writes a picture of the layers' SQNR, as PNG, SVG or PDF by the file's ending. Raises MissingExtraError
+        where matplotlib is not installed."""
         rows = self.layers
-        figure = Figure(figsize=(8, max(2.5, 0.22 * len(rows) + 1.2)), layout="constrained")
+        new_figure = needed("matplotlib.figure", "plots", "a plot of the comparison").Figure
+        figure = new_figure(figsize=(8, max(2.5, 0.22 * len(rows) + 1.2)), layout="constrained")
         axes = figure.subplots()
         finite = [min(row.sqnr, 99.0) for row in rows]
         colours = ["#c0392b" if row.layer == self.parted else "#2f6db3" if row.int8 else "#b7bfcc" for row in rows]

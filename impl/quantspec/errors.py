@@ -18,3 +18,7 @@ class UnsupportedError(NotImplementedError):
 
 class FormatError(ValueError):
     """A file that is not ours, is truncated, or was tampered with."""
+
+
+class MissingExtraError(ImportError):
+    """A package that only an extra of quantspec brings is not installed."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from quantspec.errors import MissingExtraError
+
 MISSING = "operator torchvision::nms does not exist"
 SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -23,9 +25,15 @@ _declared: list[torch.library.Library] = []  # a declaration lasts as long as it
 
 def import_torchvision() -> ModuleType:
     """torchvision, with the missing operators declared where, and only where, the plain import fails for want of
-    them."""
+    them. Raises MissingExtraError where torchvision is not installed."""
     try:
         return importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+        raise MissingExtraError(
+            "this needs torchvision, which is not installed: pip install 'quantspec[tutorial]'", name="torchvision"
+        ) from error
     except RuntimeError as error:
         if str(error) != MISSING:
             raise

@@ -73,7 +73,7 @@ def test_how_many_axes_an_input_has_is_asked_for_where_nothing_tells():
 def test_without_the_packages_the_error_says_how_to_have_them(monkeypatch):
     q = quantspec.quantize(seeded(Perceptron), [inputs()])
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"onnx is not installed; pip install 'quantspec\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"ONNX needs onnx, which is not installed: pip install 'quantspec\[onnx\]'"):
         quantspec.export_onnx(q)
 
 

@@ -45,6 +45,12 @@ PLANTED = [
         "Whatever quantizes a network knows no backend",
         "ptq.static -> quantspec.backends.registry",
     ),
+    (
+        "storage/file.py",
+        "import matplotlib",
+        "Whatever quantizes a network needs no extra",
+        "storage.file -> matplotlib",
+    ),
     ("kernels/gemm.py", "import torch", "Kernels know bytes, addresses and numbers", "kernels.gemm -> torch"),
     ("comparison.py", "import onnxruntime", "Only backends touch other people's kernels", "quantspec.comparison"),
     ("ptq/options.py", "from . import static", "No circles, neither between rooms nor inside one", "quantspec.ptq"),

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from quantspec.engines.reference import Reference
+from quantspec.extras import needed
 from quantspec.ir.float_run import bind
 from quantspec.ir.program import Call, Dequantize, Program, Recurrent, Ref
 from quantspec.ir.traverse import reads, refs
 from quantspec.module.module import QuantizedModule
 
-from .export import build, input_axes, needed, several
+from .export import build, input_axes, several
 
 
 def compare_codes(
@@ -61,7 +62,7 @@ def between_floats(program: Program, batch: Any) -> tuple[Program, dict[str, Any
 
 def differences(program: Program, batch: Any, *, steps: bool = False) -> dict[str, tuple[int, int]]:
     """``compare_codes`` by output, and with ``steps`` by step in the order of the network."""
-    runtime = needed("onnxruntime")
+    runtime = needed("onnxruntime", "onnx", "comparing with ONNX Runtime")
     program = replace(program, dialect="onnx")
     coded = {step.name for step in program.steps if steps and not isinstance(step, (Call, Dequantize, Recurrent))}
     expected: dict[str, np.ndarray] = {}

@@ -6,7 +6,6 @@ them. On x86 CPUs without VNNI its integer kernels saturate in between (DIA-ACCU
 option ``session.x64quantprecision`` is 1.
 """
 
-import importlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quantspec.errors import UnsupportedError
+from quantspec.extras import needed
 from quantspec.ir.float_run import FloatLayer, bind
 from quantspec.ir.program import (
     Call,
@@ -39,16 +39,9 @@ if TYPE_CHECKING:
     from .builder import Graph
 
 OPSET, IR_VERSION = 21, 10
+PURPOSE = "the export to ONNX"
 # For each input its number of axes and whether it holds integers; None for those that have a default and are left out.
 Axes = dict[str, tuple[int, bool] | None]
-
-
-def needed(name: str) -> Any:
-    """A package of the extra ``onnx``. Raises ImportError saying how to have it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"{name} is not installed; pip install 'quantspec[onnx]'") from error
 
 
 def export_onnx(
@@ -65,7 +58,7 @@ def export_onnx(
     if not isinstance(q, (QuantizedModule, QuantizedModel)):
         raise TypeError(f"q: expected a network that quantspec quantized, got {type(q).__name__}")
     network = q.program  # which a model of several parts refuses, whatever is installed
-    onnx = needed("onnx")
+    onnx = needed("onnx", "onnx", PURPOSE)
     model = build(network, input_axes(network, example))
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
@@ -109,7 +102,8 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
 
     Raises UnsupportedError naming the step that has no ONNX form.
     """
-    helper, TensorProto = needed("onnx").helper, needed("onnx").TensorProto
+    onnx = needed("onnx", "onnx", PURPOSE)
+    helper, TensorProto = onnx.helper, onnx.TensorProto
     from .builder import Graph, Tensor
 
     g, values, inputs = Graph(), dict(program.defaults), []

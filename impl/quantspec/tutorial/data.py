@@ -9,11 +9,13 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from quantspec.errors import FormatError
+from quantspec.extras import needed
 from quantspec.torchvision_compat import import_torchvision
 
 # File name, magic number, header bytes, bytes an item: the idx format of MNIST.
@@ -79,10 +81,9 @@ def fetch(root: Path, timeout: float) -> None:
     folder = Path(tempfile.mkdtemp(prefix=".quantspec-", dir=root.parent))
     socket.setdefaulttimeout(timeout)
     try:
-        import_torchvision()
-        from torchvision.datasets import MNIST
+        mnist_class = torchvision_datasets().MNIST
 
-        MNIST(folder, download=True)
+        mnist_class(folder, download=True)
         root.mkdir(exist_ok=True)
         (folder / "MNIST").rename(root / "MNIST")
     finally:
@@ -93,12 +94,16 @@ def fetch(root: Path, timeout: float) -> None:
 def mnist(root: Path, origin: str) -> Dataset:
     """MNIST from a folder in torchvision's layout. ``origin`` says in messages who named the folder."""
     check_files(root, origin)
-    import_torchvision()
-    from torchvision.datasets import MNIST
-
-    train, test = (MNIST(root, train=train) for train in (True, False))
+    mnist_class = torchvision_datasets().MNIST
+    train, test = (mnist_class(root, train=train) for train in (True, False))
     x_train, x_test = (pixels(part.data[:, None], 255) for part in (train, test))
     return Dataset("mnist", x_train, train.targets.long(), x_test, test.targets.long())
+
+
+def torchvision_datasets() -> ModuleType:
+    """``torchvision.datasets``. Raises MissingExtraError where torchvision is not installed."""
+    import_torchvision()
+    return needed("torchvision.datasets", "tutorial", "the MNIST data set")
 
 
 def check_files(root: Path, origin: str) -> None:
@@ -133,9 +138,7 @@ def check_files(root: Path, origin: str) -> None:
 
 def digits(note: str = "") -> Dataset:
     """scikit-learn's 1,797 digits of 8x8 pixels, three quarters of them for training."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
+    bunch = needed("sklearn.datasets", "tutorial", "the data set of digits").load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
     x, y = pixels(torch.from_numpy(bunch.images)[order, None], 16), torch.from_numpy(bunch.target).long()[order]
     split = len(y) * 3 // 4

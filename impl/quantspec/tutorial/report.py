@@ -3,22 +3,22 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from torch import nn
 
+from quantspec.extras import needed
 from quantspec.ir.program import Linear, Program, Quantize
 from quantspec.module.module import QuantizedModule
 
 from . import neuron
 from .tutorial import Result
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend must be chosen first
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, FLOAT, INT8 = "#1d2433", "#7a869c", "#c2410c"
 STYLE = """
@@ -33,7 +33,7 @@ var(--line); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; background: #fff; } .tall th { position: sticky; top: 0; }
-th:first-child, td:first-child, .left { text-align: left; }
+.words { text-align: left; }
 .good { color: var(--good); } .bad { color: #b91c1c; font-weight: 700; }
 figure { margin: 1rem 0; } img { width: 44rem; max-width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: .9rem; }
@@ -69,7 +69,7 @@ def page(model: nn.Module, result: Result) -> str:
     name = name or next((v.name for v in result.variants if v.name.startswith("static")), None)
     sections = [
         section("What it costs and what it saves", variants_table(result), LATENCIES),
-        section("Our arithmetic beside torch's kernels", equality_table(result), EQUALITY),
+        section("Our arithmetic beside torch's kernels", equality(result)),
         section("Accuracy per digit", picture(per_digit(result), "Test accuracy of every variant, digit by digit.")),
     ]
     q = next((v.network for v in result.variants if v.name == name), None)
@@ -102,17 +102,24 @@ def section(title: str, body: str, note: str = "") -> str:
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], tall: bool = False) -> str:
     """A table that scrolls where the page is narrow; ``tall``: where it is long, too."""
-    cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    top = "".join(f"<th>{cell}</th>" for cell in head)
+    lines = [list(row) for row in rows]
+    # A column of words is aligned left, one of numbers right.
+    kinds = ["" if all(is_number(cell) for cell in column) else " class=words" for column in zip(*lines)]
+    cells = "".join(f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row))}</tr>" for row in lines)
+    top = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, head))
     whole = f"<table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody></table>"
     return f'<div class="scroll{" tall" if tall else ""}">{whole}</div>'
 
 
-def picture(figure: Figure, caption: str) -> str:
+def is_number(cell: str) -> bool:
+    """Whether a cell of a table begins with a number, or is empty."""
+    return re.match(r"(<[^>]*>)*[+-]?\d|$", cell) is not None
+
+
+def picture(figure: "Figure", caption: str) -> str:
     """A figure as an inline SVG image with its caption, which is also its alternative text."""
     data = io.BytesIO()
     figure.savefig(data, format="svg", bbox_inches="tight")
-    plt.close(figure)
     source, text = base64.b64encode(data.getvalue()).decode(), html.escape(caption)
     image = f'<img alt="{text}" src="data:image/svg+xml;base64,{source}">'
     return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
@@ -129,6 +136,23 @@ def variants_table(result: Result) -> str:
     return table(["variant", "accuracy", "change", "bytes", "compression", *(f"batch {s}" for s in sizes)], rows)
 
 
+def equality(result: Result) -> str:
+    """Outputs that differ, of each layer on each engine: a sentence when none does."""
+    if any(r.differ or r.reason for r in result.equality):
+        return f"<p class=soft>{EQUALITY}</p>{equality_table(result)}"
+    compared = sum(r.codes for r in result.equality)
+    engines = [
+        [engine, " or ".join(names), f"{sum(r.codes for r in result.equality if r.engine == engine):,}"]
+        for engine, names in result.dialects.items()
+    ]
+    variants = ", ".join(dict.fromkeys(r.variant for r in result.equality))
+    sentence = (
+        f"None of {compared:,} outputs differs: every layer of {variants}, over the whole test set, each engine in its "
+        "own dialect of the specification."
+    )
+    return f"<p>{sentence}</p>{table(['engine', 'dialect', 'outputs compared'], engines)}"
+
+
 def equality_table(result: Result) -> str:
     """Outputs that differ, of each layer on each engine."""
     layers, rows = list(dict.fromkeys(r.layer for r in result.equality)), []
@@ -142,20 +166,23 @@ def equality_table(result: Result) -> str:
     return table(["engine", "variant", *layers, "dialect"], rows, tall=True)
 
 
-def axes(width: float, height: float, **grid: Any) -> tuple[Figure, np.ndarray]:
-    """A figure without top and right frame lines."""
-    figure, all_axes = plt.subplots(figsize=(width, height), squeeze=False, **grid)
+def axes(width: float, height: float, **grid: Any) -> tuple["Figure", np.ndarray]:
+    """A figure without top and right frame lines. Raises MissingExtraError where matplotlib is not installed."""
+    new_figure = needed("matplotlib.figure", "tutorial", "the report").Figure
+    figure: Figure = new_figure(figsize=(width, height), layout="constrained")
+    all_axes: np.ndarray = figure.subplots(squeeze=False, **grid)
     for ax in all_axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(colors=INK, labelsize=9)
     return figure, all_axes
 
 
-def per_digit(result: Result) -> Figure:
+def per_digit(result: Result) -> "Figure":
     """Bars: the accuracy of each variant on each digit."""
     labels = result.dataset.y_test.numpy()
     figure, ((ax,),) = axes(5.4, 2.6)
-    shades = plt.get_cmap("YlOrBr")(np.linspace(0.35, 0.9, max(1, len(result.variants) - 1)))
+    palette = needed("matplotlib", "tutorial", "the report").colormaps["YlOrBr"]
+    shades = palette(np.linspace(0.35, 0.9, max(1, len(result.variants) - 1)))
     width = 0.8 / len(result.variants)
     for i, v in enumerate(result.variants):
         right = [(v.predictions[labels == d] == d).mean() * 100 if (labels == d).any() else 0 for d in range(10)]
@@ -167,11 +194,11 @@ def per_digit(result: Result) -> Figure:
     return figure
 
 
-def weight_histograms(model: nn.Module, layers: list[Linear]) -> Figure:
+def weight_histograms(model: nn.Module, layers: list[Linear]) -> "Figure":
     """Each layer's float weights over the grid of their codes."""
     modules = {path: module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     weights = {path: module.weight.detach().numpy().ravel() for path, module in modules.items()}
-    figure, all_axes = axes(5.4, 2 * len(layers), nrows=len(layers), gridspec_kw={"hspace": 0.55})
+    figure, all_axes = axes(5.4, 2 * len(layers), nrows=len(layers))
     for (ax,), step in zip(all_axes, layers):
         scale = float(step.w_qparams.scale.max())
         used = np.bincount(step.weight.ravel().astype(int) + 128, minlength=256)
@@ -187,7 +214,7 @@ def weight_histograms(model: nn.Module, layers: list[Linear]) -> Figure:
     return figure
 
 
-def ranges(program: Program) -> Figure:
+def ranges(program: Program) -> "Figure":
     """What the grids of inputs and layers cover."""
     places = [("input", step.qparams) for step in program.steps if isinstance(step, Quantize)]
     places += [(step.layer, neuron.output_grid(step)) for step in program.layers if isinstance(step, Linear)]
