@@ -14,7 +14,8 @@ from quantspec.numerics.observers import (
 )
 from quantspec.onnx_export.export import export_onnx
 from quantspec.ptq.dynamic import quantize_dynamic
-from quantspec.ptq.static import Prepared, convert, prepare, quantize
+from quantspec.ptq.static import Prepared, prepare, quantize
+from quantspec.qat.prepare import QATModule, convert, prepare_qat
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "PercentileObserver",
     "Prepared",
     "Program",
+    "QATModule",
     "QuantizedModule",
     "UnsupportedError",
     "compare",
@@ -37,6 +39,7 @@ __all__ = [
     "export_onnx",
     "load",
     "prepare",
+    "prepare_qat",
     "quantize",
     "quantize_dynamic",
 ]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CHAPTERS = ("affine", "observers", "integer", "fusion", "static", "dynamic", "size", "accuracy", "dialects", "backends")
+CHAPTERS = (
+    "affine", "observers", "integer", "fusion", "static", "dynamic", "qat", "size", "accuracy", "dialects", "backends",
+)  # fmt: skip
 # Whoever computes codes is right or wrong in each of them, so these chapters are attacked twice.
 TWICE = ("affine", "integer", "fusion")
 

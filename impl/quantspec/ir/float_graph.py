@@ -91,6 +91,17 @@ class BatchNorm:
 
 
 @dataclass(frozen=True, eq=False)
+class Folded:
+    """A normalization that a layer absorbed: the one ``behind`` it, the one ``before`` it, or the layer is the
+    normalization ``alone``; and weight and bias of the layer without it."""
+
+    place: str
+    norm: BatchNorm
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
 class Relu:
     """max(x, 0); ``call`` computes it in float."""
 
@@ -264,7 +275,8 @@ class FloatGraph:
     """What a model does, in order. ``callables`` has what the ``Call``s call; ``calls`` counts the calls of each module
     by path.
 
-    ``paths`` gives the path of the module that a node comes from.
+    ``paths`` gives the path of the module that a node comes from. ``folded`` has, for each layer with normalizations
+    inside, what they were, in the order in which it absorbed them.
     """
 
     inputs: tuple[str, ...]
@@ -274,6 +286,7 @@ class FloatGraph:
     callables: dict[tuple[str, str], Any]
     calls: dict[str, int]
     paths: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, tuple[Folded, ...]] = field(default_factory=dict)
 
     def readers(self) -> dict[str, int]:
         """How many times each value is read, by nodes and as an output."""

@@ -286,7 +286,9 @@ class QuantizedModel(nn.Module):
     def train(self, mode: bool = True) -> "QuantizedModel":
         """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
         if mode:
-            raise ValueError("mode: a quantized network cannot be trained; train the float model and quantize it again")
+            raise ValueError(
+                "mode: a quantized network cannot be trained; train the float model, or what prepare_qat makes of it"
+            )
         return self
 
     @property

@@ -101,7 +101,7 @@ class QuantizedModule(nn.Module):
         """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
         if mode:
             raise ValueError(
-                "mode: a quantized network cannot be trained; train the float model and quantize it again"
+                "mode: a quantized network cannot be trained; train the float model, or what prepare_qat makes of it"
             )
         return self
 

@@ -92,7 +92,8 @@ class Weights:
             # (FUS-ALONE).
             per_channel = self.options.per_channel or (weight.ndim > 2 and weight.size == len(weight))
             try:
-                codes = weight_codes(weight, self.options.dialect, per_channel=per_channel, bits=self.options.bits)
+                bits = self.options.weight_bits
+                codes = weight_codes(weight, self.options.dialect, per_channel=per_channel, bits=bits)
             except (CalibrationError, ValueError) as error:
                 raise ValueError(f"model: weight of layer {layer!r}: {error}") from error
             self.quantized[id(weight)] = weight, *codes

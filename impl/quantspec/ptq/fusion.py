@@ -10,6 +10,7 @@ from quantspec.ir.float_graph import (
     Conv,
     Elementwise,
     FloatGraph,
+    Folded,
     Layer,
     Linear,
     Move,
@@ -51,16 +52,25 @@ def fold_behind(graph: FloatGraph) -> FloatGraph:
     reads = graph.readers()
     nodes: dict[str, Node] = {}
     alias: dict[str, str] = {}
+    folded = dict(graph.folded)
     for node in graph.nodes:
         node = renamed(node, alias)
         if (fused := absorbed(nodes, node, reads, graph)) is not None:
+            if isinstance(node, BatchNorm):
+                note(folded, "behind", node, nodes[fused.name])
             nodes[fused.name] = fused
             alias[node.name] = fused.name
             reads[fused.name] = reads[node.name]
         else:
             nodes[node.name] = node
     output = replace_refs(graph.output, lambda name: Ref(alias.get(name, name)))
-    return replace(graph, nodes=tuple(nodes.values()), output=output)
+    return replace(graph, nodes=tuple(nodes.values()), output=output, folded=folded)
+
+
+def note(folded: dict[str, tuple[Folded, ...]], place: str, norm: BatchNorm, layer: Node) -> None:
+    """Adds a normalization to what a layer has absorbed."""
+    assert isinstance(layer, Layer)
+    folded[layer.name] = *folded.get(layer.name, ()), Folded(place, norm, layer.weight, layer.bias)
 
 
 def absorbed(nodes: dict[str, Node], node: Node, reads: dict[str, int], graph: FloatGraph) -> Layer | Add | None:
@@ -103,6 +113,7 @@ def fold_before(graph: FloatGraph) -> FloatGraph:
     reads = graph.readers()
     norms = {node.name: node for node in graph.nodes if isinstance(node, BatchNorm) and reads[node.name] == 1}
     nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
+    folded = dict(graph.folded)
     for node in graph.nodes:
         norm = norms.get(node.x) if isinstance(node, Layer) else None
         if norm is None or not isinstance(node, Layer) or graph.calls[node.layer] != 1:
@@ -117,8 +128,9 @@ def fold_before(graph: FloatGraph) -> FloatGraph:
         statistics = norm.gamma, norm.beta, norm.mean, norm.var, norm.eps
         weight, bias = fold_batch_norm_before(node.weight, node.bias, *statistics, groups)
         nodes[node.name] = replace(with_weight(node, weight, bias), x=norm.x)
+        note(folded, "before", norm, node)
         del nodes[norm.name]
-    return replace(graph, nodes=tuple(nodes.values()))
+    return replace(graph, nodes=tuple(nodes.values()), folded=folded)
 
 
 def stand_alone(graph: FloatGraph) -> FloatGraph:
@@ -126,15 +138,18 @@ def stand_alone(graph: FloatGraph) -> FloatGraph:
     may absorb a ReLU (FUS-ALONE)."""
     inputs = {*graph.inputs, *(node.name for node in graph.nodes if isinstance(node, Call))}
     nodes: list[Node] = []
+    folded = dict(graph.folded)
     for node in graph.nodes:
         if isinstance(node, BatchNorm) and node.positions is not None and source(node.x, graph) not in inputs:
             factor, shift = factor_and_shift(node.gamma, node.beta, node.mean, node.var, node.eps)
             ones = (1,) * node.positions
             weight = factor.astype(np.float32).reshape(-1, 1, *ones)
             places = ones, ((0, 0),) * node.positions, ones, ones
+            norm = node
             node = Conv(node.name, node.x, node.layer, weight, shift.astype(np.float32), *places, len(factor))
+            folded[node.name] = (Folded("alone", norm, np.ones_like(weight), None),)
         nodes.append(node)
-    return fold_behind(replace(graph, nodes=tuple(nodes)))
+    return fold_behind(replace(graph, nodes=tuple(nodes), folded=folded))
 
 
 def source(name: str, graph: FloatGraph) -> str:

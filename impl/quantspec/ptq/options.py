@@ -10,19 +10,25 @@ from quantspec.numerics.dialects.named import dialect as find_dialect
 
 @dataclass(frozen=True)
 class Options:
-    """How to quantize: see ``quantspec.prepare``. ``reduce_range`` is decided."""
+    """How to quantize: see ``quantspec.prepare``. ``reduce_range`` and ``weight_bits`` are decided."""
 
     dialect: Dialect
     per_channel: bool
     reduce_range: bool
     bits: int
+    weight_bits: int
     engine: str
 
 
-def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits: int, engine: str) -> Options:
+def checked(
+    *, per_channel: bool, reduce_range: bool | None, dialect: str, bits: int, weight_bits: int | None = None,
+    engine: str,
+) -> Options:  # fmt: skip
     """The choices; ValueError naming the argument for what is none, TypeError for flags that are no truth values."""
     chosen = find_dialect(dialect)
     affine.code_range(bits, signed=True)
+    if weight_bits is not None and weight_bits not in range(2, 9):
+        raise ValueError(f"weight_bits: expected 2 to 8, or None for as many as bits, got {weight_bits}")
     registry.check(engine)
     for name, flag in (("per_channel", per_channel), ("reduce_range", reduce_range)):
         if not isinstance(flag, bool) and (name == "per_channel" or flag is not None):
@@ -32,4 +38,4 @@ def checked(*, per_channel: bool, reduce_range: bool | None, dialect: str, bits:
         reduce_range = chosen.accumulate_rule == "pairs"
     if reduce_range and bits == 2:
         raise ValueError("reduce_range: 2-bit codes cannot have one bit less")
-    return Options(chosen, per_channel, reduce_range, bits, engine)
+    return Options(chosen, per_channel, reduce_range, bits, bits if weight_bits is None else weight_bits, engine)

@@ -124,6 +124,7 @@ def prepare(
     observer: Observer = MinMaxObserver(),
     dialect: str = "onnx",
     bits: int = 8,
+    weight_bits: int | None = None,
     exclude: str | Sequence[str] = (),
     engine: str = "auto",
 ) -> Prepared:
@@ -133,11 +134,15 @@ def prepare(
     ``fuse``: layers absorb the normalization and ReLU behind them. ``per_channel``: one weight scale for each output
     channel. ``reduce_range``: activations of one bit less (STA-REDUCE); None: where the engine that will run could
     saturate otherwise. ``observer``: an observer that has seen nothing. ``dialect``: the choices of chapter 10.
-    ``bits``: of all codes, 2 to 8 (AFF-BITS). ``exclude``: paths of modules, or shell patterns of them, that stay in
+    ``bits``: of all codes, 2 to 8 (AFF-BITS); ``weight_bits``: of those of weights, where they are to have another
+    number (STA-WEIGHT-BITS). ``exclude``: paths of modules, or shell patterns of them, that stay in
     float with everything below them. ``engine``: what will run the network. Raises as ``capture`` does, ValueError for
     an unknown dialect, engine, or name in ``exclude``.
     """
-    options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
+    options = checked(
+        per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
+        engine=engine,
+    )  # fmt: skip
     return observing(model, options, observer, fuse=fuse, exclude=exclude, share=False)
 
 
@@ -205,6 +210,15 @@ def converted(prepared: Prepared) -> Program:
     return with_own_biases(converter.convert())
 
 
+def check_options(function: str, options: dict[str, Any]) -> None:
+    """Raises TypeError, with the nearest names, for an option that ``prepare`` does not have."""
+    known = list(inspect.signature(prepare).parameters)[1:]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise TypeError(f"{function}: there is no option {name!r}; near it: {', '.join(near)}")
+
+
 def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> QuantizedModule | QuantizedModel:
     """``model`` in int8: ``prepare``, every batch of ``calibration``, ``convert``. Options are those of ``prepare``.
 
@@ -215,13 +229,9 @@ def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> Qu
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
         got = type(calibration).__name__
         raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
+    check_options("quantize", options)
     parameters = inspect.signature(prepare).parameters
-    known = list(parameters)[1:]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise TypeError(f"quantize: there is no option {name!r}; near it: {', '.join(near)}")
-    settings = {name: parameters[name].default for name in known} | options
+    settings = {name: parameters[name].default for name in list(parameters)[1:]} | options
     others = {name: settings.pop(name) for name in ("fuse", "exclude", "observer")}
     network = observing(model, checked(**settings), **others, share=True)
     for batch in progress(calibration, "calibrate"):

@@ -1,0 +1,379 @@
+"""One captured graph in training: its Program, of which every step is computed from the present weights and ranges."""
+
+import copy
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantspec.capture import copies
+from quantspec.errors import CalibrationError
+from quantspec.ir import float_graph, float_run
+from quantspec.ir.float_graph import FloatGraph
+from quantspec.ir.program import Callables, Program
+from quantspec.ir.traverse import last_reads, refs, replace_refs
+from quantspec.numerics.affine import LARGEST_SCALE, SMALLEST_SCALE, QParams, code_range
+from quantspec.numerics.observers import MinMaxObserver
+from quantspec.ptq.conversion import Converter
+from quantspec.ptq.static import Prepared
+from quantspec.ptq.work import Macs
+
+from . import ranks
+from .grids import Grid, activation_grid, moved_ranges, weight_scale
+from .run import Run
+from .steps import STEPS
+from .weights import LayerWeight, Sources
+
+NONE_YET = (float("inf"), float("-inf"))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How ranges are trained: the share ``constant`` of the newest batch in a moving average, ``delay``: in how many
+    batches activations stay float, ``learned``: whether scales are parameters."""
+
+    constant: float
+    delay: int
+    learned: bool
+
+
+class Network(nn.Module):
+    """A graph of a model, computed in codes with gradients.
+
+    ``ranges``: float32 [places, 2], the ends observed at each place; inf and -inf where there are none. ``batches``:
+    how many batches it was trained on. ``added``: parameters for weights that the model computes. ``scales``: the
+    logarithms to base 2 of learned scales of activations and weights, where they are.
+    """
+
+    ranges: torch.Tensor
+    batches: torch.Tensor
+    frozen: torch.Tensor
+    statistics_frozen: torch.Tensor
+    zero_points: torch.Tensor
+    model: nn.Module
+    callables: Callables
+    macs: Macs | None
+
+    def __init__(self, prepared: Prepared, model: nn.Module, training: Training):
+        super().__init__()
+        self.graph, self.placement, self.options = prepared.graph, prepared.placement, prepared.options
+        self.macs, self.how = prepared.macs, training
+        self.__dict__["model"] = model  # whose parameters are registered by whoever holds this
+        self.places = {name: index for index, name in enumerate(self.placement.observed)}
+        self.register_buffer("ranges", torch.tensor([ends(prepared, name) for name in self.places]).reshape(-1, 2))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("statistics_frozen", torch.zeros((), dtype=torch.bool))
+        self.added = nn.ParameterDict()
+        self.layers = {
+            node.name: LayerWeight(node, self.graph.folded.get(node.name, ()), model, self.added)
+            for node in self.graph.nodes
+            if isinstance(node, float_graph.Layer)
+        }
+        self.tables, self.cells = self.other_weights()
+        self.template, self.grid_places = self.laid_out()
+        self.last = last_reads(self.template.steps, refs(self.template.output))
+        self.__dict__["callables"] = self.live_callables(model)
+        self.scales = nn.ParameterDict()
+        self.register_buffer("zero_points", torch.zeros(len(self.places), dtype=torch.int64))
+        self.scale_names: dict[str, str] = {}
+        if training.learned and self.has_ranges():
+            self.begin_learning()
+
+    # --- what it is made of
+
+    def other_weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The sources of tables of embeddings, and of the weights of recurrent layers."""
+        sources = Sources(self.model)
+        tables: dict[str, Any] = {}
+        cells: dict[str, Any] = {}
+
+        def found(array: np.ndarray | None, layer: str, name: str) -> Any:
+            if array is None:
+                return None
+            if (source := sources.of(array, layer)) is not None:
+                return source
+            if name not in self.added:
+                self.added[name] = nn.Parameter(torch.from_numpy(array.copy()))
+            return name
+
+        for node in self.graph.nodes:
+            if isinstance(node, float_graph.Embedding):
+                tables[node.name] = found(node.weight, node.layer, f"{node.name}_weight")
+            elif isinstance(node, float_graph.Recurrent):
+                fields = ("input_weight", "state_weight", "input_bias", "state_bias")
+                cells[node.name] = [
+                    {field: found(getattr(cell, field), node.layer, f"{node.name}_{i}_{field}") for field in fields}
+                    for i, cell in enumerate(node.cells)
+                ]
+        return tables, cells
+
+    def value(self, where: Any) -> torch.Tensor:
+        """The present tensor of a source, or of a parameter of this network's own."""
+        tensor: torch.Tensor = self.added[where] if isinstance(where, str) else where.value(self.model)
+        return tensor
+
+    def laid_out(self) -> tuple[Program, dict[tuple[str, str], str]]:
+        """The Program's steps, and for each grid in it, by step and field, the place whose range it has."""
+        observed = {name: MinMaxObserver().observe(np.array([-1, 1], np.float32)) for name in self.places}
+        for name, index in self.places.items():
+            if (pair := self.ranges[index].tolist()) != list(NONE_YET):
+                observed[name] = MinMaxObserver().observe(np.array(pair, np.float32))
+        converter = Converter(self.graph, self.placement, observed, self.options)
+        made = converter.convert()
+        known: dict[int, str] = {}
+        for name, grid in converter.grids.items():
+            known.setdefault(id(grid), name)
+        places = {}
+        for step in made.steps:
+            for field in fields(step):
+                value = getattr(step, field.name)
+                for index, item in enumerate(value) if isinstance(value, tuple) else [(-1, value)]:
+                    if isinstance(item, QParams) and id(item) in known:
+                        path = field.name if index < 0 else f"{field.name}.{index}"
+                        places[step.name, path] = known[id(item)]
+        return made, places
+
+    def live_callables(self, model: nn.Module) -> Callables:
+        """What its ``Call`` steps call: the model's own modules and tensors."""
+        live: dict[tuple[str, str], Any] = {}
+        for (kind, path), what in self.template.callables.items():
+            live[kind, path] = what
+            if kind == "module":
+                own = dict(model.named_modules()).get(path)
+                if own is not None and not any(getattr(part, "inplace", False) for part in own.modules()):
+                    live[kind, path] = own
+                elif own is not None:
+                    live[kind, path] = sharing(own)
+                    for part in live[kind, path].modules():
+                        if hasattr(part, "inplace"):
+                            part.inplace = False
+            elif kind == "attribute" and isinstance(what, torch.Tensor):
+                owner, _, name = path.rpartition(".")
+                modules = dict(model.named_modules())
+                if owner in modules and isinstance(tensor := getattr(modules[owner], name, None), torch.Tensor):
+                    live[kind, path] = Live(modules[owner], name) if tensor.shape == what.shape else what
+        return live
+
+    # --- ranges and grids
+
+    def has_ranges(self) -> bool:
+        """Whether every place has been observed."""
+        return not bool(torch.isinf(self.ranges).any())
+
+    def grids(self) -> dict[str, Grid]:
+        """The present grid of each place; places that share one (STA-JOIN) all have it."""
+        pairs = self.ranges.tolist()
+        grids: dict[str, Grid] = {}
+        for name in self.places:
+            if name not in grids:
+                group = self.placement.joined.get(name, [name])
+                if (learned := self.scale_names.get(group[0])) is not None:
+                    scale = learned_scale(self.scales[learned], self.placement.place(name))
+                    grid = Grid(float(scale), int(self.zero_points[self.places[group[0]]]), *self.activation_codes())
+                else:
+                    lows, highs = zip(*(pairs[self.places[one]] for one in group))
+                    grid = activation_grid(min(lows), max(highs), self.options)
+                grids |= dict.fromkeys(group, grid)
+        return grids
+
+    def activation_codes(self) -> tuple[int, int]:
+        """The codes that grids of activations have."""
+        grid = self.options.dialect.activation_qparams(
+            np.float32(0), np.float32(1), reduce_range=self.options.reduce_range, bits=self.options.bits
+        )
+        return grid.qmin, grid.qmax
+
+    def begin_learning(self) -> None:
+        """Makes parameters of the scales that ranges and weights have now (QAT-SCALE)."""
+        for name, grid in self.grids().items():
+            group = self.placement.joined.get(name, [name])
+            if group[0] not in self.scale_names:
+                self.scale_names[group[0]] = key = f"{group[0].replace('.', '_')}_activation"
+                self.scales[key] = nn.Parameter(torch.tensor(grid.scale).log2())
+                self.zero_points[self.places[group[0]]] = grid.zero_point
+        for name, layer in self.layers.items():
+            with torch.no_grad():
+                weight, _ = layer.folded(None, float_layer, False)
+                scale = weight_scale(weight, self.options, self.per_channel(weight))
+                if self.options.weight_bits < 5:
+                    # At few bits the range's end is far beyond most weights: LSQ begins with twice their mean size.
+                    flat = weight.abs().flatten(1)
+                    _, qmax = code_range(self.options.weight_bits, signed=True)
+                    start = 2 * (flat.mean(1) if scale.ndim else flat.mean()) / qmax**0.5
+                    scale = torch.where(start > 0, start, scale)
+            self.scales[f"{name.replace('.', '_')}_weight"] = nn.Parameter(scale.log2())
+
+    def per_channel(self, weight: torch.Tensor) -> bool:
+        """Whether a weight has a scale for each output."""
+        return self.options.per_channel or (weight.ndim > 2 and weight.numel() == len(weight))
+
+    def weight_scales(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scale of a layer's weight, and the parameter that it is where it is learned."""
+        key = f"{name.replace('.', '_')}_weight"
+        if key in self.scales:
+            place = f"weight of layer {self.layers[name].node.layer!r}"
+            return learned_scale(self.scales[key], place), torch.exp2(self.scales[key])
+        try:
+            return weight_scale(weight.detach(), self.options, self.per_channel(weight)), None
+        except ValueError as error:
+            raise ValueError(f"model: weight of layer {self.layers[name].node.layer!r}: {error}") from error
+
+    def observe(self, seen: dict[str, tuple[float, float]]) -> None:
+        """Moves the ranges by those of a batch (QAT-RANGE)."""
+        if not seen:
+            return
+        index = [self.places[name] for name in seen]
+        new = np.array(list(seen.values()), np.float32)
+        if not np.isfinite(new).all():
+            name = list(seen)[int(np.flatnonzero(~np.isfinite(new).all(axis=1))[0])]
+            raise CalibrationError(f"{self.placement.place(name)}: expected finite values, got {seen[name]}")
+        lows, highs = ranks.widest(*torch.from_numpy(new).unbind(1))
+        new = torch.stack([lows, highs], 1).numpy()
+        old = self.ranges[index].numpy()
+        first = np.isinf(old)
+        moved = moved_ranges(np.where(first, 0, old).astype(np.float32), new, self.how.constant)
+        self.ranges[index] = torch.from_numpy(np.where(first, new, moved))
+
+    # --- running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output: of the integer network that it would be converted to now (QAT-EQUAL), or in float where
+        ranges are missing or delayed (QAT-DELAY)."""
+        named = {**dict(zip(self.graph.inputs, args)), **kwargs}
+        with torch.autocast("cpu", enabled=False):
+            return self.run(named)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types there
+    def run(self, batch: Any) -> Any:
+        run = Run(self)
+        values = run.values
+        values |= float_run.bind(self.template.inputs, self.template.defaults, batch)
+        for step, done in zip(self.template.steps, self.last):
+            values[step.name] = STEPS[type(step)](run, step)
+            for name in done:
+                del values[name]
+        if self.training:
+            with torch.no_grad():
+                if run.observing:
+                    self.observe(run.seen)
+                self.batches.add_(1)
+        return replace_refs(self.template.output, values.__getitem__)
+
+    # --- conversion
+
+    @torch.no_grad()
+    def converted(self) -> Program:
+        """The Program of the present weights, ranges and scales."""
+        if not self.has_ranges():
+            name = next(name for name, index in self.places.items() if bool(torch.isinf(self.ranges[index]).any()))
+            raise CalibrationError(
+                f"{self.placement.place(name)}: it has seen no values; train on a batch, or pass calibration batches"
+            )
+        observers = {name: Observed(*self.ranges[index].numpy()) for name, index in self.places.items()}
+        converter = Converter(self.present_graph(), self.placement, observers, self.options)
+        if self.scale_names:
+            converter.grids |= {name: grid.qparams for name, grid in self.grids().items()}
+            for node in converter.graph.nodes:
+                if isinstance(node, float_graph.Layer):
+                    converter.weights.quantized[id(node.weight)] = node.weight, *self.learned_codes(node)
+        return converter.convert()
+
+    def learned_codes(self, node: float_graph.Layer) -> tuple[np.ndarray, QParams]:
+        """Codes and grid of a weight on its learned scale."""
+        scale = self.weight_scales(node.name, torch.from_numpy(node.weight))[0].detach().numpy()
+        qmin, qmax = code_range(self.options.weight_bits, signed=True)
+        grid = QParams(scale, np.zeros(scale.shape, np.int32), qmin, qmax, 0 if scale.ndim else None)
+        codes = self.options.dialect.quantize(
+            node.weight, grid.scale, grid.zero_point, qmin=qmin, qmax=qmax, axis=grid.axis
+        )
+        return codes, grid
+
+    def present_graph(self) -> FloatGraph:
+        """The float graph with the present weights, and copies of what it calls."""
+        arrays: dict[Any, np.ndarray] = {}
+
+        def array(where: Any) -> np.ndarray | None:
+            if where is None:
+                return None
+            if where not in arrays:
+                arrays[where] = self.value(where).detach().contiguous().numpy().copy()
+            return arrays[where]
+
+        nodes: list[float_graph.Node] = []
+        for node in self.graph.nodes:
+            if isinstance(node, float_graph.Layer):
+                layer = self.layers[node.name]
+                if layer.norms:
+                    weight, bias = layer.folded(None, float_layer, False)
+                    both = weight.numpy().copy(), None if bias is None else bias.numpy().copy()
+                else:
+                    both = array(layer.weight), array(layer.bias)  # type: ignore[assignment]  # a layer has a weight
+                node = replace(node, weight=both[0], bias=both[1])
+            elif isinstance(node, float_graph.Embedding):
+                node = replace(node, weight=array(self.tables[node.name]))  # type: ignore[arg-type]
+            elif isinstance(node, float_graph.Recurrent):
+                cells = [{name: array(where) for name, where in cell.items()} for cell in self.cells[node.name]]
+                node = replace(node, cells=tuple(float_graph.FloatCell(**cell) for cell in cells))  # type: ignore[arg-type]
+            nodes.append(node)
+        called = {key: settled(what) for key, what in self.callables.items() if key in self.graph.callables}
+        return replace(self.graph, nodes=tuple(nodes), callables={**self.graph.callables, **called})
+
+
+class Live:
+    """A tensor that a module has under a name, whatever it is now."""
+
+    def __init__(self, owner: nn.Module, name: str):
+        self.owner, self.name = owner, name
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        tensor: torch.Tensor = getattr(self.owner, self.name)
+        return tensor
+
+
+def settled(what: Any) -> Any:
+    """A copy of what a step calls, in evaluation mode, that shares nothing with the network in training."""
+    if isinstance(what, Live):
+        return what.tensor.detach().clone()
+    return copy.deepcopy(what).eval() if isinstance(what, nn.Module) else what
+
+
+def sharing(module: nn.Module) -> nn.Module:
+    """A copy of a module that shares its parameters and buffers."""
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copies.tree_copy(module, memo)
+
+
+class Observed:
+    """An observer that has seen a range."""
+
+    def __init__(self, low: np.float32, high: np.float32):
+        self.ends = np.asarray(low), np.asarray(high)
+
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.ends
+
+
+def ends(prepared: Prepared, name: str) -> tuple[float, float]:
+    """What calibration observed at a place, or nothing yet."""
+    try:
+        low, high = prepared.observers[name].range()
+    except CalibrationError:
+        return NONE_YET
+    return float(low), float(high)
+
+
+def learned_scale(logarithm: torch.Tensor, place: str) -> torch.Tensor:
+    """The scale of a parameter, which is its logarithm to base 2. Raises ValueError naming its place where training has
+    left none in the range of scales."""
+    scale = torch.exp2(logarithm.detach())
+    if not bool(((scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE)).all()):
+        raise ValueError(f"{place}: its learned scale became {float(scale.min())}; train it at a lower learning rate")
+    return scale
+
+
+def float_layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    raise AssertionError("statistics that are fixed need no batch")

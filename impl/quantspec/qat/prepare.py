@@ -1,0 +1,246 @@
+"""Quantization-aware training: prepare, train, convert (chapter 7)."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantspec.capture import copies
+from quantspec.errors import CalibrationError, UnsupportedError
+from quantspec.module import islands
+from quantspec.module.islands import QuantizedModel
+from quantspec.module.module import QuantizedModule
+from quantspec.numerics.observers import MinMaxObserver
+from quantspec.ptq import static
+from quantspec.ptq.captured import Captured
+from quantspec.ptq.static import Prepared
+from quantspec.ptq.work import NO_PART, nothing_in, report_of_network, report_of_parts, warn_of_float
+
+from .network import Network, Training, sharing
+
+NO_DATA = "the model: it has seen no values; train on a batch, or pass calibration batches"
+
+
+class QATModule(nn.Module):
+    """A model in training through the integer network that it will be converted to. Made by ``prepare_qat``, ended by
+    ``convert``.
+
+    ``model`` is the float network, a copy of the user's, whose parameters are trained under their own names. It can be
+    called, too, and computes in float. ``networks``: what is captured of it; before the first batch, where no
+    calibration was given, there are none.
+    """
+
+    model: nn.Module
+    running: nn.Module | None
+    prepared: Prepared | None
+
+    def __init__(self, prepared: Prepared, training: Training):
+        super().__init__()
+        assert prepared.capture is not None
+        self.model = prepared.capture.model
+        self.how, self.options = training, prepared.options
+        self.networks = nn.ModuleList()
+        self.ways: list[tuple[str, Any]] = []
+        self.work: Any = None
+        self.stops: Any = ()
+        self.exclude = prepared.capture.exclude
+        self.__dict__["running"] = None  # a copy of the model with the networks in it, which shares its tensors
+        self.__dict__["prepared"] = prepared
+
+    def settle(self) -> None:
+        """Makes the networks of what a batch has shown to be the model."""
+        prepared, capture = undecided(self.prepared)
+        if capture.running is None:
+            self.networks.append(Network(prepared, self.model, self.how))
+            self.ways = [("", None)]
+        else:
+            self.work, self.stops = capture.work, capture.stops
+            for path, ways in capture.parts.items():
+                for way, part in ways.items():
+                    self.networks.append(Network(part, self.model, self.how))
+                    self.ways.append((path, way.told()))
+            self.attach()
+        self.__dict__["prepared"] = None
+        self.train(self.training)
+
+    def attach(self) -> None:
+        """Puts the networks into a copy of the model that shares its tensors."""
+        parts: dict[str, dict[Any, nn.Module]] = {}
+        for path, way, network in self.parts():
+            parts.setdefault(path, {})[way] = network
+        twin = self.__dict__["running"] = sharing(self.model)
+        islands.attach(twin, parts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one graph is the whole model."""
+        return len(self.ways) == 1 and self.ways[0][1] is None
+
+    def parts(self) -> Iterator[tuple[str, Any, Network]]:
+        """Path, way of calling and network of each part."""
+        for (path, way), network in zip(self.ways, self.networks):
+            assert isinstance(network, Network)
+            yield path, way, network
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the integer network gives, with gradients. In training mode the batch moves ranges and statistics
+        afterwards.
+
+        Raises CalibrationError in evaluation before anything was seen.
+        """
+        if not self.ways:
+            if not self.training:
+                raise CalibrationError(NO_DATA)
+            self.begin(args, kwargs)
+        if self.is_whole:
+            return self.networks[0](*args, **kwargs)
+        assert self.running is not None
+        return self.running(*args, **kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types there
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Settles on the first batch what the network is. What is observed of it there does not count."""
+        prepared, capture = undecided(self.prepared)
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            prepared.forward(*copies.cloned(args), **copies.cloned(kwargs))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        networks = [part for ways in capture.parts.values() for part in ways.values()]
+        for part in [prepared, *networks]:
+            part.observers = dict.fromkeys(part.observers, MinMaxObserver())
+        self.settle()
+
+    def train(self, mode: bool = True) -> "QATModule":
+        """Training or evaluation mode, of the model and of what runs in its place."""
+        super().train(mode)
+        if (running := self.__dict__.get("running")) is not None:
+            running.train(mode)
+        return self
+
+    def freeze(self, *, ranges: bool = True, statistics: bool = True) -> "QATModule":
+        """Stops the ranges of activations, and the statistics of normalizations, from following batches (QAT-FREEZE).
+
+        Raises CalibrationError for ranges that do not exist yet.
+        """
+        if ranges and not (self.ways and all(network.has_ranges() for _, _, network in self.parts())):
+            raise CalibrationError(f"freeze: {NO_DATA}")
+        for _, _, network in self.parts():
+            network.frozen |= ranges
+            network.statistics_frozen |= statistics
+        return self
+
+    def extra_repr(self) -> str:
+        bits = f"weights of {self.options.weight_bits} bits, activations of {self.options.bits}"
+        return f"dialect {self.options.dialect.name}, {bits}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "QATModule":
+        twin = memo[id(self)] = QATModule.__new__(QATModule)
+        for name, value in self.__dict__.items():
+            told = name in ("ways", "work", "stops")  # what was found of the model, which nobody changes
+            twin.__dict__[name] = None if name == "running" else value if told else copy.deepcopy(value, memo)
+        if self.running is not None:
+            twin.attach()
+            twin.train(self.training)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "running": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types there
+        if self.ways and not self.is_whole:
+            self.attach()
+            self.train(self.training)
+
+
+def undecided(prepared: Prepared | None) -> tuple[Prepared, Captured[Prepared]]:
+    """What observes the first batch."""
+    assert prepared is not None and prepared.capture is not None
+    return prepared, prepared.capture
+
+
+def prepare_qat(
+    model: nn.Module, calibration: Iterable[Any] = (), *, averaging: float = 0.01, delay: int = 0,
+    learned_scales: bool = False, **options: Any,
+) -> QATModule:  # fmt: skip
+    """A network to be trained through the integers that it will be converted to (chapter 7). The model is not modified,
+    and may be in training mode, which the result then is in, too.
+
+    ``calibration``: batches as ``quantize`` takes them, which give the first ranges; without any, the first batch of
+    training is computed with activations in float and gives them. ``averaging``: the share of each further batch in the
+    moving average of ranges. ``delay``: in how many batches of training activations stay float. ``learned_scales``:
+    scales are parameters (QAT-SCALE), which takes calibration. ``options``: those of ``prepare``, of which ``observer``
+    is for calibration.
+
+    Raises as ``prepare`` does, ValueError for shares, delays and dialects that cannot be trained.
+    """
+    if not isinstance(averaging, (int, float)) or not 0 < averaging <= 1:
+        raise ValueError(f"averaging: expected more than 0 and at most 1, got {averaging}")
+    if not isinstance(delay, int) or delay < 0:
+        raise ValueError(f"delay: expected a number of batches, got {delay}")
+    if isinstance(model, (QuantizedModule, QuantizedModel, Prepared, QATModule)):
+        raise TypeError(f"model: expected a float model, got a {type(model).__name__}")
+    if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
+        got = type(calibration).__name__
+        raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
+    static.check_options("prepare_qat", options)
+    in_training = isinstance(model, nn.Module) and model.training
+    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
+        model = copies.own_copy(copies.inside(model)).eval()
+    prepared = static.prepare(model, **options)
+    if prepared.options.dialect.accumulate_rule != "exact":
+        raise UnsupportedError(
+            f"dialect: {prepared.options.dialect.name} adds products in 16 bits, which saturate;"
+            " train in the dialect without -int16"
+        )
+    qat = QATModule(prepared, Training(float(averaging), delay, bool(learned_scales)))
+    any_batch = False
+    for batch in calibration:
+        prepared.observe(batch)
+        any_batch = True
+    if learned_scales and not any_batch:
+        raise ValueError("learned_scales: expected calibration batches, from whose ranges scales begin")
+    if any_batch:
+        qat.settle()
+    return qat.train(in_training)
+
+
+def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedModel:
+    """The quantized network of a calibrated or a trained one; that one can go on being used.
+
+    A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW). Raises
+    CalibrationError naming a place that saw no data, ValueError naming a layer whose weights hold NaN.
+    """
+    if not isinstance(prepared, QATModule):
+        return static.convert(prepared)
+    if not prepared.ways:
+        raise CalibrationError(NO_DATA)
+    engine = prepared.options.engine
+    programs: dict[str, dict[Any, Any]] = {}
+    graphs: dict[str, dict[Any, Any]] = {}
+    for path, way, network in prepared.parts():
+        programs.setdefault(path, {})[way] = network.converted()
+        graphs.setdefault(path, {})[way] = network.graph
+    if prepared.is_whole:
+        (network,) = (network for _, _, network in prepared.parts())
+        program = programs[""][None]
+        macs = network.macs
+        report = None if macs is None else report_of_network(network.graph, program, macs)
+        warn_of_float(report, [program], nothing_in(network.graph))
+        return QuantizedModule(program, engine, report)
+    report = report_of_parts(graphs, programs, prepared.work, prepared.stops, prepared.exclude)
+    warn_of_float(report, [program for ways in programs.values() for program in ways.values()], NO_PART)
+    networks = {
+        path: {way: QuantizedModule(program, engine) for way, program in ways.items()}
+        for path, ways in programs.items()
+    }
+    model = copies.own_copy(prepared.model).eval()
+    return QuantizedModel(model, networks, {}, prepared.stops, report)
+
+

@@ -1,0 +1,118 @@
+"""Recurrent layers in training: what the engines compute of them (DYN-RECURRENT), with the gradient of the float layer
+on dequantized inputs and weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from quantspec.engines.reference_dynamic import KINDS
+from quantspec.errors import UnsupportedError
+from quantspec.ir.program import Recurrent
+from quantspec.numerics.affine import QParams, code_range
+from quantspec.ptq.options import Options
+
+from .functions import QuantizedWeight, Real, Replaced, apply
+from .grids import weight_scale
+
+State = tuple[torch.Tensor, ...]
+
+
+class Matrix:
+    """A weight of a recurrent layer in codes, with its bias."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, options: Options):
+        scale = weight_scale(weight.detach(), options, options.per_channel)
+        codes = apply(QuantizedWeight, weight, None, scale, options)
+        qmin, qmax = code_range(options.weight_bits, signed=True)
+        zeros = np.zeros(scale.shape, np.int32)
+        self.grid = QParams(scale.numpy(), zeros, qmin, qmax, 0 if scale.ndim else None)
+        self.codes = codes.detach().to(torch.int8).numpy()
+        self.real = apply(Real, codes, scale.view(-1, 1) if scale.ndim else scale)
+        self.bias, self.options = bias, options
+
+    def gates(self, x: torch.Tensor) -> torch.Tensor:
+        """A dynamic layer's output for rows, whose codes are those of their own range."""
+        dialect, reduce_range = self.options.dialect, self.options.reduce_range
+        rows = x.detach().contiguous().numpy()
+        bias = None if self.bias is None else self.bias.detach().numpy()
+        made = dialect.linear_dynamic(rows, self.codes, self.grid, bias, reduce_range=reduce_range)
+        if not torch.is_grad_enabled():
+            return torch.from_numpy(made)
+        codes, scale, grid = dialect.quantize_dynamic(rows, reduce_range=reduce_range)
+        real = (codes.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(scale)
+        surrogate = F.linear(apply(Replaced, x, torch.from_numpy(real)), self.real, self.bias)
+        exact: torch.Tensor = apply(Replaced, surrogate, torch.from_numpy(made))
+        return exact
+
+
+def recurrent(
+    step: Recurrent, x: Any, state: Any, cells: list[dict[str, torch.Tensor | None]], options: Options
+) -> Any:
+    """What the module gives: (output, state), or the new state of a single step. ``cells``: the present weights.
+
+    Raises UnsupportedError for packed sequences.
+    """
+    if isinstance(x, PackedSequence):
+        raise UnsupportedError(f"layer {step.layer!r}: packed sequences cannot be trained; pad them")
+    x = x.to(torch.float32)
+    matrices = [(matrix(cell, "input", options), matrix(cell, "state", options)) for cell in cells]
+    batched = x.ndim == (2 if step.single else 3)
+    values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
+    values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
+    states = initial(step, state, values, batched, matrices)
+    ends: list[State] = []
+    directions = 2 if step.bidirectional else 1
+    for first in range(0, len(matrices), directions):
+        outputs = []
+        for index in range(first, first + directions):
+            start = tuple(part[index] for part in states)
+            made, end = one_way(step.kind, *matrices[index], values, start, index > first)
+            outputs.append(made)
+            ends.append(end)
+        values = torch.cat(outputs, dim=-1)
+    last = tuple(torch.stack(parts) for parts in zip(*ends))
+    if step.single:
+        single = tuple(part[0] if batched else part[0, 0] for part in last)
+        return single if step.kind == "lstm" else single[0]
+    if not batched:
+        values, last = values[:, 0], tuple(part[:, 0] for part in last)
+    elif step.batch_first:
+        values = values.transpose(0, 1)
+    return values, last if step.kind == "lstm" else last[0]
+
+
+def matrix(cell: dict[str, torch.Tensor | None], which: str, options: Options) -> Matrix:
+    weight = cell[f"{which}_weight"]
+    assert weight is not None
+    return Matrix(weight, cell[f"{which}_bias"], options)
+
+
+def initial(
+    step: Recurrent, state: Any, values: torch.Tensor, batched: bool, matrices: list[tuple[Matrix, Matrix]]
+) -> list[torch.Tensor]:
+    """The state before the first step, [cells, batch, state] for each of its one or two parts."""
+    size = matrices[0][1].codes.shape[1]
+    if state is None:
+        return [values.new_zeros(len(matrices), values.shape[1], size)] * (2 if step.kind == "lstm" else 1)
+    parts = [part.to(torch.float32) for part in (state if step.kind == "lstm" else [state])]
+    if step.single:
+        parts = [part.unsqueeze(0) for part in parts]
+    return [part if batched else part.reshape(len(matrices), 1, size) for part in parts]
+
+
+def one_way(
+    kind: str, inputs: Matrix, states: Matrix, x: torch.Tensor, state: State, backward: bool
+) -> tuple[torch.Tensor, State]:
+    """The outputs [steps, batch, state] of one layer in one direction and the state at its end."""
+    count, batch, features = x.shape
+    gates = inputs.gates(x.reshape(count * batch, features)).reshape(count, batch, -1)
+    outputs: list[torch.Tensor] = []
+    for index in reversed(range(count)) if backward else range(count):
+        state = KINDS[kind](gates[index], states.gates(state[0]), state)
+        outputs.append(state[0])
+    if not outputs:
+        return x.new_zeros(0, batch, states.codes.shape[1]), state
+    return torch.stack(outputs[::-1] if backward else outputs), state

@@ -1,0 +1,347 @@
+"""What each step of a Program computes in training: codes by the chapters' own functions, and the gradient of the
+float operation that they stand for.
+
+A value in codes is held as codes less the zero point (``functions``); where activations are still float, as the real
+values themselves, and grids are None.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from quantspec.errors import UnsupportedError
+from quantspec.ir import float_graph, program, rearrange
+from quantspec.ir.float_run import FloatLayer, call_float, check_fits, run_conv
+from quantspec.ir.program import Step
+from quantspec.ir.traverse import replace_refs
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects import operations
+from quantspec.ptq import conversion
+
+from .functions import (
+    Layer,
+    LayerPlan,
+    Quantized,
+    QuantizedWeight,
+    Real,
+    Replaced,
+    Snapped,
+    apply,
+    as_codes,
+    of_codes,
+)
+from .grids import Grid, weight_scale
+from .recurrent import recurrent
+from .run import Run
+
+
+def real(run: Run, step: Step, value: torch.Tensor, field: str) -> torch.Tensor:
+    """The real values of a value in codes, on the grid in a field of a step."""
+    grid = run.grid(step, field)
+    if grid is None:
+        return value
+    made: torch.Tensor = apply(Real, value, grid.scale)
+    return made
+
+
+def snapped(
+    run: Run, step: Step, place: str, surrogate: torch.Tensor, codes: Callable[[Grid], np.ndarray]
+) -> torch.Tensor:
+    """The codes of a step that has a grid of its own, in ``y_qparams``, with the gradient of ``surrogate``, whose range
+    is observed."""
+    if run.sees(place) and surrogate.numel():
+        run.observe(place, *(end.item() for end in surrogate.detach().aminmax()))
+    grid = run.grid(step, "y_qparams")
+    if grid is None:
+        return surrogate
+    made: torch.Tensor = apply(Snapped, surrogate, run.learned(step, "y_qparams"), of_codes(codes(grid), grid), grid)
+    return made
+
+
+def node_name(step: Step) -> str:
+    """The node of the float graph that a step computes."""
+    return step.name.removesuffix(".codes")
+
+
+def number(value: Any) -> torch.Tensor:
+    """A float32 tensor of what a float operation gave, as under autocast it may be another."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"batch: expected a tensor, got {type(value).__name__}")
+    return value.to(torch.float32) if value.is_floating_point() else value
+
+
+def quantize(run: Run, step: program.Quantize) -> torch.Tensor:
+    x = number(run.values[step.x])
+    if x.dtype != torch.float32:
+        raise TypeError(f"{step.x}: expected float32 values, got {x.dtype}")
+    place = run.network.grid_places[step.name, "qparams"]
+    own = run.network.placement.sources.get(node_name(step), place)
+    if run.sees(own) and x.numel():
+        run.observe(own, *(end.item() for end in x.detach().aminmax()))
+    grid = run.grid(step, "qparams")
+    if grid is None:
+        return x
+    codes: torch.Tensor = apply(Quantized, x, run.learned(step, "qparams"), grid, run.options.dialect)
+    return codes
+
+
+def dequantize(run: Run, step: program.Dequantize) -> torch.Tensor:
+    return real(run, step, run.values[step.x], "qparams")
+
+
+def layer(run: Run, step: program.Linear | program.Conv) -> torch.Tensor:
+    x = run.values[step.x]
+    check_fits(step, x.shape)
+    alone = isinstance(step, program.Conv) and x.ndim == step.weight.ndim - 1
+    made = batched_layer(run, step, x.unsqueeze(0) if alone else x)
+    return made.squeeze(0) if alone else made
+
+
+def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor) -> torch.Tensor:
+    """A layer on a batch of rows or images."""
+    network, x_grid = run.network, run.grid(step, "x_qparams")
+    source = network.layers[step.name]
+    places = None
+    if isinstance(step, program.Conv):
+        x = spread(x, step.input_dilation, step.padding)
+        places = step.stride, step.dilation, step.groups
+    follows = run.by_batches and source.follows_batches
+    seen = real(run, step, x, "x_qparams") if follows else None
+    weight, bias = source.folded(seen, lambda x, w, b: in_float(x, w, b, places), run.by_batches)
+    scale, learned = network.weight_scales(step.name, weight)
+    codes: torch.Tensor = apply(QuantizedWeight, weight, learned, scale, run.options)
+    observe = step.y_qparams is not None and run.sees(step.name)
+    if x_grid is None:
+        along = scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
+        y = in_float(x, apply(Real, codes, along), bias, places)
+        y = y.relu() if step.relu else y
+        if observe and y.numel():
+            run.observe(step.name, *(end.item() for end in y.detach().aminmax()))
+        return y
+    codes, scale = with_room(run, step, x_grid, weight, bias, codes, scale)
+    direct = step.y_qparams is None
+    plan = LayerPlan(
+        step.layer, x_grid, scale, None if direct else run.grid(step, "y_qparams"), step.relu, places,
+        run.options.dialect, run.options.weight_bits, observe,
+    )  # fmt: skip
+    result: torch.Tensor = apply(Layer, x, codes, bias, None if direct else run.learned(step, "y_qparams"), plan)
+    if plan.ends is not None:
+        run.observe(step.name, *plan.ends)
+    return result
+
+
+def with_room(
+    run: Run, step: program.Linear | program.Conv, x: Grid, weight: torch.Tensor, bias: torch.Tensor | None,
+    codes: torch.Tensor, scale: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Codes and scale of a weight that are large enough for the bias (STA-WEIGHT-BIAS)."""
+    if bias is None or not scale.ndim or not bias.numel():
+        return codes, scale
+    with torch.no_grad():
+        few = bias.abs().double() / (x.scale * 2.0**30) > scale
+        if not bool(few.any()) and bool((codes.abs().flatten(1).amax(1) > 0).all()):
+            return codes, scale
+        node = run.network.layers[step.name].node
+        grid = step.w_qparams
+        grid = type(grid)(scale.numpy(), np.zeros(scale.shape, np.int32), grid.qmin, grid.qmax, 0)
+        present = float_graph.Linear(node.name, node.x, node.layer, weight.detach().numpy(), bias.detach().numpy())
+        whole = codes.to(torch.int8).numpy()
+        raised, raised_grid = conversion.with_room_for_bias(present, whole, grid, x.qparams, run.options.dialect)
+        if raised_grid is grid:
+            return codes, scale
+        scales = torch.from_numpy(raised_grid.scale.copy())
+    made: torch.Tensor = apply(QuantizedWeight, weight, None, scales, run.options)
+    return made, scales
+
+
+def in_float(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    places: tuple[tuple[int, ...], tuple[int, ...], int] | None,
+) -> torch.Tensor:
+    """A layer on real values, padded where it is a convolution."""
+    if places is None:
+        return F.linear(x, weight, bias)
+    stride, dilation, groups = places
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[weight.ndim - 3]
+    result: torch.Tensor = convolve(x, weight, bias, stride, 0, dilation, groups)
+    return result
+
+
+def spread(
+    x: torch.Tensor, input_dilation: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> torch.Tensor:
+    """What the windows of a convolution see: zeros between and around the inputs."""
+    if any(d > 1 for d in input_dilation):
+        sizes = [max((n - 1) * d + 1, 0) for n, d in zip(x.shape[2:], input_dilation)]
+        wide = x.new_zeros(*x.shape[:2], *sizes)
+        wide[(slice(None), slice(None), *(slice(None, None, d) for d in input_dilation))] = x
+        x = wide
+    if any(end for pair in padding for end in pair):
+        x = F.pad(x, [end for pair in reversed(padding) for end in pair])
+    return x
+
+
+def table(run: Run, step: program.Table) -> torch.Tensor:
+    node = run.network.placement.nodes[node_name(step)]
+    assert isinstance(node, float_graph.Elementwise)
+    x = run.values[step.x]
+    values = real(run, step, x, "x_qparams")
+    y = number(call_float(node.call, run.network.callables, lambda name: values))
+
+    def codes_on(grid: Grid) -> np.ndarray:
+        x_grid = run.grid(step, "x_qparams")
+        assert x_grid is not None
+        rows = conversion.table(
+            node, run.network.callables, x_grid.qparams, grid.qparams, run.options.dialect
+        )
+        codes: np.ndarray = rows[as_codes(x, x_grid)]
+        return codes
+
+    return snapped(run, step, node.name, y, codes_on)
+
+
+def relu(run: Run, step: program.Relu) -> torch.Tensor:
+    value: torch.Tensor = run.values[step.x].relu()
+    return value
+
+
+def pair_codes(
+    run: Run, step: program.Add | program.Mul
+) -> tuple[np.ndarray, QParams, np.ndarray, QParams]:
+    """Both values as codes of one shape, each with its grid."""
+    a, b = torch.broadcast_tensors(run.values[step.a], run.values[step.b])  # type: ignore[no-untyped-call]
+    first, second = run.grid(step, "a_qparams"), run.grid(step, "b_qparams")
+    assert first is not None and second is not None
+    return as_codes(a, first), first.qparams, as_codes(b, second), second.qparams
+
+
+def added(run: Run, step: program.Add) -> torch.Tensor:
+    y = real(run, step, run.values[step.a], "a_qparams") + real(run, step, run.values[step.b], "b_qparams")
+
+    def codes(grid: Grid) -> np.ndarray:
+        a_q, a, b_q, b = pair_codes(run, step)
+        return operations.add(run.options.dialect, a_q, a, b_q, b, grid.qparams, relu=step.relu)
+
+    return snapped(run, step, node_name(step), y.relu() if step.relu else y, codes)
+
+
+def multiplied(run: Run, step: program.Mul) -> torch.Tensor:
+    y = real(run, step, run.values[step.a], "a_qparams") * real(run, step, run.values[step.b], "b_qparams")
+
+    def codes(grid: Grid) -> np.ndarray:
+        a_q, a, b_q, b = pair_codes(run, step)
+        return operations.mul(run.options.dialect, a_q, a, b_q, b, grid.qparams)
+
+    return snapped(run, step, node_name(step), y, codes)
+
+
+def joined(run: Run, step: program.Concat) -> torch.Tensor:
+    fields = [f"x_qparams.{index}" for index in range(len(step.xs))]
+    values = [run.values[x] for x in step.xs]
+    y = torch.cat([real(run, step, value, field) for value, field in zip(values, fields)], step.axis)
+
+    def codes(grid: Grid) -> np.ndarray:
+        parts = []
+        for value, field in zip(values, fields):
+            own = run.grid(step, field)
+            assert own is not None
+            parts.append((as_codes(value, own), own.qparams))
+        return operations.concat(run.options.dialect, parts, grid.qparams, axis=step.axis)
+
+    return snapped(run, step, node_name(step), y, codes)
+
+
+POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+
+
+def max_pool(run: Run, step: program.MaxPool) -> torch.Tensor:
+    pool = POOLS[len(step.kernel) - 1]
+    value: torch.Tensor = pool(
+        run.values[step.x], step.kernel, step.stride, step.padding, step.dilation, step.ceil_mode
+    )
+    return value
+
+
+def pooled(run: Run, step: program.AvgPool | program.AdaptiveAvgPool | program.Mean) -> torch.Tensor:
+    """Averages, which keep the grid of their input."""
+    node = run.network.placement.nodes[node_name(step)]
+    assert isinstance(node, float_graph.Pool)
+    x, grid = run.values[step.x], run.grid(step, "qparams")
+    y: torch.Tensor = call_float(node.call, run.network.callables, lambda name: x)
+    if grid is None:
+        return y
+    dialect, codes = run.options.dialect, as_codes(x, grid)
+    if isinstance(step, program.AvgPool):
+        places = step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
+        made = operations.avg_pool(dialect, codes, grid.qparams, *places)
+    elif isinstance(step, program.AdaptiveAvgPool):
+        made = operations.adaptive_avg_pool(dialect, codes, grid.qparams, step.size)
+    else:
+        made = operations.mean(dialect, codes, grid.qparams, step.axes, keepdim=step.keepdim)
+    averages: torch.Tensor = apply(Replaced, y, of_codes(made, grid))
+    return averages
+
+
+def moved(run: Run, step: program.Move) -> Any:
+    """What is padded on is a real 0, or the code of it less the zero point, which is 0, too."""
+    args, kwargs = (replace_refs(tree, run.values.__getitem__) for tree in (step.args, step.kwargs))
+    if step.kind == "method":
+        return getattr(args[0], step.target)(*args[1:], **kwargs)
+    return rearrange.FUNCTIONS[step.target](*args, **kwargs)
+
+
+def embedding(run: Run, step: program.Embedding) -> torch.Tensor:
+    weight, index = run.network.value(run.network.tables[step.name]), run.values[step.x]
+    scale = weight_scale(weight.detach(), run.options, True)  # one for each row
+    codes = apply(QuantizedWeight, weight, None, scale, run.options)
+    rows = apply(Real, codes, scale.view(-1, 1))
+    if step.bag is None:
+        return F.embedding(index, rows, step.padding_idx)
+    offsets, weights = (None if name is None else run.values[name] for name in (step.offsets, step.weights))
+    return F.embedding_bag(
+        index, rows, offsets, mode=step.bag, per_sample_weights=weights,
+        include_last_offset=step.include_last_offset, padding_idx=step.padding_idx,
+    )  # fmt: skip
+
+
+def recurrent_step(run: Run, step: program.Recurrent) -> Any:
+    state = replace_refs(step.state, run.values.__getitem__)
+    cells = [
+        {field: None if where is None else run.network.value(where) for field, where in cell.items()}
+        for cell in run.network.cells[step.name]
+    ]
+    return recurrent(step, run.values[step.x], state, cells, run.options)
+
+
+def call(run: Run, step: program.Call) -> Any:
+    what = run.network.callables.get((step.kind, step.target))
+    if step.kind == "attribute":
+        return getattr(what, "tensor", what)
+    if isinstance(what, FloatLayer) and (name := step.name.removesuffix(".layer")) in run.network.layers:
+        source, x = run.network.layers[name], number(run.values[step.args[0].name])
+        weight, bias = source.folded(x, lambda x, w, b: layer_in_float(source.node, x, w, b), run.by_batches)
+        return layer_in_float(source.node, x, weight, bias)
+    return call_float(step, run.network.callables, run.values.__getitem__)
+
+
+def layer_in_float(
+    node: float_graph.Layer, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """A layer that stays in float."""
+    return F.linear(x, weight, bias) if isinstance(node, float_graph.Linear) else run_conv(node, x, weight, bias)
+
+
+def refused(run: Run, step: Step) -> Any:
+    raise UnsupportedError(f"step {step.name!r}: a static network has none of the kind {type(step).__name__}")
+
+
+STEPS: dict[type, Callable[[Any, Any], Any]] = {
+    program.Call: call, program.Quantize: quantize, program.Dequantize: dequantize, program.Linear: layer,
+    program.Conv: layer, program.Table: table, program.Relu: relu, program.Add: added, program.Mul: multiplied,
+    program.Concat: joined, program.MaxPool: max_pool, program.AvgPool: pooled, program.AdaptiveAvgPool: pooled,
+    program.Mean: pooled, program.Move: moved, program.Embedding: embedding, program.Recurrent: recurrent_step,
+    program.LinearDynamic: refused, program.LinearWeight: refused,
+}  # fmt: skip

@@ -1,0 +1,244 @@
+"""Where the weight and the bias of a captured layer come from: parameters of the model, and the normalizations that
+the layer absorbed, whose statistics are a batch's while they are trained (QAT-FOLD)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantspec.ir.float_graph import BatchNorm, Folded, Layer
+from quantspec.ir.float_run import transposed_weight
+from quantspec.numerics import folding
+
+from .functions import Replaced, apply
+from .ranks import averaged
+
+Forms = Iterator[Callable[[torch.Tensor], torch.Tensor]]
+Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the model by its path, and the form in which a layer has it."""
+
+    path: str
+    form: Callable[[torch.Tensor], torch.Tensor]
+
+    def value(self, model: nn.Module) -> torch.Tensor:
+        """The layer's own, of which the model's tensor gets the gradient."""
+        owner, _, name = self.path.rpartition(".")
+        tensor: torch.Tensor = getattr(model.get_submodule(owner), name)
+        return self.form(tensor)
+
+
+class Rows:
+    """Some rows of a tensor, in the shape that a layer has them in."""
+
+    def __init__(self, start: int, shape: tuple[int, ...]):
+        self.start, self.shape = start, shape
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[self.start : self.start + self.shape[0]]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.t()
+
+
+class Flipped:
+    """The weight of a transposed convolution."""
+
+    def __init__(self, groups: int):
+        self.groups = groups
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return transposed_weight(tensor, self.groups)
+
+
+class Sources:
+    """Finds the tensors of a model by where their values lie, or else by their values."""
+
+    def __init__(self, model: nn.Module):
+        self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.parameters = dict(model.named_parameters())
+
+    def of(self, array: np.ndarray, layer: str = "", groups: int = 1) -> Source | None:
+        """Where an array comes from; None for what was computed. ``layer``: the path of its module."""
+        start, kind = array.ctypes.data, array.dtype
+        for path, tensor in self.tensors.items():
+            if tensor.data_ptr() == start and tuple(tensor.shape) == array.shape and tensor.dtype is torch.float32:
+                return Source(path, whole)
+        if kind != np.float32:
+            return None
+        near = sorted(self.parameters, key=lambda path: not path.startswith(f"{layer.rpartition('.')[0] or layer}."))
+        for path in near:
+            for form in forms(self.parameters[path].detach(), array, layer, groups):
+                found = form(self.parameters[path].detach())
+                if tuple(found.shape) == array.shape and np.array_equal(found.numpy(), array):
+                    return Source(path, form)
+        return None
+
+
+def forms(tensor: torch.Tensor, array: np.ndarray, layer: str, groups: int) -> Forms:
+    """In which a layer may have a parameter."""
+    if tensor.numel() == array.size and tensor.ndim >= 2:
+        yield whole
+        if array.ndim == 2 == tensor.ndim:
+            yield transposed
+        elif array.ndim == tensor.ndim and len(tensor) % groups == 0:
+            yield Flipped(groups)
+    last = layer.rpartition(".")[2]
+    if last.isdigit() and tensor.ndim == array.ndim and tensor.shape[1:] == array.shape[1:]:
+        yield Rows(int(last), array.shape)  # of one of several projections in one parameter
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A normalization that a layer absorbed, of which ``module`` keeps the statistics; None where they are constants.
+    """
+
+    place: str
+    module: nn.modules.batchnorm._BatchNorm | None
+    gamma: Source | torch.Tensor
+    beta: Source | torch.Tensor
+    mean: Source | torch.Tensor
+    var: Source | torch.Tensor
+    eps: float
+
+    def follows_batches(self) -> bool:
+        """Whether it normalizes by the statistics of the batch."""
+        return self.module is not None and self.module.training
+
+
+def norm_of(folded: Folded, model: nn.Module, sources: Sources) -> Norm:
+    """A normalization, and where its numbers are."""
+    norm: BatchNorm = folded.norm
+    modules = dict(model.named_modules())
+    module = modules.get(norm.layer)
+    known = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+
+    def number(array: np.ndarray, name: str) -> Source | torch.Tensor:
+        if known and getattr(module, name) is not None:
+            return Source(f"{norm.layer}.{name}".removeprefix("."), whole)
+        return sources.of(array, norm.layer) or torch.from_numpy(array.copy())
+
+    own = module if isinstance(module, nn.modules.batchnorm._BatchNorm) and known else None
+    numbers = (
+        number(norm.gamma, "weight"), number(norm.beta, "bias"),
+        number(norm.mean, "running_mean"), number(norm.var, "running_var"),
+    )  # fmt: skip
+    return Norm(folded.place, own, *numbers, norm.eps)
+
+
+class LayerWeight:
+    """Weight and bias of a captured layer, as functions of the model's parameters."""
+
+    def __init__(self, node: Layer, folded: tuple[Folded, ...], model: nn.Module, own: nn.ParameterDict):
+        self.node, self.model, self.own = node, model, own
+        sources = Sources(model)
+        groups = getattr(node, "groups", 1)
+        weight, bias = (folded[0].weight, folded[0].bias) if folded else (node.weight, node.bias)
+        self.norms = [norm_of(one, model, sources) for one in folded]
+        if folded and folded[0].place == "alone":
+            self.weight: Source | torch.Tensor | str = torch.from_numpy(weight)
+        else:
+            self.weight = sources.of(weight, node.layer, groups) or self.added(weight, "weight")
+        self.bias = None if bias is None else sources.of(bias, node.layer) or self.added(bias, "bias")
+
+    def added(self, array: np.ndarray, what: str) -> str:
+        """The name of a parameter of its own, for what the model computes of others (QAT-COMPUTED)."""
+        name = f"{self.node.name}_{what}"
+        if name not in self.own:
+            self.own[name] = nn.Parameter(torch.from_numpy(array.copy()))
+        return name
+
+    def value(self, where: "Source | torch.Tensor | str") -> torch.Tensor:
+        if isinstance(where, str):
+            added: torch.Tensor = self.own[where]
+            return added
+        return where.value(self.model) if isinstance(where, Source) else where
+
+    def plain(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias without normalizations."""
+        return self.value(self.weight), None if self.bias is None else self.value(self.bias)
+
+    @property
+    def follows_batches(self) -> bool:
+        """Whether weight and bias depend on the batch."""
+        return any(norm.follows_batches() for norm in self.norms)
+
+    def folded(self, x: torch.Tensor | None, run: Run, training: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias with the normalizations inside, those of the batch ``x`` (real values) where they are
+        trained. ``run``: the layer in float."""
+        weight, bias = self.plain()
+        for norm in self.norms:
+            numbers = [self.value(n) for n in (norm.gamma, norm.beta, norm.mean, norm.var)]
+            if training and norm.follows_batches():
+                assert x is not None
+                linear = weight.ndim == 2
+                seen = run(x, weight, bias) if norm.place == "behind" else x
+                numbers[2:] = batch_statistics(seen, norm, linear)
+            weight, bias = fold(norm, weight, bias, numbers, getattr(self.node, "groups", 1))
+        return weight, bias
+
+
+def batch_statistics(x: torch.Tensor, norm: Norm, rows: bool) -> list[torch.Tensor]:
+    """Mean and variance of each channel of a batch; they move the running ones as in torch."""
+    channels = 1
+    axes = [axis for axis in range(x.ndim) if axis != channels]
+    count = x.numel() // max(x.shape[channels], 1)
+    if count < 2:
+        raise ValueError(f"batch: a normalization needs more than one value for each channel, got {tuple(x.shape)}")
+    var, mean = torch.var_mean(x, axes, correction=0)
+    module = norm.module
+    assert module is not None
+    with torch.no_grad():
+        assert module.num_batches_tracked is not None
+        module.num_batches_tracked.add_(1)
+        share = 1 / float(module.num_batches_tracked) if module.momentum is None else module.momentum
+        for running, seen in ((module.running_mean, mean), (module.running_var, var * (count / (count - 1)))):
+            assert running is not None
+            running.mul_(1 - share).add_(averaged(seen.detach()), alpha=share)
+    return [mean, var]
+
+
+def fold(
+    norm: Norm, weight: torch.Tensor, bias: torch.Tensor | None, numbers: list[torch.Tensor], groups: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chapter 4's folding, by its own functions, with the gradient of the same formulas."""
+    gamma, beta, mean, var = (number.double() for number in numbers)
+    factor = gamma / torch.sqrt(var + norm.eps)
+    start = 0.0 if bias is None else bias.double()
+    if norm.place == "before":
+        shift = beta - mean * factor
+        outputs, inputs = weight.shape[:2]
+        channels = torch.arange(outputs)[:, None] // (outputs // groups) * inputs + torch.arange(inputs)
+        wide = weight.double()
+        surrogate_weight = wide * factor[channels].reshape(outputs, inputs, *[1] * (weight.ndim - 2))
+        sums = wide.flatten(2).sum(2) if weight.ndim > 2 else wide
+        surrogate_bias = start + (sums * shift[channels]).sum(1)
+    else:
+        surrogate_weight = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        surrogate_bias = (start - mean) * factor + beta
+    plain = weight.detach().numpy()
+    g, b, m, v = (number.detach().numpy() for number in numbers)
+    given = None if bias is None else bias.detach().numpy()
+    if norm.place == "before":
+        exact = folding.fold_batch_norm_before(plain, given, g, b, m, v, norm.eps, groups)
+    elif norm.place == "alone":
+        scales, shifts = folding.factor_and_shift(g, b, m, v, norm.eps)
+        exact = scales.astype(np.float32).reshape(plain.shape), shifts.astype(np.float32)
+    else:
+        exact = folding.fold_batch_norm(plain, given, g, b, m, v, norm.eps)
+    made = (torch.from_numpy(np.ascontiguousarray(array)) for array in exact)
+    both = zip((surrogate_weight, surrogate_bias), made)
+    folded_weight, folded_bias = (apply(Replaced, surrogate.float(), value) for surrogate, value in both)
+    return folded_weight, folded_bias
+
+

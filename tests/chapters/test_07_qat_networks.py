@@ -1,0 +1,532 @@
+"""Chapter 7: networks in training. What they give is compared, bit for bit, with what conversion makes of them."""
+
+import copy
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+from torch.nn import functional as F
+
+import networks
+import quantspec as qs
+from evidence import clause
+from quantspec.tutorial.models import MLP, LeNet
+
+pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
+
+
+class Residual(nn.Module):
+    """Depthwise and transposed convolutions, a sum, a join, pools, a table, a normalization in each place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.depthwise, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8)
+        self.before, self.point = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.wide, self.head = nn.ConvTranspose2d(8, 8, 3, stride=2), nn.Linear(16, 5)
+        self.act, self.alone = nn.SiLU(), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.first(x)))
+        y = F.relu6(self.norm2(self.depthwise(x)))
+        z = y + x
+        y = F.relu(self.point(self.before(F.max_pool2d(z, 1))) + z)
+        y = torch.cat([self.act(y), F.max_pool2d(y, 3, 1, 1)], 1)
+        z = F.avg_pool2d(self.wide(self.alone(y[:, :8] * y[:, 8:])), 2)
+        return self.head(y.mean((2, 3))) + F.adaptive_avg_pool2d(z, 1).flatten(1)[:, :5]
+
+
+class Reader(nn.Module):
+    """Two layers of an LSTM in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class Words(nn.Module):
+    """An embedding, attention, and a product with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, 8), nn.Linear(8, 5)
+        self.encoder, self.matrix = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Parameter(torch.eye(5))
+
+    def forward(self, x):
+        return self.head(self.encoder(self.words(x)).mean(1)) @ self.matrix
+
+
+class Python(nn.Module):
+    """A branch by data between layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.middle = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU())
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.middle(x) if x.sum() > -1e9 else x)
+
+
+NETWORKS = {
+    "mlp": (lambda: MLP(20), (20,)), "lenet": (lambda: LeNet(12), (1, 12, 12)), "residual": (Residual, (3, 7, 7)),
+    "lstm": (Reader, (5, 8)), "words": (Words, None), "python": (Python, (8,)),
+    "normalised": (networks.Normalised, (4,)),
+}  # fmt: skip
+
+
+def made(name):
+    """A seeded network and four batches of five."""
+    build, shape = NETWORKS[name]
+    generator = torch.Generator().manual_seed(3)
+    model = networks.seeded(build)
+    if shape is None:
+        return model, [torch.randint(0, 20, (5, 6), generator=generator) for _ in range(4)]
+    return model, [torch.randn(5, *shape, generator=generator) for _ in range(4)]
+
+
+def classes(p, batch):
+    return torch.arange(len(batch)) % 3
+
+
+def trained(p, batches, optimizer=None):
+    """A few steps of training; the optimizer."""
+    p.train()
+    optimizer = optimizer or torch.optim.SGD(p.parameters(), 0.05, momentum=0.9)
+    for batch in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(p(batch), classes(p, batch)).backward()
+        optimizer.step()
+    return optimizer
+
+
+def state(p):
+    """All bits of a network in training."""
+    return {name: tensor.clone() for name, tensor in p.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@clause("QAT-EQUAL", "QAT-START", "QAT-CONVERT")
+@pytest.mark.parametrize("options", [{}, {"bits": 4}, {"weight_bits": 2, "per_channel": False}], ids=str)
+@pytest.mark.parametrize("dialect", ["onnx", "fbgemm", "exact"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_trained_network_is_the_converted_one(name, dialect, options):
+    model, batches = made(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = qs.quantize(model, batches, dialect=dialect, **options)
+        p = qs.prepare_qat(model, batches, dialect=dialect, **options)
+        assert torch.equal(p(batches[0]), quantized(batches[0]))
+        trained(p, batches)
+        p.eval()
+        q = qs.convert(p)
+    for batch in batches:
+        assert torch.equal(p(batch), q(batch))
+    assert not torch.equal(q(batches[0]), quantized(batches[0]))
+
+
+@clause("QAT-EQUAL")
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_every_value_between_is_the_converted_networks(name):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches, dialect="onnx")
+    trained(p, batches)
+    p.eval()
+    q, seen = qs.convert(p), {}
+    q.run_on("reference").compiled(batches[0], lambda step, value: seen.__setitem__(step.name, torch.as_tensor(value)))
+    (_, _, network), = p.parts()
+    checked = 0
+    for step, value in intermediate(network, batches[0]):
+        grid = getattr(step, "y_qparams", None) or getattr(step, "qparams", None)
+        if isinstance(value, torch.Tensor) and grid is not None and seen[step.name].dtype == torch.uint8:
+            zero = int(next(s for s in q.program.steps if s.name == step.name).__dict__[
+                "y_qparams" if hasattr(step, "y_qparams") else "qparams"].zero_point)
+            assert torch.equal(value + zero, seen[step.name].float()), step.name
+            checked += 1
+    assert checked >= 4
+
+
+def intermediate(network, batch):
+    """Each step with its value."""
+    from quantspec.qat.run import Run
+    from quantspec.qat.steps import STEPS
+
+    run = Run(network)
+    run.values[network.template.inputs[0]] = batch
+    with torch.no_grad():
+        for step in network.template.steps:
+            run.values[step.name] = STEPS[type(step)](run, step)
+            yield step, run.values[step.name]
+
+
+@clause("QAT-FORWARD", "QAT-CONVERT")
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "lstm", "words"])
+def test_a_batch_in_training_gets_what_conversion_before_it_gives(name, learned):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches[:1], averaging=0.5, learned_scales=learned)
+    for module in p.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    optimizer = trained(p, batches[:2])
+    for batch in batches[2:]:
+        expected = qs.convert(p)(batch)
+        optimizer.zero_grad()
+        output = p(batch)
+        assert torch.equal(output, expected)
+        F.cross_entropy(output, classes(p, batch)).backward()
+        optimizer.step()
+
+
+@clause("QAT-CONVERT")
+@pytest.mark.parametrize("name", ["mlp", "lenet", "residual"])
+def test_conversion_is_that_of_the_float_network_with_the_present_ranges(name):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches)
+    trained(p, batches)
+    q = qs.convert(p.eval())
+    prepared = qs.prepare(copy.deepcopy(p.model).eval())
+    prepared(batches[0])
+    (_, _, network), = p.parts()
+    ranges = dict(zip(network.places, network.ranges.numpy()))
+    prepared.observers = {place: qs.MinMaxObserver().observe(ranges[place]) for place in prepared.observers}
+    expected = qs.convert(prepared)
+    for batch in batches:
+        assert torch.equal(q(batch), expected(batch))
+
+
+@clause("QAT-SURROGATE")
+def test_steps_on_codes_have_the_gradient_of_the_float_operation():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 1)
+
+        def forward(self, x):
+            a, b = self.a(x), self.b(x)
+            return self.last(torch.cat([torch.tanh(a + b), a * b], 1))
+
+    model, x = networks.seeded(Steps), networks.inputs(8)
+    p = qs.prepare_qat(model, [x, 2 * x])  # so that nothing is outside the ranges, where the gradient is 0
+    for part in (model, p):
+        part(x).sum().backward()
+    for ours, theirs in zip(p.parameters(), model.parameters()):
+        assert (ours.grad - theirs.grad).norm() < 0.1 * theirs.grad.norm()
+
+
+@clause("QAT-SURROGATE")
+def test_a_recurrent_layer_has_the_gradient_of_the_float_layer():
+    model, batches = made("lstm")
+    p = qs.prepare_qat(model, batches, dialect="exact")
+    for part in (model, p):
+        part(batches[0]).square().sum().backward()
+    for (name, theirs), ours in zip(model.named_parameters(), p.parameters()):
+        assert (ours.grad - theirs.grad).norm() <= 0.1 * theirs.grad.norm(), name
+
+
+@clause("QAT-SCALE")
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_learned_scales_are_trained_and_converted(bits):
+    model, batches = made("lenet")
+    p = qs.prepare_qat(model, batches, weight_bits=bits, learned_scales=True)
+    before = {name: value.clone() for name, value in p.named_parameters()}
+    trained(p, batches, torch.optim.Adam(p.parameters(), 1e-2))
+    scales = [name for name in before if ".scales." in name]
+    assert len(scales) >= 8
+    assert all(not torch.equal(value, before[name]) for name, value in p.named_parameters() if name in scales)
+    q = qs.convert(p.eval())
+    assert torch.equal(p(batches[0]), q(batches[0]))
+    (_, _, network), = p.parts()
+    for layer in q.program.layers:
+        scale = network.scales[f"{layer.name.replace('.', '_')}_weight"].detach().exp2()
+        assert np.array_equal(layer.w_qparams.scale, scale.numpy())
+
+
+@clause("QAT-RANGE")
+def test_a_batch_moves_the_ranges_by_its_share():
+    model, batches = made("mlp")
+    p = qs.prepare_qat(model, batches[:1], averaging=0.25)
+    (_, _, network), = p.parts()
+    before = dict(zip(network.places, network.ranges.clone().numpy()))
+    reals = {"x": batches[1]}
+    p.train()(batches[1])
+    observer = qs.MovingAverageObserver(0.25, None, *map(np.asarray, before["x"])).observe(reals["x"].numpy())
+    assert np.array_equal(network.ranges[network.places["x"]].numpy(), np.array(observer.range()))
+    changed = [name for name, index in network.places.items() if not np.array_equal(
+        network.ranges[index].numpy(), before[name])]
+    assert len(changed) == len(network.places) == 4
+
+
+@clause("QAT-RANGE", "QAT-DELAY")
+def test_the_first_batch_sets_ranges_that_are_missing():
+    model, batches = made("mlp")
+    p = qs.prepare_qat(model).train()
+    output = p(batches[0])
+    (_, _, network), = p.parts()
+    low, high = network.ranges[network.places["x"]].tolist()
+    assert (low, high) == (float(batches[0].min()), float(batches[0].max()))
+    expected = model(batches[0])
+    assert (output - expected).abs().max() < 0.02 * expected.abs().max()  # weights have codes, activations none
+    assert len(set(output[:, 0].tolist()) & set(qs.convert(p)(batches[0])[:, 0].tolist())) == 0
+
+
+@clause("QAT-DELAY")
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_activations_stay_float_as_long_as_they_are_delayed(delay):
+    model, batches = made("mlp")
+    p = qs.prepare_qat(model, batches, delay=delay).train()
+    for number, batch in enumerate(batches):
+        expected = qs.convert(p)(batch)
+        assert torch.equal(p(batch), expected) == (number >= delay)
+    (_, _, network), = p.parts()
+    assert int(network.batches) == 4
+
+
+@clause("QAT-FREEZE")
+@pytest.mark.parametrize("ranges, statistics", [(True, False), (False, True), (True, True)])
+def test_what_is_frozen_stays(ranges, statistics):
+    model, batches = made("lenet")
+    p = qs.prepare_qat(model, batches[:1]).train()
+    (_, _, network), = p.parts()
+    p.freeze(ranges=ranges, statistics=statistics)
+    before, mean = network.ranges.clone(), p.model.norm1.running_mean.clone()
+    p(2 * batches[1])
+    assert torch.equal(network.ranges, before) == ranges
+    assert torch.equal(p.model.norm1.running_mean, mean) == statistics
+
+
+@clause("QAT-FREEZE", "QAT-REFUSE")
+def test_ranges_that_do_not_exist_cannot_be_frozen():
+    p = qs.prepare_qat(made("mlp")[0])
+    with pytest.raises(qs.CalibrationError, match="freeze: the model: it has seen no values"):
+        p.freeze()
+
+
+@clause("QAT-EVALUATION")
+def test_evaluation_changes_nothing():
+    model, batches = made("residual")
+    p = qs.prepare_qat(model, batches[:1]).eval()
+    before = state(p)
+    first = p(batches[1])
+    p(3 * batches[2])
+    assert same(state(p), before) and torch.equal(p(batches[1]), first)
+
+
+@clause("QAT-FOLD")
+def test_a_normalization_is_folded_with_the_statistics_of_the_batch():
+    model, batches = made("lenet")
+    batch = batches[0]
+    p = qs.prepare_qat(model, [batch]).train()
+    twin = copy.deepcopy(model)
+    (_, _, network), = p.parts()
+    grid = network.grids()["x"].qparams
+    x = torch.from_numpy(grid.dequantize(grid.quantize(batch.numpy())))
+    twin.norm1.train()
+    seen = twin.conv1(x)
+    twin.norm1(seen)
+    ranges, seen_ranges = network.ranges.clone(), seen.var((0, 2, 3), correction=0)
+    output = p(batch)
+    for name in ("running_mean", "running_var"):
+        assert torch.allclose(getattr(p.model.norm1, name), getattr(twin.norm1, name), rtol=1e-5, atol=1e-6)
+    assert int(p.model.norm1.num_batches_tracked) == int(twin.norm1.num_batches_tracked)
+    # The same network with these statistics fixed, and the ranges of before.
+    fixed = copy.deepcopy(model)
+    with torch.no_grad():
+        fixed.norm1.running_mean.copy_(seen.mean((0, 2, 3)))
+        fixed.norm1.running_var.copy_(seen_ranges)
+    expected = qs.prepare_qat(fixed, [batch])
+    (_, _, other), = expected.parts()
+    other.ranges.copy_(ranges)
+    assert (output - expected(batch)).abs().max() <= 2 * float(network.grids()["fc2"].scale)
+    # Gradients go through the statistics: a normalized output does not depend on the size of the weights.
+    p.model.zero_grad()
+    p(batch).square().sum().backward()
+    along = (p.model.conv1.weight.detach() * p.model.conv1.weight.grad).sum((1, 2, 3))
+    assert float(along.abs().max()) < 0.2 * float(p.model.conv1.weight.grad.abs().sum())
+
+
+@clause("QAT-BITS", "STA-WEIGHT-BITS")
+@pytest.mark.parametrize("weight_bits", range(2, 9))
+def test_weights_have_as_many_bits_as_asked_for(weight_bits):
+    model, batches = made("mlp")
+    for q in (
+        qs.quantize(model, batches, weight_bits=weight_bits),
+        qs.convert(qs.prepare_qat(model, batches, weight_bits=weight_bits)),
+    ):
+        for layer in q.program.layers:
+            assert (layer.w_qparams.qmin, layer.w_qparams.qmax) == spec_codes(weight_bits)
+            assert layer.y_qparams.qmax == 255 and layer.weight.max() == 2 ** (weight_bits - 1) - 1
+    q = qs.convert(qs.prepare_qat(model, batches, bits=weight_bits))
+    assert {layer.y_qparams.qmax for layer in q.program.layers} == {2**weight_bits - 1}
+    assert {layer.w_qparams.qmin for layer in q.program.layers} == {-(2 ** (weight_bits - 1))}
+
+
+def spec_codes(bits):
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+@clause("QAT-BITS", "STA-WEIGHT-BITS")
+@pytest.mark.parametrize("options", [{"bits": 1}, {"bits": 9}, {"weight_bits": 1}, {"weight_bits": 9}], ids=str)
+@pytest.mark.parametrize("function", [qs.quantize, qs.prepare_qat])
+def test_other_numbers_of_bits_are_refused(function, options):
+    model, batches = made("mlp")
+    with pytest.raises(ValueError, match="bits: expected 2 to 8"):
+        function(model, batches, **options)
+
+
+@clause("QAT-PARAMETERS")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_float_networks_own_parameters_are_trained(name):
+    model, batches = made(name)
+    before = networks.parameters(model)
+    p = qs.prepare_qat(model, batches)
+    assert same(dict(model.named_parameters()), dict(p.model.named_parameters()))
+    trained(p, batches)
+    assert networks.unchanged(model, before) and not model.training
+    assert all(parameter.grad is not None for parameter in p.model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@clause("QAT-PARAMETERS")
+def test_frozen_layers_stay_and_gradients_accumulate():
+    model, batches = made("mlp")
+    model.fc1.requires_grad_(False)
+    p = qs.prepare_qat(model, batches)
+    assert not p.model.fc1.weight.requires_grad
+    trained(p, batches)
+    assert torch.equal(p.model.fc1.weight, model.fc1.weight) and not torch.equal(p.model.fc2.weight, model.fc2.weight)
+    p.freeze()
+    p.zero_grad()
+    parts = []
+    for batch in batches[:2]:
+        p.model.zero_grad()
+        p(batch).sum().backward()
+        parts.append(p.model.fc2.weight.grad.clone())
+    p.model.zero_grad()
+    for batch in batches[:2]:
+        p(batch).sum().backward()
+    assert torch.equal(p.model.fc2.weight.grad, parts[0] + parts[1])
+
+
+@clause("QAT-PYTHON")
+def test_python_between_parts_is_trained_through():
+    model, batches = made("python")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        p = qs.prepare_qat(model, batches)
+        assert not p.is_whole and len(list(p.parts())) == 3
+        statistics = p.model.middle[1].running_mean.clone()
+        trained(p, batches)
+        assert not torch.equal(p.model.middle[1].running_mean, statistics)
+        q = qs.convert(p.eval())
+    assert sum(len(network.program.layers) for _, network in q.networks()) == 3
+    assert torch.equal(copy.deepcopy(p)(batches[0]), q(batches[0]))
+
+
+@clause("QAT-RESUME")
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", ["lenet", "lstm", "python"])
+def test_what_was_interrupted_goes_on_as_it_would_have(name, learned):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches, delay=1, learned_scales=learned)
+    optimizer = trained(p, batches[:2], torch.optim.Adam(p.parameters(), 1e-3))
+    file = io.BytesIO()
+    torch.save({"p": p.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    trained(p, batches[2:], optimizer)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other = qs.prepare_qat(model, [2 * batch for batch in batches], delay=1, learned_scales=learned)
+    resumed = torch.optim.Adam(other.parameters(), 1e-3)
+    other.load_state_dict(saved["p"])
+    resumed.load_state_dict(saved["optimizer"])
+    trained(other, batches[2:], resumed)
+    assert same(state(p), state(other))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(qs.convert(p)(batches[0]), qs.convert(other)(batches[0]))
+
+
+def rank(number, path):
+    """One process of two, with batches of its own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/meet", rank=number, world_size=2)
+    try:
+        model, batches = made("lenet")
+        p = qs.prepare_qat(model, batches[:1], averaging=0.5)
+        parallel = nn.parallel.DistributedDataParallel(p)
+        optimizer = torch.optim.SGD(p.parameters(), 0.05)
+        parallel.train()
+        for batch in batches[number::2]:
+            optimizer.zero_grad()
+            F.cross_entropy(parallel((number + 1) * batch), classes(p, batch)).backward()
+            optimizer.step()
+        torch.save(state(p), f"{path}/{number}")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@clause("QAT-RANKS")
+def test_two_processes_have_the_same_network(tmp_path):
+    torch.multiprocessing.spawn(rank, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / str(number), weights_only=True) for number in range(2))
+    assert same(first, second)
+
+
+@clause("QAT-AUTOCAST")
+@pytest.mark.parametrize("name", ["lenet", "words"])
+def test_autocast_changes_no_code(name):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches)
+    expected = p(batches[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(p(batches[1]), expected)
+        p(batches[1]).sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in p.model.parameters())
+
+
+@clause("QAT-REFUSE")
+def test_what_cannot_be_trained_is_refused_by_name():
+    model, batches = made("mlp")
+    for call in (lambda: qs.convert(qs.prepare_qat(model)), lambda: qs.prepare_qat(model)(batches[0])):
+        with pytest.raises(qs.CalibrationError, match="it has seen no values; train on a batch, or pass calibration"):
+            call()
+    q = qs.quantize(model, batches)
+    with pytest.raises(TypeError, match="model: expected a float model, got a QuantizedModule"):
+        qs.prepare_qat(q)
+    with pytest.raises(ValueError, match="mode: a quantized network cannot be trained; .* prepare_qat"):
+        q.train()
+    with pytest.raises(TypeError, match=r"calibration: expected an iterable of batches, got Tensor; pass \[batch\]"):
+        qs.prepare_qat(model, batches[0])
+    with pytest.raises(TypeError, match="prepare_qat: there is no option 'bit'; near it: bits"):
+        qs.prepare_qat(model, bit=8)
+    with pytest.raises(ValueError, match="learned_scales: expected calibration batches"):
+        qs.prepare_qat(model, learned_scales=True)
+    with pytest.raises(ValueError, match="averaging: expected more than 0 and at most 1, got 0"):
+        qs.prepare_qat(model, batches, averaging=0)
+    with pytest.raises(ValueError, match="delay: expected a number of batches, got -1"):
+        qs.prepare_qat(model, batches, delay=-1)
+    with pytest.raises(qs.UnsupportedError, match="dialect: fbgemm-int16 adds products in 16 bits"):
+        qs.prepare_qat(model, batches, dialect="fbgemm-int16")
+
+
+@clause("QAT-REFUSE")
+def test_weights_and_batches_with_a_nan_are_refused_by_name():
+    model, batches = made("mlp")
+    p = qs.prepare_qat(model, batches).train()
+    with pytest.raises(ValueError, match="x: expected numbers, got NaN"):
+        p(batches[0] * float("nan"))
+    with torch.no_grad():
+        p.model.fc2.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="model: weight of layer 'fc2': expected finite values"):
+        p(batches[0])

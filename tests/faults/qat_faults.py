@@ -1,0 +1,105 @@
+"""Faults in quantization-aware training (chapter 7)."""
+
+from faults.fault import Fault
+
+STE = "passed: torch.Tensor = torch.ops.aten.hardtanh_backward(gradient, steps, low, high)"
+ENDS = "ends = grid.low - 0.5, grid.high + 0.5"
+MOVED = "approximate = a + constant * (b - a)"
+OF_WEIGHT = "rows.t().mm(x.reshape(-1, x.shape[-1])).mul_(plan.x.scale) if wanted[1] else None"
+
+FAULTS = [
+    Fault(
+        "qat-passes-everywhere", "qat.functions", ("QAT-STE",),
+        "The gradient passes beyond the ends of the range, too.",
+        STE, "passed: torch.Tensor = gradient.clone()",
+    ),
+    Fault(
+        "qat-half-a-step-is-outside", "qat.functions", ("QAT-STE",),
+        "What rounds to the last code is taken for outside of the range.",
+        ENDS, "ends = float(grid.low), float(grid.high)",
+    ),
+    Fault(
+        "qat-relu-passes-below-zero", "qat.functions", ("QAT-LAYER",),
+        "Behind a ReLU the gradient passes where the real value is below 0.",
+        "low, high = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5",
+        "low, high = plan.y.low - 0.5, plan.y.high + 0.5",
+    ),
+    Fault(
+        "qat-gradient-in-codes", "qat.functions", ("QAT-LAYER",),
+        "The gradient of a weight is formed with the codes of the input, not with what they mean.",
+        OF_WEIGHT, OF_WEIGHT.replace(".mul_(plan.x.scale)", ""),
+    ),
+    Fault(
+        "qat-conv-gradient-in-codes", "qat.functions", ("QAT-LAYER",),
+        "The gradient of a convolution's weight is formed with the codes of the input.",
+        "of_weight.mul_(plan.x.scale), of_bias", "of_weight, of_bias",
+    ),
+    Fault(
+        "qat-weight-gradient-clipped", "qat.functions", ("QAT-WEIGHT",),
+        "The largest weight, which is the end of its range, gets no gradient.",
+        "return gradients[0], None, None, None",
+        "return gradients[0] * (gradients[0] < gradients[0].max()), None, None, None",
+    ),
+    Fault(
+        "qat-scale-not-divided", "qat.functions", ("QAT-SCALE",),
+        "The gradient of a learned scale is not divided by the number of values.",
+        "/ (size * max(ends[1], 1)) ** 0.5", "/ max(ends[1], 1) ** 0.5",
+    ),
+    Fault(
+        "qat-scale-codes-alone", "qat.functions", ("QAT-SCALE",),
+        "The gradient of a learned scale forgets what the value is in steps.",
+        "gradient * (codes - between)", "gradient * codes",
+    ),
+    Fault(
+        "qat-sums-in-float32", "qat.functions", ("QAT-EXACT",),
+        "Accumulators beyond 2^24 are formed in float32.",
+        "kind = torch.float32 if largest <= EXACT else torch.float64", "kind = torch.float32",
+    ),
+    Fault(
+        "qat-range-of-the-last-batch", "qat.grids", ("QAT-RANGE",),
+        "A range is that of the last batch.",
+        MOVED, "approximate = b + 0 * a",
+    ),
+    Fault(
+        "qat-range-moves-once-more", "qat.network", ("QAT-RANGE",),
+        "A place without a range begins with a part of the first batch's.",
+        "np.where(first, new, moved)", "np.where(first, new / 2, moved)",
+    ),
+    Fault(
+        "qat-no-delay", "qat.run", ("QAT-DELAY",),
+        "Activations are in codes as soon as there are ranges.",
+        "delayed = network.training and int(network.batches) < network.how.delay", "delayed = False",
+    ),
+    Fault(
+        "qat-frozen-moves", "qat.run", ("QAT-FREEZE",),
+        "Ranges move after they were frozen.",
+        "network.training and not bool(network.frozen) and not network.scale_names",
+        "network.training and not network.scale_names",
+    ),
+    Fault(
+        "qat-frozen-statistics-move", "qat.run", ("QAT-FREEZE",),
+        "Normalizations are folded with the batch's statistics after those were frozen.",
+        "network.training and not bool(network.statistics_frozen)", "network.training",
+    ),
+    Fault(
+        "qat-evaluation-counts-batches", "qat.network", ("QAT-EVALUATION",),
+        "Batches of evaluation count for the delay.",
+        "if self.training:\n            with torch.no_grad():", "if True:\n            with torch.no_grad():",
+    ),
+    Fault(
+        "qat-weight-bits-are-bits", "ptq.options", ("QAT-BITS", "STA-WEIGHT-BITS"),
+        "The number of bits of activations decides over weights.",
+        "bits if weight_bits is None else weight_bits, engine)", "bits, engine)",
+    ),
+    Fault(
+        "qat-weights-rounded-away", "qat.grids", ("QAT-EQUAL", "QAT-CONVERT"),
+        "In training weights are truncated, in conversion rounded.",
+        "return torch.div(weight, along).round_().clamp_(qmin, qmax)",
+        "return torch.div(weight, along).trunc_().clamp_(qmin, qmax)",
+    ),
+    Fault(
+        "qat-autocast-reaches-codes", "qat.network", ("QAT-AUTOCAST",),
+        "Autocast computes products of codes in bfloat16.",
+        'torch.autocast("cpu", enabled=False)', 'torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"))',
+    ),
+]
