@@ -70,9 +70,10 @@ class Python(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 5)
         self.middle = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.gain = nn.Parameter(torch.tensor(1.5))
 
     def forward(self, x):
-        x = self.first(x)
+        x = self.first(x) * self.gain
         return self.last(self.middle(x) if x.sum() > -1e9 else x)
 
 
@@ -429,6 +430,7 @@ def test_python_between_parts_is_trained_through():
         statistics = p.model.middle[1].running_mean.clone()
         trained(p, batches)
         assert not torch.equal(p.model.middle[1].running_mean, statistics)
+        assert p.model.gain.grad is not None and p.model.gain != model.gain
         q = qs.convert(p.eval())
     assert sum(len(network.program.layers) for _, network in q.networks()) == 3
     assert torch.equal(copy.deepcopy(p)(batches[0]), q(batches[0]))
@@ -478,7 +480,7 @@ def rank(number, path):
 
 @clause("QAT-RANKS")
 def test_two_processes_have_the_same_network(tmp_path):
-    torch.multiprocessing.spawn(rank, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(rank, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / str(number), weights_only=True) for number in range(2))
     assert same(first, second)
 

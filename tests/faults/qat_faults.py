@@ -92,7 +92,7 @@ FAULTS = [
         "bits if weight_bits is None else weight_bits, engine)", "bits, engine)",
     ),
     Fault(
-        "qat-weights-rounded-away", "qat.grids", ("QAT-EQUAL", "QAT-CONVERT"),
+        "qat-weights-rounded-away", "qat.grids", ("QAT-EQUAL", "QAT-CONVERT", "QAT-FORWARD", "QAT-START"),
         "In training weights are truncated, in conversion rounded.",
         "return torch.div(weight, along).round_().clamp_(qmin, qmax)",
         "return torch.div(weight, along).trunc_().clamp_(qmin, qmax)",
@@ -101,5 +101,41 @@ FAULTS = [
         "qat-autocast-reaches-codes", "qat.network", ("QAT-AUTOCAST",),
         "Autocast computes products of codes in bfloat16.",
         'torch.autocast("cpu", enabled=False)', 'torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu"))',
+    ),
+    Fault(
+        "qat-steps-twice-the-gradient", "qat.functions", ("QAT-SURROGATE",),
+        "Steps on codes double the gradient that they pass.",
+        "rounded_gradients(gradient, real, ctx.grid, ctx.grid.low, ctx.learned)",
+        "rounded_gradients(2 * gradient, real, ctx.grid, ctx.grid.low, ctx.learned)",
+    ),
+    Fault(
+        "qat-folds-running-statistics", "qat.run", ("QAT-FOLD",),
+        "In training, normalizations are folded with the statistics of before.",
+        "network.training and not bool(network.statistics_frozen)", "False",
+    ),
+    Fault(
+        "qat-bias-without-gradient", "qat.functions", ("QAT-PARAMETERS", "QAT-LAYER"),
+        "Biases of linear layers get no gradient.",
+        "return of_x, of_weight, rows.sum(0) if wanted[2] else None", "return of_x, of_weight, None",
+    ),
+    Fault(
+        "qat-python-has-other-tensors", "qat.prepare", ("QAT-PYTHON",),
+        "The Python between parts computes with copies of the tensors that are trained.",
+        'self.__dict__["running"] = sharing(self.model)', 'self.__dict__["running"] = copies.own_copy(self.model)',
+    ),
+    Fault(
+        "qat-batches-are-forgotten", "qat.network", ("QAT-RESUME",),
+        "How many batches have passed is no part of the state.",
+        "torch.zeros((), dtype=torch.int64))", "torch.zeros((), dtype=torch.int64), persistent=False)",
+    ),
+    Fault(
+        "qat-ranges-of-one-process", "qat.ranks", ("QAT-RANKS",),
+        "Each process has the ranges of its own batches.",
+        "distributed.all_reduce(both, op=distributed.ReduceOp.MAX)", "pass",
+    ),
+    Fault(
+        "qat-negative-delay", "qat.prepare", ("QAT-REFUSE",),
+        "A negative delay is taken.",
+        "if not isinstance(delay, int) or delay < 0:", "if not isinstance(delay, int):",
     ),
 ]
