@@ -24,6 +24,7 @@ from quantspec.backends.pytorch import quantized
 from quantspec.errors import MissingExtraError
 from quantspec.extras import needed
 from quantspec.progress import progress
+from quantspec.torchvision_compat import import_torchvision
 from quantspec.tutorial import data, models, report, rows, tutorial, zoo
 from quantspec.tutorial.families import registry
 
@@ -128,6 +129,7 @@ def show_zoo(options: argparse.Namespace) -> int:
     names = options.model or list(zoo.NAMES)
     if unknown := [name for name in names if name not in zoo.NAMES]:
         raise ValueError(f"--model: expected one of {', '.join(zoo.NAMES)}, got {unknown[0]!r}")
+    import_torchvision()  # told here, once, and not by each process
     with output_file(options.json, "--json") as json_file:
         found = [row for _, row in zip(progress(names, "zoo"), zoo.rows(names))]
         console = Console()
