@@ -1,6 +1,7 @@
 """Chapter 7: networks in training. What they give is compared, bit for bit, with what conversion makes of them."""
 
 import copy
+import datetime
 import io
 import warnings
 
@@ -462,7 +463,9 @@ def test_what_was_interrupted_goes_on_as_it_would_have(name, learned):
 def rank(number, path):
     """One process of two, with batches of its own."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/meet", rank=number, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{path}/meet", rank=number, world_size=2, timeout=datetime.timedelta(seconds=60)
+    )
     try:
         model, batches = made("lenet")
         p = qs.prepare_qat(model, batches[:1], averaging=0.5)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantspec.engines.tensors import float_address
 from quantspec.ir.float_graph import BatchNorm, Folded, Layer
 from quantspec.ir.float_run import transposed_weight
 from quantspec.numerics import folding
@@ -72,7 +73,7 @@ class Sources:
         """Where an array comes from; None for what was computed. ``layer``: the path of its module."""
         start, kind = array.ctypes.data, array.dtype
         for path, tensor in self.tensors.items():
-            if tensor.data_ptr() == start and tuple(tensor.shape) == array.shape and tensor.dtype is torch.float32:
+            if float_address(tensor.detach()) == start and tuple(tensor.shape) == array.shape:
                 return Source(path, whole)
         if kind != np.float32:
             return None
