@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 from torch import nn
 
 import networks
@@ -21,6 +22,14 @@ def test_what_is_something_else_is_refused_by_what_was_expected(call, message):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
     with pytest.raises(TypeError, match=re.escape(message)):
         call(model, qs.quantize(model, [networks.inputs(3, (4,))]))
+
+
+def test_what_stands_for_other_values_is_not_observed():
+    prepared, x = qs.prepare(nn.Sequential(nn.Linear(4, 3)).eval()), networks.inputs(3, (4,))
+    prepared(x)
+    message = "input 'input': a value that is observed: expected a tensor with values, got a Tensor that stands for"
+    with pytest.raises(TypeError, match=f"^{message}"):
+        torch.vmap(prepared)(x)
 
 
 def test_paths_that_differ_in_a_dot_are_two_parts():

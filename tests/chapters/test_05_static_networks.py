@@ -579,6 +579,17 @@ def test_codes_have_as_many_bits_as_asked_for(bits):
         qs.quantize(model, [x], per_channel=1)
 
 
+@clause("STA-UNTOUCHED")
+def test_a_network_that_was_prepared_is_that_of_then():
+    model, x = networks.seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU())), networks.inputs(4, (8,))
+    expected = qs.quantize(model, [x])(x)
+    prepared = qs.prepare(model)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    prepared(x)
+    assert torch.equal(qs.convert(prepared)(x), expected)
+
+
 @clause("STA-NOTHING")
 def test_a_network_with_nothing_to_quantize_warns_and_computes_in_float():
     model, x = networks.seeded(lambda: nn.Sequential(nn.Softmax(1))), networks.inputs()

@@ -569,6 +569,24 @@ def test_a_projection_is_named_as_what_keeps_a_recurrent_network_in_float():
             assert "LSTM with proj_size has no integer form here" in str(quantize(model)).replace("\n", " ")
 
 
+@clause("STA-REST")
+def test_a_layer_that_cannot_be_read_stays_and_those_behind_it_do_not():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.head = nn.Linear(4, 5), nn.Linear(4, 2)
+            self.unused.weight = None  # as where a library takes a layer out
+
+        def forward(self, x):
+            return self.head(x)
+
+    model, x = networks.seeded(Unused), networks.inputs(6, (4,))
+    q = qs.quantize_dynamic(model)
+    ((path, reason),) = [(stop.path, stop.reason) for stop in q.stops]
+    assert path == "unused" and reason.startswith("Linear cannot be traced: ")
+    assert accuracy.sqnr(model(x).detach().numpy(), q(x).numpy()) > 30
+
+
 @clause("DYN-RECURRENT")
 def test_packed_sequences_stay_in_float():
     class Packed(nn.Module):

@@ -364,6 +364,7 @@ def test_weights_have_as_many_bits_as_asked_for(weight_bits):
     model, batches = made("mlp")
     for q in (
         qs.quantize(model, batches, weight_bits=weight_bits),
+        calibrated(model, batches, weight_bits=weight_bits),
         qs.convert(qs.prepare_qat(model, batches, weight_bits=weight_bits)),
     ):
         for layer in q.program.layers:
@@ -372,6 +373,13 @@ def test_weights_have_as_many_bits_as_asked_for(weight_bits):
     q = qs.convert(qs.prepare_qat(model, batches, bits=weight_bits))
     assert {layer.y_qparams.qmax for layer in q.program.layers} == {2**weight_bits - 1}
     assert {layer.w_qparams.qmin for layer in q.program.layers} == {-(2 ** (weight_bits - 1))}
+
+
+def calibrated(model, batches, **options):
+    p = qs.prepare(model, **options)
+    for batch in batches:
+        p.observe(batch)
+    return qs.convert(p)
 
 
 def spec_codes(bits):

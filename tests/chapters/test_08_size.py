@@ -221,7 +221,9 @@ def network(kind, width):
 
 
 def quantize(kind, model, x):
-    return qs.quantize_dynamic(model) if kind == "dynamic" else qs.quantize(model, [x])
+    if kind in ("static", "conv"):
+        return qs.quantize(model, [x])
+    return qs.quantize_dynamic(model, example=x if kind == "example" else None)
 
 
 @pytest.fixture
@@ -234,7 +236,7 @@ def one_thread():
 
 @clause("SIZ-RESIDENT", "SIZ-PEAK")
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="memory is measured as Linux tells it")
-@pytest.mark.parametrize("kind", ["static", "dynamic", "conv"])
+@pytest.mark.parametrize("kind", ["static", "dynamic", "example", "conv"])
 def test_weights_are_in_memory_once(kind, tmp_path, one_thread):
     path, width = tmp_path / "q.safetensors", 1024 if kind == "conv" else 2048
     model, x = network(kind, 64)  # what is loaded and compiled once

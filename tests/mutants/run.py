@@ -26,16 +26,21 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 WORK = ROOT / "build" / "mutants"
-QUANTIZING = "capture/test_capture.py", "capture/test_arguments.py", "chapters/test_08_work.py"
+QUANTIZING = (
+    "capture/test_capture.py", "capture/test_arguments.py", "chapters/test_08_size.py", "chapters/test_08_work.py",
+)  # fmt: skip
 TESTS = {
     "numerics.affine": ("chapters/test_01_affine.py",),
     "numerics.observers": ("chapters/test_02_observers.py",),
     "numerics.integer": ("chapters/test_03_integer.py", "chapters/test_03_integer_windows.py"),
     "numerics.folding": ("chapters/test_04_fusion.py",),
-    "ptq.fusion": ("chapters/test_04_fusion.py",),
+    # What fusion notes for training is checked where networks are trained.
+    "ptq.fusion": ("chapters/test_04_fusion.py", "chapters/test_07_qat_networks.py"),
     "ptq.static": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING),
     # What stays in float is a clause of chapter 5 for both.
-    "ptq.dynamic": ("chapters/test_06_dynamic.py", "chapters/test_05_static.py", *QUANTIZING),
+    "ptq.dynamic": (
+        "chapters/test_06_dynamic.py", "chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING,
+    ),
 }
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 

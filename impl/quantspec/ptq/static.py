@@ -44,14 +44,14 @@ class Prepared(nn.Module):
     ``convert``."""
 
     capture: "Captured[Prepared] | None"
-    macs: Macs | None = None  # of each node on the first batch, where this is the whole network
+    macs: Macs  # of each node on the first batch, where this is the whole network
 
     def __init__(
         self, graph: FloatGraph, observer: Observer, options: Options, capture: "Captured[Prepared] | None" = None
     ):
         super().__init__()
         self.eval()
-        self.graph, self.options = graph, options
+        self.graph, self.options, self.macs = graph, options, {}
         self.placement = Placement(graph)
         self.observers = dict.fromkeys(self.placement.observed, observer)
         # A plain attribute, since the model in it is none of this network's parts.
@@ -143,12 +143,13 @@ def prepare(
         per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
         engine=engine,
     )  # fmt: skip
-    return observing(model, options, observer, fuse=fuse, exclude=exclude, share=False)
+    return observing(model, options, observer, fuse=fuse, exclude=exclude)
 
 
 def observing(
-    model: nn.Module, options: Options, observer: Observer, *, fuse: bool, exclude: str | Sequence[str], share: bool
-) -> Prepared:
+    model: nn.Module, options: Options, observer: Observer, *, fuse: bool, exclude: str | Sequence[str],
+    share: bool = False,
+) -> Prepared:  # fmt: skip
     """``prepare`` with checked options; ``share``: the network is converted before anybody changes the model, whose
     weights need not be copied then, where its modules are torch.nn's own."""
     if not isinstance(observer, Observer):
@@ -188,7 +189,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
     capture = prepared.capture
     if capture is None or (capture.running is None and prepared.graph is not NOTHING):
         program = converted(prepared)
-        report = None if prepared.macs is None else report_of_network(prepared.graph, program, prepared.macs)
+        report = report_of_network(prepared.graph, program, prepared.macs)
         warn_of_float(report, [program], nothing_in(prepared.graph))
         return QuantizedModule(program, prepared.options.engine, report, own=True)
     if capture.running is None:
@@ -215,7 +216,7 @@ def check_options(function: str, options: dict[str, Any]) -> None:
     known = list(inspect.signature(prepare).parameters)[1:]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
+            near = difflib.get_close_matches(name, known) or known
             raise TypeError(f"{function}: there is no option {name!r}; near it: {', '.join(near)}")
 
 

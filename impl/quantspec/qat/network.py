@@ -54,7 +54,7 @@ class Network(nn.Module):
     zero_points: torch.Tensor
     model: nn.Module
     callables: Callables
-    macs: Macs | None
+    macs: Macs
 
     def __init__(self, prepared: Prepared, model: nn.Module, training: Training):
         super().__init__()

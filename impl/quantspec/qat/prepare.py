@@ -230,8 +230,8 @@ def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedMode
     if prepared.is_whole:
         (network,) = (network for _, _, network in prepared.parts())
         program = programs[""][None]
-        macs = network.macs
-        report = None if macs is None else report_of_network(network.graph, program, macs)
+        # Where it was not calibrated, no work has been counted.
+        report = report_of_network(network.graph, program, network.macs) if network.macs else None
         warn_of_float(report, [program], nothing_in(network.graph))
         return QuantizedModule(program, engine, report)
     report = report_of_parts(graphs, programs, prepared.work, prepared.stops, prepared.exclude)
