@@ -567,6 +567,9 @@ def test_codes_have_as_many_bits_as_asked_for(bits):
         ) - 1
     seen = trace(q, x)
     assert max(seen["first"].max(), seen["second"].max()) == 2**bits - 1
+    prepared = qs.prepare(model, weight_bits=bits)
+    prepared(x)
+    assert {layer.w_qparams.qmax for layer in qs.convert(prepared).program.layers} == {2 ** (bits - 1) - 1}
     if bits > 2:
         reduced = qs.quantize(model, [x], bits=bits, dialect="exact", reduce_range=True)
         assert reduced.program.layers[0].y_qparams.qmax == 2 ** (bits - 1) - 1

@@ -78,10 +78,22 @@ class Python(nn.Module):
         return self.last(self.middle(x) if x.sum() > -1e9 else x)
 
 
+class Both(nn.Module):
+    """A convolution with a normalization on either side, the first of which nothing else can absorb."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.before, self.behind = nn.MaxPool2d(2, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(8)
+        self.point, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(F.relu(self.behind(self.point(self.before(self.pool(x))))).mean((2, 3)))
+
+
 NETWORKS = {
     "mlp": (lambda: MLP(20), (20,)), "lenet": (lambda: LeNet(12), (1, 12, 12)), "residual": (Residual, (3, 7, 7)),
     "lstm": (Reader, (5, 8)), "words": (Words, None), "python": (Python, (8,)),
-    "normalised": (networks.Normalised, (4,)),
+    "normalised": (networks.Normalised, (4,)), "both": (Both, (3, 4, 4)),
 }  # fmt: skip
 
 
@@ -402,6 +414,7 @@ def test_the_float_networks_own_parameters_are_trained(name):
     before = networks.parameters(model)
     p = qs.prepare_qat(model, batches)
     assert same(dict(model.named_parameters()), dict(p.model.named_parameters()))
+    assert len(list(p.parameters())) == len(list(p.model.parameters()))  # and no others are
     trained(p, batches)
     assert networks.unchanged(model, before) and not model.training
     assert all(parameter.grad is not None for parameter in p.model.parameters())
