@@ -522,6 +522,24 @@ def test_autocast_changes_no_code(name):
     assert all(parameter.grad.dtype == torch.float32 for parameter in p.model.parameters())
 
 
+@clause("QAT-COMPILE")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler asks every tensor for one
+@pytest.mark.filterwarnings("ignore:module 'first' is called in a way")  # the codes below would tell
+@pytest.mark.parametrize("name", ["lenet", "python"])
+def test_compiling_changes_no_code(name):
+    model, batches = made(name)
+    p, plain = qs.prepare_qat(model), qs.prepare_qat(model)  # whose first batch says what they are
+    compiled = torch.compile(lambda x: p(x) * 2, backend="eager")
+    for network, call in ((plain, plain), (p, compiled)):
+        network.train()
+        call(batches[0]).sum().backward()
+        assert all(parameter.grad is not None for parameter in network.model.parameters())
+    assert torch.equal(compiled(batches[1]), 2 * plain(batches[1])) and same(state(p), state(plain))
+    p.eval(), plain.eval()
+    assert torch.equal(compiled(batches[2]), 2 * plain(batches[2]))
+    assert torch.equal(torch.compile(p, backend="eager")(batches[2]), plain(batches[2]))
+
+
 @clause("QAT-REFUSE")
 def test_what_cannot_be_trained_is_refused_by_name():
     model, batches = made("mlp")

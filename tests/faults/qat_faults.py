@@ -129,6 +129,11 @@ FAULTS = [
         "torch.zeros((), dtype=torch.int64))", "torch.zeros((), dtype=torch.int64), persistent=False)",
     ),
     Fault(
+        "training-is-traced", "qat.eager", ("QAT-COMPILE",),
+        "torch's compiler traces the steps of training, with their integer kernels.",
+        'if "torch._dynamo" not in sys.modules:', 'if sys.modules:',
+    ),
+    Fault(
         "qat-ranges-of-one-process", "qat.ranks", ("QAT-RANKS",),
         "Each process has the ranges of its own batches.",
         "distributed.all_reduce(both, op=distributed.ReduceOp.MAX)", "pass",

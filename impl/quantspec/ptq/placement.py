@@ -1,4 +1,5 @@
-"""Where a float graph will be in codes, and which grids that takes (chapter 5, "What gets which qparams")."""
+"""Which values of a float graph will be codes and which stay in float, and on which grids (chapter 5, "What gets which
+qparams")."""
 
 from functools import cached_property
 

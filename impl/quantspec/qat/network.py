@@ -21,6 +21,7 @@ from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import Macs
 
 from . import ranks
+from .eager import eager
 from .grids import Grid, activation_grid, moved_ranges, weight_scale
 from .run import Run
 from .steps import STEPS
@@ -239,6 +240,7 @@ class Network(nn.Module):
 
     # --- running
 
+    @eager
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output: of the integer network that it would be converted to now (QAT-EQUAL), or in float where
         ranges are missing or delayed (QAT-DELAY)."""
@@ -246,7 +248,6 @@ class Network(nn.Module):
         with torch.autocast("cpu", enabled=False):
             return self.run(named)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types there
     def run(self, batch: Any) -> Any:
         run = Run(self)
         values = run.values

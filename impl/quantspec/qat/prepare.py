@@ -19,6 +19,7 @@ from quantspec.ptq.captured import Captured
 from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import NO_PART, nothing_in, report_of_network, report_of_parts, warn_of_float
 
+from .eager import eager
 from .network import Network, Training, sharing
 
 NO_DATA = "the model: it has seen no values; train on a batch, or pass calibration batches"
@@ -100,7 +101,7 @@ class QATModule(nn.Module):
         assert self.running is not None
         return self.running(*args, **kwargs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types there
+    @eager
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Settles on the first batch what the network is. What is observed of it there does not count."""
         prepared, capture = undecided(self.prepared)
