@@ -97,8 +97,8 @@ FAULTS = [
     Fault(
         "file-read-whole", "storage.file", ("SIZ-PEAK",),
         "The bytes of the file are read, and then the arrays in them.",
-        "return contents(source, modules or {}, model=model)",
-        "return contents(io.BytesIO(source.read()), modules or {}, model=model)",
+        "return contents(source, modules or {}, model=model, limits=limits)",
+        "return contents(io.BytesIO(source.read()), modules or {}, model=model, limits=limits)",
     ),
     Fault(
         "padding-not-told", "module.size", ("SIZ-TOLD",),

@@ -328,4 +328,14 @@ FAULTS = [
         "Ranges are searched with 256 codes, also where there will be sixteen.",
         "qmax=2 ** (options.bits - options.reduce_range) - 1)", "qmax=255)",
     ),
+    Fault(
+        "sizes-limited-each-alone", "storage.limits", ("STA-LIMITS",),
+        "Of the sizes that multiply only the largest is held to a limit.",
+        "positions = math.prod(windows)", "positions = max(windows)",
+    ),
+    Fault(
+        "limits-not-looked-at", "storage.limits", ("STA-LIMITS",),
+        "What a file states is added up, and any file is loaded.",
+        "            if total > limit:", "            if total < 0:",
+    ),
 ]

@@ -14,6 +14,7 @@ from quantspec.errors import FormatError
 from quantspec.ir.held import Held, changed
 from quantspec.ir.held import held as held_codes
 from quantspec.storage import file
+from quantspec.storage.limits import Limits
 from quantspec.storage.model import Model
 
 from .coded import Coded, codes_in, held
@@ -28,6 +29,8 @@ def load(
     model: nn.Module | None = None,
     modules: Mapping[str, nn.Module] | None = None,
     engine: str = "auto",
+    max_memory: float | None = None,
+    max_work: float | None = None,
 ) -> QuantizedModule | QuantizedModel:
     """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is
     checked.
@@ -35,17 +38,20 @@ def load(
     ``model``: the float model, for a network whose parts have Python between them, which no file holds. It is copied,
     and takes the file's tensors, whatever its own are (STA-MODEL-STORED). ``modules``: modules by path, for those
     whose class a file cannot name; those of ``model`` need not be given. ``engine``: what will run the network.
+    ``max_memory``, in bytes, and ``max_work``, in operations: what the file may state that it costs, which is told
+    from its header before anything is made (STA-LIMITS); None for what any file of its size may state.
     Raises FormatError for a file that is damaged, foreign or of a newer version, ValueError for a model or a module
     that is missing or does not fit, and as ``QuantizedModule.run_on`` does for an engine; OSError as reading files
     does.
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    limits = Limits(limit(max_memory, "max_memory"), limit(max_work, "max_work"))
     own = None if model is None else copies.own_copy(copies.inside(model))
     given = dict(modules or {})
     if own is not None:
         given = dict(own.named_modules()) | given
-    network, rows = file.load(path, given, model=own)
+    network, rows = file.load(path, given, model=own, limits=limits)
     report = None if rows is None else Report(tuple(Work(*row) for row in rows[0]), rows[1])
     if not isinstance(network, Model):
         return QuantizedModule(network, engine, report, own=True)
@@ -55,6 +61,17 @@ def load(
         return assembled(own.eval(), network, engine, report)
     except Unfit as error:
         raise FormatError(f"{os.fspath(path)}: {error}") from error
+
+
+def limit(value: object, argument: str) -> float | None:
+    """A limit that the caller gave. TypeError and ValueError for what is no number from 0 on."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{argument}: expected a number from 0 on, got {value}")
+    return value
 
 
 class Unfit(ValueError):

@@ -37,8 +37,8 @@ class QuantizedModule(nn.Module):
     """A quantized network. Calling it takes and gives what the float model took and gave, for any batch and image size.
 
     ``program`` is the network as plain data. Training mode is refused. It can be copied, pickled and called from
-    several threads at once. ``parameters()`` are those of what stays in float; ``state_dict()`` has the codes, scales
-    and biases too.
+    several threads at once. Unpickling runs whatever code a pickle names: a file of ``save`` runs none.
+    ``parameters()`` are those of what stays in float; ``state_dict()`` has the codes, scales and biases too.
     """
 
     program: Program

@@ -206,8 +206,6 @@ def check_call(step: Call, callables: Callables) -> None:
             raise ValueError(f"{where}: a file may not name the attribute {step.args[1:]!r}")
     elif step.kind not in ("module", "attribute"):
         raise ValueError(f"{where}: expected a module, a function, a method or an attribute, got {step.kind!r}")
-    if not all(isinstance(key, str) for key in step.kwargs):
-        raise ValueError(f"{where}: expected arguments by name")
 
 
 def is_known_attribute(step: Call) -> bool:

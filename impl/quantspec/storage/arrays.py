@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Any
 
@@ -20,30 +21,47 @@ LONGEST_HEADER = 100_000_000
 METADATA = "__metadata__"
 
 
-Read = tuple[dict[str, torch.Tensor], dict[str, np.ndarray], Any]
+@dataclass(frozen=True)
+class Header:
+    """What the beginning of a file says: its metadata; place, shape and type of each tensor, in the order in which they
+    lie; ``start``: where they begin; ``size``: bytes of the file."""
+
+    metadata: Any
+    places: dict[str, tuple[tuple[int, int], tuple[int, ...], torch.dtype]]
+    start: int
+    size: int
 
 
-def read(source: BufferedIOBase, once: Callable[[Any], Any]) -> Read:
-    """The tensors of a file, those of them that are codes as arrays, and its metadata.
-
-    ``once``: makes an object of JSON of its pairs. ValueError for what is no such file. Codes come into memory in which
-    they can be packed.
-    """
+def header(source: BufferedIOBase, once: Callable[[Any], Any]) -> Header:
+    """What a file has in it. ``once``: makes an object of JSON of its pairs. ValueError for what is no such file."""
     size = source.seek(0, 2)
     source.seek(0)
     length = int.from_bytes(source.read(8), "little")
-    if size < 8 or not 2 <= length <= min(LONGEST_HEADER, size - 8):
+    if not 2 <= length <= min(LONGEST_HEADER, size - 8):
         raise ValueError("it has no header of a .safetensors file")
-    header = json.loads(source.read(length), object_pairs_hook=once)
-    if type(header) is not dict:
+    content = json.loads(source.read(length), object_pairs_hook=once)
+    if type(content) is not dict:
         raise ValueError("its header is no object")
-    metadata = header.pop(METADATA, None) or {}
-    tensors, codes, end = {}, {}, 0
-    rows = sorted(((place(row), name, row) for name, row in header.items()), key=lambda item: item[0])
+    metadata, places, end = content.pop(METADATA, None) or {}, {}, 0
+    rows = sorted(((place(row), name, row) for name, row in content.items()), key=lambda item: item[0])
     for (first, last), name, row in rows:
         shape, dtype = tuple(row["shape"]), TYPES[row["dtype"]]
         if first != end or last - first != math.prod(shape) * dtype.itemsize or last > size - 8 - length:
             raise ValueError(f"tensor {name!r} has offsets that do not follow those before, or do not fit its shape")
+        places[name], end = ((first, last), shape, dtype), last
+    if end != size - 8 - length:
+        raise ValueError("its header does not say what all of it is")
+    return Header(metadata, places, 8 + length, size)
+
+
+def read(source: BufferedIOBase, header: Header) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray]]:
+    """The tensors of a file, and those of them that are codes as arrays, in memory in which they can be packed.
+
+    ValueError for a file that ends before its header says so.
+    """
+    tensors, codes = {}, {}
+    source.seek(header.start)
+    for name, ((first, last), shape, dtype) in header.places.items():
         as_codes = dtype == torch.int8 and len(shape) >= 2 and 0 not in shape
         array = codes_with_room(shape) if as_codes else aligned(last - first)
         if array.size and source.readinto(array.reshape(-1).view(np.uint8).data) != last - first:
@@ -51,10 +69,7 @@ def read(source: BufferedIOBase, once: Callable[[Any], Any]) -> Read:
         tensors[name] = torch.from_numpy(array) if as_codes else torch.from_numpy(array).view(dtype).reshape(shape)
         if as_codes:
             codes[name] = array
-        end = last
-    if end != size - 8 - length:
-        raise ValueError("its header does not say what all of it is")
-    return tensors, codes, metadata
+    return tensors, codes
 
 
 def place(row: Any) -> tuple[int, int]:

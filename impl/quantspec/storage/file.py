@@ -31,12 +31,14 @@ from . import arrays, validate
 from .allowed import RENAMED_FUNCTIONS, RENAMED_STEPS
 from .callables import NotGiven, read_callables, write_callables
 from .json_fields import LARGEST_INT, Reader, Writer, expect, keys
+from .limits import Limits, stated
 from .model import Model, Part, read_coded, read_way, write_coded, write_way
 
 # Version 2 has other names of steps and functions than version 1, which is read too (``renamed``). Since version 3
 # there is a report, and a file may hold a model whose parts are networks.
 FORMAT, VERSION, OLDEST_VERSION, WITH_MODELS = "quantspec", 3, 1, 3
 DRAFT_SECONDS = 60  # for which a file that is being written is left alone, whoever seems to write it
+USUAL = Limits()
 STEPS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Step)}
 # What reading raises for a file that is none of ours, or not as it was written.
 UNREADABLE = (
@@ -104,18 +106,23 @@ def runs(process: int) -> bool:
 
 
 def load(
-    path: str | os.PathLike[str], modules: Mapping[str, nn.Module] | None = None, *, model: nn.Module | None = None
+    path: str | os.PathLike[str],
+    modules: Mapping[str, nn.Module] | None = None,
+    *,
+    model: nn.Module | None = None,
+    limits: Limits = USUAL,
 ) -> tuple[Program | Model, Report | None]:
     """What a file holds that ``save`` wrote, bit for bit. Nothing in the file is executed, everything is checked.
 
     ``modules``: by path, modules whose code the file does not hold; they are copied, and take the file's state.
-    ``model``: one for what is Python, whose library's classes of outputs a file may name. Raises FormatError naming the
+    ``model``: one for what is Python, whose library's classes of outputs a file may name. ``limits``: what it may cost
+    (STA-LIMITS). Raises FormatError naming the
     file and what is wrong with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files
     does.
     """
     with open(path, "rb") as source:
         try:
-            return contents(source, modules or {}, model=model)
+            return contents(source, modules or {}, model=model, limits=limits)
         except NotGiven:
             raise
         except UNREADABLE as error:
@@ -168,10 +175,15 @@ def unpacked(data: bytes, modules: Mapping[str, nn.Module]) -> Program:
 
 
 def contents(
-    source: BufferedIOBase, modules: Mapping[str, nn.Module], *, model: nn.Module | None = None
+    source: BufferedIOBase,
+    modules: Mapping[str, nn.Module],
+    *,
+    model: nn.Module | None = None,
+    limits: Limits = USUAL,
 ) -> tuple[Program | Model, Report | None]:
     """What an open file holds. Raises many kinds of errors, which say what is wrong."""
-    tensors, codes, metadata = arrays.read(source, once)
+    start = arrays.header(source, once)
+    metadata = start.metadata
     if type(metadata) is not dict or type(metadata.get(FORMAT)) is not str:
         raise ValueError("no network of quantspec is in it")
     header = json.loads(metadata[FORMAT], object_pairs_hook=once, parse_constant=refuse_number)
@@ -184,6 +196,9 @@ def contents(
     kind = "model" if "model" in header and version >= WITH_MODELS else "network"
     more = ("report",) if version >= WITH_MODELS else ()
     keys(header, ("format", "version", "sha256", kind, *more), "header")
+    sizes = {name: (shape, last - first) for name, ((first, last), shape, _) in start.places.items()}
+    stated(header, sizes, start.start).check(limits, start.size)
+    tensors, codes = arrays.read(source, start)
     content = {key: header[key] for key in (*more, kind)} if more else header[kind]
     if header["sha256"] != digest(content, tensors):
         raise ValueError("its contents are not those that were written: the checksum differs")

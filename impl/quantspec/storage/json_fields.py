@@ -257,7 +257,7 @@ class Reader:
             return expect(given, type(given), path)
         if type(given) is list:
             return [self.tree(item, path) for item in given]
-        if type(given) is not dict or len(given) != 1:
+        if len(given) != 1:
             raise ValueError(f"{path}: expected an object with one key, got {given!r}")
         ((key, value),) = given.items()
         if key == "ref":

@@ -1,0 +1,164 @@
+"""What a file states that it costs: told before anything is made, and refused beyond what the caller allows."""
+
+import math
+import re
+import time
+import tracemalloc
+
+import every_step
+import pytest
+import torch
+from forged import changed, dict_of, step, tuple_of
+from hypothesis import given
+from hypothesis import strategies as st
+from stored import NETWORKS
+
+import quantspec
+from evidence import clause
+from networks import mostly_attention
+from quantspec import chapters
+from quantspec.storage import arrays, file, limits
+
+pytestmark = mostly_attention
+spec = chapters.load("static")
+X, CONV = {"ref": "x"}, "steps conv"
+BIG = 2**19
+
+
+def statement(data: bytes, tmp_path) -> limits.Statement:
+    """What a file states."""
+    (tmp_path / "q").write_bytes(data)
+    with open(tmp_path / "q", "rb") as source:
+        header = arrays.header(source, file.once)
+    sizes = {name: (shape, last - first) for name, ((first, last), shape, _) in header.places.items()}
+    return limits.stated(file.json.loads(header.metadata["quantspec"]), sizes, header.start)
+
+
+def stated(changes, tmp_path) -> limits.Statement:
+    return statement(changed(*every_step.parts(), changes), tmp_path)
+
+
+@clause("STA-LIMITS")
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), stride=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    padding=st.tuples(*[st.tuples(st.integers(-3, 2**20), st.integers(0, 9))] * 2),
+    dilation=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)  # fmt: skip
+def test_a_convolution_states_what_its_places_multiply_to(kernel, stride, padding, dilation, tmp_path_factory):
+    changes = [("tensor conv.weight", torch.zeros(4, 3, *kernel, dtype=torch.int8)), (f"{CONV} stride", list(stride)),
+               (f"{CONV} padding", list(map(list, padding))), (f"{CONV} dilation", list(dilation))]  # fmt: skip
+    memory, work = stated(changes, tmp_path_factory.mktemp("q")).shares["step 'conv'"]
+    values, read = spec.stated_convolution(4, 3, kernel, stride, padding, dilation)
+    parts = 4  # of an input that is not spread: one, with its four outputs
+    assert memory == 8 * (values + read + parts)
+    assert work >= values * 3 * math.prod(kernel)
+
+
+@clause("STA-LIMITS")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_a_network_states_is_the_limit_at_which_it_loads(name, tmp_path):
+    q, x = NETWORKS[name]()
+    q.save(tmp_path / "q")
+    told = statement((tmp_path / "q").read_bytes(), tmp_path)
+    assert torch.equal(quantspec.load(tmp_path / "q", max_memory=told.memory, max_work=told.work)(x), q(x))
+    for key, figure in (("memory", told.memory), ("work", told.work)):
+        message = rf"q: it states {figure:,} .*; max_{key} allows {figure - 1:,}, pass a larger one"
+        with pytest.raises(quantspec.FormatError, match=message):
+            quantspec.load(tmp_path / "q", **{f"max_{key}": figure - 1})
+    size = (tmp_path / "q").stat().st_size
+    assert told.memory < size * limits.MEMORY_OF_BYTE and told.work < limits.ANY_WORK
+
+
+def call(name, kind, target, *args, **kwargs):
+    return ("steps +", step(name, kind, target, *args, kwargs=dict_of(**kwargs)))
+
+
+def function(target, *args, **kwargs):
+    """A step that calls a function."""
+    rows = [call("odd", "function", target, *args, **kwargs)]
+    known = {row["target"] for row in every_step.parts()[0]["network"]["callables"]}
+    return rows if target in known else [*rows, ("callables +", {"kind": "function", "target": target})]
+
+
+def module(name, **arguments):
+    """A step that calls a module."""
+    row = {"kind": "module", "target": "odd", "class": name, "arguments": dict_of(**arguments), "state": {}}
+    return [call("odd", "module", "odd", X), ("callables +", row)]
+
+
+UPSAMPLE = dict.fromkeys(("size", "scale_factor", "align_corners", "recompute_scale_factor")) | {"mode": "nearest"}
+# Each of the sizes alone is allowed, or was never looked at.
+LARGE = {
+    "padding": [(f"{CONV} padding", [[BIG, BIG], [BIG, BIG]])],
+    "input dilation": [(f"{CONV} input_dilation", [2**16, 2**16])],
+    "kernels of a pool": [("steps max kernel", [2**18, 2**18]), ("steps max padding", [2**17, 2**17])],
+    "adaptive sizes": [("steps ada size", [2**20, 2**20])],
+    "a weight without values": [("tensor linear.weight", torch.zeros(2**40, 0, dtype=torch.int8))],
+    "full": function("torch.full", tuple_of(2**20, 2**20), 0.0),
+    "zeros": function("torch.zeros", 2**20, 2**20),
+    "new_zeros": [call("odd", "method", "new_zeros", X, 2**20, 2**20)],
+    "arange": function("torch.arange", 0, 2**40),
+    "linspace": function("torch.linspace", 0, 1, 2**40),
+    "one_hot": function("torch.nn.functional.one_hot", X, 2**40),
+    "expand": [call("odd", "method", "expand", X, 2**20, 2**20)],
+    "repeat": [call("odd", "method", "repeat", X, 2**20, 2**20)],
+    "repeated again": [call("a", "method", "repeat", X, 2**20), call("b", "method", "repeat", {"ref": "a"}, 2**20)],
+    "repeat_interleave": function("torch.repeat_interleave", X, repeats=2**40),
+    "pad": function("torch.nn.functional.pad", X, [BIG, BIG, BIG, BIG]),
+    "pooling": function("torch.nn.functional.max_pool2d", X, 1, 1, tuple_of(BIG, BIG)),
+    "interpolate to a size": function("torch.nn.functional.interpolate", X, size=tuple_of(2**20, 2**20)),
+    "interpolate by a factor": function("torch.nn.functional.interpolate", X, scale_factor=2.0**20),
+    "Upsample": module("Upsample", **UPSAMPLE | {"scale_factor": 2.0**20}),
+    "Upsample to a size": module("Upsample", **UPSAMPLE | {"size": tuple_of(2**20, 2**20)}),
+    "AdaptiveAvgPool2d": module("AdaptiveAvgPool2d", output_size=tuple_of(2**20, 2**20)),
+    "ZeroPad2d": module("ZeroPad2d", padding=tuple_of(BIG, BIG, BIG, BIG)),
+    "ZeroPad3d with one width": module("ConstantPad3d", padding=BIG, value=0.0),
+    "doubled forty times": [
+        ("steps +", {"step": "Concat", "name": f"d{n}", "xs": [f"d{n - 1}" if n else "mul"] * 2, "x_qparams": [0, 0],
+                     "y_qparams": 0, "axis": 0}) for n in range(40)
+    ],
+}  # fmt: skip
+
+
+@clause("STA-LIMITS")
+@pytest.mark.parametrize("name", LARGE)
+def test_sizes_that_multiply_are_refused_before_anything_is_made(name, tmp_path):
+    (tmp_path / "q").write_bytes(changed(*every_step.parts(), LARGE[name]))
+    tracemalloc.start()
+    try:
+        begin = time.monotonic()
+        with pytest.raises(quantspec.FormatError, match="it states .* most of it for .*; max_(memory|work) allows"):
+            quantspec.load(tmp_path / "q")
+        assert tracemalloc.get_traced_memory()[1] < 2**22 and time.monotonic() - begin < 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_limit_that_the_caller_raises_is_the_limit(tmp_path):
+    (tmp_path / "q").write_bytes(changed(*every_step.parts(), LARGE["adaptive sizes"]))
+    with pytest.raises(quantspec.FormatError) as caught:
+        quantspec.load(tmp_path / "q")
+    (figure,) = re.findall(r"it states ([\d,]+) bytes", str(caught.value))
+    with pytest.raises(quantspec.FormatError, match="max_work allows"):
+        quantspec.load(tmp_path / "q", max_memory=int(figure.replace(",", "")))
+    q = quantspec.load(tmp_path / "q", max_memory=math.inf, max_work=math.inf)
+    assert [step.size for step in q.program.steps if step.name == "ada"] == [(2**20, 2**20)]
+
+
+def test_what_is_not_said_counts_as_one_value(tmp_path):
+    usual = stated([], tmp_path)
+    for changes in (
+        function("torch.chunk", X, 4096), [call("odd", "method", "reshape", X, -1, 2**20)],
+        function("operator.getitem", X, {"slice": [0, 2**62, None]}),
+        [call("odd", "method", "split", X, [2**20, 2**20])],
+        [call("odd", "method", "clamp", X, -(2**40), 2**40)],
+    ):  # fmt: skip
+        assert stated(changes, tmp_path).shares["step 'odd'"] == (8, 1)
+    assert usual.memory < 2**20
+
+
+@pytest.mark.parametrize("row", [None, 3, [], {}, {"step": "Conv", "padding": {"a": 1}, "weight": []}, {"step": []}])
+def test_what_has_another_form_counts_as_little_and_is_refused_later(row, tmp_path):
+    (tmp_path / "q").write_bytes(changed(*every_step.parts(), [("steps +", row)]))
+    with pytest.raises(quantspec.FormatError, match="unknown kind|expected the keys"):
+        quantspec.load(tmp_path / "q")
