@@ -1,6 +1,5 @@
 """A quantized network beside its float model: layer by layer, as a table, as data, and as a picture (ACC-COMPARE)."""
 
-import io
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -9,8 +8,6 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from quantspec.capture import calls, copies, parts, tracer
@@ -22,6 +19,7 @@ from quantspec.ir.traverse import refs
 from quantspec.module import size
 from quantspec.module.islands import Island, LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
+from quantspec.module.printed import at_dots, grouped, new_table, printed, wrapped
 from quantspec.module.report import EXCLUDED
 from quantspec.numerics import accuracy
 from quantspec.numerics.affine import along
@@ -75,26 +73,25 @@ class Comparison:
         return cast(dict[str, Any], plain(asdict(self) | {"compression": self.compression}))
 
     def __str__(self) -> str:
-        table = Table(title=f"int8 beside float32, {self.examples} examples", title_justify="left")
-        for column in ("layer", "SQNR, dB", "MACs", "bytes", ""):
-            table.add_column(column, justify="right" if column else "left", no_wrap=column != "")
-        table.columns[0].justify = "left"
+        table = new_table(f"int8 beside float32, {self.examples} examples", "layer", "SQNR, dB", "MACs", "bytes")
+        table.add_column("", no_wrap=True)
         for row in self.layers:
-            note = "" if row.int8 else f"float: {row.reason}"
-            note = f"parts here (below {self.threshold:g} dB)" if row.layer == self.parted else note
-            table.add_row(row.layer, f"{row.sqnr:.1f}", f"{row.macs:,}", f"{row.bytes:,}", note)
+            note = "" if row.int8 else "float32"
+            note = f"below {self.threshold:g} dB" if row.layer == self.parted else note
+            table.add_row(at_dots(row.layer), f"{row.sqnr:.1f}", f"{row.macs:,}", f"{row.bytes:,}", note)
         table.add_section()
-        work, smaller = f"{self.int8_macs:.1%} in int8", f"{self.compression:.2f}x smaller than {self.float_bytes:,}"
+        work, smaller = f"{self.int8_macs:.1%} in int8", f"{self.compression:.2f}x smaller"
         table.add_row("output", f"{self.sqnr:.1f}", work, f"{self.int8_bytes:,}", smaller)
-        text = io.StringIO()
-        console = Console(file=text, width=120)
-        console.print(table)
+        lines = [printed(table)]
+        if self.parted is not None:
+            lines += wrapped(f"{self.parted} is the first layer whose SQNR is below {self.threshold:g} dB.", 0)
+        lines += grouped("in float32:", [(row.layer, row.reason) for row in self.layers if not row.int8])
         if self.float_accuracy is not None and self.int8_accuracy is not None:
             drop = 100 * (self.float_accuracy - self.int8_accuracy)
             accuracies = f"accuracy {self.float_accuracy:.2%} in float32, {self.int8_accuracy:.2%} in int8"
             changes = f"{self.changed} answers changed, at most {self.changed_at_most:.2%} of all (99 % confidence)"
-            console.print(f"{accuracies}: a drop of {drop:.2f} points; {changes}", highlight=False)
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+            lines += wrapped(f"{accuracies}: a drop of {drop:.2f} points; {changes}", 0)
+        return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
         """Writes a picture of the layers' SQNR, as PNG, SVG or PDF by the file's ending. Raises MissingExtraError

@@ -345,7 +345,8 @@ def test_python_that_decides_by_data_runs_as_it_is_and_the_layers_inside_and_aro
     with torch.no_grad():
         for sign in (1, -1):
             assert (q(sign * x.abs()) - model(sign * x.abs())).abs().max() < 0.2
-    assert "deciding: Python asks for values of a tensor (__bool__)" in str(q) and __file__ in str(q)
+    assert "in Python:\n  Python asks for values of a tensor (__bool__)" in str(q) and __file__ in str(q)
+    assert str(q).endswith("\n    the model, deciding")
 
 
 class Choosing(nn.Module):
@@ -532,6 +533,30 @@ def test_excluded_layers_stay_in_float_and_the_rest_does_not(exclude):
     out = {"0", "4"} if exclude != "0" and exclude != ("10",) else {exclude if isinstance(exclude, str) else exclude[0]}
     assert {step.layer for step in q.program.layers} == {"0", "4", "6", "10"} - out
     assert {step.target for step in named(q, Call) if step.reason == "excluded"} >= out
+
+
+class Sum(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+class CalledTwice(nn.Module):
+    """A module without a layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.sum, self.last = nn.Linear(4, 4), Sum(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.last(self.sum(self.layer(self.sum(self.layer(x), x)), x))
+
+
+@clause("STA-EXCLUDE")
+def test_a_module_is_excluded_at_each_of_its_calls():
+    model, x = networks.seeded(CalledTwice), networks.inputs(8, (4,))
+    q = qs.quantize(model, [x], exclude="sum")
+    assert [(step.name, step.reason) for step in named(q, Call)] == [("sum.add", "excluded"), ("sum.add_1", "excluded")]
+    assert len(named(qs.quantize(model, [x]), Call)) == 0
 
 
 @clause("STA-EXCLUDE")

@@ -7,6 +7,8 @@ the graph.
 import copy
 import inspect
 import operator
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -55,6 +57,7 @@ class GraphBuilder:
         self.calls: dict[str, int] = {}
         self.weights: dict[str, str] = {}  # by layers that are functions
         self.paths: dict[str, str] = {}
+        self.values = Counter[str]()  # how many of a name there are
 
     def build(self, traced: fx.Graph) -> FloatGraph:
         inputs: list[str] = []
@@ -71,6 +74,10 @@ class GraphBuilder:
             elif node.op == "output":
                 output = self.tree(node.args[0])
             else:
+                if node.op != "get_attr" and (path := self.path(node)):
+                    node.name = self.unused(
+                        path if node.op == "call_module" else f"{path}.{re.sub(r'_[0-9]+$', '', node.name)}"
+                    )
                 written_to = self.written_to(node)
                 result = self.node(node) or []
                 for part in result if isinstance(result, list) else [result]:
@@ -157,7 +164,12 @@ class GraphBuilder:
         if node.op == "call_module":
             return str(node.target)
         stack = node.meta.get("nn_module_stack") or {}
-        return list(stack)[-1] if stack else ""
+        return str(list(stack.values())[-1][0]) if stack else ""  # its keys number the calls of a module: 0@1
+
+    def unused(self, name: str) -> str:
+        """A name for what a module, or an operation inside of one, gives, as a reader would look for it."""
+        self.values[name] += 1
+        return name if self.values[name] == 1 else f"{name}_{self.values[name] - 1}"
 
     def call(self, node: fx.Node) -> Call:
         """What an fx node does, as a call that writes to none of its arguments."""

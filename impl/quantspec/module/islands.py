@@ -22,6 +22,7 @@ from quantspec.storage import file
 from quantspec.storage import model as stored
 
 from . import coded as coded_weights
+from . import size, summary
 from .module import QuantizedModule
 from .report import Report
 
@@ -307,12 +308,22 @@ class QuantizedModel(nn.Module):
         return total
 
     def __repr__(self) -> str:
-        lines = [f"{type(self.python).__name__}: {len(self.islands)} int8 networks, and Python between them"]
-        for stop in self.stops:
-            lines.append(f"  Python at {stop}")
-        for path, network in self.networks():
-            lines += ["", f"{path or 'the whole model'}:", repr(network)]
-        return "\n".join(lines)
+        return self.table()
+
+    def table(self, *, wide: bool = False) -> str:
+        """What each layer became and what Python is between the networks, as text of 79 columns; ``wide``: with the
+        grids of weights, in as many as it takes."""
+        networks = list(self.networks())
+        count = f"{len(networks)} int8 network{'s' * (len(networks) != 1)}"
+        title = f"{type(self.python).__name__}: {count} and Python, engine {self.engine}"
+        parts = [summary.Part(path, network.program, network.engine, network.engines) for path, network in networks]
+        stops = [(stop.path or "the model", stop.reason) for stop in self.stops]
+        return summary.network_table(title, parts, stops, self.nbytes, self.resident_nbytes, wide=wide)
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes that it takes in memory (SIZ-HELD), without what it works in."""
+        return self.nbytes + sum(size.held_bytes(network.program) for _, network in self.networks())
 
 
 def codes_of(program: Program) -> list[np.ndarray | Held]:

@@ -118,7 +118,14 @@ class QuantizedModule(nn.Module):
         return self.nbytes + size.held_bytes(self.program)
 
     def __repr__(self) -> str:
-        return summary.layer_table(self.program, self.engine, self.engines, self.nbytes, self.resident_nbytes)
+        return self.table()
+
+    def table(self, *, wide: bool = False) -> str:
+        """What each layer became, as text of 79 columns; ``wide``: with the grids of weights, in as many as it
+        takes."""
+        title = f"int8 network: dialect {self.program.dialect}, engine {self.engine}"
+        parts = [summary.Part("", self.program, self.engine, self.engines)]
+        return summary.network_table(title, parts, [], self.nbytes, self.resident_nbytes, wide=wide)
 
     def get_extra_state(self) -> dict[str, torch.Tensor]:
         """The steps' arrays by ``step.field``, for ``state_dict``: codes, biases, scales, zero points, tables."""

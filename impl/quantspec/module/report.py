@@ -1,12 +1,10 @@
 """Where the multiply-accumulates of a network are computed (SIZ-REPORT): ``q.report``."""
 
-import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from .printed import NAME, at_dots, grouped, new_table, printed
 
 INT8, FLOAT, PYTHON = "int8", "float", "Python"
 PLACES = (INT8, FLOAT, PYTHON)
@@ -85,14 +83,11 @@ class Report:
 
     def __str__(self) -> str:
         title = f"{self.share:.1%} of {self.macs:,} multiply-accumulates in int8"
-        table = Table(title=title, title_justify="left")
-        for column in ("module", "MACs", "computed in", "reason"):
-            table.add_column(column, justify="right" if column == "MACs" else "left")
+        table = new_table(title, "module", "computed in", "MACs", left=2)
         for row in self.rows:
-            table.add_row(row.path or "the model", f"{row.macs:,}", row.place, row.reason)
-        text = io.StringIO()
-        Console(file=text, width=120).print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+            table.add_row(at_dots(row.path or "the model", NAME + 16), row.place, f"{row.macs:,}")
+        reasons = [(row.path or "the model", row.reason) for row in self.rows if row.reason]
+        return "\n".join([printed(table), *grouped("not in int8:", reasons)])
 
 
 def percent(part: int, whole: int) -> str:

@@ -1,10 +1,9 @@
 """What each part of a network became, as a table: ``print(q)``."""
 
-import io
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from quantspec.ir import program
 from quantspec.ir.held import codes_shape
@@ -32,8 +31,20 @@ from quantspec.ir.program import (
 from quantspec.numerics.affine import QParams
 
 from . import size
+from .printed import at_dots, grouped, new_table, printed
 
-COLUMNS = ("weight scale", "weight zero", "output scale", "output zero")
+NARROW = "layer", "kind", "output scale", "zero", "bytes"
+WIDE = "layer", "kind", "weight scale", "weight zero", "output scale", "output zero", "bytes"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a model: the path of what it stands for, its Program, and what runs its layers."""
+
+    path: str
+    network: Program
+    engine: str
+    engines: dict[str, str]
 
 
 def span(values: np.ndarray) -> str:
@@ -49,73 +60,76 @@ def grid_cells(grid: QParams) -> tuple[str, str]:
     return span(grid.scale), span(grid.zero_point)
 
 
-def became(layer: Layer) -> str:
+def kind_of(layer: Layer) -> str:
     """What a layer became."""
     if isinstance(layer, Linear):
-        return "int8 linear"
+        return "linear"
     if isinstance(layer, Conv):
         kernel = "x".join(map(str, codes_shape(layer)[2:]))
-        kind = "transposed convolution" if any(d > 1 for d in layer.input_dilation) else "convolution"
+        turned = "transposed " if any(d > 1 for d in layer.input_dilation) else ""
         depth = "depthwise " if layer.groups > 1 and codes_shape(layer)[1] == 1 else ""
-        return f"int8 {depth}{kind} {kernel}"
+        return f"{depth}{turned}conv {kernel}"
     if isinstance(layer, LinearDynamic):
-        return f"int8 linear, dynamic{', per token' if layer.rows else ''}"
+        return f"linear, dynamic{', per token' if layer.rows else ''}"
     if isinstance(layer, LinearWeight):
-        return "int8 weights, float32 linear"
-    return "int8 embedding" if isinstance(layer, Embedding) else f"int8 {layer.kind.upper()}, dynamic"
+        return "linear, int8 weights"
+    return "embedding" if isinstance(layer, Embedding) else f"{layer.kind.upper()}, dynamic"
+
+
+POOLS = {MaxPool: "max pool", AvgPool: "average pool", AdaptiveAvgPool: "average pool", Mean: "mean", Relu: "relu"}
 
 
 def row(step: Step) -> list[str] | None:
-    """The cells for a step: layer, what it became, its weights' and its output's grid; None for steps that only
-    rearrange, and for what stays in float because there is nothing to quantize."""
+    """The cells for a step: layer, kind, its weights' and its output's grid; None for steps that only rearrange, and
+    for what stays in float because there is nothing to quantize."""
+    name = step.name.removesuffix(".codes")
     if isinstance(step, Quantize):
-        grid = step.qparams
-        return [step.x, f"quantize to {grid.qmin}..{grid.qmax}", "", "", *grid_cells(grid)]
+        return [step.x, "quantize", "", "", *grid_cells(step.qparams)]
     if isinstance(step, Recurrent):
-        return [step.layer, became(step), "", "", "float32", ""]
+        return [step.layer, kind_of(step), "", "", "float32", ""]
     if isinstance(step, Layer):
         relu = " + relu" if isinstance(step, (Linear, Conv)) and step.relu else ""
         y = step.y_qparams if isinstance(step, (Linear, Conv)) else None
         output = ("float32", "") if y is None else grid_cells(y)
-        return [step.layer, became(step) + relu, *grid_cells(step.w_qparams), *output]
-    name = step.name.removesuffix(".codes")
+        return [step.layer, kind_of(step) + relu, *grid_cells(step.w_qparams), *output]
     if isinstance(step, (Add, Mul, Concat, program.Table)):
         relu = " + relu" if isinstance(step, Add) and step.relu else ""
         what = step.function if isinstance(step, program.Table) else type(step).__name__.lower()
-        return [name, f"codes: {what}{relu}", "", "", *grid_cells(step.y_qparams)]
-    if isinstance(step, (MaxPool, AvgPool, AdaptiveAvgPool, Mean, Relu)):
-        return [name, f"codes: {type(step).__name__}", "", "", "", ""]
+        return [name, what + relu, "", "", *grid_cells(step.y_qparams)]
+    if (kind := POOLS.get(type(step))) is not None:
+        return [name, kind, "", "", "", ""]
     if isinstance(step, Call) and step.reason:
-        return [step.target, f"float: {step.reason}", "", "", "", ""]
+        return [name if step.kind != "module" else step.target, "float32", "", "", "float32", ""]
     return None
 
 
-def layer_table(network: Program, engine: str, engines: dict[str, str], nbytes: int, resident: int) -> str:
-    """What each layer became: scales, zero points, bytes, and why the rest stayed in float; below that, which layers
-    another engine runs than ``engine`` (``engines``: by layer)."""
-    table = Table(title=f"int8 network, dialect {network.dialect}, engine {engine}", title_justify="left")
-    table.add_column("layer")
-    table.add_column("became")
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
-    table.add_column("bytes", justify="right")
-    for step in network.steps:
-        if (cells := row(step)) is not None:
-            own = call_bytes(network, step) if isinstance(step, Call) else size.step_bytes(step)
-            table.add_row(*cells, f"{own:,}")
+def network_table(
+    title: str, parts: Iterable[Part], stops: Iterable[tuple[str, str]], nbytes: int, resident: int, *, wide: bool
+) -> str:
+    """What each layer of the parts became: its kind, grids and bytes; below that why the rest is in float or in Python
+    (``stops``), and which layers another engine runs than their network's. ``wide``: with the grids of weights."""
+    parts = list(parts)
+    table = new_table(title, *(WIDE if wide else NARROW), left=2)
+    in_float: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    for part in parts:
+        rows = [(step, cells) for step in part.network.steps if (cells := row(step)) is not None]
+        if len(parts) > 1 and len(rows) > 1:
+            table.add_section()
+            table.add_row(at_dots(part.path or "the model"), "one network")
+        for step, cells in rows:
+            own = call_bytes(part.network, step) if isinstance(step, Call) else size.step_bytes(step)
+            if isinstance(step, Call):
+                in_float.append((cells[0], step.reason))
+            shown = cells if wide else [at_dots(cells[0]), cells[1], *cells[4:]]
+            table.add_row(*shown, f"{own:,}")
+        others += [(layer, engine) for layer, engine in part.engines.items() if engine != part.engine]
     table.add_section()
-    table.add_row("all", "", "", "", "", "", f"{nbytes:,}")
-    table.add_row("in memory", "", "", "", "", "", f"{resident:,}")
-    text = io.StringIO()
-    console = Console(file=text, width=160)
-    console.print(table)
-    others: dict[str, list[str]] = {}
-    for layer, other in engines.items():
-        if other != engine:
-            others.setdefault(other, []).append(layer)
-    for other, layers in others.items():
-        console.print(f"engine {other}: {', '.join(layers)}", markup=False, highlight=False)
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+    for what, count in (("stored", nbytes), ("in memory", resident)):
+        table.add_row(what, *[""] * (len(table.columns) - 2), f"{count:,}")
+    lines = [printed(table, wide=wide)]
+    lines += grouped("in float32:", in_float) + grouped("in Python:", stops)
+    return "\n".join(lines + grouped("on another engine:", others))
 
 
 def call_bytes(network: Program, step: Call) -> int:

@@ -1,0 +1,62 @@
+"""Tables as text that fits a terminal: names of layers, and reasons that many of them share."""
+
+import io
+import textwrap
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 79  # columns
+NAME = 23  # of them for the path of a layer
+LISTED = 6  # how many layers with one reason are named
+
+
+def new_table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first ``left`` columns are words and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.pad_edge, table.padding = False, (0, 1, 0, 0)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < left else "right", no_wrap=place >= left, overflow="fold")
+    return table
+
+
+def printed(table: Table, *, wide: bool = False) -> str:
+    """A table as text of at most ``WIDTH`` columns, or of as many as it takes where ``wide``."""
+    text = io.StringIO()
+    Console(file=text, width=10_000 if wide else WIDTH).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+
+
+def at_dots(path: str, width: int = NAME) -> str:
+    """A path of a module, broken behind dots into lines of at most ``width`` characters where its parts allow it."""
+    lines = [""]
+    for part in path.replace(".", ".\0").split("\0"):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("  ")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def grouped(title: str, reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines under a title that say each reason once, with the places that it holds for; none where there are none."""
+    by_reason: dict[str, list[str]] = {}
+    for place, reason in reasons:
+        by_reason.setdefault(reason, []).append(place)
+    lines = [title] if by_reason else []
+    for reason, places in by_reason.items():
+        count = f" ({len(places)} times)" if len(places) > 1 else ""
+        lines += wrapped(f"{reason}{count}:", 2)
+        more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
+        lines += wrapped(", ".join(places[:LISTED]) + more, 4)
+    return lines
+
+
+def wrapped(text: str, indent: int) -> list[str]:
+    """A text as lines of at most ``WIDTH`` columns, as far as its words allow it."""
+    margin = " " * indent
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=margin, subsequent_indent=margin + "  ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
