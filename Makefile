@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough spec review faults mutants conformance matrix bench lint clean
+.PHONY: help run test test-dev test-thorough fuzz spec review faults mutants conformance matrix bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-dev: .venv/installed ## run the suite with few drawn examples, while workin
 
 test-thorough: .venv/installed ## run the suite with twenty times the drawn examples, new ones every time
 	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
+
+fuzz: .venv/installed ## load 100,000 damaged and 100,000 forged files: [SECONDS=3600] [ARGS="--count N --seed N --jobs N"]
+	@PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m fuzz.fuzz --seconds $(or $(SECONDS),3600) --jobs $(WORKERS) $(ARGS)
 
 spec: .venv/installed ## run the suite and show what each clause is checked by; writes spec/coverage.md
 	@status=0; $(TEST) -q --spec-record out/spec.json $(ARGS) || status=$$?; $(BIN)/python tests/harness/coverage_page.py out/spec.json && exit $$status

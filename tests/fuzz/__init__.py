@@ -1,0 +1,1 @@
+"""Damaged and forged files by the hundred thousand: ``make fuzz``."""
