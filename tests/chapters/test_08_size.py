@@ -315,6 +315,22 @@ def test_codes_are_those_that_were_quantized(layer, twice, tmp_path_factory):
     assert all(np.array_equal(a, b) for a, b in zip(all_codes(again), expected, strict=True))
 
 
+@clause("SIZ-CALL")
+@given(layer=layers())
+def test_a_call_unpacks_nothing(layer):
+    kind, make, shape = layer
+    model, x = networks.seeded(make), networks.inputs(shape[0], shape[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        q = qs.quantize_dynamic(model) if kind == "lstm" else qs.quantize(model, [x])
+    expected = q(x)
+    fields = [field for field in code_fields(q.program) if isinstance(held(*field), Held)]
+    assert fields
+    for field in fields:
+        held(*field).unpack = None
+    assert torch.equal(*(y[0] if kind == "lstm" else y for y in (q(x), expected)))
+
+
 def all_codes(q):
     return [getattr(owner, name) for owner, name in code_fields(q.program)]
 

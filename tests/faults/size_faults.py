@@ -84,6 +84,11 @@ FAULTS = [
         "codes[first:last] = own[: outputs - first, :, :inputs] * (np.arange(inputs) < inputs // 4 * 4)",
     ),
     Fault(
+        "recurrent-unpacks-for-shapes", "engines.reference_dynamic", ("SIZ-CALL",),
+        "A recurrent layer reads its codes in each call, to see how many inputs there are.",
+        'inputs = codes_shape(step.cells[0], "input_weight")[1]', "inputs = step.cells[0].input_weight.shape[1]",
+    ),
+    Fault(
         "packed-over-what-is-read", "kernels.packed", ("SIZ-CODES",),
         "Codes are packed where they are, though their rows are shorter than packed ones.",
         "if take and weight[:1].nbytes == row else None",

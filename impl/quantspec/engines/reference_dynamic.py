@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Cell, Embedding, Recurrent
 from quantspec.numerics.affine import QParams, float32_array
 from quantspec.numerics.dialects.dialect import Dialect
@@ -45,11 +46,12 @@ def embedding(step: Embedding, values: dict[str, Any]) -> torch.Tensor:
         raise ValueError(f"batch: layer {step.layer!r} expects indices, got {kind}")
     flat = index.reshape(-1).numpy()
     low, high = (flat.min(), flat.max()) if flat.size else (0, -1)
-    if not 0 <= low <= high + 1 <= len(step.weight):
+    entries, width = codes_shape(step)
+    if not 0 <= low <= high + 1 <= entries:
         ends = f"{low} to {high}"
-        raise ValueError(f"batch: layer {step.layer!r} has {len(step.weight)} entries, got indices from {ends}")
+        raise ValueError(f"batch: layer {step.layer!r} has {entries} entries, got indices from {ends}")
     if step.bag is None:
-        return table_rows(step, flat).reshape(*index.shape, step.weight.shape[1])
+        return table_rows(step, flat).reshape(*index.shape, width)
     used, place = np.unique(flat, return_inverse=True)
     rows, where = table_rows(step, used), torch.from_numpy(place.reshape(index.shape))
     padding = None
@@ -118,7 +120,7 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
     without batch; a single step's has no axis of steps. ``run`` does what ``one_way`` does. Raises ValueError naming
     the layer when it does not fit.
     """
-    inputs = step.cells[0].input_weight.shape[1]
+    inputs = codes_shape(step.cells[0], "input_weight")[1]
     is_packed = isinstance(x, PackedSequence) and not step.single
     values = floats(x.data if is_packed else x, step.layer)
     if values.ndim < 1 or values.shape[-1] != inputs or is_packed and values.ndim != 2:
@@ -197,7 +199,7 @@ def floats(x: Any, layer: str) -> torch.Tensor:
 
 def initial(step: Recurrent, state: Any, batch: int, batched: bool) -> list[torch.Tensor]:
     """The state before the first step, [cells, batch, state] for each of its one or two parts."""
-    size = step.cells[0].state_weight.shape[1]
+    size = codes_shape(step.cells[0], "state_weight")[1]
     if state is None:
         return [zeros(len(step.cells), batch, size)] * (2 if step.kind == "lstm" else 1)
     parts = [floats(part, step.layer) for part in (state if step.kind == "lstm" else [state])]
