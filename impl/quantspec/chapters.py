@@ -16,6 +16,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from quantspec.errors import expected_one_of
+
 LANGUAGES = ("python", "pycon")
 CLAUSE_HEADING = re.compile(r"^([A-Z]{3}(?:-[A-Z0-9]+)+) · (.+)$")
 CODE_CELL = re.compile(r"^`([^`]*)`$")
@@ -170,7 +172,7 @@ def chapter(stem: str) -> Chapter:
     """The parsed chapter of that stem; ValueError naming the known stems when there is none."""
     for path in directory().glob(f"[0-9][0-9]-{stem}.md"):
         return parse(path)
-    raise ValueError(f"stem: expected one of {', '.join(stems())}, got {stem!r}")
+    raise ValueError(expected_one_of("stem", stems(), stem))
 
 
 def tables(stem: str, clause: str) -> list[tuple[dict[str, str], ...]]:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import quantspec
 from quantspec.backends.pytorch import quantized
-from quantspec.errors import MissingExtraError
+from quantspec.errors import MissingExtraError, expected_one_of
 from quantspec.extras import needed
 from quantspec.progress import progress
 from quantspec.torchvision_compat import import_torchvision
@@ -128,7 +128,7 @@ def show_zoo(options: argparse.Namespace) -> int:
         return show_family(options)
     names = options.model or list(zoo.NAMES)
     if unknown := [name for name in names if name not in zoo.NAMES]:
-        raise ValueError(f"--model: expected one of {', '.join(zoo.NAMES)}, got {unknown[0]!r}")
+        raise ValueError(expected_one_of("--model", zoo.NAMES, unknown[0]))
     import_torchvision()  # told here, once, and not by each process
     with output_file(options.json, "--json") as json_file:
         found = [row for _, row in zip(progress(names, "zoo"), zoo.rows(names))]
@@ -159,7 +159,7 @@ def show_family(options: argparse.Namespace) -> int:
     known = registry.networks(options.family)
     names = options.model or list(known)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"--model: expected one of {', '.join(known)}, got {unknown[0]!r}")
+        raise ValueError(expected_one_of("--model", known, unknown[0]))
     with output_file(options.json, "--json") as json_file:
         how = registry.measuring(options.family)
         measured = rows.measured(functools.partial(how.row, options.family), names)

@@ -15,8 +15,8 @@ import quantspec as qs
     (lambda m, q: qs.export_onnx(m), "q: expected a network that quantspec quantized, got Sequential"),
     (lambda m, q: qs.compare(q, m, []), "q: expected a network that quantspec quantized, got Sequential"),
     (lambda m, q: qs.compare(q, q, []), "model: expected the float model, got a QuantizedModule"),
-    (lambda m, q: qs.quantize(m, [], per_chanel=1), "quantize: there is no option 'per_chanel'; near it: per_channel"),
-    (lambda m, q: qs.quantize(m, [], x=1), "quantize: there is no option 'x'; near it: fuse, per_channel, "),
+    (lambda m, q: qs.quantize(m, [], per_chanel=1), "quantize: option: expected one of fuse, per_channel, "),
+    (lambda m, q: qs.quantize(m, [], x=1), "quantize: option: expected one of fuse, per_channel, "),
 ])  # fmt: skip
 def test_what_is_something_else_is_refused_by_what_was_expected(call, message):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()

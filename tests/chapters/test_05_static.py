@@ -507,7 +507,7 @@ def test_what_cannot_be_quantized_stays_in_float_and_is_listed_with_the_reason()
     reasons = {step.target: step.reason for step in steps_of(q, program.Call)}
     assert reasons["soft"] == "Softmax has no integer form here"
     text = repr(q)
-    assert "\n  Softmax has no integer form here:\n    soft" in text and re.search("linear +linear", text)
+    assert "\n  Softmax has no integer form here:\n    soft" in text and re.search("first +linear", text)
     with torch.no_grad():
         assert (q(x)["p"] - model(x)["p"]).abs().max() < 0.05
         assert (q(x, scale=2.0)["p"] - model(x, scale=2.0)["p"]).abs().max() < 0.3
@@ -603,7 +603,7 @@ def test_unknown_choices_are_refused():
         qs.prepare(model, observer=qs.MinMaxObserver(axis=0))
     with pytest.raises(ValueError, match="^observer: expected a per-tensor observer that has seen nothing$"):
         qs.prepare(model, observer=qs.MinMaxObserver().observe(np.float32([1])))
-    with pytest.raises(TypeError, match="observer: expected an observer"):
+    with pytest.raises(TypeError, match="observer: expected one of MinMaxObserver"):
         qs.prepare(model, observer=qs.MinMaxObserver)
     q = qs.quantize(model, [networks.inputs()])
     with pytest.raises(ValueError, match="engine: expected one of auto, .*reference.*, got 'warp'"):

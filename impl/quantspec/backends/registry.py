@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+from quantspec.errors import expected_one_of
 from quantspec.numerics.dialects.named import DIALECTS
 
 from .protocol import Backend
@@ -84,7 +85,7 @@ def find(name: str) -> Entry:
         return ENTRIES[name]
     if ":" in name:
         return Entry(name, name)
-    raise ValueError(f"backend: expected one of {', '.join(ENTRIES)}, or module:attribute, got {name!r}")
+    raise ValueError(expected_one_of("backend", ENTRIES, name, others=", or module:attribute"))
 
 
 def why_not_installed(name: str) -> str:

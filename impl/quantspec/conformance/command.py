@@ -69,6 +69,7 @@ def conformance(options: argparse.Namespace) -> int:
     """``quantspec conformance``: 0 when every divergence is known, 1 otherwise. Raises ValueError for unknown backends
     and broken adapters."""
     console = Console()
+    import_from_here()
     wanted = [] if options.recorded else options.backend or [*OWN, *PEERS]
     reasons = {name: registry.why_not_installed(name) for name in wanted}
     if options.backend and (missing := [f"{name}: {reason}" for name, reason in reasons.items() if reason]):
@@ -94,6 +95,9 @@ def conformance(options: argparse.Namespace) -> int:
     known = results.read_known(root)
     if options.write or options.recorded:
         found = results.read_all(root)
+    if options.recorded and not found:
+        where = f"{root} has none; a checkout of the repository has them in spec/results"
+        raise ValueError(f"--recorded: expected a folder with recorded results, {where}")
     if options.write:
         for path, text in report_markdown.pages(found, known).items():
             (options.write / path).write_text(text, encoding="utf-8")
@@ -137,6 +141,7 @@ def table(result: results.Results) -> Table:
 def show_fingerprint(options: argparse.Namespace) -> int:
     """``quantspec fingerprint``: a line for each choice, and the dialects that make them all. Raises ValueError for a
     backend that cannot be had."""
+    import_from_here()
     if reason := registry.why_not_installed(options.backend):
         raise ValueError(f"backend {options.backend}: {reason}")
     try:
@@ -148,6 +153,12 @@ def show_fingerprint(options: argparse.Namespace) -> int:
     names = consistent(choices)
     console.print(f"dialects that make all of these choices: {', '.join(names) or 'none'}", highlight=False)
     return 0
+
+
+def import_from_here() -> None:
+    """Has ``my_module:MyBackend`` found where ``my_module.py`` lies in the current folder, as ``python -m`` does."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
 
 
 def choices_table(name: str, choices: Iterable[Choice]) -> Table:

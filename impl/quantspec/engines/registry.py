@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+from quantspec.errors import expected_one_of
 from quantspec.ir.program import Program
 from quantspec.ir.traverse import unpack_codes
 from quantspec.numerics.dialects.named import dialect
@@ -64,7 +65,7 @@ AUTO = "auto"
 def check(name: str) -> None:
     """Raises ValueError listing the known engines when there is none of that name."""
     if name != AUTO and name not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join([AUTO, *ENGINES])}, got {name!r}")
+        raise ValueError(expected_one_of("engine", [AUTO, *ENGINES], name))
 
 
 def engine(name: str) -> Maker:

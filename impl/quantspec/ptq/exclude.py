@@ -2,7 +2,7 @@
 
 import difflib
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -27,8 +27,8 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
             raise TypeError(f"exclude: expected paths of modules, got {pattern!r}")
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
-            known = f"near it: {', '.join(near)}" if near else f"it has {some_of(paths)}"
-            raise ValueError(f"exclude: the model has no module {pattern!r}; {known}")
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ValueError(f"exclude: the model has no module {pattern!r}; {meant}it has {some_of(paths)}")
 
     nodes: list[Node] = []
     callables = dict(graph.callables)
@@ -51,8 +51,10 @@ def some_of(paths: Sequence[str]) -> str:
     return ", ".join(paths[:8]) + more if paths else "no modules with a name"
 
 
-def listed(exclude: str | Sequence[str]) -> list[str]:
-    """The patterns, of which a single one may be a text."""
+def listed(exclude: str | Iterable[str]) -> list[str]:
+    """The patterns, of which a single one may be a text. Raises TypeError for what holds none."""
+    if not isinstance(exclude, Iterable):
+        raise TypeError(f"exclude: expected paths of modules, got {exclude!r}")
     return [exclude] if isinstance(exclude, str) else list(exclude)
 
 

@@ -1,10 +1,9 @@
 """Static quantization: prepare, calibrate, convert (chapter 5)."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, tracer
 from quantspec.engines.tensors import array, float_address
-from quantspec.errors import CalibrationError
+from quantspec.errors import CalibrationError, expected_one_of
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Program
@@ -153,7 +152,7 @@ def observing(
     """``prepare`` with checked options; ``share``: the network is converted before anybody changes the model, whose
     weights need not be copied then, where its modules are torch.nn's own."""
     if not isinstance(observer, Observer):
-        raise TypeError(f"observer: expected an observer such as MinMaxObserver(), got {observer!r}")
+        raise TypeError(expected_one_of("observer", [f"{kind.__name__}()" for kind in get_args(Observer)], observer))
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
         raise ValueError("observer: expected a per-tensor observer that has seen nothing")
     if isinstance(observer, MSEObserver):  # which searches with the codes that there will be (STA-SEARCH)
@@ -216,8 +215,7 @@ def check_options(function: str, options: dict[str, Any]) -> None:
     known = list(inspect.signature(prepare).parameters)[1:]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known) or known
-            raise TypeError(f"{function}: there is no option {name!r}; near it: {', '.join(near)}")
+            raise TypeError(expected_one_of(f"{function}: option", known, name))
 
 
 def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> QuantizedModule | QuantizedModel:

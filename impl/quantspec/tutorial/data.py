@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import socket
 import struct
@@ -69,10 +70,17 @@ def load(root: str | os.PathLike[str] | None = None, *, download: bool = True, t
         try:
             fetch(local, timeout)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            why = f"MNIST could not be downloaded: {' '.join(str(error).split()) or type(error).__name__}"
+            why = f"the download failed, {short(error)}"
         else:
             return mnist(local, "just downloaded")
-    return digits(f"Using scikit-learn's bundled handwritten digits: {why}.")
+    return digits(f"scikit-learn's digits instead of MNIST: {why}")
+
+
+def short(error: Exception) -> str:
+    """An error of a download in a few words: the first reason that the network gave, where it names one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    found = re.search(r"<urlopen error (?:\[Errno -?\d+\] )?(.*?)>", text)
+    return (found[1] if found else text).rstrip(".")[:36].rstrip()
 
 
 def fetch(root: Path, timeout: float) -> None:

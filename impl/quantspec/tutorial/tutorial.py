@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from quantspec.backends.pytorch import quantized
+from quantspec.errors import expected_one_of
 from quantspec.ir.program import Linear, LinearDynamic, Quantize
 from quantspec.module.module import QuantizedModule
 from quantspec.module.size import float_bytes
@@ -166,7 +167,7 @@ def check(variants: Iterable[str], batches: Iterable[int]) -> None:
     """Raises ValueError for an unknown variant and for a batch size below 1."""
     for name in variants:
         if name not in VARIANTS:
-            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {name!r}")
+            raise ValueError(expected_one_of("variant", VARIANTS, name))
     for size in batches:
         if size < 1:
             raise ValueError(f"batch: expected at least 1, got {size}")

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from quantspec.comparison import compare
+from quantspec.errors import expected_one_of
 from quantspec.ir.program import Call
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
@@ -103,7 +104,7 @@ def sentences(count: int, seed: int, length: int = LENGTH) -> torch.Tensor:
 def build(name: str, size: int) -> nn.Module:
     """A network in evaluation mode with seeded weights. ValueError for an unknown name."""
     if name not in NAMES:
-        raise ValueError(f"model: expected one of {', '.join(NAMES)}, got {name!r}")
+        raise ValueError(expected_one_of("model", NAMES, name))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's remarks on how it will initialise next year
         torch.manual_seed(0)

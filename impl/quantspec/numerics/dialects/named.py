@@ -5,6 +5,8 @@ What a dialect does not name it chooses as ``exact`` does, or as the one that it
 
 from dataclasses import replace
 
+from quantspec.errors import expected_one_of
+
 from .dialect import Dialect
 
 EXACT = Dialect("exact")
@@ -183,5 +185,5 @@ DIALECTS = {choices.name: choices for choices in NAMED + INT16}
 def dialect(name: str) -> Dialect:
     """The dialect of that name; ValueError listing the known ones when there is none."""
     if name not in DIALECTS:
-        raise ValueError(f"dialect: expected one of {', '.join(DIALECTS)}, got {name!r}")
+        raise ValueError(expected_one_of("dialect", DIALECTS, name))
     return DIALECTS[name]

@@ -3,6 +3,8 @@
 import importlib
 from types import ModuleType
 
+from quantspec.errors import expected_one_of
+
 from .network import Network
 
 # The library that a family needs, None for those written here.
@@ -29,7 +31,7 @@ def measuring(family: str) -> ModuleType:
 
 def module_of(family: str) -> ModuleType:
     if family not in NEEDS:
-        raise ValueError(f"family: expected one of {', '.join(NAMES)}, got {family!r}")
+        raise ValueError(expected_one_of("family", NAMES, family))
     try:
         return importlib.import_module(f".{family}", __package__)
     except (ImportError, OSError) as error:  # OSError: its compiled part does not fit this torch

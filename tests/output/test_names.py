@@ -1,0 +1,36 @@
+"""Names that are unknown are answered with those near them, and with the list."""
+
+import pytest
+import torch
+from torch import nn
+
+import quantspec as qs
+from quantspec import errors
+
+
+@pytest.fixture(scope="module")
+def model():
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(2))).eval()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, x: qs.quantize(m, [x], per_chanel=True), "option: expected .*got 'per_chanel'; .*mean per_channel"),
+        (lambda m, x: qs.quantize(m, [x], exclude=3), "exclude: expected paths of modules, got 3"),
+        (lambda m, x: qs.quantize(m, [x], observer="MSEObserver"), "observer: .*MinMaxObs.*; did you mean MSEObs"),
+        (lambda m, x: qs.quantize(m, [x], dialect="fbgem"), "dialect: .*onednn.*got 'fbgem'; did you mean fbgemm"),
+        (lambda m, x: qs.quantize(m, [x], engine="compile"), "engine: .*torch.*got 'compile'; did you mean compiled"),
+        (lambda m, x: qs.quantize(m, [x], exclude="2"), "no module '2'; .*it has 0, 1"),
+    ],
+)  # fmt: skip
+def test_names_that_are_unknown_are_answered_with_the_near_ones_and_the_list(model, call, message):
+    x = torch.rand(2, 4)
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(model, x)
+
+
+def test_a_name_that_is_near_none_is_answered_with_the_list():
+    assert errors.expected_one_of("engine", ["a", "b"], "zzz") == "engine: expected one of a, b, got 'zzz'"
+    nearest = errors.expected_one_of("x", ["torch-x86", "onnx"], "torch-86", others=", or m:a")
+    assert nearest == "x: expected one of torch-x86, onnx, or m:a, got 'torch-86'; did you mean torch-x86?"
