@@ -115,8 +115,32 @@ def test_layers_in_place_hold_no_weight_in_float(activations):
     model = networks.seeded(lambda: nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64, bias=False)))
     model[0].register_forward_hook(lambda *given: None)
     q = qs.quantize_dynamic(model, activations=activations)
-    assert [name for name, _ in q.named_parameters() if "python" in name] == ["python.0.bias"]
-    assert q.nbytes == sum(network.nbytes for _, network in q.networks()) + 4 * 64  # and the bias of the first
+    assert [name for name, _ in q.named_parameters() if "python" in name] == []
+    assert q.nbytes == sum(network.nbytes for _, network in q.networks())
+    assert torch.equal(q.python[0].bias, model[0].bias)
+
+
+@clause("STA-CODED")
+def test_only_what_stays_in_float_is_a_parameter(tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.rnn, self.a_b = nn.Linear(4, 4), nn.GRU(4, 4, batch_first=True), nn.Conv1d(4, 4, 1)
+            self.a = nn.Module()
+            self.a.b = nn.Conv1d(4, 8, 1)
+
+        def forward(self, x):
+            return self.a.b(self.a_b(self.rnn(self.linear(x))[0].mT))
+
+    model, x = networks.seeded(Model), networks.inputs(2, (3, 4))
+    with pytest.warns(UserWarning, match="^70 % of"):
+        q = qs.quantize_dynamic(model)
+    q.save(tmp_path / "q")
+    for twin in (q, copy.deepcopy(q), qs.load(tmp_path / "q", model=networks.seeded(Model, 1)), q.run_on("reference")):
+        names = [name.removeprefix("python.") for name, _ in twin.named_parameters()]
+        assert names == ["a_b.weight", "a_b.bias", "a.b.weight", "a.b.bias"]
+        assert torch.equal(twin(x), q(x)) and twin.nbytes == q.nbytes
+        assert torch.equal(twin.python.rnn.bias_hh_l0, model.rnn.bias_hh_l0)
 
 
 @clause("STA-CODED")

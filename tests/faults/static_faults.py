@@ -338,4 +338,9 @@ FAULTS = [
         "What a file states is added up, and any file is loaded.",
         "            if total > limit:", "            if total < 0:",
     ),
+    Fault(
+        "biases-held-twice", "module.islands", ("STA-CODED",),
+        "The biases of layers stay parameters of the model around the networks that have them.",
+        'self.__dict__["biases"] = coded_weights.keep_biases(model, programs)', 'self.__dict__["biases"] = frozenset()',
+    ),
 ]

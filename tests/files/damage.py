@@ -11,7 +11,7 @@ ODD_VALUES = (
     {"slice": [0, 1, None]}, {"tensor": "0.weight"}, {"dict": [["a", 1]]}, {"ellipsis": True},
 )  # fmt: skip
 # What a network may raise whose Program is well-formed, but is another.
-RUNNING = (ValueError, TypeError, RuntimeError, IndexError, AttributeError)
+RUNNING = (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError)
 DTYPES = (torch.float32, torch.float64, torch.int8, torch.uint8, torch.int32, torch.bfloat16, torch.bool)
 
 

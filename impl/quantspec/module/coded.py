@@ -87,6 +87,36 @@ def codes_in(program: Program) -> Iterator[tuple[str, CodedWeight]]:
                 yield step.layer, coded_weight(cell, "state_weight", cell.state_qparams.scale)
 
 
+def biases_in(program: Program) -> Iterator[tuple[str, np.ndarray]]:
+    """The float biases in a network, by the layers' paths."""
+    for step in program.steps:
+        if isinstance(step, Linear | LinearDynamic | LinearWeight | Conv) and step.bias is not None:
+            yield step.layer, step.bias
+        elif isinstance(step, Recurrent):
+            found = (bias for cell in step.cells for bias in (cell.input_bias, cell.state_bias))
+            yield from ((step.layer, bias) for bias in found if bias is not None)
+
+
+def keep_biases(model: nn.Module, programs: Mapping[str, Iterable[Program]]) -> frozenset[str]:
+    """Has a model of ours hold, in the place of biases that its networks have, those of the networks, as attributes:
+    the names of them. A bias that a normalization was folded into is another."""
+    found: dict[int, torch.Tensor] = {}
+    for path, networks in programs.items():
+        biases = [item for network in networks for item in biases_in(network)]
+        for inner, module in model.get_submodule(path).named_modules(prefix=path):
+            for tensor in module._parameters.values():
+                if tensor is None or tensor.ndim != 1 or tensor.dtype != torch.float32 or id(tensor) in found:
+                    continue
+                near = (bias for layer, bias in biases if related(layer, inner) and bias.shape == tuple(tensor.shape))
+                values = tensor.detach().numpy()
+                if (same := next((bias for bias in near if np.array_equal(bias, values)), None)) is not None:
+                    found[id(tensor)] = torch.from_numpy(same) if same.flags.writeable else tensor.detach()
+    places = [(name, module, leaf, found[id(t)]) for name, module, leaf, t in held(model) if id(t) in found]
+    attributes = {(id(module), leaf): bias for _, module, leaf, bias in places}
+    put(model, attributes)
+    return frozenset(name for name, *_ in places)
+
+
 def coded_weight(owner: object, name: str, scale: np.ndarray, groups: int = 1) -> CodedWeight:
     """The codes in a field, as they are held there."""
     return CodedWeight(cast(np.ndarray, held_codes(owner, name)), scale, "same", groups)  # or what stands for them
@@ -160,7 +190,7 @@ def nearest_scale(values: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> n
     return np.where(squares, scales, np.broadcast_to(scale, squares.shape)).astype(np.float32)
 
 
-def put(model: nn.Module, tensors: Mapping[Key, Coded]) -> None:
+def put(model: nn.Module, tensors: Mapping[Key, torch.Tensor]) -> None:
     """Puts tensors into modules, where they are attributes: no optimizer, and no state_dict, sees them."""
     names: dict[int, list[str]] = {}
     for key, name in tensors:

@@ -143,11 +143,12 @@ class QuantizedModel(nn.Module):
         self.python = model
         self.__dict__["islands"] = attach(model, networks) | place(model, layers)
         self.stops = stops
+        programs = {path: [network.program for network in self.at(path)] for path in self.islands}
         if coded is None:
-            programs = {path: [network.program for network in self.at(path)] for path in self.islands}
             coded_weights.keep_codes(model, programs)
         else:
             coded_weights.put(model, coded)
+        self.__dict__["biases"] = coded_weights.keep_biases(model, programs)  # which the networks hold
         super().train(False)
 
     def at(self, path: str) -> list[QuantizedModule]:
@@ -220,7 +221,7 @@ class QuantizedModel(nn.Module):
             if isinstance(tensor, coded_weights.Coded):
                 coded[name] = tensor.weight
             else:
-                (attributes if leaf in vars(module) else state)[name] = tensor
+                (attributes if leaf in vars(module) and name not in self.biases else state)[name] = tensor
         stops = tuple((stop.path, stop.reason) for stop in self.stops)
         modules = modules_of(self.python)
         return stored.Model(named(type(self.python)), modules, state, attributes, coded, tuple(parts), stops)
@@ -299,7 +300,8 @@ class QuantizedModel(nn.Module):
         weights = (weight for _, network in self.networks() for _, weight in coded_weights.codes_in(network.program))
         scales = {id(held(weight, "codes")): weight.scale for weight in weights}
         total = sum(network.nbytes for _, network in self.networks())
-        tensors = {id(tensor): tensor for *_, tensor in coded_weights.held(self.python)}
+        own = (item for item in coded_weights.held(self.python) if item[0] not in self.biases)
+        tensors = {id(tensor): tensor for *_, tensor in own}
         for tensor in tensors.values():
             if not isinstance(tensor, coded_weights.Coded):
                 total += tensor.nbytes

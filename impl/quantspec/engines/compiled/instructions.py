@@ -152,7 +152,8 @@ def inside(step: MaxPool | AvgPool, x: Layout, y: Layout) -> list[list[int]]:
 
 def positions(x: Layout, planes: Iterable[int], rows: Iterable[int], columns: Iterable[int]) -> list[int]:
     """The offsets of positions within an image, by their numbers along each axis."""
-    return [x.first + d * x.plane + i * x.line + j * x.pitch for d in planes for i in rows for j in columns]
+    first, plane, line, pitch = x.first, x.plane, x.line, x.pitch
+    return [first + d * plane + i * line + j * pitch for d in planes for i in rows for j in columns]
 
 
 def emit_max(planner: Planner, step: MaxPool) -> None:
