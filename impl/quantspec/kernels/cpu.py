@@ -27,7 +27,7 @@ class Cpu:
     whether it has certain instructions.
 
     ``has_halves``: dot products of half as many lanes beside the longest, which take half as long on some CPUs and
-    never longer.
+    never longer. ``has_tiles``: products of tiles of bytes, on a system that this package knows how to ask for them.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Cpu:
     has_fma: bool
     looks_up: bool  # 128 bytes at a time
     has_halves: bool
+    has_tiles: bool
 
 
 def is_x86() -> bool:
@@ -60,4 +61,5 @@ def target() -> Cpu:
     return Cpu(
         name, features, lanes, has_fma="fma" in known or "avx512f" in known,
         looks_up={"avx512vbmi", "avx512bw"} <= known, has_halves=lanes == 16 and "avx512vl" in known,
+        has_tiles=lanes == 16 and {"amx-tile", "amx-int8"} <= known and platform.system() == "Linux",
     )  # fmt: skip

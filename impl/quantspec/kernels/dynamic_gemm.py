@@ -9,10 +9,11 @@ import numpy as np
 from . import gemm
 from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value, function
 from .frame import slot_or
-from .gemm import PANEL, Product, ProductToFloats, accumulate, by_lanes, last_mask, put_floats
+from .gemm import accumulate, by_lanes, last_mask, put_floats
 from .jit import Kernel
 from .memory import SLACK, aligned, offset_table, row_pitch
 from .packed import Packed
+from .product import PANEL, Product, ProductToFloats
 from .quantize import SAFE_SCALES, run_quantize
 from .records import LINE, Address, Float, Grid, Instruction, Integer, Slot
 
@@ -160,9 +161,10 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
     (DIA-DYNAMIC, ``multiply-add``).
     """
 
-    def write(emit: Emitter, op: Value, row: Value, panel: Value) -> None:
+    def write(emit: Emitter, op: Value, row: Value, panel: Value, given: Value | None = None) -> None:
         product = emit.place(op, DynamicProduct.product)
-        totals = accumulate(emit, product, row, panel, rows, blocks, [emit.splat(0, INTS)] * (rows * blocks), half)
+        start = [emit.splat(0, INTS)] * (rows * blocks)
+        totals = accumulate(emit, product, row, panel, rows, blocks, start, half, given)
         sums = by_lanes(emit, op, DynamicProduct.sums, panel, blocks, INTS)
         factors = by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
         biases = by_lanes(emit, product, Product.bias, panel, blocks, FLOATS)

@@ -10,10 +10,11 @@ from . import depthwise, gemm
 from .emitter import F32, FLOATS, I32, I64, INTS, LANES, Body, Emitter, Value
 from .frame import slot_address
 from .jit import Kernel
+from .product import PANEL, Product, ProductToFloats
 from .records import Address, Entry, Integer, Slot
 
 
-class ProductFloats(gemm.ProductToFloats):
+class ProductFloats(ProductToFloats):
     """Accumulators begin with ``bias``, the code of zero taken off; ``float_bias`` is added to the floats."""
 
     y_offsets: Address
@@ -45,14 +46,14 @@ class ToFloat:
 def float_tile(rows: int, blocks: int, half: bool) -> Body:
     """Writes the function that computes a tile."""
 
-    def write(emit: Emitter, op: Value, row: Value, panel: Value) -> None:
+    def write(emit: Emitter, op: Value, row: Value, panel: Value, sums: Value | None = None) -> None:
         product = emit.place(op, ProductFloats.product)
-        starts = gemm.by_lanes(emit, product, gemm.Product.bias, panel, blocks, INTS)
-        factors = gemm.by_lanes(emit, product, gemm.Product.factor, panel, blocks, FLOATS)
+        starts = gemm.by_lanes(emit, product, Product.bias, panel, blocks, INTS)
+        factors = gemm.by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
         biases = gemm.by_lanes(emit, op, ProductFloats.float_bias, panel, blocks, FLOATS)
-        totals = gemm.accumulate(emit, product, row, panel, rows, blocks, starts * rows, half)
+        totals = gemm.accumulate(emit, product, row, panel, rows, blocks, starts * rows, half, sums)
         to_float, mask = ToFloat(emit, op, ProductFloats.relu), gemm.last_mask(emit, product, panel, blocks)
-        y = emit.add(emit.field(product, gemm.Product.y), emit.mul(panel, I64(4 * LANES * gemm.PANEL)))
+        y = emit.add(emit.field(product, Product.y), emit.mul(panel, I64(4 * LANES * PANEL)))
         ys = gemm.addresses(emit, y, emit.field(op, ProductFloats.y_offsets), row, rows)
 
         def value(i: int, j: int) -> Value:
@@ -72,7 +73,7 @@ def write_product(emit: Emitter, op: Value, frame: Value) -> None:
     ``y`` is set from the slot; where a group's columns begin, the offsets of rows tell.
     """
     product = emit.place(op, ProductFloats.product)
-    emit.put_field(product, gemm.Product.y, slot_address(emit, frame, emit.field(op, ProductFloats.slot)))
+    emit.put_field(product, Product.y, slot_address(emit, frame, emit.field(op, ProductFloats.slot)))
     run_product(emit, op, frame)
 
 

@@ -16,84 +16,13 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from . import cpu
+from . import cpu, tiles
 from .emitter import BYTES, FLOATS, I32, I64, INTS, LANES, Body, Emitter, Function, Type, Value, function
 from .jit import Kernel
-from .records import Address, Clamp, Entry, Float, Instruction, Integer, Nested, Record, Slot
+from .product import PANEL, Product, ProductAdd, ProductCodes, ProductInstruction, ProductToFloats
+from .records import Clamp, Entry
 
-
-class Product(Record):
-    """What every product has.
-
-    ``x`` and ``y``: where inputs and outputs begin, of which a row is as far from there as its entry of the int32
-    offsets says.
-
-    ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the
-    cache; a row's inputs are runs of steps. ``ahead`` and ``advance`` are set while running: where the next panel is
-    to be fetched from, and how far that moves with each half step.
-    """
-
-    x: Address
-    y: Address
-    weight: Address
-    bias: Address
-    factor: Address
-    rows: Integer
-    outputs: Integer
-    blocks: Integer
-    steps: Integer
-    runs: Integer
-    run_steps: Integer
-    run_offsets: Address
-    x_offsets: Address
-    chunk: Integer
-    ahead: Address = Address()
-    advance: Integer = Integer()
-
-
-class ProductInstruction(Instruction):
-    """A product, and by its kind what its outputs are."""
-
-    product: Nested[Product]
-
-
-class ProductCodes(ProductInstruction):
-    """Outputs are codes."""
-
-    y_offsets: Address
-    clamp: Nested[Clamp]
-
-
-class ProductAdd(ProductCodes):
-    """Outputs are the codes of a sum: of the product's and of another value's, ``b``.
-
-    ``is_first``: whether the product is the first operand.
-
-    ``ratio`` belongs to the first operand, ``b_ratio`` to the second.
-    """
-
-    b: Address
-    b_offsets: Address
-    is_first: Integer
-    ratio: Float
-    b_ratio: Float
-    start: Float
-    lowest: Float
-    highest: Float
-
-
-class ProductToFloats(ProductInstruction):
-    """Outputs are floats.
-
-    ``past``: whether whole lines of them go past the caches; ``slot``: the output of the program that they are.
-    """
-
-    past: Integer
-    relu: Integer
-    slot: Slot
-
-
-TILE_ROWS, PANEL = (1, 2, 4, 7, 10, 14), 2
+TILE_ROWS = 1, 2, 4, 7, 10, 14
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
 # Floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay.
 PAST_BYTES = 2**20
@@ -111,11 +40,13 @@ def chunk_rows(rows: int, inputs: int) -> int:
 
 def accumulate(
     emit: Emitter, product: Value, row: Value, panel: Value, rows: int, blocks: int, start: list[Value],
-    half: bool = False,
+    half: bool = False, sums: Value | None = None,
 ) -> list[Value]:
     """The accumulators, rows by blocks, of a tile, beginning with ``start``; ``half``: of its only block the first
-    eight outputs are all there are.
+    eight outputs are all there are; ``sums``: where the products are summed up already.
     """
+    if sums is not None:
+        return [emit.add(v, emit.read(emit.add(sums, I64(64 * n)), INTS, 64)) for n, v in enumerate(start)]
     kind = ir.VectorType(I32, LANES // 2) if half else INTS
     start = [emit.lower(v) for v in start] if half else start
     xs = addresses(emit, emit.field(product, Product.x), emit.field(product, Product.x_offsets), row, rows)
@@ -196,7 +127,7 @@ def put_floats(
                 else:
                     emit.write_some(floats, address, mask)
 
-    if len(ys) < TILE_ROWS[-1] or blocks < PANEL:
+    if len(ys) < tiles.AFTER[0] or blocks < PANEL:
         put(False)
         return
     in_lines = emit.icmp_signed("==", emit.and_(ys[0], I64(63)), I64(0))
@@ -233,10 +164,10 @@ def code_tile(adds: bool) -> Tile:
     """What makes a tile's function: codes, or the codes of their sum with another value."""
 
     def tile(rows: int, blocks: int, half: bool) -> Body:
-        def write(emit: Emitter, op: Value, row: Value, panel: Value) -> None:
+        def write(emit: Emitter, op: Value, row: Value, panel: Value, sums: Value | None = None) -> None:
             product, first = emit.place(op, ProductInstruction.product), emit.mul(panel, I64(LANES * PANEL))
             start = by_lanes(emit, product, Product.bias, panel, blocks, INTS) * rows
-            totals = accumulate(emit, product, row, panel, rows, blocks, start, half)
+            totals = accumulate(emit, product, row, panel, rows, blocks, start, half, sums)
             factors = by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
             clamp = emit.place(op, ProductCodes.clamp)
             lowest, highest, zero = emit.splat_fields(clamp, Clamp.lowest, Clamp.highest, Clamp.zero)
@@ -298,7 +229,22 @@ def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
         name = f"quantspec_{kind}_{{}}_{'half' if half else blocks}"
         return [function(emit.module, name.format(rows), 3, tile(rows, blocks, half)) for rows in TILE_ROWS]
 
+    def epilogues(emit: Emitter, blocks: int) -> list[Function]:
+        name = f"quantspec_{kind}_after_{{}}_{blocks}"
+        return [function(emit.module, name.format(rows), 4, tile(rows, blocks, False)) for rows in tiles.AFTER]
+
     def write(emit: Emitter, op: Value, frame: Value) -> None:
+        if not cpu.target().has_tiles:
+            in_dot_products(emit, op)
+            return
+        product = emit.place(op, ProductInstruction.product)
+        with emit.if_else(emit.flag(product, Product.tiles)) as (with_tiles, without):
+            with with_tiles:
+                tiles.in_tiles(emit, op, kind, lambda blocks: epilogues(emit, blocks))
+            with without:
+                in_dot_products(emit, op)
+
+    def in_dot_products(emit: Emitter, op: Value) -> None:
         product = emit.place(op, ProductInstruction.product)
         rows, blocks, chunk = emit.fields(product, Product.rows, Product.blocks, Product.chunk)
 

@@ -8,8 +8,8 @@ from numpy.typing import DTypeLike
 
 from .depthwise import ORDER, WIDE
 from .emitter import LANES
-from .gemm import PANEL
 from .memory import aligned, memory_for, roomy
+from .product import PANEL
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from . import cpu
-from .emitter import DOUBLES, FLOATS, I64, LANES, NO_LANES, Emitter, Value
+from .emitter import DOUBLES, F64, FLOATS, I8, I32, I64, INTS, LANES, NO_LANES, Emitter, Value
 from .frame import slot_addresses
 from .jit import Kernel
 from .records import Address, Instruction, Integer
@@ -35,28 +35,49 @@ LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # Cody and Waite
 TERMS = 14
 
 
-def exp_less_one(emit: Emitter, y: Value) -> Value:
-    """exp(y) - 1 of float64 vectors, |y| at most 300."""
+def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
+    """a * b + c of float64 vectors, in one rounding where that is one instruction: either is exact enough."""
+    if cpu.target().has_fma:
+        return emit.native("llvm.fma.v16f64", DOUBLES, a, b, c)
+    return emit.fadd(emit.fmul(a, b), c)
+
+
+def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
+    """exp(y) plus each of ``ends``, of float64 vectors, |y| at most 300."""
     to_integer = emit.splat(6755399441055744.0, DOUBLES)  # 1.5 * 2^52: adding it rounds to an integer
-    moved = emit.fadd(emit.fmul(y, emit.splat(1 / math.log(2), DOUBLES)), to_integer)
+    moved = multiply_add(emit, y, emit.splat(1 / math.log(2), DOUBLES), to_integer)
     k = emit.fsub(moved, to_integer)
-
-    def more(a: Value, b: Value, c: Value) -> Value:
-        """a * b + c, in one rounding where that is one instruction: either is exact enough."""
-        if cpu.target().has_fma:
-            return emit.native("llvm.fma.v16f64", DOUBLES, a, b, c)
-        return emit.fadd(emit.fmul(a, b), c)
-
-    high, low = (emit.fmul(k, emit.splat(part, DOUBLES)) for part in (LN2_HIGH, LN2_LOW))
-    r = emit.fsub(emit.fsub(y, high), low)
+    r = y
+    for part in (LN2_HIGH, LN2_LOW):
+        r = multiply_add(emit, k, emit.splat(-part, DOUBLES), r)
     total = emit.splat(1 / math.factorial(TERMS), DOUBLES)
     for n in range(TERMS - 1, 0, -1):
-        total = more(total, r, emit.splat(1 / math.factorial(n), DOUBLES))
+        total = multiply_add(emit, total, r, emit.splat(1 / math.factorial(n), DOUBLES))
     less_one = emit.fmul(total, r)
     # Of a float64's exponent; of its fraction.
     bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))
     power = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES)
-    return emit.fadd(emit.fmul(power, less_one), emit.fsub(power, emit.splat(1.0, DOUBLES)))
+    return [multiply_add(emit, power, less_one, emit.fadd(power, emit.splat(end, DOUBLES))) for end in ends]
+
+
+def reciprocal(emit: Emitter, x: Value) -> Value:
+    """1 / x of float64 vectors, x from 1 to 2^440, off by little more than half a unit of the last place.
+
+    Where there is an instruction that is off by 2^-14 of it at most, by three terms of the series from there on, whose
+    fourth is 2^-56: dividing takes five times as long.
+    """
+    if cpu.target().dot_lanes != LANES:
+        return emit.fdiv(emit.splat(1.0, DOUBLES), x)
+    eight = ir.VectorType(F64, LANES // 2)
+    halves = []
+    for start in (0, LANES // 2):
+        half = emit.shuffle_vector(x, x, ir.Constant(ir.VectorType(I32, LANES // 2), list(range(start, start + 8))))
+        zeros = ir.Constant(eight, [0.0] * 8)
+        halves.append(emit.native("llvm.x86.avx512.rcp14.pd.512", eight, half, zeros, I8(-1)))
+    near = emit.shuffle_vector(*halves, ir.Constant(INTS, list(range(LANES))))
+    off = multiply_add(emit, emit.fneg(x), near, emit.splat(1.0, DOUBLES))
+    series = multiply_add(emit, off, multiply_add(emit, off, off, off), off)
+    return multiply_add(emit, near, series, near)
 
 
 def limited(emit: Emitter, x: Value, limit: float) -> Value:
@@ -67,16 +88,15 @@ def limited(emit: Emitter, x: Value, limit: float) -> Value:
 
 def sigmoid(emit: Emitter, x: Value) -> Value:
     """1 / (1 + exp(-x))."""
-    power = exp_less_one(emit, emit.fneg(limited(emit, x, 150.0)))
-    one, two = emit.splat(1.0, DOUBLES), emit.splat(2.0, DOUBLES)
-    return emit.fptrunc(emit.fdiv(one, emit.fadd(power, two)), FLOATS)
+    (below,) = exp_and(emit, emit.fneg(limited(emit, x, 150.0)), 1.0)
+    return emit.fptrunc(reciprocal(emit, below), FLOATS)
 
 
 def tanh(emit: Emitter, x: Value) -> Value:
     """(exp(2x) - 1) / (exp(2x) + 1)."""
     double = limited(emit, x, 30.0)
-    power = exp_less_one(emit, emit.fadd(double, double))
-    return emit.fptrunc(emit.fdiv(power, emit.fadd(power, emit.splat(2.0, DOUBLES))), FLOATS)
+    above, below = exp_and(emit, emit.fadd(double, double), -1.0, 1.0)
+    return emit.fptrunc(emit.fmul(above, reciprocal(emit, below)), FLOATS)
 
 
 Gates = list[Value]  # of sixteen outputs, those of the input or of the state

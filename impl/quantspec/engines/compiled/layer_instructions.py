@@ -12,6 +12,7 @@ from quantspec.ir.program import Conv, Linear
 from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm
 from quantspec.kernels.memory import Layout, Triple, offset_table
 from quantspec.kernels.packed import Packed, PackedChannels
+from quantspec.kernels.product import Product, ProductAdd, ProductCodes
 from quantspec.kernels.records import Clamp
 from quantspec.numerics.affine import QParams
 
@@ -29,18 +30,18 @@ def emit_linear(planner: Planner, step: Linear) -> None:
         return
     targets = planner.values[step.name].layout.offsets((1, 1, 1))
     product = product_record(planner, packed, source, planner.address(step.name), sources, len(targets), [0])
-    planner.emit(gemm.PRODUCT, gemm.ProductCodes(
+    planner.emit(gemm.PRODUCT, ProductCodes(
         product=product, y_offsets=planner.keep(targets), clamp=clamp(step.y_qparams, step.relu),
     ))  # fmt: skip
 
 
 def product_record(
     planner: Planner, packed: Packed, x: int, y: int, x_offsets: np.ndarray, rows: int, run_offsets: list[int]
-) -> gemm.Product:
+) -> Product:
     """One product, by the addresses of its operands and the offsets of its inputs."""
     inputs = 4 * packed.runs * packed.run_steps
     planner.macs += rows * packed.outputs * inputs
-    return gemm.Product(
+    return Product(
         x=x, y=y, weight=planner.keep(packed.weight), bias=planner.keep(packed.bias),
         factor=planner.keep(packed.factor), rows=rows,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.runs * packed.run_steps, runs=packed.runs,
@@ -126,7 +127,7 @@ def emit_conv(planner: Planner, step: Conv) -> None:
             emit_depthwise(planner, part, part.packed, step.name, limits)
         else:
             for product, targets in conv_products(planner, part, part.packed, step.name):
-                planner.emit(gemm.PRODUCT, gemm.ProductCodes(
+                planner.emit(gemm.PRODUCT, ProductCodes(
                     product=product, y_offsets=planner.keep(targets), clamp=limits,
                 ))  # fmt: skip
 
@@ -149,7 +150,7 @@ def parts_of(planner: Planner, step: Conv, y: Layout) -> list[PartToEmit]:
 
 def conv_products(
     planner: Planner, part: PartToEmit, packed: list[Packed], name: str
-) -> list[tuple[gemm.Product, np.ndarray]]:
+) -> list[tuple[Product, np.ndarray]]:
     """The products of all groups, and the offsets of their outputs, which are in the value of that name."""
     conv = part.part.conv
     x, y = planner.values[conv.x].layout, planner.values[name].layout
@@ -199,7 +200,7 @@ def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
     for part in parts_of(planner, step.conv, planner.values[step.name].layout):
         assert not isinstance(part.packed, PackedChannels)
         for g, (product, targets) in enumerate(conv_products(planner, part, part.packed, step.name)):
-            planner.emit(gemm.PRODUCT_ADD, gemm.ProductAdd(
+            planner.emit(gemm.PRODUCT_ADD, ProductAdd(
                 product=product, y_offsets=planner.keep(targets), clamp=limits, b=b + g * outputs, b_offsets=b_offsets,
                 is_first=step.first, ratio=factors.a, b_ratio=factors.b, start=factors.start,
                 lowest=int(grid.zero_point) if step.add.relu else grid.qmin, highest=grid.qmax,

@@ -11,10 +11,12 @@ from quantspec.kernels.depthwise import DepthwiseInstruction
 from quantspec.kernels.dynamic_gemm import DynamicProduct
 from quantspec.kernels.float_output import ProductFloats
 from quantspec.kernels.frame import Frame, frame_of
-from quantspec.kernels.gemm import PANEL, TILE_ROWS, ProductAdd, ProductCodes, ProductInstruction
+from quantspec.kernels.gemm import TILE_ROWS
 from quantspec.kernels.memory import aligned
+from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductInstruction
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.sharing import BARRIER, Barrier, Share
+from quantspec.kernels.tiles import GROUP, give_tiles
 
 from .planner import Plan
 
@@ -24,6 +26,7 @@ class Parallel:
 
     def __init__(self, plan: Plan, threads: int):
         self.plan, self.counter = plan, aligned(8, np.int64)
+        self.kept: list[np.ndarray] = []
         parts = [split(instruction, threads) for instruction in plan.instructions]
         self.frames = [self.frame(parts, thread, threads) for thread in range(threads)]
 
@@ -33,8 +36,14 @@ class Parallel:
         for index, part in enumerate(parts):
             barrier = Barrier(counter=self.counter.ctypes.data, arrived=threads * (index + 1))
             instructions += [*part[thread : thread + 1], BARRIER.bound(barrier)]
+        give_tiles((part.product for part in instructions if isinstance(part, ProductInstruction)), self.keep)
         whole = self.plan.frame
         return frame_of(*instructions, slots=whole.slots, release=bool(whole.release))
+
+    def keep(self, array: np.ndarray) -> int:
+        """The address of memory that lives as long as the frames."""
+        self.kept.append(array)
+        return int(array.ctypes.data)
 
     def share(self, *, direct: bool, awake: bool) -> Share:
         """What has the frames run at once, or the plan where that cannot be, or where ``awake`` and a worker sleeps."""
@@ -72,7 +81,8 @@ def product_rows(instruction: ProductInstruction, threads: int) -> list[ProductI
 
     Offsets are in tables of int32; the floats and grids of dynamic layers lie at equal distances.
     """
-    tile, rows = TILE_ROWS[-1], instruction.product.rows
+    rows = instruction.product.rows
+    tile = GROUP if instruction.product.tiles else TILE_ROWS[-1]
     parts = []
     for first_tile, last_tile in shares(-(-rows // tile), threads):
         first = first_tile * tile

@@ -14,6 +14,7 @@ from quantspec.kernels import dynamic_gemm, recurrent_cell
 from quantspec.kernels.frame import caller, frame_of
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.packed import Packed
+from quantspec.kernels.tiles import give_tiles
 from quantspec.numerics.dialects.dialect import Dialect
 
 from .holding import Copying
@@ -101,6 +102,7 @@ class Frames:
             dynamic_gemm.layer(weights, rows, width, self.keep, qmax=qmax, per_row=False, relu=False)
             for weights, rows, width in zip(packed, (count * batch, batch), (inputs, size))
         )
+        give_tiles((product.product for _, product in (from_input, from_state)), self.keep)
         quantize, product = from_input
         quantize.slot, product.product.y = 0, self.gates.ctypes.data
         self.inputs = frame_of(dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product), slots=2)

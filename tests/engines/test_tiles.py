@@ -1,0 +1,133 @@
+"""Products in tiles give what the reference gives, and so does a process that may not use them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import programs
+import strategies
+from quantspec.engines.compiled import batching, parallel, planner
+from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.reference import Reference
+from quantspec.kernels import tiles
+
+FUNCTIONS = {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu}
+needs_tiles = pytest.mark.skipif(not tiles.allowed(), reason="this CPU has no tiles, or the system does not give them")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def everything_in_tiles() -> Iterator[None]:
+    """Tiles for products of any size, in several chunks."""
+    with mock.patch.multiple(tiles, LEAST_ROWS=1, LEAST_DOTS=0, DOTS_OF_COPY=0, CHUNK_BYTES=2**12):
+        yield
+
+
+def check(program, x, expect=True):
+    batch = {"x": torch.from_numpy(x)}
+    engine, used = Compiled(program), []
+
+    def noted(products, keep, give=tiles.give_tiles):
+        products = list(products)
+        give(products, keep)
+        used.extend(bool(product.tiles) for product in products)
+
+    with mock.patch.object(planner, "give_tiles", noted), mock.patch.object(parallel, "give_tiles", noted):
+        first = engine(batch)
+    assert used and all(used) is expect
+    assert torch.equal(first, Reference(program)(batch)) and torch.equal(engine(batch), first)
+
+
+@needs_tiles
+@given(strategies.seeds(), st.integers(1, 100), st.integers(1, 300), st.integers(1, 80), st.booleans())
+def test_rows(r, rows, inputs, outputs, real):
+    x = programs.grid(r)
+    step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
+    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    check(program, programs.values(r, x, (rows, inputs)))
+
+
+@needs_tiles
+@given(
+    strategies.seeds(), st.integers(1, 3), st.integers(1, 40), st.integers(1, 50), st.sampled_from([1, 2]),
+    st.sampled_from([(1, 1), (3, 1), (3, 2), (5, 2)]), st.sampled_from([1, 1, 2]), st.integers(5, 12), st.booleans(),
+)  # fmt: skip
+def test_images(r, images, channels, outputs, groups, kernel, dilation, side, real):
+    size, stride = kernel
+    x = programs.grid(r)
+    place = (size, size), (stride, stride), ((size // 2, size // 2),) * 2, (dilation, dilation), groups
+    # A group of one channel each is no product.
+    channels, outputs = groups * (channels + 1), groups * (outputs + 1)
+    if side + 2 * (size // 2) <= dilation * (size - 1):
+        return
+    step = programs.conv(r, "a", "x.codes", x, channels, outputs, *place)
+    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    check(program, programs.values(r, x, (images, channels, side, side + 1)))
+
+
+@needs_tiles
+@given(strategies.seeds(), st.integers(2, 40), st.booleans())
+def test_sums(r, channels, first):
+    program = programs.residual(r, channels, first)
+    check(program, programs.values(r, program.steps[0].qparams, (2, channels, 6, 7)))
+
+
+@needs_tiles
+@given(strategies.seeds(), st.lists(st.integers(1, 150), min_size=2, max_size=3), st.booleans(), st.booleans())
+def test_floats(r, widths, rows, reduce_range):
+    program = programs.dynamic_chain(r, widths, rows=rows, reduce_range=reduce_range)
+    program = replace(program, callables=FUNCTIONS)
+    check(program, r.normal(size=(int(r.integers(1, 80)), 1, widths[0])).astype(np.float32))
+
+
+@needs_tiles
+@given(strategies.seeds(), st.integers(2, 4), st.integers(1, 200), st.integers(1, 200))
+def test_threads_gather_on_their_own(r, count, inputs, outputs):
+    x = programs.grid(r)
+    step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
+    values = programs.values(r, x, (int(r.integers(1, 200)), inputs))
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
+            check(programs.between(x, [step], step.y_qparams), values)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_tiles
+@pytest.mark.parametrize("code", [-128, 127])
+@pytest.mark.parametrize("x", [0, 255])
+def test_the_largest_products(code, x):
+    r = np.random.default_rng(0)
+    grid = programs.QParams(np.float32(1), 0 if x else 255, 0, 255)
+    step = programs.linear(r, "a", "x.codes", grid, 1024, 40)
+    step.weight[...] = code
+    values = np.full((33, 1024), x - int(grid.zero_point), np.float32)
+    check(programs.to_floats(grid, programs.real(step)), values)
+
+
+@given(strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]), st.integers(1, 40))
+def test_recurrent_layers(r, kind, batch):
+    inputs, size = (int(n) for n in r.integers(1, 70, 2))
+    program = programs.recurrent(r, kind, inputs, size, layers=1, both=False, reduce_range=bool(r.random() < 0.5))
+    x = torch.from_numpy(r.normal(size=(3, batch, inputs)).astype(np.float32))
+    a, b = (engine(program)({"x": x}) for engine in (Compiled, Reference))
+    assert all(map(torch.equal, flat(a), flat(b)))
+
+
+def flat(tree):
+    return [tree] if isinstance(tree, torch.Tensor) else [leaf for item in tree for leaf in flat(item)]
+
+
+def test_without_leave_products_are_computed_all_the_same():
+    r = np.random.default_rng(0)
+    x = programs.grid(r)
+    step = programs.linear(r, "a", "x.codes", x, 100, 70)
+    with mock.patch.object(tiles, "allowed", lambda: False):
+        check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (50, 100)), expect=False)
