@@ -30,6 +30,12 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
         self._codes, self._cache = np.dtype(codes), Cache()
         self.name = "torch-onednn-pointwise" + ("" if codes == "uint8" else f"-{codes}")
         self.dialect: protocol.Dialects = "onednn-reference" if codes == "int8" else self._probed()
+        if codes == "int8":
+            one, byte = np.ones((1, 1), np.int8), QParams(1, 0, -128, 127)
+            try:
+                self.linear(one, byte, one, byte, None, byte)
+            except RuntimeError as error:
+                raise NotOffered(f"torch {torch.__version__} takes unsigned activations only: {error}") from error
 
     def _probed(self) -> frozenset[str]:
         """``onednn-pointwise``, also with the product of the scales where the CPU has AMX, or both with saturating
