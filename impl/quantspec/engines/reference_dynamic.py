@@ -142,7 +142,7 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
             steps, end = (run or one_way)(step, step.cells[index], values, start, direction == 1, choices)
             outputs.append(steps)
             ends.append(end)
-        values = torch.cat(outputs, dim=-1)
+        values = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     last = tuple(torch.stack(parts) for parts in zip(*ends))
     if step.single:
         single = tuple(part[0] if batched else part[0, 0] for part in last)
@@ -169,7 +169,7 @@ def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect) -> 
             made, end = packed_way(step, step.cells[index], values, counts, start, index > first, choices)
             outputs.append(made)
             ends.append(end)
-        values = torch.cat(outputs, dim=-1)
+        values = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     last = tuple(torch.stack(parts) for parts in zip(*ends))
     if x.unsorted_indices is not None:
         last = tuple(part[:, x.unsorted_indices] for part in last)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from quantspec.engines import reference_dynamic
-from quantspec.engines.tensors import address, array, from_array, new
+from quantspec.engines.tensors import address, array, float_address, new
 from quantspec.ir.held import codes_shape, held
 from quantspec.ir.program import Cell, LinearDynamic, Recurrent
 from quantspec.kernels import dynamic_gemm, recurrent_cell
@@ -57,11 +57,14 @@ class CompiledRecurrent:
         if count * batch == 0 or not good:
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
         frames = self.frames(part, count, batch, inputs, size)
-        source, outputs = from_array(array(x, step.layer)), new((count, batch, size))
+        outputs = new((count, batch, size))
         for before, value in zip(frames.state, state):
             before[:] = array(value, step.layer)
         inputs_frame, steps_frame = frames.inputs, frames.steps
-        inputs_frame.addresses[0] = address(source)
+        if not (start := float_address(x)):  # memory that is there already, as new memory takes longer than the copy
+            frames.inputs_in_order[:] = array(x, step.layer)
+            start = int(frames.inputs_in_order.ctypes.data)
+        inputs_frame.addresses[0] = start
         last, row = count - 1 if backward else 0, 4 * batch * size
         gates_row, sign = row * frames.gates_of_an_output, -1 if backward else 1
         steps_frame.addresses[:2] = frames.gates.ctypes.data + last * gates_row, address(outputs) + last * row
@@ -92,6 +95,7 @@ class Frames:
         self.gates_of_an_output = recurrent_cell.KINDS[step.kind].gates
         gates, qmax = self.gates_of_an_output * size, 127 if step.reduce_range else 255
         self.gates = aligned(count * batch * gates, np.float32)
+        self.inputs_in_order = aligned(count * batch * inputs, np.float32).reshape(count, batch, inputs)
         self.state = [aligned(batch * size, np.float32).reshape(batch, size) for _ in range(2)]
         h, c = (part.ctypes.data for part in self.state)
         state_gates = self.keep(aligned(batch * gates, np.float32))
