@@ -143,4 +143,19 @@ FAULTS = [
         "A negative delay is taken.",
         "if not isinstance(delay, int) or delay < 0:", "if not isinstance(delay, int):",
     ),
+    Fault(
+        "qat-dropout-left-out", "qat.run", ("QAT-ACTS",),
+        "What acts in training mode only is left out, as it is in evaluation.",
+        "if act is None or not any(", "if act is None or any(",
+    ),
+    Fault(
+        "qat-dropout-on-the-codes", "qat.steps", ("QAT-ACTS",),
+        "Dropout and noise act on codes as if these were real values.",
+        "before = apply(Real, value, grid.scale)", "before, grid = value, type(grid)(1.0, 0, 0, 1)",
+    ),
+    Fault(
+        "qat-noise-once", "capture.tracer", ("QAT-ACTS",),
+        "What Python draws at random is what it was when the model was traced.",
+        "if acting.python_random() != pythons or not torch.equal(torch.get_rng_state(), before):", "if False:",
+    ),
 ]

@@ -97,7 +97,7 @@ FAULTS = [
     Fault(
         "model-copied-to-be-run", "ptq.static", ("SIZ-PEAK",),
         "A copy of the whole float model is made to be calibrated.",
-        "**others, share=True)", "**others, share=False)",
+        "network = with_options(model, options, share=True)", "network = with_options(model, options, share=False)",
     ),
     Fault(
         "file-read-whole", "storage.file", ("SIZ-PEAK",),

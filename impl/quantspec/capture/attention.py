@@ -26,12 +26,13 @@ def linear_rows(x: torch.Tensor, weight: torch.Tensor, bias: Optional, start: in
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, batch_first: bool,
     attn_mask: Optional = None, key_padding_mask: Optional = None, need_weights: bool = False, average: bool = True,
+    dropout: float = 0.0,
 ) -> tuple[torch.Tensor, Optional]:  # fmt: skip
     """Scaled dot-product attention of projected values, [length, batch, features], [batch, length, features] where
     ``batch_first``, or [length, features].
 
     Gives the joined heads in the layout of ``query``, and the weights [batch, (heads,) length, length] or None. Masks:
-    true, or minus infinity, is left out.
+    true, or minus infinity, is left out. ``dropout``: of the weights, in training.
     """
     batched = query.dim() == 3
     given: tuple[torch.Tensor, ...] = query, key, value
@@ -45,10 +46,11 @@ def attend(
     if need_weights:
         scores = (q * math.sqrt(1.0 / q.shape[-1])) @ k.transpose(-2, -1)
         weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+        weights = F.dropout(weights, dropout) if dropout else weights
         joined = weights @ v
         weights = weights.mean(dim=1) if average else weights
     else:
-        joined = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        joined = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     joined = joined.transpose(1, 2).reshape(batch, length, -1)
     joined = joined if batched and batch_first else joined.transpose(0, 1) if batched else joined[0]
     return joined, weights if batched or weights is None else weights[0]
@@ -106,7 +108,8 @@ def multihead(
         weight, bias = m.in_proj_weight, m.in_proj_bias
         q, k, v = (linear_rows(x, weight, bias, i * size, (i + 1) * size) for i, x in enumerate(inputs))
     masks = attn_mask, key_padding_mask
-    joined, weights = attend(q, k, v, m.num_heads, m.batch_first, *masks, need_weights, average_attn_weights)
+    acting = {"dropout": m.dropout} if m.training and m.dropout else {}
+    joined, weights = attend(q, k, v, m.num_heads, m.batch_first, *masks, need_weights, average_attn_weights, **acting)
     return m.out_proj(joined), weights if need_weights else None
 
 
@@ -124,10 +127,10 @@ def encoder_layer(
 
     def attention(x: Traced) -> Traced:
         masks = dict(attn_mask=src_mask, key_padding_mask=src_key_padding_mask, is_causal=is_causal)
-        return m.self_attn(x, x, x, need_weights=False, **masks)[0]
+        return m.dropout1(m.self_attn(x, x, x, need_weights=False, **masks)[0])
 
     def feed_forward(x: Traced) -> Traced:
-        return m.linear2(m.activation(m.linear1(x)))
+        return m.dropout2(m.linear2(m.dropout(m.activation(m.linear1(x)))))
 
     if m.norm_first:
         x = src + attention(m.norm1(src))
@@ -248,8 +251,11 @@ def window_attention(m: Any, x: Traced) -> Traced:
     if any(m.shift_size):
         scores = scores.reshape(images, -1, heads, area, area) + window_mask((rows, columns), (tall, wide), shifts)
         scores = scores.reshape(-1, heads, area, area)
-    x = torch.matmul(torch.softmax(scores, -1), value).transpose(1, 2).reshape(-1, area, channels)
-    x = m.proj(x).reshape(images, rows, columns, tall, wide, channels).permute(0, 1, 3, 2, 4, 5)
+    weights = torch.softmax(scores, -1)
+    weights = F.dropout(weights, m.attention_dropout) if m.training and m.attention_dropout else weights
+    x = m.proj(torch.matmul(weights, value).transpose(1, 2).reshape(-1, area, channels))
+    x = F.dropout(x, m.dropout) if m.training and m.dropout else x
+    x = x.reshape(images, rows, columns, tall, wide, channels).permute(0, 1, 3, 2, 4, 5)
     x = x.reshape(images, rows * tall, columns * wide, channels)
     if any(m.shift_size):
         x = torch.roll(x, (shifts[0], shifts[1]), (1, 2))

@@ -29,7 +29,10 @@ from .operators import public
 NO_INTEGER_FORM = "has no integer form here"
 # What gives back its input in evaluation, so that its readers can read that directly.
 GONE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-GONE_FUNCTIONS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "stochastic_depth", "drop_path")
+GONE_FUNCTIONS = (
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "stochastic_depth",
+    "drop_path",
+)  # fmt: skip
 KINDS = {
     "call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute",
 }  # fmt: skip
@@ -39,6 +42,16 @@ IN_PLACE = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+
+
+def marked(value: Any, key: str, *others: Any) -> Any:
+    """The value itself: in training mode the act of that key is what acts on it, with others that it reads."""
+    return value
+
+
+def in_order(graph: fx.Graph) -> dict[fx.Node, int]:
+    """The number of each node."""
+    return {node: number for number, node in enumerate(graph.nodes)}
 
 
 class GraphBuilder:
@@ -95,7 +108,7 @@ class GraphBuilder:
         if node.op == "call_module":
             self.calls[target] = self.calls.get(target, 0) + 1
             module = self.modules[target]
-            if public(module, GONE) and not hooked(module):
+            if self.is_gone(node):
                 self.gone(node)
                 return None
             if not hooked(module):
@@ -104,10 +117,11 @@ class GraphBuilder:
                 if (weightless := self.module(node, module)) is not None:
                     return weightless
         elif node.op in ("call_function", "call_method"):
-            named_so = node.op == "call_function" and getattr(target, "__name__", "") in GONE_FUNCTIONS
-            if named_so and not self.training(node):
+            if self.is_gone(node):
                 self.gone(node)
                 return None
+            if target is marked:
+                return float_graph.Move(node.name, self.first(node), replace(self.call(node), reason=""))
             for recognize_function in (layers.function, norms.function):
                 if (made := recognize_function(self, node)) is not None:
                     return made
@@ -133,6 +147,14 @@ class GraphBuilder:
             call = Call(node.name, kind, name, (*self.tree(node.args), *more), named, "")
             return float_graph.Move(node.name, self.first(node), call)
         return None
+
+    def is_gone(self, node: fx.Node) -> bool:
+        """Whether a node gives back its input in evaluation."""
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            return public(module, GONE) and not hooked(module)
+        named_so = node.op == "call_function" and getattr(node.target, "__name__", "") in GONE_FUNCTIONS
+        return named_so and not self.training(node)
 
     def gone(self, node: fx.Node) -> None:
         self.alias[node.name] = self.tree(node.args[0] if node.args else next(iter(node.kwargs.values()))).name

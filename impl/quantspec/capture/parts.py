@@ -72,14 +72,15 @@ def graph_differs(graph: FloatGraph, batch: Any, expected: Any, bound: float = B
 
 def find(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ready: Ready, paths: list[str] | None = None,
-    worth: Worth = has_layers,
+    worth: Worth = has_layers, *, acts: bool = False,
 ) -> Parts:  # fmt: skip
     """The parts of a model of ours, by a batch.
 
     ``ready`` makes of a captured graph the one to use, or None where nothing in it can be quantized. ``paths``: where
     to look. ``worth`` tells of a module with layers whether one of them could be quantized.
+    ``acts``: with what acts in training mode only.
     """
-    search = Search(model, ready, paths, worth)
+    search = Search(model, ready, paths, worth, acts)
     while not search.complete(args, kwargs):
         pass
     return search.parts()
@@ -89,8 +90,8 @@ class Search:
     """Runs a model, capturing its modules from the outside in as they are called, again with what was refuted left out
     until nothing more is."""
 
-    def __init__(self, model: nn.Module, ready: Ready, paths: list[str] | None, worth: Worth):
-        self.model, self.ready, self.paths, self.worth = model, ready, paths, worth
+    def __init__(self, model: nn.Module, ready: Ready, paths: list[str] | None, worth: Worth, acts: bool):
+        self.model, self.ready, self.paths, self.worth, self.acts = model, ready, paths, worth, acts
         self.verdicts: dict[tuple[str, Way], FloatGraph | None] = {}
         self.reasons: dict[str, str] = {}
         self.inside = False
@@ -177,14 +178,14 @@ class Search:
         graph = None
         if (path, way) not in self.recorded:
             try:
-                capture = trace(self.model, path, way)
+                capture = trace(self.model, path, way, acts=self.acts)
                 graph = capture.graph if not capture.stops else None
             except UnsupportedError:
                 pass
         if graph is None:
             self.recorded.add((path, way))
             try:
-                graph = record(self.model, path, way, tensors).graph
+                graph = record(self.model, path, way, tensors, acts=self.acts).graph
             except UnsupportedError as error:
                 self.reasons[path] = str(error)
                 return None

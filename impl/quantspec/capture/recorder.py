@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from quantspec.errors import UnsupportedError
 
-from . import attention, copies, products, splitting, tracked, writes
+from . import acting, attention, copies, products, splitting, tracked, writes
 from .builder import GraphBuilder, hooked
 from .calls import CONSTANTS, Way
 from .tensor_names import (
@@ -53,19 +53,42 @@ class Stopped(BaseException):
     """Ends a recording. Not an Exception, so that the model's own handlers let it through."""
 
 
-def record(model: nn.Module, path: str, way: Way, tensors: list[torch.Tensor]) -> Capture:
-    """The graph of the module at a path of a model of ours, called in some way with these tensors.
+def record(
+    model: nn.Module, path: str, way: Way, tensors: list[torch.Tensor], *, acts: bool = False
+) -> Capture:
+    """The graph of the module at a path of a model of ours, called in some way with these tensors. ``acts``: with what
+    acts in training mode only.
 
     Raises UnsupportedError with the place in the user's code where recording stopped.
     """
     twin = copies.run_copy(model)
     recorder = Recorder(twin, path)
     try:
-        return recorder.run(twin.get_submodule(path), way, [t.detach().clone() for t in tensors])
+        recorder.run(twin.get_submodule(path), way, [t.detach().clone() for t in tensors])
+        found: acting.Acts = acts_beside(recorder, model, path, way, tensors) if acts else {}
+        capture = recorder.capture()
+        if found:
+            graph = acting.with_acts(capture.graph, found, recorder.modules)
+            capture = Capture(graph, capture.stops)
+        return capture
     except (Stopped, Exception) as error:
         raise UnsupportedError(described(error)) from error
     finally:
         recorder.ended = True
+
+
+def acts_beside(
+    recorder: "Recorder", model: nn.Module, path: str, way: Way, tensors: list[torch.Tensor]
+) -> acting.Acts:
+    """Marks in what was recorded what acts in training mode only."""
+    twin = copies.run_copy(model).train()
+    other = Recorder(twin, path)
+    try:
+        other.run(twin.get_submodule(path), way, [t.detach().clone() for t in tensors], training=True)
+    finally:
+        other.ended = True
+    builders = GraphBuilder(recorder.model, recorder.constants), GraphBuilder(twin, other.constants)
+    return acting.Alignment(recorder.graph, other.graph, *builders).run()
 
 
 class Recorder(TorchFunctionMode):
@@ -90,22 +113,30 @@ class Recorder(TorchFunctionMode):
         self.inputs: dict[int, fx.Node] = {}
         self.ranks: set[int] = set()
         self.ended = False
+        self.training = False
 
-    def run(self, module: nn.Module, way: Way, tensors: list[torch.Tensor]) -> Capture:
+    def run(self, module: nn.Module, way: Way, tensors: list[torch.Tensor], *, training: bool = False) -> None:
+        """Records a call; in ``training`` mode it may draw random numbers."""
         for name, tensor in zip(way.names, tensors, strict=True):
             node = self.graph.placeholder(name)
             self.inputs[id(tensor)] = node
             self.know(tensor, node)
         args, kwargs = way.arguments(list(tensors))
-        random = torch.get_rng_state()
+        random, pythons, self.training = torch.get_rng_state(), acting.python_random(), training
         with copies.undisturbed():
             self.watch_modules()
             with self:
                 output = self.forward(module, args, kwargs)
-            if not torch.equal(random, torch.get_rng_state()):
+            if not training and not torch.equal(random, torch.get_rng_state()):
                 raise Stopped("it draws random numbers")
+            if training and acting.python_random() != pythons:
+                raise Stopped(acting.DRAWS)
         self.graph.output(self.argument(output))
         self.assert_ranks()
+        self.graph.eliminate_dead_code(is_needed)
+
+    def capture(self) -> Capture:
+        """What was recorded."""
         products.as_layers(self.graph, self.model, self.constants)
         self.graph.eliminate_dead_code(is_needed)
         return Capture(GraphBuilder(self.model, self.constants, share=True).build(self.graph), ())
@@ -275,7 +306,10 @@ class Recorder(TorchFunctionMode):
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
                 self.check_constant(leaf)
+        before = torch.get_rng_state() if self.training else None
         output = self.call(func, args, kwargs)
+        if before is not None and not torch.equal(before, torch.get_rng_state()):
+            raise Stopped(acting.DRAWS)
         self.keep(output, learned=any(map(self.is_learned, leaves)))
         return output
 

@@ -20,7 +20,7 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir.float_graph import FloatGraph, Linear
 from quantspec.ir.program import Ref
 
-from . import attention, constants, copies, layers, products
+from . import acting, attention, constants, copies, layers, products
 from .builder import GraphBuilder, hooked
 from .calls import Way
 from .operators import public
@@ -65,8 +65,9 @@ def capture(model: nn.Module) -> FloatGraph:
     return trace(copies.own_copy(model)).graph
 
 
-def trace(model: nn.Module, path: str = "", way: Way | None = None) -> Capture:
-    """The graph of a model, or of the module of that path called in that way. The model is one of ours.
+def trace(model: nn.Module, path: str = "", way: Way | None = None, *, acts: bool = False) -> Capture:
+    """The graph of a model, or of the module of that path called in that way. The model is one of ours. ``acts``: with
+    what acts in training mode only.
 
     Raises UnsupportedError with the place where tracing stopped.
     """
@@ -76,13 +77,28 @@ def trace(model: nn.Module, path: str = "", way: Way | None = None) -> Capture:
     try:
         with TRACING:
             traced = tracer.traced(twin, part, path, way)
+        found: acting.Acts = acts_beside(traced, twin, model, path, way) if acts else {}
         values = constants.folded(traced, twin)
         products.as_layers(traced, twin, values)
         graph = GraphBuilder(twin, values, share=True).build(traced)
+        if found:
+            graph = acting.with_acts(graph, found, dict(twin.named_modules()))
     except Exception as error:  # the tracer lets through whatever the model raises on a proxy
         name = type(part).__name__
         raise UnsupportedError(f"model: {name} cannot be traced: {described(error)}") from error
     return Capture(graph, tuple(tracer.stops))
+
+
+def acts_beside(traced: fx.Graph, twin: nn.Module, model: nn.Module, path: str, way: Way | None) -> acting.Acts:
+    """Marks in a traced graph what acts in training mode only. Raises UnsupportedError where that has another graph."""
+    other = copies.run_copy(model).train()
+    with copies.random_kept():
+        before, pythons = torch.get_rng_state(), acting.python_random()
+        with TRACING:
+            training = Tracer().traced(other, other.get_submodule(path), path, way)
+        if acting.python_random() != pythons or not torch.equal(torch.get_rng_state(), before):
+            raise UnsupportedError(acting.DRAWS)
+    return acting.Alignment(traced, training, GraphBuilder(twin), GraphBuilder(other)).run()
 
 
 def is_layer(module: nn.Module) -> bool:

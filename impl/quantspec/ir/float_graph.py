@@ -102,6 +102,19 @@ class Folded:
 
 
 @dataclass(frozen=True, eq=False)
+class Act:
+    """What acts in training mode only: calls that read what is given by its number, the last of them ``output``.
+
+    ``owners``: the paths of the modules whose training mode it is. ``callables`` has what the calls call.
+    """
+
+    steps: tuple[Call, ...]
+    output: str
+    owners: tuple[str, ...]
+    callables: dict[tuple[str, str], Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Relu:
     """max(x, 0); ``call`` computes it in float."""
 
@@ -276,7 +289,8 @@ class FloatGraph:
     by path.
 
     ``paths`` gives the path of the module that a node comes from. ``folded`` has, for each layer with normalizations
-    inside, what they were, in the order in which it absorbed them.
+    inside, what they were, in the order in which it absorbed them. ``acts``: what acts in training mode only, by the
+    key of its mark or the name of the node that does otherwise there.
     """
 
     inputs: tuple[str, ...]
@@ -287,6 +301,7 @@ class FloatGraph:
     calls: dict[str, int]
     paths: dict[str, str] = field(default_factory=dict)
     folded: dict[str, tuple[Folded, ...]] = field(default_factory=dict)
+    acts: dict[str, Act] = field(default_factory=dict)
 
     def readers(self) -> dict[str, int]:
         """How many times each value is read, by nodes and as an output."""

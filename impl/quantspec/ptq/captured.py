@@ -37,14 +37,14 @@ class Captured(Generic[Part]):
     ``traced``: the graph of the whole for any arguments, None where it cannot be traced. ``whole_agrees``: whether a
     batch has shown that to be the model. ``parts``: otherwise, by path and way of calling; ``running`` is a copy of the
     model in which they observe. ``work``: of them and of the Python around them, on the first batch. ``stops``: what
-    stays Python, and why.
+    stays Python, and why. ``acts``: whether graphs have what acts in training mode only.
     """
 
     def __init__(
         self, model: nn.Module, ready: Callable[[FloatGraph], FloatGraph], prepare: Callable[[FloatGraph], Part],
-        exclude: list[str],
+        exclude: list[str], *, acts: bool = False,
     ):  # fmt: skip
-        self.model, self.ready, self.prepare, self.exclude = model, ready, prepare, exclude
+        self.model, self.ready, self.prepare, self.exclude, self.acts = model, ready, prepare, exclude, acts
         self.whole_agrees = False
         self.running: nn.Module | None = None
         self.parts: dict[str, dict[calls.Way, Part]] = {}
@@ -52,7 +52,7 @@ class Captured(Generic[Part]):
         self.traced: FloatGraph | None = None
         self.stops: tuple[tracer.Stop, ...]
         try:
-            capture = tracer.trace(model)
+            capture = tracer.trace(model, acts=acts)
         except UnsupportedError as error:
             self.stops = (tracer.Stop("", str(error)),)
         else:
@@ -100,7 +100,7 @@ class Captured(Generic[Part]):
 
     def find_parts(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Finds the parts of the model that are networks of their own."""
-        found = parts.find(self.model, args, dict(kwargs), self.part_ready)
+        found = parts.find(self.model, args, dict(kwargs), self.part_ready, acts=self.acts)
         self.parts = {
             path: {way: self.prepare(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
         }

@@ -147,10 +147,11 @@ def prepare(
 
 def observing(
     model: nn.Module, options: Options, observer: Observer, *, fuse: bool, exclude: str | Sequence[str],
-    share: bool = False,
+    share: bool = False, acts: bool = False,
 ) -> Prepared:  # fmt: skip
     """``prepare`` with checked options; ``share``: the network is converted before anybody changes the model, whose
-    weights need not be copied then, where its modules are torch.nn's own."""
+    weights need not be copied then, where its modules are torch.nn's own; ``acts``: with what acts in training mode
+    only (QAT-ACTS)."""
     if not isinstance(observer, Observer):
         raise TypeError(expected_one_of("observer", [f"{kind.__name__}()" for kind in get_args(Observer)], observer))
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
@@ -164,8 +165,16 @@ def observing(
         kept = without(graph, model, exclude)
         return fusion.fuse(kept) if fuse else kept
 
-    capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options), listed(exclude))
+    capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options), listed(exclude), acts=acts)
     return Prepared(NOTHING if capture.traced is None else ready(capture.traced), observer, options, capture)
+
+
+def with_options(model: nn.Module, options: dict[str, Any], *, share: bool, acts: bool = False) -> Prepared:
+    """``observing`` with the options of ``prepare`` that are given, and its own for the others."""
+    parameters = inspect.signature(prepare).parameters
+    settings = {name: parameters[name].default for name in list(parameters)[1:]} | options
+    others = {name: settings.pop(name) for name in ("fuse", "exclude", "observer")}
+    return observing(model, checked(**settings), **others, share=share, acts=acts)
 
 
 def seen_something(observer: Observer) -> bool:
@@ -229,10 +238,7 @@ def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> Qu
         got = type(calibration).__name__
         raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
     check_options("quantize", options)
-    parameters = inspect.signature(prepare).parameters
-    settings = {name: parameters[name].default for name in list(parameters)[1:]} | options
-    others = {name: settings.pop(name) for name in ("fuse", "exclude", "observer")}
-    network = observing(model, checked(**settings), **others, share=True)
+    network = with_options(model, options, share=True)
     for batch in progress(calibration, "calibrate"):
         network.observe(batch)
     return convert(network)

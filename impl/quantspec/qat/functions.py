@@ -145,8 +145,8 @@ class LayerPlan:
     """What a layer is to compute in a step of training.
 
     ``places``: (stride, dilation, groups) of a convolution, whose input is padded; None for a linear layer. ``y``: the
-    output's grid, None where the output is float32. ``ends``: the smallest and the largest output before it is rounded,
-    which ``forward`` leaves there.
+    output's grid, None where the output is float32. ``loose``: inputs lie between codes (QAT-ACTS). ``ends``: the
+    smallest and the largest output before it is rounded, which ``forward`` leaves there.
     """
 
     layer: str
@@ -158,6 +158,7 @@ class LayerPlan:
     dialect: Dialect
     weight_bits: int
     observe: bool
+    loose: bool = False
     ends: tuple[float, float] | None = None
 
     @property
@@ -191,7 +192,11 @@ class LayerPlan:
         """Exact accumulators, with the codes of a bias where they are given: float32 up to 2^24, else float64.
 
         Every sum of some of the products is an integer up to ``largest``, so that no addition rounds, in any order.
+        Those of inputs between codes are the nearest integers to sums in float32.
         """
+        if self.loose:
+            bias = None if bias_q is None else bias_q.to(torch.float32)
+            return self.product(x, w, bias).round_().clamp_(-(2.0**31), 2.0**31 - 128)
         largest = self.largest(w)
         if bias_q is not None:
             largest += int(bias_q.abs().max()) if bias_q.numel() else 0

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import copies
+from quantspec.capture.acting import unmarked
 from quantspec.errors import CalibrationError
 from quantspec.ir import float_graph, float_run
 from quantspec.ir.float_graph import FloatGraph
@@ -17,6 +18,7 @@ from quantspec.ir.traverse import last_reads, refs, replace_refs
 from quantspec.numerics.affine import LARGEST_SCALE, SMALLEST_SCALE, QParams, code_range
 from quantspec.numerics.observers import MinMaxObserver
 from quantspec.ptq.conversion import Converter
+from quantspec.ptq.placement import Placement
 from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import Macs
 
@@ -43,9 +45,10 @@ class Training:
 class Network(nn.Module):
     """A graph of a model, computed in codes with gradients.
 
-    ``ranges``: float32 [places, 2], the ends observed at each place; inf and -inf where there are none. ``batches``:
-    how many batches it was trained on. ``added``: parameters for weights that the model computes. ``scales``: the
-    logarithms to base 2 of learned scales of activations and weights, where they are.
+    ``evaluated``: the graph without what acts in training mode only. ``ranges``: float32 [places, 2], the ends observed
+    at each place; inf and -inf where there are none. ``batches``: how many batches it was trained on. ``added``:
+    parameters for weights that the model computes. ``scales``: the logarithms to base 2 of learned scales of
+    activations and weights, where they are.
     """
 
     ranges: torch.Tensor
@@ -61,6 +64,7 @@ class Network(nn.Module):
         super().__init__()
         self.graph, self.placement, self.options = prepared.graph, prepared.placement, prepared.options
         self.macs, self.how = prepared.macs, training
+        self.evaluated = unmarked(self.graph)
         self.__dict__["model"] = model  # whose parameters are registered by whoever holds this
         self.places = {name: index for index, name in enumerate(self.placement.observed)}
         self.register_buffer("ranges", torch.tensor([ends(prepared, name) for name in self.places]).reshape(-1, 2))
@@ -76,7 +80,9 @@ class Network(nn.Module):
         self.tables, self.cells = self.other_weights()
         self.template, self.grid_places = self.laid_out()
         self.last = last_reads(self.template.steps, refs(self.template.output))
-        self.__dict__["callables"] = self.live_callables(model)
+        self.__dict__["callables"] = self.live_callables(model, self.template.callables)
+        acting: Callables = {key: what for act in self.graph.acts.values() for key, what in act.callables.items()}
+        self.__dict__["acting"] = self.live_callables(model, acting)
         self.scales = nn.ParameterDict()
         self.register_buffer("zero_points", torch.zeros(len(self.places), dtype=torch.int64))
         self.scale_names: dict[str, str] = {}
@@ -137,20 +143,16 @@ class Network(nn.Module):
                         places[step.name, path] = known[id(item)]
         return made, places
 
-    def live_callables(self, model: nn.Module) -> Callables:
-        """What its ``Call`` steps call: the model's own modules and tensors."""
+    def live_callables(self, model: nn.Module, called: Callables) -> Callables:
+        """What ``Call`` steps call: the model's own modules and tensors."""
         live: dict[tuple[str, str], Any] = {}
-        for (kind, path), what in self.template.callables.items():
+        for (kind, path), what in called.items():
             live[kind, path] = what
             if kind == "module":
                 own = dict(model.named_modules()).get(path)
-                if own is not None and not any(getattr(part, "inplace", False) for part in own.modules()):
-                    live[kind, path] = own
-                elif own is not None:
-                    live[kind, path] = sharing(own)
-                    for part in live[kind, path].modules():
-                        if hasattr(part, "inplace"):
-                            part.inplace = False
+                if own is not None:
+                    in_place = any(getattr(part, "inplace", False) for part in own.modules())
+                    live[kind, path] = OnCopies(own) if in_place else own
             elif kind == "attribute" and isinstance(what, torch.Tensor):
                 owner, _, name = path.rpartition(".")
                 modules = dict(model.named_modules())
@@ -254,6 +256,7 @@ class Network(nn.Module):
         values |= float_run.bind(self.template.inputs, self.template.defaults, batch)
         for step, done in zip(self.template.steps, self.last):
             values[step.name] = STEPS[type(step)](run, step)
+            run.note(step)
             for name in done:
                 del values[name]
         if self.training:
@@ -274,7 +277,8 @@ class Network(nn.Module):
                 f"{self.placement.place(name)}: it has seen no values; train on a batch, or pass calibration batches"
             )
         observers = {name: Observed(*self.ranges[index].numpy()) for name, index in self.places.items()}
-        converter = Converter(self.present_graph(), self.placement, observers, self.options)
+        graph = unmarked(self.present_graph())
+        converter = Converter(graph, Placement(graph), observers, self.options)
         if self.scale_names:
             converter.grids |= {name: grid.qparams for name, grid in self.grids().items()}
             for node in converter.graph.nodes:
@@ -323,6 +327,16 @@ class Network(nn.Module):
         return replace(self.graph, nodes=tuple(nodes), callables={**self.graph.callables, **called})
 
 
+class OnCopies:
+    """A module that writes to what it is given, called on copies."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*copies.cloned(args), **copies.cloned(kwargs))
+
+
 class Live:
     """A tensor that a module has under a name, whatever it is now."""
 
@@ -339,6 +353,12 @@ def settled(what: Any) -> Any:
     """A copy of what a step calls, in evaluation mode, that shares nothing with the network in training."""
     if isinstance(what, Live):
         return what.tensor.detach().clone()
+    if isinstance(what, OnCopies):
+        twin = copy.deepcopy(what.module).eval()
+        for part in twin.modules():
+            if hasattr(part, "inplace"):
+                setattr(part, "inplace", False)  # noqa: B010  # torch says that attributes are tensors or modules
+        return twin
     return copy.deepcopy(what).eval() if isinstance(what, nn.Module) else what
 
 

@@ -194,7 +194,7 @@ def prepare_qat(
     in_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         model = copies.own_copy(copies.inside(model)).eval()
-    prepared = static.prepare(model, **options)
+    prepared = static.with_options(model, options, share=False, acts=True)
     if prepared.options.dialect.accumulate_rule != "exact":
         raise UnsupportedError(
             f"dialect: {prepared.options.dialect.name} adds products in 16 bits, which saturate;"
@@ -227,13 +227,13 @@ def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedMode
     graphs: dict[str, dict[Any, Any]] = {}
     for path, way, network in prepared.parts():
         programs.setdefault(path, {})[way] = network.converted()
-        graphs.setdefault(path, {})[way] = network.graph
+        graphs.setdefault(path, {})[way] = network.evaluated
     if prepared.is_whole:
         (network,) = (network for _, _, network in prepared.parts())
         program = programs[""][None]
         # Where it was not calibrated, no work has been counted.
-        report = report_of_network(network.graph, program, network.macs) if network.macs else None
-        warn_of_float(report, [program], nothing_in(network.graph))
+        report = report_of_network(network.evaluated, program, network.macs) if network.macs else None
+        warn_of_float(report, [program], nothing_in(network.evaluated))
         return QuantizedModule(program, engine, report)
     report = report_of_parts(graphs, programs, prepared.work, prepared.stops, prepared.exclude)
     warn_of_float(report, [program for ways in programs.values() for program in ways.values()], NO_PART)

@@ -49,9 +49,11 @@ class Matrix:
 
 
 def recurrent(
-    step: Recurrent, x: Any, state: Any, cells: list[dict[str, torch.Tensor | None]], options: Options
-) -> Any:
-    """What the module gives: (output, state), or the new state of a single step. ``cells``: the present weights.
+    step: Recurrent, x: Any, state: Any, cells: list[dict[str, torch.Tensor | None]], options: Options,
+    dropout: float = 0.0,
+) -> Any:  # fmt: skip
+    """What the module gives: (output, state), or the new state of a single step. ``cells``: the present weights;
+    ``dropout``: between its layers.
 
     Raises UnsupportedError for packed sequences.
     """
@@ -67,6 +69,7 @@ def recurrent(
     directions = 2 if step.bidirectional else 1
     for first in range(0, len(matrices), directions):
         outputs = []
+        values = F.dropout(values, dropout) if first and dropout else values
         for index in range(first, first + directions):
             start = tuple(part[index] for part in states)
             made, end = one_way(step.kind, *matrices[index], values, start, index > first)

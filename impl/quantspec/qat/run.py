@@ -4,22 +4,30 @@ from typing import Any
 
 import torch
 
+from quantspec.capture.acting import MARK
 from quantspec.errors import CalibrationError
-from quantspec.ir.program import Step
+from quantspec.ir.float_graph import Act
+from quantspec.ir.float_run import call_float
+from quantspec.ir.program import AdaptiveAvgPool, AvgPool, Call, MaxPool, Mean, Move, Relu, Step
+from quantspec.ir.traverse import reads
 
 from .grids import Grid
+
+PASSING = Move | Relu | MaxPool | AvgPool | AdaptiveAvgPool | Mean
 
 
 class Run:
     """One call of a network: its values by name, the present grids, and what was observed.
 
     ``in_codes``: whether activations are codes; else they are real values. ``observing``: whether ranges are to move.
+    ``loose``: the values that something acted on in training mode, which lie between codes (QAT-ACTS).
     """
 
     def __init__(self, network: Any):
         self.network, self.options = network, network.options
         self.values: dict[str, Any] = {}
         self.seen: dict[str, tuple[float, float]] = {}
+        self.loose: set[str] = set()
         self.training = network.training
         self.by_batches = network.training and not bool(network.statistics_frozen)
         ready = network.has_ranges()
@@ -39,6 +47,35 @@ class Run:
         network, place = self.network, self.network.grid_places[step.name, field]
         key = network.scale_names.get(network.placement.joined.get(place, [place])[0])
         return None if key is None else torch.exp2(network.scales[key])
+
+    def acting(self, step: Step) -> Act | None:
+        """What acts in the place of a step in training mode, where the modules that it belongs to are in it."""
+        if not self.training or not isinstance(step, Call | Move) or not self.network.graph.acts:
+            return None
+        act: Act | None = self.network.graph.acts.get(step.args[1] if step.target == MARK else step.name)
+        if act is None or not any(self.network.model.get_submodule(path).training for path in act.owners):
+            return None
+        return act
+
+    def acted(self, act: Act, given: list[Any]) -> Any:
+        """What an act gives for real values."""
+        values = {str(number): value for number, value in enumerate(given)}
+        for step in act.steps:
+            what = self.network.acting.get((step.kind, step.target))
+            if step.kind == "attribute":
+                values[step.name] = getattr(what, "tensor", what)
+            else:
+                values[step.name] = call_float(step, self.network.acting, values.__getitem__)
+        return values[act.output]
+
+    def is_loose(self, step: Step) -> bool:
+        """Whether a step reads values between codes."""
+        return bool(self.loose) and not self.loose.isdisjoint(reads(step))
+
+    def note(self, step: Step) -> None:
+        """Values that are only moved, clamped or pooled are between codes where they were."""
+        if isinstance(step, PASSING) and self.is_loose(step):
+            self.loose.add(step.name)
 
     def sees(self, name: str) -> bool:
         """Whether values of a step are to be observed."""

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from quantspec.capture.acting import MARK
 from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph, program, rearrange
 from quantspec.ir.float_run import FloatLayer, call_float, check_fits, run_conv
 from quantspec.ir.program import Step
-from quantspec.ir.traverse import replace_refs
+from quantspec.ir.traverse import refs, replace_refs
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects import operations
 from quantspec.ptq import conversion
@@ -51,12 +52,15 @@ def snapped(
     run: Run, step: Step, place: str, surrogate: torch.Tensor, codes: Callable[[Grid], np.ndarray]
 ) -> torch.Tensor:
     """The codes of a step that has a grid of its own, in ``y_qparams``, with the gradient of ``surrogate``, whose range
-    is observed."""
+    is observed. What reads values between codes rounds those of ``surrogate``."""
     if run.sees(place) and surrogate.numel():
         run.observe(place, *(end.item() for end in surrogate.detach().aminmax()))
     grid = run.grid(step, "y_qparams")
     if grid is None:
         return surrogate
+    if run.is_loose(step):
+        quantized: torch.Tensor = apply(Quantized, surrogate, run.learned(step, "y_qparams"), grid, run.options.dialect)
+        return quantized
     made: torch.Tensor = apply(Snapped, surrogate, run.learned(step, "y_qparams"), of_codes(codes(grid), grid), grid)
     return made
 
@@ -125,7 +129,7 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     direct = step.y_qparams is None
     plan = LayerPlan(
         step.layer, x_grid, scale, None if direct else run.grid(step, "y_qparams"), step.relu, places,
-        run.options.dialect, run.options.weight_bits, observe,
+        run.options.dialect, run.options.weight_bits, observe, run.is_loose(step),
     )  # fmt: skip
     result: torch.Tensor = apply(Layer, x, codes, bias, None if direct else run.learned(step, "y_qparams"), plan)
     if plan.ends is not None:
@@ -271,7 +275,7 @@ def pooled(run: Run, step: program.AvgPool | program.AdaptiveAvgPool | program.M
     assert isinstance(node, float_graph.Pool)
     x, grid = run.values[step.x], run.grid(step, "qparams")
     y: torch.Tensor = call_float(node.call, run.network.callables, lambda name: x)
-    if grid is None:
+    if grid is None or run.is_loose(step):
         return y
     dialect, codes = run.options.dialect, as_codes(x, grid)
     if isinstance(step, program.AvgPool):
@@ -287,10 +291,27 @@ def pooled(run: Run, step: program.AvgPool | program.AdaptiveAvgPool | program.M
 
 def moved(run: Run, step: program.Move) -> Any:
     """What is padded on is a real 0, or the code of it less the zero point, which is 0, too."""
+    if step.target == MARK:
+        return acted_on(run, step)
     args, kwargs = (replace_refs(tree, run.values.__getitem__) for tree in (step.args, step.kwargs))
     if step.kind == "method":
         return getattr(args[0], step.target)(*args[1:], **kwargs)
     return rearrange.FUNCTIONS[step.target](*args, **kwargs)
+
+
+def acted_on(run: Run, step: program.Move | program.Call) -> Any:
+    """A value with what acts on it in training mode; codes as what they mean, between codes from then on."""
+    value, *others = (run.values[name] for name in refs(step.args))
+    if (act := run.acting(step)) is None:
+        return value
+    if isinstance(step, program.Call) or (grid := run.grid(step, "qparams")) is None:
+        return run.acted(act, [value, *others])
+    before = apply(Real, value, grid.scale)
+    made: torch.Tensor = run.acted(act, [before, *others])
+    if made.shape == before.shape and torch.equal(made, before):
+        return value  # it did nothing: still codes
+    run.loose.add(step.name)
+    return apply(Real, made, 1 / grid.scale)
 
 
 def embedding(run: Run, step: program.Embedding) -> torch.Tensor:
@@ -313,10 +334,16 @@ def recurrent_step(run: Run, step: program.Recurrent) -> Any:
         {field: None if where is None else run.network.value(where) for field, where in cell.items()}
         for cell in run.network.cells[step.name]
     ]
-    return recurrent(step, run.values[step.x], state, cells, run.options)
+    own = dict(run.network.model.named_modules()).get(step.layer)
+    dropout = float(getattr(own, "dropout", 0.0)) if own is not None and run.training and own.training else 0.0
+    return recurrent(step, run.values[step.x], state, cells, run.options, dropout)
 
 
 def call(run: Run, step: program.Call) -> Any:
+    if step.target == MARK:
+        return acted_on(run, step)
+    if (act := run.acting(step)) is not None:
+        return run.acted(act, [run.values[name] for name in refs((step.args, step.kwargs))])
     what = run.network.callables.get((step.kind, step.target))
     if step.kind == "attribute":
         return getattr(what, "tensor", what)
