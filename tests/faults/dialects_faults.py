@@ -112,6 +112,19 @@ FAULTS = [
         "a_q.astype(np.float32) * r_a + (b_q.astype(np.float32) * r_b + start)",
     ),
     Fault(
+        "zero-point-inside-the-tail", "numerics.dialects.operations", ("DIA-ADD",),
+        "The zero point of a sum is added before rounding, as torch 2.13 does and torch 2.11 does not.",
+        "return rint(real * (ONE / y.scale)).astype(np.float64) + y.zero_point",
+        "return rint(real * (ONE / y.scale) + y.zero_point.astype(np.float32))",
+    ),
+    Fault(
+        "older-qnnpack-as-the-newest", "numerics.dialects.named", ("DIA-NAMED",),
+        "The dynamic layers of torch 2.11's qnnpack are given the rule of 2.13.",
+        'name="qnnpack-outside",\n    quantize_rule="reciprocal",\n    quantize_channels_rule="reciprocal",\n'
+        '    quantize_dynamic_rule="reciprocal",',
+        'name="qnnpack-outside",\n    quantize_rule="reciprocal",\n    quantize_channels_rule="reciprocal",',
+    ),
+    Fault(
         "product-by-the-quotient", "numerics.dialects.operations", ("DIA-MUL",),
         "The multiplier is divided by the output's scale where the kernel multiplies by its reciprocal.",
         "(a.scale * b.scale * (ONE / y.scale))", "(a.scale * b.scale / y.scale)",

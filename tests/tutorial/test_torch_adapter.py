@@ -1,9 +1,11 @@
-"""The adapter of torch's quantized engines: what it offers, and that it leaves torch as it was."""
+"""The adapter of torch's quantized engines: what it offers, which dialect it finds, and that it leaves torch as it was.
+"""
 
 import pytest
 import torch
 
 from quantspec.backends.pytorch import quantized
+from quantspec.numerics.dialects.named import DIALECTS
 from quantspec.tutorial import tutorial
 
 OFFERED = [engine for engine in quantized.ENGINES if not quantized.why_not_offered(engine)]
@@ -29,3 +31,25 @@ def test_selecting_an_engine_is_undone():
         assert torch.backends.quantized.engine == OFFERED[-1]
         raise ZeroDivisionError
     assert torch.backends.quantized.engine == before
+
+
+@pytest.mark.parametrize("engine", OFFERED)
+@pytest.mark.parametrize(("half_a_step", "name"), [(2, "torch-quantize"), (1, "torch-quantize-outside")])
+def test_the_place_of_the_zero_point_decides_the_dialect_of_tensors(engine, half_a_step, name, monkeypatch):
+    real = torch.quantize_per_tensor
+
+    def quantize_per_tensor(x, scale, zero_point, dtype):
+        if zero_point == 1:  # the question of the fingerprint
+            return torch._make_per_tensor_quantized_tensor(torch.tensor([half_a_step], dtype=torch.uint8), scale, 1)
+        return real(x, scale, zero_point, dtype)
+
+    monkeypatch.setattr(torch, "quantize_per_tensor", quantize_per_tensor)
+    assert quantized.quantizing_here(engine) == name
+    found = quantized.dialects_by_operation(engine)
+    assert found["quantize"] == found["concat"] == found["mul"] == {name}
+    assert {name, f"{name}-tail"} <= found["add"]
+    assert set().union(*found.values()) <= set(DIALECTS)
+    if engine == "qnnpack":
+        layers = "qnnpack" if half_a_step == 2 else "qnnpack-outside"
+        assert found["linear_dynamic"] == {layers}
+        assert layers in found["avg_pool2d"]

@@ -93,37 +93,50 @@ def dialects_here(engine: str) -> tuple[str, ...]:
         w = torch.quantize_per_tensor(torch.full((16, steps), float(weight)), 1.0, 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(w, torch.zeros(16))
         codes = torch.ops.quantized.linear(x, packed, steps * highest * weight / 200, 0).int_repr()
+    if engine == "qnnpack" and quantizing_here(engine) == "torch-quantize-outside":
+        return ("qnnpack-outside",)  # its dynamic layers quantize as tensors are quantized
     suffix = "" if bool((codes == 200).all()) else "-int16"
     return tuple(name + suffix for name in ENGINES[engine])
 
 
 def quantizing_here(engine: str) -> str:
-    """The dialect that tensors are quantized in: ``torch-quantize``, or in torch 2.6 to 2.11 that of its fake
-    quantization, which adds the zero point after rounding (AFF-ORDER)."""
+    """The dialect that tensors are quantized in: ``torch-quantize``, or in torch 2.6 to 2.11 the one that adds the zero
+    point after rounding (AFF-ORDER)."""
     with selected(engine):
         half_a_step = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr().item()
-    return "torch-quantize" if half_a_step == 2 else "torch-fake-quantize"
+    return "torch-quantize" if half_a_step == 2 else "torch-quantize-outside"
 
 
 def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
     """The dialects of each operation of an engine in this build of torch and on this CPU, of which each output follows
     one."""
-    tensors = frozenset({quantizing_here(engine)})
+    here = quantizing_here(engine)
+    tensors, tail = frozenset({here}), f"{here}-tail"
     layers = frozenset(dialects_here(engine))
     # The last few elements of a tensor take other steps than those that fill a vector; qnnpack has kernels for unsigned
     # codes only.
-    own = frozenset({"qnnpack"}) if engine == "qnnpack" else frozenset()
-    averages = frozenset({"torch-quantize"}) | own
-    sums = averages | {"torch-quantize-tail"}
+    own = layers if engine == "qnnpack" else frozenset()
+    averages = tensors | own
+    sums = averages | {tail} | signed_sums_here(engine)
     # Means of images whose channels are last, as one channel counts, take other steps than those of others.
-    means = averages | {"torch-quantize-tail"}
+    means = averages | {tail}
     exact = frozenset({"exact"})
     return {
-        "quantize": tensors, "dequantize": exact, "qparams": frozenset({"torch-quantize"}), "linear": layers,
+        "quantize": tensors, "dequantize": exact, "qparams": tensors, "linear": layers,
         "linear_dynamic": layers, "conv2d": convolutions_here(engine, layers), "add": sums,
-        "mul": frozenset({"torch-quantize"}), "concat": tensors, "max_pool2d": exact,
-        "avg_pool2d": averages, "adaptive_avg_pool2d": means, "fold_batch_norm": frozenset({"torch-quantize"}),
+        "mul": tensors, "concat": tensors, "max_pool2d": exact,
+        "avg_pool2d": averages, "adaptive_avg_pool2d": means, "fold_batch_norm": tensors,
     }  # fmt: skip
+
+
+def signed_sums_here(engine: str) -> frozenset[str]:
+    """``xnnpack`` where signed codes are added by XNNPACK, as qnnpack does in torch 2.6 to 2.11; else nothing."""
+    with selected(engine):
+        codes = torch.full((64,), 1, dtype=torch.int8)
+        a = torch._make_per_tensor_quantized_tensor(codes, 0.5, 0)
+        b = torch._make_per_tensor_quantized_tensor(torch.zeros_like(codes), 0.5, 0)
+        total = torch.ops.quantized.add(a, b, 1.0, 1).int_repr()  # half a step: XNNPACK rounds it up, others to even
+    return frozenset({"xnnpack"}) if bool((total == 2).all()) else frozenset()
 
 
 def convolutions_here(engine: str, layers: frozenset[str]) -> frozenset[str]:

@@ -36,6 +36,16 @@ TORCH_QUANTIZE = Dialect(
     fold_rule="float32",
 )
 TORCH_QUANTIZE_TAIL = replace(TORCH_QUANTIZE, name="torch-quantize-tail", add_rule="real-inside", mean_rule="codes")
+TORCH_QUANTIZE_OUTSIDE = replace(
+    TORCH_QUANTIZE,
+    name="torch-quantize-outside",
+    quantize_rule="reciprocal",
+    quantize_channels_rule="reciprocal",
+    quantize_dynamic_rule="reciprocal",
+)
+TORCH_QUANTIZE_OUTSIDE_TAIL = replace(
+    TORCH_QUANTIZE_OUTSIDE, name="torch-quantize-outside-tail", add_rule="real-outside", mean_rule="codes"
+)
 TORCH_FAKE_QUANTIZE = Dialect(
     "torch-fake-quantize",
     quantize_rule="reciprocal",
@@ -63,6 +73,13 @@ QNNPACK = replace(
     add_rule="fixed-away",
     average_rule="ratio",
     mean_rule="ratio",
+)
+QNNPACK_OUTSIDE = replace(
+    QNNPACK,
+    name="qnnpack-outside",
+    quantize_rule="reciprocal",
+    quantize_channels_rule="reciprocal",
+    quantize_dynamic_rule="reciprocal",
 )
 ONEDNN = replace(
     TORCH_QUANTIZE,
@@ -169,8 +186,8 @@ OPENVINO = Dialect(
 
 # In the order of the chapter's table.
 NAMED = (
-    EXACT, ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, QNNPACK, PAPER, ONNX_REFERENCE,
-    TORCH_QUANTIZE, TORCH_QUANTIZE_TAIL, TORCH_FAKE_QUANTIZE,
+    EXACT, ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, QNNPACK, QNNPACK_OUTSIDE, PAPER, ONNX_REFERENCE,
+    TORCH_QUANTIZE, TORCH_QUANTIZE_TAIL, TORCH_QUANTIZE_OUTSIDE, TORCH_QUANTIZE_OUTSIDE_TAIL, TORCH_FAKE_QUANTIZE,
     ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, ONEDNN_REFERENCE,
     XNNPACK, TFLITE_REFERENCE, TFLITE_TWO_ROUNDINGS, TFLITE_RUY, OPENVINO,
 )  # fmt: skip

@@ -38,6 +38,11 @@ def add_real_inside(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y:
     return rint(real * (ONE / y.scale) + y.zero_point.astype(np.float32))
 
 
+def add_real_outside(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams) -> np.ndarray:
+    real = centred(a_q, a) * a.scale + centred(b_q, b) * b.scale
+    return rint(real * (ONE / y.scale)).astype(np.float64) + y.zero_point
+
+
 def centred(q: np.ndarray, grid: QParams) -> Float32:
     """q - zero_point as float32, exact."""
     return q.astype(np.float32) - grid.zero_point.astype(np.float32)
@@ -84,6 +89,7 @@ Combine = Callable[[np.ndarray, QParams, np.ndarray, QParams, QParams], np.ndarr
 ADD: dict[str, Combine] = {
     "real": add_real,
     "real-inside": add_real_inside,
+    "real-outside": add_real_outside,
     "ratios": add_ratios,
     "fixed-away": add_fixed_away,
     "fixed-up": add_fixed_up,
