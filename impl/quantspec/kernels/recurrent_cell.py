@@ -50,10 +50,13 @@ def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
     r = y
     for part in (LN2_HIGH, LN2_LOW):
         r = multiply_add(emit, k, emit.splat(-part, DOUBLES), r)
-    total = emit.splat(1 / math.factorial(TERMS), DOUBLES)
-    for n in range(TERMS - 1, 0, -1):
-        total = multiply_add(emit, total, r, emit.splat(1 / math.factorial(n), DOUBLES))
-    less_one = emit.fmul(total, r)
+    # Neighbours are added in pairs, these in pairs, and so on: as many steps as the number of terms has digits.
+    terms, power_of_r = [emit.splat(1 / math.factorial(n), DOUBLES) for n in range(1, TERMS + 1)], r
+    while len(terms) > 1:
+        odd = terms[-1:] if len(terms) % 2 else []
+        terms = [multiply_add(emit, high, power_of_r, low) for low, high in zip(terms[::2], terms[1::2])] + odd
+        power_of_r = emit.fmul(power_of_r, power_of_r)
+    less_one = emit.fmul(terms[0], r)
     # Of a float64's exponent; of its fraction.
     bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))
     power = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES)
