@@ -519,7 +519,8 @@ def test_a_model_that_torch_refuses_to_copy_is_copied_all_the_same():
 
 @clause("STA-UNTOUCHED")
 def test_wrappers_are_looked_through_and_torchscript_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # DataParallel moves the model to a GPU that is there
+    # DataParallel moves the model to a GPU that is there.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model, x = networks.seeded(networks.Perceptron), networks.inputs()
     expected = qs.quantize(model, [x])(x)
     wrappers = nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile
