@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough fuzz spec review faults mutants conformance matrix bench lint clean
+.PHONY: help run test test-dev test-thorough fuzz spec review faults mutants conformance matrix bench lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ help: ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,mutants]'
 	@touch $@
 
-run: .venv/installed ## train, quantize three ways, measure, compare with torch: the tutorial
+run: .venv/installed ## train, quantize in four variants, measure, compare with torch: the tutorial
 	@$(BIN)/quantspec run $(ARGS)
 
 test: .venv/installed ## run the suite
@@ -69,6 +69,13 @@ lint: .venv/installed ## check style, imports between rooms, and types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
+	@touch $@
+
+docs: .venv/docs ## build the site of guides, chapters, API reference and results in out/site
+	@$(BIN)/python spec/site/build.py
 
 clean: ## remove what the other targets made
 	rm -rf .venv build dist out .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,9 +2,12 @@
 
 import contextlib
 import doctest
+import io
 import os
+import re
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,7 +48,10 @@ def run_examples(example) -> None:
 
 
 def run_definitions(example) -> None:
-    """Runs one ``python`` block, a chapter's as part of the module that loading the chapter runs."""
+    """Runs one ``python`` block, a chapter's as part of the module that loading the chapter runs.
+
+    The blocks of another page are one program; where a ``text`` block follows, it is what the block prints.
+    """
     path = Path(example.path)
     if is_chapter(path):
         module = chapters.load(path.stem[3:])
@@ -54,12 +60,18 @@ def run_definitions(example) -> None:
         assert not missing, f"{path.name}:{example.line}: loading the chapter did not define {', '.join(missing)}"
     else:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # an example may write files
-            exec(compile(example.parsed, path.name, "exec"), {"__name__": "__example__"})  # noqa: S102
+            names = example.namespace.setdefault("__page__", {"__name__": "__example__"})
+            with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # which a reader sees, beside what is printed
+                exec(compile(example.parsed, path.name, "exec"), names)  # noqa: S102
+            shown = re.match(r"\s*```text\n(.*?)```", example.document.text[example.region.end :], re.DOTALL)
+            expected = shown[1].strip("\n").splitlines() if shown else []
+            assert [line.rstrip() for line in out.getvalue().strip("\n").splitlines()] == expected, out.getvalue()
 
 
 pytest_collect_file = Sybil(
     parsers=[CodeBlockParser("pycon", run_examples), CodeBlockParser("python", run_definitions)],
-    patterns=["[0-9][0-9]-*.md", "README.md", "your-backend.md"],
+    patterns=["[0-9][0-9]-*.md", "README.md", "your-backend.md", "guides/*.md"],
 ).pytest()
 
 

@@ -60,6 +60,10 @@ def test_a_terminal_is_wide_enough(texts):
         assert max(map(len, lines)) <= WIDTH and "…" not in text, name
 
 
+def test_a_title_is_as_wide_as_the_terminal(texts):
+    assert re.match("[0-9.]+% of [0-9,]+ multiply-accumulates in int8\n\n", texts["report"])
+
+
 def test_values_are_named_by_their_modules(texts):
     assert re.search(r"body\.encoder_of_images\. .*\n +0\.add\n", texts["network"])
     model, x = networks.seeded(Deep), networks.inputs(2, (4, 8, 8))

@@ -24,9 +24,11 @@ def new_table(title: str, *columns: str, left: int = 1) -> Table:
 
 def printed(table: Table, *, wide: bool = False) -> str:
     """A table as text of at most ``WIDTH`` columns, or of as many as it takes where ``wide``."""
-    text = io.StringIO()
+    text, title = io.StringIO(), str(table.title)
+    table.title = None  # which rich breaks where the table ends, however much room there is
     Console(file=text, width=10_000 if wide else WIDTH).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
+    lines = [line.rstrip() for line in text.getvalue().rstrip().splitlines()]
+    return "\n".join([*([title] if wide else wrapped(title, 0)), *lines])
 
 
 def at_dots(path: str, width: int = NAME) -> str:

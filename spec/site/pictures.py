@@ -1,0 +1,70 @@
+"""The guides' pictures, as SVG: ``python spec/site/pictures.py`` writes them anew."""
+
+from pathlib import Path
+
+import numpy as np
+
+GUIDES = Path(__file__).parents[1] / "guides"
+BLUE, RED, GREY, INK = "#2f6db3", "#c0392b", "#b7bfcc", "#1d2433"
+
+
+def observers() -> str:
+    """One distribution with an outlier, and the grids of two observers under it; one tick stands for 16 codes."""
+    values = np.random.default_rng(0).normal(size=4000)
+    counts, edges = np.histogram(values, bins=40, range=(-4, 4))
+
+    def x(value: float) -> float:
+        return 60 + (value + 4) * 560 / 20
+
+    parts = [
+        f'<rect x="{x(left):.1f}" y="{130 - count / counts.max() * 100:.1f}" width="{x(right) - x(left) - 1:.1f}" '
+        f'height="{count / counts.max() * 100:.1f}" fill="{GREY}"/>'
+        for left, right, count in zip(edges[:-1], edges[1:], counts)
+    ]
+    parts.append(f'<circle cx="{x(15.5):.1f}" cy="126" r="4" fill="{RED}"/>')
+    parts.append(text(x(15.5), 112, "outlier", anchor="middle"))
+    for row, (name, low, high) in enumerate((("min-max", -4, 15.5), ("percentile", -3.6, 3.6))):
+        y = 168 + row * 46
+        parts.append(line(x(low), y, x(high), y, BLUE))
+        parts += [line(x(place), y - 7, x(place), y + 7, BLUE) for place in np.linspace(low, high, 17)]
+        parts.append(text(x(high) + 12, y + 5, name))
+    parts.append(text(60, 250, "Each mark stands for 16 of 256 codes."))
+    return svg(720, 265, parts)
+
+
+def zero_point() -> str:
+    """The number line of a uint8 grid: codes above, values below."""
+    scale, zero = 0.02, 100
+
+    def x(code: float) -> float:
+        return 50 + code * 620 / 255
+
+    parts = [line(x(0), 60, x(255), 60, INK)]
+    parts += [line(x(code), 56, x(code), 64, GREY) for code in range(0, 256, 5)]
+    for code in (0, 50, zero, 150, 200, 255):
+        colour = RED if code == zero else INK
+        parts.append(line(x(code), 50, x(code), 70, colour))
+        parts.append(text(x(code), 42, str(code), anchor="middle", colour=colour))
+        parts.append(text(x(code), 90, f"{(code - zero) * scale:g}", anchor="middle", colour=colour))
+    parts.append(text(50, 20, "code"))
+    parts.append(text(50, 112, "real value = scale * (code - zero point), here 0.02 * (code - 100)"))
+    return svg(720, 125, parts)
+
+
+def line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.5"/>'
+
+
+def text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = INK) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{words}</text>'
+
+
+def svg(width: int, height: int, parts: list[str]) -> str:
+    box = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="14"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>'
+    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>\n"])
+
+
+if __name__ == "__main__":
+    for picture in (observers, zero_point):
+        (GUIDES / f"{picture.__name__}.svg").write_text(picture(), encoding="utf-8")
