@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+import quantspec
 from evidence import clause
 from quantspec import chapters
 from quantspec.backends import protocol, registry
@@ -100,3 +101,8 @@ def test_one_process_is_one_cpu_and_another_may_be_another():
         x_q, w_q = np.full((1, 2), 255, np.uint8), np.full((1, 2), 127, np.int8)
         codes = worker.linear(x_q, x, w_q, w, None, QParams(300, 0, 0, 255))
         assert codes.tolist() == [[109]]  # 32,767 / 300, where 64,770 / 300 is 216
+
+
+def test_our_own_backend_has_the_version_of_its_source_tree():
+    """Not that of an installation, which there need not be."""
+    assert ReferenceBackend("onnx").version == quantspec.__version__

@@ -1,9 +1,9 @@
 """Our own arithmetic behind the backend protocol, in any dialect: what the other backends are compared with."""
 
-from importlib import metadata
 
 import numpy as np
 
+from quantspec import __version__
 from quantspec.numerics import affine, integer
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects import operations
@@ -24,7 +24,7 @@ class ReferenceBackend(
     def __init__(self, dialect_or_name: str | Dialect) -> None:
         self._rules = dialect(dialect_or_name) if isinstance(dialect_or_name, str) else dialect_or_name
         self.dialect = self._rules.name
-        self.name, self.version = f"quantspec-{self.dialect}", metadata.version("quantspec")
+        self.name, self.version = f"quantspec-{self.dialect}", __version__
 
     def quantize(
         self, x: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, qmin: int, qmax: int, axis: int | None = None
