@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough fuzz spec review faults mutants conformance matrix bench lint docs clean
+.PHONY: help run test test-dev test-thorough fuzz errors spec review faults mutants conformance matrix bench lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-thorough: .venv/installed ## run the suite with twenty times the drawn exam
 
 fuzz: .venv/installed ## load 100,000 damaged and 100,000 forged files: [SECONDS=3600] [ARGS="--count N --seed N --jobs N"]
 	@PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m fuzz.fuzz --seconds $(or $(SECONDS),3600) --jobs $(WORKERS) $(ARGS)
+
+errors: .venv/installed ## call public functions with hostile inputs; writes spec/errors.md
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m errors.page
 
 spec: .venv/installed ## run the suite and show what each clause is checked by; writes spec/coverage.md
 	@status=0; $(TEST) -q --spec-record out/spec.json $(ARGS) || status=$$?; $(BIN)/python tests/harness/coverage_page.py out/spec.json && exit $$status

@@ -163,10 +163,11 @@ def compare(
     model's inputs are targets: classes, for which accuracies are given when the output is [examples, classes]. Raises
     ValueError for no data and for networks whose layers are not those of the model.
     """
-    if isinstance(data, (torch.Tensor, np.ndarray)):
+    if isinstance(data, (torch.Tensor, np.ndarray, str)) or not isinstance(data, Iterable):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
     if not isinstance(q, (QuantizedModule, QuantizedModel)):
         raise TypeError(f"q: expected a network that quantspec quantized, got {type(q).__name__}")
+    copies.inside(model)  # which says what TorchScript lacks
     if isinstance(model, (QuantizedModule, QuantizedModel)):
         raise TypeError(f"model: expected the float model, got a {type(model).__name__}")
     taken = progress(itertools.islice(data, batches) if batches else data, "compare")

@@ -4,6 +4,7 @@ Each is also one of the built-in kinds, so that code which knows nothing of quan
 """
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 
@@ -27,10 +28,33 @@ class MissingExtraError(ImportError):
     """A package that only an extra of quantspec brings is not installed."""
 
 
+def shown(value: object) -> str:
+    """A value in a message: on one line, and not at length; its class where it does not show itself."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # whatever a class, or a tensor whose memory is gone, raises there
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def whole_number(value: object, argument: str) -> int:
+    """A whole number that was given for an argument; TypeError for others."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument}: expected a whole number, got {shown(value)}")
+    return int(value)
+
+
+def real_number(value: object, argument: str) -> float:
+    """A number that was given for an argument; TypeError for others."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument}: expected a number, got {shown(value)}")
+    return float(value)
+
+
 def expected_one_of(what: str, known: Iterable[str], got: object, *, others: str = "") -> str:
     """The message for a name that is none of ``known``: the list, the name, and those near it. ``others``: what else
     would do, in words."""
     names = list(known)
-    near = difflib.get_close_matches(str(got), names, n=3)
+    near = difflib.get_close_matches(got, names, n=3) if isinstance(got, str) else []
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"{what}: expected one of {', '.join(names)}{others}, got {got!r}{meant}"
+    return f"{what}: expected one of {', '.join(names)}{others}, got {shown(got)}{meant}"

@@ -136,7 +136,7 @@ FAULTS = [
     Fault(
         "average-constant-may-be-zero", "numerics.observers", ("OBS-AVERAGE-CONSTANT",),
         "A constant of 0 passes, with which the range stays that of the first batch.",
-        "if not 0 < self.constant <= 1:", "if not 0 <= self.constant <= 1:",
+        'if not 0 < real_number(self.constant, "constant") <= 1:', "if not 0 <= self.constant <= 1:",
     ),
     Fault(
         "bins-too-coarse-below", "numerics.observers", ("OBS-HIST-WIDTH",),
@@ -157,7 +157,7 @@ FAULTS = [
     Fault(
         "any-even-number-of-bins", "numerics.observers", ("OBS-HIST-BINS",),
         "Evenness is checked where a power of two is needed.",
-        "if self.bins < 2 or self.bins.bit_count() != 1:", "if self.bins < 2 or self.bins % 2:",
+        'if whole_number(self.bins, "bins") < 2 or self.bins.bit_count() != 1:', "if self.bins < 2 or self.bins % 2:",
     ),
     Fault(
         "percentile-from-one-end", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),
@@ -178,7 +178,7 @@ FAULTS = [
     Fault(
         "percent-may-be-zero", "numerics.observers", ("OBS-PERCENTILE-SHARE",),
         "0 percent passes, of which no range is left.",
-        "if not 0 < self.percent <= 100:", "if not 0 <= self.percent <= 100:",
+        'if not 0 < real_number(self.percent, "percent") <= 100:', "if not 0 <= self.percent <= 100:",
     ),
     Fault(
         "absolute-error", "numerics.observers", ("OBS-MSE",),

@@ -316,7 +316,7 @@ FAULTS = [
     Fault(
         "links-replaced", "storage.file", ("STA-FILE",),
         "A link is replaced by the file, and what it led to is left as it was.",
-        "path = Path(os.path.realpath(path))", "path = Path(path)",
+        "path = Path(os.path.realpath(path_of(path)))", "path = Path(path_of(path))",
     ),
     Fault(
         "buffers-are-weights", "capture.products", ("STA-PRODUCT",),

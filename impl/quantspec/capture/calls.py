@@ -10,8 +10,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.masked import MaskedTensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+from quantspec.numerics.affine import check_memory
 
 # How an annotation of a list begins, as text.
 LISTS = ("list", "typing.list", "<class 'list'>", "typing.sequence")
@@ -162,6 +165,29 @@ def unique(names: list[str]) -> tuple[str, ...]:
             other, count = f"{name}_{count}", count + 1
         seen[other] = None
     return tuple(seen)
+
+
+def dense(
+    args: tuple[Any, ...], kwargs: dict[str, Any], *, zeros: bool = True
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a model. TypeError for a tensor among them that is not dense, on the CPU, with values of its
+    own. ``zeros``: whether one of zeros without memory will do."""
+    for value in tree_leaves((args, kwargs)):
+        if isinstance(value, torch.Tensor):
+            form = None
+            if value.is_nested or value.layout is not torch.strided:
+                form = "nested" if value.is_nested else f"of layout {value.layout}"
+            elif value.device.type != "cpu":
+                form = f"on {value.device}"
+            elif isinstance(value, MaskedTensor):
+                form = "masked"
+            elif not zeros and value._is_zerotensor():
+                form = "without memory"
+            else:
+                check_memory(value, "batch")
+            if form is not None:
+                raise TypeError(f"batch: expected dense tensors on the CPU, got one that is {form}")
+    return args, kwargs
 
 
 def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

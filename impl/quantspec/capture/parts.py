@@ -4,14 +4,15 @@ network.
 Every part is compared with what the model computed there (STA-SAME). What differs is not used, smaller parts are.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from quantspec.errors import UnsupportedError
+from quantspec.errors import CalibrationError, ShapeError, UnsupportedError
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 
@@ -49,6 +50,19 @@ def expected(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     with copies.undisturbed():
         output = twin(*args, **kwargs)
     return output, copies.changed(before, copies.state_of(twin))
+
+
+@contextlib.contextmanager
+def computing(argument: str) -> Iterator[None]:
+    """Where a model computes an argument for the first time: ValueError, with the model's own error behind it, where it
+    cannot."""
+    try:
+        yield
+    except (CalibrationError, ShapeError, UnsupportedError):
+        raise
+    except Exception as error:  # whatever a user's model, or torch in it, raises
+        told = " ".join(str(error).split())
+        raise ValueError(f"{argument}: the model cannot compute it, {type(error).__name__}: {told:.200}") from error
 
 
 def whole_differs(

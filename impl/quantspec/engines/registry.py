@@ -64,7 +64,7 @@ AUTO = "auto"
 
 def check(name: str) -> None:
     """Raises ValueError listing the known engines when there is none of that name."""
-    if name != AUTO and name not in ENGINES:
+    if not isinstance(name, str) or name not in (AUTO, *ENGINES):
         raise ValueError(expected_one_of("engine", [AUTO, *ENGINES], name))
 
 

@@ -76,5 +76,8 @@ def array(x: Any, name: str) -> np.ndarray:
     if x.numel() and held < end:
         where = f"a tensor of shape {tuple(x.shape)} ends at byte {end} of its storage"
         raise ValueError(f"{name}: {where}, which has {held} bytes")
-    values: np.ndarray = x.as_subclass(torch.Tensor).detach().resolve_conj().resolve_neg().numpy()
+    try:
+        values: np.ndarray = x.as_subclass(torch.Tensor).detach().resolve_conj().resolve_neg().numpy()
+    except TypeError as error:  # what NumPy has no type for
+        raise TypeError(f"{name}: expected float32, got {x.dtype}") from error
     return values

@@ -10,7 +10,7 @@ from torch import nn
 from quantspec.capture import copies
 from quantspec.capture.calls import Way
 from quantspec.capture.tracer import Stop
-from quantspec.errors import FormatError
+from quantspec.errors import FormatError, shown
 from quantspec.ir.held import Held, changed
 from quantspec.ir.held import held as held_codes
 from quantspec.storage import file
@@ -46,6 +46,8 @@ def load(
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if modules is not None and not isinstance(modules, Mapping):
+        raise TypeError(f"modules: expected modules by path, got {shown(modules)}")
     limits = Limits(limit(max_memory, "max_memory"), limit(max_work, "max_work"))
     own = None if model is None else copies.own_copy(copies.inside(model))
     given = dict(modules or {})

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -161,11 +161,29 @@ def along(axis: int | None, channels: NDArray[Scalar], shape: tuple[int, ...]) -
     return np.expand_dims(channels, [i for i in range(len(shape)) if i != axis % len(shape)])
 
 
+def check_memory(x: Any, name: str) -> None:
+    """ValueError for a tensor of torch whose storage is shorter than what it names, which NumPy would read beyond."""
+    if not hasattr(x, "untyped_storage"):
+        return
+    try:
+        steps = sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+        end = x.element_size() * (1 + x.storage_offset() + steps) if x.numel() else 0
+        size = x.untyped_storage().nbytes()
+    except (RuntimeError, NotImplementedError):  # what has no storage has none that is too short
+        return
+    if size < end:
+        raise ValueError(f"{name}: a tensor of shape {tuple(x.shape)} ends at byte {end} of {size} in its storage")
+
+
 def float32_array(x: ArrayLike, name: str = "x") -> Float32:
     """``x`` as float32 without a copy where it is one; TypeError naming the argument when that would lose digits."""
     if type(x) is np.ndarray and x.dtype == FLOAT32:
         return x
-    x = np.asarray(x)
+    check_memory(x, name)
+    try:
+        x = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:  # a tensor that needs a gradient, say
+        raise TypeError(f"{name}: expected float32 values, got a {type(x).__name__}: {error}") from error
     if x.dtype != np.float32 and not (x.dtype.kind in ("i", "u") and np.can_cast(x.dtype, np.float32)):
         if x.dtype.kind != "f" or not np.array_equal(x.astype(np.float32), x, equal_nan=True):
             raise TypeError(f"{name}: expected float32 values, got {x.dtype} values that float32 cannot hold")

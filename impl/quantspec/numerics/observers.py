@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quantspec.errors import CalibrationError
+from quantspec.errors import CalibrationError, real_number, whole_number
 from quantspec.kernels.memory import place
 
 from .affine import Float32, Float64, float32_array, nearest_float32, nearest_float32s, qparams
@@ -96,7 +96,7 @@ class MovingAverageObserver:
     maximum: Float32 | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.constant <= 1:
+        if not 0 < real_number(self.constant, "constant") <= 1:
             raise ValueError(f"constant: expected more than 0 and at most 1, got {self.constant}")
 
     def observe(self, x: ArrayLike) -> "MovingAverageObserver":
@@ -130,7 +130,7 @@ class HistogramObserver:
     maximum: Float32 | None = None
 
     def __post_init__(self) -> None:
-        if self.bins < 2 or self.bins.bit_count() != 1:
+        if whole_number(self.bins, "bins") < 2 or self.bins.bit_count() != 1:
             raise ValueError(f"bins: expected a power of two of at least 2, got {self.bins}")
 
     def observe(self, x: ArrayLike) -> "HistogramObserver":
@@ -178,7 +178,7 @@ class PercentileObserver:
     histogram: HistogramObserver = HistogramObserver()
 
     def __post_init__(self) -> None:
-        if not 0 < self.percent <= 100:
+        if not 0 < real_number(self.percent, "percent") <= 100:
             raise ValueError(f"percent: expected more than 0 and at most 100, got {self.percent}")
 
     def observe(self, x: ArrayLike) -> "PercentileObserver":
@@ -207,7 +207,7 @@ class MSEObserver:
     histogram: HistogramObserver = HistogramObserver()
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
+        if whole_number(self.candidates, "candidates") < 1:
             raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
 
     def observe(self, x: ArrayLike) -> "MSEObserver":

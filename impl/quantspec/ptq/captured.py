@@ -100,7 +100,8 @@ class Captured(Generic[Part]):
 
     def find_parts(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Finds the parts of the model that are networks of their own."""
-        found = parts.find(self.model, args, dict(kwargs), self.part_ready, acts=self.acts)
+        with parts.computing("batch"):
+            found = parts.find(self.model, args, dict(kwargs), self.part_ready, acts=self.acts)
         self.parts = {
             path: {way: self.prepare(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
         }

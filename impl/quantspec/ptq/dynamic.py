@@ -9,7 +9,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, parts, tracer
 from quantspec.capture.builder import hooked
-from quantspec.errors import UnsupportedError
+from quantspec.errors import UnsupportedError, shown
 from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Call, LinearDynamic, LinearWeight, Program
@@ -52,8 +52,8 @@ def quantize_dynamic(
     replaced where they are (DYN-LAYERS), unless all of it is torch.nn's own. Other options as in ``quantspec.prepare``.
     Raises as ``check_model`` does, ValueError for other ``activations``.
     """
-    if activations not in ACTIVATIONS:
-        raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {activations!r}")
+    if not (activations is None or isinstance(activations, str) and activations in ACTIVATIONS):
+        raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {shown(activations)}")
     options = checked(per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, engine=engine)
     tracer.check_model(model)
     own = copies.own_copy(copies.inside(model), share=True)
@@ -118,7 +118,9 @@ class Quantizer:
 
     def by_example(self, example: Any) -> QuantizedModule | QuantizedModel:
         """The whole model, or its largest parts, compared with what it does on a batch."""
-        args, kwargs = calls.arguments(self.model.forward, example)
+        args, kwargs = calls.dense(*calls.arguments(self.model.forward, example))
+        with parts.computing("example"):
+            parts.expected(self.model, args, kwargs)
         try:
             capture = tracer.trace(self.model)
         except UnsupportedError:

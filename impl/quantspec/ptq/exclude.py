@@ -5,8 +5,10 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
+from quantspec.errors import shown
 from quantspec.ir.float_graph import BatchNorm, Embedding, FloatGraph, Layer, Node, Recurrent, Shape
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.program import Call
@@ -24,7 +26,7 @@ def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -
     paths = [path for path, _ in model.named_modules() if path]
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"exclude: expected paths of modules, got {pattern!r}")
+            raise TypeError(f"exclude: expected paths of modules, got {shown(pattern)}")
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
             meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -53,8 +55,8 @@ def some_of(paths: Sequence[str]) -> str:
 
 def listed(exclude: str | Iterable[str]) -> list[str]:
     """The patterns, of which a single one may be a text. Raises TypeError for what holds none."""
-    if not isinstance(exclude, Iterable):
-        raise TypeError(f"exclude: expected paths of modules, got {exclude!r}")
+    if isinstance(exclude, torch.Tensor) or not isinstance(exclude, Iterable):
+        raise TypeError(f"exclude: expected paths of modules, got {shown(exclude)}")
     return [exclude] if isinstance(exclude, str) else list(exclude)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from quantspec.engines import registry
+from quantspec.errors import shown, whole_number
 from quantspec.numerics import affine
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect as find_dialect
@@ -26,13 +27,13 @@ def checked(
 ) -> Options:  # fmt: skip
     """The choices; ValueError naming the argument for what is none, TypeError for flags that are no truth values."""
     chosen = find_dialect(dialect)
-    affine.code_range(bits, signed=True)
-    if weight_bits is not None and weight_bits not in range(2, 9):
+    affine.code_range(whole_number(bits, "bits"), signed=True)
+    if weight_bits is not None and whole_number(weight_bits, "weight_bits") not in range(2, 9):
         raise ValueError(f"weight_bits: expected 2 to 8, or None for as many as bits, got {weight_bits}")
     registry.check(engine)
     for name, flag in (("per_channel", per_channel), ("reduce_range", reduce_range)):
         if not isinstance(flag, bool) and (name == "per_channel" or flag is not None):
-            raise TypeError(f"{name}: expected True or False, got {flag!r}")
+            raise TypeError(f"{name}: expected True or False, got {shown(flag)}")
     if reduce_range is None:
         # Only dialects whose accumulators saturate lose anything with all eight bits.
         reduce_range = chosen.accumulate_rule == "pairs"

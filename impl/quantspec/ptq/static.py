@@ -65,13 +65,13 @@ class Prepared(nn.Module):
         """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed
         (OBS-FINITE)."""
         if (undecided := self.undecided()) is not None:
-            return undecided.observe(self, args, kwargs)
+            return undecided.observe(self, *calls.dense(args, kwargs))
         return self.observe_graph(named(self.graph.inputs, args, kwargs))
 
     def observe(self, batch: Any) -> Any:
         """``forward`` for a batch as calibration data has it; nothing is observed when any observer refuses."""
         if (undecided := self.undecided()) is not None:
-            return undecided.observe(self, *calls.arguments(undecided.model.forward, batch))
+            return undecided.observe(self, *calls.dense(*calls.arguments(undecided.model.forward, batch)))
         return self.observe_graph(batch)
 
     def observe_and_count(self, batch: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantspec.capture import copies
+from quantspec.capture import calls, copies
 from quantspec.errors import CalibrationError, UnsupportedError
 from quantspec.module import islands
 from quantspec.module.islands import QuantizedModel
@@ -92,6 +92,8 @@ class QATModule(nn.Module):
 
         Raises CalibrationError in evaluation before anything was seen.
         """
+        if not torch.compiler.is_compiling():
+            calls.dense(args, kwargs, zeros=False)
         if not self.ways:
             if not self.training:
                 raise CalibrationError(NO_DATA)

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from quantspec.errors import FormatError
+from quantspec.errors import FormatError, shown
 from quantspec.ir.program import Program, Step
 
 from . import arrays, validate
@@ -63,7 +63,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file at once, or leaves what is there (STA-FILE). Raises OSError as writing files does, and for what is
     no file, such as a folder or a device."""
     # A link stays one: what it leads to is written.
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path_of(path)))
     if not path.name:
         raise IsADirectoryError(f"expected the path of a file, got {os.fspath(path)!r}")
     held = path.stat() if path.exists() else None
@@ -82,6 +82,16 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def path_of(path: object) -> str:
+    """The path of a file. TypeError for what is none, such as the number of an open file; ValueError for a NUL."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected the path of a file, got {shown(path)}")
+    text: str | bytes = os.fspath(path)
+    if not isinstance(text, str) or "\0" in text:
+        raise ValueError(f"path: expected the path of a file, got {shown(text)}")
+    return text
 
 
 def remove_drafts(path: Path) -> None:
@@ -120,7 +130,7 @@ def load(
     file and what is wrong with it, ValueError for ``modules`` that are missing or do not fit, OSError as reading files
     does.
     """
-    with open(path, "rb") as source:
+    with open(path_of(path), "rb") as source:
         try:
             return contents(source, modules or {}, model=model, limits=limits)
         except NotGiven:

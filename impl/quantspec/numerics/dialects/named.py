@@ -201,6 +201,6 @@ DIALECTS = {choices.name: choices for choices in NAMED + INT16}
 
 def dialect(name: str) -> Dialect:
     """The dialect of that name; ValueError listing the known ones when there is none."""
-    if name not in DIALECTS:
+    if not isinstance(name, str) or name not in DIALECTS:
         raise ValueError(expected_one_of("dialect", DIALECTS, name))
     return DIALECTS[name]

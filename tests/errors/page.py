@@ -1,0 +1,65 @@
+"""Writes spec/errors.md: ``python -m errors.page``, or ``make errors``."""
+
+import re
+import sys
+from pathlib import Path
+
+from .inputs import INPUTS
+from .table import FUNCTIONS, cell
+
+PAGE = Path(__file__).resolve().parents[2] / "spec" / "errors.md"
+WORDS = 110  # characters of an error
+HEAD = """# What public functions say
+
+Written by `make errors` from the tests that run each call (`tests/errors/`), which fail where this page is not what
+they see. Each public function is called with {inputs} kinds of input in the place of one argument, and every call gives
+a result or one sentence of quantspec's own: no error is torch's, NumPy's or Python's. Equal answers stand together.
+
+| function | results | errors |
+|---|--:|--:|
+"""
+
+
+def told(text: str) -> str:
+    """The first words of an answer, without what differs from run to run."""
+    text = " ".join(text.split())
+    text = re.sub(r"0x[0-9a-f]+", "0x...", text)
+    text = re.sub(r"/tmp/\S+?(?=[:, ']|$)", "...", text)
+    text = text if len(text) <= WORDS else text[: WORDS - 3].rstrip() + "..."
+    return re.sub(r"([|<>*_\[\]`])", r"\\\1", text)
+
+
+def answers(function: str) -> dict[str, tuple[str, str]]:
+    """What comes of each input."""
+    return {kind: cell(function, kind) for kind in INPUTS}
+
+
+def section(function: str, found: dict[str, tuple[str, str]]) -> str:
+    """A function's part of the page: answers, and the inputs that get them."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for kind, (end, text) in found.items():
+        together.setdefault((end, told(text)), []).append(kind)
+    rows = [f"| {', '.join(kinds)} | {text} |" for (_, text), kinds in together.items()]
+    return "\n".join([f"## `{function}`", "", "| input | answer |", "|---|---|", *rows, ""])
+
+
+def page() -> str:
+    """The whole page."""
+    found = {function: answers(function) for function in FUNCTIONS}
+    rows = []
+    for function, cells in found.items():
+        results = sum(end == "result" for end, _ in cells.values())
+        rows.append(f"| `{function}` | {results} | {len(cells) - results} |\n")
+    sections = [section(function, cells) for function, cells in found.items()]
+    return HEAD.format(inputs=len(INPUTS)) + "".join(rows) + "\n" + "\n".join(sections)
+
+
+def main() -> int:
+    """Writes the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

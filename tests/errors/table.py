@@ -1,0 +1,119 @@
+"""Public functions on hostile inputs: what comes of each call, in a few words."""
+
+import contextlib
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import quantspec as qs
+
+from .inputs import INPUTS, batch, network
+
+CLEAR = (TypeError, ValueError, qs.UnsupportedError, qs.MissingExtraError, OSError)
+PACKAGE = str(Path(qs.__file__).parent)
+
+
+def static() -> Any:
+    return qs.quantize(network(), [batch()])
+
+
+def calibrated() -> Any:
+    prepared = qs.prepare(network())
+    prepared(batch())
+    return prepared
+
+
+# A function by what it takes: the hostile input stands in the place of the argument that is named.
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "quantize(model)": lambda x: qs.quantize(x, [batch()]),
+    "quantize(calibration)": lambda x: qs.quantize(network(), x),
+    "quantize([batch])": lambda x: qs.quantize(network(), [x]),
+    "quantize(observer=)": lambda x: qs.quantize(network(), [batch()], observer=x),
+    "quantize(bits=)": lambda x: qs.quantize(network(), [batch()], bits=x),
+    "quantize(exclude=)": lambda x: qs.quantize(network(), [batch()], exclude=x),
+    "quantize(dialect=)": lambda x: qs.quantize(network(), [batch()], dialect=x),
+    "quantize(engine=)": lambda x: qs.quantize(network(), [batch()], engine=x),
+    "quantize_dynamic(model)": qs.quantize_dynamic,
+    "quantize_dynamic(example=)": lambda x: qs.quantize_dynamic(network(), example=x),
+    "quantize_dynamic(activations=)": lambda x: qs.quantize_dynamic(network(), activations=x),
+    "prepare(model)": qs.prepare,
+    "Prepared(x)": lambda x: qs.prepare(network())(x),
+    "convert(prepared)": qs.convert,
+    "prepare_qat(model)": lambda x: qs.prepare_qat(x, [batch()]),
+    "prepare_qat(calibration)": lambda x: qs.prepare_qat(network(), x),
+    "QATModule(x)": lambda x: qs.prepare_qat(network(), [batch()])(x),
+    "QuantizedModule(x)": lambda x: static()(x),
+    "QuantizedModule(x), dynamic": lambda x: qs.quantize_dynamic(network())(x),
+    "QuantizedModule(x), weights only": lambda x: qs.quantize_dynamic(network(), activations=None)(x),
+    "QuantizedModule(x), reference": lambda x: static().run_on("reference")(x),
+    "QuantizedModule.run_on(engine)": lambda x: static().run_on(x),
+    "QuantizedModule.save(path)": lambda x: static().save(x),
+    "load(path)": qs.load,
+    "load(max_memory=)": lambda x: qs.load(saved(), max_memory=x),
+    "load(model=)": lambda x: qs.load(saved(), model=x),
+    "load(modules=)": lambda x: qs.load(saved(), modules=x),
+    "compare(model)": lambda x: qs.compare(x, static(), [batch()]),
+    "compare(quantized)": lambda x: qs.compare(network(), x, [batch()]),
+    "compare(data)": lambda x: qs.compare(network(), static(), x),
+    "export_onnx(quantized)": lambda x: qs.export_onnx(x, "q.onnx"),
+    "export_onnx(path)": lambda x: qs.export_onnx(static(), x),
+    "MinMaxObserver.observe(x)": lambda x: qs.MinMaxObserver().observe(x),
+    "MovingAverageObserver(constant)": lambda x: qs.MovingAverageObserver(x),
+    "HistogramObserver.observe(x)": lambda x: qs.HistogramObserver().observe(x),
+    "PercentileObserver(percent)": lambda x: qs.PercentileObserver(x),
+    "MSEObserver.observe(x)": lambda x: qs.MSEObserver().observe(x),
+}  # fmt: skip
+
+
+def saved() -> str:
+    static().save("saved.safetensors")
+    return "saved.safetensors"
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """In a folder of its own."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether quantspec raised an error, and not what it calls."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].filename.startswith(PACKAGE) and (frames[-1].line or "").startswith("raise ")
+
+
+def cell(function: str, kind: str) -> tuple[str, str]:
+    """How a call ends, ``result``, ``error`` or ``raw``; and its result, or the first words of its error."""
+    with elsewhere(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        given = INPUTS[kind]()
+        try:
+            result = FUNCTIONS[function](given)
+        except OSError as error:
+            return "error", f"{type(error).__name__}: {error.strerror or error}"
+        except CLEAR as error:
+            known = raised_by_us(error) and str(error)
+            return "error" if known else "raw", f"{type(error).__name__}: {error}"
+        except BaseException as error:
+            return "raw", f"{type(error).__name__}: {error}"
+        return "result", told(result)
+
+
+def told(result: Any) -> str:
+    """A result in a few words."""
+    if isinstance(result, torch.Tensor):
+        state = "" if result.isfinite().all() else " with NaN or infinity"
+        return f"{str(result.dtype).removeprefix('torch.')}{list(result.shape)}{state}"
+    return "nothing" if result is None else type(result).__name__

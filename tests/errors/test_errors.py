@@ -1,0 +1,34 @@
+"""Every public function answers every kind of hostile input with a result or one sentence of its own."""
+
+import inspect
+import re
+
+import pytest
+
+import quantspec as qs
+from errors.inputs import INPUTS
+from errors.page import PAGE, answers, section
+from errors.table import FUNCTIONS
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_no_input_gets_an_error_from_inside(function):
+    found = answers(function)
+    raw = {kind: text for kind, (end, text) in found.items() if end == "raw"}
+    assert not raw
+    assert all(text for _, text in found.values())
+    # The page says what came of each call.
+    assert section(function, found) in PAGE.read_text(encoding="utf-8"), "spec/errors.md is stale: run make errors"
+
+
+def test_there_are_enough_kinds_of_input_and_every_public_function_is_called():
+    assert len(INPUTS) >= 40
+    called = {re.match(r"\w+", name)[0] for name in FUNCTIONS}
+    results = {"Comparison", "Program"}  # which functions give, and nobody makes
+    public = {name for name in qs.__all__ if not (inspect.isclass(getattr(qs, name)) and name.endswith("Error"))}
+    assert public - called == results and called <= public
+
+
+def test_the_page_has_no_other_functions():
+    headings = re.findall(r"^## `(.*)`$", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    assert headings == list(FUNCTIONS)
