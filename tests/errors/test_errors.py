@@ -13,6 +13,8 @@ from errors.table import FUNCTIONS
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_no_input_gets_an_error_from_inside(function):
+    if function.startswith("export_onnx"):
+        pytest.importorskip("onnx")
     found = answers(function)
     raw = {kind: text for kind, (end, text) in found.items() if end == "raw"}
     assert not raw
