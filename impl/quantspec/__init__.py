@@ -16,8 +16,7 @@ from quantspec.onnx_export.export import export_onnx
 from quantspec.ptq.dynamic import quantize_dynamic
 from quantspec.ptq.static import Prepared, prepare, quantize
 from quantspec.qat.prepare import QATModule, convert, prepare_qat
-
-__version__ = "0.1.0"
+from quantspec.version import __version__ as __version__
 
 __all__ = [
     "CalibrationError",

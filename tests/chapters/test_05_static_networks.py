@@ -574,7 +574,7 @@ def test_a_module_is_excluded_with_everything_below_it():
             nested[0].first(x),
         )
     for wrong, near in (("0.frist", "0.first"), ("firs", "0.first")):
-        with pytest.raises(ValueError, match=f"^exclude: the model has no module '{wrong}'; near it: .*{near}"):
+        with pytest.raises(ValueError, match=f"^exclude: the model has no module '{wrong}'; did you mean .*{near}"):
             qs.quantize(nested, [x], exclude=wrong)
     with pytest.raises(TypeError, match="^exclude: expected paths of modules, got 3$"):
         qs.quantize(nested, [x], exclude=[3])

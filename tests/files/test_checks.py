@@ -133,7 +133,7 @@ class File:
         """What loading it says, and the lines that had a part in it."""
         path.write_bytes(self.data)
         try:
-            quantspec.load(path, **self.options)
+            quantspec.load(**({"path": path} | self.options))
         except Exception as error:
             frames, said = set(), f"{type(error).__name__}: {error}"
             while error is not None:
@@ -156,6 +156,13 @@ class Tied(nn.Module):
         return y * self.first + self.second if y.sum() > -1e9 else y
 
 
+class InBytes:
+    """A path that is given in bytes."""
+
+    def __fspath__(self) -> bytes:
+        return b"nothing is there"
+
+
 def all_files() -> list[File]:
     model, (q, *_) = blocks()
     data, whole_model = packed(q.stored(), q.report.as_tuples()), {"model": model}
@@ -170,6 +177,8 @@ def all_files() -> list[File]:
     files += [File(f"given {what!r}", given, {"modules": {"soft": what}}) for what in (3, nn.LayerNorm(3))]
     for key, value in (("model", 3), ("max_memory", True), ("max_memory", "1"), ("max_work", -1), ("max_work", 5.0)):
         files.append(File(f"{key}={value!r}", changed(*parts(), []), {key: value}))
+    odd = {"path": 3}, {"path": InBytes()}, {"path": "a\0b"}, {"modules": 3}
+    files += [File(str(options), changed(*parts(), []), options) for options in odd]
     files.append(File("tied", packed(untied.stored(), untied.report.as_tuples()), {"model": Tied(True).eval()}))
     return [*files, File("no model", data)]
 

@@ -3,12 +3,12 @@
 
 import numpy as np
 
-from quantspec import __version__
 from quantspec.numerics import affine, integer
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects import operations
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
+from quantspec.version import __version__
 
 from . import protocol
 from .protocol import CodesOnGrids, Pair, Scales, ZeroPoints
