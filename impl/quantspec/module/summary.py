@@ -34,6 +34,8 @@ from . import size
 from .printed import at_dots, grouped, new_table, printed
 
 NARROW = "layer", "kind", "output scale", "zero", "bytes"
+# Of a scale. The last digits of one depend on the order in which a CPU adds floats.
+DIGITS = {False: 4, True: 6}
 WIDE = "layer", "kind", "weight scale", "weight zero", "output scale", "output zero", "bytes"
 
 
@@ -47,17 +49,17 @@ class Part:
     engines: dict[str, str]
 
 
-def span(values: np.ndarray) -> str:
+def span(values: np.ndarray, digits: int) -> str:
     """A number, or the smallest and largest of many."""
     if not values.size:
         return ""
     low, high = values.min(), values.max()
-    return f"{low:.6g}" if low == high else f"{low:.6g} .. {high:.6g}"
+    return f"{low:.{digits}g}" if low == high else f"{low:.{digits}g} .. {high:.{digits}g}"
 
 
-def grid_cells(grid: QParams) -> tuple[str, str]:
+def grid_cells(grid: QParams, digits: int) -> tuple[str, str]:
     """Scale and zero point of a grid as text."""
-    return span(grid.scale), span(grid.zero_point)
+    return span(grid.scale, digits), span(grid.zero_point, digits)
 
 
 def kind_of(layer: Layer) -> str:
@@ -79,23 +81,23 @@ def kind_of(layer: Layer) -> str:
 POOLS = {MaxPool: "max pool", AvgPool: "average pool", AdaptiveAvgPool: "average pool", Mean: "mean", Relu: "relu"}
 
 
-def row(step: Step) -> list[str] | None:
+def row(step: Step, digits: int) -> list[str] | None:
     """The cells for a step: layer, kind, its weights' and its output's grid; None for steps that only rearrange, and
     for what stays in float because there is nothing to quantize."""
     name = step.name.removesuffix(".codes")
     if isinstance(step, Quantize):
-        return [step.x, "quantize", "", "", *grid_cells(step.qparams)]
+        return [step.x, "quantize", "", "", *grid_cells(step.qparams, digits)]
     if isinstance(step, Recurrent):
         return [step.layer, kind_of(step), "", "", "float32", ""]
     if isinstance(step, Layer):
         relu = " + relu" if isinstance(step, (Linear, Conv)) and step.relu else ""
         y = step.y_qparams if isinstance(step, (Linear, Conv)) else None
-        output = ("float32", "") if y is None else grid_cells(y)
-        return [step.layer, kind_of(step) + relu, *grid_cells(step.w_qparams), *output]
+        output = ("float32", "") if y is None else grid_cells(y, digits)
+        return [step.layer, kind_of(step) + relu, *grid_cells(step.w_qparams, digits), *output]
     if isinstance(step, (Add, Mul, Concat, program.Table)):
         relu = " + relu" if isinstance(step, Add) and step.relu else ""
         what = step.function if isinstance(step, program.Table) else type(step).__name__.lower()
-        return [name, what + relu, "", "", *grid_cells(step.y_qparams)]
+        return [name, what + relu, "", "", *grid_cells(step.y_qparams, digits)]
     if (kind := POOLS.get(type(step))) is not None:
         return [name, kind, "", "", "", ""]
     if isinstance(step, Call) and step.reason:
@@ -113,7 +115,7 @@ def network_table(
     in_float: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
     for part in parts:
-        rows = [(step, cells) for step in part.network.steps if (cells := row(step)) is not None]
+        rows = [(step, cells) for step in part.network.steps if (cells := row(step, DIGITS[wide])) is not None]
         if len(parts) > 1 and len(rows) > 1:
             table.add_section()
             table.add_row(at_dots(part.path or "the model"), "one network")
