@@ -24,6 +24,7 @@ def told(text: str) -> str:
     """The first words of an answer, without what differs from run to run."""
     text = " ".join(text.split())
     text = re.sub(r"0x[0-9a-f]+", "0x...", text)
+    text = text.replace(f"{PAGE.parents[1]}/", "")
     text = re.sub(r"/tmp/\S+?(?=[:, ']|$)", "...", text)
     text = text if len(text) <= WORDS else text[: WORDS - 3].rstrip() + "..."
     return re.sub(r"([|<>*_\[\]`])", r"\\\1", text)
