@@ -14,7 +14,7 @@ from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
 from quantspec.extras import needed
 from quantspec.ir import float_graph, float_run, rearrange
-from quantspec.ir.program import Call, Conv, Layer, Linear, Step
+from quantspec.ir.program import Call, Conv, Layer, Linear, Ref, Step
 from quantspec.ir.traverse import refs
 from quantspec.module import size
 from quantspec.module.islands import Island, LayerIsland, QuantizedModel
@@ -26,6 +26,7 @@ from quantspec.numerics.affine import along
 from quantspec.progress import progress
 from quantspec.ptq import fusion
 from quantspec.ptq.exclude import without
+from quantspec.ptq.work import Products
 
 PARTED = 20.0  # dB: an error of a tenth
 FloatLayer: TypeAlias = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
@@ -141,9 +142,11 @@ class Seen:
     counted_macs: int = 0
     examples: int = 0
     answers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    compared: set[str] = field(default_factory=set)
 
     def add(self, name: str, expected: torch.Tensor, got: torch.Tensor) -> None:
         """Adds the energies of an output beside its float model."""
+        self.compared.add(name)
         energies = self.energies[name]
         energies[0] += float(expected.double().square().sum())
         energies[1] += float((expected.double() - got.double()).square().sum())
@@ -202,11 +205,8 @@ Pairs: TypeAlias = dict[tuple[str, calls.Way | None], Beside]
 
 def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], threshold: float) -> Comparison:
     """A float model beside the one whose parts are networks."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     tracer.check_model(model)
-    # A view of a parameter asks for a gradient where none is computed, which torch's counter of products refuses.
-    own = copies.own_copy(copies.inside(model)).requires_grad_(False)
+    own = copies.own_copy(copies.inside(model))
     pairs: Pairs = {}
     seen = Seen({"": [0.0, 0.0]}, {})
     for batch in batches:
@@ -214,10 +214,10 @@ def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], t
         if not seen.examples:
             pairs = paired(own, q, args, kwargs)
         with copies.undisturbed():
-            with FlopCounterMode(display=False) as counter:
+            with Products() as products:
                 outputs = leaves(watched(own, pairs)(*copies.cloned(args), **copies.cloned(kwargs)))
             int8_outputs = leaves(q(*args, **kwargs))
-        seen.counted_macs += counter.get_total_flops() // 2
+        seen.counted_macs += products.take()
         for expected, got in zip(outputs, int8_outputs, strict=True):
             seen.add("", expected, got)
         see_answers(seen, outputs, int8_outputs, targets(len(args), batch))
@@ -282,15 +282,13 @@ def see_batch(
     seen: Seen, fused: float_graph.FloatGraph, places: list[Place], reference: Reference, batch: Any
 ) -> None:
     """Runs both networks on a batch and adds what they give."""
-    from torch.utils.flop_counter import FlopCounterMode  # as much to import as the rest of this package
-
     floats: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    wanted = {place.name for place in places}
+    outputs_of = {place.name: place.name for place in places} | first_of_recurrent(fused)
 
     def see_float(name: str, value: torch.Tensor) -> None:
         shapes[name] = tuple(value.shape)
-        if name in wanted:
+        if name in outputs_of:
             floats[name] = value.clone()
 
     def see_step(step: Step, value: Any) -> None:
@@ -298,18 +296,28 @@ def see_batch(
             grid = step.y_qparams if isinstance(step, (Linear, Conv)) else None
             real = rearrange.as_tensors(value if grid is None else torch.from_numpy(grid.dequantize(value)))
             if isinstance(real, torch.Tensor) and real.shape == floats[step.name].shape:
-                seen.add(step.name, floats[step.name], real)
+                seen.add(outputs_of[step.name], floats[step.name], real)
 
-    with FlopCounterMode(display=False) as counter:
+    with Products() as products:
         outputs = leaves(float_run.run(fused, batch, see_float))
-    seen.counted_macs += counter.get_total_flops() // 2
+    seen.counted_macs += products.take()
     int8_outputs = leaves(reference(batch, see_step))
     for expected, got in zip(outputs, int8_outputs, strict=True):
         seen.add("", expected, got)
     for place in places:
-        if place.name in shapes and place.x in shapes:
-            seen.macs[place.name] += size.macs(place.layer, shapes[place.x], shapes[place.name])
+        recurrent = isinstance(place.layer, float_graph.Recurrent)
+        if recurrent and isinstance(fused.output, Ref) and fused.output.name == place.name:
+            seen.add(place.name, outputs[0], int8_outputs[0])
+        if place.x in shapes and (recurrent or place.name in shapes):
+            seen.macs[place.name] += size.macs(place.layer, shapes[place.x], shapes.get(place.name, ()))
     see_answers(seen, outputs, int8_outputs, targets(len(fused.inputs), batch))
+
+
+def first_of_recurrent(fused: float_graph.FloatGraph) -> dict[str, str]:
+    """The values that are outputs of recurrent layers, which give a state beside them: the layers by their names."""
+    layers = {node.name for node in fused.nodes if isinstance(node, float_graph.Recurrent)}
+    moves = (node for node in fused.nodes if isinstance(node, float_graph.Move) and node.x in layers)
+    return {node.name: node.x for node in moves if node.call.args[1:] == (0,)}
 
 
 def see_answers(
@@ -389,7 +397,9 @@ def rows_of(q: QuantizedModule, places: list[Place], seen: Seen) -> list[LayerRo
     steps = {step.name: step for step in q.program.steps}
     rows = []
     for place in places:
-        step, sqnr = steps.get(place.name), accuracy.decibels(*seen.energies[place.name])
+        step, energies = steps.get(place.name), seen.energies[place.name]
+        # Where nothing was put beside each other there is nothing to say.
+        sqnr = accuracy.decibels(*energies) if place.name in seen.compared else float("nan")
         if isinstance(step, Layer):
             nbytes, reason = size.step_bytes(step), ""
         else:
@@ -402,8 +412,7 @@ def rows_of(q: QuantizedModule, places: list[Place], seen: Seen) -> list[LayerRo
 
 def summary(rows: list[LayerRow], seen: Seen, nbytes: tuple[int, int], threshold: float) -> Comparison:
     """What all batches say. ``nbytes``: of both networks."""
-    # Products inside what is one call in float, such as attention, are counted by torch; it does not count those of
-    # recurrent layers.
+    # Also products inside what is one call in float, such as attention.
     macs = max(seen.counted_macs, sum(row.macs for row in rows))
     share = sum(row.macs for row in rows if row.int8) / macs if macs else 0.0
     parted = next((row.layer for row in rows if row.sqnr < threshold), None)

@@ -1,5 +1,6 @@
 """Chapter 9: accuracy. The oracle is the chapter's own definitions."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -196,6 +197,37 @@ def test_compare_counts_answers_where_there_are_targets(tmp_path):
     assert found.changed_at_most == accuracy.upper_bound(changed, 100)
     found.plot(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == bytes([137]) + b"PNG"
+
+
+class Reading(torch.nn.Module):
+    """Recurrent layers that give an output and a state, and one that gives a state; Python around them or not."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.lstm, self.gru = torch.nn.LSTM(4, 6, 2, bidirectional=True), torch.nn.GRU(12, 5, batch_first=True)
+        self.cell, self.head, self.branch = torch.nn.LSTMCell(5, 4), torch.nn.Linear(4, 3), branch
+
+    def forward(self, x):
+        y, _ = self.lstm(x)
+        y = self.gru(y)[0] if not self.branch or float(y.sum()) < 1e9 else y
+        return self.head(self.cell(y[-1])[0])
+
+
+@clause("ACC-COMPARE")
+@pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates")
+@pytest.mark.parametrize("branch", [False, True])
+def test_compare_says_how_far_recurrent_layers_are_from_float(branch):
+    model, x = networks.seeded(lambda: Reading(branch)), networks.inputs(7, (3, 4))
+    with torch.no_grad():
+        expected = model.lstm(x)[0]
+    q = qs.quantize_dynamic(model, example=x)
+    got = qs.quantize_dynamic(model.lstm, example=x)(x)[0]
+    for network, quantized in ((model, q), (model.lstm, qs.quantize_dynamic(model.lstm, example=x))):
+        found = qs.compare(network, quantized, [x])
+        assert abs(found.layers[0].sqnr - spec.sqnr(expected.ravel().tolist(), got.ravel().tolist())) < 1e-9
+        rows = {row.path: row.macs for row in quantized.report.rows if row.place == "int8"}
+        assert [row.macs for row in found.layers] == list(rows.values()) and found.int8_macs == quantized.report.share
+    assert all(math.isfinite(row.sqnr) and row.int8 for row in qs.compare(model, q, [x]).layers)
 
 
 class GivenAParameter(torch.nn.Module):

@@ -19,6 +19,7 @@ from quantspec.ir.program import (
     Mean,
     Move,
     Program,
+    Recurrent,
     Relu,
     Step,
 )
@@ -70,6 +71,9 @@ def macs(layer: float_graph.Node | Step, x_shape: tuple[int, ...], y_shape: tupl
     (SIZ-MACS); 0 for what is no layer."""
     if isinstance(layer, (float_graph.Linear, Linear, LinearDynamic, LinearWeight)):
         return math.prod(x_shape[:-1]) * math.prod(weight_shape(layer))
+    if isinstance(layer, (float_graph.Recurrent, Recurrent)):
+        weights = ((cell, name) for cell in layer.cells for name in ("input_weight", "state_weight"))
+        return math.prod(x_shape[:-1]) * sum(math.prod(codes_shape(cell, name)) for cell, name in weights)
     if not isinstance(layer, (float_graph.Conv, Conv)):
         return 0
     weight = weight_shape(layer)
