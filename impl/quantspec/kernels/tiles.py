@@ -47,7 +47,7 @@ def give_tiles(products: Iterable[Product], keep: Callable[[np.ndarray], int]) -
     for product in those:
         product.chunk = chunk_rows(product)
     if those:
-        buffer = keep(aligned(max(chunk_rows(product) * pitch_of(product) for product in those) + 64))
+        buffer = keep(aligned(max(product.chunk * pitch_of(product) for product in those) + 64))
         for product in those:
             product.tiles = buffer
 
