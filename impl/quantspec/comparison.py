@@ -27,6 +27,7 @@ from quantspec.progress import progress
 from quantspec.ptq import fusion
 from quantspec.ptq.exclude import without
 from quantspec.ptq.work import Products
+from quantspec.surroundings import usual
 
 PARTED = 20.0  # dB: an error of a tenth
 FloatLayer: TypeAlias = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
@@ -206,26 +207,32 @@ Pairs: TypeAlias = dict[tuple[str, calls.Way | None], Beside]
 def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], threshold: float) -> Comparison:
     """A float model beside the one whose parts are networks."""
     tracer.check_model(model)
-    own = copies.own_copy(copies.inside(model))
+    own = usual(copies.own_copy)(copies.inside(model))
     pairs: Pairs = {}
     seen = Seen({"": [0.0, 0.0]}, {})
     for batch in batches:
-        args, kwargs = calls.arguments(own.forward, batch)
-        if not seen.examples:
-            pairs = paired(own, q, args, kwargs)
-        with copies.undisturbed():
-            with Products() as products:
-                outputs = leaves(watched(own, pairs)(*copies.cloned(args), **copies.cloned(kwargs)))
-            int8_outputs = leaves(q(*args, **kwargs))
-        seen.counted_macs += products.take()
-        for expected, got in zip(outputs, int8_outputs, strict=True):
-            seen.add("", expected, got)
-        see_answers(seen, outputs, int8_outputs, targets(len(args), batch))
+        see_parts(seen, own, q, pairs, batch)
     if not seen.examples:
         raise ValueError("data: expected at least one batch, got none")
     rows = [row for pair in pairs.values() for row in rows_of(pair.q, pair.places, pair.seen)]
     float_bytes = sum(tensor.nbytes for tensor in (*own.parameters(), *own.buffers()))
     return summary(rows, seen, (float_bytes, q.nbytes), threshold)
+
+
+@usual
+def see_parts(seen: Seen, own: nn.Module, q: QuantizedModel, pairs: Pairs, batch: Any) -> None:
+    """Runs a model and its networks on a batch, and adds what it shows; the first one tells the pairs."""
+    args, kwargs = calls.arguments(own.forward, batch)
+    if not seen.examples:
+        pairs.update(paired(own, q, args, kwargs))
+    with copies.undisturbed():
+        with Products() as products:
+            outputs = leaves(watched(own, pairs)(*copies.cloned(args), **copies.cloned(kwargs)))
+        int8_outputs = leaves(q(*args, **kwargs))
+    seen.counted_macs += products.take()
+    for expected, got in zip(outputs, int8_outputs, strict=True):
+        seen.add("", expected, got)
+    see_answers(seen, outputs, int8_outputs, targets(len(args), batch))
 
 
 def paired(model: nn.Module, q: QuantizedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pairs:
@@ -278,6 +285,7 @@ def comparing(path: str, forward: Callable[..., Any], pairs: Pairs) -> Callable[
     return run
 
 
+@usual
 def see_batch(
     seen: Seen, fused: float_graph.FloatGraph, places: list[Place], reference: Reference, batch: Any
 ) -> None:

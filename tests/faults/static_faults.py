@@ -309,6 +309,16 @@ FAULTS = [
         "return torch.empty(shape, dtype=dtype, device=CPU)", "return torch.empty(shape, dtype=dtype)",
     ),
     Fault(
+        "inference-mode-goes-on", "surroundings", ("STA-SURROUNDINGS",),
+        "Models are copied and observed in the inference mode of the caller, where torch keeps no versions.",
+        "if torch.is_inference_mode_enabled():", "if False:",
+    ),
+    Fault(
+        "autocast-observed", "surroundings", ("STA-SURROUNDINGS",),
+        "Autocast stays on while a network is observed.",
+        "and not torch.is_autocast_enabled(\"cpu\")", "",
+    ),
+    Fault(
         "distances-wrap", "kernels.memory", ("STA-LARGE",),
         "Distances in memory are cut to 32 bits, whatever they are.",
         "if distances.size and not -LONGEST", "if not distances.size and not -LONGEST",

@@ -88,7 +88,7 @@ def copied(model: nn.Module, *, share: bool) -> nn.Module:
         for name, value in (*module._parameters.items(), *vars(module).items()):
             if not isinstance(value, torch.Tensor):
                 continue
-            if share and name in module._parameters:
+            if share and name in module._parameters and not value.is_inference():
                 memo[id(value)] = value
             elif not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # torch refuses to copy what has a history

@@ -19,6 +19,7 @@ from torch import fx, nn
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_graph import FloatGraph, Linear
 from quantspec.ir.program import Ref
+from quantspec.surroundings import usual
 
 from . import acting, attention, constants, copies, layers, products
 from .builder import GraphBuilder, hooked
@@ -55,6 +56,7 @@ class Capture:
     stops: tuple[Stop, ...]
 
 
+@usual
 def capture(model: nn.Module) -> FloatGraph:
     """The float graph of a model in evaluation mode, for any arguments that it takes.
 

@@ -20,6 +20,7 @@ from quantspec.ir.held import Held, changed, codes_shape, held
 from quantspec.ir.program import Program
 from quantspec.storage import file
 from quantspec.storage import model as stored
+from quantspec.surroundings import usual
 
 from . import coded as coded_weights
 from . import size, summary
@@ -226,6 +227,7 @@ class QuantizedModel(nn.Module):
         modules = modules_of(self.python)
         return stored.Model(named(type(self.python)), modules, state, attributes, coded, tuple(parts), stops)
 
+    @usual
     def get_extra_state(self) -> dict[str, Any]:
         """For ``state_dict``: the networks', the scales of weights that are held as codes, and tensors that are plain
         attributes."""
@@ -238,6 +240,7 @@ class QuantizedModel(nn.Module):
                 others[name] = tensor.detach().clone()
         return {"networks": networks, "scales": scales, "tensors": others}
 
+    @usual
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Takes what ``get_extra_state`` gave. Raises ValueError for the state of another model."""
         have = self.get_extra_state()

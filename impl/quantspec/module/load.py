@@ -16,6 +16,7 @@ from quantspec.ir.held import held as held_codes
 from quantspec.storage import file
 from quantspec.storage.limits import Limits
 from quantspec.storage.model import Model
+from quantspec.surroundings import usual
 
 from .coded import Coded, codes_in, held
 from .islands import QuantizedModel, modules_of
@@ -23,6 +24,7 @@ from .module import QuantizedModule
 from .report import Report, Work
 
 
+@usual
 def load(
     path: str | os.PathLike[str],
     *,

@@ -17,6 +17,7 @@ from quantspec.ir.program import Call, Callables, Program, Recurrent, Step
 from quantspec.ir.traverse import arrays, held_arrays, with_arrays
 from quantspec.storage import file
 from quantspec.storage.allowed import function, is_listed
+from quantspec.surroundings import usual
 
 from . import size, summary
 from .report import Report
@@ -127,11 +128,13 @@ class QuantizedModule(nn.Module):
         parts = [summary.Part("", self.program, self.engine, self.engines)]
         return summary.network_table(title, parts, [], self.nbytes, self.resident_nbytes, wide=wide)
 
+    @usual
     def get_extra_state(self) -> dict[str, torch.Tensor]:
         """The steps' arrays by ``step.field``, for ``state_dict``: codes, biases, scales, zero points, tables."""
         steps = self.program.steps
         return {f"{step.name}.{path}": torch.tensor(array) for step in steps for path, array in arrays(step)}
 
+    @usual
     def set_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes the steps' arrays from ``load_state_dict``.
 

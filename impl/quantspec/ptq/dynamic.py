@@ -17,6 +17,7 @@ from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import check_overflow
+from quantspec.surroundings import usual
 
 from . import work
 from .captured import gives_optional, named
@@ -30,6 +31,7 @@ COARSEST = QParams(np.ones((), np.float32), np.zeros((), np.int32), 0, 255)
 ACTIVATIONS = ("per_tensor", "per_token", None)
 
 
+@usual
 def quantize_dynamic(
     model: nn.Module,
     *,

@@ -26,6 +26,7 @@ from quantspec.numerics.observers import (
     PercentileObserver,
 )
 from quantspec.progress import progress
+from quantspec.surroundings import usual
 
 from . import fusion
 from .captured import NOTHING, Captured, named
@@ -61,6 +62,7 @@ class Prepared(nn.Module):
         """The choices of chapter 10 that the network will be converted by."""
         return self.options.dialect
 
+    @usual
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
         """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed
         (OBS-FINITE)."""
@@ -68,6 +70,7 @@ class Prepared(nn.Module):
             return undecided.observe(self, *calls.dense(args, kwargs))
         return self.observe_graph(named(self.graph.inputs, args, kwargs))
 
+    @usual
     def observe(self, batch: Any) -> Any:
         """``forward`` for a batch as calibration data has it; nothing is observed when any observer refuses."""
         if (undecided := self.undecided()) is not None:
@@ -145,6 +148,7 @@ def prepare(
     return observing(model, options, observer, fuse=fuse, exclude=exclude)
 
 
+@usual
 def observing(
     model: nn.Module, options: Options, observer: Observer, *, fuse: bool, exclude: str | Sequence[str],
     share: bool = False, acts: bool = False,
@@ -186,6 +190,7 @@ def seen_something(observer: Observer) -> bool:
     return True
 
 
+@usual
 def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
     """The quantized network of a calibrated one (STA-STEPS); the calibrated one can go on being used (STA-NO-LEAK).
 

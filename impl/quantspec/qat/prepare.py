@@ -18,6 +18,7 @@ from quantspec.ptq import static
 from quantspec.ptq.captured import Captured
 from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import NO_PART, nothing_in, report_of_network, report_of_parts, warn_of_float
+from quantspec.surroundings import usual
 
 from .eager import eager
 from .network import Network, Training, sharing
@@ -51,6 +52,7 @@ class QATModule(nn.Module):
         self.__dict__["running"] = None  # a copy of the model with the networks in it, which shares its tensors
         self.__dict__["prepared"] = prepared
 
+    @usual
     def settle(self) -> None:
         """Makes the networks of what a batch has shown to be the model."""
         prepared, capture = undecided(self.prepared)
@@ -104,6 +106,7 @@ class QATModule(nn.Module):
         return self.running(*args, **kwargs)
 
     @eager
+    @usual
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Settles on the first batch what the network is. What is observed of it there does not count."""
         prepared, capture = undecided(self.prepared)
@@ -195,7 +198,7 @@ def prepare_qat(
     static.check_options("prepare_qat", options)
     in_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
-        model = copies.own_copy(copies.inside(model)).eval()
+        model = usual(copies.own_copy)(copies.inside(model)).eval()
     prepared = static.with_options(model, options, share=False, acts=True)
     if prepared.options.dialect.accumulate_rule != "exact":
         raise UnsupportedError(
@@ -214,6 +217,7 @@ def prepare_qat(
     return qat.train(in_training)
 
 
+@usual
 def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedModel:
     """The quantized network of a calibrated or a trained one; that one can go on being used.
 

@@ -26,6 +26,7 @@ from torch import nn
 
 from quantspec.errors import FormatError, shown
 from quantspec.ir.program import Program, Step
+from quantspec.surroundings import usual
 
 from . import arrays, validate
 from .allowed import RENAMED_FUNCTIONS, RENAMED_STEPS
@@ -49,6 +50,7 @@ UNREADABLE = (
 Report = tuple[tuple[tuple[str, int, str, str], ...], bool]  # (path, multiply-accumulates, place, reason); counted
 
 
+@usual
 def save(network: Program | Model, path: str | os.PathLike[str], report: Report | None = None) -> None:
     """Writes a network, or a model whose parts are networks, to one file, at once or not at all.
 

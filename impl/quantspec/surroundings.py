@@ -1,0 +1,52 @@
+"""What surrounds a call: torch's inference mode, autocast, default dtype and default device, which decide over nothing
+that is made here (STA-SURROUNDINGS)."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+def usual(function: Function) -> Function:
+    """A function that runs as if none of torch's modes and defaults were another than torch starts with."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if are_usual():
+            return function(*args, **kwargs)
+        with put_back():
+            return function(*args, **kwargs)
+
+    return cast(Function, call)
+
+
+def are_usual() -> bool:
+    """Whether there is nothing to put back."""
+    return (
+        torch.get_default_dtype() is FLOAT
+        and not torch.is_inference_mode_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.get_default_device() == CPU
+    )
+
+
+@contextlib.contextmanager
+def put_back() -> Iterator[None]:
+    """torch's modes and defaults as torch starts, and afterwards as they were."""
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())  # as it was
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(CPU)
+        torch.set_default_dtype(FLOAT)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
