@@ -1,7 +1,7 @@
 """Reads the chapters of the specification: clauses, definitions, examples.
 
-A chapter is Markdown. A clause is a heading ``### AFF-TIES · Title`` whose first block quote is the normative sentence;
-``python`` blocks, in order, are the chapter's module; ``pycon`` blocks are its examples.
+A chapter is Markdown. A clause is a heading ``### AFF-TIES · Title`` whose first block quote is the normative sentence,
+which says MUST once; ``python`` blocks, in order, are the chapter's module; ``pycon`` blocks are its examples.
 """
 
 import doctest
@@ -20,6 +20,7 @@ from quantspec.errors import expected_one_of
 
 LANGUAGES = ("python", "pycon")
 CLAUSE_HEADING = re.compile(r"^([A-Z]{3}(?:-[A-Z0-9]+)+) · (.+)$")
+MUST = re.compile(r"\bMUST\b")
 CODE_CELL = re.compile(r"^`([^`]*)`$")
 
 
@@ -99,8 +100,9 @@ def stems() -> list[str]:
 def parse(path: Path) -> Chapter:
     """Parses one chapter.
 
-    Raises ValueError when a clause has no sentence, more than one, or an id that the chapter already used, and for a
-    block that could not run: one of another language, without a prompt, or that is no Python.
+    Raises ValueError when a clause has no sentence, more than one, one that does not say MUST exactly once, or an id
+    that the chapter already used, and for a block that could not run: one of another language, without a prompt, or
+    that is no Python.
     """
     tokens = MarkdownIt().enable("table").parse(path.read_text(encoding="utf-8"))
     title, depth = "", 0
@@ -124,6 +126,8 @@ def parse(path: Path) -> Chapter:
         elif token.type == "inline" and depth:
             if heading is None:
                 raise ValueError(f"{path.name}:{line}: a block quote outside a clause")
+            if (count := len(MUST.findall(token.content))) != 1:
+                raise ValueError(f"{path.name}:{line}: clause {heading[0]} says MUST {count} times, expected once")
             clauses.append(Clause(heading[0], heading[1], token.content, path.stem[3:], heading[2]))
             heading = None
         elif token.type == "fence":

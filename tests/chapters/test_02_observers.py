@@ -221,7 +221,7 @@ def test_channels_merge_one_by_one(channels, generators, counts):
     assert ends(a.merge(MinMaxObserver(axis=1))) == ends(MinMaxObserver(axis=1).merge(a)) == ends(a)
 
 
-@clause("OBS-CHANNEL-MERGE")
+@clause("OBS-CHANNEL-COUNT")
 def test_other_numbers_of_channels_do_not_merge():
     one, two = (MinMaxObserver(axis=0).observe(np.zeros((n, 2), np.float32)) for n in (2, 3))
     with pytest.raises(ValueError, match="expected 2 channels as before, got 3"):
@@ -283,7 +283,7 @@ def test_a_constant_that_is_no_share_is_refused(constant):
         spec.observe_average(None, [1.0], constant)
 
 
-@clause("OBS-AVERAGE-CONSTANT")
+@clause("OBS-AVERAGE")
 @given(batches(lengths=st.integers(1, 17)))
 def test_with_constant_one_the_range_is_the_last_batch(tensors):
     last = MinMaxObserver().observe(tensors[-1]).range()

@@ -559,7 +559,7 @@ def test_a_module_is_excluded_at_each_of_its_calls():
     assert len(named(qs.quantize(model, [x]), Call)) == 0
 
 
-@clause("STA-EXCLUDE")
+@clause("STA-EXCLUDE", "STA-EXCLUDE-NAME")
 def test_a_module_is_excluded_with_everything_below_it():
     model, x = networks.seeded(Around), networks.inputs()
     for options in ({}, {"example": x}):
@@ -580,7 +580,7 @@ def test_a_module_is_excluded_with_everything_below_it():
         qs.quantize(nested, [x], exclude=[3])
 
 
-@clause("STA-BITS")
+@clause("STA-BITS", "STA-REDUCE")
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_have_as_many_bits_as_asked_for(bits):
     model, x = networks.seeded(networks.Perceptron), networks.inputs(64)

@@ -94,7 +94,7 @@ FAULTS = [
         "low, high = (np.broadcast_to(end, np.shape(x.min(axis=others))).copy() for end in (x.min(), x.max()))",
     ),
     Fault(
-        "other-channels-start-anew", "numerics.observers", ("OBS-CHANNEL-COUNT", "OBS-CHANNEL-MERGE"),
+        "other-channels-start-anew", "numerics.observers", ("OBS-CHANNEL-COUNT",),
         "A tensor with another number of channels resets the observer, as torch's does.",
         "        if self.minimum is None:\n            " + FIRST,
         "        if self.minimum is None or self.minimum.shape != low.shape:\n            " + FIRST,
@@ -107,7 +107,7 @@ FAULTS = [
         "most in ((other.minimum, other.minimum.min()), (other.maximum, other.maximum.max()))))",
     ),
     Fault(
-        "average-shares-swapped", "numerics.observers", ("OBS-AVERAGE", "OBS-AVERAGE-CONSTANT"),
+        "average-shares-swapped", "numerics.observers", ("OBS-AVERAGE",),
         "The constant is the share of what was, not of the newest batch.",
         MOVED, MOVED.replace("Fraction(constant)", "(1 - Fraction(constant))"),
     ),

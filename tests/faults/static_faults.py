@@ -236,6 +236,16 @@ FAULTS = [
         'for n in [len(parts)])',
     ),
     Fault(
+        "unknown-names-exclude-nothing", "ptq.exclude", ("STA-EXCLUDE-NAME",),
+        "A misspelled name excludes nothing, and nobody hears of it.",
+        "if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):", "if not paths:",
+    ),
+    Fault(
+        "weight-bits-up-to-sixteen", "ptq.options", ("STA-BITS-RANGE",),
+        "The range of the option is that of a wider integer, and what is refused later names another argument.",
+        '"weight_bits") not in range(2, 9)', '"weight_bits") not in range(1, 17)',
+    ),
+    Fault(
         'bits-of-weights-only', 'ptq.conversion', ('STA-BITS',),
         'Activations keep eight bits.',
         'max(highs), reduce_range=reduce_range, bits=bits)',
@@ -259,9 +269,26 @@ FAULTS = [
         "if node.name in floats - kept}", "if node.name in floats}",
     ),
     Fault(
-        "checksum-not-looked-at", "storage.file", ("STA-STORED",),
+        "checksum-not-looked-at", "storage.file", ("STA-FORMAT",),
         "What a file says is taken for what was written to it.",
         'if header["sha256"] != digest(content, tensors):', "if not header:",
+    ),
+    Fault(
+        "scales-in-six-digits", "storage.json_fields", ("STA-STORED",),
+        "Scales are written with the six digits that %g prints.",
+        "row[key] = array.item() if array.ndim == 0 else",
+        'row[key] = np.float32(f"{array:g}").item() if array.dtype == np.float32 and not array.ndim else '
+        "array.item() if array.ndim == 0 else",
+    ),
+    Fault(
+        "eval-on-the-list", "storage.allowed", ("STA-NO-CODE",),
+        "The list of built-in functions that a file may name is not read with an attacker's eyes.",
+        '"builtins": "abs bool float getattr', '"builtins": "abs bool eval float getattr',
+    ),
+    Fault(
+        "any-model-is-taken", "module.load", ("STA-OTHER-MODEL",),
+        "The model is not compared with the one that the file was written for.",
+        "    same_modules(own, network)\n", "    assert network is not own\n",
     ),
     Fault(
         'weights-held-twice', 'module.islands', ('STA-CODED',),

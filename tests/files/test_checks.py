@@ -197,7 +197,7 @@ def answers(tmp_path_factory):
     return path, [(one, *one.answer(path)) for one in all_files()]
 
 
-@clause("STA-STORED")
+@clause("STA-FORMAT")
 @pytest.mark.parametrize("name", [*NETWORK, *RAW, *MODEL])
 def test_each_forged_file_is_refused_for_its_own_reason(name, answers):
     messages = {name: message for name, (_, message) in [*NETWORK.items(), *RAW.items(), *MODEL.items()]}
@@ -206,7 +206,7 @@ def test_each_forged_file_is_refused_for_its_own_reason(name, answers):
     assert all(text.startswith(("FormatError: ", "NotGiven: mod", "ValueError: model")) for text in said)
 
 
-@clause("STA-STORED")
+@clause("STA-FORMAT")
 @pytest.mark.parametrize("module", MODULES)
 def test_with_a_check_taken_out_a_forged_file_is_answered_in_another_way(module, answers):
     path, files = answers

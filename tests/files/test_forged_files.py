@@ -20,7 +20,7 @@ from quantspec.storage import file as storage_file
 pytestmark = mostly_attention
 
 
-@clause("STA-STORED")
+@clause("STA-FORMAT")
 def test_foreign_and_newer_files_are_named(tmp_path):
     data, path = storage_file.packed(NETWORKS["mlp"]()[0].program), tmp_path / "q.safetensors"
     tensors, network = parts(data)
@@ -56,7 +56,7 @@ X = {"ref": "x"}
         ("torch.nn.functional.__dict__", "function", ()), ("", "function", ()),
     ],
 )  # fmt: skip
-@clause("STA-STORED")
+@clause("STA-NO-CODE")
 def test_a_file_names_no_other_functions_than_those_that_compute(target, kind, args, tmp_path):
     call = {"step": "Call", "name": "y", "kind": kind, "target": target, "reason": ""}
     call |= {"args": {"tuple": list(args)}, "kwargs": {"dict": []}}
@@ -69,6 +69,7 @@ def test_a_file_names_no_other_functions_than_those_that_compute(target, kind, a
         quantspec.load(path)
 
 
+@clause("STA-NO-CODE")
 def test_a_file_names_no_other_classes_than_plain_ones(tmp_path):
     tensors, network = parts(storage_file.packed(NETWORKS["mlp"]()[0].program))
     row = next(row for row in network["callables"] if row["kind"] == "module")
@@ -101,7 +102,7 @@ def test_a_program_that_calls_what_is_not_there_is_refused():
 FUZZED = {"cnn": 800, "mlp of 5 bits, partly in float": 800, "tagger": 800, "encoder": 240}
 
 
-@clause("STA-STORED")
+@clause("STA-FORMAT", "STA-STORED")
 @pytest.mark.parametrize("name", FUZZED)
 def test_damage_is_an_error_or_changes_no_bit(name, tmp_path):
     q, x = NETWORKS[name]()

@@ -48,7 +48,7 @@ def test_a_table_has_rows_by_the_words_of_its_head_and_the_clause_it_stands_unde
 
 def test_the_digest_sees_words_and_not_white_space(tmp_path):
     same = chapters.parse(write(tmp_path, GOOD.replace("MUST\n> hold", "MUST   hold"))).clauses[0].digest
-    other = chapters.parse(write(tmp_path, GOOD.replace("MUST", "MAY"))).clauses[0].digest
+    other = chapters.parse(write(tmp_path, GOOD.replace("hold", "bend"))).clauses[0].digest
     assert chapters.parse(write(tmp_path, GOOD)).clauses[0].digest == same != other
 
 
@@ -58,6 +58,10 @@ def test_the_digest_sees_words_and_not_white_space(tmp_path):
         (GOOD.replace("> It MUST\n> hold.\n", ""), "clause ABC-ONE has no normative sentence"),
         (GOOD + "\n### ABC-TWO · Second\n\nNothing.\n", "clause ABC-TWO has no normative sentence"),
         (GOOD + "\n### ABC-TWO · Second\n\n## Next\n", "clause ABC-TWO has no normative sentence"),
+        (GOOD.replace("MUST\n> hold", "hold"), "clause ABC-ONE says MUST 0 times, expected once"),
+        (GOOD.replace("MUST\n> hold", "MAY\n> hold"), "clause ABC-ONE says MUST 0 times, expected once"),
+        (GOOD.replace("hold.", "hold and MUST NOT break."), "clause ABC-ONE says MUST 2 times, expected once"),
+        (GOOD.replace("hold.", "hold.\n> It MUST stay."), "clause ABC-ONE says MUST 2 times, expected once"),
         (GOOD + "\n> Another MUST.\n", "a block quote outside a clause"),
         (GOOD + "\n### ABC-ONE · Again\n\n> It MUST.\n", "clause ABC-ONE stands twice"),
         (
