@@ -182,7 +182,7 @@ def compare(
     names = [place.name for place in places]
     seen = Seen({name: [0.0, 0.0] for name in (*names, "")}, dict.fromkeys(names, 0))
     for batch in taken:
-        see_batch(seen, fused, places, reference, batch)
+        see_batch(seen, fused, places, reference, usual(parts.as_given)(model, batch))
     if not seen.examples:
         raise ValueError("data: expected at least one batch, got none")
     return summary(rows_of(q, places, seen), seen, (graph_bytes(fused), q.nbytes), threshold)
@@ -222,7 +222,7 @@ def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], t
 @usual
 def see_parts(seen: Seen, own: nn.Module, q: QuantizedModel, pairs: Pairs, batch: Any) -> None:
     """Runs a model and its networks on a batch, and adds what it shows; the first one tells the pairs."""
-    args, kwargs = calls.arguments(own.forward, batch)
+    args, kwargs = calls.arguments(own.forward, parts.as_given(own, batch))
     if not seen.examples:
         pairs.update(paired(own, q, args, kwargs))
     with copies.undisturbed():

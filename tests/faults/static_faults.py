@@ -346,6 +346,16 @@ FAULTS = [
         "and not torch.is_autocast_enabled(\"cpu\")", "",
     ),
     Fault(
+        "contiguous-is-a-copy", "capture.aliases", ("STA-LAYOUT",),
+        "What contiguous gives is taken for a copy, though it is its input where that lies in order.",
+        "    contiguous reshape reshape_as flatten", "    reshape reshape_as flatten",
+    ),
+    Fault(
+        "lists-are-arguments", "ptq.captured", ("STA-LIST",),
+        "A list is the arguments in order, whatever the model takes.",
+        "self.one_list = parts.as_given(self.model, batch) is not batch", "self.one_list = False",
+    ),
+    Fault(
         "distances-wrap", "kernels.memory", ("STA-LARGE",),
         "Distances in memory are cut to 32 bits, whatever they are.",
         "if distances.size and not -LONGEST", "if not distances.size and not -LONGEST",

@@ -23,7 +23,7 @@ from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
 from quantspec.ir.traverse import refs
 
-from . import layers, norms, operators
+from . import aliases, layers, norms, operators
 from .operators import public
 
 NO_INTEGER_FORM = "has no integer form here"
@@ -77,6 +77,7 @@ class GraphBuilder:
         defaults: dict[str, Any] = {}
         nodes: list[Node] = []
         output: Any = None
+        aliases.check(traced, self.modules, self.writes(traced))
         for node in traced.nodes:
             if node.op == "placeholder":
                 if str(node.target).isidentifier():
@@ -166,9 +167,18 @@ class GraphBuilder:
         given: dict[str, Any] = dict(zip(inspect.signature(node.target).parameters, node.args)) | dict(node.kwargs)
         return bool(given.get("training", True))
 
+    def writes(self, traced: fx.Graph) -> dict[fx.Node, fx.Node]:
+        """The operations in place, each with what it writes to."""
+        found = {node: self.target_of(node) for node in traced.nodes if node.op in KINDS}
+        return {node: target for node, target in found.items() if target is not None}
+
     def written_to(self, node: fx.Node) -> str | None:
         """The name of the value that an operation in place changes: who reads it later reads the result. None for other
         operations."""
+        return None if self.target_of(node) is None else self.first(node)
+
+    def target_of(self, node: fx.Node) -> fx.Node | None:
+        """What an operation in place writes to; None for other operations."""
         given = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
         if not isinstance(given, fx.Node):
             return None
@@ -179,7 +189,7 @@ class GraphBuilder:
             signed = name.endswith("_") and not name.endswith("__")
             in_place = signed or node.target in IN_PLACE or node.kwargs.get("inplace") is True
             in_place = in_place and node.op != "get_attr"
-        return self.first(node) if in_place else None
+        return given if in_place else None
 
     def path(self, node: fx.Node) -> str:
         """The path of the module that a node was made in."""

@@ -190,11 +190,28 @@ def dense(
     return args, kwargs
 
 
+def positional(signature: inspect.Signature) -> list[inspect.Parameter]:
+    """The parameters that are given by position."""
+    return [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def says_list(forward: Callable[..., Any]) -> bool:
+    """Whether the first argument of a forward is said to be a list."""
+    takes = [] if (signature := signature_of(forward)) is None else positional(signature)
+    return bool(takes) and str(takes[0].annotation).lower().startswith(LISTS)
+
+
+def takes_one(forward: Callable[..., Any]) -> bool:
+    """Whether a forward can be called with one argument, and needs none but that."""
+    takes = [] if (signature := signature_of(forward)) is None else positional(signature)
+    return bool(takes) and all(p.default is not p.empty for p in takes[1:])
+
+
 def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A batch of calibration data as arguments: a tensor, a tuple of positional inputs (surplus entries are ignored),
     or a mapping of inputs by name.
 
-    A list is one argument where the first that the model takes is said to be a list.
+    A list is one argument where the first that the model takes is said to be a list; ``parts.as_given`` tells others.
     """
     signature = signature_of(forward)
     if hasattr(batch, "keys") and hasattr(batch, "__getitem__"):  # a dict, or what a tokenizer gives
@@ -205,9 +222,9 @@ def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...],
         raise TypeError(f"batch: expected a tensor, a tuple or a dict, got {type(batch).__name__}")
     if signature is None:
         return tuple(batch), {}
-    takes = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if isinstance(batch, list) and takes and str(takes[0].annotation).lower().startswith(LISTS):
+    if isinstance(batch, list) and says_list(forward):
         return (batch,), {}
+    takes = positional(signature)
     if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
         return tuple(batch), {}
     return tuple(batch[: len(takes)]), {}

@@ -22,13 +22,17 @@ WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "t
 # What torch keeps in a module beside what its author does, and where a run is watched from.
 TORCHS = {*vars(nn.Module()), "forward"} - {"training"}
 
+# What stays Python, or rather what torch compiled of it: nothing can be seen in it, nor put around it.
+SCRIPTS = torch.jit.ScriptModule
+SCRIPT = "it is TorchScript, whose Python is gone; quantize the nn.Module that it was made of in its place"
+
 WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel
 
 
 def inside(model: nn.Module) -> nn.Module:
     """The network in a wrapper that only passes calls on: DataParallel, AveragedModel, what torch.compile returned."""
     while True:
-        if isinstance(model, torch.jit.ScriptModule):
+        if isinstance(model, SCRIPTS):
             raise UnsupportedError(
                 f"model: {type(model).__name__} is TorchScript, whose Python is gone;"
                 " quantize the nn.Module it was made of"
@@ -41,7 +45,9 @@ def inside(model: nn.Module) -> nn.Module:
 
 def before_compiling(model: nn.Module) -> nn.Module:
     """What torch.compile made a module of; a module that it did not make is itself."""
-    original = model.__dict__.get("_modules", {}).get("_orig_mod") if isinstance(model, nn.Module) else None
+    if not isinstance(model, nn.Module) or isinstance(model, SCRIPTS):
+        return model
+    original = model.__dict__.get("_modules", {}).get("_orig_mod")
     return original if isinstance(original, nn.Module) else model
 
 
@@ -53,7 +59,7 @@ def own_copy(model: nn.Module, *, share: bool = False) -> nn.Module:
     with torch.no_grad():
         for module in list(twin.modules()):
             settle_weights(module)
-            for name, child in module._modules.items():
+            for name, child in () if isinstance(module, SCRIPTS) else module._modules.items():
                 module._modules[name] = None if child is None else before_compiling(child)
     return twin
 
@@ -107,6 +113,9 @@ def tree_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         twin: nn.Module = memo[id(module)]
         return twin
     kind = type(module)
+    if isinstance(module, SCRIPTS):
+        memo[id(module)] = twin = script_copy(module)
+        return twin
     if not plain_state(kind):
         trial = dict(memo)
         with contextlib.suppress(Exception):
@@ -121,6 +130,15 @@ def tree_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             twin.__dict__[name] = type(value)()
         else:
             twin.__dict__[name] = attribute_copy(name, value, memo)
+    return twin
+
+
+def script_copy(module: nn.Module) -> nn.Module:
+    """A copy of TorchScript whose parameters are its own: torch's have a history, of which they are clones."""
+    with torch.no_grad():
+        twin: nn.Module = copy.deepcopy(module)
+    for parameter, original in zip(twin.parameters(), module.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
     return twin
 
 

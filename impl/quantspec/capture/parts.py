@@ -5,7 +5,7 @@ Every part is compared with what the model computed there (STA-SAME). What diffe
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from quantspec.errors import CalibrationError, ShapeError, UnsupportedError
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 
-from . import copies
+from . import calls, copies
 from .calls import NotPlain, Way, call_of
 from .recorder import record
 from .tracer import Stop, has_layers, trace
@@ -63,6 +63,25 @@ def computing(argument: str) -> Iterator[None]:
     except Exception as error:  # whatever a user's model, or torch in it, raises
         told = " ".join(str(error).split())
         raise ValueError(f"{argument}: the model cannot compute it, {type(error).__name__}: {told:.200}") from error
+
+
+def as_given(model: nn.Module, batch: Any) -> Any:
+    """A batch whose entries are the arguments: one that is a list is the one argument of a model of ours where that
+    says so, or cannot compute the first entry but can compute the list."""
+    if not isinstance(batch, list) or calls.says_list(model.forward):
+        return (batch,) if isinstance(batch, list) else batch
+    if calls.takes_one(model.forward) and not computes(model, batch[:1]) and computes(model, [batch]):
+        return (batch,)
+    return batch
+
+
+def computes(model: nn.Module, args: Sequence[Any]) -> bool:
+    """Whether a model of ours computes some arguments."""
+    try:
+        expected(model, tuple(args), {})
+    except Exception:  # whatever a user's model raises
+        return False
+    return True
 
 
 def whole_differs(
@@ -117,7 +136,9 @@ class Search:
         self.refuted = False
         twin = copies.run_copy(self.model)
         for path, module in twin.named_modules():
-            if path in self.paths if self.paths is not None else has_layers(module):
+            if isinstance(module, copies.SCRIPTS):
+                self.reasons[path] = copies.SCRIPT
+            elif path in self.paths if self.paths is not None else has_layers(module):
                 module.__dict__["forward"] = self.watched(path, module, module.forward)
         args, kwargs = copies.cloned((args, kwargs))
         with copies.undisturbed():

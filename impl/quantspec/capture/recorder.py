@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from quantspec.errors import UnsupportedError
 
-from . import acting, attention, copies, products, splitting, tracked, writes
+from . import acting, aliases, attention, copies, products, splitting, tracked, writes
 from .builder import GraphBuilder, hooked
 from .calls import CONSTANTS, Way
 from .tensor_names import (
@@ -111,6 +111,7 @@ class Recorder(TorchFunctionMode):
         self.required: set[Any] = set()
         self.several: dict[int, tuple[Any, fx.Node]] = {}  # tuples of torch's that have names for what is in them
         self.inputs: dict[int, fx.Node] = {}
+        self.perhaps: list[tuple[torch.Tensor, torch.Tensor]] = []  # that lie in one memory at some calls
         self.ranks: set[int] = set()
         self.ended = False
         self.training = False
@@ -183,6 +184,8 @@ class Recorder(TorchFunctionMode):
         output = self.call(module, args, kwargs)
         if target is not None:
             self.written(target, node)
+        if isinstance(module, aliases.SOMETIMES_MODULES) and args:
+            output = self.perhaps_view(args[0], output)
         self.keep_result(output, node)
         return output
 
@@ -209,6 +212,8 @@ class Recorder(TorchFunctionMode):
         writing = self.target(name, args, kwargs)
         if not known:
             return self.constant(func, args, kwargs, leaves, writing)
+        if name in aliases.LAYOUT:
+            raise Stopped(aliases.TOLD_LAYOUT)
         if name in VALUES or indexes_by_truth(name, args):
             raise Stopped(f"Python asks for values of a tensor ({name})")
         if name in FACTS and isinstance(args[0] if args else None, torch.Tensor):
@@ -222,8 +227,20 @@ class Recorder(TorchFunctionMode):
             return self.write(name, func, writing, args, kwargs)
         node = self.function_node(name, func, args, kwargs)
         output = self.call(func, args, kwargs)
+        if name in aliases.SOMETIMES and leaves[:1]:
+            output = self.perhaps_view(leaves[0], output)
         self.keep_result(output, node)
         self.require_parts(name, args, kwargs)
+        return output
+
+    def perhaps_view(self, source: Any, output: Any) -> Any:
+        """The result of a function that gives its input, or a view of it, at some calls: another tensor, whose writes
+        that one never sees."""
+        if not (isinstance(output, torch.Tensor) and isinstance(source, torch.Tensor)):
+            return output
+        if output is source:
+            output = self.call(torch.Tensor.detach, (output,), {})
+        self.perhaps += [(source, output)]
         return output
 
     def require_parts(self, name: str, args: Any, kwargs: Any) -> None:
@@ -284,12 +301,15 @@ class Recorder(TorchFunctionMode):
 
     def written(self, target: torch.Tensor, node: fx.Node) -> None:
         """Other tensors in the memory that was written to are not known any more."""
-        memory = self.memory(target)
+        memories = {self.memory(target)}
+        for _ in self.perhaps:
+            pairs = [{self.memory(a), self.memory(b)} for a, b in self.perhaps]
+            memories = memories.union(*(pair for pair in pairs if pair & memories))
         for key, (tensor, _, _) in list(self.nodes.items()):
-            if tensor is not target and self.memory(tensor) == memory:
+            if tensor is not target and self.memory(tensor) in memories:
                 self.nodes[key] = tensor, stale, tensor._version
         for key, tensor in list(self.fresh.items()):
-            if tensor is not target and self.memory(tensor) == memory:
+            if tensor is not target and self.memory(tensor) in memories:
                 del self.fresh[key]
                 self.nodes[key] = tensor, stale, tensor._version
         self.fresh.pop(id(target), None)

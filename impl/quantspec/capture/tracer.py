@@ -106,6 +106,8 @@ def acts_beside(traced: fx.Graph, twin: nn.Module, model: nn.Module, path: str, 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a layer whose forward is known, wherever it is called: one of torch.nn, or of a class that
     leaves its forward alone."""
+    if isinstance(module, copies.SCRIPTS):
+        return False
     if "forward" in vars(module) or not (public(module, LAYERS) or is_conv1d(module)):
         return False
     # A weight that a hook computes is another one at the next call, for all that is known.
@@ -245,6 +247,8 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # torch watches the calls of all threads
         if hooked(m):
             return self.leaf(m, args, kwargs, "hooks run around it")
+        if isinstance(m, copies.SCRIPTS):
+            return self.leaf(m, args, kwargs, copies.SCRIPT)
         if self.is_whole(m):
             return super().call_module(m, forward, args, kwargs)
         before, stack, scope = set(self.graph.nodes), dict(self.module_stack), self.scope

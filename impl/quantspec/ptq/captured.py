@@ -46,6 +46,8 @@ class Captured(Generic[Part]):
     ):  # fmt: skip
         self.model, self.ready, self.prepare, self.exclude, self.acts = model, ready, prepare, exclude, acts
         self.whole_agrees = False
+        # Whether a batch that is a list is one argument; None before there was one.
+        self.one_list = True if calls.says_list(model.forward) else None
         self.running: nn.Module | None = None
         self.parts: dict[str, dict[calls.Way, Part]] = {}
         self.work = work.PartsWork()
@@ -58,6 +60,28 @@ class Captured(Generic[Part]):
         else:
             self.stops = capture.stops
             self.traced = None if capture.stops else capture.graph
+
+    def as_given(self, batch: Any) -> Any:
+        """A batch of calibration data whose entries are the arguments."""
+        return (batch,) if self.one_list and isinstance(batch, list) else batch
+
+    def observe_batch(self, prepared: Observing, batch: Any) -> Any:
+        """``observe`` for a batch of calibration data, of which the first list settles what lists are."""
+        if not isinstance(batch, list) or self.one_list is not None:
+            return self.observe(prepared, *self.arguments(self.as_given(batch)))
+        try:
+            output = self.observe(prepared, *self.arguments(batch))
+        except Exception:  # whatever the model raises
+            self.one_list = parts.as_given(self.model, batch) is not batch
+            if not self.one_list:
+                raise
+            return self.observe(prepared, *self.arguments((batch,)))
+        self.one_list = False
+        return output
+
+    def arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A batch as arguments that are dense tensors."""
+        return calls.dense(*calls.arguments(self.model.forward, batch))
 
     def observe(self, prepared: Observing, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The model's output for a batch, which is observed. The first one settles what the network is."""

@@ -120,7 +120,7 @@ class Quantizer:
 
     def by_example(self, example: Any) -> QuantizedModule | QuantizedModel:
         """The whole model, or its largest parts, compared with what it does on a batch."""
-        args, kwargs = calls.dense(*calls.arguments(self.model.forward, example))
+        args, kwargs = calls.dense(*calls.arguments(self.model.forward, parts.as_given(self.model, example)))
         with parts.computing("example"):
             parts.expected(self.model, args, kwargs)
         try:
@@ -161,6 +161,8 @@ class Quantizer:
         stops: list[tracer.Stop] = []
         attention = {path for path, module in self.model.named_modules() if isinstance(module, nn.MultiheadAttention)}
         for path, module in self.model.named_modules():
+            if isinstance(module, copies.SCRIPTS) and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
+                stops.append(tracer.Stop(path, copies.SCRIPT))
             if path.rpartition(".")[0] in attention or not tracer.is_layer(module):
                 continue
             try:

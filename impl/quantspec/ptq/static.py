@@ -74,8 +74,8 @@ class Prepared(nn.Module):
     def observe(self, batch: Any) -> Any:
         """``forward`` for a batch as calibration data has it; nothing is observed when any observer refuses."""
         if (undecided := self.undecided()) is not None:
-            return undecided.observe(self, *calls.dense(*calls.arguments(undecided.model.forward, batch)))
-        return self.observe_graph(batch)
+            return undecided.observe_batch(self, batch)
+        return self.observe_graph(batch if self.capture is None else self.capture.as_given(batch))
 
     def observe_and_count(self, batch: Any) -> Any:
         """``observe_graph``, with the work of each node counted."""

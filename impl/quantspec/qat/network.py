@@ -365,6 +365,7 @@ def settled(what: Any) -> Any:
 def sharing(module: nn.Module) -> nn.Module:
     """A copy of a module that shares its parameters and buffers."""
     memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    memo |= {id(part): part for part in module.modules() if isinstance(part, copies.SCRIPTS)}
     return copies.tree_copy(module, memo)
 
 
