@@ -17,7 +17,7 @@ import quantspec as qs
 import strategies as draws
 from evidence import clause
 from quantspec import chapters
-from quantspec.engines import reference_dynamic
+from quantspec.engines import reference_dynamic, registry
 from quantspec.ir import program
 from quantspec.ir.program import Call
 from quantspec.module import size
@@ -377,14 +377,68 @@ def test_weights_only_is_the_float_network_on_dequantized_weights(case, per_chan
     model, _, x = case
     q = qs.quantize_dynamic(model, activations=None, per_channel=per_channel)
     assert all(type(layer) is program.LinearWeight for layer in q.program.layers)
-    twin = copy.deepcopy(model)
+    twin = copy.deepcopy(model).double()
     paths, layers = zip(*((path, m) for path, m in twin.named_modules() if isinstance(m, nn.Linear)))
     assert [step.layer for step in q.program.layers] == list(paths)
+    values, reference = {}, q.run_on("reference").compiled
     with torch.no_grad():
+        y = reference({q.program.inputs[0]: x}, lambda step, value: values.setdefault(step.name, value))
+        assert torch.equal(q(x), y)
+        values[q.program.inputs[0]] = x
         for layer, step in zip(layers, q.program.layers, strict=True):
+            assert values[step.name].tolist() == weights_only_rows(step, values[step.x].tolist())
             layer.weight.copy_(torch.from_numpy(step.w_qparams.dequantize(step.weight)))
-        assert torch.equal(q(x), twin(x))
+        # Of a few layers of numbers of ordinary size.
+        assert (y - twin(x.double())).abs().max() <= 1e-4 * (1 + y.abs().max())
     assert q.nbytes < size.float_bytes(model) or size.float_bytes(model) < 200
+
+
+def weights_only_rows(step, rows):
+    """What the chapter says that a layer gives."""
+    grids = step.w_qparams.scale, step.w_qparams.zero_point
+    pairs = list(zip(*(np.broadcast_to(values, len(step.weight)).tolist() for values in grids)))
+    biases = [0.0] * len(step.weight) if step.bias is None else step.bias.tolist()
+    return spec.linear_weight_only(rows, step.weight.tolist(), pairs, biases)
+
+
+def weights_only(engine, x, w_q, w, bias, dialect="onnx"):
+    """What an engine gives for a layer alone."""
+    step = program.LinearWeight("y", "x", "layer", w_q, bias, w)
+    network = program.Program(dialect, ("x",), {}, (step,), program.Ref("y"))
+    return registry.engine(engine)(network)({"x": torch.from_numpy(x)})
+
+
+@clause("DYN-WEIGHT-ONLY")
+@pytest.mark.parametrize("choices", ["onnx", "exact", "fbgemm"])
+@given(layers(), draws.seeds())
+def test_weights_only_is_the_exact_sum_rounded_once(choices, layer, g):
+    x, w_q, w, bias = layer
+    # Sizes of a few bits apart or of the whole range of float32, whole numbers, and sums that nearly cancel.
+    x = x * 2.0 ** g.integers(*((-1, 1), (-20, 20), (-149, 20))[g.integers(3)], x.shape)
+    x = np.round(x) if g.random() < 0.3 else x
+    if g.random() < 0.5:
+        half = x.shape[1] // 2
+        x[:, :half] = -x[:, half : 2 * half] * (1 + g.integers(-2, 3, (len(x), half)) * 2.0**-23)
+    x, bias = x.astype(np.float32), None if g.random() < 0.2 else bias
+    expected = weights_only_rows(program.LinearWeight("y", "x", "layer", w_q, bias, w), x.tolist())
+    for engine in ("auto", "reference"):
+        assert weights_only(engine, x, w_q, w, bias, choices).tolist() == expected
+
+
+@clause("DYN-WEIGHT-ONLY")
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("x", "expected"), [
+        ([1.0, 2.0**-24, 2.0**-60], 1 + 2.0**-23), ([1.0, 2.0**-24, -(2.0**-60)], 1.0), ([1.0, 2.0**-24, 0.0], 1.0),
+        ([1.0, 3 * 2.0**-24, 0.0], 1 + 2.0**-22), ([1.0, 2.0**-24, 2.0**-140], 1 + 2.0**-23),
+        ([2.0**127, 2.0**127, 0.0], np.inf), ([2.0**-149, 0.0, 0.0], 2.0**-149), ([2.0**100, 1.0, -(2.0**100)], 1.0),
+        ([np.nan, 0.0, 0.0], np.nan), ([np.inf, 0.0, 0.0], np.inf), ([-np.inf, np.inf, 0.0], np.nan),
+    ],
+)  # fmt: skip
+def test_weights_only_rounds_sums_beyond_float64(engine, x, expected):
+    w = QParams(np.float32(1), 0, -128, 127)
+    found = weights_only(engine, np.array([x], np.float32), np.ones((1, 3), np.int8), w, None)
+    assert np.array_equal(found[0].numpy(), [expected], equal_nan=True)
 
 
 class Words(nn.Module):

@@ -90,6 +90,18 @@ FAULTS = [
         '        if activations == 0:\n            return LinearWeight',
     ),
     Fault(
+        "weight-only-sums-in-float64", "numerics.weight_only", ("DYN-WEIGHT-ONLY",),
+        "Sums in float64 are taken for exact, and rounded to float32.",
+        "doubtful = np.isfinite(off) &", "doubtful = np.zeros(off.shape, bool) &",
+    ),
+    Fault(
+        "weight-only-rounds-weights", "numerics.weight_only", ("DYN-WEIGHT-ONLY",),
+        "Weights are dequantized to float32 before they are multiplied.",
+        "codes = w_q[part].astype(np.float64) - point[part, None]",
+        "codes = ((w_q[part] - point[part, None]).astype(np.float32) * scale[part, None]).astype(np.float64) / "
+        "scale[part, None].astype(np.float64)",
+    ),
+    Fault(
         'embedding-per-tensor', 'ptq.conversion', ('DYN-EMBEDDING',),
         'A table of embeddings has one scale.',
         'codes, grid = Weights(replace(options, per_channel=True)).codes(node.weight, node.layer)',

@@ -34,14 +34,14 @@ from quantspec.ir.program import (
     Table,
 )
 from quantspec.ir.traverse import last_reads, refs, replace_refs
-from quantspec.numerics import integer
+from quantspec.numerics import integer, weight_only
 from quantspec.numerics.affine import float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 
 from . import reference_dynamic
-from .tensors import array, from_array
+from .tensors import array
 
 Values = dict[str, Any]
 Value = np.ndarray | torch.Tensor
@@ -198,12 +198,10 @@ def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, ch
 
 
 def linear_weight(step: LinearWeight, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
-    x = from_array(float32_array(array(values[step.x], step.x), step.x))
+    x = float32_array(array(values[step.x], step.x), step.x)
     check_fits(step, x.shape)
-    weight = torch.from_numpy(step.w_qparams.dequantize(step.weight))
-    bias = None if step.bias is None else torch.from_numpy(step.bias)
-    with torch.autocast("cpu", enabled=False):
-        return torch.nn.functional.linear(x, weight, bias)
+    y = weight_only.linear(x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1]), step.weight, step.w_qparams, step.bias)
+    return torch.from_numpy(y.reshape(*x.shape[:-1], codes_shape(step)[0]))
 
 
 def embedding(step: Embedding, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:

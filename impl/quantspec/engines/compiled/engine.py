@@ -17,7 +17,7 @@ from quantspec.engines.reference import run_step
 from quantspec.engines.tensors import address, array, float_address, from_array, new
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
-from quantspec.ir.program import Call, Conv, Linear, LinearDynamic, Program, Recurrent, Ref, Step
+from quantspec.ir.program import Call, Conv, Linear, LinearDynamic, LinearWeight, Program, Recurrent, Ref, Step
 from quantspec.ir.traverse import is_direct, reads, refs, replace_refs
 from quantspec.kernels.frame import caller
 from quantspec.kernels.threads import pool
@@ -113,7 +113,7 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
     packed: dict[str, PackedLayer] = {}
     refused = set()
     for step in program.steps:
-        if isinstance(step, (Linear, Conv, LinearDynamic)) and is_known(step):
+        if isinstance(step, (Linear, Conv, LinearDynamic, LinearWeight)) and is_known(step):
             layer = unless_refused(weights.pack, step)
             if layer is None:
                 refused.add(step.name)

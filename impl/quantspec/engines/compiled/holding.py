@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 
 from quantspec.ir.held import Held, changed, codes_shape, held, hold
-from quantspec.ir.program import Conv, Embedding, Linear, LinearDynamic, LinearWeight, Program
+from quantspec.ir.program import Conv, Embedding, Linear, Program
 from quantspec.ir.traverse import CodeField, code_fields
 from quantspec.kernels.packed import Packed
 
-from .packing import PackedLayer, pack_layer, unpack_layer
+from .packing import FloatLayer, PackedLayer, pack_layer, unpack_layer
 
 Places = tuple[object, ...]
 
@@ -18,7 +18,7 @@ Places = tuple[object, ...]
 class Copying:
     """Packs weights, and leaves the program as it is."""
 
-    def pack(self, step: Linear | Conv | LinearDynamic, owner: object = None, name: str = "weight") -> PackedLayer:
+    def pack(self, step: Linear | Conv | FloatLayer, owner: object = None, name: str = "weight") -> PackedLayer:
         """The weights of a step, which are those of ``owner`` where that is another. Raises as ``pack_layer`` does."""
         return pack_layer(step)
 
@@ -35,7 +35,7 @@ class Holding(Copying):
         for owner, name in code_fields(program):
             self.owners.setdefault(id(held(owner, name)), []).append((owner, name))
 
-    def pack(self, step: Linear | Conv | LinearDynamic, owner: object = None, name: str = "weight") -> PackedLayer:
+    def pack(self, step: Linear | Conv | FloatLayer, owner: object = None, name: str = "weight") -> PackedLayer:
         existing = held(step if owner is None else owner, name)
         if isinstance(existing, Held):
             layer = pack_layer(step)
@@ -43,7 +43,7 @@ class Holding(Copying):
                 layer = with_memory_of(layer, existing.packed[1])
             return layer
         owners = self.owners[id(existing)]
-        alone = not any(isinstance(other, (LinearWeight, Embedding)) for other, _ in owners)
+        alone = not any(isinstance(other, Embedding) for other, _ in owners)
         layer = pack_layer(step, take=self.take and alone)
         if alone:
             whole = Held(existing.shape, partial(unpack_layer, without_codes(step), layer), (places(step), layer))
@@ -53,14 +53,14 @@ class Holding(Copying):
         return layer
 
 
-def places(step: Linear | Conv | LinearDynamic) -> Places:
+def places(step: Linear | Conv | FloatLayer) -> Places:
     """What the order of packed weights depends on beside their shape."""
     if isinstance(step, Conv):
         return step.groups, step.stride, step.dilation, step.input_dilation, step.padding
     return ()
 
 
-def without_codes(step: Linear | Conv | LinearDynamic) -> Linear | Conv | LinearDynamic:
+def without_codes(step: Linear | Conv | FloatLayer) -> Linear | Conv | FloatLayer:
     """A step that says everything about its weights but their codes."""
     return changed(step, weight=Held(codes_shape(step), refuse))
 

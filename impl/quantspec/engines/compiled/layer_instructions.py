@@ -8,8 +8,8 @@ import numpy as np
 
 from quantspec.errors import UnsupportedError
 from quantspec.ir.held import codes_shape
-from quantspec.ir.program import Conv, Linear
-from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm
+from quantspec.ir.program import Conv, Linear, LinearWeight
+from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm, weight_only
 from quantspec.kernels.memory import Layout, Triple, offset_table
 from quantspec.kernels.packed import Packed, PackedChannels
 from quantspec.kernels.product import Product, ProductAdd, ProductCodes
@@ -78,6 +78,21 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
     shape, packed = planner.shapes[step.name], planner.product_weights(step.layer.name)
     rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
     inputs, outputs = codes_shape(step.layer)[1], shape[-1]
+    if isinstance(step.layer, LinearWeight):
+        digits, sums, weigh = weight_only.layer(packed, rows, inputs, planner.keep, relu=step.relu)
+        if source in planner.values and source not in planner.outputs:
+            digits.source = planner.address(source)
+        else:
+            digits.slot = planner.slot(source)
+        if step.name in planner.outputs:
+            weigh.slot = planner.slot(step.name)
+        else:
+            weigh.y = planner.address(step.name)
+        planner.macs += weight_only.DIGITS * rows * inputs * outputs
+        planner.emit(weight_only.DIGITS_OF, digits)
+        planner.emit(weight_only.PRODUCT, sums)
+        planner.emit(weight_only.WEIGH, weigh)
+        return
     quantize, product = dynamic_gemm.layer(
         packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows,
         relu=step.relu,

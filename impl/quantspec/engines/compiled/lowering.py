@@ -21,6 +21,7 @@ from quantspec.ir.program import (
     Dequantize,
     Linear,
     LinearDynamic,
+    LinearWeight,
     MaxPool,
     Mean,
     Move,
@@ -34,7 +35,7 @@ from quantspec.ir.traverse import is_direct, reads
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.float32 import fma
 
-from .packing import is_depthwise
+from .packing import FloatLayer, is_depthwise
 from .transposed import is_transposed
 
 
@@ -77,11 +78,11 @@ class FlattenFloats:
 
 @dataclass(frozen=True, eq=False)
 class DynamicLinear:
-    """A dynamic linear layer, with a ReLU behind it where ``relu``."""
+    """A linear layer of floats, with a ReLU behind it where ``relu``."""
 
     name: str
     x: str
-    layer: LinearDynamic
+    layer: FloatLayer
     relu: bool
 
 
@@ -103,7 +104,7 @@ class Export:
 
 Pool: TypeAlias = MaxPool | AvgPool | AdaptiveAvgPool | Mean
 SelectedStep: TypeAlias = (
-    Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | Pool | Move | LinearDynamic | Call
+    Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | Pool | Move | FloatLayer | Call
 )
 LoweredStep: TypeAlias = SelectedStep | ConvAdd | QuantizeFlat | FlattenFloats | DynamicLinear | Import | Export
 
@@ -151,16 +152,16 @@ def argument(step: Move | Call) -> str:
 
 
 def dynamic_layers(lowered: Lowered) -> Lowered:
-    """Dynamic layers, each with the ReLU that alone reads it; calls that flatten floats."""
+    """Linear layers of floats, each with the ReLU that alone reads it; calls that flatten floats."""
     numbers = {step.name: index for index, step in enumerate(lowered.steps)}
     result: list[LoweredStep | None] = list(lowered.steps)
     for index, step in enumerate(lowered.steps):
-        if isinstance(step, LinearDynamic):
+        if isinstance(step, FloatLayer):
             result[index] = DynamicLinear(step.name, step.x, step, False)
         elif isinstance(step, Call):
             source = argument(step)
             layer = lowered.steps[numbers[source]] if source in numbers else None
-            if isinstance(layer, LinearDynamic):
+            if isinstance(layer, FloatLayer):
                 result[numbers[source]], result[index] = None, DynamicLinear(step.name, layer.x, layer, True)
             else:
                 result[index] = FlattenFloats(step.name, source)
@@ -226,12 +227,13 @@ def outside(name: str) -> str:
 
 def reads_floats(step: LoweredStep) -> bool:
     """Whether the values that a step reads are floats."""
-    return isinstance(step, (Quantize, QuantizeFlat, FlattenFloats, LinearDynamic, DynamicLinear, Call))
+    return isinstance(step, (Quantize, QuantizeFlat, FlattenFloats, LinearDynamic, LinearWeight, DynamicLinear, Call))
 
 
 def gives_floats(step: LoweredStep) -> bool:
     """Whether the value that a step makes is floats."""
-    return isinstance(step, (Dequantize, FlattenFloats, LinearDynamic, DynamicLinear, Call)) or is_direct(step)
+    kinds = Dequantize, FlattenFloats, LinearDynamic, LinearWeight, DynamicLinear, Call
+    return isinstance(step, kinds) or is_direct(step)
 
 
 def present(steps: Sequence[LoweredStep | None]) -> tuple[LoweredStep, ...]:

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 
 from quantspec.ir.held import codes_shape
-from quantspec.ir.program import Conv, Linear, LinearDynamic
+from quantspec.ir.program import Conv, Linear, LinearDynamic, LinearWeight
 from quantspec.kernels.memory import position_pitch
 from quantspec.kernels.packed import Packed, PackedChannels, lanes, pack, pack_channels, unpack, unpack_channels
 from quantspec.numerics.affine import QParams
@@ -17,6 +17,7 @@ from .transposed import dense_parts, is_transposed
 
 # One for each of a layer's dense parts: of each group of channels, or of channels that are each on their own.
 PackedLayer: TypeAlias = list[list[Packed] | PackedChannels]
+FloatLayer: TypeAlias = LinearDynamic | LinearWeight  # floats go in and come out
 
 
 def is_depthwise(step: Conv) -> bool:
@@ -93,9 +94,9 @@ def epilogue(step: Linear | Conv) -> Epilogue:
     return Epilogue(start, np.broadcast_to(factor, outputs), bias if y is None else None)
 
 
-def pack_layer(step: Linear | Conv | LinearDynamic, *, take: bool = False) -> PackedLayer:
+def pack_layer(step: Linear | Conv | FloatLayer, *, take: bool = False) -> PackedLayer:
     """The weights of a layer; ``take`` as in ``pack``. Raises as ``epilogue`` does."""
-    if isinstance(step, LinearDynamic):
+    if isinstance(step, FloatLayer):
         return [[pack_dynamic(step, take=take)]]
     end = epilogue(step)
     if isinstance(step, Linear):
@@ -123,7 +124,7 @@ def packed_group(step: Linear | Conv, weight: np.ndarray, end: Epilogue, *, take
     return replace(packed, float_bias=lanes(end.float_bias, len(end.float_bias), np.float32))
 
 
-def pack_dynamic(step: LinearDynamic, *, take: bool = False) -> Packed:
+def pack_dynamic(step: FloatLayer, *, take: bool = False) -> Packed:
     """Weights, the float bias and the scales of the weights. UnsupportedError for accumulators that could overflow."""
     outputs = codes_shape(step)[0]
     # The grid with the largest steps tells the worst case, whatever the input.
@@ -147,10 +148,10 @@ def only_product(layer: PackedLayer) -> Packed:
     return packed
 
 
-def unpack_layer(step: Linear | Conv | LinearDynamic, packed: PackedLayer) -> np.ndarray:
+def unpack_layer(step: Linear | Conv | FloatLayer, packed: PackedLayer) -> np.ndarray:
     """The codes of a layer that were packed; of the step everything else is used."""
     shape = codes_shape(step)
-    if isinstance(step, LinearDynamic):
+    if isinstance(step, FloatLayer):
         return unpack(only_product(packed), shape[1])[:, 0]
     if isinstance(step, Linear) or not is_transposed(step):
         return unpack_groups(step, packed[0])

@@ -9,6 +9,7 @@ import numpy as np
 
 from quantspec.kernels.depthwise import DepthwiseInstruction
 from quantspec.kernels.dynamic_gemm import DynamicProduct
+from quantspec.kernels.emitter import LANES
 from quantspec.kernels.float_output import ProductFloats
 from quantspec.kernels.frame import Frame, frame_of
 from quantspec.kernels.gemm import TILE_ROWS
@@ -17,6 +18,7 @@ from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductIn
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.sharing import BARRIER, Barrier, Share
 from quantspec.kernels.tiles import GROUP, give_tiles
+from quantspec.kernels.weight_only import ProductSums, Weigh
 
 from .planner import Plan
 
@@ -56,6 +58,8 @@ def split(instruction: Instruction, threads: int) -> list[Instruction]:
     """The parts of an instruction, one for each of the first threads."""
     if isinstance(instruction, DepthwiseInstruction):
         return [*depthwise_rows(instruction, threads)]
+    if isinstance(instruction, Weigh):
+        return [*weigh_outputs(instruction, threads)]
     if not isinstance(instruction, ProductInstruction):
         return [instruction]
     many = instruction.product.rows >= threads * TILE_ROWS[-1]
@@ -97,6 +101,8 @@ def product_rows(instruction: ProductInstruction, threads: int) -> list[ProductI
         if isinstance(part, DynamicProduct):
             part.row_grids += first * part.grid_stride
             move_outputs(part, first * part.y_pitch)
+        if isinstance(part, ProductSums):
+            product.y += first * part.y_pitch
         parts.append(part)
     return parts
 
@@ -121,6 +127,20 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
         if isinstance(part, DynamicProduct):
             part.sums += 4 * outputs
             move_outputs(part, 4 * outputs)
+        if isinstance(part, ProductSums):
+            product.y += 4 * outputs
+        parts.append(part)
+    return parts
+
+
+def weigh_outputs(instruction: Weigh, threads: int) -> list[Weigh]:
+    """Shares of outputs in whole vectors, which have entries of four bytes."""
+    parts = []
+    for first, last in shares(-(-instruction.outputs // LANES), threads):
+        part = instruction.copy()
+        part.outputs = min(LANES * last, instruction.outputs) - LANES * first
+        for entry in ("sums", "factor", "bias", "weights", "y_ahead"):
+            setattr(part, entry, getattr(part, entry) + 4 * LANES * first)
         parts.append(part)
     return parts
 

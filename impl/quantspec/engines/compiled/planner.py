@@ -15,6 +15,7 @@ from quantspec.ir.program import (
     Conv,
     Dequantize,
     Linear,
+    LinearDynamic,
     MaxPool,
     Mean,
     Move,
@@ -237,7 +238,8 @@ class Planner:
 
     def batch(self, shapes: tuple[Shape, ...]) -> int | None:
         """How many samples can be computed independently of each other; None when the inputs are one."""
-        if any(isinstance(step, DynamicLinear) and not step.layer.rows for step in self.steps):
+        layers = [step.layer for step in self.steps if isinstance(step, DynamicLinear)]
+        if any(isinstance(layer, LinearDynamic) and not layer.rows for layer in layers):
             return None
         counts = {shape[0] if len(shape) > 1 else None for shape in shapes}
         return counts.pop() if len(counts) == 1 else None

@@ -10,6 +10,7 @@ from quantspec.ir.program import (
     Conv,
     Linear,
     LinearDynamic,
+    LinearWeight,
     MaxPool,
     Move,
     Program,
@@ -18,7 +19,7 @@ from quantspec.ir.program import (
 from quantspec.ir.traverse import refs
 
 from .lowering import argument, readers
-from .packing import is_depthwise
+from .packing import FloatLayer, is_depthwise
 from .shapes import SHAPES
 
 
@@ -26,14 +27,14 @@ def compilable(program: Program) -> set[str]:
     """The names of the steps that the kernels know."""
     names = {step.name for step in program.steps if is_known(step)}
     outputs, read_by = set(refs(program.output)), readers(program.steps)
-    layers = {step.name for step in program.steps if isinstance(step, LinearDynamic)} & names - outputs
+    layers = {step.name for step in program.steps if isinstance(step, FloatLayer)} & names - outputs
     for step in program.steps:
         if not isinstance(step, Call):
             continue
         if is_relu(step, program) and argument(step) in layers and len(read_by[argument(step)]) == 1:
             names.add(step.name)
         elif flattens(step) and argument(step) in program.inputs:
-            if all(isinstance(reader, LinearDynamic) for reader in read_by.get(step.name, ())):
+            if all(isinstance(reader, FloatLayer) for reader in read_by.get(step.name, ())):
                 names.add(step.name)
     return names
 
@@ -54,7 +55,9 @@ def is_known(step: object) -> bool:
         shape = codes_shape(step)
         in_planes = len(shape) <= 4 or not is_depthwise(step)
         return in_planes and 0 not in shape and all(1 in pair for pair in zip(step.stride, step.input_dilation))
-    if isinstance(step, (Linear, LinearDynamic)):
+    if isinstance(step, LinearWeight) and step.w_qparams.zero_point.any():
+        return False
+    if isinstance(step, (Linear, LinearDynamic, LinearWeight)):
         return 0 not in codes_shape(step)
     if isinstance(step, (MaxPool, AvgPool)):
         return len(step.kernel) <= 3

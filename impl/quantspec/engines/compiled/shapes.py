@@ -15,7 +15,6 @@ from quantspec.ir.program import (
     Conv,
     Dequantize,
     Linear,
-    LinearDynamic,
     MaxPool,
     Mean,
     Move,
@@ -27,6 +26,7 @@ from quantspec.ir.program import (
 from quantspec.numerics.windows import sizes
 
 from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, LoweredStep, QuantizeFlat, argument
+from .packing import FloatLayer
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Shape]
@@ -44,7 +44,7 @@ def same(step: Keeping, shapes: Shapes) -> Shape:
     return shapes[step.x]
 
 
-def features(layer: Linear | LinearDynamic, shape: Shape) -> Shape:
+def features(layer: Linear | FloatLayer, shape: Shape) -> Shape:
     """The shape of a layer's outputs, for inputs of a shape."""
     if not shape or shape[-1] != codes_shape(layer)[1]:
         raise UnsupportedError(

@@ -15,6 +15,7 @@ from quantspec.ir.program import (
     Dequantize,
     Linear,
     LinearDynamic,
+    LinearWeight,
     MaxPool,
     Mean,
     Move,
@@ -44,9 +45,9 @@ from .shapes import shape_of
 
 SELECTED = {
     Quantize, Dequantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move,
-    LinearDynamic, Call,
+    LinearDynamic, LinearWeight, Call,
 }  # fmt: skip
-WITHOUT_CALLS = SELECTED - {LinearDynamic, Call} | {DynamicLinear, FlattenFloats}
+WITHOUT_CALLS = SELECTED - {LinearDynamic, LinearWeight, Call} | {DynamicLinear, FlattenFloats}
 ALLOWED: dict[str, set[type]] = {  # kinds of steps, by the pass that was the last
     "select": SELECTED,
     "dynamic layers": WITHOUT_CALLS,

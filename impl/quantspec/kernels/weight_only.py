@@ -1,0 +1,277 @@
+"""Linear layers whose weights alone are codes (DYN-WEIGHT-ONLY), by products of codes.
+
+A row of floats is a row of whole numbers of 48 bits times a power of two, as exactly as it reaches: what is below half
+a unit is 2^-48 of the row's largest value at most, and nothing in values above 2^-24 of it. Each of the six bytes of
+these numbers is a row of codes for the product of every other layer, whose sums are exact; six of them, weighed by
+powers of 256, are the row's exact sum. That times the scale plus the bias is computed in float64 with the rounding
+errors beside it, so that the one rounding to float32 is right. Where it cannot be told to be, which hardly ever
+happens, the kernel says so, as it does for values that are no numbers, and the reference has the last word.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import ir
+
+from . import gemm
+from .emitter import BYTES, DOUBLES, F32, F64, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value
+from .frame import slot_or
+from .gemm import accumulate, last_mask
+from .jit import Kernel
+from .memory import SLACK, aligned, offset_table, row_pitch
+from .packed import Packed
+from .product import PANEL, Product, ProductInstruction
+from .records import Address, Instruction, Integer, Slot
+
+DIGITS = 6  # bytes of a whole number
+BITS = 8 * DIGITS
+LONGS = ir.VectorType(I64, LANES)
+TO_INTEGER = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to an integer, which the low bits then hold
+INTEGER_BITS = 0x4338000000000000
+LARGEST_WEIGHT = 128
+UNIT, LOST = 0, 8  # of a row: its unit, and a bound of what the rest below it adds to a sum, in units; bytes apart
+ROW_BYTES = 16
+
+
+class Digits(Instruction):
+    """``count`` rows of ``width`` floats, from an input of the program where ``slot`` is not negative, to six rows of
+    codes each, ``target_pitch`` bytes apart, and their units to ``units``.
+    """
+
+    slot: Slot
+    source: Address
+    target: Address
+    count: Integer
+    width: Integer
+    source_pitch: Integer
+    target_pitch: Integer
+    units: Address
+
+
+class ProductSums(ProductInstruction):
+    """A product whose outputs are the sums themselves, rows of them ``y_pitch`` bytes apart."""
+
+    y_pitch: Integer
+
+
+class Weigh(Instruction):
+    """Sums of six rows of codes each to ``rows`` rows of ``outputs`` floats.
+
+    ``weights``: the sum of each output's weights. Rows of outputs are ``y_pitch`` bytes apart; they begin at ``y``,
+    or, where ``slot`` is not negative, ``y_ahead`` bytes behind the start of that output.
+    """
+
+    slot: Slot
+    y: Address
+    sums: Address
+    units: Address
+    factor: Address
+    bias: Address
+    weights: Address
+    rows: Integer
+    outputs: Integer
+    sums_pitch: Integer
+    y_pitch: Integer
+    relu: Integer
+    y_ahead: Integer = Integer()
+
+
+def whole(number: int) -> Value:
+    """The same integer in all lanes of 64 bits."""
+    return ir.Constant(LONGS, [number] * LANES)
+
+
+def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
+    """1 when a value is no finite number."""
+    slot, inside, target, count, width, near, far, units = emit.fields(
+        op, Digits.slot, Digits.source, Digits.target, Digits.count, Digits.width, Digits.source_pitch,
+        Digits.target_pitch, Digits.units,
+    )  # fmt: skip
+    source = slot_or(emit, frame, slot, inside)
+    vectors = emit.ashr(emit.add(width, I64(LANES - 1)), I64(4))
+    magnitude, zeros = emit.splat(0x7FFFFFFF, INTS), emit.splat(0.0, FLOATS)
+
+    def row(i: Value) -> Value:
+        x, y = emit.add(source, emit.mul(i, near)), emit.add(target, emit.mul(i, emit.mul(far, I64(DIGITS))))
+
+        def values(n: Value) -> Value:
+            mask = emit.mask(emit.sub(width, emit.shl(n, I64(4))))
+            return emit.read_some(emit.add(x, emit.shl(n, I64(6))), FLOATS, mask, zeros)
+
+        def larger(n: Value, carried: list[Value]) -> list[Value]:
+            size = emit.and_(emit.bitcast(values(n), INTS), magnitude)
+            return [emit.select(emit.icmp_signed(">", size, carried[0]), size, carried[0])]
+
+        sizes = emit.loop(vectors, [emit.splat(0, INTS)], larger)[0]
+        largest = emit.native("llvm.vector.reduce.smax.v16i32", I32, sizes)
+        # Below 2^(exponent - 126) is every value, subnormal or not; times 2^(173 - exponent) that is 2^47.
+        exponent = emit.zext(emit.lshr(largest, I32(23)), I64)
+        up = emit.bitcast(emit.shl(emit.sub(I64(BITS - 1 + 126 + 1023), exponent), I64(52)), F64)
+        down = emit.bitcast(emit.shl(emit.sub(emit.add(exponent, I64(1023)), I64(BITS - 1 + 126)), I64(52)), F64)
+        ups, to_integer = emit.splat(up), emit.splat(TO_INTEGER, DOUBLES)
+
+        def split(n: Value, carried: list[Value]) -> list[Value]:
+            steps = emit.fmul(emit.fpext(values(n), DOUBLES), ups)  # a power of two: exact
+            moved = emit.fadd(steps, to_integer)
+            rest = emit.fsub(steps, emit.fsub(moved, to_integer))
+            number = emit.sub(emit.bitcast(moved, LONGS), whole(INTEGER_BITS - 2 ** (BITS - 1)))
+            for digit in range(DIGITS):
+                at = emit.add(y, emit.add(emit.mul(far, I64(digit)), emit.shl(n, I64(4))))
+                emit.write(emit.trunc(emit.lshr(number, whole(8 * digit)), BYTES), at)
+            return [emit.fadd(carried[0], emit.native("llvm.fabs.v16f64", DOUBLES, rest))]
+
+        rests = emit.loop(vectors, [emit.splat(0.0, DOUBLES)], split)[0]
+        lost = F64(0)
+        for lane in range(LANES):
+            lost = emit.fadd(lost, emit.extract_element(rests, I32(lane)))
+        unit = emit.add(units, emit.mul(i, I64(ROW_BYTES)))
+        emit.write(down, emit.add(unit, I64(UNIT)))
+        emit.write(emit.fmul(lost, F64(LARGEST_WEIGHT * (1 + 2.0**-20))), emit.add(unit, I64(LOST)))
+        return emit.zext(emit.icmp_signed(">=", largest, I32(0x7F800000)), I64)
+
+    return emit.any_of(count, row)
+
+
+def sums_tile(rows: int, blocks: int, half: bool) -> Body:
+    """Writes the function that computes a tile of sums."""
+
+    def write(emit: Emitter, op: Value, row: Value, panel: Value, given: Value | None = None) -> None:
+        product = emit.place(op, ProductSums.product)
+        start = [emit.splat(0, INTS)] * (rows * blocks)
+        totals = accumulate(emit, product, row, panel, rows, blocks, start, half, given)
+        mask, pitch = last_mask(emit, product, panel, blocks), emit.field(op, ProductSums.y_pitch)
+        target = emit.add(emit.field(product, Product.y), emit.mul(panel, I64(4 * LANES * PANEL)))
+        for i in range(rows):
+            y = emit.add(target, emit.mul(emit.add(row, I64(i)), pitch))
+            for j in range(blocks):
+                total, address = totals[i * blocks + j], emit.add(y, I64(64 * j))
+                if j < blocks - 1:
+                    emit.write(total, address)
+                else:
+                    emit.write_some(total, address, mask)
+
+    return write
+
+
+def added(emit: Emitter, a: Value, b: Value) -> tuple[Value, Value]:
+    """The sum of float64 vectors, and what rounding took from it: both exact together."""
+    total = emit.fadd(a, b)
+    part = emit.fsub(total, a)
+    return total, emit.fadd(emit.fsub(a, emit.fsub(total, part)), emit.fsub(b, part))
+
+
+def remainder(emit: Emitter, a: Value, b: Value, product: Value) -> Value:
+    """What rounding took from the product of two float64 vectors."""
+    return emit.native("llvm.fma.v16f64", DOUBLES, a, b, emit.fneg(product))
+
+
+def size(emit: Emitter, x: Value) -> Value:
+    return emit.native("llvm.fabs.v16f64", DOUBLES, x)
+
+
+def rounded_once(emit: Emitter, near: Value, rest: Value, off: Value) -> tuple[Value, Value]:
+    """Float32 of ``near + rest``, float64 vectors of which the second is at most half a unit of the first's last place
+    and is off by ``off``; and where another float32 may be the nearest one.
+
+    A float64 that is not exact is made odd, towards the rest: then it is never a tie, and on the same side of one.
+    """
+    nothing, one = emit.splat(0.0, DOUBLES), whole(1)
+    bits, exact = emit.bitcast(near, LONGS), emit.fcmp_ordered("==", rest, nothing)
+    even = emit.icmp_signed("==", emit.and_(bits, one), whole(0))
+    outwards = emit.icmp_signed(">=", emit.xor(bits, emit.bitcast(rest, LONGS)), whole(0))  # of the same sign
+    odd = emit.add(bits, emit.select(outwards, one, whole(-1)))
+    value = emit.bitcast(emit.select(emit.and_(even, emit.not_(exact)), odd, bits), DOUBLES)
+    around = emit.fadd(emit.fmul(size(emit, value), emit.splat(2.0**-50, DOUBLES)), off)
+    low, high = (emit.fptrunc(make(value, around), FLOATS) for make in (emit.fsub, emit.fadd))
+    wide = emit.fcmp_unordered("!=", off, nothing)
+    return emit.fptrunc(value, FLOATS), emit.and_(wide, emit.fcmp_unordered("!=", low, high))
+
+
+def write_weigh(emit: Emitter, op: Value, frame: Value) -> Value:
+    """1 when a float cannot be told to be the nearest."""
+    slot, inside, ahead, sums, units, factor, bias, weights, rows, outputs, near, far = emit.fields(
+        op, Weigh.slot, Weigh.y, Weigh.y_ahead, Weigh.sums, Weigh.units, Weigh.factor, Weigh.bias, Weigh.weights,
+        Weigh.rows, Weigh.outputs, Weigh.sums_pitch, Weigh.y_pitch,
+    )  # fmt: skip
+    target = emit.add(slot_or(emit, frame, slot, inside), ahead)
+    least = emit.splat(emit.select(emit.flag(op, Weigh.relu), F32(0), F32(float("-inf"))))
+    blocks = emit.ashr(emit.add(outputs, I64(LANES - 1)), I64(4))
+    zeros = emit.splat(0, INTS)
+
+    def row(i: Value, carried: list[Value]) -> list[Value]:
+        record = emit.add(units, emit.mul(i, I64(ROW_BYTES)))
+        unit, lost = (emit.splat(emit.read(emit.add(record, I64(at)), F64)) for at in (UNIT, LOST))
+        source = emit.add(sums, emit.mul(i, emit.mul(near, I64(DIGITS))))
+        y = emit.add(target, emit.mul(i, far))
+
+        def block(n: Value, carried: list[Value]) -> list[Value]:
+            at, mask = emit.shl(n, I64(6)), emit.mask(emit.sub(outputs, emit.shl(n, I64(4))))
+
+            def ints(base: Value) -> Value:
+                return emit.sitofp(emit.read_some(emit.add(base, at), INTS, mask, zeros), DOUBLES)
+
+            def floats(base: Value) -> Value:
+                return emit.fpext(emit.read(emit.add(base, at), FLOATS), DOUBLES)
+
+            def power(exponent: int) -> Value:
+                return emit.splat(2.0**exponent, DOUBLES)
+
+            digits = [ints(emit.add(source, emit.mul(near, I64(digit)))) for digit in range(DIGITS)]
+            # Whole numbers below 2^53: exact. Digits are those of a number that 2^47 was added to.
+            halves = []
+            for low, middle, high in (digits[:3], digits[3:]):
+                halves.append(emit.fadd(low, emit.fadd(emit.fmul(middle, power(8)), emit.fmul(high, power(16)))))
+            upper = emit.fsub(halves[1], emit.fmul(ints(weights), power(BITS // 2 - 1)))
+            total, total_rest = added(emit, emit.fmul(upper, power(BITS // 2)), halves[0])
+            scale = emit.fmul(floats(factor), unit)
+            product = emit.fmul(total, scale)
+            product_rest = remainder(emit, total, scale, product)
+            value, value_rest = added(emit, product, floats(bias))
+            third = emit.fmul(total_rest, scale)
+            rest, lost_first = added(emit, product_rest, third)
+            rest, lost_second = added(emit, value_rest, rest)
+            lost_third = remainder(emit, total_rest, scale, third)
+            value, rest = added(emit, value, rest)
+            # Whether the rest is known well enough to tell on which side of the value it is.
+            off = emit.fadd(size(emit, lost_first), emit.fadd(size(emit, lost_second), size(emit, lost_third)))
+            unknown = emit.fcmp_ordered("<", size(emit, rest), emit.fmul(off, power(1)))
+            result, doubtful = rounded_once(emit, value, rest, emit.fmul(lost, scale))
+            result = emit.select(emit.fcmp_ordered("<", result, least), least, result)
+            emit.write_some(result, emit.add(y, at), mask)
+            return [emit.or_(carried[0], emit.and_(mask, emit.or_(unknown, doubtful)))]
+
+        return emit.loop(blocks, carried, block)
+
+    return emit.zext(emit.any(emit.loop(rows, [NO_LANES], row)[0]), I64)
+
+
+DIGITS_OF = Kernel("weight_only_digits", Digits, write_digits)
+PRODUCT = Kernel("weight_only_product", ProductSums, gemm.product("weight_only", sums_tile))
+WEIGH = Kernel("weight_only_weigh", Weigh, write_weigh)
+
+
+def layer(
+    packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *, relu: bool
+) -> tuple[Digits, ProductSums, Weigh]:
+    """The instructions of a layer, but for where its input and output are.
+
+    ``keep`` gives the address of an array that lives as long.
+    """
+    pitch, many = row_pitch(inputs), DIGITS * rows
+    sums_pitch = row_pitch(4 * LANES * packed.blocks)
+    codes, sums, units = (keep(aligned(n)) for n in (many * pitch + SLACK, many * sums_pitch + SLACK, rows * ROW_BYTES))
+    bias, factor, weights = (keep(array) for array in (packed.bias, packed.factor, packed.sums))
+    digits = Digits(
+        slot=-1, source=0, target=codes, count=rows, width=inputs, source_pitch=4 * inputs, target_pitch=pitch,
+        units=units,
+    )  # fmt: skip
+    product = Product(
+        x=codes, y=sums, weight=keep(packed.weight), bias=bias, factor=factor, rows=many, outputs=packed.outputs,
+        blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
+        run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep(offset_table(np.arange(many) * pitch)),
+        chunk=gemm.chunk_rows(many, inputs),
+    )  # fmt: skip
+    return digits, ProductSums(product=product, y_pitch=sums_pitch), Weigh(
+        slot=-1, y=0, sums=sums, units=units, factor=factor, bias=bias, weights=weights, rows=rows,
+        outputs=packed.outputs, sums_pitch=sums_pitch, y_pitch=4 * packed.outputs, relu=relu,
+    )  # fmt: skip

@@ -1,0 +1,109 @@
+"""Layers whose weights alone are codes: the kernels take them, and give the reference's bits."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import programs
+import strategies
+from quantspec.engines.compiled import batching
+from quantspec.engines.compiled.engine import Compiled, Segment
+from quantspec.engines.reference import Reference
+from quantspec.ir.held import Held
+from quantspec.ir.program import Call, LinearWeight, Program, Ref
+from quantspec.kernels import tiles
+from quantspec.numerics.affine import QParams
+
+FUNCTIONS = {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu}
+
+
+def chain(r: np.random.Generator, widths: list[int]) -> Program:
+    """Layers with a ReLU behind each but the last, of flattened inputs."""
+    steps: list = [Call("x.flat", "function", "torch.flatten", (Ref("x"), 1), {}, "")]
+    for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        codes, grid = programs.weights(r, (outputs, inputs))
+        bias = r.normal(size=outputs).astype(np.float32) if r.random() < 0.7 else None
+        steps.append(LinearWeight(f"l{index}", steps[-1].name, f"layer{index}", codes, bias, grid))
+        steps.append(Call(f"r{index}", "function", "torch.relu", (Ref(f"l{index}"),), {}, ""))
+    return Program("onnx", ("x",), {}, tuple(steps[:-1]), Ref(steps[-2].name), FUNCTIONS)
+
+
+def check(program: Program, x: torch.Tensor, taken: bool = True) -> None:
+    engine = Compiled(program)
+    (segment,) = engine.parts
+    assert isinstance(segment, Segment)
+    assert (segment([x]) is not None) is taken
+    expected = Reference(program)({"x": x})
+    assert torch.equal(engine({"x": x}), expected) and torch.equal(engine({"x": x}), expected)
+
+
+@given(strategies.seeds(), st.lists(st.integers(1, 150), min_size=2, max_size=4), st.integers(0, 40))
+def test_layers(r, widths, rows):
+    check(chain(r, widths), torch.from_numpy(r.normal(size=(rows, widths[0], 1)).astype(np.float32)))
+
+
+@given(strategies.seeds(), st.integers(1, 150), st.integers(1, 40), st.booleans())
+def test_products_in_tiles_and_without(r, inputs, outputs, in_tiles):
+    x = torch.from_numpy(r.normal(size=(int(r.integers(1, 40)), inputs)).astype(np.float32))
+    with mock.patch.multiple(tiles, LEAST_ROWS=1 if in_tiles else 10**6, LEAST_DOTS=0, DOTS_OF_COPY=0):
+        check(chain(r, [inputs, outputs]), x)
+
+
+@given(strategies.seeds(), st.integers(2, 4), st.integers(1, 100), st.integers(1, 200))
+def test_threads_share_outputs_and_rows(r, count, inputs, outputs):
+    program = chain(r, [inputs, outputs, 7])
+    x = torch.from_numpy(r.normal(size=(int(r.choice([1, 2, 60])), inputs)).astype(np.float32))
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
+            check(program, x)
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(strategies.seeds(), st.integers(1, 60), st.sampled_from(["whole", "one", "small", "none"]))
+def test_inputs_of_every_kind(r, inputs, kind):
+    x = {
+        "whole": np.round(r.normal(size=(3, inputs)) * 3),
+        "one": np.eye(3, inputs) * r.normal(),
+        "small": r.normal(size=(3, inputs)) * 1e-43,
+        "none": np.zeros((3, inputs)),
+    }[kind]
+    check(chain(r, [inputs, 20]), torch.from_numpy(x.astype(np.float32)))
+
+
+@pytest.mark.parametrize("x", [0.0, 1.0, -1.0, 2.0**-60])
+def test_what_cannot_be_told_is_the_references(x):
+    # Just above, at and just below the middle between two floats, by less than 2^-48 of the largest input.
+    codes = np.ones((1, 3), np.int8)
+    layer = LinearWeight("y", "x", "layer", codes, None, QParams(np.float32(1), 0, -128, 127))
+    program = Program("onnx", ("x",), {}, (layer,), Ref("y"))
+    values = torch.tensor([[1.0, 2.0**-24, x * 2.0**-80]])
+    check(program, values, taken=x == 0)
+    expected = 1 + 2.0**-23 if x > 0 else 1.0
+    assert Compiled(program)({"x": values}).item() == expected
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_goes_through(value):
+    program = chain(np.random.default_rng(1), [20, 30])
+    x = torch.ones(2, 20)
+    x[1, 3] = value
+    engine = Compiled(program)
+    assert engine.parts[0]([x]) is None
+    found, expected = (made({"x": x}).numpy() for made in (engine, Reference(program)))
+    assert np.array_equal(found, expected, equal_nan=True) and np.isfinite(found[0]).all()
+    assert not np.isfinite(found[1]).any()
+
+
+def test_a_weight_is_held_once():
+    program = chain(np.random.default_rng(2), [32, 64])
+    codes = program.layers[0].weight.copy()
+    engine = Compiled(program, weights="held")
+    assert isinstance(vars(program.layers[0])["weight"], Held) and (program.layers[0].weight == codes).all()
+    assert engine.engines == {"l0": "compiled"}
