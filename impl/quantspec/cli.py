@@ -25,7 +25,7 @@ from quantspec.errors import MissingExtraError, expected_one_of
 from quantspec.extras import needed
 from quantspec.progress import progress
 from quantspec.torchvision_compat import import_torchvision
-from quantspec.tutorial import data, models, report, rows, tutorial, zoo
+from quantspec.tutorial import data, few_bits, models, report, rows, shipped, tutorial, zoo
 from quantspec.tutorial.families import registry
 
 
@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     sizes = "batch size to time (default: 1 10 256); may be repeated"
     run.add_argument("--batch", action="append", type=int, metavar="N", help=sizes)
     run.add_argument("--reduce-range", action="store_true", help="7-bit activations, as the tutorial has them on x86")
+    trains = "also train at 8, 4, 3 and 2 bits, and compare what was trained with what is shipped (minutes)"
+    run.add_argument("--qat", action="store_true", help=trains)
     run.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     run.add_argument("--report", type=Path, metavar="FILE", help="write the results as one HTML page with pictures")
     run.set_defaults(function=run_tutorial)
@@ -114,10 +116,13 @@ def run_tutorial(options: argparse.Namespace) -> int:
         model = models.trained(dataset, cache=options.cache, seed=options.seed)
         result = tutorial.run(model, dataset, variants=variants, batches=batches, reduce_range=options.reduce_range)
         show(result, console)
+        training = few_bits.run(model, dataset) if options.qat else None
+        if training is not None:
+            show_training(training, console)
         if json_file:
-            json.dump(result.as_json(), json_file, indent=1)
+            json.dump(result.as_json() | (training.as_json() if training else {}), json_file, indent=1)
         if report_file:
-            report_file.write(report.page(model, result))
+            report_file.write(report.page(model, result, training))
     return 0
 
 
@@ -230,6 +235,33 @@ def show(result: tutorial.Result, console: Console) -> None:
             "This CPU has no VNNI: some engines add products in pairs into saturating int16, "
             "which their dialect here includes."
         )
+
+
+def show_training(training: few_bits.Training, console: Console) -> None:
+    """Prints what training at few bits gives, and what was trained beside what is shipped."""
+    console.print()
+    first = training.rows[0]
+    table = Table(title=f"weights of few bits (float32: {first.float32:.2%})", title_justify="left")
+    for column in ("bits of weights", "calibrated", "trained", "change", "outputs that differ/compared"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in training.rows:
+        change = f"{100 * (row.trained - row.float32):+.2f} pp"
+        cells = f"{row.bits}", f"{row.calibrated:.2%}", f"{row.trained:.2%}", change
+        table.add_row(*cells, f"{row.differ:,}/{row.compared:,}")
+    console.print(table)
+    console.print(few_bits.TOLD, highlight=False)
+    console.print()
+    table = Table(title="what was trained beside what is shipped: differ/compared", title_justify="left")
+    for column in ("network", "bits", "dialect"):
+        table.add_column(column, no_wrap=True)
+    for column in ("all layers", "outputs", f"torch.ao {shipped.PEER}"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for found in training.shipped:
+        counts = f"{found.differ:,}/{found.values:,}", f"{found.outputs_differ:,}/{found.outputs:,}"
+        peer = "-" if found.peer_differ is None else f"{found.peer_differ:,}/{found.peer_outputs:,}"
+        table.add_row(found.network, str(found.bits), found.dialect, *counts, peer)
+    console.print(table)
+    console.print(shipped.TOLD, highlight=False)
 
 
 def latency_table(result: tutorial.Result) -> Table:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -89,11 +90,12 @@ def train(
     batch_size: int = BATCH_SIZE,
     learning_rate: float = LEARNING_RATE,
     progress: bool = True,
+    watch: Callable[[], None] | None = None,
 ) -> None:
     """Trains in place with Adam on cross entropy, its rate falling linearly, and leaves the model in evaluation mode.
 
-    Equal seeds give equal weights. The order of the images comes from a generator of its own; torch's global random
-    state stays as it is.
+    ``watch`` is called behind each step. Equal seeds give equal weights. The order of the images comes from a generator
+    of its own; torch's global random state stays as it is.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
@@ -108,6 +110,8 @@ def train(
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]  # torch's own
                 optimizer.step()
+                if watch is not None:
+                    watch()
             schedule.step()
     model.eval()
 

@@ -1,11 +1,7 @@
 """The report: one self-contained HTML page with the tables and pictures of a tutorial run."""
 
-import base64
 import html
-import io
-import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -14,13 +10,14 @@ from quantspec.extras import needed
 from quantspec.ir.program import Linear, Program, Quantize
 from quantspec.module.module import QuantizedModule
 
-from . import neuron
+from . import neuron, training_pictures
+from .drawing import FLOAT, INK, INT8, axes, picture, section, table
+from .few_bits import Training
 from .tutorial import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FLOAT, INT8 = "#1d2433", "#7a869c", "#c2410c"
 STYLE = """
 :root { color-scheme: light; --ink: #1d2433; --soft: #5b6579; --line: #d9dee7; --accent: #c2410c; --good: #15803d; }
 * { box-sizing: border-box; }
@@ -63,8 +60,9 @@ TORCH = (
 )
 
 
-def page(model: nn.Module, result: Result) -> str:
-    """The report as HTML that fetches nothing. ``model`` is the float network that ``result`` is about."""
+def page(model: nn.Module, result: Result, training: Training | None = None) -> str:
+    """The report as HTML that fetches nothing. ``model`` is the float network that ``result`` is about; ``training``:
+    what it gave at few bits, where that was asked for."""
     name = next((v.name for v in result.variants if v.name == "static-fused"), None)
     name = name or next((v.name for v in result.variants if v.name.startswith("static")), None)
     sections = [
@@ -72,6 +70,7 @@ def page(model: nn.Module, result: Result) -> str:
         section("Our arithmetic beside torch's kernels", equality(result)),
         section("Accuracy per digit", picture(per_digit(result), "Test accuracy of every variant, digit by digit.")),
     ]
+    sections += [] if training is None else training_pictures.sections(training)
     q = next((v.network for v in result.variants if v.name == name), None)
     if name and isinstance(q, QuantizedModule):
         layers = [step for step in q.program.layers if isinstance(step, Linear)]
@@ -93,36 +92,6 @@ def page(model: nn.Module, result: Result) -> str:
         f'<link rel="icon" href="data:,"><title>{title}</title><style>{STYLE}</style></head><body>'
         f"<h1>{title}</h1><p>{lead} {html.escape(result.dataset.note)}</p>{''.join(sections)}</body></html>\n"
     )
-
-
-def section(title: str, body: str, note: str = "") -> str:
-    """A part of the page with its heading."""
-    return f"<h2>{title}</h2>{f'<p class=soft>{note}</p>' if note else ''}{body}"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], tall: bool = False) -> str:
-    """A table that scrolls where the page is narrow; ``tall``: where it is long, too."""
-    lines = [list(row) for row in rows]
-    # A column of words is aligned left, one of numbers right.
-    kinds = ["" if all(is_number(cell) for cell in column) else " class=words" for column in zip(*lines)]
-    cells = "".join(f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row))}</tr>" for row in lines)
-    top = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, head))
-    whole = f"<table><thead><tr>{top}</tr></thead><tbody>{cells}</tbody></table>"
-    return f'<div class="scroll{" tall" if tall else ""}">{whole}</div>'
-
-
-def is_number(cell: str) -> bool:
-    """Whether a cell of a table begins with a number, or is empty."""
-    return re.match(r"(<[^>]*>)*[+-]?\d|$", cell) is not None
-
-
-def picture(figure: "Figure", caption: str) -> str:
-    """A figure as an inline SVG image with its caption, which is also its alternative text."""
-    data = io.BytesIO()
-    figure.savefig(data, format="svg", bbox_inches="tight")
-    source, text = base64.b64encode(data.getvalue()).decode(), html.escape(caption)
-    image = f'<img alt="{text}" src="data:image/svg+xml;base64,{source}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def variants_table(result: Result) -> str:
@@ -164,17 +133,6 @@ def equality_table(result: Result) -> str:
             cells.append(f"not offered: {html.escape(r.reason)}" if r.reason else counts)
         rows.append([engine, variant, *cells, " or ".join(result.dialects.get(engine, ()))])
     return table(["engine", "variant", *layers, "dialect"], rows, tall=True)
-
-
-def axes(width: float, height: float, **grid: Any) -> tuple["Figure", np.ndarray]:
-    """A figure without top and right frame lines. Raises MissingExtraError where matplotlib is not installed."""
-    new_figure = needed("matplotlib.figure", "tutorial", "the report").Figure
-    figure: Figure = new_figure(figsize=(width, height), layout="constrained")
-    all_axes: np.ndarray = figure.subplots(squeeze=False, **grid)
-    for ax in all_axes.flat:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(colors=INK, labelsize=9)
-    return figure, all_axes
 
 
 def per_digit(result: Result) -> "Figure":

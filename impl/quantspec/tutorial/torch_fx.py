@@ -38,6 +38,50 @@ def quantized(model: nn.Module, calibration: Iterable[Any], *, engine: str = "x8
         return converted
 
 
+def in_training(model: nn.Module, example: torch.Tensor, *, bits: int, engine: str) -> nn.Module:
+    """The model with torch.ao's fake quantization: weights of so many bits with a scale for each channel, activations
+    of eight. Raises whatever torch.ao raises for models that it cannot do, and ValueError where it leaves a recurrent
+    layer in float."""
+    from torch.ao.quantization import (
+        FakeQuantize,
+        MovingAverageMinMaxObserver,
+        MovingAveragePerChannelMinMaxObserver,
+        QConfig,
+        get_default_qat_qconfig_mapping,
+    )
+    from torch.ao.quantization.quantize_fx import prepare_qat_fx
+
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        raise ValueError("torch.ao trains no recurrent layer of torch.nn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that all of this is deprecated
+        torch.backends.quantized.engine = engine
+        activation = FakeQuantize.with_args(  # type: ignore[no-untyped-call]
+            observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255, dtype=torch.quint8, reduce_range=False
+        )
+        weight = FakeQuantize.with_args(  # type: ignore[no-untyped-call]
+            observer=MovingAveragePerChannelMinMaxObserver, quant_min=-(2 ** (bits - 1)), quant_max=2 ** (bits - 1) - 1,
+            dtype=torch.qint8, qscheme=torch.per_channel_symmetric,
+        )  # fmt: skip
+        mapping = get_default_qat_qconfig_mapping(engine)
+        mapping = mapping.set_global(QConfig(activation=activation, weight=weight))  # type: ignore[no-untyped-call]
+        prepared: nn.Module = prepare_qat_fx(copy.deepcopy(model).train(), mapping, (example,))
+        return prepared
+
+
+def converted(prepared: Any, *, engine: str) -> tuple[nn.Module, float]:
+    """What torch.ao makes of a network that it trained, and the scale of its output."""
+    from torch.ao.quantization.quantize_fx import convert_fx
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.backends.quantized.engine = engine
+        made: nn.Module = convert_fx(copy.deepcopy(prepared).eval())
+    layers = [module for module in made.modules() if ".quantized" in type(module).__module__]
+    scale: Any = next(module.scale for module in reversed(layers) if hasattr(module, "scale"))
+    return made, float(scale)
+
+
 def inputs(batch: Any) -> tuple[Any, ...]:
     """The inputs of a batch, in order."""
     if isinstance(batch, dict):
