@@ -1,4 +1,4 @@
-"""Pictures as SVG: ``python spec/site/pictures.py`` writes those of the guides anew, ``figures.py`` the chapters'."""
+"""The guides' pictures, as SVG: ``python spec/site/pictures.py`` writes them anew."""
 
 from pathlib import Path
 
@@ -66,5 +66,5 @@ def svg(width: int, height: int, parts: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    for picture in (observers,):
+    for picture in (observers, zero_point):
         (GUIDES / f"{picture.__name__}.svg").write_text(picture(), encoding="utf-8")

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from quantspec.backends.protocol import OPERATIONS
+from quantspec.backends.protocol import OPERATIONS, has_channels_last, threads
 from quantspec.backends.reference import ReferenceBackend
 from quantspec.numerics.affine import QParams
 
@@ -239,3 +239,131 @@ class Offers(Sound):
         if name in OPERATIONS:
             raise AttributeError(name)
         return super().__getattribute__(name)
+
+
+class ManyGroupsSaturate(Sound):
+    """More than 100 groups go to a kernel for which weights of seven bits are all there is."""
+
+    def conv2d(self, x_q, x, w_q, w, bias, y, *, groups=1, **places):
+        few = np.clip(w_q, -64, 63) if groups > 100 else w_q
+        return super().conv2d(x_q, x, few, w, bias, y, groups=groups, **places)
+
+
+class LaterColumnsDiffer(Sound):
+    """What lies behind a block of 96 outputs begins at the code after its own."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        codes = super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+        codes[:, 96:] = np.minimum(codes[:, 96:], y.qmax - 1) + 1
+        return codes
+
+
+class DepthwiseWeightsOnZero(Sound):
+    """Depthwise windows are computed as if the weights' zero point were 0, which it mostly is."""
+
+    def conv2d(self, x_q, x, w_q, w, bias, y, *, groups=1, **places):
+        if groups == len(w_q) == x_q.shape[1] > 1:
+            w = QParams(w.scale, 0, w.qmin, w.qmax, w.axis)
+        return super().conv2d(x_q, x, w_q, w, bias, y, groups=groups, **places)
+
+
+class ChannelsLastDiffer(Sound):
+    """Memory with channels last is taken for memory with channels first where there is more than one image."""
+
+    def max_pool2d(self, q, grid, **places):
+        if has_channels_last(q) and len(q) > 1:
+            q = np.ascontiguousarray(q.transpose(0, 2, 3, 1)).reshape(q.shape)
+        return super().max_pool2d(q, grid, **places)
+
+
+class ThreadsDiffer(Sound):
+    """With a second thread, the half that it computes is a code too high."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        codes = super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        if threads() > 1:
+            half = codes.shape[-1] // 2
+            codes[..., half:] = np.minimum(codes[..., half:], qmax - 1) + 1
+        return codes
+
+
+class DiesUnlessDynamicCameFirst(DiesOfTheOtherKind):
+    """A dynamic layer takes what a static one left with the same weights for its own, unless it has left its own
+    before."""
+
+    def __init__(self):
+        super().__init__()
+        self._dynamic = set()
+
+    def linear_dynamic(self, x, w_q, w, bias, *, relu=False):
+        if w_q.tobytes() not in self._packed:
+            self._dynamic.add(w_q.tobytes())
+        if w_q.tobytes() in self._dynamic:
+            return Sound.linear_dynamic(self, x, w_q, w, bias, relu=relu)
+        return super().linear_dynamic(x, w_q, w, bias, relu=relu)
+
+
+class TakesAnyRange(Sound):
+    """A range with a NaN in it has a scale that is one, too."""
+
+    def qparams(self, minimum, maximum, *, qmin, qmax, symmetric):
+        if np.isnan(minimum) or np.isnan(maximum):
+            return np.float32(np.nan), qmin
+        return super().qparams(minimum, maximum, qmin=qmin, qmax=qmax, symmetric=symmetric)
+
+
+class NanInChannels(Sound):
+    """In channels, NaN gets the zero point in whole vectors and qmin behind them."""
+
+    def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        if axis is None or not np.isnan(x).any():
+            return super().quantize(x, scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        codes = super().quantize(np.nan_to_num(x, nan=0.0), scale, zero_point, qmin=qmin, qmax=qmax, axis=axis)
+        tail = x.shape[-1] // 8 * 8
+        codes[..., tail:][np.isnan(x[..., tail:])] = qmin
+        return codes
+
+
+class Asserts(Sound):
+    """Asserts that a layer has inputs, instead of asking for them."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        assert x_q.shape[1], "blocks > 0"
+        return super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+
+
+class WritesIntoAList(Sound):
+    """Puts what it made of a part into the list of the caller."""
+
+    def concat(self, parts, y, *, axis):
+        joined = super().concat(parts, y, axis=axis)
+        parts[-1] = parts[-1][0].copy(), y
+        return joined
+
+
+class OneFaultBehindAnother(Sound):
+    """Every code is one too low where it can be, which is known; and behind 64 inputs everything is qmax."""
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        codes = super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+        return np.full_like(codes, y.qmax) if x_q.shape[1] > 64 else np.maximum(codes, y.qmin + 1) - 1
+
+
+class PassesOn(OneFaultBehindAnother):
+    """An adapter that writes down what it passes on."""
+
+    def reproduction(self, operation, /, *arguments, **options):
+        if operation != "linear":
+            raise ValueError(operation)
+        x_q, _, w_q, _, bias, _ = arguments
+        return f"print(kernel({x_q.tolist()}, {w_q.tolist()}, {self._passed(bias)}))"
+
+    def _passed(self, bias):
+        return None if bias is None else bias.tolist()
+
+
+class PassesOnNoBias(PassesOn):
+    """An adapter that leaves out the bias, where a divergence is known."""
+
+    def _passed(self, bias):
+        return None

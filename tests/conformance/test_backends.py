@@ -45,14 +45,15 @@ def test_a_backend_speaks_the_dialect_that_it_declares(name):
         assert worker.operations
         session = Session(worker)
         for operation in worker.operations:
-            known = any(entry.covers(worker.name, "BAK-DIALECT", operation) for entry in KNOWN)
             for call in bulk(operation, count=3):
                 try:
                     checks.dialect(session, call)
                 except Undecided as undecided:
                     assert str(undecided).startswith(("not offered", "refused")), f"{name} {operation}: {undecided}"
                 except Violation:
-                    if not known:
+                    # The shape of a call that was not cut down is none that entries list.
+                    cell = worker.name, "BAK-DIALECT", operation
+                    if not any(entry.covers(*cell, shape) for entry in KNOWN for shape in entry.shapes):
                         raise
 
 

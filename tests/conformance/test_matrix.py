@@ -13,8 +13,8 @@ SPEC = chapters.directory()
 RECORDED = results.read_all(SPEC / "results")
 KNOWN = results.read_known(SPEC / "results")
 FAILS = {
-    "clause": "BAK-PLACE", "operation": "add", "outcome": "fails", "call": "add(<1>)", "before": ["add(<0>)"],
-    "allowed": "1", "got": "2 & more", "reproduce": "print(1)",
+    "clause": "BAK-PLACE", "operation": "add", "outcome": "fails", "shape": "other codes",
+    "call": "add(<1>)", "before": ["add(<0>)"], "allowed": "1", "got": "2 & more", "reproduce": "print(1)",
 }  # fmt: skip
 PASSES = {"clause": "BAK-EMPTY", "operation": "add", "outcome": "pass", "examples": 3, "outputs": 3}
 CHOICE = {"clause": "DIA-ADD", "operation": "add", "place": "add", "choice": "real or real-inside", "outputs": 9}
@@ -58,7 +58,7 @@ def test_the_page_has_a_column_for_each_backend_and_gives_no_score():
 
 
 def test_a_cell_opens_what_was_found_and_why():
-    known = [Known("mine", "BAK-*", "add", "the tail is scalar code", "https://example.org/1")]
+    known = [Known("mine", "BAK-*", "add", ["other codes"], "the tail is scalar code", "https://example.org/1")]
     text = report_html.page([made()], known)
     calls = "add(&lt;1&gt;)", "add(&lt;0&gt;)", "2 &amp; more"
     for said in (*calls, "the tail is scalar code (https://example.org/1)", "real or real-inside"):
@@ -67,7 +67,7 @@ def test_a_cell_opens_what_was_found_and_why():
 
 
 def test_markdown_leads_from_a_clause_to_the_call_that_broke_it():
-    known = [Known("mine", "BAK-PLACE", "add", "the tail is scalar code")]
+    known = [Known("mine", "BAK-PLACE", "add", ["other codes"], "the tail is scalar code")]
     pages = report_markdown.pages([made()], known)
     assert "[add](results/mine-1-cpu/README.md#bak-place-add)" in pages["conformance.md"]
     own = pages["results/mine-1-cpu/README.md"]
@@ -98,7 +98,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
 def test_pages_come_from_recorded_results_without_asking_any_backend(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "Worker", None)
     results.write(tmp_path / "results", made())
-    entry = '[[known]]\nbackend = "mine"\nclause = "*"\noperation = "add"\nreason = "so"\n'
+    entry = '[[known]]\nbackend = "mine"\nclause = "*"\noperation = "add"\nshapes = ["other codes"]\nreason = "so"\n'
     (tmp_path / "results" / results.KNOWN).write_text(entry)
     written = ["--write", str(tmp_path), "--html", str(tmp_path / "out" / "page.html")]
     assert cli.main(["conformance", "--recorded", *written]) == 0
@@ -108,8 +108,10 @@ def test_pages_come_from_recorded_results_without_asking_any_backend(tmp_path, c
 
 def test_a_divergence_without_a_reason_fails_and_so_does_a_reason_without_a_divergence(tmp_path, capsys):
     results.write(tmp_path / "results", made())
-    entry = '[[known]]\nbackend = "mine"\nclause = "BAK-NAN"\noperation = "*"\nreason = "so"\n'
+    of = 'backend = "mine"\nclause = "BAK-NAN"\noperation = "*"\nshapes = ["other codes"]\n'
+    entry = f'[[known]]\n{of}reason = "so"\n'
     (tmp_path / "results" / results.KNOWN).write_text(entry)
     assert cli.main(["conformance", "--recorded", "--write", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert "mine BAK-PLACE add: fails" in said and "BAK-NAN * is said to fail, and nothing does" in said
+    assert "mine BAK-PLACE add: fails, other codes, and" in said
+    assert "BAK-NAN * is said to fail, and nothing does" in said

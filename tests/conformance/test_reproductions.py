@@ -133,10 +133,11 @@ def test_scripts_of_a_story_are_one_script(tmp_path):
     first = Call("linear", (x_q, GRID, w_q, W, None, GRID))
     last = Call("linear", (x_q, GRID, w_q, W, np.float32([100.0]), GRID), {"relu": True})
     with started("torch-fbgemm") as worker:
-        finding = run.described("BAK-PURE", "all", Session(worker), Violation(last, "1", "2"), (first,))
+        otherwise = Violation(last, "1", "2", how="other codes")
+        finding = run.described("BAK-PURE", "all", Session(worker), otherwise, (first,))
         assert printed([finding.reproduce], tmp_path) == [[[[32]], [[132]]]]
         unwritable = Call("linear", (np.zeros((1, 300), np.uint8), GRID, np.zeros((1, 300), np.int8), W, None, GRID))
-        finding = run.described("BAK-PURE", "all", Session(worker), Violation(last, "1", "2"), (unwritable,))
+        finding = run.described("BAK-PURE", "all", Session(worker), otherwise, (unwritable,))
         assert finding.reproduce == ""
 
 

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CHAPTERS = (
     "affine", "observers", "integer", "fusion", "static", "dynamic", "qat", "size", "accuracy", "dialects", "backends",
 )  # fmt: skip
+# Faults are in files by chapter, and those of the rooms that no chapter is about by room.
+ROOMS = ("capture", "engines")
 # Whoever computes codes is right or wrong in each of them, so these chapters are attacked twice.
 TWICE = ("affine", "integer", "fusion")
 
@@ -65,7 +67,8 @@ class Fault:
 
 def load() -> list[Fault]:
     """All faults, chapter by chapter. Raises ValueError when two have one name."""
-    faults = [fault for chapter in CHAPTERS for fault in importlib.import_module(f"faults.{chapter}_faults").FAULTS]
+    modules = (importlib.import_module(f"faults.{stem}_faults") for stem in (*CHAPTERS, *ROOMS))
+    faults = [fault for module in modules for fault in module.FAULTS]
     names = [fault.name for fault in faults]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"two faults are named {twice[0]}")

@@ -72,13 +72,38 @@ def test_an_entry_explains_each_of_its_changes():
     [
         ('reason = "b is 0"', 'reason = "  "', "expected module, function, before, after and reason"),
         ('reason = "b is 0"', "", "expected module, function, before, after and reason"),
-        ('"numerics.affine"', '"afine"', "expected a module out of numerics.affine, .*, got 'afine'"),
+        ('"numerics.affine"', '"afine"', "expected a module of backends, .*, got 'afine'"),
         ('"a * b"', '"a - b"', "stands twice"),
     ],
 )
 def test_an_entry_that_lacks_something_is_refused(old, new, message):
     with pytest.raises(ValueError, match=f"^equivalent: {message}"):
         run.read_equivalents(ENTRY.replace(old, new))
+
+
+def test_every_module_belongs_to_a_part_and_every_part_has_tests():
+    package = run.ROOT / "impl" / "quantspec"
+    rooms = {path.stem for path in package.iterdir() if path.stem in run.ROOMS}
+    assert rooms == set(run.ROOMS)
+    assert run.modules_of("ptq.static") == ["ptq.static"] and "ptq.static" not in run.modules_of("ptq")
+    assert run.modules_of("comparison") == ["comparison"] and "storage.file" in run.modules_of("storage")
+    for room in run.ROOMS:
+        for module in run.modules_of(room):
+            assert all((run.ROOT / "tests" / name).exists() for name in run.tests_of(module)), module
+    with pytest.raises(ValueError, match="^module: expected one of numerics.affine, .*, got 'stroage'$"):
+        run.modules_of("stroage")
+
+
+def test_what_became_of_a_module_is_kept_until_it_or_its_tests_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "WORK", tmp_path)
+    attacked = []
+    found = [mutant("killed"), mutant("survived", along("a + b", "a - b"))]
+    monkeypatch.setattr(run, "attack", lambda module, workers: attacked.append(module) or found)
+    for anew in (False, False, True):
+        assert run.outcome("numerics.affine", 2, anew=anew) == found
+    assert len(attacked) == 2
+    monkeypatch.setattr(run, "state", lambda module: "another")
+    assert run.outcome("numerics.affine", 2, anew=False) == found and len(attacked) == 3
 
 
 def test_mutants_are_sorted_by_what_became_of_them():

@@ -1,15 +1,21 @@
-"""The mutation score of the chapter modules: ``make mutants``.
+"""The mutation score of the chapter modules, and of other parts of the package: ``make mutants``.
+
+Without arguments the chapter modules are attacked; ``make mutants ARGS="storage"`` attacks a room, and a dotted path
+one module of it. What became of a module is kept under ``build/mutants`` until the module or its tests change, so that
+a run that was cut off goes on where it was; ``--anew`` starts over.
 
 mutmut changes one thing at a time in a module (a number, an operator, an argument, a word of a message) and runs the
-tests of the module's own chapter on every such mutant. A mutant that no test rejects has found a hole in the tests, or
-code that is not needed, or it computes the same as before: ``equivalent.toml`` lists those, each with its reason. A
-survivor that is not listed fails, and so does an entry that is no survivor.
+tests of the module's own chapter or room on every such mutant. A mutant that no test rejects has found a hole in the
+tests, or code that is not needed, or it computes the same as before: ``equivalent.toml`` lists those, each with its
+reason. A survivor that is not listed fails, and so does an entry that is no survivor.
 
 What is not mutated, by mutmut or because it would not load: constants of a module, defaults of dataclass fields,
 properties.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,7 +23,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -41,6 +47,30 @@ TESTS = {
     "ptq.dynamic": (
         "chapters/test_06_dynamic.py", "chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING,
     ),
+}
+CAPTURING = tuple(
+    f"capture/test_{name}.py" for name in ("forms", "capture", "calls", "arguments", "copies", "written")
+)
+STORING = tuple(
+    f"files/test_{name}.py"
+    for name in ("storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files")
+)
+RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py")
+# The rooms of the package: a room's modules are all tried on the same tests.
+ROOMS = {
+    "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),
+    "capture": CAPTURING,
+    "comparison": ("chapters/test_09_accuracy.py", "chapters/test_08_work.py"),
+    "conformance": ("chapters/test_11_backends.py", "conformance/test_matrix.py"),
+    "engines": ("engines/test_lowering.py", "engines/test_tensors.py", "engines/test_parallel.py", *RUNNING),
+    "ir": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py"),
+    "kernels": ("kernels/test_arrays.py", "kernels/test_jit.py", "kernels/test_minmax.py", *RUNNING),
+    "module": ("chapters/test_05_static.py", "chapters/test_08_size.py", "capture/test_capture.py", *STORING[:2]),
+    "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
+    "onnx_export": ("files/test_onnx_export.py", "files/test_onnx_codes.py", "files/test_onnx_floats.py"),
+    "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
+    "qat": ("chapters/test_07_qat.py", "chapters/test_07_qat_networks.py", "chapters/test_07_qat_acts.py"),
+    "storage": STORING,
 }
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
@@ -77,6 +107,24 @@ ENVIRONMENT = {
     "PYTEST_ADDOPTS": "",  # no options of another run
     "PYTHONUTF8": "1",  # mutmut's names are not ASCII
 }
+
+
+def tests_of(module: str) -> tuple[str, ...]:
+    """The tests that a module is tried on: those of its chapter, or else of its room."""
+    return TESTS.get(module) or ROOMS[module.partition(".")[0]]
+
+
+def modules_of(part: str) -> list[str]:
+    """The modules of a room that no chapter has, or the one of that name. Raises ValueError where there is none."""
+    package = ROOT / "impl" / "quantspec"
+    place = package / part.replace(".", "/")
+    if part in ROOMS and place.is_dir():
+        paths = sorted(path for path in place.rglob("*.py") if path.name != "__init__.py")
+        names = [".".join(path.relative_to(package).with_suffix("").parts) for path in paths]
+        return [name for name in names if name not in TESTS]
+    if (part in TESTS or part.partition(".")[0] in ROOMS) and place.with_suffix(".py").exists():
+        return [part]
+    raise ValueError(f"module: expected one of {', '.join([*TESTS, *ROOMS])} or a module of these, got {part!r}")
 
 
 @dataclass(frozen=True)
@@ -161,8 +209,8 @@ def read_equivalents(text: str) -> dict[Change, str]:
     for entry in tomllib.loads(text).get("equivalent", []):
         if entry.keys() != {"module", "function", "before", "after", "reason"} or not entry["reason"].strip():
             raise ValueError(f"equivalent: expected module, function, before, after and reason, got {entry}")
-        if entry["module"] not in TESTS:
-            raise ValueError(f"equivalent: expected a module out of {', '.join(TESTS)}, got {entry['module']!r}")
+        if entry["module"].partition(".")[0] not in ROOMS:
+            raise ValueError(f"equivalent: expected a module of {', '.join(ROOMS)}, got {entry['module']!r}")
         # Several changes of one line may have one reason.
         before, afters = without_indentation(entry["before"]), entry["after"]
         for after in [afters] if isinstance(afters, str) else afters:
@@ -193,8 +241,31 @@ def read_change(mutant: Mutant, text: str) -> Change:
     return Change(mutant.module, function, *(without_indentation(side) for side in sides))
 
 
+def state(module: str) -> str:
+    """A digest of a module and of the tests that it is tried on."""
+    paths = [ROOT / "impl" / "quantspec" / f"{module.replace('.', '/')}.py"]
+    paths += [ROOT / "tests" / name for name in tests_of(module)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def outcome(module: str, workers: int, *, anew: bool) -> list[Mutant]:
+    """What became of a module's mutants: of an earlier run where nothing has changed since, and unless ``anew``."""
+    kept, now = WORK / f"{module}.json", state(module)
+    if kept.exists() and not anew and (earlier := json.loads(kept.read_text(encoding="utf-8")))["state"] == now:
+        return [read_mutant(entry) for entry in earlier["mutants"]]
+    mutants = attack(module, workers)
+    kept.write_text(json.dumps({"state": now, "mutants": [asdict(mutant) for mutant in mutants]}), encoding="utf-8")
+    return mutants
+
+
+def read_mutant(entry: dict) -> Mutant:
+    """A mutant that was kept."""
+    change = entry["change"]
+    return Mutant(entry["module"], entry["name"], entry["status"], None if change is None else Change(**change))
+
+
 def attack(module: str, workers: int) -> list[Mutant]:
-    """All mutants of one module, tried on the tests of its chapter.
+    """All mutants of one module, tried on its tests.
 
     They are in a folder of their own, where the package is ``src/quantspec``.
     """
@@ -205,7 +276,7 @@ def attack(module: str, workers: int) -> list[Mutant]:
         shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    tests = "\n    ".join(f"tests/{name}" for name in TESTS[module])
+    tests = "\n    ".join(f"tests/{name}" for name in tests_of(module))
     (folder / "setup.cfg").write_text(SETTINGS.format(path=module.replace(".", "/"), tests=tests), encoding="utf-8")
     print(f"mutating {module}.py ...", flush=True)
     run_mutmut(folder, workers)
@@ -284,16 +355,20 @@ def described(change: Change) -> list[str]:
 
 def main() -> int:
     """The command; the exit code is 1 unless the verdict passes."""
-    parser = argparse.ArgumentParser(description="The mutation score of the chapter modules.")
-    parser.add_argument("modules", nargs="*", metavar="module", help=f"of {', '.join(TESTS)}; all if none is given")
+    parser = argparse.ArgumentParser(description="The mutation score of parts of the package.")
+    names = f"of {', '.join(TESTS)}, which are all if none is given; or one of the rooms {', '.join(ROOMS)}"
+    parser.add_argument("modules", nargs="*", metavar="module", help=names)
+    parser.add_argument("--anew", action="store_true", help="also what has not changed since the last run")
     parser.add_argument("--workers", type=int, default=2, help="how many mutants to try at a time")
     options = parser.parse_args()
-    if unknown := set(options.modules) - set(TESTS):
-        parser.error(f"module: expected some of {', '.join(TESTS)}, got {', '.join(sorted(unknown))}")
-    modules = options.modules or list(TESTS)
+    try:
+        modules = [module for part in options.modules or TESTS for module in modules_of(part)]
+    except ValueError as error:
+        parser.error(str(error))
     equivalents = read_equivalents(EQUIVALENT.read_text(encoding="utf-8"))
     reasons = {change: reason for change, reason in equivalents.items() if change.module in modules}
-    verdict = judge([mutant for module in modules for mutant in attack(module, options.workers)], reasons)
+    tried = [mutant for module in modules for mutant in outcome(module, options.workers, anew=options.anew)]
+    verdict = judge(tried, reasons)
     print("\n".join(account(verdict, reasons)))
     Console().print(table(verdict, modules))
     print(verdict.last_line())

@@ -9,6 +9,8 @@ from quantspec.numerics.affine import QParams
 
 from .protocol import BackendError, NotOffered, method
 
+INTERNAL = "INTERNAL ASSERT FAILED"  # how torch begins to say so
+
 
 class Died(Exception):
     """A worker did not live to answer. ``str()`` is the outcome in words: "crashed: SIGFPE on linear(...)"; ``said`` is
@@ -47,8 +49,9 @@ class Corrupted(Died):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a call. ``kind``: value, refused (a ValueError), not offered, error (another exception), crashed,
-    exited, hung, corrupted. ``value`` is an answer, or what another method than an operation's gave."""
+    """What came of a call. ``kind``: value, refused (a ValueError), not offered, error (another exception), assertion
+    (one that says that the backend's own code is at fault), crashed, exited, hung, corrupted. ``value`` is an answer,
+    or what another method than an operation's gave."""
 
     kind: str
     value: Any = None
@@ -75,6 +78,8 @@ def outcome(backend: object, operation: str, /, *arguments: Any, **options: Any)
         return Outcome("refused", message=str(error))
     except Exception as error:
         message = str(error) if isinstance(error, BackendError) else f"{type(error).__name__}: {error}"
+        if message.startswith("AssertionError") or INTERNAL in message:
+            return Outcome("assertion", message=message.splitlines()[0])
         return Outcome("error", message=message)
 
 

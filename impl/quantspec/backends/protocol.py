@@ -11,6 +11,10 @@ width] for windows; weights are [outputs, inputs], or [outputs, inputs / groups,
 are (vertical, horizontal). Float parameters reach the kernel as the float32 that they are, widened where the backend's
 own interface takes a float64.
 
+Arrays are in C order, in Fortran order, with gaps (every second element of a larger array), or with channels last: then
+their shape is the same, and their strides are those of [images, height, width, channels] (``has_channels_last``). Where
+the kernel has such a format, the adapter passes it on; elsewhere it copies to the one that the kernel has.
+
 An adapter may inherit from the protocols of what it offers, and then type checkers hold its methods to them; it need
 not.
 """
@@ -226,6 +230,12 @@ def per_tensor(grid: QParams, name: str) -> None:
     """Raises NotOffered for a grid with an axis, where the kernel takes one scale."""
     if grid.axis is not None:
         raise NotOffered(f"{name}: one scale a channel")
+
+
+def has_channels_last(images: np.ndarray) -> bool:
+    """Whether images, or windows of weights, have the channels of a position beside each other in memory, and not the
+    columns of a row."""
+    return images.ndim == 4 and not images.flags.c_contiguous and images.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def threads() -> int:

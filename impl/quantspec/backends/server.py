@@ -65,9 +65,11 @@ def greeting(backend: Backend) -> dict[str, Any]:
 
 def run(backend: Backend, call: dict[str, Any]) -> dict[str, Any]:
     """The value of a call, and which of its arguments it wrote to."""
-    before = snapshots(call)
+    before, held = snapshots(call), contents(call["arguments"])
     value = getattr(backend, call["operation"])(*call["arguments"], **call["options"])
     changed = [place for place, (array, copy) in before.items() if array.tobytes() != copy]
+    if contents(call["arguments"]) != held:
+        changed.append("a list among them")
     return {"value": value, "wrote": ", ".join(changed)}
 
 
@@ -92,6 +94,11 @@ def snapshots(call: dict[str, Any]) -> dict[str, tuple[np.ndarray, bytes]]:
     for index, value in enumerate(call["arguments"]):
         look(str(index), value)
     return found
+
+
+def contents(value: Any) -> Any:
+    """What lists hold, by identity, which is another one when something in a list was replaced."""
+    return [contents(item) for item in value] if isinstance(value, (list, tuple)) else id(value)
 
 
 class Nursery:

@@ -55,12 +55,15 @@ def encode(value: Any, arrays: list[bytes]) -> Any:
         return value
     if isinstance(value, (np.ndarray, np.generic)):
         file = io.BytesIO()
-        np.lib.format.write_array(file, np.asarray(value), allow_pickle=False)
+        order = memory_order(np.asarray(value))
+        dense = np.asarray(value).transpose(order)
+        np.lib.format.write_array(file, np.array(dense, order="C"), allow_pickle=False)
         arrays.append(file.getvalue())
-        # The .npy format keeps C and Fortran order. What has neither order arrives as every second element of a larger
-        # array.
-        strided = value.ndim > 0 and not (value.flags.c_contiguous or value.flags.f_contiguous)
-        return {"array": len(arrays) - 1, "generic": isinstance(value, np.generic), "strided": strided}
+        # The order of the axes in memory is kept. What has gaps arrives as every second element of a larger array.
+        strided = value.ndim > 0 and not dense.flags.c_contiguous
+        return {
+            "array": len(arrays) - 1, "generic": isinstance(value, np.generic), "strided": strided, "order": order,
+        }
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, QParams):
@@ -76,6 +79,13 @@ def encode(value: Any, arrays: list[bytes]) -> Any:
     raise TypeError(f"expected arrays, numbers, strings, QParams and containers of them, got {type(value).__name__}")
 
 
+def memory_order(array: np.ndarray) -> list[int]:
+    """The axes of an array, that with the largest stride first; as they are where the array is in C order."""
+    if array.flags.c_contiguous:
+        return list(range(array.ndim))
+    return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+
+
 def decode(value: Any, arrays: list[np.ndarray]) -> Any:
     """What ``encode`` was given."""
     if isinstance(value, list):
@@ -84,9 +94,9 @@ def decode(value: Any, arrays: list[np.ndarray]) -> Any:
         return value
     (kind, content), *rest = value.items()
     if kind == "array":
-        generic, strided = (flag for _, flag in rest)
+        generic, strided, order = (field for _, field in rest)
         array = np.repeat(arrays[content], 2, axis=-1)[..., ::2] if strided else arrays[content]
-        return array[()] if generic else array
+        return array[()] if generic else array.transpose(np.argsort(order))
     if kind == "qparams":
         return QParams(**{key: decode(part, arrays) for key, part in content.items()})
     if kind == "float":

@@ -21,6 +21,14 @@ class Call:
         return replace(self, arguments=arguments, options={**self.options, **options})
 
 
+def of_outputs(w: QParams, part: slice) -> QParams:
+    """The grid of some outputs' weights."""
+    if w.axis is None:
+        return w
+    points = w.zero_point if w.zero_point.ndim == 0 else w.zero_point[part]
+    return QParams(w.scale[part], points, w.qmin, w.qmax, axis=0)
+
+
 def call_text(call: Call | None) -> str:
     """A call in one line, floats in hexadecimal."""
     if call is None:

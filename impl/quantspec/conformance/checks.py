@@ -8,9 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from quantspec.backends.protocol import OPERATIONS
-from quantspec.numerics.affine import QParams
 
-from .call import Call
+from .call import Call, number, of_outputs
 from .draw import CALLS, byte_ends
 from .draw_special import (
     EMPTY,
@@ -27,21 +26,32 @@ from .draw_special import (
     with_nan,
     zeros,
 )  # fmt: skip
+from .draw_wide import (
+    BEYOND,
+    PAST_VECTORS,
+    extreme_inputs,
+    many_groups,
+    nan_in_channels,
+    off_zero,
+    ranges,
+)
 from .session import Session, Undecided, Violation, compare, parts
 
 Test = Callable[[Session, Call], None]
 Pick = Callable[[np.ndarray], np.ndarray]
+LAYOUTS = ("fortran", "strided", "channels last")
 
 
 @dataclass(frozen=True)
 class Check:
     """A clause held against one operation. ``test`` raises Violation, or Undecided where the backend offers nothing to
-    decide by."""
+    decide by. ``beyond`` are calls of other kinds, half as many, drawn after the ordinary ones."""
 
     clause: str
     operation: str
     calls: st.SearchStrategy[Call]
     test: Test
+    beyond: st.SearchStrategy[Call] | None = None
 
 
 def dialect(session: Session, call: Call) -> None:
@@ -53,7 +63,8 @@ def arguments_kept(session: Session, call: Call) -> None:
     """BAK-ARGUMENTS: the worker looks at its arguments before and after."""
     session.answer(call)
     if session.worker.wrote:
-        raise Violation(call, "arguments as they were", f"argument {session.worker.wrote} was written to")
+        got = f"argument {session.worker.wrote} was written to"
+        raise Violation(call, "arguments as they were", got, how="written to")
 
 
 def place(session: Session, call: Call) -> None:
@@ -62,9 +73,10 @@ def place(session: Session, call: Call) -> None:
     for part, pick in alone(call):
         expected = pick(whole)
         compare(part, session.array(part)[: len(expected)], [("", expected)])
-    for layout in ("fortran", "strided"):
+    for layout in LAYOUTS:
         other = in_layout(call, layout)
-        compare(other, session.answer(other), [("", whole)])
+        if other is not None:
+            compare(other, session.answer(other), [("", whole)])
     if session.more_threads is not None:
         compare(call, session.answer(call, threads=True), [("", whole)])
 
@@ -92,9 +104,9 @@ def alone(call: Call) -> Iterator[tuple[Call, Pick]]:
         if call.operation == "linear":
             x_grid, w_q, w, bias, y = rest
             for j in sorted({0, len(w_q) // 2, len(w_q) - 1}):
-                grid = w if w.axis is None else QParams(w.scale[j : j + 1], 0, w.qmin, w.qmax, axis=0)
-                its_bias = None if bias is None else bias[j : j + 1]
-                one_output = call.with_arguments(x, x_grid, w_q[j : j + 1], grid, its_bias, y)
+                part = slice(j, j + 1)
+                its_bias = None if bias is None else bias[part]
+                one_output = call.with_arguments(x, x_grid, w_q[part], of_outputs(w, part), its_bias, y)
                 yield one_output, at(slice(None), slice(j, j + 1))
     elif call.operation == "linear_dynamic":
         # With the ends in a row of their own, every row has the range that it had.
@@ -113,12 +125,14 @@ def at(*index: Any) -> Pick:
     return lambda whole: whole[index]
 
 
-def in_layout(call: Call, layout: str) -> Call:
-    """The call with its arrays of more than one axis in Fortran order, or all arrays as every second element of larger
-    ones."""
+def in_layout(call: Call, layout: str) -> Call | None:
+    """The call with its arrays of more than one axis in Fortran order, all arrays as every second element of larger
+    ones, or its images and windows with channels last in memory; None where it has none."""
 
     def other(value: Any) -> Any:
         if isinstance(value, np.ndarray) and value.ndim and value.size:
+            if layout == "channels last":
+                return channels_last(value) if value.ndim == 4 else value
             if layout == "fortran":
                 return np.asfortranarray(value)
             return np.repeat(value, 2, axis=-1)[..., ::2]
@@ -126,7 +140,14 @@ def in_layout(call: Call, layout: str) -> Call:
             return type(value)(other(item) for item in value)
         return value
 
+    if layout == "channels last" and not any(np.ndim(value) == 4 for value in call.arguments[:1]):
+        return None
     return replace(call, arguments=tuple(other(value) for value in call.arguments))
+
+
+def channels_last(images: np.ndarray) -> np.ndarray:
+    """The same images, with the channels of a position beside each other in memory."""
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
 def saturates(session: Session, call: Call) -> None:
@@ -184,14 +205,18 @@ def infinities(session: Session, call: Call) -> None:
 
 
 def nan(session: Session, call: Call) -> None:
-    """BAK-NAN: a NaN of any kind, alone and anywhere, gets one code."""
+    """BAK-NAN: a NaN of any kind, alone and anywhere, gets one code, or one in each channel."""
     x, scale, zero_point = call.arguments
     try:
         got = session.array(call)
     except Undecided:
         return  # refused
-    single = session.array(call.with_arguments(NANS[:1], scale, zero_point))
-    compare(call, got[np.isnan(x)], [("", np.full(int(np.isnan(x).sum()), single[0], single.dtype))])
+    if "axis" in call.options:  # each channel's own
+        alone = np.repeat(NANS[:1], len(x)).reshape(-1, 1)
+    else:
+        alone = NANS[:1]
+    single = np.broadcast_to(session.array(call.with_arguments(alone, scale, zero_point)), x.shape)
+    compare(call, got[np.isnan(x)], [("", single[np.isnan(x)])])
 
 
 def empty(session: Session, call: Call) -> None:
@@ -211,7 +236,13 @@ def refuses(session: Session, call: Call) -> None:
         got = session.answer(call)
     except Undecided:
         return
-    raise Violation(call, "a refusal", f"{parts(got)[0].ravel()[:4].tolist()}")
+    raise Violation(call, "a refusal", f"{parts(got)[0].ravel()[:4].tolist()}", how=f"takes {what_is_none(call)}")
+
+
+def what_is_none(call: Call) -> str:
+    """Whether it is the scale that describes no grid or the zero point."""
+    scale = call.arguments[1]
+    return "the zero point" if np.all(np.isfinite(scale) & (scale > 0)) else "the scale"
 
 
 def is_grid(call: Call) -> bool:
@@ -219,6 +250,20 @@ def is_grid(call: Call) -> bool:
     x, scale, zero_point, *_ = call.arguments
     qmin, qmax = (call.options["qmin"], call.options["qmax"]) if call.operation == "quantize" else byte_ends(x)
     return bool(np.all(np.isfinite(scale) & (scale > 0)) and np.all((zero_point >= qmin) & (zero_point <= qmax)))
+
+
+def range_has_a_grid(session: Session, call: Call) -> None:
+    """BAK-RANGE."""
+    try:
+        scale, zero_point = parts(session.answer(call))
+    except Undecided:
+        return  # refused, or not offered
+    qmin, qmax = call.options["qmin"], call.options["qmax"]
+    if not (np.isfinite(scale) and scale > 0 and qmin <= zero_point <= qmax):
+        got = f"{number(scale)}, {number(zero_point)}"
+        how = "a scale that is none" if qmin <= zero_point <= qmax else "a zero point that is no code"
+        allowed = f"a finite scale above 0 and a zero point from {qmin} to {qmax}, or a refusal"
+        raise Violation(call, allowed, got, how=how)
 
 
 def groups(session: Session, call: Call) -> None:
@@ -230,8 +275,8 @@ def groups(session: Session, call: Call) -> None:
     pieces = []
     for g in range(count):
         part = slice(g * outs, (g + 1) * outs)
-        grid = w if w.axis is None else QParams(w.scale[part], 0, w.qmin, w.qmax, axis=0)
-        own = x_q[:, g * ins : (g + 1) * ins], x, w_q[part], grid, None if bias is None else bias[part], y
+        its_bias = None if bias is None else bias[part]
+        own = x_q[:, g * ins : (g + 1) * ins], x, w_q[part], of_outputs(w, part), its_bias, y
         pieces.append(session.array(call.with_arguments(*own, groups=1)))
     compare(call, whole, [("its groups alone", np.concatenate(pieces, axis=1))])
 
@@ -259,7 +304,7 @@ def monotone(session: Session, call: Call) -> None:
     sorted_call = call.with_arguments(np.sort(x), scale, zero_point)
     falls = np.nonzero(np.diff(session.array(sorted_call).astype(int)) < 0)[0]
     if len(falls):
-        raise Violation(sorted_call, "codes that do not fall", f"a fall behind element {int(falls[0])}")
+        raise Violation(sorted_call, "codes that do not fall", f"a fall behind element {int(falls[0])}", how="a fall")
 
 
 def no_bias(session: Session, call: Call) -> None:
@@ -309,19 +354,28 @@ def answers(session: Session, call: Call) -> None:
 
 # Whose answers have no parts that could be asked for alone.
 WHOLE = ("qparams", "fold_batch_norm", "concat")
+ANYTHING = {**BEYOND, "linear_dynamic": extreme_inputs(), "qparams": ranges()}
 WITH_BIAS = ("linear", "linear_dynamic", "conv2d")
 
 CHECKS: tuple[Check, ...] = (
-    *(Check("BAK-ANSWER", operation, everything(operation), answers) for operation in OPERATIONS),
-    *(Check("BAK-DIALECT", operation, CALLS[operation], dialect) for operation in OPERATIONS),
+    *(
+        Check("BAK-ANSWER", operation, everything(operation), answers, ANYTHING.get(operation))
+        for operation in OPERATIONS
+    ),
+    *(Check("BAK-DIALECT", operation, CALLS[operation], dialect, BEYOND.get(operation)) for operation in OPERATIONS),
     *(Check("BAK-ARGUMENTS", operation, CALLS[operation], arguments_kept) for operation in OPERATIONS),
-    *(Check("BAK-PLACE", operation, CALLS[operation], place) for operation in OPERATIONS if operation not in WHOLE),
+    *(
+        Check("BAK-PLACE", operation, CALLS[operation], place, PAST_VECTORS.get(operation))
+        for operation in OPERATIONS
+        if operation not in WHOLE
+    ),
     *(Check("BAK-SATURATE", operation, far(operation), saturates) for operation in FAR),
     Check("BAK-INFINITY", "quantize", infinite(), infinities),
-    Check("BAK-NAN", "quantize", with_nan(), nan),
+    Check("BAK-NAN", "quantize", with_nan(), nan, nan_in_channels()),
+    Check("BAK-RANGE", "qparams", ranges(), range_has_a_grid),
     *(Check("BAK-EMPTY", operation, emptied(operation), empty) for operation in EMPTY),
     *(Check("BAK-QPARAMS", operation, no_grid(operation), refuses) for operation in ("quantize", "dequantize")),
-    Check("BAK-GROUPS", "conv2d", GROUPED, groups),
+    Check("BAK-GROUPS", "conv2d", GROUPED, groups, st.one_of(many_groups(), off_zero(GROUPED))),
     *(Check("AFF-ZERO", operation, zeros(operation), zero) for operation in ("quantize", "dequantize")),
     Check("AFF-ROUNDTRIP", "quantize", CALLS["dequantize"], round_trip),
     Check("AFF-MONOTONE", "quantize", PER_TENSOR, monotone),

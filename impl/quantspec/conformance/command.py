@@ -21,6 +21,7 @@ from quantspec.backends.worker import Worker
 
 from . import report_html, report_markdown, results, run
 from .fingerprint import Choice, consistent, fingerprint
+from .passed_on import checksums
 from .smoke import smoke
 
 # Our own arithmetic is compared with nothing but itself here; two of its dialects show what a backend without
@@ -42,12 +43,12 @@ def examine(name: str, examples: int, seconds: float) -> results.Results | Absen
     try:
         with Worker(name, seconds=seconds) as worker:
             smoke(name, worker)
-            own_name, version = worker.name, worker.version
+            own_name, version, passed_on = worker.name, worker.version, checksums(worker)
         choices = fingerprint(name)
         findings = run.run(name, examples=examples, seconds=seconds)
     except (NotOffered, Died, ImportError) as error:
         return Absent(f"{name}: {error}", isinstance(error, Died))
-    return results.recorded(own_name, version, results.cpu(), findings, choices)
+    return results.recorded(own_name, version, results.cpu(), findings, choices, passed_on)
 
 
 def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | Absent]:
@@ -75,6 +76,7 @@ def conformance(options: argparse.Namespace) -> int:
     if options.backend and (missing := [f"{name}: {reason}" for name, reason in reasons.items() if reason]):
         raise ValueError(f"backend {missing[0]}")
     root = (options.write or chapters.directory()) / "results"
+    before = results.read_all(root) if root.exists() else []
     found: list[results.Results] = []
     unexplained: list[str] = []
     for name, reason in reasons.items():
@@ -89,6 +91,7 @@ def conformance(options: argparse.Namespace) -> int:
                 unexplained.append(examination.text)
         else:
             found.append(examination)
+            unexplained += results.passes_on_otherwise(examination, before)
             console.print(summary(examination), highlight=False)
             if options.write:
                 results.write(root, examination)

@@ -177,10 +177,10 @@ def linear_calls(
 
 
 @st.composite
-def linear_dynamic_calls(draw: st.DrawFn) -> Call:
+def linear_dynamic_calls(draw: st.DrawFn, inputs: Lengths = lengths(), outs: Lengths = lengths()) -> Call:
     """A dynamic layer on values that lie on multiples of a step, so that many are ties of the grid that their range
     gives."""
-    shape = draw(lengths()), draw(lengths())
+    shape = draw(outs), draw(inputs)
     generator = np.random.default_rng(draw(st.integers(0, 2**16)))
     steps = generator.integers(-200, 201, (draw(st.integers(1, 4)), shape[1]))
     if steps.size > 1 and draw(st.booleans()):  # a range that is the same on both sides of zero
@@ -192,13 +192,15 @@ def linear_dynamic_calls(draw: st.DrawFn) -> Call:
 
 
 @st.composite
-def conv2d_calls(draw: st.DrawFn, largest: int = 20) -> Call:
+def conv2d_calls(
+    draw: st.DrawFn, largest: int = 20, kinds: tuple[bool, ...] = (False, False, False, True)
+) -> Call:
     """A convolution: dense, grouped or depthwise, kernels of 1 to 7.
 
-    One in four is depthwise as networks have them, for which there are kernels apart: groups in eights, square windows,
-    padded to keep the size.
+    One in four, or as ``kinds`` says, is depthwise as networks have them, for which there are kernels apart: groups in
+    eights, square windows, padded to keep the size.
     """
-    usual = draw(st.sampled_from([False, False, False, True]))
+    usual = draw(st.sampled_from(kinds))
     if usual:
         groups, inputs, outs = draw(st.sampled_from([8, 16, 32])), 1, 1
     else:
@@ -243,14 +245,14 @@ def on_a_tie(draw: st.DrawFn, real: float, y: QParams) -> QParams:
 
 
 @st.composite
-def pair_calls(draw: st.DrawFn, operation: str) -> Call:
+def pair_calls(draw: st.DrawFn, operation: str, channels: Lengths = lengths()) -> Call:
     """``add`` or ``mul`` of two arrays of codes."""
     signed = draw(st.booleans())
     a, b = draw(grids(signed)), draw(grids(signed))
     size = float(a.scale) + float(b.scale) if operation == "add" else float(a.scale) * float(b.scale) * 64
     y_scale = np.float32(size * draw(st.sampled_from([0.5, 1.0, 1.3, 2.0])))
     y = QParams(y_scale, draw(st.integers(a.qmin, a.qmax)), a.qmin, a.qmax)
-    shape = (1, draw(lengths()), 1, draw(st.integers(1, 3)))
+    shape = (1, draw(channels), 1, draw(st.integers(1, 3)))
     options = {"relu": draw(st.booleans())} if operation == "add" else {}
     a_q, b_q = codes(draw, a, shape), codes(draw, b, shape)
     if draw(st.booleans()):  # the first element on a tie, give or take an ulp of the output's scale
@@ -260,19 +262,19 @@ def pair_calls(draw: st.DrawFn, operation: str) -> Call:
 
 
 @st.composite
-def concat_calls(draw: st.DrawFn) -> Call:
+def concat_calls(draw: st.DrawFn, channels: Lengths = lengths()) -> Call:
     """Two or three arrays joined along the channels."""
     signed, rows = draw(st.booleans()), draw(st.integers(1, 3))
     each = [draw(grids(signed)) for _ in range(draw(st.integers(2, 3)))]
     y = draw(st.sampled_from([each[0], draw(grids(signed))]))
-    parts = [(codes(draw, grid, (rows, draw(lengths()))), grid) for grid in each]
+    parts = [(codes(draw, grid, (rows, draw(channels))), grid) for grid in each]
     if draw(st.booleans()):  # an element on a tie, give or take an ulp of the output's scale
         y = on_a_tie(draw, abs(first_real(*parts[0])), y)
     return Call("concat", (parts, y), {"axis": 1})
 
 
 @st.composite
-def pool_calls(draw: st.DrawFn, operation: str) -> Call:
+def pool_calls(draw: st.DrawFn, operation: str, channels: Lengths = lengths()) -> Call:
     """Max or average pooling; windows may reach over the edge by up to half their size."""
     grid = draw(grids())
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
@@ -282,24 +284,24 @@ def pool_calls(draw: st.DrawFn, operation: str) -> Call:
     options: dict[str, Any] = {"kernel": kernel, "stride": stride, "padding": padding}
     if operation == "avg_pool2d":
         options["count_include_pad"] = draw(st.booleans())
-    return Call(operation, (codes(draw, grid, (draw(st.integers(1, 2)), draw(lengths()), *size)), grid), options)
+    return Call(operation, (codes(draw, grid, (draw(st.integers(1, 2)), draw(channels), *size)), grid), options)
 
 
 @st.composite
-def adaptive_calls(draw: st.DrawFn) -> Call:
+def adaptive_calls(draw: st.DrawFn, channels: Lengths = lengths()) -> Call:
     """Adaptive average pooling to one window or a few; or to one whose codes are two neighbours, each as often as the
     other, so that all means are ties."""
     grid, size = draw(grids()), draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (3, 2)]))
     ties = draw(st.booleans())
-    images, channels = draw(st.integers(1, 2)), draw(lengths())
+    images, count = draw(st.integers(1, 2)), draw(channels)
     if ties:
         height, width = draw(st.sampled_from([(2, 7), (4, 7), (7, 8), (6, 7), (2, 5), (3, 6)]))
         generator = np.random.default_rng(draw(st.integers(0, 2**16)))
-        halves = generator.random((images, channels, height * width)).argsort(axis=-1) % 2
-        below = generator.integers(grid.qmin, grid.qmax, (images, channels, 1))
-        q = (below + halves).reshape(images, channels, height, width).astype(grid.dtype)
+        halves = generator.random((images, count, height * width)).argsort(axis=-1) % 2
+        below = generator.integers(grid.qmin, grid.qmax, (images, count, 1))
+        q = (below + halves).reshape(images, count, height, width).astype(grid.dtype)
         return Call("adaptive_avg_pool2d", (q, grid), {"size": (1, 1)})
-    shape = images, channels, *(windows + draw(st.integers(0, 6)) for windows in size)
+    shape = images, count, *(windows + draw(st.integers(0, 6)) for windows in size)
     return Call("adaptive_avg_pool2d", (codes(draw, grid, shape), grid), {"size": size})
 
 

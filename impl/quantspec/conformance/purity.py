@@ -16,24 +16,25 @@ class Impure(Violation):
     """A violation with the calls that came before it."""
 
     def __init__(self, violation: Violation, story: tuple[Call, ...]) -> None:
-        super().__init__(violation.call, violation.allowed, violation.got)
+        super().__init__(violation.call, violation.allowed, violation.got, how=violation.how)
         self.story = story
 
 
 def hold(session: Session, story: list[Call]) -> None:
     """Raises Impure when a call of a story is answered otherwise than alone, or ends the process and does not alone."""
-    calls = list({id(call): call for call in story}.values())
-    deadly = {id(call) for call in calls if session.death([call])}  # which is BAK-ANSWER's matter
-    story = [call for call in story if id(call) not in deadly]
-    answers = {id(call): session.story([call])[0] for call in calls if id(call) not in deadly}
+    answers = {id(call): session.alone(call) for call in story}
+    story = [call for call in story if answers[id(call)] is not None]  # others are BAK-ANSWER's matter
     if session.death(story):
         length = next(n for n in range(1, len(story) + 1) if session.death(story[:n]))
         how = session.death(story[:length])
-        violation = Violation(story[length - 1], "an answer, as in a fresh process", how)
+        died = how.split(" on ")[0]
+        violation = Violation(story[length - 1], "an answer, as in a fresh process", how, how=died)
         raise Impure(violation, tuple(story[:length]))
     for index, together in enumerate(session.story(story)):
         call = story[index]
         alone = answers[id(call)]
+        if alone is None:
+            continue
         if together.kind == "value" == alone.kind:
             try:
                 compare(call, together.value, [("in a fresh process", alone.value)])
@@ -41,7 +42,7 @@ def hold(session: Session, story: list[Call]) -> None:
                 raise Impure(violation, tuple(story[: index + 1])) from None
         elif together.kind != alone.kind:
             allowed, got = (f"{outcome.kind} {outcome.message}".strip() for outcome in (alone, together))
-            raise Impure(Violation(call, allowed, got), tuple(story[: index + 1]))
+            raise Impure(Violation(call, allowed, got, how=together.kind), tuple(story[: index + 1]))
 
 
 GRID, WEIGHTS, RESULT = QParams(0.5, 128, 0, 255), QParams(0.25, 0, -128, 127), QParams(2.0, 100, 0, 255)
@@ -58,7 +59,11 @@ WINDOW = Call("conv2d", (IMAGE, GRID, WINDOW_WEIGHT, WEIGHTS, BIAS, RESULT), PLA
 
 def arranged(operation: str) -> list[list[Call]]:
     """Stories about an operation in which each form of a layer or of a convolution comes after each other one on the
-    same weights: a small one, and one that fills vectors."""
+    same weights: a small one, and one that fills vectors.
+
+    A layer's pairs are told one by one too, where one that is static comes before or after one that is dynamic: what
+    the first call left may hide what the second one leaves.
+    """
     kind = "conv2d" if operation == "conv2d" else "linear"
     large = next(call for call in bulk(kind, count=9) if call.options.get("groups", 1) == 1 and fills_vectors(call))
     stories = []
@@ -71,6 +76,7 @@ def arranged(operation: str) -> list[list[Call]]:
             dynamic = [Call(operation, (reals, w_q, w, bias), {"relu": relu}) for relu in (False, True)]
             every = permutations([*dynamic, *forms], 2)
             pairs = [pair for pair in every if any(call.operation == operation for call in pair)]
+            stories += [list(pair) for pair in pairs if len({call.operation for call in pair}) == 2]
         stories.append([call for pair in pairs for call in pair])
     return stories
 

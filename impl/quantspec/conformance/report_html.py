@@ -77,14 +77,15 @@ def page(all_results: list[Results], known: list[Known]) -> str:
         for operation, place in rows(all_results, clause, operations):
             cells = []
             for results, first in columns:
-                kind, found = cell(results, clause, operation, place)
+                kind, tables = cell(results, clause, operation, place)
+                found = tables[0]
                 border = " first" if first else ""
                 if kind in ("fails", "choice"):
                     name = f"d{len(opened)}"
                     word = "differs" if kind == "fails" else escaped(found["choice"])
                     cells.append(f'<td class="{kind}{border}"><button popovertarget="{name}">{word}</button></td>')
                     close = f'<button popovertarget="{name}" aria-label="close">✕</button>'
-                    opened.append(f'<div popover id="{name}">{close}{popover(results, found, known, sentences)}</div>')
+                    opened.append(f'<div popover id="{name}">{close}{popover(results, tables, known, sentences)}</div>')
                 else:
                     reason = f' title="{escaped(found["reason"])}"' if found.get("reason") else ""
                     style, word = ("pass", "pass") if kind == "pass" else ("none", "–")
@@ -118,18 +119,20 @@ def rows(all_results: list[Results], clause: str, operations: list[str]) -> list
     return list(chosen) or [(operation, "") for operation in operations]
 
 
-def cell(results: Results, clause: str, operation: str, place: str) -> tuple[str, dict[str, Any]]:
-    """What stands in a cell (pass, fails, choice, not offered) and the table behind it."""
+def cell(results: Results, clause: str, operation: str, place: str) -> tuple[str, list[dict[str, Any]]]:
+    """What stands in a cell (pass, fails, choice, not offered) and the tables behind it, of which failures may have
+    several."""
     if place:
         found = next(({**t} for t in results.choices if t["place"] == place), {"choice": "not offered"})
-        return ("not offered" if found["choice"] == "not offered" else "choice"), found
-    findings = (t for t in results.findings if (t["clause"], t["operation"]) == (clause, operation))
-    found = next(findings, {"outcome": "not offered"})
-    return found["outcome"], found
+        return ("not offered" if found["choice"] == "not offered" else "choice"), [found]
+    findings = [t for t in results.findings if (t["clause"], t["operation"]) == (clause, operation)]
+    findings = findings or [{"outcome": "not offered"}]
+    return findings[0]["outcome"], findings
 
 
-def popover(results: Results, found: dict[str, Any], known: list[Known], sentences: dict[str, Clause]) -> str:
+def popover(results: Results, tables: list[dict[str, Any]], known: list[Known], sentences: dict[str, Clause]) -> str:
     """What a cell opens."""
+    found = tables[0]
     clause = found["clause"]
     sentence = f'<p class="soft">{escaped(sentences[clause].sentence)}</p>' if clause in sentences else ""
     title = f"{escaped(results.backend)} {escaped(results.version)}: {found.get('place', found['operation'])}, {clause}"
@@ -137,6 +140,12 @@ def popover(results: Results, found: dict[str, Any], known: list[Known], sentenc
     if "choice" in found:
         rest = f"<p>Its choice: <b>{escaped(found['choice'])}</b>, by {found['outputs']:,} outputs.</p>"
         return head + rest + (f"<pre>{escaped(found['counterexample'])}</pre>" if found.get("counterexample") else "")
+    return head + "".join(difference(results, table, known) for table in tables)
+
+
+def difference(results: Results, found: dict[str, Any], known: list[Known]) -> str:
+    """One difference of a cell: its shape, its reason, and the call that shows it."""
+    head = f"<h3>{escaped(found['shape'])}</h3>"
     reason = explained(results, found, known)
     count = f"Beside {found.get('outputs', 0):,} outputs that agree."
     if found.get("differ"):

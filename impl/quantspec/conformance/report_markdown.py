@@ -108,7 +108,9 @@ def held(members: list[Results]) -> Iterable[list[str]]:
         for results in members:
             tables = [t for t in results.findings if t["clause"] == clause]
             page = f"results/{results.folder}/README.md"
-            broken = [f"[{t['operation']}]({page}#{anchor(t)})" for t in tables if t["outcome"] == "fails"]
+            broken = dict.fromkeys(
+                f"[{t['operation']}]({page}#{anchor(t)})" for t in tables if t["outcome"] == "fails"
+            )
             cells.append("<br>".join(broken) or ("pass" if any(t["outcome"] == "pass" for t in tables) else "–"))
         if set(cells) != {"–"}:
             yield [f"{clause}<br>{sentences[clause].title}" if clause in sentences else clause, *cells]
@@ -133,6 +135,7 @@ def own_page(results: Results, known: list[Known]) -> str:
     lines = [f"# {results.backend} {results.version} on {results.cpu}", ""]
     lines += ["One column of [the matrix](../../conformance.md), written by `make conformance`."]
     compared = [t for t in results.findings if t["clause"] == "BAK-DIALECT" and t["outcome"] != "not offered"]
+    compared = list({t["operation"]: t for t in reversed(compared)}.values())[::-1]  # the first of each counts
     lines += ["", "## Beside its dialects", ""]
     lines += ["Outputs that were compared with the declared dialects, and how many of them are of none.", ""]
     lines += table(["operation", "declared", "outputs", "differ"], ([*compared_row(t)] for t in compared))
@@ -146,9 +149,12 @@ def own_page(results: Results, known: list[Known]) -> str:
     lines += ["", "## What differs", ""]
     broken = [t for t in results.findings if t["outcome"] == "fails"]
     lines += [] if broken else ["Nothing."]
+    heading = ""
     for found in broken:
-        lines += [f"### {found['clause']} {found['operation']}", ""]
-        lines += [f"> {sentences[found['clause']].sentence}", ""] if found["clause"] in sentences else []
+        if heading != (heading := f"### {found['clause']} {found['operation']}"):
+            lines += [heading, ""]
+            lines += [f"> {sentences[found['clause']].sentence}", ""] if found["clause"] in sentences else []
+        lines += [f"**Differs:** {found['shape']}.", ""]
         if reason := explained(results, found, known):
             lines += [f"**Why:** {reason}", ""]
         lines += ["```text", *(f"{name}: {text}" for name, text in account(found)), "```", ""]

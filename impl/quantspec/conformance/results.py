@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,35 @@ from .run import Finding
 KNOWN = "known.toml"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Known:
-    """A divergence that is known: patterns of the backend, clause and operation that it stands for, why it is so, and
-    where it was reported."""
+    """A divergence that is known: patterns of the backend, clause and operation that it stands for, the shapes of the
+    differences, why it is so, and where it was reported."""
 
     backend: str
     clause: str
     operation: str
+    shapes: list[str]
     reason: str
     upstream: str = ""
 
-    def covers(self, backend: str, clause: str, operation: str) -> bool:
+    def covers(self, backend: str, clause: str, operation: str, shape: str) -> bool:
         """Whether a failure is the one that this entry explains."""
         pairs = ((backend, self.backend), (clause, self.clause), (operation, self.operation))
-        return all(fnmatch.fnmatchcase(value, pattern) for value, pattern in pairs)
+        return shape in self.shapes and all(fnmatch.fnmatchcase(value, pattern) for value, pattern in pairs)
 
 
 @dataclass(frozen=True)
 class Results:
     """All that is recorded of one backend on one kind of CPU. Findings and choices are the dicts of their TOML
-    tables."""
+    tables; ``passed_on`` has the checksums of what its adapter passes on, by operation."""
 
     backend: str
     version: str
     cpu: str
     findings: tuple[dict[str, Any], ...]
     choices: tuple[dict[str, Any], ...]
+    passed_on: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -63,9 +65,12 @@ def cpu() -> str:
     return f"{torch.backends.cpu.get_cpu_capability().lower()}{vnni}{amx}"
 
 
-def recorded(backend: str, version: str, kind: str, findings: list[Finding], choices: list[Choice]) -> Results:
-    """Findings and choices as what their files will say."""
-    return Results(backend, version, kind, tuple(map(finding_table, findings)), tuple(map(choice_table, choices)))
+def recorded(
+    backend: str, version: str, kind: str, findings: list[Finding], choices: list[Choice], passed_on: dict[str, str]
+) -> Results:
+    """Findings, choices and checksums as what their files will say."""
+    tables = tuple(map(finding_table, findings)), tuple(map(choice_table, choices))
+    return Results(backend, version, kind, *tables, passed_on)
 
 
 def finding_table(finding: Finding) -> dict[str, Any]:
@@ -76,7 +81,8 @@ def finding_table(finding: Finding) -> dict[str, Any]:
     elif finding.outcome == "not offered":
         table |= {"reason": finding.reason}
     else:
-        table |= {"call": call_text(finding.call), "before": [call_text(call) for call in finding.before]}
+        table |= {"shape": finding.shape, "call": call_text(finding.call)}
+        table |= {"before": [call_text(call) for call in finding.before]}
         table |= {"allowed": finding.allowed, "got": finding.got, "reproduce": finding.reproduce}
         if finding.clause == "BAK-DIALECT":
             table |= {"outputs": finding.outputs, "differ": finding.differ}
@@ -101,6 +107,8 @@ def write(root: Path, results: Results) -> None:
     head = {"backend": results.backend, "version": results.version, "cpu": results.cpu}
     for operation in dict.fromkeys(finding["operation"] for finding in results.findings):
         lines = [f"{key} = {json.dumps(value)}" for key, value in head.items()]
+        if operation in results.passed_on:
+            lines.append(f"passed_on = {json.dumps(results.passed_on[operation])}")
         for kind, tables in (("choice", results.choices), ("finding", results.findings)):
             for table in tables:
                 if table["operation"] == operation:
@@ -121,12 +129,15 @@ def read_folder(folder: Path) -> Results:
     findings: list[dict[str, Any]] = []
     choices: list[dict[str, Any]] = []
     head: dict[str, str] = {}
+    passed_on: dict[str, str] = {}
     for path in sorted(folder.glob("*.toml")):
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         head = {key: data[key] for key in ("backend", "version", "cpu")}
+        if "passed_on" in data:
+            passed_on[path.stem] = data["passed_on"]
         findings += [{"operation": path.stem, **table} for table in data.get("finding", ())]
         choices += [{"operation": path.stem, **table} for table in data.get("choice", ())]
-    return Results(head["backend"], head["version"], head["cpu"], tuple(findings), tuple(choices))
+    return Results(head["backend"], head["version"], head["cpu"], tuple(findings), tuple(choices), passed_on)
 
 
 def read_all(root: Path) -> list[Results]:
@@ -153,7 +164,7 @@ def complaints(all_results: list[Results], known: list[Known]) -> list[str]:
                 used.add(entry)
                 if entry is None:
                     failure = f"{results.backend} {finding['clause']} {finding['operation']}"
-                    lines.append(f"{failure}: fails, and {KNOWN} does not say why.")
+                    lines.append(f"{failure}: fails, {finding['shape']}, and {KNOWN} does not say why.")
     here = {results.backend for results in all_results}
     for entry in known:
         if entry not in used and any(fnmatch.fnmatchcase(name, entry.backend) for name in here):
@@ -162,6 +173,19 @@ def complaints(all_results: list[Results], known: list[Known]) -> list[str]:
     return lines
 
 
+def passes_on_otherwise(now: Results, before: list[Results]) -> list[str]:
+    """The operations whose adapter passes on something else than when the same backend's results were recorded: what a
+    divergence is known of is then another call."""
+    lines = []
+    for old in before:
+        if (old.backend, old.version, old.cpu) == (now.backend, now.version, now.cpu):
+            for operation, checksum in old.passed_on.items():
+                if now.passed_on.get(operation) != checksum:
+                    lines.append(f"{now.backend} {operation}: its adapter passes on other calls than were recorded.")
+    return lines
+
+
 def covering(known: list[Known], backend: str, finding: dict[str, Any]) -> Known | None:
     """The entry that explains a backend's failure."""
-    return next((entry for entry in known if entry.covers(backend, finding["clause"], finding["operation"])), None)
+    named = backend, finding["clause"], finding["operation"], finding["shape"]
+    return next((entry for entry in known if entry.covers(*named)), None)

@@ -12,7 +12,7 @@ from .checks import CHECKS, Check
 from .draw_bulk import bulk
 from .purity import Impure, hold
 from .sampling import CHECK_SEED, for_all
-from .session import Session, Undecided, Violation, compare, parts, same
+from .session import DEAD, Session, Undecided, Violation, compare, parts, same
 from .shrink import TRIES, smallest
 
 EXAMPLES = 60
@@ -21,6 +21,8 @@ PURITY = ("linear", "linear_dynamic", "conv2d", "all")
 # few of them.
 SECONDS = 20.0
 TRIES_OF_HANGS = 3
+MOST_DEATHS = 3
+MOST_CALLS = 2_000  # of the backend, for one smallest call: some clauses take a hundred for each that is tried
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Finding:
     looked at, in ``examples`` calls.
 
     For BAK-DIALECT, ``dialects`` are those that were declared, and ``differ`` counts outputs. A failure has the
-    smallest call that was found (``call``), what was ``allowed``, what came out (``got``), and how to see it without us
-    (``reproduce``); what is not offered has a ``reason``.
+    smallest call that was found (``call``), what was ``allowed``, what came out (``got``), the ``shape`` of the
+    difference, and how to see it without us (``reproduce``); what is not offered has a ``reason``.
     """
 
     clause: str
@@ -46,6 +48,7 @@ class Finding:
     reproduce: str = ""
     reason: str = ""
     dialects: tuple[str, ...] = ()
+    shape: str = ""
 
 
 def run(name: str, *, examples: int = EXAMPLES, seconds: float = SECONDS) -> list[Finding]:
@@ -60,49 +63,75 @@ def run(name: str, *, examples: int = EXAMPLES, seconds: float = SECONDS) -> lis
             if check.operation in worker.operations:
                 # A state of its own for each check, so that findings do not depend on the checks before.
                 session = Session(worker, more_threads=more)
-                examine_check = examine_dialect if check.clause == "BAK-DIALECT" else examine
-                findings.append(examine_check(check, session, examples))
+                findings += examine(check, session, examples)
             else:
                 reason = f"{check.operation} is not offered"
                 findings.append(Finding(check.clause, check.operation, "not offered", reason=reason))
-        findings += [examine_purity(Session(worker), operation) for operation in PURITY]
+        for operation in PURITY:
+            findings += examine_purity(Session(worker), operation)
     return findings
 
 
-def examine(check: Check, session: Session, examples: int) -> Finding:
-    """Draws calls for a check until one breaks its clause, and cuts that one down."""
+class Broken:
+    """The first violation of each shape that a check meets."""
+
+    def __init__(self) -> None:
+        self.violations: dict[str, Violation] = {}
+        self._deaths = 0
+
+    def add(self, violation: Violation) -> None:
+        self.violations.setdefault(violation.shape, violation)
+        self._deaths += violation.got.startswith(DEAD)
+
+    @property
+    def enough(self) -> bool:
+        """Whether to stop: the process is started anew for every death, and waited for in every hang."""
+        return self._deaths >= MOST_DEATHS or any(v.got.startswith("hung") for v in self.violations.values())
+
+
+def examine(check: Check, session: Session, examples: int) -> list[Finding]:
+    """Draws calls for a check, and cuts down the first of each shape that breaks its clause: a finding for each, or
+    one that says that the clause holds."""
+    broken = Broken()
+    if check.clause == "BAK-DIALECT":
+        outputs, differ = compare_bulk(check.operation, session, broken)
     reasons: list[str] = []
-    broken: list[Violation] = []
     decided = 0
 
     def holds(call: Call) -> None:
         nonlocal decided
-        if broken:  # Hypothesis asks once more, for its own report
-            raise broken[0]
+        if broken.enough:
+            return
         try:
             check.test(session, call)
             decided += 1
         except Undecided as undecided:
             reasons.append(str(undecided))
         except Violation as violation:
-            broken.append(violation)
-            raise
+            broken.add(violation)
 
-    try:
-        for_all(check.calls, holds, examples=examples, start=CHECK_SEED)
-    except Violation as violation:
-        return failure(check, session, violation)
-    if not decided:
+    for_all(check.calls, holds, examples=examples, start=CHECK_SEED)
+    if check.beyond is not None:
+        for_all(check.beyond, holds, examples=examples // 2, start=CHECK_SEED)
+    if broken.violations:
+        findings = failures(check, session, list(broken.violations.values()))
+    elif decided:
+        findings = [Finding(check.clause, check.operation, "pass", decided, session.asked)]
+    else:
         reason = max(dict.fromkeys(reasons), key=reasons.count) if reasons else "nothing was drawn"
-        return Finding(check.clause, check.operation, "not offered", reason=reason)
-    return Finding(check.clause, check.operation, "pass", decided, session.asked)
+        return [Finding(check.clause, check.operation, "not offered", reason=reason)]
+    if check.clause == "BAK-DIALECT":
+        names = ["exact"] if check.operation in EXACT else sorted(dialects(session.worker, check.operation))
+        findings = [replace(finding, dialects=tuple(names)) for finding in findings]
+        compared = outputs if broken.violations else max(outputs, findings[0].outputs)
+        findings[0] = replace(findings[0], outputs=compared, differ=differ)
+    return findings
 
 
-def examine_dialect(check: Check, session: Session, examples: int) -> Finding:
-    """BAK-DIALECT: thousands of outputs are compared and counted before single calls are drawn."""
-    worst: Violation | None = None
+def compare_bulk(operation: str, session: Session, broken: Broken) -> tuple[int, int]:
+    """How many of thousands of outputs were compared with the declared dialects, and how many are of none."""
     outputs = differ = 0
-    for call in bulk(check.operation):
+    for call in bulk(operation):
         try:
             got = session.answer(call)
             outputs += sum(part.size for part in parts(got))
@@ -110,36 +139,42 @@ def examine_dialect(check: Check, session: Session, examples: int) -> Finding:
         except Undecided:
             pass
         except Violation as violation:
-            worst = worst or violation
+            broken.add(violation)
             differ += violation.differ
-    finding = failure(check, session, worst) if worst else examine(check, session, examples)
-    if finding.outcome != "not offered":
-        exact = check.operation in EXACT
-        declared = ["exact"] if exact else sorted(dialects(session.worker, check.operation))
-        finding = replace(finding, dialects=tuple(declared))
-    if not outputs and finding.outcome == "pass":
-        return finding
-    if finding.outcome != "fails":
-        outputs = max(outputs, finding.outputs)
-    return replace(finding, outputs=outputs, differ=differ)
+    return outputs, differ
 
 
-def failure(check: Check, session: Session, found: Violation) -> Finding:
-    """The finding for a violation, by the smallest call that shows it."""
-    last = found
-    tries = TRIES_OF_HANGS if found.got.startswith("hung") else TRIES
+def failures(check: Check, session: Session, found: list[Violation]) -> list[Finding]:
+    """A finding for each violation, by the smallest call that shows it; none twice for calls that come down to the same
+    shape."""
+    findings: dict[str, Finding] = {}
+    for violation in found:
+        finding = failure(check, session, violation, set(findings))
+        findings.setdefault(finding.shape, finding)
+    return list(findings.values())
+
+
+def failure(check: Check, session: Session, found: Violation, others: set[str]) -> Finding:
+    """The finding for a violation, by the smallest call whose answer is wrong in the same way and in no shape of the
+    others."""
+    last, until = found, session.calls + MOST_CALLS
+    tries = TRIES_OF_HANGS if found.got.startswith("hung") else TRIES if not others else TRIES // 4
     # A worker that died is started anew, which takes seconds; a copy of one that has answered nothing may die at once.
     dies = found.got.startswith(("crashed", "exited")) and session.death([found.call])
 
     def breaks(call: Call) -> bool:
         nonlocal last
+        if session.calls > until:
+            return False
         if dies:
             if death := session.death([call]):
-                last = Violation(call, found.allowed, death)
+                last = Violation(call, found.allowed, death, how=death.split(" on ")[0])
             return bool(death)
         try:
             check.test(session, call)
         except Violation as violation:
+            if violation.how != found.how or violation.shape in others:
+                return False
             last = violation
             return True
         except (Undecided, ValueError, IndexError):  # cut so far that it is no call any more
@@ -163,7 +198,7 @@ def described(
     # Where threads make the difference, it is not the memory that does.
     is_wild = clause not in ("BAK-PLACE", "BAK-PURE") and unwritten(session, violation.call)
     got = "what happened to be in memory that nobody wrote" if is_wild else violation.got
-    finding = Finding(clause, operation, "fails", call=violation.call, before=before)
+    finding = Finding(clause, operation, "fails", call=violation.call, before=before, shape=violation.shape)
     return replace(finding, allowed=violation.allowed, got=got, reproduce=text)
 
 
@@ -188,17 +223,17 @@ def reproduction(session: Session, calls: list[Call]) -> str:
     return str(script.value) if script.kind == "value" else ""
 
 
-def examine_purity(session: Session, operation: str) -> Finding:
+def examine_purity(session: Session, operation: str) -> list[Finding]:
     """BAK-PURE, of one operation on the same weights, or over all operations at once."""
     if operation != "all" and operation not in session.worker.operations:
-        return Finding("BAK-PURE", operation, "not offered", reason=f"{operation} is not offered")
+        return [Finding("BAK-PURE", operation, "not offered", reason=f"{operation} is not offered")]
     try:
-        stories.search(session, operation)
-    except Impure as impure:
-        return described("BAK-PURE", operation, session, *shortest(session, impure))
+        impure = stories.search(session, operation)
     except Undecided as undecided:
-        return Finding("BAK-PURE", operation, "not offered", reason=str(undecided))
-    return Finding("BAK-PURE", operation, "pass", stories.STORIES if operation == "all" else 1, session.asked)
+        return [Finding("BAK-PURE", operation, "not offered", reason=str(undecided))]
+    if impure:
+        return [described("BAK-PURE", operation, session, *shortest(session, found)) for found in impure]
+    return [Finding("BAK-PURE", operation, "pass", stories.STORIES if operation == "all" else 1, session.asked)]
 
 
 def shortest(session: Session, impure: Impure) -> tuple[Violation, tuple[Call, ...]]:

@@ -12,7 +12,9 @@ from quantspec.backends.worker import Worker
 from quantspec.numerics.dialects.dialect import Dialect
 
 from .call import Call, number
+from .shape import difference, kind_of_call
 
+ASSERTION = "an internal assertion"
 DEAD = ("crashed", "exited", "hung", "corrupted")
 
 
@@ -22,23 +24,31 @@ class Undecided(Exception):
 
 class Violation(Exception):
     """An answer that a clause does not allow: ``call`` was asked, ``got`` came out, ``allowed`` is what could have,
-    both as text; ``differ`` counts elements."""
+    both as text; ``how`` says in what way it is wrong, and ``differ`` counts elements."""
 
-    def __init__(self, call: Call, allowed: str, got: str, differ: int = 1) -> None:
+    def __init__(self, call: Call, allowed: str, got: str, *, how: str, differ: int = 1) -> None:
         super().__init__(f"allowed {allowed}, got {got}")
-        self.call, self.allowed, self.got, self.differ = call, allowed, got, differ
+        self.call, self.allowed, self.got, self.how, self.differ = call, allowed, got, how, differ
+
+    @property
+    def shape(self) -> str:
+        """In what way the answer is wrong, and for which kind of call."""
+        kind = kind_of_call(self.call)
+        return f"{self.how} ({kind})" if kind else self.how
 
 
 class Session:
-    """One backend under test. ``asked`` counts its answers' elements, so that a clause can say how much was
-    compared."""
+    """One backend under test. ``asked`` counts its answers' elements, so that a clause can say how much was compared;
+    ``calls`` counts calls."""
 
     def __init__(self, worker: Worker, *, more_threads: Worker | None = None) -> None:
         self.worker, self.more_threads = worker, more_threads
-        self.asked = 0
+        self.asked = self.calls = 0
+        self._alone: dict[int, tuple[Call, Outcome | None]] = {}
 
     def ask(self, call: Call, *, threads: bool = False) -> Outcome:
         """What comes of a call, with ``threads`` in the process that has more of them."""
+        self.calls += 1
         backend = self.more_threads if threads else self.worker
         return outcome(backend, call.operation, *call.arguments, **call.options)
 
@@ -60,12 +70,21 @@ class Session:
             return f"{error.kind}: {error.how} on {described(last.operation, last.arguments, last.options)}"
         return ""
 
+    def alone(self, call: Call) -> Outcome | None:
+        """What comes of a call in a process that has answered nothing else; None where it dies of it."""
+        if id(call) not in self._alone:
+            answer = None if self.death([call]) else self.story([call])[0]
+            self._alone[id(call)] = call, answer  # with the call, whose id is then no other's
+        return self._alone[id(call)][1]
+
     def answer(self, call: Call, *, threads: bool = False) -> Answer:
         """What a call is answered with. Undecided when it is refused or not offered, Violation when the process does
         not live to answer."""
         result = self.ask(call, threads=threads)
         if result.kind in DEAD:
-            raise Violation(call, "an answer or a refusal", result.message)
+            raise Violation(call, "an answer or a refusal", result.message, how=result.message.split(" on ")[0])
+        if result.kind == "assertion":
+            raise Violation(call, "an answer or a refusal", f"{ASSERTION}: {result.message}", how=ASSERTION)
         if result.kind != "value":
             raise Undecided(f"{result.kind}: {result.message}")
         self.asked += sum(part.size for part in parts(result.value))
@@ -111,7 +130,8 @@ def compare(call: Call, got: Answer, allowed: list[tuple[str, Answer]]) -> None:
         options = [(name, parts(answer)[index]) for name, answer in allowed]
         shape, kind = options[0][1].shape, options[0][1].dtype
         if part.shape != shape or part.dtype.kind != kind.kind:
-            raise Violation(call, f"{kind}{list(shape)}", f"{part.dtype}{list(part.shape)}")
+            wrong = f"{part.dtype}{list(part.shape)}"
+            raise Violation(call, f"{kind}{list(shape)}", wrong, how="another shape or type")
         fits = np.zeros(shape, bool)
         for _, option in options:
             fits |= same(part, option)
@@ -121,4 +141,5 @@ def compare(call: Call, got: Answer, allowed: list[tuple[str, Answer]]) -> None:
             choices = dict.fromkeys(f"{value} ({name})" if name else value for name, value in numbers)
             count = int((~fits).sum())
             found = f"{number(part[where])} at {list(where)}, {count} of {fits.size} differ"
-            raise Violation(call, f"{' or '.join(choices)} at {list(where)}", found, count)
+            how = difference(part[~fits], [option[~fits] for _, option in options])
+            raise Violation(call, f"{' or '.join(choices)} at {list(where)}", found, how=how, differ=count)

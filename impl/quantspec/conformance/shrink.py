@@ -2,26 +2,28 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from quantspec.numerics.affine import QParams
 
-from .call import Call
+from .call import Call, of_outputs
 
 TRIES = 2000
+LARGE = 200  # elements that take as long as the call itself
 
 
 def smallest(call: Call, breaks: Callable[[Call], bool], tries: int = TRIES) -> Call:
-    """The smallest call found that still breaks, going down greedily. So many candidates are tried at most: a limit of
-    time would find another call on another machine."""
+    """The smallest call found that still breaks, going down greedily. So many candidates are tried at most, fewer where
+    they are large: a limit of time would find another call on another machine."""
     shrunk = True
     while shrunk:
         shrunk = False
         for candidate in smaller(call):
-            if not tries:
+            if tries <= 0:
                 return call
-            tries -= 1
+            tries -= 1 + elements(candidate.arguments) // LARGE
             if breaks(candidate):
                 call, shrunk = candidate, True
                 break
@@ -35,6 +37,13 @@ def smaller(call: Call) -> Iterator[Call]:
         yield from cut(call)
     yield from plainer_options(call)
     yield from plainer_grids(call)
+
+
+def elements(value: Any) -> int:
+    """How many there are in all arrays inside of arguments."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    return sum(map(elements, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def pieces(length: int) -> Iterator[slice]:
@@ -86,11 +95,11 @@ def plainer_grids(call: Call) -> Iterator[Call]:
 def plainer(grid: QParams) -> Iterator[QParams]:
     """Simpler grids with the same codes."""
     if grid.axis is not None:
-        yield QParams(grid.scale[0], 0, grid.qmin, grid.qmax)
+        yield QParams(grid.scale[0], np.ravel(grid.zero_point)[0], grid.qmin, grid.qmax)
     elif float(grid.scale) != 1:
         yield QParams(1.0, grid.zero_point, grid.qmin, grid.qmax)
-    if grid.axis is None and int(grid.zero_point):
-        yield QParams(grid.scale, 0, grid.qmin, grid.qmax)
+    if np.any(grid.zero_point):
+        yield QParams(grid.scale, 0, grid.qmin, grid.qmax, grid.axis)
 
 
 def elementwise(call: Call) -> Iterator[Call]:
@@ -109,18 +118,13 @@ def elementwise(call: Call) -> Iterator[Call]:
             yield call.with_arguments(plain, scale, zero_point)
 
 
-def channels(w: QParams, part: slice) -> QParams:
-    """The grid of some outputs' weights."""
-    return w if w.axis is None else QParams(w.scale[part], 0, w.qmin, w.qmax, axis=0)
-
-
 def layer(call: Call) -> Iterator[Call]:
     """linear."""
     x_q, x, w_q, w, bias, y = call.arguments
     for c in pieces(len(x_q)):
         yield call.with_arguments(x_q[c], x, w_q, w, bias, y)
     for c in pieces(len(w_q)):
-        yield call.with_arguments(x_q, x, w_q[c], channels(w, c), None if bias is None else bias[c], y)
+        yield call.with_arguments(x_q, x, w_q[c], of_outputs(w, c), None if bias is None else bias[c], y)
     for c in pieces(x_q.shape[1]):
         yield call.with_arguments(x_q[:, c], x, w_q[:, c], w, bias, y)
     if bias is not None:
@@ -137,7 +141,7 @@ def dynamic_layer(call: Call) -> Iterator[Call]:
     for c in pieces(len(x)):
         yield call.with_arguments(x[c], w_q, w, bias)
     for c in pieces(len(w_q)):
-        yield call.with_arguments(x, w_q[c], channels(w, c), None if bias is None else bias[c])
+        yield call.with_arguments(x, w_q[c], of_outputs(w, c), None if bias is None else bias[c])
     for c in pieces(x.shape[1]):
         yield call.with_arguments(x[:, c], w_q[:, c], w, bias)
     if bias is not None:
@@ -157,11 +161,11 @@ def convolution(call: Call) -> Iterator[Call]:
         yield call.with_arguments(x_q[c], x, w_q, w, bias, y)
     for c in pieces(count):
         rows, columns = slice(c.start * outs, c.stop * outs), slice(c.start * ins, c.stop * ins)
-        left = x_q[:, columns], x, w_q[rows], channels(w, rows), None if bias is None else bias[rows], y
+        left = x_q[:, columns], x, w_q[rows], of_outputs(w, rows), None if bias is None else bias[rows], y
         yield call.with_arguments(*left, groups=c.stop - c.start)
     if count == 1:
         for c in pieces(outs):
-            yield call.with_arguments(x_q, x, w_q[c], channels(w, c), None if bias is None else bias[c], y)
+            yield call.with_arguments(x_q, x, w_q[c], of_outputs(w, c), None if bias is None else bias[c], y)
         for c in pieces(ins):
             yield call.with_arguments(x_q[:, c], x, w_q[:, c], w, bias, y)
     for axis in (2, 3):

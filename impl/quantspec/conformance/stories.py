@@ -112,13 +112,21 @@ def machine(session: Session) -> type[RuleBasedStateMachine]:
     return Interleaved
 
 
-def search(session: Session, operation: str) -> None:
-    """Tells the stories of an operation, or for "all" drawn ones of many; raises Impure with one that goes wrong,
-    Undecided when no fresh process can be had."""
+def search(session: Session, operation: str) -> list[Impure]:
+    """Tells the stories of an operation, or for "all" drawn ones of many. Gives the first of each shape that goes
+    wrong, or for "all" the first one; raises Undecided when no fresh process can be had."""
+    found: dict[str, Impure] = {}
     if operation != "all":
         for story in arranged(operation):
-            hold(session, story)
-        return
+            try:
+                hold(session, story)
+            except Impure as impure:
+                found.setdefault(impure.shape, impure)
+        return list(found.values())
     with drawn_alike():
         steps = settings(profile(STORIES), stateful_step_count=STEPS, phases=[Phase.generate])
-        run_state_machine_as_test(machine(session), settings=steps)
+        try:
+            run_state_machine_as_test(machine(session), settings=steps)
+        except Impure as impure:
+            return [impure]
+    return []

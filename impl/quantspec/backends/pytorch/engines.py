@@ -14,6 +14,7 @@ from quantspec.backends.protocol import (
     Pair,
     Scales,
     ZeroPoints,
+    has_channels_last,
     per_tensor,
     threads,
     whole_byte,
@@ -103,7 +104,7 @@ class TorchEngine(
         with quantized.selected(self._engine):
             packed = self._packed(OPS.linear_prepack, w_q, w, bias)
             kernel = OPS.linear_relu_dynamic if relu else OPS.linear_dynamic
-            return cast(np.ndarray, kernel(torch.from_numpy(x.copy()), packed, False).numpy())
+            return cast(np.ndarray, kernel(torch.from_numpy(np.array(x)), packed, False).numpy())
 
     def conv2d(
         self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
@@ -122,7 +123,7 @@ class TorchEngine(
     def _packed(self, prepack: Kernel, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, *places: object) -> Any:
         """Weights and bias as an object that the kernels take."""
         given = None if bias is None else torch.from_numpy(bias.copy())
-        key = prepack, w_q, w.scale, bias, *map(str, places)
+        key = prepack, w_q, w.scale, w.zero_point, bias, *map(str, places)
         return self._cache(key, lambda: prepack(weight_tensor(w_q, w), given, *places))
 
     def add(
@@ -215,8 +216,10 @@ def codes_of(tensor: torch.Tensor) -> np.ndarray:
 
 
 def tensor(q: np.ndarray, scale: float, zero_point: int) -> torch.Tensor:
-    """A quantized tensor with these codes and one scale."""
-    return torch._make_per_tensor_quantized_tensor(torch.from_numpy(np.array(q, order="C")), scale, zero_point)
+    """A quantized tensor with these codes and one scale, with channels last in memory where the codes have them so."""
+    codes = torch.from_numpy(np.array(q, order="C"))
+    made = torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)
+    return made.contiguous(memory_format=torch.channels_last) if has_channels_last(q) else made
 
 
 def activation(q: np.ndarray, grid: QParams) -> torch.Tensor:

@@ -77,7 +77,7 @@ class TorchDecomposed(
     def dequantize(
         self, q: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, axis: int | None = None
     ) -> np.ndarray:
-        codes = torch.from_numpy(np.array(q, order="C"))
+        codes = torch.from_numpy(np.array(q))
         ends = (0, 255) if codes.dtype == torch.uint8 else (-128, 127)
         if axis is None:
             real = DECOMPOSED.dequantize_per_tensor(codes, float(scale), int(zero_point), *ends, codes.dtype)

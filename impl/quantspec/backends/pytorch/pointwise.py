@@ -60,7 +60,7 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
         weight, *layer, dtype = self._arguments(x, w_q, w, bias, y)
         packed = self._cache(("linear", w_q), lambda: OPS.qlinear_prepack(weight, None))
         output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", NO_SCALARS, ""
-        codes, grid = torch.from_numpy(x_q.copy()), (float(x.scale), int(x.zero_point))
+        codes, grid = torch.from_numpy(np.array(x_q)), (float(x.scale), int(x.zero_point))
         return cast(np.ndarray, OPS.qlinear_pointwise(codes, *grid, packed, *layer, *output).numpy())
 
     def conv2d(
@@ -74,7 +74,7 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
         places = list(stride), list(padding), list(dilation), groups
         key = "conv2d", w_q, w.scale, x.scale, x.zero_point, str(places), x_q.shape
         packed = self._cache(key, lambda: OPS.qconv_prepack(weight, layer[0], *grid, *places, list(x_q.shape)))
-        codes = torch.from_numpy(x_q.copy()).contiguous(memory_format=torch.channels_last)
+        codes = torch.from_numpy(np.array(x_q)).contiguous(memory_format=torch.channels_last)
         output = float(y.scale), int(y.zero_point), dtype, "relu" if relu else "none", NO_SCALARS, ""
         result = OPS.qconv2d_pointwise(codes, *grid, packed, *layer, *places, *output)
         return np.ascontiguousarray(result.numpy())

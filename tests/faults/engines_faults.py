@@ -1,0 +1,163 @@
+"""Faults of what a network goes through between its capture and its answer: conversion, the engines, its module."""
+
+from faults.fault import Fault
+
+LOWERING = "engines.compiled.lowering"
+BATCHING = "engines.compiled.batching"
+FLOAT_RUN = "ir.float_run"
+MODULE = "module.module"
+TRAVERSE = "ir.traverse"
+CONVERSION = "ptq.conversion"
+
+FAULTS = [
+    Fault(
+        "fused-sum-read-elsewhere", LOWERING, ("STA-RUN",),
+        "A convolution is put into the sum behind it though somebody else reads it too.",
+        "return numbers.get(latest) if len(read_by[latest]) == 1 and latest not in outputs else None",
+        "return numbers.get(latest) if latest not in outputs else None",
+    ),
+    Fault(
+        "fused-sum-of-the-first", LOWERING, ("STA-RUN",),
+        "The convolution is taken for the sum's first operand, which it mostly is; DIA-ADD is not symmetric.",
+        "first = step.a == conv.name",
+        "first = True",
+    ),
+    Fault(
+        "grid-of-the-other-operand", LOWERING, ("STA-RUN",),
+        "The operand beside a fused convolution has the convolution's grid.",
+        "return self.add.b_qparams if self.first else self.add.a_qparams",
+        "return self.add.a_qparams if self.first else self.add.b_qparams",
+    ),
+    Fault(
+        "relu-behind-dynamic-lost", LOWERING, ("DYN-OUTPUT",),
+        "A ReLU is put into the dynamic layer before it, and forgotten there.",
+        "DynamicLinear(step.name, layer.x, layer, True)",
+        "DynamicLinear(step.name, layer.x, layer, False)",
+    ),
+    Fault(
+        "slices-begin-at-the-first", BATCHING, ("STA-BATCH-SIZE",),
+        "Every thread's slice of a batch begins where the first one's does.",
+        "result.append((plan, tuple(start * step for step in steps)))",
+        "result.append((plan, tuple(0 * step for step in steps)))",
+    ),
+    Fault(
+        "slices-of-one-stride", BATCHING, ("STA-BATCH-SIZE",),
+        "From slice to slice the inputs move on, by the bytes of one sample.",
+        "plan.frame.strides[: len(steps)] = [samples * step for step in steps]",
+        "plan.frame.strides[: len(steps)] = [step for step in steps]",
+    ),
+    Fault(
+        "last-samples-left-out", BATCHING, ("STA-BATCH-SIZE",),
+        "What is left of a batch behind whole slices is not computed.",
+        "(first + count // size * size, count % size, 1)",
+        "(first + count // size * size, 0, 1)",
+    ),
+    Fault(
+        "ceiling-lost-in-float", FLOAT_RUN, ("FUS-CLAMP",),
+        "A layer that stays in float keeps its ReLU, and not where that ends.",
+        'ceiling = None if node.ceiling == float("inf") else node.ceiling',
+        "ceiling = None",
+    ),
+    Fault(
+        "ceiling-lost-in-calibration", FLOAT_RUN, ("STA-SAME",),
+        "While ranges are observed, a ReLU6 has no upper end.",
+        'return y.relu_() if node.ceiling == float("inf") else y.clamp_(0, node.ceiling)',
+        "return y.relu_()",
+    ),
+    Fault(
+        "state-takes-floats", MODULE, ("STA-COPY",),
+        "load_state_dict looks at the shapes of codes, and not at their type.",
+        "if (tensor.dtype, tuple(tensor.shape)) != have[name]:",
+        "if tuple(tensor.shape) != have[name][1]:",
+    ),
+    Fault(
+        "state-of-any-shape", MODULE, ("STA-COPY",),
+        "load_state_dict looks at the types of codes, and not at their shape.",
+        "if (tensor.dtype, tuple(tensor.shape)) != have[name]:",
+        "if tensor.dtype != have[name][0]:",
+    ),
+    Fault(
+        "state-with-names-left-out", MODULE, ("STA-COPY",),
+        "A state that lacks arrays is taken, and the network keeps its own.",
+        "if set(have) != set(state):",
+        "if not set(have) >= set(state):",
+    ),
+    Fault(
+        "state-with-names-to-spare", MODULE, ("STA-COPY",),
+        "A state that has more arrays than the network is taken.",
+        "if set(have) != set(state):",
+        "if not set(have) <= set(state):",
+    ),
+    Fault(
+        "state-is-borrowed", MODULE, ("STA-COPY",),
+        "load_state_dict keeps the caller's arrays instead of its own.",
+        "{name: tensor.numpy().copy() for name, tensor in state.items()}",
+        "{name: tensor.numpy() for name, tensor in state.items()}",
+    ),
+    Fault(
+        "engine-of-the-old-state", MODULE, ("STA-COPY",),
+        "load_state_dict changes the program, and goes on running what was compiled before.",
+        'self.compiled = find_engine(self.asked_engine)(self.program, weights="held")\n\n    def __getstate__',
+        "\n\n    def __getstate__",
+    ),
+    Fault(
+        "float-parts-are-the-models", MODULE, ("STA-NO-LEAK", "STA-UNTOUCHED"),
+        "What stays in float is shared with whoever has the program.",
+        "return {key: copy.deepcopy(what) for key, what in program.callables.items() if key in called}",
+        "return {key: what for key, what in program.callables.items() if key in called}",
+    ),
+    Fault(
+        "zero-points-not-restored", TRAVERSE, ("STA-COPY",),
+        "Arrays that are put into a program leave the grids' zero points as they were.",
+        'inner.get("scale", value.scale), inner.get("zero_point", value.zero_point)',
+        'inner.get("scale", value.scale), value.zero_point',
+    ),
+    Fault(
+        "scales-not-restored", TRAVERSE, ("STA-COPY",),
+        "Arrays that are put into a program leave the grids' scales as they were.",
+        'inner.get("scale", value.scale), inner.get("zero_point", value.zero_point)',
+        'value.scale, inner.get("zero_point", value.zero_point)',
+    ),
+    Fault(
+        "sum-in-float-without-relu", CONVERSION, ("FUS-SUM",),
+        "A sum that stays in float loses the ReLU that it absorbed.",
+        "if isinstance(node, float_graph.Add) and node.relu and isinstance(step, Call):",
+        "if isinstance(node, float_graph.Concat) and isinstance(step, Call):",
+    ),
+    Fault(
+        "flat-layers-forget-it", CONVERSION, ("FUS-ROWS",),
+        "Whether a linear layer has absorbed a normalization of rows is lost in conversion.",
+        "self.steps.append(program.Linear(*layer, node.flat))",
+        "self.steps.append(program.Linear(*layer))",
+    ),
+    Fault(
+        "embeddings-on-one-scale", CONVERSION, ("DYN-EMBEDDING",),
+        "A table has one scale, as weights have where that is asked for.",
+        "Weights(replace(options, per_channel=True)).codes(node.weight, node.layer)",
+        "Weights(replace(options, per_channel=False)).codes(node.weight, node.layer)",
+    ),
+    Fault(
+        "pools-count-padding", CONVERSION, ("STA-SAME",),
+        "Whether an average counts the padding is lost in conversion.",
+        "places = node.kernel, node.stride, node.padding, node.ceil_mode, node.count_include_pad",
+        "places = node.kernel, node.stride, node.padding, node.ceil_mode, True",
+    ),
+    Fault(
+        "maxima-not-dilated", CONVERSION, ("STA-SAME",),
+        "The dilation of a maximum is lost in conversion.",
+        "return program.MaxPool(name, x, node.kernel, node.stride, node.padding, node.dilation, node.ceil_mode)",
+        "return program.MaxPool(name, x, node.kernel, node.stride, node.padding, (1, 1), node.ceil_mode)",
+    ),
+    Fault(
+        "means-never-keep", CONVERSION, ("STA-SAME",),
+        "A mean's keepdim is lost in conversion.",
+        "return program.Mean(name, x, grid, node.axes, node.keepdim)",
+        "return program.Mean(name, x, grid, node.axes, False)",
+    ),
+    Fault(
+        "groups-lost-in-conversion", CONVERSION, ("STA-SAME",),
+        "A convolution's groups are lost in conversion.",
+        "places = node.stride, node.padding, node.dilation, node.input_dilation, node.groups",
+        "places = node.stride, node.padding, node.dilation, node.input_dilation, 1",
+    ),
+]  # fmt: skip
