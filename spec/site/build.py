@@ -35,8 +35,9 @@ def main() -> int:
     for page in [*pages, ROOT / "tests" / "README.md"]:
         place = place_of(page)
         write(place, with_formulas(with_links(page, place, page.read_text(encoding="utf-8"))))
-    for picture in (ROOT / "spec" / "guides").glob("*.svg"):
-        shutil.copy(picture, DOCS / "guides")
+    for picture in (ROOT / "spec").glob("*/*.svg"):
+        (DOCS / place_of(picture)).parent.mkdir(exist_ok=True)
+        shutil.copy(picture, DOCS / place_of(picture))
     for name in ("environment.md", "site.css"):
         shutil.copy(Path(__file__).parent / name, DOCS)
     write("command.md", command_page())
@@ -78,11 +79,19 @@ def with_links(page: Path, place: str, text: str) -> str:
 
 
 def with_formulas(text: str) -> str:
-    """A page whose formulas, between ``$$``, are MathML."""
+    """A page whose formulas, between ``$$`` and within a line between ``$``, are MathML."""
     def formula(found: re.Match[str]) -> str:
         return latex2mathml.converter.convert(found[1].strip(), display="block")
 
-    return re.sub(r"^\$\$\n(.*?)\n\$\$$", formula, text, flags=re.MULTILINE | re.DOTALL)
+    def in_line(found: re.Match[str]) -> str:
+        return latex2mathml.converter.convert(found[1])
+
+    # Code is left as it is.
+    pieces = re.split(r"(^```.*?^```$|`[^`\n]*`)", text, flags=re.MULTILINE | re.DOTALL)
+    for index in range(0, len(pieces), 2):
+        blocks = re.sub(r"^\$\$\n(.*?)\n\$\$$", formula, pieces[index], flags=re.MULTILINE | re.DOTALL)
+        pieces[index] = re.sub(r"\$(?=\S)([^$\n]+?)(?<=\S)\$", in_line, blocks)
+    return "".join(pieces)
 
 
 def command_page() -> str:

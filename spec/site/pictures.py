@@ -1,4 +1,4 @@
-"""The guides' pictures, as SVG: ``python spec/site/pictures.py`` writes them anew."""
+"""Pictures as SVG: ``python spec/site/pictures.py`` writes those of the guides anew, ``figures.py`` the chapters'."""
 
 from pathlib import Path
 
@@ -66,5 +66,5 @@ def svg(width: int, height: int, parts: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    for picture in (observers, zero_point):
+    for picture in (observers,):
         (GUIDES / f"{picture.__name__}.svg").write_text(picture(), encoding="utf-8")

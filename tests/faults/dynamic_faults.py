@@ -108,6 +108,11 @@ FAULTS = [
         'codes, grid = Weights(replace(options, per_channel=False)).codes(node.weight, node.layer)',
     ),
     Fault(
+        "outside-is-the-first-row", "engines.compiled.embedding", ("DYN-EMBEDDING",),
+        "What the kernel says about an index outside the table is not asked.",
+        "if len(index) and not self.table.rows(", "if len(index) and None is self.table.rows(",
+    ),
+    Fault(
         'state-has-the-inputs-range', 'engines.reference_dynamic', ('DYN-RECURRENT',),
         'The gates of the state are added to the state and not to those of the input.',
         'now = KINDS[step.kind](gates[index],',

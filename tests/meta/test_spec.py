@@ -48,9 +48,10 @@ def test_a_clause_is_one_sentence_that_binds(stem):
 
 
 def prose(stem: str) -> str:
-    """A chapter without its title, its blocks, and the code in its sentences."""
+    """A chapter without its title, its contents, its blocks, its formulas, and the code in its sentences."""
     text = chapters.chapter(stem).path.read_text().split("\n", 1)[1]
-    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"^(Contents|Implemented in).*?\n\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"```.*?```|^\$\$$.*?^\$\$$", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"`[^`]*`", "", text)
 
 

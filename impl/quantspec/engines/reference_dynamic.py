@@ -35,37 +35,54 @@ def linear(
     return result
 
 
-def embedding(step: Embedding, values: dict[str, Any]) -> torch.Tensor:
+def embedding(step: Embedding, values: dict[str, Any], rows_of: "RowsOf | None" = None) -> torch.Tensor:
     """Rows of a table of codes, dequantized, or what becomes of the rows of each bag, float32 (DYN-EMBEDDING).
 
-    Raises ValueError naming the layer for indices outside the table.
+    ``rows_of`` does what ``table_rows`` does. Raises ValueError naming the layer for indices outside the table.
     """
+    rows_of = rows_of or table_rows
     index = values[step.x]
     if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32):
         kind = getattr(index, "dtype", type(index).__name__)
         raise ValueError(f"batch: layer {step.layer!r} expects indices, got {kind}")
-    flat = index.reshape(-1).numpy()
-    low, high = (flat.min(), flat.max()) if flat.size else (0, -1)
+    flat = array(index, f"batch: layer {step.layer!r}").reshape(-1)
     entries, width = codes_shape(step)
-    if not 0 <= low <= high + 1 <= entries:
-        ends = f"{low} to {high}"
-        raise ValueError(f"batch: layer {step.layer!r} has {entries} entries, got indices from {ends}")
     if step.bag is None:
-        return table_rows(step, flat).reshape(*index.shape, width)
-    used, place = np.unique(flat, return_inverse=True)
-    rows, where = table_rows(step, used), torch.from_numpy(place.reshape(index.shape))
-    padding = None
-    if step.padding_idx is not None and step.padding_idx in used:
-        padding = int(np.searchsorted(used, step.padding_idx))
+        return rows_of(step, flat).reshape(*index.shape, width)
+    # The rows that are asked for, each time they are, or the table where that is less.
+    padding, where = step.padding_idx, flat
+    if flat.size < entries:
+        where = np.arange(flat.size)
+        if padding is not None and (at := np.flatnonzero(flat == padding)).size:
+            where[at] = padding = int(at[0])
+        else:
+            padding = None
+    else:
+        check_inside(step, flat)
+    rows = rows_of(step, flat if flat.size < entries else np.arange(entries))
+    places = torch.from_numpy(where.astype(np.int64)).reshape(index.shape)
     offsets, weights = (None if name is None else values[name] for name in (step.offsets, step.weights))
     return torch.nn.functional.embedding_bag(
-        where, rows, offsets, mode=step.bag, per_sample_weights=weights,
+        places, rows, offsets, mode=step.bag, per_sample_weights=weights,
         include_last_offset=step.include_last_offset, padding_idx=padding,
     )  # fmt: skip
 
 
+RowsOf = Callable[[Embedding, np.ndarray], torch.Tensor]
+
+
+def check_inside(step: Embedding, index: np.ndarray) -> None:
+    """Raises ValueError for indices that are not all inside the table."""
+    low, high = (int(index.min()), int(index.max())) if index.size else (0, -1)
+    entries = codes_shape(step)[0]
+    if not 0 <= low <= high + 1 <= entries:
+        ends = f"{low} to {high}"
+        raise ValueError(f"batch: layer {step.layer!r} has {entries} entries, got indices from {ends}")
+
+
 def table_rows(step: Embedding, index: np.ndarray) -> torch.Tensor:
-    """Some rows of a table, dequantized."""
+    """Some rows of a table, dequantized. Raises as ``check_inside``."""
+    check_inside(step, index)
     grid = step.w_qparams.scale, step.w_qparams.zero_point
     # Taken out of the arrays, which nobody may write to, they are memory of their own.
     codes, scale, zero_point = (torch.from_numpy(a[index] if a.ndim else np.array(a)) for a in (step.weight, *grid))

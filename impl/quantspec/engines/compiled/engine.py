@@ -17,7 +17,18 @@ from quantspec.engines.reference import run_step
 from quantspec.engines.tensors import address, array, float_address, from_array, new
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
-from quantspec.ir.program import Call, Conv, Linear, LinearDynamic, LinearWeight, Program, Recurrent, Ref, Step
+from quantspec.ir.program import (
+    Call,
+    Conv,
+    Embedding,
+    Linear,
+    LinearDynamic,
+    LinearWeight,
+    Program,
+    Recurrent,
+    Ref,
+    Step,
+)
 from quantspec.ir.traverse import is_direct, reads, refs, replace_refs
 from quantspec.kernels.frame import caller
 from quantspec.kernels.threads import pool
@@ -27,6 +38,7 @@ from quantspec.numerics.dialects.named import dialect
 
 from . import DIALECT
 from .batching import Batched
+from .embedding import CompiledEmbedding
 from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
 from .lowering import SelectedStep, lower
@@ -105,7 +117,7 @@ def channels_first(y: torch.Tensor) -> torch.Tensor:
     return y.view(n, *positions, channels).movedim(-1, 1).contiguous()
 
 
-Part: TypeAlias = Segment | CompiledRecurrent | Step
+Part: TypeAlias = Segment | CompiledRecurrent | CompiledEmbedding | Step
 
 
 def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]:
@@ -131,12 +143,14 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
         if compiles and outputs and not views:
             parts.append(Segment(cast(tuple[SelectedStep, ...], steps), outputs, packed))  # as ``compilable`` says
         else:
-            parts += (recurrent(step, choices, weights) for step in steps)
+            parts += (by_itself(step, choices, weights) for step in steps)
     return parts
 
 
-def recurrent(step: Step, choices: Dialect, weights: Copying) -> Part:
-    """A recurrent layer compiled; what does not compile, or is none, as it is."""
+def by_itself(step: Step, choices: Dialect, weights: Copying) -> Part:
+    """A recurrent layer or an embedding compiled; what does not compile, or is none, as it is."""
+    if isinstance(step, Embedding):
+        return unless_refused(CompiledEmbedding, step) or step
     if not isinstance(step, Recurrent):
         return step
     return unless_refused(CompiledRecurrent, step, choices, weights) or step
@@ -190,7 +204,8 @@ class Compiled:
 
     def rest(self) -> Program:
         """The program's steps that have no kernels."""
-        steps = tuple(part for part in self.parts if not isinstance(part, (Segment, CompiledRecurrent)))
+        compiled = Segment, CompiledRecurrent, CompiledEmbedding
+        steps = tuple(part for part in self.parts if not isinstance(part, compiled))
         return replace(self.program, steps=steps)
 
     @property
@@ -204,7 +219,9 @@ class Compiled:
     def inside(self) -> frozenset[str]:
         """The names of the steps that are compiled; all others are run as the reference engine runs them."""
         names = (step.name for part in self.parts if isinstance(part, Segment) for step in part.steps)
-        return frozenset(names) | {part.name for part in self.parts if isinstance(part, CompiledRecurrent)}
+        return frozenset(names) | {
+            part.name for part in self.parts if isinstance(part, (CompiledRecurrent, CompiledEmbedding))
+        }
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         """The output for a batch. Raises as the reference engine does."""
@@ -221,6 +238,8 @@ class Compiled:
                     self.run_segment(part, values)
                 elif isinstance(part, CompiledRecurrent):
                     values[part.name] = part(values[part.step.x], replace_refs(part.step.state, values.__getitem__))
+                elif isinstance(part, CompiledEmbedding):
+                    values[part.name] = part(values)
                 else:
                     values[part.name] = run_step(part, values, self.program.callables, self.dialect)
         return replace_refs(self.program.output, values.__getitem__)
