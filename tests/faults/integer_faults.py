@@ -2,7 +2,8 @@
 
 from faults.fault import Fault
 
-PRODUCT = "return torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int32)"
+PRODUCT = "sums: np.ndarray = x @ w.T\n    return sums.astype(np.int32)"
+CONVOLVE = "convolve(real, weight.astype(exact), stride, dilation, groups)"
 # The row and column sums, with what corrects them to be filled in.
 SUMS = """points = np.broadcast_to(np.asarray(w_zero_point, np.float64), len(w_q))
     x, w, z = x_q.astype(np.float64), w_q.astype(np.float64), float(x_zero_point)
@@ -18,7 +19,7 @@ ACCUMULATORS = [
     Fault(
         "float32-accumulator", "numerics.integer", ("INT-ACC",),
         "Simulated quantization sums codes in float32, which drops the last bits of large sums.",
-        PRODUCT, "return torch.mm(torch.from_numpy(x).float(), torch.from_numpy(w).float().T).numpy().astype(np.int32)",
+        PRODUCT, "return (x.astype(np.float32) @ w.astype(np.float32).T).astype(np.int32)",
     ),
     Fault(
         "input-zero-point-forgotten", "numerics.integer", ("INT-ACC", "INT-LINEAR", "INT-NEAREST"),
@@ -50,7 +51,7 @@ ACCUMULATORS = [
         "Signal processors shift a whole block down until its "
         "largest number fits, so that rows lose bits to each other.",
         PRODUCT,
-        "total = torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int64)\n"
+        "total = (x @ w.T).astype(np.int64)\n"
         "    shift = max(int(np.abs(total).max(initial=0)).bit_length() - 12, 0)\n"
         "    return (total >> shift << shift).astype(np.int32)",
     ),
@@ -295,22 +296,20 @@ CONVOLUTION = [
     Fault(
         "stride-swapped", 'numerics.integer', ("INT-CONV",),
         "Widths come first in one interface and heights in the other.",
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), '
-        'None, stride[::-1], 0, dilation, groups)',
+        CONVOLVE,
+        "convolve(real, weight.astype(exact), stride[::-1], dilation, groups)",
     ),
     Fault(
         "kernel-turned-over", 'numerics.integer', ("INT-CONV",),
         "The mathematical convolution turns its kernel over; that of neural networks does not.",
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight[..., ::-1].astype(exact)), '
-        'None, stride, 0, dilation, groups)',
+        CONVOLVE,
+        "convolve(real, weight[..., ::-1].astype(exact), stride, dilation, groups)",
     ),
     Fault(
         "dilation-ignored", 'numerics.integer', ("INT-CONV",),
         "The windows are dense, whatever the dilation.",
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, 1, groups)',
+        CONVOLVE,
+        "convolve(real, weight.astype(exact), stride, (1,) * len(dilation), groups)",
     ),
     Fault(
         "padding-is-code-0", 'numerics.integer', ("INT-CONV-PAD",),
@@ -328,18 +327,16 @@ CONVOLUTION = [
     Fault(
         "groups-interleaved", 'numerics.integer', ("INT-CONV-GROUPS",),
         "Channels last in memory make every G-th channel a group instead of neighbouring ones.",
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
-        'convolve(torch.from_numpy(np.ascontiguousarray(real.reshape(len(real), real.shape[1] // groups, groups, '
-        '*real.shape[2:]).swapaxes(1, 2).reshape(real.shape))), '
-        'torch.from_numpy(weight.astype(exact)), None, stride, 0, '
-        'dilation, groups)',
+        CONVOLVE,
+        "convolve(real.reshape(len(real), real.shape[1] // groups, groups, *real.shape[2:]).swapaxes(1, 2)"
+        ".reshape(real.shape), weight.astype(exact), stride, dilation, groups)",
     ),
     Fault(
         "every-group-reads-the-first", 'numerics.integer', ("INT-CONV-GROUPS",),
         "The pointer to the input is not moved on from group to group.",
-        'convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
-        'convolve(torch.from_numpy(np.concatenate([real[:, : real.shape[1] // groups]] * groups, axis=1)), '
-        'torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)',
+        CONVOLVE,
+        "convolve(np.concatenate([real[:, : real.shape[1] // groups]] * groups, axis=1), weight.astype(exact), stride, "
+        "dilation, groups)",
     ),
 ]
 

@@ -139,7 +139,7 @@ def test_a_fault_is_killed_by_its_own_clause_and_by_nothing_else(tmp_path):
         "the-same survived AFF-TIES: add or strengthen a test that names this clause",
         "unrelated survived AFF-CODES: add or strengthen a test",
         "no-python is broken, which is no answer: '(' was never closed",
-        "no-python-at-import is broken, which is no answer: pytest ended with exit code 4",
+        "no-python-at-import is broken, which is no answer: pytest ended with exit code 3",
         "NameError: name 'no_such_name' is not defined; see ",
         "fault stale: expected its old text once in impl/quantspec/numerics/affine.py",
     ):

@@ -21,7 +21,7 @@ from quantspec.ir.program import Conv, Embedding, Linear, LinearDynamic, LinearW
 from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.dialect import Dialect
-from quantspec.numerics.dialects.patches import rows, windows
+from quantspec.numerics.patches import rows, windows
 
 from .autotune import Fastest
 from .reference import Reference

@@ -6,12 +6,11 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from quantspec.errors import UnsupportedError
 
-from . import windows
+from . import patches, windows
 from .affine import Float64, Int32, QParams, along, float32_array, saturate
 from .windows import Counts
 
@@ -37,7 +36,8 @@ def accumulate(
     x = x_q.astype(np.float64) - x_zero_point
     w = w_q.astype(np.float64) - along(0, np.asarray(w_zero_point), w_q.shape)
     # float64 holds every partial sum exactly (up to 2^53), so its fast product is an exact integer product.
-    return torch.mm(torch.from_numpy(x), torch.from_numpy(w).T).numpy().astype(np.int32)
+    sums: np.ndarray = x @ w.T
+    return sums.astype(np.int32)
 
 
 def checked_codes(q: ArrayLike, name: str) -> np.ndarray:
@@ -204,17 +204,23 @@ def accumulate_conv(
     exact: type[np.floating[Any]] = np.float32 if worst <= 2**24 else np.float64
     # Zero points are subtracted first, so that what is put between and around the inputs is 0.
     real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)
-    convolve = getattr(torch.nn.functional, f"conv{weight.ndim - 2}d")
     positions, kernel = real.shape[2:], weight.shape[2:]
     sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(positions, dilation, kernel, stride)]
     if min(sizes) <= 0:
         raise ValueError(f"x_q: a window of {kernel} does not fit into {positions} positions, padding included")
-    if not weight.size:  # which torch does not take
-        return np.zeros((len(real), *sizes, len(weight)), np.int64)
-    accumulator: np.ndarray = (
-        convolve(torch.from_numpy(real), torch.from_numpy(weight.astype(exact)), None, stride, 0, dilation, groups)
-    ).numpy()
-    return np.moveaxis(accumulator, 1, -1).astype(np.int64)
+    return convolve(real, weight.astype(exact), stride, dilation, groups).astype(np.int64)
+
+
+def convolve(values: np.ndarray, weight: np.ndarray, stride: Counts, dilation: Counts, groups: int) -> np.ndarray:
+    """Sums of products of windows [n, inputs, *positions] with weights [outputs, inputs / groups, *kernel], in their
+    type: [n, *positions, outputs]. A few images at a time, as windows take a kernel's times the memory of an image."""
+    sizes = groups, len(weight) // groups, int(np.prod(weight.shape[1:]))
+    by_group = patches.rows(weight).reshape(sizes).swapaxes(1, 2)
+    sums: list[np.ndarray] = []
+    for block in blocks_of_rows(values) or [slice(0, 0)]:
+        codes, shape = patches.windows(values[block], weight.shape[2:], stride, dilation, groups)
+        sums.append(np.moveaxis(codes @ by_group, 0, 1).reshape(*shape, len(weight)))
+    return np.concatenate(sums)
 
 
 def spread(

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike
 
 from quantspec.numerics import affine, integer
 from quantspec.numerics.affine import Float32, QParams, Real
+from quantspec.numerics.patches import evened, rows, windows
 from quantspec.numerics.windows import Counts, Places
 
 from .accumulate import ACCUMULATE
 from .float32 import check_unit
 from .float_output import OUTPUT
-from .patches import evened, rows, windows
 from .qparams import QPARAMS, Scale, symmetric_half
 from .quantize import quantize
 from .requantize import INTEGER_BIAS, REQUANTIZE, bias_codes_reciprocal

@@ -1,4 +1,4 @@
-"""Windows of a convolution as rows of codes (DIA-WINDOWS), so that it is as many linear layers as it has groups."""
+"""Windows of a convolution as rows of codes (DIA-WINDOWS), so that it is as many products as it has groups."""
 
 import numpy as np
 
