@@ -6,6 +6,7 @@ Pages stay where readers of the repository find them; here their links are turne
 
 import inspect
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -13,41 +14,86 @@ import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-import latex2mathml.converter
-
 import quantspec
 from quantspec import chapters, cli
 from quantspec.conformance import report_html, results
 
 ROOT = Path(__file__).parents[2]
-DOCS, SITE = ROOT / "out" / "docs", ROOT / "out" / "site"
+OUT = ROOT / "out"
+DOCS, SITE = OUT / "docs", OUT / "site"
 # Where pages of the repository are in the site.
-MOVED = {"README.md": "index.md", "spec/README.md": "specification.md", "tests/README.md": "tests.md"}
+MOVED = {
+    "README.md": "index.md",
+    "spec/README.md": "specification.md",
+    "spec/site/environment.md": "environment.md",
+    "tests/README.md": "tests.md",
+}
 # What is public beside the names of the package.
 MODULES = ("quantspec.backends.protocol", "quantspec.chapters", "quantspec.onnx_export.check", "quantspec.errors")
 COMMANDS = ((), ("run",), ("zoo",), ("conformance",), ("fingerprint",))
+CODE = r"^```.*?^```$|`[^`\n]*`"  # what stays as it is
 
 
 def main() -> int:
-    """Builds the site; the exit code of MkDocs, which fails for a link that leads nowhere."""
+    """Builds the site; 1 where MkDocs warns, as it does for a link that leads nowhere, and 0 otherwise."""
     shutil.rmtree(DOCS, ignore_errors=True)
-    pages = [*(ROOT / "spec").glob("*.md"), *(ROOT / "spec" / "guides").glob("*.md"), ROOT / "README.md"]
-    for page in [*pages, ROOT / "tests" / "README.md"]:
-        place = place_of(page)
-        write(place, with_formulas(with_links(page, place, page.read_text(encoding="utf-8"))))
-    for picture in (ROOT / "spec").glob("*/*.svg"):
-        (DOCS / place_of(picture)).parent.mkdir(exist_ok=True)
-        shutil.copy(picture, DOCS / place_of(picture))
-    for name in ("environment.md", "site.css"):
-        shutil.copy(Path(__file__).parent / name, DOCS)
+    spec = ROOT / "spec"
+    backends = sorted(spec.glob("results/*/README.md"))
+    for page in [ROOT / "README.md", ROOT / "tests" / "README.md", *spec.rglob("*.md")]:
+        write_page(page)
+    for picture in spec.rglob("*.svg"):
+        place = DOCS / picture.relative_to(spec)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, place)
+    shutil.copy(Path(__file__).with_name("site.css"), DOCS)
     write("command.md", command_page())
-    write_api()
+    names = write_api()
     recorded = chapters.directory() / "results"
     write("conformance-matrix.html", report_html.page(results.read_all(recorded), results.read_known(recorded)))
     matrix = "[Open the whole matrix](conformance-matrix.html), one page to click through."
     write("matrix.md", f"# The conformance matrix\n\n{matrix}\n")
-    settings = str(Path(__file__).with_name("mkdocs.yml"))
-    return subprocess.call([sys.executable, "-m", "mkdocs", "build", "-q", "-f", settings])
+    (OUT / "mkdocs.yml").write_text(settings(names, [place_of(page) for page in backends]), encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "-f", str(OUT / "mkdocs.yml")]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=quiet)
+    for line in run.stderr.splitlines():
+        if not line.startswith("INFO"):
+            print(line, file=sys.stderr)
+    if run.returncode == 0:
+        link_names(names)
+        print(f"{SITE.relative_to(ROOT)}/index.html")
+    return run.returncode
+
+
+def settings(names: list[str], backends: list[str]) -> str:
+    """MkDocs' settings: those beside this file, with the pages of public names and of backends in the contents."""
+    text = Path(__file__).with_name("mkdocs.yml").read_text(encoding="utf-8")
+    api = [f"          - {name}: api/{name}.md" for name in names]
+    single = [f"          - {Path(place).parent.name.rpartition('-avx')[0]}: {place}" for place in backends]
+    text = text.replace("          - api/index.md", "\n".join(["          - api/index.md", *api]))
+    return text.replace("          - conformance.md", "\n".join(["          - conformance.md", *single]))
+
+
+def write_page(page: Path) -> None:
+    """Puts a page of the repository into the site."""
+    place = place_of(page)
+    text = with_formulas(with_links(page, place, page.read_text(encoding="utf-8")))
+    write(place, f"---\nhide: [navigation]\n---\n\n{text}" if place == "index.md" else text)
+
+
+def link_names(names: list[str]) -> None:
+    """Makes links of public names where pages of the reference and guides name them in code."""
+    for page in [*(SITE / "api").glob("*.html"), *(SITE / "guides").glob("*.html")]:
+        up = "" if page.parent.name == "api" else "../api/"
+
+        def link(found: re.Match[str], page: Path = page, up: str = up) -> str:
+            name = found[1].removeprefix("qs.").removesuffix("()")
+            other = name in names and name != page.stem
+            return f'<a href="{up}{name}.html">{found[0]}</a>' if other else found[0]
+
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"(?<!<a)(?<!\">)<code>([\w.]+(?:\(\))?)</code>(?!</a>)", link, text)
+        page.write_text(text, encoding="utf-8")
 
 
 def place_of(page: Path) -> str:
@@ -79,19 +125,19 @@ def with_links(page: Path, place: str, text: str) -> str:
 
 
 def with_formulas(text: str) -> str:
-    """A page whose formulas, between ``$$`` and within a line between ``$``, are MathML."""
+    """A page whose formulas, between ``$$`` on lines of their own or ``$`` in a line, are MathML."""
+    import latex2mathml.converter
+
     def formula(found: re.Match[str]) -> str:
-        return latex2mathml.converter.convert(found[1].strip(), display="block")
+        if found["code"]:
+            return found[0]
+        block = found["block"] is not None
+        source = " ".join((found["block"] or found["inline"]).split())
+        drawn = latex2mathml.converter.convert(source, display="block" if block else "inline")
+        return str(drawn).replace("*", "&#42;").replace("|", "&#124;")  # which Markdown would read otherwise
 
-    def in_line(found: re.Match[str]) -> str:
-        return latex2mathml.converter.convert(found[1])
-
-    # Code is left as it is.
-    pieces = re.split(r"(^```.*?^```$|`[^`\n]*`)", text, flags=re.MULTILINE | re.DOTALL)
-    for index in range(0, len(pieces), 2):
-        blocks = re.sub(r"^\$\$\n(.*?)\n\$\$$", formula, pieces[index], flags=re.MULTILINE | re.DOTALL)
-        pieces[index] = re.sub(r"\$(?=\S)([^$\n]+?)(?<=\S)\$", in_line, blocks)
-    return "".join(pieces)
+    kinds = rf"(?P<code>{CODE})|^\$\$\n(?P<block>.*?)\n\$\$$|(?<![\\\w$])\$(?P<inline>[^$`]+?)\$(?![\w$])"
+    return re.sub(kinds, formula, text, flags=re.MULTILINE | re.DOTALL)
 
 
 def command_page() -> str:
@@ -104,16 +150,17 @@ def command_page() -> str:
     return "\n".join(parts)
 
 
-def write_api() -> None:
-    """A page for each public name, and their index."""
+def write_api() -> list[str]:
+    """A page for each public name, and their index; the names."""
+    names = [*sorted(quantspec.__all__, key=str.lower), *MODULES]
     rows = []
-    for name in sorted(quantspec.__all__, key=str.lower):
-        write(f"api/{name}.md", f"::: quantspec.{name}\n")
-        rows.append(f"| [`{name}`]({name}.md) | {summary(getattr(quantspec, name))} |")
-    for name in MODULES:
-        write(f"api/{name}.md", f"::: {name}\n")
-        rows.append(f"| [`{name}`]({name}.md) | {summary(sys.modules.get(name) or __import__(name, fromlist=['_']))} |")
+    for name in names:
+        module = name in MODULES
+        what = __import__(name, fromlist=["_"]) if module else getattr(quantspec, name)
+        write(f"api/{name}.md", f"::: {name if module else f'quantspec.{name}'}\n")
+        rows.append(f"| [`{name}`]({name}.md) | {summary(what)} |")
     write("api/index.md", "\n".join(["# API reference\n", "| name | what it is |", "|---|---|", *rows, ""]))
+    return names
 
 
 def summary(what: object) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 GUIDES = Path(__file__).parents[1] / "guides"
-BLUE, RED, GREY, INK = "#2f6db3", "#c0392b", "#b7bfcc", "#1d2433"
+BLUE, RED, GREY, INK, PALE = "#2f6db3", "#c0392b", "#b7bfcc", "#1d2433", "#eef3fa"
 
 
 def observers() -> str:
@@ -51,12 +51,38 @@ def zero_point() -> str:
     return svg(720, 125, parts)
 
 
+def kernels() -> str:
+    """Two kernels, the same arguments, two answers."""
+    def box(y: float, name: str, how: str, code: str) -> list[str]:
+        return [
+            f'<rect x="250" y="{y}" width="290" height="52" rx="6" fill="{PALE}" stroke="{BLUE}"/>',
+            text(265, y + 22, name),
+            text(265, y + 42, how, colour=BLUE),
+            arrow(180, 75, 248, y + 26),
+            arrow(540, y + 26, 600, y + 26),
+            text(612, y + 32, code, colour=RED, size=20),
+        ]
+
+    parts = [text(20, 60, "the same codes,"), text(20, 80, "scales and bias")]
+    parts += box(12, "kernel A", "float32 product 127.49999: rounds down", "127")
+    parts += box(88, "kernel B", "fixed-point product 127.50001: rounds up", "128")
+    return svg(680, 152, parts)
+
+
+def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    """A line with a head."""
+    angle = np.arctan2(y2 - y1, x2 - x1)
+    ends = [(x2 - 9 * np.cos(angle + turn), y2 - 9 * np.sin(angle + turn)) for turn in (-0.4, 0.4)]
+    return "".join([line(x1, y1, x2, y2, INK), *(line(x2, y2, x, y, INK) for x, y in ends)])
+
+
 def line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="1.5"/>'
 
 
-def text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = INK) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{words}</text>'
+def text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = INK, size: int = 14) -> str:
+    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"'
+    return f'<text {where} fill="{colour}">{words}</text>'
 
 
 def svg(width: int, height: int, parts: list[str]) -> str:
@@ -66,5 +92,5 @@ def svg(width: int, height: int, parts: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    for picture in (observers,):
+    for picture in (observers, kernels):
         (GUIDES / f"{picture.__name__}.svg").write_text(picture(), encoding="utf-8")

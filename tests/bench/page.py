@@ -1,6 +1,6 @@
 """The tables of a run: for the terminal, and as ``spec/performance.md``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from rich.table import Table
 
@@ -11,23 +11,29 @@ INTRODUCTION = """\
 
 Written by `make bench ARGS=--bench-write` from what it measured, which is kept in
 [`results/performance.json`](results/performance.json) with the times of all peers.
+"""
 
-Times are of this machine and of no other; what carries over are the **ratios**, which come from one process
-that ran everybody in turn: each round times every peer once, in an order that moves on, after a call that is
-not timed, and a time is the median of the rounds. Floats go in and come out. Everybody has as many threads as
-the row says, garbage collection is off, and everybody is calibrated with the same data. `vs float32` and `vs
-int8` are the times of the best peer divided by ours: 2.00 means that we take half as long. `vs torch.ao` is
-the same for the best of torch.ao's ways alone.
+HOW = """\
+## How it is measured
 
-- *float32*: torch in `inference_mode`, ONNX Runtime; torch.compile where the peers' list of a row has it.
-- *int8*: torch.ao on engines x86 and onednn, both also through TorchScript (traced and frozen); ONNX Runtime
-  (QDQ; U8S8 and U8U8 with a scale for each channel). In dynamic rows torch.ao's and ONNX Runtime's
-  `quantize_dynamic`.
-- *peak*: multiply-accumulates per second over those of a loop of dot products that never leaves the
-  registers: the highest of measurements next to each row.
-- *bytes*: that have to pass at least: weights, float input and output, the codes of each layer written and
-  read once.
-- *short of*: the targets that a row misses. Nothing there: it reaches all of them.
+quantspec and all peers are timed round-robin in one process. Each round times every peer once, in a rotating order
+and after one untimed call; a time is the median of the rounds. Inputs and outputs are float32. All use the same
+number of threads and the same calibration data, and garbage collection is off. Absolute times belong to this machine;
+compare the **ratios**.
+
+| column | meaning |
+| --- | --- |
+| ours | the time of one call of quantspec's int8 network |
+| best float32 | the fastest of torch in `inference_mode`, ONNX Runtime and, where a row has it, torch.compile |
+| best int8 peer | the fastest of torch.ao (engines x86 and onednn, each also frozen by TorchScript) and ONNX Runtime \
+(QDQ; U8S8 and U8U8, one scale per channel); in dynamic rows their `quantize_dynamic` |
+| vs float32, vs int8 | the time of that peer divided by ours: 2.00 means that quantspec takes half as long, \
+**bold** below 1.00 means that the peer is faster |
+| vs torch.ao | the same for the fastest variant of torch.ao |
+| peak | multiply-accumulates per second, as a share of a loop of dot products on registers, measured next to the row |
+| memory traffic | the minimum: weights, float input and output, and the codes of each layer written and read once |
+| targets | the ratios and the share of the peak that the row is held to |
+| missed | the targets that the row does not reach, with what it reached |
 """
 
 
@@ -46,6 +52,11 @@ def times(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def marked(value: float | None) -> str:
+    """A ratio of times in Markdown: bold where the peer is faster."""
+    return f"**{times(value)}**" if value is not None and value < 1 else times(value)
+
+
 def volume(nbytes: int) -> str:
     """Bytes in the larger unit that fits."""
     return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.0f} kB"
@@ -61,7 +72,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "vs int8": lambda row: times(row["vs_int8"]),
     "vs torch.ao": lambda row: times(row["vs_torch_ao"]),
     "peak": lambda row: f"{row['peak_share']:.0%}",
-    "bytes": lambda row: volume(row["bytes"]),
+    "memory traffic": lambda row: volume(row["bytes"]),
 }
 
 
@@ -108,26 +119,78 @@ def markdown(run: dict) -> str:
     """The page."""
     machine = run["machine"]
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "onnxruntime", "onnx"))
-    most = f"{machine['peak_gmacs']:g}·10⁹ multiply-accumulates a second at the most and for one thread"
-    lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores; {most}. {versions}."]
+    peak = f"at most {machine['peak_gmacs']:g}·10⁹ multiply-accumulates per second and thread"
+    lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores; {peak}. {versions}."]
     if machine["load"] >= 0.5:
-        load = f"its load average was {machine['load']:g} before this began"
-        lines += ["", f"**The machine was not idle**: {load}. Ratios are noisier for it, and speeds too low."]
-    lines += ["", "## Networks", "", *head((*COLUMNS, "short of"))]
-    lines += [line([*cells(row), "; ".join(results.shortfalls(row))]) for row in run["rows"]]
-    lines += ["", "## The rest", "", *head(("measure", "value", "target", "reached", "what it is"))]
+        load = f"its load average was {machine['load']:g} before the run"
+        lines += ["", f"**The machine was not idle**: {load}. Ratios are noisier and speeds lower than on an idle one."]
+    lines += ["", "## Summary", "", *summary(run)]
+    for threads in sorted({row["threads"] for row in run["rows"]}):
+        lines += ["", f"## Networks, {count(threads, 'thread')}", "", *network_table(run, threads)]
+    lines += ["", "## Other measures", "", *head(("measure", "value", "target", "reached", "what it is"), (1,))]
     for measure in run["measures"]:
         value = f"{measure['value']:g} {measure['unit']}".strip()
         reached = "" if not target(measure) else "**no**" if results.misses(measure) else "yes"
         lines.append(line([measure["name"], value, target(measure), reached, measure["of"]]))
     lines += ["", "## Not measured", ""]
     lines += [f"- {name}: {reason}" for name, reason in run["unavailable"].items()] or ["Nothing was left out."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", HOW.rstrip()]) + "\n"
 
 
-def head(names: tuple[str, ...]) -> list[str]:
-    """The first two lines of a Markdown table."""
-    return [line(list(names)), line(["---"] * len(names))]
+def summary(run: dict) -> list[str]:
+    """What the rows come to, a picture of them, and where quantspec is slower than a peer or misses a target."""
+    lines = []
+    for threads in sorted({row["threads"] for row in run["rows"]}):
+        rows = [row for row in run["rows"] if row["threads"] == threads]
+        spans = [
+            f"{min(ratios):.2f} to {max(ratios):.2f} times as fast as the best {kind}"
+            for key, kind in (("vs_float32", "float32"), ("vs_int8", "int8 peer"))
+            if (ratios := [row[key] for row in rows if row[key] is not None])
+        ]
+        lines.append(f"- {count(threads, 'thread')}, {count(len(rows), 'row')}: {', '.join(spans)}.")
+    slower = {
+        f"{row['row']}, {count(row['threads'], 'thread')}": row[key]
+        for row in run["rows"]
+        for key in ("vs_float32", "vs_int8")
+        if row[key] is not None and row[key] < 1
+    }
+    named = "; ".join(f"{name} ({ratio:.2f})" for name, ratio in slower.items())
+    lines.append(f"- A peer is faster in {count(len(slower), 'row')}{': ' + named if named else ''}.")
+    missed = [entry["name"] for entry in run["measures"] if results.misses(entry)]
+    missed += [f"{row['row']}, {count(row['threads'], 'thread')}" for row in run["rows"] if results.shortfalls(row)]
+    lines.append(f"- Targets missed: {'; '.join(missed) or 'none'}.")
+    picture = "Bars, one pair for each network: how many times as fast quantspec is as the best float32 and int8 peers"
+    return [*lines, "", f"![{picture}]({results.CHART})"]
+
+
+def network_table(run: dict, threads: int) -> list[str]:
+    """The rows with a number of threads."""
+    ratios = {"vs float32": "vs_float32", "vs int8": "vs_int8", "vs torch.ao": "vs_torch_ao"}
+    columns = [name for name in COLUMNS if name != "threads"]
+    lines = head((*columns, "targets", "missed"), range(1, len(columns)))
+    for row in run["rows"]:
+        if row["threads"] == threads:
+            texts = [marked(row[ratios[name]]) if name in ratios else COLUMNS[name](row) for name in columns]
+            lines.append(line([*texts, targets(row), "; ".join(results.shortfalls(row))]))
+    return lines
+
+
+def targets(row: dict) -> str:
+    """What a row is held to."""
+    words = {"vs_float32": "{:g}x float32", "vs_int8": "{:g}x int8", "vs_torch_ao": "{:g}x torch.ao"}
+    words["peak"] = "{:.0%} of peak"
+    return ", ".join(words[name].format(least) for name, least in row["targets"].items() if least is not None)
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def head(names: Iterable[str], right: Iterable[int] = ()) -> list[str]:
+    """The first two lines of a Markdown table; the columns ``right`` hold numbers."""
+    cells, numbers = list(names), set(right)
+    return [line(cells), line(["---:" if index in numbers else "---" for index in range(len(cells))])]
 
 
 def line(entries: list[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 MEASURED = ("peak_gmacs", "load")  # of the machine, and not the same in every run
 RECORD, PAGE = "results/performance.json", "performance.md"
+CHART, SHORT_CHART = "performance.svg", "speed.svg"  # all rows on one thread; those of one example
 
 
 def record(rows: list[dict], measures: list[dict], unavailable: dict[str, str], peak: float, load: float) -> dict:
@@ -92,13 +93,15 @@ def write(spec: Path, run: dict) -> None:
 
     Rows that were not measured stay, when they are of this machine and these versions.
     """
-    from . import page
+    from . import chart, page
 
     path = spec / RECORD
     before = json.loads(path.read_text()) if path.exists() else None
     run = merged(before, run) if comparable(before, run) else run
     path.write_text(text(run))
     (spec / PAGE).write_text(page.markdown(run), encoding="utf-8")
+    for name, picture in chart.pictures(run).items():
+        (spec / name).write_text(picture, encoding="utf-8")
 
 
 def broken_promises(run: dict) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 
-from bench import page, results
+from bench import chart, page, results
 from quantspec import chapters
 
 SPEC = chapters.directory()
@@ -12,6 +12,17 @@ RECORDED = json.loads((SPEC / results.RECORD).read_text())
 def test_the_page_is_what_the_record_says():
     """`make bench ARGS=--bench-write` writes both."""
     assert (SPEC / results.PAGE).read_text(encoding="utf-8") == page.markdown(RECORDED)
+    for name, picture in chart.pictures(RECORDED).items():
+        assert (SPEC / name).read_text(encoding="utf-8") == picture
+
+
+def test_the_page_prints_targets_and_marks_rows_in_which_a_peer_is_faster():
+    row = RECORDED["rows"][0]
+    slower = row | {"vs_int8": 0.66, "targets": row["targets"] | {"vs_int8": 1.1}}
+    written = page.markdown(RECORDED | {"rows": [slower, row | {"threads": 2}]})
+    assert "**0.66**" in written and "1.1x int8" in written and "0.66 of 1.10 times int8" in written
+    assert f"A peer is faster in 1 row: {row['row']}, 1 thread (0.66)." in written
+    assert "## Networks, 1 thread\n" in written and "## Networks, 2 threads\n" in written
 
 
 def test_the_record_is_written_as_it_is_read():

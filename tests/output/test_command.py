@@ -1,6 +1,7 @@
 """What the command says: of backends in the current folder, and of results that are not there."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,20 +11,11 @@ import pytest
 
 from quantspec import chapters, cli
 
-BACKEND = '''
-import numpy as np
-from quantspec.numerics.affine import quantize
-
-class MyBackend:
-    name, version, dialect = "mine", "1", "onnx"
-
-    def quantize(self, x, qparams):
-        return quantize(x, qparams)
-'''
-
 
 def test_a_backend_is_found_in_the_current_folder(tmp_path):
-    (tmp_path / "my_backend.py").write_text(BACKEND)
+    """The one of the page on backends, saved under the name that the page gives."""
+    page = (chapters.directory() / "your-backend.md").read_text(encoding="utf-8")
+    (tmp_path / "my_backend.py").write_text(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1])
     # As the installed script runs it, whose own folder is the first of the path, and not the current one.
     script = tmp_path / "bin" / "quantspec"
     script.parent.mkdir()
