@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import programs
 import strategies
 from bench import peak
+from evidence import clause
 from quantspec import UnsupportedError
 from quantspec.engines import registry
 from quantspec.engines.compiled.engine import Compiled, Segment
@@ -36,6 +37,7 @@ def check(program: Program, *inputs: np.ndarray) -> None:
     assert len(segment.batched) == 1, "the kernels did not take these shapes"
 
 
+@clause("STA-INSTRUCTIONS")
 @given(strategies.seeds(), st.integers(0, 40), st.integers(1, 200), st.integers(1, 150), st.integers(1, 70))
 def test_linear_layers(r, rows, inputs, hidden, outputs):
     x = programs.grid(r)
@@ -60,6 +62,7 @@ def test_linear_layers_that_give_floats(r, rows, inputs, outputs):
     check(programs.to_floats(x, layer), programs.values(r, x, (rows, inputs)))
 
 
+@clause("STA-INSTRUCTIONS")
 @given(strategies.seeds(), st.data())
 def test_convolutions(r, data):
     def draw(low, high):

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 import programs
 import strategies
+from evidence import clause
 from quantspec.engines.compiled import batching, parallel, planner
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
-from quantspec.kernels import tiles
+from quantspec.kernels import cpu, tiles
 
 FUNCTIONS = {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu}
 needs_tiles = pytest.mark.skipif(not tiles.allowed(), reason="this CPU has no tiles, or the system does not give them")
@@ -43,6 +44,7 @@ def check(program, x, expect=True):
     assert torch.equal(first, Reference(program)(batch)) and torch.equal(engine(batch), first)
 
 
+@clause("STA-INSTRUCTIONS")
 @needs_tiles
 @given(strategies.seeds(), st.integers(1, 100), st.integers(1, 300), st.integers(1, 80), st.booleans())
 def test_rows(r, rows, inputs, outputs, real):
@@ -52,6 +54,7 @@ def test_rows(r, rows, inputs, outputs, real):
     check(program, programs.values(r, x, (rows, inputs)))
 
 
+@clause("STA-INSTRUCTIONS")
 @needs_tiles
 @given(
     strategies.seeds(), st.integers(1, 3), st.integers(1, 40), st.integers(1, 50), st.sampled_from([1, 2]),
@@ -70,6 +73,7 @@ def test_images(r, images, channels, outputs, groups, kernel, dilation, side, re
     check(program, programs.values(r, x, (images, channels, side, side + 1)))
 
 
+@clause("STA-INSTRUCTIONS")
 @needs_tiles
 @given(strategies.seeds(), st.integers(2, 40), st.booleans())
 def test_sums(r, channels, first):
@@ -77,6 +81,7 @@ def test_sums(r, channels, first):
     check(program, programs.values(r, program.steps[0].qparams, (2, channels, 6, 7)))
 
 
+@clause("STA-INSTRUCTIONS")
 @needs_tiles
 @given(strategies.seeds(), st.lists(st.integers(1, 150), min_size=2, max_size=3), st.booleans(), st.booleans())
 def test_floats(r, widths, rows, reduce_range):
@@ -85,6 +90,7 @@ def test_floats(r, widths, rows, reduce_range):
     check(program, r.normal(size=(int(r.integers(1, 80)), 1, widths[0])).astype(np.float32))
 
 
+@clause("STA-INSTRUCTIONS")
 @needs_tiles
 @given(strategies.seeds(), st.integers(2, 4), st.integers(1, 200), st.integers(1, 200))
 def test_threads_gather_on_their_own(r, count, inputs, outputs):
@@ -100,6 +106,7 @@ def test_threads_gather_on_their_own(r, count, inputs, outputs):
         torch.set_num_threads(before)
 
 
+@clause("STA-INSTRUCTIONS")
 @needs_tiles
 @pytest.mark.parametrize("code", [-128, 127])
 @pytest.mark.parametrize("x", [0, 255])
@@ -125,9 +132,27 @@ def flat(tree):
     return [tree] if isinstance(tree, torch.Tensor) else [leaf for item in tree for leaf in flat(item)]
 
 
+@clause("STA-INSTRUCTIONS")
 def test_without_leave_products_are_computed_all_the_same():
     r = np.random.default_rng(0)
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, 100, 70)
     with mock.patch.object(tiles, "allowed", lambda: False):
         check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (50, 100)), expect=False)
+
+
+@clause("STA-TILES")
+def test_tiles_that_are_refused_are_told_once():
+    tiles.allowed.cache_clear()
+    has_tiles = replace(cpu.target(), has_tiles=True)
+    try:
+        with mock.patch.object(cpu, "target", lambda: has_tiles), mock.patch.object(tiles, "ask", lambda: 28):
+            with pytest.warns(RuntimeWarning, match="refuses this process the tiles .* dot products of bytes") as told:
+                assert not tiles.allowed() and not tiles.allowed()
+            assert len(told) == 1
+        tiles.allowed.cache_clear()
+        has_none = replace(has_tiles, has_tiles=False)
+        with mock.patch.object(cpu, "target", lambda: has_none), mock.patch.object(tiles, "ask", lambda: 28):
+            assert not tiles.allowed()  # nobody is told of what the CPU has not
+    finally:
+        tiles.allowed.cache_clear()

@@ -361,6 +361,17 @@ FAULTS = [
         "if distances.size and not -LONGEST", "if not distances.size and not -LONGEST",
     ),
     Fault(
+        "steps-left-over-dropped", "kernels.gemm", ("STA-INSTRUCTIONS",),
+        "Inputs behind the last whole round of several steps are left out.",
+        "return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), one)",
+        "return emit.loop(emit.sub(done, done), emit.loop(count, carried, several), one)",
+    ),
+    Fault(
+        "tiles-refused-in-silence", "kernels.tiles", ("STA-TILES",),
+        "A process without leave computes by other instructions, and nobody is told.",
+        "    if refused:\n", "    if refused < 0:\n",
+    ),
+    Fault(
         "links-replaced", "storage.file", ("STA-FILE",),
         "A link is replaced by the file, and what it led to is left as it was.",
         "path = Path(os.path.realpath(path_of(path)))", "path = Path(path_of(path))",

@@ -11,6 +11,8 @@ A process asks its system once for leave to use tiles.
 
 import ctypes
 import functools
+import os
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -32,8 +34,22 @@ ARCH_PRCTL, REQUEST, TILE_DATA = 158, 0x1023, 18  # Linux: leave to use a featur
 
 @functools.cache
 def allowed() -> bool:
-    """Whether this process may use tiles: the CPU has them, and the system saves them where it switches threads."""
-    return cpu.target().has_tiles and ctypes.CDLL(None, use_errno=True).syscall(ARCH_PRCTL, REQUEST, TILE_DATA) == 0
+    """Whether this process may use tiles: the CPU has them, and the system saves them where it switches threads. One
+    warning tells where it does not (STA-TILES).
+    """
+    if not cpu.target().has_tiles:
+        return False
+    refused = ask()
+    if refused:
+        why = f"the system refuses this process the tiles of its CPU ({os.strerror(refused)})"
+        warnings.warn(f"{why}: products use dot products of bytes in their place", RuntimeWarning, stacklevel=2)
+    return not refused
+
+
+def ask() -> int:
+    """Asks the system for tiles; the number of the error where it refuses them, else 0."""
+    library = ctypes.CDLL(None, use_errno=True)
+    return ctypes.get_errno() if library.syscall(ARCH_PRCTL, REQUEST, TILE_DATA) else 0
 
 
 def give_tiles(products: Iterable[Product], keep: Callable[[np.ndarray], int]) -> None:
