@@ -86,6 +86,22 @@ def test_every_code_added_to_its_neighbours(place):
         ]
 
 
+@clause("DIA-ADD")
+@pytest.mark.parametrize("place", sorted(spec.ADD))
+def test_sums_on_ties_and_an_ulp_beside_them(place):
+    name = next(n for n in NAMES if spec.choice(n, "add") == place)
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        s_a, s_b = np.exp(generator.uniform(-5, 0, 2)).astype(np.float32)
+        a, b = (QParams(s, int(generator.integers(256)), 0, 255) for s in (s_a, s_b))
+        a_q, b_q = generator.integers(0, 256, (2, 4)).astype(np.uint8)
+        real = (int(a_q[0]) - int(a.zero_point)) * float(s_a) + (int(b_q[0]) - int(b.zero_point)) * float(s_b)
+        step = draws.shifted(max(abs(real), 1e-3) / (generator.integers(1, 90) + 0.5), int(generator.integers(-1, 2)))
+        y = QParams(step, int(generator.integers(100, 156)), 0, 255)
+        got = operations.add(dialect(name), a_q, a, b_q, b, y)
+        assert got.tolist() == [spec.ADD[place](int(p), one(a), int(q), one(b), whole(y), 0) for p, q in zip(a_q, b_q)]
+
+
 @clause("DIA-MUL")
 @pytest.mark.parametrize("name", NAMES)
 @given(related_grids(product=True), st.data())
