@@ -154,6 +154,16 @@ FAULTS = [
         "before = apply(Real, value, grid.scale)", "before, grid = value, type(grid)(1.0, 0, 0, 1)",
     ),
     Fault(
+        "qat-old-optimizers-step", "qat.prepare", ("QAT-OPTIMIZER",),
+        "An optimizer of the model that was copied steps, and nothing is trained.",
+        "    optimizers.replace(given.parameters())\n", "",
+    ),
+    Fault(
+        "qat-packed-as-they-lie", "qat.recurrent", ("DYN-PACKED",),
+        "The state of packed sequences is not put into their order.",
+        "states = [part[:, x.sorted_indices] for part in states]", "states = list(states)",
+    ),
+    Fault(
         "qat-noise-once", "capture.tracer", ("QAT-ACTS",),
         "What Python draws at random is what it was when the model was traced.",
         "if acting.python_random() != pythons or not torch.equal(torch.get_rng_state(), before):", "if False:",

@@ -20,6 +20,7 @@ from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import NO_PART, nothing_in, report_of_network, report_of_parts, warn_of_float
 from quantspec.surroundings import usual
 
+from . import optimizers
 from .eager import eager
 from .network import Network, Training, sharing
 
@@ -196,7 +197,7 @@ def prepare_qat(
         got = type(calibration).__name__
         raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
     static.check_options("prepare_qat", options)
-    in_training = isinstance(model, nn.Module) and model.training
+    given, in_training = model, isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         model = usual(copies.own_copy)(copies.inside(model)).eval()
     prepared = static.with_options(model, options, share=False, acts=True)
@@ -214,6 +215,7 @@ def prepare_qat(
         raise ValueError("learned_scales: expected calibration batches, from whose ranges scales begin")
     if any_batch:
         qat.settle()
+    optimizers.replace(given.parameters())
     return qat.train(in_training)
 
 

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from quantspec.engines.reference_dynamic import KINDS
-from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Recurrent
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.ptq.options import Options
@@ -54,13 +53,11 @@ def recurrent(
 ) -> Any:  # fmt: skip
     """What the module gives: (output, state), or the new state of a single step. ``cells``: the present weights;
     ``dropout``: between its layers.
-
-    Raises UnsupportedError for packed sequences.
     """
-    if isinstance(x, PackedSequence):
-        raise UnsupportedError(f"layer {step.layer!r}: packed sequences cannot be trained; pad them")
-    x = x.to(torch.float32)
     matrices = [(matrix(cell, "input", options), matrix(cell, "state", options)) for cell in cells]
+    if isinstance(x, PackedSequence):
+        return packed(step, x, state, matrices, dropout)
+    x = x.to(torch.float32)
     batched = x.ndim == (2 if step.single else 3)
     values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
     values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
@@ -85,6 +82,46 @@ def recurrent(
     elif step.batch_first:
         values = values.transpose(0, 1)
     return values, last if step.kind == "lstm" else last[0]
+
+
+def packed(
+    step: Recurrent, x: PackedSequence, state: Any, matrices: list[tuple[Matrix, Matrix]], dropout: float
+) -> Any:
+    """What the module gives for a packed sequence (DYN-PACKED)."""
+    counts, values = x.batch_sizes.tolist(), x.data.to(torch.float32)
+    states = initial(step, state, values.new_empty(0, counts[0], 0), True, matrices)
+    if state is not None and x.sorted_indices is not None:
+        states = [part[:, x.sorted_indices] for part in states]
+    ends: list[State] = []
+    directions = 2 if step.bidirectional else 1
+    for first in range(0, len(matrices), directions):
+        outputs = []
+        values = F.dropout(values, dropout) if first and dropout else values
+        for index in range(first, first + directions):
+            start = tuple(part[index] for part in states)
+            made, end = packed_way(step.kind, *matrices[index], values, counts, start, index > first)
+            outputs.append(made)
+            ends.append(end)
+        values = torch.cat(outputs, dim=-1)
+    last = tuple(torch.stack(parts) for parts in zip(*ends))
+    if x.unsorted_indices is not None:
+        last = tuple(part[:, x.unsorted_indices] for part in last)
+    output = PackedSequence(values, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+    return output, last if step.kind == "lstm" else last[0]
+
+
+def packed_way(
+    kind: str, inputs: Matrix, states: Matrix, x: torch.Tensor, counts: list[int], state: State, backward: bool
+) -> tuple[torch.Tensor, State]:
+    """``one_way`` for rows of which ``counts`` says how many belong to each step: those of the longest sequences."""
+    by_step = list(enumerate(torch.split(inputs.gates(x), counts)))
+    outputs: dict[int, torch.Tensor] = {}
+    for index, own in reversed(by_step) if backward else by_step:
+        now = tuple(part[: len(own)] for part in state)
+        new = KINDS[kind](own, states.gates(now[0]), now)
+        state = tuple(torch.cat([a, b[len(own) :]]) for a, b in zip(new, state))
+        outputs[index] = new[0]
+    return torch.cat([outputs[index] for index in range(len(counts))]), state
 
 
 def matrix(cell: dict[str, torch.Tensor | None], which: str, options: Options) -> Matrix:

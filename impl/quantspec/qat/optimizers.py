@@ -1,0 +1,45 @@
+"""Optimizers that hold parameters of the model that ``prepare_qat`` copied, which nothing trains (QAT-OPTIMIZER)."""
+
+import functools
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+REPLACED = (
+    "optimizer: it holds parameters of the model that was given to prepare_qat, which have no gradient; make it of the"
+    " parameters of what prepare_qat returned"
+)
+# By identity, as tensors are compared value by value.
+replaced: dict[int, "weakref.ref[torch.Tensor]"] = {}
+
+
+def replace(parameters: Iterable[torch.Tensor]) -> None:
+    """Notes parameters that were copied, as long as somebody holds them."""
+    watch()
+    for parameter in parameters:
+        replaced[id(parameter)] = weakref.ref(parameter, functools.partial(forget, id(parameter)))
+
+
+def forget(key: int, _: Any) -> None:
+    replaced.pop(key, None)
+
+
+@functools.cache
+def watch() -> None:
+    """Has every optimizer ask before it steps."""
+    register_optimizer_step_pre_hook(check)
+
+
+def check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Raises ValueError for an optimizer that would change nothing but parameters that were copied."""
+    found = False
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                return
+            found = found or id(parameter) in replaced
+    if found:
+        raise ValueError(REPLACED)
