@@ -57,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     run.add_argument("--report", type=Path, metavar="FILE", help="write the results as one HTML page with pictures")
     run.set_defaults(function=run_tutorial)
-    hold = commands.add_parser("conformance", help="hold backends to the specification and record what they do")
-    backends = "a known one or my_package.my_module:MyBackend; may be repeated (default: all installed)"
+    hold = commands.add_parser("conformance", help="test backends for conformance and record the results")
+    backends = "a known backend or my_package.my_module:MyBackend; may be repeated (default: all installed)"
     hold.add_argument("--backend", action="append", metavar="NAME", help=backends)
     examples = "drawn calls for each clause and operation (default: 60)"
     hold.add_argument("--examples", type=int, default=60, metavar="N", help=examples)
@@ -66,10 +66,10 @@ def parser() -> argparse.ArgumentParser:
     hold.add_argument("--seconds", type=float, default=20.0, metavar="S", help=seconds)
     hold.add_argument("--write", type=Path, metavar="DIR", help="write results and pages into a folder like spec/")
     hold.add_argument("--html", type=Path, metavar="FILE", help="write the matrix as one HTML page")
-    recorded = "ask no backend; the pages are written from the results that are there"
+    recorded = "run no backend; write the pages from the recorded results"
     hold.add_argument("--recorded", action="store_true", help=recorded)
     hold.set_defaults(function=lambda options: conformance().conformance(options))
-    purpose = "quantize networks that people have, and compare them with float32 and with torch.ao"
+    purpose = "quantize public networks and compare them with float32 and torch.ao"
     nets = commands.add_parser("zoo", help=purpose)
     names = "one of the networks; may be repeated (default: all)"
     nets.add_argument("--model", action="append", metavar="NAME", help=names)
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     nets.add_argument("--family", metavar="NAME", help=families)
     nets.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     nets.set_defaults(function=show_zoo)
-    probe = commands.add_parser("fingerprint", help="find out which choices of chapter 10 a backend makes")
+    probe = commands.add_parser("fingerprint", help="find out by probing which dialect (chapter 10) a backend follows")
     probe.add_argument("backend", metavar="BACKEND", help="a known backend or my_package.my_module:MyBackend")
     probe.set_defaults(function=lambda options: conformance().show_fingerprint(options))
     return top
@@ -217,7 +217,7 @@ def show(result: tutorial.Result, console: Console) -> None:
     console.print(table)
     console.print()
     console.print(latency_table(result))
-    how = "Median of interleaved calls on one thread, on the engine that a network takes by default in its dialect."
+    how = "Medians of interleaved calls on one thread, each network on the default engine of its dialect."
     console.print(how, highlight=False)
     console.print()
     console.print(equality_table(result))

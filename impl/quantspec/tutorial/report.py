@@ -83,8 +83,8 @@ def page(model: nn.Module, result: Result, training: Training | None = None) -> 
     best = max((v.compression for v in result.variants), default=1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lead = (
-        f"A network of {parameters:,} parameters, quantized {len(result.variants) - 1} ways, up to {best:.2f} times "
-        f"smaller, tested on {len(result.dataset.x_test):,} images."
+        f"A network of {parameters:,} parameters, quantized in {len(result.variants) - 1} variants, up to {best:.2f} "
+        f"times smaller, tested on {len(result.dataset.x_test):,} images."
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
