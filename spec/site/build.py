@@ -134,7 +134,8 @@ def with_formulas(text: str) -> str:
         block = found["block"] is not None
         source = " ".join((found["block"] or found["inline"]).split())
         drawn = latex2mathml.converter.convert(source, display="block" if block else "inline")
-        return str(drawn).replace("*", "&#42;").replace("|", "&#124;")  # which Markdown would read otherwise
+        drawn = str(drawn).replace("*", "&#42;").replace("|", "&#124;")  # which Markdown would read otherwise
+        return drawn if block else f"<span>{drawn}</span>"  # a line that begins with <math> would be a block
 
     kinds = rf"(?P<code>{CODE})|^\$\$\n(?P<block>.*?)\n\$\$$|(?<![\\\w$])\$(?P<inline>[^$`]+?)\$(?![\w$])"
     return re.sub(kinds, formula, text, flags=re.MULTILINE | re.DOTALL)
