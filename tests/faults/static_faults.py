@@ -333,7 +333,8 @@ FAULTS = [
     Fault(
         "outputs-on-the-default-device", "engines.tensors", ("STA-DEFAULTS",),
         "Outputs are made on whatever device the process has as its default.",
-        "return torch.empty(shape, dtype=dtype, device=CPU)", "return torch.empty(shape, dtype=dtype)",
+        "return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype, device=CPU)",
+        "return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype)",
     ),
     Fault(
         "inference-mode-goes-on", "surroundings", ("STA-SURROUNDINGS",),

@@ -14,7 +14,7 @@ import torch
 
 from quantspec.engines import torch_matmul
 from quantspec.engines.reference import run_step
-from quantspec.engines.tensors import address, array, float_address, from_array, new
+from quantspec.engines.tensors import address, array, float_address, from_array, maker
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
 from quantspec.ir.program import (
@@ -268,9 +268,9 @@ class Compiled:
         if start := float_address(x):
             ready = by_shape.get(x.shape)
             if ready is not None:
-                frame, shape, threads, generation, _ = ready
+                frame, make, threads, generation, _ = ready
                 if threads == 0 or threads == torch.get_num_threads() and generation == pool.generation:
-                    y = new(shape)
+                    y = make()
                     if self.run(frame, start, address(y)) == 0:
                         return y
         assert self.whole is not None
@@ -281,7 +281,7 @@ class Compiled:
                 by_shape.clear()
             threads = batched.threads if batched.threaded else 0
             # The last one owns the memory.
-            by_shape[x.shape] = batched.start, batched.shapes[0], threads, pool.generation, batched
+            by_shape[x.shape] = batched.start, maker(batched.shapes[0]), threads, pool.generation, batched
         return result
 
 
