@@ -26,6 +26,7 @@ from quantspec.numerics.affine import along
 from quantspec.progress import progress
 from quantspec.ptq import fusion
 from quantspec.ptq.exclude import without
+from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import Products
 from quantspec.surroundings import usual
 
@@ -172,7 +173,7 @@ def compare(
     if not isinstance(q, (QuantizedModule, QuantizedModel)):
         raise TypeError(f"q: expected a network that quantspec quantized, got {type(q).__name__}")
     copies.inside(model)  # which says what TorchScript lacks
-    if isinstance(model, (QuantizedModule, QuantizedModel)):
+    if isinstance(model, (Prepared, QuantizedModule, QuantizedModel)):
         raise TypeError(f"model: expected the float model, got a {type(model).__name__}")
     taken = progress(itertools.islice(data, batches) if batches else data, "compare")
     if isinstance(q, QuantizedModel):

@@ -8,6 +8,7 @@ from torch import nn
 
 import networks
 import quantspec as qs
+from evidence import clause
 
 
 @pytest.mark.parametrize("call, message", [
@@ -15,6 +16,7 @@ import quantspec as qs
     (lambda m, q: qs.export_onnx(m), "q: expected a network that quantspec quantized, got Sequential"),
     (lambda m, q: qs.compare(q, m, []), "q: expected a network that quantspec quantized, got Sequential"),
     (lambda m, q: qs.compare(q, q, []), "model: expected the float model, got a QuantizedModule"),
+    (lambda m, q: qs.compare(qs.prepare(m), q, []), "model: expected the float model, got a Prepared"),
     (lambda m, q: qs.quantize(m, [], per_chanel=1), "quantize: option: expected one of fuse, per_channel, "),
     (lambda m, q: qs.quantize(m, [], x=1), "quantize: option: expected one of fuse, per_channel, "),
 ])  # fmt: skip
@@ -24,12 +26,22 @@ def test_what_is_something_else_is_refused_by_what_was_expected(call, message):
         call(model, qs.quantize(model, [networks.inputs(3, (4,))]))
 
 
-def test_what_stands_for_other_values_is_not_observed():
-    prepared, x = qs.prepare(nn.Sequential(nn.Linear(4, 3)).eval()), networks.inputs(3, (4,))
-    prepared(x)
-    message = "input 'input': a value that is observed: expected a tensor with values, got a Tensor that stands for"
+@clause("STA-MEMORY")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # which torch's jvp calls
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("change", [
+    torch.vmap, lambda f: torch.func.grad(lambda x: f(x).sum()), lambda f: lambda x: torch.func.jvp(f, (x,), (x,)),
+])  # fmt: skip
+def test_what_stands_for_other_values_is_not_observed(calibrated, change):
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), networks.inputs(3, (4,))
+    prepared = qs.prepare(model)
+    if calibrated:
+        prepared(x)
+    message = "batch: expected dense tensors on the CPU, got one that is of no values of its own: vmap, grad and"
     with pytest.raises(TypeError, match=f"^{message}"):
-        torch.vmap(prepared)(x)
+        change(prepared)(x)
+    prepared(x)
+    assert torch.equal(qs.convert(prepared)(x), qs.quantize(model, [x])(x))
 
 
 def test_paths_that_differ_in_a_dot_are_two_parts():

@@ -331,6 +331,11 @@ FAULTS = [
         "if x._is_zerotensor():", "if False:",
     ),
     Fault(
+        "observed-inside-vmap", "capture.calls", ("STA-MEMORY",),
+        "What vmap hands on is taken for the values of one sample, until an operation refuses it in torch's words.",
+        "elif not training and stands_for_others(value):", "elif False:",
+    ),
+    Fault(
         "outputs-on-the-default-device", "engines.tensors", ("STA-DEFAULTS",),
         "Outputs are made on whatever device the process has as its default.",
         "return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype, device=CPU)",

@@ -168,10 +168,10 @@ def unique(names: list[str]) -> tuple[str, ...]:
 
 
 def dense(
-    args: tuple[Any, ...], kwargs: dict[str, Any], *, zeros: bool = True
+    args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool = False
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a model. TypeError for a tensor among them that is not dense, on the CPU, with values of its
-    own. ``zeros``: whether one of zeros without memory will do."""
+    own. ``training``: one that torch's transformations follow will do, and one of zeros without memory will not."""
     for value in tree_leaves((args, kwargs)):
         if isinstance(value, torch.Tensor):
             form = None
@@ -181,13 +181,24 @@ def dense(
                 form = f"on {value.device}"
             elif isinstance(value, MaskedTensor):
                 form = "masked"
-            elif not zeros and value._is_zerotensor():
+            elif training and value._is_zerotensor():
                 form = "without memory"
+            elif not training and stands_for_others(value):
+                form = "of no values of its own: vmap, grad and the like are no part of calibration"
             else:
                 check_memory(value, "batch")
             if form is not None:
                 raise TypeError(f"batch: expected dense tensors on the CPU, got one that is {form}")
     return args, kwargs
+
+
+def stands_for_others(x: torch.Tensor) -> bool:
+    """Whether a tensor is one that torch's transformations of functions hand to what they transform."""
+    try:
+        x.untyped_storage()
+    except (RuntimeError, NotImplementedError):
+        return True
+    return False
 
 
 def positional(signature: inspect.Signature) -> list[inspect.Parameter]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from quantspec.errors import UnsupportedError
@@ -94,7 +95,8 @@ def copied(model: nn.Module, *, share: bool) -> nn.Module:
         for name, value in (*module._parameters.items(), *vars(module).items()):
             if not isinstance(value, torch.Tensor):
                 continue
-            if share and name in module._parameters and not value.is_inference():
+            # What a lazy module has is not made yet, and cannot be asked.
+            if share and name in module._parameters and (is_lazy(value) or not value.is_inference()):
                 memo[id(value)] = value
             elif not value.is_leaf:
                 memo[id(value)] = value.detach().clone()  # torch refuses to copy what has a history

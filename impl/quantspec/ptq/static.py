@@ -66,8 +66,9 @@ class Prepared(nn.Module):
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
         """The float network's output. Raises CalibrationError naming the place where a NaN or an infinity passed
         (OBS-FINITE)."""
+        args, kwargs = calls.dense(args, kwargs)
         if (undecided := self.undecided()) is not None:
-            return undecided.observe(self, *calls.dense(args, kwargs))
+            return undecided.observe(self, args, kwargs)
         return self.observe_graph(named(self.graph.inputs, args, kwargs))
 
     @usual

@@ -96,7 +96,7 @@ class QATModule(nn.Module):
         Raises CalibrationError in evaluation before anything was seen.
         """
         if not torch.compiler.is_compiling():
-            calls.dense(args, kwargs, zeros=False)
+            calls.dense(args, kwargs, training=True)
         if not self.ways:
             if not self.training:
                 raise CalibrationError(NO_DATA)

@@ -270,7 +270,7 @@ class Compiled:
             if ready is not None:
                 frame, make, threads, generation, _ = ready
                 if threads == 0 or threads == torch.get_num_threads() and generation == pool.generation:
-                    y = make()
+                    y: torch.Tensor = make()
                     if self.run(frame, start, address(y)) == 0:
                         return y
         assert self.whole is not None
