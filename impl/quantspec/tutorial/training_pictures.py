@@ -58,6 +58,7 @@ def over_bits(training: Training) -> "Figure":
             )  # fmt: skip
     lowest = min(min(row.calibrated, row.trained) for row in rows) * 100
     ax.set(xticks=places, xticklabels=[str(row.bits) for row in rows], xlabel="bits of weights", ylabel="right, %")
+    ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 100])
     ax.set_ylim(max(0.0, lowest - 14), 108)
     ax.legend(fontsize=8, frameon=False, loc="lower left")
     return figure
