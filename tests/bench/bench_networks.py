@@ -23,7 +23,8 @@ def models(latest: dict, row: rows.Row) -> tuple:
         if row.kind == rows.STATIC:
             ours = qs.quantize(model, peers.calibration(row))
         else:
-            ours = qs.quantize_dynamic(model, example=row.batch())
+            activations = None if row.kind == rows.WEIGHTS_ALONE else "per_tensor"
+            ours = qs.quantize_dynamic(model, example=row.batch(), activations=activations)
         latest.update(network=row.network, models=(model, ours, peers.Models(row, model)))
     return latest["models"]
 

@@ -21,7 +21,12 @@ from torch import nn
 
 from quantspec.tutorial import torch_fx
 
-from .rows import STATIC, Row
+from .rows import STATIC, WEIGHTS_ALONE, Row
+
+try:
+    import openvino
+except ImportError:
+    openvino = None
 
 FLOAT32, INT8 = "float32", "int8"
 TORCH_ENGINES = ("x86", "onednn")
@@ -50,7 +55,7 @@ class Unavailable:
 
 def calibration(row: Row) -> list[torch.Tensor]:
     """What everybody is calibrated with, ours included."""
-    size = min(row.shape[0], CALIBRATION_IMAGES) if len(row.shape) > 3 else 64
+    size = min(row.shape[0], CALIBRATION_IMAGES) if len(row.shape) > 2 else 64
     sized = replace(row, shape=(size, *row.shape[1:]))
     return [sized.batch(100 + seed) for seed in range(CALIBRATION)]
 
@@ -93,6 +98,8 @@ def onnx_models(row: Row, model: nn.Module, folder: Path) -> dict[str, Path]:
     """Files by what they hold: float32, int8 with signed and with unsigned weights; a scale for each channel."""
     batches = calibration(row)
     files = {FLOAT32: exported(model, batches[0], folder)}
+    if row.kind == WEIGHTS_ALONE:
+        return files
     source = str(files[FLOAT32])
     for name, weight_type in WEIGHTS.items():
         path = folder / f"{name}.onnx"
@@ -134,7 +141,7 @@ class Models:
         self.torch_int8, self.onnx, self.traced = {}, {}, {}
         with quiet():
             self.tried("onnxruntime", lambda: self.onnx.update(onnx_models(row, model, Path(self.folder.name))))
-            for engine in TORCH_ENGINES:
+            for engine in TORCH_ENGINES if row.kind != WEIGHTS_ALONE else ():
                 add = lambda engine=engine: self.torch_int8.update({engine: self.in_torch(engine)})  # noqa: E731
                 self.tried(f"torch.ao {engine}", add)
 
@@ -173,6 +180,10 @@ class Models:
             for name, path in self.onnx.items():
                 kind, label = (FLOAT32, "onnxruntime") if name == FLOAT32 else (INT8, f"onnxruntime {name}")
                 add(label, kind, lambda path=path: runtime_call(session(path, len(batch), threads), batch))
+                # Its dynamic files hold operators of ONNX Runtime's own.
+                if openvino is not None and (name == FLOAT32 or name == "U8S8" and self.row.kind == STATIC):
+                    label = label.replace("onnxruntime", "openvino")
+                    add(label, kind, lambda path=path: openvino_call(path, batch, threads))
             for engine, model in self.torch_int8.items():
                 choose = lambda engine=engine: setattr(torch.backends.quantized, "engine", engine)  # noqa: E731
                 name = f"torch.ao {engine}"
@@ -194,6 +205,18 @@ def runtime_call(session: onnxruntime.InferenceSession, batch: torch.Tensor) -> 
     return lambda: session.run(None, feed)
 
 
+def openvino_call(path: Path, batch: torch.Tensor, threads: int) -> Callable[[], object]:
+    """One call of OpenVINO on a file, in float32 where it is not in int8, which has run once."""
+    core = openvino.Core()
+    model = core.read_model(str(path))
+    model.reshape({"x": list(batch.shape)})
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    feed = {0: batch.numpy()}
+    request.infer(feed, share_inputs=True)
+    return lambda: request.infer(feed, share_inputs=True)
+
+
 def compiled_call(model: nn.Module, batch: torch.Tensor) -> Callable[[], object]:
     """One call of what torch.compile makes of a network, which has run once."""
     compiled = torch.compile(model)
@@ -207,6 +230,8 @@ def absent() -> tuple[Unavailable, ...]:
     found = []
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         found.append(Unavailable("torch.compile", "there is no C++ compiler"))
+    if openvino is None:
+        found.append(Unavailable("openvino", "it is not installed"))
     try:
         import torchao  # noqa: F401
     except ImportError:
@@ -217,4 +242,5 @@ def absent() -> tuple[Unavailable, ...]:
 
 def versions() -> dict[str, str]:
     """The peers' versions."""
-    return {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+    found = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+    return found if openvino is None else found | {"openvino": openvino.__version__}

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import gelu
 
 from quantspec.tutorial import zoo
 from quantspec.tutorial.models import MLP
 
-STATIC, DYNAMIC = "static", "dynamic"
+STATIC, DYNAMIC, WEIGHTS_ALONE = "static", "dynamic", "weights alone"
 BATCHES = (1, 10, 64, 256, 1024)
 
 
@@ -50,7 +51,7 @@ class Row:
         generator = torch.Generator().manual_seed(seed)
         if len(self.shape) == 4 and self.shape[1] == 3:
             return zoo.images(self.shape[0], self.shape[-1], seed)
-        draw = torch.rand if self.kind == STATIC else torch.randn
+        draw = torch.rand if self.kind == STATIC and len(self.shape) != 3 else torch.randn
         return draw(self.shape, generator=generator)
 
 
@@ -99,14 +100,21 @@ def volumes() -> nn.Module:
 
 
 class Sequence(nn.Module):
-    """What an LSTM gives for each step of [n, steps, 128]."""
+    """What an LSTM or GRU gives for each step of [n, steps, 128]."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.LSTM | nn.GRU]) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(128, 256, batch_first=True)
+        self.recurrent = kind(128, 256, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.lstm(x)[0]
+        return self.recurrent(x)[0]
+
+
+def encoder() -> nn.Module:
+    """An encoder of BERT-base's size, on [n, tokens, 768]."""
+    # Not by name, as torch then has a way of its own through all of a layer, which torch.ao's layers do not fit into.
+    layer = nn.TransformerEncoderLayer(768, 12, 3072, activation=lambda x: gelu(x), batch_first=True)
+    return nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
 
 
 def seeded(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -153,7 +161,18 @@ def rows() -> list[Row]:
     linear = seeded(lambda: nn.Sequential(nn.Linear(768, 3072)))
     for n in (1, 16, 128):
         found.append(Row(f"dynamic-linear/rows={n}", "dynamic-linear", linear, (n, 768), DYNAMIC, AS_DYNAMIC))
-    add("lstm", seeded(Sequence), [(n, 32, 128) for n in (1, 16)], kind=DYNAMIC, targets=AS_DYNAMIC)
+    for name, kind in (("lstm", nn.LSTM), ("gru", nn.GRU)):
+        build = seeded(lambda kind=kind: Sequence(kind))
+        add(name, build, [(n, 32, 128) for n in (1, 16)], kind=DYNAMIC, targets=AS_DYNAMIC)
+    for n in (1, 4):
+        square = seeded(lambda: nn.Sequential(nn.Linear(4096, 4096)))
+        targets = Targets(3.0, None)
+        found.append(Row(f"weights-only/rows={n}", "weights-only", square, (n, 4096), WEIGHTS_ALONE, targets))
+    for network in ("efficientnet_b0", "convnext_tiny", "vit_b_16"):
+        add(network, lambda network=network: zoo.build(network, 224), [(1, 3, 224, 224)])
+    add("vit_b_16-dynamic", lambda: zoo.build("vit_b_16", 224), [(1, 3, 224, 224)], kind=DYNAMIC, targets=AS_DYNAMIC)
+    add("bert-base", seeded(encoder), [(1, 128, 768)])
+    add("bert-base-dynamic", seeded(encoder), [(1, 128, 768)], kind=DYNAMIC, targets=AS_DYNAMIC)
     return found
 
 
@@ -173,7 +192,7 @@ def work(model: nn.Module, batch: torch.Tensor, weight_bytes: int) -> Work:
     macs, codes, hooks = [], [], []
 
     def count(module: nn.Module, inputs, output) -> None:
-        if isinstance(module, nn.LSTM):
+        if isinstance(module, (nn.LSTM, nn.GRU)):
             steps = inputs[0].shape[0] * inputs[0].shape[1]
             macs.append(steps * sum(weight.numel() for name, weight in module.named_parameters() if "weight" in name))
             return
@@ -181,7 +200,7 @@ def work(model: nn.Module, batch: torch.Tensor, weight_bytes: int) -> Work:
         codes.append(2 * output.numel())
 
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.LSTM)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.LSTM, nn.GRU)):
             hooks.append(module.register_forward_hook(count))
     with torch.inference_mode():
         output = model(batch)
