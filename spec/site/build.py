@@ -78,7 +78,12 @@ def write_page(page: Path) -> None:
     """Puts a page of the repository into the site."""
     place = place_of(page)
     text = with_formulas(with_links(page, place, page.read_text(encoding="utf-8")))
-    write(place, f"---\nhide: [navigation]\n---\n\n{text}" if place == "index.md" else text)
+    front = {"index.md": "hide: [navigation]"}.get(place)
+    if place.startswith("guides/") or place == "your-backend.md":
+        front = "search: { boost: 4 }"  # a word is explained there, and used everywhere
+    elif place.startswith("results/") or place in ("errors.md", "coverage.md"):
+        front = "search: { exclude: true }"  # records, which would stand before what explains them
+    write(place, f"---\n{front}\n---\n\n{text}" if front else text)
 
 
 def link_names(names: list[str]) -> None:
