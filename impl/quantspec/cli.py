@@ -242,7 +242,7 @@ def show_training(training: few_bits.Training, console: Console) -> None:
     console.print()
     first = training.rows[0]
     table = Table(title=f"weights of few bits (float32: {first.float32:.2%})", title_justify="left")
-    for column in ("bits of weights", "calibrated", "trained", "change", "outputs that differ/compared"):
+    for column in ("bits", "calibrated", "trained", "change", "outputs: differ/compared"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in training.rows:
         change = f"{100 * (row.trained - row.float32):+.2f} pp"

@@ -70,9 +70,12 @@ def in_training(model: nn.Module, example: torch.Tensor, *, bits: int, engine: s
 
 
 def converted(prepared: Any, *, engine: str) -> tuple[nn.Module, float]:
-    """What torch.ao makes of a network that it trained, and the scale of its output."""
+    """What torch.ao makes of a network that it trained, and the scale of its output. The network's ranges stay from
+    then on what they are: torch.ao's follow what they see in evaluation, too."""
+    from torch.ao.quantization import disable_observer
     from torch.ao.quantization.quantize_fx import convert_fx
 
+    prepared.apply(disable_observer)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.backends.quantized.engine = engine
