@@ -129,6 +129,7 @@ def test_a_trainer_of_modules_trains_what_is_shipped(learned):
         assert torch.equal(q(x), p(x))
 
 
+@clause("QAT-EQUAL")
 def test_lightning_trains_what_is_shipped(tmp_path):
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
     batches = data()
@@ -153,6 +154,7 @@ def test_lightning_trains_what_is_shipped(tmp_path):
     assert all(torch.equal(q(x), p(x)) for x, _ in batches)
 
 
+@clause("QAT-EQUAL")
 def test_accelerate_trains_what_is_shipped():
     accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     batches = data()

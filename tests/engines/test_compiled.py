@@ -19,7 +19,17 @@ from quantspec import UnsupportedError
 from quantspec.engines import registry
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
-from quantspec.ir.program import Add, LinearDynamic, Move, Mul, Program, Ref
+from quantspec.ir.program import (
+    Add,
+    Dequantize,
+    LinearDynamic,
+    LinearWeight,
+    Move,
+    Mul,
+    Program,
+    Quantize,
+    Ref,
+)
 from quantspec.kernels import gemm
 
 
@@ -286,6 +296,23 @@ def test_dynamic_layers_whose_outputs_are_the_networks_too(r, widths, samples, r
     names = [step.name for step in program.steps if isinstance(step, LinearDynamic) or step.name.startswith("relu")]
     program = replace(program, output=tuple(map(Ref, r.permutation(names[1:]).tolist())))
     batch = {"x": torch.from_numpy(r.normal(size=(samples, 1, widths[0])).astype(np.float32))}
+    assert all(map(torch.equal, Compiled(program)(batch), Reference(program)(batch)))
+
+
+@given(strategies.seeds(), st.integers(1, 20), st.integers(1, 60), st.booleans(), st.booleans())
+def test_layers_of_floats_that_were_codes(r, samples, width, direct, rows):
+    x = programs.grid(r)
+    layer = programs.linear(r, "codes", "q", x, width, 7)
+    steps = [Quantize("q", "x", x), programs.real(layer) if direct else layer]
+    steps += [] if direct else [Dequantize("floats", "codes", layer.y_qparams)]
+    source = steps[-1].name
+    codes, grid = programs.weights(r, (5, 7))
+    steps += [
+        programs.dynamic(r, "dynamic", source, 7, 6, rows=rows, reduce_range=False),
+        LinearWeight("weights", source, "weights", codes, None, grid),
+    ]
+    program = Program("onnx", ("x",), {}, tuple(steps), (Ref("dynamic"), Ref("weights")))
+    batch = {"x": torch.from_numpy(programs.values(r, x, (samples, width)))}
     assert all(map(torch.equal, Compiled(program)(batch), Reference(program)(batch)))
 
 

@@ -6,6 +6,7 @@ function that only checks, and each question whether a value is of the type that
 
 import ast
 import importlib
+import inspect
 import re
 import traceback
 import types
@@ -120,7 +121,7 @@ def function_of(check: Check) -> types.FunctionType:
     owner = importlib.import_module(f"quantspec.{check.module}")
     for name in check.function.split("."):
         owner = vars(owner)[name]
-    return owner.fget if isinstance(owner, property) else owner
+    return inspect.unwrap(owner.fget if isinstance(owner, property) else owner)
 
 
 @dataclass(frozen=True)

@@ -239,9 +239,9 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
     """Warns when no layer of the networks is in int8 (STA-NOTHING), ``nothing`` saying why, or when less than 90 % of
     the work is (SIZ-WARN)."""
     if not any(program.layers for program in programs):
-        warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=4)
+        warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=5)
     elif report is not None and report.share < ENOUGH:
-        warnings.warn(f"{report.told()}; {'; '.join(advice(report))}", stacklevel=4)
+        warnings.warn(f"{report.told()}; {'; '.join(advice(report))}", stacklevel=5)
 
 
 def advice(report: Report) -> list[str]:

@@ -20,6 +20,7 @@ from quantspec.ir.float_run import bind
 from quantspec.ir.program import (
     Call,
     Conv,
+    Dequantize,
     Embedding,
     Linear,
     LinearDynamic,
@@ -138,7 +139,9 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
         own = {step.name for step in steps}
         read_elsewhere = (name for other in program.steps if other.name not in own for name in reads(other))
         wanted = {*refs(program.output), *read_elsewhere}
-        outputs = tuple(step.name for step in steps if step.name in wanted)
+        # Floats made of codes lie where outputs do, whoever reads them.
+        floats = {step.name for step in steps if isinstance(step, Dequantize) or is_direct(step)}
+        outputs = tuple(step.name for step in steps if step.name in wanted | floats)
         views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
         if compiles and outputs and not views:
             parts.append(Segment(cast(tuple[SelectedStep, ...], steps), outputs, packed))  # as ``compilable`` says
