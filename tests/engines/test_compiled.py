@@ -159,6 +159,19 @@ def test_sums_within_convolutions(r, channels, first, side):
     check(program, programs.values(r, program.steps[0].qparams, (2, channels, side, side + 2)))
 
 
+@clause("STA-RUN")
+@given(strategies.seeds(), st.integers(1, 40), st.booleans(), st.integers(1, 9))
+def test_sums_of_convolutions_that_others_read_too(r, channels, first, side):
+    program = programs.residual(r, channels, first)
+    grid = next(step.y_qparams for step in program.steps if step.name == "right")
+    turned = Move("turned", "method", "flip", (Ref("right"), 3), {}, grid)  # it has no kernel
+    steps = (*program.steps, turned, Dequantize("second", "turned", grid))
+    program = replace(program, steps=steps, output=(Ref("out"), Ref("second")))
+    values = programs.values(r, program.steps[0].qparams, (2, channels, side, side + 2))
+    batch = {"x": torch.from_numpy(values)}
+    assert all(map(torch.equal, Compiled(program)(batch), Reference(program)(batch)))
+
+
 @given(
     strategies.seeds(), st.sampled_from([Add, Mul]), st.integers(1, 40),
     st.sampled_from(["equal", "column", "line", "position"]),

@@ -17,6 +17,12 @@ FAULTS = [
         "return numbers.get(latest) if latest not in outputs else None",
     ),
     Fault(
+        "fused-sum-given-out", LOWERING, ("STA-RUN",),
+        "A convolution is put into the sum behind it though a step outside the compiled run reads it.",
+        "if len(read_by[latest]) == 1 and latest not in outputs else None",
+        "if len(read_by[latest]) == 1 else None",
+    ),
+    Fault(
         "fused-sum-of-the-first", LOWERING, ("STA-RUN",),
         "The convolution is taken for the sum's first operand, which it mostly is; DIA-ADD is not symmetric.",
         "first = step.a == conv.name",
