@@ -25,8 +25,8 @@ body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; color: var(-
        font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
 p { max-width: 44rem; } .soft { color: var(--soft); }
-.scroll { overflow-x: auto; max-width: 100%; } .tall { max-height: 26rem; overflow-y: auto; border: 1px solid \
-var(--line); }
+.scroll { overflow-x: auto; max-width: 100%; }
+.tall { width: fit-content; max-height: 26rem; overflow-y: auto; border: 1px solid var(--line); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; background: #fff; } .tall th { position: sticky; top: 0; }
