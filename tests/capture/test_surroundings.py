@@ -9,19 +9,8 @@ from torch import nn
 
 import quantspec as qs
 from evidence import clause
-from networks import seeded
+from networks import default_dtype, seeded
 from quantspec import surroundings
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
 
 SURROUNDINGS = {
     "inference mode": torch.inference_mode,

@@ -1,6 +1,7 @@
 """Chapter 10: dialects of convolutions and of operations from codes to codes. The oracle is the chapter's own steps."""
 
 import itertools
+import operator
 
 import numpy as np
 import pytest
@@ -58,6 +59,19 @@ def codes_of(draw, grid: QParams, count: int) -> np.ndarray:
     return np.array(draw(st.lists(st.integers(grid.qmin, grid.qmax), min_size=count, max_size=count)), grid.dtype)
 
 
+def beside_ties(count: int, operation, *, zero_points: tuple[int, int]):
+    """Pairs of four codes and three grids, of which the last has the first pair's result on a tie, or an ulp beside
+    it."""
+    generator = np.random.default_rng(0)
+    for _ in range(count):
+        s_a, s_b = np.exp(generator.uniform(-5, 0, 2)).astype(np.float32)
+        a, b = (QParams(s, int(generator.integers(256)), 0, 255) for s in (s_a, s_b))
+        a_q, b_q = generator.integers(0, 256, (2, 4)).astype(np.uint8)
+        real = abs(operation(*((int(q[0]) - int(g.zero_point)) * float(g.scale) for q, g in ((a_q, a), (b_q, b)))))
+        step = draws.shifted(max(real, 1e-3) / (generator.integers(1, 90) + 0.5), int(generator.integers(-1, 2)))
+        yield a_q, a, b_q, b, QParams(step, int(generator.integers(*zero_points)), 0, 255)
+
+
 @clause("DIA-ADD")
 @pytest.mark.parametrize("name", NAMES)
 @given(related_grids(product=False), st.booleans(), st.data())
@@ -90,14 +104,7 @@ def test_every_code_added_to_its_neighbours(place):
 @pytest.mark.parametrize("place", sorted(spec.ADD))
 def test_sums_on_ties_and_an_ulp_beside_them(place):
     name = next(n for n in NAMES if spec.choice(n, "add") == place)
-    generator = np.random.default_rng(0)
-    for _ in range(300):
-        s_a, s_b = np.exp(generator.uniform(-5, 0, 2)).astype(np.float32)
-        a, b = (QParams(s, int(generator.integers(256)), 0, 255) for s in (s_a, s_b))
-        a_q, b_q = generator.integers(0, 256, (2, 4)).astype(np.uint8)
-        real = (int(a_q[0]) - int(a.zero_point)) * float(s_a) + (int(b_q[0]) - int(b.zero_point)) * float(s_b)
-        step = draws.shifted(max(abs(real), 1e-3) / (generator.integers(1, 90) + 0.5), int(generator.integers(-1, 2)))
-        y = QParams(step, int(generator.integers(100, 156)), 0, 255)
+    for a_q, a, b_q, b, y in beside_ties(300, operator.add, zero_points=(100, 156)):
         got = operations.add(dialect(name), a_q, a, b_q, b, y)
         assert got.tolist() == [spec.ADD[place](int(p), one(a), int(q), one(b), whole(y), 0) for p, q in zip(a_q, b_q)]
 
@@ -117,14 +124,7 @@ def test_a_product_is_what_the_dialect_says(name, grids, data):
 @pytest.mark.parametrize("place", sorted(spec.MUL))
 def test_products_on_ties_and_an_ulp_beside_them(place):
     name = next(n for n in NAMES if spec.choice(n, "mul") == place)
-    generator = np.random.default_rng(0)
-    for _ in range(200):
-        s_a, s_b = np.exp(generator.uniform(-5, 0, 2)).astype(np.float32)
-        a, b = (QParams(s, int(generator.integers(256)), 0, 255) for s in (s_a, s_b))
-        a_q, b_q = generator.integers(0, 256, (2, 4)).astype(np.uint8)
-        real = abs((int(a_q[0]) - int(a.zero_point)) * (int(b_q[0]) - int(b.zero_point))) * float(s_a) * float(s_b)
-        step = draws.shifted(max(real, 1e-3) / (generator.integers(1, 90) + 0.5), int(generator.integers(-1, 2)))
-        y = QParams(step, int(generator.integers(256)), 0, 255)
+    for a_q, a, b_q, b, y in beside_ties(200, operator.mul, zero_points=(0, 256)):
         got = operations.mul(dialect(name), a_q, a, b_q, b, y)
         assert got.tolist() == [spec.MUL[place](int(p), one(a), int(q), one(b), whole(y)) for p, q in zip(a_q, b_q)]
 

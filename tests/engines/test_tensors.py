@@ -1,6 +1,5 @@
 """Memory that machine code may touch: what stands behind an input, and what the process' defaults make of outputs."""
 
-import contextlib
 import re
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 
 import quantspec as qs
 from evidence import clause
+from networks import default_dtype
 from quantspec.engines import tensors
 from quantspec.engines.compiled import planner
 from quantspec.errors import UnsupportedError
@@ -44,16 +44,6 @@ KINDS = "static", "images", "dynamic", "by rows", "weights", "recurrent", "refer
 
 def first(output):
     return output[0] if isinstance(output, tuple) else output
-
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 DEFAULTS = {

@@ -1,5 +1,6 @@
 """Small networks that several test files quantize, and how to draw them."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -13,6 +14,17 @@ from quantspec.module.islands import QuantizedModel
 
 # For tests of networks so narrow that attention, which stays in float, is more than a tenth of their work (SIZ-WARN).
 mostly_attention = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    """torch's default dtype, which a user's process may have changed."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def seeded(build, seed: int = 0) -> nn.Module:

@@ -21,12 +21,9 @@ GRID_BYTES = 8 * LINE  # of one grid among others: each on a cache line of its o
 NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
 
 
-class DynamicQuantize(Instruction):
-    """``count`` rows of ``width`` floats, from an input of the program where ``slot`` is not negative, to codes.
-
-    ``grids``: where their grids go, ``grid_stride`` bytes apart, one for each row where ``per_row``. ``qmax``: the
-    last code; ``smallest`` and ``largest``: of the scales that the grid's is multiplied with.
-    """
+class RowsOfFloats(Instruction):
+    """``count`` rows of ``width`` floats, from an input or output of the program where ``slot`` is not negative, to
+    rows of codes ``target_pitch`` bytes apart."""
 
     slot: Slot
     source: Address
@@ -35,6 +32,15 @@ class DynamicQuantize(Instruction):
     width: Integer
     source_pitch: Integer
     target_pitch: Integer
+
+
+class DynamicQuantize(RowsOfFloats):
+    """Rows of floats to codes on the grids of their ranges.
+
+    ``grids``: where their grids go, ``grid_stride`` bytes apart, one for each row where ``per_row``. ``qmax``: the
+    last code; ``smallest`` and ``largest``: of the scales that the grid's is multiplied with.
+    """
+
     grids: Address
     grid_stride: Integer
     per_row: Integer

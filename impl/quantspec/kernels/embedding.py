@@ -67,19 +67,18 @@ def write_rows(index_bytes: int) -> Callable[[Emitter, Value, Value], Value]:
             def floats(values: Value) -> Value:
                 return emit.fmul(emit.sitofp(emit.sext(values, INTS), FLOATS), scale)
 
-            def vector(n: Value) -> None:
-                at = emit.shl(n, I64(4))
-                emit.write(floats(emit.read(emit.add(near, at), BYTES)), emit.add(far, emit.shl(at, I64(2))))
+            def vectors(write: Callable[[Value, Value], object]) -> None:
+                def vector(n: Value) -> None:
+                    at = emit.shl(n, I64(4))
+                    write(floats(emit.read(emit.add(near, at), BYTES)), emit.add(far, emit.shl(at, I64(2))))
 
-            def vector_past(n: Value) -> None:
-                at = emit.shl(n, I64(4))
-                emit.write_past(floats(emit.read(emit.add(near, at), BYTES)), emit.add(far, emit.shl(at, I64(2))))
+                emit.each(whole, vector)
 
             with emit.if_else(past) as (beside, through):
                 with beside:
-                    emit.each(whole, vector_past)
+                    vectors(emit.write_past)
                 with through:
-                    emit.each(whole, vector)
+                    vectors(emit.write)
             with emit.if_then(emit.icmp_signed(">", left, I64(0))):
                 at = emit.shl(whole, I64(4))
                 values = emit.read_some(emit.add(near, at), BYTES, mask, nothing)

@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from . import gemm
+from .dynamic_gemm import RowsOfFloats
 from .emitter import BYTES, DOUBLES, F32, F64, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value
 from .frame import slot_or
 from .gemm import accumulate, last_mask
@@ -33,18 +34,9 @@ UNIT, LOST = 0, 8  # of a row: its unit, and a bound of what the rest below it a
 ROW_BYTES = 16
 
 
-class Digits(Instruction):
-    """``count`` rows of ``width`` floats, from an input of the program where ``slot`` is not negative, to six rows of
-    codes each, ``target_pitch`` bytes apart, and their units to ``units``.
-    """
+class Digits(RowsOfFloats):
+    """Rows of floats to six rows of codes each, and their units to ``units``."""
 
-    slot: Slot
-    source: Address
-    target: Address
-    count: Integer
-    width: Integer
-    source_pitch: Integer
-    target_pitch: Integer
     units: Address
 
 

@@ -1,6 +1,8 @@
 """Recurrent layers in training: what the engines compute of them (DYN-RECURRENT), with the gradient of the float layer
 on dequantized inputs and weights."""
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,18 +64,7 @@ def recurrent(
     values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
     values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
     states = initial(step, state, values, batched, matrices)
-    ends: list[State] = []
-    directions = 2 if step.bidirectional else 1
-    for first in range(0, len(matrices), directions):
-        outputs = []
-        values = F.dropout(values, dropout) if first and dropout else values
-        for index in range(first, first + directions):
-            start = tuple(part[index] for part in states)
-            made, end = one_way(step.kind, *matrices[index], values, start, index > first)
-            outputs.append(made)
-            ends.append(end)
-        values = torch.cat(outputs, dim=-1)
-    last = tuple(torch.stack(parts) for parts in zip(*ends))
+    values, last = through_layers(step, values, states, matrices, dropout, one_way)
     if step.single:
         single = tuple(part[0] if batched else part[0, 0] for part in last)
         return single if step.kind == "lstm" else single[0]
@@ -84,6 +75,25 @@ def recurrent(
     return values, last if step.kind == "lstm" else last[0]
 
 
+def through_layers(
+    step: Recurrent, values: torch.Tensor, states: Sequence[torch.Tensor], matrices: list[tuple[Matrix, Matrix]],
+    dropout: float, way: Callable[..., tuple[torch.Tensor, State]],
+) -> tuple[torch.Tensor, State]:  # fmt: skip
+    """Outputs of the last layer, and the last states of each layer and direction; ``way`` runs one of them."""
+    ends: list[State] = []
+    directions = 2 if step.bidirectional else 1
+    for first in range(0, len(matrices), directions):
+        outputs = []
+        values = F.dropout(values, dropout) if first and dropout else values
+        for index in range(first, first + directions):
+            start = tuple(part[index] for part in states)
+            made, end = way(step.kind, *matrices[index], values, state=start, backward=index > first)
+            outputs.append(made)
+            ends.append(end)
+        values = torch.cat(outputs, dim=-1)
+    return values, tuple(torch.stack(parts) for parts in zip(*ends))
+
+
 def packed(
     step: Recurrent, x: PackedSequence, state: Any, matrices: list[tuple[Matrix, Matrix]], dropout: float
 ) -> Any:
@@ -92,18 +102,8 @@ def packed(
     states = initial(step, state, values.new_empty(0, counts[0], 0), True, matrices)
     if state is not None and x.sorted_indices is not None:
         states = [part[:, x.sorted_indices] for part in states]
-    ends: list[State] = []
-    directions = 2 if step.bidirectional else 1
-    for first in range(0, len(matrices), directions):
-        outputs = []
-        values = F.dropout(values, dropout) if first and dropout else values
-        for index in range(first, first + directions):
-            start = tuple(part[index] for part in states)
-            made, end = packed_way(step.kind, *matrices[index], values, counts, start, index > first)
-            outputs.append(made)
-            ends.append(end)
-        values = torch.cat(outputs, dim=-1)
-    last = tuple(torch.stack(parts) for parts in zip(*ends))
+    way = functools.partial(packed_way, counts=counts)
+    values, last = through_layers(step, values, states, matrices, dropout, way)
     if x.unsorted_indices is not None:
         last = tuple(part[:, x.unsorted_indices] for part in last)
     output = PackedSequence(values, x.batch_sizes, x.sorted_indices, x.unsorted_indices)

@@ -80,10 +80,7 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
     inputs, outputs = codes_shape(step.layer)[1], shape[-1]
     if isinstance(step.layer, LinearWeight):
         digits, sums, weigh = weight_only.layer(packed, rows, inputs, planner.keep, relu=step.relu)
-        if source in planner.values and source not in planner.outputs:
-            digits.source = planner.address(source)
-        else:
-            digits.slot = planner.slot(source)
+        take_floats(planner, source, digits)
         if step.name in planner.outputs:
             weigh.slot = planner.slot(step.name)
         else:
@@ -97,10 +94,7 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
         packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows,
         relu=step.relu,
     )  # fmt: skip
-    if source in planner.values and source not in planner.outputs:
-        quantize.source = planner.address(source)
-    else:
-        quantize.slot = planner.slot(source)
+    take_floats(planner, source, quantize)
     if step.name in planner.outputs:
         product.slot = planner.slot(step.name)
     else:
@@ -108,6 +102,14 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
     planner.macs += rows * inputs * outputs
     planner.emit(dynamic_gemm.QUANTIZE, quantize)
     planner.emit(dynamic_gemm.PRODUCT, product)
+
+
+def take_floats(planner: Planner, source: str, instruction: dynamic_gemm.RowsOfFloats) -> None:
+    """Lets an instruction read floats from memory of the plan, or from an input or output."""
+    if source in planner.values and source not in planner.outputs:
+        instruction.source = planner.address(source)
+    else:
+        instruction.slot = planner.slot(source)
 
 
 def emit_floats(
