@@ -12,6 +12,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
+from quantspec.errors import near_names
 from quantspec.extras import needed
 from quantspec.ir import float_graph, float_run, rearrange
 from quantspec.ir.program import Call, Conv, Layer, Linear, Ref, Step
@@ -154,6 +155,7 @@ class Seen:
         energies[1] += float((expected.double() - got.double()).square().sum())
 
 
+@near_names
 def compare(
     model: nn.Module,
     q: QuantizedModule | QuantizedModel,

@@ -4,8 +4,13 @@ Each is also one of the built-in kinds, so that code which knows nothing of quan
 """
 
 import difflib
+import functools
+import inspect
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class CalibrationError(ValueError):
@@ -58,3 +63,17 @@ def expected_one_of(what: str, known: Iterable[str], got: object, *, others: str
     near = difflib.get_close_matches(got, names, n=3) if isinstance(got, str) else []
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{what}: expected one of {', '.join(names)}{others}, got {shown(got)}{meant}"
+
+
+def near_names(function: Function) -> Function:
+    """A function that answers a keyword which it does not take with TypeError, the list, and the near ones."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(expected_one_of(f"{function.__name__}: argument", known, name))
+        return function(*args, **kwargs)
+
+    return cast(Function, call)

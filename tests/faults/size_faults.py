@@ -97,7 +97,7 @@ FAULTS = [
     Fault(
         "model-copied-to-be-run", "ptq.static", ("SIZ-PEAK",),
         "A copy of the whole float model is made to be calibrated.",
-        "network = with_options(model, options, share=True)", "network = with_options(model, options, share=False)",
+        "exclude=exclude, share=True)", "exclude=exclude, share=False)",
     ),
     Fault(
         "file-read-whole", "storage.file", ("SIZ-PEAK",),

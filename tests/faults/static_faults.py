@@ -8,7 +8,7 @@ FAULTS = [
     Fault(
         "quantize-always-fuses", "ptq.static", ("STA-STEPS",),
         "quantize() does not hand its options on to prepare().",
-        "for name in list(parameters)[1:]} | options", "for name in list(parameters)[1:]} | options | dict(fuse=True)",
+        "fuse=fuse, exclude=exclude, share=True)", "fuse=True, exclude=exclude, share=True)",
     ),
     Fault(
         "observer-at-every-value", 'ptq.placement', ("STA-STEPS",),

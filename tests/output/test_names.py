@@ -1,5 +1,7 @@
 """Names that are unknown are answered with those near them, and with the list."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ def model():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x: qs.quantize(m, [x], per_chanel=True), "option: expected .*got 'per_chanel'; .*mean per_channel"),
+        (lambda m, x: qs.quantize(m, [x], per_chanel=True), "quantize: argument: .*'per_chanel'; .*mean per_channel"),
         (lambda m, x: qs.quantize(m, [x], exclude=3), "exclude: expected paths of modules, got 3"),
         (lambda m, x: qs.quantize(m, [x], observer="MSEObserver"), "observer: .*MinMaxObs.*; did you mean MSEObs"),
         (lambda m, x: qs.quantize(m, [x], dialect="fbgem"), "dialect: .*onednn.*got 'fbgem'; did you mean fbgemm"),
@@ -34,3 +36,24 @@ def test_a_name_that_is_near_none_is_answered_with_the_list():
     assert errors.expected_one_of("engine", ["a", "b"], "zzz") == "engine: expected one of a, b, got 'zzz'"
     nearest = errors.expected_one_of("x", ["torch-x86", "onnx"], "torch-86", others=", or m:a")
     assert nearest == "x: expected one of torch-x86, onnx, or m:a, got 'torch-86'; did you mean torch-x86?"
+
+
+@pytest.mark.parametrize(
+    "function", [qs.quantize, qs.quantize_dynamic, qs.prepare, qs.prepare_qat, qs.compare, qs.load, qs.export_onnx]
+)  # fmt: skip
+def test_every_option_is_in_the_signature_and_one_that_is_not_is_answered(function):
+    parameters = inspect.signature(function).parameters
+    assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values())
+    last = list(parameters)[-1]
+    given = {name: None for name, p in parameters.items() if p.default is p.empty} | {last + "s": None}
+    with pytest.raises(TypeError, match=f"^{function.__name__}: argument: expected .*; did you mean .*{last}"):
+        function(**given)
+
+
+def test_functions_with_the_options_of_prepare_have_all_of_them_with_its_defaults():
+    def options(function):
+        parameters = inspect.signature(function).parameters
+        return {name: (repr(p.default), p.annotation) for name, p in parameters.items()}
+
+    assert options(qs.prepare).items() <= options(qs.quantize).items()
+    assert options(qs.prepare).items() <= options(qs.prepare_qat).items()

@@ -10,7 +10,7 @@ from torch import nn
 from quantspec.capture import copies
 from quantspec.capture.calls import Way
 from quantspec.capture.tracer import Stop
-from quantspec.errors import FormatError, shown
+from quantspec.errors import FormatError, near_names, shown
 from quantspec.ir.held import Held, changed
 from quantspec.ir.held import held as held_codes
 from quantspec.storage import file
@@ -24,6 +24,7 @@ from .module import QuantizedModule
 from .report import Report, Work
 
 
+@near_names
 @usual
 def load(
     path: str | os.PathLike[str],

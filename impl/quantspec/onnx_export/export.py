@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from quantspec.errors import UnsupportedError
+from quantspec.errors import UnsupportedError, near_names
 from quantspec.extras import needed
 from quantspec.ir.float_run import FloatLayer, bind
 from quantspec.ir.program import (
@@ -44,6 +44,7 @@ PURPOSE = "the export to ONNX"
 Axes = dict[str, tuple[int, bool] | None]
 
 
+@near_names
 def export_onnx(
     q: QuantizedModule | QuantizedModel, path: str | os.PathLike[str] | None = None, *, example: Any = None
 ) -> "onnx.ModelProto":

@@ -9,7 +9,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, parts, tracer
 from quantspec.capture.builder import hooked
-from quantspec.errors import UnsupportedError, shown
+from quantspec.errors import UnsupportedError, near_names, shown
 from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Call, LinearDynamic, LinearWeight, Program
@@ -31,6 +31,7 @@ COARSEST = QParams(np.ones((), np.float32), np.zeros((), np.int32), 0, 255)
 ACTIVATIONS = ("per_tensor", "per_token", None)
 
 
+@near_names
 @usual
 def quantize_dynamic(
     model: nn.Module,

@@ -1,6 +1,5 @@
 """Static quantization: prepare, calibrate, convert (chapter 5)."""
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
@@ -11,7 +10,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, tracer
 from quantspec.engines.tensors import array, float_address
-from quantspec.errors import CalibrationError, expected_one_of
+from quantspec.errors import CalibrationError, expected_one_of, near_names
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Program
@@ -118,6 +117,7 @@ def observed(observer: Observer, value: torch.Tensor) -> Observer:
     return observer.observe(array(value, "a value that is observed"))
 
 
+@near_names
 def prepare(
     model: nn.Module,
     *,
@@ -174,14 +174,6 @@ def observing(
     return Prepared(NOTHING if capture.traced is None else ready(capture.traced), observer, options, capture)
 
 
-def with_options(model: nn.Module, options: dict[str, Any], *, share: bool, acts: bool = False) -> Prepared:
-    """``observing`` with the options of ``prepare`` that are given, and its own for the others."""
-    parameters = inspect.signature(prepare).parameters
-    settings = {name: parameters[name].default for name in list(parameters)[1:]} | options
-    others = {name: settings.pop(name) for name in ("fuse", "exclude", "observer")}
-    return observing(model, checked(**settings), **others, share=share, acts=acts)
-
-
 def seen_something(observer: Observer) -> bool:
     """Whether an observer has a range."""
     try:
@@ -225,15 +217,21 @@ def converted(prepared: Prepared) -> Program:
     return with_own_biases(converter.convert())
 
 
-def check_options(function: str, options: dict[str, Any]) -> None:
-    """Raises TypeError, with the nearest names, for an option that ``prepare`` does not have."""
-    known = list(inspect.signature(prepare).parameters)[1:]
-    for name in options:
-        if name not in known:
-            raise TypeError(expected_one_of(f"{function}: option", known, name))
-
-
-def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> QuantizedModule | QuantizedModel:
+@near_names
+def quantize(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    fuse: bool = True,
+    per_channel: bool = True,
+    reduce_range: bool | None = None,
+    observer: Observer = MinMaxObserver(),
+    dialect: str = "onnx",
+    bits: int = 8,
+    weight_bits: int | None = None,
+    exclude: str | Sequence[str] = (),
+    engine: str = "auto",
+) -> QuantizedModule | QuantizedModel:
     """``model`` in int8: ``prepare``, every batch of ``calibration``, ``convert``. Options are those of ``prepare``.
 
     ``calibration``: any iterable of batches; a batch is a tensor, a tuple of positional inputs (surplus entries such as
@@ -243,8 +241,11 @@ def quantize(model: nn.Module, calibration: Iterable[Any], **options: Any) -> Qu
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
         got = type(calibration).__name__
         raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
-    check_options("quantize", options)
-    network = with_options(model, options, share=True)
+    options = checked(
+        per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
+        engine=engine,
+    )  # fmt: skip
+    network = observing(model, options, observer, fuse=fuse, exclude=exclude, share=True)
     for batch in progress(calibration, "calibrate"):
         network.observe(batch)
     return convert(network)

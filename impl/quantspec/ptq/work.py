@@ -2,10 +2,13 @@
 (SIZ-REPORT, SIZ-WARN)."""
 
 import contextlib
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -239,9 +242,15 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
     """Warns when no layer of the networks is in int8 (STA-NOTHING), ``nothing`` saying why, or when less than 90 % of
     the work is (SIZ-WARN)."""
     if not any(program.layers for program in programs):
-        warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=5)
+        warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=level_of_caller())
     elif report is not None and report.share < ENOUGH:
-        warnings.warn(f"{report.told()}; {'; '.join(advice(report))}", stacklevel=5)
+        warnings.warn(f"{report.told()}; {'; '.join(advice(report))}", stacklevel=level_of_caller())
+
+
+def level_of_caller() -> int:
+    """``stacklevel`` of a warning that is to name the line outside the package from which it was called."""
+    ours = takewhile(lambda at: at[0].f_globals["__name__"].startswith("quantspec."), walk_stack(sys._getframe(1)))
+    return 1 + sum(1 for _ in ours)
 
 
 def advice(report: Report) -> list[str]:

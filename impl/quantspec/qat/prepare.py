@@ -1,7 +1,7 @@
 """Quantization-aware training: prepare, train, convert (chapter 7)."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 from quantspec.capture import calls, copies
-from quantspec.errors import CalibrationError, UnsupportedError
+from quantspec.errors import CalibrationError, UnsupportedError, near_names
 from quantspec.module import islands
 from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics.observers import MinMaxObserver
 from quantspec.ptq import static
 from quantspec.ptq.captured import Captured
-from quantspec.ptq.static import Prepared
+from quantspec.ptq.options import checked
+from quantspec.ptq.static import Observer, Prepared
 from quantspec.ptq.work import NO_PART, nothing_in, report_of_network, report_of_parts, warn_of_float
 from quantspec.surroundings import usual
 
@@ -172,10 +173,24 @@ def undecided(prepared: Prepared | None) -> tuple[Prepared, Captured[Prepared]]:
     return prepared, prepared.capture
 
 
+@near_names
 def prepare_qat(
-    model: nn.Module, calibration: Iterable[Any] = (), *, averaging: float = 0.01, delay: int = 0,
-    learned_scales: bool = False, **options: Any,
-) -> QATModule:  # fmt: skip
+    model: nn.Module,
+    calibration: Iterable[Any] = (),
+    *,
+    averaging: float = 0.01,
+    delay: int = 0,
+    learned_scales: bool = False,
+    fuse: bool = True,
+    per_channel: bool = True,
+    reduce_range: bool | None = None,
+    observer: Observer = MinMaxObserver(),
+    dialect: str = "onnx",
+    bits: int = 8,
+    weight_bits: int | None = None,
+    exclude: str | Sequence[str] = (),
+    engine: str = "auto",
+) -> QATModule:
     """A network to be trained through the integers that it will be converted to (chapter 7). The model is not modified,
     and may be in training mode, which the result then is in, too.
 
@@ -196,14 +211,17 @@ def prepare_qat(
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
         got = type(calibration).__name__
         raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
-    static.check_options("prepare_qat", options)
+    options = checked(
+        per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
+        engine=engine,
+    )  # fmt: skip
     given, in_training = model, isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         model = usual(copies.own_copy)(copies.inside(model)).eval()
-    prepared = static.with_options(model, options, share=False, acts=True)
-    if prepared.options.dialect.accumulate_rule != "exact":
+    prepared = static.observing(model, options, observer, fuse=fuse, exclude=exclude, acts=True)
+    if options.dialect.accumulate_rule != "exact":
         raise UnsupportedError(
-            f"dialect: {prepared.options.dialect.name} adds products in 16 bits, which saturate;"
+            f"dialect: {options.dialect.name} adds products in 16 bits, which saturate;"
             " train in the dialect without -int16"
         )
     qat = QATModule(prepared, Training(float(averaging), delay, bool(learned_scales)))

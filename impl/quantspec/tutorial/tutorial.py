@@ -122,8 +122,9 @@ def quantize_as(
         )
     else:
         q = quantize(
-            model, calibration_batches(dataset), **STATIC[variant], reduce_range=reduce_range, dialect=dialect
-        )
+            model, calibration_batches(dataset), fuse=STATIC[variant]["fuse"],
+            per_channel=STATIC[variant]["per_channel"], reduce_range=reduce_range, dialect=dialect,
+        )  # fmt: skip
     assert isinstance(q, QuantizedModule), "the tutorial's network is one graph"
     return q
 
