@@ -102,7 +102,7 @@ FORMS: dict[str, tuple[str, Callable[[], Written], list[str]]] = {
     "clamp both": ("conv", lambda: lambda x: x.clamp(-0.5, 0.25), ["table"]),
     "F.hardtanh by name": ("conv", lambda: lambda x: F.hardtanh(x, max_val=0.5, min_val=0.0), ["conv+relu"]),
     "prelu": ("conv", lambda: nn.PReLU(), ["table"]),
-    "prelu of channels": ("conv", lambda: nn.PReLU(4), ["float written"]),
+    "prelu of channels": ("conv", lambda: nn.PReLU(4), ["table"]),
     "pad": ("conv", lambda: lambda x: F.pad(x, (1, 0, 2, 1)), ["move"]),
     "pad with 0": ("conv", lambda: lambda x: F.pad(x, (1, 0), "constant", 0), ["move"]),
     "pad with a value": ("conv", lambda: lambda x: F.pad(x, (1, 0), value=1.5), ["float pad"]),

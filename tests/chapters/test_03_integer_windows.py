@@ -382,6 +382,48 @@ def test_codes_that_cannot_occur_have_the_nearest_ends_value_and_nan_is_refused(
         looked_up(lambda t: torch.log(t - 3), x, y)
 
 
+@clause("INT-TABLE-CHANNEL")
+@given(
+    draws.seeds(), st.lists(st.floats(-2, 2, width=16), min_size=1, max_size=5), draws.scales(2.0**-8, 2.0),
+    st.integers(0, 255), draws.scales(2.0**-10, 2.0), st.integers(0, 255), st.sampled_from([(3,), (2,), (2, 4, 3)]),
+)  # fmt: skip
+def test_a_function_of_each_channel_is_a_table_for_each(r, slopes, x_scale, x_zero, y_scale, y_zero, shape):
+    x, y = QParams(x_scale, x_zero, 0, 255), QParams(y_scale, y_zero, 0, 255)
+    prelu = nn.PReLU(len(slopes))
+    with torch.no_grad():
+        prelu.weight.copy_(torch.tensor(slopes))
+    node = float_graph.Elementwise(
+        "y", "x", "prelu", Call("y", "module", "f", (Ref("x"),), {}, ""), channels=len(slopes)
+    )
+    made = conversion.table(node, {("module", "f"): prelu}, x, y, EXACT)
+    tables = [spec.table(spec.prelu(slope), ends(x), ends(y)) for slope in slopes]
+    assert made.dtype == np.uint8 and made.tolist() == tables
+    q = r.integers(0, 256, (shape[0], len(slopes), *shape[1:])).astype(np.uint8)
+    got = STEPS[Table](Table("y", "x", "prelu", made, x, y), {"x": q}, {}, EXACT)
+    rows = np.moveaxis(q, 1, -1).reshape(-1, len(slopes)).tolist()
+    assert np.moveaxis(got, 1, -1).reshape(-1, len(slopes)).tolist() == spec.look_up_channels(tables, rows)
+
+
+@clause("INT-TABLE-CHANNEL")
+def test_channels_other_than_a_functions_are_refused():
+    step = Table("y", "x", "prelu", np.zeros((3, 256), np.uint8), QParams(1.0, 0, 0, 255), QParams(1.0, 0, 0, 255))
+    for shape in [(2, 4), (3,), (), (4, 2, 3)]:
+        with pytest.raises(ValueError, match="^prelu at 'y': expected 3 channels along axis 1, got shape"):
+            STEPS[Table](step, {"x": np.zeros(shape, np.uint8)}, {}, EXACT)
+
+
+@clause("INT-TABLE-CHANNEL")
+def test_a_networks_prelu_of_channels_is_a_table_with_its_own_slopes():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.PReLU(8), nn.Linear(8, 3)))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.linspace(-1, 1.5, 8))
+    x = networks.inputs()
+    q = qs.quantize(model, [x], dialect="exact")
+    (step,) = [step for step in q.program.steps if isinstance(step, Table)]
+    exact = [spec.table(spec.prelu(s), ends(step.x_qparams), ends(step.y_qparams)) for s in model[1].weight.tolist()]
+    assert step.table.tolist() == exact
+
+
 @clause("INT-TABLE")
 def test_a_networks_activations_are_tables_with_grids_of_their_own():
     model = networks.seeded(

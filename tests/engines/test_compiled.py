@@ -30,7 +30,7 @@ from quantspec.ir.program import (
     Quantize,
     Ref,
 )
-from quantspec.kernels import gemm
+from quantspec.kernels import channels, gemm
 
 
 def check(program: Program, *inputs: np.ndarray) -> None:
@@ -269,6 +269,34 @@ def test_tables(r, shape):
     x = programs.grid(r)
     step = programs.table(r, x)
     check(programs.between(x, [step], step.y_qparams), programs.values(r, x, shape))
+
+
+SHAPES_OF_CHANNELS = [(7, 33), (2, 5, 17), (2, 5, 3, 4), (1, 3, 17, 9), (2, 16, 5, 5), (1, 70, 2, 3), (2, 5, 3, 2, 4)]
+
+
+@pytest.mark.parametrize("kind", ["slopes", "any"])
+@given(r=strategies.seeds(), shape=st.sampled_from(SHAPES_OF_CHANNELS))
+def test_tables_of_channels(kind, r, shape):
+    x = programs.grid(r)
+    step = programs.tables(r, x, shape[1], kind)
+    found = channels.slopes(step.table, *((int(g.zero_point), g.qmin, g.qmax) for g in (x, step.y_qparams)))
+    assert kind == "any" or found is not None, "two slopes are not taken for such"
+    # A pooling of one position makes codes lie as images do.
+    (first, *_), wide = programs.pools(r, x, len(shape) - 2 or 1), len(shape) > 2
+    one = replace(first, name="z", kernel=(1,) * len(first.kernel), stride=(1,) * len(first.kernel),
+                  padding=(0,) * len(first.kernel), dilation=(1,) * len(first.kernel), ceil_mode=False)  # fmt: skip
+    steps = [one, replace(step, x="z")] if wide else [step]
+    check(programs.between(x, steps, step.y_qparams), programs.values(r, x, shape))
+
+
+def test_tables_of_channels_that_are_no_rows_or_images_are_the_references():
+    r = np.random.default_rng(0)
+    x = programs.grid(r)
+    layer = programs.linear(r, "first", "x.codes", x, 4, 3)
+    step = replace(programs.tables(r, layer.y_qparams, 3, "slopes"), x="first")
+    program = programs.between(x, [layer, step], step.y_qparams)
+    values = torch.from_numpy(programs.values(r, x, (2, 3, 4)))
+    assert torch.equal(Compiled(program)({"x": values}), Reference(program)({"x": values}))
 
 
 @given(strategies.seeds(), st.floats(-37, 35.6))

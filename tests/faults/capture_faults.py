@@ -20,8 +20,8 @@ FAULTS = [
     Fault(
         "prelu-of-channels", OPERATORS, ("STA-SAME",),
         "A PReLU with a slope for each channel is made a table, of which there is one for all.",
-        "what.num_parameters != 1",
-        "what.num_parameters < 1",
+        "channels = what.num_parameters",
+        "channels = None",
     ),
     Fault(
         "clamp-from-anywhere", OPERATORS, ("STA-SAME",),

@@ -512,6 +512,19 @@ NETWORKS = [
         '* (codes - int(x.zero_point)))',
         '* codes)',
     ),
+    Fault(
+        'tables-of-the-next-channel', 'numerics.integer', ('INT-TABLE-CHANNEL',),
+        'Tables lie one channel further than the channels.',
+        'return np.asarray(table[np.arange(len(table))',
+        'return np.asarray(table[(np.arange(len(table)) + 1) % len(table)',
+    ),
+    Fault(
+        'one-table-for-all-channels', 'ptq.conversion', ('INT-TABLE-CHANNEL',),
+        'The first slope is taken for all channels.',
+        'values = np.ascontiguousarray(values.T)',
+        'values = np.ascontiguousarray(values.T)\n'
+        '    values = values if node.channels is None else np.repeat(values[:1], node.channels, 0)',
+    ),
 ]
 
 FAULTS = [*ACCUMULATORS, *BIAS, *REQUANTIZE, *LINEAR, *FIXED_POINT, *CONVOLUTION, *JOINING, *NETWORKS]

@@ -155,6 +155,12 @@ NETWORK: dict[str, tuple[list[tuple[str, Any]], str]] = {
     # other steps
     "a table of int8": ([("tensor table.table", torch.zeros(256, dtype=INT8))], "a table of 256 codes"),
     "a table of 255": ([("tensor table.table", torch.zeros(255, dtype=torch.uint8))], "a table of 256 codes"),
+    "tables of no channel": (
+        [("tensor slopes.table", torch.zeros((0, 256), dtype=torch.uint8))], "a table of 256 codes",
+    ),
+    "tables of channels and places": (
+        [("tensor slopes.table", torch.zeros((4, 1, 256), dtype=torch.uint8))], "a table of 256 codes",
+    ),
     "a table below its grid": (
         [("grids +", grid(qmin=1)), ("steps table y_qparams", 4), ("steps relu qparams", 4),
          ("steps add b_qparams", 4), ("steps add a_qparams", 4), ("steps mul b_qparams", 4)], "codes from 1 to 255",

@@ -31,6 +31,13 @@ class Of(nn.Module):
         return y if self.last is None else self.last(y)
 
 
+def slopes(channels):
+    """A PReLU with a slope for each channel."""
+    prelu = nn.PReLU(channels)
+    nn.init.uniform_(prelu.weight, -0.5, 1.5)
+    return prelu
+
+
 class Branches(nn.Module):
     """Two convolutions and what joins them."""
 
@@ -120,6 +127,10 @@ IMAGES = {
     "mean of channels": lambda: Of(lambda x: x.mean((1, -1), keepdim=True), after=False),
     "functions": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.Conv2d(4, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.GELU(), nn.LeakyReLU()
+    ),
+    "functions of channels": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), slopes(4), nn.Conv2d(4, 6, 3), slopes(6), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(24, 5), slopes(5), nn.Linear(5, 2),
     ),
     "read in float": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Softmax(1)),
     "groups, read in float": lambda: nn.Sequential(nn.ConvTranspose2d(3, 6, 3, 2, groups=3, bias=False), nn.Softmax(1)),

@@ -139,6 +139,17 @@ def table(r: np.random.Generator, x: QParams) -> Table:
     return Table("y", "x.codes", "any", codes, x, QParams(np.float32(0.1), 3, 0, 255))
 
 
+def tables(r: np.random.Generator, x: QParams, channels: int, kind: str) -> Table:
+    """A function for each channel: of two ``slopes``, also such as give ties and none, or ``any``."""
+    y = grid(r)
+    if kind == "any":
+        return Table("y", "x.codes", "any", r.integers(0, y.qmax + 1, (channels, 256)).astype(np.uint8), x, y)
+    slopes = r.choice([*r.uniform(-2, 2, 20), 0.5, 0.25, 0.0, 1.0, -1.5, 3000.0, -3000.0, 1 / 3], (2, channels, 1))
+    steps = np.arange(256) - int(x.zero_point)
+    codes = np.rint(np.where(steps < 0, *slopes) * steps) + int(y.zero_point)
+    return Table("y", "x.codes", "prelu", np.clip(codes, 0, y.qmax).astype(np.uint8), x, y)
+
+
 def residual(r: np.random.Generator, channels: int, first: bool) -> Program:
     """Two convolutions and their sum, which may be computed within the later one."""
     x = grid(r)

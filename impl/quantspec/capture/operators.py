@@ -148,10 +148,11 @@ def elementwise(name: str, module: bool) -> Recognizer:
         first, *others = [*node.args, *node.kwargs.values()]
         if not is_value(first) or not constants(others):
             return None
+        channels = None
         if module:
             what: Any = builder.modules[str(node.target)]
             if isinstance(what, nn.PReLU) and what.num_parameters != 1:
-                return None
+                channels = what.num_parameters
             ceiling = 6.0 if name == "relu6" else what.max_val if name == "hardtanh" and what.min_val == 0 else None
         else:
             named = {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
@@ -162,7 +163,7 @@ def elementwise(name: str, module: bool) -> Recognizer:
             low_zero = name in ("hardtanh", "clamp") and ends.get("min") == 0 and isinstance(largest, NUMBER)
             ceiling = 6.0 if name == "relu6" else float(largest) if low_zero else None
         ceiling = ceiling if ceiling is None or ceiling > 0 else None
-        return float_graph.Elementwise(node.name, builder.first(node), name, builder.call(node), ceiling)
+        return float_graph.Elementwise(node.name, builder.first(node), name, builder.call(node), ceiling, channels)
 
     return recognize
 

@@ -145,7 +145,10 @@ def places(step: Conv) -> dict[str, Any]:
 
 
 def table(step: Table, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
-    return step.table[values[step.x]]
+    try:
+        return integer.look_up(step.table, values[step.x])
+    except ValueError as error:
+        raise ValueError(f"{step.function} at {step.name!r}: {error}") from error
 
 
 def relu(step: Relu, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:

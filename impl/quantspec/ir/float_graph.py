@@ -126,13 +126,14 @@ class Relu:
 @dataclass(frozen=True, eq=False)
 class Elementwise:
     """A function of one value, element by element; ``function`` is its name. Where it is min(max(x, 0), c), ``ceiling``
-    is c."""
+    is c. Where it is another in each channel along axis 1, ``channels`` is how many there are."""
 
     name: str
     x: str
     function: str
     call: Call
     ceiling: float | None = None
+    channels: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

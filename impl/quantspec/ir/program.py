@@ -101,7 +101,8 @@ class Table:
     """A function of one value, element by element: the code of ``function`` (its name) for each of 256 codes
     (INT-TABLE).
 
-    ``table``: uint8 (256,), indexed by the input's code.
+    ``table``: uint8 (256,), indexed by the input's code, or (channels, 256), one for each channel along axis 1
+    (INT-TABLE-CHANNEL).
     """
 
     name: str

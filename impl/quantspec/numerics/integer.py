@@ -123,6 +123,19 @@ def relu(q: ArrayLike, zero_point: ArrayLike) -> np.ndarray:
     return clamped
 
 
+def look_up(table: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """What a table of 256 codes has for each code (INT-TABLE), or one table [channels, 256] for each channel along
+    axis 1 (INT-TABLE-CHANNEL).
+
+    Raises ValueError where there are not as many channels as tables.
+    """
+    if table.ndim == 1:
+        return np.asarray(table[q])
+    if q.ndim < 2 or q.shape[1] != len(table):
+        raise ValueError(f"expected {len(table)} channels along axis 1, got shape {q.shape}")
+    return np.asarray(table[np.arange(len(table)).reshape(-1, *[1] * (q.ndim - 2)), q])
+
+
 def fixed_point(multiplier: Fraction) -> tuple[int, int]:
     """(m, n) with m from 2^30 to 2^31 - 1 and m * 2^-(31 + n) nearest to the multiplier (INT-FIXED).
 

@@ -165,7 +165,10 @@ def table(g: Graph, step: Table, values: Values) -> Tensor:
     """The code of each of 256 codes, as it is in the Program: exact by construction."""
     x = values[step.x]
     index = g.node("Cast", [x.name], to=TensorProto.INT32)
-    return Tensor(g.node("Gather", [g.constant(step.table, np.uint8, "table"), index]), x.shape, step.y_qparams)
+    if step.table.ndim > 1:  # a table for each channel, which lie one behind the other
+        starts = 256 * np.arange(len(step.table)).reshape(-1, *[1] * (x.rank - 2))
+        index = g.node("Add", [index, g.constant(starts, np.int32)])
+    return Tensor(g.node("Gather", [g.constant(step.table.ravel(), np.uint8, "table"), index]), x.shape, step.y_qparams)
 
 
 def relu(g: Graph, step: Relu, values: Values) -> Tensor:

@@ -319,19 +319,23 @@ def splits(node: float_graph.Node | None, producers: dict[str, float_graph.Node]
 
 
 def table(node: float_graph.Elementwise, callables: Callables, x: QParams, y: QParams, dialect: Dialect) -> np.ndarray:
-    """The output code of each of 256 input codes, uint8 (256,) (INT-TABLE): the function in float64, rounded to
-    float32, quantized as the dialect does.
+    """The output code of each of 256 input codes, uint8 (256,) (INT-TABLE), or (channels, 256) where each channel has
+    a function of its own (INT-TABLE-CHANNEL): the function in float64, rounded to float32, quantized as the dialect
+    does.
 
     Codes beyond the input's range, which cannot occur, have that of the nearest end. A function's NaN is refused with a
     ValueError.
     """
     codes = np.clip(np.arange(256), x.qmin, x.qmax)
     real = torch.from_numpy(np.asarray(x.scale, np.float64) * (codes - int(x.zero_point)))
+    if node.channels is not None:
+        real = real[:, None].expand(len(codes), node.channels)
     what = callables.get((node.call.kind, node.call.target))
     if isinstance(what, nn.Module):
         callables = {**callables, (node.call.kind, node.call.target): copy.deepcopy(what).double()}
     with torch.no_grad():
         values = float_run.call_float(node.call, callables, lambda _: real).to(torch.float32).numpy()
+    values = np.ascontiguousarray(values.T)
     if np.isnan(values).any():
         place = f"{node.function} at {node.name!r}"
         raise ValueError(f"model: {place} is not a number for some of the values observed before it")

@@ -18,6 +18,7 @@ from quantspec.ir import float_graph, program, rearrange
 from quantspec.ir.float_run import FloatLayer, call_float, check_fits, run_conv
 from quantspec.ir.program import Step
 from quantspec.ir.traverse import refs, replace_refs
+from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects import operations
 from quantspec.ptq import conversion
@@ -201,7 +202,7 @@ def table(run: Run, step: program.Table) -> torch.Tensor:
         rows = conversion.table(
             node, run.network.callables, x_grid.qparams, grid.qparams, run.options.dialect
         )
-        codes: np.ndarray = rows[as_codes(x, x_grid)]
+        codes: np.ndarray = integer.look_up(rows, as_codes(x, x_grid))
         return codes
 
     return snapped(run, step, node.name, y, codes_on)

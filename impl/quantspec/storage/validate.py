@@ -173,7 +173,8 @@ def check_layer(
 def table(step: Table, grids: Grids) -> QParams:
     on_grid(step.x, step.x_qparams, grids)
     y, codes = activation(step.y_qparams), step.table
-    if codes.dtype != np.uint8 or codes.shape != (256,) or codes.min() < y.qmin or codes.max() > y.qmax:
+    fits = codes.dtype == np.uint8 and codes.ndim in (1, 2) and codes.shape[-1] == 256 and codes.size > 0
+    if not fits or codes.min() < y.qmin or codes.max() > y.qmax:
         raise ValueError(f"expected a table of 256 codes from {y.qmin} to {y.qmax}, got {codes.dtype} {codes.shape}")
     return y
 

@@ -24,9 +24,10 @@ from quantspec.ir.program import (
     Relu,
     Table,
 )
-from quantspec.kernels import images, planes, quantize
+from quantspec.kernels import channels, images, planes, quantize
+from quantspec.kernels.emitter import LANES
 from quantspec.kernels.memory import Layout, aligned, offset_table
-from quantspec.kernels.records import Grid
+from quantspec.kernels.records import Clamp, Grid
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import rescale
@@ -192,16 +193,18 @@ def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
     ))  # fmt: skip
 
 
-def operands(planner: Planner, a: str, b: str, target: str, *, start: int = 0) -> list[images.Operands]:
+def operands(
+    planner: Planner, a: str, b: str, target: str, *, start: int = 0, by_position: bool = False
+) -> list[images.Operands]:
     """Going over the bytes of two values, of which one may have fewer images or positions, to channels of ``target``
-    from ``start`` on.
+    from ``start`` on, the channels of one position in each run where ``by_position``.
 
     One for each image where an image is more than a plane.
     """
     layouts = [planner.values[value].layout for value in (a, b, target)]
     count, depth = max(x.images for x in layouts), max(x.depth for x in layouts)
     height, width = max(x.height for x in layouts), max(x.width for x in layouts)
-    channels, volumes = layouts[0].channels, any(layout.is_volume for layout in layouts)
+    used, volumes = layouts[0].channels, any(layout.is_volume for layout in layouts)
     a_strides, b_strides, target_strides = (
         images.Strides(
             image=(x.plane if volumes else x.image) * ((x.depth if volumes else x.images) > 1),
@@ -210,11 +213,12 @@ def operands(planner: Planner, a: str, b: str, target: str, *, start: int = 0) -
         ) for x in layouts
     )  # fmt: skip
     outer = depth if volumes else count
-    if layouts[0].width == layouts[1].width and len({x.pitch for x in layouts}) == 1 and start == 0:
+    alike = layouts[0].width == layouts[1].width and len({x.pitch for x in layouts}) == 1
+    if alike and start == 0 and not by_position:
         # Whole lines, with what lies between the channels of one position and the next.
-        loops = images.Loops(images=outer, lines=height, positions=1, bytes=(width - 1) * layouts[0].pitch + channels)
+        loops = images.Loops(images=outer, lines=height, positions=1, bytes=(width - 1) * layouts[0].pitch + used)
     else:
-        loops = images.Loops(images=outer, lines=height, positions=width, bytes=channels)
+        loops = images.Loops(images=outer, lines=height, positions=width, bytes=used)
     result = []
     for n in range(count if volumes else 1):
         first_a, first_b, first_target = (
@@ -260,7 +264,27 @@ def emit_lookup(planner: Planner, x: str, target: str, table: np.ndarray, *, sta
 
 
 def emit_table(planner: Planner, step: Table) -> None:
-    emit_lookup(planner, step.x, step.name, step.table)
+    if step.table.ndim == 1:
+        emit_lookup(planner, step.x, step.name, step.table)
+        return
+    layout, shape, count = planner.values[step.x].layout, planner.shapes[step.x], len(step.table)
+    if len(shape) < 2 or shape[1] != count or (layout.images, layout.channels) != (shape[0], count):
+        raise UnsupportedError(f"step {step.name!r}: the kernels take {count} channels behind rows or images")
+    x, y = step.x_qparams, step.y_qparams
+    ends = [(int(grid.zero_point), grid.qmin, grid.qmax) for grid in (x, y)]
+    factors = channels.slopes(step.table, *ends)
+    for parts in operands(planner, step.x, step.x, step.name, by_position=True):
+        if factors is None:
+            planner.emit(channels.LOOK_UP, channels.LookUpChannels(
+                operands=parts, tables=planner.keep(np.ascontiguousarray(step.table)),
+            ))  # fmt: skip
+            continue
+        filled = np.pad(factors, ((0, 0), (0, -count % LANES)))
+        zero, lowest, highest = ends[1]
+        planner.emit(channels.TWO_SLOPES, channels.TwoSlopes(
+            operands=parts, factors=planner.keep(filled), distance=filled.strides[0], x_zero=int(x.zero_point),
+            clamp=Clamp(lowest=lowest - zero, highest=highest - zero, zero=zero),
+        ))  # fmt: skip
 
 
 def emit_relu(planner: Planner, step: Relu) -> None:
