@@ -144,15 +144,24 @@ def run_without_extras(code: str, folder) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, cwd=folder)
 
 
-def test_quantizing_needs_no_extra(tmp_path):
+def test_quantizing_needs_no_extra_and_not_the_compiler_of_torch(tmp_path):
     code = """
 import torch, quantspec
 from torch import nn
+class Decides(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 2)
+        self.layer = nn.Linear(2, 2)
+    def forward(self, x):
+        y = super().forward(x)
+        return self.layer(y) if y.sum() < 1e9 else y
 model, data = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), [torch.rand(4, 8)]
 q = quantspec.quantize(model, data)
 q.save("q.safetensors")
 assert torch.equal(quantspec.load("q.safetensors")(data[0]), q(data[0]))
-print(quantspec.compare(model, q, data), quantspec.quantize_dynamic(model))
+print(quantspec.compare(model, q, data), quantspec.quantize_dynamic(model, example=data[0]))
+print(quantspec.quantize_dynamic(Decides().eval(), example=data[0]), quantspec.prepare_qat(model, data))
+assert "torch._dynamo" not in sys.modules  # which takes two seconds to import
 """
     done = run_without_extras(code, tmp_path)
     assert done.returncode == 0, done.stderr
