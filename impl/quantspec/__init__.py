@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from quantspec.qat.prepare import QATModule as QATModule
     from quantspec.qat.prepare import convert as convert
     from quantspec.qat.prepare import prepare_qat as prepare_qat
+    from quantspec.tutorial import zoo as zoo
 
 MODULES = {
     "CalibrationError": "errors",
@@ -57,16 +58,21 @@ MODULES = {
     "quantize": "ptq.static",
     "quantize_dynamic": "ptq.dynamic",
 }
-__all__ = list(MODULES)
+__all__ = [*MODULES, "zoo"]
 
 
 def __getattr__(name: str) -> Any:
     """A public name, which is an attribute of the package from then on (PEP 562)."""
-    if name not in MODULES:
+    value: Any
+    if name == "zoo":
+        value = importlib.import_module("quantspec.tutorial.zoo")
+    elif name in MODULES:
+        value = getattr(importlib.import_module(f"quantspec.{MODULES[name]}"), name)
+    else:
         raise AttributeError(f"module 'quantspec' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"quantspec.{MODULES[name]}"), name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *MODULES})
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,15 @@ def test_public_names_are_what_their_modules_hold():
     for name, module in quantspec.MODULES.items():
         assert getattr(quantspec, name) is getattr(sys.modules[f"quantspec.{module}"], name)
         assert name in dir(quantspec)
-    assert sorted(quantspec.__all__) == sorted(quantspec.MODULES)
+    assert sorted(quantspec.__all__) == sorted([*quantspec.MODULES, "zoo"])
+
+
+def test_the_zoo_is_a_public_module():
+    from quantspec import zoo
+    from quantspec.tutorial import zoo as own
+
+    assert zoo is quantspec.zoo is own
+    assert set(zoo.__all__) < set(vars(zoo))
 
 
 def test_other_names_are_errors():

@@ -1,8 +1,16 @@
-"""``quantspec zoo``: networks that people have, quantized without a change to them, beside what torch.ao makes of them.
+"""Networks to try quantization on, without a download; ``quantspec zoo`` measures them.
 
-Weights are random and seeded; the statistics of normalizations are those of structured images, as training would have
-set them. So what a row shows is how much of a network's function its int8 form keeps, and not how well the network
-would do its task.
+``build`` makes a network of torchvision, an LSTM or a transformer encoder, and ``inputs`` makes data for it. Weights
+are random and seeded; the statistics of normalization layers are computed from structured images. A network can
+therefore be compared with its int8 form, but it does not classify anything. torchvision's networks need the extra
+``tutorial``.
+
+Example:
+    ```python
+    model = qs.zoo.build("resnet18", 224)
+    q = qs.quantize(model, [qs.zoo.images(4, 224, seed=0)])
+    print(qs.compare(model, q, [qs.zoo.images(4, 224, seed=1)]))
+    ```
 """
 
 import resource
@@ -27,6 +35,8 @@ from quantspec.torchvision_compat import import_torchvision
 from . import rows as shared
 from .rows import Column, decibels, first_line, percent
 
+__all__ = ["NAMES", "build", "images", "inputs", "sentences"]  # what is public; the rest is the command's
+
 CONVOLUTIONAL = (
     "resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "googlenet",
     "inception_v3", "squeezenet1_1", "shufflenet_v2_x1_0", "densenet121", "regnet_y_400mf", "mnasnet1_0",
@@ -35,6 +45,7 @@ CONVOLUTIONAL = (
 TRANSFORMERS = ("vit_b_16", "swin_t")
 SEQUENCES = ("lstm_tagger", "transformer_encoder")
 NAMES = (*CONVOLUTIONAL, *TRANSFORMERS, *SEQUENCES)
+"""The names that ``build`` takes."""
 WORDS, TAGS, LENGTH = 200, 12, 24
 CALIBRATION, TEST = 4, 4  # images
 
@@ -89,7 +100,7 @@ class Encoder(nn.Module):
 
 
 def images(count: int, size: int, seed: int) -> torch.Tensor:
-    """Smooth random images with noise on them, float32 [count, 3, size, size]."""
+    """Smooth random images with noise, float32 [count, 3, size, size]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
     smooth = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
@@ -102,7 +113,17 @@ def sentences(count: int, seed: int, length: int = LENGTH) -> torch.Tensor:
 
 
 def build(name: str, size: int) -> nn.Module:
-    """A network in evaluation mode with seeded weights. ValueError for an unknown name."""
+    """A network in evaluation mode with seeded weights.
+
+    Args:
+        name: one of ``NAMES``.
+        size: height and width of the images that it will see; ``lstm_tagger`` and ``transformer_encoder`` read words
+            and ignore it.
+
+    Raises:
+        ValueError: for an unknown name.
+        MissingExtraError: for a network of torchvision, where that is not installed.
+    """
     if name not in NAMES:
         raise ValueError(expected_one_of("model", NAMES, name))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -128,7 +149,7 @@ def build(name: str, size: int) -> nn.Module:
 
 
 def inputs(name: str, count: int, size: int, seed: int) -> torch.Tensor:
-    """Random inputs of a network."""
+    """Random inputs for a network: ``count`` images of ``size`` x ``size``, or ``count`` sentences."""
     return sentences(count, seed) if name in SEQUENCES else images(count, size, seed)
 
 
