@@ -89,7 +89,7 @@ def directory() -> Path:
     for candidate in (here / "spec", here.parent.parent / "spec"):
         if candidate.is_dir():
             return candidate
-    raise FileNotFoundError(f"the chapters are neither in {here / 'spec'} nor in {here.parent.parent / 'spec'}")
+    raise FileNotFoundError(f"the chapters were found neither in {here / 'spec'} nor in {here.parent.parent / 'spec'}")
 
 
 def stems() -> list[str]:
@@ -125,7 +125,7 @@ def parse(path: Path) -> Chapter:
             depth -= 1
         elif token.type == "inline" and depth:
             if heading is None:
-                raise ValueError(f"{path.name}:{line}: a block quote outside a clause")
+                raise ValueError(f"{path.name}:{line}: a block quote outside of a clause")
             if (count := len(MUST.findall(token.content))) != 1:
                 raise ValueError(f"{path.name}:{line}: clause {heading[0]} says MUST {count} times, expected once")
             clauses.append(Clause(heading[0], heading[1], token.content, path.stem[3:], heading[2]))
@@ -140,7 +140,7 @@ def parse(path: Path) -> Chapter:
     ids = [clause.id for clause in clauses]
     for clause in clauses:
         if ids.count(clause.id) > 1:
-            raise ValueError(f"{path.name}:{clause.line}: clause {clause.id} stands twice")
+            raise ValueError(f"{path.name}:{clause.line}: clause {clause.id} is defined twice")
     return Chapter(path.stem[3:], path, title, tuple(clauses), tuple(blocks), tuple(tables))
 
 
@@ -165,7 +165,7 @@ def checked_block(path: Path, block: Block) -> Block:
         if block.language == "python":
             compile(block.source, path.name, "exec")
         elif block.examples == 0:
-            raise ValueError("a pycon block without a prompt, in which nothing would run")
+            raise ValueError("a pycon block without a prompt would not run")
     except (ValueError, SyntaxError) as error:
         raise ValueError(f"{path.name}:{block.line}: {error}") from error
     return block
@@ -190,7 +190,7 @@ def clauses() -> dict[str, Clause]:
     for stem in stems():
         for clause in chapter(stem).clauses:
             if clause.id in found:
-                raise ValueError(f"clause {clause.id} stands in {found[clause.id].chapter} and in {clause.chapter}")
+                raise ValueError(f"clause {clause.id} is defined in {found[clause.id].chapter} and in {clause.chapter}")
             found[clause.id] = clause
     return found
 

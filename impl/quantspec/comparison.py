@@ -173,7 +173,7 @@ def compare(
     if isinstance(data, (torch.Tensor, np.ndarray, str)) or not isinstance(data, Iterable):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")
     if not isinstance(q, (QuantizedModule, QuantizedModel)):
-        raise TypeError(f"q: expected a network that quantspec quantized, got {type(q).__name__}")
+        raise TypeError(f"q: expected a network quantized by quantspec, got {type(q).__name__}")
     copies.inside(model)  # which says what TorchScript lacks
     if isinstance(model, (Prepared, QuantizedModule, QuantizedModel)):
         raise TypeError(f"model: expected the float model, got a {type(model).__name__}")
@@ -250,7 +250,7 @@ def paired(model: nn.Module, q: QuantizedModel, args: tuple[Any, ...], kwargs: d
         for way, network in zip(island.ways, island.networks, strict=True):
             graph = found.graphs.get(path, {}).get(way)
             if graph is None:
-                raise ValueError(f"q: expected a network that was made of this model, it has none at {path!r}")
+                raise ValueError(f"q: expected a network quantized from this model, but it has none at {path!r}")
             pairs[path, way] = beside(graph, model, network)
     return pairs
 
@@ -354,7 +354,7 @@ def as_quantized(captured: float_graph.FloatGraph, model: nn.Module, q: Quantize
         layers = {node.name: node for node in graph.nodes if isinstance(node, float_graph.Layer)}
         if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv))):
             return graph
-    raise ValueError("q: expected a network that was made of this model, its layers are others")
+    raise ValueError("q: expected a network quantized from this model, but its layers differ")
 
 
 def made_of(step: Linear | Conv, node: float_graph.Layer | None) -> bool:

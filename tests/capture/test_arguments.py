@@ -12,13 +12,13 @@ from evidence import clause
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda m, q: qs.convert(m), "prepared: expected what quantspec.prepare gives, got Sequential"),
-    (lambda m, q: qs.export_onnx(m), "q: expected a network that quantspec quantized, got Sequential"),
-    (lambda m, q: qs.compare(q, m, []), "q: expected a network that quantspec quantized, got Sequential"),
+    (lambda m, q: qs.convert(m), "prepared: expected the result of prepare or prepare_qat, got Sequential"),
+    (lambda m, q: qs.export_onnx(m), "q: expected a network quantized by quantspec, got Sequential"),
+    (lambda m, q: qs.compare(q, m, []), "q: expected a network quantized by quantspec, got Sequential"),
     (lambda m, q: qs.compare(q, q, []), "model: expected the float model, got a QuantizedModule"),
     (lambda m, q: qs.compare(qs.prepare(m), q, []), "model: expected the float model, got a Prepared"),
-    (lambda m, q: qs.quantize(m, [], per_chanel=1), "quantize: option: expected one of fuse, per_channel, "),
-    (lambda m, q: qs.quantize(m, [], x=1), "quantize: option: expected one of fuse, per_channel, "),
+    (lambda m, q: qs.quantize(m, [], per_chanel=1), "quantize: argument: expected one of model, calibration, fuse, "),
+    (lambda m, q: qs.quantize(m, [], x=1), "quantize: argument: expected one of model, calibration, fuse, "),
 ])  # fmt: skip
 def test_what_is_something_else_is_refused_by_what_was_expected(call, message):
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()

@@ -117,7 +117,7 @@ def test_the_three_steps_compare_with_the_first_batch_too():
         assert torch.equal(prepared(x), model(x)) and torch.equal(prepared(x), model(x))
         assert torch.equal(qs.convert(prepared)(x), qs.quantize(model, [x, x])(x))
         assert qs.quantize(model, [x], engine="reference").engine == "reference"
-    message = "^the model: it has seen no values; run calibration data through it first$"
+    message = "^prepared: it has seen no values; call it with calibration data first$"
     with pytest.raises(qs.CalibrationError, match=message):
         qs.convert(qs.prepare(built("sizes_unpacked")[0]))
 
@@ -354,7 +354,7 @@ def test_python_between_the_parts_does_not_write_to_the_inputs():
 def test_another_way_to_call_is_computed_in_float():
     model, x = built("flag")
     q = qs.quantize(model, [x])
-    unseen = "called in a way, or with sizes, that calibration did not have"
+    unseen = "called with arguments or sizes that did not occur in calibration"
     with torch.no_grad(), pytest.warns(UserWarning, match=unseen):
         assert torch.equal(q(x, features=True), networks.with_codes_of(model, q)(x, features=True))
     with torch.no_grad():
@@ -447,7 +447,7 @@ def test_sizes_for_which_what_was_captured_does_not_stand_are_computed_in_float(
     q = qs.quantize(model, [x])
     with torch.no_grad():
         assert sqnr(model(x[:9]), q(x[:9])) > DECIBELS
-        with pytest.warns(UserWarning, match="computed in float"):
+        with pytest.warns(UserWarning, match="this call runs in float"):
             assert torch.equal(q(x[:3]), networks.with_codes_of(model, q)(x[:3]))
 
 
@@ -494,10 +494,10 @@ def test_what_is_no_single_network_says_which_python_is_in_the_way(tmp_path):
     q = qs.quantize(model, [x])
     dynamic = qs.quantize_dynamic(model)
     hooked, x = built("hook_that_changes_the_input")
-    cases = (q, "2 of them: .*asks for values of a tensor.*line"), (dynamic, "2 of them: the forward of Model .*, line")
+    cases = (q, "2 of them: .*reads values of a tensor.*line"), (dynamic, "2 of them: the forward of Model .*, line")
     for network, message in (*cases, (qs.quantize(hooked, [x]), "1 of them: hooks of Sequential .*, line")):
         for needs_one in (lambda network=network: qs.export_onnx(network), lambda network=network: network.program):
-            with pytest.raises(qs.UnsupportedError, match=f"it is no single network, but Python around {message}"):
+            with pytest.raises(qs.UnsupportedError, match=f"expected a single network, got Python around {message}"):
                 needs_one()
     model, x = built("optional_argument")
     q = qs.quantize(model, [x])

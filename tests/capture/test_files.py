@@ -85,7 +85,7 @@ def test_weights_are_held_as_codes_within_a_step_and_read_as_them():
 def test_a_call_that_is_new_is_computed_from_the_codes():
     model, x = networks.seeded(Decides), networks.inputs(5, (8,))
     q = qs.quantize(model, [x])
-    with torch.no_grad(), pytest.warns(UserWarning, match="computed in float"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="this call runs in float"):
         assert torch.equal(q(x + 1e7), networks.with_codes_of(model, q)(x + 1e7))
 
 
@@ -147,7 +147,7 @@ def test_only_what_stays_in_float_is_a_parameter(tmp_path):
 def test_python_reads_the_dequantized_codes_and_cannot_write_to_them():
     model = networks.seeded(Reads)
     x = networks.inputs(4, (8,))
-    with pytest.warns(UserWarning, match="^40 % of .* in int8; the rest: the model .*asks for values of a tensor"):
+    with pytest.warns(UserWarning, match="^40 % of .* in int8; the rest: the model .*reads values of a tensor"):
         static = qs.quantize(model, [x])
     for q in (static, qs.quantize_dynamic(model)):
         assert isinstance(q.python.layer.weight, Coded)

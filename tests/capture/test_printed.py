@@ -75,7 +75,7 @@ def test_values_are_named_by_their_modules(texts):
 
 def test_a_reason_is_said_once_with_all_its_places(texts):
     assert texts["network"].count("torch.erf has no integer form here (3 times):") == 1
-    assert texts["parts"].count("asks for values of a tensor") == 1
+    assert texts["parts"].count("reads values of a tensor") == 1
 
 
 def test_every_step_has_a_row(texts):

@@ -90,7 +90,7 @@ def test_the_model_is_not_modified(build):
 @clause("STA-CALIBRATED", "OBS-NOTHING")
 def test_converting_without_data_is_refused_and_names_a_place():
     prepared = qs.prepare(networks.seeded(networks.Perceptron))
-    with pytest.raises(qs.CalibrationError, match="input 'x': .*has seen no values.*run calibration data"):
+    with pytest.raises(qs.CalibrationError, match="input 'x': .*has seen no values.*call the network with calibration"):
         qs.convert(prepared)
     prepared(networks.inputs(0))
     with pytest.raises(qs.CalibrationError, match="input 'x'"):
@@ -599,9 +599,9 @@ def test_unknown_choices_are_refused():
     model = networks.seeded(networks.Perceptron)
     with pytest.raises(ValueError, match="dialect: expected one of exact, onnx, .*, got 'fast'"):
         qs.prepare(model, dialect="fast")
-    with pytest.raises(ValueError, match="^observer: expected a per-tensor observer that has seen nothing$"):
+    with pytest.raises(ValueError, match="^observer: expected a per-tensor observer without observed values$"):
         qs.prepare(model, observer=qs.MinMaxObserver(axis=0))
-    with pytest.raises(ValueError, match="^observer: expected a per-tensor observer that has seen nothing$"):
+    with pytest.raises(ValueError, match="^observer: expected a per-tensor observer without observed values$"):
         qs.prepare(model, observer=qs.MinMaxObserver().observe(np.float32([1])))
     with pytest.raises(TypeError, match="observer: expected one of MinMaxObserver"):
         qs.prepare(model, observer=qs.MinMaxObserver)

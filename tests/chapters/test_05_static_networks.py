@@ -100,7 +100,7 @@ def test_what_is_padded_on_has_the_code_of_zero_and_only_moves_are_moved():
     step = Move("y", "function", "torch.nn.functional.pad", (Ref("x"), [1, 2]), {}, grid)
     assert rearrange.apply(step, {"x": np.uint8([[5, 6]])}.__getitem__).tolist() == [[77, 5, 6, 77, 77]]
     for kind, target in (("function", "torch.relu"), ("method", "add_"), ("module", "flatten")):
-        with pytest.raises(ValueError, match=f"^step 'y': {target} is nothing that moves codes$"):
+        with pytest.raises(ValueError, match=f"^step 'y': {target} does not move codes$"):
             rearrange.apply(Move("y", kind, target, (Ref("x"),), {}, grid), {"x": np.uint8([[5]])}.__getitem__)
 
 
@@ -345,7 +345,7 @@ def test_python_that_decides_by_data_runs_as_it_is_and_the_layers_inside_and_aro
     with torch.no_grad():
         for sign in (1, -1):
             assert (q(sign * x.abs()) - model(sign * x.abs())).abs().max() < 0.2
-    assert "in Python:\n  Python asks for values of a tensor (__bool__)" in str(q) and __file__ in str(q)
+    assert "in Python:\n  Python reads values of a tensor (__bool__)" in str(q) and __file__ in str(q)
     assert str(q).endswith("\n    the model, deciding")
 
 
@@ -601,7 +601,7 @@ def test_codes_have_as_many_bits_as_asked_for(bits):
     for wrong in (1, 9):
         with pytest.raises(ValueError, match=f"^bits: expected 2 to 8, got {wrong}$"):
             qs.quantize(model, [x], bits=wrong)
-    with pytest.raises(ValueError, match="^reduce_range: 2-bit codes"):
+    with pytest.raises(ValueError, match="^reduce_range: expected False for bits=2"):
         qs.quantize(model, [x], bits=2, reduce_range=True)
     with pytest.raises(TypeError, match="^per_channel: expected True or False, got 1$"):
         qs.quantize(model, [x], per_channel=1)

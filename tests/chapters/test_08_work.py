@@ -114,7 +114,7 @@ def test_every_product_is_somewhere_and_says_why_it_is_in_float():
     assert by_path["second"] == Work("second", 5 * 64 * 4, "Python", "excluded")
     python = by_path[""]
     assert (python.macs, python.place) == (5 * 4 * 64, "Python")
-    assert re.search(r"asks for values of a tensor.*test_08_work\.py, line \d+", python.reason)
+    assert re.search(r"reads values of a tensor.*test_08_work\.py, line \d+", python.reason)
     with pytest.warns(UserWarning, match="^75 % of the multiply-accumulates are in int8"):
         d = qs.quantize_dynamic(model, example=x)
     assert d.report.macs == q.report.macs and d.report.int8_macs == 5 * 8 * 64 + 5 * 64 * 4
@@ -135,7 +135,7 @@ def test_the_share_is_that_of_a_comparison_on_the_same_batch():
 @clause("SIZ-REPORT")
 def test_without_data_each_layer_counts_for_one_row():
     model = networks.seeded(lambda: Decides(64))
-    with pytest.warns(UserWarning, match="counted for one row of each layer's input.*with example= a batch, parts"):
+    with pytest.warns(UserWarning, match="counted for one row of each layer's input.*pass a batch as example="):
         report = qs.quantize_dynamic(model, exclude="second").report
     assert not report.counted
     assert [(row.path, row.macs, row.place) for row in report.rows] == [
@@ -196,7 +196,7 @@ def test_the_warning_names_where_the_work_is_the_largest_first_and_why():
         " b (6 %, float: why b); d (4 %, float: d); 2 others (4 %)"
     )
     model, x = networks.seeded(lambda: Decides(8)), networks.inputs(5, (8,))
-    message = r"^27 % of .* in int8; the rest: the model \(73 %, Python: .*asks for values of a tensor.*line \d+"
+    message = r"^27 % of .* in int8; the rest: the model \(73 %, Python: .*reads values of a tensor.*line \d+"
     with pytest.warns(UserWarning, match=message):
         qs.quantize(model, [x])
 

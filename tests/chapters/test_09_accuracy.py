@@ -262,6 +262,6 @@ def test_compare_counts_what_stays_in_float_and_refuses_other_networks():
         qs.compare(model, q, [])
     with pytest.raises(TypeError, match="^data: expected an iterable of batches, got Tensor"):
         qs.compare(model, q, x)
-    with pytest.raises(ValueError, match="^q: expected a network that was made of this model"):
+    with pytest.raises(ValueError, match="^q: expected a network quantized from this model"):
         qs.compare(networks.seeded(networks.WithSoftmax), qs.quantize(networks.seeded(networks.Normalised), [x]), [x])
 

@@ -147,7 +147,7 @@ def test_tiles_that_are_refused_are_told_once():
     has_tiles = replace(cpu.target(), has_tiles=True)
     try:
         with mock.patch.object(cpu, "target", lambda: has_tiles), mock.patch.object(tiles, "ask", lambda: 28):
-            with pytest.warns(RuntimeWarning, match="refuses this process the tiles .* dot products of bytes") as told:
+            with pytest.warns(RuntimeWarning, match="denies this process the AMX tiles .* VNNI") as told:
                 assert not tiles.allowed() and not tiles.allowed()
             assert len(told) == 1
         tiles.allowed.cache_clear()

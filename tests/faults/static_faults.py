@@ -31,7 +31,7 @@ FAULTS = [
     Fault(
         "uncalibrated-defaults", 'ptq.conversion', ("STA-CALIBRATED",),
         "A place without data gets the range from 0 to 1, as torch's observers do with a warning.",
-        'raise CalibrationError(f"{place}: {error}; run calibration data through it first") from error',
+        'raise CalibrationError(f"{place}: {error}; call the network with calibration data first") from error',
         'low, high = np.float32(0), np.float32(1)',
     ),
     Fault(

@@ -33,7 +33,7 @@ def test_foreign_and_newer_files_are_named(tmp_path):
         (safetensors.torch.save(tensors, {"quantspec": "[]"}), "no network of quantspec"),
         (resigned(tensors, network, version=4), r"version 4 of the format, .* newer than this quantspec reads \(3\)"),
         (resigned(tensors, network, sha256="0" * 64), "checksum"),
-        (resigned(tensors | {"more": torch.zeros(3)}, network), "'more' belongs to nothing"),
+        (resigned(tensors | {"more": torch.zeros(3)}, network), "'more' is not used"),
         (resigned({name: t for name, t in tensors.items() if "bias" not in name}, network), "no tensor"),
     ):
         path.write_bytes(content)

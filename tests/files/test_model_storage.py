@@ -112,7 +112,7 @@ def test_a_call_that_calibration_did_not_have_is_the_same_too(tmp_path):
 def test_another_model_is_refused_by_what_is_different(tmp_path):
     _, (q, *_) = blocks()
     q.save(tmp_path / "q")
-    with pytest.raises(ValueError, match="^model: the file holds networks for parts of a .*Block, and no Python; pass"):
+    with pytest.raises(ValueError, match="^model: the file holds networks for parts of a .*Block, but no Python; pass"):
         qs.load(tmp_path / "q")
     with pytest.raises(TypeError, match="^model: expected a torch.nn.Module, got type"):
         qs.load(tmp_path / "q", model=Block)
@@ -127,14 +127,14 @@ def test_another_model_is_refused_by_what_is_different(tmp_path):
 
     untied = nn.Parameter(torch.zeros(10, 8))
     cases = {
-        "expected norm as a torch.nn.*LayerNorm, as the file has it, got norm as a torch.nn.*Identity":
+        "expected norm as a torch.nn.*LayerNorm as in the file, got norm as a torch.nn.*Identity":
             replace("norm", nn.Identity()),
-        "expected head as .*Linear, as the file has it, got head as .*Linear with 1 hooks":
+        "expected head as .*Linear as in the file, got head as .*Linear with 1 hooks":
             lambda model: model.head.register_forward_hook(lambda *given: None),
         r"'gain' is torch.float32\[4\], in the file it is torch.float32\[8\]":
             replace("gain", nn.Parameter(torch.ones(4))),
         "'head.bias' is torch.float32.*, in the file it is missing": replace("head", nn.Linear(8, 10)),
-        "expected 5 modules, as the file has them, got 6": replace("more", nn.ReLU()),
+        "expected 5 modules as in the file, got 6": replace("more", nn.ReLU()),
         "'shift' is torch.float64.*, in the file": replace("shift", torch.zeros(8).double()),
     }  # fmt: skip
     for message, change in cases.items():
@@ -158,7 +158,7 @@ def test_weights_that_were_different_do_not_become_one(tmp_path):
     q = qs.quantize_dynamic(networks.seeded(lambda: Two(False)), exclude=["a", "b"])
     q.save(tmp_path / "q")
     assert torch.equal(qs.load(tmp_path / "q", model=networks.seeded(lambda: Two(False), 1))(x), q(x))
-    with pytest.raises(ValueError, match="^model: '[ab].bias' is the same tensor as another, in the file it is not"):
+    with pytest.raises(ValueError, match="^model: .[ab].bias. is the same tensor as another one, but in the"):
         qs.load(tmp_path / "q", model=networks.seeded(lambda: Two(True)))
 
 
@@ -218,7 +218,7 @@ def part(key, value):
 
 
 FORGERIES = {
-    "a part of no module": (part("path", "nowhere"), "'nowhere' is no module"),
+    "a part of no module": (part("path", "nowhere"), "'nowhere' is not a module"),
     "a way of no tensors": (
         lambda c, t: c["model"]["parts"][0]["way"].update(names=[], constants=[]), "expected a way with 1 tensors"
     ),
@@ -234,11 +234,11 @@ FORGERIES = {
     "a part twice": (lambda c, t: c["model"]["parts"].append(c["model"]["parts"][0]), "two networks for the same"),
     "an attribute that is a method": (
         lambda c, t: c["model"]["attributes"].update(forward=next(iter(c["model"]["state"].values()))),
-        "'forward' is no attribute",
+        "'forward' is not an attribute",
     ),
     "codes of no layer": (
         lambda c, t: t.update(odd=torch.zeros(10, 8, dtype=torch.int8))
-        or c["model"]["coded"]["embed.weight"].update(codes="odd"), "the codes of 'embed.weight' are no layer's",
+        or c["model"]["coded"]["embed.weight"].update(codes="odd"), "the codes of 'embed.weight' belong to no layer",
     ),
     "codes in an unknown form": (
         lambda c, t: c["model"]["coded"]["embed.weight"].update(form="other"), "unknown form 'other'"
@@ -247,7 +247,7 @@ FORGERIES = {
         lambda c, t: t.update(odd=torch.zeros(3)) or c["model"]["coded"]["embed.weight"].update(scale="odd"),
         "expected int8 codes, and a float32 scale",
     ),
-    "a tensor of nothing": (lambda c, t: t.update(odd=torch.zeros(3)), "tensor 'odd' belongs to nothing"),
+    "a tensor of nothing": (lambda c, t: t.update(odd=torch.zeros(3)), "tensor 'odd' is not used"),
     "a module that is no row": (lambda c, t: c["model"]["modules"].append(["x"]), "expected paths with classes"),
     "a report of no rows": (lambda c, t: c["report"]["rows"].append(["x"]), "^.*report: expected a path"),
     "a key too many": (lambda c, t: c["model"].update(code="import os"), "expected the keys"),

@@ -87,8 +87,8 @@ REFUSED = {
         x, size=4, mode="bilinear", antialias=True
     ),
     "average pooling in float with ceil_mode": lambda x: F.avg_pool2d(x, 3, ceil_mode=True),
-    "the places of the largest values": nn.MaxPool2d(2, return_indices=True),
-    "squeeze of axis 0, whose length is not known": lambda x: x.squeeze(),
+    "max pooling that returns indices": nn.MaxPool2d(2, return_indices=True),
+    "squeeze of axis 0, whose length is unknown": lambda x: x.squeeze(),
     "local response normalization over an even number": lambda x: F.local_response_norm(x, 2),
 }
 
@@ -96,7 +96,7 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_has_no_operator_says_so(message):
     q = quantspec.quantize(seeded(lambda: Behind(REFUSED[message])), [CALIBRATION])
-    with pytest.raises(quantspec.UnsupportedError, match=f"has no ONNX form: {message}"):
+    with pytest.raises(quantspec.UnsupportedError, match=f"cannot be exported to ONNX: {message}"):
         quantspec.export_onnx(q)
 
 
@@ -203,7 +203,7 @@ def test_without_a_step_before_it_a_gate_differs_by_the_bound():
 def test_a_single_step_has_no_operator():
     for build, x in ((lambda: nn.LSTMCell(4, 5), inputs(3)), (lambda: nn.GRU(4, 5), inputs(7, (4,)))):
         q = quantspec.quantize_dynamic(seeded(build), example=x)
-        with pytest.raises(quantspec.UnsupportedError, match="has no ONNX form: (LSTM for a single|GRU without)"):
+        with pytest.raises(quantspec.UnsupportedError, match="to ONNX: (LSTM for a single|GRU without)"):
             quantspec.export_onnx(q, example=x)
 
 

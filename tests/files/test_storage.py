@@ -142,7 +142,7 @@ def test_a_module_of_ones_own_is_given_again_when_the_file_is_loaded(tmp_path):
     model = seeded(Around)
     q, path = quantspec.quantize(model, [inputs()]), tmp_path / "q.safetensors"
     q.save(path)
-    message = r"modules: 'odd' is a .*Odd, whose code no file holds; pass modules=\{'odd': \.\.\.\}"
+    message = r"modules: 'odd' is a .*Odd, whose code is not in the file; pass modules=\{'odd': \.\.\.\}"
     with pytest.raises(ValueError, match=message):
         quantspec.load(path)
     with pytest.raises(ValueError, match="modules: 'odd': .*gain"):

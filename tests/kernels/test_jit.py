@@ -114,7 +114,7 @@ def test_code_that_others_could_have_written_is_not_run_and_told_once(change, tm
         assert jit.stored(path) == b"code"
     NOT_OURS_ALONE[change](path)
     jit.warned.clear()
-    with pytest.warns(RuntimeWarning, match=f"^kernel {path} is not used, and compiled anew: "):
+    with pytest.warns(RuntimeWarning, match=f"^kernel {path} is ignored and compiled again: "):
         assert jit.stored(path) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -62,8 +62,8 @@ def test_the_digest_sees_words_and_not_white_space(tmp_path):
         (GOOD.replace("MUST\n> hold", "MAY\n> hold"), "clause ABC-ONE says MUST 0 times, expected once"),
         (GOOD.replace("hold.", "hold and MUST NOT break."), "clause ABC-ONE says MUST 2 times, expected once"),
         (GOOD.replace("hold.", "hold.\n> It MUST stay."), "clause ABC-ONE says MUST 2 times, expected once"),
-        (GOOD + "\n> Another MUST.\n", "a block quote outside a clause"),
-        (GOOD + "\n### ABC-ONE · Again\n\n> It MUST.\n", "clause ABC-ONE stands twice"),
+        (GOOD + "\n> Another MUST.\n", "a block quote outside of a clause"),
+        (GOOD + "\n### ABC-ONE · Again\n\n> It MUST.\n", "clause ABC-ONE is defined twice"),
         (
             GOOD.replace("```python", "```pyhton"),
             "expected a block of python or pycon, got 'pyhton', which would not run",

@@ -98,7 +98,7 @@ def test_the_neuron_of_the_report_adds_up(outcome):
         (["run", "--batch", "0"], "batch: expected at least 1, got 0"),
         (["run", "--batch", "many"], "--batch: invalid int value: 'many'"),
         (["run", "--variant", "int4"], "variant: expected one of float32, static, .*, got 'int4'"),
-        (["run", "--data", "nowhere"], "nowhere .given as the data folder.: there is no such folder"),
+        (["run", "--data", "nowhere"], "nowhere .given as the data folder.: no such folder"),
         (["run", "--json", "nowhere/o.json"], "--json nowhere/o.json: cannot be written: No such file or directory"),
         (["run", "--report", "."], "--report .*: cannot be written: it is a folder"),
         (["run", "--quickly"], "unrecognized arguments: --quickly"),
@@ -132,7 +132,7 @@ def test_the_module_runs_as_a_command(tmp_path):
     command = [sys.executable, "-m", "quantspec", "run"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"quantspec: {tmp_path}/none (named by QUANTSPEC_DATA): there is no such folder\n"
+    assert done.stderr == f"quantspec: {tmp_path}/none (named by QUANTSPEC_DATA): no such folder\n"
 
 
 EXTRAS = ("hypothesis", "markdown_it", "matplotlib", "onnx", "onnxruntime", "sklearn", "torchvision")

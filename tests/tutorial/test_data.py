@@ -98,7 +98,7 @@ def test_a_broken_folder_is_refused_and_never_replaced(tmp_path, monkeypatch, sp
 
 
 def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="nowhere .given as the data folder.: there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere .given as the data folder.: no such folder"):
         data.load(tmp_path / "nowhere")
     monkeypatch.setenv("QUANTSPEC_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="named by QUANTSPEC_DATA"):

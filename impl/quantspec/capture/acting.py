@@ -24,7 +24,7 @@ from .builder import GraphBuilder, in_order, marked
 from .operators import public
 
 MARK = qualified_name(marked)
-OTHERWISE = "it computes otherwise in training mode"
+OTHERWISE = "it behaves differently in training mode"
 DRAWS = f"{OTHERWISE}: it draws random numbers in Python"
 # What gives a multiple of its input, not below 0, of each value: a ReLU behind it may come first.
 SCALING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -80,7 +80,7 @@ class Alignment:
             if left and left[0].op == "placeholder" and node.op != "placeholder":
                 raise UnsupportedError(f"{OTHERWISE}: it takes other arguments")
         if left:
-            raise UnsupportedError(f"{OTHERWISE}: {left[0]} is not there")
+            raise UnsupportedError(f"{OTHERWISE}: {left[0]} does not exist there")
         for node, twin in self.matched.items():
             self.mark(node, twin)
         for mark in list(self.marks.values()):

@@ -26,8 +26,8 @@ VIEW_MODULES = nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
 # What says, or depends on, how a tensor lies in memory.
 LAYOUT = frozenset({"as_strided", "stride", "storage_offset"})
 
-WRITTEN = "it writes to a tensor and reads another one, which lies in the same memory or not by how an input does"
-TOLD_LAYOUT = "Python asks how a tensor lies in memory"
+WRITTEN = "it writes to a tensor and reads one that may share its memory, depending on the layout of an input"
+TOLD_LAYOUT = "Python reads the memory layout of a tensor"
 
 
 def name_of(node: fx.Node) -> str:

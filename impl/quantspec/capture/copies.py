@@ -25,7 +25,7 @@ TORCHS = {*vars(nn.Module()), "forward"} - {"training"}
 
 # What stays Python, or rather what torch compiled of it: nothing can be seen in it, nor put around it.
 SCRIPTS = torch.jit.ScriptModule
-SCRIPT = "it is TorchScript, whose Python is gone; quantize the nn.Module that it was made of in its place"
+SCRIPT = "it is TorchScript, which holds no Python code; pass the nn.Module that it was compiled from"
 
 WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel
 
@@ -35,8 +35,8 @@ def inside(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, SCRIPTS):
             raise UnsupportedError(
-                f"model: {type(model).__name__} is TorchScript, whose Python is gone;"
-                " quantize the nn.Module it was made of"
+                f"model: {type(model).__name__} is TorchScript, which holds no Python code;"
+                " pass the nn.Module that it was compiled from"
             )
         wrapped = model.module if isinstance(model, WRAPPERS) else before_compiling(model)
         if wrapped is model:

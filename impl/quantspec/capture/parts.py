@@ -62,7 +62,7 @@ def computing(argument: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a user's model, or torch in it, raises
         told = " ".join(str(error).split())
-        raise ValueError(f"{argument}: the model cannot compute it, {type(error).__name__}: {told:.200}") from error
+        raise ValueError(f"{argument}: the model raised {type(error).__name__}: {told:.200}") from error
 
 
 def as_given(model: nn.Module, batch: Any) -> Any:

@@ -215,7 +215,7 @@ class Recorder(TorchFunctionMode):
         if name in aliases.LAYOUT:
             raise Stopped(aliases.TOLD_LAYOUT)
         if name in VALUES or indexes_by_truth(name, args):
-            raise Stopped(f"Python asks for values of a tensor ({name})")
+            raise Stopped(f"Python reads values of a tensor ({name})")
         if name in FACTS and isinstance(args[0] if args else None, torch.Tensor):
             return self.call(func, args, kwargs)
         if name in RANK:
@@ -268,7 +268,7 @@ class Recorder(TorchFunctionMode):
     def target(self, name: str, args: Any, kwargs: Any) -> torch.Tensor | None:
         """The tensor that a function writes to."""
         if isinstance(kwargs.get("out"), torch.Tensor):
-            raise Stopped(f"{name} writes to a tensor that it is given as out=")
+            raise Stopped(f"{name} writes to its out= tensor")
         in_place = (name.endswith("_") and not name.endswith("__")) or name in AUGMENTED or name == "__setitem__"
         at = INPLACE_AT.get(name, len(args))
         in_place = in_place or kwargs.get("inplace") is True or (at < len(args) and args[at] is True)
@@ -278,7 +278,7 @@ class Recorder(TorchFunctionMode):
     def write(self, name: str, func: Any, target: torch.Tensor, args: Any, kwargs: Any) -> Any:
         """A function that writes to a tensor: the tensor is what a function without that gives from then on."""
         if id(target) in self.attributes:
-            raise Stopped(f"it writes to {self.attributes[id(target)][0]!r} of the model")
+            raise Stopped(f"it writes to the model's {self.attributes[id(target)][0]!r}")
         if id(target) in self.inputs:
             raise Stopped("it writes to an input")
         given, named = self.argument((args, kwargs))
@@ -322,7 +322,7 @@ class Recorder(TorchFunctionMode):
     def constant(self, func: Any, args: Any, kwargs: Any, leaves: list[Any], writing: torch.Tensor | None) -> Any:
         """A function of nothing but constants."""
         if writing is not None and id(writing) in self.attributes:
-            raise Stopped(f"it writes to {self.attributes[id(writing)][0]!r} of the model")
+            raise Stopped(f"it writes to the model's {self.attributes[id(writing)][0]!r}")
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
                 self.check_constant(leaf)
@@ -339,7 +339,7 @@ class Recorder(TorchFunctionMode):
         tensor = args[0]
         if name != "__get__":
             if self.is_known(tensor) or id(tensor) in self.attributes:
-                raise Stopped(f"it sets {what} of a tensor")
+                raise Stopped(f"it sets a tensor's {what}")
             return func(*args)
         if not self.is_known(tensor):
             value = func(*args)
@@ -360,7 +360,7 @@ class Recorder(TorchFunctionMode):
             value = func(*args)
             self.keep_result(value, self.add("call_method", "detach", (self.argument(tensor),), {}))
             return value
-        raise Stopped(f"it reads {what} of a tensor")
+        raise Stopped(f"it reads a tensor's {what}")
 
     # --- sizes
 
@@ -489,7 +489,7 @@ class Recorder(TorchFunctionMode):
             return tree
         if (made := self.made_by(tree)) is not None:
             return made
-        raise Stopped(f"a {type(tree).__name__} is none of the values that a graph holds")
+        raise Stopped(f"a graph cannot hold a {type(tree).__name__}")
 
     def made_by(self, tree: Any) -> fx.Node | None:
         """What makes a value of a class that has fields of its own; None for others."""
@@ -511,9 +511,9 @@ class Recorder(TorchFunctionMode):
         if id(tensor) in self.nodes:
             _, make, version = self.nodes[id(tensor)]
             if make is stale:
-                raise Stopped("a tensor is read whose memory was written to through another one")
+                raise Stopped("it reads a tensor whose memory was written through another tensor")
             if tensor._version != version:
-                raise Stopped("a tensor was written to outside of torch's functions")
+                raise Stopped("a tensor was modified outside torch's functions")
             return make()
         self.check_constant(tensor)
         if id(tensor) in self.attributes:
@@ -542,10 +542,10 @@ class Recorder(TorchFunctionMode):
         """Raises for a tensor that came from nowhere: what torch did not tell us of made it, of inputs perhaps."""
         if id(tensor) in self.attributes:
             if self.attributes[id(tensor)][2] != tensor._version:
-                raise Stopped(f"it writes to {self.attributes[id(tensor)][0]!r} of the model")
+                raise Stopped(f"it writes to the model's {self.attributes[id(tensor)][0]!r}")
         elif id(tensor) not in self.fresh:
-            raise Stopped("a tensor comes from outside of torch's functions")
+            raise Stopped("a tensor was created outside torch's functions")
 
 
 def stale() -> fx.Node:
-    raise Stopped("a tensor is read whose memory was written to through another one")
+    raise Stopped("it reads a tensor whose memory was written through another tensor")

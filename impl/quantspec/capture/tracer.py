@@ -143,7 +143,7 @@ def check_model(model: nn.Module) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
         if module.training:
-            raise ValueError(f"model: {path or 'it'} is in training mode; call model.eval() first")
+            raise ValueError(f"model: {path or 'the model'} is in training mode; call model.eval() first")
     for path, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             what = f"{path} is {parameter.dtype} on {parameter.device}"
@@ -193,7 +193,7 @@ class Tracer(fx.Tracer):
         write = attention.whole(model)
         if write is None:
             if hooked(model):
-                raise UnsupportedError("hooks run around it")
+                raise UnsupportedError("it has hooks")
             return self.trace(model)
         inputs = list(inspect.signature(write).parameters.values())[1:]
 
@@ -246,7 +246,7 @@ class Tracer(fx.Tracer):
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)  # torch watches the calls of all threads
         if hooked(m):
-            return self.leaf(m, args, kwargs, "hooks run around it")
+            return self.leaf(m, args, kwargs, "it has hooks")
         if isinstance(m, copies.SCRIPTS):
             return self.leaf(m, args, kwargs, copies.SCRIPT)
         if self.is_whole(m):

@@ -38,7 +38,7 @@ EASY = (
 def smoke(name: str, worker: Worker) -> None:
     """Raises ValueError saying what is wrong with the *adapter*: what it offers, and answers of the right kind."""
     if not worker.operations:
-        raise ValueError(f"backend {name}: it has none of the methods of the protocol (quantspec.backends.protocol)")
+        raise ValueError(f"backend {name}: it has no method of the protocol (quantspec.backends.protocol)")
     for call in EASY:
         operation = call.operation
         if operation not in worker.operations:
@@ -49,11 +49,11 @@ def smoke(name: str, worker: Worker) -> None:
             continue
         adapter = f"backend {name}: the adapter's {operation}"
         if got.kind != "value":
-            raise ValueError(f"{adapter} does not answer an easy call: {got.message}")
+            raise ValueError(f"{adapter} fails on an easy call: {got.message}")
         for part, model in zip(parts(got.value), parts(expected)):
             if part.shape != model.shape or part.dtype.kind != model.dtype.kind:
                 kind, wanted = f"{part.dtype}{list(part.shape)}", f"{model.dtype}{list(model.shape)}"
-                raise ValueError(f"{adapter} gives {kind} where the protocol wants {wanted}")
+                raise ValueError(f"{adapter} returns {kind} where the protocol expects {wanted}")
             if np.abs(part.astype(np.float64) - model.astype(np.float64)).max(initial=0) > 1:
                 numbers, about = part.ravel().tolist(), model.ravel().tolist()
-                raise ValueError(f"{adapter} gives {numbers} on an easy call, expected about {about}")
+                raise ValueError(f"{adapter} returns {numbers} for an easy call, expected about {about}")

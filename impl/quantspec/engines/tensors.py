@@ -57,7 +57,7 @@ def address(x: torch.Tensor) -> int:
     """
     start = x.data_ptr() if type(x) is torch.Tensor else 0
     if not start and x.numel():
-        raise TypeError(f"expected torch to give tensors with memory, got a {type(x).__name__}: a mode is active")
+        raise TypeError(f"expected torch to return tensors with memory, got a {type(x).__name__}: leave FakeTensorMode")
     return start
 
 
@@ -83,8 +83,8 @@ def array(x: Any, name: str) -> np.ndarray:
         held = None
     if held is None or type(x).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise TypeError(
-            f"{name}: expected a tensor with values, got a {type(x).__name__} that stands for others; int8 kernels are"
-            " no part of vmap, grad, masked tensors and the like"
+            f"{name}: expected a plain tensor, got a {type(x).__name__} without values of its own;"
+            " int8 kernels do not support vmap, grad, masked tensors and similar wrappers"
         )
     if x._is_zerotensor():
         x = x.clone()

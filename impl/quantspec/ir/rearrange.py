@@ -54,7 +54,7 @@ def apply(step: Move, value: Callable[[str], Any]) -> Any:
     What is padded on gets the zero point (INT-CONV-PAD). Raises ValueError for a target that is no move.
     """
     if not known(step.kind, step.target):
-        raise ValueError(f"step {step.name!r}: {step.target} is nothing that moves codes")
+        raise ValueError(f"step {step.name!r}: {step.target} does not move codes")
 
     def tensors(name: str) -> Any:
         return as_tensors(value(name))

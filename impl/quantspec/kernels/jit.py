@@ -111,7 +111,7 @@ def warn_once(path: Path, why: str) -> None:
     """Warns, once in a process, that kernels are not taken from where they are stored."""
     if os.getpid() not in warned:
         warned.add(os.getpid())
-        warnings.warn(f"kernel {path} is not used, and compiled anew: {why}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"kernel {path} is ignored and compiled again: {why}", RuntimeWarning, stacklevel=2)
 
 
 def store(path: Path, content: bytes) -> None:

@@ -41,8 +41,8 @@ def allowed() -> bool:
         return False
     refused = ask()
     if refused:
-        why = f"the system refuses this process the tiles of its CPU ({os.strerror(refused)})"
-        warnings.warn(f"{why}: products use dot products of bytes in their place", RuntimeWarning, stacklevel=2)
+        why = f"the operating system denies this process the AMX tiles of the CPU ({os.strerror(refused)})"
+        warnings.warn(f"{why}: matrix products use VNNI instead", RuntimeWarning, stacklevel=2)
     return not refused
 
 

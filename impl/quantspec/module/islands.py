@@ -27,7 +27,7 @@ from . import size, summary
 from .module import QuantizedModule
 from .report import Report
 
-SEEN = "called in a way, or with sizes, that calibration did not have: it is computed in float"
+SEEN = "called with arguments or sizes that did not occur in calibration; this call runs in float"
 MOST = 64  # calls that an island remembers
 
 
@@ -198,7 +198,7 @@ class QuantizedModel(nn.Module):
             kind = "hooks" if list(self.islands) == [""] and len(self.at("")) == 1 else "the forward"
             between = f"{kind} of {type(self.python).__name__} ({place_of(self.python)})"
         raise UnsupportedError(
-            f"model: it is no single network, but Python around {len(list(self.networks()))} of them: {between}"
+            f"model: expected a single network, got Python around {len(list(self.networks()))} of them: {between}"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -247,7 +247,7 @@ class QuantizedModel(nn.Module):
         for kind, items in have.items():
             if set(items) != set(state[kind]):
                 odd = sorted(set(items) ^ set(state[kind]))[0]
-                raise ValueError(f"state_dict: expected the {kind} of this model, {odd!r} is in only one of them")
+                raise ValueError(f"state_dict: expected the {kind} of this model, but {odd!r} is in only one of them")
         before = [array for _, network in self.networks() for array in codes_of(network.program)]
         for path in self.islands:
             for index, network in enumerate(self.at(path)):
@@ -292,7 +292,7 @@ class QuantizedModel(nn.Module):
         """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
         if mode:
             raise ValueError(
-                "mode: a quantized network cannot be trained; train the float model, or what prepare_qat makes of it"
+                "mode: a quantized network cannot be trained; train the float model, or the result of prepare_qat"
             )
         return self
 

@@ -50,7 +50,7 @@ def load(
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if modules is not None and not isinstance(modules, Mapping):
-        raise TypeError(f"modules: expected modules by path, got {shown(modules)}")
+        raise TypeError(f"modules: expected a dict from paths to modules, got {shown(modules)}")
     limits = Limits(limit(max_memory, "max_memory"), limit(max_work, "max_work"))
     own = None if model is None else copies.own_copy(copies.inside(model))
     given = dict(modules or {})
@@ -75,7 +75,7 @@ def limit(value: object, argument: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
     if not value >= 0:
-        raise ValueError(f"{argument}: expected a number from 0 on, got {value}")
+        raise ValueError(f"{argument}: expected a number of at least 0, got {value}")
     return value
 
 
@@ -88,9 +88,9 @@ def same_modules(own: nn.Module, network: Model) -> None:
     modules = modules_of(own)
     for mine, saved in zip(modules, network.modules):
         if mine != saved:
-            raise ValueError(f"model: expected {told(saved)}, as the file has it, got {told(mine)}")
+            raise ValueError(f"model: expected {told(saved)} as in the file, got {told(mine)}")
     if len(modules) != len(network.modules):
-        raise ValueError(f"model: expected {len(network.modules)} modules, as the file has them, got {len(modules)}")
+        raise ValueError(f"model: expected {len(network.modules)} modules as in the file, got {len(modules)}")
     # What a forward keeps as an attribute may have come or gone since.
     tensors = [(n, tensor) for n, module, leaf, tensor in held(own) if leaf not in vars(module) or n in network.coded]
     have = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors}
@@ -123,7 +123,7 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
         ways = networks.setdefault(part.path, {}) if part.way is not None else {}
         twice = part.way in ways or part.path in layers or (part.way is None and part.path in networks)
         if part.path not in paths or twice:
-            raise Unfit(f"{part.path!r} is no module, or has two networks for the same calls")
+            raise Unfit(f"{part.path!r} is not a module, or has two networks for the same calls")
         if part.way is None:
             layers[part.path] = made
         else:
@@ -135,7 +135,7 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
             weight = network.coded[name]
             codes = ours.get(id(weight.codes), weight.codes)
             if (scale := own_scales.get(id(weight.codes))) is None:
-                raise Unfit(f"the codes of {name!r} are no layer's")
+                raise Unfit(f"the codes of {name!r} belong to no layer")
             same = np.array_equal(scale, weight.scale)
             coded[id(module), leaf] = Coded(changed(weight, codes=codes, scale=scale if same else weight.scale))
         elif leaf in module._parameters:
@@ -145,10 +145,10 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
     for name, tensor in network.attributes.items():
         path, _, leaf = name.rpartition(".")
         if path not in paths or not leaf.isidentifier() or hasattr(nn.Module, leaf) or leaf in vars(nn.Module()):
-            raise Unfit(f"{name!r} is no attribute of a module")
+            raise Unfit(f"{name!r} is not an attribute of a module")
         own.get_submodule(path).__dict__[leaf] = tensor
     for name, _, _, tensor in held(own):
         if name in network.state and not torch.equal(tensor, network.state[name]):
-            raise ValueError(f"model: {name!r} is the same tensor as another, in the file it is not")
+            raise ValueError(f"model: {name!r} is the same tensor as another one, but in the file they differ")
     stops = tuple(Stop(path, reason) for path, reason in network.stops)
     return QuantizedModel(own, networks, layers, stops, report, coded)

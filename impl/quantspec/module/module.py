@@ -102,7 +102,7 @@ class QuantizedModule(nn.Module):
         """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
         if mode:
             raise ValueError(
-                "mode: a quantized network cannot be trained; train the float model, or what prepare_qat makes of it"
+                "mode: a quantized network cannot be trained; train the float model, or the result of prepare_qat"
             )
         return self
 
@@ -144,7 +144,7 @@ class QuantizedModule(nn.Module):
         have = {f"{step.name}.{path}": form_of(array) for step in steps for path, array in held_arrays(step)}
         if set(have) != set(state):
             odd = sorted(set(have) ^ set(state))[0]
-            raise ValueError(f"state_dict: expected the arrays of this network, {odd!r} is in only one of them")
+            raise ValueError(f"state_dict: expected the arrays of this network, but {odd!r} is in only one of them")
         for name, tensor in state.items():
             if (tensor.dtype, tuple(tensor.shape)) != have[name]:
                 expected = f"{have[name][0]}{list(have[name][1])}"

@@ -32,7 +32,7 @@ class Tensor:
     def dims(self) -> tuple[Dim, ...]:
         """The shape. Raises UnsupportedError where not even the number of axes is known."""
         if self.shape is None:
-            raise UnsupportedError("how many axes its input has is not known; export with an example batch")
+            raise UnsupportedError("the number of axes of its input is unknown; pass a batch as example=")
         return self.shape
 
     @property

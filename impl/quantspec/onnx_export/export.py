@@ -57,7 +57,7 @@ def export_onnx(
     extra ``onnx``.
     """
     if not isinstance(q, (QuantizedModule, QuantizedModel)):
-        raise TypeError(f"q: expected a network that quantspec quantized, got {type(q).__name__}")
+        raise TypeError(f"q: expected a network quantized by quantspec, got {type(q).__name__}")
     network = q.program  # which a model of several parts refuses, whatever is installed
     onnx = needed("onnx", "onnx", PURPOSE)
     model = build(network, input_axes(network, example))
@@ -95,13 +95,13 @@ def axes_read(program: Program, name: str) -> tuple[int, bool]:
                 return layer.weight.ndim, False
         if isinstance(step, Quantize):
             same.add(step.name)
-    raise UnsupportedError(f"input {name!r}: how many axes it has is not known; export with an example batch")
+    raise UnsupportedError(f"input {name!r}: its number of axes is unknown; pass a batch as example=")
 
 
 def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.ModelProto":
     """The model. ``shown``: steps whose codes are outputs too.
 
-    Raises UnsupportedError naming the step that has no ONNX form.
+    Raises UnsupportedError naming the step that cannot be exported to ONNX.
     """
     onnx = needed("onnx", "onnx", PURPOSE)
     helper, TensorProto = onnx.helper, onnx.TensorProto
@@ -122,7 +122,7 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
         try:
             values[step.name] = value_of(g, step, values, program)
         except UnsupportedError as error:
-            raise UnsupportedError(f"step {step.name!r} has no ONNX form: {error}") from error
+            raise UnsupportedError(f"step {step.name!r} cannot be exported to ONNX: {error}") from error
     g.step, outputs = "", []
     given = [value for name in refs(program.output) for value in several(values[name])]
     named = {g.fresh(f"output_{index}" if len(given) > 1 else "output"): value for index, value in enumerate(given)}

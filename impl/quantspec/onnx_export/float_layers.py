@@ -37,7 +37,7 @@ def max_pool(positions: int) -> Operator:
         ceil_mode: bool = False, return_indices: bool = False,
     ) -> Tensor:  # fmt: skip
         if return_indices:
-            raise UnsupportedError("the places of the largest values")
+            raise UnsupportedError("max pooling that returns indices")
         sizes = kernel_size, stride or kernel_size, padding, dilation
         kernel, steps, pads, apart = (each(value, positions) for value in sizes)
         name = g.node(

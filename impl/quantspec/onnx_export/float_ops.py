@@ -185,7 +185,7 @@ def features(x: Tensor) -> int:
     """The length of the last axis. Raises UnsupportedError where it is not known."""
     length = x.dims[-1]
     if not isinstance(length, int):
-        raise UnsupportedError("attention to features whose number is not known before the network runs")
+        raise UnsupportedError("attention to features whose number is unknown before the network runs")
     return length
 
 
@@ -248,13 +248,13 @@ FUNCTIONS: dict[str, Operator] = {
 
 def norm_module(g: Graph, module: Any, x: Any) -> Tensor:
     if not module.track_running_stats:
-        raise UnsupportedError(f"{type(module).__name__}, for which there is no ONNX operator here")
+        raise UnsupportedError(f"{type(module).__name__}, which has no ONNX form")
     return batch_norm(g, x, module.running_mean, module.running_var, module.weight, module.bias, module.eps)
 
 
 def softmax_module(g: Graph, module: Any, x: Any) -> Tensor:
     if module.dim is None:
-        raise UnsupportedError(f"{type(module).__name__}, for which there is no ONNX operator here")
+        raise UnsupportedError(f"{type(module).__name__}, which has no ONNX form")
     return (softmax if type(module) is nn.Softmax else log_softmax)(g, x, module.dim)
 
 
@@ -314,7 +314,7 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> 
             raise UnsupportedError("a module with more than one input")
         kind = type(callables["module", step.target])
         if kind not in MODULES:
-            raise UnsupportedError(f"{kind.__name__}, for which there is no ONNX operator here")
+            raise UnsupportedError(f"{kind.__name__}, which has no ONNX form")
         return MODULES[kind](g, callables["module", step.target], args[0])
     target = step.target.rpartition(".")[2]
     if target == "_assert":
@@ -343,7 +343,7 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> 
         args = (args[0] if isinstance(args[0], Tensor) else Tensor(named(g, args[0]), shape_of(args[0])), *args[1:])
         return MOVES[target](g, *args, **kwargs)
     if target not in FUNCTIONS or step.target.startswith("torchvision"):
-        raise UnsupportedError(f"{step.target}, for which there is no ONNX operator here")
+        raise UnsupportedError(f"{step.target}, which has no ONNX form")
     if any(isinstance(value, Size) for value in dynamic) and target not in (*COMPARISONS, "arange"):
         raise UnsupportedError(f"{step.target} of a length")
     try:

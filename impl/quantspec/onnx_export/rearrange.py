@@ -101,7 +101,7 @@ def squeeze(g: Graph, x: Tensor, dim: Any = None) -> Tensor:
     axes = [x.axis(d) for d in (range(x.rank) if named is None else named)]
     for axis in axes:
         if named is None and not isinstance(x.dims[axis], int):
-            raise UnsupportedError(f"squeeze of axis {axis}, whose length is not known before the network runs")
+            raise UnsupportedError(f"squeeze of axis {axis}, whose length is unknown before the network runs")
     # An axis that is named is taken to have one entry; the runtime refuses others.
     axes = [axis for axis in axes if x.dims[axis] == 1 or not isinstance(x.dims[axis], int)]
     if not axes:
@@ -161,7 +161,7 @@ def split(g: Graph, x: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
     elif isinstance(length, int) and isinstance(size, int):
         sizes = [min(size, length - start) for start in range(0, length, size)]
     else:
-        raise UnsupportedError("a split of an axis whose length is not known before the network runs")
+        raise UnsupportedError("a split of an axis whose length is unknown before the network runs")
     if len(sizes) == 1:
         return (x,)
     names = g.outputs(len(sizes), "Split", [x.name, g.vector(sizes)], axis=axis)
@@ -178,7 +178,7 @@ def unbind(g: Graph, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis = x.axis(dim)
     length = x.dims[axis]
     if not isinstance(length, int):
-        raise UnsupportedError("unbind of an axis whose length is not known before the network runs")
+        raise UnsupportedError("unbind of an axis whose length is unknown before the network runs")
     return tuple(select(g, x, axis, index) for index in range(length))
 
 

@@ -192,7 +192,7 @@ class Converter:
             low, high = self.observers[name].range()
         except CalibrationError as error:
             place = self.placement.place(name)
-            raise CalibrationError(f"{place}: {error}; run calibration data through it first") from error
+            raise CalibrationError(f"{place}: {error}; call the network with calibration data first") from error
         return low, high
 
     def layer(self, node: Layer) -> None:
@@ -338,5 +338,5 @@ def table(node: float_graph.Elementwise, callables: Callables, x: QParams, y: QP
     values = np.ascontiguousarray(values.T)
     if np.isnan(values).any():
         place = f"{node.function} at {node.name!r}"
-        raise ValueError(f"model: {place} is not a number for some of the values observed before it")
+        raise ValueError(f"model: {place} is NaN for some of the values observed before it")
     return dialect.quantize(values, y.scale, y.zero_point, qmin=y.qmin, qmax=y.qmax)

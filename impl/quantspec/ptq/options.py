@@ -29,7 +29,7 @@ def checked(
     chosen = find_dialect(dialect)
     affine.code_range(whole_number(bits, "bits"), signed=True)
     if weight_bits is not None and whole_number(weight_bits, "weight_bits") not in range(2, 9):
-        raise ValueError(f"weight_bits: expected 2 to 8, or None for as many as bits, got {weight_bits}")
+        raise ValueError(f"weight_bits: expected 2 to 8, or None for the value of bits, got {weight_bits}")
     registry.check(engine)
     for name, flag in (("per_channel", per_channel), ("reduce_range", reduce_range)):
         if not isinstance(flag, bool) and (name == "per_channel" or flag is not None):
@@ -38,5 +38,5 @@ def checked(
         # Only dialects whose accumulators saturate lose anything with all eight bits.
         reduce_range = chosen.accumulate_rule == "pairs"
     if reduce_range and bits == 2:
-        raise ValueError("reduce_range: 2-bit codes cannot have one bit less")
+        raise ValueError("reduce_range: expected False for bits=2, as one bit less leaves no grid")
     return Options(chosen, per_channel, reduce_range, bits, bits if weight_bits is None else weight_bits, engine)

@@ -160,7 +160,7 @@ def observing(
     if not isinstance(observer, Observer):
         raise TypeError(expected_one_of("observer", [f"{kind.__name__}()" for kind in get_args(Observer)], observer))
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
-        raise ValueError("observer: expected a per-tensor observer that has seen nothing")
+        raise ValueError("observer: expected a per-tensor observer without observed values")
     if isinstance(observer, MSEObserver):  # which searches with the codes that there will be (STA-SEARCH)
         observer = replace(observer, qmin=0, qmax=2 ** (options.bits - options.reduce_range) - 1)
     tracer.check_model(model)
@@ -191,7 +191,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
     CalibrationError naming a place that saw no data (STA-CALIBRATED), ValueError naming a layer whose weights hold NaN.
     """
     if not isinstance(prepared, Prepared):
-        raise TypeError(f"prepared: expected what quantspec.prepare gives, got {type(prepared).__name__}")
+        raise TypeError(f"prepared: expected the result of prepare or prepare_qat, got {type(prepared).__name__}")
     capture = prepared.capture
     if capture is None or (capture.running is None and prepared.graph is not NOTHING):
         program = converted(prepared)
@@ -199,7 +199,7 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
         warn_of_float(report, [program], nothing_in(prepared.graph))
         return QuantizedModule(program, prepared.options.engine, report, own=True)
     if capture.running is None:
-        raise CalibrationError("the model: it has seen no values; run calibration data through it first")
+        raise CalibrationError("prepared: it has seen no values; call it with calibration data first")
     programs = {path: {way: converted(part) for way, part in ways.items()} for path, ways in capture.parts.items()}
     graphs = {path: {way: part.graph for way, part in ways.items()} for path, ways in capture.parts.items()}
     report = report_of_parts(graphs, programs, capture.work, capture.stops, capture.exclude)

@@ -25,7 +25,7 @@ from .exclude import excluded
 
 ENOUGH = 0.9
 PRODUCT = "a product of two computed values has no integer form"
-UNKNOWN = "it is no layer of torch.nn whose forward is torch.nn's own"
+UNKNOWN = "it is not a layer of torch.nn with torch.nn's own forward"
 
 CONVOLUTION = "a convolution, which dynamic quantization leaves in float"
 NO_PART = "no part with a layer could be captured"
@@ -260,9 +260,9 @@ def level_of_caller() -> int:
 
 def advice(report: Report) -> list[str]:
     """What could be done for more of the work in int8."""
-    texts = ["q.report has all", "exclude= names what is to stay in float"]
+    texts = ["q.report lists all", "use exclude= for what should stay in float"]
     if any(CONVOLUTION in row.reason for row in report.rest):
-        texts.append("quantize() with calibration data has convolutions in int8")
+        texts.append("quantize() with calibration data quantizes convolutions")
     if any(row.place == PYTHON for row in report.rest):
-        texts.append("rewrite that Python" if report.counted else "with example= a batch, parts are captured")
+        texts.append("rewrite that Python" if report.counted else "pass a batch as example= to capture more")
     return texts

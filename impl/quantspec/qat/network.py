@@ -274,7 +274,7 @@ class Network(nn.Module):
         if not self.has_ranges():
             name = next(name for name, index in self.places.items() if bool(torch.isinf(self.ranges[index]).any()))
             raise CalibrationError(
-                f"{self.placement.place(name)}: it has seen no values; train on a batch, or pass calibration batches"
+                f"{self.placement.place(name)} has seen no values; train on a batch or pass calibration batches"
             )
         observers = {name: Observed(*self.ranges[index].numpy()) for name, index in self.places.items()}
         graph = unmarked(self.present_graph())
@@ -393,7 +393,7 @@ def learned_scale(logarithm: torch.Tensor, place: str) -> torch.Tensor:
     left none in the range of scales."""
     scale = torch.exp2(logarithm.detach())
     if not bool(((scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE)).all()):
-        raise ValueError(f"{place}: its learned scale became {float(scale.min())}; train it at a lower learning rate")
+        raise ValueError(f"{place}: its learned scale became {float(scale.min())}; use a lower learning rate")
     return scale
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 REPLACED = (
-    "optimizer: it holds parameters of the model that was given to prepare_qat, which have no gradient; make it of the"
-    " parameters of what prepare_qat returned"
+    "optimizer: expected parameters of the result of prepare_qat, got those of the model that was passed to it,"
+    " which is not trained; create the optimizer from the result's parameters"
 )
 # By identity, as tensors are compared value by value.
 replaced: dict[int, "weakref.ref[torch.Tensor]"] = {}

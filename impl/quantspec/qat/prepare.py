@@ -25,7 +25,7 @@ from . import optimizers
 from .eager import eager
 from .network import Network, Training, sharing
 
-NO_DATA = "the model: it has seen no values; train on a batch, or pass calibration batches"
+NO_DATA = "the model has seen no values; train on a batch or pass calibration batches"
 
 
 class QATModule(nn.Module):
@@ -205,7 +205,7 @@ def prepare_qat(
     if not isinstance(averaging, (int, float)) or not 0 < averaging <= 1:
         raise ValueError(f"averaging: expected more than 0 and at most 1, got {averaging}")
     if not isinstance(delay, int) or delay < 0:
-        raise ValueError(f"delay: expected a number of batches, got {delay}")
+        raise ValueError(f"delay: expected a number of batches of at least 0, got {delay}")
     if isinstance(model, (QuantizedModule, QuantizedModel, Prepared, QATModule)):
         raise TypeError(f"model: expected a float model, got a {type(model).__name__}")
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
@@ -230,7 +230,7 @@ def prepare_qat(
         prepared.observe(batch)
         any_batch = True
     if learned_scales and not any_batch:
-        raise ValueError("learned_scales: expected calibration batches, from whose ranges scales begin")
+        raise ValueError("learned_scales: expected calibration batches, whose ranges initialize the scales")
     if any_batch:
         qat.settle()
     optimizers.replace(given.parameters())

@@ -34,7 +34,7 @@ class Run:
         delayed = network.training and int(network.batches) < network.how.delay
         self.in_codes = ready and not delayed
         if not ready and not network.training:
-            raise CalibrationError("the network has seen no values; train on a batch, or pass calibration batches")
+            raise CalibrationError("the network has seen no values; train on a batch or pass calibration batches")
         self.observing = network.training and not bool(network.frozen) and not network.scale_names
         self.grids = network.grids() if self.in_codes else {}
 

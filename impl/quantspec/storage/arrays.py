@@ -41,7 +41,7 @@ def header(source: BufferedIOBase, once: Callable[[Any], Any]) -> Header:
         raise ValueError("it has no header of a .safetensors file")
     content = json.loads(source.read(length), object_pairs_hook=once)
     if type(content) is not dict:
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not a JSON object")
     metadata, places, end = content.pop(METADATA, None) or {}, {}, 0
     rows = sorted(((place(row), name, row) for name, row in content.items()), key=lambda item: item[0])
     for (first, last), name, row in rows:
@@ -50,7 +50,7 @@ def header(source: BufferedIOBase, once: Callable[[Any], Any]) -> Header:
             raise ValueError(f"tensor {name!r} has offsets that do not follow those before, or do not fit its shape")
         places[name], end = ((first, last), shape, dtype), last
     if end != size - 8 - length:
-        raise ValueError("its header does not say what all of it is")
+        raise ValueError("its header does not describe all of its bytes")
     return Header(metadata, places, 8 + length, size)
 
 

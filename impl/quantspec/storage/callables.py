@@ -34,7 +34,7 @@ def write_callables(callables: Callables, writer: Writer) -> list[dict[str, Any]
         row: dict[str, Any] = {"kind": kind, "target": target}
         if kind == "function" and is_output_type(value):
             if output_type(target) is not value:
-                raise UnsupportedError(f"function {target}: no module has the class by that name")
+                raise UnsupportedError(f"function {target}: its class cannot be imported by name")
             row["output"] = True
         elif kind == "function":
             try:
@@ -42,7 +42,7 @@ def write_callables(callables: Callables, writer: Writer) -> list[dict[str, Any]
             except ValueError as error:
                 raise UnsupportedError(f"function {target}: {error}") from error
             if not same:
-                raise UnsupportedError(f"function {target} is another one than the file would name")
+                raise UnsupportedError(f"function {target} is not the one that the file would name")
         elif kind == "attribute":
             row["value"] = writer.tree(value, target)
         else:
@@ -58,7 +58,7 @@ def write_module(module: nn.Module, path: str, writer: Writer) -> dict[str, Any]
     """
     state = module.state_dict(keep_vars=True)
     if other := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise UnsupportedError(f"module {path!r}: its state {other[0]!r} is no tensor")
+        raise UnsupportedError(f"module {path!r}: its state {other[0]!r} is not a tensor")
     stored = {name: writer.array(value, f"{path}.{name}") for name, value in state.items()}
     if isinstance(module, FloatLayer):
         fields = writer.record(module.node, path, without=("weight", "bias"))
@@ -118,7 +118,7 @@ def read_callables(
         fields = row if type(row) is dict else {}
         kind, target = (expect(fields.get(key), str, f"callables: {key}") for key in ("kind", "target"))
         if (kind, target) in callables:
-            raise ValueError(f"{kind} {target!r} is there twice")
+            raise ValueError(f"{kind} {target!r} occurs twice")
         if kind == "function" and "output" in row:
             keys(row, ("kind", "target", "output"), target)
             callables[kind, target] = given_type(target, packages)
@@ -197,7 +197,7 @@ def given_type(name: str, packages: Collection[str]) -> type:
     """A class of outputs. It is looked up, and not imported."""
     found = output_type(name) if name.partition(".")[0] in packages else None
     if found is None:
-        raise NotGiven(f"model: the file names {name}, a class of outputs; pass model= one of whose library it is")
+        raise NotGiven(f"model: the file names {name}, a class of outputs; pass as model= a model of its library")
     return found
 
 
@@ -210,7 +210,7 @@ def given_module(
 ) -> nn.Module:
     """A copy of the module that the caller gave, with the state of the file."""
     if path not in modules:
-        raise NotGiven(f"modules: {path!r} is a {kind}, whose code no file holds; pass modules={{{path!r}: ...}}")
+        raise NotGiven(f"modules: {path!r} is a {kind}, whose code is not in the file; pass modules={{{path!r}: ...}}")
     module: object = modules[path]
     if not isinstance(module, nn.Module):
         raise NotGiven(f"modules: expected a module for {path!r}, got {type(module).__name__}")

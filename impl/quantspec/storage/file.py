@@ -197,10 +197,10 @@ def contents(
     start = arrays.header(source, once)
     metadata = start.metadata
     if type(metadata) is not dict or type(metadata.get(FORMAT)) is not str:
-        raise ValueError("no network of quantspec is in it")
+        raise ValueError("it holds no network of quantspec")
     header = json.loads(metadata[FORMAT], object_pairs_hook=once, parse_constant=refuse_number)
     if type(header) is not dict or header.get("format") != FORMAT:
-        raise ValueError("no network of quantspec is in it")
+        raise ValueError("it holds no network of quantspec")
     version = expect(header.get("version"), int, "version")
     if not OLDEST_VERSION <= version <= VERSION:
         age = "newer" if version > VERSION else "older"
@@ -286,7 +286,7 @@ def model_of(row: Any, reader: Reader, given: Given, *, missing: bool) -> Model:
     keys(row, ("class", "modules", "stops", "state", "attributes", "coded", "parts", "grids"), "model")
     name = expect(row["class"], str, "class")
     if missing:
-        raise NotGiven(f"model: the file holds networks for parts of a {name}, and no Python; pass model= a {name}")
+        raise NotGiven(f"model: the file holds networks for parts of a {name}, but no Python; pass a {name} as model=")
     reader.read_grids(row["grids"])
     kinds = [tuple(expect(item, list, "modules")) for item in expect(row["modules"], list, "modules")]
     stops = [tuple(expect(item, list, "stops")) for item in expect(row["stops"], list, "stops")]
@@ -333,9 +333,9 @@ def program_of(network: dict[str, Any], reader: Reader, given: Given) -> Program
 
 
 def nothing_left(reader: Reader) -> None:
-    """ValueError for a tensor that belongs to nothing."""
+    """ValueError for a tensor that is not used."""
     if unused := set(reader.tensors) - reader.used:
-        raise ValueError(f"tensor {sorted(unused)[0]!r} belongs to nothing")
+        raise ValueError(f"tensor {sorted(unused)[0]!r} is not used")
 
 
 def digest(network: Any, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -359,9 +359,9 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON whose keys differ."""
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return values
 
 
 def refuse_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

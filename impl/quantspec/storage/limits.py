@@ -83,8 +83,8 @@ class Statement:
             if total > limit:
                 most = max(self.shares, key=lambda name: self.shares[name][index])
                 raise TooLarge(
-                    f"it states {figure(total)} {unit}, most of it for {most}; {key} allows {figure(limit)}, "
-                    "pass a larger one to load it all the same"
+                    f"it needs {figure(total)} {unit}, most of it for {most}; {key} allows {figure(limit)}, "
+                    "pass a larger one to load it anyway"
                 )
 
 

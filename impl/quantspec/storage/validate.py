@@ -72,10 +72,10 @@ def check(program: Program) -> None:
                 called.add((step.kind, step.target))
     for name in refs(program.output):
         if name not in grids or grids[name] is not None:
-            raise ValueError(f"output: {name!r} is no float value")
+            raise ValueError(f"output: {name!r} is not a float value")
     if called != set(program.callables):
         odd = sorted(called ^ set(program.callables))[0]
-        raise ValueError(f"callables: {odd} is only called, or only there")
+        raise ValueError(f"callables: {odd} is called but not defined, or defined but not called")
 
 
 def nothing_read(tree: Any) -> None:
@@ -218,7 +218,7 @@ def mean(step: Mean, grids: Grids) -> QParams:
 
 def move(step: Move, grids: Grids) -> QParams:
     if not rearrange.known(step.kind, step.target):
-        raise ValueError(f"{step.target!r} is nothing that moves codes")
+        raise ValueError(f"{step.target!r} does not move codes")
     if not step.args or not isinstance(step.args[0], Ref):
         raise ValueError("expected a value to move as the first argument")
     return on_grid(step.args[0].name, step.qparams, grids)

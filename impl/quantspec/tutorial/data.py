@@ -117,7 +117,7 @@ def torchvision_datasets() -> ModuleType:
 def check_files(root: Path, origin: str) -> None:
     """Raises FileNotFoundError or FormatError unless the folder holds four whole idx files that belong together."""
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} ({origin}): there is no such folder")
+        raise FileNotFoundError(f"{root} ({origin}): no such folder")
     counts = []
     for name, (magic, header, item) in FILES.items():
         path = root / "MNIST" / "raw" / name

@@ -168,7 +168,7 @@ def emit_average(planner: Planner, step: AvgPool) -> None:
         shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
     ).ravel()
     if not counts.all():
-        raise UnsupportedError(f"step {step.name!r}: a window has no positions that count")
+        raise UnsupportedError(f"step {step.name!r}: a window covers only padding")
     windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
     planner.emit(images.AVERAGE, images.AveragePool(
         windows=window_entries(planner, step, windows, counts), scale=grid.scale, zero=int(grid.zero_point),
