@@ -1,6 +1,7 @@
 """A network with every kind of step and of what it calls, as a file that can be changed in one place."""
 
 import copy
+import functools
 import json
 import operator
 from typing import Any
@@ -105,10 +106,15 @@ def program() -> Program:
     return Program("onnx", ("x", "w"), {"w": None}, tuple(order), output, callables)
 
 
+@functools.cache
+def whole_file() -> bytes:
+    """The file of that program."""
+    return storage_file.packed(program(), ((("0", 5, "int8", ""),), True))
+
+
 def parts() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The file's JSON without its checksum, and its tensors."""
-    report = ((("0", 5, "int8", ""),), True)
-    data = storage_file.packed(program(), report)
+    """The file's JSON without its checksum, and its tensors; a copy each time."""
+    data = whole_file()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["quantspec"])
     return header, safetensors.torch.load(data)

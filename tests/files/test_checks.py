@@ -5,6 +5,7 @@ function that only checks, and each question whether a value is of the type that
 """
 
 import ast
+import copy
 import importlib
 import inspect
 import re
@@ -96,25 +97,15 @@ class Replace(ast.NodeTransformer):
         return ast.copy_location(self.new, node) if node is self.old else self.generic_visit(node)
 
 
-def code_of(code: types.CodeType, qualified: str) -> types.CodeType:
-    for name in qualified.split("."):
-        code = next(c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
-    return code
-
-
 def all_checks(module: str) -> Iterator[Check]:
     path = importlib.import_module(f"quantspec.{module}").__file__
-    source = Path(path).read_text(encoding="utf-8")
-    for name, node in functions(ast.parse(source)):
-        for index, (lines, what, _, _) in enumerate(without(node)):
-            if skipped(name):
-                continue
-            tree = ast.parse(source)  # its own, as it is changed
-            twin = dict(functions(tree))[name]
+    for name, node in functions(ast.parse(Path(path).read_text(encoding="utf-8"))):
+        for index, (lines, what, _, _) in enumerate(() if skipped(name) else without(node)):
+            twin = copy.deepcopy(node)  # its own, as it is changed
             _, _, old, new = list(without(twin))[index]
-            Replace(old, new).visit(twin)
-            code = compile(ast.fix_missing_locations(tree), path, "exec")
-            yield Check(module, name, lines, what, code_of(code, name))
+            alone = ast.fix_missing_locations(ast.Module([Replace(old, new).visit(twin)], []))
+            code = next(c for c in compile(alone, path, "exec").co_consts if isinstance(c, types.CodeType))
+            yield Check(module, name, lines, what, code)
 
 
 def function_of(check: Check) -> types.FunctionType:

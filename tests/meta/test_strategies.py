@@ -1,6 +1,6 @@
 """The strategies reach what they promise, often enough, and turn nothing away.
 
-Each place is a predicate with the smallest share of 2,000 drawn examples that must fall into it. The shares are about
+Each place is a predicate with the smallest share of the drawn examples that must fall into it. The shares are about
 half of what is drawn now, so that a strategy which stops reaching a place fails here, and chance does not.
 """
 
@@ -16,7 +16,8 @@ from hypothesis.statistics import collector
 import networks
 import strategies as draws
 
-DRAWN = 2000
+# Enough to tell a share of 1 % from none; where every share is 2 % or more, fewer do.
+DRAWN, FEW = 2000, 1000
 BULK = settings(
     max_examples=DRAWN,
     phases=[Phase.generate],
@@ -52,12 +53,13 @@ def shares(seen: list, places: dict) -> dict[str, float]:
     return {name: sum(bool(place(value)) for value in seen) / len(seen) for name, place in places.items()}
 
 
-def assert_reached(strategy, places: dict[str, tuple[float, object]]) -> None:
-    """Fails for places that less than their share of the drawn examples fall into."""
-    seen, _ = sample(strategy)
+def assert_reached(strategy, places: dict[str, tuple[float, object]]) -> list:
+    """The drawn examples. Fails for places that less than their share of them fall into."""
+    seen, _ = sample(strategy, FEW if min(share for share, _ in places.values()) >= 0.02 else DRAWN)
     reached = shares(seen, {name: place for name, (_, place) in places.items()})
     missed = {name: share for name, share in reached.items() if share < places[name][0]}
     assert not missed, f"reached too seldom: {missed}, of all: {reached}"
+    return seen
 
 
 def steps(x, scale) -> Fraction:
@@ -126,7 +128,7 @@ def test_scales_of_channels_differ_wildly():
     assert_reached(draws.channel_scales(4), {
         "by more than 2^100": (0.2, lambda s: s.max() / np.float64(s.min()) > 2.0**100),
         "one of them alone": (0.2, lambda s: sorted(Counter(s.tolist()).values()) == [1, 3]),
-        "all alike": (0.01, lambda s: len(set(s.tolist())) == 1),
+        "all alike": (0.02, lambda s: len(set(s.tolist())) == 1),
     })
 
 
@@ -160,7 +162,7 @@ def test_layouts_are_of_every_kind_and_hold_the_same_values():
 
 
 def test_ranges_are_of_every_kind():
-    assert_reached(draws.ranges(), {
+    seen = assert_reached(draws.ranges(), {
         "one-sided above": (0.05, lambda r: r[0] > 0),
         "one-sided below": (0.05, lambda r: r[1] < 0),
         "symmetric": (0.08, lambda r: r[0] == -r[1] and r[1] > 0),
@@ -169,7 +171,6 @@ def test_ranges_are_of_every_kind():
         "tiny": (0.08, lambda r: 0 < max(abs(r[0]), abs(r[1])) < 2.0**-49),
         "huge": (0.01, lambda r: max(abs(float(r[0])), abs(float(r[1]))) > 2.0**100),
     })
-    seen, _ = sample(draws.ranges())
     assert all(low <= high for low, high in seen)
 
 
