@@ -31,8 +31,9 @@ test: .venv/installed ## run the suite
 test-dev: .venv/installed ## run the suite with few drawn examples, while working
 	HYPOTHESIS_PROFILE=dev $(TEST) $(ARGS)
 
-test-thorough: .venv/installed ## run the suite with twenty times the drawn examples, new ones every time
+test-thorough: .venv/installed-mutants ## the suite with twenty times the drawn examples, and the mutants of what changed: [SINCE=HEAD~1]
 	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
+	$(BIN)/python tests/mutants/run.py --workers $(WORKERS) --since $(or $(SINCE),HEAD~1)
 
 fuzz: .venv/installed ## load 100,000 damaged and 100,000 forged files: [SECONDS=3600] [ARGS="--count N --seed N --jobs N"]
 	@PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m fuzz.fuzz --seconds $(or $(SECONDS),3600) --jobs $(WORKERS) $(ARGS)

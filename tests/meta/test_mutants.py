@@ -1,5 +1,6 @@
 """The driver of the mutation tester, on made-up results; and the list of equivalent mutants beside the code."""
 
+import fnmatch
 import importlib
 import inspect
 import io
@@ -104,6 +105,22 @@ def test_what_became_of_a_module_is_kept_until_it_or_its_tests_change(tmp_path, 
     assert len(attacked) == 2
     monkeypatch.setattr(run, "state", lambda module: "another")
     assert run.outcome("numerics.affine", 2, anew=False) == found and len(attacked) == 3
+
+
+def test_the_functions_that_changed_are_those_whose_code_did():
+    before = "def a():\n    return 1\n\n\ndef b():\n    return 2\n\n\nclass C:\n    def a(self):\n        return 3\n"
+    assert run.changed_functions(before, before.replace("2", "2  # as before")) == []
+    assert run.changed_functions(before, before.replace("3", "4")) == ["C.a"]
+    assert run.changed_functions(before, before.replace("b()", "c()").replace("1", "0")) == ["a", "c"]
+    assert run.changed_functions("", before) == ["a", "b", "C.a"]
+
+
+def test_a_change_picks_the_names_of_its_mutants():
+    mutants = run.read_results(RESULTS)
+    for function, names in (("along", [mutants[0].name]), ("QParams.quantize", [mutants[1].name]), ("quantize", [])):
+        assert fnmatch.filter([each.name for each in mutants], run.pattern("numerics.affine", function)) == names
+    with pytest.raises(ValueError, match="^since: expected a commit of this repository, got 'no-such-commit'$"):
+        run.check_commit("no-such-commit")
 
 
 def test_mutants_are_sorted_by_what_became_of_them():

@@ -2,7 +2,8 @@
 
 Without arguments the chapter modules are attacked; ``make mutants ARGS="storage"`` attacks a room, and a dotted path
 one module of it. What became of a module is kept under ``build/mutants`` until the module or its tests change, so that
-a run that was cut off goes on where it was; ``--anew`` starts over.
+a run that was cut off goes on where it was; ``--anew`` starts over. ``--since COMMIT`` attacks only the functions that
+are not as they were there, which is what ``make test-thorough`` does.
 
 mutmut changes one thing at a time in a module (a number, an operator, an argument, a word of a message) and runs the
 tests of the module's own chapter or room on every such mutant. A mutant that no test rejects has found a hole in the
@@ -14,6 +15,8 @@ properties.
 """
 
 import argparse
+import ast
+import fnmatch
 import hashlib
 import json
 import os
@@ -258,17 +261,56 @@ def outcome(module: str, workers: int, *, anew: bool) -> list[Mutant]:
     return mutants
 
 
+def functions(source: str) -> dict[str, str]:
+    """The functions and methods of a module, ``name`` or ``Class.name``, with their code but for its comments."""
+    tree = ast.parse(source)
+    scopes = [("", tree), *((f"{node.name}.", node) for node in tree.body if isinstance(node, ast.ClassDef))]
+    return {
+        f"{prefix}{node.name}": ast.unparse(node)
+        for prefix, scope in scopes
+        for node in scope.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def changed_functions(before: str, after: str) -> list[str]:
+    """The functions of ``after`` that ``before`` lacks or has otherwise."""
+    old = functions(before)
+    return [name for name, code in functions(after).items() if old.get(name) != code]
+
+
+def changed_since(commit: str, module: str) -> list[str]:
+    """The functions of a module that are not as they were at a commit; all of a module that is new."""
+    path = f"impl/quantspec/{module.replace('.', '/')}.py"
+    shown = subprocess.run(["git", "show", f"{commit}:{path}"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    return changed_functions("" if shown.returncode else shown.stdout, (ROOT / path).read_text(encoding="utf-8"))
+
+
+def check_commit(commit: str) -> None:
+    """Raises ValueError for what is no commit here."""
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"]
+    if subprocess.run(command, cwd=ROOT, capture_output=True).returncode:
+        raise ValueError(f"since: expected a commit of this repository, got {commit!r}")
+
+
+def pattern(module: str, function: str) -> str:
+    """mutmut's names of the mutants of a function."""
+    owner, _, name = function.rpartition(".")
+    return f"quantspec.{module}.{f'xǁ{owner}ǁ' if owner else 'x_'}{name}__mutmut_*"
+
+
 def read_mutant(entry: dict) -> Mutant:
     """A mutant that was kept."""
     change = entry["change"]
     return Mutant(entry["module"], entry["name"], entry["status"], None if change is None else Change(**change))
 
 
-def attack(module: str, workers: int) -> list[Mutant]:
-    """All mutants of one module, tried on its tests.
+def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]:
+    """The mutants of one module, or of the functions ``names`` of it, tried on its tests.
 
     They are in a folder of their own, where the package is ``src/quantspec``.
     """
+    patterns = [pattern(module, name) for name in names]
     folder = WORK / module
     shutil.rmtree(folder, ignore_errors=True)
     unneeded = shutil.ignore_patterns("__pycache__")
@@ -279,8 +321,10 @@ def attack(module: str, workers: int) -> list[Mutant]:
     tests = "\n    ".join(f"tests/{name}" for name in tests_of(module))
     (folder / "setup.cfg").write_text(SETTINGS.format(path=module.replace(".", "/"), tests=tests), encoding="utf-8")
     print(f"mutating {module}.py ...", flush=True)
-    run_mutmut(folder, workers)
+    run_mutmut(folder, workers, patterns)
     mutants = read_results(mutmut(folder, "results", "--all", "true"))
+    if patterns:
+        mutants = [mutant for mutant in mutants if any(fnmatch.fnmatch(mutant.name, each) for each in patterns)]
     return [mutant if mutant.status == "killed" else with_change(folder, mutant) for mutant in mutants]
 
 
@@ -289,19 +333,21 @@ def with_change(folder: Path, mutant: Mutant) -> Mutant:
     return replace(mutant, change=read_change(mutant, mutmut(folder, "show", mutant.name)))
 
 
-def run_mutmut(folder: Path, workers: int) -> None:
+def run_mutmut(folder: Path, workers: int, patterns: Iterable[str]) -> None:
     """The run itself.
 
-    On a terminal mutmut shows its progress; elsewhere its output is kept for the case that it fails.
+    On a terminal mutmut shows its progress; elsewhere its output is kept for the case that it fails. Patterns of which
+    no mutant has a name, such as those of properties, are no failure.
     """
     log = folder / "mutmut.log"
     with log.open("w", encoding="utf-8") as file:
         output = None if sys.stdout.isatty() else file
-        command = [executable(), "run", "--max-children", str(workers)]
+        command = [executable(), "run", "--max-children", str(workers), *patterns]
         environment = os.environ | ENVIRONMENT
         process = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    if process.returncode:
-        raise SystemExit(f"{log.read_text(encoding='utf-8')[-4000:]}\nmutmut failed in {folder}")
+    said = log.read_text(encoding="utf-8")
+    if process.returncode and "but nothing matches" not in said:
+        raise SystemExit(f"{said[-4000:]}\nmutmut failed in {folder}")
 
 
 def mutmut(folder: Path, *arguments: str) -> str:
@@ -359,15 +405,30 @@ def main() -> int:
     names = f"of {', '.join(TESTS)}, which are all if none is given; or one of the rooms {', '.join(ROOMS)}"
     parser.add_argument("modules", nargs="*", metavar="module", help=names)
     parser.add_argument("--anew", action="store_true", help="also what has not changed since the last run")
+    since = "only the functions that are not as they were there; of all chapter modules and rooms if none is given"
+    parser.add_argument("--since", metavar="COMMIT", help=since)
     parser.add_argument("--workers", type=int, default=2, help="how many mutants to try at a time")
     options = parser.parse_args()
+    parts = options.modules or ([*TESTS, *ROOMS] if options.since else TESTS)
     try:
-        modules = [module for part in options.modules or TESTS for module in modules_of(part)]
+        modules = [module for part in parts for module in modules_of(part)]
+        if options.since:
+            check_commit(options.since)
     except ValueError as error:
         parser.error(str(error))
-    equivalents = read_equivalents(EQUIVALENT.read_text(encoding="utf-8"))
-    reasons = {change: reason for change, reason in equivalents.items() if change.module in modules}
-    tried = [mutant for module in modules for mutant in outcome(module, options.workers, anew=options.anew)]
+    reasons = read_equivalents(EQUIVALENT.read_text(encoding="utf-8"))
+    if options.since:
+        changed = {module: names for module in modules if (names := changed_since(options.since, module))}
+        modules = list(changed)
+        listed = [change for change in reasons if change.function in changed.get(change.module, ())]
+        tried = [mutant for module, names in changed.items() for mutant in attack(module, options.workers, names)]
+        if not tried:
+            print(f"mutants: none, as no function that can have any has changed since {options.since}")
+            return 0
+    else:
+        listed = [change for change in reasons if change.module in modules]
+        tried = [mutant for module in modules for mutant in outcome(module, options.workers, anew=options.anew)]
+    reasons = {change: reasons[change] for change in listed}
     verdict = judge(tried, reasons)
     print("\n".join(account(verdict, reasons)))
     Console().print(table(verdict, modules))
