@@ -1,10 +1,12 @@
 """Chapter 1: affine quantization. The oracle is the chapter's own definitions."""
 
+import itertools
 import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -760,6 +762,30 @@ def test_values_that_float32_cannot_hold_are_refused_and_others_accepted():
 def test_float32_values_are_taken_as_they_are():
     x = np.float32([0.5, 1.0])
     assert affine.float32_array(x) is x
+
+
+@clause("STA-MEMORY")
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=3), st.integers(0, 3), st.integers(0, 100))
+def test_a_tensor_is_read_if_its_storage_holds_all_of_it(dimensions, offset, room):
+    shape, strides = [n for n, _ in dimensions], [step for _, step in dimensions]
+    memory = torch.arange(40, dtype=torch.float32)
+    x = memory.as_strided(shape, strides, offset)
+    places = [offset + sum(map(int.__mul__, index, strides)) for index in itertools.product(*map(range, shape))]
+    memory.untyped_storage().resize_(room)
+    last = 4 * (max(places) + 1) if places else 0
+    if last <= room:
+        assert affine.float32_array(x, "images").ravel().tolist() == places
+    else:
+        message = f"images: a tensor of shape {tuple(shape)} ends at byte {last} of {room} in its storage"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            affine.float32_array(x, "images")
+
+
+@clause("STA-MEMORY")
+@pytest.mark.parametrize("x", [torch.eye(3).to_sparse(), torch.zeros(3, device="meta")])
+def test_a_tensor_without_memory_of_its_own_is_refused_by_name(x):
+    with pytest.raises(TypeError, match="^images: expected float32 values, got a Tensor: ."):
+        affine.float32_array(x, "images")
 
 
 @clause("AFF-MEANING")
