@@ -185,6 +185,14 @@ def test_below_nine_tenths_quantizing_warns_once(part, warns):
 
 
 @clause("SIZ-WARN")
+def test_code_of_no_module_is_warned_as_well():
+    names = {"quantize": qs.quantize, "model": nn.Sequential(nn.ReLU()).eval(), "batches": [torch.ones(1, 1)]}
+    with pytest.warns(UserWarning, match="^nothing was quantized") as caught:
+        exec(compile("quantize(model, batches)", "<a cell>", "exec"), names)
+    assert caught[0].filename == "<a cell>"
+
+
+@clause("SIZ-WARN")
 def test_the_warning_names_where_the_work_is_the_largest_first_and_why():
     rows = [Work("a", 60, "int8", ""), Work("b", 5, "float", "why b"), Work("c", 10, "Python", "why c")]
     rows += [Work("d", 3, "float", "d"), Work("e", 2, "float", "e"), Work("f", 1, "float", "f")]

@@ -254,7 +254,8 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
 
 def level_of_caller() -> int:
     """``stacklevel`` of a warning that is to name the line outside the package from which it was called."""
-    ours = takewhile(lambda at: at[0].f_globals["__name__"].startswith("quantspec."), walk_stack(sys._getframe(1)))
+    names = (frame.f_globals.get("__name__", "") for frame, _ in walk_stack(sys._getframe(1)))
+    ours = takewhile(lambda name: name.startswith("quantspec."), names)
     return 1 + sum(1 for _ in ours)
 
 
