@@ -26,7 +26,7 @@ CODE_CELL = re.compile(r"^`([^`]*)`$")
 
 @dataclass(frozen=True)
 class Clause:
-    """One normative sentence and where it stands (``line`` counts from 1)."""
+    """One normative sentence and its place: chapter and line, counted from 1."""
 
     id: str
     title: str
@@ -36,14 +36,14 @@ class Clause:
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of the sentence, white space folded."""
+        """The first 16 hex digits of the SHA-256 of the sentence, with white space collapsed."""
         return hashlib.sha256(" ".join(self.sentence.split()).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; ``line`` is the line of its first line of code, counted from 1; ``clause`` the id of the clause
-    it stands under."""
+    """A fenced code block. ``line``: the line of its first line of code, counted from 1; ``clause``: the id of the
+    clause above it."""
 
     language: str
     source: str
@@ -52,15 +52,15 @@ class Block:
 
     @property
     def examples(self) -> int:
-        """How many prompts a ``pycon`` block has; 0 for other blocks. Raises ValueError where it is no transcript of
-        the interpreter."""
+        """The number of prompts in a ``pycon`` block; 0 for other blocks. Raises ValueError for a block that is not an
+        interpreter transcript."""
         return len(doctest.DocTestParser().get_examples(self.source)) if self.language == "pycon" else 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: rows of cells by the words of its head, without its marks where a cell is code; ``clause`` as a block
-    has it."""
+    """A table. Each row maps a column's heading to the cell, without backticks where the cell is code. ``clause``: the
+    id of the clause above it."""
 
     rows: tuple[dict[str, str], ...]
     clause: str = ""
@@ -79,12 +79,12 @@ class Chapter:
 
     @property
     def examples(self) -> int:
-        """How many examples the chapter has."""
+        """The number of examples in the chapter."""
         return sum(block.examples for block in self.blocks)
 
 
 def directory() -> Path:
-    """The folder with the chapters: in a checkout ``spec/``, in an installed package a copy inside it."""
+    """The folder with the chapters: ``spec/`` in a checkout, a copy inside the package when installed."""
     here = Path(__file__).resolve().parent
     for candidate in (here / "spec", here.parent.parent / "spec"):
         if candidate.is_dir():
@@ -157,7 +157,7 @@ def table_rows(tokens: list[Token]) -> tuple[dict[str, str], ...]:
 
 
 def checked_block(path: Path, block: Block) -> Block:
-    """The block; ValueError naming file and line where it could not run."""
+    """The block. Raises ValueError, with file and line, for a block that could not run."""
     try:
         if block.language not in LANGUAGES:
             expected = f"expected a block of {' or '.join(LANGUAGES)}"
@@ -173,19 +173,19 @@ def checked_block(path: Path, block: Block) -> Block:
 
 @functools.cache
 def chapter(stem: str) -> Chapter:
-    """The parsed chapter of that stem; ValueError naming the known stems when there is none."""
+    """The parsed chapter of a stem such as ``affine``. Raises ValueError, with the list, for an unknown one."""
     for path in directory().glob(f"[0-9][0-9]-{stem}.md"):
         return parse(path)
     raise ValueError(expected_one_of("stem", stems(), stem))
 
 
 def tables(stem: str, clause: str) -> list[tuple[dict[str, str], ...]]:
-    """The rows of each table that stands under a clause of a chapter."""
+    """The rows of each table below a clause of a chapter."""
     return [table.rows for table in chapter(stem).tables if table.clause == clause]
 
 
 def clauses() -> dict[str, Clause]:
-    """Every clause of the specification by id; ValueError when two chapters use one id."""
+    """All clauses of the specification by id. Raises ValueError when two chapters use the same id."""
     found: dict[str, Clause] = {}
     for stem in stems():
         for clause in chapter(stem).clauses:

@@ -38,10 +38,11 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = Parser(prog="quantspec", description="Executable specification of 8-bit post-training quantization.")
+    about = "8-bit quantization of PyTorch models, with an executable specification."
+    top = Parser(prog="quantspec", description=about)
     top.add_argument("--version", action="version", version=f"quantspec {quantspec.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="train, quantize, measure and compare the tutorial's network")
+    run = commands.add_parser("run", help="tutorial: train a network, quantize it, measure it, compare it with torch")
     where = "folder with MNIST in torchvision's layout (default: $QUANTSPEC_DATA, ./data, download)"
     run.add_argument("--data", metavar="DIR", help=where)
     where = "folder for trained networks (default: $QUANTSPEC_CACHE, ~/.cache/quantspec)"
@@ -51,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--variant", action="append", metavar="NAME", help=variants)
     sizes = "batch size to time (default: 1 10 256); may be repeated"
     run.add_argument("--batch", action="append", type=int, metavar="N", help=sizes)
-    run.add_argument("--reduce-range", action="store_true", help="7-bit activations, as the tutorial has them on x86")
-    trains = "also train at 8, 4, 3 and 2 bits, and compare what was trained with what is shipped (minutes)"
+    run.add_argument("--reduce-range", action="store_true", help="use 7-bit activations, as torch does on x86")
+    trains = "also train at 8, 4, 3 and 2 bits and compare trained with exported networks (minutes)"
     run.add_argument("--qat", action="store_true", help=trains)
     run.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     run.add_argument("--report", type=Path, metavar="FILE", help="write the results as one HTML page with pictures")
@@ -60,9 +61,9 @@ def parser() -> argparse.ArgumentParser:
     hold = commands.add_parser("conformance", help="test backends for conformance and record the results")
     backends = "a known backend or my_package.my_module:MyBackend; may be repeated (default: all installed)"
     hold.add_argument("--backend", action="append", metavar="NAME", help=backends)
-    examples = "drawn calls for each clause and operation (default: 60)"
+    examples = "random calls for each clause and operation (default: 60)"
     hold.add_argument("--examples", type=int, default=60, metavar="N", help=examples)
-    seconds = "how long one call may take (default: 20)"
+    seconds = "time limit of one call in seconds (default: 20)"
     hold.add_argument("--seconds", type=float, default=20.0, metavar="S", help=seconds)
     hold.add_argument("--write", type=Path, metavar="DIR", help="write results and pages into a folder like spec/")
     hold.add_argument("--html", type=Path, metavar="FILE", help="write the matrix as one HTML page")
@@ -73,11 +74,11 @@ def parser() -> argparse.ArgumentParser:
     nets = commands.add_parser("zoo", help=purpose)
     names = "one of the networks; may be repeated (default: all)"
     nets.add_argument("--model", action="append", metavar="NAME", help=names)
-    families = f"another family of networks: {', '.join(registry.NAMES)}; all of it, or the --model named"
+    families = f"networks of another library: {', '.join(registry.NAMES)}"
     nets.add_argument("--family", metavar="NAME", help=families)
     nets.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     nets.set_defaults(function=show_zoo)
-    probe = commands.add_parser("fingerprint", help="find out by probing which dialect (chapter 10) a backend follows")
+    probe = commands.add_parser("fingerprint", help="determine the dialect (chapter 10) of a backend by test calls")
     probe.add_argument("backend", metavar="BACKEND", help="a known backend or my_package.my_module:MyBackend")
     probe.set_defaults(function=lambda options: conformance().show_fingerprint(options))
     return top
@@ -143,14 +144,14 @@ def show_zoo(options: argparse.Namespace) -> int:
         for row in found:
             if row.same_sqnr is not None:
                 both = f"torch.ao makes {row.peer_layers} of {row.layers} layers int8"
-                say(f"{row.name}: {both}; ours with those alone: {row.same_sqnr:.1f} dB")
+                say(f"{row.name}: {both}; quantspec with only these in int8: {row.same_sqnr:.1f} dB")
             if row.peer_reason:
-                say(f"{row.name}: torch.ao cannot: {row.peer_reason}")
+                say(f"{row.name}: torch.ao fails: {row.peer_reason}")
             if row.onnx_reason:
                 say(f"{row.name}: not exported to ONNX: {row.onnx_reason}")
             if row.onnx_same_floats:
                 compared, differing = row.onnx_same_floats
-                how = "given the same floats where operations in float stand (STA-RUNTIME)"
+                how = "with the same results of float operations (STA-RUNTIME)"
                 say(f"{row.name}: ONNX Runtime {how}: {differing} of {compared:,} differ")
             if row.left:
                 say(f"{row.name}: in float: {', '.join(f'{count} x {reason}' for reason, count in row.left.items())}")
@@ -233,7 +234,7 @@ def show(result: tutorial.Result, console: Console) -> None:
     if any(name.endswith("-int16") for names in result.dialects.values() for name in names):
         console.print(
             "This CPU has no VNNI: some engines add products in pairs into saturating int16, "
-            "which their dialect here includes."
+            "which the dialects above include."
         )
 
 

@@ -50,9 +50,22 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found. ``sqnr`` of the outputs in dB; ``parted`` is the first layer below ``threshold`` dB, or
-    None; bytes of both; ``int8_macs``: the share of multiply-accumulates in int8. Where the data has targets: both
-    accuracies, and the upper bound of the share of answers that changed, with 99 % confidence."""
+    """The result of ``compare``; ``print`` it for a table.
+
+    Attributes:
+        layers: one row for each layer.
+        sqnr: signal-to-quantization-noise ratio of the outputs in dB.
+        parted: the first layer whose SQNR is below ``threshold``, or None.
+        threshold: the limit in dB that ``compare`` was given.
+        float_bytes: size of the float model.
+        int8_bytes: size of the quantized network.
+        int8_macs: share of the multiply-accumulates that are in int8, 0 to 1.
+        examples: number of examples compared.
+        float_accuracy: accuracy of the float model, where the data has targets.
+        int8_accuracy: accuracy of the quantized network, likewise.
+        changed: number of examples whose predicted class changed.
+        changed_at_most: upper bound, at 99 % confidence, for the share of all inputs whose predicted class changes.
+    """
 
     layers: tuple[LayerRow, ...]
     sqnr: float
@@ -69,11 +82,11 @@ class Comparison:
 
     @property
     def compression(self) -> float:
-        """How many times smaller the quantized network is."""
+        """``float_bytes`` / ``int8_bytes``."""
         return self.float_bytes / self.int8_bytes
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain data; infinities as strings."""
+        """The comparison as a dict for JSON, with infinities as strings."""
         return cast(dict[str, Any], plain(asdict(self) | {"compression": self.compression}))
 
     def __str__(self) -> str:
@@ -98,8 +111,11 @@ class Comparison:
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
-        """Writes a picture of the layers' SQNR, as PNG, SVG or PDF by the file's ending. Raises MissingExtraError
-        where matplotlib is not installed."""
+        """Writes a chart of the layers' SQNR to a PNG, SVG or PDF file.
+
+        Raises:
+            MissingExtraError: when matplotlib is not installed.
+        """
         rows = self.layers
         new_figure = needed("matplotlib.figure", "plots", "a plot of the comparison").Figure
         figure = new_figure(figsize=(8, max(2.5, 0.22 * len(rows) + 1.2)), layout="constrained")
@@ -164,11 +180,19 @@ def compare(
     batches: int | None = None,
     threshold: float = PARTED,
 ) -> Comparison:
-    """A float model beside the network that was made of it, on some data (ACC-COMPARE).
+    """Compares a quantized network with its float model on some data, layer by layer (ACC-COMPARE).
 
-    ``data``: batches as for ``quantize``, of which the first ``batches`` are taken; entries of a batch behind the
-    model's inputs are targets: classes, for which accuracies are given when the output is [examples, classes]. Raises
-    ValueError for no data and for networks whose layers are not those of the model.
+    Args:
+        model: the float model that ``q`` was quantized from.
+        q: the quantized network.
+        data: an iterable of batches as for ``quantize``. An entry behind the model's inputs holds targets: the classes
+            of the examples. With targets and outputs of shape [examples, classes], accuracies are reported too.
+        batches: how many batches to use. None: all.
+        threshold: a quality in dB; the first layer whose SQNR is below it is reported.
+
+    Raises:
+        TypeError: for arguments of a wrong type and unknown options.
+        ValueError: for data without batches, and a network that was not quantized from this model.
     """
     if isinstance(data, (torch.Tensor, np.ndarray, str)) or not isinstance(data, Iterable):
         raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; pass [batch] for one batch")

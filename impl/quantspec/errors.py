@@ -14,23 +14,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class CalibrationError(ValueError):
-    """Calibration saw nothing, or saw what has no range: NaN or an infinity."""
+    """Calibration data is missing, or gives no range because it holds NaN or infinities."""
 
 
 class ShapeError(ValueError):
-    """An input that does not fit a layer."""
+    """An input whose shape does not fit a layer."""
 
 
 class UnsupportedError(NotImplementedError):
-    """An operation that quantspec cannot quantize, or one that an engine cannot run."""
+    """An operation that quantspec cannot quantize, or that an engine cannot run."""
 
 
 class FormatError(ValueError):
-    """A file that is not ours, is truncated, or was tampered with."""
+    """A file that quantspec did not write, or that is truncated or modified."""
 
 
 class MissingExtraError(ImportError):
-    """A package that only an extra of quantspec brings is not installed."""
+    """A package of an optional extra is not installed."""
 
 
 def shown(value: object) -> str:

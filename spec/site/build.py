@@ -163,7 +163,10 @@ def write_api() -> list[str]:
     for name in names:
         module = name in MODULES
         what = __import__(name, fromlist=["_"]) if module else getattr(quantspec, name)
-        write(f"api/{name}.md", f"::: {name if module else f'quantspec.{name}'}\n")
+        page = f"::: {name if module else f'quantspec.{name}'}\n"
+        if members := getattr(what, "__all__", None):
+            page += f"    options: {{ members: [{', '.join(members)}] }}\n"
+        write(f"api/{name}.md", page)
         rows.append(f"| [`{name}`]({name}.md) | {summary(what)} |")
     write("api/index.md", "\n".join(["# API reference\n", "| name | what it is |", "|---|---|", *rows, ""]))
     return names

@@ -21,7 +21,7 @@ MOVED = (
     "exact = [Fraction(float(a)) + Fraction(constant) * (Fraction(float(b)) - Fraction(float(a))) for a, b in pairs]"
 )
 BATCH_OF_AN_AVERAGE = (
-    '"""The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""\n'
+    '"""The observer after one more batch ``x`` (float32, any shape). Raises as ``MinMaxObserver.observe`` does."""\n'
 )
 WIDTH = "exact = fraction == -0.5"
 EDGES = "return np.maximum(left, minimum), np.minimum(right, maximum)"

@@ -1,22 +1,21 @@
-"""What a backend is: an object with ``name``, ``version``, ``dialect`` and any of the methods of the ``Offers``
-protocols.
+"""The interface of backends: an object with ``name``, ``version``, ``dialect`` and any of the methods of the
+``Offers`` protocols.
 
-Arrays are NumPy's, in and out, so that anything can be adapted. A method that is missing means "not offered", never
-"failed". A method raises ``NotOffered`` for arguments that the backend has no kernel for, and must never answer them
-with the result of something else. It raises ``ValueError`` or whatever its kernel raises for arguments that the kernel
-itself refuses. It does not write to its arguments.
+Inputs and outputs are NumPy arrays. A missing method means that the operation is not offered; that is not a failure. A
+method raises ``NotOffered`` for arguments that the backend has no kernel for, and must not compute them in another way.
+It raises ``ValueError``, or whatever its kernel raises, for arguments that the kernel rejects. It does not modify its
+arguments.
 
 Codes are uint8 where qmin >= 0 and int8 otherwise. Activations are [rows, features], or [images, channels, height,
-width] for windows; weights are [outputs, inputs], or [outputs, inputs / groups, height, width]. Pairs such as strides
-are (vertical, horizontal). Float parameters reach the kernel as the float32 that they are, widened where the backend's
-own interface takes a float64.
+width] for convolution and pooling; weights are [outputs, inputs], or [outputs, inputs / groups, height, width]. Pairs
+such as strides are (vertical, horizontal). Float parameters are float32; an adapter widens them where the backend's own
+interface takes a float64.
 
-Arrays are in C order, in Fortran order, with gaps (every second element of a larger array), or with channels last: then
-their shape is the same, and their strides are those of [images, height, width, channels] (``has_channels_last``). Where
-the kernel has such a format, the adapter passes it on; elsewhere it copies to the one that the kernel has.
+Arrays are in C order, in Fortran order, with gaps (every second element of a larger array), or channels last: the same
+shape, with the strides of [images, height, width, channels] (``has_channels_last``). An adapter passes a memory format
+on where the kernel supports it, and copies otherwise.
 
-An adapter may inherit from the protocols of what it offers, and then type checkers hold its methods to them; it need
-not.
+An adapter may inherit from the protocols that it implements, so that type checkers verify its methods.
 """
 
 import os
@@ -61,7 +60,7 @@ class BackendError(Exception):
 
 
 class Backend(Protocol):
-    """What every backend has. ``dialect`` says the dialects for all operations, or for each one."""
+    """What every backend has. ``dialect`` declares the dialects of all operations, or a mapping for each operation."""
 
     @property
     def name(self) -> str: ...
@@ -78,7 +77,7 @@ class OffersQuantize(Protocol):
         self, x: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, qmin: int, qmax: int, axis: int | None = None
     ) -> np.ndarray:
         """Codes of float32 ``x``, same shape. ``scale``, ``zero_point``: one each, or one per index of ``axis``. They
-        are not checked on the way: what does the kernel do with a scale of 0?"""
+        are passed on unchecked, so that the kernel's handling of a scale of 0 can be tested."""
         ...
 
 
@@ -86,7 +85,7 @@ class OffersDequantize(Protocol):
     def dequantize(
         self, q: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, axis: int | None = None
     ) -> np.ndarray:
-        """The float32 that codes stand for, exact up to one rounding (AFF-MEANING)."""
+        """The float32 values of codes, exact up to one rounding (AFF-MEANING)."""
         ...
 
 
@@ -94,7 +93,7 @@ class OffersQParams(Protocol):
     def qparams(
         self, minimum: np.float32, maximum: np.float32, *, qmin: int, qmax: int, symmetric: bool
     ) -> tuple[np.float32, int]:
-        """Scale and zero point for values from minimum to maximum."""
+        """Scale and zero point for the range from minimum to maximum."""
         ...
 
 
@@ -103,8 +102,8 @@ class OffersLinear(Protocol):
         self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
         relu: bool = False,
     ) -> np.ndarray:
-        """Output codes [rows, outputs]. ``bias``: float32 (outputs,); a backend whose kernel takes integers rounds it
-        by INT-BIAS. The accumulator is exact unless the dialect says otherwise."""
+        """Output codes [rows, outputs]. ``bias``: float32 (outputs,); a backend whose kernel takes an integer bias
+        rounds it by INT-BIAS. The accumulator is exact unless the dialect says otherwise."""
         ...
 
 
@@ -112,7 +111,7 @@ class OffersLinearDynamic(Protocol):
     def linear_dynamic(
         self, x: np.ndarray, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, *, relu: bool = False
     ) -> np.ndarray:
-        """Float32 output [rows, outputs]; the grid of float32 ``x`` is that of its own range (chapter 6)."""
+        """Float32 output [rows, outputs]; float32 ``x`` is quantized by its own range (chapter 6)."""
         ...
 
 
@@ -121,7 +120,7 @@ class OffersConv2d(Protocol):
         self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, y: QParams, *,
         stride: Pair = (1, 1), padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1, relu: bool = False,
     ) -> np.ndarray:
-        """Output codes [images, outputs, rows, columns]; padding is symmetric and has the code of zero. The accumulator
+        """Output codes [images, outputs, rows, columns]. Padding is symmetric and holds the zero point. The accumulator
         is as for ``linear``."""
         ...
 
@@ -130,19 +129,19 @@ class OffersAdd(Protocol):
     def add(
         self, a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams, *, relu: bool = False
     ) -> np.ndarray:
-        """Codes of the sum of two arrays of one shape."""
+        """Codes of the sum of two arrays of the same shape."""
         ...
 
 
 class OffersMul(Protocol):
     def mul(self, a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams) -> np.ndarray:
-        """Codes of the product, element by element, of two arrays of one shape."""
+        """Codes of the elementwise product of two arrays of the same shape."""
         ...
 
 
 class OffersConcat(Protocol):
     def concat(self, parts: CodesOnGrids, y: QParams, *, axis: int) -> np.ndarray:
-        """Codes of arrays on grids of their own, joined on grid ``y``."""
+        """Codes on grid ``y`` of arrays that are concatenated along ``axis``; each part has its own grid."""
         ...
 
 
@@ -151,7 +150,7 @@ class OffersMaxPool2d(Protocol):
         self, q: np.ndarray, grid: QParams, *,
         kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), dilation: Pair = (1, 1),
     ) -> np.ndarray:
-        """The largest code of each window, exactly; the grid stays. Without ``stride`` it is the kernel."""
+        """The largest code of each window, on the same grid. ``stride`` None: the size of the kernel."""
         ...
 
 
@@ -160,13 +159,14 @@ class OffersAvgPool2d(Protocol):
         self, q: np.ndarray, grid: QParams, *,
         kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), count_include_pad: bool = True,
     ) -> np.ndarray:
-        """The average code of each window; the grid stays."""
+        """The average code of each window, on the same grid."""
         ...
 
 
 class OffersAdaptiveAvgPool2d(Protocol):
     def adaptive_avg_pool2d(self, q: np.ndarray, grid: QParams, *, size: Pair) -> np.ndarray:
-        """The average code of each of ``size`` windows, which split the image as evenly as they can; the grid stays."""
+        """The average code of each of ``size`` windows, which divide the image as evenly as possible, on the same grid.
+        """
         ...
 
 
@@ -175,30 +175,30 @@ class OffersFoldBatchNorm(Protocol):
         self, weight: np.ndarray, bias: np.ndarray | None, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray,
         var: np.ndarray, eps: float,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Float32 weight and bias of a layer that does what the layer and the batch normalization behind it did."""
+        """Float32 weight and bias of one layer that replaces a layer and the batch normalization behind it."""
         ...
 
 
 @runtime_checkable
 class Keeps(Protocol):
     def keep(self) -> None:
-        """From here on, what users of the backend make once for many calls is kept: packed weights, sessions. Else
-        calls share nothing. A backend is told so where calls follow each other."""
+        """Called before a sequence of calls: from then on the backend keeps what a user would create once for many
+        calls, such as packed weights and sessions. Without it, calls share nothing."""
         ...
 
 
 @runtime_checkable
 class Reproduces(Protocol):
     def reproduction(self, operation: str, /, *arguments: Any, **options: Any) -> str:
-        """A short Python script that makes the kernel call of an operation through the backend's own interface, and
-        prints the raw result as lists. It has nothing of quantspec in it, and is not run here. Numbers are without
-        loss. An option ``before`` has calls (operation, arguments, options) that come first, with what is kept.
-        ValueError for arrays of more than 256 elements."""
+        """A short Python script that makes the kernel call through the backend's own interface, without quantspec, and
+        prints the raw result as lists. Numbers are written without loss. The option ``before`` holds calls
+        (operation, arguments, options) that run first, where calls share state. The script is returned, not run.
+        Raises ValueError for arrays of more than 256 elements."""
         ...
 
 
 def method(backend: object, operation: str) -> Operation | None:
-    """A backend's method for an operation, or None: what it lacks is not offered."""
+    """A backend's method for an operation, or None where it is not offered."""
     found = getattr(backend, operation, None)
     return cast(Operation, found) if callable(found) else None
 
@@ -209,8 +209,8 @@ def offers(backend: object) -> tuple[str, ...]:
 
 
 def dialects(backend: Backend, operation: str) -> frozenset[str]:
-    """The dialects of which each output of an operation follows one. ValueError when the backend declares none for
-    it."""
+    """The dialects that a backend declares for an operation; each output follows one of them. Raises ValueError when
+    it declares none."""
     declared = backend.dialect
     if isinstance(declared, Mapping):
         if operation not in declared:
@@ -220,24 +220,23 @@ def dialects(backend: Backend, operation: str) -> frozenset[str]:
 
 
 def whole_byte(grid: QParams) -> None:
-    """Raises NotOffered for grids that do not use all codes of their byte: most kernels saturate at the byte's ends
-    only."""
+    """Raises NotOffered for grids that do not use all codes of a byte, since most kernels saturate only at its ends.
+    """
     if grid.qmax - grid.qmin != 255:
         raise NotOffered(f"codes from {grid.qmin} to {grid.qmax}: the kernel knows whole bytes only")
 
 
 def per_tensor(grid: QParams, name: str) -> None:
-    """Raises NotOffered for a grid with an axis, where the kernel takes one scale."""
+    """Raises NotOffered for a per-channel grid, where the kernel takes one scale."""
     if grid.axis is not None:
         raise NotOffered(f"{name}: one scale a channel")
 
 
 def has_channels_last(images: np.ndarray) -> bool:
-    """Whether images, or windows of weights, have the channels of a position beside each other in memory, and not the
-    columns of a row."""
+    """Whether images, or weights of convolutions, are in channels-last order in memory."""
     return images.ndim == 4 and not images.flags.c_contiguous and images.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def threads() -> int:
-    """How many threads an adapter is to use in this process: what the worker was told, and 1 outside of one."""
+    """How many threads an adapter should use in this process: as the worker was started with; 1 outside of a worker."""
     return int(os.environ.get(THREADS, "1"))

@@ -342,10 +342,15 @@ Callables = Mapping[tuple[str, str], Any]
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A quantized network: the names of its inputs, its steps in order, and ``output``, a tree with ``Ref`` for values.
+    """A quantized network as plain data.
 
-    ``dialect`` names the set of choices (chapter 10) its steps are to be computed by. ``defaults`` has the inputs that
-    may be left out. ``callables`` has what its ``Call`` steps call, by ``(kind, target)``; methods need none.
+    Attributes:
+        dialect: the name of the dialect (chapter 10) that the steps are computed in.
+        inputs: the names of the inputs.
+        defaults: the inputs that may be left out, with their defaults.
+        steps: the steps in the order of execution.
+        output: the output, a tree with a ``Ref`` for each value.
+        callables: what ``Call`` steps call, by ``(kind, target)``; methods are not listed.
     """
 
     dialect: str

@@ -166,7 +166,7 @@ class QuantizedModel(nn.Module):
             return getattr(model, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model gives. Inputs are not written to."""
+        """The model's output. Inputs are not modified."""
         with torch.no_grad():
             if "" not in self.islands:
                 args, kwargs = copies.cloned((args, kwargs))
@@ -242,7 +242,7 @@ class QuantizedModel(nn.Module):
 
     @usual
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Takes what ``get_extra_state`` gave. Raises ValueError for the state of another model."""
+        """Restores the result of ``get_extra_state``. Raises ValueError for the state of another model."""
         have = self.get_extra_state()
         for kind, items in have.items():
             if set(items) != set(state[kind]):
@@ -289,7 +289,7 @@ class QuantizedModel(nn.Module):
                 tensor.weight = changed(tensor.weight, codes=held(same, "codes"))
 
     def train(self, mode: bool = True) -> "QuantizedModel":
-        """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
+        """Accepts ``train(False)`` only: int8 weights have no gradient."""
         if mode:
             raise ValueError(
                 "mode: a quantized network cannot be trained; train the float model, or the result of prepare_qat"

@@ -35,17 +35,25 @@ def load(
     max_memory: float | None = None,
     max_work: float | None = None,
 ) -> QuantizedModule | QuantizedModel:
-    """The network of a file that ``save`` wrote, bit for bit. Nothing in the file is executed, everything in it is
-    checked.
+    """The network of a file that ``save`` wrote, bit for bit.
 
-    ``model``: the float model, for a network whose parts have Python between them, which no file holds. It is copied,
-    and takes the file's tensors, whatever its own are (STA-MODEL-STORED). ``modules``: modules by path, for those
-    whose class a file cannot name; those of ``model`` need not be given. ``engine``: what will run the network.
-    ``max_memory``, in bytes, and ``max_work``, in operations: what the file may state that it costs, which is told
-    from its header before anything is made (STA-LIMITS); None for what any file of its size may state.
-    Raises FormatError for a file that is damaged, foreign or of a newer version, ValueError for a model or a module
-    that is missing or does not fit, and as ``QuantizedModule.run_on`` does for an engine; OSError as reading files
-    does.
+    Nothing in the file is executed, and everything in it is checked.
+
+    Args:
+        path: the path of the file.
+        model: the float model, for a network with Python between its parts, which is not in the file. It is copied, and
+            the copy takes the tensors of the file (STA-MODEL-STORED).
+        modules: modules by path, for modules of classes that a file cannot name. Modules of ``model`` need not be
+            given.
+        engine: what runs the network: ``auto``, ``compiled``, ``torch`` or ``reference``.
+        max_memory: the most bytes that the network may need (STA-LIMITS), which is checked before anything is
+            allocated. None: a limit that follows from the size of the file.
+        max_work: the most operations that a call may need, likewise.
+
+    Raises:
+        FormatError: for a file that is damaged, is not quantspec's, or is of a newer version.
+        ValueError: for a model or module that is missing or does not fit, and an unknown engine.
+        OSError: for a file that cannot be read.
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

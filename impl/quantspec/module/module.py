@@ -35,11 +35,15 @@ def part_names(paths: Iterable[str]) -> list[str]:
 
 
 class QuantizedModule(nn.Module):
-    """A quantized network. Calling it takes and gives what the float model took and gave, for any batch and image size.
+    """A quantized network. It is called like the float model, with any batch and image size.
 
-    ``program`` is the network as plain data. Training mode is refused. It can be copied, pickled and called from
-    several threads at once. Unpickling runs whatever code a pickle names: a file of ``save`` runs none.
-    ``parameters()`` are those of what stays in float; ``state_dict()`` has the codes, scales and biases too.
+    It can be copied, pickled, and called from several threads at once. Training mode is refused. ``parameters()`` are
+    those of layers that stayed in float; ``state_dict()`` also has codes, scales and biases. Unpickling executes code
+    that the pickle names; loading a file of ``save`` does not.
+
+    Attributes:
+        program: the network as plain data.
+        report: how much of the work is in int8, and where the rest is.
     """
 
     program: Program
@@ -64,24 +68,22 @@ class QuantizedModule(nn.Module):
 
     @property
     def callables(self) -> Callables:
-        """What the ``Call`` steps of the program call."""
+        """The modules and functions that float steps of the program call."""
         return self.program.callables
 
     @property
     def engine(self) -> str:
-        """The name of the engine that runs it."""
+        """The name of the engine that runs the network."""
         return self.compiled.name
 
     @property
     def engines(self) -> dict[str, str]:
-        """By which engine each layer is run, by the layer's path: several where that depends on the sizes, and has been
-        measured for some."""
+        """The engine of each layer, by the layer's path; several where it depends on the input size."""
         by_step = self.compiled.engines
         return {step.layer: by_step.get(step.name, self.engine) for step in self.program.layers}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's output, float32. Inputs are float32 tensors as the model takes them; they are not written to.
-        """
+        """The network's output, float32. Inputs are float32 tensors in the model's order; they are not modified."""
         if len(args) == 1 and not kwargs and self.compiled.input_name is not None:
             return self.compiled.single(args[0])
         return self.compiled({**dict(zip(self.program.inputs, args, strict=False)), **kwargs})
@@ -89,17 +91,20 @@ class QuantizedModule(nn.Module):
     def run_on(self, engine: str) -> "QuantizedModule":
         """The same network on another engine.
 
-        Raises ValueError when there is none of that name, UnsupportedError when it cannot run this network.
+        Raises:
+            ValueError: for an unknown engine.
+            UnsupportedError: for an engine that cannot run this network.
         """
         return QuantizedModule(self.program, engine, self.report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one ``.safetensors`` file, at once or not at all, which ``quantspec.load`` reads; see
-        ``storage.file``."""
+        """Writes the network to a ``.safetensors`` file, which ``quantspec.load`` reads. The file is written as a whole
+        or not at all.
+        """
         file.save(self.program, path, None if self.report is None else self.report.as_tuples())
 
     def train(self, mode: bool = True) -> "QuantizedModule":
-        """Only ``train(False)``: a ValueError otherwise, since int8 weights have no gradient."""
+        """Accepts ``train(False)`` only: int8 weights have no gradient."""
         if mode:
             raise ValueError(
                 "mode: a quantized network cannot be trained; train the float model, or the result of prepare_qat"
@@ -108,22 +113,25 @@ class QuantizedModule(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the network takes when stored: weights, biases, scales, zero points, and what stays in float."""
+        """Size of the stored network in bytes: weights, biases, scales, zero points, and what stays in float."""
         attributes = (what for (kind, _), what in self.callables.items() if kind == "attribute")
         constants = sum(what.nbytes for what in attributes if isinstance(what, torch.Tensor))
         return size.program_bytes(self.program, self.float_parts) + constants
 
     @property
     def resident_nbytes(self) -> int:
-        """Bytes that the network takes in memory (SIZ-HELD), without what it works in."""
+        """Size of the network in memory in bytes (SIZ-HELD), without buffers for activations."""
         return self.nbytes + size.held_bytes(self.program)
 
     def __repr__(self) -> str:
         return self.table()
 
     def table(self, *, wide: bool = False) -> str:
-        """What each layer became, as text of 79 columns; ``wide``: with the grids of weights, in as many as it
-        takes."""
+        """The table that ``print`` shows, at most 79 columns wide.
+
+        Args:
+            wide: whether to add the scales and zero points of weights, at any width.
+        """
         title = f"int8 network: dialect {self.program.dialect}, engine {self.engine}"
         parts = [summary.Part("", self.program, self.engine, self.engines)]
         return summary.network_table(title, parts, [], self.nbytes, self.resident_nbytes, wide=wide)

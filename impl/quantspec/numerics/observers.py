@@ -31,9 +31,14 @@ NOTHING = PAIR(math.inf, -math.inf)  # the ends of no values
 
 @dataclass(frozen=True, eq=False)
 class MinMaxObserver:
-    """The smallest and the largest value seen (OBS-MINMAX), per tensor or for each index along ``axis`` (OBS-CHANNEL).
+    """The smallest and the largest value seen (OBS-MINMAX).
 
-    ``minimum`` and ``maximum`` are float32 of shape () or (channels,), or None before anything was seen.
+    Observers are immutable: ``observe`` returns a new one.
+
+    Attributes:
+        axis: None for one range, or the axis of the channels that have one each (OBS-CHANNEL).
+        minimum: the smallest values, float32 of shape () or (channels,), or None before any data.
+        maximum: the largest values, likewise.
     """
 
     axis: int | None = None
@@ -43,8 +48,9 @@ class MinMaxObserver:
     def observe(self, x: ArrayLike) -> "MinMaxObserver":
         """The observer that has also seen ``x`` (float32, any shape).
 
-        Raises CalibrationError for NaN and infinities (OBS-FINITE), ValueError for another number of channels than
-        before (OBS-CHANNEL-COUNT).
+        Raises:
+            CalibrationError: for NaN and infinities (OBS-FINITE).
+            ValueError: for another number of channels than before (OBS-CHANNEL-COUNT).
         """
         x = float32_array(x)
         if self.axis is None and x.size and x.flags.c_contiguous:
@@ -64,13 +70,21 @@ class MinMaxObserver:
         return replace(self, minimum=low, maximum=high)
 
     def merge(self, other: "MinMaxObserver") -> "MinMaxObserver":
-        """The observer that saw what both saw (OBS-MERGE). Raises ValueError for another axis or number of channels."""
+        """The observer that has seen the values of both (OBS-MERGE).
+
+        Raises:
+            ValueError: for another axis or number of channels.
+        """
         if self.axis != other.axis:
             raise ValueError(f"other: expected an observer along axis {self.axis}, got axis {other.axis}")
         return self if other.minimum is None else self._merged(*other.range())
 
     def range(self) -> Range:
-        """(minimum, maximum) as float32; raises CalibrationError before anything was seen (OBS-NOTHING)."""
+        """(minimum, maximum) as float32.
+
+        Raises:
+            CalibrationError: before any data was seen (OBS-NOTHING).
+        """
         return seen(self.minimum, self.maximum)
 
     @functools.cached_property
@@ -88,7 +102,13 @@ class MinMaxObserver:
 
 @dataclass(frozen=True, eq=False)
 class MovingAverageObserver:
-    """The moving average of the batches' ranges (OBS-AVERAGE); ``constant`` is the share of the newest batch."""
+    """The moving average of the batches' ranges (OBS-AVERAGE).
+
+    Attributes:
+        constant: the share of the newest batch, above 0 and at most 1.
+        minimum: the averaged minimum, or None before any data.
+        maximum: the averaged maximum, likewise.
+    """
 
     constant: float = 0.01
     axis: int | None = None
@@ -100,7 +120,7 @@ class MovingAverageObserver:
             raise ValueError(f"constant: expected more than 0 and at most 1, got {self.constant}")
 
     def observe(self, x: ArrayLike) -> "MovingAverageObserver":
-        """The observer after one more batch ``x`` (float32, any shape); raises as ``MinMaxObserver.observe`` does."""
+        """The observer after one more batch ``x`` (float32, any shape). Raises as ``MinMaxObserver.observe`` does."""
         batch = batch_range(x, self.axis)
         if batch is None:
             return self
@@ -111,16 +131,21 @@ class MovingAverageObserver:
         return replace(self, minimum=low, maximum=high)
 
     def range(self) -> Range:
-        """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
+        """(minimum, maximum) as float32. Raises CalibrationError before any data was seen."""
         return seen(self.minimum, self.maximum)
 
 
 @dataclass(frozen=True, eq=False)
 class HistogramObserver:
-    """How often which values came (OBS-HIST-*), and the smallest and the largest.
+    """A histogram of all values, with their exact minimum and maximum (OBS-HIST-*).
 
-    ``counts``: int64 (bins,), the first for bin -bins / 2; ``exponent``: bins are 2^exponent wide. ``range`` gives the
-    ends, as min-max does. Raises ValueError for a number of bins that is not a power of two (OBS-HIST-BINS).
+    ``range`` returns the minimum and maximum; PercentileObserver and MSEObserver choose narrower ranges from the
+    histogram.
+
+    Attributes:
+        bins: number of bins, a power of two (OBS-HIST-BINS).
+        counts: number of values in each bin, int64 of shape (bins,); the first bin is bin -bins / 2.
+        exponent: each bin is 2^exponent wide.
     """
 
     bins: int = 2048
@@ -134,7 +159,9 @@ class HistogramObserver:
             raise ValueError(f"bins: expected a power of two of at least 2, got {self.bins}")
 
     def observe(self, x: ArrayLike) -> "HistogramObserver":
-        """The observer that has also seen ``x`` (float32, any shape); CalibrationError for NaN and infinities."""
+        """The observer that has also seen ``x`` (float32, any shape). Raises CalibrationError for NaN and
+        infinities.
+        """
         batch = batch_range(x, None)
         if batch is None:
             return self
@@ -150,7 +177,9 @@ class HistogramObserver:
         return self.counts, self.exponent
 
     def merge(self, other: "HistogramObserver") -> "HistogramObserver":
-        """The observer that saw what both saw (OBS-HIST-MERGE). Raises ValueError for another number of bins."""
+        """The observer that has seen the values of both (OBS-HIST-MERGE). Raises ValueError for another number of
+        bins.
+        """
         if self.bins != other.bins:
             raise ValueError(f"other: expected a histogram of {self.bins} bins, got {other.bins}")
         if self.counts is None or other.counts is None:
@@ -163,15 +192,14 @@ class HistogramObserver:
         return replace(self, exponent=exponent, counts=counts, minimum=low, maximum=high)
 
     def range(self) -> Range:
-        """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
+        """(minimum, maximum) as float32. Raises CalibrationError before any data was seen."""
         return seen(self.minimum, self.maximum)
 
 
 @dataclass(frozen=True, eq=False)
 class PercentileObserver:
-    """The range without the outermost values (OBS-PERCENTILE).
-
-    ``percent`` of them stay, the rest is cut off at both ends alike.
+    """The range without outliers (OBS-PERCENTILE): ``percent`` % of the values stay inside; the rest is cut off evenly
+    at both ends.
     """
 
     percent: float = 99.99
@@ -182,11 +210,11 @@ class PercentileObserver:
             raise ValueError(f"percent: expected more than 0 and at most 100, got {self.percent}")
 
     def observe(self, x: ArrayLike) -> "PercentileObserver":
-        """The observer that has also seen ``x``; raises as ``HistogramObserver.observe`` does."""
+        """The observer that has also seen ``x``. Raises as ``HistogramObserver.observe`` does."""
         return replace(self, histogram=self.histogram.observe(x))
 
     def range(self) -> Range:
-        """(minimum, maximum) as float32; raises CalibrationError before anything was seen."""
+        """(minimum, maximum) as float32. Raises CalibrationError before any data was seen."""
         minimum, maximum = self.histogram.range()
         (counts, exponent), half = self.histogram.filled(), self.histogram.bins / 2
         allowed = int(counts.sum()) * (100 - Fraction(self.percent)) // 200
@@ -199,7 +227,9 @@ class PercentileObserver:
 
 @dataclass(frozen=True, eq=False)
 class MSEObserver:
-    """The range, of ``candidates`` shrunken ones, whose codes qmin to qmax lose least on the histogram (OBS-MSE)."""
+    """The range with the smallest mean squared quantization error on the histogram, among ``candidates`` ranges that
+    shrink step by step from the full one (OBS-MSE).
+    """
 
     candidates: int = 64
     qmin: int = 0
@@ -211,12 +241,16 @@ class MSEObserver:
             raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
 
     def observe(self, x: ArrayLike) -> "MSEObserver":
-        """The observer that has also seen ``x``; raises as ``HistogramObserver.observe`` does."""
+        """The observer that has also seen ``x``. Raises as ``HistogramObserver.observe`` does."""
         return replace(self, histogram=self.histogram.observe(x))
 
     def range(self) -> Range:
-        """(minimum, maximum) as float32; raises CalibrationError before anything was seen, ValueError for a range
-        without qparams."""
+        """(minimum, maximum) as float32.
+
+        Raises:
+            CalibrationError: before any data was seen.
+            ValueError: for a range that has no qparams.
+        """
         ends = self.histogram.range()
         counts, exponent = self.histogram.filled()
         used = np.nonzero(counts)[0]

@@ -20,11 +20,20 @@ from .export import build, input_axes, several
 def compare_codes(
     q: QuantizedModule, batch: Any, *, steps: bool = False, same_floats: bool = False
 ) -> tuple[int, int]:
-    """(outputs compared, differences) of ONNX Runtime and engine ``reference`` in dialect ``onnx``, for one batch.
+    """Compares ONNX Runtime with the engine ``reference`` in dialect ``onnx`` on one batch.
 
-    ONNX Runtime has its default optimisation, and exact accumulators. An output that was dequantized is compared as
-    codes, others by their bits. ``steps``: every step that gives codes is compared too. ``same_floats``: ONNX Runtime
-    is given what our operations in float give, and all that they read is compared too (STA-RUNTIME).
+    ONNX Runtime uses its default optimization and exact accumulators. Dequantized outputs are compared as codes, other
+    outputs by their bits.
+
+    Args:
+        q: the quantized network.
+        batch: a batch in the form that ``quantize`` takes.
+        steps: whether the output of every step that gives codes is compared, too.
+        same_floats: whether ONNX Runtime gets the results of our float operations as inputs; what these operations
+            read is then compared, too (STA-RUNTIME).
+
+    Returns:
+        The number of values compared, and how many of them differ.
     """
     program = q.program
     if same_floats:

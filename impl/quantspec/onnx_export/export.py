@@ -48,13 +48,23 @@ Axes = dict[str, tuple[int, bool] | None]
 def export_onnx(
     q: QuantizedModule | QuantizedModel, path: str | os.PathLike[str] | None = None, *, example: Any = None
 ) -> "onnx.ModelProto":
-    """The network as an ONNX model of opset 21, written to ``path`` where one is given.
+    """Exports a quantized network as an ONNX model of opset 21.
 
-    Batch and image sizes stay open. Inputs have the names of the network's, outputs are ``output``, or ``output_0`` and
-    so on, in order. ``example``: a batch, which gives the number of axes of each input; without it the layers that read
-    them do, and a linear layer is taken to read [rows, features].
-    Raises UnsupportedError naming a step that has no ONNX operator, before anything is written; ImportError without the
-    extra ``onnx``.
+    Batch and image sizes stay open. Inputs keep the names of the network's inputs; outputs are named ``output``, or
+    ``output_0``, ``output_1`` and so on.
+
+    Args:
+        q: the quantized network.
+        path: the file to write. None: no file is written.
+        example: a batch, from which the number of axes of each input is taken. Without it, that follows from the layers
+            which read the input; linear layers are then assumed to read [rows, features].
+
+    Returns:
+        The ONNX model.
+
+    Raises:
+        UnsupportedError: for a step without an ONNX form; the message names it, and nothing is written.
+        MissingExtraError: when the extra ``onnx`` is not installed.
     """
     if not isinstance(q, (QuantizedModule, QuantizedModel)):
         raise TypeError(f"q: expected a network quantized by quantspec, got {type(q).__name__}")

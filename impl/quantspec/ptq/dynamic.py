@@ -45,15 +45,28 @@ def quantize_dynamic(
     engine: str = "auto",
     example: Any = None,
 ) -> QuantizedModule | QuantizedModel:
-    """``model`` with int8 weights, whose activations are quantized when they arrive (DYN-NO-CALIBRATION). The model is
-    not modified.
+    """Quantizes the weights of a model. Activations are quantized when they arrive, so no data is needed (chapter 6).
 
-    ``activations``: ``per_tensor`` (one range for the whole input of a layer), ``per_token`` (one for each row,
-    DYN-ROWS), or None: only weights are quantized (DYN-WEIGHT-ONLY). ``bits``: of the weights. A layer whose
-    accumulators could overflow stays in float (STA-OVERFLOW). ``example``: a batch as calibration data has it. With
-    one, the largest parts that can be captured become one network each (DYN-EXAMPLE); without, the model's layers are
-    replaced where they are (DYN-LAYERS), unless all of it is torch.nn's own. Other options as in ``quantspec.prepare``.
-    Raises as ``check_model`` does, ValueError for other ``activations``.
+    The model is not modified. A layer whose accumulators could overflow stays in float (STA-OVERFLOW).
+
+    Args:
+        model: a float32 model on the CPU in evaluation mode.
+        per_channel: whether each output channel of a weight has its own scale.
+        reduce_range: whether activations have one bit less (STA-REDUCE). None: where accumulators of the dialect could
+            saturate otherwise.
+        dialect: the rounding and arithmetic to follow (chapter 10).
+        bits: bits of the codes of weights, 2 to 8.
+        activations: ``per_tensor``: one range for the whole input of a layer; ``per_token``: one for each row
+            (DYN-ROWS); None: only weights are quantized (DYN-WEIGHT-ONLY).
+        exclude: paths of modules, or shell patterns of paths, that stay in float with everything inside them.
+        engine: what runs the result: ``auto``, ``compiled``, ``torch`` or ``reference``.
+        example: a batch in the form that ``quantize`` takes. With one, the largest parts that can be captured become
+            one network each (DYN-EXAMPLE). Without, layers are replaced where they are (DYN-LAYERS), except in models
+            that consist of torch.nn's own modules only.
+
+    Raises:
+        TypeError: for arguments of a wrong type and unknown options.
+        ValueError: for unknown names, and a model in training mode or not in float32.
     """
     if not (activations is None or isinstance(activations, str) and activations in ACTIVATIONS):
         raise ValueError(f"activations: expected {', '.join(map(repr, ACTIVATIONS))}, got {shown(activations)}")

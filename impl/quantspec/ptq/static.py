@@ -39,8 +39,9 @@ Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | Percenti
 
 
 class Prepared(nn.Module):
-    """A float network with observers: calling it gives the float output and observes. Made by ``prepare``, ended by
-    ``convert``."""
+    """A float network with observers, made by ``prepare`` and converted by ``convert``. A call returns the float output
+    and observes the activations.
+    """
 
     capture: "Captured[Prepared] | None"
     macs: Macs  # of each node on the first batch, where this is the whole network
@@ -58,7 +59,7 @@ class Prepared(nn.Module):
 
     @property
     def dialect(self) -> Dialect:
-        """The choices of chapter 10 that the network will be converted by."""
+        """The dialect (chapter 10) that the network will be converted to."""
         return self.options.dialect
 
     @usual
@@ -72,7 +73,7 @@ class Prepared(nn.Module):
 
     @usual
     def observe(self, batch: Any) -> Any:
-        """``forward`` for a batch as calibration data has it; nothing is observed when any observer refuses."""
+        """Observes one batch in the form that ``quantize`` takes. When an observer raises, nothing is observed."""
         if (undecided := self.undecided()) is not None:
             return undecided.observe_batch(self, batch)
         return self.observe_graph(batch if self.capture is None else self.capture.as_given(batch))
@@ -131,16 +132,10 @@ def prepare(
     exclude: str | Sequence[str] = (),
     engine: str = "auto",
 ) -> Prepared:
-    """A float network with one observer at each place that will be quantized (STA-STEPS). The model is not modified
-    (STA-UNTOUCHED).
+    """A float network with one observer at each place that will be quantized (STA-STEPS).
 
-    ``fuse``: layers absorb the normalization and ReLU behind them. ``per_channel``: one weight scale for each output
-    channel. ``reduce_range``: activations of one bit less (STA-REDUCE); None: where the engine that will run could
-    saturate otherwise. ``observer``: an observer that has seen nothing. ``dialect``: the choices of chapter 10.
-    ``bits``: of all codes, 2 to 8 (AFF-BITS); ``weight_bits``: of those of weights, where they are to have another
-    number (STA-WEIGHT-BITS). ``exclude``: paths of modules, or shell patterns of them, that stay in
-    float with everything below them. ``engine``: what will run the network. Raises as ``capture`` does, ValueError for
-    an unknown dialect, engine, or name in ``exclude``.
+    Call it with calibration data, then pass it to ``convert``. ``quantize`` does all three steps. The model is not
+    modified (STA-UNTOUCHED). The options, and the errors for them, are those of ``quantize``.
     """
     options = checked(
         per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
@@ -232,11 +227,34 @@ def quantize(
     exclude: str | Sequence[str] = (),
     engine: str = "auto",
 ) -> QuantizedModule | QuantizedModel:
-    """``model`` in int8: ``prepare``, every batch of ``calibration``, ``convert``. Options are those of ``prepare``.
+    """Quantizes a float model to int8 with calibration data: ``prepare``, every batch, ``convert``.
 
-    ``calibration``: any iterable of batches; a batch is a tensor, a tuple of positional inputs (surplus entries such as
-    targets are ignored), or a dict of keyword inputs. A tensor or an array is refused with a TypeError, as its rows
-    would count as batches, and so is an option that there is not.
+    The model is not modified (STA-UNTOUCHED). Layers without an integer form stay in float; ``print(q)`` lists them
+    with the reason. A warning is given when nothing, or less than 90 % of the work, became int8.
+
+    Args:
+        model: a float32 model on the CPU in evaluation mode.
+        calibration: an iterable of batches. A batch is a tensor, a tuple of positional inputs (surplus entries such as
+            targets are ignored), or a dict of keyword inputs.
+        fuse: whether layers absorb the normalization and ReLU that follow them.
+        per_channel: whether each output channel of a weight has its own scale.
+        reduce_range: whether activations have one bit less (STA-REDUCE). None: where accumulators of the dialect could
+            saturate otherwise.
+        observer: an observer without observed values, which is used for every activation.
+        dialect: the rounding and arithmetic to follow (chapter 10).
+        bits: bits of all codes, 2 to 8 (AFF-BITS).
+        weight_bits: bits of the codes of weights (STA-WEIGHT-BITS). None: the value of ``bits``.
+        exclude: paths of modules, or shell patterns of paths, that stay in float with everything inside them.
+        engine: what runs the result: ``auto``, ``compiled``, ``torch`` or ``reference``.
+
+    Returns:
+        A QuantizedModule, or the model with quantized parts where Python between them could not be captured.
+
+    Raises:
+        TypeError: for arguments of a wrong type, such as a single tensor as ``calibration``, and unknown options.
+        ValueError: for unknown names, a model in training mode or not in float32, and weights that hold NaN.
+        CalibrationError: for data with NaN or infinities, and for a place that saw no data.
+        UnsupportedError: for a TorchScript model, which holds no Python code.
     """
     if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
         got = type(calibration).__name__

@@ -29,12 +29,12 @@ NO_DATA = "the model has seen no values; train on a batch or pass calibration ba
 
 
 class QATModule(nn.Module):
-    """A model in training through the integer network that it will be converted to. Made by ``prepare_qat``, ended by
-    ``convert``.
+    """A model in quantization-aware training, made by ``prepare_qat`` and converted by ``convert``.
 
-    ``model`` is the float network, a copy of the user's, whose parameters are trained under their own names. It can be
-    called, too, and computes in float. ``networks``: what is captured of it; before the first batch, where no
-    calibration was given, there are none.
+    Attributes:
+        model: the float network, a copy of the user's model. Training changes its parameters, which keep their names.
+            Calling it computes in float.
+        networks: the captured parts of the model. Without calibration there are none before the first batch.
     """
 
     model: nn.Module
@@ -91,10 +91,11 @@ class QATModule(nn.Module):
             yield path, way, network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the integer network gives, with gradients. In training mode the batch moves ranges and statistics
+        """The output of the integer network, with gradients. In training mode the batch updates ranges and statistics
         afterwards.
 
-        Raises CalibrationError in evaluation before anything was seen.
+        Raises:
+            CalibrationError: in evaluation mode before any data was seen.
         """
         if not torch.compiler.is_compiling():
             calls.dense(args, kwargs, training=True)
@@ -125,16 +126,17 @@ class QATModule(nn.Module):
         self.settle()
 
     def train(self, mode: bool = True) -> "QATModule":
-        """Training or evaluation mode, of the model and of what runs in its place."""
+        """Sets training or evaluation mode."""
         super().train(mode)
         if (running := self.__dict__.get("running")) is not None:
             running.train(mode)
         return self
 
     def freeze(self, *, ranges: bool = True, statistics: bool = True) -> "QATModule":
-        """Stops the ranges of activations, and the statistics of normalizations, from following batches (QAT-FREEZE).
+        """Stops updating the ranges of activations and the statistics of normalizations (QAT-FREEZE).
 
-        Raises CalibrationError for ranges that do not exist yet.
+        Raises:
+            CalibrationError: for ranges that do not exist yet.
         """
         if ranges and not (self.ways and all(network.has_ranges() for _, _, network in self.parts())):
             raise CalibrationError(f"freeze: {NO_DATA}")
@@ -191,16 +193,25 @@ def prepare_qat(
     exclude: str | Sequence[str] = (),
     engine: str = "auto",
 ) -> QATModule:
-    """A network to be trained through the integers that it will be converted to (chapter 7). The model is not modified,
-    and may be in training mode, which the result then is in, too.
+    """Prepares a model for quantization-aware training: its forward pass uses the integers that it will be converted to
+    (chapter 7).
 
-    ``calibration``: batches as ``quantize`` takes them, which give the first ranges; without any, the first batch of
-    training is computed with activations in float and gives them. ``averaging``: the share of each further batch in the
-    moving average of ranges. ``delay``: in how many batches of training activations stay float. ``learned_scales``:
-    scales are parameters (QAT-SCALE), which takes calibration. ``options``: those of ``prepare``, of which ``observer``
-    is for calibration.
+    Train the result, then pass it to ``convert``. The model is not modified. It may be in training mode; the result
+    then is, too. Options that are not listed here are those of ``quantize``.
 
-    Raises as ``prepare`` does, ValueError for shares, delays and dialects that cannot be trained.
+    Args:
+        model: a float32 model on the CPU.
+        calibration: batches as for ``quantize``, which give the first ranges. Without any, the first training batch is
+            computed with activations in float and gives them.
+        averaging: the share of each further batch in the moving average of ranges, above 0 and at most 1.
+        delay: the number of training batches in which activations stay in float.
+        learned_scales: whether scales are parameters (QAT-SCALE). Needs calibration batches.
+        observer: the observer for the calibration batches.
+
+    Raises:
+        TypeError: for arguments of a wrong type and unknown options.
+        ValueError: for unknown names, shares and delays out of range, and learned scales without calibration.
+        UnsupportedError: for a dialect that cannot be trained.
     """
     if not isinstance(averaging, (int, float)) or not 0 < averaging <= 1:
         raise ValueError(f"averaging: expected more than 0 and at most 1, got {averaging}")
@@ -239,10 +250,17 @@ def prepare_qat(
 
 @usual
 def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedModel:
-    """The quantized network of a calibrated or a trained one; that one can go on being used.
+    """The quantized network of a calibrated or trained one. Calibration or training can go on afterwards (STA-NO-LEAK).
 
-    A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW). Raises
-    CalibrationError naming a place that saw no data, ValueError naming a layer whose weights hold NaN.
+    A layer whose accumulators could overflow stays in float, with that as the reason (STA-OVERFLOW).
+
+    Args:
+        prepared: the result of ``prepare`` or ``prepare_qat``.
+
+    Raises:
+        TypeError: for anything else.
+        CalibrationError: for a place that saw no data; the message names it (STA-CALIBRATED).
+        ValueError: for weights that hold NaN; the message names the layer.
     """
     if not isinstance(prepared, QATModule):
         return static.convert(prepared)
