@@ -517,5 +517,7 @@ def test_other_dialects_are_refused():
         registry.engine("compiled")(other)
 
 
-def test_the_peak_is_above_what_a_product_reaches():
+def test_the_peak_is_above_what_a_product_reaches(request):
+    if request.config.getoption("bounds"):
+        pytest.skip("kernels that check what they touch take longer")
     assert 1e9 < peak.macs_per_second(0.05) < 1e13 and 1e8 < peak.copy_bytes_per_second(2**20, 0.05) < 1e13

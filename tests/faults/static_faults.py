@@ -336,6 +336,18 @@ FAULTS = [
         "elif not training and stands_for_others(value):", "elif False:",
     ),
     Fault(
+        "last-floats-read-whole", "kernels.quantize", ("STA-BOUNDS",),
+        "The last floats are read as sixteen, since only the lanes of the mask are written.",
+        "x = emit.read_some(emit.add(source, emit.shl(at, I64(2))), FLOATS, mask, emit.splat(0.0, FLOATS))",
+        "x = emit.read(emit.add(source, emit.shl(at, I64(2))), FLOATS)",
+    ),
+    Fault(
+        "rows-of-images-one-more", "engines.compiled.layer_instructions", ("STA-BOUNDS",),
+        "A layer has a row more than there are, whose places lie behind the table of places.",
+        "factor=planner.keep(packed.factor), rows=rows,",
+        "factor=planner.keep(packed.factor), rows=rows + 1,",
+    ),
+    Fault(
         "outputs-on-the-default-device", "engines.tensors", ("STA-DEFAULTS",),
         "Outputs are made on whatever device the process has as its default.",
         "return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype, device=CPU)",

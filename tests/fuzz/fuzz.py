@@ -4,10 +4,12 @@ Each file has a number, from which alone it is made. A child says before each fi
 or hangs tells by what. Found are: an end of the child; more than 2 s of processor time to load a file; more memory
 than three times the file and what it states (STA-LIMITS); an error of another kind than a file may cause; and outputs
 of a damaged file that are not those of the network that was saved. What loads is run on an input: a file states what it
-costs on one value, and may take so much for each value of the input.
+costs on one value, and may take so much for each value of the input. ``--bounds``: kernels that check what they touch
+(STA-BOUNDS), whose findings are found too.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -34,6 +36,7 @@ from every_step import resigned  # noqa: E402
 from stored import NETWORKS  # noqa: E402
 from test_model_storage import WORDS, blocks, whole  # noqa: E402
 
+import bounds  # noqa: E402
 import quantspec  # noqa: E402
 from quantspec.storage import arrays, file, limits  # noqa: E402
 
@@ -120,8 +123,15 @@ def status(key: str) -> int:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def judged(kind: str, subject: Subject, path: str) -> tuple[str, str]:
-    """What became of a file, and what was found, if anything."""
+def judged(kind: str, subject: Subject, path: str, checked: bounds.Bounds | None = None) -> tuple[str, str]:
+    """What became of a file, and what was found, if anything; where kernels are ``checked``, what these found."""
+    if checked is not None:
+        try:
+            became = "loaded"
+            subject.load(path)(*subject.inputs)
+        except BaseException as error:
+            became = f"raised {type(error).__name__}"
+        return became, "; ".join(map(str, checked.violations))
     memory, work = stated(path)
     allowed, values = 3 * os.path.getsize(path) + memory + SLACK, sum(x.numel() for x in subject.inputs)
     with open("/proc/self/clear_refs", "w") as reset:
@@ -163,7 +173,9 @@ def judged(kind: str, subject: Subject, path: str) -> tuple[str, str]:
     return became, found
 
 
-def child(numbers: range, kind: str, seed: int, found: list[Subject], folder: str, say: Any) -> None:
+def child(
+    numbers: range, kind: str, seed: int, found: list[Subject], folder: str, say: Any, checked: bounds.Bounds | None
+) -> None:
     """Goes through files of some numbers, and says of each that it begins, and what became of it."""
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -172,7 +184,7 @@ def child(numbers: range, kind: str, seed: int, found: list[Subject], folder: st
         subject = found[number % len(found)]
         Path(path).write_bytes(made(kind, number, seed, subject))
         say.send((number, None))
-        say.send((number, judged(kind, subject, path)))
+        say.send((number, judged(kind, subject, path, *([checked] if checked else []))))
     os.unlink(path)
     say.send((None, None))
 
@@ -202,7 +214,11 @@ def processor_time(pid: int) -> float:
 class Fuzz:
     """``count`` files of each kind, within ``seconds``."""
 
-    def __init__(self, count: int, seconds: float, seed: int, jobs: int, folder: str, kinds: tuple[str, ...]):
+    def __init__(
+        self, count: int, seconds: float, seed: int, jobs: int, folder: str, kinds: tuple[str, ...],
+        checked: bounds.Bounds | None = None,
+    ):  # fmt: skip
+        self.checked = checked
         self.seed, self.jobs, self.folder, self.end = seed, jobs, folder, time.monotonic() + seconds
         self.subjects = subjects(folder)
         self.queue = [
@@ -215,7 +231,8 @@ class Fuzz:
     def start(self, kind: str, numbers: range) -> None:
         fork = multiprocessing.get_context("fork")
         hears, says = fork.Pipe(duplex=False)
-        process = fork.Process(target=child, args=(numbers, kind, self.seed, self.subjects, self.folder, says))
+        args = numbers, kind, self.seed, self.subjects, self.folder, says, self.checked
+        process = fork.Process(target=child, args=args)
         process.start()
         says.close()
         now = time.monotonic()
@@ -283,11 +300,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kind", choices=("damaged", "forged"), help="one kind alone")
     parser.add_argument("--keep", metavar="N", type=int, help="write the file of this number to fuzz.safetensors")
+    parser.add_argument("--bounds", action="store_true", help="have kernels check what they touch, and nothing else")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         kinds = (given.kind,) if given.kind else ("damaged", "forged")
-        fuzz = Fuzz(given.count, given.seconds, given.seed, given.jobs, folder, kinds)
+        checked = stack.enter_context(bounds.checked()) if given.bounds else None
+        fuzz = Fuzz(given.count, given.seconds, given.seed, given.jobs, folder, kinds, checked)
         if given.keep is None:
             return 0 if fuzz.run() else 1
         subject = fuzz.subjects[given.keep % len(fuzz.subjects)]

@@ -17,7 +17,6 @@ Value: TypeAlias = ir.Value
 Block: TypeAlias = ir.Block
 Type: TypeAlias = ir.Type
 Vector: TypeAlias = ir.VectorType
-Module: TypeAlias = ir.Module
 Function: TypeAlias = ir.Function
 Body: TypeAlias = Callable[..., Value | None]  # what writes a function: of an emitter and the function's arguments
 
@@ -31,11 +30,26 @@ MAGIC, MAGIC_BITS = 12582912.0, 0x4B400000
 
 
 class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
-    """LLVM's builder with the kernels' vocabulary. A ``vector`` has 16 lanes; ``splat`` fills one."""
+    """LLVM's builder with the kernels' vocabulary. A ``vector`` has 16 lanes; ``splat`` fills one.
 
-    def at(self, address: Value, kind: Type) -> Value:
-        """The address as a pointer to ``kind``."""
+    Memory is read and written through ``at`` and ``lines``, and nowhere else but on the stack and in Python's own
+    objects: the tests compile kernels with an emitter that checks there what is touched.
+    """
+
+    def at(self, address: Value, kind: Type, *, mask: Value | None = None, writes: bool = False) -> Value:
+        """The address as a pointer to a ``kind`` that is about to be read, or written to as well; of a vector's lanes
+        only those of the mask."""
         return self.inttoptr(address, kind.as_pointer())
+
+    def lines(self, address: Value, stride: Value, count: int, *, writes: bool = False) -> Value:
+        """The address as a pointer to the first of ``count`` lines of 64 bytes, ``stride`` bytes apart."""
+        return self.inttoptr(address, ir.PointerType(I8))
+
+    def stack(self, kind: Type, align: int | None = None) -> Value:
+        """The address of memory for a ``kind`` until the function ends."""
+        memory = self.alloca(kind)
+        memory.align = align
+        return self.ptrtoint(memory, I64)
 
     def read(self, address: Value, kind: Type, align: int = 1) -> Value:
         value = self.load(self.at(address, kind))
@@ -43,7 +57,7 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         return value
 
     def write(self, value: Value, address: Value, align: int = 1) -> Value:
-        stored = self.store(value, self.at(address, value.type))
+        stored = self.store(value, self.at(address, value.type, writes=True))
         stored.align = align
         return stored
 
@@ -188,14 +202,15 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
     def write_some(self, value: Value, address: Value, mask: Value) -> Value:
         """The lanes of ``mask`` to memory."""
         suffix = {I8: "v16i8", I32: "v16i32", F32: "v16f32"}[value.type.element]
-        pointer = self.at(address, value.type)
+        pointer = self.at(address, value.type, mask=mask, writes=True)
         kind = ir.VoidType()
         return self.native(f"llvm.masked.store.{suffix}.p0", kind, value, pointer, I32(1), mask)
 
     def read_some(self, address: Value, kind: Vector, mask: Value, other: Value) -> Value:
         """The lanes of ``mask`` from memory, those of ``other`` elsewhere."""
         suffix = {I8: "v16i8", I32: "v16i32", F32: "v16f32"}[kind.element]
-        return self.native(f"llvm.masked.load.{suffix}.p0", kind, self.at(address, kind), I32(1), mask, other)
+        pointer = self.at(address, kind, mask=mask)
+        return self.native(f"llvm.masked.load.{suffix}.p0", kind, pointer, I32(1), mask, other)
 
     def write_past(self, value: Value, address: Value) -> None:
         """A whole cache line past the caches."""
@@ -251,6 +266,14 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         return result
 
 
+class Module(ir.Module):  # type: ignore[misc]  # llvmlite has no types
+    """A module whose functions are written by an ``emitter``."""
+
+    def __init__(self, name: str, emitter: type[Emitter] = Emitter):
+        super().__init__(name)
+        self.emitter = emitter
+
+
 def function(module: Module, name: str, arguments: int, write: Body, *, public: bool = False) -> Function:
     """The LLVM function ``name`` of int64 arguments, written by ``write(emit, *arguments)`` when the module has none
     of that name yet.
@@ -262,7 +285,7 @@ def function(module: Module, name: str, arguments: int, write: Body, *, public: 
     written = ir.Function(module, ir.FunctionType(I64, [I64] * arguments), name)
     written.linkage = "external" if public else "internal"
     written.attributes.add("noinline")
-    emit = Emitter(written.append_basic_block("entry"))
+    emit = module.emitter(written.append_basic_block("entry"))
     value = write(emit, *written.args)
     emit.ret(I64(0) if value is None else value)
     return written

@@ -159,7 +159,10 @@ def write_call(emit: Emitter, frame: Value, x: Value, y: Value, release: Value) 
 
 def argument(emit: Emitter, arguments: Value, index: int) -> Value:
     """One of the objects that a function of Python's is called with."""
-    return emit.item(arguments, I64(index))
+    pointer = emit.inttoptr(emit.add(arguments, emit.shl(I64(index), I64(3))), I64.as_pointer())  # Python's own memory
+    value = emit.load(pointer)
+    value.align = 8
+    return value
 
 
 def write_caller(emit: Emitter, self: Value, arguments: Value, count: Value) -> Value:
@@ -186,7 +189,7 @@ def write_array_caller(emit: Emitter, self: Value, arguments: Value, count: Valu
     An error is no object.
     """
     frame = python(emit, "PyLong_AsVoidPtr", argument(emit, arguments, 0))
-    x, y = (emit.ptrtoint(emit.alloca(ir.ArrayType(I64, Buffer.SIZE)), I64) for _ in range(2))
+    x, y = (emit.stack(ir.ArrayType(I64, Buffer.SIZE)) for _ in range(2))
     result = emit.alloca(I64)
     emit.store(I64(0), result)
 

@@ -9,7 +9,7 @@ import numpy as np
 from .emitter import FLOATS, I32, I64, INTS, LANES, Emitter, Value
 from .frame import run_alone
 from .jit import Kernel
-from .memory import aligned
+from .memory import aligned, place
 from .records import Address, Float, Instruction, Integer
 
 SETS = 2  # of counts, by turns: a bin that comes twice in a row would have its second increment wait for the first
@@ -91,7 +91,7 @@ def counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
         part = x.reshape(-1)[start : start + 2**31 - 1]
         tables[:] = 0
         run_alone(HISTOGRAM, Histogram(
-            source=part.ctypes.data, count=part.size, factor=2.0**-exponent, half=bins // 2,
+            source=place(part), count=part.size, factor=2.0**-exponent, half=bins // 2,
             tables=tables.ctypes.data, bins=bins,
             space=space.ctypes.data,
         ))  # fmt: skip

@@ -25,7 +25,7 @@ import llvmlite
 from llvmlite import binding, ir
 
 from . import cpu
-from .emitter import I32, I64, Body, Type, function
+from .emitter import I32, I64, Body, Emitter, Module, Type, function
 from .records import Instruction
 
 SomeInstruction = TypeVar("SomeInstruction", bound=Instruction)
@@ -135,7 +135,12 @@ def store(path: Path, content: bytes) -> None:
 
 
 class Machine:
-    """LLVM's compiler and loader. One per process; everything it loads stays loaded."""
+    """LLVM's compiler and loader. One per process; everything it loads stays loaded.
+
+    ``emitter``: what writes functions from now on. Only what the usual one writes is stored.
+    """
+
+    emitter: type[Emitter] = Emitter
 
     def __init__(self) -> None:
         binding.initialize_native_target()
@@ -155,7 +160,7 @@ class Machine:
 
     def function_address(self, name: str, arguments: int, write: Body) -> int:
         """The address of a function, which ``write(emit, *arguments)`` writes if it was never compiled."""
-        name = f"quantspec_{name}"
+        name = f"quantspec_{name}" if self.emitter is Emitter else f"quantspec_{name}_{self.emitter.__name__}"
         with self.lock:
             if name not in self.addresses:
                 self.engine.add_object_file(binding.ObjectFileRef.from_data(self.code(name, arguments, write)))
@@ -165,6 +170,8 @@ class Machine:
 
     def code(self, name: str, arguments: int, write: Body) -> bytes:
         """The object file with the function, from the store or compiled and stored."""
+        if self.emitter is not Emitter:
+            return self.compiled(name, arguments, write)
         path = code_file(name)
         if (code := stored(path)) is not None:
             return code
@@ -174,7 +181,7 @@ class Machine:
 
     def compiled(self, name: str, arguments: int, write: Body) -> bytes:
         """The object file with the function, compiled."""
-        module = ir.Module(name)
+        module = Module(name, self.emitter)
         module.triple = binding.get_default_triple()
         function(module, name, arguments, write, public=True)
         parsed = binding.parse_assembly(str(module))

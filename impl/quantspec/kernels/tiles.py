@@ -148,16 +148,11 @@ def tile_function(blocks: int, epilogues: list[Function]) -> Body:
 
     def write(emit: Emitter, op: Value, row: Value, first: Value, count: Value, panel: Value) -> None:
         product = emit.place(op, ProductInstruction.product)
-        sums = emit.alloca(ir.ArrayType(I32, GROUP * LANES * 2))
-        sums.align = 64
-        sums = emit.ptrtoint(sums, I64)
+        sums = emit.stack(ir.ArrayType(I32, GROUP * LANES * 2), align=64)
         steps, weight, buffer = emit.fields(product, Product.steps, Product.weight, Product.tiles)
         pitch, tiles = row_pitch_of(emit, steps), emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4))
         weight = emit.add(weight, emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
         source = emit.add(buffer, emit.mul(first, pitch))
-
-        def pointer(address: Value) -> Value:
-            return emit.inttoptr(address, ir.PointerType(I8))
 
         def compute(high: int) -> None:
             """``high`` tiles of rows by ``blocks``: accumulators are the tiles 0 to 3, rows 4 and 5, weights 6 and
@@ -170,18 +165,19 @@ def tile_function(blocks: int, epilogues: list[Function]) -> Body:
             def tile(k: Value) -> None:
                 w = emit.add(weight, emit.mul(k, I64(64 * STEPS * blocks)))
                 for j in range(blocks):
-                    at = pointer(emit.add(w, I64(64 * j)))
+                    at = emit.lines(emit.add(w, I64(64 * j)), line, ROWS)
                     emit.native("llvm.x86.tileloadd64", nothing, I8(6 + j), at, line)
                 for i in range(high):
                     x = emit.add(emit.add(source, emit.mul(pitch, I64(ROWS * i))), emit.shl(k, I64(6)))
-                    emit.native("llvm.x86.tileloadd64", nothing, I8(4 + i), pointer(x), pitch)
+                    emit.native("llvm.x86.tileloadd64", nothing, I8(4 + i), emit.lines(x, pitch, ROWS), pitch)
                     for j in range(blocks):
                         emit.native("llvm.x86.tdpbusd", nothing, I8(i * blocks + j), I8(4 + i), I8(6 + j))
 
             emit.each(tiles, tile)
             for i in range(high):
                 for j in range(blocks):
-                    at = pointer(emit.add(sums, I64(64 * (ROWS * blocks * i + j))))
+                    at = emit.add(sums, I64(64 * (ROWS * blocks * i + j)))
+                    at = emit.lines(at, line, ROWS, writes=True)
                     emit.native("llvm.x86.tilestored64", nothing, I8(i * blocks + j), at, line)
 
         with emit.if_else(emit.icmp_signed(">", count, I64(ROWS))) as (two, one):
