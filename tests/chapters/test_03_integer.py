@@ -1,7 +1,9 @@
 """Chapter 3: integer arithmetic. The oracle is the chapter's own definitions."""
 
+import contextlib
 import re
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -160,6 +162,34 @@ def test_linear_and_conv_refuse_what_could_overflow():
         integer.linear(np.zeros((1, 70_000), np.uint8), x, w_q, w, None, y)
     with pytest.raises(UnsupportedError, match="beyond int32"):
         integer.conv2d(np.zeros((1, 70_000, 1, 1), np.uint8), x, w_q[:, :, None, None], w, None, y)
+
+
+@clause("INT-OVERFLOW")
+@given(layers(symmetric=False), st.integers(1, 40))
+def test_the_worst_accumulator_is_found_in_whatever_blocks_the_weights_are_read(layer, block):
+    _, x, w_q, w, _, _ = layer
+    zero_points = [zero_point for _, zero_point in w_qparams(w, len(w_q))]
+    outputs = list(zip(w_q.tolist(), zero_points))
+    worst = [spec.worst_accumulator(int(x.zero_point), x.qmin, x.qmax, row, point, 0) for row, point in outputs]
+    # A bias of as much as there is room for beside the worst, and one more.
+    for room in (0, 1):
+        bias_q = np.zeros(len(w_q), np.int64)
+        bias_q[np.argmax(worst)] = 2**31 - 1 - max(worst) + room
+        message = f"the accumulator of output {np.argmax(worst)} can reach {2**31}, beyond int32"
+        refused = pytest.raises(UnsupportedError, match=message) if room else contextlib.nullcontext()
+        with mock.patch.object(integer, "BLOCK", block), refused:
+            integer.check_overflow(x, w_q, w, bias_q)
+
+
+@clause("INT-OVERFLOW")
+@given(st.integers(0, 10**6), st.lists(st.sampled_from([0, 1, 2, 2**8, 2**16, 2**17, 2**17 + 1]), max_size=2))
+def test_blocks_hold_as_many_whole_rows_as_their_size_allows_and_at_least_one(rows, others):
+    array = np.broadcast_to(np.int8(0), (rows, *others))
+    most = max(1, 2**17 // max(1, int(np.prod(others))))
+    expected = [slice(first, first + most) for first in range(0, rows, most)]
+    got = integer.blocks_of_rows(array)
+    assert got == expected if array.size else all(array[block].size == 0 for block in got)
+    assert sum(len(range(rows)[block]) for block in got) == rows
 
 
 @clause("INT-OVERFLOW")

@@ -218,8 +218,7 @@ def accumulate_conv(
     # Zero points are subtracted first, so that what is put between and around the inputs is 0.
     real = spread(x_q.astype(exact) - exact(x_zero_point), input_dilation, padding, 0)
     positions, kernel = real.shape[2:], weight.shape[2:]
-    sizes = [(n - d * (k - 1) - 1) // s + 1 for n, d, k, s in zip(positions, dilation, kernel, stride)]
-    if min(sizes) <= 0:
+    if any(n <= d * (k - 1) for n, d, k in zip(positions, dilation, kernel)):
         raise ValueError(f"x_q: a window of {kernel} does not fit into {positions} positions, padding included")
     return convolve(real, weight.astype(exact), stride, dilation, groups).astype(np.int64)
 
@@ -230,7 +229,7 @@ def convolve(values: np.ndarray, weight: np.ndarray, stride: Counts, dilation: C
     sizes = groups, len(weight) // groups, int(np.prod(weight.shape[1:]))
     by_group = patches.rows(weight).reshape(sizes).swapaxes(1, 2)
     sums: list[np.ndarray] = []
-    for block in blocks_of_rows(values) or [slice(0, 0)]:
+    for block in blocks_of_rows(values) or [slice(None)]:
         codes, shape = patches.windows(values[block], weight.shape[2:], stride, dilation, groups)
         sums.append(np.moveaxis(codes @ by_group, 0, 1).reshape(*shape, len(weight)))
     return np.concatenate(sums)
