@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough fuzz errors spec review faults mutants conformance matrix bench lint docs clean
+.PHONY: help run test test-dev test-thorough coverage fuzz errors spec review faults mutants conformance matrix bench lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,13 @@ errors: .venv/installed ## call public functions with hostile inputs; writes spe
 
 spec: .venv/installed ## run the suite and show what each clause is checked by; writes spec/coverage.md
 	@status=0; $(TEST) -q --spec-record out/spec.json $(ARGS) || status=$$?; $(BIN)/python tests/harness/coverage_page.py out/spec.json && exit $$status
+
+# Machine code is written by Python only where it is not stored yet.
+coverage: .venv/peers ## run the suite and list the lines and branches of the package that no test reaches; writes out/unreached.md
+	@rm -rf out/coverage out/kernels && mkdir -p out && mkdir -m 700 out/coverage out/kernels
+	@status=0; export QUANTSPEC_KERNELS=$(CURDIR)/out/kernels; OMP_NUM_THREADS=1 $(BIN)/python -m coverage run \
+		-m pytest -n $(WORKERS) --dist worksteal -q $(ARGS) || status=$$?; \
+		PYTHONPATH=tests/harness $(BIN)/python tests/harness/unreached.py out/coverage/* && exit $$status
 
 review: .venv/installed ## record that a clause's tests were read against it: CLAUSE="AFF-TIES OBS-*" [WITHDRAW=why] [EXAMPLES=affine]
 	@$(BIN)/python tests/harness/review.py $(foreach c,$(CLAUSE),'$(c)') $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(WITHDRAW),--withdraw '$(WITHDRAW)')

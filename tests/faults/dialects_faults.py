@@ -145,4 +145,42 @@ FAULTS = [
         "The order of the products is taken from linear layers, where torch's convolutions have another.",
         "(bias - mean) * factor if weight.ndim == 2 else (bias - mean) * inverse * gamma", "(bias - mean) * factor",
     ),
+    Fault(
+        "left-shift-overflows", "numerics.dialects.fixed_point", ("DIA-REQUANTIZE",),
+        "A sum is shifted to the left as far as its multiplier says, and the product leaves its 64 bits.",
+        "shifted = np.clip(total, -(2**31), 2**31 - 1) << min(max(-n, 0), 31)\n"
+        "    high = (np.clip(shifted, -(2**31), 2**31) * m + 2**30) >> 31",
+        "high = ((np.clip(total, -(2**31), 2**31 - 1) << max(-n, 0)) * m + 2**30) >> 31",
+    ),
+    Fault(
+        "sum-shifted-right-only", "numerics.dialects.operations", ("DIA-ADD",),
+        "A sum is only ever shifted to the right, as where the output's steps are about as large as the inputs'.",
+        "return total << min(max(-shift, 0), 31), min(max(shift, 0), 62)", "return total, min(max(shift, 0), 62)",
+    ),
+    Fault(
+        "ratio-of-nothing", "numerics.dialects.float32", ("DIA-RATIO",),
+        "Any ratio above zero passes, infinity and numbers with fewer digits too.",
+        "if not np.all(np.isfinite(value) & (value >= SMALLEST_SCALE)):", "if not np.all(value > 0):",
+    ),
+    Fault(
+        "remainder-always-away", "numerics.dialects.float32", ("DIA-QUANTIZE",),
+        "What a product's rounding lost moves the sum away from zero, also where it points the other way.",
+        "np.where((rest > 0) == (total > 0), 1, -1)", "1",
+    ),
+    Fault(
+        "shift-of-31-leaves-nothing", "numerics.dialects.fixed_point", ("DIA-REQUANTIZE",),
+        "The largest shift that 32-bit instructions have is taken for one too many.",
+        "if n > 31:", "if n >= 31:",
+    ),
+    Fault(
+        "pairs-by-the-first-weight", "numerics.dialects.accumulate", ("DIA-ACCUMULATE",),
+        "Of signed inputs only products of 127 are thought to fill a register, so that -128 * -128 twice does not.",
+        "most, least = 128 * (np.abs(w0) + np.abs(w1)), -128 * (np.abs(w0) + np.abs(w1))",
+        "most, least = 127 * (np.maximum(w0, -127) + np.maximum(w1, -127)), -128 * (np.abs(w0) + np.abs(w1))",
+    ),
+    Fault(
+        "two-to-the-31-fits", "numerics.dialects.float32", ("DIA-REQUANTIZE",),
+        "The conversion to int32 takes 2^31 itself, which is one too large.",
+        "(rounded < 2.0**31), rounded", "(rounded <= 2.0**31), rounded",
+    ),
 ]

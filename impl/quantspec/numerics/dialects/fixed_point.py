@@ -65,11 +65,12 @@ def fixed(
 def two_roundings(total: np.ndarray, m: int, n: int, shift: Shift) -> np.ndarray:
     """total * m * 2^-(31 + n) rounded after the multiplication, half-way cases up, and again by ``shift``.
 
-    Beyond 31 nothing is left of it.
+    Beyond 31 nothing is left of it, and what does not fit into 32 bits may come out as anything beyond 2^30.
     """
     if n > 31:
         return np.zeros_like(total)
-    high = ((np.clip(total, -(2**31), 2**31 - 1) << max(-n, 0)) * m + 2**30) >> 31
+    shifted = np.clip(total, -(2**31), 2**31 - 1) << min(max(-n, 0), 31)
+    high = (np.clip(shifted, -(2**31), 2**31) * m + 2**30) >> 31
     return shift(high, max(n, 0))
 
 

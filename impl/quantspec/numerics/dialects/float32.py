@@ -55,7 +55,10 @@ def rint(values: np.ndarray) -> np.ndarray:
 
 
 def away(values: np.ndarray) -> np.ndarray:
-    """Float64 values rounded to integers, ties away from zero. Below 2^52 the sum is exact, beyond all are integers."""
+    """Float32 values and quotients of small integers, in float64, rounded to integers, ties away from zero.
+
+    Below 2^52 the sum is exact, or as far from a tie; beyond all are integers.
+    """
     return np.where(np.abs(values) < 2.0**52, np.sign(values) * np.floor(np.abs(values) + 0.5), values)
 
 
@@ -65,5 +68,10 @@ def check_unit(x_scale: Float32 | Float64 | float, w_scale: Float32, y_scale: Fl
         unit = x_scale * w_scale
         products = {"scale of input times scale of weight": unit, "multiplier": unit / y_scale}
     for name, value in products.items():
-        if not np.all(np.isfinite(value) & (value >= SMALLEST_SCALE)):
-            raise ValueError(f"scale: expected a {name} that is a normal float32, got {value}")
+        check_ratio(name, value)
+
+
+def check_ratio(name: str, value: Float32 | np.float32 | Float64 | float) -> None:
+    """Raises ValueError for what is made of scales and is not a normal float32 (DIA-UNIT, DIA-RATIO)."""
+    if not np.all(np.isfinite(value) & (value >= SMALLEST_SCALE)):
+        raise ValueError(f"scale: expected a {name} that is a normal float32, got {value}")

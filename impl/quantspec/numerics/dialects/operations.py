@@ -18,7 +18,7 @@ from quantspec.numerics.windows import Counts
 
 from .dialect import Dialect
 from .fixed_point import away_shift, two_roundings, up_shift
-from .float32 import ONE, away, fma, rint
+from .float32 import ONE, away, check_ratio, fma, rint
 from .quantize import quantize
 
 # --- DIA-ADD: (a_q, a, b_q, b, y) to codes that are not yet clamped
@@ -58,11 +58,14 @@ def add_ratios(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QPar
 def add_fixed(
     a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams, bits: int
 ) -> tuple[np.ndarray, int]:
-    """The sum in units of 2^-shift output steps, int64, and that shift."""
+    """The sum in units of 2^-shift output steps, int64, and that shift, from 0 to 62 (DIA-RATIO)."""
     r_a, r_b = a.scale / y.scale, b.scale / y.scale
+    check_ratio("ratio of an input's scale to the output's", max(r_a, r_b))
     shift = bits - int(np.floor(np.log2(float(max(r_a, r_b)))))
     m_a, m_b = (int(np.rint(np.float64(r) * 2.0**shift)) for r in (r_a, r_b))
-    return m_a * (a_q.astype(np.int64) - a.zero_point) + m_b * (b_q.astype(np.int64) - b.zero_point), shift
+    total = m_a * (a_q.astype(np.int64) - a.zero_point) + m_b * (b_q.astype(np.int64) - b.zero_point)
+    # The sum has 31 bits: further to the left it saturates anyway, further to the right nothing is left of it.
+    return total << min(max(-shift, 0), 31), min(max(shift, 0), 62)
 
 
 def add_fixed_away(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams) -> np.ndarray:
@@ -120,7 +123,9 @@ def mul_inside(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QPar
 
 
 def mul_fixed_two(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams) -> np.ndarray:
-    m, n = integer.fixed_point(Fraction(float(a.scale * b.scale / y.scale)))
+    ratio = a.scale * b.scale / y.scale
+    check_ratio("product of the inputs' scales over the output's", ratio)
+    m, n = integer.fixed_point(Fraction(float(ratio)))
     return two_roundings(products(a_q, a, b_q, b), m, n, away_shift) + y.zero_point
 
 

@@ -20,7 +20,7 @@ SMALL = float(np.float32(6.1e-5))
 def qparams_float32(low: Float32, high: Float32, qmin: int, qmax: int) -> Grid:
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
     scale = np.maximum((high - low) / np.float32(qmax - qmin), FLOOR)
-    return scale, np.clip(qmin - np.rint(low / scale), qmin, qmax).astype(np.int32)
+    return scale, (qmin - np.rint(low / scale)).astype(np.int32)
 
 
 def qparams_float64(low: Float32, high: Float32, qmin: int, qmax: int) -> Grid:
@@ -54,18 +54,18 @@ def qparams_float32_bare(low: Float32, high: Float32, qmin: int, qmax: int) -> G
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
     scale = (high - low) / np.float32(qmax - qmin)
     scale = np.where(scale == 0, np.float32(1), scale)
-    return scale, np.clip(np.rint(np.float32(qmin) - low / scale), qmin, qmax).astype(np.int32)
+    return scale, np.minimum(np.rint(np.float32(qmin) - low / scale), qmax).astype(np.int32)
 
 
 def qparams_half_up(low: Float32, high: Float32, qmin: int, qmax: int) -> Grid:
     grid = affine.qparams(low, high, qmin=qmin, qmax=qmax, symmetric=False, axis=0 if np.ndim(low) else None)
     low = np.minimum(low, np.float32(0)).astype(np.float64)
     # A float32 over a float32 is half-way between two small integers exactly, or misses it by more than float64 loses.
-    return grid.scale, np.clip(np.floor(qmin - low / grid.scale + 0.5), qmin, qmax).astype(np.int32)
+    return grid.scale, np.floor(qmin - low / grid.scale + 0.5).astype(np.int32)
 
 
 def symmetric_half(low: Float32, high: Float32, qmin: int, qmax: int) -> Grid:
-    scale = np.maximum(np.maximum(np.maximum(-low, high), np.float32(0)) / np.float32((qmax - qmin) / 2), FLOOR)
+    scale = np.maximum(np.maximum(-low, high) / np.float32((qmax - qmin) / 2), FLOOR)
     return scale, np.int32((qmin + qmax + 1) // 2)
 
 

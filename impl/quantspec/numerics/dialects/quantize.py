@@ -38,8 +38,7 @@ def quantize_levels(x: Float32, scale: Float32, zero_point: Int32, qmin: int, qm
     low, high = scale * (qmin - zero_point).astype(np.float32), scale * (qmax - zero_point).astype(np.float32)
     per_step = np.float32(qmax - qmin) / (high - low)
     steps = np.clip(x, low, high) * per_step
-    codes = np.where(zero_point == 0, np.rint(steps), np.rint(steps + -low * per_step) + qmin)
-    return saturate(codes, qmin, qmax)
+    return np.where(zero_point == 0, np.rint(steps), np.rint(steps + -low * per_step) + qmin)
 
 
 def quantize_inverted(x: Float32, scale: Float32, zero_point: Int32, qmin: int, qmax: int) -> np.ndarray:

@@ -22,7 +22,8 @@ def requantize_exact(
     accumulator: np.ndarray, bias: Float32, s_x: Float32, s_w: Float32, y: QParams, lowest: int
 ) -> np.ndarray:
     codes = integer.requantize(accumulator + integer.quantize_bias(bias, s_x, s_w).astype(np.int64), s_x, s_w, y)
-    return saturate(codes, lowest, y.qmax)
+    clamped: np.ndarray = np.maximum(codes, lowest)
+    return clamped
 
 
 def requantize_integer_bias(
