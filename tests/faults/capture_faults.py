@@ -197,4 +197,9 @@ FAULTS = [
         'stride, dilation = (each(given.get(key, 1), positions) for key in ("stride", "dilation"))',
         'stride, dilation = each(given.get("stride", 1), positions), (1,) * positions',
     ),
+    Fault(
+        "results-in-a-given-tensor", "capture.aliases", ("STA-FROZEN",),
+        "The tensor of an out= argument, made while a forward is traced, is taken for a constant of the network.",
+        'node.kwargs.get("out") is not None:', 'node.kwargs.get("out") is node:',
+    ),
 ]  # fmt: skip

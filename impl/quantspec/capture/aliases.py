@@ -47,7 +47,8 @@ def shares(node: fx.Node, modules: dict[str, nn.Module]) -> bool | None:
 
 
 def check(graph: fx.Graph, modules: dict[str, nn.Module], writes: dict[fx.Node, fx.Node]) -> None:
-    """Raises UnsupportedError where a graph writes to what only sometimes is another value of it that is read later.
+    """Raises UnsupportedError where a graph writes to what only sometimes is another value of it that is read later, or
+    to a tensor that it is given for the result, which would be the same one at each call.
     ``writes``: the operations in place, each with what it writes to."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     near: dict[fx.Node, list[tuple[fx.Node, bool, int]]] = defaultdict(list)
@@ -55,6 +56,8 @@ def check(graph: fx.Graph, modules: dict[str, nn.Module], writes: dict[fx.Node, 
     for node in graph.nodes:
         if node.op in ("call_method", "call_function") and name_of(node) in LAYOUT:
             raise UnsupportedError(TOLD_LAYOUT)
+        if node.op != "call_module" and node.kwargs.get("out") is not None:
+            raise UnsupportedError(f"{name_of(node)} writes to its out= tensor")
         first = node.args[0] if node.args else None
         same = True if node in writes else shares(node, modules)
         if isinstance(first, fx.Node) and same is not False:
