@@ -4,6 +4,7 @@ Pages stay where readers of the repository find them; here their links are turne
 (which browsers draw without a script), and each public name gets a page.
 """
 
+import functools
 import inspect
 import io
 import os
@@ -13,6 +14,8 @@ import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+
+import implemented
 
 import quantspec
 from quantspec import chapters, cli
@@ -78,12 +81,19 @@ def write_page(page: Path) -> None:
     """Puts a page of the repository into the site."""
     place = place_of(page)
     text = with_formulas(with_links(page, place, page.read_text(encoding="utf-8")))
+    if re.match(r"\d\d-", place):
+        text = implemented.with_places(text, clause_places())
     front = {"index.md": "hide: [navigation]"}.get(place)
     if place.startswith("guides/") or place == "your-backend.md":
         front = "search: { boost: 4 }"  # a word is explained there, and used everywhere
     elif place.startswith("results/") or place in ("errors.md", "coverage.md"):
         front = "search: { exclude: true }"  # records, which would stand before what explains them
     write(place, f"---\n{front}\n---\n\n{text}" if front else text)
+
+
+@functools.cache
+def clause_places() -> dict[str, list[str]]:
+    return implemented.places()
 
 
 def link_names(names: list[str]) -> None:

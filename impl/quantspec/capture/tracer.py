@@ -143,7 +143,7 @@ def check_model(model: nn.Module) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
         if module.training:
-            raise ValueError(f"model: {path or 'the model'} is in training mode; call model.eval() first")
+            raise ValueError(f"model: {path or 'it'} is in training mode; call model.eval() first")
     for path, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             what = f"{path} is {parameter.dtype} on {parameter.device}"
