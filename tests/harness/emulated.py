@@ -59,7 +59,24 @@ def digest() -> str:
             q = arrays.quantize(values, g.array_grid)
             result.update(q.tobytes() + arrays.dequantize(q, g.array_grid).tobytes())
             result.update(str(MinMaxObserver().observe(values[np.isfinite(values)]).range()).encode())
+    for y in network_outputs():
+        result.update(y.numpy().tobytes())
     return result.hexdigest()
+
+
+def network_outputs():
+    """What networks with tables and with a recurrent layer give."""
+    import torch
+    from torch import nn
+
+    import quantspec
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tables = nn.Sequential(nn.Linear(37, 50), nn.Sigmoid(), nn.Linear(50, 40), nn.GELU(), nn.Linear(40, 10)).eval()
+        lstm, rows, words = nn.LSTM(6, 9).eval(), torch.randn(9, 37), torch.randn(4, 7, 6)
+    yield quantspec.quantize(tables, [rows])(rows)
+    yield quantspec.quantize(lstm, [words])(words)[0]
 
 
 if __name__ == "__main__":
