@@ -76,7 +76,7 @@ def test_gradients_are_those_of_torchs_fake_quantization_but_for_ties_at_the_end
 
 @st.composite
 def layers(draw, wide=False):
-    """A layer's plan, codes of its input, weight and bias, with a unit scale each so that all is exact."""
+    """A layer's plan, codes of its input, the weight and bias, with scales of powers of two so that all is exact."""
     rows, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     inputs = draw(st.integers(500, 900)) if wide else draw(st.integers(1, 12))
     generator = draw(draws.seeds())
@@ -92,27 +92,29 @@ def layers(draw, wide=False):
     size = float(2.0 ** draw(st.integers(0, 7)))
     y = grids.Grid(size, draw(st.integers(0, 255)), 0, 255)
     relu = draw(st.booleans())
-    return functions.LayerPlan("layer", grid, scale, y, relu, None, dialect(name), 8, True), x, w, bias
+    weight = w * scale[:, None]
+    coded = grids.layer_codes(weight, bias, chosen(name), True, grid, y, scale)
+    return functions.LayerPlan("layer", grid, y, relu, None, dialect(name), coded, True), x, weight, bias
 
 
 @clause("QAT-EXACT")
 @given(layers(wide=True))
 def test_accumulators_are_exact_however_many_inputs_there_are(layer):
-    plan, x, w, bias = layer
-    got = plan.accumulators(x, w, None)
-    codes = (x + plan.x.zero_point).to(torch.uint8).numpy()
-    expected = integer.accumulate(codes, plan.x.zero_point, w.to(torch.int8).numpy(), 0)
-    assert np.array_equal(got.numpy(), expected)
+    plan, x, weight, bias = layer
+    codes, w = (x + plan.x.zero_point).to(torch.uint8).numpy(), (weight / plan.coded.scale[:, None]).to(torch.int8)
+    expected = integer.accumulate(codes, plan.x.zero_point, w.numpy(), 0)
+    assert np.array_equal(plan.accumulators(x, bias=False).numpy(), expected)
+    added = integer.quantize_bias(bias.numpy(), np.float32(plan.x.scale), plan.coded.scale.numpy())
+    assert np.array_equal(plan.accumulators(x, bias=True).numpy(), expected + added.astype(np.int64))
 
 
 @clause("QAT-EXACT")
 def test_an_accumulator_beyond_int32_is_refused():
-    plan = functions.LayerPlan(
-        "wide", grids.Grid(1.0, 0, 0, 255), torch.tensor(1.0), None, False, None, dialect("onnx"), 8, False
-    )
-    x, w = torch.full((1, 70000), 255.0), torch.full((1, 70000), 127.0)
-    with pytest.raises(qs.UnsupportedError, match="layer 'wide': an accumulator can reach"):
-        plan.accumulators(x, w, None)
+    grid = grids.Grid(1.0, 0, 0, 255)
+    coded = grids.layer_codes(torch.full((1, 70000), 127.0), None, chosen(), False, grid, None)
+    plan = functions.LayerPlan("wide", grid, None, False, None, dialect("onnx"), coded, False)
+    with pytest.raises(qs.UnsupportedError, match=f"layer 'wide': an accumulator can reach {70000 * 255 * 127},"):
+        plan.accumulators(torch.full((1, 70000), 255.0), bias=False)
 
 
 @clause("QAT-LAYER", "QAT-EQUAL")
@@ -121,13 +123,14 @@ def test_a_layer_gives_the_dialects_codes_and_the_float_layers_gradient(layer):
     plan, x, w, bias = layer
     given_x, given_w, given_b = (t.clone().requires_grad_() for t in (x, w, bias))
     codes = functions.apply(functions.Layer, given_x, given_w, given_b, None, plan)
-    weights = QParams(plan.w_scale.numpy(), np.zeros(len(w), np.int32), -128, 127, 0)
-    arrays = functions.as_codes(x, plan.x), plan.x.qparams, w.to(torch.int8).numpy(), weights, bias.numpy()
+    weights = QParams(plan.coded.scale.numpy(), np.zeros(len(w), np.int32), -128, 127, 0)
+    codes_of_w = plan.coded.codes.to(torch.int8).numpy()
+    arrays = functions.as_codes(x, plan.x), plan.x.qparams, codes_of_w, weights, bias.numpy()
     expected = plan.dialect.linear(*arrays, plan.y.qparams, relu=plan.relu)
     assert np.array_equal(functions.as_codes(codes, plan.y), expected)
     gradient = torch.arange(1, codes.numel() + 1, dtype=torch.float32).reshape(codes.shape)
     codes.backward(gradient)
-    real_x, real_w = x * plan.x.scale, w * plan.w_scale[:, None]
+    real_x, real_w = x * plan.x.scale, w
     y = (real_x.double() @ real_w.double().T + bias).tolist()
     ends = plan.y.scale, plan.y.zero_point, plan.y.qmin, plan.y.qmax
     passed = [
@@ -148,10 +151,9 @@ def test_a_layers_gradient_is_the_slope_of_the_float_layer():
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-20, 21, (3, 4, 5, 5), generator=generator).float()
     w = torch.randint(-9, 10, (6, 2, 3, 3), generator=generator).float()
-    plan = functions.LayerPlan(
-        "conv", grids.Grid(0.5, 128, 0, 255), torch.full((6,), 0.25), grids.Grid(4.0, 128, 0, 255), False,
-        ((2, 1), (1, 1), 2), dialect("onnx"), 8, False,
-    )  # fmt: skip
+    grid, y = grids.Grid(0.5, 128, 0, 255), grids.Grid(4.0, 128, 0, 255)
+    coded = grids.layer_codes(w * 0.25, None, chosen(), True, grid, y, torch.full((6,), 0.25))
+    plan = functions.LayerPlan("conv", grid, y, False, ((2, 1), (1, 1), 2), dialect("onnx"), coded, False)
     given_x, given_w = x.clone().requires_grad_(), w.clone().requires_grad_()
     codes = functions.apply(functions.Layer, given_x, given_w, None, None, plan)
     direction = torch.randn(codes.shape, generator=generator)
@@ -247,7 +249,7 @@ def test_the_gradient_of_a_weights_scale_is_that_of_the_definition(bits, per_cha
 def test_ranges_move_as_a_moving_average_does(generator, constant):
     old = np.sort(generator.normal(size=(5, 2)).astype(np.float32) * np.float32(10.0 ** generator.integers(-6, 6)))
     new = np.sort(generator.normal(size=(5, 2)).astype(np.float32))
-    got = grids.moved_ranges(old, new, constant)
-    for before, batch, after in zip(old, new, got):
+    for before, batch in zip(old, new):
         observer = MovingAverageObserver(constant, None, *map(np.asarray, before)).observe(batch)
-        assert observer.range() == tuple(after)
+        after = [grids.moved(float(a), float(b), constant) for a, b in zip(before, batch)]
+        assert list(map(float, observer.range())) == after

@@ -38,7 +38,7 @@ def test_a_step_of_an_optimizer_that_was_made_too_early_is_refused(kind):
     model, ((x, y), *_) = seeded(network), data()
     early = kind(model.parameters(), lr=0.1)
     p = qs.prepare_qat(model, [x]).train()
-    with pytest.raises(ValueError, match="^optimizer: it holds parameters of the model .* make it of the"):
+    with pytest.raises(ValueError, match="^optimizer: expected parameters of the result .* create the"):
         step(p, early, x, y)
     own = kind(p.parameters(), lr=0.1)
     before = [parameter.clone() for parameter in p.parameters()]

@@ -4,8 +4,8 @@ from faults.fault import Fault
 
 STE = "passed: torch.Tensor = torch.ops.aten.hardtanh_backward(gradient, steps, low, high)"
 ENDS = "ends = grid.low - 0.5, grid.high + 0.5"
-MOVED = "approximate = a + constant * (b - a)"
-OF_WEIGHT = "rows.t().mm(x.reshape(-1, x.shape[-1])).mul_(plan.x.scale) if wanted[1] else None"
+MOVED = "approximate, slack = old + constant * (new - old),"
+ROUNDED = "fast, before = near(emit, nearest, self.low, self.high), emit.block"
 
 FAULTS = [
     Fault(
@@ -21,13 +21,13 @@ FAULTS = [
     Fault(
         "qat-relu-passes-below-zero", "qat.functions", ("QAT-LAYER",),
         "Behind a ReLU the gradient passes where the real value is below 0.",
-        "low, high = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5",
-        "low, high = plan.y.low - 0.5, plan.y.high + 0.5",
+        "ends = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5",
+        "ends = plan.y.low - 0.5, plan.y.high + 0.5",
     ),
     Fault(
         "qat-gradient-in-codes", "qat.functions", ("QAT-LAYER",),
         "The gradient of a weight is formed with the codes of the input, not with what they mean.",
-        OF_WEIGHT, OF_WEIGHT.replace(".mul_(plan.x.scale)", ""),
+        "outputs, plan.x.scale, *ends)", "outputs, 1.0, *ends)",
     ),
     Fault(
         "qat-conv-gradient-in-codes", "qat.functions", ("QAT-LAYER",),
@@ -37,8 +37,8 @@ FAULTS = [
     Fault(
         "qat-weight-gradient-clipped", "qat.functions", ("QAT-WEIGHT",),
         "The largest weight, which is the end of its range, gets no gradient.",
-        "return gradients[0], None, None, None",
-        "return gradients[0] * (gradients[0] < gradients[0].max()), None, None, None",
+        "return gradients[0], None, None, None, None",
+        "return gradients[0] * (gradients[0] < gradients[0].max()), None, None, None, None",
     ),
     Fault(
         "qat-scale-not-divided", "qat.functions", ("QAT-SCALE",),
@@ -53,17 +53,17 @@ FAULTS = [
     Fault(
         "qat-sums-in-float32", "qat.functions", ("QAT-EXACT",),
         "Accumulators beyond 2^24 are formed in float32.",
-        "kind = torch.float32 if largest <= EXACT else torch.float64", "kind = torch.float32",
+        "if largest <= EXACT:", "if True:",
     ),
     Fault(
         "qat-range-of-the-last-batch", "qat.grids", ("QAT-RANGE",),
         "A range is that of the last batch.",
-        MOVED, "approximate = b + 0 * a",
+        MOVED, "approximate, slack = new + 0 * old,",
     ),
     Fault(
         "qat-range-moves-once-more", "qat.network", ("QAT-RANGE",),
         "A place without a range begins with a part of the first batch's.",
-        "np.where(first, new, moved)", "np.where(first, new / 2, moved)",
+        "after = [new if math.isinf(old)", "after = [new / 2 if math.isinf(old)",
     ),
     Fault(
         "qat-no-delay", "qat.run", ("QAT-DELAY",),
@@ -92,10 +92,9 @@ FAULTS = [
         "bits if weight_bits is None else weight_bits, engine)", "bits, engine)",
     ),
     Fault(
-        "qat-weights-rounded-away", "qat.grids", ("QAT-EQUAL", "QAT-CONVERT", "QAT-FORWARD", "QAT-START"),
+        "qat-weights-rounded-away", "kernels.steps", ("QAT-EQUAL", "QAT-CONVERT", "QAT-FORWARD", "QAT-START"),
         "In training weights are truncated, in conversion rounded.",
-        "return torch.div(weight, along).round_().clamp_(qmin, qmax)",
-        "return torch.div(weight, along).trunc_().clamp_(qmin, qmax)",
+        ROUNDED, ROUNDED.replace("nearest", 'emit.native("llvm.trunc.v16f32", FLOATS, steps)'),
     ),
     Fault(
         "qat-autocast-reaches-codes", "qat.network", ("QAT-AUTOCAST",),
@@ -116,7 +115,7 @@ FAULTS = [
     Fault(
         "qat-bias-without-gradient", "qat.functions", ("QAT-PARAMETERS", "QAT-LAYER"),
         "Biases of linear layers get no gradient.",
-        "return of_x, of_weight, rows.sum(0) if wanted[2] else None", "return of_x, of_weight, None",
+        "return of_x, of_weight, of_bias if wanted[2] else None", "return of_x, of_weight, None",
     ),
     Fault(
         "qat-python-has-other-tensors", "qat.prepare", ("QAT-PYTHON",),

@@ -172,7 +172,8 @@ def dense(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a model. TypeError for a tensor among them that is not dense, on the CPU, with values of its
     own. ``training``: one that torch's transformations follow will do, and one of zeros without memory will not."""
-    for value in tree_leaves((args, kwargs)):
+    plain = not kwargs and all(isinstance(value, torch.Tensor) for value in args)  # most calls: no tree to walk
+    for value in args if plain else tree_leaves((args, kwargs)):
         if isinstance(value, torch.Tensor):
             form = None
             if value.is_nested or value.layout is not torch.strided:

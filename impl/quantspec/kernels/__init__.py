@@ -6,6 +6,6 @@ after the other and is called from Python, ``threads`` keeps the workers that ru
 shares frames out among them. ``memory`` says how codes lie, ``packed`` how weights do. The kernels: ``quantize`` and
 ``planes`` between floats and codes, ``gemm``, ``depthwise`` and ``float_output`` for layers, ``dynamic_gemm`` and
 ``recurrent_cell`` for dynamic ones, ``images`` for pools and for what is done byte by byte; ``arrays`` for whole
-arrays, ``minmax`` and ``histogram`` for observers. ``numerics`` and ``engines.compiled`` import this room, which
-imports none.
+arrays, ``minmax`` and ``histogram`` for observers, ``training`` for layers in training, on what ``steps`` has.
+``numerics``, ``engines.compiled`` and ``qat`` import this room, which imports none.
 """

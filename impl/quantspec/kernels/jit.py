@@ -25,13 +25,14 @@ import llvmlite
 from llvmlite import binding, ir
 
 from . import cpu
-from .emitter import I32, I64, Body, Emitter, Module, Type, function
+from .emitter import F64, I32, I64, Body, Emitter, Module, Type, function
 from .records import Instruction
 
 SomeInstruction = TypeVar("SomeInstruction", bound=Instruction)
 PYTHON: dict[str, tuple[Type, list[Type]]] = {  # CPython's own functions, by the types of result and arguments
     "PyLong_AsVoidPtr": (I64, [I64]),
     "PyLong_FromLong": (I64, [I64]),
+    "PyFloat_AsDouble": (F64, [I64]),
     "PyEval_SaveThread": (I64, []),
     "PyEval_RestoreThread": (ir.VoidType(), [I64]),
     "PyObject_GetBuffer": (I32, [I64, I64, I32]),

@@ -4,6 +4,7 @@ A value in codes is a float32 tensor of codes less the zero point, integers all.
 so whatever moves, picks or clamps codes at zero passes it on as torch does.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from quantspec.engines.tensors import address, new, zeros
 from quantspec.errors import UnsupportedError
-from quantspec.numerics import integer
+from quantspec.kernels import training as kernels
 from quantspec.numerics.affine import code_range
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.ptq.options import Options
 
-from .grids import Grid, quantized, weight_codes
+from .grids import EXACT, Grid, LayerCodes, memory, quantized, weight_codes
 
-EXACT = 2**24  # up to which float32 has every integer
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -116,28 +117,29 @@ class Real(torch.autograd.Function):
 
 
 class QuantizedWeight(torch.autograd.Function):
-    """Codes of a weight on its scale, () or (outputs,) (QAT-WEIGHT, QAT-SCALE)."""
+    """Codes of a weight on its scale, () or (outputs,) (QAT-WEIGHT, QAT-SCALE), or those that are ``made`` already."""
 
     @staticmethod
     def forward(
-        ctx: Any, weight: torch.Tensor, learned: torch.Tensor | None, scale: torch.Tensor, options: Options
-    ) -> torch.Tensor:
+        ctx: Any, weight: torch.Tensor, learned: torch.Tensor | None, scale: torch.Tensor, options: Options,
+        made: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         ctx.learned, ctx.bits = learned is not None, options.weight_bits
         if ctx.learned:
             ctx.save_for_backward(weight, scale)
-        return weight_codes(weight, scale, options)
+        return weight_codes(weight, scale, options) if made is None else made
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         if not ctx.learned:  # a range of its own holds all of a weight
-            return gradients[0], None, None, None
+            return gradients[0], None, None, None, None
         (gradient,), (weight, scale) = gradients, ctx.saved_tensors
         qmin, qmax = code_range(ctx.bits, signed=True)
         along = scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
         steps, size = weight / along, weight.numel() // max(scale.numel(), 1)
         shares = scale_gradient(gradient, steps, qmin - 0.5, qmax + 0.5, (qmin, qmax), size)
         own = shares.flatten(1).sum(1) if scale.ndim else shares.sum()
-        return inside(gradient, steps, qmin - 0.5, qmax + 0.5), own, None, None
+        return inside(gradient, steps, qmin - 0.5, qmax + 0.5), own, None, None, None
 
 
 @dataclass(eq=False)
@@ -145,18 +147,17 @@ class LayerPlan:
     """What a layer is to compute in a step of training.
 
     ``places``: (stride, dilation, groups) of a convolution, whose input is padded; None for a linear layer. ``y``: the
-    output's grid, None where the output is float32. ``loose``: inputs lie between codes (QAT-ACTS). ``ends``: the
-    smallest and the largest output before it is rounded, which ``forward`` leaves there.
+    output's grid, None where the output is float32. ``coded``: weight and bias in codes. ``loose``: inputs lie between
+    codes (QAT-ACTS). ``ends``: the smallest and the largest output before it is rounded, which ``forward`` leaves here.
     """
 
     layer: str
     x: Grid
-    w_scale: torch.Tensor
     y: Grid | None
     relu: bool
     places: tuple[tuple[int, ...], tuple[int, ...], int] | None
     dialect: Dialect
-    weight_bits: int
+    coded: LayerCodes
     observe: bool
     loose: bool = False
     ends: tuple[float, float] | None = None
@@ -172,7 +173,7 @@ class LayerPlan:
             return channels
         return channels.view(-1, *[1] * (ndim - 2))
 
-    def product(self, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def product(self, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Sums of products of codes, in the type of ``x``."""
         if self.places is None:
             return F.linear(x, w, bias)
@@ -180,30 +181,21 @@ class LayerPlan:
         result: torch.Tensor = CONVOLVE[w.ndim - 2](x, w, bias, stride, 0, dilation, groups)
         return result
 
-    def largest(self, w: torch.Tensor) -> int:
-        """What no accumulator, nor any part of one, goes beyond."""
-        step, per_output = max(-self.x.low, self.x.high), w[0].numel() if len(w) else 0
-        bound: int = step * per_output * 2 ** (self.weight_bits - 1)
-        if bound <= EXACT or not w.numel():
-            return bound
-        return step * int(w.abs().flatten(1).sum(1, dtype=torch.float64).max())
+    def accumulators(self, x: torch.Tensor, *, bias: bool) -> torch.Tensor:
+        """Exact accumulators, with the codes of the bias where it is wanted: float32 up to 2^24, else float64.
 
-    def accumulators(self, x: torch.Tensor, w: torch.Tensor, bias_q: torch.Tensor | None) -> torch.Tensor:
-        """Exact accumulators, with the codes of a bias where they are given: float32 up to 2^24, else float64.
-
-        Every sum of some of the products is an integer up to ``largest``, so that no addition rounds, in any order.
-        Those of inputs between codes are the nearest integers to sums in float32.
+        Every sum of some of the products is an integer up to ``coded.largest``, so that no addition rounds, in any
+        order. Those of inputs between codes are the nearest integers to sums in float32.
         """
+        w, added, largest = self.coded.codes, self.coded.bias if bias else None, self.coded.largest
         if self.loose:
-            bias = None if bias_q is None else bias_q.to(torch.float32)
-            return self.product(x, w, bias).round_().clamp_(-(2.0**31), 2.0**31 - 128)
-        largest = self.largest(w)
-        if bias_q is not None:
-            largest += int(bias_q.abs().max()) if bias_q.numel() else 0
+            added = None if added is None else added.float()
+            return self.product(x, w, added).round_().clamp_(-(2.0**31), 2.0**31 - 128)
         if largest >= 2**31:
             raise UnsupportedError(f"layer {self.layer!r}: an accumulator can reach {largest}, beyond int32")
-        kind = torch.float32 if largest <= EXACT else torch.float64
-        return self.product(x.to(kind), w.to(kind), None if bias_q is None else bias_q.to(kind))
+        if largest <= EXACT:
+            return self.product(x, w, None if added is None else added.float())
+        return self.product(x.double(), w.double(), None if added is None else added.double())
 
 
 def channels_last(accumulator: torch.Tensor, plan: LayerPlan) -> np.ndarray:
@@ -225,7 +217,8 @@ def numbers(bias: torch.Tensor | None, outputs: int) -> np.ndarray:
 class Layer(torch.autograd.Function):
     """A layer on codes: exact accumulators, and the codes or floats that the dialect makes of them (QAT-LAYER).
 
-    ``x``: codes; ``weight``: codes; ``bias``: float32 or None; ``y_scale``: the learned scale of the output, or None.
+    ``x``: codes; ``weight``: the weight, whose codes ``plan.coded`` has, or those, whichever the gradient is of, as it
+    passes (QAT-WEIGHT); ``bias``: float32 or None; ``y_scale``: the learned scale of the output, or None.
     """
 
     @staticmethod
@@ -233,76 +226,79 @@ class Layer(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, y_scale: torch.Tensor | None,
         plan: LayerPlan,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.plan, ctx.has_bias, ctx.learned = plan, bias is not None, y_scale is not None
+        ctx.plan, ctx.learned = plan, y_scale is not None
+        steps, ends = None, None
         if plan.y is None:
-            result, steps = direct(x, weight, bias, plan), None
+            result = direct(x, bias, plan)
         elif plan.rule == "integer-bias":
-            result, steps = integer_bias(x, weight, bias, plan, plan.y)
+            result, steps, ends = integer_bias(x, plan, plan.y)
         else:
-            result, steps = by_dialect(x, weight, bias, plan, plan.y)
-        if plan.observe and steps is not None and steps.numel():
+            result, steps, ends = by_dialect(x, bias, plan, plan.y)
+        if plan.observe and ends is not None and result.numel():
             assert plan.y is not None
-            low, high = (float(np.float32(end.item()) * np.float32(plan.y.scale)) for end in steps.aminmax())
+            low, high = (float(np.float32(end) * np.float32(plan.y.scale)) for end in ends)
             plan.ends = (max(low, 0.0), max(high, 0.0)) if plan.relu else (low, high)
-        ctx.save_for_backward(x, weight, steps)
+        ctx.save_for_backward(x, plan.coded.codes, steps)
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,), (x, weight, steps), plan = gradients, ctx.saved_tensors, ctx.plan
+        (gradient,), (x, codes, steps), plan = gradients, ctx.saved_tensors, ctx.plan
         own = None
-        if plan.y is not None:
-            low, high = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5
+        if plan.y is None:
+            ends = 0.0, 0.0
+        else:
+            ends = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5
             if ctx.learned:
                 size = max(steps[0].numel() if steps.ndim > 1 and len(steps) else steps.numel(), 1)
-                ends = 0 if plan.relu else plan.y.low, plan.y.high
-                own = scale_gradient(gradient, steps, low, high, ends, size).sum()
-            gradient = inside(gradient, steps, low, high)
-        wanted = ctx.needs_input_grad[:3]
-        if plan.places is None:
-            made = linear_gradients(gradient, x, weight, plan, wanted)
-        else:
-            made = conv_gradients(gradient, x, weight, plan, wanted)
-        return *made, own, None
+                limits = 0 if plan.relu else plan.y.low, plan.y.high
+                own = scale_gradient(gradient, steps, *ends, limits, size).sum()
+        made = linear_gradients if plan.places is None else conv_gradients
+        return *made(gradient, steps, ends, x, codes, plan, ctx.needs_input_grad[:3]), own, None
 
 
-def integer_bias(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan, y: Grid
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes by the rule ``integer-bias``: what ``requantize_integer_bias`` computes, in the operations of torch."""
-    x_scale = np.float32(plan.x.scale)
-    bias_q = None
-    if bias is not None:
-        bias_q = torch.from_numpy(integer.quantize_bias(bias.numpy(), x_scale, plan.w_scale.numpy()))
-    total = plan.accumulators(x, weight, bias_q)
-    multiplier = plan.w_scale * float(x_scale) / y.scale
-    steps = total.to(torch.float32).mul_(plan.along(multiplier, total.ndim))
-    return steps.round().clamp_(0 if plan.relu else y.low, y.high), steps
+Outputs = tuple[torch.Tensor, torch.Tensor, tuple[float, float]]  # codes, steps, and the ends of these
 
 
-def by_dialect(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan, y: Grid
-) -> tuple[torch.Tensor, torch.Tensor]:
+def integer_bias(x: torch.Tensor, plan: LayerPlan, y: Grid) -> Outputs:
+    """Codes by the rule ``integer-bias``: what ``requantize_integer_bias`` computes, in machine code."""
+    outputs = plan.coded.codes.shape[0]
+    steps, start = memory(plan.accumulators(x, bias=True))
+    codes = torch.empty_like(steps)
+    numbers = start, address(codes), address(plan.coded.numbers) + 4 * outputs
+    lowest, highest = float(0 if plan.relu else y.low), float(y.high)
+    positions = 1 if plan.places is None else math.prod(steps.shape[2:])
+    if positions == 1:
+        found = kernels.rows()(*numbers, steps.numel() // max(outputs, 1), outputs, lowest, highest)
+    else:
+        found = kernels.planes()(*numbers, len(steps), outputs, positions, lowest, highest)
+    return codes, steps, kernels.unpacked(found)
+
+
+def by_dialect(x: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan, y: Grid) -> Outputs:
     """Codes by any rule, and the real values in steps of the output."""
-    total = plan.accumulators(x, weight, None)
-    scales: tuple[Any, np.ndarray] = np.float32(plan.x.scale), plan.w_scale.numpy()
+    total, w_scale = plan.accumulators(x, bias=False), plan.coded.scale
+    scales: tuple[Any, np.ndarray] = np.float32(plan.x.scale), w_scale.numpy()
     accumulator = channels_last(total, plan)
     made = plan.dialect.requantize(
-        accumulator, numbers(bias, len(weight)), *scales, y.qparams, relu=plan.relu, rule=plan.rule
+        accumulator, numbers(bias, len(plan.coded.codes)), *scales, y.qparams, relu=plan.relu, rule=plan.rule
     )
     codes = channels_back(made, plan).to(torch.float32).sub_(y.zero_point)
-    steps = total.to(torch.float32).mul_(plan.along(plan.w_scale * (plan.x.scale / y.scale), total.ndim))
-    return codes, steps if bias is None else steps.add_(plan.along(bias / y.scale, total.ndim))
+    steps = total.to(torch.float32).mul_(plan.along(w_scale * (plan.x.scale / y.scale), total.ndim))
+    steps = steps.contiguous() if bias is None else steps.add_(plan.along(bias / y.scale, total.ndim))
+    low, high = steps.aminmax() if steps.numel() else (zeros(), zeros())
+    return codes, steps, (low.item(), high.item())
 
 
-def direct(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan) -> torch.Tensor:
+def direct(x: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan) -> torch.Tensor:
     """The float32 output of a layer that has no codes (STA-DIRECT)."""
-    total = plan.accumulators(x, weight, None)
+    total, w_scale = plan.accumulators(x, bias=False), plan.coded.scale
     if plan.dialect.output_rule == "multiply-add":
-        real = total.to(torch.float32).mul_(plan.along(plan.w_scale * plan.x.scale, total.ndim))
+        real = total.to(torch.float32).mul_(plan.along(w_scale * plan.x.scale, total.ndim))
         return real if bias is None else real.add_(plan.along(bias, total.ndim))
-    scales: tuple[Any, np.ndarray] = np.float32(plan.x.scale), plan.w_scale.numpy()
-    made = plan.dialect.real(channels_last(total, plan), numbers(bias, len(weight)), *scales, relu=plan.relu)
+    scales: tuple[Any, np.ndarray] = np.float32(plan.x.scale), w_scale.numpy()
+    added = numbers(bias, len(plan.coded.codes))
+    made = plan.dialect.real(channels_last(total, plan), added, *scales, relu=plan.relu)
     return channels_back(made, plan)
 
 
@@ -310,26 +306,39 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 def linear_gradients(
-    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, plan: LayerPlan, wanted: tuple[bool, ...]
-) -> Gradients:
-    """Of the real input, weight and bias of a linear layer."""
-    rows = gradient.reshape(-1, len(weight))
-    of_x = (rows * plan.w_scale).mm(weight).reshape(x.shape) if wanted[0] else None
-    of_weight = rows.t().mm(x.reshape(-1, x.shape[-1])).mul_(plan.x.scale) if wanted[1] else None
-    return of_x, of_weight, rows.sum(0) if wanted[2] else None
+    gradient: torch.Tensor, steps: torch.Tensor | None, ends: tuple[float, float], x: torch.Tensor,
+    codes: torch.Tensor, plan: LayerPlan, wanted: tuple[bool, ...],
+) -> Gradients:  # fmt: skip
+    """Of the real input, weight and bias of a linear layer, of a gradient that passes where ``steps`` lie between both
+    ends."""
+    outputs = codes.shape[0]
+    inputs, rows = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (x, gradient))
+    if steps is None:
+        scaled, for_weight, of_bias = rows * plan.coded.scale, rows * plan.x.scale, rows.sum(0)
+    else:
+        given, start = memory(rows)
+        scaled, for_weight, of_bias = torch.empty_like(given), torch.empty_like(given), new((outputs,))
+        places = address(scaled), address(for_weight), address(of_bias)
+        scales = address(plan.coded.numbers)
+        kernels.gradients()(start, address(steps), scales, *places, rows.shape[0], outputs, plan.x.scale, *ends)
+    of_x = scaled.mm(codes).view(x.shape) if wanted[0] else None
+    of_weight = for_weight.t().mm(inputs) if wanted[1] else None
+    return of_x, of_weight, of_bias if wanted[2] else None
 
 
 def conv_gradients(
-    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, plan: LayerPlan, wanted: tuple[bool, ...]
-) -> Gradients:
+    gradient: torch.Tensor, steps: torch.Tensor | None, ends: tuple[float, float], x: torch.Tensor,
+    codes: torch.Tensor, plan: LayerPlan, wanted: tuple[bool, ...],
+) -> Gradients:  # fmt: skip
     """Of the real input, weight and bias of a convolution."""
     assert plan.places is not None
+    gradient = gradient if steps is None else inside(gradient, steps, *ends)
     stride, dilation, groups = plan.places
-    scale = plan.w_scale
-    real = weight * (scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale)
+    scale = plan.coded.scale
+    real = codes * (scale.view(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale)
     nothing = [0] * len(stride)
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        gradient, x, real, [len(weight)], stride, nothing, dilation, False, nothing, groups, list(wanted)
+        gradient, x, real, [len(codes)], stride, nothing, dilation, False, nothing, groups, list(wanted)
     )
     return of_x, None if of_weight is None else of_weight.mul_(plan.x.scale), of_bias
 

@@ -1,20 +1,25 @@
 """Scales, zero points and codes of a training step: what ``ptq.conversion`` makes of the same weights and ranges, as
 torch computes it in float32, where one of its operations is the dialect's own."""
 
+import functools
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from quantspec.numerics import affine
+from quantspec.engines.tensors import address, float_address, new, zeros
+from quantspec.kernels import training as kernels
+from quantspec.numerics import affine, integer
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.qparams import FLOOR
 from quantspec.ptq.options import Options
 
-# Rules by which a code of zero point 0 is rint(x / s) or rint(x * (1 / s)) in float32.
-DIVIDED, MULTIPLIED = ("divide",), ("reciprocal", "add", "fused")
+EXACT = 2**24  # up to which float32 has every integer
+NOT_FINITE = "expected finite values, got NaN or infinities"
+MULTIPLIED = "reciprocal", "add", "fused"  # rules by which a code of zero point 0 is rint(x * (1 / s)) in float32
 ONE = np.float32(1)
 
 
@@ -52,37 +57,75 @@ def activation_grid(low: float, high: float, options: Options) -> Grid:
     """The grid of an activation from its range, as ``Dialect.activation_qparams`` gives it. Raises as that does."""
     dialect, qmin, qmax = options.dialect, 0, 2**options.bits - 1
     if dialect.qparams_rule == "float32-bare" and not options.reduce_range:
-        # The same operations on numbers of numpy, which take a twentieth of the time that arrays do.
-        lowest, highest = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
-        scale = (highest - lowest) / np.float32(qmax)
-        scale = scale if scale else ONE
+        # The same operations on Python's numbers, which take a twentieth of the time that arrays do. A difference or a
+        # quotient of two float32 that is rounded to float64 and then to float32 is as if it were rounded once.
+        lowest, highest = min(low, 0.0), max(high, 0.0)
+        scale = float32(float32(highest - lowest) / qmax) or 1.0
         if affine.SMALLEST_SCALE <= scale <= affine.LARGEST_SCALE:
-            return Grid(float(scale), int(min(max(np.rint(-(lowest / scale)), qmin), qmax)), qmin, qmax)
+            return Grid(scale, min(max(round(-float32(lowest / scale)), qmin), qmax), qmin, qmax)
     ends = np.float32(low), np.float32(high)
     return of_qparams(dialect.activation_qparams(*ends, reduce_range=options.reduce_range, bits=options.bits))
 
 
+def float32(value: float) -> float:
+    """The nearest float32."""
+    return float(np.float32(value))
+
+
+def memory(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Float32 values one behind the other, and where they lie; the first has to live as long as the second is used."""
+    x = x.detach()
+    start = float_address(x)
+    if not start and x.numel():
+        x = x.to(torch.float32).contiguous()
+        start = address(x)
+    return x, start
+
+
 def quantized(x: torch.Tensor, grid: Grid, dialect: Dialect) -> torch.Tensor:
     """The codes of float32 values less the zero point, as float32. Raises ValueError for NaN."""
-    if dialect.quantize_rule == "divide":
-        codes = torch.div(x, grid.scale).round_().clamp_(grid.low, grid.high)
-    elif dialect.quantize_rule == "reciprocal":
-        codes = torch.mul(x, float(ONE / np.float32(grid.scale))).round_().clamp_(grid.low, grid.high)
-    else:
-        rule = {"qmin": grid.qmin, "qmax": grid.qmax}
-        made = dialect.quantize(x.contiguous().numpy(), grid.scale, grid.zero_point, **rule)
-        return torch.from_numpy(made).to(torch.float32).sub_(grid.zero_point)
-    if codes.numel() and bool(codes.sum().isnan()):
-        raise ValueError("x: expected numbers, got NaN")
-    return codes
+    return quantized_and_ends(x, grid, dialect)[0]
 
 
-@dataclass(frozen=True)
-class WeightCodes:
-    """Codes of a weight (zero point 0) as float32, and the scale, float32 () or (outputs,)."""
+def quantized_and_ends(
+    x: torch.Tensor, grid: Grid, dialect: Dialect
+) -> tuple[torch.Tensor, tuple[float, float]]:
+    """The same, and the smallest and the largest value; inf and -inf where there is none."""
+    rule = dialect.quantize_rule
+    if rule in ("divide", "reciprocal"):
+        values, start = memory(x)
+        codes = torch.empty_like(values)
+        run = kernels.activation(rule)
+        ends = kernels.unpacked(run(start, address(codes), x.numel(), grid.scale, float(grid.low), float(grid.high)))
+        if ends[0] != ends[0]:
+            raise ValueError("x: expected numbers, got NaN")
+        return codes, ends
+    rules = {"qmin": grid.qmin, "qmax": grid.qmax}
+    made = dialect.quantize(x.contiguous().numpy(), grid.scale, grid.zero_point, **rules)
+    low, high = x.aminmax() if x.numel() else (torch.tensor(float("inf")), torch.tensor(float("-inf")))
+    return torch.from_numpy(made).to(torch.float32).sub_(grid.zero_point), (low.item(), high.item())
 
-    codes: torch.Tensor
-    scale: torch.Tensor
+
+@dataclass(frozen=True, eq=False)
+class WeightRule:
+    """How a dialect makes codes of weights: ``compiled``, the rule of a kernel, or ``None``; ``numbers``: what a scale
+    is by the largest weight, and the first and the last code, as kernels take them."""
+
+    compiled: str | None
+    numbers: tuple[float, ...]
+
+
+@functools.cache
+def weight_rule(options: Options, per_channel: bool) -> WeightRule:
+    dialect = options.dialect
+    qmin, qmax = code_range(options.weight_bits, signed=True)
+    half = dialect.symmetric_rule == "half"
+    # The nearest float32 to the exact quotient: dividing two float32 rounds once.
+    divisor, floor = ((qmax - qmin) / 2, float(FLOOR)) if half else (min(-qmin, qmax), affine.SCALE_FLOOR)
+    rule = dialect.quantize_channels_rule if per_channel else dialect.quantize_rule
+    rule = "reciprocal" if rule in MULTIPLIED else rule
+    compiled = rule if rule in ("exact", "divide", "reciprocal") else None
+    return WeightRule(compiled, (divisor, floor, floor if half else 1.0, qmin, qmax))
 
 
 def weight_scale(weight: torch.Tensor, options: Options, per_channel: bool) -> torch.Tensor:
@@ -90,48 +133,107 @@ def weight_scale(weight: torch.Tensor, options: Options, per_channel: bool) -> t
 
     Raises ValueError for NaN and infinities.
     """
-    qmin, qmax = code_range(options.weight_bits, signed=True)
-    if not weight.numel():
-        largest = torch.zeros(len(weight) if per_channel else (), dtype=torch.float32)
-    else:
-        largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().amax()
-    if not bool(torch.isfinite(largest).all()):
-        raise ValueError("expected finite values, got NaN or infinities")
-    if options.dialect.symmetric_rule == "half":
-        return torch.div(largest, (qmax - qmin) / 2).clamp_min_(float(FLOOR))
-    # The nearest float32 to the exact quotient: dividing two float32 rounds once.
-    scale = torch.div(largest, min(-qmin, qmax))
-    if bool((scale < affine.SCALE_FLOOR).any()):
-        scale = torch.where(largest == 0, torch.ones_like(scale), scale.clamp_min(affine.SCALE_FLOOR))
+    scale = new((len(weight),) if per_channel else ())
+    coded(weight, scale, weight_rule(options, per_channel), 0, given=False)
     return scale
 
 
 def weight_codes(weight: torch.Tensor, scale: torch.Tensor, options: Options) -> torch.Tensor:
-    """The codes of a weight [outputs, ...] on a scale () or (outputs,), as float32."""
+    """The codes of a weight [outputs, ...] on a scale () or (outputs,), as float32.
+
+    Raises ValueError for NaN and infinities.
+    """
+    rule = weight_rule(options, bool(scale.ndim))
+    if rule.compiled is None:
+        return codes_by_dialect(weight, scale, options)
+    codes = new(weight.shape)
+    coded(weight, scale, rule, address(codes), given=True)
+    return codes
+
+
+def coded(weight: torch.Tensor, scale: torch.Tensor, rule: WeightRule, codes: int, *, given: bool) -> None:
+    """Has a kernel write the scales of a weight, unless they are ``given``, and codes to an address that is not 0."""
+    values, start = memory(weight)
+    scales, of_scales = memory(scale)
+    shape = len(weight), weight.numel() // max(len(weight), 1)
+    run = kernels.weight(rule.compiled or "divide")
+    if run(start, codes, of_scales, *shape, scale.ndim, given, *rule.numbers) < 0:
+        raise ValueError(NOT_FINITE)
+
+
+def codes_by_dialect(weight: torch.Tensor, scale: torch.Tensor, options: Options) -> torch.Tensor:
+    """``weight_codes`` by a rule that no kernel has."""
     qmin, qmax = code_range(options.weight_bits, signed=True)
-    rule = options.dialect.quantize_channels_rule if scale.ndim else options.dialect.quantize_rule
-    along = scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
-    if rule == "exact":
-        return torch.div(weight.double(), along.double()).round_().clamp_(qmin, qmax).to(torch.float32)
-    if rule in DIVIDED:
-        return torch.div(weight, along).round_().clamp_(qmin, qmax)
-    if rule in MULTIPLIED:
-        return torch.mul(weight, 1 / along).round_().clamp_(qmin, qmax)
-    axis = 0 if scale.ndim else None
-    zero = np.zeros(scale.shape, np.int32)
-    made = options.dialect.quantize(weight.contiguous().numpy(), scale.numpy(), zero, qmin=qmin, qmax=qmax, axis=axis)
+    zero, axis = np.zeros(scale.shape, np.int32), 0 if scale.ndim else None
+    made = options.dialect.quantize(memory(weight)[0].numpy(), scale.numpy(), zero, qmin=qmin, qmax=qmax, axis=axis)
     return torch.from_numpy(made).to(torch.float32)
 
 
-def moved_ranges(old: np.ndarray, new: np.ndarray, constant: float) -> np.ndarray:
-    """old + constant * (new - old), exactly, rounded once to float32 (OBS-AVERAGE): ends as float32 arrays."""
-    from fractions import Fraction
+@dataclass(frozen=True, eq=False)
+class LayerCodes:
+    """A layer's weight and bias in codes.
 
-    a, b = old.astype(np.float64), new.astype(np.float64)
-    approximate = a + constant * (b - a)
-    slack = (np.abs(a) + np.abs(b)) * 2.0**-50
-    below, above = (approximate - slack).astype(np.float32), (approximate + slack).astype(np.float32)
-    for index in zip(*np.nonzero(below != above)):
-        start, end = Fraction(float(a[index])), Fraction(float(b[index]))
-        below[index] = affine.nearest_float32(start + Fraction(constant) * (end - start))
-    return below
+    ``codes``: of the weight (zero point 0), as float32; ``numbers``: float32 [3, outputs]: the scale for each output,
+    what its accumulators are multiplied by, and the code of its bias; ``apart``: whether scales differ. ``bias``: the
+    codes of the bias, float64 where float32 does not have them all, or None. ``largest``: the largest size of an
+    accumulator with its bias. ``tight``: whether a scale may be too small for its bias (STA-WEIGHT-BIAS).
+    """
+
+    codes: torch.Tensor
+    numbers: torch.Tensor
+    apart: bool
+    bias: torch.Tensor | None
+    largest: int
+    tight: bool
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The scale of the weight, () or (outputs,)."""
+        return scale_of(self.numbers, self.apart)
+
+
+def scale_of(numbers: torch.Tensor, apart: bool) -> torch.Tensor:
+    return numbers[0] if apart else numbers[0, 0]
+
+
+def layer_codes(
+    weight: torch.Tensor, bias: torch.Tensor | None, options: Options, per_channel: bool, x: Grid, y: Grid | None,
+    scale: torch.Tensor | None = None,
+) -> LayerCodes:  # fmt: skip
+    """A weight [outputs, ...] in codes, on the scale of its own range or the one that is given, and a bias (outputs,)
+    in units of the scales of input and weight (INT-BIAS). Raises ValueError for weights with NaN and infinities."""
+    rule, outputs, given = weight_rule(options, per_channel), weight.shape[0], scale is not None
+    values, start = memory(weight)
+    biases, of_bias = (None, 0) if bias is None else memory(bias)
+    codes, numbers = torch.empty_like(values), new((3, max(outputs, 1)))
+    if scale is not None:
+        numbers[0] = scale
+    x_most, y_scale = max(-x.low, x.high), 1.0 if y is None else y.scale
+    found = kernels.layer(rule.compiled or "divide")(
+        start, of_bias, address(codes), address(numbers), outputs, weight.numel() // max(outputs, 1), per_channel,
+        given, x_most, *rule.numbers, x.scale, y_scale,
+    )  # fmt: skip
+    if found < 0:
+        raise ValueError(NOT_FINITE)
+    largest, empty, few, unsure = found >> 3, found & 4, found & 2, found & 1
+    added = None if bias is None else numbers[2]
+    if biases is not None and (unsure or largest > EXACT):
+        scales = np.float32(x.scale), scale_of(numbers, per_channel).numpy()
+        added = torch.from_numpy(integer.quantize_bias(biases.numpy(), *scales)).double()
+        largest += unsure
+    if rule.compiled is None:
+        codes = codes_by_dialect(weight, scale_of(numbers, per_channel), options)
+        sums = codes.abs().flatten(1).sum(1, dtype=torch.float64) if codes.numel() else zeros(1)
+        most = 0 if added is None or not outputs else int(added.abs().max())
+        largest, empty = x_most * int(sums.max()) + most, not bool(sums.all())
+    tight = per_channel and bias is not None and bool(few or empty)
+    return LayerCodes(codes, numbers, per_channel, added, largest, tight)
+
+
+def moved(old: float, new: float, constant: float) -> float:
+    """old + constant * (new - old), exactly, rounded once to float32 (OBS-AVERAGE): an end of a range, of float32."""
+    approximate, slack = old + constant * (new - old), (abs(old) + abs(new)) * 2.0**-50
+    below, above = float32(approximate - slack), float32(approximate + slack)
+    if below == above:
+        return below
+    return float(affine.nearest_float32(Fraction(old) + Fraction(constant) * (Fraction(new) - Fraction(old))))

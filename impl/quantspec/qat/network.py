@@ -1,6 +1,7 @@
 """One captured graph in training: its Program, of which every step is computed from the present weights and ranges."""
 
 import copy
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from quantspec.ptq.work import Macs
 
 from . import ranks
 from .eager import eager
-from .grids import Grid, activation_grid, moved_ranges, weight_scale
+from .grids import Grid, LayerCodes, activation_grid, layer_codes, moved, weight_scale
 from .run import Run
 from .steps import STEPS
 from .weights import LayerWeight, Sources
@@ -67,6 +68,8 @@ class Network(nn.Module):
         self.evaluated = unmarked(self.graph)
         self.__dict__["model"] = model  # whose parameters are registered by whoever holds this
         self.places = {name: index for index, name in enumerate(self.placement.observed)}
+        # The places that have one grid: a dict, as each is in the group of all that it is joined with.
+        self.groups = list({tuple(self.placement.joined.get(name, [name])): None for name in self.places})
         self.register_buffer("ranges", torch.tensor([ends(prepared, name) for name in self.places]).reshape(-1, 2))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
@@ -166,20 +169,22 @@ class Network(nn.Module):
         """Whether every place has been observed."""
         return not bool(torch.isinf(self.ranges).any())
 
-    def grids(self) -> dict[str, Grid]:
-        """The present grid of each place; places that share one (STA-JOIN) all have it."""
-        pairs = self.ranges.tolist()
+    def grids(self, pairs: list[tuple[float, float]] | None = None) -> dict[str, Grid]:
+        """The present grid of each place; places that share one (STA-JOIN) all have it. ``pairs``: the ranges."""
+        pairs = self.ranges.tolist() if pairs is None else pairs
         grids: dict[str, Grid] = {}
-        for name in self.places:
-            if name not in grids:
-                group = self.placement.joined.get(name, [name])
-                if (learned := self.scale_names.get(group[0])) is not None:
-                    scale = learned_scale(self.scales[learned], self.placement.place(name))
-                    grid = Grid(float(scale), int(self.zero_points[self.places[group[0]]]), *self.activation_codes())
-                else:
-                    lows, highs = zip(*(pairs[self.places[one]] for one in group))
-                    grid = activation_grid(min(lows), max(highs), self.options)
-                grids |= dict.fromkeys(group, grid)
+        for group in self.groups:
+            first = self.places[group[0]]
+            if (learned := self.scale_names.get(group[0])) is not None:
+                scale = learned_scale(self.scales[learned], self.placement.place(group[0]))
+                grid = Grid(float(scale), int(self.zero_points[first]), *self.activation_codes())
+            elif len(group) == 1:
+                grid = activation_grid(*pairs[first], self.options)
+            else:
+                lows, highs = zip(*(pairs[self.places[one]] for one in group))
+                grid = activation_grid(min(lows), max(highs), self.options)
+            for name in group:
+                grids[name] = grid
         return grids
 
     def activation_codes(self) -> tuple[int, int]:
@@ -207,7 +212,7 @@ class Network(nn.Module):
                     _, qmax = code_range(self.options.weight_bits, signed=True)
                     start = 2 * (flat.mean(1) if scale.ndim else flat.mean()) / qmax**0.5
                     scale = torch.where(start > 0, start, scale)
-            self.scales[f"{name.replace('.', '_')}_weight"] = nn.Parameter(scale.log2())
+            self.scales[weight_key(name)] = nn.Parameter(scale.log2())
 
     def per_channel(self, weight: torch.Tensor) -> bool:
         """Whether a weight has a scale for each output."""
@@ -215,30 +220,46 @@ class Network(nn.Module):
 
     def weight_scales(self, name: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The scale of a layer's weight, and the parameter that it is where it is learned."""
-        key = f"{name.replace('.', '_')}_weight"
-        if key in self.scales:
-            place = f"weight of layer {self.layers[name].node.layer!r}"
-            return learned_scale(self.scales[key], place), torch.exp2(self.scales[key])
+        scale, learned = self.learned_weight(name)
+        if scale is not None:
+            return scale, learned
         try:
-            return weight_scale(weight.detach(), self.options, self.per_channel(weight)), None
+            return weight_scale(weight, self.options, self.per_channel(weight)), None
         except ValueError as error:
-            raise ValueError(f"model: weight of layer {self.layers[name].node.layer!r}: {error}") from error
+            raise self.of_weight(name, error) from error
 
-    def observe(self, seen: dict[str, tuple[float, float]]) -> None:
-        """Moves the ranges by those of a batch (QAT-RANGE)."""
-        if not seen:
-            return
-        index = [self.places[name] for name in seen]
-        new = np.array(list(seen.values()), np.float32)
-        if not np.isfinite(new).all():
-            name = list(seen)[int(np.flatnonzero(~np.isfinite(new).all(axis=1))[0])]
-            raise CalibrationError(f"{self.placement.place(name)}: expected finite values, got {seen[name]}")
-        lows, highs = ranks.widest(*torch.from_numpy(new).unbind(1))
-        new = torch.stack([lows, highs], 1).numpy()
-        old = self.ranges[index].numpy()
-        first = np.isinf(old)
-        moved = moved_ranges(np.where(first, 0, old).astype(np.float32), new, self.how.constant)
-        self.ranges[index] = torch.from_numpy(np.where(first, new, moved))
+    def layer_codes(
+        self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, x: Grid, y: Grid | None
+    ) -> tuple[LayerCodes, torch.Tensor | None]:
+        """A layer in codes, and the parameter that the scale of its weight is where it is learned."""
+        scale, learned = self.learned_weight(name)
+        try:
+            return layer_codes(weight, bias, self.options, self.per_channel(weight), x, y, scale), learned
+        except ValueError as error:
+            raise self.of_weight(name, error) from error
+
+    def of_weight(self, name: str, error: ValueError) -> ValueError:
+        """An error that says of which layer a weight is."""
+        return ValueError(f"model: weight of layer {self.layers[name].node.layer!r}: {error}")
+
+    def learned_weight(self, name: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The scale that a layer's weight learned, and the parameter that it is; None where its range gives it."""
+        if not self.scale_names:
+            return None, None
+        logarithm = self.scales[weight_key(name)]
+        place = f"weight of layer {self.layers[name].node.layer!r}"
+        return learned_scale(logarithm, place), torch.exp2(logarithm)
+
+    def observe(self, seen: dict[str, tuple[float, float]], ranges: list[list[float]]) -> None:
+        """Moves ``ranges``, which are the present ones, by those of a batch (QAT-RANGE)."""
+        for name, found in seen.items():
+            if not all(map(math.isfinite, found)):
+                raise CalibrationError(f"{self.placement.place(name)}: expected finite values, got {found}")
+        for name, found in zip(seen, ranks.widest(list(seen.values()))):
+            before, share = ranges[self.places[name]], self.how.constant
+            after = [new if math.isinf(old) else moved(old, new, share) for old, new in zip(before, found)]
+            ranges[self.places[name]] = after
+        self.ranges.numpy()[:] = np.array(ranges, np.float32)  # a tensor of a list takes ten times as long
 
     # --- running
 
@@ -247,6 +268,8 @@ class Network(nn.Module):
         """The network's output: of the integer network that it would be converted to now (QAT-EQUAL), or in float where
         ranges are missing or delayed (QAT-DELAY)."""
         named = {**dict(zip(self.graph.inputs, args)), **kwargs}
+        if not torch.is_autocast_enabled("cpu"):
+            return self.run(named)
         with torch.autocast("cpu", enabled=False):
             return self.run(named)
 
@@ -261,8 +284,8 @@ class Network(nn.Module):
                 del values[name]
         if self.training:
             with torch.no_grad():
-                if run.observing:
-                    self.observe(run.seen)
+                if run.seen:
+                    self.observe(run.seen, run.ranges)
                 self.batches.add_(1)
         return replace_refs(self.template.output, values.__getitem__)
 
@@ -386,6 +409,11 @@ def ends(prepared: Prepared, name: str) -> tuple[float, float]:
     except CalibrationError:
         return NONE_YET
     return float(low), float(high)
+
+
+def weight_key(layer: str) -> str:
+    """Under which name the scale of a layer's weight is a parameter."""
+    return f"{layer.replace('.', '_')}_weight"
 
 
 def learned_scale(logarithm: torch.Tensor, place: str) -> torch.Tensor:

@@ -18,10 +18,10 @@ def averaged(values: torch.Tensor) -> torch.Tensor:
     return total.div_(distributed.get_world_size())
 
 
-def widest(lows: torch.Tensor, highs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest and the largest ends over all processes."""
+def widest(ranges: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The smallest and the largest ends over all processes; float32 values."""
     if not together():
-        return lows, highs
-    both = torch.stack([-lows, highs])
+        return ranges
+    both = torch.tensor([(-low, high) for low, high in ranges], dtype=torch.float32, device="cpu")
     distributed.all_reduce(both, op=distributed.ReduceOp.MAX)
-    return -both[0], both[1]
+    return [(-low, high) for low, high in both.tolist()]

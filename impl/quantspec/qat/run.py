@@ -1,5 +1,6 @@
 """One call of a network in training: its values, the present grids, and what was observed."""
 
+import math
 from typing import Any
 
 import torch
@@ -30,13 +31,14 @@ class Run:
         self.loose: set[str] = set()
         self.training = network.training
         self.by_batches = network.training and not bool(network.statistics_frozen)
-        ready = network.has_ranges()
+        self.ranges: list[list[float]] = network.ranges.tolist()
+        ready = not any(math.isinf(end) for pair in self.ranges for end in pair)
         delayed = network.training and int(network.batches) < network.how.delay
         self.in_codes = ready and not delayed
         if not ready and not network.training:
             raise CalibrationError("the network has seen no values; train on a batch or pass calibration batches")
         self.observing = network.training and not bool(network.frozen) and not network.scale_names
-        self.grids = network.grids() if self.in_codes else {}
+        self.grids = network.grids(self.ranges) if self.in_codes else {}
 
     def grid(self, step: Step, field: str) -> Grid | None:
         """What the grid in a field of a step is now; None where activations are real values."""
@@ -74,7 +76,7 @@ class Run:
 
     def note(self, step: Step) -> None:
         """Values that are only moved, clamped or pooled are between codes where they were."""
-        if isinstance(step, PASSING) and self.is_loose(step):
+        if self.loose and isinstance(step, PASSING) and self.is_loose(step):
             self.loose.add(step.name)
 
     def sees(self, name: str) -> bool:

@@ -35,7 +35,7 @@ from .functions import (
     as_codes,
     of_codes,
 )
-from .grids import Grid, weight_scale
+from .grids import Grid, LayerCodes, layer_codes, quantized_and_ends, weight_scale
 from .recurrent import recurrent
 from .run import Run
 
@@ -84,13 +84,19 @@ def quantize(run: Run, step: program.Quantize) -> torch.Tensor:
         raise TypeError(f"{step.x}: expected float32 values, got {x.dtype}")
     place = run.network.grid_places[step.name, "qparams"]
     own = run.network.placement.sources.get(node_name(step), place)
-    if run.sees(own) and x.numel():
+    observe, grid = run.sees(own) and x.numel() > 0, run.grid(step, "qparams")
+    learned = None if grid is None else run.learned(step, "qparams")
+    if grid is not None and learned is None and not x.requires_grad:
+        codes, ends = quantized_and_ends(x, grid, run.options.dialect)
+        if observe:
+            run.observe(own, *ends)
+        return codes
+    if observe:
         run.observe(own, *(end.item() for end in x.detach().aminmax()))
-    grid = run.grid(step, "qparams")
     if grid is None:
         return x
-    codes: torch.Tensor = apply(Quantized, x, run.learned(step, "qparams"), grid, run.options.dialect)
-    return codes
+    made: torch.Tensor = apply(Quantized, x, learned, grid, run.options.dialect)
+    return made
 
 
 def dequantize(run: Run, step: program.Dequantize) -> torch.Tensor:
@@ -116,50 +122,51 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     follows = run.by_batches and source.follows_batches
     seen = real(run, step, x, "x_qparams") if follows else None
     weight, bias = source.folded(seen, lambda x, w, b: in_float(x, w, b, places), run.by_batches)
-    scale, learned = network.weight_scales(step.name, weight)
-    codes: torch.Tensor = apply(QuantizedWeight, weight, learned, scale, run.options)
     observe = step.y_qparams is not None and run.sees(step.name)
     if x_grid is None:
-        along = scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
-        y = in_float(x, apply(Real, codes, along), bias, places)
+        scale, learned = network.weight_scales(step.name, weight)
+        codes = apply(QuantizedWeight, weight, learned, scale, run.options)
+        y = in_float(x, apply(Real, codes, along(scale, weight)), bias, places)
         y = y.relu() if step.relu else y
         if observe and y.numel():
             run.observe(step.name, *(end.item() for end in y.detach().aminmax()))
         return y
-    codes, scale = with_room(run, step, x_grid, weight, bias, codes, scale)
-    direct = step.y_qparams is None
+    y_grid = None if step.y_qparams is None else run.grid(step, "y_qparams")
+    coded, learned = network.layer_codes(step.name, weight, bias, x_grid, y_grid)
+    if bias is not None and coded.tight:
+        raised = with_room(run, step, x_grid, y_grid, weight.detach(), bias.detach(), coded)
+        coded, learned = (coded, learned) if raised is None else (raised, None)
+    given = weight
+    if learned is not None:
+        given = apply(QuantizedWeight, weight, learned, coded.scale, run.options, coded.codes)
     plan = LayerPlan(
-        step.layer, x_grid, scale, None if direct else run.grid(step, "y_qparams"), step.relu, places,
-        run.options.dialect, run.options.weight_bits, observe, run.is_loose(step),
-    )  # fmt: skip
-    result: torch.Tensor = apply(Layer, x, codes, bias, None if direct else run.learned(step, "y_qparams"), plan)
+        step.layer, x_grid, y_grid, step.relu, places, run.options.dialect, coded, observe, run.is_loose(step)
+    )
+    y_learned = None if y_grid is None else run.learned(step, "y_qparams")
+    result: torch.Tensor = apply(Layer, x, given, bias, y_learned, plan)
     if plan.ends is not None:
         run.observe(step.name, *plan.ends)
     return result
 
 
+def along(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A scale () or (outputs,) in the shape of a weight [outputs, ...]."""
+    return scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
+
+
 def with_room(
-    run: Run, step: program.Linear | program.Conv, x: Grid, weight: torch.Tensor, bias: torch.Tensor | None,
-    codes: torch.Tensor, scale: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Codes and scale of a weight that are large enough for the bias (STA-WEIGHT-BIAS)."""
-    if bias is None or not scale.ndim or not bias.numel():
-        return codes, scale
-    with torch.no_grad():
-        few = bias.abs().double() / (x.scale * 2.0**30) > scale
-        if not bool(few.any()) and bool((codes.abs().flatten(1).amax(1) > 0).all()):
-            return codes, scale
-        node = run.network.layers[step.name].node
-        grid = step.w_qparams
-        grid = type(grid)(scale.numpy(), np.zeros(scale.shape, np.int32), grid.qmin, grid.qmax, 0)
-        present = float_graph.Linear(node.name, node.x, node.layer, weight.detach().numpy(), bias.detach().numpy())
-        whole = codes.to(torch.int8).numpy()
-        raised, raised_grid = conversion.with_room_for_bias(present, whole, grid, x.qparams, run.options.dialect)
-        if raised_grid is grid:
-            return codes, scale
-        scales = torch.from_numpy(raised_grid.scale.copy())
-    made: torch.Tensor = apply(QuantizedWeight, weight, None, scales, run.options)
-    return made, scales
+    run: Run, step: program.Linear | program.Conv, x: Grid, y: Grid | None, weight: torch.Tensor, bias: torch.Tensor,
+    coded: LayerCodes,
+) -> LayerCodes | None:  # fmt: skip
+    """A layer on scales that are large enough for its bias (STA-WEIGHT-BIAS); None where they are already."""
+    node, grid = run.network.layers[step.name].node, step.w_qparams
+    grid = type(grid)(coded.scale.numpy(), np.zeros(coded.scale.shape, np.int32), grid.qmin, grid.qmax, 0)
+    present = float_graph.Linear(node.name, node.x, node.layer, weight.numpy(), bias.numpy())
+    whole = coded.codes.to(torch.int8).numpy()
+    _, raised = conversion.with_room_for_bias(present, whole, grid, x.qparams, run.options.dialect)
+    if raised is grid:
+        return None
+    return layer_codes(weight, bias, run.options, True, x, y, torch.from_numpy(raised.scale.copy()))
 
 
 def in_float(

@@ -3,6 +3,8 @@ the layer absorbed, whose statistics are a batch's while they are trained (QAT-F
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +31,14 @@ class Source:
 
     def value(self, model: nn.Module) -> torch.Tensor:
         """The layer's own, of which the model's tensor gets the gradient."""
-        owner, _, name = self.path.rpartition(".")
-        tensor: torch.Tensor = getattr(model.get_submodule(owner), name)
-        return self.form(tensor)
+        owner: Any = model
+        for name in self.names:
+            owner = getattr(owner, name)
+        return self.form(owner)
+
+    @cached_property
+    def names(self) -> list[str]:
+        return self.path.split(".")
 
 
 class Rows:
