@@ -74,7 +74,7 @@ def test_observers(count, bench):
     with torch.no_grad(), peers.quiet():
         seconds = timing.side_by_side(functions, bench.budget)
     what = f"time of torch.ao's HistogramObserver (4 batches of {count:,} values and qparams) over ours"
-    seen, ratio = f"{what}, the range that was seen", seconds["torch.ao"] / seconds["histogram"]
+    seen, ratio = f"{what}, its own search among them", seconds["torch.ao"] / seconds["histogram"]
     bench.measure(f"histogram observer, {count:,} values", ratio, "x", of=seen, least=5)
     searched, ratio = f"{what}, MSEObserver, which searches as theirs does", seconds["torch.ao"] / seconds["mse"]
     bench.measure(f"histogram observer with search, {count:,} values", ratio, "x", of=searched, least=5)

@@ -5,13 +5,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import strategies as draws
 from evidence import clause
 from quantspec import CalibrationError, chapters
-from quantspec.numerics import observers
+from quantspec.numerics import affine, observers
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.observers import (
     HistogramObserver,
@@ -382,6 +383,70 @@ def test_a_number_of_bins_that_is_no_power_of_two_is_refused(bins):
 def test_histograms_of_different_bins_do_not_merge():
     with pytest.raises(ValueError, match="other: expected a histogram of 4 bins, got 8"):
         HistogramObserver(4).merge(HistogramObserver(8))
+
+
+def expected_ranges(values, bins, steps):
+    """Every range whose expected error is the smallest, but for 2^-40 of it."""
+    e, counts = spec.histogram(values, bins)
+    errors = {ends: spec.expected_error(*ends, counts, steps) for ends in spec.edges(counts)}
+    best, width = min(errors.values()), Fraction(2) ** e
+    return {
+        (max(float(low * width), min(values)), min(float(high * width), max(values)))
+        for (low, high), error in errors.items() if error <= best * (1 + Fraction(1, 2**40))
+    }  # fmt: skip
+
+
+@clause("OBS-HIST-SEARCH")
+@given(moderate(smallest=1), st.sampled_from([2, 4, 8, 16, 32]), st.sampled_from([1, 3, 15, 255]), st.integers(-9, 9))
+def test_a_search_equals_the_definition(tensors, bins, steps, qmin):
+    values = [float(v) for x in tensors for v in x]
+    observer = watched(HistogramObserver(bins, qmin=qmin, qmax=qmin + steps), tensors)
+    low, high = observer.range()
+    assert (float(low), float(high)) in expected_ranges(values, bins, steps)
+    assert low.dtype == high.dtype == np.float32
+
+
+@clause("OBS-HIST-SEARCH")
+@given(draws.seeds(), st.sampled_from([3, 15, 255]))
+def test_a_tail_of_one_side_is_cut_and_costs_the_other_nothing(r, steps):
+    bulk, tail = r.uniform(-1, 1, 2000), np.array([20.0])
+    for values, sign in ((np.concatenate([bulk, tail]), 1), (np.concatenate([bulk, -tail]), -1)):
+        x = values.astype(np.float32)
+        low, high = HistogramObserver(64, qmax=steps).observe(x).range()
+        assert (float(low), float(high)) in expected_ranges(x.tolist(), 64, steps)
+        near, far = (low, high) if sign > 0 else (-high, -low)
+        assert near <= -0.9 and (far < 20 or steps == 255)
+
+
+@clause("OBS-HIST-SEARCH")
+@given(draws.seeds(), st.integers(1, 500))
+def test_more_bins_than_are_searched_are_merged(r, size):
+    x = r.standard_t(2, size=size).astype(np.float32)
+    ranges = [HistogramObserver(bins).observe(x).range() for bins in (2048, 4096, 2**16)]
+    assert ranges[0] == ranges[1] == ranges[2]
+
+
+@clause("OBS-HIST-SEARCH")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize("steps", [15, 255])
+def test_heavy_tails_lose_less_than_with_torchs(steps):
+    theirs = pytest.importorskip("torch.ao.quantization")
+    r = np.random.default_rng(0)
+    for x in (r.standard_t(3, size=65536), r.laplace(size=65536), r.lognormal(size=65536), r.normal(size=65536)):
+        x = x.astype(np.float32)
+        other = theirs.HistogramObserver(quant_min=0, quant_max=steps)
+        other(torch.from_numpy(x))
+        ranges = [HistogramObserver(qmax=steps).observe(x).range(), other._non_linear_param_search()]
+        ours, torchs, whole = (squared_error(x, *ends, steps) for ends in (*ranges, (x.min(), x.max())))
+        assert ours < torchs and ours < whole
+
+
+def squared_error(x, low, high, steps):
+    """What quantizing by a range costs."""
+    grid = affine.qparams(np.float32(low), np.float32(high), qmin=0, qmax=steps, symmetric=False)
+    codes = affine.quantize(x, grid.scale, grid.zero_point, qmin=0, qmax=steps)
+    real = affine.dequantize(codes, grid.scale, grid.zero_point)
+    return float(np.square(x.astype(np.float64) - real).sum())
 
 
 @clause("OBS-PERCENTILE")

@@ -300,15 +300,16 @@ def test_a_reduced_range_keeps_pairs_of_products_within_16_bits():
 
 @clause("STA-SEARCH")
 @pytest.mark.parametrize("bits, reduce_range", [(8, False), (8, True), (4, False), (3, True), (2, False)])
-def test_a_search_uses_the_codes_that_there_will_be(bits, reduce_range):
+@pytest.mark.parametrize("searching", [qs.MSEObserver, qs.HistogramObserver])
+def test_a_search_uses_the_codes_that_there_will_be(bits, reduce_range, searching):
     model, x = networks.seeded(networks.Perceptron), networks.inputs(64)
     x[0] *= 20  # a search leaves it out where codes are few
     options = dict(bits=bits, reduce_range=reduce_range, dialect="exact")
-    prepared = qs.prepare(model, observer=qs.MSEObserver(), **options)
+    prepared = qs.prepare(model, observer=searching(), **options)
     prepared(x)
     highest = 2 ** (bits - reduce_range) - 1
-    own = qs.MSEObserver(qmin=0, qmax=highest)
-    signed = qs.prepare(model, observer=qs.MSEObserver(qmin=-128, qmax=127), **options)
+    own = searching(qmin=0, qmax=highest)
+    signed = qs.prepare(model, observer=searching(qmin=-128, qmax=127), **options)
     signed(x)
     assert {(seen.qmin, seen.qmax) for seen in signed.observers.values()} == {(0, highest)}
     q = qs.convert(prepared)

@@ -23,6 +23,13 @@ def test_no_input_gets_an_error_from_inside(function):
     assert section(function, found) in PAGE.read_text(encoding="utf-8"), "spec/errors.md is stale: run make errors"
 
 
+def test_codes_of_a_search_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="^qmin: expected less than qmax, got 3 and 3$"):
+        qs.HistogramObserver(qmin=3, qmax=3)
+    with pytest.raises(TypeError, match="^qmax: expected a whole number, got 2.5$"):
+        qs.HistogramObserver(qmax=2.5)
+
+
 def test_there_are_enough_kinds_of_input_and_every_public_function_is_called():
     assert len(INPUTS) >= 40
     called = {re.match(r"\w+", name)[0] for name in FUNCTIONS}

@@ -181,6 +181,16 @@ FAULTS = [
         'if not 0 < real_number(self.percent, "percent") <= 100:', "if not 0 <= self.percent <= 100:",
     ),
     Fault(
+        "histogram-without-a-search", "numerics.observers", ("OBS-HIST-SEARCH",),
+        "The histogram is counted, and the range is that of the smallest and the largest value.",
+        "        return self.within(low, high, exponent)", "        return self.ends()",
+    ),
+    Fault(
+        "search-of-eight-bits", "numerics.observers", ("OBS-HIST-SEARCH", "STA-SEARCH"),
+        "The steps are those of 256 codes, however many the network has.",
+        "least_expected_error(counts, self.qmax - self.qmin)", "least_expected_error(counts, 255)",
+    ),
+    Fault(
         "absolute-error", "numerics.observers", ("OBS-MSE",),
         "The error is not squared, and outliers weigh less.",
         "np.multiply(real, real, out=real)", "np.abs(real, out=real)",

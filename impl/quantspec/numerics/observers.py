@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Range = tuple[Float32, Float32]
 SMALLEST_EXPONENT = -149
+MOST_SEARCHED = 2048  # bins between whose edges a range is searched
 MANY = 2**13  # values from which on a compiled loop counts them
 PAIR = ctypes.c_float * 2
 NOTHING = PAIR(math.inf, -math.inf)  # the ends of no values
@@ -137,15 +138,16 @@ class MovingAverageObserver:
 
 @dataclass(frozen=True, eq=False)
 class HistogramObserver:
-    """A histogram of all values, with their exact minimum and maximum (OBS-HIST-*).
+    """A histogram of all values, with their exact minimum and maximum (OBS-HIST-*), and of the ranges from edge to edge
+    of its bins the one with the smallest expected error (OBS-HIST-SEARCH).
 
-    ``range`` returns the minimum and maximum; PercentileObserver and MSEObserver choose narrower ranges from the
-    histogram.
+    PercentileObserver and MSEObserver choose theirs from the histogram by other rules.
 
     Attributes:
         bins: number of bins, a power of two (OBS-HIST-BINS).
         counts: number of values in each bin, int64 of shape (bins,); the first bin is bin -bins / 2.
         exponent: each bin is 2^exponent wide.
+        qmin, qmax: the codes that the range is for.
     """
 
     bins: int = 2048
@@ -153,10 +155,14 @@ class HistogramObserver:
     counts: np.ndarray | None = None
     minimum: Float32 | None = None
     maximum: Float32 | None = None
+    qmin: int = 0
+    qmax: int = 255
 
     def __post_init__(self) -> None:
         if whole_number(self.bins, "bins") < 2 or self.bins.bit_count() != 1:
             raise ValueError(f"bins: expected a power of two of at least 2, got {self.bins}")
+        if whole_number(self.qmin, "qmin") >= whole_number(self.qmax, "qmax"):
+            raise ValueError(f"qmin: expected less than qmax, got {self.qmin} and {self.qmax}")
 
     def observe(self, x: ArrayLike) -> "HistogramObserver":
         """The observer that has also seen ``x`` (float32, any shape). Raises CalibrationError for NaN and
@@ -187,13 +193,29 @@ class HistogramObserver:
         (ours, our_exponent), (theirs, their_exponent) = self.filled(), other.filled()
         exponent = max(our_exponent, their_exponent)
         counts = coarser(ours, exponent - our_exponent) + coarser(theirs, exponent - their_exponent)
-        (a_low, a_high), (b_low, b_high) = self.range(), other.range()
+        (a_low, a_high), (b_low, b_high) = self.ends(), other.ends()
         low, high = np.minimum(a_low, b_low), np.maximum(a_high, b_high)
         return replace(self, exponent=exponent, counts=counts, minimum=low, maximum=high)
 
+    def ends(self) -> Range:
+        """The smallest and the largest value, as float32. Raises CalibrationError before any data was seen."""
+        return seen(self.minimum, self.maximum)
+
+    def within(self, low: int, high: int, exponent: int) -> Range:
+        """The range between two edges of bins of a width, by their numbers, cut to what was seen."""
+        minimum, maximum = self.ends()
+        with np.errstate(over="ignore"):  # the right edge of the last bin may lie beyond float32
+            left, right = (np.float32(np.ldexp(float(edge), exponent)) for edge in (low, high))
+        return np.maximum(left, minimum), np.minimum(right, maximum)
+
     def range(self) -> Range:
         """(minimum, maximum) as float32. Raises CalibrationError before any data was seen."""
-        return seen(self.minimum, self.maximum)
+        self.ends()
+        counts, exponent = self.filled()
+        doublings = max(0, (self.bins // MOST_SEARCHED).bit_length() - 1)
+        counts, exponent = coarser(counts, doublings), exponent + doublings
+        low, high = least_expected_error(counts, self.qmax - self.qmin)
+        return self.within(low, high, exponent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,14 +237,12 @@ class PercentileObserver:
 
     def range(self) -> Range:
         """(minimum, maximum) as float32. Raises CalibrationError before any data was seen."""
-        minimum, maximum = self.histogram.range()
-        (counts, exponent), half = self.histogram.filled(), self.histogram.bins / 2
+        self.histogram.ends()
+        (counts, exponent), half = self.histogram.filled(), self.histogram.bins // 2
         allowed = int(counts.sum()) * (100 - Fraction(self.percent)) // 200
         low = int(np.argmax(np.cumsum(counts) > allowed)) - half
         high = half - int(np.argmax(np.cumsum(counts[::-1]) > allowed))
-        with np.errstate(over="ignore"):  # the right edge of the last bin may lie beyond float32
-            left, right = (np.float32(np.ldexp(edge, exponent)) for edge in (low, high))
-        return np.maximum(left, minimum), np.minimum(right, maximum)
+        return self.histogram.within(low, high, exponent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +271,7 @@ class MSEObserver:
             CalibrationError: before any data was seen.
             ValueError: for a range that has no qparams.
         """
-        ends = self.histogram.range()
+        ends = self.histogram.ends()
         counts, exponent = self.histogram.filled()
         used = np.nonzero(counts)[0]
         centres = np.ldexp(used - self.histogram.bins / 2 + 0.5, exponent)
@@ -310,6 +330,38 @@ def bin_counts(x: np.ndarray, exponent: int, bins: int) -> np.ndarray:
     # Dividing by a power of two is exact in float64, so that the floor is the bin's own.
     index = np.floor(np.ldexp(x.ravel(), -exponent, dtype=np.float64)).astype(np.int64)
     return np.bincount(index + bins // 2, minlength=bins)
+
+
+def least_expected_error(counts: np.ndarray, steps: int) -> tuple[int, int]:
+    """The edges of bins, by their numbers, of the range of so many steps with the smallest expected error
+    (OBS-HIST-SEARCH).
+    """
+    half, used = len(counts) // 2, np.nonzero(counts)[0]
+    last = max(int(used[-1]) + 1 - half, 0)
+    lows = np.arange(min(int(used[0]) - half, 0), 1 if last else 0)
+    # Sums over the bins before each edge, all whole: of counts, of counts times twice the centre, and its square.
+    twice = 2 * np.arange(-half, half) + 1
+    sums = [np.concatenate([[0], np.cumsum(counts * twice**power)]) for power in range(3)]
+
+    def distances(edges: Any, n: Any, first: Any, second: Any) -> Any:
+        """The sum of squared distances of values from edges, in halves of a bin."""
+        return second - 4 * edges * first + 4 * edges**2 * n
+
+    before = distances(lows, *(total[lows + half] for total in sums))
+
+    def errors(highs: Any) -> Any:
+        """The expected error for each lower edge with an upper one."""
+        behind = distances(highs, *(total[-1] - total[highs + half] for total in sums))
+        return before + behind + sums[0][-1] * ((highs - lows) / steps) ** 2 / 3
+
+    # For each lower edge the error falls and then rises with the upper one, as a sum of convex functions does.
+    least, most = np.where(lows == 0, 1, 0), np.full(len(lows), last)
+    while (least < most).any():
+        middle = (least + most) // 2
+        falls = errors(np.minimum(middle + 1, last)) < errors(middle)
+        least, most = np.where(falls & (least < most), middle + 1, least), np.where(falls, most, middle)
+    best = int(np.argmin(errors(least)))
+    return int(lows[best]), int(least[best])
 
 
 def coarser(counts: np.ndarray, doublings: int) -> np.ndarray:

@@ -156,7 +156,7 @@ def observing(
         raise TypeError(expected_one_of("observer", [f"{kind.__name__}()" for kind in get_args(Observer)], observer))
     if seen_something(observer) or getattr(observer, "axis", None) is not None:
         raise ValueError("observer: expected a per-tensor observer without observed values")
-    if isinstance(observer, MSEObserver):  # which searches with the codes that there will be (STA-SEARCH)
+    if isinstance(observer, (MSEObserver, HistogramObserver)):  # which search with the codes to be (STA-SEARCH)
         observer = replace(observer, qmin=0, qmax=2 ** (options.bits - options.reduce_range) - 1)
     tracer.check_model(model)
     model = copies.own_copy(copies.inside(model), share=share)
