@@ -217,6 +217,7 @@ def test_an_adapter_that_passes_on_something_else_is_seen_behind_what_is_known()
     assert complaint == "mine linear: its adapter passes on other calls than were recorded."
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch says once in a process that it is deprecated
 @clause("BAK-PURE")
 def test_an_adapter_that_keeps_packed_weights_packs_others_for_another_zero_point():
     engine = TorchEngine("fbgemm")
@@ -229,6 +230,7 @@ def test_an_adapter_that_keeps_packed_weights_packs_others_for_another_zero_poin
 
 
 @clause("BAK-PLACE")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # torch says once in a process that it is deprecated
 def test_an_adapter_passes_channels_last_on_to_a_kernel_that_has_it():
     images = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
     for layout, expected in ((images, False), (checks.channels_last(images), True)):

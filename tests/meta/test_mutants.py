@@ -115,6 +115,45 @@ def test_the_functions_that_changed_are_those_whose_code_did():
     assert run.changed_functions("", before) == ["a", "b", "C.a"]
 
 
+def test_functions_are_decorated_below_what_is_mutated():
+    source = """\
+@near_names
+@quantspec.usual
+def a(
+    x,
+):
+    return x
+
+
+class C:
+    @property
+    def b(self):
+        return 1
+
+    @cache
+    def c(self):
+        return 2
+"""
+    expected = """\
+def a(
+    x,
+):
+    return x
+a = near_names(quantspec.usual(a))
+
+
+class C:
+    @property
+    def b(self):
+        return 1
+
+    def c(self):
+        return 2
+    c = cache(c)
+"""
+    assert run.with_decorators_called(source) == expected
+
+
 def test_a_change_picks_the_names_of_its_mutants():
     mutants = run.read_results(RESULTS)
     for function, names in (("along", [mutants[0].name]), ("QParams.quantize", [mutants[1].name]), ("quantize", [])):

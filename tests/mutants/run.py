@@ -11,7 +11,7 @@ tests, or code that is not needed, or it computes the same as before: ``equivale
 reason. A survivor that is not listed fails, and so does an entry that is no survivor.
 
 What is not mutated, by mutmut or because it would not load: constants of a module, defaults of dataclass fields,
-properties.
+properties, and functions with decorators other than those of ``CALLED``.
 """
 
 import argparse
@@ -77,6 +77,8 @@ ROOMS = {
     "qat": ("chapters/test_07_qat.py", "chapters/test_07_qat_networks.py", "chapters/test_07_qat_acts.py"),
     "storage": STORING,
 }
+# Decorators that mutmut would leave a function out for, and that may as well be called below it.
+CALLED = ("usual", "near_names", "contextmanager", "cache")
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
@@ -320,6 +322,8 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
         shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+    attacked = folder / "src" / "quantspec" / f"{module.replace('.', '/')}.py"
+    attacked.write_text(with_decorators_called(attacked.read_text(encoding="utf-8")), encoding="utf-8")
     tests = "\n    ".join(f"tests/{name}" for name in tests_of(module))
     (folder / "setup.cfg").write_text(SETTINGS.format(path=module.replace(".", "/"), tests=tests), encoding="utf-8")
     print(f"mutating {module}.py ...", flush=True)
@@ -333,6 +337,24 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
 def with_change(folder: Path, mutant: Mutant) -> Mutant:
     """The mutant and what it changes."""
     return replace(mutant, change=read_change(mutant, mutmut(folder, "show", mutant.name)))
+
+
+def with_decorators_called(source: str) -> str:
+    """A module in which functions with decorators of ``CALLED`` alone are defined without, and decorated below."""
+    lines = source.splitlines()
+    decorated = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
+        and all(ast.unparse(each).rpartition(".")[2] in CALLED for each in node.decorator_list)
+    ]  # fmt: skip
+    for node in sorted(decorated, key=lambda node: -node.lineno):
+        calls = node.name
+        for decorator in reversed(node.decorator_list):
+            calls = f"{ast.unparse(decorator)}({calls})"
+        lines.insert(node.end_lineno or 0, f"{' ' * node.col_offset}{node.name} = {calls}")
+        del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "\n".join(lines) + "\n"
 
 
 def run_mutmut(folder: Path, workers: int, patterns: Iterable[str]) -> None:
