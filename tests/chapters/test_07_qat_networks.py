@@ -151,6 +151,23 @@ def test_a_trained_network_is_the_converted_one(name, dialect, options):
     assert not torch.equal(q(batches[0]), quantized(batches[0]))
 
 
+@clause("QAT-EQUAL", "QAT-START")
+@pytest.mark.parametrize("share", [0.0, 1e-12])
+def test_channels_that_are_little_more_than_their_bias_are_those_of_the_converted_network(share):
+    model, batches = made("mlp")
+    first = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    with torch.no_grad():
+        first.weight[:3] *= share
+        first.bias[:3] = torch.tensor([0.3, -0.7, 0.0])
+    p = qs.prepare_qat(model, batches)
+    assert torch.equal(p(batches[0]), qs.quantize(model, batches)(batches[0]))
+    for _ in range(2):
+        trained(p, batches[:1])
+        p.eval()
+        q = qs.convert(p)
+        assert all(torch.equal(p(batch), q(batch)) for batch in batches)
+
+
 @clause("QAT-EQUAL")
 @pytest.mark.parametrize("name", ["mlp", "residual"])
 def test_every_value_between_is_the_converted_networks(name):

@@ -167,4 +167,9 @@ FAULTS = [
         "What Python draws at random is what it was when the model was traced.",
         "if acting.python_random() != pythons or not torch.equal(torch.get_rng_state(), before):", "if False:",
     ),
+    Fault(
+        "trained-without-room-for-bias", "qat.steps", ("QAT-EQUAL",),
+        "Weights are trained on the scales of their range, which conversion raises where the bias does not fit.",
+        "if bias is not None and coded.tight:", "if False:",
+    ),
 ]
