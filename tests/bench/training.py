@@ -11,8 +11,6 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import quantspec as qs
@@ -59,17 +57,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[64, 256], help="batch sizes (64 256)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table("network", "batch", "optimizer", "float, us", "quantspec", "torch.ao")
+    print("network  batch  optimizer  float, us  quantspec  torch.ao")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch.ao is deprecated
         for name, build in BUILDS.items():
             for batch in chosen.batches:
                 for optimizer in OPTIMIZERS:
                     found = measured(build, batch, optimizer, chosen.rounds)
-                    base = found["float"]
-                    times = [f"{found[peer] / base:.2f} x" for peer in ("quantspec", "torch.ao")]
-                    table.add_row(name, str(batch), optimizer, f"{base:,.0f}", *times)
-    Console().print(table)
+                    ours, theirs = (found[peer] / found["float"] for peer in ("quantspec", "torch.ao"))
+                    times = f"{found['float']:9,.0f}  {ours:7.2f} x  {theirs:6.2f} x"
+                    print(f"{name:7}  {batch:5}  {optimizer:9}  {times}", flush=True)
 
 
 if __name__ == "__main__":

@@ -542,6 +542,43 @@ def test_autocast_changes_no_code(name):
     assert all(parameter.grad.dtype == torch.float32 for parameter in p.model.parameters())
 
 
+@clause("QAT-AUTOCAST")
+@pytest.mark.parametrize("name, inside", [("lenet", False), ("words", False), ("mlp", True)])
+def test_autocast_changes_no_gradient(name, inside):
+    model, batches = made(name)
+    plain, cast = (qs.prepare_qat(model, batches).train() for _ in range(2))
+    for p in (plain, cast):
+        torch.manual_seed(0)  # of what is dropped
+        with torch.autocast("cpu", torch.bfloat16, enabled=p is cast):
+            loss = p(batches[1]).square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), cast.parameters(), strict=True))
+
+
+@clause("QAT-COMPUTED")
+def test_parameters_that_the_first_batch_adds_are_warned_of():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.last = nn.Parameter(torch.randn(3, 4)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.last(F.linear(x, self.weight * 2).relu())
+
+    model, plain = (networks.seeded(build).eval() for build in (Doubled, lambda: nn.Linear(4, 3)))
+    x = networks.inputs(8)
+    with pytest.warns(UserWarning, match="the first batch added .*, networks.0.added.linear_weight; create") as seen:
+        qs.prepare_qat(model).train()(x)
+    assert seen[0].filename == __file__
+    for silent in (qs.prepare_qat(model, [x]), qs.prepare_qat(plain)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            silent.train()(x)
+
+
 @clause("QAT-COMPILE")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's compiler asks every tensor for one
 @pytest.mark.filterwarnings("ignore:module 'first' is called in a way")  # the codes below would tell

@@ -158,6 +158,12 @@ FAULTS = [
         "    optimizers.replace(given.parameters())\n", "",
     ),
     Fault(
+        "qat-late-parameters-in-silence", "qat.prepare", ("QAT-COMPUTED",),
+        "Nothing tells that an optimizer does not hold what the first batch added.",
+        "if late := [name for name, _ in self.named_parameters() if name not in before]:",
+        "if late := [name for name in before if name not in before]:",
+    ),
+    Fault(
         "qat-packed-as-they-lie", "qat.recurrent", ("DYN-PACKED",),
         "The state of packed sequences is not put into their order.",
         "states = [part[:, x.sorted_indices] for part in states]", "states = list(states)",

@@ -253,9 +253,9 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
 
 
 def level_of_caller() -> int:
-    """``stacklevel`` of a warning that is to name the line outside the package from which it was called."""
+    """``stacklevel`` of a warning that is to name the line outside the package, and torch, from which it was called."""
     names = (frame.f_globals.get("__name__", "") for frame, _ in walk_stack(sys._getframe(1)))
-    ours = takewhile(lambda name: name.startswith("quantspec."), names)
+    ours = takewhile(lambda name: name.startswith(("quantspec.", "torch.")), names)
     return 1 + sum(1 for _ in ours)
 
 

@@ -243,7 +243,15 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,), (x, codes, steps), plan = gradients, ctx.saved_tensors, ctx.plan
+        if not torch.is_autocast_enabled("cpu"):
+            return Layer.gradients(ctx, *gradients)
+        with torch.autocast("cpu", enabled=False):  # that of whoever calls ``backward``
+            return Layer.gradients(ctx, *gradients)
+
+    @staticmethod
+    def gradients(ctx: Any, gradient: torch.Tensor) -> Any:
+        """Of all arguments of ``forward``."""
+        (x, codes, steps), plan = ctx.saved_tensors, ctx.plan
         own = None
         if plan.y is None:
             ends = 0.0, 0.0

@@ -1,6 +1,7 @@
 """Quantization-aware training: prepare, train, convert (chapter 7)."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,14 @@ from quantspec.ptq import static
 from quantspec.ptq.captured import Captured
 from quantspec.ptq.options import checked
 from quantspec.ptq.static import Observer, Prepared
-from quantspec.ptq.work import NO_PART, nothing_in, report_of_network, report_of_parts, warn_of_float
+from quantspec.ptq.work import (
+    NO_PART,
+    level_of_caller,
+    nothing_in,
+    report_of_network,
+    report_of_parts,
+    warn_of_float,
+)
 from quantspec.surroundings import usual
 
 from . import optimizers
@@ -123,7 +131,12 @@ class QATModule(nn.Module):
         networks = [part for ways in capture.parts.values() for part in ways.values()]
         for part in [prepared, *networks]:
             part.observers = dict.fromkeys(part.observers, MinMaxObserver())
+        before = {name for name, _ in self.named_parameters()}
         self.settle()
+        if late := [name for name, _ in self.named_parameters() if name not in before]:
+            text = "prepare_qat: the first batch added parameters for weights that the model computes"
+            advice = "create the optimizer after it, or pass calibration batches to prepare_qat"
+            warnings.warn(f"{text}, {', '.join(late)}; {advice}", stacklevel=level_of_caller())
 
     def train(self, mode: bool = True) -> "QATModule":
         """Sets training or evaluation mode."""
