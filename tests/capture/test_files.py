@@ -78,7 +78,7 @@ def test_weights_are_held_as_codes_within_a_step_and_read_as_them():
         assert not torch.equal(tensor.values(), original)
     codes = {id(held_codes(step)) for _, network in q.networks() for step in network.program.layers}
     assert all(id(held_codes(tensor.weight, "codes")) in codes for tensor in coded.values())
-    assert not {name for name, _ in q.python.named_parameters()} & set(coded)
+    assert not {name.removeprefix("python.") for name, _ in q.named_parameters()} & set(coded)
 
 
 @clause("STA-CODED", "STA-WAYS")
@@ -141,6 +141,40 @@ def test_only_what_stays_in_float_is_a_parameter(tmp_path):
         assert names == ["a_b.weight", "a_b.bias", "a.b.weight", "a.b.bias"]
         assert torch.equal(twin(x), q(x)) and twin.nbytes == q.nbytes
         assert torch.equal(twin.python.rnn.bias_hh_l0, model.rnn.bias_hh_l0)
+
+
+class Asks(nn.Module):
+    """Asks itself for its parameters, as models do for their type of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(8, 6, bias=False), nn.LayerNorm(6)
+        self.last = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        self.last[1].weight = self.last[0].weight
+
+    def forward(self, x):
+        y = self.norm(self.first(x.to(next(self.parameters()).dtype)))
+        if bool(y.sum() > 1e9):
+            y = y * 2
+        named = [(name, tuple(p.shape), p.requires_grad) for name, p in self.named_parameters()]
+        lists = self.last.parameters(), self.last[1].parameters(recurse=False)
+        twice = self.last.named_parameters("a", remove_duplicate=False)
+        return self.last(y), named, [len(list(found)) for found in lists], [name for name, _ in twice]
+
+
+@clause("STA-CODED")
+def test_python_that_asks_a_module_for_parameters_gets_all_of_them(tmp_path):
+    model, x = networks.seeded(Asks), networks.inputs(4, (8,))
+    model.requires_grad_(False)
+    expected = model(x)
+    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model)):
+        q.save(tmp_path / "q")
+        filled = copy.deepcopy(q)
+        filled.load_state_dict(q.state_dict())
+        twins = q, copy.deepcopy(q), pickle.loads(pickle.dumps(q)), qs.load(tmp_path / "q", model=model), filled
+        for twin in twins:
+            assert twin(x)[1:] == expected[1:] and torch.equal(twin(x)[0], q(x)[0])
+            assert {name.removeprefix("python.") for name, _ in twin.named_parameters()} <= {"norm.weight", "norm.bias"}
 
 
 @clause("STA-CODED")

@@ -114,7 +114,7 @@ FORMS: dict[str, tuple[str, Callable[[], Written], list[str]]] = {
     "nn.CircularPad2d": ("conv", lambda: nn.CircularPad2d((1, 2, 0, 1)), ["move"]),
     "nearest": ("conv", lambda: lambda x: F.interpolate(x, scale_factor=2), ["move"]),
     "nearest, exact": ("conv", lambda: nn.Upsample(size=(5, 7), mode="nearest-exact"), ["move"]),
-    "bilinear": ("conv", lambda: lambda x: F.interpolate(x, size=(5, 7), mode="bilinear"), ["float interpolate"]),
+    "bilinear": ("conv", lambda: lambda x: F.interpolate(x, size=(5, 7), mode="bilinear"), ["bilinear"]),
     "pixel shuffle": ("conv 1", lambda: nn.PixelShuffle(2), ["move"]),
     "channel shuffle": ("conv", lambda: nn.ChannelShuffle(2), ["move"]),
     "flatten": ("linear", lambda: lambda x: x.unflatten(1, (2, 4)).flatten(1), ["move", "move"]),

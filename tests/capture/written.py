@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils.checkpoint import checkpoint
 
 warnings.simplefilter("ignore", FutureWarning)
 
@@ -157,6 +158,38 @@ ANY = (
     "{v} = {a}.where({a} > 0, {b})",
     "{v} = {a}.masked_fill({a} > 1, 1.0)",
     "{v} = {a}.clone()\n{v}[{v} < 0] *= 0.5",
+    # what libraries write
+    "{v} = {a}\nfor {t} in {modules}:\n    {v} = {t}({v})",
+    "{v} = {a}\nfor {t}, block in enumerate({modules}):\n    {v} = block({v}) if {t} else {v} + block({v})",
+    "{t} = []\nfor block in {modules}[:2]:\n    {t}.append(block({a}))\n{v} = torch.stack({t}).amax(0)",
+    "{v} = {modules}[-1]({a}) - {modules}[0]({b})",
+    "{t} = {named}\n{v} = sum({t}[key]({a}) for key in {t}) / len({t})",
+    "{v} = {named}['b'](x={a}) if 'b' in {named} else {a}",
+    "{t} = {named}\n{v} = torch.cat([{t}[key]({a})[:, :4] for key in sorted({t}.keys())], 1)",
+    "{v} = getattr(self, '{layer}'.partition('.')[2])({a})",
+    "{v} = {layer}({a}) if hasattr(self, 'kept_for_later') or not self.training else {a}",
+    "{v} = checkpoint({layer}, {a}, use_reentrant=False)",
+    "{v} = functools.partial(torch.add, {layer}({a}), alpha=0.5)({b})",
+    "if ({t} := {layer}({a})) is not None:\n    {v} = {t} * 0.5",
+    "{t} = {a} if torch.is_grad_enabled() or {a}.requires_grad else {a}.contiguous()\n{v} = {layer}({t})",
+    "if torch.jit.is_scripting() or torch.jit.is_tracing():\n    {v} = {a}\nelse:\n    {v} = {layer}({a})",
+    "{t} = torch.arange({a}.shape[1], device={a}.device, dtype={a}.dtype)\n{v} = {layer}({a} * ({t}.sum() / 28))",
+    "{t} = {a}.new_zeros({a}.shape)\n{v} = {layer}({a} + {t}).type_as({a})",
+    "{t}, *_ = {a}.shape\n{v} = {layer}({a}.reshape({t}, *{a}.shape[1:]))",
+    "{t}, channels = {a}.size()[:2]\n{v} = {layer}({a}) * (channels / 8)",
+    "with torch.autocast('cpu', enabled=False):\n    {v} = {layer}({a}.float())",
+    "{t} = {a}.unbind(1)\n{v} = torch.stack({t}[4:] + {t}[:4], dim=1)",
+    "{v} = {layer}({a}.to(next(self.parameters()).dtype))",
+    "{t} = iter([{layer}, torch.tanh])\n{v} = next({t})({a})\n{v} = next({t})({v})",
+    "{v} = {a}\nwhile {v} is {a}:\n    {v} = {layer}({a})",
+    "{t} = {layer}({a}), {b}\n{v} = max({t}, key=lambda one: one.dim()) - {t}[1] * 0.5",
+    "{v} = nn.Sequential({layer}, nn.Tanh())({a})",
+    "{v} = self.step({layer}, {a}, scale_by=0.5)",
+    "{v} = type(self).apart({layer}({a}))",
+    "{v} = {layer}({a}).squeeze(0).reshape({a}.shape).clamp(min=-3)",
+    "{v} = torch.lerp({a}, {layer}({b}), 0.25)",
+    "{v} = {prelu}({layer}({a}))",
+    "{v} = {layer}({a}) + {drop}({b})",
 )  # fmt: skip
 ROWS = (
     "{v} = F.linear({a}, {weight}, {bias})",
@@ -171,6 +204,11 @@ ROWS = (
     "{v} = torch.einsum('nc,oc->no', {a}, {weight})",
     "{v} = {doubled}({doubled}({a}), twice=True)",
     "{v} = F.batch_norm({a}, {buffer8}, {buffer8} + 1, {bias})",
+    "{v} = F.prelu({layer}({a}), {bias})",
+    "{v} = {layer}({a}.repeat_interleave(2, 0)[::2])",
+    "{t} = {layer}({a})[:, None].expand(-1, 3, -1)\n{v} = {layer}({t}).mean(1)",
+    "{v} = torch.baddbmm({a}[None], {b}[None], {weight}[None])[0]",
+    "{t} = ({a}[None] @ {b}[None].mT).softmax(-1)\n{v} = {layer}(({t} @ {a}[None])[0])",
 )
 IMAGES = (
     "{v} = F.conv2d({a}, {weight}, {bias}, padding=1)",
@@ -183,6 +221,15 @@ IMAGES = (
     "{t} = {a}.shape[2] // 2\n{v} = torch.cat([{layer}({a}[:, :, :{t}]), {a}[:, :, {t}:]], 2)",
     "{v} = F.batch_norm({a}, {buffer8}, {buffer8} + 1, {bias})",
     "{v} = {layer}({a}.to(memory_format=torch.channels_last))",
+    "{v} = F.interpolate({layer}(F.avg_pool2d({a}, 2)), scale_factor=2, mode='bilinear')",
+    "{v} = F.interpolate({layer}({a}[..., ::2]), size={b}.shape[-2:], mode='bilinear', align_corners=True) + {b}",
+    "{v} = {layer}(F.interpolate({a}, scale_factor=0.5, mode='bilinear', align_corners=False)).repeat(1, 1, 2, 2)",
+    "{v} = F.pixel_shuffle(F.pixel_unshuffle({layer}({a}), 2), 2)",
+    "{t} = F.unfold({a}, 1)\n{v} = {layer}(F.fold({t}, {a}.shape[2:], 1))",
+    "{t} = {a}.flatten(2).transpose(1, 2)\n{v} = {layer}({t}.transpose(1, 2).reshape({a}.shape))",
+    "{v} = {layer}({a}) * {b}.amax((2, 3), keepdim=True).sigmoid()",
+    "n, c, h, w = {a}.shape\n{v} = {layer}({a}.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))",
+    "{v} = {layer}(F.instance_norm({a}, weight={bias}.abs() + 0.5))",
 )
 LAYERS = {
     "rows": (
@@ -221,6 +268,10 @@ HOOKS = (
     "register_forward_hook(lambda module, inputs, named, output: output + 0.125, with_kwargs=True)",
     "register_full_backward_hook(lambda module, given, wanted: None)",
 )
+METHODS = [
+    "", "    def step(self, layer, *values, scale_by):", "        return layer(*values) * scale_by", "",
+    "    @staticmethod", "    def apart(value):", "        return value - value.mean(0, keepdim=True)",
+]  # fmt: skip
 SIGNATURES = (
     "self, x",
     "self, x, scale=1.0, flag=False, bias=None",
@@ -361,6 +412,28 @@ class Names(dict):
 
     new_buffer8 = new_buffer
 
+    def new_modules(self) -> str:
+        name = f"self.modules{len(self.cls.init)}"
+        kinds = ", ".join(self.writer.pick(LAYERS[self.writer.kind]) for _ in range(2))
+        self.cls.init.append(f"{name} = nn.ModuleList([{kinds}])")
+        return name
+
+    def new_named(self) -> str:
+        name = f"self.named{len(self.cls.init)}"
+        kinds = ", ".join(f"{key!r}: {self.writer.pick(('nn.Identity()', 'nn.Tanh()', 'nn.ReLU6()'))}" for key in "ab")
+        self.cls.init.append(f"{name} = nn.ModuleDict({{{kinds}}})")
+        return name
+
+    def new_prelu(self) -> str:
+        name = f"self.prelu{len(self.cls.init)}"
+        self.cls.init += [f"{name} = nn.PReLU(8)", f"nn.init.uniform_({name}.weight, -0.5, 1.5)"]
+        return name
+
+    def new_drop(self) -> str:
+        name = f"self.drop{len(self.cls.init)}"
+        self.cls.init.append(f"{name} = nn.Dropout(0.25, inplace=True)")
+        return name
+
     def new_dims(self) -> str:
         return "2" if self.writer.kind == "rows" else "4"
 
@@ -412,6 +485,7 @@ class Writer:
         lines += [f"        {line}".rstrip() for line in "\n".join([*cls.lines, f"return {result}"]).split("\n")]
         if name != "Model":
             self.parts.append((name, got))
+        lines += METHODS if "self.step" in body or "self).apart" in body else []
         self.layers = cls.layers
         return "\n".join(head + lines)
 

@@ -20,8 +20,8 @@ from evidence import clause
 from quantspec import chapters
 from quantspec.engines.reference import STEPS
 from quantspec.ir import float_graph, float_run
-from quantspec.ir.program import Add, Call, Mul, Ref, Table
-from quantspec.numerics import affine, integer, windows
+from quantspec.ir.program import Add, Bilinear, Call, Mul, Ref, Table
+from quantspec.numerics import affine, bilinear, integer, windows
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, mean, mul
@@ -206,6 +206,86 @@ def test_a_transposed_weight_exchanges_inputs_and_outputs_within_each_group(grou
     wide = torch.nn.functional.pad(x, [2, 2] * axes)
     assert conv(wide, float_run.transposed_weight(weight, groups), groups=groups).tolist() == expected.tolist()
     assert float_run.transposed_weight(float_run.transposed_weight(weight, groups), groups).tolist() == weight.tolist()
+
+
+FACTORS = [None, 2.0, 4.0, 1.5, 0.5, 3.0, 0.75, 1.7]
+
+
+@clause("INT-BILINEAR-PLACES")
+@given(st.integers(1, 40), st.integers(1, 80), st.sampled_from(FACTORS), st.booleans())
+def test_outputs_of_an_interpolation_lie_where_the_clause_says(n, m, factor, align_corners):
+    m = m if factor is None else max(int(n * factor), 1)
+    before, behind, steps = bilinear.places(n, m, factor, align_corners)
+    found = [[(int(b), 256 - int(s)), (int(e), int(s))] for b, e, s in zip(before, behind, steps)]
+    assert found == [spec.neighbours(spec.place(i, n, m, factor, align_corners), n) for i in range(m)]
+
+
+@clause("INT-BILINEAR")
+@given(
+    draws.seeds(), st.tuples(st.integers(1, 5), st.integers(1, 5)), st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.sampled_from(FACTORS[1:]), st.sampled_from(FACTORS[1:])), st.integers(0, 3), st.integers(0, 255),
+)  # fmt: skip
+def test_an_interpolation_is_the_weighted_average_of_four_codes(r, shape, size, factors, how, zero_point):
+    q, grid = r.choice(np.uint8([0, 1, 127, 254, 255, *range(9, 40)]), (2, 1, *shape)), QParams(0.5, zero_point, 0, 255)
+    align_corners, exact = how == 1, how == 2
+    if how >= 2:
+        size = tuple(int(n * f) for n, f in zip(shape, factors))
+        if 0 in size:
+            with pytest.raises(ValueError, match="^expected positions to interpolate"):
+                bilinear.interpolate(q, grid, None, factors, exact=exact, align_corners=False)
+            return
+    got = bilinear.interpolate(
+        q, grid, None if how >= 2 else size, factors if how >= 2 else None, exact=exact, align_corners=align_corners
+    )
+    given = factors if exact else (None, None)
+    assert got.dtype == np.uint8
+    assert got[:, 0].tolist() == [spec.bilinear(i[0].tolist(), zero_point, size, given, align_corners) for i in q]
+
+
+class Resized(nn.Module):
+    """An interpolation between two layers, told its lengths in some way."""
+
+    def __init__(self, resize):
+        super().__init__()
+        self.first, self.last, self.resize = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1), resize
+
+    def forward(self, x):
+        return self.last(self.resize(self.first(x)))
+
+
+def resized(**options):
+    return lambda x: torch.nn.functional.interpolate(x, mode="bilinear", **options)
+
+
+RESIZED = {
+    "module": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+    "module with corners": lambda: nn.UpsamplingBilinear2d(size=(7, 11)),
+    "size": lambda: resized(size=(13, 5)),
+    "one size": lambda: resized(size=9),
+    "factor": lambda: resized(scale_factor=1.7),
+    "factor, worked out anew": lambda: resized(scale_factor=1.7, recompute_scale_factor=True),
+    "factors, with corners": lambda: resized(scale_factor=(2, 1.5), align_corners=True),
+    "smaller": lambda: resized(scale_factor=0.5),
+    "like a value": lambda: lambda x: torch.cat([resized(size=x.shape[2:])(torch.max_pool2d(x, 2)), x[:, :0]], 1),
+    "like a value's lengths": lambda: lambda x: resized(size=(x.size(2), x.shape[-1]))(torch.max_pool2d(x, 2)),
+}
+
+
+@clause("INT-BILINEAR", "INT-BILINEAR-PLACES")
+@pytest.mark.parametrize("name", RESIZED)
+def test_a_network_interpolates_its_codes(name):
+    model = networks.seeded(lambda: Resized(RESIZED[name]()))
+    x = networks.inputs(2, (3, 6, 9))
+    q = qs.quantize(model, [x], dialect="exact")
+    (step,) = [step for step in q.program.steps if isinstance(step, Bilinear)]
+    seen = {}
+    q.run_on("reference").compiled({q.program.inputs[0]: x}, lambda step, value: seen.setdefault(step.name, value))
+    before, after = seen[step.x], seen[step.name]
+    real = model.resize(model.first(x)).shape[2:]
+    assert after.shape[2:] == real
+    given = int(step.qparams.zero_point), real, step.factors if step.exact else (None, None), step.align_corners
+    expected = [[spec.bilinear(plane.tolist(), *given) for plane in image] for image in before]
+    assert after.tolist() == expected
 
 
 @clause("INT-MUL")

@@ -21,6 +21,7 @@ from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import (
     Add,
+    Bilinear,
     Dequantize,
     LinearDynamic,
     LinearWeight,
@@ -269,6 +270,22 @@ def test_tables(r, shape):
     x = programs.grid(r)
     step = programs.table(r, x)
     check(programs.between(x, [step], step.y_qparams), programs.values(r, x, shape))
+
+
+@given(strategies.seeds(), st.sampled_from([1, 3, 5, 16, 37]), st.integers(0, 5))
+def test_bilinear(r, channels, how):
+    x = programs.grid(r)
+    shape = (int(r.integers(1, 3)), channels, *(int(n) for n in r.integers(1, 8, 2)))
+    size = tuple(int(n) for n in r.integers(1, 14, 2))
+    factors = tuple(float(f) for f in r.choice([1.0, 1.5, 2.0, 3.0, 1.7], 2))
+    form = [(None, size, None, False, False), (None, size, None, False, True), (None, None, factors, True, False),
+            (None, None, factors, False, False), (None, None, factors, True, True)]  # fmt: skip
+    # Behind a convolution that reads beyond the edges of what is interpolated, and of what it makes.
+    first = programs.conv(r, "z", "x.codes", x, channels, channels, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    given = form[how] if how < 5 else ("x.codes", None, None, False, False)
+    step = Bilinear("y", "z", first.y_qparams, *given)
+    last = programs.conv(r, "last", "y", first.y_qparams, channels, 2, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    check(programs.between(x, [first, step, last], last.y_qparams), programs.values(r, x, shape))
 
 
 SHAPES_OF_CHANNELS = [(7, 33), (2, 5, 17), (2, 5, 3, 4), (1, 3, 17, 9), (2, 16, 5, 5), (1, 70, 2, 3), (2, 5, 3, 2, 4)]

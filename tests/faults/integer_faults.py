@@ -513,6 +513,30 @@ NETWORKS = [
         '* codes)',
     ),
     Fault(
+        'positions-rounded-down', 'numerics.bilinear', ('INT-BILINEAR-PLACES',),
+        'Positions are cut to 256ths.',
+        'return whole + (2 * rest > b or (2 * rest == b and whole % 2))',
+        'return whole',
+    ),
+    Fault(
+        'factor-for-lengths', 'numerics.bilinear', ('INT-BILINEAR-PLACES',),
+        'Positions follow from the lengths where a factor is given.',
+        'ratio = Fraction(n, m) if factor is None else 1 / Fraction(factor)',
+        'ratio = Fraction(n, m)',
+    ),
+    Fault(
+        'between-rounded-per-axis', 'numerics.bilinear', ('INT-BILINEAR',),
+        'What lies between two rows is rounded to codes before columns are looked at.',
+        'values = weighted(values, rows, 2)\n',
+        'values = np.rint(weighted(values, rows, 2) / 256) * 256\n',
+    ),
+    Fault(
+        'between-without-zero-point', 'numerics.bilinear', ('INT-BILINEAR',),
+        'Codes are averaged with their zero point, which decides ties.',
+        '(np.rint(values / np.float32(UNIT**2)) + np.float32(grid.zero_point))',
+        'np.rint(values / np.float32(UNIT**2) + np.float32(grid.zero_point))',
+    ),
+    Fault(
         'tables-of-the-next-channel', 'numerics.integer', ('INT-TABLE-CHANNEL',),
         'Tables lie one channel further than the channels.',
         'return np.asarray(table[np.arange(len(table))',

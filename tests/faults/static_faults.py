@@ -296,6 +296,11 @@ FAULTS = [
         '            coded_weights.keep_codes(model, programs)\n', '            pass\n',
     ),
     Fault(
+        'python-sees-few-parameters', 'module.coded', ('STA-CODED',),
+        "A module of the copy that is asked for its parameters gives those that are held in float.",
+        'if tensors and type(module).named_parameters is', 'if not tensors and type(module).named_parameters is',
+    ),
+    Fault(
         'codes-of-another-layer', 'module.coded', ('STA-CODED',),
         'The codes of whatever layer has a weight of the same shape are taken for a weight.',
         'if (np.abs(codes * steps - wanted) <= np.abs(steps)).all():', 'if steps is not None:',

@@ -155,6 +155,12 @@ NETWORK: dict[str, tuple[list[tuple[str, Any]], str]] = {
     # other steps
     "a table of int8": ([("tensor table.table", torch.zeros(256, dtype=INT8))], "a table of 256 codes"),
     "a table of 255": ([("tensor table.table", torch.zeros(255, dtype=torch.uint8))], "a table of 256 codes"),
+    "an interpolation to nothing": ([("steps between size", None)], "one of like, size and factors"),
+    "an interpolation to two lengths": ([("steps factors like", "avg")], "one of like, size and factors"),
+    "an interpolation by no factor": ([("steps between exact", True)], "one of like, size and factors"),
+    "an interpolation to no positions": ([("steps between size", [0, 2])], r"lengths or factors of at most 2\^20"),
+    "an interpolation by too much": ([("steps factors factors", [2.0**21, 1.0])], r"lengths or factors of at most"),
+    "an interpolation like floats": ([("steps like like", "x")], "which is no codes"),
     "tables of no channel": (
         [("tensor slopes.table", torch.zeros((0, 256), dtype=torch.uint8))], "a table of 256 codes",
     ),

@@ -93,6 +93,8 @@ LARGE = {
     "input dilation": [(f"{CONV} input_dilation", [2**16, 2**16])],
     "kernels of a pool": [("steps max kernel", [2**18, 2**18]), ("steps max padding", [2**17, 2**17])],
     "adaptive sizes": [("steps ada size", [2**20, 2**20])],
+    "sizes of an interpolation": [("steps between size", [2**20, 2**20])],
+    "factors of an interpolation": [("steps factors factors", [2.0**20, 2.0**20])],
     "a weight without values": [("tensor linear.weight", torch.zeros(2**40, 0, dtype=torch.int8))],
     "full": function("torch.full", tuple_of(2**20, 2**20), 0.0),
     "zeros": function("torch.zeros", 2**20, 2**20),

@@ -128,6 +128,12 @@ IMAGES = {
     "functions": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.Conv2d(4, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.GELU(), nn.LeakyReLU()
     ),
+    "between, by two": lambda: Of(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
+    "between, by a factor": lambda: Of(lambda x: F.interpolate(x, scale_factor=(1.5, 0.75), mode="bilinear")),
+    "between, to a size": lambda: Of(lambda x: F.interpolate(x, size=(11, 5), mode="bilinear", align_corners=True)),
+    "between, like a value": lambda: Of(
+        lambda x: x + F.interpolate(F.max_pool2d(x, 3, 2, 1), size=x.shape[2:], mode="bilinear")
+    ),
     "functions of channels": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), slopes(4), nn.Conv2d(4, 6, 3), slopes(6), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
         nn.Linear(24, 5), slopes(5), nn.Linear(5, 2),

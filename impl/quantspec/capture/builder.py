@@ -23,7 +23,7 @@ from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
 from quantspec.ir.traverse import refs
 
-from . import aliases, layers, norms, operators
+from . import aliases, layers, norms, operators, resizing  # noqa: F401  # resizing adds to operators' tables
 from .operators import public
 
 NO_INTEGER_FORM = "has no integer form here"
@@ -138,8 +138,8 @@ class GraphBuilder:
     def module(self, node: fx.Node, module: nn.Module) -> Node | None:
         """A module without weights of its own as a node."""
         for type_of, recognize in operators.MODULES.items():
-            if public(module, (type_of,)):
-                return recognize(self, node, vars(module))
+            if public(module, (type_of,)) and (made := recognize(self, node, vars(module))) is not None:
+                return made
         if (moving := operators.moving(module)) is not None and not node.kwargs:
             target, more, named = moving
             kind, name = ("method", target) if isinstance(target, str) else ("function", qualified_name(target))

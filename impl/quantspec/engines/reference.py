@@ -13,6 +13,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Call,
     Callables,
     Concat,
@@ -34,7 +35,7 @@ from quantspec.ir.program import (
     Table,
 )
 from quantspec.ir.traverse import last_reads, refs, replace_refs
-from quantspec.numerics import integer, weight_only
+from quantspec.numerics import bilinear, integer, weight_only
 from quantspec.numerics.affine import float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
@@ -187,6 +188,24 @@ def averaged(step: Mean, values: Values, callables: Callables, choices: Dialect)
     return mean(choices, values[step.x], step.qparams, step.axes, keepdim=step.keepdim)
 
 
+def interpolated(step: Bilinear, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
+    try:
+        return bilinear.interpolate(
+            values[step.x], step.qparams, length_pair(step, values), step.factors, exact=step.exact,
+            align_corners=step.align_corners,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"interpolation at {step.name!r}: {error}") from error
+
+
+def length_pair(step: Bilinear, values: Values) -> tuple[int, int] | None:
+    """The lengths that an interpolation is given; None where they follow from factors."""
+    if step.like is None:
+        return step.size
+    height, width = values[step.like].shape[-2:]
+    return height, width
+
+
 def moved(step: Move, values: Values, callables: Callables, choices: Dialect) -> Any:
     return rearrange.apply(step, values.__getitem__)
 
@@ -218,6 +237,6 @@ def recurrent(step: Recurrent, values: Values, callables: Callables, choices: Di
 STEPS: dict[type, Callable[[Any, Values, Callables, Dialect], Any]] = {
     Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv,
     Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
-    MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Move: moved,
-    LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding, Recurrent: recurrent,
+    MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Bilinear: interpolated,
+    Move: moved, LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

@@ -217,6 +217,20 @@ class Mean:
 
 
 @dataclass(frozen=True, eq=False)
+class Bilinear:
+    """Values between their neighbours; fields as in ``program.Bilinear``."""
+
+    name: str
+    x: str
+    like: str | None
+    size: tuple[int, int] | None
+    factors: tuple[float, float] | None
+    exact: bool
+    align_corners: bool
+    call: Call
+
+
+@dataclass(frozen=True, eq=False)
 class Move:
     """Rearranges values without looking at them; ``call`` says how, on floats as on codes."""
 
@@ -280,7 +294,9 @@ class Recurrent:
 Layer = Linear | Conv
 Pool = MaxPool | AvgPool | AdaptiveAvgPool | Mean
 # What has an integer form and keeps in ``call`` how it is computed in float.
-Operation = BatchNorm | Relu | Elementwise | Add | Mul | Concat | Pool | Move | Shape | Embedding | Recurrent
+Operation = (
+    BatchNorm | Relu | Elementwise | Add | Mul | Concat | Pool | Bilinear | Move | Shape | Embedding | Recurrent
+)  # fmt: skip
 Node = Layer | Operation | Call
 
 

@@ -212,6 +212,24 @@ class Mean:
 
 
 @dataclass(frozen=True, eq=False)
+class Bilinear:
+    """Codes [batch, channels, height, width] between their neighbours (INT-BILINEAR); the grid stays.
+
+    The two lengths of the output are those of the value ``like``, or ``size``, or ``factors`` times the input's,
+    rounded down; ``exact`` says that positions follow from the factors, and not from the lengths.
+    """
+
+    name: str
+    x: str
+    qparams: QParams
+    like: str | None
+    size: tuple[int, int] | None
+    factors: tuple[float, float] | None
+    exact: bool
+    align_corners: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Move:
     """What rearranges codes without looking at them: flatten, permute, slice, split, pad with ``qparams``' zero point,
     nearest neighbours, ...
@@ -335,7 +353,7 @@ held_by(weight=(Linear, Conv, LinearDynamic, LinearWeight, Embedding), input_wei
 Layer = Linear | Conv | LinearDynamic | LinearWeight | Embedding | Recurrent
 Step = (
     Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool
-    | Mean | Move | LinearDynamic | LinearWeight | Embedding | Recurrent | Call
+    | Mean | Bilinear | Move | LinearDynamic | LinearWeight | Embedding | Recurrent | Call
 )  # fmt: skip
 Callables = Mapping[tuple[str, str], Any]
 

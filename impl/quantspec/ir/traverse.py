@@ -35,7 +35,7 @@ def refs(tree: Any) -> list[str]:
 
 
 # Fields of steps that name values; ``args``, ``kwargs`` and ``state`` are trees with Refs.
-NAMING = ("x", "a", "b", "xs", "offsets", "weights")
+NAMING = ("x", "a", "b", "xs", "like", "offsets", "weights")
 TREES = ("args", "kwargs", "state")
 
 

@@ -190,12 +190,38 @@ def nearest_scale(values: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> n
     return np.where(squares, scales, np.broadcast_to(scale, squares.shape)).astype(np.float32)
 
 
+class Parameters:
+    """``named_parameters`` of a module of ours, for the model's own Python: with those that are attributes now.
+
+    ``names``: those of the module itself, in the model's order.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.names = module, tuple(module._parameters)
+
+    def __call__(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """As torch's own."""
+        seen: set[int] = set()
+        modules = self.module.named_modules(prefix=prefix, remove_duplicate=remove_duplicate)
+        for path, module in modules if recurse else [(prefix, self.module)]:
+            own = module.__dict__.get("named_parameters")
+            for name in own.names if isinstance(own, Parameters) else module._parameters:
+                value = getattr(module, name, None)
+                if value is not None and not (remove_duplicate and id(value) in seen):
+                    seen.add(id(value))
+                    yield f"{path}.{name}" if path else name, value
+
+
 def put(model: nn.Module, tensors: Mapping[Key, torch.Tensor]) -> None:
     """Puts tensors into modules, where they are attributes: no optimizer, and no state_dict, sees them."""
     names: dict[int, list[str]] = {}
     for key, name in tensors:
         names.setdefault(key, []).append(name)
     for module in model.modules():
+        if tensors and type(module).named_parameters is nn.Module.named_parameters:
+            module.__dict__.setdefault("named_parameters", Parameters(module))
         for name in names.get(id(module), ()):
             module._parameters.pop(name, None)
             module.__dict__[name] = tensors[id(module), name]

@@ -255,11 +255,12 @@ class QuantizedModel(nn.Module):
         after = [array for _, network in self.networks() for array in codes_of(network.program)]
         moved = {id(old): new for old, new in zip(before, after, strict=True)}
         renewed: dict[coded_weights.Key, coded_weights.Coded] = {}
+        made_of: dict[int, coded_weights.Coded] = {}  # a weight that the model has in two places is one
         for name, module, leaf, tensor in coded_weights.held(self.python):
             if isinstance(tensor, coded_weights.Coded):
                 codes, scale = moved[id(held(tensor.weight, "codes"))], state["scales"][name].numpy().copy()
                 weight = changed(tensor.weight, codes=codes, scale=scale)
-                renewed[id(module), leaf] = coded_weights.Coded(weight)
+                renewed[id(module), leaf] = made_of.setdefault(id(tensor), coded_weights.Coded(weight))
             elif leaf in vars(module):
                 module.__dict__[leaf] = state["tensors"][name].clone()
         coded_weights.put(self.python, renewed)

@@ -18,7 +18,7 @@ from quantspec.storage.limits import Limits
 from quantspec.storage.model import Model
 from quantspec.surroundings import usual
 
-from .coded import Coded, codes_in, held
+from .coded import Coded, Key, codes_in, held
 from .islands import QuantizedModel, modules_of
 from .module import QuantizedModule
 from .report import Report, Work
@@ -137,7 +137,8 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
         else:
             ways[part.way] = made
     own_scales = {id(weight.codes): weight.scale for part in network.parts for _, weight in codes_in(part.program)}
-    coded = {}
+    coded: dict[Key, Coded] = {}
+    made_of: dict[int, Coded] = {}  # a weight that the model has in two places is one
     for name, module, leaf, tensor in held(own):
         if name in network.coded:
             weight = network.coded[name]
@@ -145,7 +146,8 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
             if (scale := own_scales.get(id(weight.codes))) is None:
                 raise Unfit(f"the codes of {name!r} belong to no layer")
             same = np.array_equal(scale, weight.scale)
-            coded[id(module), leaf] = Coded(changed(weight, codes=codes, scale=scale if same else weight.scale))
+            whole = changed(weight, codes=codes, scale=scale if same else weight.scale)
+            coded[id(module), leaf] = made_of.setdefault(id(tensor), Coded(whole))
         elif leaf in module._parameters:
             tensor.data = network.state[name]  # the same parameter wherever the model has it
         elif leaf in module._buffers:

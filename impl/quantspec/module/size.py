@@ -11,6 +11,7 @@ from quantspec.ir.held import Held, codes_shape, held
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     AvgPool,
+    Bilinear,
     Conv,
     Dequantize,
     Linear,
@@ -27,7 +28,7 @@ from quantspec.ir.traverse import code_fields, held_arrays
 
 READ_GRIDS = ("x_qparams", "a_qparams", "b_qparams")
 # Steps whose only arrays are the grid that they read.
-SHARING = (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean, Move)
+SHARING = (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean, Bilinear, Move)
 
 
 def float_bytes(model: nn.Module) -> int:

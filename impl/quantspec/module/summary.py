@@ -11,6 +11,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Call,
     Concat,
     Conv,
@@ -78,7 +79,10 @@ def kind_of(layer: Layer) -> str:
     return "embedding" if isinstance(layer, Embedding) else f"{layer.kind.upper()}, dynamic"
 
 
-POOLS = {MaxPool: "max pool", AvgPool: "average pool", AdaptiveAvgPool: "average pool", Mean: "mean", Relu: "relu"}
+POOLS = {
+    MaxPool: "max pool", AvgPool: "average pool", AdaptiveAvgPool: "average pool", Mean: "mean", Relu: "relu",
+    Bilinear: "bilinear",
+}  # fmt: skip
 
 
 def row(step: Step, digits: int) -> list[str] | None:

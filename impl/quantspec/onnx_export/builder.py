@@ -161,6 +161,11 @@ class Graph:
         return helper.make_graph(self.nodes, "network", inputs, outputs, self.initializers)
 
 
+def unit_grid(point: int, low: int, high: int) -> QParams:
+    """A grid of scale 1: real values that are steps already."""
+    return QParams(np.array(1.0), np.array(point), low, high)
+
+
 def dim_of(value: Length) -> Dim:
     return value if isinstance(value, int) else value.dim
 

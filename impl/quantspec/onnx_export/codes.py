@@ -15,6 +15,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Concat,
     Conv,
     Dequantize,
@@ -32,7 +33,8 @@ from quantspec.ir.program import (
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import quantize_bias
 
-from .builder import Dim, Graph, Tensor, broadcast, dim_of, times, total, windows
+from .bilinear import bilinear
+from .builder import Dim, Graph, Tensor, broadcast, dim_of, times, total, unit_grid, windows
 from .rearrange import like, narrow, pad, reshape, sizes_of, transpose, unsqueeze
 
 Values = dict[str, Any]  # tensors of the graph, lengths, constants, and tuples of these
@@ -174,11 +176,6 @@ def table(g: Graph, step: Table, values: Values) -> Tensor:
 def relu(g: Graph, step: Relu, values: Values) -> Tensor:
     x, point = values[step.x], int(step.qparams.zero_point)
     return x if point == 0 else like(x, g.clamp(x.name, unit_grid(point, point, 255)), x.shape)
-
-
-def unit_grid(point: int, low: int, high: int) -> QParams:
-    """A grid of scale 1: real values that are steps already."""
-    return QParams(np.array(1.0), np.array(point), low, high)
 
 
 def add(g: Graph, step: Add, values: Values) -> Tensor:
@@ -418,5 +415,5 @@ def embedding(g: Graph, step: Embedding, values: Values) -> Tensor:
 STEPS: dict[type, Callable[[Graph, Any, Values], Tensor]] = {
     Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv, Table: table, Relu: relu, Add: add,
     Mul: mul, Concat: concat, MaxPool: max_pool, AvgPool: avg_pool, AdaptiveAvgPool: adaptive, Mean: mean,
-    LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding,
+    Bilinear: bilinear, LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding,
 }  # fmt: skip

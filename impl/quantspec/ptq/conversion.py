@@ -15,7 +15,7 @@ from quantspec.ir.float_graph import FloatGraph, Layer
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.held import changed
 from quantspec.ir.program import Call, Callables, Dequantize, Program, Quantize, Ref
-from quantspec.ir.traverse import replace_refs
+from quantspec.ir.traverse import reads, refs, replace_refs
 from quantspec.kernels.memory import codes_with_room
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.numerics.dialects.dialect import Dialect
@@ -171,7 +171,7 @@ class Converter:
             elif isinstance(node, (Call, float_graph.Embedding, float_graph.Recurrent)):
                 self.as_float(node.name)
         output = replace_refs(self.graph.output, lambda name: Ref(self.as_float(name)))
-        steps = tuple(self.steps)
+        steps = tuple(without_unread_sizes(self.steps, output))
         return Program(self.dialect.name, self.graph.inputs, self.graph.defaults, steps, output, self.callables)
 
     def grid(self, name: str) -> QParams:
@@ -243,6 +243,10 @@ class Converter:
             return program.Relu(new, self.as_codes(node.x), self.grid(name))
         if isinstance(node, float_graph.Pool):
             return self.pool(node, new)
+        if isinstance(node, float_graph.Bilinear):
+            like = None if node.like is None else self.as_codes(node.like)
+            lengths = like, node.size, node.factors, node.exact, node.align_corners
+            return program.Bilinear(new, self.as_codes(node.x), self.grid(name), *lengths)
         if isinstance(node, (float_graph.Add, float_graph.Mul)):
             pair = self.as_codes(node.a), self.as_codes(node.b), self.grid(node.a), self.grid(node.b), self.grid(name)
             return program.Add(new, *pair, node.relu) if isinstance(node, float_graph.Add) else program.Mul(new, *pair)
@@ -308,6 +312,31 @@ class Converter:
     def has_codes(self, name: str) -> bool:
         """Whether the value is computed in codes: a layer's output, or what rearranges, clamps, pools or joins some."""
         return name in self.placement.coded and name not in self.kept and self.sources[name] not in self.kept
+
+
+def without_unread_sizes(steps: list[program.Step], output: Any) -> list[program.Step]:
+    """The steps without those that only tell a shape, or an item of one, to nobody: an interpolation on codes asks the
+    value itself for its lengths."""
+    read, kept = set(refs(output)), []
+    sizes: set[str] = set()
+    for step in steps:
+        if isinstance(step, Call) and (tells_shape(step) or takes_from(step, sizes)):
+            sizes.add(step.name)
+    for step in reversed(steps):
+        if step.name in read or step.name not in sizes:
+            kept.append(step)
+            read.update(reads(step))
+    return kept[::-1]
+
+
+def tells_shape(step: Call) -> bool:
+    """Whether a call gives the shape of a value, or a length of it."""
+    return step.target == "builtins.getattr" and step.args[1:] == ("shape",) or step.target == "size"
+
+
+def takes_from(step: Call, sizes: set[str]) -> bool:
+    """Whether a call takes an item of what one of these gives."""
+    return step.target == "operator.getitem" and isinstance(step.args[0], Ref) and step.args[0].name in sizes
 
 
 def splits(node: float_graph.Node | None, producers: dict[str, float_graph.Node]) -> bool:

@@ -5,6 +5,7 @@ from functools import cached_property
 
 from quantspec.ir.float_graph import (
     Add,
+    Bilinear,
     Concat,
     Elementwise,
     Embedding,
@@ -44,14 +45,20 @@ class Placement:
         self.joined = self.share_grids()
 
     def for_float_alone(self) -> frozenset[str]:
-        """The values computed in codes, and not by layers, that reach neither a layer nor an output of the network."""
+        """The values computed in codes, and not by layers, that reach neither a layer nor an output of the network, and
+        interpolations that reach no layer."""
         wanted = set(refs(self.graph.output))
         alone: set[str] = set()
+        fed: set[str] = set()
         for node in reversed(self.graph.nodes):
             if isinstance(node, Layer):
                 wanted.add(node.x)
+                fed.add(node.x)
+            elif isinstance(node, Bilinear) and node.name not in fed:
+                alone.add(node.name)
             elif node.name in self.coded and node.name in wanted:
                 wanted.update(own_reads(node))
+                fed.update(own_reads(node) if node.name in fed else ())
             elif node.name in self.coded and isinstance(node, (Add, Mul, Concat, Elementwise)):
                 alone.add(node.name)
         return frozenset(alone)
@@ -72,6 +79,10 @@ class Placement:
             elif isinstance(node, (Add, Mul, Concat)):
                 if all(in_codes(name) for name in dict.fromkeys(own_reads(node))):
                     coded.add(node.name)
+            elif isinstance(node, Bilinear):
+                if node.x in coded and (node.like is None or node.like in coded):
+                    coded.add(node.name)
+                    sources[node.name] = sources[node.x]
             elif isinstance(node, (Relu, Pool, Move, Elementwise)):
                 if node.x in coded:
                     coded.add(node.name)

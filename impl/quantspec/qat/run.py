@@ -9,12 +9,12 @@ from quantspec.capture.acting import MARK
 from quantspec.errors import CalibrationError
 from quantspec.ir.float_graph import Act
 from quantspec.ir.float_run import call_float
-from quantspec.ir.program import AdaptiveAvgPool, AvgPool, Call, MaxPool, Mean, Move, Relu, Step
+from quantspec.ir.program import AdaptiveAvgPool, AvgPool, Bilinear, Call, MaxPool, Mean, Move, Relu, Step
 from quantspec.ir.traverse import reads
 
 from .grids import Grid
 
-PASSING = Move | Relu | MaxPool | AvgPool | AdaptiveAvgPool | Mean
+PASSING = Move | Relu | MaxPool | AvgPool | AdaptiveAvgPool | Mean | Bilinear
 
 
 class Run:

@@ -18,7 +18,7 @@ from quantspec.ir import float_graph, program, rearrange
 from quantspec.ir.float_run import FloatLayer, call_float, check_fits, run_conv
 from quantspec.ir.program import Step
 from quantspec.ir.traverse import refs, replace_refs
-from quantspec.numerics import integer
+from quantspec.numerics import bilinear, integer
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects import operations
 from quantspec.ptq import conversion
@@ -297,6 +297,23 @@ def pooled(run: Run, step: program.AvgPool | program.AdaptiveAvgPool | program.M
     return averages
 
 
+def interpolated(run: Run, step: program.Bilinear) -> torch.Tensor:
+    """Values between neighbours, which keep the grid of their input."""
+    x, grid = run.values[step.x], run.grid(step, "qparams")
+    size = step.size if step.like is None else tuple(run.values[step.like].shape[-2:])
+    y = F.interpolate(
+        x, size, step.factors, "bilinear", step.align_corners,
+        recompute_scale_factor=None if step.factors is None else not step.exact,
+    )  # fmt: skip
+    if grid is None or run.is_loose(step):
+        return y
+    made = bilinear.interpolate(
+        as_codes(x, grid), grid.qparams, size, step.factors, exact=step.exact, align_corners=step.align_corners
+    )
+    result: torch.Tensor = apply(Replaced, y, of_codes(made, grid))
+    return result
+
+
 def moved(run: Run, step: program.Move) -> Any:
     """What is padded on is a real 0, or the code of it less the zero point, which is 0, too."""
     if step.target == MARK:
@@ -377,6 +394,6 @@ STEPS: dict[type, Callable[[Any, Any], Any]] = {
     program.Call: call, program.Quantize: quantize, program.Dequantize: dequantize, program.Linear: layer,
     program.Conv: layer, program.Table: table, program.Relu: relu, program.Add: added, program.Mul: multiplied,
     program.Concat: joined, program.MaxPool: max_pool, program.AvgPool: pooled, program.AdaptiveAvgPool: pooled,
-    program.Mean: pooled, program.Move: moved, program.Embedding: embedding, program.Recurrent: recurrent_step,
-    program.LinearDynamic: refused, program.LinearWeight: refused,
+    program.Mean: pooled, program.Bilinear: interpolated, program.Move: moved, program.Embedding: embedding,
+    program.Recurrent: recurrent_step, program.LinearDynamic: refused, program.LinearWeight: refused,
 }  # fmt: skip

@@ -143,7 +143,12 @@ class Steps:
             return self.layer(row, self.shape(row.get("weight")), x)
         if kind in ("MaxPool", "AvgPool"):
             return 1, around(numbers(row.get("padding"))), product(numbers(row.get("kernel")))
-        if kind == "AdaptiveAvgPool":
+        if kind == "Bilinear" and row.get("size") is None:
+            factors = items(row.get("factors"))
+            if not all(type(factor) in (int, float) and 1 <= factor <= 2.0**20 for factor in factors):
+                return 1, 0, 0
+            return x * math.prod(map(int, factors)), 0, 0
+        if kind in ("AdaptiveAvgPool", "Bilinear"):
             return product(numbers(row.get("size"))), 0, 0
         if kind == "Embedding":
             return math.prod(self.shape(row.get("weight"))[1:]), 0, 0

@@ -14,6 +14,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Call,
     Cell,
     Concat,
@@ -44,7 +45,7 @@ from .allowed import check_call
 
 Grids = dict[str, QParams | None]  # of the values so far; None for what is no codes
 READING_CODES = (
-    Dequantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move,
+    Dequantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Bilinear, Move,
 )  # fmt: skip
 LONGEST = 2**20  # no kernel, stride or dilation is longer
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -216,6 +217,18 @@ def mean(step: Mean, grids: Grids) -> QParams:
     return on_grid(step.x, step.qparams, grids)
 
 
+def interpolated(step: Bilinear, grids: Grids) -> QParams:
+    given = [name for name in ("like", "size", "factors") if getattr(step, name) is not None]
+    if len(given) != 1 or (step.exact and step.factors is None):
+        raise ValueError(f"expected one of like, size and factors, got {given}")
+    numbers = step.size or step.factors or (1, 1)
+    if not all(2.0**-20 <= number <= LONGEST for number in numbers):
+        raise ValueError(f"expected lengths or factors of at most 2^20, got {numbers}")
+    if step.like is not None and grids[step.like] is None:
+        raise ValueError(f"takes the lengths of {step.like!r}, which is no codes")
+    return on_grid(step.x, step.qparams, grids)
+
+
 def move(step: Move, grids: Grids) -> QParams:
     if not rearrange.known(step.kind, step.target):
         raise ValueError(f"{step.target!r} does not move codes")
@@ -275,6 +288,7 @@ def relu(step: Relu, grids: Grids) -> QParams:
 
 CHECKS: dict[type, Callable[[Any, Grids], QParams | None]] = {
     Quantize: quantize, Dequantize: dequantize, Linear: layer, Conv: layer, Table: table, Relu: relu, Add: pair,
-    Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: move,
+    Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean,
+    Bilinear: interpolated, Move: move,
     LinearDynamic: linear_float, LinearWeight: linear_float, Embedding: embedding, Recurrent: recurrent,
 }  # fmt: skip

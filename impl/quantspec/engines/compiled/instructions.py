@@ -12,6 +12,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Concat,
     Conv,
     Dequantize,
@@ -24,10 +25,11 @@ from quantspec.ir.program import (
     Relu,
     Table,
 )
-from quantspec.kernels import channels, images, planes, quantize
+from quantspec.kernels import between, channels, images, planes, quantize
 from quantspec.kernels.emitter import LANES
 from quantspec.kernels.memory import Layout, aligned, offset_table
 from quantspec.kernels.records import Clamp, Grid
+from quantspec.numerics import bilinear
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import rescale
@@ -190,6 +192,22 @@ def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
     planner.emit(images.MEAN, images.MeanPool(
         windows=window_entries(planner, step, windows, factors), zero=point, lowest=grid.qmin - point,
         highest=grid.qmax - point,
+    ))  # fmt: skip
+
+
+def emit_bilinear(planner: Planner, step: Bilinear) -> None:
+    x, y = planner.values[step.x].layout, planner.values[step.name].layout
+    factors = step.factors if step.exact and step.factors is not None else (None, None)
+    along = []
+    for n, m, factor, pitch in zip(x.counts[1:], y.counts[1:], factors, (x.line, x.pitch)):
+        before, behind, steps = bilinear.places(n, m, factor, step.align_corners)
+        ends = offset_table(np.stack([before, behind], 1) * pitch)
+        along.append((planner.keep(ends), planner.keep((steps / bilinear.UNIT).astype(np.float32))))
+    (row_ends, row_shares), (column_ends, column_shares) = along
+    planner.emit(between.BILINEAR, between.Bilinear(
+        x=planner.first(step.x), y=planner.first(step.name), images=x.images, height=y.height, width=y.width,
+        channels=x.channels, x_image=x.image, y_image=y.image, y_line=y.line, y_pitch=y.pitch, row_ends=row_ends,
+        row_shares=row_shares, column_ends=column_ends, column_shares=column_shares, zero=int(step.qparams.zero_point),
     ))  # fmt: skip
 
 
@@ -377,5 +395,6 @@ EMITTERS: Emitters = {
     Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add,
     DynamicLinear: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
     MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
-    Move: emit_flatten, QuantizeFlat: emit_quantize, FlattenFloats: emit_view, Import: emit_import, Export: emit_export,
+    Bilinear: emit_bilinear, Move: emit_flatten, QuantizeFlat: emit_quantize, FlattenFloats: emit_view,
+    Import: emit_import, Export: emit_export,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Call,
     Concat,
     Conv,
@@ -104,7 +105,8 @@ class Export:
 
 Pool: TypeAlias = MaxPool | AvgPool | AdaptiveAvgPool | Mean
 SelectedStep: TypeAlias = (
-    Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | Pool | Move | FloatLayer | Call
+    Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | Pool | Bilinear | Move | FloatLayer
+    | Call
 )
 LoweredStep: TypeAlias = SelectedStep | ConvAdd | QuantizeFlat | FlattenFloats | DynamicLinear | Import | Export
 

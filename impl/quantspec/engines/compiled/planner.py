@@ -11,6 +11,7 @@ from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     AvgPool,
+    Bilinear,
     Concat,
     Conv,
     Dequantize,
@@ -36,7 +37,7 @@ from .shapes import Shape, shape_of
 from .transposed import DensePart, dense_parts
 
 NO_MARGIN: Margin = (0, 0, 0, 0, 0, 0)
-WINDOWS = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool)  # steps that take images
+WINDOWS = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool, Bilinear)  # steps that take images
 LONG = 2_000_000  # multiply-accumulates from which on other Python threads may run meanwhile
 
 

@@ -11,6 +11,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Concat,
     Conv,
     Dequantize,
@@ -23,6 +24,7 @@ from quantspec.ir.program import (
     Relu,
     Table,
 )
+from quantspec.numerics import bilinear
 from quantspec.numerics.windows import sizes
 
 from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, LoweredStep, QuantizeFlat, argument
@@ -100,6 +102,18 @@ def mean(step: Mean, shapes: Shapes) -> Shape:
     return (*shape[:2], *((1,) * len(axes) if step.keepdim else ()))
 
 
+def interpolated(step: Bilinear, shapes: Shapes) -> Shape:
+    shape = shapes[step.x]
+    like = shape if step.like is None else shapes[step.like]
+    if len(shape) != 4 or len(like) != 4:
+        raise UnsupportedError(f"step {step.name!r}: the kernels take images, got shapes {shape} and {like}")
+    size = step.size if step.like is None else like[2:]
+    try:
+        return (*shape[:2], *bilinear.lengths(shape[2:], size, step.factors))
+    except ValueError as error:
+        raise UnsupportedError(f"step {step.name!r}: {error}") from error
+
+
 def pair(step: Add | Mul, shapes: Shapes) -> Shape:
     a, b = shapes[step.a], shapes[step.b]
     if len(a) != len(b) or (a[1:2] != b[1:2]) or (len(a) < 3 and a != b):
@@ -137,7 +151,8 @@ def flat(step: Move | QuantizeFlat | FlattenFloats, shapes: Shapes) -> Shape:
 # Each takes the steps of its kind only.
 SHAPES: dict[type, Callable[[Any, Shapes], Shape]] = {
     Quantize: same, Dequantize: same, Linear: linear, Conv: conv, ConvAdd: conv_add, Table: same, Relu: same, Add: pair,
-    Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean, Move: flat,
+    Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean,
+    Bilinear: interpolated, Move: flat,
     QuantizeFlat: flat, FlattenFloats: flat, DynamicLinear: dynamic, Import: same, Export: same,
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
     AvgPool,
+    Bilinear,
     Call,
     Concat,
     Conv,
@@ -44,8 +45,8 @@ from .planner import Planner
 from .shapes import shape_of
 
 SELECTED = {
-    Quantize, Dequantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean, Move,
-    LinearDynamic, LinearWeight, Call,
+    Quantize, Dequantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean,
+    Bilinear, Move, LinearDynamic, LinearWeight, Call,
 }  # fmt: skip
 WITHOUT_CALLS = SELECTED - {LinearDynamic, LinearWeight, Call} | {DynamicLinear, FlattenFloats}
 ALLOWED: dict[str, set[type]] = {  # kinds of steps, by the pass that was the last
@@ -122,6 +123,8 @@ def contents(step: LoweredStep) -> dict[str, Content]:
         return {x: Codes(grid) for x, grid in zip(step.xs, step.x_qparams)}
     if isinstance(step, Move):
         return {argument(step): Codes(step.qparams)}
+    if isinstance(step, Bilinear):
+        return {name: Codes(step.qparams if name == step.x else None) for name in reversed(reads(step))}
     if isinstance(step, (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean)):
         return {step.x: Codes(step.qparams)}
     return dict.fromkeys(reads(step), Codes())
@@ -135,7 +138,7 @@ def content_of(step: LoweredStep, made: dict[str, Content | None]) -> Content:
         return Codes(step.y_qparams)
     if isinstance(step, ConvAdd):
         return Codes(step.add.y_qparams)
-    if isinstance(step, (Quantize, QuantizeFlat, Relu, AvgPool, AdaptiveAvgPool, Mean, Move)):
+    if isinstance(step, (Quantize, QuantizeFlat, Relu, AvgPool, AdaptiveAvgPool, Mean, Bilinear, Move)):
         return Codes(step.qparams)
     if isinstance(step, (MaxPool, Export)):
         return made[step.x] or Codes()
