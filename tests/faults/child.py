@@ -29,6 +29,10 @@ class Loader(importlib.machinery.SourceFileLoader):
         super().__init__(name, path)
         self.source = source
 
+    def get_source(self, fullname):
+        """The other source."""
+        return self.source
+
     def get_code(self, fullname):
         """The other source, compiled."""
         return compile(self.source, self.path, "exec", dont_inherit=True)

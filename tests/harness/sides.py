@@ -8,7 +8,6 @@ import ast
 import contextlib
 import types
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,12 +72,17 @@ def noted(what: str, *values: ast.AST) -> ast.Call:
     return ast.Call(ast.Attribute(ast.Name("sides_taken", ast.Load()), what, ast.Load()), list(values), [])
 
 
+def source_of(module: types.ModuleType) -> str:
+    """What a module was loaded from, which is not what its file has where a fault was put into it."""
+    return module.__loader__.get_source(module.__name__)
+
+
 @contextlib.contextmanager
 def watched(*modules: types.ModuleType, without: tuple[str, ...] = ()) -> Iterator[Sides]:
     """Notes the sides in all functions of these modules but those in ``without``."""
     sides, whole = Sides(), {}
     for module in modules:
-        for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body:
+        for node in ast.parse(source_of(module)).body:
             if isinstance(node, ast.FunctionDef) and node.name not in without:
                 changed = Watch(sides, module.__name__.rpartition(".")[2]).visit(node)
                 code = compile(ast.fix_missing_locations(ast.Module([changed], [])), module.__file__, "exec")
@@ -99,7 +103,7 @@ def constants(*modules: types.ModuleType) -> list[float]:
     """The numbers that stand in the functions of modules, such as ``2**31 - 1``, without their signs."""
     found = set()
     for module in modules:
-        for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(source_of(module))):
             if isinstance(node, ast.Constant | ast.BinOp) and all(
                 isinstance(inner, ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop)
                 or (isinstance(inner, ast.Constant) and type(inner.value) in (int, float))
