@@ -6,7 +6,7 @@ WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-dev test-thorough coverage fuzz errors spec review faults mutants conformance matrix bench lint docs clean
+.PHONY: help run test test-dev test-thorough coverage fuzz stress errors spec review faults mutants conformance matrix bench lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-thorough: .venv/installed-mutants ## the suite with twenty times the drawn 
 
 fuzz: .venv/installed ## load 100,000 damaged and 100,000 forged files: [SECONDS=3600] [ARGS="--count N --seed N --jobs N"]
 	@PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m fuzz.fuzz --seconds $(or $(SECONDS),3600) --jobs $(WORKERS) $(ARGS)
+
+stress: .venv/installed ## threads, kills while saving, interrupts, exits and forks: [ARGS="--share 0.1 --seed N"]
+	@PYTHONPATH=tests $(BIN)/python -W ignore -m stress.stress $(ARGS)
 
 errors: .venv/installed ## call public functions with hostile inputs; writes spec/errors.md
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m errors.page

@@ -7,7 +7,6 @@ else. Code is run only from regular files of the user's own, in folders of the u
 to.
 """
 
-import atexit
 import ctypes
 import functools
 import hashlib
@@ -155,7 +154,8 @@ class Machine:
             cpu=target.name, features=target.features, opt=3, codemodel="jitdefault"
         )
         self.engine = binding.create_mcjit_compiler(binding.parse_assembly(""), self.machine)
-        atexit.register(self.engine.detach)  # workers may be in its code when the process ends
+        # Never freed, also when the interpreter ends: threads may be in its code then, or ask for more of it.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.engine))
         self.lock = threading.Lock()
         self.addresses: dict[str, int] = {}
 
