@@ -83,8 +83,8 @@ CALLED = ("usual", "near_names", "contextmanager", "cache")
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
-# before, and 25 s. What it puts around each function is a caller that is not of the package, so that the test of whose
-# line a warning names is left out.
+# before, and 25 s. What it puts around each function is a caller that is not of the package, so that the tests of whose
+# line a warning names are left out.
 SETTINGS = """\
 [mutmut]
 source_paths = src
@@ -99,6 +99,8 @@ pytest_add_cli_args =
     no:cacheprovider
     --deselect
     tests/chapters/test_08_work.py::test_below_nine_tenths_quantizing_warns_once
+    --deselect
+    tests/chapters/test_08_work.py::test_code_of_no_module_is_warned_as_well
 pytest_add_cli_args_test_selection =
     {tests}
 timeout_multiplier = 5.0
