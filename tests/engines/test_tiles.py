@@ -16,7 +16,7 @@ from evidence import clause
 from quantspec.engines.compiled import batching, parallel, planner
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
-from quantspec.kernels import cpu, tiles
+from quantspec.kernels import cpu, gathered, tiles
 
 FUNCTIONS = {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu}
 needs_tiles = pytest.mark.skipif(not tiles.allowed(), reason="this CPU has no tiles, or the system does not give them")
@@ -33,12 +33,12 @@ def check(program, x, expect=True):
     batch = {"x": torch.from_numpy(x)}
     engine, used = Compiled(program), []
 
-    def noted(products, keep, give=tiles.give_tiles):
+    def noted(products, keep, give=gathered.give_buffers):
         products = list(products)
         give(products, keep)
-        used.extend(bool(product.tiles) for product in products)
+        used.extend(bool(product.buffer) for product in products)
 
-    with mock.patch.object(planner, "give_tiles", noted), mock.patch.object(parallel, "give_tiles", noted):
+    with mock.patch.object(planner, "give_buffers", noted), mock.patch.object(parallel, "give_buffers", noted):
         first = engine(batch)
     assert used and all(used) is expect
     assert torch.equal(first, Reference(program)(batch)) and torch.equal(engine(batch), first)

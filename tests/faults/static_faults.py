@@ -390,6 +390,17 @@ FAULTS = [
         "return emit.loop(emit.sub(done, done), emit.loop(count, carried, several), one)",
     ),
     Fault(
+        "pairs-that-overflow", "kernels.pairing", ("STA-PAIRS",),
+        "The weights of a pair may add up to 129, of which 255 times are more than 16 bits hold.",
+        "MOST = 128  #", "MOST = 129  #",
+    ),
+    Fault(
+        "residues-dropped", "kernels.pairs", ("STA-PAIRS", "STA-INSTRUCTIONS"),
+        "What is too much in weights is left out, as the CPU itself leaves it out.",
+        'with emit.if_then(emit.icmp_signed(">", number, I64(0))):',
+        'with emit.if_then(emit.icmp_signed("<", number, I64(0))):',
+    ),
+    Fault(
         "tiles-refused-in-silence", "kernels.tiles", ("STA-TILES",),
         "A process without leave computes by other instructions, and nobody is told.",
         "    if refused:\n", "    if refused < 0:\n",

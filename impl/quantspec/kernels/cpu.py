@@ -28,6 +28,7 @@ class Cpu:
 
     ``has_halves``: dot products of half as many lanes beside the longest, which take half as long on some CPUs and
     never longer. ``has_tiles``: products of tiles of bytes, on a system that this package knows how to ask for them.
+    ``has_pairs``: products of bytes, added in pairs, in registers of 256 bits, and no dot products of bytes.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Cpu:
     looks_up: bool  # 128 bytes at a time
     has_halves: bool
     has_tiles: bool
+    has_pairs: bool
 
 
 def is_x86() -> bool:
@@ -62,4 +64,5 @@ def target() -> Cpu:
         name, features, lanes, has_fma="fma" in known or "avx512f" in known,
         looks_up={"avx512vbmi", "avx512bw"} <= known, has_halves=lanes == 16 and "avx512vl" in known,
         has_tiles=lanes == 16 and {"amx-tile", "amx-int8"} <= known and platform.system() == "Linux",
+        has_pairs=not lanes and "avx2" in known,
     )  # fmt: skip

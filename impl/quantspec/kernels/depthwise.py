@@ -154,8 +154,12 @@ class ToCodes:
 
 def write_bytes(emit: Emitter, value: Value, address: Value, mask: Value) -> None:
     """Those of 64 bytes that are in the mask to memory."""
-    pointer = emit.at(address, ir.VectorType(I8, WIDE), mask=mask, writes=True)
-    emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), value, pointer, I32(1), mask)
+
+    def some() -> None:
+        pointer = emit.at(address, ir.VectorType(I8, WIDE), mask=mask, writes=True)
+        emit.native("llvm.masked.store.v64i8.p0", ir.VoidType(), value, pointer, I32(1), mask)
+
+    emit.whole_or(mask, some, lambda: emit.write(value, address))
 
 
 def depthwise(

@@ -199,12 +199,33 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         """The smaller of two integers."""
         return self.select(self.icmp_signed("<", a, b), a, b)
 
-    def write_some(self, value: Value, address: Value, mask: Value) -> Value:
+    def write_some(self, value: Value, address: Value, mask: Value) -> None:
         """The lanes of ``mask`` to memory."""
         suffix = {I8: "v16i8", I32: "v16i32", F32: "v16f32"}[value.type.element]
-        pointer = self.at(address, value.type, mask=mask, writes=True)
-        kind = ir.VoidType()
-        return self.native(f"llvm.masked.store.{suffix}.p0", kind, value, pointer, I32(1), mask)
+
+        def masked() -> None:
+            pointer = self.at(address, value.type, mask=mask, writes=True)
+            self.native(f"llvm.masked.store.{suffix}.p0", ir.VoidType(), value, pointer, I32(1), mask)
+
+        if value.type.element == I8:
+            self.whole_or(mask, masked, lambda: self.write(value, address))
+        else:
+            masked()
+
+    def whole_or(self, mask: Value, some: Callable[[], object], every: Callable[[], object]) -> None:
+        """``every()`` where all lanes of a mask are set, otherwise ``some()``, which is right in both cases.
+
+        No instruction of a CPU with vectors of 256 bits writes some bytes: each is then written by itself, if its
+        lane is set.
+        """
+        if not cpu.target().has_pairs:
+            some()
+            return
+        with self.if_else(self.any(self.not_(mask))) as (part, whole):
+            with part:
+                some()
+            with whole:
+                every()
 
     def read_some(self, address: Value, kind: Vector, mask: Value, other: Value) -> Value:
         """The lanes of ``mask`` from memory, those of ``other`` elsewhere."""

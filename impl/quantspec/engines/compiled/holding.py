@@ -47,7 +47,7 @@ class Holding(Copying):
         layer = pack_layer(step, take=self.take and alone)
         if alone:
             whole = Held(existing.shape, partial(unpack_layer, without_codes(step), layer), (places(step), layer))
-            whole.resident = sum(array.nbytes for array in memory(layer))
+            whole.resident = sum(memory(layer))
             for other, field in owners:
                 hold(other, field, whole)
         return layer
@@ -69,9 +69,9 @@ def refuse() -> np.ndarray:
     raise AssertionError("only the shape of these weights is known")
 
 
-def memory(layer: PackedLayer) -> list[np.ndarray]:
-    """The memory of packed weights."""
-    return [group.weight for part in layer for group in (part if isinstance(part, list) else [part])]
+def memory(layer: PackedLayer) -> list[int]:
+    """Bytes of packed weights, and of what there is beside them."""
+    return [group.memory() for part in layer for group in (part if isinstance(part, list) else [part])]
 
 
 def with_memory_of(layer: PackedLayer, other: PackedLayer) -> PackedLayer:
@@ -88,4 +88,6 @@ def with_memory_of(layer: PackedLayer, other: PackedLayer) -> PackedLayer:
 
 
 def with_weight(group: Packed, equal: Packed) -> Packed:
-    return replace(group, weight=equal.weight)
+    if (group.pairs is None) is not (equal.pairs is None):
+        return group  # of a layer that takes floats, whose weights are not paired
+    return replace(group, weight=equal.weight, pairs=equal.pairs)

@@ -12,12 +12,12 @@ from quantspec.kernels.dynamic_gemm import DynamicProduct
 from quantspec.kernels.emitter import LANES
 from quantspec.kernels.float_output import ProductFloats
 from quantspec.kernels.frame import Frame, frame_of
+from quantspec.kernels.gathered import give_buffers, group
 from quantspec.kernels.gemm import TILE_ROWS
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductInstruction
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.sharing import BARRIER, Barrier, Share
-from quantspec.kernels.tiles import GROUP, give_tiles
 from quantspec.kernels.weight_only import ProductSums, Weigh
 
 from .planner import Plan
@@ -38,7 +38,7 @@ class Parallel:
         for index, part in enumerate(parts):
             barrier = Barrier(counter=self.counter.ctypes.data, arrived=threads * (index + 1))
             instructions += [*part[thread : thread + 1], BARRIER.bound(barrier)]
-        give_tiles((part.product for part in instructions if isinstance(part, ProductInstruction)), self.keep)
+        give_buffers((part.product for part in instructions if isinstance(part, ProductInstruction)), self.keep)
         whole = self.plan.frame
         return frame_of(*instructions, slots=whole.slots, release=bool(whole.release))
 
@@ -86,7 +86,7 @@ def product_rows(instruction: ProductInstruction, threads: int) -> list[ProductI
     Offsets are in tables of int32; the floats and grids of dynamic layers lie at equal distances.
     """
     rows = instruction.product.rows
-    tile = GROUP if instruction.product.tiles else TILE_ROWS[-1]
+    tile = group() if instruction.product.buffer else TILE_ROWS[-1]
     parts = []
     for first_tile, last_tile in shares(-(-rows // tile), threads):
         first = first_tile * tile
@@ -116,6 +116,7 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
         part = instruction.copy()
         product = part.product
         product.weight += first * 64 * PANEL * product.steps
+        product.panel += first
         product.bias += 4 * outputs
         product.factor += 4 * outputs
         product.outputs = min(whole.outputs, panel_outputs * last) - outputs

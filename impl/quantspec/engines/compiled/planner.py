@@ -24,12 +24,12 @@ from quantspec.ir.program import (
 )
 from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
+from quantspec.kernels.gathered import give_buffers
 from quantspec.kernels.jit import Kernel, SomeInstruction
 from quantspec.kernels.memory import LONGEST, Layout, Margin, Triple, aligned
 from quantspec.kernels.packed import Packed
 from quantspec.kernels.product import ProductInstruction
 from quantspec.kernels.records import Instruction
-from quantspec.kernels.tiles import give_tiles
 
 from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, Lowered, QuantizeFlat
 from .packing import PackedLayer, only_product
@@ -220,7 +220,7 @@ class Planner:
             raise UnsupportedError(
                 f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {slots}"
             )
-        give_tiles((one.product for one in self.instructions if isinstance(one, ProductInstruction)), self.keep)
+        give_buffers((one.product for one in self.instructions if isinstance(one, ProductInstruction)), self.keep)
         frame = frame_of(*self.instructions, slots=slots, release=self.macs >= LONG)
         shapes = [self.shapes[name] for name in self.outputs]
         return Plan(frame, shapes, self.macs, self.nbytes, self.instructions, self.kept)

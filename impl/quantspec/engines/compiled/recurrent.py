@@ -12,9 +12,9 @@ from quantspec.ir.held import codes_shape, held
 from quantspec.ir.program import Cell, LinearDynamic, Recurrent
 from quantspec.kernels import dynamic_gemm, recurrent_cell
 from quantspec.kernels.frame import caller, frame_of
+from quantspec.kernels.gathered import give_buffers
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.packed import Packed
-from quantspec.kernels.tiles import give_tiles
 from quantspec.numerics.dialects.dialect import Dialect
 
 from .holding import Copying
@@ -106,7 +106,7 @@ class Frames:
             dynamic_gemm.layer(weights, rows, width, self.keep, qmax=qmax, per_row=False, relu=False)
             for weights, rows, width in zip(packed, (count * batch, batch), (inputs, size))
         )
-        give_tiles((product.product for _, product in (from_input, from_state)), self.keep)
+        give_buffers((product.product for _, product in (from_input, from_state)), self.keep)
         quantize, product = from_input
         quantize.slot, product.product.y = 0, self.gates.ctypes.data
         self.inputs = frame_of(dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product), slots=2)
