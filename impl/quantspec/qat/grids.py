@@ -77,7 +77,7 @@ def memory(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     x = x.detach()
     start = float_address(x)
     if not start and x.numel():
-        x = x.to(torch.float32).contiguous()
+        x = x.as_subclass(torch.Tensor).to(torch.float32).contiguous()
         start = address(x)
     return x, start
 
