@@ -8,6 +8,7 @@ does a tenth of it.
 import argparse
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -86,23 +87,44 @@ def counted(found: Found, status: int | None) -> None:
 
 
 def exits(count: int, draw: random.Random) -> Found:
-    """The interpreter ends while threads call."""
-    found, one = Found(f"exits while {THREADS} threads call"), subject()
+    """The interpreter ends while threads call, for whose calls it waits."""
+    return exits_with(count, draw, Found(f"exits while {THREADS} threads call"), daemon=False)
+
+
+def exits_with_daemons(count: int, draw: random.Random) -> Found:
+    """The same with threads that it does not wait for.
+
+    It stops such threads where they are, in the middle of torch's or NumPy's C++, which may end the process by a
+    signal: loops of ``torch.equal`` or of NumPy's additions alone do. The process must come to an end.
+    """
+    return exits_with(count, draw, Found(f"exits while {THREADS} daemons call"), daemon=True)
+
+
+def exits_with(count: int, draw: random.Random, found: Found, daemon: bool) -> Found:
+    one, stopped = subject(), 0
     for _ in range(count):
         pid = os.fork()
         if pid == 0:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             for _ in range(THREADS):
-                threading.Thread(target=call_forever, args=(one,), daemon=True).start()
+                threading.Thread(target=call_on, args=(one,), daemon=daemon).start()
             time.sleep(draw.random() / 20)
             raise SystemExit(0)  # through all of Python, to the end of the interpreter
-        counted(found, ended(pid))
+        status = ended(pid)
+        by_signal = daemon and status is not None and status < 0
+        stopped += by_signal
+        counted(found, 0 if by_signal else status)
+    if stopped:
+        found.what += f" ({stopped} ended by a signal)"
     return found
 
 
-def call_forever(one: Subject) -> None:
-    while True:
+def call_on(one: Subject) -> None:
+    """Calls as long as the main thread lives; a wrong output ends the process."""
+    while threading.main_thread().is_alive() or threading.current_thread().daemon:
         for number in range(len(one.inputs)):
-            one.right(number)
+            if not one.right(number):
+                os._exit(1)
 
 
 def forks(count: int, draw: random.Random) -> Found:
@@ -194,7 +216,10 @@ def calls(count: int, draw: random.Random) -> Found:
     return found
 
 
-ACTS = (exits, EXITS), (forks, FORKS), (kills, KILLS), (interrupts, INTERRUPTS), (calls, CALLS)
+ACTS = (
+    (exits, EXITS), (exits_with_daemons, EXITS), (forks, FORKS), (kills, KILLS), (interrupts, INTERRUPTS),
+    (calls, CALLS),
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
