@@ -26,7 +26,7 @@ CODE_CELL = re.compile(r"^`([^`]*)`$")
 
 @dataclass(frozen=True)
 class Clause:
-    """One normative sentence and its place: chapter and line, counted from 1."""
+    """One normative sentence, in one line, and its place: chapter and line, counted from 1."""
 
     id: str
     title: str
@@ -36,8 +36,8 @@ class Clause:
 
     @property
     def digest(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the sentence, with white space collapsed."""
-        return hashlib.sha256(" ".join(self.sentence.split()).encode()).hexdigest()[:16]
+        """The first 16 hex digits of the SHA-256 of the sentence."""
+        return hashlib.sha256(self.sentence.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def parse(path: Path) -> Chapter:
                 raise ValueError(f"{path.name}:{line}: a block quote outside of a clause")
             if (count := len(MUST.findall(token.content))) != 1:
                 raise ValueError(f"{path.name}:{line}: clause {heading[0]} says MUST {count} times, expected once")
-            clauses.append(Clause(heading[0], heading[1], token.content, path.stem[3:], heading[2]))
+            sentence = " ".join(token.content.split())
+            clauses.append(Clause(heading[0], heading[1], sentence, path.stem[3:], heading[2]))
             heading = None
         elif token.type == "fence":
             block = Block(token.info.strip(), token.content, line + 1, clauses[-1].id if clauses else "")

@@ -360,9 +360,9 @@ def test_a_story_knows_nothing_of_the_calls_before_it(sound):
     [
         (
             "NoSuchShape",
-            "the adapter's linear gives uint8.2, 2. on an easy call, expected about|the adapter's linear gives",
+            "the adapter's linear returns uint8.2, 2. on an easy call, expected about|the adapter's linear returns",
         ),
-        ("Offers", "it has none of the methods of the protocol"),
+        ("Offers", "it has no method of the protocol"),
     ],
 )
 def test_a_broken_adapter_is_told_from_a_broken_backend(name, message, capsys):

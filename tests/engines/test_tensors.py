@@ -140,7 +140,7 @@ def test_views_of_any_kind_are_their_values(nets, kind):
 @pytest.mark.parametrize("change", [torch.vmap, lambda f: torch.func.grad(lambda x: f(x).sum())])
 def test_transformations_of_functions_are_refused_in_words(nets, kind, change):
     q, x = nets[kind]
-    with pytest.raises(TypeError, match="stands for others; int8 kernels are no part of vmap"):
+    with pytest.raises(TypeError, match="int8 kernels do not support vmap"):
         change(lambda x: first(q(x)))(x)
 
 
@@ -184,7 +184,7 @@ def test_torch_tensors_that_only_follow_shapes_get_no_address():
 
     with FakeTensorMode():
         fake = tensors.new((2, 3))
-    with pytest.raises(TypeError, match="got a FakeTensor: a mode is active"):
+    with pytest.raises(TypeError, match="got a FakeTensor: leave FakeTensorMode"):
         tensors.address(fake)
     assert tensors.float_address(fake) == 0
 

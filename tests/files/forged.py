@@ -124,10 +124,10 @@ NETWORK: dict[str, tuple[list[tuple[str, Any]], str]] = {
          ("tensor tensor2", torch.zeros(4, dtype=torch.int32)), ("steps linear y_qparams", 4)],
         "one scale and codes from 0 on",
     ),
-    "a sum in float": ([("output tuple 0", {"ref": "q"})], "output: 'q' is no float value"),
-    "an output that nothing makes": ([("output tuple 0", {"ref": "nobody"})], "output: 'nobody' is no float value"),
+    "a sum in float": ([("output tuple 0", {"ref": "q"})], "output: 'q' is not a float value"),
+    "an output that nothing makes": ([("output tuple 0", {"ref": "nobody"})], "output: 'nobody' is not a float value"),
     "called, and not there": (
-        [("callables +", {"kind": "function", "target": "torch.sub"})], "is only called, or only"
+        [("callables +", {"kind": "function", "target": "torch.sub"})], "is called but not defined"
     ),
     # weights
     "float weights": ([("tensor linear.weight", torch.ones(3, 8))], "expected int8 weights"),
@@ -255,7 +255,7 @@ NETWORK: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "an attribute that is not listed": ([("steps shape args tuple 1", "__class__")], "may not name the attribute"),
     "an unknown kind of call": ([("steps abs kind", "code")], "expected a module, a function, a method"),
     "arguments by number": ([("steps function kwargs", {"dict": [[1, 2.0]]})], "expected names and values"),
-    "a callable twice": ([("callables +", {"kind": "function", "target": "torch.add"})], "is there twice"),
+    "a callable twice": ([("callables +", {"kind": "function", "target": "torch.add"})], "occurs twice"),
     "a callable of an unknown kind": ([("callables +", {"kind": "code", "target": "x"})], "unknown kind 'code'"),
     "a constant that reads": ([("callables k value", REF), ("tensor k", None)], "attribute 'k' refers to 'x'"),
     "a module without state": ([("callables soft state", None)], "expected its state"),
@@ -346,13 +346,13 @@ MODEL: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "a module more": ([("model modules +", ["x", "Linear", 0])], "model: expected 6 modules"),
     "another shape": ([("tensor gain", torch.zeros(9))], "model: 'gain' is"),
     "an attribute of no module": (
-        [("tensor odd", torch.zeros(9)), ("model attributes nowhere.x", "odd")], "'nowhere.x' is no attribute"
+        [("tensor odd", torch.zeros(9)), ("model attributes nowhere.x", "odd")], "'nowhere.x' is not an attribute"
     ),
     "an attribute that is no name": (
-        [("tensor odd", torch.zeros(9)), ("model attributes norm.a-b", "odd")], "'norm.a-b' is no attribute"
+        [("tensor odd", torch.zeros(9)), ("model attributes norm.a-b", "odd")], "'norm.a-b' is not an attribute"
     ),
     "an attribute of torch's": (
-        [("tensor odd", torch.zeros(9)), ("model attributes norm._modules", "odd")], "'norm._modules' is no attribute"
+        [("tensor odd", torch.zeros(9)), ("model attributes norm._modules", "odd")], "'norm._modules' is not an attribute"
     ),
 }  # fmt: skip
 
@@ -408,10 +408,10 @@ RAW: dict[str, tuple[bytes, str]] = {
     "a gap": (raw(tensors_only(a=ROW | {"data_offsets": [1, 3]}), b"abc"), "tensor 'a' has offsets"),
     "another length": (raw(tensors_only(a=ROW | {"shape": [3]}), b"ab"), "tensor 'a' has offsets"),
     "a tensor beyond the file": (raw(tensors_only(a=ROW), b"a"), "tensor 'a' has offsets"),
-    "more than it says": (raw(tensors_only(a=ROW), b"abc"), "does not say what all of it is"),
+    "more than it says": (raw(tensors_only(a=ROW), b"abc"), "does not describe all of its bytes"),
     "no metadata": (raw(b'{"__metadata__": []}'), "no network of quantspec"),
     "metadata of others": (raw(b'{"__metadata__": {"format": "pt"}}'), "no network of quantspec"),
     "metadata that is a list": (raw(b'{"__metadata__": [1]}'), "no network of quantspec"),
-    "NaN": (raw(b'{"__metadata__": {"quantspec": "{\\"a\\": NaN}"}}'), "NaN is no number of JSON"),
+    "NaN": (raw(b'{"__metadata__": {"quantspec": "{\\"a\\": NaN}"}}'), "NaN is not a JSON number"),
     "a list of networks": (raw(b'{"__metadata__": {"quantspec": "[]"}}'), "no network of quantspec"),
 }

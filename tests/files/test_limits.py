@@ -62,7 +62,7 @@ def test_what_a_network_states_is_the_limit_at_which_it_loads(name, tmp_path):
     told = statement((tmp_path / "q").read_bytes(), tmp_path)
     assert torch.equal(quantspec.load(tmp_path / "q", max_memory=told.memory, max_work=told.work)(x), q(x))
     for key, figure in (("memory", told.memory), ("work", told.work)):
-        message = rf"q: it states {figure:,} .*; max_{key} allows {figure - 1:,}, pass a larger one"
+        message = rf"q: it needs {figure:,} .*; max_{key} allows {figure - 1:,}, pass a larger one"
         with pytest.raises(quantspec.FormatError, match=message):
             quantspec.load(tmp_path / "q", **{f"max_{key}": figure - 1})
     size = (tmp_path / "q").stat().st_size
@@ -129,7 +129,7 @@ def test_sizes_that_multiply_are_refused_before_anything_is_made(name, tmp_path)
     tracemalloc.start()
     try:
         begin = time.monotonic()
-        with pytest.raises(quantspec.FormatError, match="it states .* most of it for .*; max_(memory|work) allows"):
+        with pytest.raises(quantspec.FormatError, match="it needs .* most of it for .*; max_(memory|work) allows"):
             quantspec.load(tmp_path / "q")
         assert tracemalloc.get_traced_memory()[1] < 2**22 and time.monotonic() - begin < 2
     finally:
@@ -140,7 +140,7 @@ def test_a_limit_that_the_caller_raises_is_the_limit(tmp_path):
     (tmp_path / "q").write_bytes(changed(*every_step.parts(), LARGE["adaptive sizes"]))
     with pytest.raises(quantspec.FormatError) as caught:
         quantspec.load(tmp_path / "q")
-    (figure,) = re.findall(r"it states ([\d,]+) bytes", str(caught.value))
+    (figure,) = re.findall(r"it needs ([\d,]+) bytes", str(caught.value))
     with pytest.raises(quantspec.FormatError, match="max_work allows"):
         quantspec.load(tmp_path / "q", max_memory=int(figure.replace(",", "")))
     q = quantspec.load(tmp_path / "q", max_memory=math.inf, max_work=math.inf)

@@ -197,7 +197,7 @@ class Parameters:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.names = module, tuple(module._parameters)
+        self.module, self.names = module, tuple(module._parameters.keys())
 
     def __call__(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -207,7 +207,7 @@ class Parameters:
         modules = self.module.named_modules(prefix=prefix, remove_duplicate=remove_duplicate)
         for path, module in modules if recurse else [(prefix, self.module)]:
             own = module.__dict__.get("named_parameters")
-            for name in own.names if isinstance(own, Parameters) else module._parameters:
+            for name in own.names if isinstance(own, Parameters) else module._parameters.keys():
                 value = getattr(module, name, None)
                 if value is not None and not (remove_duplicate and id(value) in seen):
                     seen.add(id(value))
