@@ -352,7 +352,8 @@ MODEL: dict[str, tuple[list[tuple[str, Any]], str]] = {
         [("tensor odd", torch.zeros(9)), ("model attributes norm.a-b", "odd")], "'norm.a-b' is not an attribute"
     ),
     "an attribute of torch's": (
-        [("tensor odd", torch.zeros(9)), ("model attributes norm._modules", "odd")], "'norm._modules' is not an attribute"
+        [("tensor odd", torch.zeros(9)), ("model attributes norm._modules", "odd")],
+        "'norm._modules' is not an attribute",
     ),
 }  # fmt: skip
 
