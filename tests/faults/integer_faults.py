@@ -2,7 +2,7 @@
 
 from faults.fault import Fault
 
-PRODUCT = "sums: np.ndarray = x @ w.T\n    return sums.astype(np.int32)"
+PRODUCT = "return product(x, w.T).astype(np.int32)"
 CONVOLVE = "convolve(real, weight.astype(exact), stride, dilation, groups)"
 # The row and column sums, with what corrects them to be filled in.
 SUMS = """points = np.broadcast_to(np.asarray(w_zero_point, np.float64), len(w_q))

@@ -36,8 +36,18 @@ def accumulate(
     x = x_q.astype(np.float64) - x_zero_point
     w = w_q.astype(np.float64) - along(0, np.asarray(w_zero_point), w_q.shape)
     # float64 holds every partial sum exactly (up to 2^53), so its fast product is an exact integer product.
-    sums: np.ndarray = x @ w.T
-    return sums.astype(np.int32)
+    return product(x, w.T).astype(np.int32)
+
+
+def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The matrix product of integers in a float type that holds every partial sum of them.
+
+    No operation on them is invalid or overflows. What a BLAS computes beside them and drops may be, and sets the flags
+    that NumPy warns of; a NaN among the sums would be one when they are made integers.
+    """
+    with np.errstate(all="ignore"):
+        sums: np.ndarray = a @ b
+    return sums
 
 
 def checked_codes(q: ArrayLike, name: str) -> np.ndarray:
@@ -231,7 +241,7 @@ def convolve(values: np.ndarray, weight: np.ndarray, stride: Counts, dilation: C
     sums: list[np.ndarray] = []
     for block in blocks_of_rows(values) or [slice(None)]:
         codes, shape = patches.windows(values[block], weight.shape[2:], stride, dilation, groups)
-        sums.append(np.moveaxis(codes @ by_group, 0, 1).reshape(*shape, len(weight)))
+        sums.append(np.moveaxis(product(codes, by_group), 0, 1).reshape(*shape, len(weight)))
     return np.concatenate(sums)
 
 
