@@ -57,7 +57,7 @@ def run_divide(emit: Emitter, grid: Value, source: Value, target: Value, count: 
 
     def divided(x: Value) -> Value:
         steps = emit.minimum(emit.maximum(emit.fdiv(emit.fpext(x, DOUBLES), scale), first), last)
-        return emit.trunc(emit.add(emit.fptosi(emit.native("llvm.rint.v16f64", DOUBLES, steps), INTS), zero), BYTES)
+        return emit.trunc(emit.add(emit.fptosi(emit.integral(steps), INTS), zero), BYTES)
 
     return quantize_kernel.by_vectors(emit, divided, source, target, count)
 

@@ -177,6 +177,25 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         """The smaller of two floats, lane by lane; ``b`` where ``a`` is NaN."""
         return self.select(self.fcmp_ordered("<", a, b), a, b)
 
+    def magnitude(self, x: Value) -> Value:
+        """A vector of floats without their signs."""
+        name = "llvm.fabs.v16f64" if x.type == DOUBLES else "llvm.fabs.v16f32"
+        return self.native(name, x.type, x)
+
+    def integral(self, x: Value) -> Value:
+        """A vector of floats, each the nearest integer, ties to even."""
+        name = "llvm.rint.v16f64" if x.type == DOUBLES else "llvm.rint.v16f32"
+        return self.native(name, x.type, x)
+
+    def folded(self, vector: Value, pick: Callable[[Value, Value], Value]) -> Value:
+        """One value of all lanes, made of two by ``pick``."""
+        lanes = LANES
+        while lanes > 1:
+            lanes //= 2
+            other = ir.Constant(INTS, [(i + lanes) % LANES for i in range(LANES)])
+            vector = pick(self.shuffle_vector(vector, vector, other), vector)
+        return self.extract_element(vector, I32(0))
+
     def rounded(self, steps: Value) -> Value:
         """Floats between -2^22 and 2^22 to the nearest int32, ties to even."""
         moved = self.fadd(steps, self.splat(MAGIC, FLOATS))

@@ -16,7 +16,8 @@ from .memory import aligned
 from .records import WIDTH, Address, Instruction, Integer, Integers, Record
 
 MOST_SLOTS = 16
-LONG_BYTES = 2**19  # of an array, from which on other Python threads may run meanwhile
+LONG = 2**17  # values from which on other Python threads may run meanwhile
+LONG_BYTES = 4 * LONG  # of an array of floats
 WRITABLE = 1  # what PyObject_GetBuffer is asked for beside memory in one piece
 Caller = Callable[[int, Any, Any], int]
 
@@ -144,17 +145,22 @@ def python(emit: Emitter, name: str, *arguments: Value) -> Value:
     return emit.call(existing or ir.Function(emit.module, ir.FunctionType(result, kinds), name), arguments)
 
 
-def write_call(emit: Emitter, frame: Value, x: Value, y: Value, release: Value) -> Value:
-    """Runs a frame, other Python threads meanwhile too if ``release``; its result."""
+def released(emit: Emitter, release: Value, run: Callable[[], Value]) -> Value:
+    """``run()`` (int64), during which other Python threads run, too, if ``release``."""
     result = emit.alloca(I64)
     with emit.if_else(release) as (long, short):
         with long:
             thread = python(emit, "PyEval_SaveThread")
-            emit.store(run_frame(emit, frame, x, y), result)
+            emit.store(run(), result)
             python(emit, "PyEval_RestoreThread", thread)
         with short:
-            emit.store(run_frame(emit, frame, x, y), result)
+            emit.store(run(), result)
     return emit.load(result)
+
+
+def write_call(emit: Emitter, frame: Value, x: Value, y: Value, release: Value) -> Value:
+    """Runs a frame, other Python threads meanwhile too if ``release``; its result."""
+    return released(emit, release, lambda: run_frame(emit, frame, x, y))
 
 
 def argument(emit: Emitter, arguments: Value, index: int) -> Value:

@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 
 from . import cpu, pairs, tiles
-from .emitter import I32, I64, LANES, Body, Emitter, Function, Value, function
+from .emitter import I32, I64, LANES, Body, Emitter, Function, Value, Vector, function
 from .memory import aligned
 from .product import PANEL, Product, ProductInstruction
 
@@ -22,13 +22,16 @@ AFTER = 8, 1  # rows of the epilogues' functions
 class Unit(Protocol):
     """What multiplies.
 
-    ``GROUP``: rows that it sums up at a time; ``CHUNK_BYTES``: of a chunk of gathered rows.
+    ``GROUP``: rows that it sums up at a time; ``CHUNK_BYTES``: of a chunk of gathered rows; ``VECTOR``: in which bytes
+    are copied.
     """
 
     @property
     def GROUP(self) -> int: ...
     @property
     def CHUNK_BYTES(self) -> int: ...
+    @property
+    def VECTOR(self) -> Vector: ...
 
     def allowed(self) -> bool:
         """Whether this process may use it."""
@@ -47,9 +50,6 @@ class Unit(Protocol):
 
     def end(self, emit: Emitter) -> None:
         """Gives it back."""
-
-    def copy(self, emit: Emitter, source: Value, target: Value, count: Value) -> None:
-        """A run of so many bytes to the buffer."""
 
     def finish(self, emit: Emitter, product: Value, target: Value, steps: Value) -> None:
         """What comes behind the last run of a row."""
@@ -98,6 +98,18 @@ def chunk_rows(own: Unit, product: Product) -> int:
     return -(-groups // -(-groups // most)) * own.GROUP
 
 
+def copy(emit: Emitter, kind: Vector, source: Value, target: Value, count: Value) -> None:
+    """Bytes, in whole vectors: some behind the last one, too."""
+    size = kind.count * (kind.element.width // 8)
+    shift = size.bit_length() - 1
+
+    def vector(n: Value) -> None:
+        at = emit.shl(n, I64(shift))
+        emit.write(emit.read(emit.add(source, at), kind), emit.add(target, at))
+
+    emit.each(emit.ashr(emit.add(count, I64(size - 1)), I64(shift)), vector)
+
+
 def gather(emit: Emitter, own: Unit, product: Value, start: Value, end: Value) -> None:
     """Rows from ``start`` to ``end`` to the buffer: their runs after one another."""
     buffer, x, offsets, run_offsets, runs, run_steps, steps = emit.fields(
@@ -112,7 +124,7 @@ def gather(emit: Emitter, own: Unit, product: Value, start: Value, end: Value) -
 
         def run(number: Value) -> None:
             near = emit.add(source, emit.int_at(run_offsets, number, 4))
-            own.copy(emit, near, emit.add(target, emit.mul(number, run_bytes)), run_bytes)
+            copy(emit, own.VECTOR, near, emit.add(target, emit.mul(number, run_bytes)), run_bytes)
 
         emit.each(runs, run)
         own.finish(emit, product, target, steps)

@@ -4,15 +4,12 @@ import ctypes
 import math
 import threading
 
-from llvmlite import ir
-
-from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Emitter, Value
-from .frame import caller, frame_of, slot_addresses
+from .emitter import F32, FLOATS, I64, LANES, NO_LANES, Emitter, Value
+from .frame import LONG, caller, frame_of, slot_addresses
 from .jit import Kernel
 from .records import Address, Instruction, Integer
 
 UNROLLED = 4
-LONG = 2**17  # values from which on other Python threads may run meanwhile
 
 
 class MinMax(Instruction):
@@ -56,13 +53,9 @@ def write_minmax(emit: Emitter, op: Value, frame: Value) -> Value:
     for offset, better, vectors in ((0, emit.minimum, ends[:UNROLLED]), (4, emit.maximum, ends[UNROLLED:])):
         while len(vectors) > 1:
             vectors = [better(a, b) for a, b in zip(vectors[::2], vectors[1::2])]
-        vector, lanes = vectors[0], LANES
-        while lanes > 1:
-            lanes //= 2
-            other = ir.Constant(INTS, [(i + lanes) % LANES for i in range(LANES)])
-            vector = better(emit.shuffle_vector(vector, vector, other), vector)
+        found_here = emit.folded(vectors[0], better)
         before = emit.read(emit.add(ends_before, I64(offset)), F32, 4)
-        both = better(emit.extract_element(vector, I32(0)), before)
+        both = better(found_here, before)
         wider = emit.or_(wider, emit.fcmp_unordered("!=", both, before))
         emit.write(emit.select(any_nan, F32(math.nan), both), emit.add(found, I64(offset)), 4)
     return emit.zext(wider, I64)

@@ -18,9 +18,9 @@ from .product import PANEL, PairsRecord, Product
 GROUP = 24  # rows that are computed between two epilogues
 ROWS = 1, 2, 4, 8, 12  # of a block
 STEPS = 128  # that a block goes over at a time
-INPUT_BYTES = 1
 CHUNK_BYTES = 2**20  # of gathered rows, of which a part at a time is read for all outputs of a panel
 EIGHT, SHORTS, CODES = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)
+VECTOR = CODES
 
 
 def allowed() -> bool:
@@ -49,16 +49,6 @@ def begin(emit: Emitter) -> None:
 
 def end(emit: Emitter) -> None:
     """Nor to be given back."""
-
-
-def copy(emit: Emitter, source: Value, target: Value, count: Value) -> None:
-    """Bytes to the first plane, in whole vectors: some behind the last one, too."""
-
-    def vector(n: Value) -> None:
-        at = emit.shl(n, I64(5))
-        emit.write(emit.read(emit.add(source, at), CODES), emit.add(target, at))
-
-    emit.each(emit.ashr(emit.add(count, I64(31)), I64(5)), vector)
 
 
 def finish(emit: Emitter, product: Value, target: Value, steps: Value) -> None:

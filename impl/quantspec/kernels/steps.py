@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
-from .emitter import DOUBLES, F32, FLOATS, I1, I32, I64, INTS, LANES, Emitter, Value, function
-from .frame import argument, callable_from_python, python
+from .emitter import DOUBLES, F32, FLOATS, I1, I32, I64, LANES, Emitter, Value, function
+from .frame import LONG, argument, callable_from_python, python, released
 
-LONG = 2**17  # values from which on other Python threads may run meanwhile
 # A quotient of at most 2^9 steps, by way of the reciprocal, is off by less than a 2^13th of a step: what is farther
 # than that from a tie has the code that a division gives.
 CLOSE = 2.0**-12
@@ -38,15 +37,8 @@ def called(name: str, write: Callable[..., Value], addresses: int, floats: int, 
             wide = python(emit, "PyFloat_AsDouble", argument(emit, arguments, index))
             numbers.append(bits(emit.fptrunc(wide, F32), emit))
         run = function(emit.module, f"quantspec_{name}_run", len(numbers), write)
-        result = emit.alloca(I64)
-        with emit.if_else(emit.icmp_signed(">=", long(emit, *numbers), I64(LONG))) as (many, few):
-            with many:
-                thread = python(emit, "PyEval_SaveThread")
-                emit.store(emit.call(run, numbers), result)
-                python(emit, "PyEval_RestoreThread", thread)
-            with few:
-                emit.store(emit.call(run, numbers), result)
-        return python(emit, "PyLong_FromLong", emit.load(result))
+        many = emit.icmp_signed(">=", long(emit, *numbers), I64(LONG))
+        return python(emit, "PyLong_FromLong", released(emit, many, lambda: emit.call(run, numbers)))
 
     return callable_from_python(name, body)
 
@@ -86,26 +78,10 @@ def over(
     return emit.loop(emit.select(emit.icmp_signed("<", start, count), I64(1), I64(0)), values, rest)
 
 
-def folded(emit: Emitter, vector: Value, pick: Callable[[Value, Value], Value]) -> Value:
-    """One value of all lanes."""
-    lanes = LANES
-    while lanes > 1:
-        lanes //= 2
-        other = ir.Constant(INTS, [(i + lanes) % LANES for i in range(LANES)])
-        vector = pick(emit.shuffle_vector(vector, vector, other), vector)
-    return emit.extract_element(vector, I32(0))
-
-
 def near(emit: Emitter, x: Value, low: Value, high: Value) -> Value:
     """Between both ends; a NaN stays one."""
     x = emit.select(emit.fcmp_ordered("<", x, low), low, x)
     return emit.select(emit.fcmp_ordered(">", x, high), high, x)
-
-
-def whole_steps(emit: Emitter, x: Value) -> Value:
-    """To the nearest integer, ties to even."""
-    name = "llvm.rint.v16f64" if x.type == DOUBLES else "llvm.rint.v16f32"
-    return emit.native(name, x.type, x)
 
 
 class Divided:
@@ -124,20 +100,20 @@ class Divided:
         """By the division itself."""
         emit = self.emit
         if self.rule == "divide":
-            return whole_steps(emit, near(emit, emit.fdiv(x, self.scale), self.low, self.high))
+            return emit.integral(near(emit, emit.fdiv(x, self.scale), self.low, self.high))
         steps = emit.fdiv(emit.fpext(x, DOUBLES), emit.fpext(self.scale, DOUBLES))
-        steps = whole_steps(emit, near(emit, steps, emit.fpext(self.low, DOUBLES), emit.fpext(self.high, DOUBLES)))
+        steps = emit.integral(near(emit, steps, emit.fpext(self.low, DOUBLES), emit.fpext(self.high, DOUBLES)))
         return emit.fptrunc(steps, FLOATS)
 
     def codes(self, x: Value) -> Value:
         emit = self.emit
         steps = emit.fmul(x, self.inverse)
         if self.rule == "reciprocal":
-            return whole_steps(emit, near(emit, steps, self.low, self.high))
+            return emit.integral(near(emit, steps, self.low, self.high))
         one = emit.splat(1.0, FLOATS)
         steps = near(emit, steps, emit.fsub(self.low, one), emit.fadd(self.high, one))
-        nearest = whole_steps(emit, steps)
-        apart = emit.native("llvm.fabs.v16f32", FLOATS, emit.fsub(steps, nearest))
+        nearest = emit.integral(steps)
+        apart = emit.magnitude(emit.fsub(steps, nearest))
         # Of a NaN this holds, too.
         close = emit.fcmp_unordered(">", apart, emit.splat(0.5 - CLOSE, FLOATS))
         fast, before = near(emit, nearest, self.low, self.high), emit.block

@@ -22,7 +22,7 @@ from .product import PANEL, Product
 
 ROWS, STEPS = 16, 16  # of a tile: rows of inputs, steps of four
 GROUP = 2 * ROWS  # rows that are computed between two epilogues
-INPUT_BYTES = 1
+VECTOR = INTS
 CHUNK_BYTES = 2**19  # of gathered rows, which share the second-level cache with a panel
 # From which on tiles are quicker, as measured: rows, and dot products of a row, of which gathering costs as many.
 LEAST_ROWS, LEAST_DOTS, DOTS_OF_COPY = 4, 48, 8
@@ -87,16 +87,6 @@ def begin(emit: Emitter) -> None:
 def end(emit: Emitter) -> None:
     """Nobody's, so that the system need not save them."""
     emit.native("llvm.x86.tilerelease", ir.VoidType())
-
-
-def copy(emit: Emitter, source: Value, target: Value, count: Value) -> None:
-    """Bytes, in whole lines of 64: some behind the last one, too."""
-
-    def line(n: Value) -> None:
-        at = emit.shl(n, I64(6))
-        emit.write(emit.read(emit.add(source, at), INTS), emit.add(target, at))
-
-    emit.each(emit.ashr(emit.add(count, I64(63)), I64(6)), line)
 
 
 def finish(emit: Emitter, product: Value, target: Value, steps: Value) -> None:

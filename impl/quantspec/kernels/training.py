@@ -12,7 +12,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from .emitter import DOUBLES, F32, FLOATS, I1, I64, INTS, LANES, NO_LANES, Emitter, Value, function
-from .steps import Call, Divided, Read, Write, bits, called, folded, near, over, single, whole_steps
+from .steps import Call, Divided, Read, Write, bits, called, near, over, single
 
 INFINITY = 0x7F800000  # the bits of a float32; those of numbers are smaller, but for the sign
 MOST = 2.0**31 - 1  # of a bias in codes
@@ -27,7 +27,7 @@ def write_largest(emit: Emitter, x: Value, count: Value) -> Value:
         return [emit.select(emit.icmp_signed(">", found, carried[0]), found, carried[0])]
 
     vector = over(emit, count, [emit.splat(0, INTS)], body)[0]
-    return emit.zext(folded(emit, vector, lambda a, b: emit.select(emit.icmp_signed(">", a, b), a, b)), I64)
+    return emit.zext(emit.folded(vector, lambda a, b: emit.select(emit.icmp_signed(">", a, b), a, b)), I64)
 
 
 def write_row(rule: str) -> Callable[..., Value]:
@@ -39,11 +39,11 @@ def write_row(rule: str) -> Callable[..., Value]:
         def body(read: Read, write: Write, carried: list[Value]) -> list[Value]:
             found = divided.codes(read(x))
             write(codes, found)
-            whole = emit.fptosi(emit.native("llvm.fabs.v16f32", FLOATS, found), INTS)
+            whole = emit.fptosi(emit.magnitude(found), INTS)
             return [emit.add(carried[0], whole)]
 
         sums = over(emit, count, [emit.splat(0, INTS)], body)[0]
-        return folded(emit, emit.zext(sums, ir.VectorType(I64, LANES)), emit.add)
+        return emit.folded(emit.zext(sums, ir.VectorType(I64, LANES)), emit.add)
 
     return write
 
@@ -129,23 +129,21 @@ def write_bias(
     none = emit.splat_to(emit.icmp_signed("==", bias, I64(0)), ir.VectorType(I1, LANES))
     source = emit.select(emit.icmp_signed("==", bias, I64(0)), scales, bias)
 
-    def size(x: Value) -> Value:
-        return emit.native("llvm.fabs.v16f64", DOUBLES, x)
-
     def body(read: Read, write: Write, carried: list[Value]) -> list[Value]:
         scale = read(scales)
         value, step = emit.select(none, zero, emit.fpext(read(source), DOUBLES)), emit.fpext(scale, DOUBLES)
         write(units, emit.fdiv(emit.fmul(scale, of_x), of_y))
         steps = near(emit, emit.fdiv(value, emit.fmul(wide, step)), emit.fsub(zero, end), end)
-        nearest = whole_steps(emit, steps)
+        nearest = emit.integral(steps)
         write(codes, emit.fptrunc(nearest, FLOATS))
-        unsure = emit.fcmp_unordered("==", size(emit.fsub(steps, nearest)), emit.splat(0.5, DOUBLES))
-        few = emit.fcmp_ordered(">", emit.fdiv(size(value), room), step)
-        larger = emit.select(emit.fcmp_ordered(">", size(nearest), carried[0]), size(nearest), carried[0])
+        unsure = emit.fcmp_unordered("==", emit.magnitude(emit.fsub(steps, nearest)), emit.splat(0.5, DOUBLES))
+        few = emit.fcmp_ordered(">", emit.fdiv(emit.magnitude(value), room), step)
+        size = emit.magnitude(nearest)
+        larger = emit.select(emit.fcmp_ordered(">", size, carried[0]), size, carried[0])
         return [larger, emit.or_(carried[1], few), emit.or_(carried[2], unsure)]
 
     sizes, few, unsure = over(emit, outputs, [zero, NO_LANES, NO_LANES], body)
-    largest = emit.fptosi(folded(emit, sizes, lambda a, b: emit.select(emit.fcmp_ordered(">", a, b), a, b)), I64)
+    largest = emit.fptosi(emit.folded(sizes, lambda a, b: emit.select(emit.fcmp_ordered(">", a, b), a, b)), I64)
     flags = [emit.zext(emit.any(mask), I64) for mask in (few, unsure)]
     return emit.or_(emit.shl(largest, I64(2)), emit.or_(emit.shl(flags[0], I64(1)), flags[1]))
 
@@ -191,8 +189,8 @@ def layer(rule: str) -> Call:
 
 def ends(emit: Emitter, found: list[Value]) -> Value:
     """The smallest and the largest of vectors of both, as two float32 in one int64, or NaN where any was."""
-    low = folded(emit, found[0], emit.minimum)
-    high = folded(emit, found[1], emit.maximum)
+    low = emit.folded(found[0], emit.minimum)
+    high = emit.folded(found[1], emit.maximum)
     nan, any_nan = F32(float("nan")), emit.any(found[2])
     low, high = emit.select(any_nan, nan, low), emit.select(any_nan, nan, high)
     return emit.or_(bits(low, emit), emit.shl(bits(high, emit), I64(32)))
@@ -229,6 +227,20 @@ def activation(rule: str) -> Call:
     return called(f"training_activation_{rule}", write_activation(rule), 3, 3, lambda emit, *n: n[2])
 
 
+def stepped(
+    emit: Emitter, source: Value, target: Value, unit: Callable[[Read], Value], first: Value, last: Value
+) -> Callable[[Read, Write, list[Value]], list[Value]]:
+    """What goes over accumulators: times a unit they are steps, in their place, whose codes go to ``target``."""
+
+    def body(read: Read, write: Write, carried: list[Value]) -> list[Value]:
+        steps = emit.fmul(read(source), unit(read))
+        write(source, steps)
+        write(target, near(emit, emit.integral(steps), first, last))
+        return seen(emit, steps, carried)
+
+    return body
+
+
 def write_rows(
     emit: Emitter, total: Value, codes: Value, units: Value, rows: Value, outputs: Value, low: Value, high: Value
 ) -> Value:
@@ -238,13 +250,7 @@ def write_rows(
     def row(i: Value, carried: list[Value]) -> list[Value]:
         source, target = (emit.add(base, emit.mul(i, size)) for base in (total, codes))
 
-        def body(read: Read, write: Write, carried: list[Value]) -> list[Value]:
-            steps = emit.fmul(read(source), read(units))
-            write(source, steps)
-            write(target, near(emit, whole_steps(emit, steps), first, last))
-            return seen(emit, steps, carried)
-
-        return over(emit, outputs, carried, body)
+        return over(emit, outputs, carried, stepped(emit, source, target, lambda read: read(units), first, last))
 
     return ends(emit, emit.loop(rows, no_ends(emit), row))
 
@@ -261,13 +267,7 @@ def write_planes(
         own = emit.add(units, emit.shl(emit.srem(i, outputs), I64(2)))
         unit = emit.splat(emit.read(own, F32, 4))
 
-        def body(read: Read, write: Write, carried: list[Value]) -> list[Value]:
-            steps = emit.fmul(read(source), unit)
-            write(source, steps)
-            write(target, near(emit, whole_steps(emit, steps), first, last))
-            return seen(emit, steps, carried)
-
-        return over(emit, positions, carried, body)
+        return over(emit, positions, carried, stepped(emit, source, target, lambda read: unit, first, last))
 
     return ends(emit, emit.loop(emit.mul(images, outputs), no_ends(emit), plane))
 

@@ -110,7 +110,7 @@ def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
             for digit in range(DIGITS):
                 at = emit.add(y, emit.add(emit.mul(far, I64(digit)), emit.shl(n, I64(4))))
                 emit.write(emit.trunc(emit.lshr(number, whole(8 * digit)), BYTES), at)
-            return [emit.fadd(carried[0], emit.native("llvm.fabs.v16f64", DOUBLES, rest))]
+            return [emit.fadd(carried[0], emit.magnitude(rest))]
 
         rests = emit.loop(vectors, [emit.splat(0.0, DOUBLES)], split)[0]
         lost = F64(0)
@@ -157,10 +157,6 @@ def remainder(emit: Emitter, a: Value, b: Value, product: Value) -> Value:
     return emit.native("llvm.fma.v16f64", DOUBLES, a, b, emit.fneg(product))
 
 
-def size(emit: Emitter, x: Value) -> Value:
-    return emit.native("llvm.fabs.v16f64", DOUBLES, x)
-
-
 def rounded_once(emit: Emitter, near: Value, rest: Value, off: Value) -> tuple[Value, Value]:
     """Float32 of ``near + rest``, float64 vectors of which the second is at most half a unit of the first's last place
     and is off by ``off``; and where another float32 may be the nearest one.
@@ -173,7 +169,7 @@ def rounded_once(emit: Emitter, near: Value, rest: Value, off: Value) -> tuple[V
     outwards = emit.icmp_signed(">=", emit.xor(bits, emit.bitcast(rest, LONGS)), whole(0))  # of the same sign
     odd = emit.add(bits, emit.select(outwards, one, whole(-1)))
     value = emit.bitcast(emit.select(emit.and_(even, emit.not_(exact)), odd, bits), DOUBLES)
-    around = emit.fadd(emit.fmul(size(emit, value), emit.splat(2.0**-50, DOUBLES)), off)
+    around = emit.fadd(emit.fmul(emit.magnitude(value), emit.splat(2.0**-50, DOUBLES)), off)
     low, high = (emit.fptrunc(make(value, around), FLOATS) for make in (emit.fsub, emit.fadd))
     wide = emit.fcmp_unordered("!=", off, nothing)
     return emit.fptrunc(value, FLOATS), emit.and_(wide, emit.fcmp_unordered("!=", low, high))
@@ -225,8 +221,9 @@ def write_weigh(emit: Emitter, op: Value, frame: Value) -> Value:
             lost_third = remainder(emit, total_rest, scale, third)
             value, rest = added(emit, value, rest)
             # Whether the rest is known well enough to tell on which side of the value it is.
-            off = emit.fadd(size(emit, lost_first), emit.fadd(size(emit, lost_second), size(emit, lost_third)))
-            unknown = emit.fcmp_ordered("<", size(emit, rest), emit.fmul(off, power(1)))
+            sizes = [emit.magnitude(lost) for lost in (lost_first, lost_second, lost_third)]
+            off = emit.fadd(sizes[0], emit.fadd(sizes[1], sizes[2]))
+            unknown = emit.fcmp_ordered("<", emit.magnitude(rest), emit.fmul(off, power(1)))
             result, doubtful = rounded_once(emit, value, rest, emit.fmul(lost, scale))
             result = emit.select(emit.fcmp_ordered("<", result, least), least, result)
             emit.write_some(result, emit.add(y, at), mask)

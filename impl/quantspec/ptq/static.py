@@ -212,6 +212,13 @@ def converted(prepared: Prepared) -> Program:
     return with_own_biases(converter.convert())
 
 
+def check_calibration(calibration: object) -> None:
+    """TypeError for what is no iterable of batches: one batch, above all."""
+    if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
+        got = type(calibration).__name__
+        raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
+
+
 @near_names
 def quantize(
     model: nn.Module,
@@ -256,9 +263,7 @@ def quantize(
         CalibrationError: for data with NaN or infinities, and for a place that saw no data.
         UnsupportedError: for a TorchScript model, which holds no Python code.
     """
-    if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
-        got = type(calibration).__name__
-        raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
+    check_calibration(calibration)
     options = checked(
         per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
         engine=engine,

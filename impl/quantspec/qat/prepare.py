@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -232,9 +231,7 @@ def prepare_qat(
         raise ValueError(f"delay: expected a number of batches of at least 0, got {delay}")
     if isinstance(model, (QuantizedModule, QuantizedModel, Prepared, QATModule)):
         raise TypeError(f"model: expected a float model, got a {type(model).__name__}")
-    if isinstance(calibration, (torch.Tensor, np.ndarray, str, dict)) or not isinstance(calibration, Iterable):
-        got = type(calibration).__name__
-        raise TypeError(f"calibration: expected an iterable of batches, got {got}; pass [batch] for one batch")
+    static.check_calibration(calibration)
     options = checked(
         per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
         engine=engine,
