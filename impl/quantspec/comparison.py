@@ -228,7 +228,7 @@ class Beside:
         self.seen = Seen({name: [0.0, 0.0] for name in (*names, "")}, dict.fromkeys(names, 0))
 
 
-Pairs: TypeAlias = dict[tuple[str, calls.Way | None], Beside]
+Pairs: TypeAlias = dict[tuple[str, calls.CallPattern | None], Beside]
 
 
 def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], threshold: float) -> Comparison:
@@ -271,11 +271,11 @@ def paired(model: nn.Module, q: QuantizedModel, args: tuple[Any, ...], kwargs: d
         if isinstance(island, LayerIsland):
             pairs[path, None] = beside(tracer.trace_layer(model, path), model, island.networks[0])
             continue
-        for way, network in zip(island.ways, island.networks, strict=True):
-            graph = found.graphs.get(path, {}).get(way)
+        for pattern, network in zip(island.patterns, island.networks, strict=True):
+            graph = found.graphs.get(path, {}).get(pattern)
             if graph is None:
                 raise ValueError(f"q: expected a network quantized from this model, but it has none at {path!r}")
-            pairs[path, way] = beside(graph, model, network)
+            pairs[path, pattern] = beside(graph, model, network)
     return pairs
 
 
@@ -301,8 +301,8 @@ def comparing(path: str, forward: Callable[..., Any], pairs: Pairs) -> Callable[
         if (pair := pairs.get((path, None))) is not None:
             given = copies.cloned({**dict(zip(pair.fused.inputs, args)), **kwargs} if kwargs else args)
         else:
-            way, tensors = calls.call_of(forward, args, kwargs)
-            pair, given = pairs.get((path, way)), tuple(tensor.clone() for tensor in tensors)
+            pattern, tensors = calls.call_of(forward, args, kwargs)
+            pair, given = pairs.get((path, pattern)), tuple(tensor.clone() for tensor in tensors)
         if pair is not None:
             with torch.utils._python_dispatch._disable_current_modes():
                 see_batch(pair.seen, pair.fused, pair.places, pair.reference, given)

@@ -199,7 +199,7 @@ def test_the_warning_names_where_the_work_is_the_largest_first_and_why():
     rows += [Work("g", 500, "Python", "excluded")]
     report = Report(tuple(rows), True)
     assert exact(report) == Fraction(60, 81) and report.share == 60 / 81
-    assert report.told() == (
+    assert report.sentence() == (
         "74 % of the multiply-accumulates are in int8; the rest: c (12 %, Python: why c);"
         " b (6 %, float: why b); d (4 %, float: d); 2 others (4 %)"
     )

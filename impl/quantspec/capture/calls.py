@@ -1,5 +1,5 @@
 """How a module was called: the arguments by the names of its forward, of which tensors are inputs and everything else
-is part of the way."""
+is part of the pattern."""
 
 import inspect
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class NotPlain(Exception):
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to call a module: how the arguments are built, and all that are no tensors. ``names`` says what the tensors
+class CallPattern:
+    """How a module is called: how the arguments are built, and all that are no tensors. ``names`` says what the tensors
     are called."""
 
     spec: TreeSpec | None = field(compare=False)
@@ -39,7 +39,7 @@ class Way:
     names: tuple[str, ...]
 
     def arguments(self, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments in this way, with values in the places of tensors."""
+        """Arguments of this pattern, with values in the places of tensors."""
         assert self.spec is not None
         left = iter(values)
         leaves = [next(left) if constant is TENSOR else constant[1] for constant in self.constants]
@@ -47,13 +47,13 @@ class Way:
         return tuple(args), dict(kwargs)
 
 
-    def told(self) -> "Way":
-        """The way without what builds its arguments: enough to know it by."""
+    def identity(self) -> "CallPattern":
+        """The pattern without what builds its arguments: enough to know it by."""
         return replace(self, spec=None)
 
 
 class _Tensor:
-    """Stands for a tensor among the constants of a way."""
+    """Stands for a tensor among the constants of a pattern."""
 
     def __reduce__(self) -> str:
         return "TENSOR"
@@ -64,10 +64,10 @@ TENSOR = _Tensor()
 
 def call_of(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Way, list[torch.Tensor]]:
-    """The way of a call, and its tensors. Raises NotPlain, and TypeError for arguments that ``forward`` does not take.
+) -> tuple[CallPattern, list[torch.Tensor]]:
+    """The pattern of a call, and its tensors. Raises NotPlain, and TypeError for what ``forward`` does not take.
 
-    Arguments nobody gave have their defaults, so that a call which gives the default is the same way.
+    Arguments nobody gave have their defaults, so that a call which gives the default has the same pattern.
     """
     names: list[str] = []
     constants: list[Any] = []
@@ -92,7 +92,7 @@ def call_of(
             constants.append((type(leaf).__name__, leaf))
         else:
             raise NotPlain(f"the argument {label!r} is a {type(leaf).__name__}")
-    return Way(spec, structure(spec), tuple(constants), unique(names)), tensors
+    return CallPattern(spec, structure(spec), tuple(constants), unique(names)), tensors
 
 
 def structure(spec: TreeSpec) -> str:
@@ -105,8 +105,8 @@ def structure(spec: TreeSpec) -> str:
 
 
 def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What tells calls of plain arguments apart: equal where ``call_of`` gives equal ways. None where there are others.
-    """
+    """What tells calls of plain arguments apart: equal where ``call_of`` gives equal patterns. None where there are
+    others."""
     parts: list[Any] = [len(args), *kwargs]
     for value in (*args, *kwargs.values()):
         kind = type(value)

@@ -17,7 +17,7 @@ from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 
 from . import calls, copies
-from .calls import NotPlain, Way, call_of
+from .calls import CallPattern, NotPlain, call_of
 from .recorder import record
 from .tracer import Stop, has_layers, trace
 
@@ -34,10 +34,10 @@ Worth = Callable[[nn.Module], bool]
 
 @dataclass
 class Parts:
-    """``graphs``: for each path the ways in which the module there was called, and the network of each. ``stops``: what
-    stays Python, and why."""
+    """``graphs``: for each path the patterns by which the module there was called, and the network of each.
+    ``stops``: what stays Python, and why."""
 
-    graphs: dict[str, dict[Way, FloatGraph]] = field(default_factory=dict)
+    graphs: dict[str, dict[CallPattern, FloatGraph]] = field(default_factory=dict)
     stops: list[Stop] = field(default_factory=list)
 
 
@@ -61,8 +61,8 @@ def computing(argument: str) -> Iterator[None]:
     except (CalibrationError, ShapeError, UnsupportedError):
         raise
     except Exception as error:  # whatever a user's model, or torch in it, raises
-        told = " ".join(str(error).split())
-        raise ValueError(f"{argument}: the model raised {type(error).__name__}: {told:.200}") from error
+        text = " ".join(str(error).split())
+        raise ValueError(f"{argument}: the model raised {type(error).__name__}: {text:.200}") from error
 
 
 def as_given(model: nn.Module, batch: Any) -> Any:
@@ -125,11 +125,11 @@ class Search:
 
     def __init__(self, model: nn.Module, ready: Ready, paths: list[str] | None, worth: Worth, acts: bool):
         self.model, self.ready, self.paths, self.worth, self.acts = model, ready, paths, worth, acts
-        self.verdicts: dict[tuple[str, Way], FloatGraph | None] = {}
+        self.verdicts: dict[tuple[str, CallPattern], FloatGraph | None] = {}
         self.reasons: dict[str, str] = {}
         self.inside = False
         self.refuted = False
-        self.recorded: set[tuple[str, Way]] = set()
+        self.recorded: set[tuple[str, CallPattern]] = set()
 
     def complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a run of the model refuted none of the parts that are left."""
@@ -155,13 +155,13 @@ class Search:
                 self.reasons.setdefault(path, NOTHING)
                 return self.within(forward, args, kwargs)
             try:
-                way, tensors = call_of(forward, args, kwargs)
+                pattern, tensors = call_of(forward, args, kwargs)
             except (NotPlain, TypeError) as error:
                 self.reasons.setdefault(path, str(error))
                 return forward(*args, **kwargs)
-            if (path, way) not in self.verdicts:
-                self.verdicts[path, way] = self.attempt(path, way, tensors)
-            graph = self.verdicts[path, way]
+            if (path, pattern) not in self.verdicts:
+                self.verdicts[path, pattern] = self.attempt(path, pattern, tensors)
+            graph = self.verdicts[path, pattern]
             if graph is None:
                 return forward(*args, **kwargs)
             before, given = copies.state_of(module), [t.clone() for t in tensors]
@@ -169,11 +169,11 @@ class Search:
             reason = self.refuted_by(graph, module, before, given, tensors, output)
             if reason is not None:
                 self.reasons[path] = reason
-                if (path, way) in self.recorded:
-                    self.verdicts[path, way] = None
+                if (path, pattern) in self.recorded:
+                    self.verdicts[path, pattern] = None
                 else:
-                    self.recorded.add((path, way))
-                    del self.verdicts[path, way]
+                    self.recorded.add((path, pattern))
+                    del self.verdicts[path, pattern]
                 self.refuted = True
             return output
 
@@ -204,23 +204,23 @@ class Search:
             return None
         return graph_differs(graph, batch, output) or graph_differs(ready, batch, output, FUSED)
 
-    def attempt(self, path: str, way: Way, tensors: list[torch.Tensor]) -> FloatGraph | None:
-        """The graph of a module called in some way, not compared with it yet; None where it cannot be captured as a
+    def attempt(self, path: str, pattern: CallPattern, tensors: list[torch.Tensor]) -> FloatGraph | None:
+        """The graph of a module called by some pattern, not compared with it yet; None where it cannot be captured as a
         whole.
 
         Symbolic tracing is tried first; recording, where that fails or was refuted.
         """
         graph = None
-        if (path, way) not in self.recorded:
+        if (path, pattern) not in self.recorded:
             try:
-                capture = trace(self.model, path, way, acts=self.acts)
+                capture = trace(self.model, path, pattern, acts=self.acts)
                 graph = capture.graph if not capture.stops else None
             except UnsupportedError:
                 pass
         if graph is None:
-            self.recorded.add((path, way))
+            self.recorded.add((path, pattern))
             try:
-                graph = record(self.model, path, way, tensors, acts=self.acts).graph
+                graph = record(self.model, path, pattern, tensors, acts=self.acts).graph
             except UnsupportedError as error:
                 self.reasons[path] = str(error)
                 return None
@@ -231,9 +231,9 @@ class Search:
 
     def parts(self) -> Parts:
         found = Parts()
-        for (path, way), graph in self.verdicts.items():
+        for (path, pattern), graph in self.verdicts.items():
             if graph is not None and (made := self.ready(graph)) is not None:
-                found.graphs.setdefault(path, {})[way] = made
+                found.graphs.setdefault(path, {})[pattern] = made
         found.stops = [Stop(path, reason) for path, reason in self.reasons.items() if path not in found.graphs]
         return found
 

@@ -24,7 +24,7 @@ from quantspec.errors import UnsupportedError
 
 from . import acting, aliases, attention, copies, products, splitting, tracked, writes
 from .builder import GraphBuilder, hooked
-from .calls import CONSTANTS, Way
+from .calls import CONSTANTS, CallPattern
 from .tensor_names import (
     AUGMENTED,
     FACTS,
@@ -54,18 +54,18 @@ class Stopped(BaseException):
 
 
 def record(
-    model: nn.Module, path: str, way: Way, tensors: list[torch.Tensor], *, acts: bool = False
+    model: nn.Module, path: str, pattern: CallPattern, tensors: list[torch.Tensor], *, acts: bool = False
 ) -> Capture:
-    """The graph of the module at a path of a model of ours, called in some way with these tensors. ``acts``: with what
-    acts in training mode only.
+    """The graph of the module at a path of a model of ours, called by some pattern with these tensors. ``acts``: with
+    what acts in training mode only.
 
     Raises UnsupportedError with the place in the user's code where recording stopped.
     """
     twin = copies.run_copy(model)
     recorder = Recorder(twin, path)
     try:
-        recorder.run(twin.get_submodule(path), way, [t.detach().clone() for t in tensors])
-        found: acting.Acts = acts_beside(recorder, model, path, way, tensors) if acts else {}
+        recorder.run(twin.get_submodule(path), pattern, [t.detach().clone() for t in tensors])
+        found: acting.Acts = acts_beside(recorder, model, path, pattern, tensors) if acts else {}
         capture = recorder.capture()
         if found:
             graph = acting.with_acts(capture.graph, found, recorder.modules)
@@ -78,13 +78,13 @@ def record(
 
 
 def acts_beside(
-    recorder: "Recorder", model: nn.Module, path: str, way: Way, tensors: list[torch.Tensor]
+    recorder: "Recorder", model: nn.Module, path: str, pattern: CallPattern, tensors: list[torch.Tensor]
 ) -> acting.Acts:
     """Marks in what was recorded what acts in training mode only."""
     twin = copies.run_copy(model).train()
     other = Recorder(twin, path)
     try:
-        other.run(twin.get_submodule(path), way, [t.detach().clone() for t in tensors], training=True)
+        other.run(twin.get_submodule(path), pattern, [t.detach().clone() for t in tensors], training=True)
     finally:
         other.ended = True
     builders = GraphBuilder(recorder.model, recorder.constants), GraphBuilder(twin, other.constants)
@@ -116,13 +116,15 @@ class Recorder(TorchFunctionMode):
         self.ended = False
         self.training = False
 
-    def run(self, module: nn.Module, way: Way, tensors: list[torch.Tensor], *, training: bool = False) -> None:
+    def run(
+        self, module: nn.Module, pattern: CallPattern, tensors: list[torch.Tensor], *, training: bool = False
+    ) -> None:
         """Records a call; in ``training`` mode it may draw random numbers."""
-        for name, tensor in zip(way.names, tensors, strict=True):
+        for name, tensor in zip(pattern.names, tensors, strict=True):
             node = self.graph.placeholder(name)
             self.inputs[id(tensor)] = node
             self.know(tensor, node)
-        args, kwargs = way.arguments(list(tensors))
+        args, kwargs = pattern.arguments(list(tensors))
         random, pythons, self.training = torch.get_rng_state(), acting.python_random(), training
         with copies.undisturbed():
             self.watch_modules()

@@ -23,7 +23,7 @@ from quantspec.surroundings import usual
 
 from . import acting, attention, constants, copies, layers, products
 from .builder import GraphBuilder, hooked
-from .calls import Way
+from .calls import CallPattern
 from .operators import public
 
 PACKING = tuple(
@@ -67,9 +67,9 @@ def capture(model: nn.Module) -> FloatGraph:
     return trace(copies.own_copy(model)).graph
 
 
-def trace(model: nn.Module, path: str = "", way: Way | None = None, *, acts: bool = False) -> Capture:
-    """The graph of a model, or of the module of that path called in that way. The model is one of ours. ``acts``: with
-    what acts in training mode only.
+def trace(model: nn.Module, path: str = "", pattern: CallPattern | None = None, *, acts: bool = False) -> Capture:
+    """The graph of a model, or of the module of that path called by that pattern. The model is one of ours. ``acts``:
+    with what acts in training mode only.
 
     Raises UnsupportedError with the place where tracing stopped.
     """
@@ -78,8 +78,8 @@ def trace(model: nn.Module, path: str = "", way: Way | None = None, *, acts: boo
     tracer = Tracer()
     try:
         with TRACING:
-            traced = tracer.traced(twin, part, path, way)
-        found: acting.Acts = acts_beside(traced, twin, model, path, way) if acts else {}
+            traced = tracer.traced(twin, part, path, pattern)
+        found: acting.Acts = acts_beside(traced, twin, model, path, pattern) if acts else {}
         values = constants.folded(traced, twin)
         products.as_layers(traced, twin, values)
         graph = GraphBuilder(twin, values, share=True).build(traced)
@@ -91,13 +91,15 @@ def trace(model: nn.Module, path: str = "", way: Way | None = None, *, acts: boo
     return Capture(graph, tuple(tracer.stops))
 
 
-def acts_beside(traced: fx.Graph, twin: nn.Module, model: nn.Module, path: str, way: Way | None) -> acting.Acts:
+def acts_beside(
+    traced: fx.Graph, twin: nn.Module, model: nn.Module, path: str, pattern: CallPattern | None
+) -> acting.Acts:
     """Marks in a traced graph what acts in training mode only. Raises UnsupportedError where that has another graph."""
     other = copies.run_copy(model).train()
     with copies.random_kept():
         before, pythons = torch.get_rng_state(), acting.python_random()
         with TRACING:
-            training = Tracer().traced(other, other.get_submodule(path), path, way)
+            training = Tracer().traced(other, other.get_submodule(path), path, pattern)
         if acting.python_random() != pythons or not torch.equal(torch.get_rng_state(), before):
             raise UnsupportedError(acting.DRAWS)
     return acting.Alignment(traced, training, GraphBuilder(twin), GraphBuilder(other)).run()
@@ -182,10 +184,10 @@ class Tracer(fx.Tracer):
         self.entered = ""
         self.thread = threading.get_ident()
 
-    def traced(self, model: nn.Module, part: nn.Module, path: str, way: Way | None) -> fx.Graph:
-        """The graph of a model, or of the part of it that is called in that way."""
-        if way is not None:
-            return self.trace_part(model, part, path, way)
+    def traced(self, model: nn.Module, part: nn.Module, path: str, pattern: CallPattern | None) -> fx.Graph:
+        """The graph of a model, or of the part of it that is called by that pattern."""
+        if pattern is not None:
+            return self.trace_part(model, part, path, pattern)
         return alone(part) if self.is_whole(part) else self.trace_all(model)
 
     def trace_all(self, model: nn.Module) -> fx.Graph:
@@ -204,13 +206,13 @@ class Tracer(fx.Tracer):
         self.root_call = call
         return self.trace(model)
 
-    def trace_part(self, model: nn.Module, part: nn.Module, path: str, way: Way) -> fx.Graph:
-        """The graph of a module's forward, called in one way. Hooks run around it, whoever calls it."""
+    def trace_part(self, model: nn.Module, part: nn.Module, path: str, pattern: CallPattern) -> fx.Graph:
+        """The graph of a module's forward, called by one pattern. Hooks run around it, whoever calls it."""
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             hooks.clear()
 
         def call() -> Any:
-            args, kwargs = way.arguments([self.placeholder(name) for name in way.names])
+            args, kwargs = pattern.arguments([self.placeholder(name) for name in pattern.names])
             if (write := attention.written(part)) is not None:
                 return write(part, *args, **kwargs)
             if self.is_whole(part):

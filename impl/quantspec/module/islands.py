@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import copies
-from quantspec.capture.calls import NotPlain, Way, call_of, key_of
+from quantspec.capture.calls import CallPattern, NotPlain, call_of, key_of
 from quantspec.capture.recorder import CAPTURED
 from quantspec.capture.tracer import Stop
 from quantspec.errors import ShapeError, UnsupportedError
@@ -32,15 +32,15 @@ MOST = 64  # calls that an island remembers
 
 
 class Island(nn.Module):
-    """Computes what a module of the model did, by the network of the way in which it is called. It stands in that
+    """Computes what a module of the model did, by the network of the pattern by which it is called. It stands in that
     module as its ``forward``."""
 
     original: Callable[..., Any]
 
-    def __init__(self, path: str, forward: Callable[..., Any], networks: Mapping[Way, nn.Module]):
+    def __init__(self, path: str, forward: Callable[..., Any], networks: Mapping[CallPattern, nn.Module]):
         super().__init__()
         self.path = path
-        self.ways = [way.told() for way in networks]
+        self.patterns = [pattern.identity() for pattern in networks]
         self.known: dict[Any, tuple[int, tuple[int, ...]]] = {}
         self.networks = nn.ModuleList(networks.values())
         self.__dict__["original"] = forward  # not registered: a module's own method
@@ -55,10 +55,10 @@ class Island(nn.Module):
         if index >= 0:
             return self.networks[index], [given[place] for place in order]
         try:
-            way, tensors = call_of(self.original, args, kwargs)
+            pattern, tensors = call_of(self.original, args, kwargs)
         except (NotPlain, TypeError):
             return None, []
-        index = next((number for number, known in enumerate(self.ways) if known == way), -1)
+        index = next((number for number, known in enumerate(self.patterns) if known == pattern), -1)
         if index < 0:
             return None, []
         places = {id(value): place for place, value in enumerate(given)}
@@ -107,12 +107,12 @@ class LayerIsland(nn.Module):
             return self.original(*args, **kwargs)
 
 
-def attach(model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]]) -> dict[str, Island]:
+def attach(model: nn.Module, networks: Mapping[str, Mapping[CallPattern, nn.Module]]) -> dict[str, Island]:
     """Puts networks in place of the forwards of modules of a model of ours."""
     islands = {}
-    for path, ways in networks.items():
+    for path, patterns in networks.items():
         module = model.get_submodule(path)
-        islands[path] = module.__dict__["forward"] = Island(path, module.forward, ways)
+        islands[path] = module.__dict__["forward"] = Island(path, module.forward, patterns)
     return islands
 
 
@@ -133,11 +133,11 @@ class QuantizedModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, networks: Mapping[str, Mapping[Way, nn.Module]], layers: Mapping[str, nn.Module],
-        stops: tuple[Stop, ...] = (), report: Report | None = None,
+        self, model: nn.Module, networks: Mapping[str, Mapping[CallPattern, nn.Module]],
+        layers: Mapping[str, nn.Module], stops: tuple[Stop, ...] = (), report: Report | None = None,
         coded: Mapping[coded_weights.Key, coded_weights.Coded] | None = None,
     ):  # fmt: skip
-        """``networks`` by path and way of calling, ``layers``: those in the place of layers, called in any way;
+        """``networks`` by path and pattern of the call, ``layers``: those in the place of layers, called in any way;
         ``coded``: the weights that are held as codes, which are found where they are not given."""
         super().__init__()
         self.report = report
@@ -213,8 +213,8 @@ class QuantizedModel(nn.Module):
         """What a file holds of a model of parts."""
         parts = []
         for path, island in self.islands.items():
-            ways = island.ways if isinstance(island, Island) else [None]
-            parts += [stored.Part(path, way, n.program) for way, n in zip(ways, self.at(path), strict=True)]
+            patterns = island.patterns if isinstance(island, Island) else [None]
+            parts += [stored.Part(path, pattern, n.program) for pattern, n in zip(patterns, self.at(path), strict=True)]
         state: dict[str, torch.Tensor] = {}
         attributes: dict[str, torch.Tensor] = {}
         coded = {}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import copies
-from quantspec.capture.calls import Way
+from quantspec.capture.calls import CallPattern
 from quantspec.capture.tracer import Stop
 from quantspec.errors import FormatError, near_names, shown
 from quantspec.ir.held import Held, changed
@@ -96,7 +96,7 @@ def same_modules(own: nn.Module, network: Model) -> None:
     modules = modules_of(own)
     for mine, saved in zip(modules, network.modules):
         if mine != saved:
-            raise ValueError(f"model: expected {told(saved)} as in the file, got {told(mine)}")
+            raise ValueError(f"model: expected {described(saved)} as in the file, got {described(mine)}")
     if len(modules) != len(network.modules):
         raise ValueError(f"model: expected {len(network.modules)} modules as in the file, got {len(modules)}")
     # What a forward keeps as an attribute may have come or gone since.
@@ -109,7 +109,7 @@ def same_modules(own: nn.Module, network: Model) -> None:
             raise ValueError(f"model: {name!r} is {form(have.get(name))}, in the file it is {form(want.get(name))}")
 
 
-def told(module: tuple[str, str, int]) -> str:
+def described(module: tuple[str, str, int]) -> str:
     path, kind, hooks = module
     return f"{path or 'the model'} as a {kind}{f' with {hooks} hooks' if hooks else ''}"
 
@@ -120,7 +120,7 @@ def form(of: tuple[torch.dtype, tuple[int, ...]] | None) -> str:
 
 def assembled(own: nn.Module, network: Model, engine: str, report: Report | None) -> QuantizedModel:
     """The model with the networks and the tensors of a file."""
-    networks: dict[str, dict[Way, nn.Module]] = {}
+    networks: dict[str, dict[CallPattern, nn.Module]] = {}
     layers: dict[str, nn.Module] = {}
     paths = {path for path, _, _ in network.modules}
     ours: dict[int, np.ndarray | Held] = {}
@@ -128,14 +128,14 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
         made = QuantizedModule(part.program, engine)
         as_read, as_held = codes_in(part.program), codes_in(made.program)
         ours |= {id(held_codes(a, "codes")): held_codes(b, "codes") for (_, a), (_, b) in zip(as_read, as_held)}
-        ways = networks.setdefault(part.path, {}) if part.way is not None else {}
-        twice = part.way in ways or part.path in layers or (part.way is None and part.path in networks)
+        patterns = networks.setdefault(part.path, {}) if part.pattern is not None else {}
+        twice = part.pattern in patterns or part.path in layers or (part.pattern is None and part.path in networks)
         if part.path not in paths or twice:
             raise Unfit(f"{part.path!r} is not a module, or has two networks for the same calls")
-        if part.way is None:
+        if part.pattern is None:
             layers[part.path] = made
         else:
-            ways[part.way] = made
+            patterns[part.pattern] = made
     own_scales = {id(weight.codes): weight.scale for part in network.parts for _, weight in codes_in(part.program)}
     coded: dict[Key, Coded] = {}
     made_of: dict[int, Coded] = {}  # a weight that the model has in two places is one

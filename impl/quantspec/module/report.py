@@ -67,7 +67,7 @@ class Report:
         """The same as plain data."""
         return asdict(self)
 
-    def told(self) -> str:
+    def sentence(self) -> str:
         """One sentence on the share in int8, and where the rest is."""
         wanted = self.macs - self.excluded_macs
         rest = self.rest

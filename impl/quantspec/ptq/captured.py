@@ -35,9 +35,9 @@ class Captured(Generic[Part]):
     """A copy of a model, and what was captured of it.
 
     ``traced``: the graph of the whole for any arguments, None where it cannot be traced. ``whole_agrees``: whether a
-    batch has shown that to be the model. ``parts``: otherwise, by path and way of calling; ``running`` is a copy of the
-    model in which they observe. ``work``: of them and of the Python around them, on the first batch. ``stops``: what
-    stays Python, and why. ``acts``: whether graphs have what acts in training mode only.
+    batch has shown that to be the model. ``parts``: otherwise, by path and pattern of the call; ``running`` is a copy
+    of the model in which they observe. ``work``: of them and of the Python around them, on the first batch. ``stops``:
+    what stays Python, and why. ``acts``: whether graphs have what acts in training mode only.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Captured(Generic[Part]):
         # Whether a batch that is a list is one argument; None before there was one.
         self.one_list = True if calls.says_list(model.forward) else None
         self.running: nn.Module | None = None
-        self.parts: dict[str, dict[calls.Way, Part]] = {}
+        self.parts: dict[str, dict[calls.CallPattern, Part]] = {}
         self.work = work.PartsWork()
         self.traced: FloatGraph | None = None
         self.stops: tuple[tracer.Stop, ...]
@@ -127,7 +127,8 @@ class Captured(Generic[Part]):
         with parts.computing("batch"):
             found = parts.find(self.model, args, dict(kwargs), self.part_ready, acts=self.acts)
         self.parts = {
-            path: {way: self.prepare(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
+            path: {pattern: self.prepare(graph) for pattern, graph in patterns.items()}
+            for path, patterns in found.graphs.items()
         }
         self.stops = tuple(found.stops)
         self.work = work.of_parts(self.model, found.graphs, args, dict(kwargs))

@@ -151,14 +151,15 @@ class Quantizer:
                 return QuantizedModule(network, self.options.engine, report, own=True)
         found = parts.find(self.model, args, kwargs, self.worth, worth=has_matrices)
         programs = {
-            path: {way: self.program(graph) for way, graph in ways.items()} for path, ways in found.graphs.items()
+            path: {pattern: self.program(graph) for pattern, graph in patterns.items()}
+            for path, patterns in found.graphs.items()
         }
         counted = work.of_parts(self.model, found.graphs, args, kwargs)
         report = work.report_of_parts(found.graphs, programs, counted, found.stops, listed(self.exclude))
-        work.warn_of_float(report, [p for ways in programs.values() for p in ways.values()], work.NO_PART)
+        work.warn_of_float(report, [p for patterns in programs.values() for p in patterns.values()], work.NO_PART)
         networks = {
-            path: {way: QuantizedModule(program, self.options.engine) for way, program in ways.items()}
-            for path, ways in programs.items()
+            path: {pattern: QuantizedModule(program, self.options.engine) for pattern, program in patterns.items()}
+            for path, patterns in programs.items()
         }
         return QuantizedModel(copies.own_copy(self.model), networks, {}, tuple(found.stops), report)
 

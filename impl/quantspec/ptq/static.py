@@ -195,13 +195,14 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
         return QuantizedModule(program, prepared.options.engine, report, own=True)
     if capture.running is None:
         raise CalibrationError("prepared: it has seen no values; call it with calibration data first")
-    programs = {path: {way: converted(part) for way, part in ways.items()} for path, ways in capture.parts.items()}
-    graphs = {path: {way: part.graph for way, part in ways.items()} for path, ways in capture.parts.items()}
+    parts = capture.parts.items()
+    programs = {path: {pattern: converted(part) for pattern, part in patterns.items()} for path, patterns in parts}
+    graphs = {path: {pattern: part.graph for pattern, part in patterns.items()} for path, patterns in parts}
     report = report_of_parts(graphs, programs, capture.work, capture.stops, capture.exclude)
-    warn_of_float(report, [program for ways in programs.values() for program in ways.values()], NO_PART)
+    warn_of_float(report, [program for patterns in programs.values() for program in patterns.values()], NO_PART)
     networks = {
-        path: {way: QuantizedModule(program, prepared.options.engine) for way, program in ways.items()}
-        for path, ways in programs.items()
+        path: {pattern: QuantizedModule(program, prepared.options.engine) for pattern, program in patterns.items()}
+        for path, patterns in programs.items()
     }
     return QuantizedModel(copies.own_copy(capture.model), networks, {}, capture.stops, report)
 

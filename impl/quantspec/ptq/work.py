@@ -31,15 +31,15 @@ CONVOLUTION = "a convolution, which dynamic quantization leaves in float"
 NO_PART = "no part with a layer could be captured"
 
 Macs = Mapping[str, int]
-Graphs = Mapping[str, Mapping[calls.Way, FloatGraph]]
-Programs = Mapping[str, Mapping[calls.Way, Program]]
+Graphs = Mapping[str, Mapping[calls.CallPattern, FloatGraph]]
+Programs = Mapping[str, Mapping[calls.CallPattern, Program]]
 
 
 @dataclass(frozen=True)
 class PartsWork:
     """The work of each node of the parts of a model, and of the Python in each module around them."""
 
-    parts: Mapping[tuple[str, calls.Way], Macs] = field(default_factory=dict)
+    parts: Mapping[tuple[str, calls.CallPattern], Macs] = field(default_factory=dict)
     python: Macs = field(default_factory=dict)
 
 
@@ -127,7 +127,7 @@ def of_graph(graph: FloatGraph, batch: Any) -> Macs:
 def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsWork:
     """Of the parts of a model of ours and the Python around them, on one batch."""
     twin = copies.run_copy(model)
-    parts: dict[tuple[str, calls.Way], PerNode] = {}
+    parts: dict[tuple[str, calls.CallPattern], PerNode] = {}
     python = Counter[str]()
     places = [""]
 
@@ -136,9 +136,9 @@ def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsW
             python[places[-1]] += products.take()
             if path in graphs:
                 with contextlib.suppress(Exception):  # other sizes, of which the model makes what it will
-                    way, tensors = calls.call_of(forward, args, kwargs)
-                    if (graph := graphs[path].get(way)) is not None:
-                        nodes = parts.setdefault((path, way), PerNode(products))
+                    pattern, tensors = calls.call_of(forward, args, kwargs)
+                    if (graph := graphs[path].get(pattern)) is not None:
+                        nodes = parts.setdefault((path, pattern), PerNode(products))
                         return float_run.run(graph, tuple(tensors), ran=nodes.ran)
             places.append(path)
             try:
@@ -211,7 +211,8 @@ def report_of_parts(
 ) -> Report:
     """The report of a model of which parts are networks."""
     rows = [
-        row for (path, way), macs in work.parts.items() for row in rows_of(graphs[path][way], programs[path][way], macs)
+        row for (path, pattern), macs in work.parts.items()
+        for row in rows_of(graphs[path][pattern], programs[path][pattern], macs)
     ]
     return report(rows + rows_of_python(work.python, stops, exclude), counted=True)
 
@@ -249,7 +250,7 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
     if not any(program.layers for program in programs):
         warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=level_of_caller())
     elif report is not None and report.share < ENOUGH:
-        warnings.warn(f"{report.told()}; {'; '.join(advice(report))}", stacklevel=level_of_caller())
+        warnings.warn(f"{report.sentence()}; {'; '.join(advice(report))}", stacklevel=level_of_caller())
 
 
 def level_of_caller() -> int:

@@ -54,7 +54,7 @@ class QATModule(nn.Module):
         self.model = prepared.capture.model
         self.how, self.options = training, prepared.options
         self.networks = nn.ModuleList()
-        self.ways: list[tuple[str, Any]] = []
+        self.patterns: list[tuple[str, Any]] = []
         self.work: Any = None
         self.stops: Any = ()
         self.exclude = prepared.capture.exclude
@@ -67,13 +67,13 @@ class QATModule(nn.Module):
         prepared, capture = undecided(self.prepared)
         if capture.running is None:
             self.networks.append(Network(prepared, self.model, self.how))
-            self.ways = [("", None)]
+            self.patterns = [("", None)]
         else:
             self.work, self.stops = capture.work, capture.stops
-            for path, ways in capture.parts.items():
-                for way, part in ways.items():
+            for path, patterns in capture.parts.items():
+                for pattern, part in patterns.items():
                     self.networks.append(Network(part, self.model, self.how))
-                    self.ways.append((path, way.told()))
+                    self.patterns.append((path, pattern.identity()))
             self.attach()
         self.__dict__["prepared"] = None
         self.train(self.training)
@@ -81,21 +81,21 @@ class QATModule(nn.Module):
     def attach(self) -> None:
         """Puts the networks into a copy of the model that shares its tensors."""
         parts: dict[str, dict[Any, nn.Module]] = {}
-        for path, way, network in self.parts():
-            parts.setdefault(path, {})[way] = network
+        for path, pattern, network in self.parts():
+            parts.setdefault(path, {})[pattern] = network
         twin = self.__dict__["running"] = sharing(self.model)
         islands.attach(twin, parts)
 
     @property
     def is_whole(self) -> bool:
         """Whether one graph is the whole model."""
-        return len(self.ways) == 1 and self.ways[0][1] is None
+        return len(self.patterns) == 1 and self.patterns[0][1] is None
 
     def parts(self) -> Iterator[tuple[str, Any, Network]]:
-        """Path, way of calling and network of each part."""
-        for (path, way), network in zip(self.ways, self.networks):
+        """Path, pattern of the call and network of each part."""
+        for (path, pattern), network in zip(self.patterns, self.networks):
             assert isinstance(network, Network)
-            yield path, way, network
+            yield path, pattern, network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the integer network, with gradients. In training mode the batch updates ranges and statistics
@@ -106,7 +106,7 @@ class QATModule(nn.Module):
         """
         if not torch.compiler.is_compiling():
             calls.dense(args, kwargs, training=True)
-        if not self.ways:
+        if not self.patterns:
             if not self.training:
                 raise CalibrationError(NO_DATA)
             self.begin(args, kwargs)
@@ -127,7 +127,7 @@ class QATModule(nn.Module):
         finally:
             for module, mode in modes:
                 module.training = mode
-        networks = [part for ways in capture.parts.values() for part in ways.values()]
+        networks = [part for patterns in capture.parts.values() for part in patterns.values()]
         for part in [prepared, *networks]:
             part.observers = dict.fromkeys(part.observers, MinMaxObserver())
         before = {name for name, _ in self.named_parameters()}
@@ -150,7 +150,7 @@ class QATModule(nn.Module):
         Raises:
             CalibrationError: for ranges that do not exist yet.
         """
-        if ranges and not (self.ways and all(network.has_ranges() for _, _, network in self.parts())):
+        if ranges and not (self.patterns and all(network.has_ranges() for _, _, network in self.parts())):
             raise CalibrationError(f"freeze: {NO_DATA}")
         for _, _, network in self.parts():
             network.frozen |= ranges
@@ -164,8 +164,8 @@ class QATModule(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "QATModule":
         twin = memo[id(self)] = QATModule.__new__(QATModule)
         for name, value in self.__dict__.items():
-            told = name in ("ways", "work", "stops")  # what was found of the model, which nobody changes
-            twin.__dict__[name] = None if name == "running" else value if told else copy.deepcopy(value, memo)
+            shared = name in ("patterns", "work", "stops")  # what was found of the model, which nobody changes
+            twin.__dict__[name] = None if name == "running" else value if shared else copy.deepcopy(value, memo)
         if self.running is not None:
             twin.attach()
             twin.train(self.training)
@@ -176,7 +176,7 @@ class QATModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types there
-        if self.ways and not self.is_whole:
+        if self.patterns and not self.is_whole:
             self.attach()
             self.train(self.training)
 
@@ -274,14 +274,14 @@ def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedMode
     """
     if not isinstance(prepared, QATModule):
         return static.convert(prepared)
-    if not prepared.ways:
+    if not prepared.patterns:
         raise CalibrationError(NO_DATA)
     engine = prepared.options.engine
     programs: dict[str, dict[Any, Any]] = {}
     graphs: dict[str, dict[Any, Any]] = {}
-    for path, way, network in prepared.parts():
-        programs.setdefault(path, {})[way] = network.converted()
-        graphs.setdefault(path, {})[way] = network.evaluated
+    for path, pattern, network in prepared.parts():
+        programs.setdefault(path, {})[pattern] = network.converted()
+        graphs.setdefault(path, {})[pattern] = network.evaluated
     if prepared.is_whole:
         (network,) = (network for _, _, network in prepared.parts())
         program = programs[""][None]
@@ -290,10 +290,10 @@ def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedMode
         warn_of_float(report, [program], nothing_in(network.evaluated))
         return QuantizedModule(program, engine, report)
     report = report_of_parts(graphs, programs, prepared.work, prepared.stops, prepared.exclude)
-    warn_of_float(report, [program for ways in programs.values() for program in ways.values()], NO_PART)
+    warn_of_float(report, [program for patterns in programs.values() for program in patterns.values()], NO_PART)
     networks = {
-        path: {way: QuantizedModule(program, engine) for way, program in ways.items()}
-        for path, ways in programs.items()
+        path: {pattern: QuantizedModule(program, engine) for pattern, program in patterns.items()}
+        for path, patterns in programs.items()
     }
     model = copies.own_copy(prepared.model).eval()
     return QuantizedModel(model, networks, {}, prepared.stops, report)

@@ -33,7 +33,7 @@ from .allowed import RENAMED_FUNCTIONS, RENAMED_STEPS
 from .callables import NotGiven, read_callables, write_callables
 from .json_fields import LARGEST_INT, Reader, Writer, expect, keys
 from .limits import Limits, stated
-from .model import Model, Part, read_coded, read_way, write_coded, write_way
+from .model import Model, Part, read_coded, read_pattern, write_coded, write_pattern
 
 # Version 2 has other names of steps and functions than version 1, which is read too (``renamed``). Since version 3
 # there is a report, and a file may hold a model whose parts are networks.
@@ -169,8 +169,8 @@ def written_model(model: Model, writer: Writer) -> dict[str, Any]:
     """A model as JSON, without the grids of its networks."""
     parts = []
     for part in model.parts:
-        way = None if part.way is None else write_way(part.way, writer)
-        parts.append({"path": part.path, "way": way, "network": written(part.program, writer)})
+        pattern = None if part.pattern is None else write_pattern(part.pattern, writer)
+        parts.append({"path": part.path, "way": pattern, "network": written(part.program, writer)})
     return {
         "class": model.name, "modules": list(map(list, model.modules)), "stops": list(map(list, model.stops)),
         "state": {name: writer.array(tensor, name) for name, tensor in model.state.items()},
@@ -298,11 +298,12 @@ def model_of(row: Any, reader: Reader, given: Given, *, missing: bool) -> Model:
         where = f"part {index}"
         keys(part, ("path", "way", "network"), where)
         keys(part["network"], NETWORK, where)
-        way = None if part["way"] is None else read_way(part["way"], reader, where)
+        pattern = None if part["way"] is None else read_pattern(part["way"], reader, where)
         path = expect(part["path"], str, where)
-        parts.append(Part(path, way, program_of(part["network"], reader, given)))
-        if way is not None and len(way.names) != len(parts[-1].program.inputs):
-            raise ValueError(f"{where}: expected a way with {len(parts[-1].program.inputs)} tensors, got {way.names}")
+        parts.append(Part(path, pattern, program_of(part["network"], reader, given)))
+        if pattern is not None and len(pattern.names) != len(parts[-1].program.inputs):
+            count = len(parts[-1].program.inputs)
+            raise ValueError(f"{where}: expected a way with {count} tensors, got {pattern.names}")
     state, attributes = (
         {key: reader.tensor(value, key) for key, value in expect(row[kind], dict, kind).items()}
         for kind in ("state", "attributes")

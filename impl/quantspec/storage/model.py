@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantspec.capture.calls import CONSTANTS, TENSOR, Way
+from quantspec.capture.calls import CONSTANTS, TENSOR, CallPattern
 from quantspec.ir.held import held_by
 from quantspec.ir.program import Program
 
@@ -35,10 +35,10 @@ held_by(codes=(CodedWeight,))
 
 @dataclass(frozen=True)
 class Part:
-    """A network in the place of a module's forward. ``way``: how it is called; None for a layer, called in any way."""
+    """A network in the place of a module's forward. ``pattern``: how it is called; None for a layer, called anyhow."""
 
     path: str
-    way: Way | None
+    pattern: CallPattern | None
     program: Program
 
 
@@ -56,21 +56,22 @@ class Model:
     stops: tuple[tuple[str, str], ...] = field(default=())
 
 
-def write_way(way: Way, writer: Writer) -> dict[str, Any]:
-    """A way of calling as JSON. Raises UnsupportedError for a constant that has no place in a file."""
+def write_pattern(pattern: CallPattern, writer: Writer) -> dict[str, Any]:
+    """A pattern of a call as JSON. Raises UnsupportedError for a constant that has no place in a file."""
     constants = [
-        "tensor" if constant is TENSOR else [constant[0], writer.tree(constant[1], "way")] for constant in way.constants
+        "tensor" if constant is TENSOR else [constant[0], writer.tree(constant[1], "way")]
+        for constant in pattern.constants
     ]
-    return {"shape": way.shape, "constants": constants, "names": list(way.names)}
+    return {"shape": pattern.shape, "constants": constants, "names": list(pattern.names)}
 
 
-def read_way(row: Any, reader: Reader, where: str) -> Way:
+def read_pattern(row: Any, reader: Reader, where: str) -> CallPattern:
     keys(row, ("shape", "constants", "names"), where)
     constants = tuple(read_constant(item, reader, where) for item in expect(row["constants"], list, where))
     names = tuple(expect(name, str, where) for name in expect(row["names"], list, where))
     if len(names) != sum(constant is TENSOR for constant in constants) or len(set(names)) != len(names):
         raise ValueError(f"{where}: expected a name for each tensor, got {names}")
-    return Way(None, expect(row["shape"], str, where), constants, names)
+    return CallPattern(None, expect(row["shape"], str, where), constants, names)
 
 
 def read_constant(item: Any, reader: Reader, where: str) -> Any:
