@@ -162,10 +162,10 @@ def show_zoo(options: argparse.Namespace) -> int:
 
 def show_family(options: argparse.Namespace) -> int:
     """``quantspec zoo --family``. Raises ValueError for an unknown family or network, or a library that is missing."""
-    known = registry.networks(options.family)
-    names = options.model or list(known)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(expected_one_of("--model", known, unknown[0]))
+    networks = registry.networks(options.family)
+    names = options.model or list(networks)
+    if unknown := [name for name in names if name not in networks]:
+        raise ValueError(expected_one_of("--model", networks, unknown[0]))
     with output_file(options.json, "--json") as json_file:
         how = registry.measuring(options.family)
         measured = rows.measured(functools.partial(how.row, options.family), names)

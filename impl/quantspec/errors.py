@@ -56,10 +56,10 @@ def real_number(value: object, argument: str) -> float:
     return float(value)
 
 
-def expected_one_of(what: str, known: Iterable[str], got: object, *, others: str = "") -> str:
+def expected_one_of(what: str, existing: Iterable[str], got: object, *, others: str = "") -> str:
     """The message for a name that is none of ``known``: the list, the name, and those near it. ``others``: what else
     would do, in words."""
-    names = list(known)
+    names = list(existing)
     near = difflib.get_close_matches(got, names, n=3) if isinstance(got, str) else []
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{what}: expected one of {', '.join(names)}{others}, got {shown(got)}{meant}"
@@ -67,13 +67,13 @@ def expected_one_of(what: str, known: Iterable[str], got: object, *, others: str
 
 def near_names(function: Function) -> Function:
     """A function that answers a keyword which it does not take with TypeError, the list, and the near ones."""
-    known = inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
-            if name not in known:
-                raise TypeError(expected_one_of(f"{function.__name__}: argument", known, name))
+            if name not in parameters:
+                raise TypeError(expected_one_of(f"{function.__name__}: argument", parameters, name))
         return function(*args, **kwargs)
 
     return cast(Function, call)

@@ -144,8 +144,8 @@ FAULTS = [
     Fault(
         "channels-last-made-first", "backends.pytorch.engines", ("BAK-PLACE",),
         "The adapter copies every image to C order before the kernel sees it.",
-        "return made.contiguous(memory_format=torch.channels_last) if has_channels_last(q) else made",
-        "return made",
+        "return quantized.contiguous(memory_format=torch.channels_last) if has_channels_last(q) else quantized",
+        "return quantized",
     ),
     Fault(
         "channels-last-by-shape", "backends.protocol", ("BAK-PLACE",),

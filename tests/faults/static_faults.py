@@ -209,7 +209,7 @@ FAULTS = [
     Fault(
         'constants-computed-each-time', 'capture.constants', ('STA-CONSTANT',),
         'A weight that the forward computes is no weight, and its layer stays in float.',
-        '            made[name] = value.detach().clone()', '            continue',
+        '            attributes[name] = value.detach().clone()', '            continue',
     ),
     Fault(
         'hooks-lost-with-the-layer', 'ptq.dynamic', ('DYN-LAYERS',),
@@ -386,8 +386,8 @@ FAULTS = [
     Fault(
         "steps-left-over-dropped", "kernels.gemm", ("STA-INSTRUCTIONS",),
         "Inputs behind the last whole round of several steps are left out.",
-        "return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), one)",
-        "return emit.loop(emit.sub(done, done), emit.loop(count, carried, several), one)",
+        "return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), single)",
+        "return emit.loop(emit.sub(done, done), emit.loop(count, carried, several), single)",
     ),
     Fault(
         "pairs-that-overflow", "kernels.pairing", ("STA-PAIRS",),

@@ -59,13 +59,13 @@ class Alignment:
 
     def run(self) -> Acts:
         """Puts the marks into the graph. Raises UnsupportedError where the graphs do not fit."""
-        for one, builder, gone in ((self.graph, self.builder, True), (self.training, self.other, False)):
-            reads_what_was_written(one, builder)
-            for node in list(one.nodes):
+        for graph, builder, gone in ((self.graph, self.builder, True), (self.training, self.other, False)):
+            reads_what_was_written(graph, builder)
+            for node in list(graph.nodes):
                 identity = node.op == "call_module" and public(builder.modules[str(node.target)], (nn.Identity,))
                 if identity or (gone and builder.is_gone(node)):
                     node.replace_all_uses_with(node.all_input_nodes[0])
-                    one.erase_node(node)
+                    graph.erase_node(node)
         self.of_data = depending(self.graph)
         left = list(self.graph.nodes)
         for node in list(self.training.nodes):
@@ -104,16 +104,16 @@ class Alignment:
                 raise Mismatch
             return value(mine, other)
         if isinstance(mine, dict) and isinstance(other, dict):
-            made = {}
+            merged_items = {}
             for key in dict.fromkeys((*mine, *other)):
                 if key in mine and key in other:
-                    made[key] = self.merged(mine[key], other[key], value, differing)
+                    merged_items[key] = self.merged(mine[key], other[key], value, differing)
                 elif any(isinstance(given, fx.Node) for given in (mine.get(key), other.get(key))):
                     raise Mismatch
                 else:
                     differing.append(key)
-                    made |= {key: mine[key]} if key in mine else {}
-            return made
+                    merged_items |= {key: mine[key]} if key in mine else {}
+            return merged_items
         if isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)):
             if len(mine) != len(other):
                 raise Mismatch

@@ -77,9 +77,9 @@ def apart(target: fx.Node, near: dict[fx.Node, list[tuple[fx.Node, bool, int]]],
     left = [(target, False)]
     while left:
         node, sometimes = left.pop()
-        for other, step, made in near[node]:
+        for other, step, place in near[node]:
             state = other, sometimes or step
-            if made < before and state not in found:
+            if place < before and state not in found:
                 found.add(state)
                 left.append(state)
     certain = {node for node, sometimes in found if not sometimes}

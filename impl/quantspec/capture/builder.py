@@ -124,13 +124,13 @@ class GraphBuilder:
             if target is marked:
                 return float_graph.Move(node.name, self.first(node), replace(self.call(node), reason=""))
             for recognize_function in (layers.function, norms.function):
-                if (made := recognize_function(self, node)) is not None:
-                    return made
+                if (recognized := recognize_function(self, node)) is not None:
+                    return recognized
             if target in operators.FUNCTIONS:
                 sign, recognize = operators.FUNCTIONS[target]
                 given = sign.bind(node) if sign.names else {}
-                if given is not None and (made := recognize(self, node, given)) is not None:
-                    return made
+                if given is not None and (recognized := recognize(self, node, given)) is not None:
+                    return recognized
             if (moved := operators.move(self, node)) is not None:
                 return replace(moved, call=replace(moved.call, reason=""))
         return self.call(node)
@@ -138,8 +138,8 @@ class GraphBuilder:
     def module(self, node: fx.Node, module: nn.Module) -> Node | None:
         """A module without weights of its own as a node."""
         for type_of, recognize in operators.MODULES.items():
-            if public(module, (type_of,)) and (made := recognize(self, node, vars(module))) is not None:
-                return made
+            if public(module, (type_of,)) and (recognized := recognize(self, node, vars(module))) is not None:
+                return recognized
         if (moving := operators.moving(module)) is not None and not node.kwargs:
             target, more, named = moving
             kind, name = ("method", target) if isinstance(target, str) else ("function", qualified_name(target))
@@ -277,7 +277,7 @@ def without_numbers(nodes: list[Node]) -> list[Node]:
     """The nodes, of which those that compute with sizes alone are plain calls: there is nothing in them to quantize,
     nor to say why not."""
     numbers: set[str] = set()
-    made = []
+    result = []
     for node in nodes:
         read = float_graph.node_reads(node)
         if isinstance(node, float_graph.Shape):
@@ -285,8 +285,8 @@ def without_numbers(nodes: list[Node]) -> list[Node]:
         elif read and numbers.issuperset(read) and not isinstance(node, float_graph.Layer):
             numbers.add(node.name)
             node = replace(node if isinstance(node, Call) else node.call, reason="")
-        made.append(node)
-    return made
+        result.append(node)
+    return result
 
 
 def not_in_place(target: Any) -> Any:

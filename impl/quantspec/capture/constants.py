@@ -18,7 +18,7 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
     """Takes what is constant out of a traced graph; gives the values of its new attributes by their names."""
     values: dict[fx.Node, Any] = {}
     sizes: dict[fx.Node, int] = {}
-    made: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     learned: set[fx.Node] = set()  # parameters, and what is computed of them
     written = {node.args[0] for node in graph.nodes if node.args and writes(node)}
     for node in list(graph.nodes):
@@ -44,9 +44,9 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
             stack = node.meta.get("nn_module_stack") or {}
             path = list(stack)[-1] if stack else ""
             name = f"{path}.{node.name}" if path else node.name
-            made[name] = value.detach().clone()
+            attributes[name] = value.detach().clone()
             if node in learned:
-                made[name] = nn.Parameter(made[name], requires_grad=False)
+                attributes[name] = nn.Parameter(attributes[name], requires_grad=False)
             with graph.inserting_before(node):
                 attribute = graph.create_node("get_attr", name)
                 attribute.meta = dict(node.meta)
@@ -57,7 +57,7 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
     for node in reversed(list(graph.nodes)):
         if node in values and not node.users:
             graph.erase_node(node)
-    return made
+    return attributes
 
 
 def put_in(user: fx.Node, node: fx.Node, value: Any) -> None:

@@ -197,14 +197,14 @@ def arithmetic(name: str) -> Recognizer:
     def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
         if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
             return None
-        one, other = given["input"], given["other"]
-        if is_value(one) and is_value(other):
-            made = {"add": float_graph.Add, "mul": float_graph.Mul}.get(name)
-            pair = builder.tree(one).name, builder.tree(other).name
-            return made(node.name, *pair, builder.call(node)) if made else None
-        value = one if is_value(one) else other
-        number = other if is_value(one) else one
-        if not isinstance(number, NUMBER) or (name == "div" and value is other):
+        left, right = given["input"], given["other"]
+        if is_value(left) and is_value(right):
+            node_class = {"add": float_graph.Add, "mul": float_graph.Mul}.get(name)
+            pair = builder.tree(left).name, builder.tree(right).name
+            return node_class(node.name, *pair, builder.call(node)) if node_class else None
+        value = left if is_value(left) else right
+        number = right if is_value(left) else left
+        if not isinstance(number, NUMBER) or (name == "div" and value is right):
             return None
         # A number beside a value of the graph that is a size, and no tensor, is told apart when the graph runs: only
         # what is in codes becomes a table.

@@ -232,8 +232,8 @@ class Search:
     def parts(self) -> Parts:
         found = Parts()
         for (path, pattern), graph in self.verdicts.items():
-            if graph is not None and (made := self.ready(graph)) is not None:
-                found.graphs.setdefault(path, {})[pattern] = made
+            if graph is not None and (part := self.ready(graph)) is not None:
+                found.graphs.setdefault(path, {})[pattern] = part
         found.stops = [Stop(path, reason) for path, reason in self.reasons.items() if path not in found.graphs]
         return found
 

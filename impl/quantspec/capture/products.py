@@ -39,23 +39,23 @@ class Writer:
     def write(self, node: fx.Node) -> None:
         """Writes a node as a layer where it is one."""
         given: tuple[Any, ...] = node.args
-        made = None
+        layer_node = None
         with self.graph.inserting_before(node):
             if node.target in PRODUCTS and len(given) == 2:
-                made = self.product(node, *given)
+                layer_node = self.product(node, *given)
             elif node.target in BATCHED and len(given) == 2:
-                made = self.contraction(node, "zni,zio->zno", *given)
+                layer_node = self.contraction(node, "zni,zio->zno", *given)
             elif node.target in (torch.addmm, "addmm") and len(given) == 3 and not node.kwargs:
-                made = self.with_summand(node, given[0], self.product(node, *given[1:]))
+                layer_node = self.with_summand(node, given[0], self.product(node, *given[1:]))
             elif node.target is torch.einsum and isinstance(given[0], str):
                 operands = given[1] if len(given) == 2 else given[1:]
                 if isinstance(operands, (tuple, list)) and len(operands) == 2:
-                    made = self.contraction(node, given[0], *operands)
+                    layer_node = self.contraction(node, given[0], *operands)
             elif node.target in ARITHMETIC["add"] and len(given) == 2 and not node.kwargs:
-                made = self.with_bias(node)
-        if made is not None:
+                layer_node = self.with_bias(node)
+        if layer_node is not None:
             read = node.all_input_nodes
-            node.replace_all_uses_with(made)
+            node.replace_all_uses_with(layer_node)
             self.graph.erase_node(node)
             for layer in read:
                 if layer.target is F.linear and not layer.users:
@@ -69,14 +69,14 @@ class Writer:
         value = self.constants[name] if name in self.constants else operator.attrgetter(name)(self.model)
         return value if isinstance(value, nn.Parameter) and value.dtype == torch.float32 else None
 
-    def product(self, node: fx.Node, one: Any, other: Any) -> fx.Node | None:
+    def product(self, node: fx.Node, left: Any, right: Any) -> fx.Node | None:
         """A product of matrices."""
-        weight = self.parameter(other)
+        weight = self.parameter(right)
         if weight is not None and weight.ndim == 2:
-            return self.contraction(node, "...i,io->...o", one, other)
-        weight = self.parameter(one)
+            return self.contraction(node, "...i,io->...o", left, right)
+        weight = self.parameter(left)
         if weight is not None and weight.ndim == 2:
-            return self.contraction(node, "oi,...in->...on", one, other)
+            return self.contraction(node, "oi,...in->...on", left, right)
         return None
 
     def with_summand(self, node: fx.Node, summand: Any, layer: fx.Node | None) -> fx.Node | None:
@@ -89,10 +89,10 @@ class Writer:
 
     def with_bias(self, node: fx.Node) -> fx.Node | None:
         """A sum of a layer that nobody else reads and its bias."""
-        one: Any
-        other: Any
-        one, other = node.args
-        for layer, summand in ((one, other), (other, one)):
+        left: Any
+        right: Any
+        left, right = node.args
+        for layer, summand in ((left, right), (right, left)):
             if is_value(layer) and layer.target is F.linear and len(layer.users) == 1 and len(layer.args) == 2:
                 if not layer.kwargs and self.is_bias(summand, layer):
                     return self.add(node, F.linear, *layer.args, self.flat(summand))
@@ -107,16 +107,16 @@ class Writer:
         assert value is not None
         return bias if value.ndim == 1 else self.constant(bias, "flat", lambda: value.reshape(-1))
 
-    def contraction(self, node: fx.Node, equation: str, one: Any, other: Any) -> fx.Node | None:
+    def contraction(self, node: fx.Node, equation: str, left: Any, right: Any) -> fx.Node | None:
         """A sum of products by the letters of ``torch.einsum``; None where that is no layer."""
         read, arrow, result = equation.replace(" ", "").partition("->")
         first, comma, second = read.partition(",")
         if not arrow or not comma:
             return None
-        if (weight := self.parameter(one)) is not None and self.parameter(other) is None:
-            x, source, of_x, of_weight = other, one, second, first
-        elif (weight := self.parameter(other)) is not None and self.parameter(one) is None:
-            x, source, of_x, of_weight = one, other, first, second
+        if (weight := self.parameter(left)) is not None and self.parameter(right) is None:
+            x, source, of_x, of_weight = right, left, second, first
+        elif (weight := self.parameter(right)) is not None and self.parameter(left) is None:
+            x, source, of_x, of_weight = left, right, first, second
         else:
             return None
         if not is_value(x) or not fits(of_x, of_weight, result, weight):
@@ -137,17 +137,17 @@ class Writer:
             return None
         at = letters.index(letter) - len(letters)
         rows = [self.add(node, "select", x, at, index) for index in range(length[letter])]
-        made = [layer.applied(row, letters.replace(letter, ""), of_weight, (letter, i)) for i, row in enumerate(rows)]
-        given = made[0][1]
-        stacked = self.add(node, torch.stack, [part for part, _ in made], -len(given) - 1)
+        layers = [layer.applied(row, letters.replace(letter, ""), of_weight, (letter, i)) for i, row in enumerate(rows)]
+        given = layers[0][1]
+        stacked = self.add(node, torch.stack, [part for part, _ in layers], -len(given) - 1)
         return layer.moved(stacked, letter + given, wanted)
 
     def add(self, node: fx.Node, target: str | Callable[..., Any], *args: Any) -> fx.Node:
         """A node that was made where another one was."""
         op = "call_method" if isinstance(target, str) else "call_function"
-        made = self.graph.create_node(op, target, args)
-        made.meta = dict(node.meta)
-        return made
+        added = self.graph.create_node(op, target, args)
+        added.meta = dict(node.meta)
+        return added
 
     def constant(self, source: fx.Node, form: str, value: Callable[[], torch.Tensor]) -> fx.Node:
         """A form of a parameter, which is made once."""
@@ -155,9 +155,9 @@ class Writer:
         if name not in self.constants:
             with torch.no_grad():
                 self.constants[name] = nn.Parameter(value().contiguous(), requires_grad=False)
-        made = self.graph.create_node("get_attr", name)
-        made.meta = dict(source.meta)
-        return made
+        added = self.graph.create_node("get_attr", name)
+        added.meta = dict(source.meta)
+        return added
 
 
 class Layer:

@@ -22,19 +22,19 @@ def interpolate(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float
     options = [given[key] for key in ("scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")]
     if given["mode"] != "bilinear" or given["antialias"] or not constants(options) or not is_value(given["input"]):
         return None
-    return made(builder, node, given["size"], given)
+    return bilinear(builder, node, given["size"], given)
 
 
 def module(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
     if given["mode"] != "bilinear" or not is_value((*node.args, *node.kwargs.values())[0]):
         return None
-    return made(builder, node, given["size"], given)
+    return bilinear(builder, node, given["size"], given)
 
 
 MODULES[nn.Upsample] = MODULES[nn.UpsamplingBilinear2d] = module
 
 
-def made(builder: Builder, node: fx.Node, size: Any, given: dict[str, Any]) -> float_graph.Node | None:
+def bilinear(builder: Builder, node: fx.Node, size: Any, given: dict[str, Any]) -> float_graph.Node | None:
     """The node, where what it gives is one of the forms that are known."""
     source, factors = None, given["scale_factor"]
     if size is not None and not constants(size):
@@ -61,8 +61,8 @@ def measured(size: Any) -> fx.Node | None:
     """The value whose last two lengths a size is; None for what is anything else."""
     if isinstance(size, (tuple, list)):
         found = [length_of(item) for item in size]
-        if len(found) == 2 and all(one is not None for one in found):
-            (first, second) = (one for one in found if one is not None)
+        if len(found) == 2 and all(length is not None for length in found):
+            (first, second) = (length for length in found if length is not None)
             return first[0] if first[0] is second[0] and (first[1], second[1]) == (0, 1) else None
         return None
     if not is_value(size) or size.target is not operator.getitem or not isinstance(size.args[1], slice):

@@ -49,6 +49,6 @@ def is_fixed(node: fx.Node, axis: int, axes: int, modules: dict[str, nn.Module])
     if node.target == "permute" and all(type(number) is int for number in numbers):
         return is_fixed(args[0], numbers[axis] % axes, axes, modules)
     if node.target == "transpose" and all(type(number) is int for number in numbers):
-        one, other = (number % axes for number in numbers)
-        return is_fixed(args[0], {one: other, other: one}.get(axis, axis), axes, modules)
+        first, second = (number % axes for number in numbers)
+        return is_fixed(args[0], {first: second, second: first}.get(axis, axis), axes, modules)
     return False

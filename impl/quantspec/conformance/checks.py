@@ -172,8 +172,8 @@ def is_far(call: Call) -> bool:
         else:
             a_q, a, b_q, b, y = call.arguments
             terms = (a_q, a), (b_q, b)
-            one, other = ((q.astype(np.float64) - int(grid.zero_point)) * float(grid.scale) for q, grid in terms)
-            steps = np.abs((one + other if call.operation == "add" else one * other) / float(y.scale))
+            left, right = ((q.astype(np.float64) - int(grid.zero_point)) * float(grid.scale) for q, grid in terms)
+            steps = np.abs((left + right if call.operation == "add" else left * right) / float(y.scale))
     return bool(steps.size and (steps >= 512).all())
 
 
@@ -189,8 +189,8 @@ def call_ends(call: Call) -> np.ndarray:
         lowest = int(y.zero_point) if call.options.get("relu") else y.qmin
         return high_or_low(sums, y.qmax, lowest).astype(y.dtype)
     a_q, a, b_q, b, y = call.arguments
-    one, other = (q.astype(np.int64) - int(grid.zero_point) for q, grid in ((a_q, a), (b_q, b)))
-    total = one * float(a.scale) + other * float(b.scale) if call.operation == "add" else one * other
+    left, right = (q.astype(np.int64) - int(grid.zero_point) for q, grid in ((a_q, a), (b_q, b)))
+    total = left * float(a.scale) + right * float(b.scale) if call.operation == "add" else left * right
     return high_or_low(total, y.qmax, y.qmin).astype(y.dtype)
 
 

@@ -95,21 +95,21 @@ def conformance(options: argparse.Namespace) -> int:
             console.print(summary(examination), highlight=False)
             if options.write:
                 results.write(root, examination)
-    known = results.read_known(root)
+    recorded = results.read_known(root)
     if options.write or options.recorded:
         found = results.read_all(root)
     if options.recorded and not found:
         where = f"{root} has none; a checkout of the repository has them in spec/results"
         raise ValueError(f"--recorded: expected a folder with recorded results, {where}")
     if options.write:
-        for path, text in report_markdown.pages(found, known).items():
+        for path, text in report_markdown.pages(found, recorded).items():
             (options.write / path).write_text(text, encoding="utf-8")
     elif len(found) == 1:
         console.print(table(found[0]))
     if options.html:
         options.html.parent.mkdir(parents=True, exist_ok=True)
-        options.html.write_text(report_html.page(found, known), encoding="utf-8")
-    unexplained += results.complaints(found, known)
+        options.html.write_text(report_html.page(found, recorded), encoding="utf-8")
+    unexplained += results.complaints(found, recorded)
     for line in unexplained:
         console.print(line, highlight=False, soft_wrap=True)
     clauses, divergences = len(report_markdown.places(found)), report_markdown.divergences(found)

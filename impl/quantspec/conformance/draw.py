@@ -256,8 +256,8 @@ def pair_calls(draw: st.DrawFn, operation: str, channels: Lengths = lengths()) -
     options = {"relu": draw(st.booleans())} if operation == "add" else {}
     a_q, b_q = codes(draw, a, shape), codes(draw, b, shape)
     if draw(st.booleans()):  # the first element on a tie, give or take an ulp of the output's scale
-        one, other = first_real(a_q, a), first_real(b_q, b)
-        y = on_a_tie(draw, abs(one + other if operation == "add" else one * other), y)
+        left, right = first_real(a_q, a), first_real(b_q, b)
+        y = on_a_tie(draw, abs(left + right if operation == "add" else left * right), y)
     return Call(operation, (a_q, a, b_q, b, y), options)
 
 

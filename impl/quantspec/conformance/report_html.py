@@ -58,7 +58,7 @@ probing it. – : not offered.</p>
 on.</p>"""
 
 
-def page(all_results: list[Results], known: list[Known]) -> str:
+def page(all_results: list[Results], divergences: list[Known]) -> str:
     """The page, which needs nothing beside it."""
     sentences = chapters.clauses()
     groups = families(all_results)
@@ -85,7 +85,8 @@ def page(all_results: list[Results], known: list[Known]) -> str:
                     word = "differs" if kind == "fails" else escaped(found["choice"])
                     cells.append(f'<td class="{kind}{border}"><button popovertarget="{name}">{word}</button></td>')
                     close = f'<button popovertarget="{name}" aria-label="close">✕</button>'
-                    opened.append(f'<div popover id="{name}">{close}{popover(results, tables, known, sentences)}</div>')
+                    shown = popover(results, tables, divergences, sentences)
+                    opened.append(f'<div popover id="{name}">{close}{shown}</div>')
                 else:
                     reason = f' title="{escaped(found["reason"])}"' if found.get("reason") else ""
                     style, word = ("pass", "pass") if kind == "pass" else ("none", "–")
@@ -130,7 +131,9 @@ def cell(results: Results, clause: str, operation: str, place: str) -> tuple[str
     return findings[0]["outcome"], findings
 
 
-def popover(results: Results, tables: list[dict[str, Any]], known: list[Known], sentences: dict[str, Clause]) -> str:
+def popover(
+    results: Results, tables: list[dict[str, Any]], divergences: list[Known], sentences: dict[str, Clause]
+) -> str:
     """What a cell opens."""
     found = tables[0]
     clause = found["clause"]
@@ -140,13 +143,13 @@ def popover(results: Results, tables: list[dict[str, Any]], known: list[Known], 
     if "choice" in found:
         rest = f"<p>Its choice: <b>{escaped(found['choice'])}</b>, by {found['outputs']:,} outputs.</p>"
         return head + rest + (f"<pre>{escaped(found['counterexample'])}</pre>" if found.get("counterexample") else "")
-    return head + "".join(difference(results, table, known) for table in tables)
+    return head + "".join(difference(results, table, divergences) for table in tables)
 
 
-def difference(results: Results, found: dict[str, Any], known: list[Known]) -> str:
+def difference(results: Results, found: dict[str, Any], divergences: list[Known]) -> str:
     """One difference of a cell: its shape, its reason, and the call that shows it."""
     head = f"<h3>{escaped(found['shape'])}</h3>"
-    reason = explained(results, found, known)
+    reason = explained(results, found, divergences)
     count = f"Beside {found.get('outputs', 0):,} outputs that agree."
     if found.get("differ"):
         count = f"{found['differ']:,} of {found['outputs']:,} outputs differ."

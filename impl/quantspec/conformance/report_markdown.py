@@ -65,10 +65,10 @@ def families(all_results: list[Results]) -> dict[str, list[Results]]:
     return found
 
 
-def pages(all_results: list[Results], known: list[Known]) -> dict[str, str]:
+def pages(all_results: list[Results], divergences: list[Known]) -> dict[str, str]:
     """All of it, by path inside ``spec/``."""
     matrix = {"conformance.md": markdown(all_results)}
-    return matrix | {f"results/{results.folder}/README.md": own_page(results, known) for results in all_results}
+    return matrix | {f"results/{results.folder}/README.md": own_page(results, divergences) for results in all_results}
 
 
 def markdown(all_results: list[Results]) -> str:
@@ -129,7 +129,7 @@ def chosen(members: list[Results]) -> Iterable[list[str]]:
             yield [f"{place}<br>{clause}", *cells]
 
 
-def own_page(results: Results, known: list[Known]) -> str:
+def own_page(results: Results, divergences: list[Known]) -> str:
     """What one backend does, in full."""
     sentences = chapters.clauses()
     lines = [f"# {results.backend} {results.version} on {results.cpu}", ""]
@@ -155,7 +155,7 @@ def own_page(results: Results, known: list[Known]) -> str:
             lines += [heading, ""]
             lines += [f"> {sentences[found['clause']].sentence}", ""] if found["clause"] in sentences else []
         lines += [f"**Differs:** {found['shape']}.", ""]
-        if reason := explained(results, found, known):
+        if reason := explained(results, found, divergences):
             lines += [f"**Why:** {reason}", ""]
         lines += ["```text", *(f"{name}: {text}" for name, text in account(found)), "```", ""]
         if found.get("reproduce"):  # no block of the tested kind: some of these end the process
@@ -181,7 +181,7 @@ def anchor(found: dict[str, Any]) -> str:
     return f"{found['clause']}-{found['operation']}".lower()
 
 
-def explained(results: Results, found: dict[str, Any], known: list[Known]) -> str:
+def explained(results: Results, found: dict[str, Any], divergences: list[Known]) -> str:
     """Why a divergence is as it is, and where it was reported."""
-    entry = covering(known, results.backend, found)
+    entry = covering(divergences, results.backend, found)
     return "" if entry is None else f"{entry.reason}{f' ({entry.upstream})' if entry.upstream else ''}"

@@ -153,20 +153,20 @@ def read_known(root: Path) -> list[Known]:
     return [Known(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("known", ())]
 
 
-def complaints(all_results: list[Results], known: list[Known]) -> list[str]:
+def complaints(all_results: list[Results], divergences: list[Known]) -> list[str]:
     """Failures that no entry explains, and entries that explain nothing."""
     lines: list[str] = []
     used: set[Known | None] = set()
     for results in all_results:
         for finding in results.findings:
             if finding["outcome"] == "fails":
-                entry = covering(known, results.backend, finding)
+                entry = covering(divergences, results.backend, finding)
                 used.add(entry)
                 if entry is None:
                     failure = f"{results.backend} {finding['clause']} {finding['operation']}"
                     lines.append(f"{failure}: fails, {finding['shape']}, and {KNOWN} does not say why.")
     here = {results.backend for results in all_results}
-    for entry in known:
+    for entry in divergences:
         if entry not in used and any(fnmatch.fnmatchcase(name, entry.backend) for name in here):
             failure = f"{entry.backend} {entry.clause} {entry.operation}"
             lines.append(f"{KNOWN}: {failure} is said to fail, and nothing does. Delete the entry.")
@@ -185,7 +185,7 @@ def passes_on_otherwise(now: Results, before: list[Results]) -> list[str]:
     return lines
 
 
-def covering(known: list[Known], backend: str, finding: dict[str, Any]) -> Known | None:
+def covering(divergences: list[Known], backend: str, finding: dict[str, Any]) -> Known | None:
     """The entry that explains a backend's failure."""
     named = backend, finding["clause"], finding["operation"], finding["shape"]
-    return next((entry for entry in known if entry.covers(*named)), None)
+    return next((entry for entry in divergences if entry.covers(*named)), None)

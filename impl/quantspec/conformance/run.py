@@ -210,8 +210,8 @@ def unwritten(session: Session, call: Call) -> bool:
     answers = [session.ask(call, threads=threads) for threads in (False, True)]
     if any(answer.kind != "value" for answer in answers):
         return False
-    one, other = (parts(answer.value) for answer in answers)
-    return any(a.shape != b.shape or not same(a, b).all() for a, b in zip(one, other))
+    first, second = (parts(answer.value) for answer in answers)
+    return any(a.shape != b.shape or not same(a, b).all() for a, b in zip(first, second))
 
 
 def reproduction(session: Session, calls: list[Call]) -> str:

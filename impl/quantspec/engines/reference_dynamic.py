@@ -183,8 +183,8 @@ def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect) -> 
         outputs = []
         for index in range(first, first + directions):
             start = tuple(part[index] for part in states)
-            made, end = packed_way(step, step.cells[index], values, counts, start, index > first, choices)
-            outputs.append(made)
+            output_part, end = packed_way(step, step.cells[index], values, counts, start, index > first, choices)
+            outputs.append(output_part)
             ends.append(end)
         values = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     last = tuple(torch.stack(parts) for parts in zip(*ends))

@@ -108,17 +108,17 @@ class ByTorch(Dialect):
                 self.fits.add(key)
 
     def accumulate(self, x_q: np.ndarray, x_zero_point: Any, w_q: np.ndarray, w_zero_point: Any) -> np.ndarray:
-        known, as_reference = self.known.of(w_q), super().accumulate
-        if known is None or not x_q.size or x_q.ndim != 2 or x_q.shape[1] != w_q.shape[1]:
+        weights, as_reference = self.known.of(w_q), super().accumulate
+        if weights is None or not x_q.size or x_q.ndim != 2 or x_q.shape[1] != w_q.shape[1]:
             return as_reference(x_q, x_zero_point, w_q, w_zero_point)
         return self.fastest_of(
-            w_q, x_q, lambda: product(x_q, int(x_zero_point), known[0]),
+            w_q, x_q, lambda: product(x_q, int(x_zero_point), weights[0]),
             lambda: as_reference(x_q, x_zero_point, w_q, w_zero_point),
         )  # fmt: skip
 
     def accumulate_conv(self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, **places: Any) -> np.ndarray:
-        known, as_reference = self.known.of(w_q), super().accumulate_conv
-        if known is None:
+        weights, as_reference = self.known.of(w_q), super().accumulate_conv
+        if weights is None:
             return as_reference(x_q, x, w_q, w, **places)
 
         def products() -> np.ndarray:
@@ -128,7 +128,7 @@ class ByTorch(Dialect):
             patches, shape = windows(spread, w_q.shape[2:], places["stride"], places["dilation"], groups)
             if not patches.size:
                 return as_reference(x_q, x, w_q, w, **places)
-            sums = [product(part, point, group) for part, group in zip(patches, known)]
+            sums = [product(part, point, group) for part, group in zip(patches, weights)]
             return np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
 
         return self.fastest_of(w_q, x_q, products, lambda: as_reference(x_q, x, w_q, w, **places))

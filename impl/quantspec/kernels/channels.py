@@ -34,12 +34,12 @@ def write_look_up(emit: Emitter, op: Value, frame: Value) -> None:
     tables = emit.field(op, LookUpChannels.tables)
 
     def run(a: Value, b: Value, target: Value, count: Value) -> None:
-        def one(i: Value) -> None:
+        def element(i: Value) -> None:
             code = emit.zext(emit.read(emit.add(a, i), I8), I64)
             table = emit.add(tables, emit.shl(i, I64(8)))
             emit.write(emit.read(emit.add(table, code), I8), emit.add(target, i))
 
-        emit.each(count, one)
+        emit.each(count, element)
 
     over_bytes(emit, op, run)
 
@@ -86,9 +86,9 @@ def slopes(tables: np.ndarray, x: tuple[int, int, int], y: tuple[int, int, int])
         begin = (low[:, side] / steps[side]).max(1, initial=-LARGEST)
         end = (high[:, side] / steps[side]).min(1, initial=LARGEST)
         factors.append(((begin + end) / 2).astype(np.float32))
-    made = np.where(steps < 0, *(factor[:, None] for factor in factors)) * steps.astype(np.float32)
-    made = np.rint(np.clip(made, np.float32(lowest - zero), np.float32(highest - zero)))
-    return np.stack(factors) if np.array_equal(made, found) else None
+    rounded = np.where(steps < 0, *(factor[:, None] for factor in factors)) * steps.astype(np.float32)
+    rounded = np.rint(np.clip(rounded, np.float32(lowest - zero), np.float32(highest - zero)))
+    return np.stack(factors) if np.array_equal(rounded, found) else None
 
 
 LOOK_UP = Kernel("table_channels", LookUpChannels, write_look_up)

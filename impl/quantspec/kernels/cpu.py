@@ -55,14 +55,14 @@ def target() -> Cpu:
         name, features = EMULATED[wanted]
     else:
         name, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
-    known = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
-    if {"avx512f", "avx512bw", "avx512vnni"} <= known and wanted != "avx512vl":
+    available = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    if {"avx512f", "avx512bw", "avx512vnni"} <= available and wanted != "avx512vl":
         lanes = 16
     else:
-        lanes = 8 if {"avx512vl", "avx512vnni"} <= known or "avxvnni" in known else 0
+        lanes = 8 if {"avx512vl", "avx512vnni"} <= available or "avxvnni" in available else 0
     return Cpu(
-        name, features, lanes, has_fma="fma" in known or "avx512f" in known,
-        looks_up={"avx512vbmi", "avx512bw"} <= known, has_halves=lanes == 16 and "avx512vl" in known,
-        has_tiles=lanes == 16 and {"amx-tile", "amx-int8"} <= known and platform.system() == "Linux",
-        has_pairs=not lanes and "avx2" in known,
+        name, features, lanes, has_fma="fma" in available or "avx512f" in available,
+        looks_up={"avx512vbmi", "avx512bw"} <= available, has_halves=lanes == 16 and "avx512vl" in available,
+        has_tiles=lanes == 16 and {"amx-tile", "amx-int8"} <= available and platform.system() == "Linux",
+        has_pairs=not lanes and "avx2" in available,
     )  # fmt: skip

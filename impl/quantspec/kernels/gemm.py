@@ -85,7 +85,7 @@ def accumulate(
                 result += step(emit.add(w, I64(64 * blocks * n)), emit.add(k, I64(n)), own)
             return [emit.add(w, I64(64 * blocks * sets)), *result]
 
-        def one(i: Value, carried: list[Value]) -> list[Value]:
+        def single(i: Value, carried: list[Value]) -> list[Value]:
             w, totals = carried[0], carried[1:]
             return [emit.add(w, I64(64 * blocks)), *step(w, emit.add(done, i), totals[:size]), *totals[size:]]
 
@@ -93,7 +93,7 @@ def accumulate(
             return emit.loop(steps, carried, fetching if fetches else several)
         count = emit.sdiv(steps, I64(sets))
         done = emit.mul(count, I64(sets))
-        return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), one)
+        return emit.loop(emit.sub(steps, done), emit.loop(count, carried, several), single)
 
     zeros = [ir.Constant(kind, [0] * kind.count)] * (size * (sets - 1))
     totals = emit.loop(emit.field(product, Product.runs), [w, *start, *zeros, *[ahead] * fetches], run)[1:]

@@ -64,10 +64,10 @@ def write_histogram(emit: Emitter, op: Value, frame: Value) -> None:
     last = emit.read_some(emit.add(source, emit.shl(done, I64(2))), FLOATS, emit.mask(left), zero)
     emit.write(emit.select(emit.mask(left), bins_of(last), zeros), space, 64)
 
-    def one(i: Value) -> None:
+    def element(i: Value) -> None:
         increment(starts[0], emit.read(emit.add(space, emit.shl(i, I64(2))), I32, 4))
 
-    emit.each(left, one)
+    emit.each(left, element)
 
 
 HISTOGRAM = Kernel("histogram", Histogram, write_histogram)

@@ -354,11 +354,11 @@ def write_table(emit: Emitter, op: Value, frame: Value) -> None:
 
 def looked_up_one_by_one(emit: Emitter, table: Value) -> Bytes:
     def run(a: Value, b: Value, target: Value, count: Value) -> None:
-        def one(i: Value) -> None:
+        def element(i: Value) -> None:
             code = emit.zext(emit.read(emit.add(a, i), I8), I64)
             emit.write(emit.read(emit.add(table, code), I8), emit.add(target, i))
 
-        emit.each(count, one)
+        emit.each(count, element)
 
     return run
 
@@ -402,10 +402,10 @@ def write_copy(emit: Emitter, op: Value, frame: Value) -> None:
     near, far = emit.fields(op, Copy.near, Copy.far)
 
     def run(a: Value, b: Value, target: Value, count: Value) -> None:
-        def one(i: Value) -> None:
+        def element(i: Value) -> None:
             emit.write(emit.read(emit.add(a, emit.mul(i, near)), I8), emit.add(target, emit.mul(i, far)))
 
-        emit.each(count, one)
+        emit.each(count, element)
 
     over_bytes(emit, op, run)
 

@@ -57,7 +57,7 @@ def finish(emit: Emitter, product: Value, target: Value, steps: Value) -> None:
     planes, offsets = emit.field(record, PairsRecord.planes), emit.place(record, PairsRecord.offsets)
     tables, vectors = emit.field(record, PairsRecord.forms), emit.ashr(emit.add(steps, I64(7)), I64(3))
 
-    def one(index: Value) -> None:
+    def element(index: Value) -> None:
         form = emit.add(index, I64(1))
         table = emit.add(tables, emit.shl(form, I64(6)))
         order, bits = emit.read(table, CODES, 32), emit.read(emit.add(table, I64(32)), CODES, 32)
@@ -70,7 +70,7 @@ def finish(emit: Emitter, product: Value, target: Value, steps: Value) -> None:
 
         emit.each(vectors, vector)
 
-    emit.each(emit.sub(planes, I64(1)), one)
+    emit.each(emit.sub(planes, I64(1)), element)
 
 
 def compute(

@@ -59,8 +59,8 @@ def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
     def here() -> Value:
         """All frames by this thread."""
         total = emit.alloca(I64)
-        with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (one, each):
-            with one:
+        with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (shared, each):
+            with shared:
                 emit.store(run_frame(emit, everything, x, y), total)
             with each:
                 mine = run_frame(emit, own, x, y)

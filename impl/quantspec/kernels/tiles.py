@@ -129,8 +129,8 @@ def compute(
                 at = emit.lines(at, line, ROWS, writes=True)
                 emit.native("llvm.x86.tilestored64", nothing, I8(i * blocks + j), at, line)
 
-    with emit.if_else(emit.icmp_signed(">", count, I64(ROWS))) as (two, one):
-        with two:
+    with emit.if_else(emit.icmp_signed(">", count, I64(ROWS))) as (full, half):
+        with full:
             rows(2)
-        with one:
+        with half:
             rows(1)

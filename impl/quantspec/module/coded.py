@@ -28,12 +28,12 @@ class Coded(torch.Tensor):
     @staticmethod
     def __new__(cls, weight: CodedWeight) -> "Coded":
         empty = formed(torch.empty(codes_shape(weight, "codes"), dtype=torch.int8, device="meta"), weight)
-        made = torch.Tensor._make_wrapper_subclass(
+        tensor = torch.Tensor._make_wrapper_subclass(
             cls, empty.shape, dtype=torch.float32, device=torch.device("cpu")
         )
-        made.weight = weight
-        assert isinstance(made, Coded)
-        return made
+        tensor.weight = weight
+        assert isinstance(tensor, Coded)
+        return tensor
 
     def __init__(self, weight: CodedWeight) -> None:
         super().__init__()
@@ -149,8 +149,8 @@ def keep_codes(model: nn.Module, programs: Mapping[str, Iterable[Program]]) -> N
                 said = (coded for weight in weights if (coded := as_coded(tensor, weight)) is not None)
                 if (first := next(said, None)) is not None:
                     found[id(tensor)] = tensor, first
-    made = {key: Coded(weight) for key, (_, weight) in found.items()}
-    put(model, {(id(module), name): made[id(t)] for _, module, name, t in held(model) if id(t) in made})
+    as_codes = {key: Coded(weight) for key, (_, weight) in found.items()}
+    put(model, {(id(module), name): as_codes[id(t)] for _, module, name, t in held(model) if id(t) in as_codes})
 
 
 def related(layer: str, path: str) -> bool:

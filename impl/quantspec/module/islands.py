@@ -58,7 +58,7 @@ class Island(nn.Module):
             pattern, tensors = call_of(self.original, args, kwargs)
         except (NotPlain, TypeError):
             return None, []
-        index = next((number for number, known in enumerate(self.patterns) if known == pattern), -1)
+        index = next((number for number, existing in enumerate(self.patterns) if existing == pattern), -1)
         if index < 0:
             return None, []
         places = {id(value): place for place, value in enumerate(given)}
@@ -281,9 +281,9 @@ class QuantizedModel(nn.Module):
     def share_codes(self) -> None:
         """Has weights that are held as codes hold those of the networks, which may hold them in another way by now."""
         weights = [weight for _, network in self.networks() for _, weight in coded_weights.codes_in(network.program)]
-        known = {id(held(weight, "codes")) for weight in weights}
+        held_codes = {id(held(weight, "codes")) for weight in weights}
         for *_, tensor in coded_weights.held(self.python):
-            if isinstance(tensor, coded_weights.Coded) and id(held(tensor.weight, "codes")) not in known:
+            if isinstance(tensor, coded_weights.Coded) and id(held(tensor.weight, "codes")) not in held_codes:
                 shape, codes = codes_shape(tensor.weight, "codes"), tensor.weight.codes
                 near = (weight for weight in weights if codes_shape(weight, "codes") == shape)
                 same = next(weight for weight in near if np.array_equal(weight.codes, codes))

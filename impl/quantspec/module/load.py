@@ -125,17 +125,17 @@ def assembled(own: nn.Module, network: Model, engine: str, report: Report | None
     paths = {path for path, _, _ in network.modules}
     ours: dict[int, np.ndarray | Held] = {}
     for part in network.parts:
-        made = QuantizedModule(part.program, engine)
-        as_read, as_held = codes_in(part.program), codes_in(made.program)
+        part_network = QuantizedModule(part.program, engine)
+        as_read, as_held = codes_in(part.program), codes_in(part_network.program)
         ours |= {id(held_codes(a, "codes")): held_codes(b, "codes") for (_, a), (_, b) in zip(as_read, as_held)}
         patterns = networks.setdefault(part.path, {}) if part.pattern is not None else {}
         twice = part.pattern in patterns or part.path in layers or (part.pattern is None and part.path in networks)
         if part.path not in paths or twice:
             raise Unfit(f"{part.path!r} is not a module, or has two networks for the same calls")
         if part.pattern is None:
-            layers[part.path] = made
+            layers[part.path] = part_network
         else:
-            patterns[part.pattern] = made
+            patterns[part.pattern] = part_network
     own_scales = {id(weight.codes): weight.scale for part in network.parts for _, weight in codes_in(part.program)}
     coded: dict[Key, Coded] = {}
     made_of: dict[int, Coded] = {}  # a weight that the model has in two places is one

@@ -43,13 +43,13 @@ def nearest(a: int, b: int) -> int:
 
 def lengths(shape: Pair, size: Pair | None, factors: tuple[float, float] | None) -> Pair:
     """Height and width of the output for an input of these. Raises ValueError where one of either has no positions."""
-    made = size
-    if made is None:
+    result = size
+    if result is None:
         assert factors is not None, "a size or factors"
-        made = math.floor(shape[0] * factors[0]), math.floor(shape[1] * factors[1])
-    if min(*shape, *made) < 1:
-        raise ValueError(f"expected positions to interpolate, got {shape} to {made}")
-    return made
+        result = math.floor(shape[0] * factors[0]), math.floor(shape[1] * factors[1])
+    if min(*shape, *result) < 1:
+        raise ValueError(f"expected positions to interpolate, got {shape} to {result}")
+    return result
 
 
 def interpolate(
@@ -63,9 +63,9 @@ def interpolate(
     if q.ndim != 4:
         raise ValueError(f"expected images [batch, channels, height, width], got shape {q.shape}")
     shape = q.shape[2], q.shape[3]
-    made = lengths(shape, size, factors)
+    target = lengths(shape, size, factors)
     given = factors if exact and factors is not None else (None, None)
-    rows, columns = (places(n, m, f, align_corners) for n, m, f in zip(shape, made, given))
+    rows, columns = (places(n, m, f, align_corners) for n, m, f in zip(shape, target, given))
     # Sums of at most 2^16 * 255, which float32 holds.
     values = q.astype(np.float32) - np.float32(grid.zero_point)
     values = weighted(values, rows, 2)

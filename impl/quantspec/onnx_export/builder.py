@@ -180,11 +180,11 @@ def windows(dim: Dim, kernel: int, stride: int, before: int, after: int, dilatio
 
 def broadcast(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
     """The shape of what is computed from tensors of these, None where that is not known."""
-    known = [shape for shape in shapes if shape is not None]
-    if len(known) < len(shapes):
+    shapes_known = [shape for shape in shapes if shape is not None]
+    if len(shapes_known) < len(shapes):
         return None
-    length = max(map(len, known))
-    rows = [(1,) * (length - len(shape)) + shape for shape in known]
+    length = max(map(len, shapes_known))
+    rows = [(1,) * (length - len(shape)) + shape for shape in shapes_known]
     return tuple(map(common, zip(*rows)))
 
 

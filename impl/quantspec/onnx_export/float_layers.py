@@ -141,9 +141,9 @@ def einsum(g: Graph, equation: str, *operands: Any) -> Tensor:
     for letters, operand in zip(given.split(","), operands):
         shape = shape_of(operand)
         lengths |= dict(zip(letters, shape)) if shape is not None else {}
-    known = all(letter in lengths for letter in result)
+    has_lengths = all(letter in lengths for letter in result)
     name = g.node("Einsum", [named(g, operand) for operand in operands], equation=equation.replace(" ", ""))
-    return Tensor(name, tuple(lengths[letter] for letter in result) if known else None)
+    return Tensor(name, tuple(lengths[letter] for letter in result) if has_lengths else None)
 
 
 def pools(make: Callable[[int], Operator], name: str) -> dict[str, Operator]:

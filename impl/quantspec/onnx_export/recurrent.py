@@ -55,14 +55,14 @@ def layer(
     inputs = [x.name, *weights, g.constant(np.stack(biases), np.float32, "bias"), "", *(t.name for t in starts)]
     attributes: dict[str, Any] = {"linear_before_reset": 1} if step.kind == "gru" else {}
     directions = "bidirectional" if len(cells) == 2 else "forward"
-    made = g.outputs(
+    outputs = g.outputs(
         3 if step.kind == "lstm" else 2, operator, inputs, hidden_size=size, direction=directions,
         activations=activations * len(cells), **attributes,
     )  # fmt: skip
     steps, batch, _ = x.dims
-    y = permute(g, Tensor(made[0], (steps, len(cells), batch, size)), 0, 2, 1, 3)
+    y = permute(g, Tensor(outputs[0], (steps, len(cells), batch, size)), 0, 2, 1, 3)
     y = reshape(g, y, *sizes_of(g, x)[:2], len(cells) * size)
-    return y, [Tensor(name, (len(cells), batch, size)) for name in made[1:]]
+    return y, [Tensor(name, (len(cells), batch, size)) for name in outputs[1:]]
 
 
 def bias_of(cell: Cell, own: str) -> np.ndarray:

@@ -87,8 +87,8 @@ def smooth(
 ) -> Tensor:
     """Between neighbours; a factor, where one is given, is the scale of positions as it is."""
     axes = list(range(2, x.rank))
-    known = [factor for factor in factors if factor is not None]
-    ends = [g.constant(known, np.float32)] if len(known) == len(axes) else ["", g.vector(sizes)]
+    given = [factor for factor in factors if factor is not None]
+    ends = [g.constant(given, np.float32)] if len(given) == len(axes) else ["", g.vector(sizes)]
     name = g.node(
         "Resize", [x.name, "", *ends], axes=axes, mode=mode, cubic_coeff_a=-0.75,
         coordinate_transformation_mode="align_corners" if align_corners else "half_pixel",

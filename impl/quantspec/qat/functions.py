@@ -261,8 +261,8 @@ class Layer(torch.autograd.Function):
                 size = max(steps[0].numel() if steps.ndim > 1 and len(steps) else steps.numel(), 1)
                 limits = 0 if plan.relu else plan.y.low, plan.y.high
                 own = scale_gradient(gradient, steps, *ends, limits, size).sum()
-        made = linear_gradients if plan.places is None else conv_gradients
-        return *made(gradient, steps, ends, x, codes, plan, ctx.needs_input_grad[:3]), own, None
+        gradients_of = linear_gradients if plan.places is None else conv_gradients
+        return *gradients_of(gradient, steps, ends, x, codes, plan, ctx.needs_input_grad[:3]), own, None
 
 
 Outputs = tuple[torch.Tensor, torch.Tensor, tuple[float, float]]  # codes, steps, and the ends of these
@@ -288,10 +288,10 @@ def by_dialect(x: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan, y: G
     total, w_scale = plan.accumulators(x, bias=False), plan.coded.scale
     scales: tuple[Any, np.ndarray] = np.float32(plan.x.scale), w_scale.numpy()
     accumulator = channels_last(total, plan)
-    made = plan.dialect.requantize(
+    requantized = plan.dialect.requantize(
         accumulator, numbers(bias, len(plan.coded.codes)), *scales, y.qparams, relu=plan.relu, rule=plan.rule
     )
-    codes = channels_back(made, plan).to(torch.float32).sub_(y.zero_point)
+    codes = channels_back(requantized, plan).to(torch.float32).sub_(y.zero_point)
     steps = total.to(torch.float32).mul_(plan.along(w_scale * (plan.x.scale / y.scale), total.ndim))
     steps = steps.contiguous() if bias is None else steps.add_(plan.along(bias / y.scale, total.ndim))
     low, high = steps.aminmax() if steps.numel() else (zeros(), zeros())
@@ -306,8 +306,8 @@ def direct(x: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan) -> torch
         return real if bias is None else real.add_(plan.along(bias, total.ndim))
     scales: tuple[Any, np.ndarray] = np.float32(plan.x.scale), w_scale.numpy()
     added = numbers(bias, len(plan.coded.codes))
-    made = plan.dialect.real(channels_last(total, plan), added, *scales, relu=plan.relu)
-    return channels_back(made, plan)
+    real_values = plan.dialect.real(channels_last(total, plan), added, *scales, relu=plan.relu)
+    return channels_back(real_values, plan)
 
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]

@@ -101,9 +101,9 @@ def quantized_and_ends(
             raise ValueError("x: expected numbers, got NaN")
         return codes, ends
     rules = {"qmin": grid.qmin, "qmax": grid.qmax}
-    made = dialect.quantize(x.contiguous().numpy(), grid.scale, grid.zero_point, **rules)
+    values_q = dialect.quantize(x.contiguous().numpy(), grid.scale, grid.zero_point, **rules)
     low, high = x.aminmax() if x.numel() else (torch.tensor(float("inf")), torch.tensor(float("-inf")))
-    return torch.from_numpy(made).to(torch.float32).sub_(grid.zero_point), (low.item(), high.item())
+    return torch.from_numpy(values_q).to(torch.float32).sub_(grid.zero_point), (low.item(), high.item())
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +165,9 @@ def codes_by_dialect(weight: torch.Tensor, scale: torch.Tensor, options: Options
     """``weight_codes`` by a rule that no kernel has."""
     qmin, qmax = code_range(options.weight_bits, signed=True)
     zero, axis = np.zeros(scale.shape, np.int32), 0 if scale.ndim else None
-    made = options.dialect.quantize(memory(weight)[0].numpy(), scale.numpy(), zero, qmin=qmin, qmax=qmax, axis=axis)
-    return torch.from_numpy(made).to(torch.float32)
+    values, _ = memory(weight)
+    codes = options.dialect.quantize(values.numpy(), scale.numpy(), zero, qmin=qmin, qmax=qmax, axis=axis)
+    return torch.from_numpy(codes).to(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)

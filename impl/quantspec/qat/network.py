@@ -132,19 +132,19 @@ class Network(nn.Module):
             if (pair := self.ranges[index].tolist()) != list(NONE_YET):
                 observed[name] = MinMaxObserver().observe(np.array(pair, np.float32))
         converter = Converter(self.graph, self.placement, observed, self.options)
-        made = converter.convert()
-        known: dict[int, str] = {}
+        converted = converter.convert()
+        name_of: dict[int, str] = {}
         for name, grid in converter.grids.items():
-            known.setdefault(id(grid), name)
+            name_of.setdefault(id(grid), name)
         places = {}
-        for step in made.steps:
+        for step in converted.steps:
             for field in fields(step):
                 value = getattr(step, field.name)
                 for index, item in enumerate(value) if isinstance(value, tuple) else [(-1, value)]:
-                    if isinstance(item, QParams) and id(item) in known:
+                    if isinstance(item, QParams) and id(item) in name_of:
                         path = field.name if index < 0 else f"{field.name}.{index}"
-                        places[step.name, path] = known[id(item)]
-        return made, places
+                        places[step.name, path] = name_of[id(item)]
+        return converted, places
 
     def live_callables(self, model: nn.Module, called: Callables) -> Callables:
         """What ``Call`` steps call: the model's own modules and tensors."""
@@ -181,7 +181,7 @@ class Network(nn.Module):
             elif len(group) == 1:
                 grid = activation_grid(*pairs[first], self.options)
             else:
-                lows, highs = zip(*(pairs[self.places[one]] for one in group))
+                lows, highs = zip(*(pairs[self.places[member]] for member in group))
                 grid = activation_grid(min(lows), max(highs), self.options)
             for name in group:
                 grids[name] = grid

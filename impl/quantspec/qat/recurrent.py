@@ -39,13 +39,13 @@ class Matrix:
         dialect, reduce_range = self.options.dialect, self.options.reduce_range
         rows = x.detach().contiguous().numpy()
         bias = None if self.bias is None else self.bias.detach().numpy()
-        made = dialect.linear_dynamic(rows, self.codes, self.grid, bias, reduce_range=reduce_range)
+        products = dialect.linear_dynamic(rows, self.codes, self.grid, bias, reduce_range=reduce_range)
         if not torch.is_grad_enabled():
-            return torch.from_numpy(made)
+            return torch.from_numpy(products)
         codes, scale, grid = dialect.quantize_dynamic(rows, reduce_range=reduce_range)
         real = (codes.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(scale)
         surrogate = F.linear(apply(Replaced, x, torch.from_numpy(real)), self.real, self.bias)
-        exact: torch.Tensor = apply(Replaced, surrogate, torch.from_numpy(made))
+        exact: torch.Tensor = apply(Replaced, surrogate, torch.from_numpy(products))
         return exact
 
 
@@ -87,8 +87,8 @@ def through_layers(
         values = F.dropout(values, dropout) if first and dropout else values
         for index in range(first, first + directions):
             start = tuple(part[index] for part in states)
-            made, end = way(step.kind, *matrices[index], values, state=start, backward=index > first)
-            outputs.append(made)
+            result, end = way(step.kind, *matrices[index], values, state=start, backward=index > first)
+            outputs.append(result)
             ends.append(end)
         values = torch.cat(outputs, dim=-1)
     return values, tuple(torch.stack(parts) for parts in zip(*ends))

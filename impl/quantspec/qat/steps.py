@@ -288,12 +288,12 @@ def pooled(run: Run, step: program.AvgPool | program.AdaptiveAvgPool | program.M
     dialect, codes = run.options.dialect, as_codes(x, grid)
     if isinstance(step, program.AvgPool):
         places = step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
-        made = operations.avg_pool(dialect, codes, grid.qparams, *places)
+        averages_q = operations.avg_pool(dialect, codes, grid.qparams, *places)
     elif isinstance(step, program.AdaptiveAvgPool):
-        made = operations.adaptive_avg_pool(dialect, codes, grid.qparams, step.size)
+        averages_q = operations.adaptive_avg_pool(dialect, codes, grid.qparams, step.size)
     else:
-        made = operations.mean(dialect, codes, grid.qparams, step.axes, keepdim=step.keepdim)
-    averages: torch.Tensor = apply(Replaced, y, of_codes(made, grid))
+        averages_q = operations.mean(dialect, codes, grid.qparams, step.axes, keepdim=step.keepdim)
+    averages: torch.Tensor = apply(Replaced, y, of_codes(averages_q, grid))
     return averages
 
 
@@ -307,10 +307,10 @@ def interpolated(run: Run, step: program.Bilinear) -> torch.Tensor:
     )  # fmt: skip
     if grid is None or run.is_loose(step):
         return y
-    made = bilinear.interpolate(
+    values_q = bilinear.interpolate(
         as_codes(x, grid), grid.qparams, size, step.factors, exact=step.exact, align_corners=step.align_corners
     )
-    result: torch.Tensor = apply(Replaced, y, of_codes(made, grid))
+    result: torch.Tensor = apply(Replaced, y, of_codes(values_q, grid))
     return result
 
 
@@ -332,11 +332,11 @@ def acted_on(run: Run, step: program.Move | program.Call) -> Any:
     if isinstance(step, program.Call) or (grid := run.grid(step, "qparams")) is None:
         return run.acted(act, [value, *others])
     before = apply(Real, value, grid.scale)
-    made: torch.Tensor = run.acted(act, [before, *others])
-    if made.shape == before.shape and torch.equal(made, before):
+    acted: torch.Tensor = run.acted(act, [before, *others])
+    if acted.shape == before.shape and torch.equal(acted, before):
         return value  # it did nothing: still codes
     run.loose.add(step.name)
-    return apply(Real, made, 1 / grid.scale)
+    return apply(Real, acted, 1 / grid.scale)
 
 
 def embedding(run: Run, step: program.Embedding) -> torch.Tensor:

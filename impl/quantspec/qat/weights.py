@@ -129,14 +129,14 @@ def norm_of(folded: Folded, model: nn.Module, sources: Sources) -> Norm:
     norm: BatchNorm = folded.norm
     modules = dict(model.named_modules())
     module = modules.get(norm.layer)
-    known = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    tracked = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
 
     def number(array: np.ndarray, name: str) -> Source | torch.Tensor:
-        if known and getattr(module, name) is not None:
+        if tracked and getattr(module, name) is not None:
             return Source(f"{norm.layer}.{name}".removeprefix("."), whole)
         return sources.of(array, norm.layer) or torch.from_numpy(array.copy())
 
-    own = module if isinstance(module, nn.modules.batchnorm._BatchNorm) and known else None
+    own = module if isinstance(module, nn.modules.batchnorm._BatchNorm) and tracked else None
     numbers = (
         number(norm.gamma, "weight"), number(norm.beta, "bias"),
         number(norm.mean, "running_mean"), number(norm.var, "running_var"),
@@ -152,7 +152,7 @@ class LayerWeight:
         sources = Sources(model)
         groups = getattr(node, "groups", 1)
         weight, bias = (folded[0].weight, folded[0].bias) if folded else (node.weight, node.bias)
-        self.norms = [norm_of(one, model, sources) for one in folded]
+        self.norms = [norm_of(module, model, sources) for module in folded]
         if folded and folded[0].place == "alone":
             self.weight: Source | torch.Tensor | str = torch.from_numpy(weight)
         else:
@@ -244,8 +244,8 @@ def fold(
         exact = scales.astype(np.float32).reshape(plain.shape), shifts.astype(np.float32)
     else:
         exact = folding.fold_batch_norm(plain, given, g, b, m, v, norm.eps)
-    made = (torch.from_numpy(np.ascontiguousarray(array)) for array in exact)
-    both = zip((surrogate_weight, surrogate_bias), made)
+    tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in exact)
+    both = zip((surrogate_weight, surrogate_bias), tensors)
     folded_weight, folded_bias = (apply(Replaced, surrogate.float(), value) for surrogate, value in both)
     return folded_weight, folded_bias
 

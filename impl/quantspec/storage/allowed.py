@@ -210,5 +210,5 @@ def check_call(step: Call, callables: Callables) -> None:
 
 def is_known_attribute(step: Call) -> bool:
     """Whether a call of ``getattr`` reads an attribute on the list of a value."""
-    known = len(step.args) == 2 and isinstance(step.args[0], Ref) and step.args[1] in ATTRIBUTES
-    return known and not step.kwargs
+    readable = len(step.args) == 2 and isinstance(step.args[0], Ref) and step.args[1] in ATTRIBUTES
+    return readable and not step.kwargs

@@ -171,8 +171,8 @@ def read_module(row: dict[str, Any], path: str, reader: Reader, modules: Mapping
 
 
 def float_layer(row: dict[str, Any], where: str, state: dict[str, torch.Tensor], reader: Reader) -> FloatLayer:
-    known = row["layer"] in LAYERS and set(state) in ({"weight"}, {"weight", "bias"})
-    if not known or any(tensor.dtype != torch.float32 for tensor in state.values()):
+    readable = row["layer"] in LAYERS and set(state) in ({"weight"}, {"weight", "bias"})
+    if not readable or any(tensor.dtype != torch.float32 for tensor in state.values()):
         raise ValueError(
             f"{where}: expected a layer with a float32 weight, got {row['layer']!r} with {sorted(state)}"
         )

@@ -119,7 +119,7 @@ class Steps:
     def add_all(self) -> None:
         for row in items(entry(self.network, "steps")):
             if type(row) is dict:
-                values, more, work = self.made(row)
+                values, more, work = self.values_of(row)
                 name = str(row.get("name"))
                 self.least[name] = values
                 self.statement.add(f"step {name!r}", VALUE * (values + more), work + values + more)
@@ -130,7 +130,7 @@ class Steps:
     def shape(self, name: Any) -> tuple[int, ...]:
         return self.tensors[name][0] if type(name) is str and name in self.tensors else ()
 
-    def made(self, row: dict[str, Any]) -> tuple[int, int, int]:
+    def values_of(self, row: dict[str, Any]) -> tuple[int, int, int]:
         """Values that a step makes, values that it needs beside, and operations other than one for each, at least."""
         kind, x = row.get("step"), self.count(row.get("x"))
         if kind in ("Quantize", "Dequantize", "Relu", "Table"):

@@ -152,11 +152,11 @@ def at_every_step(network: Network, program: Program, x: torch.Tensor) -> list[t
     run.values |= float_run.bind(program.inputs, program.defaults, (x,))
     for step, behind in zip(network.template.steps, program.steps, strict=True):
         run.values[step.name] = trained = STEPS[type(step)](run, step)
-        made = shipped.pop(step.name)
+        got = shipped.pop(step.name)
         grids[step.name] = grid_of(behind, grids)
-        if isinstance(made, np.ndarray) and made.dtype == np.uint8:
-            made = made.astype(np.float32) - grids[step.name].zero_point
-        pairs += [(a.numpy(), np.asarray(b)) for a, b in zip(tensors(trained), tensors(made), strict=True)]
+        if isinstance(got, np.ndarray) and got.dtype == np.uint8:
+            got = got.astype(np.float32) - grids[step.name].zero_point
+        pairs += [(a.numpy(), np.asarray(b)) for a, b in zip(tensors(trained), tensors(got), strict=True)]
     assert not shipped, f"steps that were not trained: {list(shipped)}"
     return pairs
 

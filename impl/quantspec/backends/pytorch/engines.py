@@ -218,8 +218,8 @@ def codes_of(tensor: torch.Tensor) -> np.ndarray:
 def tensor(q: np.ndarray, scale: float, zero_point: int) -> torch.Tensor:
     """A quantized tensor with these codes and one scale, with channels last in memory where the codes have them so."""
     codes = torch.from_numpy(np.array(q, order="C"))
-    made = torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)
-    return made.contiguous(memory_format=torch.channels_last) if has_channels_last(q) else made
+    quantized = torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)
+    return quantized.contiguous(memory_format=torch.channels_last) if has_channels_last(q) else quantized
 
 
 def activation(q: np.ndarray, grid: QParams) -> torch.Tensor:

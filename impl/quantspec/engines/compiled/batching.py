@@ -38,15 +38,15 @@ class Batched:
         batch, together = planner.batch(shapes), alone and SHARED
         if batch:
             # One sample tells the work of all.
-            one = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
-            self.shapes, macs = [(batch, *shape[1:]) for shape in one.shapes], one.macs * batch
+            single = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
+            self.shapes, macs = [(batch, *shape[1:]) for shape in single.shapes], single.macs * batch
             wanted = wanted_threads(threads, macs, THREAD_MACS)
             few = planner.weight_bytes > LARGE_WEIGHTS and macs < PARALLEL_REUSE * threads * planner.weight_bytes
             members = wanted_threads(threads, macs, PARALLEL_MACS) if together and (wanted > batch or few) else 1
             if members > 1:
                 self.parallel = Parallel(planner.plan(dict(zip(planner.inputs, shapes))), members)
             else:
-                most = slice_size(planner, one)
+                most = slice_size(planner, single)
                 parts = shares(batch, min(wanted, batch))
                 self.tasks = [self.slices(planner, shapes, most, macs, *part) for part in parts]
         else:
@@ -123,10 +123,10 @@ def wanted_threads(threads: int, macs: int, least: int) -> int:
     return max(1, min(threads, macs // least)) if SHARED else 1
 
 
-def slice_size(planner: Planner, one: Plan) -> int:
+def slice_size(planner: Planner, single: Plan) -> int:
     """Samples of a slice, by the plan of one: as many as the cache holds, but enough for large weights to be worth
     their way from memory.
     """
     inputs = sum(4 * int(np.prod(shape)) for shape in (planner.shapes[name] for name in planner.inputs))
-    size, weights = max(1, SLICE_BYTES // max(1, one.nbytes + inputs)), planner.weight_bytes
-    return max(size, -(-REUSE * weights // max(1, one.macs))) if weights > LARGE_WEIGHTS else size
+    size, weights = max(1, SLICE_BYTES // max(1, single.nbytes + inputs)), planner.weight_bytes
+    return max(size, -(-REUSE * weights // max(1, single.macs))) if weights > LARGE_WEIGHTS else size

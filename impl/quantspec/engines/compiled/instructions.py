@@ -130,12 +130,12 @@ def window_entries(planner: Planner, step: Pool, windows: list[list[int]], facto
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     width = max(map(len, windows), default=1)
     taps = offset_table(np.array([window + [0] * (width - len(window)) for window in windows], np.int64))
-    one = Layout(1, y.height, y.width, y.channels, y.margin, y.depth)
+    image = Layout(1, y.height, y.width, y.channels, y.margin, y.depth)
     return images.Windows(
         x=planner.address(step.x), y=planner.address(step.name), images=y.images, rows=len(windows), window=width,
         channels=y.channels, x_image=x.image, y_image=y.image, taps=planner.keep(taps),
         counts=planner.keep(np.array([len(window) for window in windows], np.int32)),
-        y_offsets=planner.keep(one.offsets(y.counts)), factors=planner.keep(np.array(factors, np.float32)),
+        y_offsets=planner.keep(image.offsets(y.counts)), factors=planner.keep(np.array(factors, np.float32)),
     )  # fmt: skip
 
 

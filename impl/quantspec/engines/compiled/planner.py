@@ -220,7 +220,7 @@ class Planner:
             raise UnsupportedError(
                 f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {slots}"
             )
-        give_buffers((one.product for one in self.instructions if isinstance(one, ProductInstruction)), self.keep)
+        give_buffers((i.product for i in self.instructions if isinstance(i, ProductInstruction)), self.keep)
         frame = frame_of(*self.instructions, slots=slots, release=self.macs >= LONG)
         shapes = [self.shapes[name] for name in self.outputs]
         return Plan(frame, shapes, self.macs, self.nbytes, self.instructions, self.kept)
