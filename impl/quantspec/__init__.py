@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from quantspec.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from quantspec.comparison import Comparison as Comparison
-    from quantspec.comparison import compare as compare
+    from quantspec.comparison.compare import compare as compare
+    from quantspec.comparison.result import Comparison as Comparison
     from quantspec.errors import CalibrationError as CalibrationError
     from quantspec.errors import FormatError as FormatError
     from quantspec.errors import MissingExtraError as MissingExtraError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MODULES = {
     "CalibrationError": "errors",
-    "Comparison": "comparison",
+    "Comparison": "comparison.result",
     "FormatError": "errors",
     "HistogramObserver": "numerics.observers",
     "MSEObserver": "numerics.observers",
@@ -49,7 +49,7 @@ MODULES = {
     "QATModule": "qat.prepare",
     "QuantizedModule": "module.module",
     "UnsupportedError": "errors",
-    "compare": "comparison",
+    "compare": "comparison.compare",
     "convert": "qat.prepare",
     "export_onnx": "onnx_export.export",
     "load": "module.load",

@@ -594,7 +594,9 @@ def test_codes_have_as_many_bits_as_asked_for(bits):
     assert max(seen["first"].max(), seen["second"].max()) == 2**bits - 1
     prepared = qs.prepare(model, weight_bits=bits)
     prepared(x)
-    assert {layer.w_qparams.qmax for layer in qs.convert(prepared).program.layers} == {2 ** (bits - 1) - 1}
+    for of_weights_alone in (qs.convert(prepared), qs.quantize(model, [x], weight_bits=bits)):
+        grids = [(layer.w_qparams.qmax, layer.y_qparams.qmax) for layer in of_weights_alone.program.layers]
+        assert set(grids) == {(2 ** (bits - 1) - 1, 255)}
     if bits > 2:
         reduced = qs.quantize(model, [x], bits=bits, dialect="exact", reduce_range=True)
         assert reduced.program.layers[0].y_qparams.qmax == 2 ** (bits - 1) - 1

@@ -54,12 +54,12 @@ FAULTS = [
         'return 20 * math.log10(signal / noise) if signal else -math.inf',
     ),
     Fault(
-        "recurrent-layers-not-compared", "comparison", ("ACC-COMPARE",),
+        "recurrent-layers-not-compared", "comparison.compare", ("ACC-COMPARE",),
         "Only values that are one tensor are put beside each other, and outputs of recurrent layers are not.",
         " | first_of_recurrent(fused)", "",
     ),
     Fault(
-        'compared-with-codes', 'comparison', ('ACC-COMPARE',),
+        'compared-with-codes', 'comparison.compare', ('ACC-COMPARE',),
         "A layer's codes are compared as if they were its values.",
         'torch.from_numpy(grid.dequantize(value))',
         'torch.from_numpy(value.astype(np.float32))',

@@ -52,7 +52,12 @@ PLANTED = [
         "storage.file -> matplotlib",
     ),
     ("kernels/gemm.py", "import torch", "Kernels know bytes, addresses and numbers", "kernels.gemm -> torch"),
-    ("comparison.py", "import onnxruntime", "Only backends touch other people's kernels", "quantspec.comparison"),
+    (
+        "comparison/compare.py",
+        "import onnxruntime",
+        "Only backends touch other people's kernels",
+        "comparison.compare -> onnxruntime",
+    ),
     ("ptq/options.py", "from . import static", "No circles, neither between rooms nor inside one", "quantspec.ptq"),
     ("ptq/__init__.py", "from . import static", "A room's front imports nothing", "ptq -> quantspec.ptq.static"),
 ]

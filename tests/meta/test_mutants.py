@@ -87,7 +87,7 @@ def test_every_module_belongs_to_a_part_and_every_part_has_tests():
     rooms = {path.stem for path in package.iterdir() if path.stem in run.ROOMS}
     assert rooms == set(run.ROOMS)
     assert run.modules_of("ptq.static") == ["ptq.static"] and "ptq.static" not in run.modules_of("ptq")
-    assert run.modules_of("comparison") == ["comparison"] and "storage.file" in run.modules_of("storage")
+    assert run.modules_of("comparison.layers") == ["comparison.layers"] and "storage.file" in run.modules_of("storage")
     for room in run.ROOMS:
         for module in run.modules_of(room):
             assert all((run.ROOT / "tests" / name).exists() for name in run.tests_of(module)), module

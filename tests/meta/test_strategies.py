@@ -144,7 +144,8 @@ def test_shapes_have_empty_single_and_vector_long_axes():
 
 def test_arrays_have_lengths_around_vector_widths():
     grid = draws.QParams(0.1, 3, 0, 255)
-    assert_reached(draws.arrays_on(grid), {f"{n} long": (0.05, lambda x, n=n: len(x) == n) for n in draws.LENGTHS})
+    # Of ten lengths one in ten each, which Hypothesis draws between 4 and 14 %, by the constants of the modules loaded.
+    assert_reached(draws.arrays_on(grid), {f"{n} long": (0.02, lambda x, n=n: len(x) == n) for n in draws.LENGTHS})
 
 
 def test_layouts_are_of_every_kind_and_hold_the_same_values():

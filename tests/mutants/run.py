@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 WORK = ROOT / "build" / "mutants"
 QUANTIZING = (
-    "capture/test_capture.py", "capture/test_arguments.py", "chapters/test_08_size.py", "chapters/test_08_work.py",
+    "capture/test_capture.py", "capture/test_arguments.py", "capture/test_lists.py", "chapters/test_08_size.py",
+    "chapters/test_08_work.py",
 )  # fmt: skip
 TESTS = {
     "numerics.affine": ("chapters/test_01_affine.py",),
@@ -45,7 +46,11 @@ TESTS = {
     "numerics.folding": ("chapters/test_04_fusion.py",),
     # What fusion notes for training is checked where networks are trained.
     "ptq.fusion": ("chapters/test_04_fusion.py", "chapters/test_07_qat_networks.py"),
-    "ptq.static": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING),
+    # What acts in training mode only is checked where networks are trained, here too.
+    "ptq.static": (
+        "chapters/test_05_static.py", "chapters/test_05_static_networks.py", "chapters/test_07_qat_acts.py",
+        *QUANTIZING,
+    ),
     # What stays in float is a clause of chapter 5 for both.
     "ptq.dynamic": (
         "chapters/test_06_dynamic.py", "chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING,

@@ -74,9 +74,10 @@ class Prepared(nn.Module):
     @usual
     def observe(self, batch: Any) -> Any:
         """Observes one batch in the form that ``quantize`` takes. When an observer raises, nothing is observed."""
-        if (undecided := self.undecided()) is not None:
-            return undecided.observe_batch(self, batch)
-        return self.observe_graph(batch if self.capture is None else self.capture.as_given(batch))
+        assert self.capture is not None, "a part of a model, which observes graphs"
+        if not self.capture.whole_agrees:
+            return self.capture.observe_batch(self, batch)
+        return self.observe_graph(self.capture.as_given(batch))
 
     def observe_and_count(self, batch: Any) -> Any:
         """``observe_graph``, with the work of each node counted."""

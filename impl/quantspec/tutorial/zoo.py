@@ -24,7 +24,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from quantspec.comparison import compare
+from quantspec.comparison.compare import compare
 from quantspec.errors import expected_one_of
 from quantspec.ir.program import Call
 from quantspec.module.module import QuantizedModule

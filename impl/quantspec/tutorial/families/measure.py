@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from quantspec.comparison import plain as plain_tree
+from quantspec.comparison.result import plain as plain_tree
 from quantspec.module.islands import QuantizedModel
 from quantspec.module.load import load
 from quantspec.module.module import QuantizedModule

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quantspec.comparison import leaves
+from quantspec.comparison.compare import leaves
 from quantspec.tutorial.rows import call
 
 

@@ -1,10 +1,9 @@
-"""A quantized network beside its float model: layer by layer, as a table, as data, and as a picture (ACC-COMPARE)."""
+"""Runs a quantized network beside its float model on data (ACC-COMPARE)."""
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,142 +12,21 @@ from torch import nn
 from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
 from quantspec.errors import near_names
-from quantspec.extras import needed
 from quantspec.ir import float_graph, float_run, rearrange
 from quantspec.ir.program import Call, Conv, Layer, Linear, Ref, Step
-from quantspec.ir.traverse import refs
 from quantspec.module import size
 from quantspec.module.islands import Island, LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
-from quantspec.module.printed import at_dots, grouped, new_table, printed, wrapped
-from quantspec.module.report import EXCLUDED
 from quantspec.numerics import accuracy
-from quantspec.numerics.affine import along
 from quantspec.progress import progress
-from quantspec.ptq import fusion
-from quantspec.ptq.exclude import without
 from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import Products
 from quantspec.surroundings import usual
 
+from .layers import Place, as_quantized, first_of_recurrent, graph_bytes, node_arrays, places_of
+from .result import Comparison, LayerRow
+
 PARTED = 20.0  # dB: an error of a tenth
-FloatLayer: TypeAlias = float_graph.Layer | float_graph.Embedding | float_graph.Recurrent
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer: ``sqnr`` in dB of what it gives, beside float; ``macs`` on the data compared; ``bytes`` stored;
-    ``int8``: whether it is, else ``reason``."""
-
-    layer: str
-    sqnr: float
-    macs: int
-    bytes: int
-    int8: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The result of ``compare``; ``print`` it for a table.
-
-    Attributes:
-        layers: one row for each layer.
-        sqnr: signal-to-quantization-noise ratio of the outputs in dB.
-        parted: the first layer whose SQNR is below ``threshold``, or None.
-        threshold: the limit in dB that ``compare`` was given.
-        float_bytes: size of the float model.
-        int8_bytes: size of the quantized network.
-        int8_macs: share of the multiply-accumulates that are in int8, 0 to 1.
-        examples: number of examples compared.
-        float_accuracy: accuracy of the float model, where the data has targets.
-        int8_accuracy: accuracy of the quantized network, likewise.
-        changed: number of examples whose predicted class changed.
-        changed_at_most: upper bound, at 99 % confidence, for the share of all inputs whose predicted class changes.
-    """
-
-    layers: tuple[LayerRow, ...]
-    sqnr: float
-    parted: str | None
-    threshold: float
-    float_bytes: int
-    int8_bytes: int
-    int8_macs: float
-    examples: int
-    float_accuracy: float | None = None
-    int8_accuracy: float | None = None
-    changed: int | None = None
-    changed_at_most: float | None = None
-
-    @property
-    def compression(self) -> float:
-        """``float_bytes`` / ``int8_bytes``."""
-        return self.float_bytes / self.int8_bytes
-
-    def as_json(self) -> dict[str, Any]:
-        """The comparison as a dict for JSON, with infinities as strings."""
-        return cast(dict[str, Any], plain(asdict(self) | {"compression": self.compression}))
-
-    def __str__(self) -> str:
-        table = new_table(f"int8 beside float32, {self.examples} examples", "layer", "SQNR, dB", "MACs", "bytes")
-        table.add_column("", no_wrap=True)
-        for row in self.layers:
-            note = "" if row.int8 else "float32"
-            note = f"below {self.threshold:g} dB" if row.layer == self.parted else note
-            table.add_row(at_dots(row.layer), f"{row.sqnr:.1f}", f"{row.macs:,}", f"{row.bytes:,}", note)
-        table.add_section()
-        work, smaller = f"{self.int8_macs:.1%} in int8", f"{self.compression:.2f}x smaller"
-        table.add_row("output", f"{self.sqnr:.1f}", work, f"{self.int8_bytes:,}", smaller)
-        lines = [printed(table)]
-        if self.parted is not None:
-            lines += wrapped(f"{self.parted} is the first layer whose SQNR is below {self.threshold:g} dB.", 0)
-        lines += grouped("in float32:", [(row.layer, row.reason) for row in self.layers if not row.int8])
-        if self.float_accuracy is not None and self.int8_accuracy is not None:
-            drop = 100 * (self.float_accuracy - self.int8_accuracy)
-            accuracies = f"accuracy {self.float_accuracy:.2%} in float32, {self.int8_accuracy:.2%} in int8"
-            changes = f"{self.changed} answers changed, at most {self.changed_at_most:.2%} of all (99 % confidence)"
-            lines += wrapped(f"{accuracies}: a drop of {drop:.2f} points; {changes}", 0)
-        return "\n".join(lines)
-
-    def plot(self, path: str | Path) -> None:
-        """Writes a chart of the layers' SQNR to a PNG, SVG or PDF file.
-
-        Raises:
-            MissingExtraError: when matplotlib is not installed.
-        """
-        rows = self.layers
-        new_figure = needed("matplotlib.figure", "plots", "a plot of the comparison").Figure
-        figure = new_figure(figsize=(8, max(2.5, 0.22 * len(rows) + 1.2)), layout="constrained")
-        axes = figure.subplots()
-        finite = [min(row.sqnr, 99.0) for row in rows]
-        colours = ["#c0392b" if row.layer == self.parted else "#2f6db3" if row.int8 else "#b7bfcc" for row in rows]
-        axes.barh(range(len(rows)), finite, color=colours)
-        axes.set_yticks(range(len(rows)), [row.layer for row in rows], fontsize=7)
-        axes.invert_yaxis()
-        axes.axvline(self.threshold, color="#1d2433", linewidth=0.8, linestyle=":")
-        axes.set_xlabel("SQNR in dB, int8 beside float32 (grey: stayed in float)")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(y=0.01)
-        figure.savefig(path, dpi=120)
-
-
-def plain(value: Any) -> Any:
-    """A tree without tuples and without floats that JSON has not."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """A layer of the float graph with the names of its input and output, as a layer or inside of a call that was
-    excluded."""
-
-    name: str
-    x: str
-    layer: FloatLayer
 
 
 @dataclass(eq=False)
@@ -348,13 +226,6 @@ def see_batch(
     see_answers(seen, outputs, int8_outputs, targets(len(fused.inputs), batch))
 
 
-def first_of_recurrent(fused: float_graph.FloatGraph) -> dict[str, str]:
-    """The values that are outputs of recurrent layers, which give a state beside them: the layers by their names."""
-    layers = {node.name for node in fused.nodes if isinstance(node, float_graph.Recurrent)}
-    moves = (node for node in fused.nodes if isinstance(node, float_graph.Move) and node.x in layers)
-    return {node.name: node.x for node in moves if node.call.args[1:] == (0,)}
-
-
 def see_answers(
     seen: Seen, outputs: list[torch.Tensor], int8_outputs: list[torch.Tensor], target: torch.Tensor | None
 ) -> None:
@@ -363,52 +234,6 @@ def see_answers(
     seen.examples += len(first) if first is not None and first.ndim else 1
     if target is not None and first is not None and first.ndim == 2 and len(target) == len(first):
         seen.answers.append((target, first.argmax(1), int8_outputs[0].argmax(1)))
-
-
-def as_quantized(captured: float_graph.FloatGraph, model: nn.Module, q: QuantizedModule) -> float_graph.FloatGraph:
-    """The float graph whose layers are those of the network, fused or not. Raises ValueError when neither has the
-    network's layers."""
-    modules = dict(model.named_modules())
-    excluded = [
-        step.target for step in q.program.steps
-        if isinstance(step, Call) and step.kind == "module" and step.reason == EXCLUDED
-    ]  # fmt: skip
-    captured = without(captured, model, [path for path in excluded if path in modules])
-    for graph in (fusion.fuse(captured), captured):
-        layers = {node.name: node for node in graph.nodes if isinstance(node, float_graph.Layer)}
-        if all(made_of(step, layers.get(step.name)) for step in q.program.layers if isinstance(step, (Linear, Conv))):
-            return graph
-    raise ValueError("q: expected a network quantized from this model, but its layers differ")
-
-
-def made_of(step: Linear | Conv, node: float_graph.Layer | None) -> bool:
-    """Whether a step can have been made of a layer: the same kind, clamp and weights, each within one step of its
-    grid."""
-    if node is None or node.relu != step.relu or node.weight.shape != step.weight.shape:
-        return False
-    scale = along(step.w_qparams.axis, step.w_qparams.scale, step.weight.shape)
-    return bool((np.abs(step.w_qparams.dequantize(step.weight) - node.weight) <= scale).all())
-
-
-def places_of(fused: float_graph.FloatGraph) -> list[Place]:
-    """The layers of a float graph, in order."""
-    places = []
-    for node in fused.nodes:
-        if isinstance(node, FloatLayer):
-            places.append(Place(node.name, node.x, node))
-        elif isinstance(node, Call) and (layer := left_out(node, fused)) is not None:
-            places.append(Place(node.name, refs(node.args)[0], layer))
-    return places
-
-
-def left_out(node: Call, fused: float_graph.FloatGraph) -> float_graph.Layer | None:
-    """The layer in a call of one that was excluded; None for other calls."""
-    if node.kind != "module":
-        return None
-    called = fused.callables[node.kind, node.target]
-    if not isinstance(called, float_run.FloatLayer):
-        return None
-    return replace(called.node, weight=called.weight.numpy(), bias=None if called.bias is None else called.bias.numpy())
 
 
 def leaves(tree: Any) -> list[torch.Tensor]:
@@ -461,24 +286,3 @@ def summary(rows: list[LayerRow], seen: Seen, nbytes: tuple[int, int], threshold
     return replace(
         found, float_accuracy=accuracies[0], int8_accuracy=accuracies[1], changed=changed, changed_at_most=at_most
     )
-
-
-def node_arrays(node: float_graph.Node) -> list[np.ndarray]:
-    """The arrays that a node of a float graph needs stored."""
-    parts = [node, *node.cells] if isinstance(node, float_graph.Recurrent) else [node]
-    return [array for part in parts for array in vars(part).values() if isinstance(array, np.ndarray)]
-
-
-def graph_bytes(fused: float_graph.FloatGraph) -> int:
-    """Bytes of what a float network needs stored: weights and biases of its layers, and parameters and buffers of the
-    rest that it calls."""
-    total = size.arrays_bytes(array for node in fused.nodes for array in node_arrays(node))
-    called = {(node.kind, node.target) for node in fused.nodes if isinstance(node, Call)}
-    for key in called:
-        value = fused.callables.get(key)
-        if isinstance(value, nn.Module):
-            total += size.float_bytes(value)
-        elif isinstance(value, torch.Tensor):
-            total += value.nbytes
-    return total
-
