@@ -7,11 +7,8 @@ of torch that reads an input, or what was made of one, becomes a node; what read
 model, or leaves torch ends the recording.
 """
 
-import contextlib
 import operator
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -24,7 +21,8 @@ from quantspec.errors import UnsupportedError
 
 from . import acting, aliases, attention, copies, products, splitting, tracked, writes
 from .builder import GraphBuilder, hooked
-from .calls import CONSTANTS, CallPattern
+from .calls import CallPattern
+from .recorded import Stopped, Values, stale
 from .tensor_names import (
     AUGMENTED,
     FACTS,
@@ -47,10 +45,6 @@ CAPTURED = "the network was captured"
 def is_needed(node: fx.Node) -> bool:
     """Whether a node stays though nobody reads it."""
     return node.op in ("placeholder", "output") or node.target is torch._assert
-
-
-class Stopped(BaseException):
-    """Ends a recording. Not an Exception, so that the model's own handlers let it through."""
 
 
 def record(
@@ -91,25 +85,15 @@ def acts_beside(
     return acting.Alignment(recorder.graph, other.graph, *builders).run()
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(Values, TorchFunctionMode):
     """Records the functions that a module's forward calls."""
 
     def __init__(self, model: nn.Module, path: str):
-        super().__init__()
-        self.model = model
-        self.graph = fx.Graph()
+        super().__init__(model, path)
         self.modules = dict(model.named_modules())
         self.paths = {module: name for name, module in self.modules.items()}
-        self.stack: list[str] = [path]
         self.off = 0
-        self.nodes: dict[int, tuple[torch.Tensor, Callable[[], fx.Node], int]] = {}
-        self.fresh: dict[int, torch.Tensor] = {}  # made in the recording, of constants alone
-        self.learned: set[int] = set()  # of those, the ones that were made of parameters
-        self.constants: dict[str, Any] = {}
-        self.attributes = copies.attributes_of(model)
-        self.attribute_nodes: dict[str, fx.Node] = {}
         self.required: set[Any] = set()
-        self.several: dict[int, tuple[Any, fx.Node]] = {}  # tuples of torch's that have names for what is in them
         self.inputs: dict[int, fx.Node] = {}
         self.perhaps: list[tuple[torch.Tensor, torch.Tensor]] = []  # that lie in one memory at some calls
         self.ranks: set[int] = set()
@@ -417,137 +401,3 @@ class Recorder(TorchFunctionMode):
                 equal = self.graph.call_function(operator.eq, (dim, tensor.ndim))
                 message = f"{CAPTURED} for {node.name!r} with {tensor.ndim} axes"
                 self.graph.call_function(torch._assert, (equal, message))
-
-    # --- values
-
-    def add(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
-        node = self.graph.create_node(op, target, tuple(args), dict(kwargs))
-        path = self.stack[-1]
-        node.meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
-        return node
-
-    def know(self, tensor: torch.Tensor, node: fx.Node) -> None:
-        self.nodes[id(tensor)] = tensor, lambda: node, tensor._version
-
-    def is_known(self, leaf: Any) -> bool:
-        if isinstance(leaf, torch.Size):
-            return any(map(self.is_known, leaf))
-        return isinstance(leaf, tracked.Tracked) or (isinstance(leaf, torch.Tensor) and id(leaf) in self.nodes)
-
-    def keep(self, output: Any, *, learned: bool = False) -> None:
-        """Constants that were made. ``learned``: of parameters."""
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, torch.Tensor) and id(leaf) not in self.attributes:
-                self.fresh[id(leaf)] = leaf
-                self.learned |= {id(leaf)} if learned and leaf.is_floating_point() else set()
-
-    def is_learned(self, leaf: Any) -> bool:
-        """Whether a constant is a parameter, or was made of some."""
-        return isinstance(leaf, nn.Parameter) or id(leaf) in self.learned
-
-    def keep_result(self, output: Any, node: fx.Node) -> None:
-        """The values of a node: a tensor, or some in a tuple."""
-        if isinstance(output, torch.Tensor):
-            if id(output) not in self.nodes or self.nodes[id(output)][1] is stale:
-                self.know(output, node)
-        elif isinstance(output, (tuple, list)):
-            if type(output) not in (tuple, list):
-                self.several[id(output)] = output, node
-            for index, item in enumerate(output):
-                if isinstance(item, (tuple, list)):
-                    self.keep_result(item, self.add("call_function", operator.getitem, (node, index), {}))
-                elif isinstance(item, torch.Tensor) and id(item) not in self.nodes:
-                    self.nodes[id(item)] = item, self.item(node, index), item._version
-
-    def item(self, node: fx.Node, index: int) -> Callable[[], fx.Node]:
-        made: list[fx.Node] = []
-        path = self.stack[-1]
-
-        def make() -> fx.Node:
-            if not made:
-                with self.graph.inserting_after(node):
-                    made.append(self.graph.call_function(operator.getitem, (node, index)))
-                made[0].meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
-            return made[0]
-
-        return make
-
-    def argument(self, tree: Any) -> Any:
-        """Arguments as fx has them: nodes in the places of what the graph computes."""
-        if isinstance(tree, torch.Tensor):
-            return self.tensor_node(tree)
-        if isinstance(tree, tracked.Tracked):
-            # One of another recording has come out of a cache, and is a number.
-            return tree.size_node if tree.recorder is self else tracked.exact(tree)
-        if type(tree) in (torch.Size, tuple):
-            return tuple(map(self.argument, tree))
-        if type(tree) is list:
-            return list(map(self.argument, tree))
-        if type(tree) is dict:
-            return {key: self.argument(value) for key, value in tree.items()}
-        if isinstance(tree, slice):
-            return slice(*map(self.argument, (tree.start, tree.stop, tree.step)))
-        if isinstance(tree, CONSTANTS):
-            return tree
-        if (made := self.made_by(tree)) is not None:
-            return made
-        raise Stopped(f"a graph cannot hold a {type(tree).__name__}")
-
-    def made_by(self, tree: Any) -> fx.Node | None:
-        """What makes a value of a class that has fields of its own; None for others."""
-        if id(tree) in self.several:
-            return self.several[id(tree)][1]
-        if isinstance(tree, tuple):
-            return self.add("call_function", type(tree), tuple(map(self.argument, tree)), {})
-        if type(tree) is OrderedDict:
-            return self.add("call_function", OrderedDict, ([(key, self.argument(tree[key])) for key in tree],), {})
-        if is_dataclass(tree) and not isinstance(tree, type):
-            given = {f.name: (f, getattr(tree, f.name)) for f in fields(tree) if f.init}
-            named = {
-                name: value for name, (f, value) in given.items() if f.default is MISSING or value is not f.default
-            }
-            return self.add("call_function", type(tree), (), self.argument(named))
-        return None
-
-    def tensor_node(self, tensor: torch.Tensor) -> fx.Node:
-        if id(tensor) in self.nodes:
-            _, make, version = self.nodes[id(tensor)]
-            if make is stale:
-                raise Stopped("it reads a tensor whose memory was written through another tensor")
-            if tensor._version != version:
-                raise Stopped("a tensor was modified outside torch's functions")
-            return make()
-        self.check_constant(tensor)
-        if id(tensor) in self.attributes:
-            name = self.attributes[id(tensor)][0]
-        else:
-            name = ".".join(part for part in (self.stack[-1], f"constant_{len(self.constants)}") if part)
-        if name not in self.attribute_nodes or name in self.constants:
-            if id(tensor) not in self.attributes or not self.reachable(name):
-                value = tensor.detach().clone()
-                self.constants[name] = nn.Parameter(value, False) if self.is_learned(tensor) else value
-            with self.at_start():
-                self.attribute_nodes[name] = self.graph.create_node("get_attr", name)
-        return self.attribute_nodes[name]
-
-    def reachable(self, name: str) -> bool:
-        try:
-            return operator.attrgetter(name)(self.model) is not None
-        except AttributeError:
-            return False
-
-    def at_start(self) -> Any:
-        first = next((node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr")), None)
-        return self.graph.inserting_before(first) if first is not None else contextlib.nullcontext()
-
-    def check_constant(self, tensor: torch.Tensor) -> None:
-        """Raises for a tensor that came from nowhere: what torch did not tell us of made it, of inputs perhaps."""
-        if id(tensor) in self.attributes:
-            if self.attributes[id(tensor)][2] != tensor._version:
-                raise Stopped(f"it writes to the model's {self.attributes[id(tensor)][0]!r}")
-        elif id(tensor) not in self.fresh:
-            raise Stopped("a tensor was created outside torch's functions")
-
-
-def stale() -> fx.Node:
-    raise Stopped("it reads a tensor whose memory was written through another tensor")
