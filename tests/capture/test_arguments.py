@@ -44,6 +44,28 @@ def test_what_stands_for_other_values_is_not_observed(calibrated, change):
     assert torch.equal(qs.convert(prepared)(x), qs.quantize(model, [x])(x))
 
 
+class Refusing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if float(x.sum()) > -1e9:
+            raise KeyError("no\n  luck")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("argument, quantize", [
+    ("batch", lambda model, x: qs.quantize(model, [x])),
+    ("batch", lambda model, x: qs.prepare_qat(model, [x])),
+    ("example", lambda model, x: qs.quantize_dynamic(model, example=x)),
+])  # fmt: skip
+def test_what_a_model_raises_is_told_with_the_argument_that_it_was_given(argument, quantize):
+    with pytest.raises(ValueError, match=rf"^{argument}: the model raised KeyError: 'no\\n luck'$") as raised:
+        quantize(Refusing().eval(), networks.inputs(3, (4,)))
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
 def test_paths_that_differ_in_a_dot_are_two_parts():
     class Twin(nn.Module):
         def __init__(self):

@@ -70,6 +70,28 @@ def test_layers_around_torchscript_are_replaced_without_data(model):
         assert (q(x()) - model(x())).abs().max() < 0.02
 
 
+class Several(nn.Module):
+    """TorchScript of matrices, of more axes and of vectors: the first one has two axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.matrices = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
+        self.images = torch.jit.script(nn.Conv1d(1, 1, 3, padding=1))
+        self.vectors = torch.jit.script(nn.LayerNorm(6))
+
+    def forward(self, x):
+        return self.vectors(self.images(self.matrices(self.first(x))[:, None])[:, 0])
+
+
+@clause("STA-PARTS")
+def test_layers_in_torchscript_are_named_with_the_reason():
+    q = qs.quantize_dynamic(seeded(Several))
+    assert list(q.islands) == ["first"]
+    reason = "it is TorchScript, which holds no Python code; pass the nn.Module that it was compiled from"
+    assert [(stop.path, stop.reason) for stop in q.stops] == [("matrices.0", reason), ("images", reason)]
+
+
 @clause("QAT-PYTHON")
 def test_parameters_in_torchscript_are_trained_with_the_others(model):
     p = qs.prepare_qat(model, [x()]).train()
