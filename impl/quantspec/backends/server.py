@@ -11,7 +11,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -107,21 +107,12 @@ class Nursery:
     def __init__(self, respond: Callable[[dict[str, Any]], None]) -> None:
         call_read, self._calls = os.pipe()
         self._ends, end_write = os.pipe()
-        if os.fork():
-            os.close(call_read)
-            os.close(end_write)
-            return
-        os.close(self._calls)
-        os.close(self._ends)
-        with contextlib.suppress(EOFError), os.fdopen(call_read, "rb") as calls:
-            while True:
-                call = wire.unpack(lambda length: read_all(calls, length))
-                child = os.fork()
-                if not child:
-                    respond(call)
-                    os._exit(0)
-                os.write(end_write, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
-        os._exit(0)
+        if not os.fork():
+            os.close(self._calls)
+            os.close(self._ends)
+            rear(respond, call_read, end_write)
+        os.close(call_read)
+        os.close(end_write)
 
     def answer(self, call: dict[str, Any]) -> str:
         """Lets a fresh copy answer, in its own words; or says how it died."""
@@ -130,6 +121,24 @@ class Nursery:
             frame = frame[os.write(self._calls, frame) :]
         (code,) = struct.unpack("<i", os.read(self._ends, 4))
         return "" if code == 0 else signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def rear(respond: Callable[[dict[str, Any]], None], call_read: int, end_write: int) -> NoReturn:
+    """The copy's life: for each call that comes it makes a copy that answers, and tells how that ended."""
+    with contextlib.suppress(EOFError), os.fdopen(call_read, "rb") as calls:
+        while True:
+            call = wire.unpack(lambda length: read_all(calls, length))
+            child = os.fork()
+            if not child:
+                live(respond, call)
+            os.write(end_write, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+    os._exit(0)
+
+
+def live(respond: Callable[[dict[str, Any]], None], call: dict[str, Any]) -> NoReturn:
+    """The life of a copy's copy: one answer."""
+    respond(call)
+    os._exit(0)
 
 
 def read_all(source: BinaryIO, length: int) -> bytes:

@@ -151,10 +151,16 @@ class Graph:
     def compute(self, name: str, a: Length, b: Length) -> Length:
         """A length from two, by an operation of ``ARITHMETIC``."""
         onnx_operator, exact = ARITHMETIC[name]
+        for value in (a, b):
+            if not isinstance(value, (int, Size)):
+                raise UnsupportedError(f"arithmetic of a length and a {type(value).__name__}")
         if isinstance(a, int) and isinstance(b, int):
             number: int = exact(a, b)
             return number
-        length = self.node(onnx_operator, [self.int_name(a), self.int_name(b)])
+        names = [self.int_name(a), self.int_name(b)]
+        if name == "floordiv":  # Python rounds down, ONNX's Div to zero
+            names[0] = self.node("Sub", [names[0], self.node("Mod", names)])
+        length = self.node(onnx_operator, names)
         return Size(length, (onnx_operator, dim_of(a), dim_of(b)))
 
     def proto(self, inputs: list[ValueInfoProto], outputs: list[ValueInfoProto]) -> GraphProto:
