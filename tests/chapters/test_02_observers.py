@@ -1,5 +1,7 @@
 """Chapter 2: observers. The oracle is the chapter's own definitions."""
 
+import itertools
+import re
 from fractions import Fraction
 from unittest import mock
 
@@ -9,6 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import quantspec as qs
 import strategies as draws
 from evidence import clause
 from quantspec import CalibrationError, chapters
@@ -407,6 +410,19 @@ def test_a_search_equals_the_definition(tensors, bins, steps, qmin):
 
 
 @clause("OBS-HIST-SEARCH")
+@pytest.mark.parametrize("steps", [1, 3, 255])
+def test_every_small_histogram_gets_a_range_of_the_smallest_error(steps):
+    for counts in itertools.product((0, 1, 7, 40), repeat=4):
+        if any(counts):
+            found = observers.least_expected_error(np.array(counts), steps)
+            by_bin = {number - 2: count for number, count in enumerate(counts) if count}
+            assert found in spec.edges(by_bin)
+            assert spec.expected_error(*found, by_bin, steps) == min(
+                spec.expected_error(*ends, by_bin, steps) for ends in spec.edges(by_bin)
+            )
+
+
+@clause("OBS-HIST-SEARCH")
 @given(draws.seeds(), st.sampled_from([3, 15, 255]))
 def test_a_tail_of_one_side_is_cut_and_costs_the_other_nothing(r, steps):
     bulk, tail = r.uniform(-1, 1, 2000), np.array([20.0])
@@ -447,6 +463,21 @@ def squared_error(x, low, high, steps):
     codes = affine.quantize(x, grid.scale, grid.zero_point, qmin=0, qmax=steps)
     real = affine.dequantize(codes, grid.scale, grid.zero_point)
     return float(np.square(x.astype(np.float64) - real).sum())
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: qs.MovingAverageObserver("x"), "constant: expected a number, got 'x'"),
+    (lambda: qs.HistogramObserver(2.5), "bins: expected a whole number, got 2.5"),
+    (lambda: qs.HistogramObserver(qmin=None), "qmin: expected a whole number, got None"),
+    (lambda: qs.HistogramObserver(qmax="x"), "qmax: expected a whole number, got 'x'"),
+    (lambda: qs.HistogramObserver(qmin=3, qmax=3), "qmin: expected less than qmax, got 3 and 3"),
+    (lambda: qs.HistogramObserver(qmin=4, qmax=3), "qmin: expected less than qmax, got 4 and 3"),
+    (lambda: qs.PercentileObserver("x"), "percent: expected a number, got 'x'"),
+    (lambda: qs.MSEObserver("x"), "candidates: expected a whole number, got 'x'"),
+])  # fmt: skip
+def test_what_an_observer_cannot_be_made_of_is_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}$"):
+        make()
 
 
 @clause("OBS-PERCENTILE")

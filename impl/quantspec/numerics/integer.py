@@ -143,7 +143,7 @@ def look_up(table: np.ndarray, q: np.ndarray) -> np.ndarray:
         return np.asarray(table[q])
     if q.ndim < 2 or q.shape[1] != len(table):
         raise ValueError(f"expected {len(table)} channels along axis 1, got shape {q.shape}")
-    return np.asarray(table[np.arange(len(table)).reshape(-1, *[1] * (q.ndim - 2)), q])
+    return np.asarray(table[along(1, np.arange(len(table)), q.shape), q])
 
 
 def fixed_point(multiplier: Fraction) -> tuple[int, int]:

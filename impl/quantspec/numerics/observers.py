@@ -337,8 +337,7 @@ def least_expected_error(counts: np.ndarray, steps: int) -> tuple[int, int]:
     (OBS-HIST-SEARCH).
     """
     half, used = len(counts) // 2, np.nonzero(counts)[0]
-    last = max(int(used[-1]) + 1 - half, 0)
-    lows = np.arange(min(int(used[0]) - half, 0), 1 if last else 0)
+    lows = np.arange(min(int(used[0]) - half, 0), 1)
     # Sums over the bins before each edge, all whole: of counts, of counts times twice the centre, and its square.
     twice = 2 * np.arange(-half, half) + 1
     sums = [np.concatenate([[0], np.cumsum(counts * twice**power)]) for power in range(3)]
@@ -354,12 +353,14 @@ def least_expected_error(counts: np.ndarray, steps: int) -> tuple[int, int]:
         behind = distances(highs, *(total[-1] - total[highs + half] for total in sums))
         return before + behind + sums[0][-1] * ((highs - lows) / steps) ** 2 / 3
 
-    # For each lower edge the error falls and then rises with the upper one, as a sum of convex functions does.
-    least, most = np.where(lows == 0, 1, 0), np.full(len(lows), last)
+    # For each lower edge the error falls and then rises with the upper one, as a sum of convex functions does, and
+    # rises behind the last value. The range from 0 to 0 is never the best: with 1 step or more, a bin for the half of
+    # the values that are above, or below, takes more from their distances than it adds to the width.
+    least, most = np.zeros_like(lows), np.full_like(lows, half)
     while (least < most).any():
         middle = (least + most) // 2
-        falls = errors(np.minimum(middle + 1, last)) < errors(middle)
-        least, most = np.where(falls & (least < most), middle + 1, least), np.where(falls, most, middle)
+        falls = errors(np.minimum(middle + 1, half)) < errors(middle)
+        least, most = np.where(falls, middle + 1, least), np.where(falls, most, middle)
     best = int(np.argmin(errors(least)))
     return int(lows[best]), int(least[best])
 
