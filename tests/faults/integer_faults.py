@@ -539,8 +539,8 @@ NETWORKS = [
     Fault(
         'tables-of-the-next-channel', 'numerics.integer', ('INT-TABLE-CHANNEL',),
         'Tables lie one channel further than the channels.',
-        'return np.asarray(table[np.arange(len(table))',
-        'return np.asarray(table[(np.arange(len(table)) + 1) % len(table)',
+        'along(1, np.arange(len(table)), q.shape)',
+        'along(1, (np.arange(len(table)) + 1) % len(table), q.shape)',
     ),
     Fault(
         'one-table-for-all-channels', 'ptq.conversion', ('INT-TABLE-CHANNEL',),
