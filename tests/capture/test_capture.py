@@ -276,6 +276,11 @@ PRODUCTS = {
     "einsum that orders axes": (lambda s, x: torch.einsum("hdk, btd -> bhtk", s.w, x), (2, 8, 3)),
     "einsum over two axes": (lambda s, x: torch.einsum("...td,tdo->...o", x, s.w), (5, 8, 3)),
     "einsum of any axes": (lambda s, x: torch.einsum("...td,ts->...sd", x, s.w), (5, 3)),
+    "einsum of any axes that orders others": (
+        lambda s, x: torch.einsum("...btd,do->...otb", x, s.w), (8, 3),
+    ),
+    "einsum of any axes over a middle one": (lambda s, x: torch.einsum("...tdu,do->...tuo", x[..., None], s.w), (8, 3)),
+    "einsum of a list": (lambda s, x: torch.einsum("btd,do->bto", [x, s.w]), (8, 3)),
     "einsum with a weight for each row": (lambda s, x: torch.einsum("btd,tdo->bot", x, s.w), (5, 8, 3)),
 }
 
@@ -309,11 +314,16 @@ def test_products_with_a_parameter_are_linear_layers_by_any_name(name, recorded)
 def test_products_with_what_is_no_parameter_are_none():
     model = networks.seeded(lambda: nn.Linear(8, 8, bias=False))
     model.register_buffer("table", torch.randn(8, 8))
-    model.vector = nn.Parameter(torch.randn(8))
+    model.register_buffer("wide", torch.randn(8, 65))
+    model.vector, model.many = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(65, 2, 3))
     for forward in (
         lambda x: x @ model.table, lambda x: torch.einsum("bd,d->bd", x, model.vector),
         lambda x: torch.outer(x[0], model.vector), lambda x: x @ model.vector,
-        lambda x: torch.einsum("bd,de->b", x, model.weight),
+        lambda x: torch.einsum("bd,de->b", x, model.weight), lambda x: torch.einsum("bd,de", x, model.weight),
+        lambda x: torch.einsum("bd,dd->bd", x, model.weight), lambda x: torch.einsum("bd,...d->bd...", x, model.vector),
+        lambda x: torch.einsum("bd,de,ef->bf", x, model.weight, model.weight), lambda x: torch.addmm(x[:, 0], x, x.t()),
+        lambda x: torch.einsum("bd,d...->b...", x, model.weight), lambda x: torch.addmm(x[0], x, model.table),
+        lambda x: torch.einsum("bgi,gio->bgo", torch.stack([x @ model.wide] * 2, -1), model.many),
     ):  # fmt: skip
         model.forward = forward
         with pytest.warns(UserWarning, match="nothing was quantized"):

@@ -50,6 +50,37 @@ class First(nn.Module):
         return self.inner(x)[0]
 
 
+class OfChannels(nn.Module):
+    """A parameter with a value for each channel of images, in an expression."""
+
+    def __init__(self, written: Callable[[torch.Tensor, nn.Parameter], torch.Tensor]):
+        super().__init__()
+        self.values, self.expression = nn.Parameter(torch.linspace(0.5, 2, 4).reshape(1, 4, 1, 1)), written
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.expression(x, self.values)
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weight is normalized, row by row, whenever it runs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, eps=1e-6)
+        return F.conv2d(x, rows.reshape_as(self.weight), self.bias, padding=self.padding)
+
+
+class OfItsOwnSize(nn.Module):
+    """Numbers that are sizes of a parameter, and a constant that is made at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, self.weight.shape[1], self.weight.numel() // 4)
+        return rows.flatten(1) * (1 / self.weight.size(0)) + torch.arange(self.weight.size(dim=0))
+
+
 def seeded(written: Callable[[], Written], rows: bool, channels: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -84,6 +115,7 @@ def between(q: Any) -> list[str]:
 
 MOVED = ("dequantize", "quantize")
 IN = {"linear": True, "conv": False}
+HALVED = ("getattr", "getitem", "floordiv")  # a size and what is computed of it
 # What is written, how, and what it becomes between two layers. "move" and "table" are steps on codes.
 FORMS: dict[str, tuple[str, Callable[[], Written], list[str]]] = {
     "torch.relu_": ("linear", lambda: torch.relu_, ["linear+relu"]),
@@ -151,6 +183,47 @@ FORMS: dict[str, tuple[str, Callable[[], Written], list[str]]] = {
     "joined from behind": ("linear 16", lambda: lambda x: torch.cat([x, x], -1), ["concat"]),
     "normalized": ("conv", lambda: nn.BatchNorm2d(4), []),
     "normalized by the batch": ("conv", lambda: nn.BatchNorm2d(4, track_running_stats=False), ["float written"]),
+    "normalized by numbers of its own": (
+        "conv", lambda: lambda x: F.batch_norm(x, None, None, training=True), ["float batch_norm"],
+    ),
+    "normalized by a weight that is computed": (
+        "conv", lambda: lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4), x.mean((0, 2, 3))),
+        ["float _tensor_constant0", "float _tensor_constant1", "mean", "float batch_norm"],
+    ),
+    "divided by values of channels": ("conv", lambda: OfChannels(lambda x, values: x / values), []),
+    "without values of channels": ("conv", lambda: OfChannels(lambda x, values: torch.sub(x, values)), []),
+    "values of channels without it": (
+        "conv", lambda: OfChannels(lambda x, values: values - x), ["float values", "float sub"],
+    ),
+    "values of channels divided by it": (
+        "conv", lambda: OfChannels(lambda x, values: values / (x.sigmoid() + 1)),
+        ["float values", "float sigmoid", "float add", "float truediv"],
+    ),
+    "a weight that is normalized": ("conv", lambda: Standardized(4, 4, 3, padding=1), ["conv"]),
+    "sizes of a parameter": (
+        "linear", OfItsOwnSize, [f"float {what}" for what in ("arange", "reshape", "flatten", "mul", "add")],
+    ),
+    "windows of a size": (
+        "conv", lambda: lambda x: F.max_pool2d(x, x.shape[2] // 4) + F.avg_pool2d(x, x.shape[2] // 4),
+        [f"float {what}" for kind in ("max", "avg") for what in (*HALVED, f"{kind}_pool2d")] + ["float add"],
+    ),
+    "as many averages as a size says": (
+        "conv", lambda: lambda x: F.adaptive_avg_pool2d(x, x.shape[2] // 2),
+        [f"float {what}" for what in (*HALVED, "adaptive_avg_pool2d")],
+    ),
+    "a mean of some type": ("conv", lambda: lambda x: x.mean((2, 3), True, dtype=torch.float32), ["float mean"]),
+    "joined along an axis that is counted": (
+        "linear 16", lambda: lambda x: torch.cat((x, x), dim=x.ndim - 1),
+        ["float getattr", "float sub", "float cat"],
+    ),
+    "joined, with all arguments": ("linear 16", lambda: lambda x: torch.cat((x, x), 1, out=None), ["float cat"]),
+    "cut off at a value that is computed": (
+        "conv", lambda: lambda x: x.clamp(max=x.mean()), ["float mean", "float clamp"],
+    ),
+    "modules that move": ("linear", lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Flatten(1)), ["move", "move"]),
+    "pixel unshuffle": (
+        "conv 16", lambda: nn.Sequential(nn.ZeroPad2d((0, 0, 0, 1)), nn.PixelUnshuffle(2)), ["move", "move"],
+    ),
     "normalized without factors": ("conv", lambda: nn.BatchNorm2d(4, affine=False, eps=0.5), []),
 }  # fmt: skip
 

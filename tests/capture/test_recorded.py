@@ -84,6 +84,16 @@ def by_size(x: torch.Tensor) -> torch.Tensor:
     return x * (x.numel() / (x.size(0) * x.shape[1] * 2)) + 1.0 / len(x.shape)
 
 
+def by_questions(x: torch.Tensor) -> torch.Tensor:
+    rows, columns = x.shape
+    same = rows == rows and rows is not None and not rows == "6" and columns != None  # noqa: E711
+    return x * 2 if rows and same and columns.bit_length() == 4 and columns * [0] else -x
+
+
+def by_numel(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(x.numel() // 8, x.nelement() // x.shape[0]) / x.numel()
+
+
 def by_a_loop(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([x[:, index] for index in range(x.shape[1])], 1)
 
@@ -119,6 +129,8 @@ RECORDED: dict[str, Written] = {
     "copies": copied,
     "in place": by_methods,
     "a size": by_size,
+    "questions about sizes": by_questions,
+    "numbers of elements": by_numel,
     "grad": lambda x: x if x.grad is None else -x,
     "fields": in_fields,
     "an in-place module": nn.Hardswish(inplace=True),
