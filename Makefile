@@ -22,42 +22,42 @@ help: ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,mutants]'
 	@touch $@
 
-run: .venv/installed ## train, quantize in four variants, measure, compare with torch: the tutorial
+run: .venv/installed ## tutorial: train, quantize, measure, compare with torch
 	@$(BIN)/quantspec run $(ARGS)
 
 test: .venv/installed ## run the suite
 	$(TEST) $(ARGS)
 
-test-dev: .venv/installed ## run the suite with few drawn examples, while working
+test-dev: .venv/installed ## run the suite with fewer random examples
 	HYPOTHESIS_PROFILE=dev $(TEST) $(ARGS)
 
-test-thorough: .venv/installed-mutants ## the suite with twenty times the drawn examples, and the mutants of what changed: [SINCE=HEAD~1]
+test-thorough: .venv/installed-mutants ## 20 times the examples; mutants of changes: SINCE=HEAD~1
 	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
 	$(BIN)/python tests/mutants/run.py --workers $(WORKERS) --since $(or $(SINCE),HEAD~1)
 
-fuzz: .venv/installed ## load 100,000 damaged and 100,000 forged files: [SECONDS=3600] [ARGS="--count N --seed N --jobs N"]
+fuzz: .venv/installed ## load damaged and forged files: SECONDS=3600
 	@PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m fuzz.fuzz --seconds $(or $(SECONDS),3600) --jobs $(WORKERS) $(ARGS)
 
-stress: .venv/installed ## threads, kills while saving, interrupts, exits and forks: [ARGS="--share 0.1 --seed N"]
+stress: .venv/installed ## threads, kills while saving, interrupts, exits, forks
 	@PYTHONPATH=tests $(BIN)/python -W ignore -m stress.stress $(ARGS)
 
-errors: .venv/installed ## call public functions with hostile inputs; writes spec/errors.md
+errors: .venv/installed ## hostile inputs; writes spec/errors.md
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m errors.page
 
-spec: .venv/installed ## run the suite and show what each clause is checked by; writes spec/coverage.md
+spec: .venv/installed ## run the suite, account for clauses; writes spec/coverage.md
 	@status=0; $(TEST) -q --spec-record out/spec.json $(ARGS) || status=$$?; $(BIN)/python tests/harness/coverage_page.py out/spec.json && exit $$status
 
 # Machine code is written by Python only where it is not stored yet.
-coverage: .venv/peers ## run the suite and list the lines and branches of the package that no test reaches; writes out/unreached.md
+coverage: .venv/peers ## find lines that no test reaches; writes out/unreached.md
 	@rm -rf out/coverage out/kernels && mkdir -p out && mkdir -m 700 out/coverage out/kernels
 	@status=0; export QUANTSPEC_KERNELS=$(CURDIR)/out/kernels; OMP_NUM_THREADS=1 $(BIN)/python -m coverage run \
 		-m pytest -n $(WORKERS) --dist worksteal -q $(ARGS) || status=$$?; \
 		PYTHONPATH=tests/harness $(BIN)/python tests/harness/unreached.py out/coverage/* && exit $$status
 
-review: .venv/installed ## record that a clause's tests were read against it: CLAUSE="AFF-TIES OBS-*" [WITHDRAW=why] [EXAMPLES=affine]
+review: .venv/installed ## record that a clause's tests were read: CLAUSE=AFF-TIES
 	@$(BIN)/python tests/harness/review.py $(foreach c,$(CLAUSE),'$(c)') $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(WITHDRAW),--withdraw '$(WITHDRAW)')
 
-faults: .venv/installed ## attack the suite with plausible wrong implementations, each of which it must reject
+faults: .venv/installed ## wrong implementations, which the suite must reject
 	@PYTHONPATH=tests:tests/harness $(BIN)/python -m faults.kill $(ARGS)
 
 # The peers are extras, which nothing else needs.
@@ -65,21 +65,21 @@ faults: .venv/installed ## attack the suite with plausible wrong implementations
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,peers]'
 	@touch $@
 
-conformance: .venv/peers ## hold all backends to the specification; writes spec/results, spec/conformance.md, out/conformance.html
+conformance: .venv/peers ## test all backends; writes spec/results and its pages
 	@OMP_NUM_THREADS=1 $(BIN)/quantspec conformance --write spec --html out/conformance.html $(ARGS)
 
-matrix: .venv/installed ## write spec/conformance.md and out/conformance.html from the recorded results, in seconds
+matrix: .venv/installed ## write the pages of conformance from recorded results
 	@$(BIN)/quantspec conformance --recorded --write spec --html out/conformance.html
 
-bench: .venv/peers ## measure speed beside float32 and int8 peers: [ROWS="tutorial/* lstm/*"] [THREADS="1 2"] [JSON=FILE] [ARGS=--bench-write]
+bench: .venv/peers ## speed beside other libraries: ROWS="lstm/*" THREADS="1 2"
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/harness $(BIN)/python -m pytest -p bench.plugin -p no:cacheprovider -o filterwarnings=ignore -o timeout=0 --benchmark-quiet -q \
 		--bench-threads '$(or $(THREADS),1)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
 		tests/bench/bench_networks.py tests/bench/bench_other.py
 
-mutants: .venv/installed-mutants ## change the chapter modules in every small way, each of which the suite must notice: [ARGS="numerics.affine ptq.static"]
+mutants: .venv/installed-mutants ## small changes of the code, which the suite must notice
 	@$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
 
-lint: .venv/installed ## check style, imports between rooms, and types
+lint: .venv/installed ## check style, imports between packages, and types
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
@@ -88,7 +88,7 @@ lint: .venv/installed ## check style, imports between rooms, and types
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	@touch $@
 
-docs: .venv/docs ## build the site of guides, chapters, API reference and results in out/site
+docs: .venv/docs ## build the site in out/site
 	@$(BIN)/python spec/site/build.py
 
 clean: ## remove what the other targets made

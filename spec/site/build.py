@@ -14,6 +14,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import implemented
 
@@ -34,6 +35,7 @@ MOVED = {
 # What is public beside the names of the package.
 MODULES = ("quantspec.backends.protocol", "quantspec.chapters", "quantspec.onnx_export.check", "quantspec.errors")
 COMMANDS = ((), ("run",), ("zoo",), ("conformance",), ("fingerprint",))
+ElementTree.register_namespace("", "http://www.w3.org/1998/Math/MathML")
 CODE = r"^```.*?^```$|`[^`\n]*`"  # what stays as it is
 
 
@@ -103,7 +105,7 @@ def link_names(names: list[str]) -> None:
 
         def link(found: re.Match[str], page: Path = page, up: str = up) -> str:
             name = found[1].removeprefix("qs.").removesuffix("()")
-            other = name in names and name != page.stem
+            other = name in names and (up != "" or name != page.stem)
             return f'<a href="{up}{name}.html">{found[0]}</a>' if other else found[0]
 
         text = page.read_text(encoding="utf-8")
@@ -149,11 +151,21 @@ def with_formulas(text: str) -> str:
         block = found["block"] is not None
         source = " ".join((found["block"] or found["inline"]).split())
         drawn = latex2mathml.converter.convert(source, display="block" if block else "inline")
-        drawn = str(drawn).replace("*", "&#42;").replace("|", "&#124;")  # which Markdown would read otherwise
+        drawn = with_limits(drawn) if block else drawn
+        drawn = drawn.replace("*", "&#42;").replace("|", "&#124;")  # which Markdown would read otherwise
         return drawn if block else f"<span>{drawn}</span>"  # a line that begins with <math> would be a block
 
     kinds = rf"(?P<code>{CODE})|^\$\$\n(?P<block>.*?)\n\$\$$|(?<![\\\w$])\$(?P<inline>[^$`]+?)\$(?![\w$])"
     return re.sub(kinds, formula, text, flags=re.MULTILINE | re.DOTALL)
+
+
+def with_limits(drawn: str) -> str:
+    """A formula of its own line in MathML, with the limits of its sums below and above them, and not beside."""
+    math = ElementTree.fromstring(drawn)
+    for part in math.iter():
+        if len(part) and part[0].text == "∑":
+            part.tag = part.tag.replace("msubsup", "munderover").replace("msub", "munder")
+    return ElementTree.tostring(math, encoding="unicode")
 
 
 def command_page() -> str:

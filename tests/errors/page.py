@@ -9,11 +9,11 @@ from .table import FUNCTIONS, cell
 
 PAGE = Path(__file__).resolve().parents[2] / "spec" / "errors.md"
 WORDS = 110  # characters of an error
-HEAD = """# What public functions say
+HEAD = """# Errors of the public functions
 
-Written by `make errors` from the tests that run each call (`tests/errors/`), which fail where this page is not what
-they see. Each public function is called with {inputs} kinds of input in the place of one argument, and every call gives
-a result or one sentence of quantspec's own: no error is torch's, NumPy's or Python's. Equal answers stand together.
+Written by `make errors` from the tests in `tests/errors/`, which fail if this page is out of date. Each public function
+is called with {inputs} kinds of input in place of one argument. Every call gives a result or a one-sentence error of
+quantspec's own, never one of torch, NumPy or Python. Equal answers are listed together.
 
 | function | results | errors |
 |---|--:|--:|

@@ -56,17 +56,16 @@ def render(rows: list[Row]) -> str:
     """The page ``spec/coverage.md``."""
     by_id = {row.id: row for row in rows}
     lines = [
-        "# What each clause is checked by",
+        "# How each clause is checked",
         "",
         "Written by `make spec` from a run of the suite; `make test` fails when it is out of date. *Evidence* is what",
-        "the clause's tests did: went through all codes, or all codes and zero points; drew so many examples; or",
-        "checked single examples. *Faults* are deliberately wrong implementations that its tests",
-        "reject (`make faults`).",
+        "the clause's tests went through: all codes, all codes and zero points, a number of random examples, or",
+        "single examples. *Faults* are deliberately wrong implementations that its tests reject (`make faults`).",
     ]
     for stem in chapters.stems():
         chapter = chapters.chapter(stem)
         lines += ["", f"## [{chapter.title}]({chapter.path.name})", ""]
-        lines += ["| clause | tests | evidence | faults |", "|---|---|---|---|"]
+        lines += ["| clause | tests | evidence | faults |", "|---|--:|---|---|"]
         for clause in chapter.clauses:
             row = by_id[clause.id]
             faults = ", ".join(row.faults)

@@ -17,9 +17,12 @@ SHOWN = [ROOT / "README.md", ROOT / "spec" / "your-backend.md", *sorted((ROOT / 
 @pytest.fixture(scope="module")
 def build():
     """The program that makes the site."""
-    found = importlib.util.spec_from_file_location("site_build", ROOT / "spec" / "site" / "build.py")
+    program = ROOT / "spec" / "site" / "build.py"
+    found = importlib.util.spec_from_file_location("site_build", program)
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(program.parent)  # as where it is run as a program
+        found.loader.exec_module(module)
     return module
 
 
@@ -81,3 +84,9 @@ def test_commands_that_pages_show_are_those_that_there_are(page):
 
 def test_the_readme_fits_a_screen_or_two():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_the_list_of_targets_fits_a_terminal():
+    targets = re.findall(r"^([a-z-]+):.*## (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert len(targets) > 15
+    assert [name for name, about in targets if len(f"  {name:16} {about}") > 79] == []

@@ -49,7 +49,7 @@ class OpenVINO(
         nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
         executed = {information["layerType"].value: information["runtimePrecision"].value for information in nodes}
         if executed.get(kernel) not in ("u8", "i8"):
-            raise NotOffered(f"an int8 kernel: the plugin executes {executed}")
+            raise NotOffered(f"the plugin executes this layer in float: {executed}")
 
     def quantize(
         self, x: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, qmin: int, qmax: int, axis: int | None = None
@@ -134,7 +134,7 @@ def dequantized(q: np.ndarray, grid: QParams) -> tuple[Node, Node]:
 def weights(w_q: np.ndarray, w: QParams) -> Node:
     """The real values of constant codes; symmetric grids only, as the plugin's int8 kernels have no others."""
     if np.any(w.zero_point):
-        raise NotOffered("weights whose zero point is not 0")
+        raise NotOffered("w: the int8 kernels take weights with zero point 0 only")
     scale = w.scale if w.axis is None else w.scale.reshape(-1, *[1] * (w_q.ndim - 1))
     return ops.multiply(ops.convert(ops.constant(np.array(w_q, order="C")), "f32"), ops.constant(scale))
 

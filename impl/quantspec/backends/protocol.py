@@ -223,13 +223,13 @@ def whole_byte(grid: QParams) -> None:
     """Raises NotOffered for grids that do not use all codes of a byte, since most kernels saturate only at its ends.
     """
     if grid.qmax - grid.qmin != 255:
-        raise NotOffered(f"codes from {grid.qmin} to {grid.qmax}: the kernel knows whole bytes only")
+        raise NotOffered(f"codes from {grid.qmin} to {grid.qmax}: the kernel saturates at the ends of a byte only")
 
 
 def per_tensor(grid: QParams, name: str) -> None:
     """Raises NotOffered for a per-channel grid, where the kernel takes one scale."""
     if grid.axis is not None:
-        raise NotOffered(f"{name}: one scale a channel")
+        raise NotOffered(f"{name}: the kernel takes one scale, got one per channel")
 
 
 def has_channels_last(images: np.ndarray) -> bool:

@@ -115,7 +115,7 @@ def nested(values: object) -> str:
 def literal(value: Any) -> Parts:
     """A value as the parts of an expression. TypeError for what no rule is known for; an adapter registers those of its
     backend's types."""
-    raise TypeError(f"there is no way to write {type(value).__name__} down")
+    raise TypeError(f"value: no rule writes a {type(value).__name__} as an expression")
 
 
 @literal.register(Expression)
@@ -204,7 +204,7 @@ def result_of(
     except NumbersNeeded as needed:
         result, many = needed.result, needed.many
     if not isinstance(result, Expression):
-        raise TypeError(f"{operation} gave {type(result).__name__}, which nothing of the backend is part of")
+        raise TypeError(f"{operation}: expected a result of the backend, got a {type(result).__name__}")
     return result, many
 
 

@@ -46,7 +46,7 @@ def unpack(read: Callable[[int], bytes]) -> Any:
             at += 8 + length
         return decode(json.loads(text), arrays)
     except (ValueError, KeyError, IndexError, TypeError, EOFError, struct.error) as error:
-        raise Malformed(f"a frame cannot be read: {error}") from error
+        raise Malformed(f"the body of a frame is damaged: {error}") from error
 
 
 def encode(value: Any, arrays: list[bytes]) -> Any:

@@ -134,10 +134,11 @@ def table(result: results.Results) -> Table:
     for finding in result.findings:
         if finding["outcome"] == "fails":
             text = f"differs\nasked: {finding['call']}\nallowed: {finding['allowed']}\ngot: {finding['got']}"
+        elif finding["outcome"] == "pass":
+            text = f"pass ({finding['outputs']:,} outputs)" if finding["outputs"] else "pass"
         else:
-            text = f"pass ({finding['outputs']:,} outputs)" if finding["outcome"] == "pass" else ""
-        if text:
-            rows.add_row(finding["clause"], finding["operation"], text)
+            continue
+        rows.add_row(finding["clause"], finding["operation"], text)
     return rows
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from quantspec.backends.worker import Worker
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import DIALECTS
+from quantspec.progress import progress
 
 from .call import Call, call_text, number
 from .draw import CALLS, linear_calls
@@ -193,13 +194,14 @@ def counterexample(
 
 
 def fingerprint(name: str) -> list[Choice]:
-    """The choices of a backend, without being told its dialect. Raises as ``Worker`` does when it cannot be made."""
+    """The choices of a backend, without being told its dialect, with a progress bar. Raises as ``Worker`` does when it
+    cannot be made."""
     with Worker(name) as worker:
         return [
             probe(Session(worker), place)
             if place.operation in worker.operations
-            else not_offered(place, f"{place.operation} is not offered")
-            for place in PLACES
+            else not_offered(place, f"no method {place.operation}")
+            for place in progress(PLACES, "fingerprint")
         ]
 
 

@@ -81,7 +81,7 @@ class LiteRT(
         self, x: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, qmin: int, qmax: int, axis: int | None = None
     ) -> np.ndarray:
         if qmax - qmin != 255:
-            raise NotOffered(f"codes from {qmin} to {qmax}: QUANTIZE saturates at the ends of the byte")
+            raise NotOffered(f"codes from {qmin} to {qmax}: QUANTIZE saturates at the ends of a byte only")
         several(scale, axis)
         x = np.asarray(x, np.float32)
         dtype = np.dtype(np.uint8 if qmin == 0 else np.int8)
@@ -171,7 +171,7 @@ class LiteRT(
         one_byte(y, *(grid for _, grid in parts))
         other_grids = any((grid.scale, grid.zero_point) != (y.scale, y.zero_point) for _, grid in parts)
         if y.dtype == np.int8 and other_grids:
-            raise NotOffered("signed codes on different grids: CONCATENATION wants one")
+            raise NotOffered("signed codes: CONCATENATION takes one grid, got different ones")
         options = schema.ConcatenationOptionsT()
         options.axis = axis
         shape = list(parts[0][0].shape)
@@ -186,7 +186,7 @@ class LiteRT(
         kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), dilation: Pair = (1, 1),
     ) -> np.ndarray:
         if tuple(dilation) != (1, 1):
-            raise NotOffered("dilation: MAX_POOL_2D has none")
+            raise NotOffered(f"dilation: MAX_POOL_2D has none, got {tuple(dilation)}")
         return self._pool(OPERATOR.MAX_POOL_2D, q, grid, kernel, stride or kernel, padding)
 
     def avg_pool2d(
@@ -194,7 +194,7 @@ class LiteRT(
         kernel: Pair, stride: Pair | None = None, padding: Pair = (0, 0), count_include_pad: bool = True,
     ) -> np.ndarray:
         if any(padding) and count_include_pad:
-            raise NotOffered("an average over padding: AVERAGE_POOL_2D counts what is inside")
+            raise NotOffered("count_include_pad: AVERAGE_POOL_2D does not count padding")
         return self._pool(OPERATOR.AVERAGE_POOL_2D, q, grid, kernel, stride or kernel, padding)
 
     def _pool(self, code: int, q: np.ndarray, grid: QParams, kernel: Pair, stride: Pair, padding: Pair) -> np.ndarray:
@@ -203,8 +203,7 @@ class LiteRT(
         if images == 0 and self.name == "litert-xnnpack":
             # A fault of its own, but no two runs would record the same: now a shape of other numbers, now a refusal,
             # now the right shape of the call before.
-            where = "what is on its stack, where nobody wrote it"
-            raise NotOffered(f"no images: XNNPACK sizes the output of pooling by {where}")
+            raise NotOffered("no images: XNNPACK takes the size of the output from uninitialized memory")
         lengths = list(zip((height, width), padding, kernel, stride))
         size = [(length + 2 * around - window) // by + 1 for length, around, window, by in lengths]
         options = schema.Pool2DOptionsT()
@@ -214,7 +213,7 @@ class LiteRT(
             total = [max((n - 1) * by + window - length, 0) for n, (length, _, window, by) in zip(size, lengths)]
             whole = [-(-length // by) for length, _, _, by in lengths]
             if size != whole or [around // 2 for around in total] != list(padding):
-                raise NotOffered(f"padding {tuple(padding)}: pooling pads by its own rule only")
+                raise NotOffered(f"padding: pooling offers 'valid' and 'same' only, got {tuple(padding)}")
             options.padding = schema.Padding.SAME
         (options.strideH, options.strideW), (options.filterHeight, options.filterWidth) = stride, kernel
         tensors = [on_grid((images, height, width, channels), grid), on_grid((images, *size, channels), grid)]
@@ -224,7 +223,7 @@ class LiteRT(
     def adaptive_avg_pool2d(self, q: np.ndarray, grid: QParams, *, size: Pair) -> np.ndarray:
         """MEAN over height and width."""
         if tuple(size) != (1, 1):
-            raise NotOffered(f"windows that split an image into {size[0]} by {size[1]}: MEAN gives one")
+            raise NotOffered(f"size: MEAN gives 1 by 1, got {size[0]} by {size[1]}")
         one_byte(grid)
         images, channels, height, width = q.shape
         options = schema.ReducerOptionsT()
@@ -262,21 +261,21 @@ def one_byte(*grids: QParams) -> None:
         per_tensor(grid, "activation")
         whole_byte(grid)
     if len({grid.dtype for grid in grids}) > 1:
-        raise NotOffered("signed and unsigned codes together")
+        raise NotOffered("the operator takes one type of codes, got signed and unsigned ones")
 
 
 def several(scale: Scales, axis: int | None) -> None:
     """Raises NotOffered for one scale a channel when there is one channel: the format has a list of one scale then,
     which is one scale a tensor."""
     if axis is not None and np.size(scale) == 1:
-        raise NotOffered("one channel with a scale of its own: the format cannot tell it from one scale a tensor")
+        raise NotOffered("one channel: the format cannot distinguish its scale from a scale per tensor")
 
 
 def signed(x: QParams, w: QParams) -> None:
     """Raises NotOffered for unsigned inputs with signed weights: the operators would read the weights' bytes as
     unsigned, and say nothing."""
     if x.dtype != w.dtype:
-        raise NotOffered("unsigned activations with signed weights")
+        raise NotOffered("the operator takes one type of codes, got unsigned activations and signed weights")
 
 
 def to_channels_last(q: np.ndarray) -> np.ndarray:

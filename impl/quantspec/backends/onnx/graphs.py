@@ -54,7 +54,7 @@ class OnnxOperators(
         self, x: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, qmin: int, qmax: int, axis: int | None = None
     ) -> np.ndarray:
         if qmax - qmin != 255:
-            raise NotOffered(f"codes from {qmin} to {qmax}: QuantizeLinear saturates at the ends of the byte")
+            raise NotOffered(f"codes from {qmin} to {qmax}: QuantizeLinear saturates at the ends of a byte only")
         dtype = np.uint8 if qmin == 0 else np.int8
         scale = np.asarray(scale, np.float32)
         constants = {"s": scale, "z": points(zero_point, scale.shape, dtype)}
@@ -75,7 +75,7 @@ class OnnxOperators(
     ) -> tuple[np.float32, int]:
         """The scale and zero point that DynamicQuantizeLinear gives a tensor with these ends."""
         if symmetric or (qmin, qmax) != (0, 255):
-            raise NotOffered("DynamicQuantizeLinear gives unsigned affine qparams of a whole byte only")
+            raise NotOffered("DynamicQuantizeLinear gives affine qparams for codes 0 to 255 only")
         x = np.array([minimum, maximum], np.float32)
         node = helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"])
         graph = model([node], {"x": x}, {"y": np.uint8, "s": np.float32, "z": np.uint8}, {})
@@ -154,5 +154,5 @@ def points(zero_point: ZeroPoints, shape: tuple[int, ...], dtype: Type) -> np.nd
     say."""
     wide, ends = np.asarray(zero_point), np.iinfo(dtype)
     if np.any((wide < ends.min) | (wide > ends.max)):
-        raise NotOffered(f"a zero point of {zero_point}: a graph holds it as {np.dtype(dtype)}")
+        raise NotOffered(f"zero_point: a graph stores it as {np.dtype(dtype)}, got {zero_point}")
     return np.broadcast_to(wide, shape).astype(dtype)

@@ -33,7 +33,7 @@ class OnnxReference(OnnxOperators, protocol.OffersLinear, protocol.Reproduces):
     ) -> np.ndarray:
         """QLinearMatMul, which has no bias."""
         if bias is not None:
-            raise NotOffered("a bias: QLinearMatMul has none")
+            raise NotOffered("bias: QLinearMatMul has none")
         whole_byte(y)
         constants = grids(x=x, y=y) | {"w": w_q.T, "w_s": w.scale, "w_z": channel_points(w, len(w_q))}
         node = helper.make_node("QLinearMatMul", ["x", "x_s", "x_z", "w", "w_s", "w_z", "y_s", "y_z"], ["y"])

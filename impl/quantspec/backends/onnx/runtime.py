@@ -74,7 +74,7 @@ class OnnxRuntime(
         self, operator: str, a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams
     ) -> np.ndarray:
         if not a.dtype == b.dtype == y.dtype:
-            raise NotOffered("signed and unsigned codes together")
+            raise NotOffered("the kernel takes one type of codes, got signed and unsigned ones")
         whole_byte(y)
         node = helper.make_node(operator, ["a", "a_s", "a_z", "b", "b_s", "b_z", "y_s", "y_z"], ["y"], domain=MICROSOFT)
         inputs = {"a": a_q, "b": b_q}
@@ -82,7 +82,7 @@ class OnnxRuntime(
 
     def concat(self, parts: CodesOnGrids, y: QParams, *, axis: int) -> np.ndarray:
         if any(grid.dtype != y.dtype for _, grid in parts):
-            raise NotOffered("signed and unsigned codes together")
+            raise NotOffered("the kernel takes one type of codes, got signed and unsigned ones")
         whole_byte(y)
         inputs = {f"x{i}": q for i, (q, _) in enumerate(parts)}
         constants = grids(y=y) | grids(**{f"x{i}": grid for i, (_, grid) in enumerate(parts)})
@@ -103,8 +103,7 @@ class OnnxRuntime(
 
     def adaptive_avg_pool2d(self, q: np.ndarray, grid: QParams, *, size: Pair) -> np.ndarray:
         if tuple(size) != (1, 1):
-            windows = f"windows that split an image into {size[0]} by {size[1]}"
-            raise NotOffered(f"{windows}: QLinearGlobalAveragePool gives one")
+            raise NotOffered(f"size: QLinearGlobalAveragePool gives 1 by 1, got {size[0]} by {size[1]}")
         names = ["x", "x_s", "x_z", "x_s", "x_z"]
         node = helper.make_node("QLinearGlobalAveragePool", names, ["y"], domain=MICROSOFT, channels_last=0)
         return self._run(model([node], {"x": q}, {"y": q.dtype}, grids(x=grid)), {"x": q})[0]

@@ -139,13 +139,13 @@ class TorchEngine(
         self, kernel: Kernel, a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams
     ) -> np.ndarray:
         if not a.dtype == b.dtype == y.dtype:
-            raise NotOffered("signed and unsigned codes together")
+            raise NotOffered("the kernel takes one type of codes, got signed and unsigned ones")
         with quantized.selected(self._engine):
             return codes_of(kernel(activation(a_q, a), activation(b_q, b), float(y.scale), int(y.zero_point)))
 
     def concat(self, parts: CodesOnGrids, y: QParams, *, axis: int) -> np.ndarray:
         if any(grid.dtype != y.dtype for _, grid in parts):
-            raise NotOffered("signed and unsigned codes together")
+            raise NotOffered("the kernel takes one type of codes, got signed and unsigned ones")
         with quantized.selected(self._engine):
             tensors = [activation(q, grid) for q, grid in parts]
             return codes_of(OPS.cat(tensors, axis, float(y.scale), int(y.zero_point)))
@@ -199,14 +199,14 @@ class TorchEngine(
 def torch_dtype(qmin: int, qmax: int) -> torch.dtype:
     """The quantized dtype of a whole byte; NotOffered for fewer bits, which the kernels do not saturate to."""
     if (qmin, qmax) not in ((0, 255), (-128, 127)):
-        raise NotOffered(f"codes from {qmin} to {qmax}: quantized tensors saturate at the ends of their byte only")
+        raise NotOffered(f"codes from {qmin} to {qmax}: quantized tensors saturate at the ends of a byte only")
     return torch.quint8 if qmin == 0 else torch.qint8
 
 
 def unsigned(x: QParams, y: QParams) -> None:
     """Raises NotOffered unless inputs and outputs are uint8: the packed kernels have no other."""
     if x.dtype != np.uint8 or y.dtype != np.uint8:
-        raise NotOffered("signed activations")
+        raise NotOffered("signed activations: the packed kernels take unsigned ones only")
     whole_byte(y)
 
 

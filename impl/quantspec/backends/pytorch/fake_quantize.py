@@ -44,7 +44,7 @@ class TorchFakeQuantize(protocol.OffersQuantize, protocol.Reproduces):
         with np.errstate(all="ignore"):
             codes: np.ndarray = np.rint(y.numpy() / steps) + points
         if not ((codes >= qmin) & (codes <= qmax)).all():
-            raise NotOffered("reading codes off values that are no multiples of the scale")
+            raise NotOffered("codes cannot be read from values that are not multiples of the scale")
         return codes.astype(np.uint8 if qmin >= 0 else np.int8)
 
     def reproduction(self, operation: str, /, *arguments: Any, **options: Any) -> str:

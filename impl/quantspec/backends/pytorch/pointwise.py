@@ -91,9 +91,9 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
         per_tensor(y, "y")
         whole_byte(y)
         if x.dtype != self._codes:
-            raise NotOffered(f"{x.dtype} activations: this adapter is for {self._codes}")
+            raise NotOffered(f"x: this adapter takes {self._codes} codes, got {x.dtype}")
         if np.any(w.zero_point):
-            raise NotOffered("weights whose zero point is not 0")
+            raise NotOffered("w: the kernels take weights with zero point 0 only")
         scales = torch.from_numpy(np.atleast_1d(w.scale).copy())
         points = torch.zeros(len(scales), dtype=torch.int64)
         addend = None if bias is None else torch.from_numpy(bias.copy())

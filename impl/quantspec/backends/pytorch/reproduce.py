@@ -35,7 +35,7 @@ def tensor_text(value: torch.Tensor) -> str:
     order = sorted(range(value.ndim), key=lambda axis: -strides[axis])
     dense = value if value.is_contiguous() else value.permute(order)
     if not dense.is_contiguous():
-        raise ValueError("a tensor with gaps cannot be written down")
+        raise ValueError(f"value: expected a dense tensor, got strides {strides}")
     dtype = "" if value.dtype in (torch.float32, torch.int64) else f", dtype={value.dtype}"
     if not value.numel():
         return f"torch.zeros({tuple(value.shape)}, dtype={value.dtype})"

@@ -23,7 +23,8 @@ class CompiledEmbedding:
         codes = np.ascontiguousarray(step.weight)
         scales = np.ascontiguousarray(grid.scale, np.float32).reshape(-1)
         if 0 in codes.shape or grid.zero_point.any() or scales.size not in (1, len(codes)):
-            raise UnsupportedError(f"layer {step.layer!r}: the kernel takes rows of codes around zero")
+            expected = "expected a table with entries, zero points of 0, and one scale or one per row"
+            raise UnsupportedError(f"layer {step.layer!r}: {expected}")
         self.table, self.width = Table(codes, scales), codes.shape[1]
 
     def __call__(self, values: dict[str, Any]) -> torch.Tensor:

@@ -170,7 +170,7 @@ def emit_average(planner: Planner, step: AvgPool) -> None:
         shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
     ).ravel()
     if not counts.all():
-        raise UnsupportedError(f"step {step.name!r}: a window covers only padding")
+        raise UnsupportedError(f"step {step.name!r}: expected input in each window, got one of padding only")
     windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
     planner.emit(images.AVERAGE, images.AveragePool(
         windows=window_entries(planner, step, windows, counts), scale=grid.scale, zero=int(grid.zero_point),
@@ -252,7 +252,7 @@ def operands(
 def emit_add(planner: Planner, step: Add) -> None:
     factors = add_factors(step)
     if not factors.finite:
-        raise UnsupportedError(f"step {step.name!r}: its scales are too far apart")
+        raise UnsupportedError(f"step {step.name!r}: the ratio of its scales is too large for float32")
     grid = step.y_qparams
     lowest = int(grid.zero_point) if step.relu else grid.qmin
     for parts in operands(planner, step.a, step.b, step.name):
@@ -266,7 +266,7 @@ def emit_mul(planner: Planner, step: Mul) -> None:
     with np.errstate(over="ignore"):
         ratio = a.scale * b.scale / y.scale
     if not np.isfinite(ratio):
-        raise UnsupportedError(f"step {step.name!r}: its scales are too far apart")
+        raise UnsupportedError(f"step {step.name!r}: the ratio of its scales is too large for float32")
     a_zero, b_zero, zero = (int(grid.zero_point) for grid in (a, b, y))
     for parts in operands(planner, step.a, step.b, step.name):
         planner.emit(images.MUL, images.Mul(
@@ -287,7 +287,7 @@ def emit_table(planner: Planner, step: Table) -> None:
         return
     layout, shape, count = planner.values[step.x].layout, planner.shapes[step.x], len(step.table)
     if len(shape) < 2 or shape[1] != count or (layout.images, layout.channels) != (shape[0], count):
-        raise UnsupportedError(f"step {step.name!r}: the kernels take {count} channels behind rows or images")
+        raise UnsupportedError(f"step {step.name!r}: expected {count} channels on axis 1, got shape {shape}")
     x, y = step.x_qparams, step.y_qparams
     ends = [(int(grid.zero_point), grid.qmin, grid.qmax) for grid in (x, y)]
     factors = channels.slopes(step.table, *ends)

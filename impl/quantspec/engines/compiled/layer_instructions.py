@@ -130,7 +130,7 @@ def emit_floats(
 def float_offsets(rows: np.ndarray, outputs: int, first: int = 0) -> np.ndarray:
     """Where rows of floats begin, from entry ``first`` of each on."""
     if 4 * (int(rows.max(initial=0)) + 1) * outputs >= 2**31:
-        raise UnsupportedError("the kernels write less than 2 GiB of floats in a call")
+        raise UnsupportedError("batch: kernels write less than 2 GiB of floats in a call, this shape needs more")
     return offset_table(4 * (rows * outputs + first))
 
 

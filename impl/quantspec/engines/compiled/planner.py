@@ -105,7 +105,8 @@ class Planner:
                 self.values[step.name] = Value(shape, layout_of(shape, forms[step.name], margin), None, zero)
         self.nbytes = self.place()
         if self.nbytes > LONGEST:
-            raise UnsupportedError(f"the kernels use at most {LONGEST} bytes of memory, this needs {self.nbytes}")
+            needs = f"this shape needs {self.nbytes:,}"
+            raise UnsupportedError(f"batch: kernels use at most {LONGEST:,} bytes of memory, {needs}")
         self.arena = aligned(0 if dry else self.nbytes)
         self.kept.append(self.arena)
         for step in self.steps:
@@ -134,10 +135,10 @@ class Planner:
             mixed = len({forms[x] for x in reads(step) if x in forms}) > 1
             rows_of_images = isinstance(step, (Linear, DynamicLinear)) and forms.get(step.x, False)
             if rows_of_images or not isinstance(step, (Move, Mean)) and mixed:
-                raise UnsupportedError(f"step {step.name!r}: the kernels expect rows, got images")
+                raise UnsupportedError(f"step {step.name!r}: expected rows, got an input that is laid out as images")
             images_of_rows = isinstance(step, (*WINDOWS, Mean, Concat)) and any(not forms[x] for x in reads(step))
             if images_of_rows and len(self.shapes[step.name]) > 2:
-                raise UnsupportedError(f"step {step.name!r}: the kernels expect images, got rows")
+                raise UnsupportedError(f"step {step.name!r}: expected images, got an input that is laid out as rows")
         return forms
 
     def margins(self) -> dict[str, tuple[Margin, int]]:

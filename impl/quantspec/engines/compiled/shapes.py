@@ -38,7 +38,7 @@ Keeping: TypeAlias = Quantize | Dequantize | Table | Relu | Import | Export  # s
 def images(shape: Shape, positions: int, step: Conv | MaxPool | AvgPool | AdaptiveAvgPool) -> Shape:
     """The shape; UnsupportedError where it has not so many axes of positions."""
     if len(shape) != positions + 2:
-        raise UnsupportedError(f"step {step.name!r}: the kernels take {positions + 2} axes, got shape {shape}")
+        raise UnsupportedError(f"step {step.name!r}: expected {positions + 2} axes, got shape {shape}")
     return shape
 
 
@@ -53,7 +53,7 @@ def features(layer: Linear | FloatLayer, shape: Shape) -> Shape:
             f"layer {layer.layer!r}: expected {codes_shape(layer)[1]} input features, got shape {shape}"
         )
     if isinstance(layer, Linear) and layer.flat and len(shape) != 2:
-        raise UnsupportedError(f"layer {layer.layer!r}: expected rows, got shape {shape}")
+        raise UnsupportedError(f"layer {layer.layer!r}: expected two axes, got shape {shape}")
     return (*shape[:-1], codes_shape(layer)[0])
 
 
@@ -75,7 +75,7 @@ def conv(step: Conv, shapes: Shapes) -> Shape:
     for n, k, s, (before, after), d, spread in axes:
         counts.append(((n - 1) * spread + before + after - d * (k - 1)) // s + 1)
     if min(counts) < 1 or 0 in shape[2:]:
-        raise UnsupportedError(f"layer {step.layer!r}: its kernel does not fit into shape {shape}")
+        raise UnsupportedError(f"layer {step.layer!r}: expected an input that its kernel fits into, got shape {shape}")
     return (shape[0], weight[0], *counts)
 
 
@@ -88,7 +88,7 @@ def pool(step: MaxPool | AvgPool, shapes: Shapes) -> Shape:
 def adaptive(step: AdaptiveAvgPool, shapes: Shapes) -> Shape:
     shape = images(shapes[step.x], len(step.size), step)
     if 0 in shape or 0 in step.size:
-        raise UnsupportedError(f"step {step.name!r}: nothing to average in shape {shape}")
+        raise UnsupportedError(f"step {step.name!r}: expected at least one element to average, got shape {shape}")
     return (*shape[:2], *(n if size is None else size for n, size in zip(shape[2:], step.size)))
 
 
@@ -97,7 +97,7 @@ def mean(step: Mean, shapes: Shapes) -> Shape:
     axes = {axis % len(shape) for axis in step.axes} if shape else set()
     if len(shape) not in (3, 4, 5) or axes != set(range(2, len(shape))) or 0 in shape:
         raise UnsupportedError(
-            f"step {step.name!r}: the kernels average over positions only, not over axes {step.axes} of shape {shape}"
+            f"step {step.name!r}: kernels average over all positions of images, got axes {step.axes} of shape {shape}"
         )
     return (*shape[:2], *((1,) * len(axes) if step.keepdim else ()))
 
@@ -106,7 +106,7 @@ def interpolated(step: Bilinear, shapes: Shapes) -> Shape:
     shape = shapes[step.x]
     like = shape if step.like is None else shapes[step.like]
     if len(shape) != 4 or len(like) != 4:
-        raise UnsupportedError(f"step {step.name!r}: the kernels take images, got shapes {shape} and {like}")
+        raise UnsupportedError(f"step {step.name!r}: expected images of four axes, got shapes {shape} and {like}")
     size = step.size if step.like is None else like[2:]
     try:
         return (*shape[:2], *bilinear.lengths(shape[2:], size, step.factors))
@@ -117,7 +117,7 @@ def interpolated(step: Bilinear, shapes: Shapes) -> Shape:
 def pair(step: Add | Mul, shapes: Shapes) -> Shape:
     a, b = shapes[step.a], shapes[step.b]
     if len(a) != len(b) or (a[1:2] != b[1:2]) or (len(a) < 3 and a != b):
-        raise UnsupportedError(f"step {step.name!r}: the kernels do not combine shapes {a} and {b}")
+        raise UnsupportedError(f"step {step.name!r}: kernels cannot broadcast shapes {a} and {b}")
     return tuple(np.broadcast_shapes(a, b))
 
 
@@ -125,7 +125,7 @@ def conv_add(step: ConvAdd, shapes: Shapes) -> Shape:
     shape = conv(step.conv, shapes)
     if shape != shapes[step.b]:
         raise UnsupportedError(
-            f"step {step.name!r}: the kernels do not add {shape} and {shapes[step.b]} while they convolve"
+            f"step {step.name!r}: expected a summand of shape {shape}, got {shapes[step.b]}"
         )
     return shape
 
@@ -136,7 +136,7 @@ def concat(step: Concat, shapes: Shapes) -> Shape:
     agree = all(len(part) == len(first) and part[:1] + part[2:] == first[:1] + first[2:] for part in parts)
     if len(first) < 2 or step.axis % len(first) != 1 or not agree:
         raise UnsupportedError(
-            f"step {step.name!r}: the kernels join channels only, not axis {step.axis} of shapes {parts}"
+            f"step {step.name!r}: kernels join along axis 1 only, got axis {step.axis} of shapes {parts}"
         )
     return (first[0], sum(part[1] for part in parts), *first[2:])
 
@@ -144,7 +144,7 @@ def concat(step: Concat, shapes: Shapes) -> Shape:
 def flat(step: Move | QuantizeFlat | FlattenFloats, shapes: Shapes) -> Shape:
     shape = shapes[argument(step) if isinstance(step, Move) else step.x]
     if len(shape) < 2:
-        raise UnsupportedError(f"step {step.name!r}: expected two axes or more, got shape {shape}")
+        raise UnsupportedError(f"step {step.name!r}: expected at least two axes, got shape {shape}")
     return (shape[0], int(np.prod(shape[1:])))
 
 

@@ -57,7 +57,8 @@ def dense_parts(step: Conv) -> list[DensePart]:
     if not is_transposed(step):
         return [DensePart(step)]
     if prod(step.input_dilation) > MOST_PARTS:
-        raise UnsupportedError(f"the kernels spread inputs {MOST_PARTS} times at most, not {step.input_dilation}")
+        expected = f"expected strides with a product of at most {MOST_PARTS}"
+        raise UnsupportedError(f"layer {step.layer!r}: {expected}, got {step.input_dilation}")
     axes = zip(codes_shape(step)[2:], step.padding, step.dilation, step.input_dilation)
     parts_along = [along(size, before, dilation, spread) for size, (before, _), dilation, spread in axes]
     result = []
