@@ -44,6 +44,11 @@ def attended(x, **options):
     return F.scaled_dot_product_attention(places, 2 * places, places, **options)
 
 
+def asserted(x):
+    torch._assert(x.shape[2] >= 3, "expected three rows")
+    return x * 2
+
+
 OPERATIONS = {
     "bilinear to a size": lambda: lambda x: F.interpolate(x, size=(13, 7), mode="bilinear"),
     "bilinear to fewer": lambda: lambda x: F.interpolate(x, size=(3, 5), mode="bilinear"),
@@ -110,6 +115,9 @@ OPERATIONS = {
     "padded to a length, or cut": lambda: lambda x: F.pad(
         x, ((5 - x.shape[3]) // 2, 5 - x.shape[3] - (5 - x.shape[3]) // 2, (14 - x.shape[2]) // 2, (x.shape[2] - 1) % 3)
     ),
+    "as many axes as there are": lambda: lambda x: x.flatten(x.dim() - 2) * 2,
+    "a condition about a length": lambda: asserted,
+    "one part of many": lambda: lambda x: x[:, 1:3].split([1, 1], 1)[1] + x.squeeze(1),
     "shuffled": lambda: lambda x: F.pixel_shuffle(x, 2)[..., ::2, ::2] + F.channel_shuffle(x, 2)[:, :1],
     "unshuffled": lambda: lambda x: nn.PixelUnshuffle(2)(x[..., :8, :8]),
 }  # fmt: skip
@@ -152,6 +160,8 @@ REFUSED = {
     "unbind of an axis whose length is unknown": lambda x: x.unbind(2)[0],
     "a split of an axis whose length is unknown": lambda x: x.split(3, 2)[0],
     "torch.cumsum, which has no ONNX form": lambda x: torch.cumsum(x, 1),
+    "operator.mul of a length": lambda x: x * x.shape[2],
+    "torch.add with these arguments": lambda x: torch.add(x, x, alpha=2),
     "arithmetic of a length and a float": lambda x: x * (x.shape[2] * 0.5),
     "arithmetic of a length and a Tensor": lambda x: x * (x.shape[2] * torch.ones(1)),
 }
@@ -163,6 +173,56 @@ def test_what_has_no_operator_says_so(message):
     q = quantspec.quantize(seeded(lambda: Behind(REFUSED[message])), [CALIBRATION])
     with pytest.raises(quantspec.UnsupportedError, match=re.escape(f"cannot be exported to ONNX: {message}")):
         quantspec.export_onnx(q)
+
+
+class Two(nn.Module):
+    """A layer, and a module that is called with what it gives and with its input."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.layer, self.module = nn.Linear(8, 8), module
+
+    def forward(self, x, **options):
+        y = self.layer(x)
+        return self.module(y, x, **options) if isinstance(self.module, nn.Bilinear) else self.module(y, y, y, **options)
+
+
+MASKED = {"x": inputs(2, (5, 8)), "key_padding_mask": torch.arange(10).reshape(2, 5) == 4}
+NO_FORM = {
+    "a convolution without a batch axis": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3)), inputs(3, (8, 8))),
+    "pooling without a batch axis": (
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.MaxPool2d(2), nn.Linear(4, 3)), inputs(4, (6, 8)),
+    ),
+    "attention without a batch axis": (lambda: Two(nn.MultiheadAttention(8, 2)), inputs(5, (8,))),
+    "attention with a mask for each sequence": (lambda: Two(nn.MultiheadAttention(8, 2, batch_first=True)), MASKED),
+    "a module with more than one input": (lambda: Two(nn.Bilinear(8, 8, 3)), inputs(5, (8,))),
+}
+
+
+@mostly_attention
+@pytest.mark.parametrize("message", NO_FORM)
+def test_a_layer_without_a_form_says_so(message):
+    build, example = NO_FORM[message]
+    q = quantspec.quantize(seeded(build), [example])
+    with pytest.raises(quantspec.UnsupportedError, match=f"step .* cannot be exported to ONNX: {message}"):
+        quantspec.export_onnx(q, example=example)
+
+
+def test_a_layer_that_stays_in_float_is_one_of_onnx_unless_it_is_transposed():
+    x = inputs(2, (3, 6, 5))
+    for last in (lambda: nn.Conv2d(4, 2, 3, stride=2, padding=(1, 0)), lambda: nn.ConvTranspose2d(4, 2, 3, stride=2)):
+        model = seeded(lambda last=last: nn.Sequential(nn.Conv2d(3, 4, 1), last()))
+        q = quantspec.quantize(model, [x], exclude="1")
+        if isinstance(model[1], nn.ConvTranspose2d):
+            with pytest.raises(quantspec.UnsupportedError, match="'1' cannot be .* a transposed convolution in float"):
+                quantspec.export_onnx(q)
+        else:
+            expected = q.run_on("reference")(x).numpy()
+            np.testing.assert_allclose(run(quantspec.export_onnx(q), input=x)["output"], expected, rtol=2e-5, atol=2e-6)
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(120, 3)))
+    q = quantspec.quantize(model, [x], exclude="2")
+    expected = q.run_on("reference")(x).numpy()
+    np.testing.assert_allclose(run(quantspec.export_onnx(q), input=x)["output"], expected, rtol=2e-5, atol=2e-6)
 
 
 NEAREST = {"size": (1, 3, 7, 13, 24), "scale_factor": (0.34, 0.7, 1.5, 2.3, 3)}
