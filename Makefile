@@ -71,9 +71,13 @@ conformance: .venv/peers ## test all backends; writes spec/results and its pages
 matrix: .venv/installed ## write the pages of conformance from recorded results
 	@$(BIN)/quantspec conformance --recorded --write spec --html out/conformance.html
 
-bench: .venv/peers ## speed beside other libraries: ROWS="lstm/*" THREADS="1 2"
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,bench]'
+	@touch $@
+
+bench: .venv/bench ## speed and memory beside others': ROWS="lstm/*" THREADS="1"
 	@OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/harness $(BIN)/python -m pytest -p bench.plugin -p no:cacheprovider -o filterwarnings=ignore -o timeout=0 --benchmark-quiet -q \
-		--bench-threads '$(or $(THREADS),1)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
+		--bench-threads '$(or $(THREADS),1 2)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
 		tests/bench/bench_networks.py tests/bench/bench_other.py
 
 mutants: .venv/installed-mutants ## small changes of the code, which the suite must notice

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import quantspec as qs
 from bench import peers, rows, timing
 
 ROWS = rows.rows()
@@ -20,12 +19,7 @@ def models(latest: dict, row: rows.Row) -> tuple:
     if latest.get("network") != row.network:
         latest.clear()
         model = row.build()
-        if row.kind == rows.STATIC:
-            ours = qs.quantize(model, peers.calibration(row))
-        else:
-            activations = None if row.kind == rows.WEIGHTS_ALONE else "per_tensor"
-            ours = qs.quantize_dynamic(model, example=row.batch(), activations=activations)
-        latest.update(network=row.network, models=(model, ours, peers.Models(row, model)))
+        latest.update(network=row.network, models=(model, peers.quantized(row, model), peers.Models(row, model)))
     return latest["models"]
 
 
@@ -35,7 +29,7 @@ def test_row(row, threads, bench, benchmark, latest):
     model, ours, others = models(latest, row)
     batch = row.batch()
     with torch.inference_mode(), timing.without_collection():
-        runnable = others.peers(batch, threads, bench.compiles(row))
+        runnable = others.peers(batch, threads, bench.compiles(row, threads))
         timed = [timing.Timed(peer.name, peer.call, peer.before) for peer in runnable]
         settle = timing.SETTLE if threads > 1 else 0.0
         both = timing.Interleaved(timing.Timed("quantspec", lambda: ours(batch)), timed, bench.budget, settle)

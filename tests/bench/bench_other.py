@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import quantspec as qs
-from bench import peers, rows, timing
+from bench import memory, peers, rows, timing
 from quantspec.kernels import arrays
 from quantspec.numerics import affine
 from quantspec.tutorial import zoo
@@ -192,3 +192,70 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     few, many = (float(child(script.format(count=count))) for count in (4, 200))
     what = "peak memory of calibrating with 200 batches over that with 4 (1024-wide MLP, histograms)"
     bench.measure("memory of calibration", many / few, "x", of=what, most=1.05)
+
+
+MB, PAGES, BLOCK = 1e6, 2 * 2**20, 8 * 2**20  # what SIZ-RESIDENT and SIZ-PEAK allow for pages and for a block
+
+
+@pytest.mark.parametrize("name", memory.PEERS)
+def test_resident(name, bench):
+    """Three layers of 4096 x 4096 weights, with each library in a process of its own."""
+    if missing := [peer for peer in peers.absent() if peer.name == name]:
+        bench.absent(f"memory, {name}", missing[0].reason)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "ignore", "-m", "bench.memory", name, folder]
+        run = lambda phase: subprocess.run([*command, phase], check=True, capture_output=True, text=True)  # noqa: E731
+        made, loaded = (json.loads(run(phase).stdout.splitlines()[-1]) for phase in ("quantize", "load"))
+    ours = name.startswith("quantspec")
+    sizes = f"in float32 {made['float'] / MB:.0f} MB, stored {made['stored'] / MB:.1f} MB"
+    of = f"three layers of 4096 x 4096 weights, {sizes}"
+    resident, most = 1.1 * made["stored"] + PAGES, made["float"] + 1.3 * made["stored"] + BLOCK
+    for what, value, limit in (
+        ("resident", made["resident"], resident),
+        ("resident when loaded", loaded["resident"], resident),
+        ("peak of quantizing", made["peak"], most),
+        ("peak of loading", loaded["peak"], 1.3 * made["stored"] + BLOCK),
+    ):
+        bench.measure(f"memory, {name}, {what}", value / MB, "MB", of=of, most=limit / MB if ours else None)
+    if ours:
+        ratio, of = made["float"] / made["resident"], "resident bytes of the float32 network over those of the int8 one"
+        bench.measure(f"memory, {name}, how many times less", ratio, "x", of=of, least=3.6)
+
+
+THREADED = (
+    "tutorial/batch=1", "tutorial/batch=1024", "mlp1024/batch=1", "mlp1024/batch=64", "mlp4096/batch=1",
+    "resnet18/batch=1", "mobilenet_v2/batch=1", "unet/batch=1", "dynamic-linear/rows=128", "lstm/batch=1",
+    "lstm/batch=16", "gru/batch=16", "embedding-bag/batch=1024", "weights-only/rows=1", "weights-only/rows=4",
+)  # fmt: skip
+LONG = 1e-3  # seconds from which two threads are to be used well
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two threads take two cores")
+@pytest.mark.parametrize("case", [row for row in rows.rows() if row.name in THREADED], ids=lambda row: row.name)
+def test_efficiency(case, bench):
+    """One thread and two in turn, so that both meet the same machine."""
+    q, batch = peers.quantized(case, case.build()), case.batch()
+    ways = [timing.Timed(str(n), lambda: q(batch), lambda n=n: torch.set_num_threads(n)) for n in (1, 2)]
+    with torch.inference_mode():
+        seconds = timing.alternating(ways, bench.budget)
+    efficiency = seconds["1"] / seconds["2"] / 2
+    of = f"time of one thread ({seconds['1'] * 1e6:,.0f} us) over twice that of two ({seconds['2'] * 1e6:,.0f} us)"
+    least = 0.8 if seconds["1"] >= LONG else 0.48  # two threads never take longer than one, but for noise
+    bench.measure(f"efficiency of two threads, {case.name}", efficiency, "", of=of, least=least)
+
+
+@pytest.mark.parametrize("name", ["embedding-bag/batch=1024", "weights-only/rows=1", "weights-only/rows=4"])
+def test_bandwidth(name, bench):
+    """What reads most of its bytes once, beside a copy of memory as large as the network."""
+    row = next(row for row in rows.rows() if row.name == name)
+    model, batch = row.build(), row.batch()
+    q = peers.quantized(row, model)
+    source, target = np.ones(q.nbytes, np.uint8), np.ones(q.nbytes, np.uint8)
+    functions = {"ours": lambda: q(batch), "copy": lambda: np.copyto(target, source)}
+    with torch.inference_mode():
+        seconds = timing.side_by_side(functions, bench.budget)
+    ours, copied = rows.work(model, batch, q.nbytes).nbytes / seconds["ours"], 2 * q.nbytes / seconds["copy"]
+    sizes = f"{ours / 1e9:.1f} of {copied / 1e9:.1f} GB/s"
+    of = f"bytes read and written per second over those of NumPy's copy of the network's size, {sizes}, one thread"
+    bench.measure(f"{name} over a copy", ours / copied, "", of=of, least=0.8)

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from . import results
 
+BFLOAT16 = "openvino bfloat16"  # this peer's name
 INTRODUCTION = """\
 # How fast it is
 
@@ -18,18 +19,28 @@ HOW = """\
 
 quantspec and all peers are timed round-robin in one process. Each round times every peer once, in a rotating order
 and after one untimed call; a time is the median of the rounds. Inputs and outputs are float32. All use the same
-number of threads and the same calibration data, and garbage collection is off. Absolute times belong to this machine;
-compare the **ratios**.
+number of threads and the same calibration data, and garbage collection is off. There are 7 to 400 rounds, as many as
+fit into 1.5 seconds; 5 where a round takes a second or more. Absolute times belong to this machine; compare the
+**ratios**.
+
+OpenVINO rounds to bfloat16 inside a float32 network where the processor multiplies that faster, unless it is told not
+to. It is measured both ways: told to stay with float32, it is among the float32 peers; as it is by itself, it has a
+column of its own, which is empty where it keeps to float32. NNCF's int8 network is measured both ways too, since part
+of it stays in float; the faster counts. torch.compile and torchao's pt2e are compiled by inductor, for up to a minute
+each, and so they are tried in few rows and on one thread.
 
 | column | meaning |
 | --- | --- |
 | ours | the time of one call of quantspec's int8 network |
-| best float32 | the fastest of torch in `inference_mode`, ONNX Runtime and, where a row has it, torch.compile |
-| best int8 peer | the fastest of torch.ao (engines x86 and onednn, each also frozen by TorchScript) and ONNX Runtime \
-(QDQ; U8S8 and U8U8, one scale per channel); in dynamic rows their `quantize_dynamic` |
+| best float32 | the fastest of torch in `inference_mode`, ONNX Runtime, OpenVINO in float32 and, in a few rows, \
+torch.compile |
+| best int8 peer | the fastest of torch.ao (engines x86 and onednn, each also frozen by TorchScript), ONNX Runtime \
+(QDQ; U8S8 and U8U8, one scale per channel), OpenVINO (quantized by NNCF) and, in a few rows, torchao (pt2e, \
+inductor); in dynamic rows `quantize_dynamic` of the first two and weights compressed by NNCF |
 | vs float32, vs int8 | the time of that peer divided by ours: 2.00 means that quantspec takes half as long, \
 **bold** below 1.00 means that the peer is faster |
 | vs torch.ao | the same for the fastest variant of torch.ao |
+| vs bfloat16 | the same for the float network in OpenVINO, which computes it in bfloat16 |
 | peak | multiply-accumulates per second, as a share of a loop of dot products on registers, measured next to the row |
 | memory traffic | the minimum: weights, float input and output, and the codes of each layer written and read once |
 | targets | the ratios and the share of the peak that the row is held to |
@@ -71,9 +82,16 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "vs float32": lambda row: times(row["vs_float32"]),
     "vs int8": lambda row: times(row["vs_int8"]),
     "vs torch.ao": lambda row: times(row["vs_torch_ao"]),
+    "vs bfloat16": lambda row: times(vs_bfloat16(row)),
     "peak": lambda row: f"{row['peak_share']:.0%}",
     "memory traffic": lambda row: volume(row["bytes"]),
 }
+
+
+def vs_bfloat16(row: dict) -> float | None:
+    """The time of the float network in bfloat16 over ours; None where nobody computed in that."""
+    seconds = row["peers_us"].get(BFLOAT16)
+    return None if seconds is None else seconds / row["ours_us"]
 
 
 def cells(row: dict) -> list[str]:
@@ -118,7 +136,8 @@ def rich_measures(run: dict) -> Table:
 def markdown(run: dict) -> str:
     """The page."""
     machine = run["machine"]
-    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "onnxruntime", "onnx"))
+    packages = ("python", "torch", "onnxruntime", "onnx", "openvino", "nncf", "torchao")
+    versions = ", ".join(f"{name} {machine[name]}" for name in packages if name in machine)
     peak = f"at most {machine['peak_gmacs']:g}·10⁹ multiply-accumulates per second and thread"
     lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores; {peak}. {versions}."]
     if machine["load"] >= 0.5:
@@ -148,6 +167,13 @@ def summary(run: dict) -> list[str]:
             if (ratios := [row[key] for row in rows if row[key] is not None])
         ]
         lines.append(f"- {count(threads, 'thread')}, {count(len(rows), 'row')}: {', '.join(spans)}.")
+    others = [ratio for row in run["rows"] if (ratio := vs_bfloat16(row)) is not None]
+    if others:
+        span = f"{min(others):.2f} to {max(others):.2f} times as fast as that"
+        lines.append(f"- OpenVINO by itself computes the float networks in bfloat16 here: int8 is {span}.")
+    tried = [row["row"] for row in run["rows"] if "torchao pt2e" in row["peers_us"]]
+    if tried:
+        lines.append(f"- torchao's pt2e, compiled by inductor, is among the peers of {', '.join(tried)}.")
     slower = {
         f"{row['row']}, {count(row['threads'], 'thread')}": row[key]
         for row in run["rows"]
@@ -165,20 +191,24 @@ def summary(run: dict) -> list[str]:
 
 def network_table(run: dict, threads: int) -> list[str]:
     """The rows with a number of threads."""
-    ratios = {"vs float32": "vs_float32", "vs int8": "vs_int8", "vs torch.ao": "vs_torch_ao"}
+    ratios = {
+        "vs float32": lambda row: row["vs_float32"],
+        "vs int8": lambda row: row["vs_int8"],
+        "vs torch.ao": lambda row: row["vs_torch_ao"],
+        "vs bfloat16": vs_bfloat16,
+    }
     columns = [name for name in COLUMNS if name != "threads"]
     lines = head((*columns, "targets", "missed"), range(1, len(columns)))
     for row in run["rows"]:
         if row["threads"] == threads:
-            texts = [marked(row[ratios[name]]) if name in ratios else COLUMNS[name](row) for name in columns]
+            texts = [marked(ratios[name](row)) if name in ratios else COLUMNS[name](row) for name in columns]
             lines.append(line([*texts, targets(row), "; ".join(results.shortfalls(row))]))
     return lines
 
 
 def targets(row: dict) -> str:
     """What a row is held to."""
-    words = {"vs_float32": "{:g}x float32", "vs_int8": "{:g}x int8", "vs_torch_ao": "{:g}x torch.ao"}
-    words["peak"] = "{:.0%} of peak"
+    words = {"vs_float32": "{:g}x float32", "vs_int8": "{:g}x int8", "peak": "{:.0%} of peak"}
     return ", ".join(words[name].format(least) for name, least in row["targets"].items() if least is not None)
 
 

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
@@ -19,16 +21,14 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
+import quantspec as qs
 from quantspec.tutorial import torch_fx
 
-from .rows import STATIC, WEIGHTS_ALONE, Row
+from . import inductor, openvino_peers
+from .openvino_peers import nncf, openvino
+from .rows import DYNAMIC, STATIC, WEIGHTS_ALONE, Row
 
-try:
-    import openvino
-except ImportError:
-    openvino = None
-
-FLOAT32, INT8 = "float32", "int8"
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
 TORCH_ENGINES = ("x86", "onednn")
 CALIBRATION = 2  # batches
 CALIBRATION_IMAGES = 4  # at most, in a batch
@@ -60,6 +60,14 @@ def calibration(row: Row) -> list[torch.Tensor]:
     return [sized.batch(100 + seed) for seed in range(CALIBRATION)]
 
 
+def quantized(row: Row, model: nn.Module) -> qs.QuantizedModule:
+    """Our int8 form of a network."""
+    if row.kind == STATIC:
+        return qs.quantize(model, calibration(row))
+    activations = None if row.kind == WEIGHTS_ALONE else "per_tensor"
+    return qs.quantize_dynamic(model, example=row.batch(), activations=activations)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without other libraries' remarks on what they deprecated."""
@@ -86,11 +94,19 @@ class Reader(CalibrationDataReader):
 
 
 def exported(model: nn.Module, example: torch.Tensor, folder: Path) -> Path:
-    """The float network as ONNX, open in its batch, with what ONNX Runtime recommends to do before quantizing done."""
+    """The float network as ONNX, open in its batch, with what ONNX Runtime recommends to do before quantizing done.
+
+    Where its symbolic inference of shapes does not know how many axes an encoder's reshaping gives, the batch is the
+    example's and shapes are inferred by ONNX alone.
+    """
     raw, ready = folder / "raw.onnx", folder / "float32.onnx"
-    names = dict(input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}})
-    torch.onnx.export(model, (example,), str(raw), **names, dynamo=False)
-    quant_pre_process(str(raw), str(ready))
+    names = dict(input_names=["x"], output_names=["y"], dynamo=False)
+    torch.onnx.export(model, (example,), str(raw), **names, dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}})
+    try:
+        quant_pre_process(str(raw), str(ready))
+    except AssertionError:
+        torch.onnx.export(model, (example,), str(raw), **names)
+        quant_pre_process(str(raw), str(ready), skip_symbolic_shape=True)
     return ready
 
 
@@ -129,7 +145,18 @@ def session(path: Path, batch: int, threads: int) -> onnxruntime.InferenceSessio
 def dynamic_torch(model: nn.Module, engine: str) -> nn.Module:
     """torch.ao's dynamic form of a network."""
     torch.backends.quantized.engine = engine
-    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear, nn.LSTM}, dtype=torch.qint8)
+    quantization = torch.ao.quantization
+    kinds = dict.fromkeys((nn.Linear, nn.LSTM, nn.GRU), quantization.default_dynamic_qconfig)
+    kinds[nn.EmbeddingBag] = quantization.float_qparams_weight_only_qconfig
+    return quantization.quantize_dynamic(copy.deepcopy(model), kinds, dtype=torch.qint8)
+
+
+def nncf_model(row: Row, model: nn.Module, source: Path) -> Path:
+    """NNCF's int8 form of a network, made of the float one's file beside it."""
+    target = source.with_name("nncf.xml")
+    if row.kind == STATIC:
+        return openvino_peers.quantized(source, calibration(row), openvino_peers.attends(model), target)
+    return openvino_peers.compressed(source, target)
 
 
 class Models:
@@ -138,9 +165,12 @@ class Models:
     def __init__(self, row: Row, model: nn.Module):
         self.row, self.model, self.unavailable = row, model, []
         self.folder = tempfile.TemporaryDirectory(prefix="quantspec-bench-")
-        self.torch_int8, self.onnx, self.traced = {}, {}, {}
+        self.torch_int8, self.onnx, self.nncf = {}, {}, []
         with quiet():
             self.tried("onnxruntime", lambda: self.onnx.update(onnx_models(row, model, Path(self.folder.name))))
+            if FLOAT32 in self.onnx and None not in (openvino, nncf):
+                add = lambda: self.nncf.append(nncf_model(row, model, self.onnx[FLOAT32]))  # noqa: E731
+                self.tried("openvino NNCF", add)
             for engine in TORCH_ENGINES if row.kind != WEIGHTS_ALONE else ():
                 add = lambda engine=engine: self.torch_int8.update({engine: self.in_torch(engine)})  # noqa: E731
                 self.tried(f"torch.ao {engine}", add)
@@ -168,7 +198,7 @@ class Models:
         return frozen
 
     def peers(self, batch: torch.Tensor, threads: int, compiled: bool) -> list[Peer]:
-        """All that run, for one batch."""
+        """All that run, for one batch; those that inductor compiles if ``compiled``."""
         found = [Peer("torch", FLOAT32, lambda: self.model(batch))]
 
         def add(name: str, kind: str, make: Callable[[], Callable], before: Callable[[], None] = lambda: None) -> None:
@@ -177,13 +207,17 @@ class Models:
         with quiet(), torch.inference_mode():
             if compiled:
                 add("torch.compile", FLOAT32, lambda: compiled_call(self.model, batch))
+                if self.row.kind != WEIGHTS_ALONE:
+                    data, dynamic = calibration(replace(self.row, shape=tuple(batch.shape))), self.row.kind == DYNAMIC
+                    add("torchao pt2e", INT8, lambda: inductor.call(self.model, data, batch, dynamic))
             for name, path in self.onnx.items():
                 kind, label = (FLOAT32, "onnxruntime") if name == FLOAT32 else (INT8, f"onnxruntime {name}")
                 add(label, kind, lambda path=path: runtime_call(session(path, len(batch), threads), batch))
-                # Its dynamic files hold operators of ONNX Runtime's own.
-                if openvino is not None and (name == FLOAT32 or name == "U8S8" and self.row.kind == STATIC):
-                    label = label.replace("onnxruntime", "openvino")
-                    add(label, kind, lambda path=path: openvino_call(path, batch, threads))
+            if openvino is not None and FLOAT32 in self.onnx:
+                source = self.onnx[FLOAT32]
+                self.tried("openvino", lambda: found.extend(openvino_calls(source, FLOAT32, batch, threads)))
+            for path in self.nncf:
+                self.tried("openvino NNCF", lambda path=path: found.extend(openvino_calls(path, INT8, batch, threads)))
             for engine, model in self.torch_int8.items():
                 choose = lambda engine=engine: setattr(torch.backends.quantized, "engine", engine)  # noqa: E731
                 name = f"torch.ao {engine}"
@@ -205,16 +239,16 @@ def runtime_call(session: onnxruntime.InferenceSession, batch: torch.Tensor) -> 
     return lambda: session.run(None, feed)
 
 
-def openvino_call(path: Path, batch: torch.Tensor, threads: int) -> Callable[[], object]:
-    """One call of OpenVINO on a file, in float32 where it is not in int8, which has run once."""
-    core = openvino.Core()
-    model = core.read_model(str(path))
-    model.reshape({"x": list(batch.shape)})
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-    feed = {0: batch.numpy()}
-    request.infer(feed, share_inputs=True)
-    return lambda: request.infer(feed, share_inputs=True)
+def openvino_calls(path: Path, kind: str, batch: torch.Tensor, threads: int) -> list[Peer]:
+    """OpenVINO on a file, with floats in float32 and, where it would take it by itself, in bfloat16."""
+    label = "openvino" if kind == FLOAT32 else "openvino NNCF"
+    network = openvino_peers.compiled(path, batch.shape, threads, openvino_peers.FLOAT32)
+    found = [Peer(label, kind, openvino_peers.call(network, batch))]
+    network = openvino_peers.compiled(path, batch.shape, threads, openvino_peers.OWN_CHOICE)
+    if openvino_peers.chooses_bfloat16(network):
+        rounding = BFLOAT16 if kind == FLOAT32 else INT8
+        found.append(Peer(f"{label} bfloat16", rounding, openvino_peers.call(network, batch)))
+    return found
 
 
 def compiled_call(model: nn.Module, batch: torch.Tensor) -> Callable[[], object]:
@@ -230,11 +264,10 @@ def absent() -> tuple[Unavailable, ...]:
     found = []
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         found.append(Unavailable("torch.compile", "there is no C++ compiler"))
-    if openvino is None:
-        found.append(Unavailable("openvino", "it is not installed"))
-    try:
-        import torchao  # noqa: F401
-    except ImportError:
+    for name, package in (("openvino", openvino), ("openvino NNCF", nncf)):
+        if package is None:
+            found.append(Unavailable(name, "it is not installed"))
+    if find_spec("torchao") is None:
         reason = f"torch {torch.__version__} has no pt2e quantization of its own any more, and torchao is not installed"
         found.append(Unavailable("torchao pt2e", reason))
     return tuple(found)
@@ -243,4 +276,7 @@ def absent() -> tuple[Unavailable, ...]:
 def versions() -> dict[str, str]:
     """The peers' versions."""
     found = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
-    return found if openvino is None else found | {"openvino": openvino.__version__}
+    for name in ("openvino", "nncf", "torchao"):
+        if find_spec(name):
+            found[name] = version(name)
+    return found

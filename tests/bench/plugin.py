@@ -17,6 +17,7 @@ from . import page, peak, peers, plot, results, rows
 
 ROOT = Path(__file__).parents[2]
 LAST = ROOT / "out" / "bench.json"
+COMPILED = "mlp1024/batch=64 dynamic-linear/rows=16 resnet18/batch=1 mobilenet_v2/batch=1"
 
 
 def pytest_addoption(parser):
@@ -28,8 +29,8 @@ def pytest_addoption(parser):
     add("--bench-threads", default="1", metavar="NUMBERS", help=threads)
     budget = "for each row, when seven rounds take less (default: 1.5)"
     add("--bench-budget", default=1.5, type=float, metavar="SECONDS", help=budget)
-    compiled = "rows for which torch.compile is tried too: half a minute each"
-    add("--bench-compile", default="", metavar="PATTERNS", help=compiled)
+    compiled = "rows for which torch.compile and torchao are tried too, on one thread: a minute each"
+    add("--bench-compile", default=COMPILED, metavar="PATTERNS", help=compiled)
     add("--bench-json", default="", metavar="FILE", help="write all that was measured as JSON")
     record = "write spec/results/performance.json and spec/performance.md"
     add("--bench-write", action="store_true", help=record)
@@ -47,7 +48,12 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out the rows and measures that were not asked for."""
+    """Leaves out the rows and measures that were not asked for; those of one network come together.
+
+    All of its numbers of threads follow each other, so that everybody's models of it are made once.
+    """
+    order = {row.network: number for number, row in enumerate(rows.rows())}
+    items.sort(key=lambda item: order.get(network(item), len(order)))
     patterns = config.getoption("--bench-rows")
     if patterns.split():
         left_out = [item for item in items if not matches(named(item), patterns)]
@@ -58,6 +64,12 @@ def pytest_collection_modifyitems(config, items):
 def matches(name: str, patterns: str) -> bool:
     """Whether a name fits one of the patterns, which spaces separate."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split())
+
+
+def network(item) -> str | None:
+    """The network of a row, None for a measure."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters["row"].network if "row" in parameters else None
 
 
 def named(item) -> str:
@@ -82,9 +94,9 @@ class Bench:
         self.unavailable: dict[str, str] = {}
         self.peak, self.load = 0.0, os.getloadavg()[0]
 
-    def compiles(self, row: rows.Row) -> bool:
-        """Whether torch.compile is to be tried."""
-        return matches(row.name, self.config.getoption("--bench-compile"))
+    def compiles(self, row: rows.Row, threads: int) -> bool:
+        """Whether what inductor compiles is to be tried."""
+        return threads == 1 and matches(row.name, self.config.getoption("--bench-compile"))
 
     def row(
         self,
@@ -101,7 +113,7 @@ class Bench:
         self.peak = max(self.peak, peak.macs_per_second(0.1))  # the run's highest: one may meet a busy machine
         for peer in absent:
             reason = peer.reason if peer in peers.absent() else f"{row.network}: {peer.reason}"
-            self.unavailable.setdefault(peer.name, reason)
+            self.absent(peer.name, reason)
 
         float32 = fastest({name: others[name] for name, kind in kinds.items() if kind == peers.FLOAT32})
         int8 = fastest({name: others[name] for name, kind in kinds.items() if kind == peers.INT8})
@@ -130,8 +142,12 @@ class Bench:
         self, name: str, value: float, unit: str, *, of: str, most: float | None = None, least: float | None = None
     ) -> None:
         """Adds a figure that is no row: ``of`` says what it is, ``most`` or ``least`` is its target."""
-        entry = {"name": name, "value": digits(value), "unit": unit, "of": of, "most": most, "least": least}
-        self.measures.append(entry)
+        limits = {"most": None if most is None else digits(most), "least": None if least is None else digits(least)}
+        self.measures.append({"name": name, "value": digits(value), "unit": unit, "of": of, **limits})
+
+    def absent(self, name: str, reason: str) -> None:
+        """Notes what could not be measured."""
+        self.unavailable.setdefault(name, reason)
 
 
 def digits(value: float) -> float:

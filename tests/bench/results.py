@@ -120,7 +120,6 @@ def shortfalls(row: dict) -> list[str]:
     words = {
         "vs_float32": "{:.2f} of {:.2f} times float32",
         "vs_int8": "{:.2f} of {:.2f} times int8",
-        "vs_torch_ao": "{:.2f} of {:.2f} times torch.ao",
         "peak": "{:.0%} of {:.0%} of the peak",
     }
     reached = {name: row["peak_share" if name == "peak" else name] for name in words}

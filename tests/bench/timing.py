@@ -17,6 +17,7 @@ from statistics import median
 BLOCK = 300e-6  # seconds of calls that are timed together
 WARM = 0.03  # seconds of warm-up
 LEAST_ROUNDS, MOST_ROUNDS = 7, 400
+SLOW, LEAST_SLOW_ROUNDS = 1.0, 5  # seconds of a round from which fewer will do
 SETTLE = 0.015  # seconds after which other libraries' threads have stopped spinning
 
 
@@ -79,7 +80,8 @@ class Interleaved:
         self.seconds: dict[str, list[float]] = {timed.name: [] for timed in others}
         # A first call may still pay for what only it does.
         one = sum((count + 1) * seconds for count, seconds in self.sizes.values()) + settle * (1 + len(others))
-        self.rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(budget / one)))
+        least = LEAST_SLOW_ROUNDS if one >= SLOW else LEAST_ROUNDS
+        self.rounds = max(least, min(MOST_ROUNDS, int(budget / one)))
 
     def peers(self) -> None:
         """A round of everybody else's."""
@@ -105,7 +107,12 @@ class Interleaved:
 
 def side_by_side(functions: dict[str, Callable[[], object]], budget: float = 1.0) -> dict[str, float]:
     """Median seconds of each function."""
-    first, *others = [Timed(name, call) for name, call in functions.items()]
+    return alternating([Timed(name, call) for name, call in functions.items()], budget)
+
+
+def alternating(ways: list[Timed], budget: float = 1.0) -> dict[str, float]:
+    """Median seconds of each."""
+    first, *others = ways
     with without_collection():
         both = Interleaved(first, others, budget)
         own = []

@@ -470,13 +470,96 @@ def test_embeddings_are_dequantized_rows(mode):
             lambda step, value, seen=seen: seen.setdefault(step.name, value),
         )
         assert torch.equal(seen["table"], rows[index])
-        bags = torch.from_numpy(bag.w_qparams.dequantize(bag.weight))
-        assert torch.equal(output[1], nn.functional.embedding_bag(index.flatten(), bags, offsets, mode=mode))
+        assert output[1].tolist() == bags_of_the_chapter(bag, index.flatten().tolist(), [0, 2, 6], None)
         for wrong in (torch.tensor([[9]]), torch.tensor([[-1]])):
             with pytest.raises(ValueError, match="^batch: layer 'table' has 9 entries, got indices from"):
                 q(wrong, torch.tensor([0]))
         with pytest.raises(ValueError, match="^batch: layer 'table' expects indices, got torch.float32$"):
             q(index.float(), offsets)
+
+
+def bags_of_the_chapter(step, index, starts, weights):
+    """What the chapter says that bags give, which begin at ``starts``, and end where the next one does."""
+    scale = np.broadcast_to(step.w_qparams.scale, len(step.weight)).tolist()
+    weights, found = weights or [1.0] * len(index), []
+    for begin, end in zip(starts, starts[1:]):
+        kept = [i for i in range(begin, end) if index[i] != step.padding_idx]
+        rows = [(step.weight[index[i]].tolist(), scale[index[i]], weights[i]) for i in kept]
+        found.append(spec.bag(rows, step.bag) if rows else [0.0] * step.weight.shape[1])
+    return found
+
+
+@st.composite
+def bags(draw):
+    """A step on a table, indices, where bags begin and the last one ends, and weights or None."""
+    g, mode = draw(draws.seeds()), draw(st.sampled_from(["sum", "mean", "max"]))
+    entries, width = draw(st.integers(1, 9)), draw(st.integers(1, 40) | st.sampled_from([128, 144]))
+    exponents = g.integers(*draw(st.sampled_from([(-1, 1), (-20, 20), (-126, 40)])), entries)
+    scale = np.maximum(g.random(entries) * 2.0**exponents, 2.0**-126).astype(np.float32)
+    grid = QParams(scale, 0, -128, 127, 0)
+    codes = g.integers(-128, 128, (entries, width)).astype(np.int8)
+    lengths = draw(st.lists(st.integers(0, 9), min_size=1, max_size=4))
+    starts = np.cumsum([0, *lengths]).tolist()
+    weights = g.normal(size=starts[-1]).astype(np.float32) if mode == "sum" and draw(st.booleans()) else None
+    names = {"offsets": "o", "weights": None if weights is None else "w", "include_last_offset": draw(st.booleans())}
+    padding = draw(st.none() | st.integers(0, entries - 1))
+    step = program.Embedding("y", "x", "layer", codes, grid, mode, padding_idx=padding, **names)
+    return step, g.integers(0, entries, starts[-1]), starts, weights
+
+
+def run_bags(engine, step, index, starts, weights):
+    """What an engine gives for a layer of bags alone."""
+    network = program.Program("onnx", ("x", "o", "w")[: 3 if step.weights else 2], {}, (step,), program.Ref("y"))
+    offsets = starts if step.include_last_offset else starts[:-1]
+    values = {"x": torch.from_numpy(index), "o": torch.tensor(offsets)}
+    return registry.engine(engine)(network)(values | ({"w": torch.from_numpy(weights)} if step.weights else {}))
+
+
+@clause("DYN-BAG")
+@given(bags())
+def test_bags_are_rows_added_one_by_one(given):
+    step, index, starts, weights = given
+    expected = bags_of_the_chapter(step, index.tolist(), starts, None if weights is None else weights.tolist())
+    for engine in ("auto", "reference"):
+        assert run_bags(engine, step, index, starts, weights).tolist() == expected
+
+
+@clause("DYN-BAG")
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("weights", "expected"), [
+        ([np.inf, 1], [np.inf, np.nan]), ([np.nan, 1], [np.nan, np.nan]), ([np.inf, -np.inf], [np.nan, np.nan]),
+        ([1, 2.0**-24], [1.0, 2.0**-24]), ([2.0**-24, 1], [1.0, 1.0]), ([-1, 1], [0.0, 1.0]),
+    ],
+)  # fmt: skip
+def test_bags_take_weights_as_float_arithmetic_does(engine, weights, expected):
+    codes = np.array([[1, 0], [1, 1]], np.int8)
+    step = program.Embedding("y", "x", "layer", codes, QParams(np.float32(1), 0, -128, 127), "sum", "o", "w")
+    found = run_bags(engine, step, np.array([0, 1]), [0, 2], np.array(weights, np.float32))
+    assert np.array_equal(found[0].numpy(), np.array(expected, np.float32), equal_nan=True)
+
+
+@clause("DYN-BAG")
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("index", "offsets", "weights", "words"), [
+        ([[0, 1]], [0], None, r"bags as rows of indices with two axes, .*, got indices of shape \(1, 2\) with offsets"),
+        ([0, 1], [1], None, r"offsets that rise from 0 to 2 at most, got \[1\]"),
+        ([0, 1], [0, 2, 1], None, "offsets that rise from 0 to 2 at most"),
+        ([0, 1], [0, 3], None, "offsets that rise from 0 to 2 at most"),
+        ([0, 1], [0.0], None, r"offsets of one axis, got torch.float32 of shape \(1,\)"),
+        ([0, 1], [0], [1.0], r"a float32 weight for each index, shape \(2,\), got"),
+        ([0, 1], [0], [1, 2], r"a float32 weight for each index, shape \(2,\), got"),
+    ],
+)  # fmt: skip
+def test_what_tells_no_bags_is_refused(engine, index, offsets, weights, words):
+    grid, codes = QParams(np.float32(1), 0, -128, 127), np.ones((3, 2), np.int8)
+    step = program.Embedding("y", "x", "layer", codes, grid, "sum", "o", None if weights is None else "w")
+    inputs = {"x": torch.tensor(index), "o": torch.tensor(offsets)}
+    inputs |= {} if weights is None else {"w": torch.tensor(weights)}
+    network = program.Program("onnx", tuple(inputs), {}, (step,), program.Ref("y"))
+    with pytest.raises(ValueError, match=f"^batch: layer 'layer' expects {words}"):
+        registry.engine(engine)(network)(inputs)
 
 
 KINDS = [

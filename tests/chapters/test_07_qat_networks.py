@@ -65,6 +65,19 @@ class Words(nn.Module):
         return self.head(self.encoder(self.words(x)).mean(1)) @ self.matrix
 
 
+class Bag(nn.Module):
+    """Bags without padding, summed with weights, and the largest of another table."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum, self.mean = nn.EmbeddingBag(20, 8, mode="sum"), nn.EmbeddingBag(20, 8, padding_idx=3)
+        self.largest, self.head = nn.EmbeddingBag(20, 8, mode="max"), nn.Linear(24, 5)
+
+    def forward(self, x):
+        weights = (x + 1) / 7
+        return self.head(torch.cat([self.sum(x, None, weights), self.mean(x), self.largest(x)], 1))
+
+
 class Python(nn.Module):
     """A branch by data between layers."""
 
@@ -111,7 +124,7 @@ class Computed(nn.Module):
 
 NETWORKS = {
     "mlp": (lambda: MLP(20), (20,)), "lenet": (lambda: LeNet(12), (1, 12, 12)), "residual": (Residual, (3, 7, 7)),
-    "lstm": (Reader, (5, 8)), "words": (Words, None), "python": (Python, (8,)),
+    "lstm": (Reader, (5, 8)), "words": (Words, None), "bag": (Bag, None), "python": (Python, (8,)),
     "normalised": (networks.Normalised, (4,)), "both": (Both, (3, 4, 4)), "computed": (Computed, None),
 }  # fmt: skip
 

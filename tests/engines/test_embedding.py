@@ -14,7 +14,7 @@ from quantspec.engines.compiled.embedding import CompiledEmbedding
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Embedding, Program, Ref
-from quantspec.kernels import embedding
+from quantspec.kernels import table as tables
 
 
 def table(r: np.random.Generator, entries: int, width: int, **options) -> Program:
@@ -36,7 +36,7 @@ def check(program: Program, x: torch.Tensor) -> None:
 )  # fmt: skip
 def test_rows(r, entries, width, dtype, shape, past):
     x = torch.from_numpy(np.array(r.integers(0, entries, shape))).to(dtype)
-    with mock.patch.object(embedding, "PAST_BYTES", 1 if past else 2**30):
+    with mock.patch.object(tables, "PAST_BYTES", 1 if past else 2**30):
         check(table(r, entries, width), x)
         check(table(r, entries, width), x.mT if x.ndim > 1 else x)
 

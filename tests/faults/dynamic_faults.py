@@ -113,6 +113,16 @@ FAULTS = [
         "if len(index) and not self.table.rows(", "if len(index) and None is self.table.rows(",
     ),
     Fault(
+        "bags-round-products", "numerics.bags", ("DYN-BAG",),
+        "A row of a bag is dequantized before it is added, so that it is rounded twice.",
+        "fma(codes, factor[:, None], result[longer])", "codes.astype(np.float32) * factor[:, None] + result[longer]",
+    ),
+    Fault(
+        "compiled-bags-have-padding", "engines.compiled.embedding", ("DYN-BAG",),
+        "The kernel is not told which index stands for padding.",
+        "padding = -1 if step.padding_idx is None else step.padding_idx", "padding = -1",
+    ),
+    Fault(
         'state-has-the-inputs-range', 'engines.reference_dynamic', ('DYN-RECURRENT',),
         'The gates of the state are added to the state and not to those of the input.',
         'now = KINDS[step.kind](gates[index],',

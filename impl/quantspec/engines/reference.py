@@ -41,7 +41,7 @@ from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 
-from . import reference_dynamic
+from . import reference_dynamic, reference_embedding
 from .tensors import array
 
 Values = dict[str, Any]
@@ -227,7 +227,7 @@ def linear_weight(step: LinearWeight, values: Values, callables: Callables, choi
 
 
 def embedding(step: Embedding, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
-    return reference_dynamic.embedding(step, values)
+    return reference_embedding.embedding(step, values, reference_embedding.Codes())
 
 
 def recurrent(step: Recurrent, values: Values, callables: Callables, choices: Dialect) -> Any:

@@ -1,5 +1,5 @@
-"""What the steps of chapter 6 compute: dynamic linear layers with a range for each row, embeddings, recurrent networks.
-Slow, in any dialect."""
+"""What the steps of chapter 6 compute: dynamic linear layers with a range for each row, recurrent networks. Slow, in
+any dialect."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from quantspec.ir.held import codes_shape
-from quantspec.ir.program import Cell, Embedding, Recurrent
+from quantspec.ir.program import Cell, Recurrent
 from quantspec.numerics.affine import QParams, float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 
@@ -33,65 +33,6 @@ def linear(
     for index in range(len(x)):
         result[index] = choices.linear_dynamic(x[index : index + 1], w_q, w, bias, reduce_range=reduce_range)[0]
     return result
-
-
-def embedding(step: Embedding, values: dict[str, Any], rows_of: "RowsOf | None" = None) -> torch.Tensor:
-    """Rows of a table of codes, dequantized, or what becomes of the rows of each bag, float32 (DYN-EMBEDDING).
-
-    ``rows_of`` does what ``table_rows`` does. Raises ValueError naming the layer for indices outside the table.
-    """
-    rows_of = rows_of or table_rows
-    index = values[step.x]
-    if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32):
-        kind = getattr(index, "dtype", type(index).__name__)
-        raise ValueError(f"batch: layer {step.layer!r} expects indices, got {kind}")
-    flat = array(index, f"batch: layer {step.layer!r}").reshape(-1)
-    entries, width = codes_shape(step)
-    if step.bag is None:
-        return rows_of(step, flat).reshape(*index.shape, width)
-    # The rows that are asked for, each time they are, or the table where that is less.
-    padding, where = step.padding_idx, flat
-    if flat.size < entries:
-        where = np.arange(flat.size)
-        if padding is not None and (at := np.flatnonzero(flat == padding)).size:
-            where[at] = padding = int(at[0])
-        else:
-            padding = None
-    else:
-        check_inside(step, flat)
-    rows = rows_of(step, flat if flat.size < entries else np.arange(entries))
-    places = torch.from_numpy(where.astype(np.int64)).reshape(index.shape)
-    offsets, weights = (None if name is None else values[name] for name in (step.offsets, step.weights))
-    return torch.nn.functional.embedding_bag(
-        places, rows, offsets, mode=step.bag, per_sample_weights=weights,
-        include_last_offset=step.include_last_offset, padding_idx=padding,
-    )  # fmt: skip
-
-
-RowsOf = Callable[[Embedding, np.ndarray], torch.Tensor]
-
-
-def check_inside(step: Embedding, index: np.ndarray) -> None:
-    """Raises ValueError for indices that are not all inside the table."""
-    low, high = (int(index.min()), int(index.max())) if index.size else (0, -1)
-    entries = codes_shape(step)[0]
-    if not 0 <= low <= high + 1 <= entries:
-        ends = f"{low} to {high}"
-        raise ValueError(f"batch: layer {step.layer!r} has {entries} entries, got indices from {ends}")
-
-
-def table_rows(step: Embedding, index: np.ndarray) -> torch.Tensor:
-    """Some rows of a table, dequantized. Raises as ``check_inside``."""
-    check_inside(step, index)
-    grid = step.w_qparams.scale, step.w_qparams.zero_point
-    # Taken out of the arrays, which nobody may write to, they are memory of their own.
-    codes, scale, zero_point = (torch.from_numpy(a[index] if a.ndim else np.array(a)) for a in (step.weight, *grid))
-    if scale.ndim:
-        scale = scale[:, None]
-    if zero_point.ndim:
-        zero_point = zero_point[:, None]
-    # The difference has 9 bits and is exact in float32, so that the product is the only rounding.
-    return (codes.to(torch.float32) - zero_point) * scale
 
 
 def near(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:

@@ -1,36 +1,38 @@
 """Rows of a table of codes, dequantized (DYN-EMBEDDING), at the speed of memory."""
 
-import threading
 from collections.abc import Callable
 
-import numpy as np
-
-from .emitter import BYTES, F32, FLOATS, I32, I64, INTS, LANES, Emitter, Value
-from .frame import Frame, caller, frame_of, slot_addresses
-from .gemm import PAST_BYTES
+from .emitter import BYTES, F32, FLOATS, I32, I64, INTS, Emitter, Value
+from .frame import slot_addresses
 from .jit import Kernel
-from .memory import place
 from .records import Address, Instruction, Integer
 
 AHEAD = 8  # rows that are fetched before they are needed, as nobody else can guess them
 LINE = 64  # bytes of a cache line
-LONG = 2**18  # values from which other Python threads may run meanwhile
 
 
-class Rows(Instruction):
-    """``count`` indices of rows of a table of ``height`` by ``width`` codes; ``scale_step``: bytes from the scale of a
-    row to that of the next, 0 where all have the same.
-
-    ``past``: whether floats go past the caches, whole lines of them.
-    """
+class OfTable(Instruction):
+    """What reads a table of ``height`` by ``width`` codes, ``count`` times; ``scale_step``: bytes from the scale of a
+    row to that of the next, 0 where all have the same."""
 
     codes: Address
     scales: Address
     scale_step: Integer
-    count: Integer
     height: Integer
     width: Integer
+    count: Integer = Integer()
+
+
+class Rows(OfTable):
+    """``count`` indices of rows. ``past``: whether floats go past the caches, whole lines of them."""
+
     past: Integer = Integer()
+
+
+def row_number(emit: Emitter, indices: Value, i: Value, index_bytes: int) -> Value:
+    """One of the indices, as int64."""
+    at = emit.add(indices, emit.mul(i, I64(index_bytes)))
+    return emit.read(at, I64) if index_bytes == 8 else emit.sext(emit.read(at, I32), I64)
 
 
 def write_rows(index_bytes: int) -> Callable[[Emitter, Value, Value], Value]:
@@ -46,8 +48,7 @@ def write_rows(index_bytes: int) -> Callable[[Emitter, Value, Value], Value]:
         mask, nothing = emit.mask(left), emit.splat(0, BYTES)
 
         def index(i: Value) -> Value:
-            at = emit.add(indices, emit.mul(i, I64(index_bytes)))
-            return emit.read(at, I64) if index_bytes == 8 else emit.sext(emit.read(at, I32), I64)
+            return row_number(emit, indices, i, index_bytes)
 
         def source(number: Value) -> Value:
             return emit.add(codes, emit.mul(number, width))
@@ -91,36 +92,3 @@ def write_rows(index_bytes: int) -> Callable[[Emitter, Value, Value], Value]:
 
 
 ROWS = {size: Kernel(f"embedding_{8 * size}", Rows, write_rows(size)) for size in (4, 8)}
-
-
-class Table:
-    """A table of codes, int8 [entries, width], and scales, float32, one or as many as rows; all lie in one piece."""
-
-    def __init__(self, codes: np.ndarray, scales: np.ndarray):
-        self.codes, self.scales, self.local = codes, scales, threading.local()
-
-    @property
-    def frames(self) -> dict[int, tuple[Frame, Rows]]:
-        """This thread's, by the bytes of an index."""
-        existing: dict[int, tuple[Frame, Rows]] = self.local.__dict__.setdefault("frames", {})
-        return existing
-
-    def prepared(self, index_bytes: int) -> tuple[Frame, Rows]:
-        """The frame for indices of so many bytes."""
-        existing = self.frames
-        if index_bytes not in existing:
-            (height, width), step = self.codes.shape, 4 if self.scales.size > 1 else 0
-            instruction = Rows(
-                codes=place(self.codes), scales=place(self.scales), scale_step=step, count=0, height=height, width=width
-            )
-            frame = frame_of(ROWS[index_bytes].bound(instruction))
-            existing[index_bytes] = frame, Rows.on(frame.instructions[0])
-        return existing[index_bytes]
-
-    def rows(self, indices: np.ndarray, target: int) -> bool:
-        """Writes the rows of some indices, int32 or int64, to an address as float32; False where one is outside."""
-        frame, instruction = self.prepared(indices.itemsize)
-        values, width = indices.size * self.codes.shape[1], self.codes.shape[1]
-        instruction.count, frame.release = indices.size, values >= LONG
-        instruction.past = 4 * values >= PAST_BYTES and width % LANES == 0 and target % LINE == 0
-        return not caller()(frame.address, place(indices), target)

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from quantspec.capture.acting import MARK
+from quantspec.engines import reference_embedding
 from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph, program, rearrange
 from quantspec.ir.float_run import FloatLayer, call_float, check_fits, run_conv
@@ -347,10 +348,16 @@ def embedding(run: Run, step: program.Embedding) -> torch.Tensor:
     if step.bag is None:
         return F.embedding(index, rows, step.padding_idx)
     offsets, weights = (None if name is None else run.values[name] for name in (step.offsets, step.weights))
-    return F.embedding_bag(
+    surrogate = F.embedding_bag(
         index, rows, offsets, mode=step.bag, per_sample_weights=weights,
         include_last_offset=step.include_last_offset, padding_idx=step.padding_idx,
     )  # fmt: skip
+    table, scales = codes.detach().numpy(), scale.detach().numpy()
+    value = reference_embedding.joined(
+        step, reference_embedding.bags_of(step, run.values), lambda index: (table[index], scales[index])
+    )
+    made: torch.Tensor = apply(Replaced, surrogate, value)
+    return made
 
 
 def recurrent_step(run: Run, step: program.Recurrent) -> Any:

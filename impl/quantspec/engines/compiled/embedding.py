@@ -1,19 +1,20 @@
-"""Embeddings: rows of a table by one call of a kernel, and bags of them by torch (DYN-EMBEDDING)."""
+"""Embeddings: rows of a table (DYN-EMBEDDING) and bags of them (DYN-BAG), each by one call of a kernel."""
 
 from typing import Any
 
 import numpy as np
 import torch
 
-from quantspec.engines import reference_dynamic
+from quantspec.engines import reference_embedding
+from quantspec.engines.reference_embedding import Bags, check_inside
 from quantspec.engines.tensors import address, new
 from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Embedding
-from quantspec.kernels.embedding import Table
+from quantspec.kernels.table import Table
 
 
 class CompiledEmbedding:
-    """An embedding whose rows a kernel dequantizes. ``__call__(values)`` as ``reference_dynamic.embedding``.
+    """An embedding whose rows and bags a kernel makes. ``__call__(values)`` as ``reference_embedding.embedding``.
 
     UnsupportedError for a table that the kernel does not take.
     """
@@ -28,11 +29,23 @@ class CompiledEmbedding:
         self.table, self.width = Table(codes, scales), codes.shape[1]
 
     def __call__(self, values: dict[str, Any]) -> torch.Tensor:
-        return reference_dynamic.embedding(self.step, values, self.rows)
+        return reference_embedding.embedding(self.step, values, self)
 
     def rows(self, step: Embedding, index: np.ndarray) -> torch.Tensor:
-        """As ``reference_dynamic.table_rows``."""
+        """As ``reference_embedding.Table.rows``."""
         result = new((len(index), self.width))
         if len(index) and not self.table.rows(np.ascontiguousarray(index), address(result)):
-            reference_dynamic.check_inside(step, index)
+            check_inside(step, index)
+        return result
+
+    def bags(self, step: Embedding, chosen: Bags) -> torch.Tensor:
+        """As ``reference_embedding.Table.bags``."""
+        count = len(chosen.starts) - 1
+        result = new((count, self.width))
+        mode = "weighted" if chosen.weights is not None else str(step.bag)
+        padding = -1 if step.padding_idx is None else step.padding_idx
+        index, weights = np.ascontiguousarray(chosen.index), chosen.weights
+        weights = None if weights is None else np.ascontiguousarray(weights)
+        if count and not self.table.bags(index, chosen.starts, weights, mode, padding, address(result)):
+            check_inside(step, chosen.index)
         return result
