@@ -23,9 +23,9 @@ FLOAT32, OWN_CHOICE = "f32", ""
 
 def quantized(source: Path, batches: Iterable[torch.Tensor], transformer: bool, target: Path) -> Path:
     """The network of a file of ONNX with NNCF's static codes, as a file of OpenVINO's."""
-    data = nncf.Dataset([batch.numpy() for batch in batches])
-    kind = nncf.ModelType.TRANSFORMER if transformer else None
-    openvino.save_model(nncf.quantize(openvino.Core().read_model(source), data, model_type=kind), target)
+    data = [batch.numpy() for batch in batches]
+    settings = {"subset_size": len(data), "model_type": nncf.ModelType.TRANSFORMER if transformer else None}
+    openvino.save_model(nncf.quantize(openvino.Core().read_model(source), nncf.Dataset(data), **settings), target)
     return target
 
 
