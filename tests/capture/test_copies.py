@@ -80,6 +80,53 @@ def test_a_recurrent_layer_of_a_copy_reads_the_copy_s_weights(kind):
     assert not torch.equal(twin(x)[0], before) and torch.equal(layer(x)[0], before)
 
 
+@pytest.mark.parametrize("make", [copies.own_copy, copies.run_copy])
+@clause("STA-UNTOUCHED")
+def test_the_copy_of_what_was_compiled_in_place_computes_by_itself(make):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model._compiled_call_impl = model._call_impl  # as model.compile() does
+    twin, x = make(model), torch.randn(8, 3)
+    twin[0](x), twin(x)
+    assert twin[0].num_batches_tracked == 2 and model[0].num_batches_tracked == 0
+    assert not torch.equal(twin[0].running_mean, model[0].running_mean)
+
+
+@clause("STA-UNTOUCHED")
+def test_a_buffer_that_refuses_to_be_copied_is_the_models_own():
+    model = nn.BatchNorm1d(3)
+    model.running_mean = model.weight * 2  # torch copies nothing that has a history
+    twin = copies.run_copy(nn.Sequential(model))[0]
+    assert twin.running_mean is model.running_mean and twin._buffers is not model._buffers
+
+
+@clause("STA-SAME", "STA-UNTOUCHED")
+def test_copies_of_tensors_are_what_deepcopy_gives():
+    x = torch.randn(4, 3)
+    held = {
+        "plain": x, "part": x[1:, ::2], "turned": x.t(), "expanded": x[:1].expand(5, 3), "grad": x.clone(),
+        "sparse": x.to_sparse(), "meta": x.to("meta"), "marked": x.clone(), "empty": x[:0], "conj": torch.ones(2) * 1j,
+        "none": None, "parameter": nn.Parameter(x.clone(), requires_grad=False),
+    }  # fmt: skip
+    held["grad"].requires_grad_()
+    held["marked"].told = ["something"]
+    held["conj"] = held["conj"].conj()
+    memo = {}
+    for name, value in held.items():
+        twin = copies.tensor_copy(value, memo)
+        assert type(twin) is type(value) and copies.tensor_copy(value, memo) is twin, name
+        if value is None:
+            continue
+        assert twin is not value and twin.layout == value.layout and twin.device == value.device
+        assert (twin.shape, twin.dtype, twin.requires_grad) == (value.shape, value.dtype, value.requires_grad)
+        if value.device.type == "cpu":
+            assert torch.equal(twin.to_dense(), value.to_dense()), name
+        if value.layout is torch.strided:
+            assert twin.stride() == value.stride() and twin.storage_offset() == value.storage_offset(), name
+    assert memo[id(held["marked"])].told == ["something"] and memo[id(held["marked"])].told is not held["marked"].told
+    one, other = (memo[id(held[name])].untyped_storage()._cdata for name in ("plain", "part"))
+    assert one == other != x.untyped_storage()._cdata
+
+
 @clause("STA-SAME")
 @pytest.mark.parametrize("change, path", [
     (lambda m: m.seen.add_(1), "seen"), (lambda m: m.view.add_(1), "seen"), (lambda m: m.cache.update(x=1), "cache"),

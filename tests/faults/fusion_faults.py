@@ -9,8 +9,8 @@ FAULTS = [
     Fault(
         "observed-before-the-relu", 'ir.float_run', ("FUS-RANGE",),
         "A hook on the linear module sees its output, and the ReLU that it was fused with comes only afterwards.",
-        '            values[node.name] = run_node(node, values, graph.callables)',
-        '            values[node.name] = run_node(node, values, graph.callables)\n'
+        '            values[node.name] = value = compute(node, values, graph.callables)',
+        '            values[node.name] = value = compute(node, values, graph.callables)\n'
         '            if isinstance(node, Layer) and '
         'node.relu:\n                seen(node.name, run_layer(replace(node, relu=False), values[node.x]))',
     ),

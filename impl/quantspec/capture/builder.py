@@ -23,7 +23,7 @@ from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
 from quantspec.ir.traverse import refs
 
-from . import aliases, layers, norms, operators, resizing  # noqa: F401  # resizing adds to operators' tables
+from . import aliases, copies, layers, norms, operators, resizing  # noqa: F401  # resizing adds to operators' tables
 from .operators import public
 
 NO_INTEGER_FORM = "has no integer form here"
@@ -215,10 +215,10 @@ class GraphBuilder:
             what, name = None, target
         if (kind, name) not in self.callables and kind != "method":
             if kind == "module":
-                what = copy.deepcopy(self.modules[target])
+                what = copies.copied(self.modules[target], share=False)
                 for part in what.modules():
                     if hasattr(part, "inplace"):
-                        part.inplace = False
+                        setattr(part, "inplace", False)  # noqa: B010  # torch says that attributes are modules
             elif kind == "attribute":
                 value = self.attribute(target)
                 what = value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)

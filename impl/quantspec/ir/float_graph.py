@@ -354,7 +354,7 @@ def node_reads(node: Node) -> list[str]:
 
 def renamed(node: Node, alias: dict[str, str]) -> Node:
     """The node reading what its inputs are called now."""
-    if not any(name in alias for name in node_reads(node)):
+    if not alias or not any(name in alias for name in node_reads(node)):
         return node
 
     def new(name: str) -> str:

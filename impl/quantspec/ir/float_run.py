@@ -15,6 +15,8 @@ from .float_graph import Add, Conv, FloatGraph, Layer, Linear, Node
 from .program import Call, Callables, Ref
 from .traverse import replace_refs
 
+# What gives the value of a node, from those that there are and what calls call.
+Compute = Callable[[Node, dict[str, Any], Callables], Any]
 WeightStep = program.Linear | program.Conv | program.LinearDynamic | program.LinearWeight
 
 
@@ -49,34 +51,6 @@ def call_float(step: Call, callables: Callables, value: Callable[[str], Any]) ->
     return what if step.kind == "attribute" else what(*args, **kwargs)
 
 
-def ignore(name: str, value: Any = None) -> None:
-    """What ``run`` calls where nobody looks."""
-
-
-def run(
-    graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None] = ignore,
-    ran: Callable[[str], None] = ignore,
-) -> Any:  # fmt: skip
-    """The output of the float network; calls ``seen(name, value)`` for every tensor that a node makes, and every input,
-    and ``ran(name)`` behind every node.
-
-    Values are forgotten after their last reader. Raises ValueError naming the layer when an input does not fit it.
-    """
-    values = bind(graph.inputs, graph.defaults, batch)
-    for name in graph.inputs:
-        if isinstance(values[name], torch.Tensor):
-            seen(name, values[name])
-    with torch.no_grad():
-        for node, done in zip(graph.nodes, graph.last):
-            values[node.name] = run_node(node, values, graph.callables)
-            ran(node.name)
-            if isinstance(values[node.name], torch.Tensor):
-                seen(node.name, values[node.name])
-            for name in done:
-                del values[name]
-    return replace_refs(graph.output, values.__getitem__)
-
-
 def run_node(node: Node, values: dict[str, Any], callables: Callables) -> Any:
     """The value that a node makes in float."""
     if isinstance(node, Layer):
@@ -97,6 +71,33 @@ def run_layer(node: Layer, x: torch.Tensor) -> torch.Tensor:
         return y
     # Nobody else has the layer's output yet.
     return y.relu_() if node.ceiling == float("inf") else y.clamp_(0, node.ceiling)
+
+
+def ignore(name: str, value: Any) -> None:
+    """What ``run`` calls where nobody looks."""
+
+
+def run(
+    graph: FloatGraph, batch: Any, seen: Callable[[str, torch.Tensor], None] = ignore, compute: Compute = run_node,
+) -> Any:  # fmt: skip
+    """The output of the float network; calls ``seen(name, value)`` for every tensor that a node makes, and every input.
+    ``compute`` gives the value of a node.
+
+    Values are forgotten after their last reader. Raises ValueError naming the layer when an input does not fit it.
+    """
+    values = bind(graph.inputs, graph.defaults, batch)
+    for name in graph.inputs:
+        if isinstance(values[name], torch.Tensor):
+            seen(name, values[name])
+    with torch.no_grad():
+        for node, done in zip(graph.nodes, graph.last):
+            values[node.name] = value = compute(node, values, graph.callables)
+            if isinstance(value, torch.Tensor):
+                seen(node.name, value)
+            del value
+            for name in done:
+                del values[name]
+    return replace_refs(graph.output, values.__getitem__)
 
 
 def check_fits(layer: Layer | WeightStep, shape: tuple[int, ...]) -> None:

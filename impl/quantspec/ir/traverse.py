@@ -29,9 +29,13 @@ def replace_refs(tree: Any, value: Callable[[str], Any]) -> Any:
 
 def refs(tree: Any) -> list[str]:
     """The names of all values that ``tree`` refers to, in order, with repetitions."""
-    names: list[str] = []
-    replace_refs(tree, names.append)
-    return names
+    if isinstance(tree, Ref):
+        return [tree.name]
+    if isinstance(tree, (tuple, list)):
+        return [name for item in tree for name in refs(item)]
+    if isinstance(tree, dict):
+        return [name for item in tree.values() for name in refs(item)]
+    return refs((tree.start, tree.stop, tree.step)) if isinstance(tree, slice) else []
 
 
 # Fields of steps that name values; ``args``, ``kwargs`` and ``state`` are trees with Refs.

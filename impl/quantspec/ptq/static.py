@@ -1,6 +1,6 @@
 """Static quantization: prepare, calibrate, convert (chapter 5)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ from .conversion import Converter, with_own_biases
 from .exclude import listed, without
 from .options import Options, checked
 from .placement import Placement
-from .work import NO_PART, Macs, PerNode, Products, nothing_in, report_of_network, report_of_parts, warn_of_float
+from .work import NO_PART, Macs, PerNode, nothing_in, report_of_network, report_of_parts, warn_of_float
 
 Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver
 
@@ -81,9 +81,8 @@ class Prepared(nn.Module):
 
     def observe_and_count(self, batch: Any) -> Any:
         """``observe_graph``, with the work of each node counted."""
-        with Products() as products:
-            nodes = PerNode(products)
-            output = self.observe_graph(batch, nodes.ran)
+        nodes = PerNode()
+        output = self.observe_graph(batch, nodes.compute)
         self.macs = nodes.macs
         return output
 
@@ -91,8 +90,8 @@ class Prepared(nn.Module):
         """What observes unless a batch has shown the graph to be the model."""
         return None if self.capture is None or self.capture.whole_agrees else self.capture
 
-    def observe_graph(self, batch: Any, ran: Callable[[str], None] = float_run.ignore) -> Any:
-        """The float graph's output, observed; ``ran`` is called behind each node."""
+    def observe_graph(self, batch: Any, compute: float_run.Compute = float_run.run_node) -> Any:
+        """The float graph's output, observed; ``compute`` gives the value of a node."""
         fresh = dict(self.observers)
 
         def see(name: str, value: torch.Tensor) -> None:
@@ -104,7 +103,7 @@ class Prepared(nn.Module):
 
         random = torch.get_rng_state()  # an operation of the graph may draw from it
         try:
-            output = float_run.run(self.graph, batch, see, ran)
+            output = float_run.run(self.graph, batch, see, compute)
         finally:
             torch.set_rng_state(random)
         self.observers = fresh

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quantspec.capture import calls, copies, tracer
 from quantspec.ir import float_graph, float_run
 from quantspec.ir.float_graph import FloatGraph
-from quantspec.ir.program import Call, Embedding, Layer, Program, Recurrent
+from quantspec.ir.program import Call, Callables, Embedding, Layer, Program, Recurrent
 from quantspec.module.report import EXCLUDED, FLOAT, INT8, PYTHON, Report, Work, report
+from quantspec.module.size import macs as macs_of
 
 from .exclude import excluded
 
@@ -107,20 +108,31 @@ COUNTS: dict[str, Callable[[Any, Any], int]] = {
 
 
 class PerNode:
-    """The multiply-accumulates of each node of a float graph, while it runs; ``ran`` is called behind each."""
+    """The multiply-accumulates of each node of a float graph, which runs with ``compute``. What a layer takes follows
+    from shapes, and operations take none: torch is watched at calls alone, unless it is ``watched`` already."""
 
-    def __init__(self, products: Products):
-        self.products, self.macs = products, Counter[str]()
+    def __init__(self, watched: Products | None = None):
+        self.products, self.watch = watched or Products(), watched is None
+        self.macs = Counter[str]()
 
-    def ran(self, name: str) -> None:
-        self.macs[name] += self.products.take()
+    def compute(self, node: float_graph.Node, values: dict[str, Any], callables: Callables) -> Any:
+        """The value of a node."""
+        if not self.watch or isinstance(node, Call):
+            with self.products if self.watch else contextlib.nullcontext():
+                value = float_run.run_node(node, values, callables)
+            self.macs[node.name] += self.products.take()
+        else:
+            value = float_run.run_node(node, values, callables)
+            if isinstance(node, float_graph.Layer | float_graph.Recurrent):
+                self.macs[node.name] += macs_of(node, values[node.x].shape, getattr(value, "shape", ()))
+        return value
 
 
 def of_graph(graph: FloatGraph, batch: Any) -> Macs:
     """Of each node of a graph, on a batch."""
-    with copies.undisturbed(), Products() as products:
-        nodes = PerNode(products)
-        float_run.run(graph, batch, ran=nodes.ran)
+    nodes = PerNode()
+    with copies.undisturbed():
+        float_run.run(graph, batch, compute=nodes.compute)
     return nodes.macs
 
 
@@ -139,7 +151,7 @@ def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsW
                     pattern, tensors = calls.call_of(forward, args, kwargs)
                     if (graph := graphs[path].get(pattern)) is not None:
                         nodes = parts.setdefault((path, pattern), PerNode(products))
-                        return float_run.run(graph, tuple(tensors), ran=nodes.ran)
+                        return float_run.run(graph, tuple(tensors), compute=nodes.compute)
             places.append(path)
             try:
                 return forward(*args, **kwargs)
