@@ -136,6 +136,8 @@ def test_known_backends_and_those_of_others_are_found():
     assert registry.find("my_package.my_module:MyBackend").factory == "my_package.my_module:MyBackend"
     with pytest.raises(ValueError, match="backend: expected one of torch-x86, .*, quantspec-.*, got 'best'"):
         registry.find("best")
+    with pytest.raises(ValueError, match="one of quantspec-exact, .*'quantspec-onx'; did you mean quantspec-onnx"):
+        registry.find("quantspec-onx")
     for name in registry.ENTRIES:
         assert isinstance(registry.why_not_installed(name), str)
     assert not registry.installed("nowhere.at_all:Backend") and registry.installed("json:Backend")

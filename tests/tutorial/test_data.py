@@ -115,8 +115,8 @@ def test_without_mnist_the_digits_stand_in_with_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "fetch", fail)
     d = data.load(timeout=0.5)
-    why = "the download failed, the network is unreachable"
-    assert d.name == "digits" and d.note == f"scikit-learn's digits instead of MNIST: {why}"
+    why = "download failed: the network is unreachable"
+    assert d.name == "digits" and d.note == f"digits instead of MNIST ({why})"
     assert d.x_train.shape == (1347, 1, 8, 8) and d.x_test.shape == (450, 1, 8, 8)
     assert float(d.x_train.min()) == -1 and float(d.x_train.max()) == 1 and d.x_train.dtype == torch.float32
     assert sorted(set(d.y_test.tolist())) == list(range(10))
@@ -179,7 +179,7 @@ def test_a_connection_that_breaks_in_the_middle_leads_to_the_digits(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("QUANTSPEC_DATA", raising=False)
     monkeypatch.setattr(data, "fetch", fail)
-    assert data.load().note.endswith("the download failed, IncompleteRead(4 bytes read, 6 more")
+    assert data.load().note.endswith("(download failed: IncompleteRead(4 bytes read, 6 more)")
 
 
 def test_a_failed_download_is_one_short_line(tmp_path, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_failed_download_is_one_short_line(tmp_path, monkeypatch):
     monkeypatch.delenv("QUANTSPEC_DATA", raising=False)
     monkeypatch.setattr(data, "fetch", fail)
     note = data.load().note
-    assert note.endswith("the download failed, Name or service not known") and len(note) < 100
+    assert note.endswith("(download failed: Name or service not known)") and len(note) < 80
 
 
 def test_labels_that_are_no_digits_are_refused(tmp_path):

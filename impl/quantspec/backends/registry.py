@@ -79,13 +79,16 @@ ENTRIES: dict[str, Entry] = {
 
 
 def find(name: str) -> Entry:
-    """The entry of a known backend, or one for ``my_package.my_module:MyBackend``. ValueError listing the known ones
-    for anything else."""
+    """The entry of a known backend, or one for ``my_package.my_module:MyBackend``. ValueError for anything else,
+    listing the known ones: quantspec's own where the name begins like theirs, and all others otherwise."""
     if name in ENTRIES:
         return ENTRIES[name]
     if ":" in name:
         return Entry(name, name)
-    raise ValueError(expected_one_of("backend", ENTRIES, name, others=", or module:attribute"))
+    of_ours = name.startswith("quantspec")
+    listed = [known for known in ENTRIES if known.startswith("quantspec-") == of_ours]
+    others = ", or module:attribute" if of_ours else ", quantspec-DIALECT, or module:attribute"
+    raise ValueError(expected_one_of("backend", listed, name, others=others))
 
 
 def why_not_installed(name: str) -> str:

@@ -65,15 +65,15 @@ def load(root: str | os.PathLike[str] | None = None, *, download: bool = True, t
     local = Path("data")
     if (local / "MNIST").exists():
         return mnist(local, "found in the current folder")
-    why = "downloading is switched off"
+    why = "downloads are switched off"
     if download:
         try:
             fetch(local, timeout)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
-            why = f"the download failed, {short(error)}"
+            why = f"download failed: {short(error)}"
         else:
             return mnist(local, "just downloaded")
-    return digits(f"scikit-learn's digits instead of MNIST: {why}")
+    return digits(f"digits instead of MNIST ({why})")
 
 
 def short(error: Exception) -> str:
