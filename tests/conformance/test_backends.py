@@ -13,7 +13,7 @@ from quantspec.backends import protocol, registry
 from quantspec.backends.outcome import outcome
 from quantspec.backends.reference import ReferenceBackend
 from quantspec.backends.worker import Worker
-from quantspec.conformance import checks, results
+from quantspec.conformance import checks, results, run
 from quantspec.conformance.draw_bulk import GENERATORS, bulk
 from quantspec.conformance.session import Session, Undecided, Violation, answer_of, parts
 from quantspec.numerics.affine import QParams
@@ -36,6 +36,14 @@ def started(name: str, **options) -> Worker:
         return Worker(name, **options)
     except protocol.NotOffered as error:
         pytest.skip(f"{name} is not offered: {error}")
+
+
+def test_a_single_example_can_be_asked_for():
+    """Of the calls beyond the ordinary ones, of which half as many are drawn, it is one too."""
+    check = next(check for check in checks.CHECKS if check.beyond is not None and check.clause != "BAK-DIALECT")
+    with Worker("quantspec-exact") as worker:
+        (finding,) = run.examine(check, Session(worker), 1)
+    assert finding.outcome == "pass" and finding.examples == 2
 
 
 @clause(*CLAUSES)

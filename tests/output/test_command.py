@@ -34,6 +34,13 @@ def test_a_backend_that_is_nowhere_is_answered_with_what_is_missing(capsys):
     assert "got 'onnxruntme'; did you mean onnxruntime" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["--examples 0", "--examples -1", "--seconds 0", "--seconds nan"])
+def test_numbers_that_ask_for_nothing_are_refused_before_a_backend_starts(words, capsys):
+    option, number = words.split()
+    assert cli.main(["conformance", "--backend", "quantspec-exact", option, number]) == 2
+    assert f"{option}: expected" in (said := capsys.readouterr().err) and said.endswith(f"got {number}\n")
+
+
 def test_recorded_results_that_are_not_there_are_asked_for(tmp_path, monkeypatch, capsys):
     """As in an installed package, which has the chapters, and why divergences are known, but no results."""
     (tmp_path / "results").mkdir()

@@ -68,7 +68,11 @@ def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.
 
 def conformance(options: argparse.Namespace) -> int:
     """``quantspec conformance``: 0 when every divergence is known, 1 otherwise. Raises ValueError for unknown backends
-    and broken adapters."""
+    and broken adapters, and for numbers that are not above 0."""
+    if options.examples < 1:
+        raise ValueError(f"--examples: expected at least 1, got {options.examples}")
+    if not options.seconds > 0:
+        raise ValueError(f"--seconds: expected more than 0, got {options.seconds:g}")
     console = Console()
     import_from_here()
     wanted = [] if options.recorded else options.backend or [*OWN, *PEERS]

@@ -112,7 +112,7 @@ def examine(check: Check, session: Session, examples: int) -> list[Finding]:
 
     for_all(check.calls, holds, examples=examples, start=CHECK_SEED)
     if check.beyond is not None:
-        for_all(check.beyond, holds, examples=examples // 2, start=CHECK_SEED)
+        for_all(check.beyond, holds, examples=(examples + 1) // 2, start=CHECK_SEED)
     if broken.violations:
         findings = failures(check, session, list(broken.violations.values()))
     elif decided:
