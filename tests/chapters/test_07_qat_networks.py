@@ -122,10 +122,42 @@ class Computed(nn.Module):
         return self.head(torch.cat([self.act(torch.softmax(joined, 1)), self.cell(y, z) + self.sequence(y)[0]], 1))
 
 
+class Resized(nn.Module):
+    """Codes between layers, resized to a size, by a factor, and to the size of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 5, 3)
+
+    def forward(self, x):
+        y = F.relu(self.first(x))
+        z = self.middle(F.interpolate(y, scale_factor=(2.0, 1.5), mode="bilinear"))
+        y = F.interpolate(F.max_pool2d(y, 2), size=z.shape[2:], mode="bilinear", align_corners=True) + z
+        return self.last(F.interpolate(y, size=(4, 5), mode="bilinear")).mean((2, 3))
+
+
+class Attending(nn.Module):
+    """Attention to others, with one parameter for all projections and with one for each; an LSTM without biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys, self.values, self.head = nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(8, 5)
+        self.one, self.three = nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2)
+        self.apart = nn.MultiheadAttention(8, 2, kdim=8, vdim=6)
+        self.lstm = nn.LSTM(8, 8, bias=False)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        k, v = self.keys(x).relu(), self.values(x).relu()
+        y = self.one(x, k, k)[0] + self.three(x, k, x)[0] + self.apart(x, k, v)[0]
+        return self.head(y + self.lstm(x)[0]).mean(0)
+
+
 NETWORKS = {
     "mlp": (lambda: MLP(20), (20,)), "lenet": (lambda: LeNet(12), (1, 12, 12)), "residual": (Residual, (3, 7, 7)),
     "lstm": (Reader, (5, 8)), "words": (Words, None), "bag": (Bag, None), "python": (Python, (8,)),
     "normalised": (networks.Normalised, (4,)), "both": (Both, (3, 4, 4)), "computed": (Computed, None),
+    "resized": (Resized, (3, 7, 6)), "attending": (Attending, (4, 8)),
 }  # fmt: skip
 
 
