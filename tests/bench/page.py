@@ -27,7 +27,8 @@ OpenVINO rounds to bfloat16 inside a float32 network where the processor multipl
 to. It is measured both ways: told to stay with float32, it is among the float32 peers; as it is by itself, it has a
 column of its own, which is empty where it keeps to float32. NNCF's int8 network is measured both ways too, since part
 of it stays in float; the faster counts. torch.compile and torchao's pt2e are compiled by inductor, for up to a minute
-each, and so they are tried in few rows and on one thread.
+each, and so they are tried in few rows and on one thread; pt2e is calibrated with batches of the row's own shape, as it
+is exported for one.
 
 | column | meaning |
 | --- | --- |

@@ -208,7 +208,8 @@ class Models:
             if compiled:
                 add("torch.compile", FLOAT32, lambda: compiled_call(self.model, batch))
                 if self.row.kind != WEIGHTS_ALONE:
-                    data, dynamic = calibration(replace(self.row, shape=tuple(batch.shape))), self.row.kind == DYNAMIC
+                    sized = replace(self.row, shape=tuple(batch.shape))  # what is exported has one shape
+                    data, dynamic = [sized.batch(100 + seed) for seed in range(CALIBRATION)], self.row.kind == DYNAMIC
                     add("torchao pt2e", INT8, lambda: inductor.call(self.model, data, batch, dynamic))
             for name, path in self.onnx.items():
                 kind, label = (FLOAT32, "onnxruntime") if name == FLOAT32 else (INT8, f"onnxruntime {name}")
