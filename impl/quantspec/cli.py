@@ -113,7 +113,7 @@ def run_tutorial(options: argparse.Namespace) -> int:
         dataset = data.load(options.data)
         console = Console()
         if dataset.note:
-            console.print(dataset.note, highlight=False, soft_wrap=True)
+            console.print(dataset.note, highlight=False, soft_wrap=True, markup=False)
         model = models.trained(dataset, cache=options.cache, seed=options.seed)
         result = tutorial.run(model, dataset, variants=variants, batches=batches, reduce_range=options.reduce_range)
         show(result, console)
@@ -140,7 +140,7 @@ def show_zoo(options: argparse.Namespace) -> int:
         found = [row for _, row in zip(progress(names, "zoo"), zoo.rows(names))]
         console = Console()
         console.print(zoo.table(found))
-        say = functools.partial(console.print, highlight=False, soft_wrap=True)
+        say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
         for row in found:
             if row.same_sqnr is not None:
                 both = f"torch.ao makes {row.peer_layers} of {row.layers} layers int8"

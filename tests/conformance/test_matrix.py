@@ -106,6 +106,16 @@ def test_pages_come_from_recorded_results_without_asking_any_backend(tmp_path, c
     assert (tmp_path / "conformance.md").exists() and (tmp_path / "out" / "page.html").exists()
 
 
+def test_a_backend_that_is_missing_is_told_with_the_extra_that_brings_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "OWN", ())
+    monkeypatch.setattr(command, "PEERS", ("onnxruntime",))
+    missing = "not installed: there is no module onnx; pip install 'quantspec[onnx]'"
+    monkeypatch.setattr(registry, "why_not_installed", lambda name: missing)
+    (tmp_path / "results").mkdir()
+    cli.main(["conformance", "--write", str(tmp_path)])
+    assert capsys.readouterr().out.startswith(f"onnxruntime: {missing}\n")
+
+
 def test_a_divergence_without_a_reason_fails_and_so_does_a_reason_without_a_divergence(tmp_path, capsys):
     results.write(tmp_path / "results", made())
     of = 'backend = "mine"\nclause = "BAK-NAN"\noperation = "*"\nshapes = ["other codes"]\n'

@@ -85,12 +85,12 @@ def conformance(options: argparse.Namespace) -> int:
     unexplained: list[str] = []
     for name, reason in reasons.items():
         if reason:
-            console.print(f"{name}: {reason}", highlight=False)
+            console.print(f"{name}: {reason}", highlight=False, soft_wrap=True, markup=False)
     for examination in examined([name for name, reason in reasons.items() if not reason], options):
         if isinstance(examination, Absent):
             if options.backend:
                 raise ValueError(f"backend {examination.text}")
-            console.print(examination.text, highlight=False)
+            console.print(examination.text, highlight=False, soft_wrap=True, markup=False)
             if examination.broken:
                 unexplained.append(examination.text)
         else:
@@ -115,7 +115,7 @@ def conformance(options: argparse.Namespace) -> int:
         options.html.write_text(report_html.page(found, recorded), encoding="utf-8")
     unexplained += results.complaints(found, recorded)
     for line in unexplained:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     clauses, divergences = len(report_markdown.places(found)), report_markdown.divergences(found)
     counts = f"{len(found)} backends, {clauses} clauses, {divergences} divergences, {len(unexplained)} unexplained"
     print(f"conformance: {counts}")
