@@ -147,6 +147,8 @@ FORMS: dict[str, tuple[str, Callable[[], Written], list[str]]] = {
     "nearest": ("conv", lambda: lambda x: F.interpolate(x, scale_factor=2), ["move"]),
     "nearest, exact": ("conv", lambda: nn.Upsample(size=(5, 7), mode="nearest-exact"), ["move"]),
     "bilinear": ("conv", lambda: lambda x: F.interpolate(x, size=(5, 7), mode="bilinear"), ["bilinear"]),
+    "bicubic": ("conv", lambda: lambda x: F.interpolate(x, size=(5, 7), mode="bicubic"), ["float interpolate"]),
+    "by areas": ("conv", lambda: lambda x: F.interpolate(x, size=(5, 7), mode="area"), ["float interpolate"]),
     "pixel shuffle": ("conv 1", lambda: nn.PixelShuffle(2), ["move"]),
     "channel shuffle": ("conv", lambda: nn.ChannelShuffle(2), ["move"]),
     "flatten": ("linear", lambda: lambda x: x.unflatten(1, (2, 4)).flatten(1), ["move", "move"]),
