@@ -1,9 +1,12 @@
 """What surrounds a call: torch's inference mode, autocast, default dtype and default device, which decide over nothing
-that is made here (STA-SURROUNDINGS)."""
+that is made here (STA-SURROUNDINGS); and the line that it comes from."""
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
+from itertools import takewhile
+from traceback import walk_stack
 from typing import Any, TypeVar, cast
 
 import torch
@@ -50,3 +53,10 @@ def put_back() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+def level_of_caller() -> int:
+    """``stacklevel`` of a warning that is to name the line outside the package, and torch, from which it was called."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in walk_stack(sys._getframe(1)))
+    ours = takewhile(lambda name: name.startswith(("quantspec.", "torch.")), names)
+    return 1 + sum(1 for _ in ours)

@@ -156,13 +156,63 @@ def test_no_rows_give_no_rows_and_no_inputs_give_the_bias():
     assert q(torch.zeros(0, 4)).shape == (0, 3)
 
 
+@st.composite
+def broken_rows(draw, x):
+    """Rows of which some hold a NaN or infinities, and which do."""
+    x, bad = x.copy(), np.zeros(len(x), bool)
+    for row in draw(st.lists(st.integers(0, len(x) - 1), min_size=1, max_size=3)):
+        x[row, draw(st.integers(0, x.shape[1] - 1))] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+        bad[row] = True
+    return x, bad
+
+
 @clause("DYN-FINITE")
+@pytest.mark.filterwarnings("ignore:values are NaN")
+@given(layers(1), st.booleans(), st.sampled_from(["auto", "reference"]), st.data())
+def test_rows_that_are_not_finite_have_no_part_in_the_range(layer, per_row, engine, data):
+    x, w_q, w, bias = layer
+    x, bad = data.draw(broken_rows(x))
+    step = program.LinearDynamic("y", "x", "layer", w_q, bias, w, False, per_row)
+    run = registry.engine(engine)(program.Program("onnx", ("x",), {}, (step,), program.Ref("y")))
+    found = run({"x": torch.from_numpy(x)}).numpy()
+    # The others are as if they came alone.
+    assert np.array_equal(found[~bad], run({"x": torch.from_numpy(x[~bad])}).numpy())
+    grids = [(float(s), 0) for s in np.broadcast_to(w.scale, len(w_q))]
+    expected = [spec.linear_not_finite(row, w_q.tolist(), grids) for row in x[bad].tolist()]
+    assert np.array_equal(found[bad], np.array(expected, np.float32), equal_nan=True)
+
+
+@clause("DYN-FINITE")
+@pytest.mark.filterwarnings("ignore:values are NaN")
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@given(st.integers(0, 999), st.sampled_from(["LSTM", "GRU", "RNN"]), st.booleans())
+def test_a_nan_in_a_sequence_spoils_what_follows_it_and_no_other_sequence(engine, seed, kind, both):
+    torch.manual_seed(seed)
+    model = getattr(nn, kind)(5, 6, 2, bidirectional=both).eval()
+    q, x = qs.quantize_dynamic(model, engine=engine), torch.randn(7, 4, 5)
+    x[seed % 7, 2, seed % 5] = torch.nan
+    with torch.no_grad():
+        expected = parts_of(model(x))
+    for a, b in zip(parts_of(q(x)), expected, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+    x[:, 2] = torch.nan
+    others = [0, 1, 3]
+    for a, b in zip(parts_of(q(x)), parts_of(q.run_on("reference")(x[:, others])), strict=True):
+        assert torch.equal(a[:, others], b) and a[:, 2].isnan().all()
+
+
+def parts_of(result):
+    """The output of a recurrent layer and its state."""
+    output, state = result
+    return [output, *(state if isinstance(state, tuple) else [state])]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_infinity_are_refused(bad):
-    x = networks.inputs(3)
+def test_a_range_with_nan_or_infinity_makes_no_grid(bad):
+    x = networks.inputs(3).numpy()
     x[1, 2] = bad
     with pytest.raises(ValueError, match="x: expected finite values"):
-        qs.quantize_dynamic(networks.seeded(networks.Perceptron))(x)
+        EXACT.quantize_dynamic(x)
 
 
 @clause("DYN-STATELESS")

@@ -116,7 +116,8 @@ def test_callers_at_once():
     assert pool.busy[0] == 0
 
 
-def test_nan_is_refused():
+@pytest.mark.filterwarnings("ignore:values are NaN")
+def test_nan_is_found():
     r = np.random.default_rng(0)
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, 50, 70)
@@ -125,8 +126,7 @@ def test_nan_is_refused():
         values = torch.zeros(1, 50)
         values[0, 7] = float("nan")
         for _ in range(2):
-            with pytest.raises(ValueError, match="expected numbers, got 1 NaN"):
-                engine({"x": values})
+            assert engine({"x": values}).isnan().all()
 
 
 FORKED = """

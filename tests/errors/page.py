@@ -13,7 +13,8 @@ HEAD = """# Errors of the public functions
 
 Written by `make errors` from the tests in `tests/errors/`, which fail if this page is out of date. Each public function
 is called with {inputs} kinds of input in place of one argument. Every call gives a result or a one-sentence error of
-quantspec's own, never one of torch, NumPy or Python. Equal answers are listed together.
+quantspec's own, never one of torch, NumPy or Python. A result is compared with what it has to be, such as that of the
+plain float32 tensor for a view of another type. Equal answers are listed together.
 
 | function | results | errors |
 |---|--:|--:|

@@ -13,6 +13,7 @@ import torch
 
 import quantspec as qs
 
+from . import oracles
 from .inputs import INPUTS, batch, network
 
 CLEAR = (TypeError, ValueError, qs.UnsupportedError, qs.MissingExtraError, OSError)
@@ -95,9 +96,10 @@ def raised_by_us(error: BaseException) -> bool:
 
 
 def cell(function: str, kind: str) -> tuple[str, str]:
-    """How a call ends, ``result``, ``error`` or ``raw``; and its result, or the first words of its error."""
+    """How a call ends, ``result``, ``wrong``, ``error`` or ``raw``; and its result, or the first words of its error."""
     with elsewhere(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        torch.manual_seed(0)  # from which a lazy model's weights are drawn
         given = INPUTS[kind]()
         try:
             result = FUNCTIONS[function](given)
@@ -108,6 +110,8 @@ def cell(function: str, kind: str) -> tuple[str, str]:
             return "error" if known else "raw", f"{type(error).__name__}: {error}"
         except BaseException as error:
             return "raw", f"{type(error).__name__}: {error}"
+        if what := oracles.wrong(function, kind, result):
+            return "wrong", what
         return "result", told(result)
 
 

@@ -2,6 +2,7 @@
 
 from faults.fault import Fault
 
+FINITE = "finite = np.isfinite(x).all(-1)"
 ENDS = "low, high = np.asarray(x.min()), np.asarray(x.max())"
 EXACT_GRID = "grid = affine.qparams(low, high, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)"
 EXACT_OUTPUT = "    unit = np.float64(np.float32(s_x)) * s_w.astype(np.float64)  # exact: 48 bits\n"
@@ -58,14 +59,14 @@ FAULTS = [
         NO_BIAS, NO_BIAS.replace("if bias is None", "if bias is None or not np.size(x)"),
     ),
     Fault(
-        "dynamic-nan-is-zero", "numerics.dialects.dialect", ("DYN-FINITE",),
+        "dynamic-nan-is-zero", "engines.reference_dynamic", ("DYN-FINITE",),
         "NaN is replaced by 0 before the range is measured.",
-        f"        {ENDS}", f"        x = np.where(np.isnan(x), np.float32(0), x)\n        {ENDS}",
+        FINITE, f"x = np.where(np.isnan(x), np.float32(0), x)\n    {FINITE}",
     ),
     Fault(
-        "dynamic-infinity-is-cut", "numerics.dialects.dialect", ("DYN-FINITE",),
-        "Infinities are left out when the range is measured, and saturate afterwards.",
-        ENDS, "low, high = (np.asarray(end(x, initial=0, where=~np.isinf(x)), np.float32) for end in (np.min, np.max))",
+        "dynamic-infinity-is-cut", "engines.reference_dynamic", ("DYN-FINITE",),
+        "Infinities become the largest float32, which leaves the other rows no grid.",
+        FINITE, f"x = np.nan_to_num(x, nan=np.nan)\n    {FINITE}",
     ),
     Fault(
         "dynamic-range-remembered", "numerics.dialects.dialect", ("DYN-STATELESS", "DYN-RANGE"),

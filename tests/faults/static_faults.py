@@ -435,4 +435,20 @@ FAULTS = [
         "The biases of layers stay parameters of the model around the networks that have them.",
         'self.__dict__["biases"] = coded_weights.keep_biases(model, programs)', 'self.__dict__["biases"] = frozenset()',
     ),
+    Fault(
+        "nan-is-zero-in-codes", "engines.not_numbers", ("STA-NAN",),
+        "NaN becomes the code of 0, and nothing tells it from a measurement.",
+        "        self.masks[name] = found.astype(np.uint8)\n", "",
+    ),
+    Fault(
+        "nan-beyond-its-group", "engines.not_numbers", ("STA-NAN",),
+        "A NaN in one group of a convolution spoils the outputs of all groups.",
+        "    result = np.repeat(windows, shape[0] // step.groups, axis=1)",
+        "    result = np.repeat(windows.max(1, keepdims=True), shape[0], axis=1)",
+    ),
+    Fault(
+        "nan-forgotten-by-kernels", "engines.compiled.engine", ("STA-NAN",),
+        "Where the kernels run again with numbers, their outputs are taken as they are.",
+        "return [values.masked(name, y, masks[name]) for name, y in zip(segment.outputs, outputs)]", "return outputs",
+    ),
 ]

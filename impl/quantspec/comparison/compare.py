@@ -195,6 +195,8 @@ def see_batch(
     seen: Seen, fused: float_graph.FloatGraph, places: list[Place], reference: Reference, batch: Any
 ) -> None:
     """Runs both networks on a batch and adds what they give."""
+    if any(x.isnan().any() for x in leaves(float_run.bind(fused.inputs, fused.defaults, batch))):
+        raise ValueError("data: expected numbers, got NaN, with which there is nothing to compare")
     floats: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     outputs_of = {place.name: place.name for place in places} | first_of_recurrent(fused)

@@ -42,9 +42,9 @@ from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 
 from . import reference_dynamic, reference_embedding
+from .not_numbers import Values
 from .tensors import array
 
-Values = dict[str, Any]
 Value = np.ndarray | torch.Tensor
 Seen = Callable[[Step, Any], None]
 
@@ -68,10 +68,11 @@ class Reference:
         """The output for a batch; calls ``seen(step, value)`` with what each step gives: codes as an array, floats as a
         tensor.
 
-        Raises ValueError and TypeError for inputs that do not fit, naming the layer or the argument.
+        Raises ValueError and TypeError for inputs that do not fit, naming the layer or the argument. Who looks at codes
+        is told of no NaN, which is refused there.
         """
         program = self.program
-        values = bind(program.inputs, program.defaults, batch)
+        values = Values(bind(program.inputs, program.defaults, batch), refuse=seen is not ignore)
         with torch.no_grad():
             for step, done in zip(program.steps, self.last):
                 values[step.name] = run_step(step, values, program.callables, self.dialect)
@@ -91,8 +92,9 @@ class Reference:
 
 
 def run_step(step: Step, values: Values, callables: Callables, choices: Dialect) -> Any:
-    """What a step gives."""
-    return STEPS[type(step)](step, values, callables, choices)
+    """What a step gives (STA-NAN)."""
+    result = STEPS[type(step)](step, values, callables, choices)
+    return values.spread(step, result) if values.masks else result
 
 
 def call(step: Call, values: Values, callables: Callables, choices: Dialect) -> Any:
@@ -102,7 +104,8 @@ def call(step: Call, values: Values, callables: Callables, choices: Dialect) -> 
 
 def quantize(step: Quantize, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     grid = step.qparams
-    return choices.quantize(array(values[step.x], step.x), grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
+    x = values.numbers(step.name, array(values[step.x], step.x))
+    return choices.quantize(x, grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
 
 
 def dequantize(step: Dequantize, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:

@@ -10,9 +10,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Cell, Recurrent
+from quantspec.numerics import weight_only
 from quantspec.numerics.affine import QParams, float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 
+from .not_numbers import warn
 from .tensors import array, zeros
 
 State = tuple[torch.Tensor, ...]
@@ -23,13 +25,21 @@ def linear(
     rows: bool,
 ) -> np.ndarray:  # fmt: skip
     """Float32 output [rows, outputs] of a dynamic linear layer; with ``rows`` each row is quantized by a range of its
-    own (DYN-ROWS).
+    own (DYN-ROWS). Rows with NaN or infinities are computed by weights alone (DYN-FINITE).
 
     Raises as ``Dialect.linear_dynamic`` does.
     """
+    x = float32_array(x)
+    finite = np.isfinite(x).all(-1)
+    result = np.empty((len(x), len(w_q)), np.float32)
+    if not finite.all():
+        if np.isnan(x).any():
+            warn()
+        result[~finite] = weight_only.linear(x[~finite], w_q, w, bias)
+        result[finite] = linear(choices, x[finite], w_q, w, bias, reduce_range=reduce_range, rows=rows)
+        return result
     if not rows or len(x) == 1:
         return choices.linear_dynamic(x, w_q, w, bias, reduce_range=reduce_range)
-    result = np.empty((len(x), len(w_q)), np.float32)
     for index in range(len(x)):
         result[index] = choices.linear_dynamic(x[index : index + 1], w_q, w, bias, reduce_range=reduce_range)[0]
     return result
@@ -171,7 +181,8 @@ def gates_of(
 ) -> torch.Tensor:
     """A dynamic layer's output for rows."""
     rows = x.contiguous().numpy()
-    return torch.from_numpy(choices.linear_dynamic(rows, weight, grid, bias, reduce_range=step.reduce_range))
+    layer = choices, rows, weight, grid, bias
+    return torch.from_numpy(linear(*layer, reduce_range=step.reduce_range, rows=False))
 
 
 def one_way(

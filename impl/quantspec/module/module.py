@@ -83,7 +83,10 @@ class QuantizedModule(nn.Module):
         return {step.layer: by_step.get(step.name, self.engine) for step in self.program.layers}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's output, float32. Inputs are float32 tensors in the model's order; they are not modified."""
+        """The network's output, float32. Inputs are float32 tensors in the model's order; they are not modified.
+
+        Outputs that depend on a NaN are NaN (STA-NAN), which a warning says once.
+        """
         if len(args) == 1 and not kwargs and self.compiled.input_name is not None:
             return self.compiled.single(args[0])
         return self.compiled({**dict(zip(self.program.inputs, args, strict=False)), **kwargs})

@@ -69,7 +69,7 @@ def with_room_for_bias(
     least = np.abs(node.bias, dtype=np.float64) / (np.float64(x.scale) * 2.0**30)
     nearest = least.astype(np.float32)
     floor = np.where(nearest < least, np.nextafter(nearest, np.float32(np.inf)), nearest).astype(np.float32)
-    empty = ~node.weight.reshape(len(node.weight), -1).any(axis=1) & (node.bias != 0)
+    empty = ~node.weight.any(axis=tuple(range(1, node.weight.ndim))) & (node.bias != 0)
     scale = np.where(empty, np.maximum(floor, np.float32(2.0**-100)), np.maximum(grid.scale, floor))
     if np.array_equal(scale, grid.scale) or not np.isfinite(scale).all():
         return codes, grid

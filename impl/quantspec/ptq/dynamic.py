@@ -99,7 +99,7 @@ class Quantizer:
     """Makes networks of graphs of a model of ours."""
 
     def __init__(self, model: nn.Module, exclude: str | Sequence[str], options: Options, activations: str | None):
-        self.model, self.exclude, self.options, self.activations = model, exclude, options, activations
+        self.model, self.exclude, self.options, self.activations = model, listed(exclude), options, activations
         self.weights = Weights(options)
 
     def without(self, graph: FloatGraph) -> FloatGraph:
@@ -155,7 +155,7 @@ class Quantizer:
             for path, patterns in found.graphs.items()
         }
         counted = work.of_parts(self.model, found.graphs, args, kwargs)
-        report = work.report_of_parts(found.graphs, programs, counted, found.stops, listed(self.exclude))
+        report = work.report_of_parts(found.graphs, programs, counted, found.stops, self.exclude)
         work.warn_of_float(report, [p for patterns in programs.values() for p in patterns.values()], work.NO_PART)
         networks = {
             path: {pattern: QuantizedModule(program, self.options.engine) for pattern, program in patterns.items()}
@@ -190,7 +190,7 @@ class Quantizer:
                 networks[path] = network
             else:
                 stops += [tracer.Stop(path, step.reason) for step in network.steps if isinstance(step, Call)]
-        report = work.report_of_layers(self.model, networks, stops, listed(self.exclude))
+        report = work.report_of_layers(self.model, networks, stops, self.exclude)
         work.warn_of_float(report, networks.values(), work.NO_PART)
         layers = {path: QuantizedModule(network, self.options.engine) for path, network in networks.items()}
         return QuantizedModel(copies.own_copy(self.model), {}, layers, tuple(stops), report)

@@ -15,18 +15,15 @@ from quantspec.ir.program import Call
 from quantspec.module.report import EXCLUDED
 
 
-def without(graph: FloatGraph, model: nn.Module, exclude: str | Sequence[str]) -> FloatGraph:
-    """The graph in which what comes from the modules named by ``exclude`` stays in float.
+def without(graph: FloatGraph, model: nn.Module, patterns: Sequence[str]) -> FloatGraph:
+    """The graph in which what comes from the modules named by patterns stays in float.
 
     Raises ValueError, with the nearest paths, for a name or pattern that is no module's.
     """
-    patterns = listed(exclude)
     if not patterns:
         return graph
     paths = [path for path, _ in model.named_modules() if path]
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"exclude: expected paths of modules, got {shown(pattern)}")
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3)
             meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -54,10 +51,17 @@ def some_of(paths: Sequence[str]) -> str:
 
 
 def listed(exclude: str | Iterable[str]) -> list[str]:
-    """The patterns, of which a single one may be a text. Raises TypeError for what holds none."""
+    """The patterns, of which a single one may be a text. Raises TypeError for what holds none.
+
+    To be called once: an iterator has its patterns only once.
+    """
     if isinstance(exclude, torch.Tensor) or not isinstance(exclude, Iterable):
         raise TypeError(f"exclude: expected paths of modules, got {shown(exclude)}")
-    return [exclude] if isinstance(exclude, str) else list(exclude)
+    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"exclude: expected paths of modules, got {shown(pattern)}")
+    return patterns
 
 
 def excluded(path: str, patterns: Sequence[str]) -> bool:

@@ -158,14 +158,15 @@ def observing(
         raise ValueError("observer: expected a per-tensor observer without observed values")
     if isinstance(observer, (MSEObserver, HistogramObserver)):  # which search with the codes to be (STA-SEARCH)
         observer = replace(observer, qmin=0, qmax=2 ** (options.bits - options.reduce_range) - 1)
+    patterns = listed(exclude)
     tracer.check_model(model)
     model = copies.own_copy(copies.inside(model), share=share)
 
     def ready(graph: FloatGraph) -> FloatGraph:
-        kept = without(graph, model, exclude)
+        kept = without(graph, model, patterns)
         return fusion.fuse(kept) if fuse else kept
 
-    capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options), listed(exclude), acts=acts)
+    capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options), patterns, acts=acts)
     return Prepared(NOTHING if capture.traced is None else ready(capture.traced), observer, options, capture)
 
 

@@ -2,13 +2,10 @@
 (SIZ-REPORT, SIZ-WARN)."""
 
 import contextlib
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Call, Callables, Embedding, Layer, Program, Recurrent
 from quantspec.module.report import EXCLUDED, FLOAT, INT8, PYTHON, Report, Work, report
 from quantspec.module.size import macs as macs_of
+from quantspec.surroundings import level_of_caller
 
 from .exclude import excluded
 
@@ -263,13 +261,6 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
         warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=level_of_caller())
     elif report is not None and report.share < ENOUGH:
         warnings.warn(f"{report.sentence()}; {'; '.join(advice(report))}", stacklevel=level_of_caller())
-
-
-def level_of_caller() -> int:
-    """``stacklevel`` of a warning that is to name the line outside the package, and torch, from which it was called."""
-    names = (frame.f_globals.get("__name__", "") for frame, _ in walk_stack(sys._getframe(1)))
-    ours = takewhile(lambda name: name.startswith(("quantspec.", "torch.")), names)
-    return 1 + sum(1 for _ in ours)
 
 
 def advice(report: Report) -> list[str]:

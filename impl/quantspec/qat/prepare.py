@@ -18,15 +18,8 @@ from quantspec.ptq import static
 from quantspec.ptq.captured import Captured
 from quantspec.ptq.options import checked
 from quantspec.ptq.static import Observer, Prepared
-from quantspec.ptq.work import (
-    NO_PART,
-    level_of_caller,
-    nothing_in,
-    report_of_network,
-    report_of_parts,
-    warn_of_float,
-)
-from quantspec.surroundings import usual
+from quantspec.ptq.work import NO_PART, nothing_in, report_of_network, report_of_parts, warn_of_float
+from quantspec.surroundings import level_of_caller, usual
 
 from . import optimizers
 from .eager import eager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from quantspec.engines import torch_matmul
+from quantspec.engines.not_numbers import MASKS, Values, warn
 from quantspec.engines.reference import run_step
 from quantspec.engines.tensors import address, array, float_address, from_array, maker
 from quantspec.errors import UnsupportedError
@@ -57,7 +58,8 @@ SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 class Segment:
     """Steps that run in one call.
 
-    ``imports``: the inputs that are codes; ``has_codes``: whether any input or output is.
+    ``imports``: the inputs that are codes; ``has_codes``: whether any input or output is; ``masks``: whether it is
+    known of each step what becomes of NaN.
     """
 
     def __init__(self, steps: tuple[SelectedStep, ...], outputs: tuple[str, ...], packed: dict[str, PackedLayer]):
@@ -69,6 +71,7 @@ class Segment:
         self.imports = frozenset(name for name in self.inputs if name not in lowered.inputs)
         self.has_codes = (self.inputs, self.outputs) != (lowered.inputs, lowered.outputs)
         self.planner = Planner(lowered, {name: packed[name] for name in own & packed.keys()}, EMITTERS, emit_margin)
+        self.masks = all(type(step) in MASKS for step in steps)
         self.images = frozenset(step.name for step in steps if isinstance(step, Conv) and is_direct(step))
         self.local = threading.local()
         # Whether it is all of a program: threads that wait for each other lose more by torch's, which look for work
@@ -234,7 +237,7 @@ class Compiled:
 
     def general(self, batch: Any) -> Any:
         """The output for any batch of any program."""
-        values = bind(self.program.inputs, self.program.defaults, batch)
+        values = Values(bind(self.program.inputs, self.program.defaults, batch))
         with torch.no_grad():
             for part in self.parts:
                 if isinstance(part, Segment):
@@ -247,17 +250,20 @@ class Compiled:
                     values[part.name] = run_step(part, values, self.program.callables, self.dialect)
         return replace_refs(self.program.output, values.__getitem__)
 
-    def run_segment(self, segment: Segment, values: dict[str, Any]) -> None:
+    def run_segment(self, segment: Segment, values: Values) -> None:
         """Adds the segment's outputs to the values."""
         outputs: Sequence[torch.Tensor | np.ndarray] | None
         try:
-            outputs = segment(segment.given(values))
+            given = segment.given(values)
+            outputs = None if any(name in values.masks for name in segment.inputs) else segment(given)
+            if outputs is None and segment.masks:
+                outputs = run_beside_nan(segment, given, values)
         except UnsupportedError:
             outputs = None
         if outputs is None:
-            # What the kernels do not take, and the reference may refuse in its own words: other shapes, NaN, ranges
-            # that make no grid.
-            inner = dict(values)
+            # What the kernels do not take, and the reference may refuse in its own words: other shapes, ranges that
+            # make no grid, NaN where a range is measured.
+            inner = values.copy()
             for step in segment.steps:
                 inner[step.name] = run_step(step, inner, self.program.callables, self.dialect)
             outputs = [inner[name] for name in segment.outputs]
@@ -286,6 +292,18 @@ class Compiled:
             # The last one owns the memory.
             by_shape[x.shape] = batched.start, maker(batched.shapes[0]), threads, pool.generation, batched
         return result
+
+
+def run_beside_nan(segment: Segment, given: list[torch.Tensor], values: Values) -> list[torch.Tensor] | None:
+    """A segment's outputs where NaN is among its inputs (STA-NAN); None where that is not what kernels refuse."""
+    numbers = [x.where(x == x, 0) for x in given]  # NaN is no other value than itself
+    outputs = segment(numbers)
+    if outputs is None:
+        return None
+    if any(x.isnan().any() for x in given):
+        warn()
+    masks = values.spread_in(segment.steps, segment.outputs)
+    return [values.masked(name, y, masks[name]) for name, y in zip(segment.outputs, outputs)]
 
 
 def array_of_codes(x: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
