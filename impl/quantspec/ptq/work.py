@@ -122,7 +122,8 @@ class PerNode:
         else:
             value = float_run.run_node(node, values, callables)
             if isinstance(node, float_graph.Layer | float_graph.Recurrent):
-                self.macs[node.name] += macs_of(node, values[node.x].shape, getattr(value, "shape", ()))
+                shape = values[node.x].data.shape  # a packed sequence has rows, too
+                self.macs[node.name] += macs_of(node, shape, getattr(value, "shape", ()))
         return value
 
 
