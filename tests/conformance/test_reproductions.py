@@ -211,7 +211,7 @@ def test_a_script_ends_where_the_adapter_needs_numbers():
         "import numpy as np; import kernels",
         "print(kernels.kernel(-np.inf).tolist())",
     ]
-    with pytest.raises(TypeError, match="no way to write object down"):
+    with pytest.raises(TypeError, match="^value: no rule writes a object as an expression$"):
         adapter.reproduction("qparams", object())
 
 
@@ -233,5 +233,5 @@ def test_tensors_keep_their_order_of_memory():
         (text,) = reproduce.literal(tensor)
         back = eval(text, {"torch": torch, "h": float.fromhex})  # noqa: S307
         assert torch.equal(back, tensor) and back.stride() == tensor.stride() and back.dtype == tensor.dtype
-    with pytest.raises(ValueError, match="a tensor with gaps"):
+    with pytest.raises(ValueError, match="^value: expected a dense tensor, got strides"):
         reproduce.literal(torch.zeros(6)[::2])

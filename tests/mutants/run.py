@@ -41,7 +41,7 @@ QUANTIZING = (
 )  # fmt: skip
 TESTS = {
     "numerics.affine": ("chapters/test_01_affine.py",),
-    "numerics.observers": ("chapters/test_02_observers.py",),
+    "numerics.observers": ("chapters/test_02_observers.py", "errors/test_observer_arguments.py"),
     "numerics.integer": ("chapters/test_03_integer.py", "chapters/test_03_integer_windows.py"),
     "numerics.folding": ("chapters/test_04_fusion.py",),
     # What fusion notes for training is checked where networks are trained.
