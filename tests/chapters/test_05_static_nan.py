@@ -15,7 +15,6 @@ import quantspec as qs
 from evidence import clause
 from quantspec.capture.operators import ALONE
 from quantspec.engines.not_numbers import TOLD
-from quantspec.engines.reference import Reference
 
 quiet = pytest.mark.filterwarnings("ignore:values are NaN")
 
@@ -163,14 +162,3 @@ def test_outputs_in_codes_of_one_part_are_nan_in_the_next():
         for found, floats, numbers in zip(q(bad, x), model(bad, x), q(x, x), strict=True):
             assert torch.equal(found.isnan(), floats.isnan()) and found.isnan().any()
             assert torch.equal(found[~found.isnan()], numbers[~found.isnan()])
-
-
-def test_who_looks_at_codes_is_shown_no_nan():
-    model, x = networks.seeded(networks.Perceptron), networks.inputs(6)
-    q, bad = qs.quantize(model, [x]), x.clone()
-    bad[2, 1] = torch.nan
-    with pytest.raises(ValueError, match="x: expected numbers, got 1 NaN"):
-        Reference(q.program)({q.program.inputs[0]: bad}, lambda step, value: None)
-    for network in (q, qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
-        with pytest.raises(ValueError, match="^data: expected numbers, got NaN"):
-            qs.compare(model, network, [bad])

@@ -207,14 +207,6 @@ def parts_of(result):
     return [output, *(state if isinstance(state, tuple) else [state])]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_range_with_nan_or_infinity_makes_no_grid(bad):
-    x = networks.inputs(3).numpy()
-    x[1, 2] = bad
-    with pytest.raises(ValueError, match="x: expected finite values"):
-        EXACT.quantize_dynamic(x)
-
-
 @clause("DYN-STATELESS")
 @given(networks.perceptrons(), st.sampled_from(["reference", "compiled"]))
 def test_there_is_no_memory(case, engine):

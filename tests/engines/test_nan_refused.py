@@ -1,0 +1,28 @@
+"""Where NaN is refused: whoever looks at codes would be shown what stands in its place, and no range holds it."""
+
+import pytest
+import torch
+
+import networks
+import quantspec as qs
+from quantspec.engines.reference import Reference
+from quantspec.numerics.dialects.named import dialect
+
+
+def test_who_looks_at_codes_is_shown_no_nan():
+    model, x = networks.seeded(networks.Perceptron), networks.inputs(6)
+    q, bad = qs.quantize(model, [x]), x.clone()
+    bad[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="x: expected numbers, got 1 NaN"):
+        Reference(q.program)({q.program.inputs[0]: bad}, lambda step, value: None)
+    for network in (q, qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
+        with pytest.raises(ValueError, match="^data: expected numbers, got NaN"):
+            qs.compare(model, network, [bad])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_range_with_nan_or_infinity_makes_no_grid(bad):
+    x = networks.inputs(3).numpy()
+    x[1, 2] = bad
+    with pytest.raises(ValueError, match="x: expected finite values"):
+        dialect("exact").quantize_dynamic(x)
