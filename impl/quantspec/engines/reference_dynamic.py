@@ -31,15 +31,16 @@ def linear(
     """
     x = float32_array(x)
     finite = np.isfinite(x).all(-1)
-    result = np.empty((len(x), len(w_q)), np.float32)
     if not finite.all():
         if np.isnan(x).any():
             warn()
+        result = np.empty((len(x), len(w_q)), np.float32)
         result[~finite] = weight_only.linear(x[~finite], w_q, w, bias)
         result[finite] = linear(choices, x[finite], w_q, w, bias, reduce_range=reduce_range, rows=rows)
         return result
     if not rows or len(x) == 1:
         return choices.linear_dynamic(x, w_q, w, bias, reduce_range=reduce_range)
+    result = np.empty((len(x), len(w_q)), np.float32)
     for index in range(len(x)):
         result[index] = choices.linear_dynamic(x[index : index + 1], w_q, w, bias, reduce_range=reduce_range)[0]
     return result

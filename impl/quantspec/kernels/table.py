@@ -28,8 +28,8 @@ class Table:
         if kernel.name not in frames:
             (height, width), step = self.codes.shape, 4 if self.scales.size > 1 else 0
             codes, scales = place(self.codes), place(self.scales)
-            made = kernel.instruction(codes=codes, scales=scales, scale_step=step, height=height, width=width)
-            frame = frame_of(kernel.bound(made))
+            instruction = kernel.instruction(codes=codes, scales=scales, scale_step=step, height=height, width=width)
+            frame = frame_of(kernel.bound(instruction))
             frames[kernel.name] = frame, kernel.instruction.on(frame.instructions[0])
         return frames[kernel.name]
 

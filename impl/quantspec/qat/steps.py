@@ -356,8 +356,8 @@ def embedding(run: Run, step: program.Embedding) -> torch.Tensor:
     value = reference_embedding.joined(
         step, reference_embedding.bags_of(step, run.values), lambda index: (table[index], scales[index])
     )
-    made: torch.Tensor = apply(Replaced, surrogate, value)
-    return made
+    exact: torch.Tensor = apply(Replaced, surrogate, value)
+    return exact
 
 
 def recurrent_step(run: Run, step: program.Recurrent) -> Any:

@@ -255,7 +255,8 @@ class Compiled:
         outputs: Sequence[torch.Tensor | np.ndarray] | None
         try:
             given = segment.given(values)
-            outputs = None if any(name in values.masks for name in segment.inputs) else segment(given)
+            spoilt = values.masks and any(name in values.masks for name in segment.inputs)
+            outputs = None if spoilt else segment(given)
             if outputs is None and segment.masks:
                 outputs = run_beside_nan(segment, given, values)
         except UnsupportedError:
