@@ -11,6 +11,12 @@ CONVERSION = "ptq.conversion"
 
 FAULTS = [
     Fault(
+        "relu-behind-another-step", "engines.compiled.selection", ("DYN-OUTPUT",),
+        "A ReLU of floats is taken for a part of its layer though a step between the two is not compiled.",
+        "argument(step) in layers & run and",
+        "argument(step) in layers and",
+    ),
+    Fault(
         "fused-sum-read-elsewhere", LOWERING, ("STA-RUN",),
         "A convolution is put into the sum behind it though somebody else reads it too.",
         "return numbers.get(latest) if len(read_by[latest]) == 1 and latest not in outputs else None",

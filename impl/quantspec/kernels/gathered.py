@@ -79,10 +79,12 @@ def give_buffers(products: Iterable[Product], keep: Callable[[np.ndarray], int])
     address ``keep`` gives.
     """
     products, own = list(products), unit()
-    those = [product for product in products if own.fits(product)] if own is not None and own.allowed() else []
     for product in products:
         product.buffer = 0
-    if own is None or not those:
+    if own is None or not own.allowed():
+        return
+    those = [product for product in products if product.rows > 0 and own.fits(product)]
+    if not those:
         return
     for product in those:
         product.chunk = chunk_rows(own, product)

@@ -43,11 +43,11 @@ from .batching import Batched
 from .embedding import CompiledEmbedding
 from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
-from .lowering import SelectedStep, lower
+from .lowering import SelectedStep, flattens, lower
 from .packing import PackedLayer
 from .planner import Planner
 from .recurrent import CompiledRecurrent
-from .selection import compilable, flattens, is_known
+from .selection import compilable, is_known
 from .shapes import Shape
 
 Made = TypeVar("Made")
@@ -135,7 +135,7 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
                 refused.add(step.name)
             else:
                 packed[step.name] = layer
-    names = compilable(program) - refused
+    names = compilable(program, refused)
     parts: list[Part] = []
     for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
         steps = tuple(group)

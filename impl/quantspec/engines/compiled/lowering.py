@@ -153,6 +153,13 @@ def argument(step: Move | Call) -> str:
     return first.name
 
 
+def flattens(step: Move | Call) -> bool:
+    """Whether a step makes rows of images: ``flatten`` from axis 1 on."""
+    given = dict(zip(("x", "start_dim", "end_dim"), step.args)) | step.kwargs
+    of_value = step.target in ("torch.flatten", "flatten") and len(step.args) > 0 and isinstance(step.args[0], Ref)
+    return of_value and given.get("start_dim", 0) == 1 and given.get("end_dim", -1) == -1
+
+
 def dynamic_layers(lowered: Lowered) -> Lowered:
     """Linear layers of floats, each with the ReLU that alone reads it; calls that flatten floats."""
     numbers = {step.name: index for index, step in enumerate(lowered.steps)}
@@ -166,6 +173,7 @@ def dynamic_layers(lowered: Lowered) -> Lowered:
             if isinstance(layer, FloatLayer):
                 result[numbers[source]], result[index] = None, DynamicLinear(step.name, layer.x, layer, True)
             else:
+                assert flattens(step)  # which is the only other call that is selected
                 result[index] = FlattenFloats(step.name, source)
     return replace(lowered, steps=present(result))
 

@@ -1,5 +1,7 @@
 """Which steps of a Program the kernels know, whatever the shapes."""
 
+from collections.abc import Collection
+
 from torch import nn
 
 from quantspec.ir.held import codes_shape
@@ -18,24 +20,30 @@ from quantspec.ir.program import (
 )
 from quantspec.ir.traverse import refs
 
-from .lowering import argument, readers
+from .lowering import argument, flattens, readers
 from .packing import FloatLayer, is_depthwise
 from .shapes import SHAPES
 
 
-def compilable(program: Program) -> set[str]:
-    """The names of the steps that the kernels know."""
-    names = {step.name for step in program.steps if is_known(step)}
+def compilable(program: Program, refused: Collection[str] = ()) -> set[str]:
+    """The names of the steps that the kernels know. ``refused``: those that cannot be packed.
+
+    A ReLU of floats is known as a part of its layer alone, so that no other step may come between that is not compiled.
+    """
+    names = {step.name for step in program.steps if is_known(step)}.difference(refused)
     outputs, read_by = set(refs(program.output)), readers(program.steps)
     layers = {step.name for step in program.steps if isinstance(step, FloatLayer)} & names - outputs
+    run: set[str] = set()  # the steps before, since the last one that is not compiled
     for step in program.steps:
         if not isinstance(step, Call):
+            run = run | {step.name} if step.name in names else set()
             continue
-        if is_relu(step, program) and argument(step) in layers and len(read_by[argument(step)]) == 1:
+        if is_relu(step, program) and argument(step) in layers & run and len(read_by[argument(step)]) == 1:
             names.add(step.name)
         elif flattens(step) and argument(step) in program.inputs:
             if all(isinstance(reader, FloatLayer) for reader in read_by.get(step.name, ())):
                 names.add(step.name)
+        run = run | {step.name} if step.name in names else set()
     return names
 
 
@@ -66,10 +74,3 @@ def is_known(step: object) -> bool:
     if isinstance(step, Move):
         return flattens(step)
     return type(step) in SHAPES
-
-
-def flattens(step: Move | Call) -> bool:
-    """Whether a step makes rows of images: ``flatten`` from axis 1 on."""
-    given = dict(zip(("x", "start_dim", "end_dim"), step.args)) | step.kwargs
-    of_value = step.target in ("torch.flatten", "flatten") and len(step.args) > 0 and isinstance(step.args[0], Ref)
-    return of_value and given.get("start_dim", 0) == 1 and given.get("end_dim", -1) == -1
