@@ -6,6 +6,12 @@ OPERATORS, LAYERS = "capture.operators", "capture.layers"
 
 FAULTS = [
     Fault(
+        "two-values-of-a-name", "capture.builder", ("STA-SAME",),
+        "A module may have the name of a function that was called before.",
+        "while found in self.taken or self.values[name] == 0:",
+        "while self.values[name] == 0:",
+    ),
+    Fault(
         "relu-in-place-by-function", OPERATORS, ("FUS-WRITTEN",),
         "ReLU in place is known as a method, and not as the function of that name.",
         'torch.relu, F.relu, torch.relu_, F.relu_, "relu", "relu_")',

@@ -70,7 +70,8 @@ class GraphBuilder:
         self.calls: dict[str, int] = {}
         self.weights: dict[str, str] = {}  # by layers that are functions
         self.paths: dict[str, str] = {}
-        self.values = Counter[str]()  # how many of a name there are
+        self.values = Counter[str]()  # how often a name was asked for
+        self.taken: set[str] = set()
 
     def build(self, traced: fx.Graph) -> FloatGraph:
         inputs: list[str] = []
@@ -82,16 +83,17 @@ class GraphBuilder:
             if node.op == "placeholder":
                 if str(node.target).isidentifier():
                     node.name = str(node.target)  # fx numbers what is called as one of Python's functions is: input_1
+                self.taken.add(node.name)
                 inputs.append(node.name)
                 if node.args:
                     defaults[node.name] = node.args[0]
             elif node.op == "output":
                 output = self.tree(node.args[0])
             else:
-                if node.op != "get_attr" and (path := self.path(node)):
-                    node.name = self.unused(
-                        path if node.op == "call_module" else f"{path}.{re.sub(r'_[0-9]+$', '', node.name)}"
-                    )
+                path = "" if node.op == "get_attr" else self.path(node)
+                inside = f"{path}.{re.sub(r'_[0-9]+$', '', node.name)}" if path else node.name
+                # Also outside of modules, as one may be called as a function is: relu.
+                node.name = self.unused(path if path and node.op == "call_module" else inside)
                 written_to = self.written_to(node)
                 result = self.node(node) or []
                 for part in result if isinstance(result, list) else [result]:
@@ -199,9 +201,14 @@ class GraphBuilder:
         return str(list(stack.values())[-1][0]) if stack else ""  # its keys number the calls of a module: 0@1
 
     def unused(self, name: str) -> str:
-        """A name for what a module, or an operation inside of one, gives, as a reader would look for it."""
-        self.values[name] += 1
-        return name if self.values[name] == 1 else f"{name}_{self.values[name] - 1}"
+        """A name for what a module, or an operation, gives, as a reader would look for it: one that no other value
+        has."""
+        found = name
+        while found in self.taken or self.values[name] == 0:
+            found = f"{name}_{self.values[name]}" if self.values[name] else name
+            self.values[name] += 1
+        self.taken.add(found)
+        return found
 
     def call(self, node: fx.Node) -> Call:
         """What an fx node does, as a call that writes to none of its arguments."""
