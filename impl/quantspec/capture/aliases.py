@@ -25,6 +25,12 @@ SOMETIMES_MODULES = (nn.Flatten,)
 VIEW_MODULES = nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Unflatten
 # What says, or depends on, how a tensor lies in memory.
 LAYOUT = frozenset({"as_strided", "stride", "storage_offset"})
+# What makes something else than tensors and Python's numbers of one.
+BEYOND = frozenset(
+    """
+    numpy __array__ __dlpack__ data_ptr storage untyped_storage set_ register_hook backward __reduce_ex__ __deepcopy__
+    """.split()
+)
 
 WRITTEN = "it writes to a tensor and reads one that may share its memory, depending on the layout of an input"
 TOLD_LAYOUT = "Python reads the memory layout of a tensor"
@@ -48,7 +54,8 @@ def shares(node: fx.Node, modules: dict[str, nn.Module]) -> bool | None:
 
 def check(graph: fx.Graph, modules: dict[str, nn.Module], writes: dict[fx.Node, fx.Node]) -> None:
     """Raises UnsupportedError where a graph writes to what only sometimes is another value of it that is read later, or
-    to a tensor that it is given for the result, which would be the same one at each call.
+    to a tensor that it is given for the result, which would be the same one at each call, and where a value is no
+    tensor's any more.
     ``writes``: the operations in place, each with what it writes to."""
     order = {node: number for number, node in enumerate(graph.nodes)}
     near: dict[fx.Node, list[tuple[fx.Node, bool, int]]] = defaultdict(list)
@@ -56,6 +63,8 @@ def check(graph: fx.Graph, modules: dict[str, nn.Module], writes: dict[fx.Node, 
     for node in graph.nodes:
         if node.op in ("call_method", "call_function") and name_of(node) in LAYOUT:
             raise UnsupportedError(TOLD_LAYOUT)
+        if node.op == "call_method" and node.target in BEYOND:
+            raise UnsupportedError(f"{node.target}() makes something else than a tensor")
         if node.op != "call_module" and node.kwargs.get("out") is not None:
             raise UnsupportedError(f"{name_of(node)} writes to its out= tensor")
         first = node.args[0] if node.args else None

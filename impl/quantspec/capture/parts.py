@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -114,8 +115,15 @@ def find(
     ``acts``: with what acts in training mode only.
     """
     search = Search(model, ready, paths, worth, acts)
-    while not search.complete(args, kwargs):
-        pass
+    try:
+        while not search.complete(args, kwargs):
+            pass
+    except (CalibrationError, ShapeError, UnsupportedError):
+        raise
+    except Exception as error:  # whatever a model raises where its modules are not called directly
+        expected(model, args, kwargs)  # which raises what the model raises by itself
+        kind = type(error).__name__
+        return Parts({}, [Stop("", f"its Python does not call modules of other classes than its own: {kind}")])
     return search.parts()
 
 
@@ -156,6 +164,7 @@ class Search:
                 return self.within(forward, args, kwargs)
             try:
                 pattern, tensors = call_of(forward, args, kwargs)
+                check_usual(tensors)
             except (NotPlain, TypeError) as error:
                 self.reasons.setdefault(path, str(error))
                 return forward(*args, **kwargs)
@@ -238,6 +247,17 @@ class Search:
         return found
 
 
+def check_usual(tensors: list[torch.Tensor]) -> None:
+    """Raises NotPlain where a module is called for other things than its output."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):  # no search has gradients of its own
+        raise NotPlain("the model takes gradients through it")
+    for x in tensors:
+        try:
+            x.untyped_storage()
+        except (RuntimeError, NotImplementedError) as error:
+            raise NotPlain("it is called with tensors that have no memory, as torch.vmap does") from error
+
+
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are equal, NaN included."""
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -251,6 +271,8 @@ def difference(expected: Any, got: Any, bound: float = BOUND) -> str | None:
     if type(expected) is not type(got):
         return f"it gave a {type(expected).__name__}, what was captured gives a {type(got).__name__}"
     if isinstance(expected, torch.Tensor):
+        if expected.layout != torch.strided or expected.is_meta or expected.is_nested:
+            return "it gave a tensor without values in memory, or of another layout"
         if expected.dtype != got.dtype or expected.shape != got.shape:
             form = f"{got.dtype}{list(got.shape)}"
             return f"it gave {expected.dtype}{list(expected.shape)}, what was captured gives {form}"
@@ -275,4 +297,9 @@ def difference(expected: Any, got: Any, bound: float = BOUND) -> str | None:
     if is_dataclass(expected) and not isinstance(expected, type):
         pairs = (difference(getattr(expected, f.name), getattr(got, f.name), bound) for f in fields(expected))
         return next((found for found in pairs if found is not None), None)
-    return None if expected is got or expected == got else "values differ"
+    if isinstance(expected, np.ndarray) and {expected.dtype.kind, got.dtype.kind} <= set("biufc"):
+        return difference(torch.tensor(expected), torch.tensor(got), bound)
+    try:
+        return None if expected is got or bool(expected == got) else "values differ"
+    except Exception:  # whatever a class raises where it is compared
+        return f"two {type(expected).__name__} cannot be compared"

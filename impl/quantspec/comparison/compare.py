@@ -1,8 +1,10 @@
 """Runs a quantized network beside its float model on data (ACC-COMPARE)."""
 
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
-from quantspec.errors import near_names
+from quantspec.errors import near_names, real_number, whole_number
 from quantspec.ir import float_graph, float_run, rearrange
 from quantspec.ir.program import Call, Conv, Layer, Linear, Ref, Step
 from quantspec.module import size
@@ -65,7 +67,7 @@ def compare(
         q: the quantized network.
         data: an iterable of batches as for ``quantize``. An entry behind the model's inputs holds targets: the classes
             of the examples. With targets and outputs of shape [examples, classes], accuracies are reported too.
-        batches: how many batches to use. None: all.
+        batches: how many batches to use, at least 1. None: all.
         threshold: a quality in dB; the first layer whose SQNR is below it is reported.
 
     Raises:
@@ -79,7 +81,11 @@ def compare(
     copies.inside(model)  # which says what TorchScript lacks
     if isinstance(model, (Prepared, QuantizedModule, QuantizedModel)):
         raise TypeError(f"model: expected the float model, got a {type(model).__name__}")
-    taken = progress(itertools.islice(data, batches) if batches else data, "compare")
+    if batches is not None and whole_number(batches, "batches") < 1:
+        raise ValueError(f"batches: expected at least 1, or None for all, got {batches}")
+    if math.isnan(real_number(threshold, "threshold")):
+        raise ValueError("threshold: expected a quality in dB, got NaN")
+    taken = progress(data if batches is None else itertools.islice(data, min(batches, sys.maxsize)), "compare")
     if isinstance(q, QuantizedModel):
         return compare_parts(model, q, taken, threshold)
     fused = as_quantized(tracer.capture(model), model, q)
@@ -239,10 +245,19 @@ def see_answers(
 
 
 def leaves(tree: Any) -> list[torch.Tensor]:
-    """The float tensors of an output."""
+    """The float tensors of an output, as dense ones."""
+    if isinstance(tree, np.ndarray) and tree.dtype.kind in "fc":
+        tree = torch.tensor(tree)
+    if isinstance(tree, torch.Tensor) and tree.is_nested:
+        tree = tree.unbind()
     if isinstance(tree, torch.Tensor):
-        return [tree] if tree.is_floating_point() else []
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+        tree = torch.view_as_real(tree.resolve_conj()) if tree.is_complex() else tree
+        tree = tree.dequantize() if tree.is_quantized else tree
+        tree = tree if tree.layout == torch.strided else tree.to_dense()
+        return [tree] if tree.is_floating_point() and not tree.is_meta else []
+    if is_dataclass(tree) and not isinstance(tree, (dict, type)):
+        tree = [getattr(tree, each.name) for each in fields(tree)]
+    items = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (tuple, list)) else ()
     return [leaf for item in items for leaf in leaves(item)]
 
 

@@ -1,5 +1,6 @@
 """What ``compare`` returns: a table, data, and a picture (ACC-COMPARE)."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,8 +58,8 @@ class Comparison:
 
     @property
     def compression(self) -> float:
-        """``float_bytes`` / ``int8_bytes``."""
-        return self.float_bytes / self.int8_bytes
+        """``float_bytes`` / ``int8_bytes``; infinite for a network that holds nothing."""
+        return self.float_bytes / self.int8_bytes if self.int8_bytes else math.inf
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as a dict for JSON, with infinities as strings."""

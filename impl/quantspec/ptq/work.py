@@ -163,8 +163,15 @@ def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsW
     with copies.undisturbed(), Products() as products:
         for path, module in twin.named_modules():
             module.__dict__["forward"] = watched(path, module.forward, products)
-        args, kwargs = copies.cloned((args, kwargs))
-        twin(*args, **kwargs)
+        try:
+            twin(*copies.cloned(args), **copies.cloned(kwargs))
+        except Exception:  # whatever a model raises where its modules are not called directly
+            if graphs:
+                raise
+            products.take()
+            with contextlib.suppress(Exception):  # what torch refuses to watch, as torch.cond: nothing is known then
+                copies.run_copy(model)(*copies.cloned(args), **copies.cloned(kwargs))
+            python = Counter({"": products.take()})
     return PartsWork({key: nodes.macs for key, nodes in parts.items()}, python)
 
 
