@@ -53,7 +53,17 @@ def real_number(value: object, argument: str) -> float:
     """A number that was given for an argument; TypeError for others."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{argument}: expected a number, got {shown(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{argument}: expected a number that a float holds, got {shown(value)}") from error
+
+
+def flag(value: object, argument: str) -> bool:
+    """A truth value that was given for an argument; TypeError for others."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}: expected True or False, got {shown(value)}")
+    return value
 
 
 def expected_one_of(what: str, existing: Iterable[str], got: object, *, others: str = "") -> str:

@@ -571,5 +571,5 @@ def test_an_outlier_is_cut_off_where_that_pays():
     low, high = MSEObserver(10, 0, 15).observe(values).range()
     assert high < 10 and low > -1.01
     assert MSEObserver(1, 0, 15).observe(values).range() == MinMaxObserver().observe(values).range()
-    with pytest.raises(ValueError, match="candidates: expected at least 1"):
+    with pytest.raises(ValueError, match="candidates: expected 1 to 65536"):
         MSEObserver(0)

@@ -1,6 +1,7 @@
 """What a result has to be: that of the plain input which the hostile one stands for, computed another way where there
 is one."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import quantspec as qs
+from quantspec.onnx_export.export import build
 
 from .inputs import INPUTS, batch, network
 
@@ -132,6 +134,18 @@ def min_max(kind: str) -> Any:
     return (float(values.min()), float(values.max())) if values.size else view(qs.MinMaxObserver())
 
 
+def compared(threshold: float) -> qs.Comparison:
+    """A comparison with a threshold above or below the SQNR of every layer."""
+    usual = qs.compare(network(), static(), [batch()])
+    first, *_ = usual.layers
+    return dataclasses.replace(usual, threshold=threshold, parted=first.layer if threshold > 100 else None)
+
+
+def option_of(make: Call, option: str) -> Callable[[str], Any]:
+    """The result with an option, by the reference engine."""
+    return lambda kind: view(make(**{option: INPUTS[kind]()}))
+
+
 def always(make: Callable[[], Any]) -> Callable[[str], Any]:
     return lambda kind: view(make())
 
@@ -145,11 +159,29 @@ def trained(make: Call) -> Callable[[str], Any]:
     return expected
 
 
+def becomes(option: str) -> Callable[[str], Any]:
+    """The network that one in training becomes, by the reference engine."""
+    return lambda kind: view(
+        qs.convert(qs.prepare_qat(network(), [batch()], **{option: INPUTS[kind]()})).run_on("reference")
+    )
+
+
+def exported(kind: str) -> Any:
+    """The model for as many axes as an example has."""
+    x = INPUTS[kind]()
+    return view(build(static().program, {"input": (2 if x is None else x.ndim, False)}))
+
+
 EXPECTED: dict[str, Callable[[str], Any]] = {
     "quantize(model)": quantized(lambda model: qs.quantize(model, [batch()], engine="reference")),
     "quantize(calibration)": always(static),
     "quantize([batch])": lambda kind: view(qs.quantize(network(), [plain(INPUTS[kind]())], engine="reference")),
-    "quantize(bits=)": lambda kind: view(qs.quantize(network(), [batch()], bits=INPUTS[kind](), engine="reference")),
+    **{
+        f"quantize({option}=)": option_of(
+            lambda **given: qs.quantize(network(), [batch()], engine="reference", **given), option
+        )
+        for option in ("fuse", "per_channel", "reduce_range", "bits", "weight_bits")
+    },
     "quantize(exclude=)": always(static),
     "quantize_dynamic(model)": quantized(
         lambda model: qs.quantize_dynamic(model, engine="reference"), kept=("a lazy model",)
@@ -157,6 +189,13 @@ EXPECTED: dict[str, Callable[[str], Any]] = {
     # What it gives does not depend on the example.
     "quantize_dynamic(example=)": always(lambda: dynamic("per_tensor")),
     "quantize_dynamic(activations=)": always(lambda: dynamic(None)),
+    **{
+        f"quantize_dynamic({option}=)": option_of(
+            lambda **given: qs.quantize_dynamic(network(), engine="reference", **given), option
+        )
+        for option in ("per_channel", "reduce_range", "bits")
+    },
+    "quantize_dynamic(exclude=)": always(lambda: dynamic("per_tensor")),
     "prepare(model)": prepared,
     "Prepared(x)": shown_in_float,
     "convert(prepared)": always(lambda: INPUTS["a model for training"]()),
@@ -164,6 +203,7 @@ EXPECTED: dict[str, Callable[[str], Any]] = {
     "prepare_qat(calibration)": lambda kind: view(
         qs.prepare_qat(network(), [batch()]) if kind == "a generator" else qs.prepare_qat(network())
     ),
+    **{f"prepare_qat({option}=)": becomes(option) for option in ("averaging", "delay", "learned_scales")},
     "QATModule(x)": lambda kind: view(qs.prepare_qat(network(), [batch()])(plain(INPUTS[kind]())).detach()),
     "QuantizedModule(x)": saturated,
     "QuantizedModule(x), dynamic": rows_by_themselves(lambda x: dynamic("per_tensor")(x)),
@@ -171,14 +211,21 @@ EXPECTED: dict[str, Callable[[str], Any]] = {
     "QuantizedModule(x), reference": saturated,
     "QuantizedModule.save(path)": always(lambda: None),
     "load(max_memory=)": always(static),
+    "load(max_work=)": always(static),
     "load(model=)": always(static),
     "load(modules=)": always(static),
     "compare(model)": always(lambda: qs.compare(network(), static(), [batch()])),
     "compare(quantized)": always(lambda: qs.compare(network(), static(), [batch()])),
     "compare(data)": always(lambda: qs.compare(network(), static(), [batch()])),
+    "compare(batches=)": always(lambda: qs.compare(network(), static(), [batch()])),
+    "compare(threshold=)": lambda kind: view(compared(INPUTS[kind]())),
     "export_onnx(quantized)": always(lambda: qs.export_onnx(static(), None)),
     "export_onnx(path)": always(lambda: qs.export_onnx(static(), None)),
+    "export_onnx(example=)": exported,
     "MinMaxObserver.observe(x)": min_max,
+    **{f"{kind.__name__}(axis)": always(kind) for kind in (qs.MinMaxObserver, qs.MovingAverageObserver)},
+    **{f"HistogramObserver({name})": always(qs.HistogramObserver) for name in ("bins", "qmin", "qmax")},
+    **{f"MSEObserver({name})": always(qs.MSEObserver) for name in ("candidates", "qmin", "qmax")},
     "HistogramObserver.observe(x)": observed(qs.HistogramObserver()),
     "PercentileObserver(percent)": lambda kind: view(
         qs.PercentileObserver(float(INPUTS[kind]())).observe(np.arange(9, dtype=np.float32))

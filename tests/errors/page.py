@@ -37,11 +37,17 @@ def answers(function: str) -> dict[str, tuple[str, str]]:
 
 
 def section(function: str, found: dict[str, tuple[str, str]]) -> str:
-    """A function's part of the page: answers, and the inputs that get them."""
-    together: dict[tuple[str, str], list[str]] = {}
+    """A function's part of the page: answers, and the inputs that get them, in one row where answers differ only in
+    what they got."""
+    together: dict[tuple[str, str], dict[str, str]] = {}
     for kind, (end, text) in found.items():
-        together.setdefault((end, told(text)), []).append(kind)
-    rows = [f"| {', '.join(kinds)} | {text} |" for (_, text), kinds in together.items()]
+        text = told(text)
+        expected = text.partition(", got ")[0] if end == "error" else text
+        together.setdefault((end, expected), {})[kind] = text
+    rows = []
+    for (_, expected), texts in together.items():
+        text = next(iter(texts.values())) if len(set(texts.values())) == 1 else f"{expected}, got ..."
+        rows.append(f"| {', '.join(texts)} | {text} |")
     return "\n".join([f"## `{function}`", "", "| input | answer |", "|---|---|", *rows, ""])
 
 

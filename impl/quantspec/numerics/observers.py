@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quantspec.errors import CalibrationError, real_number, whole_number
+from quantspec.errors import CalibrationError, real_number, shown, whole_number
 from quantspec.kernels.memory import place
 
 from .affine import Float32, Float64, float32_array, nearest_float32, nearest_float32s, qparams
@@ -27,7 +27,22 @@ SMALLEST_EXPONENT = -149
 MOST_SEARCHED = 2048  # bins between whose edges a range is searched
 MANY = 2**13  # values from which on a compiled loop counts them
 PAIR = ctypes.c_float * 2
+MOST_BINS = 2**24  # 128 MiB of counts
+MOST_CANDIDATES = 2**16
 NOTHING = PAIR(math.inf, -math.inf)  # the ends of no values
+
+
+def check_axis(axis: object) -> None:
+    """TypeError for what is neither None nor a whole number."""
+    if axis is not None:
+        whole_number(axis, "axis")
+
+
+def check_codes(qmin: object, qmax: object) -> None:
+    """TypeError and ValueError for what are no ends of a range of codes."""
+    low, high = whole_number(qmin, "qmin"), whole_number(qmax, "qmax")
+    if not -(2**15) <= low < high < 2**16:
+        raise ValueError(f"qmin, qmax: expected qmin < qmax, of at most 16 bits, got {shown(low)} and {shown(high)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +60,9 @@ class MinMaxObserver:
     axis: int | None = None
     minimum: Float32 | None = None
     maximum: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        check_axis(self.axis)
 
     def observe(self, x: ArrayLike) -> "MinMaxObserver":
         """The observer that has also seen ``x`` (float32, any shape).
@@ -119,6 +137,7 @@ class MovingAverageObserver:
     def __post_init__(self) -> None:
         if not 0 < real_number(self.constant, "constant") <= 1:
             raise ValueError(f"constant: expected more than 0 and at most 1, got {self.constant}")
+        check_axis(self.axis)
 
     def observe(self, x: ArrayLike) -> "MovingAverageObserver":
         """The observer after one more batch ``x`` (float32, any shape). Raises as ``MinMaxObserver.observe`` does."""
@@ -159,10 +178,10 @@ class HistogramObserver:
     qmax: int = 255
 
     def __post_init__(self) -> None:
-        if whole_number(self.bins, "bins") < 2 or self.bins.bit_count() != 1:
-            raise ValueError(f"bins: expected a power of two of at least 2, got {self.bins}")
-        if whole_number(self.qmin, "qmin") >= whole_number(self.qmax, "qmax"):
-            raise ValueError(f"qmin: expected less than qmax, got {self.qmin} and {self.qmax}")
+        bins = whole_number(self.bins, "bins")
+        if not 2 <= bins <= MOST_BINS or bins.bit_count() != 1:
+            raise ValueError(f"bins: expected a power of two from 2 to 2^24, got {shown(bins)}")
+        check_codes(self.qmin, self.qmax)
 
     def observe(self, x: ArrayLike) -> "HistogramObserver":
         """The observer that has also seen ``x`` (float32, any shape). Raises CalibrationError for NaN and
@@ -257,8 +276,9 @@ class MSEObserver:
     histogram: HistogramObserver = HistogramObserver()
 
     def __post_init__(self) -> None:
-        if whole_number(self.candidates, "candidates") < 1:
-            raise ValueError(f"candidates: expected at least 1, got {self.candidates}")
+        if not 1 <= whole_number(self.candidates, "candidates") <= MOST_CANDIDATES:
+            raise ValueError(f"candidates: expected 1 to {MOST_CANDIDATES}, got {shown(self.candidates)}")
+        check_codes(self.qmin, self.qmax)
 
     def observe(self, x: ArrayLike) -> "MSEObserver":
         """The observer that has also seen ``x``. Raises as ``HistogramObserver.observe`` does."""

@@ -63,6 +63,7 @@ def export_onnx(
         The ONNX model.
 
     Raises:
+        TypeError, ValueError: for an example that the network does not take.
         UnsupportedError: for a step without an ONNX form; the message names it, and nothing is written.
         MissingExtraError: when the extra ``onnx`` is not installed.
     """
@@ -70,6 +71,9 @@ def export_onnx(
         raise TypeError(f"q: expected a network quantized by quantspec, got {type(q).__name__}")
     network = q.program  # which a model of several parts refuses, whatever is installed
     onnx = needed("onnx", "onnx", PURPOSE)
+    if example is not None:  # which has to be a batch that the network takes
+        runs = q if isinstance(q, QuantizedModule) else QuantizedModule(network)
+        runs.compiled(bind(network.inputs, network.defaults, example))
     model = build(network, input_axes(network, example))
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
@@ -83,7 +87,9 @@ def input_axes(program: Program, example: Any = None) -> Axes:
         return {name: None if name in program.defaults else axes_read(program, name) for name in program.inputs}
     given = bind(program.inputs, program.defaults, example)
     tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-    axes: Axes = {name: (tensor.ndim, not tensor.is_floating_point()) for name, tensor in tensors.items()}
+    # Bytes are taken as numbers that floats are made of, which images are; what names entries of a table is int64.
+    floats = {name: tensor.is_floating_point() or tensor.dtype == torch.uint8 for name, tensor in tensors.items()}
+    axes: Axes = {name: (tensor.ndim, not floats[name]) for name, tensor in tensors.items()}
     return {name: axes.get(name) for name in program.inputs}
 
 

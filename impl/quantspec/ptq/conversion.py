@@ -182,7 +182,12 @@ class Converter:
             group = self.placement.joined.get(name, (name,))
             lows, highs = zip(*map(self.observed_range, group))
             reduce_range, bits = self.options.reduce_range, self.options.bits
-            grid = self.dialect.activation_qparams(min(lows), max(highs), reduce_range=reduce_range, bits=bits)
+            low, high = min(lows), max(highs)
+            try:
+                grid = self.dialect.activation_qparams(low, high, reduce_range=reduce_range, bits=bits)
+            except ValueError as error:  # values so large or so small that no scale stands for them
+                place = self.placement.place(name)
+                raise CalibrationError(f"{place}: values from {low:.3g} to {high:.3g}: {error}") from error
             self.grids |= dict.fromkeys(group, grid)
         return self.grids[name]
 

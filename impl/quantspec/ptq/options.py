@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from quantspec.engines import registry
-from quantspec.errors import shown, whole_number
+from quantspec.errors import flag, whole_number
 from quantspec.numerics import affine
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect as find_dialect
@@ -31,12 +31,10 @@ def checked(
     if weight_bits is not None and whole_number(weight_bits, "weight_bits") not in range(2, 9):
         raise ValueError(f"weight_bits: expected 2 to 8, or None for the value of bits, got {weight_bits}")
     registry.check(engine)
-    for name, flag in (("per_channel", per_channel), ("reduce_range", reduce_range)):
-        if not isinstance(flag, bool) and (name == "per_channel" or flag is not None):
-            raise TypeError(f"{name}: expected True or False, got {shown(flag)}")
-    if reduce_range is None:
-        # Only dialects whose accumulators saturate lose anything with all eight bits.
-        reduce_range = chosen.accumulate_rule == "pairs"
+    flag(per_channel, "per_channel")
+    # Only dialects whose accumulators saturate lose anything with all eight bits.
+    saturates = chosen.accumulate_rule == "pairs"
+    reduce_range = saturates if reduce_range is None else flag(reduce_range, "reduce_range")
     if reduce_range and bits == 2:
         raise ValueError("reduce_range: expected False for bits=2, as one bit less leaves no grid")
     return Options(chosen, per_channel, reduce_range, bits, bits if weight_bits is None else weight_bits, engine)

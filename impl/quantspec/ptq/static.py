@@ -10,7 +10,7 @@ from torch import nn
 
 from quantspec.capture import calls, copies, tracer
 from quantspec.engines.tensors import array, float_address
-from quantspec.errors import CalibrationError, expected_one_of, near_names
+from quantspec.errors import CalibrationError, expected_one_of, flag, near_names
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Program
@@ -158,7 +158,7 @@ def observing(
         raise ValueError("observer: expected a per-tensor observer without observed values")
     if isinstance(observer, (MSEObserver, HistogramObserver)):  # which search with the codes to be (STA-SEARCH)
         observer = replace(observer, qmin=0, qmax=2 ** (options.bits - options.reduce_range) - 1)
-    patterns = listed(exclude)
+    patterns, fuse = listed(exclude), flag(fuse, "fuse")
     tracer.check_model(model)
     model = copies.own_copy(copies.inside(model), share=share)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import calls, copies
-from quantspec.errors import CalibrationError, UnsupportedError, near_names
+from quantspec.errors import CalibrationError, UnsupportedError, flag, near_names, real_number, whole_number
 from quantspec.module import islands
 from quantspec.module.islands import QuantizedModel
 from quantspec.module.module import QuantizedModule
@@ -80,6 +80,11 @@ class QATModule(nn.Module):
         islands.attach(twin, parts)
 
     @property
+    def settled(self) -> bool:
+        """Whether a batch has shown which parts of the model are networks; there may be none."""
+        return self.prepared is None
+
+    @property
     def is_whole(self) -> bool:
         """Whether one graph is the whole model."""
         return len(self.patterns) == 1 and self.patterns[0][1] is None
@@ -99,7 +104,7 @@ class QATModule(nn.Module):
         """
         if not torch.compiler.is_compiling():
             calls.dense(args, kwargs, training=True)
-        if not self.patterns:
+        if not self.settled:
             if not self.training:
                 raise CalibrationError(NO_DATA)
             self.begin(args, kwargs)
@@ -143,7 +148,7 @@ class QATModule(nn.Module):
         Raises:
             CalibrationError: for ranges that do not exist yet.
         """
-        if ranges and not (self.patterns and all(network.has_ranges() for _, _, network in self.parts())):
+        if ranges and not (self.settled and all(network.has_ranges() for _, _, network in self.parts())):
             raise CalibrationError(f"freeze: {NO_DATA}")
         for _, _, network in self.parts():
             network.frozen |= ranges
@@ -169,7 +174,7 @@ class QATModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types there
-        if self.patterns and not self.is_whole:
+        if self.settled and not self.is_whole:
             self.attach()
             self.train(self.training)
 
@@ -218,10 +223,11 @@ def prepare_qat(
         ValueError: for unknown names, shares and delays out of range, and learned scales without calibration.
         UnsupportedError: for a dialect that cannot be trained.
     """
-    if not isinstance(averaging, (int, float)) or not 0 < averaging <= 1:
+    if not 0 < real_number(averaging, "averaging") <= 1:
         raise ValueError(f"averaging: expected more than 0 and at most 1, got {averaging}")
-    if not isinstance(delay, int) or delay < 0:
+    if whole_number(delay, "delay") < 0:
         raise ValueError(f"delay: expected a number of batches of at least 0, got {delay}")
+    flag(learned_scales, "learned_scales")
     if isinstance(model, (QuantizedModule, QuantizedModel, Prepared, QATModule)):
         raise TypeError(f"model: expected a float model, got a {type(model).__name__}")
     static.check_calibration(calibration)
@@ -238,7 +244,7 @@ def prepare_qat(
             f"dialect: {options.dialect.name} adds products in 16 bits, which saturate;"
             " train in the dialect without -int16"
         )
-    qat = QATModule(prepared, Training(float(averaging), delay, bool(learned_scales)))
+    qat = QATModule(prepared, Training(float(averaging), delay, learned_scales))
     any_batch = False
     for batch in calibration:
         prepared.observe(batch)
@@ -267,7 +273,7 @@ def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedMode
     """
     if not isinstance(prepared, QATModule):
         return static.convert(prepared)
-    if not prepared.patterns:
+    if not prepared.settled:
         raise CalibrationError(NO_DATA)
     engine = prepared.options.engine
     programs: dict[str, dict[Any, Any]] = {}
