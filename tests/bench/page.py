@@ -84,7 +84,7 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     "vs int8": lambda row: times(row["vs_int8"]),
     "vs torch.ao": lambda row: times(row["vs_torch_ao"]),
     "vs bfloat16": lambda row: times(vs_bfloat16(row)),
-    "peak": lambda row: f"{row['peak_share']:.0%}",
+    "peak": lambda row: "–" if row["peak_share"] is None else f"{row['peak_share']:.0%}",
     "memory traffic": lambda row: volume(row["bytes"]),
 }
 
@@ -139,8 +139,9 @@ def markdown(run: dict) -> str:
     machine = run["machine"]
     packages = ("python", "torch", "onnxruntime", "onnx", "openvino", "nncf", "torchao")
     versions = ", ".join(f"{name} {machine[name]}" for name in packages if name in machine)
-    peak = f"at most {machine['peak_gmacs']:g}·10⁹ multiply-accumulates per second and thread"
-    lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores; {peak}. {versions}."]
+    peak = f"; at most {machine['peak_gmacs']:g}·10⁹ multiply-accumulates per second and thread"
+    peak = peak if machine["peak_gmacs"] else ""
+    lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores{peak}. {versions}."]
     if machine["load"] >= 0.5:
         load = f"its load average was {machine['load']:g} before the run"
         lines += ["", f"**The machine was not idle**: {load}. Ratios are noisier and speeds lower than on an idle one."]

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from quantspec.kernels import cpu
 from quantspec.kernels.emitter import I32, INTS, LANES, Emitter, Value
 from quantspec.kernels.frame import run_alone
 from quantspec.kernels.jit import Kernel
@@ -43,10 +44,13 @@ PEAK = Kernel("peak", Peak, write_peak)
 
 
 def macs_per_second(seconds: float = 0.2) -> float:
-    """8-bit multiply-accumulates per second of one thread whose operands never leave the registers.
+    """8-bit multiply-accumulates per second of one thread whose operands never leave the registers; 0 for a CPU without
+    dot products of bytes, where such a loop says nothing of what products need.
 
     The best of the runs of about a millisecond that this time allows.
     """
+    if not cpu.target().dot_lanes:
+        return 0.0
     result, times = aligned(LANES, np.int32), 20_000
     instruction = Peak(times=times, result=result.ctypes.data, operand=0x01010101)
     work = times * ACCUMULATORS * REPEATED * LANES * 4

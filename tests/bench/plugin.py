@@ -176,7 +176,8 @@ def pytest_sessionfinish(session, exitstatus):
     if not (bench.rows or bench.measures):
         return
     for row in bench.rows:  # when the peak is known
-        row["peak_share"] = digits(row["macs"] / (row["ours_us"] * 1e-6) / (bench.peak * row["threads"]))
+        if bench.peak:
+            row["peak_share"] = digits(row["macs"] / (row["ours_us"] * 1e-6) / (bench.peak * row["threads"]))
     run = results.record(bench.rows, bench.measures, bench.unavailable, bench.peak, bench.load)
     LAST.parent.mkdir(exist_ok=True)
     before = json.loads(LAST.read_text()) if LAST.exists() else None

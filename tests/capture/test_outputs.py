@@ -187,6 +187,21 @@ def test_a_module_may_have_the_name_of_a_function_that_is_called_too():
         assert torch.allclose(q(X), model(X).detach(), atol=0.1)
 
 
+def test_a_layer_that_is_given_other_weights_computes_with_them():
+    call = torch.func.functional_call
+    model = Calls(lambda model, x: call(model.last, other(model.last), torch.relu(model.first(x))))
+    with pytest.warns(UserWarning, match="layer 'last' was given another weight; it runs in float"):
+        assert torch.allclose(WAYS["dynamic"](model.eval())(X), model(X).detach(), atol=0.1)
+    q = WAYS["dynamic"](Calls(lambda model, x: model.last(torch.relu(model.first(x)))).eval())
+    q.last.weight = nn.Parameter(torch.zeros(3, 8))
+    with pytest.warns(UserWarning, match="layer 'last' was given another weight"):
+        assert torch.equal(q(X), q.last.bias.expand(5, 3))
+
+
+def other(layer: nn.Module) -> dict[str, torch.Tensor]:
+    return {"weight": layer.weight * 2, "bias": layer.bias}
+
+
 def test_python_that_calls_no_other_classes_of_modules_keeps_all_of_them():
     class Particular(nn.Linear):
         pass

@@ -31,7 +31,7 @@ from quantspec.ir.program import (
     Quantize,
     Ref,
 )
-from quantspec.kernels import channels, gemm
+from quantspec.kernels import channels, cpu, gemm
 
 
 def check(program: Program, *inputs: np.ndarray) -> None:
@@ -572,4 +572,6 @@ def test_other_dialects_are_refused():
 def test_the_peak_is_above_what_a_product_reaches(request):
     if request.config.getoption("bounds"):
         pytest.skip("kernels that check what they touch take longer")
-    assert 1e9 < peak.macs_per_second(0.05) < 1e13 and 1e8 < peak.copy_bytes_per_second(2**20, 0.05) < 1e13
+    products = peak.macs_per_second(0.05)
+    assert 1e9 < products < 1e13 if cpu.target().dot_lanes else products == 0
+    assert 1e8 < peak.copy_bytes_per_second(2**20, 0.05) < 1e13

@@ -157,7 +157,7 @@ FAULTS = [
     Fault(
         "any-even-number-of-bins", "numerics.observers", ("OBS-HIST-BINS",),
         "Evenness is checked where a power of two is needed.",
-        'if whole_number(self.bins, "bins") < 2 or self.bins.bit_count() != 1:', "if self.bins < 2 or self.bins % 2:",
+        "if not 2 <= bins <= MOST_BINS or bins.bit_count() != 1:", "if not 2 <= bins <= MOST_BINS or bins % 2:",
     ),
     Fault(
         "percentile-from-one-end", "numerics.observers", ("OBS-PERCENTILE", "OBS-PERCENTILE-NARROWEST"),

@@ -140,7 +140,7 @@ FAULTS = [
     Fault(
         "qat-negative-delay", "qat.prepare", ("QAT-REFUSE",),
         "A negative delay is taken.",
-        "if not isinstance(delay, int) or delay < 0:", "if not isinstance(delay, int):",
+        'if whole_number(delay, "delay") < 0:', 'if whole_number(delay, "delay") is None:',
     ),
     Fault(
         "qat-dropout-left-out", "qat.run", ("QAT-ACTS",),

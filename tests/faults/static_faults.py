@@ -71,8 +71,8 @@ FAULTS = [
     Fault(
         "reduced-range-lost", 'ptq.conversion', ("STA-REDUCE",),
         "The option does not reach the activations.",
-        'max(highs), reduce_range=reduce_range, bits=bits)',
-        'max(highs), reduce_range=False, bits=bits)',
+        'low, high, reduce_range=reduce_range, bits=bits)',
+        'low, high, reduce_range=False, bits=bits)',
     ),
     Fault(
         "reduced-scale-only", 'numerics.dialects.dialect', ("STA-REDUCE", "DIA-REDUCED"),
@@ -248,8 +248,8 @@ FAULTS = [
     Fault(
         'bits-of-weights-only', 'ptq.conversion', ('STA-BITS',),
         'Activations keep eight bits.',
-        'max(highs), reduce_range=reduce_range, bits=bits)',
-        'max(highs), reduce_range=reduce_range)',
+        'low, high, reduce_range=reduce_range, bits=bits)',
+        'low, high, reduce_range=reduce_range)',
     ),
     Fault(
         'nothing-without-a-word', 'ptq.work', ('STA-NOTHING',),

@@ -90,17 +90,31 @@ class Island(nn.Module):
 
 
 class LayerIsland(nn.Module):
-    """Computes what a layer did, for whatever arguments it is called with."""
+    """Computes what a layer did, for whatever arguments it is called with. ``weights``: the names of the layer's
+    tensors that are held as codes."""
 
     original: Callable[..., Any]
 
-    def __init__(self, network: nn.Module, forward: Callable[..., Any]):
+    def __init__(self, path: str, network: nn.Module, forward: Callable[..., Any]):
         super().__init__()
         self.networks = nn.ModuleList([network])
+        self.path, self.replaced = path, False
+        self.weights: tuple[str, ...] = ()
         self.__dict__["original"] = forward
         self.eval()
 
+    def watch(self) -> None:
+        """Knows from now on when somebody gives the layer other weights."""
+        attributes = vars(getattr(self.original, "__self__", self))
+        self.weights = tuple(name for name, value in attributes.items() if isinstance(value, coded_weights.Coded))
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        for name in self.weights:
+            if type(vars(self.original.__self__).get(name)) is not coded_weights.Coded:  # type: ignore[attr-defined]
+                if not self.replaced:
+                    self.replaced = True
+                    warnings.warn(f"layer {self.path!r} was given another {name}; it runs in float", stacklevel=2)
+                return self.original(*args, **kwargs)
         try:
             return self.networks[0](*args, **kwargs)
         except ShapeError:  # whoever called gets the layer's own error
@@ -121,7 +135,7 @@ def place(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, LayerI
     islands = {}
     for path, network in layers.items():
         module = model.get_submodule(path)
-        islands[path] = module.__dict__["forward"] = LayerIsland(network, module.forward)
+        islands[path] = module.__dict__["forward"] = LayerIsland(path, network, module.forward)
     return islands
 
 
@@ -149,6 +163,9 @@ class QuantizedModel(nn.Module):
             coded_weights.keep_codes(model, programs)
         else:
             coded_weights.put(model, coded)
+        for island in self.islands.values():
+            if isinstance(island, LayerIsland):
+                island.watch()
         self.__dict__["biases"] = coded_weights.keep_biases(model, programs)  # which the networks hold
         super().train(False)
 

@@ -10,6 +10,7 @@ from quantspec.backends import protocol
 from quantspec.backends.cache import Cache
 from quantspec.backends.protocol import NotOffered, Pair, per_tensor, threads, whole_byte
 from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects import named
 
 from .reproduce import torch_script
 
@@ -18,8 +19,8 @@ NO_SCALARS: list[float] = []  # of a ReLU
 
 
 class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Keeps, protocol.Reproduces):
-    """``qlinear_pointwise`` and ``qconv2d_pointwise``, for activations of one type: signed ones go another way, through
-    oneDNN's slow reference kernel."""
+    """``qlinear_pointwise`` and ``qconv2d_pointwise``, for activations of one type: signed ones go another way, on most
+    CPUs through oneDNN's slow reference kernel."""
 
     version = torch.__version__
 
@@ -29,13 +30,20 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
         torch.set_num_threads(threads())
         self._codes, self._cache = np.dtype(codes), Cache()
         self.name = "torch-onednn-pointwise" + ("" if codes == "uint8" else f"-{codes}")
-        self.dialect: protocol.Dialects = "onednn-reference" if codes == "int8" else self._probed()
-        if codes == "int8":
-            one, byte = np.ones((1, 1), np.int8), QParams(1, 0, -128, 127)
-            try:
-                self.linear(one, byte, one, byte, None, byte)
-            except RuntimeError as error:
-                raise NotOffered(f"torch {torch.__version__} takes unsigned activations only: {error}") from error
+        self.dialect: protocol.Dialects = self._signed() if codes == "int8" else self._probed()
+
+    def _signed(self) -> str:
+        """``onednn-reference``, or ``onednn-pointwise-product`` where oneDNN has a kernel for signed activations, as on
+        CPUs with AVX2 and not more: whichever gives the codes of a layer in which the two differ."""
+        x_q, w_q = (np.arange(-128, 128, step, dtype=np.int16).astype(np.int8)[:, None] for step in (1, 17))
+        x, w, y = (QParams(np.float32(scale), point, -128, 127) for scale, point in ((0.1, 3), (0.03, 0), (0.37, -5)))
+        layer = x_q, x, w_q, w, np.linspace(-1, 1, len(w_q), dtype=np.float32), y
+        try:
+            codes = self.linear(*layer)
+        except RuntimeError as error:
+            raise NotOffered(f"torch {torch.__version__} takes unsigned activations only: {error}") from error
+        product = "onednn-pointwise-product"
+        return product if np.array_equal(codes, named.dialect(product).linear(*layer)) else "onednn-reference"
 
     def _probed(self) -> frozenset[str]:
         """``onednn-pointwise``, also with the product of the scales where the CPU has AMX, or both with saturating

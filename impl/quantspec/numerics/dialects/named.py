@@ -194,7 +194,7 @@ NAMED = (
 # What x86 CPUs without dot-product instructions make of a dialect (DIA-ACCUMULATE).
 INT16 = tuple(
     replace(choices, name=f"{choices.name}-int16", accumulate_rule="pairs")
-    for choices in (FBGEMM, ONEDNN, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT)
+    for choices in (ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT)
 )
 DIALECTS = {choices.name: choices for choices in NAMED + INT16}
 
