@@ -13,7 +13,7 @@ FAULTS = [
     Fault(
         "relu-behind-another-step", "engines.compiled.selection", ("DYN-OUTPUT",),
         "A ReLU of floats is taken for a part of its layer though a step between the two is not compiled.",
-        "argument(step) in layers & run and",
+        "argument(step) in layers and argument(step) in run and",
         "argument(step) in layers and",
     ),
     Fault(

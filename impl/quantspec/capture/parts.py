@@ -122,8 +122,7 @@ def find(
         raise
     except Exception as error:  # whatever a model raises where its modules are not called directly
         expected(model, args, kwargs)  # which raises what the model raises by itself
-        kind = type(error).__name__
-        return Parts({}, [Stop("", f"its Python does not call modules of other classes than its own: {kind}")])
+        return Parts({}, [Stop("", f"it raises {type(error).__name__} where its modules are watched")])
     return search.parts()
 
 

@@ -169,7 +169,7 @@ def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsW
             if graphs:
                 raise
             products.take()
-            with contextlib.suppress(Exception):  # what torch refuses to watch, as torch.cond: nothing is known then
+            with contextlib.suppress(Exception):  # what torch refuses to watch, of which nothing is known then
                 copies.run_copy(model)(*copies.cloned(args), **copies.cloned(kwargs))
             python = Counter({"": products.take()})
     return PartsWork({key: nodes.macs for key, nodes in parts.items()}, python)

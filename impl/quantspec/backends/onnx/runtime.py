@@ -10,7 +10,7 @@ from onnx import helper
 
 from quantspec.backends import protocol
 from quantspec.backends.cache import Cache
-from quantspec.backends.protocol import CodesOnGrids, NotOffered, Pair, threads, whole_byte
+from quantspec.backends.protocol import CodesOnGrids, NotOffered, Pair, sums_exactly, threads, whole_byte
 from quantspec.backends.reproduce import script
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.integer import quantize_bias
@@ -32,13 +32,7 @@ class OnnxRuntime(
 
     def __init__(self) -> None:
         self._cache = Cache()
-        self.dialect = "onnx" if self._sums_exactly() else "onnx-int16"
-
-    def _sums_exactly(self) -> bool:
-        """Whether no product saturates (DIA-ACCUMULATE), as CPUs differ."""
-        x, w, y = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127), QParams(np.float32(64 * 255 * 127 / 200), 0, 0, 255)
-        codes = self.linear(np.full((1, 64), 255, np.uint8), x, np.full((16, 64), 127, np.int8), w, None, y)
-        return bool((codes == 200).all())
+        self.dialect = "onnx" if sums_exactly(self) else "onnx-int16"
 
     def keep(self) -> None:
         """Sessions are kept from here on, as any server does."""

@@ -36,14 +36,17 @@ def compilable(program: Program, refused: Collection[str] = ()) -> set[str]:
     run: set[str] = set()  # the steps before, since the last one that is not compiled
     for step in program.steps:
         if not isinstance(step, Call):
-            run = run | {step.name} if step.name in names else set()
-            continue
-        if is_relu(step, program) and argument(step) in layers & run and len(read_by[argument(step)]) == 1:
-            names.add(step.name)
+            pass
+        elif is_relu(step, program):
+            if argument(step) in layers and argument(step) in run and len(read_by[argument(step)]) == 1:
+                names.add(step.name)
         elif flattens(step) and argument(step) in program.inputs:
             if all(isinstance(reader, FloatLayer) for reader in read_by.get(step.name, ())):
                 names.add(step.name)
-        run = run | {step.name} if step.name in names else set()
+        if step.name in names:
+            run.add(step.name)
+        else:
+            run.clear()
     return names
 
 
