@@ -390,15 +390,14 @@ FAULTS = [
         "return emit.loop(emit.sub(done, done), emit.loop(count, carried, several), single)",
     ),
     Fault(
-        "pairs-that-overflow", "kernels.pairing", ("STA-PAIRS",),
-        "The weights of a pair may add up to 129, of which 255 times are more than 16 bits hold.",
-        "MOST = 128  #", "MOST = 129  #",
+        "pairs-that-overflow", "kernels.magnitudes", ("STA-PAIRS",),
+        "Negative weights are read as unsigned bytes, of which a pair times its codes leaves 16 bits.",
+        "magnitude = emit.select(negative, emit.neg(weight), weight)", "magnitude = weight",
     ),
     Fault(
-        "residues-dropped", "kernels.pairs", ("STA-PAIRS", "STA-INSTRUCTIONS"),
-        "What is too much in weights is left out, as the CPU itself leaves it out.",
-        'with emit.if_then(emit.icmp_signed(">", number, I64(0))):',
-        'with emit.if_then(emit.icmp_signed("<", number, I64(0))):',
+        "zeros-not-subtracted", "kernels.magnitudes", ("STA-PAIRS", "STA-INSTRUCTIONS"),
+        "Sums begin with zero, and not with minus what codes of zero give.",
+        "result.append(emit.sub(total, products(emit, magnitude, turned)))", "result.append(total)",
     ),
     Fault(
         "tiles-refused-in-silence", "kernels.tiles", ("STA-TILES",),

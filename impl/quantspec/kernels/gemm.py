@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from . import cpu, gathered
+from . import cpu, grouped
 from .emitter import BYTES, FLOATS, I32, I64, INTS, LANES, Body, Emitter, Function, Type, Value, function
 from .jit import Kernel
 from .product import PANEL, Product, ProductAdd, ProductCodes, ProductInstruction, ProductToFloats
@@ -127,7 +127,7 @@ def put_floats(
                 else:
                     emit.write_some(floats, address, mask)
 
-    if len(ys) < gathered.AFTER[0] or blocks < PANEL:
+    if len(ys) < grouped.AFTER[0] or blocks < PANEL:
         put(False)
         return
     in_lines = emit.icmp_signed("==", emit.and_(ys[0], I64(63)), I64(0))
@@ -231,17 +231,17 @@ def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
 
     def epilogues(emit: Emitter, blocks: int) -> list[Function]:
         name = f"quantspec_{kind}_after_{{}}_{blocks}"
-        return [function(emit.module, name.format(rows), 4, tile(rows, blocks, False)) for rows in gathered.AFTER]
+        return [function(emit.module, name.format(rows), 4, tile(rows, blocks, False)) for rows in grouped.AFTER]
 
     def write(emit: Emitter, op: Value, frame: Value) -> None:
-        unit = gathered.unit()
+        unit = grouped.unit()
         if unit is None:
             in_dot_products(emit, op)
             return
         product = emit.place(op, ProductInstruction.product)
         with emit.if_else(emit.flag(product, Product.buffer)) as (in_unit, where_they_lie):
             with in_unit:
-                gathered.in_groups(emit, unit, op, kind, lambda blocks: epilogues(emit, blocks))
+                grouped.in_groups(emit, unit, op, kind, lambda blocks: epilogues(emit, blocks))
             with where_they_lie:
                 in_dot_products(emit, op)
 

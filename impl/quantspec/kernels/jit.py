@@ -145,7 +145,6 @@ class Machine:
     def __init__(self) -> None:
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
-        binding.initialize_native_asmparser()  # of the lines that ``pairs`` has in assembly
         for name in PYTHON:
             binding.add_symbol(name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
         for name in (*POSIX, *(LINUX if sys.platform == "linux" else ())) if os.name == "posix" else ():

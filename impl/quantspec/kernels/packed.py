@@ -1,16 +1,14 @@
 """Weights as kernels read them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import cpu
 from .depthwise import ORDER, WIDE
 from .emitter import LANES
 from .memory import aligned, memory_for, roomy
-from .pairing import Pairs, pair, unpaired
 from .product import PANEL
 
 
@@ -20,7 +18,7 @@ class Packed:
     entries for all lanes of all blocks.
 
     ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights. ``float_bias``:
-    float32, of layers that give floats. ``pairs``: what there is beside weights that are paired.
+    float32, of layers that give floats.
     """
 
     outputs: int
@@ -31,7 +29,6 @@ class Packed:
     factor: np.ndarray
     sums: np.ndarray
     float_bias: np.ndarray | None = None
-    pairs: Pairs | None = None
 
     @property
     def blocks(self) -> int:
@@ -42,8 +39,8 @@ class Packed:
         return self.runs * self.run_steps
 
     def memory(self) -> int:
-        """Bytes of the weights, and of what there is beside them."""
-        return int(self.weight.nbytes) + (self.pairs.nbytes if self.pairs is not None else 0)
+        """Bytes of the weights."""
+        return int(self.weight.nbytes)
 
 
 Runs = Callable[[np.ndarray], np.ndarray]
@@ -77,23 +74,13 @@ def pack(
     return Packed(outputs, runs, steps, packed, biases, factors, lanes(sums, outputs, np.int32))
 
 
-def paired(packed: Packed) -> Packed:
-    """The same product by pairs of bytes, where that is quicker: its weights are those of the planes then."""
-    pairs = pair(packed.weight, packed.steps, packed.outputs) if cpu.target().has_pairs else None
-    if pairs is None:
-        return packed
-    packed.bias[...] += lanes(pairs.offset, len(packed.bias), np.int32)
-    return replace(packed, pairs=pairs)
-
-
 def unpack(packed: Packed, inputs: int) -> np.ndarray:
     """The codes [outputs, runs, inputs of a run] that were packed."""
-    weight = packed.weight if packed.pairs is None else unpaired(packed.pairs, packed.weight, packed.steps)
     outputs, row = packed.outputs, packed.runs * packed.run_steps * 4
     codes = np.empty((outputs, packed.runs, inputs), np.int8)
     for first in range(0, packed.blocks * LANES, LANES * PANEL):
         last = min(packed.blocks * LANES, first + LANES * PANEL)
-        panel = weight[first * row : last * row].reshape(row // 4, -1, LANES, 4).transpose(1, 2, 0, 3)
+        panel = packed.weight[first * row : last * row].reshape(row // 4, -1, LANES, 4).transpose(1, 2, 0, 3)
         own = panel.reshape(last - first, packed.runs, -1)
         codes[first:last] = own[: outputs - first, :, :inputs]
     return codes

@@ -1,25 +1,8 @@
 """What products of codes are told."""
 
-from .records import Address, Clamp, Float, Instruction, Integer, Integers, Nested, Record, Slot
+from .records import Address, Clamp, Float, Instruction, Integer, Nested, Record, Slot
 
 PANEL = 2  # blocks of sixteen outputs, whose weights lie beside each other
-
-
-class PairsRecord(Record):
-    """What there is beside weights that are paired (``pairing.Pairs``).
-
-    A gathered row is ``planes`` planes, which begin at ``offsets`` of its ``pitch`` bytes; ``forms``: for each the
-    order of 32 bytes, and which bits are turned then.
-    """
-
-    which: Address
-    starts: Address
-    steps: Address
-    residues: Address
-    forms: Address
-    planes: Integer
-    pitch: Integer
-    offsets: Integers = Integers(6)
 
 
 class Product(Record):
@@ -30,9 +13,8 @@ class Product(Record):
 
     ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the
     cache; a row's inputs are runs of steps. ``ahead`` and ``advance`` are set while running: where the next panel is
-    to be fetched from, and how far that moves with each half step. ``buffer``: where rows are gathered, or 0.
-    ``pairs``: the ``PairsRecord`` of weights that are paired, or 0; ``panel``: of how many panels before the first it
-    tells, too.
+    to be fetched from, and how far that moves with each half step. ``buffer``: memory for a unit that
+    computes rows in groups (``grouped``), or 0.
     """
 
     x: Address
@@ -52,8 +34,6 @@ class Product(Record):
     ahead: Address = Address()
     advance: Integer = Integer()
     buffer: Address = Address()
-    pairs: Address = Address()
-    panel: Integer = Integer()
 
 
 class ProductInstruction(Instruction):

@@ -22,7 +22,6 @@ from .product import PANEL, Product
 
 ROWS, STEPS = 16, 16  # of a tile: rows of inputs, steps of four
 GROUP = 2 * ROWS  # rows that are computed between two epilogues
-VECTOR = INTS
 CHUNK_BYTES = 2**19  # of gathered rows, which share the second-level cache with a panel
 # From which on tiles are quicker, as measured: rows, and dot products of a row, of which gathering costs as many.
 LEAST_ROWS, LEAST_DOTS, DOTS_OF_COPY = 4, 48, 8
@@ -61,13 +60,18 @@ def configuration() -> ir.Constant:
     return ir.Constant(ir.ArrayType(I8, 64), bytearray(content))
 
 
-def pitch_of(product: Product) -> int:
+def row_bytes(product: Product) -> int:
     """Bytes from one gathered row to the next."""
     return row_pitch(4 * product.steps)
 
 
+def buffer_bytes(product: Product) -> int:
+    """Bytes of a chunk of gathered rows, and of what a copy in whole vectors writes behind them."""
+    return product.chunk * row_bytes(product) + 64
+
+
 def pitch(emit: Emitter, product: Value) -> Value:
-    """``pitch_of``."""
+    """``row_bytes``."""
     steps = emit.field(product, Product.steps)
     whole = emit.shl(emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4)), I64(6))
     even = emit.icmp_signed("==", emit.and_(whole, I64(511)), I64(0))
@@ -89,7 +93,43 @@ def end(emit: Emitter) -> None:
     emit.native("llvm.x86.tilerelease", ir.VoidType())
 
 
-def finish(emit: Emitter, product: Value, target: Value, steps: Value) -> None:
+def before_chunk(emit: Emitter, product: Value, start: Value, end: Value) -> None:
+    """Rows from ``start`` to ``end`` to the buffer: their runs after one another."""
+    buffer, x, offsets, run_offsets, runs, run_steps, steps = emit.fields(
+        product, Product.buffer, Product.x, Product.x_offsets, Product.run_offsets, Product.runs, Product.run_steps,
+        Product.steps,
+    )  # fmt: skip
+    distance, run_bytes = pitch(emit, product), emit.shl(run_steps, I64(2))
+
+    def row(index: Value) -> None:
+        source = emit.add(x, emit.int_at(offsets, emit.add(start, index), 4))
+        target = emit.add(buffer, emit.mul(index, distance))
+
+        def run(number: Value) -> None:
+            near = emit.add(source, emit.int_at(run_offsets, number, 4))
+            copy(emit, near, emit.add(target, emit.mul(number, run_bytes)), run_bytes)
+
+        emit.each(runs, run)
+        finish(emit, target, steps)
+
+    emit.each(emit.sub(end, start), row)
+
+
+def copy(emit: Emitter, source: Value, target: Value, count: Value) -> None:
+    """Bytes, in whole vectors: some behind the last one, too."""
+
+    def vector(n: Value) -> None:
+        at = emit.shl(n, I64(6))
+        emit.write(emit.read(emit.add(source, at), INTS), emit.add(target, at))
+
+    emit.each(emit.ashr(emit.add(count, I64(63)), I64(6)), vector)
+
+
+def before_panel(emit: Emitter, product: Value, panel: Value, blocks: int) -> None:
+    """Nothing: weights lie as tiles are read."""
+
+
+def finish(emit: Emitter, target: Value, steps: Value) -> None:
     """Zeros to a whole tile."""
     last = emit.shl(emit.ashr(emit.sub(steps, I64(1)), I64(4)), I64(4))  # the first step of the last tile
     end_of_row = emit.add(target, emit.shl(last, I64(2)))
@@ -98,10 +138,11 @@ def finish(emit: Emitter, product: Value, target: Value, steps: Value) -> None:
 
 
 def compute(
-    emit: Emitter, product: Value, blocks: int, panel: Value, source: Value, count: Value, sums: Value
+    emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, sums: Value
 ) -> None:
     """The sums of up to 32 rows."""
     steps, distance = emit.field(product, Product.steps), pitch(emit, product)
+    source = emit.add(emit.field(product, Product.buffer), emit.mul(first, distance))
     weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
     tiles = emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4))
 

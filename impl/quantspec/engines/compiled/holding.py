@@ -8,7 +8,6 @@ import numpy as np
 from quantspec.ir.held import Held, changed, codes_shape, held, hold
 from quantspec.ir.program import Conv, Embedding, Linear, Program
 from quantspec.ir.traverse import CodeField, code_fields
-from quantspec.kernels.packed import Packed
 
 from .packing import FloatLayer, PackedLayer, pack_layer, unpack_layer
 
@@ -70,7 +69,7 @@ def refuse() -> np.ndarray:
 
 
 def memory(layer: PackedLayer) -> list[int]:
-    """Bytes of packed weights, and of what there is beside them."""
+    """Bytes of packed weights."""
     return [group.memory() for part in layer for group in (part if isinstance(part, list) else [part])]
 
 
@@ -80,14 +79,9 @@ def with_memory_of(layer: PackedLayer, other: PackedLayer) -> PackedLayer:
     for part, same in zip(layer, other, strict=True):
         if isinstance(part, list):
             assert isinstance(same, list)
-            result.append([with_weight(group, equal) for group, equal in zip(part, same, strict=True)])
+            result.append([replace(group, weight=equal.weight) for group, equal in zip(part, same, strict=True)])
         else:
             assert not isinstance(same, list)
             result.append(replace(part, weight=same.weight))
     return result
 
-
-def with_weight(group: Packed, equal: Packed) -> Packed:
-    if (group.pairs is None) is not (equal.pairs is None):
-        return group  # of a layer that takes floats, whose weights are not paired
-    return replace(group, weight=equal.weight, pairs=equal.pairs)

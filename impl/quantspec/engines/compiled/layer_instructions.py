@@ -48,7 +48,6 @@ def product_record(
         run_steps=packed.run_steps, run_offsets=planner.keep(offset_table(np.array(run_offsets))),
         x_offsets=planner.keep(x_offsets),
         chunk=gemm.chunk_rows(rows, inputs),
-        pairs=planner.keep(packed.pairs.record(packed.steps).entries) if packed.pairs is not None else 0,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Conv, Linear, LinearDynamic, LinearWeight
 from quantspec.kernels.memory import position_pitch
-from quantspec.kernels.packed import Packed, PackedChannels, lanes, pack, pack_channels, paired, unpack, unpack_channels
+from quantspec.kernels.packed import Packed, PackedChannels, lanes, pack, pack_channels, unpack, unpack_channels
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.float32 import check_unit
 from quantspec.numerics.integer import check_overflow, quantize_bias
@@ -118,7 +118,7 @@ def pack_conv(step: Conv, end: Epilogue, *, take: bool) -> list[Packed] | Packed
 
 def packed_group(step: Linear | Conv, weight: np.ndarray, end: Epilogue, *, take: bool) -> Packed:
     """The weights of one product."""
-    packed = paired(pack(weight, lambda rows: runs(step, rows), end.bias, end.factor, take=take))
+    packed = pack(weight, lambda rows: runs(step, rows), end.bias, end.factor, take=take)
     if end.float_bias is None:
         return packed
     return replace(packed, float_bias=lanes(end.float_bias, len(end.float_bias), np.float32))

@@ -12,8 +12,8 @@ from quantspec.kernels.dynamic_gemm import DynamicProduct
 from quantspec.kernels.emitter import LANES
 from quantspec.kernels.float_output import ProductFloats
 from quantspec.kernels.frame import Frame, frame_of
-from quantspec.kernels.gathered import give_buffers, group
 from quantspec.kernels.gemm import TILE_ROWS
+from quantspec.kernels.grouped import give_buffers, group
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductInstruction
 from quantspec.kernels.records import Instruction
@@ -116,7 +116,6 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
         part = instruction.copy()
         product = part.product
         product.weight += first * 64 * PANEL * product.steps
-        product.panel += first
         product.bias += 4 * outputs
         product.factor += 4 * outputs
         product.outputs = min(whole.outputs, panel_outputs * last) - outputs

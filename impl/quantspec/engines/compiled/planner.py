@@ -24,7 +24,7 @@ from quantspec.ir.program import (
 )
 from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
-from quantspec.kernels.gathered import give_buffers
+from quantspec.kernels.grouped import give_buffers
 from quantspec.kernels.jit import Kernel, SomeInstruction
 from quantspec.kernels.memory import LONGEST, Layout, Margin, Triple, aligned
 from quantspec.kernels.packed import Packed

@@ -12,7 +12,7 @@ from quantspec.ir.held import codes_shape, held
 from quantspec.ir.program import Cell, LinearDynamic, Recurrent
 from quantspec.kernels import dynamic_gemm, recurrent_cell
 from quantspec.kernels.frame import caller, frame_of
-from quantspec.kernels.gathered import give_buffers
+from quantspec.kernels.grouped import give_buffers
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.packed import Packed
 from quantspec.numerics.dialects.dialect import Dialect
