@@ -349,8 +349,8 @@ FAULTS = [
     Fault(
         "rows-of-images-one-more", "engines.compiled.layer_instructions", ("STA-BOUNDS",),
         "A layer has a row more than there are, whose places lie behind the table of places.",
-        "factor=planner.keep(packed.factor), rows=rows,",
-        "factor=planner.keep(packed.factor), rows=rows + 1,",
+        "sums=planner.keep(packed.sums), rows=rows,",
+        "sums=planner.keep(packed.sums), rows=rows + 1,",
     ),
     Fault(
         "outputs-on-the-default-device", "engines.tensors", ("STA-DEFAULTS",),
@@ -391,13 +391,19 @@ FAULTS = [
     ),
     Fault(
         "pairs-that-overflow", "kernels.magnitudes", ("STA-PAIRS",),
-        "Negative weights are read as unsigned bytes, of which a pair times its codes leaves 16 bits.",
-        "magnitude = emit.select(negative, emit.neg(weight), weight)", "magnitude = weight",
+        "Negative bytes are read as unsigned ones, of which two products leave 16 bits.",
+        "return emit.select(negative, emit.neg(values), values), emit.sext(negative, CODES)",
+        "return values, emit.sext(negative, CODES)",
     ),
     Fault(
-        "zeros-not-subtracted", "kernels.magnitudes", ("STA-PAIRS", "STA-INSTRUCTIONS"),
-        "Sums begin with zero, and not with minus what codes of zero give.",
+        "lacking-products-forgotten", "kernels.magnitudes", ("STA-PAIRS", "STA-INSTRUCTIONS"),
+        "Sums begin with zero, and not with what products of rewritten weights lack.",
         "result.append(emit.sub(total, products(emit, magnitude, turned)))", "result.append(total)",
+    ),
+    Fault(
+        "lacking-codes-forgotten", "kernels.magnitudes", ("STA-PAIRS", "STA-INSTRUCTIONS"),
+        "Sums do not begin with what products of rewritten codes lack.",
+        "totals += [emit.add(start, lost) for start in begin]", "totals += begin",
     ),
     Fault(
         "tiles-refused-in-silence", "kernels.tiles", ("STA-TILES",),

@@ -52,15 +52,12 @@ class DynamicQuantize(RowsOfFloats):
 class DynamicProduct(ProductToFloats):
     """A product whose rows have grids of their own, ``grid_stride`` bytes apart from ``row_grids`` on.
 
-    ``sums``: the sum of each output's weights.
-
     Rows of outputs are ``y_pitch`` bytes apart; they begin at ``y``, or, where ``slot`` is not negative, ``y_ahead``
     bytes behind the start of that output.
     """
 
     row_grids: Address
     grid_stride: Integer
-    sums: Address
     y_pitch: Integer
     y_ahead: Integer = Integer()
 
@@ -171,7 +168,7 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
         product = emit.place(op, DynamicProduct.product)
         start = [emit.splat(0, INTS)] * (rows * blocks)
         totals = accumulate(emit, product, row, panel, rows, blocks, start, half, given)
-        sums = by_lanes(emit, op, DynamicProduct.sums, panel, blocks, INTS)
+        sums = by_lanes(emit, product, Product.sums, panel, blocks, INTS)
         factors = by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
         biases = by_lanes(emit, product, Product.bias, panel, blocks, FLOATS)
         mask = last_mask(emit, product, panel, blocks)
@@ -228,13 +225,14 @@ def layer(
         grid_stride=stride, per_row=per_row, qmax=qmax, smallest=scale.min(), largest=scale.max(),
     )  # fmt: skip
     product = Product(
-        x=quantized, y=0, weight=keep(packed.weight), bias=keep(packed.bias), factor=keep(packed.factor), rows=rows,
+        x=quantized, y=0, weight=keep(packed.weight), bias=keep(packed.bias), factor=keep(packed.factor),
+        sums=keep(packed.sums), rows=rows,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
         run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep(offset_table(np.arange(rows) * pitch)),
         chunk=gemm.chunk_rows(rows, inputs),
     )  # fmt: skip
     return quantize, DynamicProduct(
-        product=product, row_grids=grids, grid_stride=stride, sums=keep(packed.sums), relu=relu,
+        product=product, row_grids=grids, grid_stride=stride, relu=relu,
         y_pitch=4 * packed.outputs, slot=-1,
         past=gemm.goes_past(4 * rows * packed.outputs, packed.outputs),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Matrix products whose rows are computed in groups, for a unit of the CPU that reads operands in a form of its own.
 
-A chunk of rows passes panel by panel. ``tiles`` gathers a chunk's rows first, ``magnitudes`` rewrites a panel's weights
-for all rows of a chunk; what they write lies in a buffer. Weights stay as every product reads them. A unit sums a group
-of rows by a panel up, to memory of the group's function, which the epilogues of the other products read.
+A chunk of rows passes panel by panel. ``tiles`` gathers a chunk's rows first, ``magnitudes`` rewrites them or a panel's
+weights; what they write lies in a buffer. Weights stay as every product reads them. A unit sums a group of rows by a
+panel up, to memory of the group's function, which the epilogues of the other products read.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,8 +36,8 @@ class Unit(Protocol):
     def row_bytes(self, product: Product) -> int:
         """Bytes that a row of a chunk takes."""
 
-    def buffer_bytes(self, product: Product) -> int:
-        """Bytes that it writes to, for a chunk of the product's rows."""
+    def prepare(self, product: Product) -> int:
+        """Decides how it computes a product whose chunks are known; the bytes that it writes to."""
 
     def begin(self, emit: Emitter) -> None:
         """Sets it up for a thread."""
@@ -88,7 +88,7 @@ def give_buffers(products: Iterable[Product], keep: Callable[[np.ndarray], int])
         return
     for product in those:
         product.chunk = chunk_rows(own, product)
-    buffer = keep(aligned(max(own.buffer_bytes(product) for product in those)))
+    buffer = keep(aligned(max([own.prepare(product) for product in those])))
     for product in those:
         product.buffer = buffer
 

@@ -1,23 +1,32 @@
 """Matrix products by pairs of bytes, where a CPU has vectors of 256 bits and no dot products of bytes.
 
 It multiplies 32 unsigned bytes by signed ones and adds two products in 16 bits, which silently saturate, then those
-sums in 32 bits. Here the unsigned bytes are the magnitudes of weights, and the signed ones are codes less 128, their
-bits turned where a weight is negative: no pair leaves 16 bits, whatever weights and codes are (STA-PAIRS).
+sums in 32 bits. Here the unsigned bytes are the magnitudes of one operand, and the signed ones the other operand, its
+bits turned where the first is negative; codes are taken less 128. No pair leaves 16 bits, whatever weights and codes
+are (STA-PAIRS).
 
-A panel's weights are rewritten for all rows of a chunk, 64 bytes for eight outputs of a step: which bits are turned,
-and the magnitudes. Behind them is minus what codes of zero give, with which sums begin. Rows are read where they lie:
-four rows by sixteen outputs fill sixteen registers.
+Of many rows, a panel's weights are rewritten for all rows of a chunk, 64 bytes for eight outputs of a step: which bits
+are turned, and the magnitudes; behind them minus what codes of zero give, with which sums begin. Rows are read where
+they lie: four rows by sixteen outputs fill sixteen registers.
+
+Of few rows, the codes are: of a row two planes, magnitudes and what turns bits, and a number to begin with. Weights are
+read where they lie: two rows by thirty-two outputs.
 """
+
+from collections.abc import Callable
 
 from llvmlite import ir
 
-from .emitter import I8, I16, I32, I64, Body, Emitter, Function, Value, function
+from .emitter import I8, I16, I32, I64, LANES, Body, Emitter, Function, Value, function
+from .memory import row_pitch
 from .product import PANEL, Product
 
 GROUP = 24  # rows that are computed between two epilogues
-ROWS = 4, 1  # of a function
+ROWS, FEW_ROWS = (4, 1), (2, 1)  # of a function
 CHUNK_BYTES = 2**19  # of rows, which are read again for each panel
-LEAST_ROWS = 8  # from which on rewriting weights pays, as measured
+MANY = 64  # rows from which on rewriting weights is quicker, as measured
+AHEAD = 2048  # bytes from weights to those fetched beforehand
+BESIDE = 64  # bytes behind the planes of a row
 EIGHT, SHORTS, CODES = ir.VectorType(I32, 8), ir.VectorType(I16, 16), ir.VectorType(I8, 32)
 
 
@@ -27,8 +36,8 @@ def allowed() -> bool:
 
 
 def fits(product: Product) -> bool:
-    """Whether there are rows enough to rewrite weights for."""
-    return product.rows >= LEAST_ROWS
+    """Whether it is quicker than products of 16-bit numbers: always."""
+    return True
 
 
 def row_bytes(product: Product) -> int:
@@ -36,9 +45,19 @@ def row_bytes(product: Product) -> int:
     return 4 * product.steps
 
 
-def buffer_bytes(product: Product) -> int:
-    """Bytes of a panel: 64 for eight outputs of a step, and 32 of sums to begin with."""
+def prepare(product: Product) -> int:
+    """Decides which operand is rewritten. Gives the bytes that takes: of a panel 64 for eight outputs of a step, and
+    32 of sums to begin with; or those of a chunk's rows.
+    """
+    product.by_rows = product.rows < MANY
+    if product.by_rows:
+        return int(product.chunk) * (2 * plane_bytes(product.steps) + BESIDE)
     return 2 * PANEL * (64 * product.steps + 32)
+
+
+def plane_bytes(steps: int) -> int:
+    """Bytes of a plane, and of a vector behind it."""
+    return row_pitch(4 * steps + 32)
 
 
 def begin(emit: Emitter) -> None:
@@ -50,12 +69,76 @@ def end(emit: Emitter) -> None:
 
 
 def before_chunk(emit: Emitter, product: Value, start: Value, end: Value) -> None:
-    """Nothing: rows are read where they lie."""
+    """Codes as they are read, where rows are few."""
+    with emit.if_then(emit.flag(product, Product.by_rows)):
+        emit.call(function(emit.module, "quantspec_magnitudes_of_codes", 3, rewrite_rows), [product, start, end])
 
 
 def before_panel(emit: Emitter, product: Value, panel: Value, blocks: int) -> None:
-    """Weights as they are read, and what sums begin with."""
-    emit.call(function(emit.module, f"quantspec_magnitudes_{blocks}", 2, rewrite(blocks)), [product, panel])
+    """Weights as they are read, and what sums begin with, where rows are many."""
+    own = function(emit.module, f"quantspec_magnitudes_{blocks}", 2, rewrite(blocks))
+    with emit.if_then(emit.not_(emit.flag(product, Product.by_rows))):
+        emit.call(own, [product, panel])
+
+
+def pitches(emit: Emitter, steps: Value) -> tuple[Value, Value]:
+    """``plane_bytes``, and bytes from one row's planes to the next's."""
+    whole = emit.and_(emit.add(emit.shl(steps, I64(2)), I64(32 + 63)), I64(-64))
+    odd = emit.icmp_signed("==", emit.and_(whole, I64(511)), I64(0))
+    plane = emit.add(whole, emit.select(odd, I64(64), I64(0)))
+    return plane, emit.add(emit.shl(plane, I64(1)), I64(BESIDE))
+
+
+def rewrite_rows(emit: Emitter, product: Value, start: Value, end: Value) -> None:
+    """Writes the planes of the rows of a chunk, their runs after one another."""
+    buffer, x, offsets, run_offsets, runs, run_steps, steps = emit.fields(
+        product, Product.buffer, Product.x, Product.x_offsets, Product.run_offsets, Product.runs, Product.run_steps,
+        Product.steps,
+    )  # fmt: skip
+    plane, pitch = pitches(emit, steps)
+    run_bytes, zeros = emit.shl(run_steps, I64(2)), ir.Constant(CODES, [0] * 32)
+    vectors = emit.ashr(emit.add(run_bytes, I64(31)), I64(5))
+
+    def row(index: Value) -> None:
+        source = emit.add(x, emit.int_at(offsets, emit.add(start, index), 4))
+        target = emit.add(buffer, emit.mul(index, pitch))
+
+        def run(number: Value) -> None:
+            near = emit.add(source, emit.int_at(run_offsets, number, 4))
+            far = emit.add(target, emit.mul(number, run_bytes))
+
+            def vector(n: Value) -> None:
+                at = emit.shl(n, I64(5))
+                code = emit.xor(emit.read(emit.add(near, at), CODES), ir.Constant(CODES, [-128] * 32))
+                magnitude, turned = split(emit, code)
+                goal = emit.add(far, at)
+                emit.write(magnitude, goal)
+                emit.write(turned, emit.add(goal, plane))
+
+            emit.each(vectors, vector)
+
+        emit.each(runs, run)
+        emit.write(zeros, emit.add(target, emit.shl(steps, I64(2))))
+
+        def lost(n: Value, carried: list[Value]) -> list[Value]:
+            at = emit.add(target, emit.shl(n, I64(5)))
+            turned = emit.read(emit.add(at, plane), CODES, 32)
+            return [emit.sub(carried[0], products(emit, emit.read(at, CODES, 32), turned))]
+
+        whole = emit.ashr(emit.add(emit.shl(steps, I64(2)), I64(31)), I64(5))
+        total = emit.loop(whole, [ir.Constant(EIGHT, [0] * 8)], lost)[0]
+        parts = [emit.extract_element(total, I32(i)) for i in range(8)]
+        while len(parts) > 1:
+            parts = [emit.add(a, b) for a, b in zip(parts[::2], parts[1::2])]
+        emit.write(parts[0], emit.add(target, emit.shl(plane, I64(1))), 4)
+
+    emit.each(emit.sub(end, start), row)
+
+
+def split(emit: Emitter, values: Value) -> tuple[Value, Value]:
+    """Magnitudes of signed bytes, and the bits that negative ones turn."""
+    negative = emit.icmp_signed("<", values, ir.Constant(CODES, [0] * 32))
+    return emit.select(negative, emit.neg(values), values), emit.sext(negative, CODES)
 
 
 def rewrite(blocks: int) -> Body:
@@ -71,9 +154,8 @@ def rewrite(blocks: int) -> Body:
             result = []
             for v, total in enumerate(sums):
                 weight = emit.read(emit.add(near, I64(32 * v)), CODES, 32)
-                negative = emit.icmp_signed("<", weight, ir.Constant(CODES, [0] * 32))
-                magnitude = emit.select(negative, emit.neg(weight), weight)
-                turned = emit.xor(emit.sext(negative, CODES), ir.Constant(CODES, [-128] * 32))
+                magnitude, turned = split(emit, weight)
+                turned = emit.xor(turned, ir.Constant(CODES, [-128] * 32))  # codes less 128
                 emit.write(turned, emit.add(far, I64(64 * v)), 64)
                 emit.write(magnitude, emit.add(far, I64(64 * v + 32)), 32)
                 result.append(emit.sub(total, products(emit, magnitude, turned)))
@@ -97,23 +179,71 @@ def compute(
     emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, sums: Value
 ) -> None:
     """The sums of ``count`` rows."""
-    done = I64(0)
-    for rows in ROWS:
-        own = function(emit.module, f"quantspec_magnitudes_{rows}_by_{blocks}", 3, by_rows(rows, blocks))
-        times = emit.sdiv(emit.sub(count, done), I64(rows))
 
-        def some(index: Value, rows: int = rows, own: Function = own, done: Value = done) -> None:
-            at = emit.add(done, emit.mul(index, I64(rows)))
-            emit.call(own, [product, emit.add(row, at), emit.add(sums, emit.mul(at, I64(64 * blocks)))])
+    def cover(sizes: tuple[int, ...], kind: str, write: Callable[[int, int], Body], start: Value) -> None:
+        done = I64(0)
+        for rows in sizes:
+            own = function(emit.module, f"quantspec_magnitudes_{kind}_{rows}_by_{blocks}", 4, write(rows, blocks))
+            times = emit.sdiv(emit.sub(count, done), I64(rows))
 
-        emit.each(times, some)
-        done = emit.add(done, emit.mul(times, I64(rows)))
+            def some(index: Value, rows: int = rows, own: Function = own, done: Value = done) -> None:
+                at = emit.add(done, emit.mul(index, I64(rows)))
+                goal = emit.add(sums, emit.mul(at, I64(64 * blocks)))
+                emit.call(own, [product, panel, emit.add(start, at), goal])
+
+            emit.each(times, some)
+            done = emit.add(done, emit.mul(times, I64(rows)))
+
+    with emit.if_else(emit.flag(product, Product.by_rows)) as (few, many):
+        with few:
+            cover(FEW_ROWS, "codes", of_planes, first)
+        with many:
+            cover(ROWS, "weights", of_weights, row)
 
 
-def by_rows(rows: int, blocks: int) -> Body:
-    """Writes the function that computes the sums of some rows, sixteen outputs at a time."""
+def of_planes(rows: int, blocks: int) -> Body:
+    """Writes the function that computes the sums of some rows in planes, those from ``first`` of the chunk on."""
+    vectors = 2 * blocks
 
-    def write(emit: Emitter, product: Value, row: Value, sums: Value) -> None:
+    def write(emit: Emitter, product: Value, panel: Value, first: Value, sums: Value) -> None:
+        steps, weights, buffer = emit.fields(product, Product.steps, Product.weight, Product.buffer)
+        source = emit.add(weights, emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
+        plane, pitch = pitches(emit, steps)
+        codes = [emit.add(buffer, emit.mul(emit.add(first, I64(i)), pitch)) for i in range(rows)]
+        table = emit.add(emit.field(product, Product.sums), emit.mul(panel, I64(4 * LANES * PANEL)))
+        begin = [emit.shl(emit.read(emit.add(table, I64(32 * v)), EIGHT, 32), emit.splat_to(I32(7), EIGHT))
+                 for v in range(vectors)]  # fmt: skip
+        totals = []
+        for code in codes:
+            lost = emit.splat_to(emit.read(emit.add(code, emit.shl(plane, I64(1))), I32, 4), EIGHT)
+            totals += [emit.add(start, lost) for start in begin]
+
+        def four(address: Value) -> Value:
+            return emit.bitcast(emit.splat_to(emit.read(address, I32), EIGHT), CODES)
+
+        def step(k: Value, carried: list[Value]) -> list[Value]:
+            w, totals = carried[0], list(carried[1:])
+            places = [emit.add(code, emit.shl(k, I64(2))) for code in codes]
+            operands = [(four(place), four(emit.add(place, plane))) for place in places]
+            for n in range(blocks):
+                emit.prefetch(emit.add(w, I64(AHEAD + 64 * n)))
+            for v in range(vectors):
+                weight = emit.read(emit.add(w, I64(32 * v)), CODES, 32)
+                for i, (magnitude, turned) in enumerate(operands):
+                    found = products(emit, magnitude, emit.xor(weight, turned))
+                    totals[vectors * i + v] = emit.add(totals[vectors * i + v], found)
+            return [emit.add(w, I64(32 * vectors)), *totals]
+
+        for n, total in enumerate(emit.loop(steps, [source, *totals], step)[1:]):
+            emit.write(total, emit.add(sums, I64(32 * n)), 32)
+
+    return write
+
+
+def of_weights(rows: int, blocks: int) -> Body:
+    """Writes the function that computes the sums of some rows by rewritten weights, sixteen outputs at a time."""
+
+    def write(emit: Emitter, product: Value, panel: Value, row: Value, sums: Value) -> None:
         x, offsets, steps, run_steps, runs, run_offsets, buffer = emit.fields(
             product, Product.x, Product.x_offsets, Product.steps, Product.run_steps, Product.runs,
             Product.run_offsets, Product.buffer,

@@ -13,8 +13,9 @@ class Product(Record):
 
     ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the
     cache; a row's inputs are runs of steps. ``ahead`` and ``advance`` are set while running: where the next panel is
-    to be fetched from, and how far that moves with each half step. ``buffer``: memory for a unit that
-    computes rows in groups (``grouped``), or 0.
+    to be fetched from, and how far that moves with each half step. ``buffer``: memory for a unit that computes rows
+    in groups (``grouped``), or 0; ``by_rows``: whether ``magnitudes`` rewrites rows there. ``sums``: the sum of each
+    output's weights, int32.
     """
 
     x: Address
@@ -22,6 +23,7 @@ class Product(Record):
     weight: Address
     bias: Address
     factor: Address
+    sums: Address
     rows: Integer
     outputs: Integer
     blocks: Integer
@@ -34,6 +36,7 @@ class Product(Record):
     ahead: Address = Address()
     advance: Integer = Integer()
     buffer: Address = Address()
+    by_rows: Integer = Integer()
 
 
 class ProductInstruction(Instruction):

@@ -65,7 +65,7 @@ def row_bytes(product: Product) -> int:
     return row_pitch(4 * product.steps)
 
 
-def buffer_bytes(product: Product) -> int:
+def prepare(product: Product) -> int:
     """Bytes of a chunk of gathered rows, and of what a copy in whole vectors writes behind them."""
     return product.chunk * row_bytes(product) + 64
 

@@ -255,8 +255,8 @@ def layer(
         units=units,
     )  # fmt: skip
     product = Product(
-        x=codes, y=sums, weight=keep(packed.weight), bias=bias, factor=factor, rows=many, outputs=packed.outputs,
-        blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
+        x=codes, y=sums, weight=keep(packed.weight), bias=bias, factor=factor, sums=weights, rows=many,
+        outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
         run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep(offset_table(np.arange(many) * pitch)),
         chunk=gemm.chunk_rows(many, inputs),
     )  # fmt: skip

@@ -43,7 +43,7 @@ def product_record(
     planner.macs += rows * packed.outputs * inputs
     return Product(
         x=x, y=y, weight=planner.keep(packed.weight), bias=planner.keep(packed.bias),
-        factor=planner.keep(packed.factor), rows=rows,
+        factor=planner.keep(packed.factor), sums=planner.keep(packed.sums), rows=rows,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.runs * packed.run_steps, runs=packed.runs,
         run_steps=packed.run_steps, run_offsets=planner.keep(offset_table(np.array(run_offsets))),
         x_offsets=planner.keep(x_offsets),

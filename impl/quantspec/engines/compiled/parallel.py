@@ -118,6 +118,7 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
         product.weight += first * 64 * PANEL * product.steps
         product.bias += 4 * outputs
         product.factor += 4 * outputs
+        product.sums += 4 * outputs
         product.outputs = min(whole.outputs, panel_outputs * last) - outputs
         product.blocks = min(whole.blocks, PANEL * last) - PANEL * first
         if isinstance(part, ProductCodes):
@@ -125,7 +126,6 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
         if isinstance(part, ProductAdd):
             part.b += outputs
         if isinstance(part, DynamicProduct):
-            part.sums += 4 * outputs
             move_outputs(part, 4 * outputs)
         if isinstance(part, ProductSums):
             product.y += 4 * outputs
