@@ -2,8 +2,10 @@
 zoo --family`` has the whole tables."""
 
 import copy
+import importlib.util
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import nn
 
 import quantspec as qs
 from quantspec import cli
-from quantspec.tutorial.families import measure, registry
+from quantspec.errors import MissingExtraError
+from quantspec.tutorial.families import audio, measure, registry
 from quantspec.tutorial.families.network import built
 from quantspec.tutorial.rows import call
 
@@ -131,18 +134,55 @@ def test_tables_fit_a_terminal_and_equal_reasons_are_told_once(monkeypatch, tmp_
     assert cli.Console(width=200).measure(measure.as_table("segmentation", [wide])).maximum <= 79
 
 
-def test_unknown_names_and_missing_libraries_are_told(monkeypatch, capsys):
+def test_unknown_names_are_told(capsys):
     assert cli.main(["zoo", "--family", "yolos"]) == 2
     assert "family: expected one of transformers, timm," in capsys.readouterr().err
     assert cli.main(["zoo", "--family", "yolo", "--model", "yolo_v9"]) == 2
     assert "--model: expected one of yolo_v3_tiny, " in capsys.readouterr().err
 
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'gone'", name="gone"), MissingExtraError("gone", name="gone")]
+)
+@pytest.mark.parametrize("family, extra", [("timm", "families"), ("torchaudio", "audio")])
+def test_a_library_that_is_missing_is_told_with_the_one_extra_that_brings_it(error, family, extra, monkeypatch, capsys):
     def missing(name, package):
-        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+        raise error
 
     monkeypatch.setattr(registry.importlib, "import_module", missing)
-    assert cli.main(["zoo", "--family", "timm"]) == 2
-    assert "pip install 'quantspec[families]'" in capsys.readouterr().err
+    assert cli.main(["zoo", "--family", family]) == 2
+    told = f"family {family} needs gone, which is not installed: pip install 'quantspec[{extra}]'"
+    assert capsys.readouterr().err == f"quantspec: {told}\n"
+
+
+@pytest.mark.parametrize(
+    "version, index",
+    [("2.13.0+cpu", " --index-url https://download.pytorch.org/whl/cpu"), ("2.13.0", "")],
+)
+def test_a_library_built_for_another_torch_is_told_with_where_a_fitting_one_is(version, index, monkeypatch, capsys):
+    def broken(name, package):
+        raise OSError("Could not load this library:\n_torchaudio.abi3.so")
+
+    monkeypatch.setattr(registry.importlib, "import_module", broken)
+    monkeypatch.setattr(torch, "__version__", version)
+    assert cli.main(["zoo", "--family", "torchaudio"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"torchaudio does not load beside torch {version} (Could not load this library: _torchaudio" in line
+    assert line.endswith(f"pip install --force-reinstall --no-deps torchaudio{index}")
+
+
+@pytest.mark.parametrize("source, there", [("raise OSError('built for CUDA')", False), ("version = 1", True)])
+def test_a_torchaudio_that_does_not_load_is_not_there_for_other_libraries(source, there, monkeypatch, tmp_path):
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "torchaudio", None)  # for what comes after this test
+    del sys.modules["torchaudio"]
+    audio.hide_torchaudio_that_does_not_load()
+    assert (importlib.util.find_spec("torchaudio") is not None) == there
+    if not there:
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("torchaudio")
 
 
 def test_a_causal_language_model_generates_in_int8(monkeypatch):

@@ -3,7 +3,9 @@
 import importlib
 from types import ModuleType
 
-from quantspec.errors import expected_one_of
+import torch
+
+from quantspec.errors import MissingExtraError, expected_one_of
 
 from .network import Network
 
@@ -14,6 +16,7 @@ NEEDS = {
     "generation": "transformers",
 }  # fmt: skip
 NAMES = tuple(NEEDS)
+EXTRAS = {family: "audio" if family == "torchaudio" else "families" for family in NAMES}
 MEASURE_THEMSELVES = ("generation",)
 
 
@@ -34,8 +37,18 @@ def module_of(family: str) -> ModuleType:
         raise ValueError(expected_one_of("family", NAMES, family))
     try:
         return importlib.import_module(f".{family}", __package__)
+    except (ModuleNotFoundError, MissingExtraError) as error:
+        needs = f"family {family} needs {error.name}, which is not installed"
+        raise ValueError(f"{needs}: pip install 'quantspec[{EXTRAS[family]}]'") from error
     except (ImportError, OSError) as error:  # OSError: its compiled part does not fit this torch
-        why = str(error).splitlines()[0]
+        library, why = NEEDS[family], " ".join(str(error).split())
         raise ValueError(
-            f"family {family}: {NEEDS[family]} cannot be imported ({why}): pip install 'quantspec[families]'"
+            f"family {family}: {library} does not load beside torch {torch.__version__} ({why}); a build that does: "
+            f"pip install --force-reinstall --no-deps {library}{index_of(torch.__version__)}"
         ) from error
+
+
+def index_of(version: str) -> str:
+    """Where pip finds what was built like a version of torch: what goes with ``2.13.0+cpu`` is not on PyPI."""
+    _, _, build = version.partition("+")
+    return f" --index-url https://download.pytorch.org/whl/{build}" if build else ""

@@ -10,10 +10,12 @@ from torch import nn
 from quantspec.torchvision_compat import import_torchvision
 from quantspec.tutorial.zoo import images
 
+from .audio import hide_torchaudio_that_does_not_load
 from .network import Network, integers, normal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched: weights are random
 import_torchvision()  # the library imports it
+hide_torchaudio_that_does_not_load()  # and this one, where it is installed
 
 import transformers  # noqa: E402
 
