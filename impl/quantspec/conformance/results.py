@@ -154,23 +154,36 @@ def read_known(root: Path) -> list[Known]:
 
 
 def complaints(all_results: list[Results], divergences: list[Known]) -> list[str]:
-    """Failures that no entry explains, and entries that explain nothing."""
-    lines: list[str] = []
-    used: set[Known | None] = set()
+    """What is wrong with a whole record: failures that no entry explains, and entries that explain nothing."""
+    stale = []
+    for entry in unneeded(all_results, divergences):
+        failure = f"{entry.backend} {entry.clause} {entry.operation}"
+        stale.append(f"{KNOWN}: {failure} is said to fail, and nothing does. Delete the entry.")
+    return unexplained(all_results, divergences) + stale
+
+
+def unexplained(all_results: list[Results], divergences: list[Known]) -> list[str]:
+    """A line for each failure that no entry explains."""
+    lines = []
     for results in all_results:
         for finding in results.findings:
-            if finding["outcome"] == "fails":
-                entry = covering(divergences, results.backend, finding)
-                used.add(entry)
-                if entry is None:
-                    failure = f"{results.backend} {finding['clause']} {finding['operation']}"
-                    lines.append(f"{failure}: fails, {finding['shape']}, and {KNOWN} does not say why.")
-    here = {results.backend for results in all_results}
-    for entry in divergences:
-        if entry not in used and any(fnmatch.fnmatchcase(name, entry.backend) for name in here):
-            failure = f"{entry.backend} {entry.clause} {entry.operation}"
-            lines.append(f"{KNOWN}: {failure} is said to fail, and nothing does. Delete the entry.")
+            if finding["outcome"] == "fails" and covering(divergences, results.backend, finding) is None:
+                failure = f"{results.backend} {finding['clause']} {finding['operation']}"
+                lines.append(f"{failure}: fails, {finding['shape']}, and {KNOWN} does not say why.")
     return lines
+
+
+def unneeded(all_results: list[Results], divergences: list[Known]) -> list[Known]:
+    """The entries that explain nothing, although they are about one of the backends."""
+    used = {
+        covering(divergences, results.backend, finding)
+        for results in all_results
+        for finding in results.findings
+        if finding["outcome"] == "fails"
+    }
+    here = {results.backend for results in all_results}
+    about = [entry for entry in divergences if any(fnmatch.fnmatchcase(name, entry.backend) for name in here)]
+    return [entry for entry in about if entry not in used]
 
 
 def passes_on_otherwise(now: Results, before: list[Results]) -> list[str]:
