@@ -25,6 +25,6 @@ def compared(q, batch, least=1):
 
 def run(model, **feeds):
     source = model if isinstance(model, str) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(source, check.exact_options(), providers=["CPUExecutionProvider"])
     results = session.run(None, {name: value.numpy() for name, value in feeds.items()})
     return dict(zip([output.name for output in session.get_outputs()], results))

@@ -16,6 +16,8 @@ from quantspec.module.module import QuantizedModule
 
 from .export import build, input_axes, several
 
+PURPOSE = "comparing with ONNX Runtime"
+
 
 def compare_codes(
     q: QuantizedModule, batch: Any, *, steps: bool = False, same_floats: bool = False
@@ -71,7 +73,7 @@ def between_floats(program: Program, batch: Any) -> tuple[Program, dict[str, Any
 
 def differences(program: Program, batch: Any, *, steps: bool = False) -> dict[str, tuple[int, int]]:
     """``compare_codes`` by output, and with ``steps`` by step in the order of the network."""
-    runtime = needed("onnxruntime", "onnx", "comparing with ONNX Runtime")
+    runtime = needed("onnxruntime", "onnx", PURPOSE)
     program = replace(program, dialect="onnx")
     coded = {step.name for step in program.steps if steps and not isinstance(step, (Call, Dequantize, Recurrent))}
     expected: dict[str, np.ndarray] = {}
@@ -83,10 +85,8 @@ def differences(program: Program, batch: Any, *, steps: bool = False) -> dict[st
     output = Reference(program)(batch, see)
     given = bind(program.inputs, program.defaults, batch)
     tensors = [value.numpy() for value in leaves(program.output, output) if isinstance(value, torch.Tensor)]
-    model = build(program, input_axes(program, batch), tuple(expected))
-    options = runtime.SessionOptions()
-    if saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    model = build(program, input_axes(program, given), tuple(expected))
+    options = exact_options()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 3
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -95,6 +95,14 @@ def differences(program: Program, batch: Any, *, steps: bool = False) -> dict[st
     found = {name: differing(expected[name], results.pop(name)) for name in expected}
     outputs = zip(tensors, results.items(), strict=True)
     return found | {name: differing(ours, theirs) for ours, (name, theirs) in outputs}
+
+
+def exact_options() -> Any:
+    """onnxruntime.SessionOptions with which sums of products do not saturate (DIA-ACCUMULATE), whatever the CPU."""
+    options = needed("onnxruntime", "onnx", PURPOSE).SessionOptions()
+    if saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def saturates() -> bool:

@@ -71,21 +71,21 @@ def export_onnx(
         raise TypeError(f"q: expected a network quantized by quantspec, got {type(q).__name__}")
     network = q.program  # which a model of several parts refuses, whatever is installed
     onnx = needed("onnx", "onnx", PURPOSE)
-    if example is not None:  # which has to be a batch that the network takes
+    given = None if example is None else bind(network.inputs, network.defaults, example)
+    if given is not None:  # which has to be a batch that the network takes
         runs = q if isinstance(q, QuantizedModule) else QuantizedModule(network)
-        runs.compiled(bind(network.inputs, network.defaults, example))
-    model = build(network, input_axes(network, example))
+        runs.compiled(given)
+    model = build(network, input_axes(network, given))
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
         write_whole(path, model.SerializeToString())
     return model
 
 
-def input_axes(program: Program, example: Any = None) -> Axes:
-    """The axes of the inputs: those of an example, or those that the first layers ask for."""
-    if example is None:
+def input_axes(program: Program, given: dict[str, Any] | None = None) -> Axes:
+    """The axes of the inputs: those of a batch by name (``bind``), or those that the first layers ask for."""
+    if given is None:
         return {name: None if name in program.defaults else axes_read(program, name) for name in program.inputs}
-    given = bind(program.inputs, program.defaults, example)
     tensors = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
     # Bytes are taken as numbers that floats are made of, which images are; what names entries of a table is int64.
     floats = {name: tensor.is_floating_point() or tensor.dtype == torch.uint8 for name, tensor in tensors.items()}

@@ -49,8 +49,9 @@ def layer(
 ) -> tuple[Tensor, list[Tensor]]:
     """The output [steps, batch, directions * state] of a layer, and its state at the end."""
     operator, activations, order = OPERATORS[step.kind]
-    weights = [joined(g, step.layer, [(c.input_weight, c.input_qparams) for c in cells], order)]
-    weights.append(joined(g, step.layer, [(c.state_weight, c.state_qparams) for c in cells], order))
+    owner = f"{step.name} {x.name}"
+    weights = [joined(g, f"{owner} input", [(c.input_weight, c.input_qparams) for c in cells], order)]
+    weights.append(joined(g, f"{owner} state", [(c.state_weight, c.state_qparams) for c in cells], order))
     biases = [np.concatenate([turned(bias_of(c, own), order) for own in ("input", "state")]) for c in cells]
     inputs = [x.name, *weights, g.constant(np.stack(biases), np.float32, "bias"), "", *(t.name for t in starts)]
     attributes: dict[str, Any] = {"linear_before_reset": 1} if step.kind == "gru" else {}
@@ -79,10 +80,13 @@ def turned(values: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 def joined(g: Graph, owner: str, weights: list[tuple[np.ndarray, QParams]], order: tuple[int, ...]) -> str:
     """Weights of directions [directions, gates * state, inputs], dequantized in the graph."""
     names = []
-    for codes, grid in weights:
-        scale = np.broadcast_to(grid.scale, len(codes))
-        weight = g.constant(turned(codes, order), np.int8, "weight", owner)
-        name = g.node("DequantizeLinear", [weight, g.constant(turned(scale, order), np.float32, "scale")], axis=0)
+    for number, (codes, grid) in enumerate(weights):
+        # Zero points have to be there, and each matrix's own, where ONNX Runtime makes weights unsigned (see codes.py).
+        own = f"{owner} {number}"
+        weight = g.constant(turned(codes, order), np.int8, "weight", own)
+        scale = g.constant(turned(np.broadcast_to(grid.scale, len(codes)), order), np.float32, "scale")
+        zero_point = g.constant(turned(np.broadcast_to(grid.zero_point, len(codes)), order), np.int8, "zero_point", own)
+        name = g.node("DequantizeLinear", [weight, scale, zero_point], axis=0)
         names.append(g.node("Unsqueeze", [name, g.ints(0)]))
     return names[0] if len(names) == 1 else g.node("Concat", names, axis=0)
 
