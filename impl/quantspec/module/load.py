@@ -10,7 +10,7 @@ from torch import nn
 from quantspec.capture import copies
 from quantspec.capture.calls import CallPattern
 from quantspec.capture.tracer import Stop
-from quantspec.errors import FormatError, near_names, shown
+from quantspec.errors import FormatError, near_names, real_number, shown
 from quantspec.ir.held import Held, changed
 from quantspec.ir.held import held as held_codes
 from quantspec.storage import file
@@ -80,11 +80,9 @@ def limit(value: object, argument: str) -> float | None:
     """A limit that the caller gave. TypeError and ValueError for what is no number from 0 on."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{argument}: expected a number of at least 0, got {value}")
-    return value
+    if not (number := real_number(value, argument)) >= 0:
+        raise ValueError(f"{argument}: expected a number of at least 0, got {shown(value)}")
+    return number
 
 
 class Unfit(ValueError):

@@ -32,7 +32,7 @@ class OnnxRuntime(
 
     def __init__(self) -> None:
         self._cache = Cache()
-        self.dialect = "onnx" if sums_exactly(self) else "onnx-int16"
+        self.dialect = "onnx" if sums_exactly(self.linear) else "onnx-int16"
 
     def keep(self) -> None:
         """Sessions are kept from here on, as any server does."""

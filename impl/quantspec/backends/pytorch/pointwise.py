@@ -48,7 +48,7 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
     def _probed(self) -> frozenset[str]:
         """``onednn-pointwise``, also with the product of the scales where the CPU has AMX, or both with saturating
         pairs (DIA-ACCUMULATE)."""
-        if not sums_exactly(self):
+        if not sums_exactly(self.linear):
             return frozenset({"onednn-pointwise-int16", "onednn-pointwise-product-int16"})
         # oneDNN's kernels for AMX multiply the scales first, for some shapes of windows.
         products = ["onednn-pointwise-product"] if torch.cpu._is_amx_tile_supported() else []

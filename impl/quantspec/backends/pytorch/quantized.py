@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantspec.backends.protocol import sums_exactly
 from quantspec.numerics.affine import QParams
 
 ENGINES = {
@@ -87,15 +88,9 @@ def selected(engine: str) -> Iterator[None]:
 
 def dialects_here(engine: str) -> tuple[str, ...]:
     """The dialects that an engine may speak on this machine. It is asked, as CPUs differ (DIA-ACCUMULATE)."""
-    steps, highest, weight = 64, 255, 127
-    with selected(engine):
-        x = torch.quantize_per_tensor(torch.full((1, steps), float(highest)), 1.0, 0, torch.quint8)
-        w = torch.quantize_per_tensor(torch.full((16, steps), float(weight)), 1.0, 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(w, torch.zeros(16))
-        codes = torch.ops.quantized.linear(x, packed, steps * highest * weight / 200, 0).int_repr()
     if engine == "qnnpack" and quantizing_here(engine) == "torch-quantize-outside":
         return ("qnnpack-outside",)  # its dynamic layers quantize as tensors are quantized
-    suffix = "" if bool((codes == 200).all()) else "-int16"
+    suffix = "" if sums_exactly(functools.partial(linear, relu=False, engine=engine)) else "-int16"
     return tuple(name + suffix for name in ENGINES[engine])
 
 
