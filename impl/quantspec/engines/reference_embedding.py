@@ -46,10 +46,10 @@ def embedding(step: Embedding, values: dict[str, Any], table: Table) -> torch.Te
     if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32):
         kind = getattr(index, "dtype", type(index).__name__)
         raise ValueError(f"batch: layer {step.layer!r} expects indices, got {kind}")
+    if step.bag is not None:
+        return table.bags(step, bags_of(step, values))
     flat = array(index, f"batch: layer {step.layer!r}").reshape(-1)
-    if step.bag is None:
-        return table.rows(step, flat).reshape(*index.shape, codes_shape(step)[1])
-    return table.bags(step, bags_of(step, values))
+    return table.rows(step, flat).reshape(*index.shape, codes_shape(step)[1])
 
 
 def bags_of(step: Embedding, values: dict[str, Any]) -> Bags:

@@ -159,10 +159,10 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         even, odd = (self.shuffle_vector(products, products, order) for order in orders)
         return self.add(even, odd)
 
-    def prefetch(self, address: Value) -> None:
-        """The line at an address to the second-level cache; any address will do."""
+    def prefetch(self, address: Value, *, near: bool = False) -> None:
+        """The line at an address to the second-level cache, or to the first; any address will do."""
         pointer = self.inttoptr(address, ir.PointerType(I8))
-        self.native("llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+        self.native("llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3 if near else 2), I32(1))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a * b + c, rounded once."""
@@ -226,16 +226,13 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
             pointer = self.at(address, value.type, mask=mask, writes=True)
             self.native(f"llvm.masked.store.{suffix}.p0", ir.VoidType(), value, pointer, I32(1), mask)
 
-        if value.type.element == I8:
-            self.whole_or(mask, masked, lambda: self.write(value, address))
-        else:
-            masked()
+        self.whole_or(mask, masked, lambda: self.write(value, address))
 
     def whole_or(self, mask: Value, some: Callable[[], object], every: Callable[[], object]) -> None:
         """``every()`` where all lanes of a mask are set, otherwise ``some()``, which is right in both cases.
 
-        No instruction of a CPU with vectors of 256 bits writes some bytes: each is then written by itself, if its
-        lane is set.
+        No instruction of a CPU with vectors of 256 bits at most writes some bytes: each is then written by itself, if
+        its lane is set. Some such CPUs take tens of operations to write some floats.
         """
         if not cpu.target().has_pairs:
             some()

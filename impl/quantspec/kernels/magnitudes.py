@@ -226,7 +226,7 @@ def of_planes(rows: int, blocks: int) -> Body:
             places = [emit.add(code, emit.shl(k, I64(2))) for code in codes]
             operands = [(four(place), four(emit.add(place, plane))) for place in places]
             for n in range(blocks):
-                emit.prefetch(emit.add(w, I64(AHEAD + 64 * n)))
+                emit.prefetch(emit.add(w, I64(AHEAD + 64 * n)), near=True)
             for v in range(vectors):
                 weight = emit.read(emit.add(w, I64(32 * v)), CODES, 32)
                 for i, (magnitude, turned) in enumerate(operands):
