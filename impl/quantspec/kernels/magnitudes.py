@@ -18,6 +18,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from .emitter import I8, I16, I32, I64, LANES, Body, Emitter, Function, Value, function
+from .gathered import gather
 from .memory import row_pitch
 from .product import PANEL, Product
 
@@ -90,49 +91,39 @@ def pitches(emit: Emitter, steps: Value) -> tuple[Value, Value]:
 
 
 def rewrite_rows(emit: Emitter, product: Value, start: Value, end: Value) -> None:
-    """Writes the planes of the rows of a chunk, their runs after one another."""
-    buffer, x, offsets, run_offsets, runs, run_steps, steps = emit.fields(
-        product, Product.buffer, Product.x, Product.x_offsets, Product.run_offsets, Product.runs, Product.run_steps,
-        Product.steps,
-    )  # fmt: skip
-    plane, pitch = pitches(emit, steps)
-    run_bytes, zeros = emit.shl(run_steps, I64(2)), ir.Constant(CODES, [0] * 32)
-    vectors = emit.ashr(emit.add(run_bytes, I64(31)), I64(5))
+    """Writes the planes of the rows of a chunk, and behind them what their products lack."""
+    row_end = emit.shl(emit.field(product, Product.steps), I64(2))
+    plane, pitch = pitches(emit, emit.field(product, Product.steps))
 
-    def row(index: Value) -> None:
-        source = emit.add(x, emit.int_at(offsets, emit.add(start, index), 4))
-        target = emit.add(buffer, emit.mul(index, pitch))
+    def in_vectors(count: Value) -> Value:
+        return emit.ashr(emit.add(count, I64(31)), I64(5))
 
-        def run(number: Value) -> None:
-            near = emit.add(source, emit.int_at(run_offsets, number, 4))
-            far = emit.add(target, emit.mul(number, run_bytes))
+    def run(near: Value, far: Value, nbytes: Value) -> None:
+        def vector(n: Value) -> None:
+            at = emit.shl(n, I64(5))
+            code = emit.xor(emit.read(emit.add(near, at), CODES), ir.Constant(CODES, [-128] * 32))
+            magnitude, turned = split(emit, code)
+            goal = emit.add(far, at)
+            emit.write(magnitude, goal)
+            emit.write(turned, emit.add(goal, plane))
 
-            def vector(n: Value) -> None:
-                at = emit.shl(n, I64(5))
-                code = emit.xor(emit.read(emit.add(near, at), CODES), ir.Constant(CODES, [-128] * 32))
-                magnitude, turned = split(emit, code)
-                goal = emit.add(far, at)
-                emit.write(magnitude, goal)
-                emit.write(turned, emit.add(goal, plane))
+        emit.each(in_vectors(nbytes), vector)
 
-            emit.each(vectors, vector)
+    def behind(row: Value) -> None:
+        emit.write(ir.Constant(CODES, [0] * 32), emit.add(row, row_end))  # of which nothing is lacking
 
-        emit.each(runs, run)
-        emit.write(zeros, emit.add(target, emit.shl(steps, I64(2))))
-
-        def lost(n: Value, carried: list[Value]) -> list[Value]:
-            at = emit.add(target, emit.shl(n, I64(5)))
+        def lacking(n: Value, carried: list[Value]) -> list[Value]:
+            at = emit.add(row, emit.shl(n, I64(5)))
             turned = emit.read(emit.add(at, plane), CODES, 32)
             return [emit.sub(carried[0], products(emit, emit.read(at, CODES, 32), turned))]
 
-        whole = emit.ashr(emit.add(emit.shl(steps, I64(2)), I64(31)), I64(5))
-        total = emit.loop(whole, [ir.Constant(EIGHT, [0] * 8)], lost)[0]
+        total = emit.loop(in_vectors(row_end), [ir.Constant(EIGHT, [0] * 8)], lacking)[0]
         parts = [emit.extract_element(total, I32(i)) for i in range(8)]
         while len(parts) > 1:
             parts = [emit.add(a, b) for a, b in zip(parts[::2], parts[1::2])]
-        emit.write(parts[0], emit.add(target, emit.shl(plane, I64(1))), 4)
+        emit.write(parts[0], emit.add(row, emit.shl(plane, I64(1))), 4)
 
-    emit.each(emit.sub(end, start), row)
+    gather(emit, product, start, end, pitch, run, behind)
 
 
 def split(emit: Emitter, values: Value) -> tuple[Value, Value]:

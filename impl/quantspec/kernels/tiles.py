@@ -12,11 +12,13 @@ import ctypes
 import functools
 import os
 import warnings
+from functools import partial
 
 from llvmlite import ir
 
 from . import cpu
 from .emitter import I8, I64, INTS, Emitter, Value
+from .gathered import gather
 from .memory import row_pitch
 from .product import PANEL, Product
 
@@ -94,25 +96,9 @@ def end(emit: Emitter) -> None:
 
 
 def before_chunk(emit: Emitter, product: Value, start: Value, end: Value) -> None:
-    """Rows from ``start`` to ``end`` to the buffer: their runs after one another."""
-    buffer, x, offsets, run_offsets, runs, run_steps, steps = emit.fields(
-        product, Product.buffer, Product.x, Product.x_offsets, Product.run_offsets, Product.runs, Product.run_steps,
-        Product.steps,
-    )  # fmt: skip
-    distance, run_bytes = pitch(emit, product), emit.shl(run_steps, I64(2))
-
-    def row(index: Value) -> None:
-        source = emit.add(x, emit.int_at(offsets, emit.add(start, index), 4))
-        target = emit.add(buffer, emit.mul(index, distance))
-
-        def run(number: Value) -> None:
-            near = emit.add(source, emit.int_at(run_offsets, number, 4))
-            copy(emit, near, emit.add(target, emit.mul(number, run_bytes)), run_bytes)
-
-        emit.each(runs, run)
-        finish(emit, target, steps)
-
-    emit.each(emit.sub(end, start), row)
+    """Rows from ``start`` to ``end`` to the buffer."""
+    steps = emit.field(product, Product.steps)
+    gather(emit, product, start, end, pitch(emit, product), partial(copy, emit), lambda row: finish(emit, row, steps))
 
 
 def copy(emit: Emitter, source: Value, target: Value, count: Value) -> None:
