@@ -162,6 +162,30 @@ class Masked(nn.Module):
         return self.b(x) if not self.branch or x.sum() > -1e9 else x
 
 
+class Connections(nn.Module):
+    """Weights that are dropped, as DropConnect does, between two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        weight = F.dropout(self.b.weight, 0.5, self.training)
+        return self.c(F.linear(torch.relu(self.a(x)), weight, self.b.bias))
+
+
+class Less(nn.Module):
+    """A step that training leaves out, between two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x if self.training else torch.tanh(x))
+
+
 def encoder():
     """Attention's and the feed-forward part's dropout (what torch draws for the sum between depends on its layout)."""
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.3, batch_first=True)
@@ -185,11 +209,14 @@ ACTING = {
     "functions": (Functions, ROWS), "depth": (Blocks, ROWS), "noise": (Noise, ROWS), "attention": (Attention, SERIES),
     "lstm": (Recurrent, SERIES), "pooled": (Pooled, IMAGES), "heads": (Heads, ROWS), "skipping": (Skipping, ROWS),
     "encoder": (encoder, SERIES), "masked": (Masked, ROWS), "masked, branch": (lambda: Masked(branch=True), ROWS),
+    "connections": (Connections, ROWS), "less": (Less, ROWS),
     "layers left out": (Dropping, ROWS), "by Python": (lambda: Dropping(python=True), ROWS),
 }  # fmt: skip
 
 
-IN_PARTS = {"pooled", "heads", "skipping", "masked", "masked, branch", "layers left out", "by Python"}
+IN_PARTS = {
+    "pooled", "heads", "skipping", "masked", "masked, branch", "connections", "less", "layers left out", "by Python",
+}  # fmt: skip
 
 
 def decibels(expected, got):

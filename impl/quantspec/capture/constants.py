@@ -7,10 +7,6 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-# What gives the same values at each call and takes no tensor.
-FACTORIES = {
-    torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye, torch.tensor, torch.empty,
-}  # fmt: skip
 GROWTH = 2  # a result of more elements than this, for each that it is made of, is not stored in their place
 
 
@@ -39,7 +35,7 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
             continue
         value = values[node]
         if isinstance(value, torch.Tensor):
-            if value.numel() > GROWTH * sizes[node] or not node.all_input_nodes:
+            if value.numel() > GROWTH * sizes[node]:
                 continue
             stack = node.meta.get("nn_module_stack") or {}
             path = list(stack)[-1] if stack else ""
@@ -94,9 +90,7 @@ def constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     training = node.target is nn.functional.batch_norm and node.kwargs.get("training")
     if writes(node) or (training and keeps_statistics(node)):
         return False
-    if not reads:
-        return node.target in FACTORIES
-    return all(read in values for read in reads) and not is_random(node)
+    return bool(reads) and all(read in values for read in reads) and not is_random(node)
 
 
 def keeps_statistics(node: fx.Node) -> bool:

@@ -259,7 +259,11 @@ def has_layers(graph: FloatGraph) -> bool:
 
 def nothing_in(graph: FloatGraph) -> str:
     """Why nothing of a graph is in int8, where that is so."""
-    return "every layer stayed in float" if has_layers(graph) else "it has no layer with an integer form"
+    if has_layers(graph):
+        return "every layer stayed in float"
+    if any(isinstance(node, Call) and node.reason == EXCLUDED for node in graph.nodes):
+        return "all of its layers are excluded"
+    return "it has no layer with an integer form"
 
 
 def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: str) -> None:

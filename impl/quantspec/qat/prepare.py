@@ -170,6 +170,8 @@ class QATModule(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.prepared is not None:  # which holds functions and machine code
+            raise TypeError(f"a network in training cannot be pickled before its first batch: {NO_DATA}")
         return {**self.__dict__, "running": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

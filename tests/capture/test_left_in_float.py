@@ -1,0 +1,98 @@
+"""Parts of networks that stay in float, or have sizes of their own: what was captured computes as the model does."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import quantspec as qs
+from evidence import clause
+from quantspec.numerics import accuracy
+
+ROWS, KEYS, SIZE = 5, 7, 16
+
+
+class Attends(nn.Module):
+    """Attention between two layers, with inputs as callers give them, and a mask of one of the usual kinds."""
+
+    def __init__(self, inputs, mask, sizes):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.attention = nn.Linear(SIZE, SIZE), nn.MultiheadAttention(SIZE, 2, batch_first=True, **sizes)
+        self.keys, self.values = nn.Linear(SIZE, sizes.get("kdim", SIZE)), nn.Linear(SIZE, sizes.get("vdim", SIZE))
+        if self.attention.in_proj_bias is not None:
+            nn.init.normal_(self.attention.in_proj_bias)
+        self.inputs = inputs
+        self.masks = mask and {mask[0]: mask[1]}
+
+    def forward(self, x, y):
+        x = self.first(x)
+        keys = self.keys(y)
+        given = {"self": (x, x, x), "memory": (x, keys, keys), "three": (x, keys, self.values(y))}[self.inputs]
+        return self.attention(*given, **(self.masks or {}))[0]
+
+
+def masks(keys):
+    generator = torch.Generator().manual_seed(4)
+    closed = torch.rand(ROWS, keys, generator=generator) > 0.7
+    closed[:, 0] = False
+    several = torch.randn(4, ROWS, keys, generator=generator)  # batch * heads
+    padding = torch.arange(keys) >= torch.tensor([[keys], [keys - 2]])
+    return {
+        "none": None, "truth values": ("attn_mask", closed), "floats of each head": ("attn_mask", several),
+        "padding": ("key_padding_mask", padding),
+    }  # fmt: skip
+
+
+@clause("STA-SAME")
+@pytest.mark.parametrize("mask", masks(ROWS))
+@pytest.mark.parametrize(
+    ("inputs", "sizes"),
+    [("self", {}), ("memory", {}), ("three", {}), ("three", {"kdim": 12, "vdim": 10}), ("memory", {"bias": False})],
+    ids=["self", "memory", "three", "own sizes", "without bias"],
+)
+def test_attention_in_float_is_the_models(inputs, sizes, mask):
+    keys = ROWS if inputs == "self" else KEYS
+    model = Attends(inputs, masks(keys)[mask], sizes).eval()
+    batch = torch.randn(2, ROWS, SIZE), torch.randn(2, KEYS, SIZE)
+    with pytest.warns(UserWarning, match="^nothing was quantized: all of its layers are excluded"):
+        q = qs.quantize(model, [batch], exclude="*")
+    with torch.no_grad():
+        torch.testing.assert_close(q(*batch), model(*batch), rtol=1e-4, atol=1e-5)
+
+
+SIZES = {
+    "shape": lambda x, y: y.shape[-2:], "shape from 2": lambda x, y: y.shape[2:],
+    "shape to 4": lambda x, y: y.shape[2:4], "size()": lambda x, y: y.size()[2:],
+    "lengths": lambda x, y: (y.size(2), y.size(-1)),
+    "items": lambda x, y: (y.shape[2], y.shape[3]), "turned": lambda x, y: (y.shape[3], y.shape[2]),
+    "of two": lambda x, y: (x.shape[2], y.shape[3]), "doubled": lambda x, y: (x.shape[2] * 2, x.shape[3] * 2),
+    "one": lambda x, y: y.shape[3],
+}  # fmt: skip
+
+
+class Resized(nn.Module):
+    """An image in the size of another, or of something near that."""
+
+    def __init__(self, size):
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b, self.size = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1), size
+
+    def forward(self, x, y):
+        x = self.a(x)
+        return self.b(F.interpolate(x, self.size(x, y), mode="bilinear", align_corners=False))
+
+
+@clause("STA-SAME")
+@pytest.mark.parametrize("name", SIZES)
+def test_an_image_gets_the_size_that_the_model_asks_for(name):
+    """For images of other sizes than those of calibration, of which no two lengths are equal."""
+    model = Resized(SIZES[name]).eval()
+    q = qs.quantize(model, [(torch.rand(2, 3, 8, 10), torch.rand(2, 3, 12, 14))])
+    x, y = torch.rand(2, 3, 9, 11), torch.rand(2, 3, 17, 13)
+    with torch.no_grad():
+        expected = model(x, y)
+    got = q(x, y)
+    assert got.shape == expected.shape
+    assert accuracy.sqnr(expected.numpy(), got.numpy()) > 25
