@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import quantspec as qs
-from evidence import clause
 from quantspec.numerics import accuracy
 
 ROWS, KEYS, SIZE = 5, 7, 16
@@ -44,7 +43,6 @@ def masks(keys):
     }  # fmt: skip
 
 
-@clause("STA-SAME")
 @pytest.mark.parametrize("mask", masks(ROWS))
 @pytest.mark.parametrize(
     ("inputs", "sizes"),
@@ -84,7 +82,6 @@ class Resized(nn.Module):
         return self.b(F.interpolate(x, self.size(x, y), mode="bilinear", align_corners=False))
 
 
-@clause("STA-SAME")
 @pytest.mark.parametrize("name", SIZES)
 def test_an_image_gets_the_size_that_the_model_asks_for(name):
     """For images of other sizes than those of calibration, of which no two lengths are equal."""
