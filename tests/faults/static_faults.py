@@ -298,7 +298,7 @@ FAULTS = [
     Fault(
         'python-sees-few-parameters', 'module.coded', ('STA-CODED',),
         "A module of the copy that is asked for its parameters gives those that are held in float.",
-        'if tensors and type(module).named_parameters is', 'if not tensors and type(module).named_parameters is',
+        'OWN.items() if tensors else ()', 'OWN.items() if not tensors else ()',
     ),
     Fault(
         'codes-of-another-layer', 'module.coded', ('STA-CODED',),
@@ -367,6 +367,11 @@ FAULTS = [
         "autocast-observed", "surroundings", ("STA-SURROUNDINGS",),
         "Autocast stays on while a network is observed.",
         "and not torch.is_autocast_enabled(\"cpu\")", "",
+    ),
+    Fault(
+        "models-autocast-unseen", "module.modes", ("STA-MODES",),
+        "A layer gives float32 where the model itself has autocast on.",
+        'return network(*args, **kwargs).to(torch.get_autocast_dtype("cpu"))', "return network(*args, **kwargs)",
     ),
     Fault(
         "contiguous-is-a-copy", "capture.aliases", ("STA-LAYOUT",),

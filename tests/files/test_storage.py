@@ -191,6 +191,58 @@ def test_a_function_of_ones_own_cannot_be_stored(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+FLOAT_STEPS = {
+    "scatter_add": lambda y: y.scatter_add(0, torch.zeros(1, 4, dtype=torch.long), y),
+    "scatter_reduce": lambda y: torch.scatter_reduce(y, 0, torch.zeros(1, 4, dtype=torch.long), y, "amax"),
+    "a complex number": lambda y: (torch.fft.rfft(y) * (0.5 + 1j)).abs(),
+    "an infinite complex number": lambda y: (
+        y + torch.view_as_real(torch.full_like(y, complex(0, float("inf")), dtype=torch.complex64))[..., 1]
+    ),
+    "Fourier transforms": lambda y: torch.fft.irfft2(torch.fft.rfft2(y), s=(2, 4)),
+    "norms": lambda y: torch.linalg.vector_norm(y, dim=-1, keepdim=True) + torch.linalg.norm(y),
+    "special functions": lambda y: torch.special.expit(y) + torch.nan_to_num(y),
+    "pools": lambda y: torch.avg_pool1d(y, 2),
+    "deviations": lambda y: torch.std_mean(y, -1)[0],
+    "parts of complex numbers": lambda y: (torch.view_as_complex(y.reshape(-1, 2, 2)) * 1j).real,
+}
+
+
+class Ends(nn.Module):
+    """Ends in an operation without an integer form."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(4, 4), kind
+
+    def forward(self, x):
+        return FLOAT_STEPS[self.kind](self.layer(x))
+
+
+@clause("STA-STORED")
+@pytest.mark.parametrize("kind", FLOAT_STEPS)
+def test_networks_with_functions_of_torch_are_saved_and_loaded(kind, tmp_path):
+    model = seeded(lambda: Ends(kind))
+    for q in (quantspec.quantize(model, [inputs()]), quantspec.quantize_dynamic(model, example=inputs())):
+        q.save(tmp_path / "q")
+        loaded = quantspec.load(tmp_path / "q")
+        assert torch.equal(loaded(inputs()), q(inputs()))
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x).lgamma()
+
+    q = quantspec.quantize(seeded(Model), [inputs()])
+    with pytest.raises(quantspec.UnsupportedError, match="step 'lgamma': a file may not name the method 'lgamma'"):
+        q.save(tmp_path / "q.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_saving_replaces_a_file_at_once_or_leaves_it(tmp_path, monkeypatch):
     q, path = NETWORKS["mlp"]()[0], tmp_path / "q.safetensors"
     path.write_bytes(b"before")

@@ -2,7 +2,7 @@
 is part of the pattern."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import Any
@@ -22,6 +22,9 @@ CONSTANTS = (
     int, float, complex, bool, str, bytes, type(None), type(...),
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
+
+
+AUTOCAST = "the model calls it under autocast"
 
 
 class NotPlain(Exception):
@@ -240,3 +243,21 @@ def arguments(forward: Callable[..., Any], batch: Any) -> tuple[tuple[Any, ...],
     if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
         return tuple(batch), {}
     return tuple(batch[: len(takes)]), {}
+
+
+def unusual(tensors: Iterable[Any]) -> str | None:
+    """For what else than its output a module is called with some values; None where it is called for that alone."""
+    found = [x for x in tensors if isinstance(x, torch.Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in found):  # nothing here asks for gradients itself
+        return "the model takes gradients through it"
+    for x in found:
+        try:
+            x.untyped_storage()
+        except (RuntimeError, NotImplementedError):
+            return "it is called with tensors that have no memory, as torch.vmap does"
+    return None
+
+
+def lowered(module: nn.Module | None) -> bool:
+    """Whether a module is a layer that autocast computes in its own type, whatever floats it is given."""
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))

@@ -20,7 +20,7 @@ from quantspec.ir.float_graph import FloatGraph
 from . import calls, copies
 from .calls import CallPattern, NotPlain, call_of
 from .recorder import record
-from .tracer import Stop, has_layers, trace
+from .tracer import Stop, has_layers, refuse_compiled, trace
 
 # What is written out sums in another order than torch's own call: the largest value may be off by this much (STA-SAME).
 BOUND = 2.0**-18
@@ -62,6 +62,7 @@ def computing(argument: str) -> Iterator[None]:
     except (CalibrationError, ShapeError, UnsupportedError):
         raise
     except Exception as error:  # whatever a user's model, or torch in it, raises
+        refuse_compiled(error)
         text = " ".join(str(error).split())
         raise ValueError(f"{argument}: the model raised {type(error).__name__}: {text:.200}") from error
 
@@ -163,7 +164,7 @@ class Search:
                 return self.within(forward, args, kwargs)
             try:
                 pattern, tensors = call_of(forward, args, kwargs)
-                check_usual(tensors)
+                check_usual(module, tensors)
             except (NotPlain, TypeError) as error:
                 self.reasons.setdefault(path, str(error))
                 return forward(*args, **kwargs)
@@ -246,15 +247,12 @@ class Search:
         return found
 
 
-def check_usual(tensors: list[torch.Tensor]) -> None:
-    """Raises NotPlain where a module is called for other things than its output."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):  # no search has gradients of its own
-        raise NotPlain("the model takes gradients through it")
-    for x in tensors:
-        try:
-            x.untyped_storage()
-        except (RuntimeError, NotImplementedError) as error:
-            raise NotPlain("it is called with tensors that have no memory, as torch.vmap does") from error
+def check_usual(module: nn.Module, tensors: list[torch.Tensor]) -> None:
+    """Raises NotPlain where a module is called for other things than its output, or for one of another type."""
+    if (reason := calls.unusual(tensors)) is not None:
+        raise NotPlain(reason)
+    if torch.is_autocast_enabled("cpu") and not calls.lowered(module):
+        raise NotPlain(calls.AUTOCAST)
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -140,14 +140,14 @@ def trace_layer(model: nn.Module, path: str) -> FloatGraph:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises unless the model is a module in evaluation mode whose parameters are float32 on the CPU."""
+    """Raises unless the model is a module in evaluation mode whose parameters are float32, or complex64, on the CPU."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
         if module.training:
             raise ValueError(f"model: {path or 'it'} is in training mode; call model.eval() first")
     for path, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+        if parameter.dtype not in (torch.float32, torch.complex64) or parameter.device.type != "cpu":
             what = f"{path} is {parameter.dtype} on {parameter.device}"
             raise ValueError(f"model: expected float32 parameters on the CPU, {what}")
 
@@ -156,6 +156,17 @@ def described(error: BaseException) -> str:
     """An error with the place in the user's code where it came from."""
     place = where(error)
     return f"{error}{f' ({place})' if place else ''}"
+
+
+def refuse_compiled(error: BaseException) -> None:
+    """Raises UnsupportedError for an error of torch's compiler, or of what only it runs: the compiler cannot go through
+    modules that are watched or replaced, and torch.cond calls it."""
+    own = type(error).__module__.startswith("torch._dynamo")
+    if own or (isinstance(error, NotImplementedError) and "HigherOrderOperator" in str(error)):
+        raise UnsupportedError(
+            f"model: it has torch compile a function, as torch.cond does ({where(error)}), which cannot be quantized;"
+            " write it with Python's if"
+        ) from error
 
 
 def where(error: BaseException) -> str:

@@ -198,6 +198,10 @@ for _kind in (Int, Float):
         "deepcopy": lambda self, memo: exact(self),
     }.items():
         setattr(_kind, f"__{_name}__", _method)
+    # torch's symbolic numbers have what Python's have, and ask their own node.
+    for _name in ("as_integer_ratio", "bit_length", "conjugate", "hex", "is_integer"):
+        if hasattr(_kind, _name):
+            setattr(_kind, _name, of_number(operator.methodcaller(_name)))
 setattr(Int, "__invert__", single(operator.invert))  # noqa: B010 - torch has no types there
 
 

@@ -35,6 +35,10 @@ def qualified_name(function: Callable[..., Any]) -> str:
     for module in (torch, F, operator, math, builtins):
         if getattr(module, name, None) is function:
             return f"{module.__name__}.{name}"
+    for module in (torch.fft, torch.linalg, torch.special):
+        leaf = name.removeprefix(f"{module.__name__.rpartition('.')[2]}_")
+        if leaf != name and getattr(module, leaf, None) is function:
+            return f"{module.__name__}.{leaf}"
     return f"{getattr(function, '__module__', None)}.{name}"
 
 

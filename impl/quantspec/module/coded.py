@@ -2,7 +2,8 @@
 gets the dequantized values, computed then."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -214,14 +215,50 @@ class Parameters:
                     yield f"{path}.{name}" if path else name, value
 
 
+def state_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``state_dict`` of a module of ours, for the model's own Python: with the parameters that are attributes now, in
+    the model's order."""
+    given = nn.Module.state_dict(module, *args, **kwargs)
+    if args or kwargs.get("destination") is not None:  # asked by torch, or to add to what there is
+        return given
+    prefix, left = kwargs.get("prefix", ""), dict(given)
+    given.clear()
+    for path, inner in module.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False):
+        own, before = inner.__dict__.get("named_parameters"), f"{path}." if path else prefix
+        for name in own.names if isinstance(own, Parameters) else ():
+            if (value := getattr(inner, name, None)) is not None:
+                value = value if kwargs.get("keep_vars") else value.detach()
+                given[f"{before}{name}"] = left.pop(f"{before}{name}", value)
+        for name in [name for name in left if name.rpartition(".")[0] == path]:
+            given[name] = left.pop(name)
+    given.update(left)
+    return given
+
+
+def parameter_of(module: nn.Module, target: str) -> Any:
+    """``get_parameter`` of a module of ours, for the model's own Python: also one that is an attribute now."""
+    path, _, name = target.rpartition(".")
+    owner = module.get_submodule(path)
+    own = owner.__dict__.get("named_parameters")
+    moved = isinstance(own, Parameters) and name in own.names and name not in owner._parameters
+    return getattr(owner, name) if moved else nn.Module.get_parameter(module, target)
+
+
+OWN: dict[str, Callable[..., Any]] = {
+    "named_parameters": Parameters, "state_dict": partial(partial, state_of),
+    "get_parameter": partial(partial, parameter_of),
+}  # fmt: skip
+
+
 def put(model: nn.Module, tensors: Mapping[Key, torch.Tensor]) -> None:
     """Puts tensors into modules, where they are attributes: no optimizer, and no state_dict, sees them."""
     names: dict[int, list[str]] = {}
     for key, name in tensors:
         names.setdefault(key, []).append(name)
     for module in model.modules():
-        if tensors and type(module).named_parameters is nn.Module.named_parameters:
-            module.__dict__.setdefault("named_parameters", Parameters(module))
+        for name, method in OWN.items() if tensors else ():
+            if getattr(type(module), name) is getattr(nn.Module, name):
+                module.__dict__.setdefault(name, method(module))
         for name in names.get(id(module), ()):
             module._parameters.pop(name, None)
             module.__dict__[name] = tensors[id(module), name]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantspec.capture import copies
+from quantspec.capture import calls, copies
 from quantspec.capture.calls import CallPattern, NotPlain, call_of, key_of
 from quantspec.capture.recorder import CAPTURED
-from quantspec.capture.tracer import Stop
+from quantspec.capture.tracer import Stop, refuse_compiled
 from quantspec.errors import ShapeError, UnsupportedError
 from quantspec.ir.held import Held, changed, codes_shape, held
 from quantspec.ir.program import Program
@@ -23,11 +23,11 @@ from quantspec.storage import model as stored
 from quantspec.surroundings import usual
 
 from . import coded as coded_weights
-from . import size, summary
+from . import modes, size, summary
 from .module import QuantizedModule
 from .report import Report
 
-SEEN = "called with arguments or sizes that did not occur in calibration; this call runs in float"
+UNSEEN = "it is called with arguments or sizes that did not occur in calibration"
 MOST = 64  # calls that an island remembers
 
 
@@ -37,9 +37,12 @@ class Island(nn.Module):
 
     original: Callable[..., Any]
 
-    def __init__(self, path: str, forward: Callable[..., Any], networks: Mapping[CallPattern, nn.Module]):
+    def __init__(
+        self, path: str, forward: Callable[..., Any], networks: Mapping[CallPattern, nn.Module], trained: bool = False
+    ):
+        """``trained``: gradients and autocast are those of whoever trains the networks."""
         super().__init__()
-        self.path = path
+        self.path, self.trained = path, trained
         self.patterns = [pattern.identity() for pattern in networks]
         self.known: dict[Any, tuple[int, tuple[int, ...]]] = {}
         self.networks = nn.ModuleList(networks.values())
@@ -69,23 +72,29 @@ class Island(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         network, tensors = self.network(args, kwargs)
+        if not self.trained and (reason := modes.why_float(self.original, tensors)) is not None:
+            return self.in_float(reason, args, kwargs)
         if network is not None:
             try:
-                return network(*tensors)
+                return network(*tensors) if self.trained else modes.computed(self.original, network, tensors)
             except UnsupportedError:  # a RuntimeError, too
                 raise
+            except TypeError:
+                if (reason := calls.unusual(tensors)) is None:
+                    raise
+                return self.in_float(reason, args, kwargs)
             except (ShapeError, RuntimeError, IndexError):
                 pass  # the model's own error, if it has one, is for whoever called
             except AssertionError as error:
                 if not str(error).startswith(CAPTURED):
                     raise
-        return self.in_float(*args, **kwargs)
+        return self.in_float(UNSEEN, args, kwargs)
 
-    def in_float(self, *args: Any, **kwargs: Any) -> Any:
+    def in_float(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the module itself gives."""
         self.unseen += 1
         if self.unseen == 1:
-            warnings.warn(f"module {self.path!r} is {SEEN}", stacklevel=2)
+            warnings.warn(f"module {self.path!r}: {reason}; this call runs in float", stacklevel=3)
         return self.original(*args, **kwargs)
 
 
@@ -98,7 +107,7 @@ class LayerIsland(nn.Module):
     def __init__(self, path: str, network: nn.Module, forward: Callable[..., Any]):
         super().__init__()
         self.networks = nn.ModuleList([network])
-        self.path, self.replaced = path, False
+        self.path, self.replaced, self.warned = path, False, False
         self.weights: tuple[str, ...] = ()
         self.__dict__["original"] = forward
         self.eval()
@@ -115,18 +124,34 @@ class LayerIsland(nn.Module):
                     self.replaced = True
                     warnings.warn(f"layer {self.path!r} was given another {name}; it runs in float", stacklevel=2)
                 return self.original(*args, **kwargs)
+        given = (*args, *kwargs.values())
+        if (reason := modes.why_float(self.original, given)) is not None:
+            return self.in_float(reason, args, kwargs)
         try:
-            return self.networks[0](*args, **kwargs)
+            return modes.computed(self.original, self.networks[0], args, kwargs)
         except ShapeError:  # whoever called gets the layer's own error
             return self.original(*args, **kwargs)
+        except TypeError:
+            if (reason := calls.unusual(given)) is None:
+                raise
+            return self.in_float(reason, args, kwargs)
+
+    def in_float(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the layer itself gives."""
+        if not self.warned:
+            self.warned = True
+            warnings.warn(f"layer {self.path!r}: {reason}; this call runs in float", stacklevel=3)
+        return self.original(*args, **kwargs)
 
 
-def attach(model: nn.Module, networks: Mapping[str, Mapping[CallPattern, nn.Module]]) -> dict[str, Island]:
+def attach(
+    model: nn.Module, networks: Mapping[str, Mapping[CallPattern, nn.Module]], *, trained: bool = False
+) -> dict[str, Island]:
     """Puts networks in place of the forwards of modules of a model of ours."""
     islands = {}
     for path, patterns in networks.items():
         module = model.get_submodule(path)
-        islands[path] = module.__dict__["forward"] = Island(path, module.forward, patterns)
+        islands[path] = module.__dict__["forward"] = Island(path, module.forward, patterns, trained)
     return islands
 
 
@@ -182,12 +207,19 @@ class QuantizedModel(nn.Module):
                 raise
             return getattr(model, name)
 
+    @usual
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output. Inputs are not modified."""
         with torch.no_grad():
             if "" not in self.islands:
                 args, kwargs = copies.cloned((args, kwargs))
-            return self.python(*args, **kwargs)
+            try:
+                return self.python(*args, **kwargs)
+            except UnsupportedError:
+                raise
+            except Exception as error:
+                refuse_compiled(error)
+                raise
 
     def networks(self) -> Iterator[tuple[str, QuantizedModule]]:
         """The int8 networks, with the paths of the modules that they stand for."""

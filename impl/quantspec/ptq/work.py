@@ -165,7 +165,8 @@ def of_parts(model: nn.Module, graphs: Graphs, args: Any, kwargs: Any) -> PartsW
             module.__dict__["forward"] = watched(path, module.forward, products)
         try:
             twin(*copies.cloned(args), **copies.cloned(kwargs))
-        except Exception:  # whatever a model raises where its modules are not called directly
+        except Exception as error:  # whatever a model raises where its modules are not called directly
+            tracer.refuse_compiled(error)
             if graphs:
                 raise
             products.take()

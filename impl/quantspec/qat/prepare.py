@@ -77,7 +77,7 @@ class QATModule(nn.Module):
         for path, pattern, network in self.parts():
             parts.setdefault(path, {})[pattern] = network
         twin = self.__dict__["running"] = sharing(self.model)
-        islands.attach(twin, parts)
+        islands.attach(twin, parts, trained=True)
 
     @property
     def settled(self) -> bool:

@@ -26,18 +26,30 @@ from quantspec.torchvision_compat import import_torchvision
 
 NAMES = {
     "torch": """
-        _assert abs absolute acos add addcmul addmm all amax amin any arange argmax argmin argsort asin atan
-        atan2 baddbmm bmm broadcast_to cat ceil celu channel_shuffle chunk clamp clip concat concatenate conv1d
-        conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cos cosh cumprod cumsum diag diagonal
-        diff div divide dot dropout einsum eq erf erfc exp expand_copy expm1 fill flatten flip floor
-        floor_divide fmod frac full full_like gather ge gt hypot index_select isfinite isinf isnan layer_norm le
-        lerp linspace log log10 log1p log2 log_softmax logical_and logical_not logical_or logical_xor logsumexp
-        lt masked_fill matmul max max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mm
-        movedim mul multiply mv narrow ne neg negative norm numel ones ones_like outer permute pow prod
-        reciprocal relu remainder repeat_interleave reshape rms_norm roll round rsqrt rsub scatter select selu
-        sigmoid sign sin sinh softmax sort split sqrt square squeeze stack std sub subtract sum swapaxes
-        swapdims t tan tanh tensor tensor_split tensordot tile topk transpose tril triu true_divide trunc unbind
-        unflatten unsqueeze var vstack hstack where zeros zeros_like
+        _assert abs absolute acos acosh add addcmul addmm adjoint all amax amin aminmax angle any arange argmax
+        argmin argsort argwhere asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d avg_pool1d baddbmm
+        batch_norm bincount bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
+        bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu channel_shuffle
+        chunk clamp clamp_max clamp_min clip column_stack complex concat concatenate conj conj_physical
+        constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos
+        cosh cosine_similarity count_nonzero cov cross cummax cummin cumprod cumsum cumulative_trapezoid deg2rad
+        det diag diag_embed diagflat diagonal diff dist div divide dot dropout dsplit dstack einsum eq erf erfc
+        erfinv exp exp2 expand_copy expm1 fill fix flatten flip fliplr flipud float_power floor floor_divide
+        fmax fmin fmod frac full full_like gather gcd ge ger group_norm gt heaviside histc hsplit hstack hypot
+        i0 imag index_add index_copy index_fill index_put index_select inner instance_norm inverse isclose
+        isfinite isin isinf isnan isneginf isposinf isreal istft kthvalue layer_norm ldexp le lerp linspace log
+        log10 log1p log2 log_softmax logaddexp logaddexp2 logcumsumexp logdet logical_and logical_not logical_or
+        logical_xor logit logsumexp lt masked_fill masked_scatter masked_select matmul matrix_exp max max_pool1d
+        max_pool2d max_pool3d maximum mean median meshgrid min minimum mm mode moveaxis movedim msort mul
+        multiply mv nan_to_num nanmean nanmedian nanquantile nansum narrow ne neg negative nonzero norm numel
+        ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive pow prelu
+        prod quantile rad2deg ravel real reciprocal relu remainder renorm repeat_interleave reshape resolve_conj
+        resolve_neg rms_norm roll rot90 round row_stack rsqrt rsub scatter scatter_add scatter_reduce
+        searchsorted select select_scatter selu sgn sigmoid sign signbit sin sinc sinh slice_scatter slogdet
+        softmax sort split sqrt square squeeze stack std std_mean stft sub subtract sum swapaxes swapdims t take
+        take_along_dim tan tanh tensor tensor_split tensordot threshold tile topk trace transpose trapezoid
+        trapz tril triu true_divide trunc unbind unflatten unique unique_consecutive unravel_index unsqueeze var
+        var_mean vdot view_as_complex view_as_real vsplit vstack where xlogy zeros zeros_like
     """,
     "torch.nn.functional": """
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
@@ -45,16 +57,28 @@ NAMES = {
         channel_shuffle conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
         cosine_similarity dropout dropout1d dropout2d dropout3d elu embedding embedding_bag
         feature_alpha_dropout fold gelu glu grid_sample group_norm hardshrink hardsigmoid hardswish hardtanh
-        instance_norm interpolate layer_norm leaky_relu linear local_response_norm log_softmax logsigmoid
-        lp_pool1d lp_pool2d max_pool1d max_pool2d max_pool3d mish normalize one_hot pad pairwise_distance
-        pixel_shuffle pixel_unshuffle prelu relu relu6 rms_norm scaled_dot_product_attention selu sigmoid silu
-        softmax softmin softplus softshrink softsign tanh tanhshrink threshold unfold upsample
+        huber_loss instance_norm interpolate kl_div l1_loss layer_norm leaky_relu linear local_response_norm
+        log_softmax logsigmoid lp_pool1d lp_pool2d lp_pool3d max_pool1d max_pool2d max_pool3d mish mse_loss
+        normalize one_hot pad pairwise_distance pdist pixel_shuffle pixel_unshuffle prelu relu relu6 rms_norm
+        scaled_dot_product_attention selu sigmoid silu smooth_l1_loss softmax softmin softplus softshrink
+        softsign tanh tanhshrink threshold unfold upsample
+    """,
+    "torch.fft": """
+        fft fft2 fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft irfft2 irfftn rfft rfft2 rfftn
+    """,
+    "torch.linalg": """
+        cholesky cross det diagonal eigh eigvalsh inv lstsq matmul matrix_norm multi_dot norm pinv qr slogdet solve
+        solve_triangular svd svdvals vecdot vector_norm
+    """,
+    "torch.special": """
+        digamma entr erf erfc erfinv exp2 expit expm1 gammaln i0 log1p log_ndtr log_softmax logit logsumexp ndtr round
+        sinc softmax xlog1py xlogy
     """,
     "operator": """
         abs add and_ eq floordiv ge getitem gt invert is_ is_not le lt matmul mod mul ne neg not_ or_ pos pow sub
         truediv xor
     """,
-    "math": "ceil exp floor log log2 prod sqrt trunc",
+    "math": "ceil cos exp floor isclose log log10 log1p log2 pow prod sin sqrt trunc",
     "collections": "OrderedDict",
     "torch.return_types": "aminmax cummax cummin kthvalue max median min mode sort topk",
     "builtins": "abs bool float getattr int len list max min round sum tuple",
@@ -67,22 +91,33 @@ NAMES = {
 }
 FUNCTIONS = {place: frozenset(names.split()) for place, names in NAMES.items()}
 PLACES: dict[str, ModuleType] = {
-    "torch": torch, "torch.nn.functional": F, "operator": operator, "math": math, "builtins": builtins,
+    "torch": torch, "torch.nn.functional": F, "torch.fft": torch.fft, "torch.linalg": torch.linalg,
+    "torch.special": torch.special, "operator": operator, "math": math, "builtins": builtins,
     "collections": collections, "torch.return_types": torch.return_types,
     "quantspec.capture.attention": attention, "quantspec.capture.writes": writes,
 }  # fmt: skip
 
 METHODS = MOVING | SHAPES | frozenset(
     """
-        abs add addmm all amax amin any argmax argmin argsort bmm bool ceil chunk clamp clip cos cumsum diff div
-        double eq erf exp expm1 float floor floor_divide fmod gather ge gt half index_select int item le lerp
-        log log1p log2 log_softmax logical_and logical_not logical_or logsumexp long lt masked_fill matmul max
-        maximum mean min minimum mm mul multiply ne neg new_full new_ones new_zeros norm pow prod reciprocal
-        relu remainder round rsqrt scatter sigmoid sign sin softmax sort sqrt square std sub subtract sum tan
-        tanh tensor_split to topk tril triu true_divide trunc type_as unfold var where
+        abs absolute acos acosh add addcmul addmm addmv adjoint all amax amin aminmax angle any argmax argmin
+        argsort argwhere asin asinh atan atan2 atanh baddbmm bincount bitwise_and bitwise_not bitwise_or
+        bitwise_xor bmm bool broadcast_to ceil chunk clamp clamp_max clamp_min clip conj copysign cos cosh
+        count_nonzero cross cummax cummin cumprod cumsum deg2rad det diag diag_embed diagonal diff dist div
+        divide dot double eq erf erfc erfinv exp exp2 expm1 fix float float_power floor floor_divide fmax
+        fmin fmod frac gather ge greater greater_equal gt half heaviside histc hypot index_add index_copy
+        index_fill index_put index_select inner int inverse isclose isfinite isinf isnan isneginf isposinf istft
+        item kthvalue ldexp le lerp less less_equal log log10 log1p log2 log_softmax logaddexp logcumsumexp
+        logdet logical_and logical_not logical_or logical_xor logit logsumexp long lt masked_fill masked_scatter
+        masked_select matmul max maximum mean median min minimum mm mode moveaxis msort mul multiply mv
+        nan_to_num nanmean nanmedian nansum narrow_copy ne neg new_full new_ones new_zeros nonzero norm
+        not_equal outer positive pow prelu prod quantile rad2deg ravel real reciprocal relu remainder renorm
+        resolve_conj resolve_neg rot90 round rsqrt scatter scatter_add scatter_reduce select_scatter sgn short
+        sigmoid sign signbit sin sinc sinh slogdet softmax sort sqrt square std stft sub subtract sum take
+        take_along_dim tan tanh tensor_split tile to topk trace tril triu true_divide trunc type_as unfold
+        unique unique_consecutive var vdot where xlogy
     """.split()
 )  # fmt: skip
-ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "T", "mT", "is_cuda", "layout", "values", "indices"})
+ATTRIBUTES = frozenset("shape ndim dtype device T mT H mH real imag is_cuda layout values indices".split())
 
 # A line for each class, or for several, with the arguments of the constructor; ``#`` is 1, 2 and 3. ``bias?`` is
 # whether the module has a bias; other arguments are attributes of the same name.

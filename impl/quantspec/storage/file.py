@@ -24,12 +24,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from quantspec.errors import FormatError, shown
-from quantspec.ir.program import Program, Step
+from quantspec.errors import FormatError, UnsupportedError, shown
+from quantspec.ir.program import Call, Program, Step
 from quantspec.surroundings import usual
 
 from . import arrays, validate
-from .allowed import RENAMED_FUNCTIONS, RENAMED_STEPS
+from .allowed import RENAMED_FUNCTIONS, RENAMED_STEPS, check_call
 from .callables import NotGiven, read_callables, write_callables
 from .json_fields import LARGEST_INT, Reader, Writer, expect, keys
 from .limits import Limits, stated
@@ -162,6 +162,12 @@ def written(program: Program, writer: Writer) -> dict[str, Any]:
     network["steps"] = [{"step": type(step).__name__} | writer.record(step, step.name) for step in program.steps]
     network["output"] = writer.tree(program.output, "output")
     network["callables"] = write_callables(program.callables, writer)
+    for step in program.steps:
+        if isinstance(step, Call):
+            try:
+                check_call(step, program.callables)  # what cannot be loaded is not saved
+            except ValueError as error:
+                raise UnsupportedError(str(error)) from error
     return network
 
 

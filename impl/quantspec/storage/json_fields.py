@@ -124,6 +124,8 @@ class Writer:
             return value
         if type(value) is float:
             return value if math.isfinite(value) else {"float": str(value)}
+        if type(value) is complex:
+            return {"complex": [self.tree(value.real, path), self.tree(value.imag, path)]}
         if isinstance(value, Ref):
             return {"ref": value.name}
         if isinstance(value, torch.Size):
@@ -278,6 +280,11 @@ class Reader:
             return slice(*(self.tree(end, path) for end in value))
         if key == "tensor":
             return self.tensor(value, path)
+        if key == "complex":
+            ends = [self.tree(end, path) for end in expect(value, list, path)]
+            if len(ends) != 2 or any(type(end) is not float for end in ends):
+                raise ValueError(f"{path}: a complex number has two floats, got {value!r:.80}")
+            return complex(*ends)
         constants = CONSTANTS.get(key, {})
         if type(value) not in (str, bool) or value not in constants:
             raise ValueError(f"{path}: unknown {key!r}: {value!r}")
