@@ -28,7 +28,7 @@ NAMES = {
     "torch": """
         _assert abs absolute acos acosh add addcmul addmm adjoint all amax amin aminmax angle any arange argmax
         argmin argsort argwhere asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d avg_pool1d baddbmm
-        batch_norm bincount bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
+        batch_norm bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
         bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu channel_shuffle
         chunk clamp clamp_max clamp_min clip column_stack complex concat concatenate conj conj_physical
         constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos
@@ -100,7 +100,7 @@ PLACES: dict[str, ModuleType] = {
 METHODS = MOVING | SHAPES | frozenset(
     """
         abs absolute acos acosh add addcmul addmm addmv adjoint all amax amin aminmax angle any argmax argmin
-        argsort argwhere asin asinh atan atan2 atanh baddbmm bincount bitwise_and bitwise_not bitwise_or
+        argsort argwhere asin asinh atan atan2 atanh baddbmm bitwise_and bitwise_not bitwise_or
         bitwise_xor bmm bool broadcast_to ceil chunk clamp clamp_max clamp_min clip conj copysign cos cosh
         count_nonzero cross cummax cummin cumprod cumsum deg2rad det diag diag_embed diagonal diff dist div
         divide dot double eq erf erfc erfinv exp exp2 expm1 fix float float_power floor floor_divide fmax

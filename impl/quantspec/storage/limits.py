@@ -24,8 +24,8 @@ SIZES = {
     "full": (0, "size"), "zeros": (None, "size"), "ones": (None, "size"), "new_full": (1, "size"),
     "new_zeros": (None, "size"), "new_ones": (None, "size"), "expand": (None, "size"), "broadcast_to": (1, "size"),
     "arange": (None, "end"), "linspace": (2, "steps"), "one_hot": (1, "num_classes"), "fold": (1, "output_size"),
-    "affine_grid": (1, "size"), "interpolate": (1, "size"), "upsample": (1, "size"), "bincount": (2, "minlength"),
-    "histc": (1, "bins"), "stft": (1, "n_fft"), "istft": (8, "length"),
+    "affine_grid": (1, "size"), "interpolate": (1, "size"), "upsample": (1, "size"), "histc": (1, "bins"),
+    "stft": (1, "n_fft"), "istft": (8, "length"),
 } | {f"{inverse}{kind}fft": (1, "n") for inverse in ("", "i") for kind in ("", "r", "h")} | {
     f"{inverse}{kind}fft{axes}": (1, "s") for inverse in ("", "i") for kind in ("", "r") for axes in ("2", "n")
 } | {f"adaptive_{kind}_pool{axes}d": (1, "output_size") for kind in ("avg", "max") for axes in (1, 2, 3)}  # fmt: skip
