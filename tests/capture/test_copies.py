@@ -69,6 +69,20 @@ def test_a_class_that_says_how_it_is_copied_is_copied_so():
     assert copies.run_copy(nn.Sequential(OwnCopy()))[0].label == "copied"
 
 
+@pytest.mark.parametrize("make", [copies.own_copy, copies.run_copy])
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "orthogonal"])
+@clause("STA-UNTOUCHED")
+def test_a_parametrized_layer_computes_from_the_copy_s_own_parts(how, make):
+    model, x = nn.Sequential(getattr(nn.utils.parametrizations, how)(nn.Linear(4, 3))).eval(), torch.randn(2, 4)
+    twin, (name, *_) = make(model), model[0].parametrizations.weight._parameters
+    expected = model(x)
+    assert copies.plain_state(type(model[0])) and type(twin[0]) is type(model[0]) and torch.equal(twin(x), expected)
+    own, copied = model[0].parametrizations.weight, twin[0].parametrizations.weight
+    assert copied is not own and (getattr(copied, name) is getattr(own, name)) == (make is copies.run_copy)
+    setattr(copied, name, nn.Parameter(torch.zeros_like(getattr(own, name)) + torch.eye(*getattr(own, name).shape)))
+    assert not torch.equal(twin(x), expected) and torch.equal(model(x), expected)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @clause("STA-UNTOUCHED")
 def test_a_recurrent_layer_of_a_copy_reads_the_copy_s_weights(kind):

@@ -164,12 +164,12 @@ def plain_state(kind: type[nn.Module]) -> bool:
 def has_plain_state(kind: type[nn.Module]) -> bool:
     """Whether modules of a class are what stands in their ``__dict__``, for ``copy.deepcopy`` too.
 
-    torch's own classes read older files by the methods of COPYING; recurrent layers make weak references anew.
+    torch's own classes read older files by the methods of COPYING; recurrent layers make weak references anew; those
+    with parametrizations refuse pickling, and copy what is in ``__dict__``.
     """
-    if hasattr(kind, "__deepcopy__"):
-        return False
     methods = [getattr(kind, name) for name in COPYING if getattr(kind, name) is not getattr(nn.Module, name)]
-    return all(method.__module__.startswith("torch.nn.modules.") for method in methods)
+    methods += [kind.__deepcopy__] if hasattr(kind, "__deepcopy__") else []
+    return all(method.__module__.startswith(("torch.nn.modules.", "torch.nn.utils.parametrize")) for method in methods)
 
 
 def attribute_copy(name: str, value: Any, memo: dict[int, Any]) -> Any:
@@ -288,7 +288,7 @@ def attributes_of(model: nn.Module) -> dict[int, tuple[str, torch.Tensor, int]]:
     found: dict[int, tuple[str, torch.Tensor, int]] = {}
     for path, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
-            if name.startswith("_") and name in vars(nn.Module()):
+            if name in TORCHS:
                 continue
             for number, leaf in enumerate(held(value)):
                 full = ".".join(part for part in (path, name) if part)
