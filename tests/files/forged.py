@@ -96,6 +96,13 @@ NETWORK: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "an object in place of a list": ([("output", {})], "an object with one key"),
     "pairs of three": ([("steps function kwargs dict 0", ["alpha", 2.0, 1])], "pairs of different keys"),
     "a key twice": ([("steps function kwargs dict +", ["alpha", 1.0])], "pairs of different keys"),
+    "a complex number that is a number": ([("steps item args tuple 1", {"complex": 3})], "args: expected list"),
+    "a complex number of three": (
+        [("steps item args tuple 1", {"complex": [0.5, 1.5, 2.5]})], "a complex number has two floats",
+    ),
+    "a complex number of whole numbers": (
+        [("steps item args tuple 1", {"complex": [0.5, 1]})], "a complex number has two floats",
+    ),
     "a slice of two": ([("steps item args tuple 1", {"slice": [0, 1]})], "a slice has three entries"),
     "an unknown constant": ([("steps item args tuple 1", {"dtype": "int7"})], "unknown 'dtype'"),
     "a constant by number": ([("steps item args tuple 1", {"dtype": 7})], "unknown 'dtype'"),
