@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import quantspec as qs
+from quantspec.capture import parts
 from quantspec.numerics import accuracy
 
 ROWS, KEYS, SIZE = 5, 7, 16
@@ -56,7 +57,8 @@ def test_attention_in_float_is_the_models(inputs, sizes, mask):
     with pytest.warns(UserWarning, match="^nothing was quantized: all of its layers are excluded"):
         q = qs.quantize(model, [batch], exclude="*")
     with torch.no_grad():
-        torch.testing.assert_close(q(*batch), model(*batch), rtol=1e-4, atol=1e-5)
+        given, expected = q(*batch), model(*batch)
+    assert (given - expected).abs().max() <= parts.BOUND * expected.abs().max()  # STA-SAME: what is written out
 
 
 SIZES = {

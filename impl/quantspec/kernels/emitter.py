@@ -288,6 +288,18 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
 
         self.loop(count, [], carrying_nothing)
 
+    def in_sizes(self, count: Value, sizes: Sequence[int], body: Callable[[int, Value], None]) -> None:
+        """Covers ``count`` (int64) by ``body(size, start)``, as many of each size as fit, one after the other."""
+        done: Value = I64(0)
+        for size in sizes:
+            times = self.sdiv(self.sub(count, done), I64(size))
+
+            def one(i: Value, size: int = size, done: Value = done) -> None:
+                body(size, self.add(done, self.mul(i, I64(size))))
+
+            self.each(times, one)
+            done = self.add(done, self.mul(times, I64(size)))
+
     def any_of(self, count: Value, body: Callable[[Value], Value]) -> Value:
         """The bits of ``body(i)`` (int64) for i from 0 to ``count``, all of them together."""
         return self.loop(count, [I64(0)], lambda i, carried: [self.or_(carried[0], body(i))])[0]

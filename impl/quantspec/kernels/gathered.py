@@ -7,15 +7,16 @@ from .product import Product
 
 
 def gather(
-    emit: Emitter, product: Value, start: Value, end: Value, pitch: Value,
+    emit: Emitter, product: Value, start: Value, end: Value,
     run: Callable[[Value, Value, Value], None], behind: Callable[[Value], None],
 ) -> None:  # fmt: skip
-    """Rows from ``start`` to ``end``, ``pitch`` bytes apart. ``run(near, far, nbytes)`` writes a run's bytes, and may
+    """Rows from ``start`` to ``end``. ``run(near, far, nbytes)`` writes a run's bytes, and may
     write behind them; ``behind(target)`` what comes after a row's last run.
     """
-    buffer, x, offsets, run_offsets, runs, run_steps = emit.fields(
-        product, Product.buffer, Product.x, Product.x_offsets, Product.run_offsets, Product.runs, Product.run_steps
-    )
+    buffer, pitch, x, offsets, run_offsets, runs, run_steps = emit.fields(
+        product, Product.buffer, Product.pitch, Product.x, Product.x_offsets, Product.run_offsets, Product.runs,
+        Product.run_steps,
+    )  # fmt: skip
     run_bytes = emit.shl(run_steps, I64(2))
 
     def row(index: Value) -> None:

@@ -314,15 +314,10 @@ def cover_rows(emit: Emitter, op: Value, functions: list[Function], start: Value
                 emit.branch(done)
                 emit.position_at_end(emit.append_basic_block("unreached"))
         # Few rows in all: one tile after the other.
-        row = emit.sub(end, left)
-        for rows, tile in reversed(list(zip(TILE_ROWS, functions))):
-            count = emit.sdiv(emit.sub(end, row), I64(rows))
-
-            def small(index: Value, tile: Function = tile, row: Value = row, rows: int = rows) -> None:
-                emit.call(tile, [op, emit.add(row, emit.mul(index, I64(rows))), panel])
-
-            emit.each(count, small)
-            row = emit.add(row, emit.mul(count, I64(rows)))
+        of_size, first = dict(zip(TILE_ROWS, functions)), emit.sub(end, left)
+        emit.in_sizes(
+            left, TILE_ROWS[::-1], lambda rows, at: emit.call(of_size[rows], [op, emit.add(first, at), panel])
+        )
         emit.branch(done)
         emit.position_at_end(done)
 

@@ -109,16 +109,13 @@ def group_function(own: Unit, blocks: int, epilogues: list[Function]) -> Body:
         product = emit.place(op, ProductInstruction.product)
         sums = emit.stack(ir.ArrayType(I32, own.GROUP * LANES * blocks), align=64)
         own.compute(emit, product, blocks, panel, row, first, count, sums)
-        done = I64(0)
-        for rows, epilogue in zip(AFTER, epilogues):
-            times = emit.sdiv(emit.sub(count, done), I64(rows))
+        of_size = dict(zip(AFTER, epilogues))
 
-            def some(index: Value, rows: int = rows, epilogue: Function = epilogue, done: Value = done) -> None:
-                at = emit.add(done, emit.mul(index, I64(rows)))
-                emit.call(epilogue, [op, emit.add(row, at), panel, emit.add(sums, emit.mul(at, I64(64 * blocks)))])
+        def some(rows: int, at: Value) -> None:
+            place = emit.add(sums, emit.mul(at, I64(64 * blocks)))
+            emit.call(of_size[rows], [op, emit.add(row, at), panel, place])
 
-            emit.each(times, some)
-            done = emit.add(done, emit.mul(times, I64(rows)))
+        emit.in_sizes(count, AFTER, some)
 
     return write
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from .emitter import I8, I16, I32, I64, LANES, Body, Emitter, Function, Value, function
+from .emitter import I8, I16, I32, I64, LANES, Body, Emitter, Value, function
 from .gathered import gather
 from .memory import row_pitch
 from .product import PANEL, Product
@@ -50,15 +50,9 @@ def prepare(product: Product) -> int:
     """Decides which operand is rewritten. Gives the bytes that takes: of a panel 64 for eight outputs of a step, and
     32 of sums to begin with; or those of a chunk's rows.
     """
-    product.by_rows = product.rows < MANY
-    if product.by_rows:
-        return int(product.chunk) * (2 * plane_bytes(product.steps) + BESIDE)
-    return 2 * PANEL * (64 * product.steps + 32)
-
-
-def plane_bytes(steps: int) -> int:
-    """Bytes of a plane, and of a vector behind it."""
-    return row_pitch(4 * steps + 32)
+    # A plane, and a vector behind it, twice.
+    product.pitch = 2 * row_pitch(4 * product.steps + 32) + BESIDE if product.rows < MANY else 0
+    return int(product.chunk * product.pitch) or 2 * PANEL * (64 * product.steps + 32)
 
 
 def begin(emit: Emitter) -> None:
@@ -71,29 +65,25 @@ def end(emit: Emitter) -> None:
 
 def before_chunk(emit: Emitter, product: Value, start: Value, end: Value) -> None:
     """Codes as they are read, where rows are few."""
-    with emit.if_then(emit.flag(product, Product.by_rows)):
+    with emit.if_then(emit.flag(product, Product.pitch)):
         emit.call(function(emit.module, "quantspec_magnitudes_of_codes", 3, rewrite_rows), [product, start, end])
 
 
 def before_panel(emit: Emitter, product: Value, panel: Value, blocks: int) -> None:
     """Weights as they are read, and what sums begin with, where rows are many."""
-    own = function(emit.module, f"quantspec_magnitudes_{blocks}", 2, rewrite(blocks))
-    with emit.if_then(emit.not_(emit.flag(product, Product.by_rows))):
+    own = function(emit.module, f"quantspec_magnitudes_{blocks}", 2, rewrite_weights(blocks))
+    with emit.if_then(emit.not_(emit.flag(product, Product.pitch))):
         emit.call(own, [product, panel])
 
 
-def pitches(emit: Emitter, steps: Value) -> tuple[Value, Value]:
-    """``plane_bytes``, and bytes from one row's planes to the next's."""
-    whole = emit.and_(emit.add(emit.shl(steps, I64(2)), I64(32 + 63)), I64(-64))
-    odd = emit.icmp_signed("==", emit.and_(whole, I64(511)), I64(0))
-    plane = emit.add(whole, emit.select(odd, I64(64), I64(0)))
-    return plane, emit.add(emit.shl(plane, I64(1)), I64(BESIDE))
+def plane(emit: Emitter, product: Value) -> Value:
+    """Bytes from one plane of a row to the other."""
+    return emit.ashr(emit.sub(emit.field(product, Product.pitch), I64(BESIDE)), I64(1))
 
 
 def rewrite_rows(emit: Emitter, product: Value, start: Value, end: Value) -> None:
     """Writes the planes of the rows of a chunk, and behind them what their products lack."""
-    row_end = emit.shl(emit.field(product, Product.steps), I64(2))
-    plane, pitch = pitches(emit, emit.field(product, Product.steps))
+    row_end, to_other = emit.shl(emit.field(product, Product.steps), I64(2)), plane(emit, product)
 
     def in_vectors(count: Value) -> Value:
         return emit.ashr(emit.add(count, I64(31)), I64(5))
@@ -105,7 +95,7 @@ def rewrite_rows(emit: Emitter, product: Value, start: Value, end: Value) -> Non
             magnitude, turned = split(emit, code)
             goal = emit.add(far, at)
             emit.write(magnitude, goal)
-            emit.write(turned, emit.add(goal, plane))
+            emit.write(turned, emit.add(goal, to_other))
 
         emit.each(in_vectors(nbytes), vector)
 
@@ -114,16 +104,16 @@ def rewrite_rows(emit: Emitter, product: Value, start: Value, end: Value) -> Non
 
         def lacking(n: Value, carried: list[Value]) -> list[Value]:
             at = emit.add(row, emit.shl(n, I64(5)))
-            turned = emit.read(emit.add(at, plane), CODES, 32)
+            turned = emit.read(emit.add(at, to_other), CODES, 32)
             return [emit.sub(carried[0], products(emit, emit.read(at, CODES, 32), turned))]
 
         total = emit.loop(in_vectors(row_end), [ir.Constant(EIGHT, [0] * 8)], lacking)[0]
         parts = [emit.extract_element(total, I32(i)) for i in range(8)]
         while len(parts) > 1:
             parts = [emit.add(a, b) for a, b in zip(parts[::2], parts[1::2])]
-        emit.write(parts[0], emit.add(row, emit.shl(plane, I64(1))), 4)
+        emit.write(parts[0], emit.add(row, emit.shl(to_other, I64(1))), 4)
 
-    gather(emit, product, start, end, pitch, run, behind)
+    gather(emit, product, start, end, run, behind)
 
 
 def split(emit: Emitter, values: Value) -> tuple[Value, Value]:
@@ -132,7 +122,7 @@ def split(emit: Emitter, values: Value) -> tuple[Value, Value]:
     return emit.select(negative, emit.neg(values), values), emit.sext(negative, CODES)
 
 
-def rewrite(blocks: int) -> Body:
+def rewrite_weights(blocks: int) -> Body:
     """Writes the function that rewrites a panel's weights."""
     vectors = 2 * blocks
 
@@ -166,26 +156,25 @@ def products(emit: Emitter, magnitudes: Value, codes: Value) -> Value:
     return emit.native("llvm.x86.avx2.pmadd.wd", EIGHT, pairs, ir.Constant(SHORTS, [1] * 16))
 
 
+def four(emit: Emitter, address: Value) -> Value:
+    """Four bytes, eight times."""
+    return emit.bitcast(emit.splat_to(emit.read(address, I32), EIGHT), CODES)
+
+
 def compute(
     emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, sums: Value
 ) -> None:
     """The sums of ``count`` rows."""
 
     def cover(sizes: tuple[int, ...], kind: str, write: Callable[[int, int], Body], start: Value) -> None:
-        done = I64(0)
-        for rows in sizes:
+        def some(rows: int, at: Value) -> None:
             own = function(emit.module, f"quantspec_magnitudes_{kind}_{rows}_by_{blocks}", 4, write(rows, blocks))
-            times = emit.sdiv(emit.sub(count, done), I64(rows))
+            goal = emit.add(sums, emit.mul(at, I64(64 * blocks)))
+            emit.call(own, [product, panel, emit.add(start, at), goal])
 
-            def some(index: Value, rows: int = rows, own: Function = own, done: Value = done) -> None:
-                at = emit.add(done, emit.mul(index, I64(rows)))
-                goal = emit.add(sums, emit.mul(at, I64(64 * blocks)))
-                emit.call(own, [product, panel, emit.add(start, at), goal])
+        emit.in_sizes(count, sizes, some)
 
-            emit.each(times, some)
-            done = emit.add(done, emit.mul(times, I64(rows)))
-
-    with emit.if_else(emit.flag(product, Product.by_rows)) as (few, many):
+    with emit.if_else(emit.flag(product, Product.pitch)) as (few, many):
         with few:
             cover(FEW_ROWS, "codes", of_planes, first)
         with many:
@@ -199,23 +188,20 @@ def of_planes(rows: int, blocks: int) -> Body:
     def write(emit: Emitter, product: Value, panel: Value, first: Value, sums: Value) -> None:
         steps, weights, buffer = emit.fields(product, Product.steps, Product.weight, Product.buffer)
         source = emit.add(weights, emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
-        plane, pitch = pitches(emit, steps)
+        to_other, pitch = plane(emit, product), emit.field(product, Product.pitch)
         codes = [emit.add(buffer, emit.mul(emit.add(first, I64(i)), pitch)) for i in range(rows)]
         table = emit.add(emit.field(product, Product.sums), emit.mul(panel, I64(4 * LANES * PANEL)))
         begin = [emit.shl(emit.read(emit.add(table, I64(32 * v)), EIGHT, 32), emit.splat_to(I32(7), EIGHT))
                  for v in range(vectors)]  # fmt: skip
         totals = []
         for code in codes:
-            lost = emit.splat_to(emit.read(emit.add(code, emit.shl(plane, I64(1))), I32, 4), EIGHT)
+            lost = emit.splat_to(emit.read(emit.add(code, emit.shl(to_other, I64(1))), I32, 4), EIGHT)
             totals += [emit.add(start, lost) for start in begin]
-
-        def four(address: Value) -> Value:
-            return emit.bitcast(emit.splat_to(emit.read(address, I32), EIGHT), CODES)
 
         def step(k: Value, carried: list[Value]) -> list[Value]:
             w, totals = carried[0], list(carried[1:])
             places = [emit.add(code, emit.shl(k, I64(2))) for code in codes]
-            operands = [(four(place), four(emit.add(place, plane))) for place in places]
+            operands = [(four(emit, place), four(emit, emit.add(place, to_other))) for place in places]
             for n in range(blocks):
                 emit.prefetch(emit.add(w, I64(AHEAD + 64 * n)), near=True)
             for v in range(vectors):
@@ -249,8 +235,7 @@ def of_weights(rows: int, blocks: int) -> Body:
 
                 def step(k: Value, carried: list[Value]) -> list[Value]:
                     w, totals = carried[0], list(carried[1:])
-                    fours = [emit.read(emit.add(base, emit.shl(k, I64(2))), I32) for base in bases]
-                    codes = [emit.bitcast(emit.splat_to(four, EIGHT), CODES) for four in fours]
+                    codes = [four(emit, emit.add(base, emit.shl(k, I64(2)))) for base in bases]
                     for v in range(2):
                         turned = emit.read(emit.add(w, I64(64 * v)), CODES, 64)
                         magnitude = emit.read(emit.add(w, I64(64 * v + 32)), CODES, 32)

@@ -14,8 +14,8 @@ class Product(Record):
     ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the
     cache; a row's inputs are runs of steps. ``ahead`` and ``advance`` are set while running: where the next panel is
     to be fetched from, and how far that moves with each half step. ``buffer``: memory for a unit that computes rows
-    in groups (``grouped``), or 0; ``by_rows``: whether ``magnitudes`` rewrites rows there. ``sums``: the sum of each
-    output's weights, int32.
+    in groups (``grouped``), or 0; ``pitch``: bytes from one gathered row to the next there, or 0 where rows are
+    read where they lie. ``sums``: the sum of each output's weights, int32.
     """
 
     x: Address
@@ -36,7 +36,7 @@ class Product(Record):
     ahead: Address = Address()
     advance: Integer = Integer()
     buffer: Address = Address()
-    by_rows: Integer = Integer()
+    pitch: Integer = Integer()
 
 
 class ProductInstruction(Instruction):

@@ -69,15 +69,8 @@ def row_bytes(product: Product) -> int:
 
 def prepare(product: Product) -> int:
     """Bytes of a chunk of gathered rows, and of what a copy in whole vectors writes behind them."""
-    return product.chunk * row_bytes(product) + 64
-
-
-def pitch(emit: Emitter, product: Value) -> Value:
-    """``row_bytes``."""
-    steps = emit.field(product, Product.steps)
-    whole = emit.shl(emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4)), I64(6))
-    even = emit.icmp_signed("==", emit.and_(whole, I64(511)), I64(0))
-    return emit.add(whole, emit.select(even, I64(64), I64(0)))
+    product.pitch = row_bytes(product)
+    return product.chunk * product.pitch + 64
 
 
 def begin(emit: Emitter) -> None:
@@ -98,7 +91,7 @@ def end(emit: Emitter) -> None:
 def before_chunk(emit: Emitter, product: Value, start: Value, end: Value) -> None:
     """Rows from ``start`` to ``end`` to the buffer."""
     steps = emit.field(product, Product.steps)
-    gather(emit, product, start, end, pitch(emit, product), partial(copy, emit), lambda row: finish(emit, row, steps))
+    gather(emit, product, start, end, partial(copy, emit), lambda row: finish(emit, row, steps))
 
 
 def copy(emit: Emitter, source: Value, target: Value, count: Value) -> None:
@@ -127,7 +120,7 @@ def compute(
     emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, sums: Value
 ) -> None:
     """The sums of up to 32 rows."""
-    steps, distance = emit.field(product, Product.steps), pitch(emit, product)
+    steps, distance = emit.fields(product, Product.steps, Product.pitch)
     source = emit.add(emit.field(product, Product.buffer), emit.mul(first, distance))
     weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
     tiles = emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4))

@@ -84,4 +84,3 @@ def with_memory_of(layer: PackedLayer, other: PackedLayer) -> PackedLayer:
             assert not isinstance(same, list)
             result.append(replace(part, weight=same.weight))
     return result
-
