@@ -1,8 +1,8 @@
 """What the CPU can do.
 
-The kernels are written for vectors of sixteen 32-bit lanes. LLVM splits them where registers are shorter; only the
-dot product of bytes and the fused multiplication differ with the CPU, and both are exact everywhere, so that every
-CPU gives the same codes.
+The kernels are written for vectors of sixteen 32-bit lanes. LLVM splits them where registers are shorter; only
+products of bytes, the fused multiplication and the packing of numbers into bytes differ with the CPU, and all are exact
+everywhere, so that every CPU gives the same codes.
 
 ``QUANTSPEC_CPU``, read once per process, makes the kernels be compiled for another CPU than the one at hand:
 ``generic`` (no extensions at all), ``avx2`` (no dot product of bytes) or ``avx512vl`` (the dot product in registers
@@ -29,6 +29,7 @@ class Cpu:
     ``has_halves``: dot products of half as many lanes beside the longest, which take half as long on some CPUs and
     never longer. ``has_tiles``: products of tiles of bytes, on a system that this package knows how to ask for them.
     ``has_pairs``: products of bytes, added in pairs, in registers of 256 bits, and no dot products of bytes.
+    ``packed_lanes``: how many 32-bit lanes a register has whose numbers it packs into shorts and bytes that saturate.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Cpu:
     has_halves: bool
     has_tiles: bool
     has_pairs: bool
+    packed_lanes: int
 
 
 def is_x86() -> bool:
@@ -65,4 +67,5 @@ def target() -> Cpu:
         looks_up={"avx512vbmi", "avx512bw"} <= available, has_halves=lanes == 16 and "avx512vl" in available,
         has_tiles=lanes == 16 and {"amx-tile", "amx-int8"} <= available and platform.system() == "Linux",
         has_pairs=not lanes and "avx2" in available,
+        packed_lanes=16 if lanes == 16 else 8 if "avx2" in available else 0,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Protocol
 from llvmlite import ir
 
 from . import cpu
-from .emitter import FLOATS, I8, I16, I32, I64, INTS, LANES, Emitter, Value
+from .emitter import FLOATS, I8, I32, I64, INTS, LANES, Emitter, Value
 from .jit import Kernel
 from .records import Address, Clamp, Entry, Instruction, Integer, Nested, Record
 
@@ -92,17 +92,13 @@ def transposed(emit: Emitter, a: Value, b: Value, c: Value, d: Value) -> list[Va
 
 def restored(emit: Emitter, vectors: list[Value]) -> Value:
     """Four int32 vectors of codes, channels as in ``ORDER``, as 64 bytes in order."""
-    bytes64, shorts = ir.VectorType(I8, WIDE), ir.VectorType(I16, 2 * LANES)
-    if cpu.target().dot_lanes == LANES:
-        pairs = zip(vectors[::2], vectors[1::2])
-        low, high = (emit.native("llvm.x86.avx512.packssdw.512", shorts, a, b) for a, b in pairs)
-        return emit.native("llvm.x86.avx512.packuswb.512", bytes64, low, high)
-    wide = ir.VectorType(I32, 2 * LANES)
-    both = ir.Constant(wide, list(range(2 * LANES)))
-    halves = [emit.shuffle_vector(a, b, both) for a, b in zip(vectors[::2], vectors[1::2])]
+    if cpu.target().packed_lanes:
+        a, b, c, d = vectors
+        return emit.packed(emit.packed(a, b), emit.packed(c, d))
+    halves = [emit.joined(a, b) for a, b in zip(vectors[::2], vectors[1::2])]
     place = {channel: LANES * j + lane for j, row in enumerate(ORDER) for lane, channel in enumerate(row)}
     order = ir.Constant(ir.VectorType(I32, WIDE), [place[channel] for channel in range(WIDE)])
-    return emit.trunc(emit.shuffle_vector(*halves, order), bytes64)
+    return emit.trunc(emit.shuffle_vector(*halves, order), ir.VectorType(I8, WIDE))
 
 
 def first_bytes(emit: Emitter, count: Value) -> Value:

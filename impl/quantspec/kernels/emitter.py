@@ -112,12 +112,34 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
 
     def lower(self, vector: Value) -> Value:
         """The first half of the lanes."""
-        return self.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, LANES // 2), list(range(LANES // 2))))
+        return self.parts(vector)[0]
+
+    def parts(self, vector: Value) -> tuple[Value, Value]:
+        """The first and the second half of the lanes."""
+        half = vector.type.count // 2
+        orders = (ir.Constant(ir.VectorType(I32, half), list(range(start, start + half))) for start in (0, half))
+        first, second = (self.shuffle_vector(vector, vector, order) for order in orders)
+        return first, second
+
+    def joined(self, first: Value, second: Value) -> Value:
+        """A vector of all lanes of two."""
+        count = 2 * first.type.count
+        return self.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, count), list(range(count))))
 
     def widened(self, vector: Value) -> Value:
         """A vector of half the lanes with zeros behind them."""
-        zeros = ir.Constant(vector.type, [0] * (LANES // 2))
-        return self.shuffle_vector(vector, zeros, ir.Constant(INTS, list(range(LANES))))
+        return self.joined(vector, ir.Constant(vector.type, [0] * (LANES // 2)))
+
+    def packed(self, a: Value, b: Value) -> Value:
+        """The lanes of two vectors, the first 128 bits of ``a``, those of ``b``, the second of ``a`` and so on, in half
+        their width: int32 as int16, int16 as uint8 that saturate, where the CPU packs such lanes.
+        """
+        width = a.type.element.width
+        if a.type.count * width == 512 and cpu.target().packed_lanes != LANES:
+            return self.joined(*map(self.packed, self.parts(a), self.parts(b)))
+        name, kind = {32: "packssdw", 16: "packuswb"}[width], ir.VectorType(ir.IntType(width // 2), 2 * a.type.count)
+        wide = a.type.count * width == 512
+        return self.native(f"llvm.x86.avx512.{name}.512" if wide else f"llvm.x86.avx2.{name}", kind, a, b)
 
     def native(self, name: str, kind: Type, *args: Value) -> Value:
         """A call of an LLVM intrinsic or an external function."""
@@ -136,12 +158,8 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         if cpu.target().dot_lanes == LANES:
             return self.native("llvm.x86.avx512.vpdpbusd.512", INTS, total, x, w)
         if cpu.target().dot_lanes == 8:
-            halves = []
-            for start in (0, 8):
-                pick = ir.Constant(ir.VectorType(I32, 8), list(range(start, start + 8)))
-                parts = [self.shuffle_vector(v, v, pick) for v in (total, x, w)]
-                halves.append(self.native("llvm.x86.avx512.vpdpbusd.256", parts[0].type, *parts))
-            return self.shuffle_vector(*halves, ir.Constant(INTS, list(range(LANES))))
+            halves = zip(*(self.parts(v) for v in (total, x, w)))
+            return self.joined(*(self.native("llvm.x86.avx512.vpdpbusd.256", v[0].type, *v) for v in halves))
         # Even and odd bytes as 16-bit pairs, whose products are added in 32 bits.
         short = ir.VectorType(I16, 2 * LANES)
         eight = ir.Constant(short, [8] * 2 * LANES)
@@ -202,8 +220,11 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         return self.sub(self.bitcast(moved, INTS), self.splat(MAGIC_BITS, INTS))
 
     def to_int(self, value: Value) -> Value:
-        """Floats to the nearest int32, ties to even, and -2^31 for what has none; where registers have 512 bits."""
-        return self.native("llvm.x86.avx512.mask.cvtps2dq.512", INTS, value, self.splat(0, INTS), I16(-1), I32(4))
+        """Floats to the nearest int32, ties to even, and -2^31 for what has none, where the CPU packs such lanes."""
+        if cpu.target().packed_lanes == LANES:
+            return self.native("llvm.x86.avx512.mask.cvtps2dq.512", INTS, value, self.splat(0, INTS), I16(-1), I32(4))
+        half = ir.VectorType(I32, LANES // 2)
+        return self.joined(*(self.native("llvm.x86.avx.cvt.ps2dq.256", half, part) for part in self.parts(value)))
 
     def rounded_one(self, steps: Value) -> Value:
         """A float of at most 2^22 in size to the nearest int32, ties to even."""

@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 
 from . import cpu
-from .emitter import BYTES, F32, FLOATS, I8, I16, I32, I64, INTS, LANES, NO_LANES, Emitter, Value, function
+from .emitter import BYTES, F32, FLOATS, I16, I32, I64, INTS, LANES, NO_LANES, Emitter, Value, function
 from .frame import slot_address
 from .jit import Kernel
 from .records import Address, Grid, Instruction, Integer, Nested, Slot
@@ -99,7 +99,7 @@ def quantizer(name: str, divide: Run, signed: bool = False) -> Run:
 
     def write(emit: Emitter, grid: Value, source: Value, target: Value, count: Value) -> Value:
         divided = function(emit.module, f"quantspec_{name}", 4, divide)
-        if cpu.target().dot_lanes != LANES:
+        if not cpu.target().packed_lanes:
             return emit.call(divided, [grid, source, target, count])
 
         def divide_near(emit: Emitter, grid: Value, x: Value, q: Value, bits: Value) -> Value:
@@ -156,15 +156,29 @@ run_quantize = quantizer("divide", run_divide)
 
 
 def halves(emit: Emitter, a: Value, b: Value, which: int) -> Value:
-    """The lower (0) or the upper (1) halves of the 32-bit lanes of two vectors."""
-    return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 2 * LANES), list(range(which, 4 * LANES, 2))))
+    """The lower (0) or the upper (1) halves of the 32-bit lanes of two vectors, those of ``a`` first, in the order in
+    which ``packed`` takes them.
+    """
+    order = list(range(which, 4 * LANES, 2))
+    if cpu.target().packed_lanes != LANES:
+        # As instructions give them that work on each 128 bits: four of the first eight, four of the second.
+        order = [order[16 * (i // 16) + 8 * (i // 4 % 2) + 4 * (i // 8 % 2) + i % 4] for i in range(2 * LANES)]
+    return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
 
 
 def packed(emit: Emitter, shorts: list[Value]) -> Value:
-    """Two vectors of 32 shorts as 64 bytes, in order, each the nearest number from 0 to 255."""
-    mixed = emit.bitcast(emit.native("llvm.x86.avx512.packuswb.512", ir.VectorType(I8, BLOCK), *shorts), INTS)
-    # Each quarter has eight of the first and eight of the second vector.
-    order = [4 * (i % 8 // 2) + 2 * (i // 8) + i % 2 for i in range(LANES)]
+    """Two vectors of 32 shorts as 64 bytes, in the order of the 32-bit lanes that ``halves`` took them from, each the
+    nearest number from 0 to 255.
+    """
+    if cpu.target().packed_lanes == LANES:
+        mixed = emit.packed(*shorts)
+        # Each quarter has eight of the first and eight of the second vector.
+        order = [4 * (i % 8 // 2) + 2 * (i // 8) + i % 2 for i in range(LANES)]
+    else:
+        mixed = emit.joined(*(emit.packed(*emit.parts(v)) for v in shorts))
+        # Four of each eight lie in the first half of 256 bits, four in the second.
+        order = [8 * (i // 8) + 4 * (i % 2) + i % 8 // 2 for i in range(LANES)]
+    mixed = emit.bitcast(mixed, INTS)
     return emit.shuffle_vector(mixed, mixed, ir.Constant(INTS, order))
 
 

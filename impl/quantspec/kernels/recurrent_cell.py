@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from . import cpu
-from .emitter import DOUBLES, F64, FLOATS, I8, I32, I64, INTS, LANES, NO_LANES, Emitter, Value
+from .emitter import DOUBLES, F64, FLOATS, I8, I64, LANES, NO_LANES, Emitter, Value
 from .frame import slot_addresses
 from .jit import Kernel
 from .records import Address, Instruction, Integer
@@ -71,13 +71,9 @@ def reciprocal(emit: Emitter, x: Value) -> Value:
     """
     if cpu.target().dot_lanes != LANES:
         return emit.fdiv(emit.splat(1.0, DOUBLES), x)
-    eight = ir.VectorType(F64, LANES // 2)
-    halves = []
-    for start in (0, LANES // 2):
-        half = emit.shuffle_vector(x, x, ir.Constant(ir.VectorType(I32, LANES // 2), list(range(start, start + 8))))
-        zeros = ir.Constant(eight, [0.0] * 8)
-        halves.append(emit.native("llvm.x86.avx512.rcp14.pd.512", eight, half, zeros, I8(-1)))
-    near = emit.shuffle_vector(*halves, ir.Constant(INTS, list(range(LANES))))
+    name, eight = "llvm.x86.avx512.rcp14.pd.512", ir.VectorType(F64, LANES // 2)
+    zeros = ir.Constant(eight, [0.0] * 8)
+    near = emit.joined(*(emit.native(name, eight, half, zeros, I8(-1)) for half in emit.parts(x)))
     off = multiply_add(emit, emit.fneg(x), near, emit.splat(1.0, DOUBLES))
     series = multiply_add(emit, off, multiply_add(emit, off, off, off), off)
     return multiply_add(emit, near, series, near)
