@@ -93,6 +93,24 @@ def test_images(r, kind, from_rows, channels, outputs, groups, kernel):
     check(programs.between(x, [step], step.y_qparams), values, from_rows)
 
 
+@clause("STA-PAIRS", "STA-INSTRUCTIONS")
+@needs_pairs
+@given(
+    strategies.seeds(), draws, st.sampled_from([2, 16, 64, 65, 130]), st.sampled_from([1, 2, 3, 5]),
+    st.sampled_from(["any", "lowest", "highest"]), st.booleans(),
+)  # fmt: skip
+def test_channels_on_their_own(r, kind, channels, size, codes, real):
+    x = programs.grid(r)
+    place = (size, size), (1, 1), ((size // 2, size // 2),) * 2, (1, 1), channels
+    step = programs.conv(r, "a", "x.codes", x, channels, channels, *place)
+    step.weight[...] = drawn(r, kind, step.weight.shape)
+    values = programs.values(r, x, (2, channels, 6, 7))
+    if codes != "any":
+        values[...] = -1e6 if codes == "lowest" else 1e6
+    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    check(program, values, 1)
+
+
 @clause("STA-INSTRUCTIONS")
 @needs_pairs
 @given(strategies.seeds(), least, st.integers(2, 40), st.booleans())

@@ -411,6 +411,11 @@ FAULTS = [
         "totals += [emit.add(start, lost) for start in begin]", "totals += begin",
     ),
     Fault(
+        "lacking-of-channels-forgotten", "kernels.depthwise", ("STA-PAIRS", "STA-INSTRUCTIONS"),
+        "Sums of channels that are each on their own do not begin with what products in pairs lack.",
+        "    return emit.sub(total, magnitudes.products(emit, *weights[::-1]))", "    return total",
+    ),
+    Fault(
         "tiles-refused-in-silence", "kernels.tiles", ("STA-TILES",),
         "A process without leave computes by other instructions, and nobody is told.",
         "    if refused:\n", "    if refused < 0:\n",

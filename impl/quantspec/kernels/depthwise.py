@@ -3,6 +3,8 @@
 Sixty-four channels at a time: the bytes of four places of the kernel are interleaved, so that the dot product of four
 bytes adds four products of one channel. That leaves channels in another order, which weights, biases and factors
 follow (``ORDER``) and which is undone in the end.
+
+A CPU that adds products in pairs only multiplies the magnitudes of weights by codes with bits turned (``magnitudes``).
 """
 
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Protocol
 
 from llvmlite import ir
 
-from . import cpu
+from . import cpu, magnitudes
 from .emitter import FLOATS, I8, I32, I64, INTS, LANES, Emitter, Value
 from .jit import Kernel
 from .records import Address, Clamp, Entry, Instruction, Integer, Nested, Record
@@ -73,20 +75,21 @@ IN_REGISTERS = 3  # groups of four places whose weights stay in registers
 
 def interleaved(emit: Emitter, a: Value, b: Value, width: int, high: bool) -> Value:
     """Units of ``width`` bytes of a and b in turn, of the low or high half of every 16 bytes."""
-    kind, count = ir.VectorType(ir.IntType(8 * width), WIDE // width), 16 // width
+    units, each = a.type.count * a.type.element.width // 8 // width, 16 // width
+    kind = ir.VectorType(ir.IntType(8 * width), units)
     a, b = emit.bitcast(a, kind), emit.bitcast(b, kind)
-    start = count // 2 if high else 0
-    firsts = [lane + start + i for lane in range(0, WIDE // width, count) for i in range(count // 2)]
-    order = [first + side * WIDE // width for first in firsts for side in (0, 1)]
-    return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, WIDE // width), order))
+    start = each // 2 if high else 0
+    firsts = [lane + start + i for lane in range(0, units, each) for i in range(each // 2)]
+    order = [first + side * units for first in firsts for side in (0, 1)]
+    return emit.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, units), order))
 
 
 def transposed(emit: Emitter, a: Value, b: Value, c: Value, d: Value) -> list[Value]:
-    """Four vectors of 64 bytes as four of sixteen groups (a, b, c, d), channels as in ``ORDER``."""
-    result = []
+    """Four vectors of bytes as four of groups (a, b, c, d), channels as in ``ORDER``."""
+    result, kind = [], ir.VectorType(I32, a.type.count // 4)
     for high in (False, True):
         ab, cd = interleaved(emit, a, b, 1, high), interleaved(emit, c, d, 1, high)
-        result += [emit.bitcast(interleaved(emit, ab, cd, 2, upper), INTS) for upper in (False, True)]
+        result += [emit.bitcast(interleaved(emit, ab, cd, 2, upper), kind) for upper in (False, True)]
     return result
 
 
@@ -101,12 +104,47 @@ def restored(emit: Emitter, vectors: list[Value]) -> Value:
     return emit.trunc(emit.shuffle_vector(*halves, order), ir.VectorType(I8, WIDE))
 
 
+# Four of each channel of a vector: as they are; or which codes' bits are turned, and magnitudes.
+Weights = tuple[Value, ...]
+
+
+def sides() -> int:
+    """How many vectors of one register each a vector is worked on as."""
+    return 2 if cpu.target().has_pairs else 1
+
+
+def weights_at(emit: Emitter, address: Value) -> Weights:
+    """A vector of them as products take them."""
+    if not cpu.target().has_pairs:
+        return (emit.read(address, INTS),)
+    return magnitudes.turned_and_magnitude(emit, emit.read(address, magnitudes.CODES))
+
+
+def products(emit: Emitter, total: Value, codes: Value, weights: Weights) -> Value:
+    """``total`` with the sums of products by four codes of each channel; in pairs, what codes of 0 give is lacking."""
+    if len(weights) == 1:
+        return emit.dot(total, codes, *weights)
+    turned, magnitude = weights
+    codes = emit.xor(emit.bitcast(codes, magnitudes.CODES), turned)
+    return emit.add(total, magnitudes.products(emit, magnitude, codes))
+
+
+def with_lacking(emit: Emitter, total: Value, weights: Weights) -> Value:
+    """``total`` with what products by such weights will lack."""
+    if len(weights) == 1:
+        return total
+    return emit.sub(total, magnitudes.products(emit, *weights[::-1]))
+
+
 def first_bytes(emit: Emitter, count: Value) -> Value:
     """The mask of the first ``count`` of 64 bytes."""
     kind = ir.VectorType(I8, WIDE)
     limit = emit.insert_element(ir.Constant(kind, ir.Undefined), emit.trunc(emit.smaller(count, I64(WIDE)), I8), I32(0))
     limit = emit.shuffle_vector(limit, limit, ir.Constant(ir.VectorType(I32, WIDE), [0] * WIDE))
     return emit.icmp_unsigned("<", ir.Constant(kind, list(range(WIDE))), limit)
+
+
+More = Callable[[list[Value], list[Value], list[Weights]], list[Value]]
 
 
 class Epilogue(Protocol):
@@ -175,36 +213,55 @@ def depthwise(
         sources, targets = emit.fields(layer, Depthwise.x_offsets, Depthwise.y_offsets)
         end = epilogue(emit, op)
         count = I64(groups) if groups else emit.field(layer, Depthwise.groups)
-        bytes64 = ir.VectorType(I8, WIDE)
-        fixed = [emit.int_at(offsets, I64(i)) for i in range(4 * groups)] if groups else []
+        nbytes = WIDE // sides()
+        kind = ir.VectorType(I8, nbytes)
+
+        def places_of(g: Value) -> list[Value]:
+            first = emit.shl(g, I64(2))
+            return [emit.int_at(offsets, emit.add(first, I64(i))) for i in range(4)]
+
+        fixed = [places_of(I64(g)) for g in range(groups or 0)]
 
         def block(b: Value) -> None:
             channel = emit.mul(b, I64(WIDE))
-            start = end.block(b, emit.sub(channels, channel))
             weights = emit.add(w, emit.mul(b, emit.mul(count, I64(4 * WIDE))))
-            count_in_registers = 4 * groups if groups else 0
-            in_registers = [emit.read(emit.add(weights, I64(64 * i)), INTS) for i in range(count_in_registers)]
+
+            def of_group(g: Value, side: int) -> list[Weights]:
+                here = emit.add(weights, emit.add(emit.mul(g, I64(4 * WIDE)), I64(nbytes * side)))
+                return [weights_at(emit, emit.add(here, I64(WIDE * j))) for j in range(4)]
+
+            known = [[of_group(I64(g), side) for g in range(groups or 0)] for side in range(sides())]
+
+            def over_groups(side: int, totals: list[Value], more: More) -> list[Value]:
+                if not groups:
+                    return emit.loop(count, totals, lambda g, carried: more(carried, places_of(g), of_group(g, side)))
+                for places, parts in zip(fixed, known[side]):
+                    totals = more(totals, places, parts)
+                return totals
+
+            def lacking(totals: list[Value], places: list[Value], parts: list[Weights]) -> list[Value]:
+                return [with_lacking(emit, *pair) for pair in zip(totals, parts)]
+
+            whole = end.block(b, emit.sub(channels, channel))
+            begins = zip(*(emit.parts(v) for v in whole)) if sides() == 2 else [whole]
+            start = [over_groups(side, list(totals), lacking) for side, totals in enumerate(begins)]
 
             def row(r: Value) -> None:
                 source = emit.add(emit.add(x, channel), emit.int_at(sources, r))
 
-                def more(totals: list[Value], places: list[Value], parts: list[Value]) -> list[Value]:
-                    four = transposed(emit, *(emit.read(emit.add(source, place), bytes64) for place in places))
-                    return [emit.dot(total, v, part) for total, v, part in zip(totals, four, parts)]
+                def of_side(side: int) -> list[Value]:
+                    near = emit.add(source, I64(nbytes * side))
 
-                def group(g: Value, carried: list[Value]) -> list[Value]:
-                    places = [emit.int_at(offsets, emit.add(emit.shl(g, I64(2)), I64(i))) for i in range(4)]
-                    here = emit.add(weights, emit.mul(g, I64(4 * WIDE)))
-                    return more(carried, places, [emit.read(emit.add(here, I64(64 * j)), INTS) for j in range(4)])
+                    def more(totals: list[Value], places: list[Value], parts: list[Weights]) -> list[Value]:
+                        four = transposed(emit, *(emit.read(emit.add(near, place), kind) for place in places))
+                        return [products(emit, *each) for each in zip(totals, four, parts)]
 
-                totals = start
-                if groups:
-                    for g in range(groups):
-                        totals = more(totals, fixed[4 * g : 4 * g + 4], in_registers[4 * g : 4 * g + 4])
-                else:
-                    totals = emit.loop(count, totals, group)
+                    return over_groups(side, start[side], more)
+
+                totals = [of_side(side) for side in range(sides())]
+                joined = [emit.joined(*pair) for pair in zip(*totals)] if sides() == 2 else totals[0]
                 target = emit.add(y, emit.mul(channel, I64(size)))
-                end.put(totals, emit.add(target, emit.int_at(targets, r)))
+                end.put(joined, emit.add(target, emit.int_at(targets, r)))
 
             emit.each(rows, row)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Conv, Linear, LinearDynamic, LinearWeight
+from quantspec.kernels import cpu
 from quantspec.kernels.memory import position_pitch
 from quantspec.kernels.packed import Packed, PackedChannels, lanes, pack, pack_channels, unpack, unpack_channels
 from quantspec.numerics.affine import QParams
@@ -181,5 +182,8 @@ def by_four(step: Conv) -> np.ndarray:
 
 
 def in_pairs(step: Conv) -> bool:
-    """Whether a depthwise convolution computes two neighbouring outputs at a time."""
+    """Whether a depthwise convolution computes two neighbouring outputs at a time, whose sums take more registers than
+    a CPU has that adds products in pairs."""
+    if cpu.target().has_pairs:
+        return False
     return codes_shape(step)[2:] == (3, 3) and step.stride[1] == 1 and step.dilation == (1, 1)
