@@ -64,6 +64,12 @@ def test_a_title_is_as_wide_as_the_terminal(texts):
     assert re.match("[0-9.]+% of [0-9,]+ multiply-accumulates in int8\n\n", texts["report"])
 
 
+def test_a_report_counts_what_was_excluded_apart():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    report = qs.quantize(model, [torch.rand(1, 4)], exclude="2").report
+    assert str(report).startswith("100.0% of 16 multiply-accumulates in int8; 8 more are excluded\n")
+
+
 def test_values_are_named_by_their_modules(texts):
     assert re.search(r"body\.encoder_of_images\. .*\n +0\.add\n", texts["network"])
     model, x = networks.seeded(Deep), networks.inputs(2, (4, 8, 8))

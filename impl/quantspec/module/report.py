@@ -82,7 +82,9 @@ class Report:
         )
 
     def __str__(self) -> str:
-        title = f"{self.share:.1%} of {self.macs:,} multiply-accumulates in int8"
+        excluded = self.excluded_macs
+        title = f"{self.share:.1%} of {self.macs - excluded:,} multiply-accumulates in int8"
+        title += f"; {excluded:,} more are excluded" if excluded else ""
         table = new_table(title, "module", "computed in", "MACs", left=2)
         for row in self.rows:
             table.add_row(at_dots(row.path or "the model", NAME + 16), row.place, f"{row.macs:,}")
