@@ -10,12 +10,29 @@ from pathlib import Path
 import pytest
 
 from quantspec import chapters, cli
+from quantspec.conformance import checks, run
+from quantspec.conformance.session import Session
+
+
+def backend_of_the_page():
+    """The code of the backend that the page on backends shows."""
+    page = (chapters.directory() / "your-backend.md").read_text(encoding="utf-8")
+    return re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("operation", ["quantize", "linear"])
+def test_the_backend_of_the_page_speaks_the_dialect_that_it_declares(operation):
+    """It is said to be complete: whoever copies it and changes nothing sees no difference."""
+    names = {}
+    exec(backend_of_the_page(), names)  # noqa: S102
+    check = next(c for c in checks.CHECKS if (c.clause, c.operation) == ("BAK-DIALECT", operation))
+    found = run.examine(check, Session(names["MyBackend"]()), 20)
+    assert [finding.outcome for finding in found] == ["pass"] and found[0].outputs > 100
 
 
 def test_a_backend_is_found_in_the_current_folder(tmp_path):
     """The one of the page on backends, saved under the name that the page gives."""
-    page = (chapters.directory() / "your-backend.md").read_text(encoding="utf-8")
-    (tmp_path / "my_backend.py").write_text(re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[1])
+    (tmp_path / "my_backend.py").write_text(backend_of_the_page())
     # As the installed script runs it, whose own folder is the first of the path, and not the current one.
     script = tmp_path / "bin" / "quantspec"
     script.parent.mkdir()
