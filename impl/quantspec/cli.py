@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="quantspec", description=about)
     top.add_argument("--version", action="version", version=f"quantspec {quantspec.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="tutorial: train a network, quantize it, measure it, compare it with torch")
+
+    def command(name: str, purpose: str) -> Parser:
+        """A command, whose own help text begins with what the list of commands says about it."""
+        return commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+
+    run = command("run", "tutorial: train a network, quantize it, measure it, compare it with torch")
     where = "folder with MNIST in torchvision's layout (default: $QUANTSPEC_DATA, ./data, download)"
     run.add_argument("--data", metavar="DIR", help=where)
     where = "folder for trained networks (default: $QUANTSPEC_CACHE, ~/.cache/quantspec)"
@@ -58,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     run.add_argument("--report", type=Path, metavar="FILE", help="write the results as one HTML page with pictures")
     run.set_defaults(function=run_tutorial)
-    hold = commands.add_parser("conformance", help="test backends for conformance and record the results")
+    hold = command("conformance", "test backends for conformance; list each violated clause with a minimal call")
     backends = "a known backend or my_package.my_module:MyBackend; may be repeated (default: all installed)"
     hold.add_argument("--backend", action="append", metavar="NAME", help=backends)
     examples = "random calls for each clause and operation (default: 60)"
@@ -71,14 +76,14 @@ def parser() -> argparse.ArgumentParser:
     hold.add_argument("--recorded", action="store_true", help=recorded)
     hold.set_defaults(function=lambda options: conformance().conformance(options))
     purpose = "quantize public networks and compare them with float32 and torch.ao"
-    nets = commands.add_parser("zoo", help=purpose)
+    nets = command("zoo", purpose)
     names = "one of the networks; may be repeated (default: all)"
     nets.add_argument("--model", action="append", metavar="NAME", help=names)
     families = f"networks of another library: {', '.join(registry.NAMES)}"
     nets.add_argument("--family", metavar="NAME", help=families)
     nets.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     nets.set_defaults(function=show_zoo)
-    probe = commands.add_parser("fingerprint", help="determine the dialect (chapter 10) of a backend by test calls")
+    probe = command("fingerprint", "determine the dialect (chapter 10) of a backend by test calls")
     probe.add_argument("backend", metavar="BACKEND", help="a known backend or my_package.my_module:MyBackend")
     probe.set_defaults(function=lambda options: conformance().show_fingerprint(options))
     return top

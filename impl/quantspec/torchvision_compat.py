@@ -31,9 +31,8 @@ def import_torchvision() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "torchvision":
             raise
-        raise MissingExtraError(
-            "this needs torchvision, which is not installed: pip install 'quantspec[tutorial]'", name="torchvision"
-        ) from error
+        what = "the tutorial and the zoo need torchvision, which is not installed"
+        raise MissingExtraError(f"{what}: pip install 'quantspec[tutorial]'", name="torchvision") from error
     except RuntimeError as error:
         if str(error) != MISSING:
             raise
