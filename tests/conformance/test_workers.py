@@ -1,6 +1,9 @@
 """Backends in processes of their own: whatever they do, the caller learns it and goes on."""
 
+import importlib.util
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from quantspec.backends.worker import Worker
 from quantspec.numerics.affine import QParams
 
 HERE = "conformance.broken_backends"
+ROOT = Path(__file__).parents[2]
 CODES = np.arange(4, dtype=np.uint8)
 
 
@@ -77,6 +81,21 @@ def test_a_backend_that_cannot_be_made_says_why():
         Worker(f"{HERE}:Nobody")
     with pytest.raises(ImportError, match="not installed: there is no module nowhere.at_all"):
         Worker("nowhere.at_all:Backend")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in registry.ENTRIES.items() if entry.needs])
+def test_a_peer_that_is_missing_is_told_with_the_extra_that_brings_it(name, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    module, extra = registry.ENTRIES[name].needs[0], registry.ENTRIES[name].extra
+    missing = f"not installed: there is no module {module}; pip install 'quantspec[{extra}]'"
+    assert registry.why_not_installed(name) == missing and not registry.installed(name)
+
+
+def test_an_extra_brings_what_its_backends_need():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for entry in registry.ENTRIES.values():
+        brought = {package.partition(">")[0].replace("-", "_") for package in extras.get(entry.extra, ())}
+        assert set(entry.needs) <= brought, entry.name
 
 
 def test_a_worker_is_what_its_backend_is(start):
