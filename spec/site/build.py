@@ -195,9 +195,9 @@ def write_api() -> list[str]:
 
 
 def summary(what: object) -> str:
-    """The first sentence of a docstring."""
+    """The first sentence of a docstring, up to a colon where it has one."""
     text = " ".join((inspect.getdoc(what) or "").split())
-    return re.split(r"(?<=[.:])\s", text, maxsplit=1)[0].replace("|", "\\|")
+    return re.sub(r":$", ".", re.split(r"(?<=[.:])\s", text, maxsplit=1)[0]).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -52,21 +52,21 @@ def zero_point() -> str:
 
 
 def kernels() -> str:
-    """Two kernels, the same arguments, two answers."""
-    def box(y: float, name: str, how: str, code: str) -> list[str]:
+    """Two kernels, the same arguments, two answers; narrow enough for a telephone."""
+    def box(y: float, name: str, how: tuple[str, str], code: str) -> list[str]:
+        lines = (name, INK), *((words, BLUE) for words in how)
         return [
-            f'<rect x="250" y="{y}" width="290" height="52" rx="6" fill="{PALE}" stroke="{BLUE}"/>',
-            text(265, y + 22, name),
-            text(265, y + 42, how, colour=BLUE),
-            arrow(180, 75, 248, y + 26),
-            arrow(540, y + 26, 600, y + 26),
-            text(612, y + 32, code, colour=RED, size=20),
+            f'<rect x="156" y="{y}" width="180" height="74" rx="6" fill="{PALE}" stroke="{BLUE}"/>',
+            *(text(168, y + 22 + 20 * row, words, colour=colour) for row, (words, colour) in enumerate(lines)),
+            arrow(120, 97, 154, y + 37),
+            arrow(336, y + 37, 370, y + 37),
+            text(378, y + 44, code, colour=RED, size=20),
         ]
 
-    parts = [text(20, 60, "the same codes,"), text(20, 80, "scales and bias")]
-    parts += box(12, "kernel A", "float32 product 127.49999: rounds down", "127")
-    parts += box(88, "kernel B", "fixed-point product 127.50001: rounds up", "128")
-    return svg(680, 152, parts)
+    parts = [text(8, 92, "the same codes,"), text(8, 112, "scales and bias")]
+    parts += box(12, "kernel A", ("float32 product", "127.49999: rounds down"), "127")
+    parts += box(108, "kernel B", ("fixed-point product", "127.50001: rounds up"), "128")
+    return svg(424, 194, parts, fixed=True)
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
@@ -85,8 +85,10 @@ def text(x: float, y: float, words: str, *, anchor: str = "start", colour: str =
     return f'<text {where} fill="{colour}">{words}</text>'
 
 
-def svg(width: int, height: int, parts: list[str]) -> str:
+def svg(width: int, height: int, parts: list[str], *, fixed: bool = False) -> str:
+    """A picture as wide as the page, or, where it is ``fixed``, at most ``width`` pixels wide."""
     box = f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="14"'
+    box = f'width="{width}" height="{height}" {box}' if fixed else box
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>'
     return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>\n"])
 

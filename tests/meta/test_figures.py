@@ -14,7 +14,7 @@ import pictures  # noqa: E402
 
 CHAPTERS = sorted((ROOT / "spec").glob("[0-9][0-9]-*.md"))
 DRAWN = {f"spec/figures/{draw.__name__}.svg": draw for draw in figures.ALL}
-DRAWN["spec/guides/observers.svg"] = pictures.observers
+DRAWN |= {f"spec/guides/{draw.__name__}.svg": draw for draw in (pictures.observers, pictures.kernels)}
 
 
 @pytest.mark.parametrize("path", DRAWN)

@@ -68,6 +68,21 @@ def test_every_page_is_in_the_contents(build):
     assert [place for page in PAGES if (place := build.place_of(page)) not in contents] == []
 
 
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("What is a zero point?", ["zero", "point"]),
+        ("what does -0.06 pp mean", ["-0.06", "pp", "mean"]),
+        ("qs.load(path) of AFF-TIES", ["qs", "load", "path", "AFF", "TIES"]),
+    ],
+)
+def test_the_search_takes_the_words_of_a_question_that_say_something(question, words):
+    """An "a" would find every word that begins with it."""
+    settings = (ROOT / "spec" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    separator = re.search(r"separator: >-\n +(.*)\n", settings)[1]
+    assert [word for word in re.split(separator, question) if word] == words
+
+
 @pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.stem)
 def test_commands_that_pages_show_are_those_that_there_are(page):
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
