@@ -142,5 +142,5 @@ def test_a_divergence_without_a_reason_fails_and_so_does_a_reason_without_a_dive
     (tmp_path / "results" / results.KNOWN).write_text(entry)
     assert cli.main(["conformance", "--recorded", "--write", str(tmp_path)]) == 1
     said = capsys.readouterr().out
-    assert "mine BAK-PLACE add: fails, other codes, and" in said
+    assert "mine BAK-PLACE add: differs, other codes; no reason is recorded." in said
     assert "BAK-NAN * is said to fail, and nothing does" in said
