@@ -126,16 +126,20 @@ def write(place: str, text: str) -> None:
 
 
 def with_links(page: Path, place: str, text: str) -> str:
-    """A page whose links lead to pages of the site; those to files that are no pages become their names."""
+    """A page whose links lead to pages of the site, those to public modules to the reference; those to other files that
+    are no pages become their names."""
     def link(found: re.Match[str]) -> str:
         words, target = found[1], found[2]
         if "://" in target or target.startswith("#"):
             return found[0]
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve()
+        up = "../" * place.count("/")
+        module = ".".join(file.relative_to(ROOT / "impl").with_suffix("").parts) if "/impl/" in f"/{path}" else ""
+        if module in MODULES:
+            return f"[{words}]({up}api/{module}.md)"
         if not file.is_relative_to(ROOT) or file.suffix not in (".md", ".svg"):
             return words
-        up = "../" * place.count("/")
         return f"[{words}]({up}{place_of(file)}{'#' + anchor if anchor else ''})"
 
     return re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", link, text)

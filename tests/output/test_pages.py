@@ -68,6 +68,13 @@ def test_every_page_is_in_the_contents(build):
     assert [place for page in PAGES if (place := build.place_of(page)) not in contents] == []
 
 
+def test_a_link_to_a_public_module_leads_to_its_page_of_the_reference(build):
+    page = ROOT / "spec" / "your-backend.md"
+    text = "[one](../impl/quantspec/backends/protocol.py) [other](../impl/quantspec/cli.py) [third](README.md#errors)"
+    found = build.with_links(page, "your-backend.md", text)
+    assert found == "[one](api/quantspec.backends.protocol.md) other [third](specification.md#errors)"
+
+
 @pytest.mark.parametrize(
     ("question", "words"),
     [
