@@ -9,12 +9,13 @@ BLUE, RED, GREY, INK, PALE = "#2f6db3", "#c0392b", "#b7bfcc", "#1d2433", "#eef3f
 
 
 def observers() -> str:
-    """One distribution with an outlier, and the grids of two observers under it; one tick stands for 16 codes."""
+    """One distribution with an outlier, and the grids of two observers under it; one tick stands for 16 codes; narrow
+    enough for a telephone."""
     values = np.random.default_rng(0).normal(size=4000)
     counts, edges = np.histogram(values, bins=40, range=(-4, 4))
 
     def x(value: float) -> float:
-        return 60 + (value + 4) * 560 / 20
+        return 20 + (value + 4) * 370 / 20
 
     parts = [
         f'<rect x="{x(left):.1f}" y="{130 - count / counts.max() * 100:.1f}" width="{x(right) - x(left) - 1:.1f}" '
@@ -24,12 +25,12 @@ def observers() -> str:
     parts.append(f'<circle cx="{x(15.5):.1f}" cy="126" r="4" fill="{RED}"/>')
     parts.append(text(x(15.5), 112, "outlier", anchor="middle"))
     for row, (name, low, high) in enumerate((("min-max", -4, 15.5), ("percentile", -3.6, 3.6))):
-        y = 168 + row * 46
+        y = 174 + row * 52
         parts.append(line(x(low), y, x(high), y, BLUE))
         parts += [line(x(place), y - 7, x(place), y + 7, BLUE) for place in np.linspace(low, high, 17)]
-        parts.append(text(x(high) + 12, y + 5, name))
-    parts.append(text(60, 250, "Each mark stands for 16 of 256 codes."))
-    return svg(720, 265, parts)
+        parts.append(text(x(low), y - 12, name))
+    parts.append(text(x(-4), 260, "Each mark stands for 16 of 256 codes."))
+    return svg(424, 275, parts, fixed=True)
 
 
 def zero_point() -> str:
@@ -52,7 +53,7 @@ def zero_point() -> str:
 
 
 def kernels() -> str:
-    """Two kernels, the same arguments, two answers; narrow enough for a telephone."""
+    """Two kernels, the same arguments, two answers; narrow enough for a telephone, too."""
     def box(y: float, name: str, how: tuple[str, str], code: str) -> list[str]:
         lines = (name, INK), *((words, BLUE) for words in how)
         return [
