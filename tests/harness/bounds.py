@@ -31,6 +31,7 @@ from quantspec.numerics import observers
 
 COUNT, FIRST, CHECKS, TABLE, CELLS = 0, 1, 5, 6, 7  # of cells; FIRST: address, bytes, whether written to, site
 STACK_ARRAYS = 64  # at most at a time
+SITES = 2**18  # places in kernels that touch memory, at most
 ELSEWHERE = 2**23  # bytes to touch instead
 PREPARED = frame.caller, frame.array_caller, observers.wider
 
@@ -59,6 +60,7 @@ class Bounds:
         self.stack = np.zeros(2 * STACK_ARRAYS, np.int64)
         self.elsewhere = np.zeros(ELSEWHERE, np.uint8)
         self.sites: list[str] = []
+        self.hints = np.zeros(SITES, np.int64)  # in which range each touched memory last, by its number there
         self.fresh = False
         self.publish()
 
@@ -90,12 +92,9 @@ class Bounds:
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         begin, end = array.ctypes.data, array.ctypes.data + array.nbytes
-        if not self.has(begin, end):
+        _, readable, writable = self.ranges.get((id(owner), begin), (0, 0, 0))
+        if end + behind > readable or (writes and end > writable):
             self.add(owner, begin, end + behind, end if writes else begin)
-
-    def has(self, begin: int, end: int) -> bool:
-        """Whether bytes lie within one range."""
-        return any(first <= begin and end <= last for first, last, _ in list(self.ranges.values()))
 
     @property
     def violations(self) -> list[Violation]:
@@ -121,17 +120,12 @@ def emitter_of(bounds: Bounds) -> type[Emitter]:
     def raw(emit: Emitter, address: Any) -> Any:
         return emit.inttoptr(address, I64.as_pointer())
 
-    def within(emit: Emitter, table: Any, count: Any, width: int, address: Any, end: Any, writes: Any) -> Any:
-        """1 where bytes lie within one of ``count`` ranges."""
-
-        def one(index: Any) -> Any:
-            row = emit.add(table, emit.mul(index, I64(8 * width)))
-            first, readable = emit.load(raw(emit, row)), emit.load(raw(emit, emit.add(row, I64(8))))
-            last = emit.load(raw(emit, emit.add(row, emit.select(writes, I64(8 * width - 8), I64(8)))))
-            inside = emit.and_(emit.icmp_unsigned("<=", first, address), emit.icmp_unsigned("<=", end, last))
-            return emit.zext(emit.and_(inside, emit.icmp_unsigned("<=", end, readable)), I64)
-
-        return emit.any_of(count, one)
+    def within(emit: Emitter, row: Any, width: int, address: Any, end: Any, writes: Any) -> Any:
+        """1 where bytes lie within a range."""
+        first, readable = emit.load(raw(emit, row)), emit.load(raw(emit, emit.add(row, I64(8))))
+        last = emit.load(raw(emit, emit.add(row, emit.select(writes, I64(8 * width - 8), I64(8)))))
+        inside = emit.and_(emit.icmp_unsigned("<=", first, address), emit.icmp_unsigned("<=", end, last))
+        return emit.zext(emit.and_(inside, emit.icmp_unsigned("<=", end, readable)), I64)
 
     def check(emit: Emitter, address: Any, nbytes: Any, written: Any, site: Any) -> Any:
         """How far from the address to touch memory: 0 where the bytes are the kernel's."""
@@ -139,11 +133,28 @@ def emitter_of(bounds: Bounds) -> type[Emitter]:
         emit.atomic_rmw("add", raw(emit, I64(cells + 8 * CHECKS)), I64(1), "monotonic")
         table = emit.load_atomic(raw(emit, I64(cells + 8 * TABLE)), "acquire", 8)
         count = emit.load(raw(emit, table))
-        found = emit.or_(
-            within(emit, emit.add(table, I64(8)), count, 3, address, end, writes),
-            within(emit, I64(stack), I64(STACK_ARRAYS), 2, address, end, writes),
-        )
+        hint = raw(emit, emit.add(I64(bounds.hints.ctypes.data), emit.shl(site, I64(3))))
+
+        def of_table(index: Any) -> Any:
+            return within(emit, emit.add(table, emit.add(I64(8), emit.mul(index, I64(24)))), 3, address, end, writes)
+
+        def look(index: Any) -> Any:
+            inside = of_table(index)
+            with emit.if_then(emit.icmp_signed("!=", inside, I64(0))):
+                emit.store(index, hint)
+            return inside
+
+        def of_stack(index: Any) -> Any:
+            return within(emit, emit.add(I64(stack), emit.shl(index, I64(4))), 2, address, end, writes)
+
+        def everywhere() -> Any:
+            return emit.or_(emit.any_of(count, look), emit.any_of(I64(STACK_ARRAYS), of_stack))
+
+        # Most places of a kernel touch what they touched last, of which the list of today is asked.
+        last = emit.load(hint)
+        found = emit.if_any(emit.icmp_signed("<", last, count), lambda: of_table(last))
         found = emit.or_(found, emit.zext(emit.icmp_signed("==", nbytes, I64(0)), I64))
+        found = emit.or_(found, emit.if_any(emit.icmp_signed("==", found, I64(0)), everywhere))
         result = emit.alloca(I64)
         emit.store(I64(0), result)
         with emit.if_then(emit.icmp_signed("==", found, I64(0)), likely=False):
@@ -178,6 +189,7 @@ def emitter_of(bounds: Bounds) -> type[Emitter]:
             """How far from the address to touch memory."""
             kernel = self.module.name.removeprefix("quantspec_").removesuffix(f"_{type(self).__name__}")
             bounds.sites.append(site(kernel))
+            assert len(bounds.sites) <= SITES
             arguments = [address, nbytes, I64(int(writes)), I64(len(bounds.sites) - 1)]
             return self.call(function(self.module, "quantspec_check", 4, check), arguments)
 
