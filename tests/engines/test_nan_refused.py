@@ -26,3 +26,12 @@ def test_a_range_with_nan_or_infinity_makes_no_grid(bad):
     x[1, 2] = bad
     with pytest.raises(ValueError, match="x: expected finite values"):
         dialect("exact").quantize_dynamic(x)
+
+
+@pytest.mark.parametrize("value", [1e-40, 3e38])
+@pytest.mark.parametrize("kind", [torch.nn.Linear, torch.nn.LSTM])
+def test_a_range_that_makes_no_grid_names_the_layer(kind, value):
+    model = networks.seeded(lambda: torch.nn.Sequential(kind(4, 3)))
+    q, x = qs.quantize_dynamic(model), torch.full((2, 4), value)
+    with pytest.raises(ValueError, match="^batch: layer '0': the range of its input makes no grid; scale: expected"):
+        q(x)

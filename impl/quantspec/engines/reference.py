@@ -218,7 +218,8 @@ def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, ch
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
     layer = step.weight, step.w_qparams, step.bias
-    y = reference_dynamic.linear(choices, rows, *layer, reduce_range=step.reduce_range, rows=step.rows)
+    with reference_dynamic.range_of(step.layer):
+        y = reference_dynamic.linear(choices, rows, *layer, reduce_range=step.reduce_range, rows=step.rows)
     return torch.from_numpy(y.reshape(*x.shape[:-1], codes_shape(step)[0]))
 
 

@@ -1,7 +1,8 @@
 """What the steps of chapter 6 compute: dynamic linear layers with a range for each row, recurrent networks. Slow, in
 any dialect."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ def linear(
     for index in range(len(x)):
         result[index] = choices.linear_dynamic(x[index : index + 1], w_q, w, bias, reduce_range=reduce_range)[0]
     return result
+
+
+@contextlib.contextmanager
+def range_of(layer: str) -> Iterator[None]:
+    """Where an input is quantized by its own range: names the layer when that makes no grid."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"batch: layer {layer!r}: the range of its input makes no grid; {error}") from error
 
 
 def near(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
@@ -183,7 +193,8 @@ def gates_of(
     """A dynamic layer's output for rows."""
     rows = x.contiguous().numpy()
     layer = choices, rows, weight, grid, bias
-    return torch.from_numpy(linear(*layer, reduce_range=step.reduce_range, rows=False))
+    with range_of(step.layer):
+        return torch.from_numpy(linear(*layer, reduce_range=step.reduce_range, rows=False))
 
 
 def one_way(
