@@ -20,6 +20,9 @@ def usual(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():  # as it was
+                return call(*args, **kwargs)
         if are_usual():
             return function(*args, **kwargs)
         with put_back():
@@ -29,10 +32,9 @@ def usual(function: Function) -> Function:
 
 
 def are_usual() -> bool:
-    """Whether there is nothing to put back."""
+    """Whether there is nothing to put back, in no inference mode."""
     return (
         torch.get_default_dtype() is FLOAT
-        and not torch.is_inference_mode_enabled()
         and not torch.is_autocast_enabled("cpu")
         and torch.get_default_device() == CPU
     )
@@ -40,14 +42,13 @@ def are_usual() -> bool:
 
 @contextlib.contextmanager
 def put_back() -> Iterator[None]:
-    """torch's modes and defaults as torch starts, and afterwards as they were."""
+    """torch's autocast and defaults as torch starts, and afterwards as they were."""
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())  # as it was
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        stack.enter_context(CPU)
+        if torch.is_autocast_enabled("cpu"):
+            stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.get_default_device() != CPU:
+            stack.enter_context(CPU)  # which has Python look at every operation
         torch.set_default_dtype(FLOAT)
         try:
             yield
