@@ -1,12 +1,16 @@
 """Kernels between floats [images, channels, height, width] and positions of codes, each with all its channels."""
 
+from collections.abc import Callable, Sequence
+
 from llvmlite import ir
 
-from .emitter import BYTES, F32, I8, I32, I64, LANES, Emitter, Value, function
+from .emitter import BYTES, FLOATS, I8, I32, I64, INTS, LANES, Emitter, Value, function
 from .frame import slot_address
 from .jit import Kernel
-from .quantize import run_quantize
+from .quantize import run_dequantize, run_quantize
 from .records import Address, Grid, Instruction, Integer, Nested, Record, Slot
+
+BLOCK = ir.VectorType(I8, LANES * LANES)
 
 
 class Planes(Record):
@@ -58,7 +62,7 @@ def write_quantize(emit: Emitter, op: Value, frame: Value) -> Value:
     begin, image_step, channel_step = emit.fields(planes, Planes.begin, Planes.image_step, Planes.channel_step)
     grid = emit.place(op, QuantizePlanes.grid)
     run = function(emit.module, "quantspec_quantize_run", 4, run_quantize)
-    space = emit.add(width, I64(64))
+    space, spare = emit.add(width, I64(64)), emit.stack(BLOCK)
     single = emit.icmp_signed("==", channels, I64(1))
 
     def image(n: Value, carried: list[Value]) -> list[Value]:
@@ -76,7 +80,7 @@ def write_quantize(emit: Emitter, op: Value, frame: Value) -> Value:
             with emit.if_then(emit.icmp_signed("==", pitch, I64(3))):
                 interleave_three(emit, lines, space, goal, width)
             with emit.if_then(emit.and_(emit.icmp_signed("!=", pitch, I64(3)), emit.not_(single))):
-                interleave(emit, lines, space, goal, width, channels, pitch)
+                interleave(emit, spare, lines, space, goal, width, channels, pitch)
             return nan
 
         return emit.loop(height, carried, row)
@@ -101,20 +105,85 @@ def interleave_three(emit: Emitter, lines: Value, space: Value, goal: Value, wid
     emit.each(emit.ashr(emit.add(width, I64(LANES - 1)), I64(4)), block)
 
 
+def transposed(emit: Emitter, rows: Sequence[Value]) -> list[Value]:
+    """Sixteen vectors of bytes, the first of them of all first bytes.
+
+    Each of four rounds moves the first digit of a vector's number behind the last one of a byte's.
+    """
+    kind = ir.VectorType(I32, LANES)
+    orders = [[lane for i in range(LANES // 2) for lane in (n + i, LANES + n + i)] for n in (0, LANES // 2)]
+    for _ in range(LANES.bit_length() - 1):
+        pairs = zip(rows[: LANES // 2], rows[LANES // 2 :])
+        rows = [emit.shuffle_vector(*pair, ir.Constant(kind, order)) for pair in pairs for order in orders]
+    return list(rows)
+
+
+def in_blocks(
+    emit: Emitter, spare: Value, counts: tuple[Value, Value], row: Callable[[Value, Value], Value],
+    write: Callable[[Value, Value, Value, Value | None], None],
+) -> None:  # fmt: skip
+    """Transposes rows of bytes, sixteen of them by sixteen bytes at a time.
+
+    ``spare``: a ``BLOCK`` of memory. ``counts``: of rows, and of bytes of each. ``row(r, at)``: where row ``r`` goes on
+    from byte ``at``. ``write(column, at, vector, mask)``: what becomes of that byte of the rows from ``at`` on, all or
+    some.
+    """
+    rows, columns = counts
+
+    def from_column(j: Value) -> None:
+        column = emit.shl(j, I64(4))
+        left_columns = emit.sub(columns, column)
+
+        def from_row(i: Value) -> None:
+            first = emit.shl(i, I64(4))
+            left = emit.sub(rows, first)
+            numbers = [emit.smaller(emit.add(first, I64(n)), emit.sub(rows, I64(1))) for n in range(LANES)]
+            vectors = transposed(emit, [emit.read(row(number, column), BYTES) for number in numbers])
+            whole = emit.icmp_signed(">=", emit.smaller(left, left_columns), I64(LANES))
+            with emit.if_else(whole) as (all_of_it, part):
+                with all_of_it:
+                    for n, vector in enumerate(vectors):
+                        write(emit.add(column, I64(n)), first, vector, None)
+                with part:
+                    for n, vector in enumerate(vectors):
+                        emit.write(vector, emit.add(spare, I64(LANES * n)))
+
+                    def one(n: Value) -> None:
+                        vector = emit.read(emit.add(spare, emit.shl(n, I64(4))), BYTES)
+                        write(emit.add(column, n), first, vector, emit.mask(left))
+
+                    emit.each(emit.smaller(left_columns, I64(LANES)), one)
+
+        emit.each(in_sixteens(emit, rows), from_row)
+
+    emit.each(in_sixteens(emit, columns), from_column)
+
+
+def in_sixteens(emit: Emitter, count: Value) -> Value:
+    """How many vectors hold so many."""
+    return emit.ashr(emit.add(count, I64(LANES - 1)), I64(4))
+
+
 def interleave(
-    emit: Emitter, lines: Value, space: Value, goal: Value, width: Value, channels: Value, pitch: Value
+    emit: Emitter, spare: Value, lines: Value, space: Value, goal: Value, width: Value, channels: Value, pitch: Value
 ) -> None:
-    """Any number of lines, byte by byte."""
+    """Any number of lines."""
 
-    def position(w: Value) -> None:
-        target, start = emit.add(goal, emit.mul(w, pitch)), emit.add(lines, w)
+    def line(c: Value, w: Value) -> Value:
+        return emit.add(emit.add(lines, emit.mul(c, space)), w)
 
-        def channel(c: Value) -> None:
-            emit.write(emit.read(emit.add(start, emit.mul(c, space)), I8), emit.add(target, c))
+    def write(w: Value, c: Value, codes: Value, mask: Value | None) -> None:
+        put(emit, codes, emit.add(emit.add(goal, emit.mul(w, pitch)), c), mask)
 
-        emit.each(channels, channel)
+    in_blocks(emit, spare, (channels, width), line, write)
 
-    emit.each(width, position)
+
+def put(emit: Emitter, value: Value, address: Value, mask: Value | None) -> None:
+    """A vector to memory, or the lanes of a mask."""
+    if mask is None:
+        emit.write(value, address)
+    else:
+        emit.write_some(value, address, mask)
 
 
 def write_dequantize(emit: Emitter, op: Value, frame: Value) -> None:
@@ -125,26 +194,36 @@ def write_dequantize(emit: Emitter, op: Value, frame: Value) -> None:
     images, height, width, channels = emit.fields(planes, Planes.images, Planes.height, Planes.width, Planes.channels)
     size, line, pitch = emit.fields(planes, Planes.image, Planes.line, Planes.pitch)
     begin, image_step, channel_step = emit.fields(planes, Planes.begin, Planes.image_step, Planes.channel_step)
-    scale, point = emit.fields(emit.place(op, DequantizePlanes.grid), Grid.scale, Grid.zero)
-    zero = emit.trunc(point, I32)
+    # Lines without anything between them are one line.
+    joined = emit.icmp_signed("==", line, emit.mul(width, pitch))
+    width = emit.select(joined, emit.mul(width, height), width)
+    height = emit.select(joined, I64(1), height)
+    grid = emit.place(op, DequantizePlanes.grid)
+    scale, zero = emit.splat_fields(grid, Grid.scale, Grid.zero)
+    run, spare = function(emit.module, "quantspec_dequantize_run", 4, run_dequantize), emit.stack(BLOCK)
 
     def image(n: Value) -> None:
-        def plane(c: Value) -> None:
-            def row(h: Value) -> None:
-                start = emit.add(emit.add(source, c), emit.add(emit.mul(n, size), emit.mul(h, line)))
-                before = emit.add(begin, emit.mul(n, image_step))
-                first = emit.add(before, emit.add(emit.mul(c, channel_step), emit.mul(h, width)))
+        before = emit.add(begin, emit.mul(n, image_step))
 
-                def position(w: Value) -> None:
-                    code = emit.zext(emit.read(emit.add(start, emit.mul(w, pitch)), I8), I32)
-                    value = emit.fmul(emit.sitofp(emit.sub(code, zero), F32), scale)
-                    emit.write(value, emit.add(target, emit.shl(emit.add(first, w), I64(2))))
+        def row(h: Value) -> None:
+            start = emit.add(source, emit.add(emit.mul(n, size), emit.mul(h, line)))
+            first = emit.add(before, emit.mul(h, width))
 
-                emit.each(width, position)
+            def position(w: Value, c: Value) -> Value:
+                return emit.add(emit.add(start, emit.mul(w, pitch)), c)
 
-            emit.each(height, row)
+            def write(c: Value, w: Value, codes: Value, mask: Value | None) -> None:
+                floats = emit.fmul(emit.sitofp(emit.sub(emit.zext(codes, INTS), zero), FLOATS), scale)
+                place = emit.add(emit.add(first, emit.mul(c, channel_step)), w)
+                put(emit, floats, emit.add(target, emit.shl(place, I64(2))), mask)
 
-        emit.each(channels, plane)
+            with emit.if_else(emit.icmp_signed("==", channels, I64(1))) as (single, several):
+                with single:
+                    emit.call(run, [grid, start, emit.add(target, emit.shl(first, I64(2))), width])
+                with several:
+                    in_blocks(emit, spare, (width, channels), position, write)
+
+        emit.each(height, row)
 
     emit.each(images, image)
 
