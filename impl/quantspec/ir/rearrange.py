@@ -39,6 +39,9 @@ def qualified_name(function: Callable[..., Any]) -> str:
         leaf = name.removeprefix(f"{module.__name__.rpartition('.')[2]}_")
         if leaf != name and getattr(module, leaf, None) is function:
             return f"{module.__name__}.{leaf}"
+    for other, public in vars(F).items():  # ``F.logsigmoid`` calls itself ``log_sigmoid``
+        if public is function and not other.startswith("_"):
+            return f"{F.__name__}.{other}"
     return f"{getattr(function, '__module__', None)}.{name}"
 
 

@@ -26,42 +26,51 @@ from quantspec.torchvision_compat import import_torchvision
 
 NAMES = {
     "torch": """
-        _assert abs absolute acos acosh add addcmul addmm adjoint all amax amin aminmax angle any arange argmax
-        argmin argsort argwhere asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d avg_pool1d baddbmm
-        batch_norm bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
-        bitwise_xor block_diag bmm broadcast_tensors broadcast_to bucketize cat cdist ceil celu channel_shuffle
-        chunk clamp clamp_max clamp_min clip column_stack complex concat concatenate conj conj_physical
-        constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign cos
-        cosh cosine_similarity count_nonzero cov cross cummax cummin cumprod cumsum cumulative_trapezoid deg2rad
-        det diag diag_embed diagflat diagonal diff dist div divide dot dropout dsplit dstack einsum eq erf erfc
-        erfinv exp exp2 expand_copy expm1 fill fix flatten flip fliplr flipud float_power floor floor_divide
-        fmax fmin fmod frac full full_like gather gcd ge ger group_norm gt heaviside histc hsplit hstack hypot
-        i0 imag index_add index_copy index_fill index_put index_select inner instance_norm inverse isclose
-        isfinite isin isinf isnan isneginf isposinf isreal istft kthvalue layer_norm ldexp le lerp linspace log
-        log10 log1p log2 log_softmax logaddexp logaddexp2 logcumsumexp logdet logical_and logical_not logical_or
-        logical_xor logit logsumexp lt masked_fill masked_scatter masked_select matmul matrix_exp max max_pool1d
-        max_pool2d max_pool3d maximum mean median meshgrid min minimum mm mode moveaxis movedim msort mul
-        multiply mv nan_to_num nanmean nanmedian nanquantile nansum narrow ne neg negative nonzero norm numel
-        ones ones_like outer pairwise_distance permute pixel_shuffle pixel_unshuffle polar positive pow prelu
-        prod quantile rad2deg ravel real reciprocal relu remainder renorm repeat_interleave reshape resolve_conj
-        resolve_neg rms_norm roll rot90 round row_stack rsqrt rsub scatter scatter_add scatter_reduce
-        searchsorted select select_scatter selu sgn sigmoid sign signbit sin sinc sinh slice_scatter slogdet
-        softmax sort split sqrt square squeeze stack std std_mean stft sub subtract sum swapaxes swapdims t take
-        take_along_dim tan tanh tensor tensor_split tensordot threshold tile topk trace transpose trapezoid
-        trapz tril triu true_divide trunc unbind unflatten unique unique_consecutive unravel_index unsqueeze var
-        var_mean vdot view_as_complex view_as_real vsplit vstack where xlogy zeros zeros_like
+        _assert _grouped_mm abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv
+        addr adjoint all amax amin aminmax angle any arange arccos arccosh arcsin arcsinh arctan arctan2 arctanh
+        argmax argmin argsort argwhere as_tensor asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d
+        avg_pool1d baddbmm bartlett_window batch_norm bilinear bincount bitwise_and bitwise_left_shift
+        bitwise_not bitwise_or bitwise_right_shift bitwise_xor blackman_window block_diag bmm broadcast_tensors
+        broadcast_to bucketize cartesian_prod cat cdist ceil celu chain_matmul channel_shuffle chunk clamp
+        clamp_max clamp_min clip column_stack complex concat concatenate conj conj_physical constant_pad_nd
+        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign corrcoef cos cosh
+        cosine_similarity count_nonzero cov cross cummax cummin cumprod cumsum cumulative_trapezoid deg2rad det
+        diag diag_embed diagflat diagonal diagonal_scatter diff digamma dist div divide dot dropout dsplit
+        dstack einsum eq erf erfc erfinv exp exp2 expand_copy expm1 eye fill fix flatten flip fliplr flipud
+        float_power floor floor_divide fmax fmin fmod frac frobenius_norm full full_like gather gcd ge ger
+        greater greater_equal group_norm gt hamming_window hann_window hardshrink heaviside histc hsplit hstack
+        hypot i0 igamma igammac imag index_add index_copy index_fill index_put index_reduce index_select inner
+        instance_norm inverse isclose isfinite isin isinf isnan isneginf isposinf isreal istft kron kthvalue
+        layer_norm lcm ldexp le lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp
+        logaddexp2 logcumsumexp logdet logical_and logical_not logical_or logical_xor logit logspace logsumexp
+        lt masked_fill masked_scatter masked_select matmul matrix_exp matrix_power max max_pool1d max_pool2d
+        max_pool3d maximum mean median meshgrid min minimum mm mode moveaxis movedim msort mul multiply mv
+        mvlgamma nan_to_num nanmean nanmedian nanquantile nansum narrow narrow_copy native_group_norm
+        native_layer_norm ne neg negative nextafter nonzero norm not_equal numel ones ones_like outer
+        pairwise_distance pdist permute pinverse pixel_shuffle pixel_unshuffle polar polygamma positive pow
+        prelu prod quantile rad2deg ravel real reciprocal relu remainder renorm repeat_interleave reshape
+        resolve_conj resolve_neg rms_norm roll rot90 round row_stack rsqrt rsub scalar_tensor scatter
+        scatter_add scatter_reduce searchsorted select select_scatter selu sgn sigmoid sign signbit sin sinc
+        sinh slice_scatter slogdet softmax sort split split_with_sizes sqrt square squeeze stack std std_mean
+        stft sub subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split tensordot
+        threshold tile topk trace transpose trapezoid trapz tril triu true_divide trunc unbind unflatten unique
+        unique_consecutive unravel_index unsqueeze var var_mean vdot view_as_complex view_as_real vsplit vstack
+        where xlogy zeros zeros_like
     """,
     "torch.nn.functional": """
-        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-        adaptive_max_pool3d affine_grid alpha_dropout avg_pool1d avg_pool2d avg_pool3d batch_norm bilinear celu
-        channel_shuffle conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-        cosine_similarity dropout dropout1d dropout2d dropout3d elu embedding embedding_bag
-        feature_alpha_dropout fold gelu glu grid_sample group_norm hardshrink hardsigmoid hardswish hardtanh
-        huber_loss instance_norm interpolate kl_div l1_loss layer_norm leaky_relu linear local_response_norm
-        log_softmax logsigmoid lp_pool1d lp_pool2d lp_pool3d max_pool1d max_pool2d max_pool3d mish mse_loss
-        normalize one_hot pad pairwise_distance pdist pixel_shuffle pixel_unshuffle prelu relu relu6 rms_norm
-        scaled_dot_product_attention selu sigmoid silu smooth_l1_loss softmax softmin softplus softshrink
-        softsign tanh tanhshrink threshold unfold upsample
+        _threshold adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d affine_grid alpha_dropout avg_pool1d avg_pool2d avg_pool3d
+        batch_norm bilinear binary_cross_entropy binary_cross_entropy_with_logits celu channel_shuffle conv1d
+        conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d cosine_embedding_loss cosine_similarity
+        cross_entropy dropout dropout1d dropout2d dropout3d elu embedding embedding_bag feature_alpha_dropout
+        fold gaussian_nll_loss gelu glu grid_sample group_norm grouped_mm hardshrink hardsigmoid hardswish
+        hardtanh hinge_embedding_loss huber_loss instance_norm interpolate kl_div l1_loss layer_norm leaky_relu
+        linear local_response_norm log_softmax logsigmoid lp_pool1d lp_pool2d lp_pool3d margin_ranking_loss
+        max_pool1d max_pool2d max_pool3d max_unpool1d max_unpool2d max_unpool3d mish mse_loss
+        multi_head_attention_forward nll_loss normalize one_hot pad pairwise_distance pdist pixel_shuffle
+        pixel_unshuffle poisson_nll_loss prelu relu relu6 rms_norm scaled_dot_product_attention selu sigmoid
+        silu smooth_l1_loss soft_margin_loss softmax softmin softplus softshrink softsign tanh tanhshrink
+        threshold triplet_margin_loss unfold upsample
     """,
     "torch.fft": """
         fft fft2 fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft irfft2 irfftn rfft rfft2 rfftn
@@ -99,22 +108,26 @@ PLACES: dict[str, ModuleType] = {
 
 METHODS = MOVING | SHAPES | frozenset(
     """
-        abs absolute acos acosh add addcmul addmm addmv adjoint all amax amin aminmax angle any argmax argmin
-        argsort argwhere asin asinh atan atan2 atanh baddbmm bitwise_and bitwise_not bitwise_or
-        bitwise_xor bmm bool broadcast_to ceil chunk clamp clamp_max clamp_min clip conj copysign cos cosh
-        count_nonzero cross cummax cummin cumprod cumsum deg2rad det diag diag_embed diagonal diff dist div
-        divide dot double eq erf erfc erfinv exp exp2 expm1 fix float float_power floor floor_divide fmax
-        fmin fmod frac gather ge greater greater_equal gt half heaviside histc hypot index_add index_copy
-        index_fill index_put index_select inner int inverse isclose isfinite isinf isnan isneginf isposinf istft
-        item kthvalue ldexp le lerp less less_equal log log10 log1p log2 log_softmax logaddexp logcumsumexp
-        logdet logical_and logical_not logical_or logical_xor logit logsumexp long lt masked_fill masked_scatter
-        masked_select matmul max maximum mean median min minimum mm mode moveaxis msort mul multiply mv
-        nan_to_num nanmean nanmedian nansum narrow_copy ne neg new_full new_ones new_zeros nonzero norm
-        not_equal outer positive pow prelu prod quantile rad2deg ravel real reciprocal relu remainder renorm
-        resolve_conj resolve_neg rot90 round rsqrt scatter scatter_add scatter_reduce select_scatter sgn short
-        sigmoid sign signbit sin sinc sinh slogdet softmax sort sqrt square std stft sub subtract sum take
-        take_along_dim tan tanh tensor_split tile to topk trace tril triu true_divide trunc type_as unfold
-        unique unique_consecutive var vdot where xlogy
+        abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr adjoint all amax amin aminmax angle
+        any arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort argwhere asin asinh atan
+        atan2 atanh baddbmm bfloat16 bincount bitwise_and bitwise_left_shift bitwise_not bitwise_or
+        bitwise_right_shift bitwise_xor bmm bool broadcast_to byte ceil char chunk clamp clamp_max clamp_min
+        clip conj conj_physical copysign corrcoef cos cosh count_nonzero cov cross cummax cummin cumprod cumsum
+        deg2rad det diag diag_embed diagflat diagonal diagonal_scatter diff digamma dist div divide dot double
+        dsplit eq erf erfc erfinv exp exp2 expm1 fix fliplr flipud float float_power floor floor_divide fmax
+        fmin fmod frac gather gcd ge ger greater greater_equal gt half hardshrink heaviside histc hsplit hypot
+        i0 igamma igammac index_add index_copy index_fill index_put index_reduce index_select inner int inverse
+        isclose isfinite isinf isnan isneginf isposinf isreal istft item kron kthvalue lcm ldexp le lerp less
+        less_equal lgamma log log10 log1p log2 log_softmax logaddexp logaddexp2 logcumsumexp logdet logical_and
+        logical_not logical_or logical_xor logit logsumexp long lt masked_fill masked_scatter masked_select
+        matmul matrix_exp matrix_power max maximum mean median min minimum mm mode moveaxis msort mul multiply
+        mv mvlgamma nan_to_num nanmean nanmedian nanquantile nansum narrow_copy ne neg negative nelement
+        new_full new_ones new_tensor new_zeros nextafter nonzero norm not_equal outer pinverse polygamma
+        positive pow prelu prod quantile rad2deg ravel real reciprocal relu remainder renorm resolve_conj
+        resolve_neg rot90 round rsqrt scatter scatter_add scatter_reduce select_scatter sgn short sigmoid sign
+        signbit sin sinc sinh slice_scatter slogdet softmax sort split_with_sizes sqrt square std stft sub
+        subtract sum sum_to_size swapdims take take_along_dim tan tanh tensor_split tile to topk trace tril triu
+        true_divide trunc type_as unfold unique unique_consecutive var vdot vsplit where xlogy
     """.split()
 )  # fmt: skip
 ATTRIBUTES = frozenset("shape ndim dtype device T mT H mH real imag is_cuda layout values indices".split())

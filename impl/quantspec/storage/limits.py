@@ -23,9 +23,12 @@ MEMORY_OF_BYTE, WORK_OF_BYTE = 64, 2**12  # and that for each byte of a file
 SIZES = {
     "full": (0, "size"), "zeros": (None, "size"), "ones": (None, "size"), "new_full": (1, "size"),
     "new_zeros": (None, "size"), "new_ones": (None, "size"), "expand": (None, "size"), "broadcast_to": (1, "size"),
-    "arange": (None, "end"), "linspace": (2, "steps"), "one_hot": (1, "num_classes"), "fold": (1, "output_size"),
+    "arange": (None, "end"), "eye": (None, "n"), "linspace": (2, "steps"), "logspace": (2, "steps"),
+    "one_hot": (1, "num_classes"), "fold": (1, "output_size"), "bincount": (2, "minlength"),
     "affine_grid": (1, "size"), "interpolate": (1, "size"), "upsample": (1, "size"), "histc": (1, "bins"),
     "stft": (1, "n_fft"), "istft": (8, "length"),
+} | {f"{shape}_window": (0, "window_length") for shape in ("bartlett", "blackman", "hamming", "hann")} | {
+    f"max_unpool{axes}d": (2, "kernel_size") for axes in (1, 2, 3)
 } | {f"{inverse}{kind}fft": (1, "n") for inverse in ("", "i") for kind in ("", "r", "h")} | {
     f"{inverse}{kind}fft{axes}": (1, "s") for inverse in ("", "i") for kind in ("", "r") for axes in ("2", "n")
 } | {f"adaptive_{kind}_pool{axes}d": (1, "output_size") for kind in ("avg", "max") for axes in (1, 2, 3)}  # fmt: skip
@@ -185,8 +188,10 @@ class Steps:
         for table, count in ((SIZES, product), (REPEATS, product), (PADS, both_sides), (PADDINGS, around)):
             if leaf in table:
                 place, name = table[leaf]
-                given = args[0 if leaf in ("zeros", "ones", "arange") else 1 :] if place is None else args[place:][:1]
-                values = count(numbers([*given, kwargs.get(name)]))
+                first = 0 if leaf in ("zeros", "ones", "arange", "eye") else 1
+                given = args[first:] if place is None else args[place:][:1]
+                sizes = numbers([*given, kwargs.get(name), kwargs.get("m") if leaf == "eye" else None])
+                values = count(sizes * 2 if leaf == "eye" and len(sizes) == 1 else sizes)
                 if leaf in ("interpolate", "upsample"):
                     values = max(values, resized([*args[2:3], kwargs.get("scale_factor")], kwargs.get("mode"), most))
                 return most * values if table is REPEATS else max(most, values)
