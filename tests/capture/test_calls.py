@@ -47,6 +47,47 @@ def test_an_input_that_does_not_fit_raises_what_the_model_does():
             assert (q(x) - model(x)).abs().max() < 0.05
 
 
+class Routed(nn.Module):
+    """Experts, each with the rows that begin with its number, and a layer for all rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3))
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x):
+        output = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            output[x[:, 0] == number] = expert(x[x[:, 0] == number])
+        return self.last(output)
+
+
+@clause("STA-PARTS", "STA-CALIBRATED")
+def test_an_expert_to_which_calibration_sent_no_rows_stays_in_float(tmp_path):
+    model, x = networks.seeded(Routed), networks.inputs(12, (8,))
+    x[:, 0] = torch.arange(12) % 2
+    q = qs.quantize(model, [x, x.flip(1).abs().clamp(2.5, 3)])
+    assert sorted(q.islands) == ["experts.0", "experts.1", "last"]
+    assert [str(stop) for stop in q.stops if stop.path] == ["experts.2: calibration gave no values at input 'input'"]
+    assert (q(x) - model(x)).abs().max() < 0.05
+    x[::4, 0] = 2
+    assert (q(x) - model(x)).abs().max() < 0.2
+    q.save(tmp_path / "q")
+    assert torch.equal(qs.load(tmp_path / "q", model=model)(x), q(x))
+    with pytest.raises(qs.CalibrationError, match="the observer has seen no values"):
+        qs.quantize(model, [x[:0]])
+
+
+@clause("DYN-LAYERS")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_outputs_is_quantized_like_others():
+    model = networks.seeded(lambda: models.two_layers(lambda self, x: self.second(x) + self.third(self.first(x))))
+    model.first, model.third = nn.Linear(8, 0).eval(), nn.Linear(0, model.second.out_features).eval()
+    x = networks.inputs(5, (8,))
+    for q in (qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
+        assert (q(x) - model(x)).abs().max() < 0.05
+
+
 @clause("STA-SAME")
 @pytest.mark.parametrize("engine", ["reference", "compiled"])
 def test_a_layer_whose_output_nobody_wants_is_left_out(engine):

@@ -163,7 +163,7 @@ def as_coded(tensor: torch.Tensor, weight: CodedWeight) -> CodedWeight | None:
     """Codes that say a tensor's values to within one step in each channel, with the scale of it; None where they do
     not. A scale is the layer's own, or, where a normalization was folded into the layer, the nearest."""
     shape = codes_shape(weight, "codes")
-    if tensor.dtype != torch.float32 or tensor.ndim < 2 or math.prod(tensor.shape) != math.prod(shape):
+    if tensor.dtype != torch.float32 or tensor.ndim < 2 or not 0 < math.prod(tensor.shape) == math.prod(shape):
         return None
     values = tensor.detach()
     for form in ("same", "transposed", "flipped"):

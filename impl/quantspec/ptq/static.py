@@ -1,6 +1,6 @@
 """Static quantization: prepare, calibrate, convert (chapter 5)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ from .conversion import Converter, with_own_biases
 from .exclude import listed, without
 from .options import Options, checked
 from .placement import Placement
-from .work import NO_PART, Macs, PerNode, nothing_in, report_of_network, report_of_parts, warn_of_float
+from .work import NO_PART, Macs, PerNode, Programs, nothing_in, report_of_network, report_of_parts, warn_of_float
 
 Observer = MinMaxObserver | MovingAverageObserver | HistogramObserver | PercentileObserver | MSEObserver
 
@@ -196,16 +196,36 @@ def convert(prepared: Prepared) -> QuantizedModule | QuantizedModel:
         return QuantizedModule(program, prepared.options.engine, report, own=True)
     if capture.running is None:
         raise CalibrationError("prepared: it has seen no values; call it with calibration data first")
-    parts = capture.parts.items()
-    programs = {path: {pattern: converted(part) for pattern, part in patterns.items()} for path, patterns in parts}
-    graphs = {path: {pattern: part.graph for pattern, part in patterns.items()} for path, patterns in parts}
-    report = report_of_parts(graphs, programs, capture.work, capture.stops, capture.exclude)
+    programs, unseen = converted_parts(capture.parts)
+    stops = (*capture.stops, *unseen)
+    graphs = {path: {way: part.graph for way, part in patterns.items()} for path, patterns in capture.parts.items()}
+    report = report_of_parts(graphs, programs, capture.work, stops, capture.exclude)
     warn_of_float(report, [program for patterns in programs.values() for program in patterns.values()], NO_PART)
     networks = {
         path: {pattern: QuantizedModule(program, prepared.options.engine) for pattern, program in patterns.items()}
         for path, patterns in programs.items()
     }
-    return QuantizedModel(copies.own_copy(capture.model), networks, {}, capture.stops, report)
+    return QuantizedModel(copies.own_copy(capture.model), networks, {}, stops, report)
+
+
+def converted_parts(parts: Mapping[str, Mapping[calls.CallPattern, Prepared]]) -> tuple[Programs, list[tracer.Stop]]:
+    """The Programs of the parts of a model, and those that stay Python because calibration gave them no values, as
+    routing gives an expert no rows. Raises CalibrationError where that is all of them."""
+    programs: dict[str, dict[calls.CallPattern, Program]] = {}
+    unseen: dict[str, CalibrationError] = {}
+    for path, patterns in parts.items():
+        for pattern, part in patterns.items():
+            try:
+                programs.setdefault(path, {})[pattern] = converted(part)
+            except CalibrationError as error:
+                if all(map(seen_something, part.observers.values())):
+                    raise
+                unseen[path] = error
+    programs = {path: patterns for path, patterns in programs.items() if patterns}
+    if unseen and not programs:
+        raise next(iter(unseen.values()))
+    reasons = {path: f"calibration gave no values at {str(error).partition(':')[0]}" for path, error in unseen.items()}
+    return programs, [tracer.Stop(path, reason) for path, reason in reasons.items() if path not in programs]
 
 
 def converted(prepared: Prepared) -> Program:

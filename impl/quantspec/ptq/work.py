@@ -228,12 +228,14 @@ def report_of_network(graph: FloatGraph, program: Program, macs: Macs, *, counte
 def report_of_parts(
     graphs: Graphs, programs: Programs, work: PartsWork, stops: Sequence[tracer.Stop], exclude: Sequence[str]
 ) -> Report:
-    """The report of a model of which parts are networks."""
-    rows = [
-        row for (path, pattern), macs in work.parts.items()
-        for row in rows_of(graphs[path][pattern], programs[path][pattern], macs)
-    ]
-    return report(rows + rows_of_python(work.python, stops, exclude), counted=True)
+    """The report of a model of which parts are networks; a part without a program stays Python."""
+    python, rows = Counter(work.python), []
+    for (path, pattern), macs in work.parts.items():
+        if (program := programs.get(path, {}).get(pattern)) is None:
+            python[path] += sum(macs.values())
+        else:
+            rows += rows_of(graphs[path][pattern], program, macs)
+    return report(rows + rows_of_python(python, stops, exclude), counted=True)
 
 
 def report_of_layers(
