@@ -328,3 +328,32 @@ def test_outputs_keep_their_types_in_files_whose_library_is_that_of_the_model(ki
         else:
             with pytest.raises(ValueError, match="^model: the file names test_model_storage.*; pass"):
                 qs.load(tmp_path / "q", model=other)
+
+
+class Times(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, n=None, mode="sum"):
+        y = self.layer(x)
+        return y if n is None else y * n
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_arguments_that_are_no_tensors_belong_to_a_saved_network(dynamic, tmp_path):
+    def quantize(model, given):
+        return qs.quantize_dynamic(model, example=given) if dynamic else qs.quantize(model, [given])
+
+    model, x, path = networks.seeded(Times), torch.randn(3, 4), tmp_path / "q.safetensors"
+    given = {"x": x, "n": 3}
+    q = quantize(model, given)
+    q.save(path)
+    loaded = qs.load(path, model=networks.seeded(Times))
+    assert torch.equal(loaded(**given), q(**given))
+    with pytest.warns(UserWarning, match="it is called with arguments or sizes that did not occur in calibration"):
+        assert torch.equal(loaded(x), q(x))
+    # A default that is given is no other call than one without it, and the file holds the network alone.
+    q = quantize(model, {"x": x, "n": None, "mode": "sum"})
+    q.save(path)
+    assert torch.equal(qs.load(path)(x), q(x))

@@ -98,6 +98,16 @@ def call_of(
     return CallPattern(spec, structure(spec), tuple(constants), unique(names)), tensors
 
 
+def gives_tensors_alone(forward: Callable[..., Any], pattern: CallPattern) -> bool:
+    """Whether a call of the pattern is one that gives each tensor by its name and nothing else."""
+    if all(constant is TENSOR for constant in pattern.constants):
+        return True
+    try:
+        return call_of(forward, (), dict.fromkeys(pattern.names, torch.empty(0)))[0] == pattern
+    except (NotPlain, TypeError):
+        return False
+
+
 def structure(spec: TreeSpec) -> str:
     """How arguments are nested, as a text that is the same in every process and version of torch."""
     if spec.is_leaf():

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import calls, copies
-from quantspec.capture.calls import CallPattern, NotPlain, call_of, key_of
+from quantspec.capture.calls import CallPattern, NotPlain, call_of, gives_tensors_alone, key_of
 from quantspec.capture.recorder import CAPTURED
 from quantspec.capture.tracer import Stop, refuse_compiled
 from quantspec.errors import ShapeError, UnsupportedError
@@ -251,12 +251,14 @@ class QuantizedModel(nn.Module):
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one ``.safetensors`` file, which ``quantspec.load`` reads: the network where the whole model is one,
-        otherwise all networks and the tensors of everything else, but no Python; the model is given again to ``load``.
+        """Writes one ``.safetensors`` file, which ``quantspec.load`` reads: the network where the whole model is one
+        that is called with tensors alone, otherwise all networks and the tensors of everything else, but no Python; the
+        model is given again to ``load``.
         """
         report = None if self.report is None else self.report.as_tuples()
-        whole = self.whole()
-        file.save(self.stored() if whole is None else whole.program, path, report)
+        whole, island = self.whole(), self.islands.get("")
+        more = isinstance(island, Island) and not gives_tensors_alone(island.original, island.patterns[0])
+        file.save(self.stored() if whole is None or more else whole.program, path, report)
 
     def stored(self) -> stored.Model:
         """What a file holds of a model of parts."""
