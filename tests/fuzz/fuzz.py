@@ -29,6 +29,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "files"))
 
+import sympy  # noqa: E402, F401 - which torch loads when it first needs it: 40 MB that no file takes
 import torch  # noqa: E402
 from damage import RUNNING, changed_bytes, changed_json, changed_tensors, larger_numbers  # noqa: E402
 from every_step import parts as every_parts  # noqa: E402
