@@ -413,7 +413,7 @@ FAULTS = [
     Fault(
         "lacking-of-channels-forgotten", "kernels.depthwise", ("STA-PAIRS", "STA-INSTRUCTIONS"),
         "Sums of channels that are each on their own do not begin with what products in pairs lack.",
-        "    return emit.sub(total, magnitudes.products(emit, *weights[::-1]))", "    return total",
+        "    return emit.sub(total, magnitudes.products(emit, *weights))", "    return total",
     ),
     Fault(
         "tiles-refused-in-silence", "kernels.tiles", ("STA-TILES",),

@@ -104,7 +104,7 @@ def restored(emit: Emitter, vectors: list[Value]) -> Value:
     return emit.trunc(emit.shuffle_vector(*halves, order), ir.VectorType(I8, WIDE))
 
 
-# Four of each channel of a vector: as they are; or which codes' bits are turned, and magnitudes.
+# Four of each channel of a vector: as they are; or their magnitudes, and which codes' bits are turned.
 Weights = tuple[Value, ...]
 
 
@@ -117,14 +117,14 @@ def weights_at(emit: Emitter, address: Value) -> Weights:
     """A vector of them as products take them."""
     if not cpu.target().has_pairs:
         return (emit.read(address, INTS),)
-    return magnitudes.turned_and_magnitude(emit, emit.read(address, magnitudes.CODES))
+    return magnitudes.operands(emit, emit.read(address, magnitudes.CODES))
 
 
 def products(emit: Emitter, total: Value, codes: Value, weights: Weights) -> Value:
     """``total`` with the sums of products by four codes of each channel; in pairs, what codes of 0 give is lacking."""
     if len(weights) == 1:
         return emit.dot(total, codes, *weights)
-    turned, magnitude = weights
+    magnitude, turned = weights
     codes = emit.xor(emit.bitcast(codes, magnitudes.CODES), turned)
     return emit.add(total, magnitudes.products(emit, magnitude, codes))
 
@@ -133,7 +133,7 @@ def with_lacking(emit: Emitter, total: Value, weights: Weights) -> Value:
     """``total`` with what products by such weights will lack."""
     if len(weights) == 1:
         return total
-    return emit.sub(total, magnitudes.products(emit, *weights[::-1]))
+    return emit.sub(total, magnitudes.products(emit, *weights))
 
 
 def first_bytes(emit: Emitter, count: Value) -> Value:

@@ -89,7 +89,7 @@ def run_range(emit: Emitter, op: Value, source: Value, count: Value, grid: Value
         x, low, high = sixteen(at, emit.mask(emit.sub(count, at)), *carried[:2])
         return [low, high, emit.or_(carried[2], emit.fcmp_unordered("uno", x, x))]
 
-    left = emit.ashr(emit.add(emit.sub(count, emit.shl(whole, I64(5))), I64(LANES - 1)), I64(4))
+    left = emit.vectors_of(emit.sub(count, emit.shl(whole, I64(5))))
     low, high, nan = emit.loop(left, [low, high, nan], few)
     low, high = (reduced(emit, v, pick) for v, pick in ((low, emit.minimum), (high, emit.maximum)))
     # The range holds zero, as lanes that are left over do.

@@ -235,6 +235,10 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         limit = self.splat(self.trunc(self.smaller(count, I64(LANES)), I32))
         return self.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), limit)
 
+    def vectors_of(self, count: Value) -> Value:
+        """How many vectors hold so many (int64) lanes."""
+        return self.ashr(self.add(count, I64(LANES - 1)), I64(4))
+
     def smaller(self, a: Value, b: Value) -> Value:
         """The smaller of two integers."""
         return self.select(self.icmp_signed("<", a, b), a, b)

@@ -122,10 +122,10 @@ def split(emit: Emitter, values: Value) -> tuple[Value, Value]:
     return emit.select(negative, emit.neg(values), values), emit.sext(negative, CODES)
 
 
-def turned_and_magnitude(emit: Emitter, weights: Value) -> tuple[Value, Value]:
-    """Which bits of codes are turned that weights are multiplied by, and the weights' magnitudes; codes less 128."""
+def operands(emit: Emitter, weights: Value) -> tuple[Value, Value]:
+    """Magnitudes of weights, and which bits of codes are turned that they multiply; codes less 128."""
     magnitude, turned = split(emit, weights)
-    return emit.xor(turned, ir.Constant(CODES, [-128] * 32)), magnitude
+    return magnitude, emit.xor(turned, ir.Constant(CODES, [-128] * 32))
 
 
 def rewrite_weights(blocks: int) -> Body:
@@ -140,7 +140,7 @@ def rewrite_weights(blocks: int) -> Body:
             near, far = (emit.add(base, emit.mul(k, I64(n * vectors))) for base, n in ((source, 32), (buffer, 64)))
             result = []
             for v, total in enumerate(sums):
-                turned, magnitude = turned_and_magnitude(emit, emit.read(emit.add(near, I64(32 * v)), CODES, 32))
+                magnitude, turned = operands(emit, emit.read(emit.add(near, I64(32 * v)), CODES, 32))
                 emit.write(turned, emit.add(far, I64(64 * v)), 64)
                 emit.write(magnitude, emit.add(far, I64(64 * v + 32)), 32)
                 result.append(emit.sub(total, products(emit, magnitude, turned)))

@@ -102,7 +102,7 @@ def interleave_three(emit: Emitter, lines: Value, space: Value, goal: Value, wid
         three = emit.shuffle_vector(two, rest, ir.Constant(ir.VectorType(I32, 3 * LANES), order))
         emit.write(three, emit.add(goal, emit.mul(at, I64(3))))
 
-    emit.each(emit.ashr(emit.add(width, I64(LANES - 1)), I64(4)), block)
+    emit.each(emit.vectors_of(width), block)
 
 
 def transposed(emit: Emitter, rows: Sequence[Value]) -> list[Value]:
@@ -154,14 +154,9 @@ def in_blocks(
 
                     emit.each(emit.smaller(left_columns, I64(LANES)), one)
 
-        emit.each(in_sixteens(emit, rows), from_row)
+        emit.each(emit.vectors_of(rows), from_row)
 
-    emit.each(in_sixteens(emit, columns), from_column)
-
-
-def in_sixteens(emit: Emitter, count: Value) -> Value:
-    """How many vectors hold so many."""
-    return emit.ashr(emit.add(count, I64(LANES - 1)), I64(4))
+    emit.each(emit.vectors_of(columns), from_column)
 
 
 def interleave(

@@ -171,7 +171,7 @@ def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
                     emit.write_some(value, state(base), mask)
                 return [bad]
 
-            return emit.loop(emit.ashr(emit.add(size, I64(LANES - 1)), I64(4)), carried, block)
+            return emit.loop(emit.vectors_of(size), carried, block)
 
         bad = emit.loop(rows, [NO_LANES], row)[0]
         return emit.zext(emit.any(bad), I64)

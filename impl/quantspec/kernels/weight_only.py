@@ -80,7 +80,7 @@ def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
         Digits.target_pitch, Digits.units,
     )  # fmt: skip
     source = slot_or(emit, frame, slot, inside)
-    vectors = emit.ashr(emit.add(width, I64(LANES - 1)), I64(4))
+    vectors = emit.vectors_of(width)
     magnitude, zeros = emit.splat(0x7FFFFFFF, INTS), emit.splat(0.0, FLOATS)
 
     def row(i: Value) -> Value:
@@ -183,7 +183,7 @@ def write_weigh(emit: Emitter, op: Value, frame: Value) -> Value:
     )  # fmt: skip
     target = emit.add(slot_or(emit, frame, slot, inside), ahead)
     least = emit.splat(emit.select(emit.flag(op, Weigh.relu), F32(0), F32(float("-inf"))))
-    blocks = emit.ashr(emit.add(outputs, I64(LANES - 1)), I64(4))
+    blocks = emit.vectors_of(outputs)
     zeros = emit.splat(0, INTS)
 
     def row(i: Value, carried: list[Value]) -> list[Value]:

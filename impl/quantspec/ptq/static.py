@@ -221,7 +221,6 @@ def converted_parts(parts: Mapping[str, Mapping[calls.CallPattern, Prepared]]) -
                 if all(map(seen_something, part.observers.values())):
                     raise
                 unseen[path] = error
-    programs = {path: patterns for path, patterns in programs.items() if patterns}
     if unseen and not programs:
         raise next(iter(unseen.values()))
     reasons = {path: f"calibration gave no values at {str(error).partition(':')[0]}" for path, error in unseen.items()}
