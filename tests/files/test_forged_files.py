@@ -55,6 +55,9 @@ X = {"ref": "x"}
         ("apply_", "method", (X,)), ("abs", "method", ("text",)), ("builtins.getattr", "function", (X, "__class__")),
         ("builtins.getattr", "function", (X, X)), ("torch.Tensor.add", "function", (X,)),
         ("torch.nn.functional.__dict__", "function", ()), ("", "function", ()),
+        # What they make depends on values, or on sizes that the file's own do not bound.
+        ("torch.bincount", "function", (X,)), ("bincount", "method", (X,)),
+        ("torch.nn.functional.max_unpool2d", "function", (X, X, 1)),
     ],
 )  # fmt: skip
 @clause("STA-NO-CODE")

@@ -29,7 +29,7 @@ NAMES = {
         _assert _grouped_mm abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv
         addr adjoint all amax amin aminmax angle any arange arccos arccosh arcsin arcsinh arctan arctan2 arctanh
         argmax argmin argsort argwhere as_tensor asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d
-        avg_pool1d baddbmm bartlett_window batch_norm bilinear bincount bitwise_and bitwise_left_shift
+        avg_pool1d baddbmm bartlett_window batch_norm bilinear bitwise_and bitwise_left_shift
         bitwise_not bitwise_or bitwise_right_shift bitwise_xor blackman_window block_diag bmm broadcast_tensors
         broadcast_to bucketize cartesian_prod cat cdist ceil celu chain_matmul channel_shuffle chunk clamp
         clamp_max clamp_min clip column_stack complex concat concatenate conj conj_physical constant_pad_nd
@@ -66,7 +66,7 @@ NAMES = {
         fold gaussian_nll_loss gelu glu grid_sample group_norm grouped_mm hardshrink hardsigmoid hardswish
         hardtanh hinge_embedding_loss huber_loss instance_norm interpolate kl_div l1_loss layer_norm leaky_relu
         linear local_response_norm log_softmax logsigmoid lp_pool1d lp_pool2d lp_pool3d margin_ranking_loss
-        max_pool1d max_pool2d max_pool3d max_unpool1d max_unpool2d max_unpool3d mish mse_loss
+        max_pool1d max_pool2d max_pool3d mish mse_loss
         multi_head_attention_forward nll_loss normalize one_hot pad pairwise_distance pdist pixel_shuffle
         pixel_unshuffle poisson_nll_loss prelu relu relu6 rms_norm scaled_dot_product_attention selu sigmoid
         silu smooth_l1_loss soft_margin_loss softmax softmin softplus softshrink softsign tanh tanhshrink
@@ -110,7 +110,7 @@ METHODS = MOVING | SHAPES | frozenset(
     """
         abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr adjoint all amax amin aminmax angle
         any arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort argwhere asin asinh atan
-        atan2 atanh baddbmm bfloat16 bincount bitwise_and bitwise_left_shift bitwise_not bitwise_or
+        atan2 atanh baddbmm bfloat16 bitwise_and bitwise_left_shift bitwise_not bitwise_or
         bitwise_right_shift bitwise_xor bmm bool broadcast_to byte ceil char chunk clamp clamp_max clamp_min
         clip conj conj_physical copysign corrcoef cos cosh count_nonzero cov cross cummax cummin cumprod cumsum
         deg2rad det diag diag_embed diagflat diagonal diagonal_scatter diff digamma dist div divide dot double

@@ -24,12 +24,11 @@ SIZES = {
     "full": (0, "size"), "zeros": (None, "size"), "ones": (None, "size"), "new_full": (1, "size"),
     "new_zeros": (None, "size"), "new_ones": (None, "size"), "expand": (None, "size"), "broadcast_to": (1, "size"),
     "arange": (None, "end"), "eye": (None, "n"), "linspace": (2, "steps"), "logspace": (2, "steps"),
-    "one_hot": (1, "num_classes"), "fold": (1, "output_size"), "bincount": (2, "minlength"),
+    "one_hot": (1, "num_classes"), "fold": (1, "output_size"), "mvlgamma": (1, "p"),
     "affine_grid": (1, "size"), "interpolate": (1, "size"), "upsample": (1, "size"), "histc": (1, "bins"),
     "stft": (1, "n_fft"), "istft": (8, "length"),
 } | {f"{shape}_window": (0, "window_length") for shape in ("bartlett", "blackman", "hamming", "hann")} | {
-    f"max_unpool{axes}d": (2, "kernel_size") for axes in (1, 2, 3)
-} | {f"{inverse}{kind}fft": (1, "n") for inverse in ("", "i") for kind in ("", "r", "h")} | {
+    f"{inverse}{kind}fft": (1, "n") for inverse in ("", "i") for kind in ("", "r", "h")} | {
     f"{inverse}{kind}fft{axes}": (1, "s") for inverse in ("", "i") for kind in ("", "r") for axes in ("2", "n")
 } | {f"adaptive_{kind}_pool{axes}d": (1, "output_size") for kind in ("avg", "max") for axes in (1, 2, 3)}  # fmt: skip
 REPEATS = {"repeat": (None, "repeats"), "tile": (None, "dims"), "repeat_interleave": (1, "repeats")}
