@@ -13,10 +13,11 @@ from llvmlite import binding
 import programs
 import strategies
 from evidence import clause
+from other_cpu import compiling_for
 from quantspec.engines.compiled import batching
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
-from quantspec.kernels import cpu, grouped, jit, magnitudes
+from quantspec.kernels import grouped, magnitudes
 from quantspec.kernels.product import Product
 
 features = binding.get_host_cpu_features()
@@ -33,26 +34,11 @@ DRAWS = {
 draws, least = st.sampled_from(sorted(DRAWS)), st.sampled_from([1, magnitudes.MANY, 10**6])
 
 
-def other_cpu() -> cpu.Cpu:
-    """The CPU of ``QUANTSPEC_CPU=avx2``."""
-    cpu.target.cache_clear()
-    try:
-        with mock.patch.dict("os.environ", QUANTSPEC_CPU="avx2"):
-            return cpu.target()
-    finally:
-        cpu.target.cache_clear()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def without_dot_products() -> Iterator[None]:
     """Kernels for such a CPU, in chunks of few rows."""
-    jit.machine()  # the process's own is for its own CPU
-    target = other_cpu()
-    with mock.patch.object(cpu, "target", lambda: target), mock.patch.object(magnitudes, "CHUNK_BYTES", 2**12):
-        sources = jit.sources.__wrapped__()
-        machine = jit.Machine()
-        with mock.patch.multiple(jit, sources=lambda: sources, machine=lambda: machine):
-            yield
+    with compiling_for("avx2"), mock.patch.object(magnitudes, "CHUNK_BYTES", 2**12):
+        yield
 
 
 def drawn(r: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:

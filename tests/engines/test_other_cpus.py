@@ -1,0 +1,49 @@
+"""Kernels of a CPU without extensions, which has neither dot products of bytes nor vectors of 256 bits, give what the
+reference gives."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import programs
+import strategies
+from evidence import clause
+from other_cpu import compiling_for
+from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.reference import Reference
+from quantspec.kernels import cpu, grouped
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_extensions() -> Iterator[None]:
+    with compiling_for("generic"):
+        yield
+
+
+def test_such_a_cpu_has_no_unit_of_its_own():
+    assert cpu.target().dot_lanes == 0 and grouped.unit() is None
+
+
+@clause("STA-INSTRUCTIONS")
+@given(strategies.seeds(), st.integers(1, 5), st.integers(1, 300), st.integers(1, 80), st.booleans())
+def test_few_rows(r, rows, inputs, outputs, real):
+    x = programs.grid(r)
+    step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
+    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    batch = {"x": torch.from_numpy(programs.values(r, x, (rows, inputs)))}
+    assert torch.equal(Compiled(program)(batch), Reference(program)(batch))
+
+
+@clause("STA-INSTRUCTIONS")
+@given(strategies.seeds(), st.integers(1, 30), st.sampled_from([1, 2]), st.sampled_from([(1, 1), (3, 1), (3, 2)]))
+def test_images(r, channels, groups, kernel):
+    size, stride = kernel
+    x = programs.grid(r)
+    place = (size, size), (stride, stride), ((size // 2, size // 2),) * 2, (1, 1), groups
+    step = programs.conv(r, "a", "x.codes", x, groups * channels, groups * 9, *place)
+    batch = {"x": torch.from_numpy(programs.values(r, x, (2, groups * channels, 4, 5)))}
+    program = programs.between(x, [step], step.y_qparams)
+    assert torch.equal(Compiled(program)(batch), Reference(program)(batch))
