@@ -14,7 +14,7 @@ from quantspec.backends import protocol
 from quantspec.backends.protocol import OPERATIONS
 from quantspec.backends.pytorch import engines
 from quantspec.backends.pytorch.engines import TorchEngine
-from quantspec.backends.worker import OTHER, Worker
+from quantspec.backends.worker import OTHER, Worker, checking_library
 from quantspec.conformance import checks, command, fingerprint, purity, results, run
 from quantspec.conformance.call import Call, call_text
 from quantspec.conformance.checks import CHECKS
@@ -133,6 +133,13 @@ def test_a_crash_and_a_hang_are_findings_and_the_run_ends_by_itself():
     )
     hang = found("Hangs", "BAK-ANSWER", "linear", seconds=0.5)
     assert hang.outcome == "fails" and hang.got.startswith("hung: no answer after 0.5 s on linear(")
+
+
+@clause("BAK-ANSWER")
+@pytest.mark.skipif(checking_library() is None, reason="the C library here has no checks of memory")
+def test_a_call_that_writes_beyond_its_memory_is_found_itself():
+    for finding in all_found("WritesBeyond", "BAK-ANSWER", "conv2d"):
+        assert finding.shape.startswith("crashed: SIGABRT (") and finding.call.options["groups"] > 1
 
 
 @clause("BAK-PURE")

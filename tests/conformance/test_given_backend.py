@@ -18,7 +18,7 @@ FAILED = {
     (one.backend, table["clause"], table["operation"], table["shape"])
     for one in results.read_all(chapters.directory() / "results")
     for table in one.findings
-    if table["outcome"] == "fails"
+    if table["outcome"] == "fails" and one.cpu == results.cpu()
 }  # fmt: skip
 
 
@@ -34,8 +34,9 @@ def judge(session: Session, findings: list[run.Finding]) -> None:
     if first.outcome == "not offered":
         pytest.skip(first.reason)
     name, cell = session.worker.name, (first.clause, first.operation)
+    here = name, results.cpu(), *cell
     shapes = {finding.shape for finding in findings if finding.outcome == "fails"}
-    explained = {shape: next((k for k in KNOWN if k.covers(name, *cell, shape)), None) for shape in shapes}
+    explained = {shape: next((k for k in KNOWN if k.covers(*here, shape)), None) for shape in shapes}
     if unexplained := [finding for finding in findings if explained.get(finding.shape, 0) is None]:
         pytest.fail("\n\n".join(map(told, unexplained)), pytrace=False)
     gone = {shape for *at, shape in FAILED if at == [name, *cell]} - shapes

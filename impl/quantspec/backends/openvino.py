@@ -10,7 +10,7 @@ from openvino import opset13 as ops
 from quantspec.numerics.affine import QParams
 
 from . import protocol
-from .protocol import NotOffered, Pair, Scales, ZeroPoints, per_tensor, threads, whole_byte
+from .protocol import NotOffered, Pair, Scales, ZeroPoints, per_tensor, sums_exactly, threads, whole_byte
 from .reproduce import Parts, literal, script
 
 TYPES = {
@@ -32,11 +32,11 @@ class OpenVINO(
     """
 
     name, version = "openvino", openvino.__version__.partition("-")[0]  # behind it stand a build and a branch
-    dialect = "openvino"
 
     def __init__(self) -> None:
         self._core = openvino.Core()
         self._options = {"INFERENCE_NUM_THREADS": threads(), "INFERENCE_PRECISION_HINT": "f32"}
+        self.dialect = "openvino" if sums_exactly(self.linear) else "openvino-int16"
 
     def _run(self, output: Node, parameters: list[Node], inputs: list[np.ndarray], kernel: str = "") -> np.ndarray:
         compiled = self._core.compile_model(openvino.Model([output], parameters), "CPU", self._options)

@@ -6,6 +6,7 @@ results to another. A process that dies is started again by the next call.
 """
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -15,6 +16,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any, cast
 
 from . import registry, wire
@@ -114,7 +116,7 @@ class Worker:
         self.seconds, self._entry = seconds, name
         self.wrote = ""  # which argument the last call changed
         self._environment = {
-            **os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "GLIBC_TUNABLES": filled(unwritten),
+            **os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **watched_memory(unwritten),
             **registry.find(name).environment, **(environment or {}),
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }  # fmt: skip
@@ -204,10 +206,28 @@ class Worker:
         return kind(how, call, said)
 
 
-def filled(byte: int) -> str:
-    """The tunables that make glibc fill memory; its cache of freed blocks, which escapes that, is off. Other C
-    libraries ignore them."""
-    return f"glibc.malloc.perturb={byte}:glibc.malloc.tcache_count=0"
+def watched_memory(byte: int) -> dict[str, str]:
+    """The environment in which glibc fills memory that nobody wrote with a byte, and ends a process that wrote beyond
+    what it had asked for when it gives that back; its cache of freed blocks, which escapes both, is off. Other C
+    libraries ignore it."""
+    tunables = f"glibc.malloc.perturb={byte}:glibc.malloc.tcache_count=0"
+    checker = checking_library()
+    if checker is None:
+        return {"GLIBC_TUNABLES": tunables}
+    loaded = " ".join(filter(None, (os.environ.get("LD_PRELOAD"), checker)))
+    return {"GLIBC_TUNABLES": f"{tunables}:glibc.malloc.check=3", "LD_PRELOAD": loaded}
+
+
+@functools.cache
+def checking_library() -> str | None:
+    """glibc's library that checks memory, which lies beside it; None where there is none."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    folders = (Path(line.split(maxsplit=5)[5]).parent for line in maps.splitlines() if line.endswith("/libc.so.6"))
+    found = (folder / "libc_malloc_debug.so.0" for folder in folders)
+    return next((str(path) for path in found if path.exists()), None)
 
 
 def raise_error(answer: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -52,7 +52,8 @@ def examine(name: str, examples: int, seconds: float) -> results.Results | Absen
 
 
 def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | Absent]:
-    """What there is to say about backends, in their order, with a progress bar; as many at once as there are cores."""
+    """What there is to say about backends, each as soon as it is known, with a progress bar; as many at once as there
+    are cores."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     workers = max(1, min(len(names), os.cpu_count() or 1))
     # Spawned, because a copy of a process with torch's threads in it may wait for them forever.
@@ -61,9 +62,9 @@ def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
         # The last of the registry take longest, and are not to be waited for alone.
-        futures = {name: pool.submit(examine, name, options.examples, options.seconds) for name in reversed(names)}
-        for name in bar.track(names, description="conformance"):
-            yield futures[name].result()
+        futures = [pool.submit(examine, name, options.examples, options.seconds) for name in reversed(names)]
+        for future in bar.track(as_completed(futures), total=len(names), description="conformance"):
+            yield future.result()
 
 
 def conformance(options: argparse.Namespace) -> int:
@@ -100,6 +101,7 @@ def conformance(options: argparse.Namespace) -> int:
             if options.write:
                 results.write(root, examination)
     recorded = results.read_known(root)
+    found.sort(key=lambda result: result.folder)
     if options.write or options.recorded:
         found = results.read_all(root)
     if options.recorded and not found:

@@ -183,5 +183,5 @@ def anchor(found: dict[str, Any]) -> str:
 
 def explained(results: Results, found: dict[str, Any], divergences: list[Known]) -> str:
     """Why a divergence is as it is, and where it was reported."""
-    entry = covering(divergences, results.backend, found)
+    entry = covering(divergences, results, found)
     return "" if entry is None else f"{entry.reason}{f' ({entry.upstream})' if entry.upstream else ''}"

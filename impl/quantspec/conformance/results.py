@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ KNOWN = "known.toml"
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A divergence that is known: patterns of the backend, clause and operation that it stands for, the shapes of the
-    differences, why it is so, and where it was reported."""
+    """A divergence that is known: patterns of the backend, clause, operation and kind of CPU that it stands for, the
+    shapes of the differences, why it is so, and where it was reported."""
 
     backend: str
     clause: str
@@ -30,11 +31,12 @@ class Known:
     shapes: list[str]
     reason: str
     upstream: str = ""
+    cpu: str = "*"
 
-    def covers(self, backend: str, clause: str, operation: str, shape: str) -> bool:
+    def covers(self, backend: str, cpu: str, clause: str, operation: str, shape: str) -> bool:
         """Whether a failure is the one that this entry explains."""
-        pairs = ((backend, self.backend), (clause, self.clause), (operation, self.operation))
-        return shape in self.shapes and all(fnmatch.fnmatchcase(value, pattern) for value, pattern in pairs)
+        values, patterns = (backend, cpu, clause, operation), (self.backend, self.cpu, self.clause, self.operation)
+        return shape in self.shapes and all(map(fnmatch.fnmatchcase, values, patterns))
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def unexplained(all_results: list[Results], divergences: list[Known]) -> list[st
     lines = []
     for results in all_results:
         for finding in results.findings:
-            if finding["outcome"] == "fails" and covering(divergences, results.backend, finding) is None:
+            if finding["outcome"] == "fails" and covering(divergences, results, finding) is None:
                 failure = f"{results.backend} {finding['clause']} {finding['operation']}"
                 lines.append(f"{failure}: differs, {finding['shape']}; no reason is recorded.")
     return lines
@@ -176,7 +178,7 @@ def unexplained(all_results: list[Results], divergences: list[Known]) -> list[st
 def unneeded(all_results: list[Results], divergences: list[Known]) -> list[Known]:
     """The entries that explain nothing, although they are about one of the backends."""
     used = {
-        covering(divergences, results.backend, finding)
+        covering(divergences, results, finding)
         for results in all_results
         for finding in results.findings
         if finding["outcome"] == "fails"
@@ -198,7 +200,7 @@ def passes_on_otherwise(now: Results, before: list[Results]) -> list[str]:
     return lines
 
 
-def covering(divergences: list[Known], backend: str, finding: dict[str, Any]) -> Known | None:
+def covering(divergences: list[Known], results: Results, finding: Mapping[str, Any]) -> Known | None:
     """The entry that explains a backend's failure."""
-    named = backend, finding["clause"], finding["operation"], finding["shape"]
+    named = results.backend, results.cpu, finding["clause"], finding["operation"], finding["shape"]
     return next((entry for entry in divergences if entry.covers(*named)), None)

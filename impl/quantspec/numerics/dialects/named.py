@@ -182,6 +182,7 @@ OPENVINO = Dialect(
     quantize_dynamic_rule="levels",
     requantize_rule="real-product",
     windows_rule="real-product",
+    channels_rule="even",
 )
 
 # In the order of the chapter's table.
@@ -194,7 +195,7 @@ NAMED = (
 # What x86 CPUs without dot-product instructions make of a dialect (DIA-ACCUMULATE).
 INT16 = tuple(
     replace(choices, name=f"{choices.name}-int16", accumulate_rule="pairs")
-    for choices in (ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT)
+    for choices in (ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, OPENVINO)
 )
 DIALECTS = {choices.name: choices for choices in NAMED + INT16}
 
