@@ -1,7 +1,9 @@
-"""Operations that give a view of their input at some calls and a copy at others, by how it lies in memory: a write to
-one of the two reaches the other, or does not, and no graph says which."""
+"""Values of a graph that lie in each other's memory, so that a write to one reaches the other: always, as in a view, or
+at some calls, by how an input lies in memory. A graph, whose operations give new values, says neither."""
 
 from collections import defaultdict
+from enum import IntEnum
+from typing import Any
 
 from torch import fx, nn
 
@@ -17,12 +19,13 @@ VIEWS = frozenset(
     """
     view view_as transpose permute t T mT H mH numpy_T adjoint swapaxes swapdims movedim moveaxis squeeze unsqueeze
     expand expand_as broadcast_to narrow select chunk split tensor_split hsplit vsplit dsplit unbind diagonal unfold
-    detach alias getitem getattr unflatten real imag view_as_real view_as_complex dropout atleast_1d atleast_2d
+    detach data alias getitem unflatten real imag view_as_real view_as_complex dropout atleast_1d atleast_2d
     atleast_3d as_tensor requires_grad_ __getitem__
     """.split()
 )
 SOMETIMES_MODULES = (nn.Flatten,)
 VIEW_MODULES = nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Unflatten
+ITEMS = ("getitem", "__getitem__")
 # What says, or depends on, how a tensor lies in memory.
 LAYOUT = frozenset({"as_strided", "stride", "storage_offset"})
 # What makes something else than tensors and Python's numbers of one.
@@ -32,8 +35,18 @@ BEYOND = frozenset(
     """.split()
 )
 
+SHARED = "it writes to a tensor and reads another one that lies in its memory"
 WRITTEN = "it writes to a tensor and reads one that may share its memory, depending on the layout of an input"
+TO_CONSTANT = "it writes to a tensor that it makes without its inputs"
 TOLD_LAYOUT = "Python reads the memory layout of a tensor"
+
+
+class Shares(IntEnum):
+    """How two values have memory in common."""
+
+    ITSELF = 0  # the one is the other after a write, and is read in its place from then on
+    ALWAYS = 1
+    SOMETIMES = 2
 
 
 def name_of(node: fx.Node) -> str:
@@ -41,55 +54,110 @@ def name_of(node: fx.Node) -> str:
     return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
 
 
-def shares(node: fx.Node, modules: dict[str, nn.Module]) -> bool | None:
-    """Whether a node's result lies in the memory of its first argument: None for at some calls."""
+def shares(node: fx.Node, modules: dict[str, nn.Module]) -> Shares | None:
+    """How a node's result and its first argument have memory in common; None where they have none."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return None if isinstance(module, SOMETIMES_MODULES) else isinstance(module, VIEW_MODULES)
+        if isinstance(module, SOMETIMES_MODULES):
+            return Shares.SOMETIMES
+        return Shares.ALWAYS if isinstance(module, VIEW_MODULES) else None
     if node.op not in ("call_method", "call_function"):
-        return False
-    name = name_of(node)
-    return None if name in SOMETIMES else name in VIEWS
+        return None
+    name = str(node.args[1]) if node.target is getattr else name_of(node)
+    return Shares.SOMETIMES if name in SOMETIMES else Shares.ALWAYS if name in VIEWS else None
 
 
 def check(graph: fx.Graph, modules: dict[str, nn.Module], writes: dict[fx.Node, fx.Node]) -> None:
-    """Raises UnsupportedError where a graph writes to what only sometimes is another value of it that is read later, or
-    to a tensor that it is given for the result, which would be the same one at each call, and where a value is no
-    tensor's any more.
+    """Raises UnsupportedError where a graph writes to what is, or only sometimes is, in the memory of another value of
+    it that is read later, to a constant, or to a tensor that it is given for the result, which would be the same one at
+    each call, and where a value is no tensor's any more, or is one that depends on the type of an argument.
     ``writes``: the operations in place, each with what it writes to."""
     order = {node: number for number, node in enumerate(graph.nodes)}
-    near: dict[fx.Node, list[tuple[fx.Node, bool, int]]] = defaultdict(list)
-    uncertain = False
+    memory = Memory()
     for node in graph.nodes:
         if node.op in ("call_method", "call_function") and name_of(node) in LAYOUT:
             raise UnsupportedError(TOLD_LAYOUT)
+        if node.target == "__setitem__" or (node in writes and writes[node].op == "get_attr"):
+            raise UnsupportedError(TO_CONSTANT)
         if node.op == "call_method" and node.target in BEYOND:
             raise UnsupportedError(f"{node.target}() makes something else than a tensor")
+        if node.op == "call_method" and node.target == "new":
+            raise UnsupportedError("new() makes values of one argument and memory of another")
         if node.op != "call_module" and node.kwargs.get("out") is not None:
             raise UnsupportedError(f"{name_of(node)} writes to its out= tensor")
         first = node.args[0] if node.args else None
-        same = True if node in writes else shares(node, modules)
-        if isinstance(first, fx.Node) and same is not False:
-            uncertain |= same is None
-            near[node].append((first, same is None, order[node]))
-            near[first].append((node, same is None, order[node]))
-    if not uncertain:
-        return
+        how = Shares.ITSELF if node in writes else shares(node, modules)
+        if isinstance(first, fx.Node) and how is not None:
+            memory.add(node, first, how)
     for write, target in writes.items():
-        if any(order[user] > order[write] for other in apart(target, near, order[write]) for user in other.users):
-            raise UnsupportedError(WRITTEN)
+        for other, how in memory.around(target):
+            if how is Shares.ITSELF or order[other] > order[write]:
+                continue
+            if any(order[user] > order[write] for user in other.users):
+                raise UnsupportedError(SHARED if how is Shares.ALWAYS else WRITTEN)
 
 
-def apart(target: fx.Node, near: dict[fx.Node, list[tuple[fx.Node, bool, int]]], before: int) -> list[fx.Node]:
-    """The values that only sometimes lie in the memory of another one, made before some node."""
-    found = {(target, False)}
-    left = [(target, False)]
-    while left:
-        node, sometimes = left.pop()
-        for other, step, place in near[node]:
-            state = other, sometimes or step
-            if place < before and state not in found:
-                found.add(state)
-                left.append(state)
-    certain = {node for node, sometimes in found if not sometimes}
-    return [node for node, sometimes in found if sometimes and node not in certain]
+class Memory:
+    """Which values lie in the memory of which: each in that of one that was made before it, its source."""
+
+    def __init__(self) -> None:
+        self.sources: dict[fx.Node, tuple[fx.Node, Shares]] = {}
+        self.made: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+
+    def add(self, node: fx.Node, source: fx.Node, how: Shares) -> None:
+        self.sources[node] = source, how
+        self.made[source].append(node)
+
+    def around(self, node: fx.Node) -> list[tuple[fx.Node, Shares]]:
+        """The values that have memory in common with one, and how."""
+        found = self.within(node, Shares.ITSELF)
+        total = Shares.ITSELF
+        while node in self.sources:
+            source, how = self.sources[node]
+            total = max(total, how)
+            found.append((source, total))
+            for other in self.made[source]:
+                if other is not node and not apart(node, other):
+                    found += [(other, max(total, self.sources[other][1]))]
+                    found += self.within(other, found[-1][1])
+            node = source
+        return found
+
+    def within(self, node: fx.Node, total: Shares) -> list[tuple[fx.Node, Shares]]:
+        """The values that lie in the memory of one."""
+        found, left = [], [(node, total)]
+        while left:
+            source, how = left.pop()
+            inner = [(other, max(how, self.sources[other][1])) for other in self.made[source]]
+            found += inner
+            left += inner
+        return found
+
+
+def apart(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values of one source are items of it that have nothing in common, by their indices."""
+    if name_of(a) not in ITEMS or name_of(b) not in ITEMS or len(a.args) < 2 or len(b.args) < 2:
+        return False
+    for one, other in zip(index_of(a), index_of(b)):
+        if one is Ellipsis or other is Ellipsis:
+            if one is not other:
+                return False
+        elif isinstance(one, int) and isinstance(other, int):
+            if one != other and (one < 0) == (other < 0):
+                return True
+        elif isinstance(one, slice) and isinstance(other, slice):
+            if before(one, other) or before(other, one):
+                return True
+        else:
+            return False
+    return False
+
+
+def index_of(node: fx.Node) -> tuple[Any, ...]:
+    return node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+
+
+def before(one: slice, other: slice) -> bool:
+    """Whether a slice ends before another one begins, both with bounds that count from the start."""
+    end, start = one.stop, other.start
+    return isinstance(end, int) and isinstance(start, int) and 0 <= end <= start

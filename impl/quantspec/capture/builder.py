@@ -23,7 +23,7 @@ from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
 from quantspec.ir.traverse import refs
 
-from . import aliases, copies, layers, norms, operators, resizing  # noqa: F401  # resizing adds to operators' tables
+from . import aliases, copies, layers, norms, operators, resizing, writes  # noqa: F401  # resizing adds to operators' tables
 from .operators import public
 
 NO_INTEGER_FORM = "has no integer form here"
@@ -213,7 +213,11 @@ class GraphBuilder:
     def call(self, node: fx.Node) -> Call:
         """What an fx node does, as a call that writes to none of its arguments."""
         kind = KINDS[node.op]
-        target = not_in_place(node.target)
+        target, args, kwargs = not_in_place(node.target), self.tree(node.args), self.tree(node.kwargs)
+        if kind == "method" and target in writes.FILLING:
+            kind, target, args, kwargs = "function", writes.filled, (args[0], writes.value_of(args, kwargs)), {}
+        elif kind in ("function", "method"):
+            target, args, kwargs = writes.zeroed(target, args, kwargs)
         if kind == "method":
             what, name = None, target
         elif kind == "function":
@@ -234,8 +238,8 @@ class GraphBuilder:
         if isinstance(what, nn.RNNBase) and what.proj_size:
             shown += " with proj_size"
         reason = "is a constant" if kind == "attribute" else f"{shown} {NO_INTEGER_FORM}"
-        kwargs = {key: False if key == "inplace" else value for key, value in self.tree(node.kwargs).items()}
-        return Call(node.name, kind, name, self.tree(node.args), kwargs, reason)
+        kwargs = {key: False if key == "inplace" else value for key, value in kwargs.items()}
+        return Call(node.name, kind, name, args, kwargs, reason)
 
     def first(self, node: fx.Node) -> str:
         """The name of the value that a node with one input reads, given by position or by name."""

@@ -187,9 +187,9 @@ class Recorder(Values, TorchFunctionMode):
     # --- functions
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if self.off:
-            return func(*args, **kwargs)
+            return func(*args, **(kwargs or {}))
+        func, args, kwargs = writes.zeroed(func, args, kwargs or {})
         name = METHODS.get(func, str(getattr(func, "__name__", func)))
         if name in ("__get__", "__set__", "__delete__"):
             return self.attribute(name, func, args)
@@ -270,9 +270,8 @@ class Recorder(Values, TorchFunctionMode):
         given, named = self.argument((args, kwargs))
         if name == "__setitem__":
             node = self.add("call_function", writes.with_item, given, {})
-        elif name in ("copy_", "fill_", "zero_"):
-            value = given[1:2] or (named.get("src", named.get("value", 0)),)
-            node = self.add("call_function", writes.filled, (given[0], *value), {})
+        elif name in writes.FILLING:
+            node = self.add("call_function", writes.filled, (given[0], writes.value_of(given, named)), {})
         else:
             pure = AUGMENTED.get(name, name.removesuffix("_"))
             if is_method(func):

@@ -1,0 +1,156 @@
+"""Models that write in place: to views of other values, to tensors that they make without their inputs, and into memory
+that nobody has written."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import quantspec as qs
+from networks import seeded
+from quantspec.capture import tracer
+from quantspec.errors import UnsupportedError
+from quantspec.numerics import accuracy
+
+ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
+LARGE = 40 * ROWS.flip(0)
+
+
+class Written(nn.Module):
+    """A layer, and what is written to its output."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.layer, self.write = nn.Linear(8, 8), write
+
+    def forward(self, x):
+        return self.write(self.layer(x))
+
+
+def into_columns(y):
+    y[:, :2].clamp_(max=4.0)
+    return y
+
+
+def into_a_view(y):
+    z = y.abs()
+    z.view(-1).clamp_(max=4.0)
+    return z + y
+
+
+def under_a_view(y):
+    view = y.t()
+    y.add_(F.relu(y - 4))
+    return view * 2
+
+
+def into_one_of_two(y):
+    first, last = y[:, :5], y[:, 3:]
+    first.mul_(1 + F.relu(last - 4))
+    return torch.cat([first, last], 1)
+
+
+SHARED = into_columns, into_a_view, under_a_view, into_one_of_two
+
+
+@pytest.mark.parametrize("write", SHARED, ids=lambda write: write.__name__)
+def test_a_write_reaches_all_values_in_that_memory_though_it_changed_nothing_in_the_example(write):
+    model = seeded(lambda: Written(write))
+    q = qs.quantize_dynamic(model, example=ROWS)
+    for x in (ROWS, LARGE):
+        assert accuracy.sqnr(model(x).detach().numpy(), q(x).numpy()) > 25
+
+
+def halves(y):
+    first, last = y.chunk(2, 1)
+    return torch.cat([first.mul_(2), last], 1)
+
+
+def items(y):
+    queries, keys = y.unflatten(1, (2, 4)).unbind(1)
+    queries *= 2
+    return queries + keys
+
+
+def columns(y):
+    one, other, rows = y[..., :3], y[..., 3:6], y.shape[0]
+    other.add_(1)
+    return torch.cat([one, other], -1).reshape(rows, -1)
+
+
+@pytest.mark.parametrize("write", [halves, items, columns], ids=lambda write: write.__name__)
+def test_parts_of_a_value_that_have_nothing_in_common_are_written_in_one_network(write):
+    model = seeded(lambda: Written(write)).requires_grad_(False)  # autograd forbids writes to one of several views
+    q = qs.quantize(model, [ROWS])
+    assert isinstance(q, qs.QuantizedModule)
+    assert accuracy.sqnr(model(ROWS).detach().numpy(), q(ROWS).numpy()) > 25
+
+
+def by_index(y):
+    marks = torch.zeros(8)
+    marks[y.abs().amax(0).argmax()] = 1
+    return y * marks
+
+
+def by_method(y):
+    added = torch.zeros(6, 8)
+    added.add_(y[:6].relu())
+    return y + added * 2
+
+
+@pytest.mark.parametrize("write", [by_index, by_method], ids=lambda write: write.__name__)
+def test_what_is_written_to_a_new_tensor_is_gone_at_the_next_call(write):
+    model = seeded(lambda: Written(write))
+    for q in (qs.quantize(model, [ROWS]), qs.quantize_dynamic(model, example=ROWS)):
+        first = q(ROWS)
+        for x in (ROWS.roll(1, 1), ROWS.flip(0) * 0.9, ROWS):
+            assert accuracy.sqnr(model(x).detach().numpy(), q(x).numpy()) > 20
+        assert torch.equal(q(ROWS), first)
+
+
+def like(y):
+    order = y.detach()[0].argsort()
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(8)
+    return y + inverse.sum()
+
+
+def by_shape(y):
+    x = torch.empty(y.shape[0], 8, memory_format=torch.contiguous_format)
+    x[:, :4], x[:, 4:] = y[:, 4:], y[:, :4]
+    return x
+
+
+def as_new(y):
+    ones = y.new(y.size(0), 8).fill_(1) + y.new([0.5]) + y.new(y.shape).zero_()
+    return torch.cat([y.new().new_zeros(6, 2), y * ones + y.new_empty((6, 8)).copy_(y)], 1)
+
+
+def in_place_of_all(y):
+    return torch.empty_like(y, memory_format=torch.preserve_format).copy_(y)
+
+
+def a_constant(y):
+    return y[:3] + torch.empty(3, 8).fill_(0.5)
+
+
+UNWRITTEN = like, by_shape, as_new, in_place_of_all, a_constant
+
+
+@pytest.mark.parametrize("write", UNWRITTEN, ids=lambda write: write.__name__)
+def test_files_name_zeros_for_memory_that_a_model_takes_as_it_is(write, tmp_path):
+    model = seeded(lambda: Written(write))
+    for q in (qs.quantize(model, [ROWS]), qs.quantize_dynamic(model, example=ROWS)):
+        assert accuracy.sqnr(model(ROWS).detach().numpy(), q(ROWS).numpy()) > 25
+        q.save(tmp_path / "q")
+        assert torch.equal(qs.load(tmp_path / "q", model=model)(ROWS), q(ROWS))
+        stored = (tmp_path / "q").read_bytes()
+        header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
+        assert ".empty" not in json.dumps(header)
+
+
+def test_a_graph_for_any_arguments_is_refused_where_it_would_write_to_a_constant():
+    with pytest.raises(UnsupportedError, match="it writes to a tensor that it makes without its inputs"):
+        tracer.capture(seeded(lambda: Written(by_index)))
