@@ -80,12 +80,16 @@ def test_an_expert_to_which_calibration_sent_no_rows_stays_in_float(tmp_path):
 
 @clause("DYN-LAYERS")
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_a_layer_without_outputs_is_quantized_like_others():
+def test_a_layer_without_outputs_is_quantized_like_others(tmp_path):
     model = networks.seeded(lambda: models.two_layers(lambda self, x: self.second(x) + self.third(self.first(x))))
     model.first, model.third = nn.Linear(8, 0).eval(), nn.Linear(0, model.second.out_features).eval()
     x = networks.inputs(5, (8,))
-    for q in (qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
+    static = qs.quantize(model, [x])
+    for q in (static, qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
         assert (q(x) - model(x)).abs().max() < 0.05
+    assert [step.layer for step in static.program.layers] == ["second"]
+    static.save(tmp_path / "q")
+    assert torch.equal(qs.load(tmp_path / "q")(x), static(x))
 
 
 @clause("STA-SAME")

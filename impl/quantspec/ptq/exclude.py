@@ -1,8 +1,8 @@
-"""What stays in float because the caller says so."""
+"""What stays in float before anything is observed: what the caller excludes, and layers without weights."""
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,8 @@ from quantspec.ir.float_graph import BatchNorm, Embedding, FloatGraph, Layer, No
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.program import Call
 from quantspec.module.report import EXCLUDED
+
+EMPTY = "it has no weights"
 
 
 def without(graph: FloatGraph, model: nn.Module, patterns: Sequence[str]) -> FloatGraph:
@@ -29,18 +31,31 @@ def without(graph: FloatGraph, model: nn.Module, patterns: Sequence[str]) -> Flo
             meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise ValueError(f"exclude: the model has no module {pattern!r}; {meant}it has {some_of(paths)}")
 
+    def reason(node: Node) -> str | None:
+        layer = node.layer if isinstance(node, Layer | BatchNorm | Embedding | Recurrent) else ""
+        return EXCLUDED if excluded(layer or graph.paths.get(node.name, ""), patterns) else None
+
+    return in_float(graph, reason)
+
+
+def without_empty(graph: FloatGraph) -> FloatGraph:
+    """The graph in which layers without outputs, or without inputs, stay in float: no value of theirs has a range."""
+    return in_float(graph, lambda node: EMPTY if isinstance(node, Layer) and not node.weight.size else None)
+
+
+def in_float(graph: FloatGraph, reason: Callable[[Node], str | None]) -> FloatGraph:
+    """The graph in which the nodes stay in float for which there is a reason."""
     nodes: list[Node] = []
     callables = dict(graph.callables)
     for node in graph.nodes:
-        layer = node.layer if isinstance(node, Layer | BatchNorm | Embedding | Recurrent) else ""
-        if isinstance(node, Shape) or not excluded(layer or graph.paths.get(node.name, ""), patterns):
+        if isinstance(node, Shape) or (why := reason(node)) is None:
             nodes.append(node)
         elif isinstance(node, Layer):
-            steps, called = float_calls(node, EXCLUDED)
+            steps, called = float_calls(node, why)
             nodes += steps
             callables |= called
         else:
-            nodes.append(replace(node if isinstance(node, Call) else node.call, reason=EXCLUDED))
+            nodes.append(replace(node if isinstance(node, Call) else node.call, reason=why))
     return replace(graph, nodes=tuple(nodes), callables=callables)
 
 

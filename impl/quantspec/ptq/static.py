@@ -30,7 +30,7 @@ from quantspec.surroundings import usual
 from . import fusion
 from .captured import NOTHING, Captured, named
 from .conversion import Converter, with_own_biases
-from .exclude import listed, without
+from .exclude import listed, without, without_empty
 from .options import Options, checked
 from .placement import Placement
 from .work import NO_PART, Macs, PerNode, Programs, nothing_in, report_of_network, report_of_parts, warn_of_float
@@ -163,7 +163,7 @@ def observing(
     model = copies.own_copy(copies.inside(model), share=share)
 
     def ready(graph: FloatGraph) -> FloatGraph:
-        kept = without(graph, model, patterns)
+        kept = without_empty(without(graph, model, patterns))
         return fusion.fuse(kept) if fuse else kept
 
     capture = Captured(model, ready, lambda graph: Prepared(graph, observer, options), patterns, acts=acts)
