@@ -356,4 +356,13 @@ def test_arguments_that_are_no_tensors_belong_to_a_saved_network(dynamic, tmp_pa
     # A default that is given is no other call than one without it, and the file holds the network alone.
     q = quantize(model, {"x": x, "n": None, "mode": "sum"})
     q.save(path)
-    assert torch.equal(qs.load(path)(x), q(x))
+    loaded = qs.load(path)
+    loaded.save(path)
+    for alone in (loaded, qs.load(path)):
+        for y in (alone(x), alone(x, n=None), alone(x, None, "sum"), alone(mode="sum", x=x)):
+            assert torch.equal(y, q(x))
+        for args, kwargs in (((x, 3), {}), ((x,), {"n": 3}), ((x, None, "mean"), {}), ((x,), {"n": x})):
+            with pytest.raises(TypeError, match="the network was made for (n=None|mode='sum'), got"):
+                alone(*args, **kwargs)
+        with pytest.raises(TypeError, match="expected at most 3 arguments, x, n, mode, got 4"):
+            alone(x, None, "sum", 1)

@@ -98,14 +98,20 @@ def call_of(
     return CallPattern(spec, structure(spec), tuple(constants), unique(names)), tensors
 
 
-def gives_tensors_alone(forward: Callable[..., Any], pattern: CallPattern) -> bool:
-    """Whether a call of the pattern is one that gives each tensor by its name and nothing else."""
+def left_out(forward: Callable[..., Any], pattern: CallPattern) -> tuple[tuple[str, Any], ...] | None:
+    """(name, default) of the arguments that a call of the pattern leaves out, where it gives each tensor by its name
+    and nothing else. None where it gives more."""
     if all(constant is TENSOR for constant in pattern.constants):
-        return True
+        return ()
     try:
-        return call_of(forward, (), dict.fromkeys(pattern.names, torch.empty(0)))[0] == pattern
+        if call_of(forward, (), dict.fromkeys(pattern.names, torch.empty(0)))[0] != pattern:
+            return None
     except (NotPlain, TypeError):
-        return False
+        return None
+    signature = signature_of(forward)
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    others = [p for p in signature.parameters.values() if p.kind not in several] if signature is not None else []
+    return tuple((p.name, p.default) for p in others if p.name not in pattern.names)
 
 
 def structure(spec: TreeSpec) -> str:

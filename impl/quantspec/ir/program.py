@@ -369,6 +369,7 @@ class Program:
         steps: the steps in the order of execution.
         output: the output, a tree with a ``Ref`` for each value.
         callables: what ``Call`` steps call, by ``(kind, target)``; methods are not listed.
+        fixed: (name, value) of further arguments, which a caller may give with these values only.
     """
 
     dialect: str
@@ -377,6 +378,7 @@ class Program:
     steps: tuple[Step, ...]
     output: Any
     callables: Callables = field(default_factory=dict)
+    fixed: tuple[tuple[str, Any], ...] = ()
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -5,6 +5,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from quantspec.capture import calls, copies
-from quantspec.capture.calls import CallPattern, NotPlain, call_of, gives_tensors_alone, key_of
+from quantspec.capture.calls import CallPattern, NotPlain, call_of, key_of, left_out
 from quantspec.capture.recorder import CAPTURED
 from quantspec.capture.tracer import Stop, refuse_compiled
 from quantspec.errors import ShapeError, UnsupportedError
@@ -257,8 +258,9 @@ class QuantizedModel(nn.Module):
         """
         report = None if self.report is None else self.report.as_tuples()
         whole, island = self.whole(), self.islands.get("")
-        more = isinstance(island, Island) and not gives_tensors_alone(island.original, island.patterns[0])
-        file.save(self.stored() if whole is None or more else whole.program, path, report)
+        fixed = left_out(island.original, island.patterns[0]) if isinstance(island, Island) else ()
+        alone = whole is not None and fixed is not None
+        file.save(replace(whole.program, fixed=fixed) if alone else self.stored(), path, report)
 
     def stored(self) -> stored.Model:
         """What a file holds of a model of parts."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from quantspec.engines.registry import Engine
 from quantspec.engines.registry import engine as find_engine
+from quantspec.errors import shown
 from quantspec.ir.held import Held
 from quantspec.ir.program import Call, Callables, Program, Recurrent, Step
 from quantspec.ir.traverse import arrays, held_arrays, with_arrays
@@ -89,7 +90,24 @@ class QuantizedModule(nn.Module):
         """
         if len(args) == 1 and not kwargs and self.compiled.input_name is not None:
             return self.compiled.single(args[0])
-        return self.compiled({**dict(zip(self.program.inputs, args, strict=False)), **kwargs})
+        inputs = self.program.inputs
+        if self.program.fixed or len(args) > len(inputs):
+            args, kwargs = self.without_fixed(args, kwargs)
+        return self.compiled({**dict(zip(inputs, args, strict=False)), **kwargs})
+
+    def without_fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that are inputs. Raises TypeError for one that the network does not take, and for one that it
+        takes with another value only."""
+        inputs, fixed = self.program.inputs, dict(self.program.fixed)
+        more = args[len(inputs) :]
+        if len(more) > len(fixed):
+            expected = f"expected at most {len(inputs) + len(fixed)} arguments"
+            raise TypeError(f"{expected}, {', '.join((*inputs, *fixed))}, got {len(args)}")
+        for name, value in [*zip(fixed, more), *((name, kwargs[name]) for name in fixed if name in kwargs)]:
+            if type(value) is not type(fixed[name]) or value != fixed[name]:
+                expected = f"the network was made for {name}={shown(fixed[name])}"
+                raise TypeError(f"{name}: {expected}, got {shown(value)}; quantize the model with that argument")
+        return args[: len(inputs)], {name: value for name, value in kwargs.items() if name not in fixed}
 
     def run_on(self, engine: str) -> "QuantizedModule":
         """The same network on another engine.

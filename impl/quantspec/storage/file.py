@@ -159,6 +159,8 @@ def written(program: Program, writer: Writer) -> dict[str, Any]:
     """A network as JSON, without its grids."""
     network: dict[str, Any] = {"dialect": program.dialect, "inputs": list(program.inputs)}
     network["defaults"] = writer.tree(program.defaults, "defaults")
+    if program.fixed:
+        network["fixed"] = writer.tree(dict(program.fixed), "fixed")
     network["steps"] = [{"step": type(step).__name__} | writer.record(step, step.name) for step in program.steps]
     network["output"] = writer.tree(program.output, "output")
     network["callables"] = write_callables(program.callables, writer)
@@ -280,7 +282,7 @@ NETWORK = ("dialect", "inputs", "defaults", "steps", "output", "callables")
 
 def network_of(network: Any, reader: Reader, given: Given) -> Program:
     """The Program of the JSON of a file, checked (``validate``)."""
-    keys(network, (*NETWORK, "grids"), "network")
+    keys(network, (*NETWORK, "grids", *(("fixed",) if "fixed" in network else ())), "network")
     reader.read_grids(network["grids"])
     program = program_of(network, reader, given)
     nothing_left(reader)
@@ -334,6 +336,7 @@ def program_of(network: dict[str, Any], reader: Reader, given: Given) -> Program
         reader.field(network["defaults"], dict[str, Any], "defaults"), tuple(steps),
         reader.tree(network["output"], "output"),
         read_callables(network["callables"], reader, given.modules, given.packages),
+        tuple(reader.field(network.get("fixed", {"dict": []}), dict[str, Any], "fixed").items()),
     )  # fmt: skip
     validate.check(program)
     return program

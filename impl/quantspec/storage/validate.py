@@ -57,7 +57,9 @@ def check(program: Program) -> None:
         raise ValueError(f"unknown dialect {program.dialect!r}")
     if len(set(program.inputs)) != len(program.inputs) or set(program.defaults) - set(program.inputs):
         raise ValueError("inputs: expected different names, and defaults for these only")
-    nothing_read(program.defaults)
+    if taken := set(program.inputs).intersection(name for name, _ in program.fixed):
+        raise ValueError(f"fixed: {sorted(taken)[0]!r} is an input")
+    nothing_read((program.defaults, program.fixed))
     grids: Grids = dict.fromkeys(program.inputs)
     called = set()
     for step in program.steps:
