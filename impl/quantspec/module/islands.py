@@ -259,8 +259,10 @@ class QuantizedModel(nn.Module):
         report = None if self.report is None else self.report.as_tuples()
         whole, island = self.whole(), self.islands.get("")
         fixed = left_out(island.original, island.patterns[0]) if isinstance(island, Island) else ()
-        alone = whole is not None and fixed is not None
-        file.save(replace(whole.program, fixed=fixed) if alone else self.stored(), path, report)
+        if whole is None or fixed is None:
+            file.save(self.stored(), path, report)
+        else:
+            file.save(replace(whole.program, fixed=fixed), path, report)
 
     def stored(self) -> stored.Model:
         """What a file holds of a model of parts."""
