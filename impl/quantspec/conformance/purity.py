@@ -24,6 +24,8 @@ def hold(session: Session, story: list[Call]) -> None:
     """Raises Impure when a call of a story is answered otherwise than alone, or ends the process and does not alone."""
     answers = {id(call): session.alone(call) for call in story}
     story = [call for call in story if answers[id(call)] is not None]  # others are BAK-ANSWER's matter
+    if not story:
+        return
     if session.death(story):
         length = next(n for n in range(1, len(story) + 1) if session.death(story[:n]))
         how = session.death(story[:length])
