@@ -173,6 +173,16 @@ def test_a_call_that_ends_the_process_after_another_one_only_is_found():
 
 
 @clause("BAK-PURE")
+def test_a_story_none_of_whose_calls_lives_alone_says_nothing():
+    grid = QParams(1, 0, 0, 255)
+    nothing = np.zeros((1, 0), np.uint8), grid, np.zeros((1, 0), np.int8), QParams(1, 0, -128, 127), None, grid
+    with Worker(f"{FAULTY}:Crashes") as worker:
+        session = Session(worker)
+        assert session.death(story := [Call("linear", nothing, {})] * 2)
+        purity.hold(session, story)
+
+
+@clause("BAK-PURE")
 def test_pairs_are_told_alone_as_well_as_in_long_stories():
     """In a story that begins with a dynamic call, nothing goes wrong."""
     with Worker(f"{FAULTY}:DiesUnlessDynamicCameFirst") as worker:

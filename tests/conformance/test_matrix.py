@@ -35,11 +35,13 @@ def test_every_recorded_divergence_is_explained_and_every_explanation_is_needed(
     assert all(entry.reason for entry in KNOWN)
 
 
-def test_every_known_peer_is_recorded_once_and_under_its_own_name():
-    assert sorted(one.backend for one in RECORDED) == sorted([*command.OWN, *command.PEERS])
+def test_every_known_peer_is_recorded_under_its_own_name_and_once_on_each_kind_of_cpu():
+    assert {one.backend for one in RECORDED} == {*command.OWN, *command.PEERS}
+    places = [(one.backend, one.cpu) for one in RECORDED]
+    assert len(set(places)) == len(places)
 
 
-@pytest.mark.parametrize("one", RECORDED, ids=lambda one: one.backend)
+@pytest.mark.parametrize("one", RECORDED, ids=lambda one: f"{one.backend}-{one.cpu}")
 def test_an_operation_agrees_with_its_dialects_on_ten_thousand_outputs_or_shows_where_it_does_not(one):
     for finding in one.findings:
         if finding["clause"] == "BAK-DIALECT" and finding["outcome"] != "not offered":
