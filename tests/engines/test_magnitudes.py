@@ -58,7 +58,7 @@ def test_rows(r, kind, from_rows, rows, inputs, outputs, codes, real):
     values = programs.values(r, x, (rows, inputs))
     if codes != "any":
         values[...] = -1e6 if codes == "lowest" else 1e6
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     check(program, values, from_rows)
 
 
@@ -93,7 +93,7 @@ def test_channels_on_their_own(r, kind, channels, size, codes, real):
     values = programs.values(r, x, (2, channels, 6, 7))
     if codes != "any":
         values[...] = -1e6 if codes == "lowest" else 1e6
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     check(program, values, 1)
 
 

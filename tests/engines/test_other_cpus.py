@@ -32,9 +32,8 @@ def test_such_a_cpu_has_no_unit_of_its_own():
 def test_few_rows(r, rows, inputs, outputs, real):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
-    batch = {"x": torch.from_numpy(programs.values(r, x, (rows, inputs)))}
-    assert torch.equal(Compiled(program)(batch), Reference(program)(batch))
+    program = programs.of_layer(x, step, real)
+    check(program, programs.values(r, x, (rows, inputs)))
 
 
 @clause("STA-INSTRUCTIONS")
@@ -44,6 +43,9 @@ def test_images(r, channels, groups, kernel):
     x = programs.grid(r)
     place = (size, size), (stride, stride), ((size // 2, size // 2),) * 2, (1, 1), groups
     step = programs.conv(r, "a", "x.codes", x, groups * channels, groups * 9, *place)
-    batch = {"x": torch.from_numpy(programs.values(r, x, (2, groups * channels, 4, 5)))}
-    program = programs.between(x, [step], step.y_qparams)
+    check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (2, groups * channels, 4, 5)))
+
+
+def check(program, x):
+    batch = {"x": torch.from_numpy(x)}
     assert torch.equal(Compiled(program)(batch), Reference(program)(batch))

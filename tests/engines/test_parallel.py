@@ -50,7 +50,7 @@ def check(program: Program, x: np.ndarray, count: int) -> None:
 def test_a_row(r, count, inputs, outputs, real):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     if inputs * outputs > 4:
         check(program, programs.values(r, x, (1, inputs)), count)
 
@@ -63,7 +63,7 @@ def test_images(r, count, channels, outputs, groups, side, real):
     x = programs.grid(r)
     place = (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), groups
     step = programs.conv(r, "a", "x.codes", x, groups * channels, groups * outputs, *place)
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     check(program, programs.values(r, x, (1, groups * channels, side, side + 1)), count)
 
 
@@ -76,7 +76,7 @@ def test_channels_on_their_own(r, count, channels, kernel, side, real):
     x = programs.grid(r)
     place = (size, size), (stride, stride), ((size // 2, size // 2),) * 2, (1, 1), channels
     step = programs.conv(r, "a", "x.codes", x, channels, channels, *place)
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     check(program, programs.values(r, x, (1, channels, side, side + 1)), count)
 
 

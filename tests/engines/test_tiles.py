@@ -54,7 +54,7 @@ def check(program, x, expect=True):
 def test_rows(r, rows, inputs, outputs, real):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     check(program, programs.values(r, x, (rows, inputs)))
 
 
@@ -72,7 +72,7 @@ def test_images(r, images, channels, outputs, groups, kernel, dilation, side, re
     if side + 2 * (size // 2) <= dilation * (size - 1):
         return
     step = programs.conv(r, "a", "x.codes", x, channels, outputs, *place)
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     check(program, programs.values(r, x, (images, channels, side, side + 1)))
 
 

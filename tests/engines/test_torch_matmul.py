@@ -49,7 +49,7 @@ def check(program: Program, dialect: str, x: np.ndarray, callables: Mapping = Ma
 def test_linear_layers(r, dialect, rows, inputs, outputs, real):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
-    program = programs.to_floats(x, programs.real(step)) if real else programs.between(x, [step], step.y_qparams)
+    program = programs.of_layer(x, step, real)
     check(program, dialect, programs.values(r, x, (rows, inputs)))
 
 

@@ -105,6 +105,11 @@ def between(
     return Program("onnx", inputs, {}, (*quantized, *steps, Dequantize("out", steps[-1].name, y)), Ref("out"))
 
 
+def of_layer(x: QParams, layer: Linear | Conv, gives_floats: bool) -> Program:
+    """A network of one layer that gives floats, or codes."""
+    return to_floats(x, real(layer)) if gives_floats else between(x, [layer], layer.y_qparams)
+
+
 def values(r: np.random.Generator, g: QParams, shape: tuple[int, ...]) -> np.ndarray:
     """Floats for a grid: natural ones, ones half-way between codes give or take an ulp, and far ones."""
     natural = (r.normal(size=shape) * 50 + (127 - int(g.zero_point))) * float(g.scale)

@@ -118,8 +118,8 @@ class Memory:
             found.append((source, total))
             for other in self.made[source]:
                 if other is not node and not apart(node, other):
-                    found += [(other, max(total, self.sources[other][1]))]
-                    found += self.within(other, found[-1][1])
+                    beside = max(total, self.sources[other][1])
+                    found += [(other, beside), *self.within(other, beside)]
             node = source
         return found
 
