@@ -50,7 +50,8 @@ def run_examples(example) -> None:
 def run_definitions(example) -> None:
     """Runs one ``python`` block, a chapter's as part of the module that loading the chapter runs.
 
-    The blocks of another page are one program; where a ``text`` block follows, it is what the block prints.
+    The blocks of another page are one program, and run in its order whichever of them is asked for; where a
+    ``text`` block follows, it is what the block prints.
     """
     path = Path(example.path)
     if is_chapter(path):
@@ -58,15 +59,25 @@ def run_definitions(example) -> None:
         defined = [line.split("(")[0].split()[1] for line in example.parsed.splitlines() if line.startswith("def ")]
         missing = [name for name in defined if not hasattr(module, name)]
         assert not missing, f"{path.name}:{example.line}: loading the chapter did not define {', '.join(missing)}"
-    else:
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # an example may write files
-            names = example.namespace.setdefault("__page__", {"__name__": "__example__"})
-            with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # which a reader sees, beside what is printed
-                exec(compile(example.parsed, path.name, "exec"), names)  # noqa: S102
-            shown = re.match(r"\s*```text\n(.*?)```", example.document.text[example.region.end :], re.DOTALL)
-            expected = shown[1].strip("\n").splitlines() if shown else []
-            assert [line.rstrip() for line in out.getvalue().strip("\n").splitlines()] == expected, out.getvalue()
+        return
+    done = example.namespace.setdefault("__done__", {})  # what each block printed
+    for block in example.document.examples():
+        if block.region.evaluator is run_definitions and block.line <= example.line and block.line not in done:
+            done[block.line] = run_block(block)
+    shown = re.match(r"\s*```text\n(.*?)```", example.document.text[example.region.end :], re.DOTALL)
+    expected = shown[1].strip("\n").splitlines() if shown else []
+    out = done[example.line]
+    assert [line.rstrip() for line in out.strip("\n").splitlines()] == expected, out
+
+
+def run_block(example) -> str:
+    """Runs one ``python`` block of a page that is no chapter, and returns what it prints."""
+    names = example.namespace.setdefault("__page__", {"__name__": "__example__"})
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # an example may write files
+        with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # which a reader sees, beside what is printed
+            exec(compile(example.parsed, Path(example.path).name, "exec"), names)  # noqa: S102
+    return out.getvalue()
 
 
 pytest_collect_file = Sybil(
