@@ -1,6 +1,7 @@
 """How the parts of a network are called: names of arguments, those that are left out, inputs that do not fit, what
 nobody reads, and numbers that are drawn."""
 
+import functools
 import warnings
 
 import models
@@ -45,6 +46,33 @@ def test_an_input_that_does_not_fit_raises_what_the_model_does():
         warnings.simplefilter("ignore")  # the call that fails is computed in float
         for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
             assert (q(x) - model(x)).abs().max() < 0.05
+
+
+def with_scale(forward):
+    """A decorator that adds an argument of its own where the caller gave none, as those of transformers do."""
+
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        kwargs.setdefault("scale", 2.0)
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+@clause("STA-PARTS", "STA-WAYS")
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_decorated_forward_is_given_what_its_caller_gives(traceable, tmp_path):
+    @with_scale
+    def forward(self, x, mask=None, scale=1.0):
+        assert traceable or isinstance(x, torch.Tensor)
+        return self.second(self.first(x)) * scale
+
+    model, x = networks.seeded(lambda: models.two_layers(forward)), networks.inputs(5, (8,))
+    for q in (qs.quantize(model, [{"x": x, "mask": None}]), qs.quantize_dynamic(model, example=(x,))):
+        assert (q(x) - model(x)).abs().max() < 0.05
+        assert isinstance(q.program, qs.Program)
+        q.save(tmp_path / "q.safetensors")
+        assert torch.equal(qs.load(tmp_path / "q.safetensors")(x), q(x))
 
 
 class Routed(nn.Module):

@@ -4,8 +4,9 @@ is part of the pattern."""
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,26 +34,34 @@ class NotPlain(Exception):
 
 @dataclass(frozen=True)
 class CallPattern:
-    """How a module is called: how the arguments are built, and all that are no tensors. ``names`` says what the tensors
-    are called."""
+    """How a module is called: all arguments that are no tensors, defaults among them. ``names`` says what the tensors
+    are called, ``given`` what a caller of the pattern gave."""
 
-    spec: TreeSpec | None = field(compare=False)
+    given: "Given | None" = field(compare=False)
     shape: str
     constants: tuple[Any, ...]
     names: tuple[str, ...]
 
     def arguments(self, values: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of this pattern, with values in the places of tensors."""
-        assert self.spec is not None
+        assert self.given is not None
         left = iter(values)
-        leaves = [next(left) if constant is TENSOR else constant[1] for constant in self.constants]
-        args, kwargs = tree_unflatten(leaves, self.spec)
+        leaves = [next(left) if constant is TENSOR else constant[1] for constant in self.given.constants]
+        args, kwargs = tree_unflatten(leaves, self.given.spec)
         return tuple(args), dict(kwargs)
 
 
     def identity(self) -> "CallPattern":
         """The pattern without what builds its arguments: enough to know it by."""
-        return replace(self, spec=None)
+        return replace(self, given=None)
+
+
+class Given(NamedTuple):
+    """The arguments of a call as its caller gave them, by position or by name: a decorator of the forward may look for
+    them there, or add what nobody gave."""
+
+    spec: TreeSpec
+    constants: tuple[Any, ...]
 
 
 class _Tensor:
@@ -72,30 +81,42 @@ def call_of(
 
     Arguments nobody gave have their defaults, so that a call which gives the default has the same pattern.
     """
-    names: list[str] = []
-    constants: list[Any] = []
-    tensors: list[torch.Tensor] = []
     signature = signature_of(forward)
     if signature is None:
+        given = args, kwargs
         positional, named = args, kwargs
         first = [f"input{i}" for i in range(len(args))]
     else:
         bound = signature.bind(*args, **kwargs)
+        order = {name: place for place, name in enumerate(signature.parameters)}
+        given = args, {name: kwargs[name] for name in sorted(kwargs, key=lambda name: order.get(name, len(order)))}
         bound.apply_defaults()
         positional, named = bound.args, bound.kwargs
         first = positional_names(signature, len(positional))
     leaves, spec = tree_flatten((positional, named))
     labels = labels_of(positional, named, first)
-    for leaf, label in zip(leaves, labels, strict=True):
-        if type(leaf) in (torch.Tensor, nn.Parameter):
-            names.append(label)
-            tensors.append(leaf)
-            constants.append(TENSOR)
-        elif isinstance(leaf, CONSTANTS):
-            constants.append((type(leaf).__name__, leaf))
-        else:
-            raise NotPlain(f"the argument {label!r} is a {type(leaf).__name__}")
-    return CallPattern(spec, structure(spec), tuple(constants), unique(names)), tensors
+    constants = tuple(map(constant_of, leaves, labels))
+    tensors = [leaf for leaf, constant in zip(leaves, constants, strict=True) if constant is TENSOR]
+    names = unique([label for label, constant in zip(labels, constants, strict=True) if constant is TENSOR])
+    passed, form = tree_flatten(given)
+    held = [leaf for leaf in passed if is_tensor(leaf)]
+    if list(map(id, held)) != list(map(id, tensors)):  # a default is a tensor
+        passed, form = leaves, spec
+    as_given = Given(form, tuple(map(constant_of, passed, repeat(""))))
+    return CallPattern(as_given, structure(spec), constants, names), tensors
+
+
+def is_tensor(value: Any) -> bool:
+    return type(value) in (torch.Tensor, nn.Parameter)
+
+
+def constant_of(leaf: Any, label: str) -> Any:
+    """What a pattern has in the place of a leaf of the arguments. Raises NotPlain."""
+    if is_tensor(leaf):
+        return TENSOR
+    if isinstance(leaf, CONSTANTS):
+        return type(leaf).__name__, leaf
+    raise NotPlain(f"the argument {label!r} is a {type(leaf).__name__}")
 
 
 def left_out(forward: Callable[..., Any], pattern: CallPattern) -> tuple[tuple[str, Any], ...] | None:
