@@ -346,6 +346,36 @@ def test_a_product_with_a_buffer_stays_in_float():
     assert [layer.layer for layer in q.program.layers] == ["layer"]
 
 
+ANGLES = {
+    "sine and cosine": lambda s, x: torch.cat([torch.sin(x @ s.w), torch.cos(x @ s.w)], -1),
+    "of a multiple": lambda s, x: (2 * torch.pi * (x @ s.w)).cos(),
+    "of a multiple and a phase": lambda s, x: torch.sin(torch.matmul(x, s.w) / 3 + s.b),
+    "and read by others too": lambda s, x: torch.cat([(y := x @ s.w).sin(), y], -1),
+}
+
+
+@clause("STA-PRODUCT")
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", ANGLES)
+def test_a_product_that_is_an_angle_stays_in_float(name, recorded):
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(100 * torch.randn(8, 6)), nn.Parameter(torch.randn(6))
+            self.layer = nn.LazyLinear(256)
+
+        def forward(self, x):
+            assert not recorded or x.shape[-1] == 8
+            return self.layer(ANGLES[name](self, x))
+
+    model, x = networks.seeded(Positions), networks.inputs(5, (8,))
+    model(x)
+    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model, example=x)):
+        assert [layer.layer for layer in q.program.layers] == ["layer"]
+        with torch.no_grad():
+            assert sqnr(model(x), q(x)) > DECIBELS
+
+
 @clause("STA-IN-PLACE", "STA-ARGUMENTS")
 def test_python_between_the_parts_does_not_write_to_the_inputs():
     def forward(self, x):

@@ -211,6 +211,38 @@ def test_parameters_may_be_complex_numbers(way, tmp_path):
     assert torch.equal(loaded(X), q(X))
 
 
+DTYPES = (torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128, torch.int64)
+
+
+@clause("STA-STORED", "STA-SAME")
+@pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parameters_that_are_of_no_layer_may_be_of_any_type(way, dtype, tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            numbers = torch.randint(1, 4, (8, 8)).to(dtype)
+            self.used, self.unused = (nn.Parameter(numbers + i, requires_grad=False) for i in range(2))
+
+        def forward(self, x):
+            return nn.functional.linear((4 * x).to(dtype), self.used).abs().float() / 64
+
+    def forward(model, x):
+        return model.last(model.scaled(torch.relu(model.first(x))))
+
+    model = Calls(forward, scaled=Scaled()).eval()
+    q = WAYS[way](model, X)
+    step = 16 if dtype == torch.int64 else 1  # of what is cut off to a whole number
+    assert torch.allclose(q(X), model(X).detach(), rtol=0, atol=step * ANOTHER)
+    if dtype == torch.complex128:
+        with pytest.raises(qs.UnsupportedError, match="a torch.complex128 tensor on cpu .* cannot be stored"):
+            q.save(tmp_path / "q")
+        return
+    q.save(tmp_path / "q")
+    assert torch.equal(qs.load(tmp_path / "q", model=model)(X), q(X))
+
+
 def test_what_torch_compiles_inside_a_model_is_refused_by_its_line():
     def forward(model, x):
         return torch.cond(x.sum() > 9, model.last, torch.sin, (model.first(x),))

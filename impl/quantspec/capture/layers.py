@@ -183,6 +183,8 @@ def function(builder: Builder, node: fx.Node) -> float_graph.Node | None:
         layer = path  # one of several weights of a module
     w = builder.attribute(path)
     c = None if given.get("bias") is None else builder.attribute(str(given["bias"].target))
+    if any(value is not None and value.dtype != torch.float32 for value in (w, c)):
+        return None
     x = builder.tree(given["input"]).name
     if "start" in given:
         rows = slice(given["start"], given["stop"])

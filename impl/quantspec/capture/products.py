@@ -2,7 +2,7 @@
 
 ``torch.addmm``, ``matmul``, ``bmm`` and ``einsum`` say the same thing in other orders of axes: a letter that only the
 value and the parameter have is summed over, one that the parameter and the result have is an output. Buffers stay what
-they are: tables of angles and filter banks are products with numbers that eight bits do not hold.
+they are, and so do angles: eight bits do not hold them.
 """
 
 import operator
@@ -18,6 +18,8 @@ from .operators import ARITHMETIC, is_value
 
 PRODUCTS = (torch.matmul, operator.matmul, torch.mm, "matmul", "mm")
 BATCHED = (torch.bmm, "bmm")
+CIRCULAR = (torch.sin, torch.cos, "sin", "cos")
+MOVED = {target for name in ("add", "sub", "mul", "div") for target in ARITHMETIC[name]}
 MOST = 64  # so many weights that are in one parameter become layers of their own
 MANY = "..."
 
@@ -26,8 +28,17 @@ def as_layers(graph: fx.Graph, model: nn.Module, constants: MutableMapping[str, 
     """Writes a graph's products with parameters as linear layers; their weights become constants."""
     writer = Writer(graph, model, constants)
     for node in list(graph.nodes):
-        if node.op in ("call_function", "call_method"):
+        if node.op in ("call_function", "call_method") and not is_angle(node):
             writer.write(node)
+
+
+def is_angle(node: fx.Node) -> bool:
+    """Whether a sine or a cosine is taken of a value, or of a multiple of it or a sum with a constant (STA-PRODUCT)."""
+    for user in node.users:
+        moves = user.target in MOVED and all(read is node or read.op == "get_attr" for read in user.all_input_nodes)
+        if user.target in CIRCULAR or (moves and is_angle(user)):
+            return True
+    return False
 
 
 class Writer:

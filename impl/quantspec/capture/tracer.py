@@ -140,16 +140,23 @@ def trace_layer(model: nn.Module, path: str) -> FloatGraph:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises unless the model is a module in evaluation mode whose parameters are float32, or complex64, on the CPU."""
+    """Raises unless the model is a module in evaluation mode, with parameters on the CPU, those of layers in float32."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
         if module.training:
             raise ValueError(f"model: {path or 'it'} is in training mode; call model.eval() first")
     for path, parameter in model.named_parameters():
-        if parameter.dtype not in (torch.float32, torch.complex64) or parameter.device.type != "cpu":
+        other = parameter.dtype != torch.float32 and is_torchs(model.get_submodule(path.rpartition(".")[0]))
+        if other or parameter.device.type != "cpu":
             what = f"{path} is {parameter.dtype} on {parameter.device}"
             raise ValueError(f"model: expected float32 parameters on the CPU, {what}")
+
+
+def is_torchs(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch.nn, or of a class derived from one."""
+    found = {kind.__module__ for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")}
+    return bool(found - {"torch.nn.modules.module", "torch.nn.modules.container"})
 
 
 def described(error: BaseException) -> str:

@@ -20,6 +20,8 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Cell, Linear, Ref
 from quantspec.numerics.affine import QParams
 
+from . import arrays
+
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -69,7 +71,7 @@ class Writer:
                 name = f"{path}#{count}"
             tensor = array.detach() if isinstance(array, torch.Tensor) else torch.tensor(array)
             in_memory = tensor.layout is torch.strided and tensor.device.type == "cpu"
-            if not in_memory or tensor.dtype not in DTYPES.values():
+            if not in_memory or tensor.dtype not in arrays.TYPES.values():
                 kind = f"a {tensor.dtype} tensor on {tensor.device} with layout {tensor.layout}"
                 raise UnsupportedError(f"{path}: {kind} cannot be stored")
             self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
