@@ -431,6 +431,16 @@ FAULTS = [
         "isinstance(value, nn.Parameter) and value.dtype", "isinstance(value, torch.Tensor) and value.dtype",
     ),
     Fault(
+        "angles-are-layers", "capture.products", ("STA-PRODUCT",),
+        "What sines are taken of has eight bits, where one step may turn an angle all around.",
+        "if user.target in CIRCULAR or (moves", "if user is node or (moves",
+    ),
+    Fault(
+        "defaults-given-twice", "capture.calls", ("STA-PARTS", "STA-WAYS"),
+        "A part is called with defaults that nobody gave, which its decorator gives too.",
+        "if list(map(id, held)) != list(map(id, tensors)):", "if held is not None:",
+    ),
+    Fault(
         "search-with-eight-bits", "ptq.static", ("STA-SEARCH",),
         "Ranges are searched with 256 codes, also where there will be sixteen.",
         "qmax=2 ** (options.bits - options.reduce_range) - 1)", "qmax=255)",
