@@ -309,9 +309,34 @@ def test_a_dynamic_network_lists_what_stays_in_float_with_the_reason():
         ("1", "excluded")
     ]
     for example in (None, networks.inputs(2, (1, 5))):
-        with pytest.warns(UserWarning, match="^nothing was quantized: every layer stayed in float; print the result"):
+        with pytest.warns(UserWarning, match=f"^nothing was quantized: {CONVOLUTIONS}; print the result"):
             q = qs.quantize_dynamic(nn.Sequential(nn.Conv1d(1, 1, 1)).eval(), example=example)
         assert in_float(q) == [("0", "a convolution, which dynamic quantization leaves in float")]
+
+
+CONVOLUTIONS = (
+    r"dynamic quantization leaves convolutions in float \(quantize\(\) with calibration data quantizes convolutions\)"
+)
+
+
+@clause("STA-NOTHING")
+@pytest.mark.parametrize("data", [False, True], ids=["without data", "by example"])
+def test_a_model_of_convolutions_is_told_what_quantizes_them(data):
+    class Image(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = x + block(x) if x.sum() > 0 else block(x)  # which is no graph
+            return x
+
+    model, x = networks.seeded(Image), networks.inputs(1, (3, 8, 8))
+    with pytest.warns(UserWarning, match=f"^nothing was quantized: {CONVOLUTIONS}; print the result"):
+        q = qs.quantize_dynamic(model, example=x if data else None)
+    rest = {row.path: row.reason for row in q.report.rest}
+    assert rest == dict.fromkeys(("blocks.0", "blocks.1"), "a convolution, which dynamic quantization leaves in float")
 
 
 class Deciding(nn.Module):

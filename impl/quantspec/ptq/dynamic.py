@@ -155,7 +155,8 @@ class Quantizer:
             for path, patterns in found.graphs.items()
         }
         counted = work.of_parts(self.model, found.graphs, args, kwargs)
-        report = work.report_of_parts(found.graphs, programs, counted, found.stops, self.exclude)
+        reasons = [*convolutions(self.model), *found.stops]
+        report = work.report_of_parts(found.graphs, programs, counted, reasons, self.exclude)
         work.warn_of_float(report, [p for patterns in programs.values() for p in patterns.values()], work.NO_PART)
         networks = {
             path: {pattern: QuantizedModule(program, self.options.engine) for pattern, program in patterns.items()}
@@ -190,10 +191,17 @@ class Quantizer:
                 networks[path] = network
             else:
                 stops += [tracer.Stop(path, step.reason) for step in network.steps if isinstance(step, Call)]
-        report = work.report_of_layers(self.model, networks, stops, self.exclude)
+        reasons = [*convolutions(self.model), *stops]
+        report = work.report_of_layers(self.model, networks, reasons, self.exclude)
         work.warn_of_float(report, networks.values(), work.NO_PART)
         layers = {path: QuantizedModule(network, self.options.engine) for path, network in networks.items()}
         return QuantizedModel(copies.own_copy(self.model), {}, layers, tuple(stops), report)
+
+
+def convolutions(model: nn.Module) -> list[tracer.Stop]:
+    """The convolutions of a model, with the reason that they have where nothing else is in the way."""
+    kind = nn.modules.conv._ConvNd
+    return [tracer.Stop(path, work.CONVOLUTION) for path, module in model.named_modules() if isinstance(module, kind)]
 
 
 FloatNode = float_graph.Layer | float_graph.Operation

@@ -27,6 +27,7 @@ PRODUCT = "a product of two computed values has no integer form"
 UNKNOWN = "it is not a layer of torch.nn with torch.nn's own forward"
 
 CONVOLUTION = "a convolution, which dynamic quantization leaves in float"
+QUANTIZE = "quantize() with calibration data quantizes convolutions"
 NO_PART = "no part with a layer could be captured"
 
 Macs = Mapping[str, int]
@@ -273,6 +274,8 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
     """Warns when no layer of the networks is in int8 (STA-NOTHING), ``nothing`` saying why, or when less than 90 % of
     the work is (SIZ-WARN)."""
     if not any(program.layers for program in programs):
+        if report is not None and any(CONVOLUTION in row.reason for row in report.rest):
+            nothing = f"dynamic quantization leaves convolutions in float ({QUANTIZE})"
         warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=level_of_caller())
     elif report is not None and report.share < ENOUGH:
         warnings.warn(f"{report.sentence()}; {'; '.join(advice(report))}", stacklevel=level_of_caller())
@@ -282,7 +285,7 @@ def advice(report: Report) -> list[str]:
     """What could be done for more of the work in int8."""
     texts = ["q.report lists all", "use exclude= for what should stay in float"]
     if any(CONVOLUTION in row.reason for row in report.rest):
-        texts.append("quantize() with calibration data quantizes convolutions")
+        texts.append(QUANTIZE)
     if any(row.place == PYTHON for row in report.rest):
         texts.append("rewrite that Python" if report.counted else "pass a batch as example= to capture more")
     return texts
