@@ -140,7 +140,7 @@ def trace_layer(model: nn.Module, path: str) -> FloatGraph:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises unless the model is a module in evaluation mode, with parameters on the CPU, those of layers in float32."""
+    """Raises unless the model is a module in evaluation mode, its parameters on the CPU and those of layers float32."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
