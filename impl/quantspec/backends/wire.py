@@ -1,7 +1,6 @@
-"""How calls and results cross a pipe: one frame is a JSON tree and the arrays that it refers to, as .npy bytes. No
-pickle: nothing that is read can run code."""
+"""How calls and results cross a pipe: one frame is a JSON tree and the bytes of the arrays in it, one behind the other.
+No pickle: nothing that is read can run code."""
 
-import io
 import json
 import math
 import struct
@@ -15,6 +14,7 @@ from quantspec.numerics.affine import QParams
 MAGIC = b"QS8\n"
 HEAD = struct.Struct("<4sIQ")  # magic, length of the JSON, length of the arrays
 LONGEST = 1 << 30
+KINDS = "biufc"  # of arrays: what they hold are numbers, whose bytes are all there is
 QPARAMS = ("scale", "zero_point", "qmin", "qmax", "axis")
 
 
@@ -27,7 +27,7 @@ def pack(tree: Any) -> bytes:
     TypeError for anything else."""
     arrays: list[bytes] = []
     text = json.dumps(encode(tree, arrays), allow_nan=False).encode()
-    body = b"".join(struct.pack("<Q", len(a)) + a for a in arrays)
+    body = b"".join(arrays)
     return HEAD.pack(MAGIC, len(text), len(body)) + text + body
 
 
@@ -39,31 +39,47 @@ def unpack(read: Callable[[int], bytes]) -> Any:
         raise Malformed(f"a frame cannot begin with {magic!r} and have {text_length} + {body_length} bytes")
     text, body = read(text_length), read(body_length)
     try:
-        arrays, at = [], 0
-        while at < len(body):
-            (length,) = struct.unpack_from("<Q", body, at)
-            arrays.append(np.load(io.BytesIO(body[at + 8 : at + 8 + length]), allow_pickle=False))
-            at += 8 + length
-        return decode(json.loads(text), arrays)
+        arrays = Body(body)
+        tree = decode(json.loads(text), arrays)
+        if arrays.at < len(body):
+            raise ValueError(f"{len(body) - arrays.at} bytes are of no array")
+        return tree
     except (ValueError, KeyError, IndexError, TypeError, EOFError, struct.error) as error:
         raise Malformed(f"the body of a frame is damaged: {error}") from error
 
 
+class Body:
+    """The bytes of a frame's arrays, which are taken in the order in which they lie."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def array(self, kind: str, shape: list[int]) -> np.ndarray:
+        """The next array, in memory of its own."""
+        dtype, start = np.dtype(kind), self.at
+        if dtype.kind not in KINDS or any(length < 0 for length in shape):
+            raise ValueError(f"there is no array of {kind!r} and shape {shape}")
+        self.at += math.prod(shape) * dtype.itemsize
+        if self.at > len(self.data):
+            raise ValueError(f"an array of {kind!r} and shape {shape} is cut off")
+        return np.ndarray(shape, dtype, self.data, start).copy()
+
+
 def encode(value: Any, arrays: list[bytes]) -> Any:
-    """``value`` as JSON; arrays move to the list, where their place stands for them."""
+    """``value`` as JSON; the bytes of arrays move to the list."""
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, (np.ndarray, np.generic)):
-        file = io.BytesIO()
-        order = memory_order(np.asarray(value))
-        dense = np.asarray(value).transpose(order)
-        np.lib.format.write_array(file, np.array(dense, order="C"), allow_pickle=False)
-        arrays.append(file.getvalue())
+        array = np.asarray(value)
+        if array.dtype.kind not in KINDS:
+            raise TypeError(f"expected arrays of numbers, got {array.dtype}")
+        order = memory_order(array)
+        dense = array.transpose(order)
+        arrays.append(dense.tobytes())
         # The order of the axes in memory is kept. What has gaps arrives as every second element of a larger array.
-        strided = value.ndim > 0 and not dense.flags.c_contiguous
-        return {
-            "array": len(arrays) - 1, "generic": isinstance(value, np.generic), "strided": strided, "order": order,
-        }
+        strided = array.ndim > 0 and not dense.flags.c_contiguous
+        form = {"generic": isinstance(value, np.generic), "strided": strided, "order": order}
+        return {"array": dense.dtype.str, "shape": list(dense.shape), **form}
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": repr(value)}
     if isinstance(value, QParams):
@@ -86,23 +102,26 @@ def memory_order(array: np.ndarray) -> list[int]:
     return sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
 
 
-def decode(value: Any, arrays: list[np.ndarray]) -> Any:
+def decode(value: Any, body: Body) -> Any:
     """What ``encode`` was given."""
     if isinstance(value, list):
-        return [decode(v, arrays) for v in value]
+        return [decode(v, body) for v in value]
     if not isinstance(value, dict):
         return value
     (kind, content), *rest = value.items()
     if kind == "array":
-        generic, strided, order = (field for _, field in rest)
-        array = np.repeat(arrays[content], 2, axis=-1)[..., ::2] if strided else arrays[content]
-        return array[()] if generic else array.transpose(np.argsort(order))
+        shape, generic, strided, order = (field for _, field in rest)
+        array = body.array(content, shape)
+        array = np.repeat(array, 2, axis=-1)[..., ::2] if strided else array
+        if generic:
+            return array[()]
+        return array if order == list(range(array.ndim)) else array.transpose(np.argsort(order))
     if kind == "qparams":
-        return QParams(**{key: decode(part, arrays) for key, part in content.items()})
+        return QParams(**{key: decode(part, body) for key, part in content.items()})
     if kind == "float":
         return float(content)
     if kind == "tuple":
-        return tuple(decode(v, arrays) for v in content)
+        return tuple(decode(v, body) for v in content)
     if kind == "set":
-        return frozenset(decode(v, arrays) for v in content)
-    return {key: decode(v, arrays) for key, v in content.items()}
+        return frozenset(decode(v, body) for v in content)
+    return {key: decode(v, body) for key, v in content.items()}
