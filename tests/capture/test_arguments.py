@@ -79,3 +79,13 @@ def test_paths_that_differ_in_a_dot_are_two_parts():
     q = qs.quantize(Twin().eval(), [networks.inputs(3, (4,))])
     assert sum(p.numel() for p in q.parameters()) == 6 * 4
     assert len(set(q.state_dict())) == 6 + 1
+
+
+def test_excluding_all_layers_is_told_whatever_the_way():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    for quantize in (
+        lambda: qs.quantize(model, [torch.ones(1, 4)], exclude="*"), lambda: qs.quantize_dynamic(model, exclude="*"),
+        lambda: qs.quantize_dynamic(model, example=torch.ones(1, 4), exclude="*"),
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match="^nothing was quantized: all of its layers are excluded"):
+            quantize()

@@ -204,7 +204,8 @@ FAULTS = [
     Fault(
         'flags-forgotten', 'capture.calls', ('STA-WAYS',),
         'A call with another flag runs the network of the calls that calibration had.',
-        '    constants: tuple[Any, ...]\n', '    constants: tuple[Any, ...] = field(compare=False)\n',
+        '    shape: str\n    constants: tuple[Any, ...]\n',
+        '    shape: str\n    constants: tuple[Any, ...] = field(compare=False)\n',
     ),
     Fault(
         'constants-computed-each-time', 'capture.constants', ('STA-CONSTANT',),
