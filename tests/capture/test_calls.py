@@ -106,6 +106,16 @@ def test_an_expert_to_which_calibration_sent_no_rows_stays_in_float(tmp_path):
         qs.quantize(model, [x[:0]])
 
 
+@clause("STA-CALIBRATED")
+def test_an_expert_whose_values_make_no_grid_is_refused_by_its_place():
+    model, x = networks.seeded(Routed), networks.inputs(12, (8,))
+    nn.init.zeros_(model.experts[1][0].weight)
+    x[:, 0] = torch.arange(12) % 3
+    x[x[:, 0] == 1, 1:3] = torch.tensor([-3e38, 3e38])
+    with pytest.raises(qs.CalibrationError, match="^input 'input': values from -3e.38 to 3e.38: "):
+        qs.quantize(model, [x])
+
+
 @clause("DYN-LAYERS")
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_a_layer_without_outputs_is_quantized_like_others(tmp_path):
