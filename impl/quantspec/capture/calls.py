@@ -50,7 +50,6 @@ class CallPattern:
         args, kwargs = tree_unflatten(leaves, self.given.spec)
         return tuple(args), dict(kwargs)
 
-
     def identity(self) -> "CallPattern":
         """The pattern without what builds its arguments: enough to know it by."""
         return replace(self, given=None)
