@@ -321,19 +321,22 @@ CONVOLUTIONS = (
 
 @clause("STA-NOTHING")
 @pytest.mark.parametrize("data", [False, True], ids=["without data", "by example"])
-def test_a_model_of_convolutions_is_told_what_quantizes_them(data):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_model_of_convolutions_is_told_what_quantizes_them(mixed, data):
     class Image(nn.Module):
         def __init__(self):
             super().__init__()
             self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+            self.head = nn.Linear(8, 8) if mixed else nn.ReLU()
 
         def forward(self, x):
             for block in self.blocks:
                 x = x + block(x) if x.sum() > 0 else block(x)  # which is no graph
-            return x
+            return self.head(x)
 
     model, x = networks.seeded(Image), networks.inputs(1, (3, 8, 8))
-    with pytest.warns(UserWarning, match=f"^nothing was quantized: {CONVOLUTIONS}; print the result"):
+    nothing = f"^nothing was quantized: {CONVOLUTIONS}; print the result"
+    with pytest.warns(UserWarning, match="quantizes convolutions" if mixed else nothing):
         q = qs.quantize_dynamic(model, example=x if data else None)
     rest = {row.path: row.reason for row in q.report.rest}
     assert rest == dict.fromkeys(("blocks.0", "blocks.1"), "a convolution, which dynamic quantization leaves in float")

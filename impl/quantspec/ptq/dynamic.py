@@ -155,7 +155,7 @@ class Quantizer:
             for path, patterns in found.graphs.items()
         }
         counted = work.of_parts(self.model, found.graphs, args, kwargs)
-        reasons = [*convolutions(self.model), *found.stops]
+        reasons = [*found.stops, *convolutions(self.model)]
         report = work.report_of_parts(found.graphs, programs, counted, reasons, self.exclude)
         work.warn_of_float(report, [p for patterns in programs.values() for p in patterns.values()], work.NO_PART)
         networks = {
@@ -191,7 +191,7 @@ class Quantizer:
                 networks[path] = network
             else:
                 stops += [tracer.Stop(path, step.reason) for step in network.steps if isinstance(step, Call)]
-        reasons = [*convolutions(self.model), *stops]
+        reasons = [*stops, *convolutions(self.model)]
         report = work.report_of_layers(self.model, networks, reasons, self.exclude)
         work.warn_of_float(report, networks.values(), work.NO_PART)
         layers = {path: QuantizedModule(network, self.options.engine) for path, network in networks.items()}
@@ -199,7 +199,7 @@ class Quantizer:
 
 
 def convolutions(model: nn.Module) -> list[tracer.Stop]:
-    """The convolutions of a model, with the reason that they have where nothing else is in the way."""
+    """The convolutions of a model, with the reason why all of them stay in float."""
     kind = nn.modules.conv._ConvNd
     return [tracer.Stop(path, work.CONVOLUTION) for path, module in model.named_modules() if isinstance(module, kind)]
 
