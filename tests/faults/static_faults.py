@@ -439,7 +439,7 @@ FAULTS = [
     Fault(
         "defaults-given-twice", "capture.calls", ("STA-PARTS", "STA-WAYS"),
         "A part is called with defaults that nobody gave, which its decorator gives too.",
-        "if list(map(id, held)) != list(map(id, tensors)):", "if held is not None:",
+        "if list(map(id, filter(is_tensor, passed))) != list(map(id, tensors)):", "if passed is not None:",
     ),
     Fault(
         "search-with-eight-bits", "ptq.static", ("STA-SEARCH",),

@@ -4,7 +4,6 @@ is part of the pattern."""
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from types import MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -46,7 +45,7 @@ class CallPattern:
         """Arguments of this pattern, with values in the places of tensors."""
         assert self.given is not None
         left = iter(values)
-        leaves = [next(left) if constant is TENSOR else constant[1] for constant in self.given.constants]
+        leaves = [next(left) if leaf is TENSOR else leaf for leaf in self.given.leaves]
         args, kwargs = tree_unflatten(leaves, self.given.spec)
         return tuple(args), dict(kwargs)
 
@@ -56,11 +55,11 @@ class CallPattern:
 
 
 class Given(NamedTuple):
-    """The arguments of a call as its caller gave them, by position or by name: a decorator of the forward may look for
-    them there, or add what nobody gave."""
+    """The arguments of a call as its caller gave them, by position or by name, with TENSOR in the places of tensors: a
+    decorator of the forward may look for them there, or add what nobody gave."""
 
     spec: TreeSpec
-    constants: tuple[Any, ...]
+    leaves: tuple[Any, ...]
 
 
 class _Tensor:
@@ -80,28 +79,26 @@ def call_of(
 
     Arguments nobody gave have their defaults, so that a call which gives the default has the same pattern.
     """
+    given = args, kwargs
     signature = signature_of(forward)
     if signature is None:
-        given = args, kwargs
         positional, named = args, kwargs
         first = [f"input{i}" for i in range(len(args))]
     else:
         bound = signature.bind(*args, **kwargs)
-        order = {name: place for place, name in enumerate(signature.parameters)}
-        given = args, {name: kwargs[name] for name in sorted(kwargs, key=lambda name: order.get(name, len(order)))}
+        given = args, {name: kwargs[name] for name in (*signature.parameters, *kwargs) if name in kwargs}
         bound.apply_defaults()
         positional, named = bound.args, bound.kwargs
         first = positional_names(signature, len(positional))
     leaves, spec = tree_flatten((positional, named))
     labels = labels_of(positional, named, first)
     constants = tuple(map(constant_of, leaves, labels))
-    tensors = [leaf for leaf, constant in zip(leaves, constants, strict=True) if constant is TENSOR]
-    names = unique([label for label, constant in zip(labels, constants, strict=True) if constant is TENSOR])
+    tensors = list(filter(is_tensor, leaves))
+    names = unique([label for leaf, label in zip(leaves, labels, strict=True) if is_tensor(leaf)])
     passed, form = tree_flatten(given)
-    held = [leaf for leaf in passed if is_tensor(leaf)]
-    if list(map(id, held)) != list(map(id, tensors)):  # a default is a tensor
+    if list(map(id, filter(is_tensor, passed))) != list(map(id, tensors)):  # a default is a tensor
         passed, form = leaves, spec
-    as_given = Given(form, tuple(map(constant_of, passed, repeat(""))))
+    as_given = Given(form, tuple(TENSOR if is_tensor(leaf) else leaf for leaf in passed))
     return CallPattern(as_given, structure(spec), constants, names), tensors
 
 
@@ -149,7 +146,7 @@ def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     parts: list[Any] = [len(args), *kwargs]
     for value in (*args, *kwargs.values()):
         kind = type(value)
-        if kind is torch.Tensor or kind is nn.Parameter:
+        if is_tensor(value):
             parts.append(TENSOR)
         elif kind in CONSTANTS:
             parts += (kind, value)

@@ -147,13 +147,13 @@ def check_model(model: nn.Module) -> None:
         if module.training:
             raise ValueError(f"model: {path or 'it'} is in training mode; call model.eval() first")
     for path, parameter in model.named_parameters():
-        other = parameter.dtype != torch.float32 and is_torchs(model.get_submodule(path.rpartition(".")[0]))
+        other = parameter.dtype != torch.float32 and is_kind_of_layer(model.get_submodule(path.rpartition(".")[0]))
         if other or parameter.device.type != "cpu":
             what = f"{path} is {parameter.dtype} on {parameter.device}"
             raise ValueError(f"model: expected float32 parameters on the CPU, {what}")
 
 
-def is_torchs(module: nn.Module) -> bool:
+def is_kind_of_layer(module: nn.Module) -> bool:
     """Whether a module is a layer of torch.nn, or of a class derived from one."""
     found = {kind.__module__ for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules.")}
     return bool(found - {"torch.nn.modules.module", "torch.nn.modules.container"})

@@ -274,17 +274,22 @@ def warn_of_float(report: Report | None, programs: Iterable[Program], nothing: s
     """Warns when no layer of the networks is in int8 (STA-NOTHING), ``nothing`` saying why, or when less than 90 % of
     the work is (SIZ-WARN)."""
     if not any(program.layers for program in programs):
-        if report is not None and any(CONVOLUTION in row.reason for row in report.rest):
+        if report is not None and has_convolutions(report):
             nothing = f"dynamic quantization leaves convolutions in float ({QUANTIZE})"
         warnings.warn(f"nothing was quantized: {nothing}; print the result to see why", stacklevel=level_of_caller())
     elif report is not None and report.share < ENOUGH:
         warnings.warn(f"{report.sentence()}; {'; '.join(advice(report))}", stacklevel=level_of_caller())
 
 
+def has_convolutions(report: Report) -> bool:
+    """Whether convolutions stayed in float because quantization is dynamic."""
+    return any(CONVOLUTION in row.reason for row in report.rest)
+
+
 def advice(report: Report) -> list[str]:
     """What could be done for more of the work in int8."""
     texts = ["q.report lists all", "use exclude= for what should stay in float"]
-    if any(CONVOLUTION in row.reason for row in report.rest):
+    if has_convolutions(report):
         texts.append(QUANTIZE)
     if any(row.place == PYTHON for row in report.rest):
         texts.append("rewrite that Python" if report.counted else "pass a batch as example= to capture more")
