@@ -252,6 +252,11 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "reflected": lambda: nn.Conv2d(4, 3, 3, padding=(2, 1), padding_mode="reflect"),
     "circular, same": lambda: nn.Conv2d(4, 3, (2, 3), padding="same", padding_mode="circular"),
     "groups": lambda: nn.Conv2d(4, 8, 3, groups=2, bias=False, stride=2, padding=1),
+    "factors": lambda: nn.Conv2d(4, 4, 1, groups=4),
+    "factors without a bias": lambda: nn.Conv2d(4, 4, 1, groups=4, bias=False),
+    "factors of every other position": lambda: nn.Conv2d(4, 4, 1, groups=4, stride=(2, 1)),
+    "factors, padded": lambda: nn.Conv2d(4, 4, 1, groups=4, padding=(0, 1)),
+    "factors, two for each channel": lambda: nn.Conv2d(4, 8, 1, groups=4),
     "transposed": lambda: nn.ConvTranspose2d(4, 3, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2)),
     "transposed, groups": lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=(2, 1), stride=2),
 }

@@ -134,6 +134,10 @@ def run_conv(node: Conv, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
         padding = [0] * positions
     else:
         padding = [before for before, _ in node.padding]
+    if weight[0].numel() == 1 and node.groups == len(weight) and {*node.stride} == {1} and not any(padding):
+        # A factor for each channel, for which torch's convolution takes ten times as long.
+        factors = weight.reshape(-1, *(1,) * positions)
+        return x * factors if bias is None else torch.addcmul(bias.reshape(factors.shape), x, factors)
     dense = (F.conv1d, F.conv2d, F.conv3d)
     return dense[positions - 1](x, weight, bias, node.stride, padding, node.dilation, node.groups)
 
