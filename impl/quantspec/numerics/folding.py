@@ -41,8 +41,11 @@ def fold_batch_norm(
     """
     factor = normalization_factor(gamma, var, eps)
     start = 0.0 if bias is None else bias
-    folded = weight * np.expand_dims(factor, tuple(range(1, np.ndim(weight))))
-    return folded.astype(np.float32), ((start - np.asarray(mean, np.float64)) * factor + beta).astype(np.float32)
+    # Products in float64, a piece at a time, which takes no memory of their size.
+    folded = np.empty(np.shape(weight), np.float32)
+    factors = np.expand_dims(factor, tuple(range(1, np.ndim(weight))))
+    np.multiply(weight, factors, out=folded, dtype=np.float64, casting="same_kind")
+    return folded, ((start - np.asarray(mean, np.float64)) * factor + beta).astype(np.float32)
 
 
 def fold_batch_norm_before(
