@@ -59,7 +59,7 @@ class GraphBuilder:
 
     def __init__(self, model: nn.Module, constants: Mapping[str, Any] | None = None, *, share: bool = False):
         """``constants``: values by names that are attributes of no module. ``share``: arrays are the model's own
-        memory."""
+        memory, and calls call its own modules, which are told not to work in place."""
         self.modules = dict(model.named_modules())
         self.model = model
         self.constants = constants or {}
@@ -78,7 +78,8 @@ class GraphBuilder:
         defaults: dict[str, Any] = {}
         nodes: list[Node] = []
         output: Any = None
-        aliases.check(traced, self.modules, self.writes(traced))
+        written = self.writes(traced)
+        aliases.check(traced, self.modules, written)
         for node in traced.nodes:
             if node.op == "placeholder":
                 if str(node.target).isidentifier():
@@ -94,7 +95,7 @@ class GraphBuilder:
                 inside = f"{path}.{re.sub(r'_[0-9]+$', '', node.name)}" if path else node.name
                 # Also outside of modules, as one may be called as a function is: relu.
                 node.name = self.unused(path if path and node.op == "call_module" else inside)
-                written_to = self.written_to(node)
+                written_to = self.first(node) if node in written else None
                 result = self.node(node) or []
                 for part in result if isinstance(result, list) else [result]:
                     nodes.append(part)
@@ -226,7 +227,7 @@ class GraphBuilder:
             what, name = None, target
         if (kind, name) not in self.callables and kind != "method":
             if kind == "module":
-                what = copies.copied(self.modules[target], share=False)
+                what = self.modules[target] if self.share else copies.copied(self.modules[target], share=False)
                 for part in what.modules():
                     if hasattr(part, "inplace"):
                         setattr(part, "inplace", False)  # noqa: B010  # torch says that attributes are modules

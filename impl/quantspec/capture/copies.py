@@ -93,7 +93,7 @@ def copied(model: nn.Module, *, share: bool) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for name, value in (*module._parameters.items(), *vars(module).items()):
-            if not isinstance(value, torch.Tensor):
+            if type(value) in FIXED or name in TORCHS or not isinstance(value, torch.Tensor):
                 continue
             # What a lazy module has is not made yet, and cannot be asked.
             if share and name in module._parameters and (is_lazy(value) or not value.is_inference()):
@@ -197,10 +197,15 @@ def tensor_copy(value: Any, memo: dict[int, Any]) -> Any:
     is_plain = type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu"
     if not is_plain or value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg() or vars(value):
         return copy.deepcopy(value, memo)
-    storage = copy.deepcopy(value.untyped_storage(), memo)
+    storage = value.untyped_storage()
+    if id(storage) not in memo and value.is_contiguous() and value.nbytes == storage.nbytes():
+        memo[id(value)] = twin = value.clone()  # all of its memory, at a third of the price
+        memo[id(storage)] = twin.untyped_storage()
+        memo.setdefault(id(memo), []).append(storage)  # which keeps the id its own, as in copy.deepcopy
+        return twin
+    storage = copy.deepcopy(storage, memo)
     with torch.no_grad():
-        twin = value.new_empty(0).set_(storage, value.storage_offset(), value.shape, value.stride())
-    memo[id(value)] = twin
+        memo[id(value)] = twin = value.new_empty(0).set_(storage, value.storage_offset(), value.shape, value.stride())
     return twin
 
 
@@ -247,10 +252,10 @@ def fingerprint(value: Any) -> Any:
 
 
 def shallow(value: Any) -> Any:
+    if type(value) in FIXED or isinstance(value, (int, float, str)):
+        return value
     if isinstance(value, torch.Tensor):
         return id(value), value._version
-    if isinstance(value, (int, float, str, bool, type(None))):
-        return value
     if isinstance(value, (list, dict)):
         return id(value), len(value)
     return id(value)
