@@ -607,6 +607,8 @@ def test_codes_have_as_many_bits_as_asked_for(bits):
         qs.quantize(model, [x], bits=2, reduce_range=True)
     with pytest.raises(TypeError, match="^per_channel: expected True or False, got 1$"):
         qs.quantize(model, [x], per_channel=1)
+    with pytest.raises(TypeError, match="^fuse: expected True or False, got 1$"):
+        qs.prepare(model, fuse=1)
 
 
 @clause("STA-UNTOUCHED")
@@ -618,6 +620,23 @@ def test_a_network_that_was_prepared_is_that_of_then():
         model[0].weight.zero_()
     prepared(x)
     assert torch.equal(qs.convert(prepared)(x), expected)
+
+
+@clause("STA-UNTOUCHED")
+@pytest.mark.parametrize("exclude", [(), ("0",)])
+def test_a_network_shares_no_parameter_with_its_model(exclude):
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4), nn.BatchNorm1d(4)))
+    x = networks.inputs(4, (8,))
+    made = [
+        qs.quantize(model, [x], fuse=False, exclude=exclude),
+        qs.quantize_dynamic(model, exclude=exclude),
+        qs.quantize_dynamic(model, example=x, exclude=exclude),
+    ]
+    expected = [q(x) for q in made]
+    with torch.no_grad():
+        for tensor in (*model.parameters(), model[3].running_mean):
+            tensor.add_(1)
+    assert all(torch.equal(q(x), y) for q, y in zip(made, expected, strict=True))
 
 
 @clause("STA-NOTHING")
