@@ -399,6 +399,68 @@ def test_operations_in_place_are_seen_by_later_readers_and_do_not_reach_the_inpu
         assert (got[0] - expected[0]).abs().max() < 0.1 < expected[0].abs().max()
 
 
+@torch.fx.wrap
+def added(x, y):
+    """Written to its first argument, which it gives back."""
+    x += y
+    return x
+
+
+@torch.fx.wrap
+def half_added(x, y):
+    """Written to a part of its first argument; it gives nothing."""
+    x[:, :4] += y[:, :4]
+
+
+class Hidden(nn.Module):
+    """Layers around a function that tracing does not look into, which it finds by its name in this module."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.first, self.last, self.name = nn.Linear(8, 8), nn.Linear(8, 4), name
+
+    def function(self, x, y):
+        return globals()[self.name](x, y)
+
+    def forward(self, x):
+        y = self.first(x)
+        self.function(y, x)
+        return self.last(y)
+
+
+class HiddenTwice(Hidden):
+    """What the function gives is read, and so is what it has written to."""
+
+    def forward(self, x):
+        y = self.first(x)
+        z = self.function(y, x)
+        return self.last(y) + self.last(y if z is None else z)
+
+
+class HiddenInput(Hidden):
+    """The function writes to the model's input."""
+
+    def forward(self, x):
+        self.function(x, torch.ones_like(x))
+        return self.last(self.first(x))
+
+
+@clause("STA-IN-PLACE", "STA-ARGUMENTS")
+@pytest.mark.parametrize("name", ["added", "half_added"])
+@pytest.mark.parametrize("kind", [Hidden, HiddenTwice, HiddenInput])
+def test_what_a_hidden_function_writes_to_is_seen_by_later_readers(kind, name):
+    model, x = networks.seeded(lambda: kind(name)), networks.inputs(6, (8,))
+    with torch.no_grad():
+        expected = model(x.clone()).numpy()
+    before = x.clone()
+    static, by_example = qs.quantize(model, [x]), qs.quantize_dynamic(model, example=x)
+    for network in (static, by_example):
+        assert accuracy.sqnr(expected, network(x).numpy()) > 28 and torch.equal(x, before)
+        assert network.report.share == 1
+    # Without data the layers alone are quantized, and the function is the model's Python.
+    assert accuracy.sqnr(expected, qs.quantize_dynamic(model)(x.clone()).numpy()) > 28
+
+
 ATTENTION = {
     "self": (lambda: nn.MultiheadAttention(8, 2, batch_first=True), lambda x: (x, x, x)),
     "first": (lambda: nn.MultiheadAttention(8, 4), lambda x: (x, x, x)),

@@ -437,6 +437,11 @@ FAULTS = [
         "if user.target in CIRCULAR or (moves", "if user is node or (moves",
     ),
     Fault(
+        "hidden-functions-are-traced", "capture.tracer", ("STA-IN-PLACE",),
+        "A traced graph calls functions that torch.fx.wrap hides, and what they write to is lost where it is in codes.",
+        "if (hidden := not_looked_into(graph)) is not None:", "if (hidden := not_looked_into(graph)) == '':",
+    ),
+    Fault(
         "defaults-given-twice", "capture.calls", ("STA-PARTS", "STA-WAYS"),
         "A part is called with defaults that nobody gave, which its decorator gives too.",
         "if list(map(id, filter(is_tensor, passed))) != list(map(id, tensors)):", "if passed is not None:",

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 import quantspec
 from evidence import clause
 from networks import inputs, mostly_attention, seeded
-from quantspec.ir.program import Ref
+from quantspec.ir.program import Call, Program, Ref
+from quantspec.ir.rearrange import qualified_name
+from quantspec.module.module import QuantizedModule
 from quantspec.storage import callables
 from quantspec.storage import file as storage_file
 
@@ -177,7 +179,7 @@ def halved(x):
     return x / 2
 
 
-def test_a_function_of_ones_own_cannot_be_stored(tmp_path):
+def test_a_function_of_ones_own_is_stored_as_the_operations_in_it_or_not_at_all(tmp_path):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -187,8 +189,13 @@ def test_a_function_of_ones_own_cannot_be_stored(tmp_path):
             return halved(self.layer(x))
 
     q = quantspec.quantize(seeded(Model), [inputs()])
+    q.save(tmp_path / "q.safetensors")
+    assert torch.equal(quantspec.load(tmp_path / "q.safetensors", model=seeded(Model))(inputs()), q(inputs()))
+    (tmp_path / "q.safetensors").unlink()
+    call = Call("y", "function", qualified_name(halved), (Ref("x"),), {}, "")
+    program = Program("onnx", ("x",), {}, (call,), Ref("y"), {("function", qualified_name(halved)): halved})
     with pytest.raises(quantspec.UnsupportedError, match="function .*halved: a file may not name"):
-        q.save(tmp_path / "q.safetensors")
+        QuantizedModule(program).save(tmp_path / "q.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
