@@ -2,6 +2,7 @@
 chooses."""
 
 import copy
+import functools
 import io
 import itertools
 import pickle
@@ -412,6 +413,16 @@ def half_added(x, y):
     x[:, :4] += y[:, :4]
 
 
+# A function to whoever calls it, and not to Python.
+added_by_an_object = functools.lru_cache(maxsize=1)(added)
+torch.fx.wrap("added_by_an_object")
+
+
+@torch.library.custom_op("tests::added", mutates_args=("x",))
+def added_by_an_operator(x: torch.Tensor, y: torch.Tensor) -> None:
+    x += y
+
+
 class Hidden(nn.Module):
     """Layers around a function that tracing does not look into, which it finds by its name in this module."""
 
@@ -446,7 +457,7 @@ class HiddenInput(Hidden):
 
 
 @clause("STA-IN-PLACE", "STA-ARGUMENTS")
-@pytest.mark.parametrize("name", ["added", "half_added"])
+@pytest.mark.parametrize("name", ["added", "half_added", "added_by_an_object", "added_by_an_operator"])
 @pytest.mark.parametrize("kind", [Hidden, HiddenTwice, HiddenInput])
 def test_what_a_hidden_function_writes_to_is_seen_by_later_readers(kind, name):
     model, x = networks.seeded(lambda: kind(name)), networks.inputs(6, (8,))

@@ -437,9 +437,9 @@ FAULTS = [
         "if user.target in CIRCULAR or (moves", "if user is node or (moves",
     ),
     Fault(
-        "hidden-functions-are-traced", "capture.tracer", ("STA-IN-PLACE",),
-        "A traced graph calls functions that torch.fx.wrap hides, and what they write to is lost where it is in codes.",
-        "if (hidden := not_looked_into(graph)) is not None:", "if (hidden := not_looked_into(graph)) == '':",
+        "hidden-functions-are-traced", "capture.builder", ("STA-IN-PLACE",),
+        "A graph calls functions that torch.fx.wrap hides, and what they write to is lost where it is in codes.",
+        "aliases.hides_writes(target):", "not aliases.HIDDEN:",
     ),
     Fault(
         "defaults-given-twice", "capture.calls", ("STA-PARTS", "STA-WAYS"),

@@ -202,12 +202,11 @@ def depending(graph: fx.Graph) -> set[fx.Node]:
 def reads_what_was_written(graph: fx.Graph, builder: GraphBuilder) -> None:
     """Lets who reads a value after it was written to read what wrote it."""
     order = in_order(graph)
-    for node in list(graph.nodes):
-        if node.op.startswith("call_") and builder.written_to(node) is not None:
-            value = node.all_input_nodes[0]
-            for user in list(value.users):
-                if order[user] > order[node]:
-                    user.replace_input_with(value, node)
+    for node in builder.writes(graph):
+        value = node.all_input_nodes[0]
+        for user in list(value.users):
+            if order[user] > order[node]:
+                user.replace_input_with(value, node)
 
 
 def behind_relu(mark: fx.Node, act: Act, builder: GraphBuilder) -> None:

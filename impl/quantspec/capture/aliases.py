@@ -6,8 +6,10 @@ from enum import IntEnum
 from typing import Any
 
 from torch import fx, nn
+from torch._ops import OpOverload, OpOverloadPacket
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir.rearrange import qualified_name
 
 # By the names of functions and methods.
 SOMETIMES = frozenset(
@@ -35,9 +37,13 @@ BEYOND = frozenset(
     """.split()
 )
 
+# Whose functions are known by their names; those without a module are built into torch.
+SEEN = ("torch", "operator", "_operator", "math", "builtins", "quantspec", "None")
+
 SHARED = "it writes to a tensor and reads another one that lies in its memory"
 WRITTEN = "it writes to a tensor and reads one that may share its memory, depending on the layout of an input"
 TO_CONSTANT = "it writes to a tensor that it makes without its inputs"
+HIDDEN = "may write to its arguments in a way that cannot be seen"
 TOLD_LAYOUT = "Python reads the memory layout of a tensor"
 
 
@@ -95,6 +101,17 @@ def check(graph: fx.Graph, modules: dict[str, nn.Module], writes: dict[fx.Node, 
                 continue
             if any(order[user] > order[write] for user in other.users):
                 raise UnsupportedError(SHARED if how is Shares.ALWAYS else WRITTEN)
+
+
+def hides_writes(target: Any) -> bool:
+    """Whether a function may write to what it is given without its name saying so: an operator whose schema says it, or
+    what torch.fx was told not to look into, unless it is torch's, Python's or ours. Classes make outputs."""
+    if isinstance(target, OpOverload):
+        return target._schema.is_mutable and not target._overloadname.endswith("out")  # which writes to out= alone
+    if isinstance(target, OpOverloadPacket):
+        names = target.overloads()  # type: ignore[no-untyped-call]  # torch has no types there
+        return any(hides_writes(getattr(target, name)) for name in names)
+    return not isinstance(target, type) and qualified_name(target).partition(".")[0] not in SEEN
 
 
 class Memory:

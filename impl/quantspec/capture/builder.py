@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph
 from quantspec.ir.float_graph import FloatGraph, Node
 from quantspec.ir.program import Call, Ref
@@ -78,7 +79,7 @@ class GraphBuilder:
         defaults: dict[str, Any] = {}
         nodes: list[Node] = []
         output: Any = None
-        written = self.writes(traced)
+        written = self.writes(traced)  # asked now, as calls tell modules not to work in place
         aliases.check(traced, self.modules, written)
         for node in traced.nodes:
             if node.op == "placeholder":
@@ -136,6 +137,8 @@ class GraphBuilder:
                     return recognized
             if (moved := operators.move(self, node)) is not None:
                 return replace(moved, call=replace(moved.call, reason=""))
+            if node.op == "call_function" and self.target_of(node) is None and aliases.hides_writes(target):
+                raise UnsupportedError(f"{qualified_name(target)} {aliases.HIDDEN}")
         return self.call(node)
 
     def module(self, node: fx.Node, module: nn.Module) -> Node | None:
@@ -174,11 +177,6 @@ class GraphBuilder:
         """The operations in place, each with what it writes to."""
         found = {node: self.target_of(node) for node in traced.nodes if node.op in KINDS}
         return {node: target for node, target in found.items() if target is not None}
-
-    def written_to(self, node: fx.Node) -> str | None:
-        """The name of the value that an operation in place changes: who reads it later reads the result. None for other
-        operations."""
-        return None if self.target_of(node) is None else self.first(node)
 
     def target_of(self, node: fx.Node) -> fx.Node | None:
         """What an operation in place writes to; None for other operations."""

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import fx, nn
 
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_graph import FloatGraph, Linear
-from quantspec.ir.program import Call, Ref
+from quantspec.ir.program import Ref
 from quantspec.surroundings import usual
 
 from . import acting, attention, constants, copies, layers, products
@@ -89,20 +88,7 @@ def trace(model: nn.Module, path: str = "", pattern: CallPattern | None = None, 
     except Exception as error:  # the tracer lets through whatever the model raises on a proxy
         name = type(part).__name__
         raise UnsupportedError(f"model: {name} cannot be traced: {described(error)}") from error
-    if (hidden := not_looked_into(graph)) is not None:
-        raise UnsupportedError(f"model: it calls {hidden}, which torch.fx was told not to look into")
     return Capture(graph, tuple(tracer.stops))
-
-
-def not_looked_into(graph: FloatGraph) -> str | None:
-    """The name of a Python function that a traced graph calls as a whole (``torch.fx.wrap``), and that is neither
-    torch's nor ours: it may write to what it is given, which codes would not show (STA-IN-PLACE)."""
-    for node in graph.nodes:
-        if isinstance(node, Call) and node.kind == "function":
-            what = graph.callables[node.kind, node.target]
-            if isinstance(what, FunctionType) and what.__module__.partition(".")[0] not in ("torch", "quantspec"):
-                return node.target
-    return None
 
 
 def acts_beside(
