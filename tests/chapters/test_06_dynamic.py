@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -172,6 +172,8 @@ def broken_rows(draw, x):
 def test_rows_that_are_not_finite_have_no_part_in_the_range(layer, per_row, engine, data):
     x, w_q, w, bias = layer
     x, bad = data.draw(broken_rows(x))
+    largest = np.abs(x[~bad]).max(axis=1, initial=0)
+    assume(((largest == 0) | (largest >= 2.0**-117)).all())  # the range of less is refused, as it makes no grid
     step = program.LinearDynamic("y", "x", "layer", w_q, bias, w, False, per_row)
     run = registry.engine(engine)(program.Program("onnx", ("x",), {}, (step,), program.Ref("y")))
     found = run({"x": torch.from_numpy(x)}).numpy()
