@@ -816,39 +816,47 @@ def in_definition(step, x_q):
     x = float(step.x_qparams.scale), int(step.x_qparams.zero_point)
     return spec.linear_real(
         x_q.reshape(-1, x_q.shape[-1]).tolist(), x, step.weight.reshape(len(step.weight), -1).tolist(), qparams,
-        bias.tolist(),
+        bias.tolist(), step.relu,
     )
 
 
 @clause("STA-DIRECT")
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("act", [None, nn.ReLU()])
+@pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize(
     "read", [lambda y: torch.softmax(y, -1), lambda y: torch.softmax(y.transpose(-1, -2), -1) * y.size(-1)]
 )
-def test_what_only_float_reads_is_not_rounded_to_codes(bias, read):
+def test_what_only_float_reads_is_not_rounded_to_codes(bias, act, fuse, read):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(4, 3, bias=bias)
+            self.layer, self.act = nn.Linear(4, 3, bias=bias), act
 
         def forward(self, x):
-            return read(self.layer(x))
+            y = self.layer(x)
+            return read(y if self.act is None else self.act(y))
 
     model, x = networks.seeded(Model), networks.inputs(3, (2, 4))
-    prepared = qs.prepare(model, dialect="exact")
+    prepared = qs.prepare(model, dialect="exact", fuse=fuse)
     assert list(prepared.observers) == ["x"]
     prepared(x)
     q = qs.convert(prepared)
     (step,) = q.program.layers
     assert type(step) is program.Linear and step.y_qparams is None and "Dequantize" not in kinds(q)
+    assert step.relu is (fuse and act is not None)
     seen = trace(q, x)
-    assert seen[step.name].reshape(-1, 3).tolist() == in_definition(step, seen[step.x])
-    assert torch.equal(q(x), read(seen[step.name]))
+    y = seen[step.name]
+    assert y.reshape(-1, 3).tolist() == in_definition(step, seen[step.x])
+    assert (y == 0).any() == step.relu
+    assert torch.equal(q(x), read(y if act is None else y.relu()))
 
 
 @clause("STA-DIRECT")
-def test_a_convolution_that_only_float_reads_gives_floats_too():
-    model, x = networks.seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(-1))), networks.inputs(2, (3, 4, 5))
+@pytest.mark.parametrize("acts", [(), (nn.ReLU(),)])
+def test_a_convolution_that_only_float_reads_gives_floats_too(acts):
+    model = networks.seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), *acts, nn.Softmax(-1)))
+    x = networks.inputs(2, (3, 4, 5))
     q = qs.quantize(model, [x], dialect="exact")
     (step,) = q.program.layers
     seen = trace(q, x)
@@ -863,9 +871,12 @@ def test_a_convolution_that_only_float_reads_gives_floats_too():
     "read",
     [
         lambda y, conv: (torch.softmax(y, 1), y),  # an output of the network
-        lambda y, conv: torch.softmax(torch.relu(y), 1),  # a ReLU
+        lambda y, conv: (torch.softmax(y, 1), torch.relu(y)),  # its ReLU is one
+        lambda y, conv: torch.softmax(F.relu6(y), 1),  # an upper end
+        lambda y, conv: torch.softmax(F.max_pool2d(torch.relu(y), 2), 1),  # codes are pooled
         lambda y, conv: torch.softmax(y, 1) + conv(y),  # a layer reads it too
-        lambda y, conv: torch.softmax(torch.sigmoid(y), 1),  # a table reads it
+        lambda y, conv: torch.softmax(y, 1) + conv(torch.relu(y)),  # a layer reads its ReLU
+        lambda y, conv: torch.softmax(y, 1) + conv(torch.sigmoid(y)),  # a table reads it
     ],
 )
 def test_what_codes_are_needed_of_has_codes(read):
@@ -878,5 +889,6 @@ def test_what_codes_are_needed_of_has_codes(read):
             return read(self.conv(x), self.other)
 
     q = qs.quantize(networks.seeded(Model), [networks.inputs(2, (3, 2, 2))])
-    assert type(q.program.layers[0]) is program.Conv
+    step = q.program.layers[0]
+    assert type(step) is program.Conv and step.layer == "conv" and step.y_qparams is not None
 

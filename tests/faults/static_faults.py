@@ -270,6 +270,16 @@ FAULTS = [
         "if node.name in floats - kept}", "if node.name in floats}",
     ),
     Fault(
+        "direct-without-relu-only", "ptq.placement", ("STA-DIRECT",),
+        "What only float operations read keeps codes behind a ReLU, whatever the range.",
+        'isinstance(node, Layer) and node.ceiling == float("inf"))', "isinstance(node, Layer) and not node.relu)",
+    ),
+    Fault(
+        "direct-without-ceiling", "ptq.placement", ("STA-DIRECT",),
+        "A layer whose clamp ends at 6 gives floats, which end nowhere.",
+        'isinstance(node, Layer) and node.ceiling == float("inf"))', "isinstance(node, Layer))",
+    ),
+    Fault(
         "checksum-not-looked-at", "storage.file", ("STA-FORMAT",),
         "What a file says is taken for what was written to it.",
         'if header["sha256"] != digest(content, tensors):', "if not header:",

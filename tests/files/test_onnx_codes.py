@@ -260,19 +260,22 @@ def test_given_the_same_floats_a_transformer_has_the_same_codes():
 @pytest.mark.parametrize(
     "build, kind", [(lambda: nn.Conv2d(3, 4, 3), Conv), (lambda: nn.Linear(8, 5, bias=False), Linear)]
 )
-def test_a_layer_that_is_read_in_float_gives_the_same_bits(build, kind):
+@pytest.mark.parametrize("act", [nn.Identity(), nn.ReLU()])
+def test_a_layer_that_is_read_in_float_gives_the_same_bits(build, kind, act):
     """Its floats times a power of two are exact, so that the only operation in float shows their bits."""
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = build()
+            self.layer, self.act = build(), act
 
         def forward(self, x):
-            return torch.maximum(self.layer(x), self.layer(x) * 0.5)
+            y = self.act(self.layer(x))
+            return torch.maximum(y, y * 0.5)
 
     q = quantspec.quantize(seeded(Model), [CALIBRATION])
-    assert any(isinstance(step, kind) and is_direct(step) for step in q.program.steps)
+    direct = [step for step in q.program.steps if is_direct(step)]
+    assert direct and all(isinstance(step, kind) and step.relu is isinstance(act, nn.ReLU) for step in direct)
     found = check.differences(q.program, inputs(5, (3, 8, 8), 3))
     assert found["output"][0] > 100 and found["output"][1] == 0
 

@@ -92,23 +92,20 @@ class Placement:
         return coded, sources
 
     def read_in_float(self) -> set[str]:
-        """The layers whose output, or what it is rearranged to, is read by operations in float only, and is no output
-        of the network.
-
-        Behind a ReLU codes are finer, and a clamp's upper end is that of their range, so that those layers keep them.
-        """
+        """The layers whose output, or what it is rearranged to, or the ReLU of either, is read by operations in float
+        only, and is no output of the network. A clamp's upper end is that of a range, so that its layer keeps codes."""
         kept = {self.sources.get(name, name) for name in refs(self.graph.output)}
         floats: set[str] = set()
         for node in self.graph.nodes:
             for name in node_reads(node):
                 source = self.sources.get(name, name)
-                if isinstance(node, Shape) or (isinstance(node, Move) and self.sources[node.name] == source):
+                if isinstance(node, Shape) or (isinstance(node, (Move, Relu)) and self.sources[node.name] == source):
                     continue
                 if isinstance(node, Layer) or node.name in self.coded:
                     kept.add(source)
                 else:
                     floats.add(source)
-        layers = (node for node in self.graph.nodes if isinstance(node, Layer) and not node.relu)
+        layers = (node for node in self.graph.nodes if isinstance(node, Layer) and node.ceiling == float("inf"))
         return {node.name for node in layers if node.name in floats - kept}
 
     def share_grids(self) -> dict[str, list[str]]:
