@@ -22,6 +22,7 @@ import networks
 import quantspec as qs
 from evidence import clause
 from quantspec.capture import builder, copies, parts, tracer
+from quantspec.errors import ShapeError
 from quantspec.numerics import accuracy
 
 DECIBELS = 25.0
@@ -489,6 +490,29 @@ def test_sizes_for_which_what_was_captured_does_not_stand_are_computed_in_float(
         assert sqnr(model(x[:9]), q(x[:9])) > DECIBELS
         with pytest.warns(UserWarning, match="this call runs in float"):
             assert torch.equal(q(x[:3]), networks.with_codes_of(model, q)(x[:3]))
+
+
+@pytest.mark.parametrize(
+    "size, condition, other",
+    [
+        (lambda x: 8 if x.shape[0] > 4 else 6, "(x.size(0) > 4) is True", (3, 8, 8)),
+        (lambda x: int(x.shape[1] * 1.25), "((x.size(1) * 1.25) == 10.0) is True", (6, 16, 8)),
+        (lambda x: x.shape[1] // 2 + (0 if x.shape[0] == 3 else 1), "(x.size(0) == 3) is False", (3, 8, 8)),
+    ],
+)
+def test_a_loaded_network_says_for_which_sizes_it_was_captured(tmp_path, size, condition, other):
+    def forward(self, x):
+        assert isinstance(x, torch.Tensor)  # what symbolic tracing does not get through
+        return self.second(self.first(nn.functional.interpolate(x.transpose(1, 2), size(x)).transpose(1, 2)))
+
+    model, x = models.two_layers(forward), networks.inputs(6, (8, 8))
+    q = qs.quantize_dynamic(model, example=x)
+    q.save(tmp_path / "q.safetensors")
+    loaded = qs.load(tmp_path / "q.safetensors")
+    assert torch.equal(loaded(x), q(x))
+    with pytest.raises(ShapeError, match="^batch: the network was captured where ") as error:
+        loaded(networks.inputs(1, other)[0])
+    assert f"where {condition} ({__file__}, line " in str(error.value)
 
 
 @clause("STA-CONSTANT")

@@ -8,6 +8,7 @@ model, or leaves torch ends the recording.
 """
 
 import operator
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,7 +36,7 @@ from .tensor_names import (
     indexes_by_truth,
     is_method,
 )
-from .tracer import Capture, Tracer, described
+from .tracer import Capture, Tracer, described, innermost
 from .tracked import plain, slices
 
 # How the messages of a graph's conditions begin.
@@ -383,10 +384,12 @@ class Recorder(Values, TorchFunctionMode):
             return
         self.required.add(key)
         condition = self.add("call_function", target, given, {})
+        shown = f"{tracked.as_written(condition)} is {result}"
         if not result:
             condition = self.add("call_function", operator.not_, (condition,), {})
-        shown = f"{target.__name__}{tuple(map(tracked.exact, args))} is {result}"
-        self.add("call_function", torch._assert, (condition, f"{CAPTURED} where {shown}"), {})
+        place = innermost(reversed(list(traceback.walk_stack(None))))
+        message = f"{CAPTURED} where {shown}{f' ({place})' if place else ''}"
+        self.add("call_function", torch._assert, (condition, message), {})
 
     def assert_ranks(self) -> None:
         """Inputs whose number of axes was asked for have to have that many."""

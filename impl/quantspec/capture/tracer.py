@@ -8,9 +8,10 @@ for the caller to say.
 import inspect
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -177,11 +178,16 @@ def refuse_compiled(error: BaseException) -> None:
 
 
 def where(error: BaseException) -> str:
-    """File and line of the innermost frame that is neither torch's nor ours."""
-    frames = traceback.extract_tb(error.__traceback__)
+    """File and line of the innermost frame of the user's code that an error went through."""
+    return innermost(traceback.walk_tb(error.__traceback__))
+
+
+def innermost(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """File and line of the last frame that is neither torch's nor ours, or ""."""
+    places = [(frame.f_code.co_filename, line) for frame, line in frames]
     others = ("/torch/", "/quantspec/")
-    own = [f for f in frames if f.filename[:1] != "<" and not any(place in f.filename for place in others)]
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
+    own = [place for place in places if place[0][:1] != "<" and not any(other in place[0] for other in others)]
+    return f"{own[-1][0]}, line {own[-1][1]}" if own else ""
 
 
 def has_layers(module: nn.Module) -> bool:

@@ -18,6 +18,12 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+SIGNS = {
+    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/", operator.floordiv: "//",
+    operator.mod: "%", operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.le: "<=", operator.gt: ">",
+    operator.ge: ">=",
+}  # fmt: skip
+
 
 class Sizes(Protocol):
     """What a size needs of the recorder."""
@@ -82,6 +88,18 @@ class Float(Tracked, torch.SymFloat):
     """A float of the graph, also to whoever asks for its type."""
 
     __class__ = property(lambda self: float)
+
+
+def as_written(value: Any) -> str:
+    """What a node of numbers computes, as Python writes it."""
+    if not isinstance(value, fx.Node):
+        return repr(value)
+    if value.op == "call_method":  # a size of a tensor
+        return f"{value.args[0]}.{value.target}({', '.join(map(repr, value.args[1:]))})"
+    given = [as_written(arg) for arg in value.args]
+    if value.target in SIGNS:
+        return f"({f' {SIGNS[value.target]} '.join(given)})"
+    return f"{getattr(value.target, '__name__', value.target)}({', '.join(given)})"
 
 
 def exact(value: Any) -> Any:
