@@ -57,7 +57,8 @@ def quantize_dynamic(
         dialect: the rounding and arithmetic to follow (chapter 10).
         bits: bits of the codes of weights, 2 to 8.
         activations: ``per_tensor``: one range for the whole input of a layer; ``per_token``: one for each row
-            (DYN-ROWS); None: only weights are quantized (DYN-WEIGHT-ONLY).
+            (DYN-ROWS); None: only weights are quantized (DYN-WEIGHT-ONLY). Recurrent layers have the ranges of
+            DYN-RECURRENT with both, and stay in float with None.
         exclude: paths of modules, or shell patterns of paths, that stay in float with everything inside them.
         engine: what runs the result: ``auto``, ``compiled``, ``torch`` or ``reference``.
         example: a batch in the form that ``quantize`` takes. With one, the largest parts that can be captured become
