@@ -53,6 +53,19 @@ class Reader(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
+class Rectified(nn.Module):
+    """ReLUs that only operations in float read, behind a convolution with a normalization and behind a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.lstm, self.head = nn.LSTM(4 * 5, 6, batch_first=True), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x))).transpose(1, 2).flatten(2)
+        return torch.log1p(F.relu(self.head(self.lstm(x)[0][:, -1])))
+
+
 class Words(nn.Module):
     """An embedding, attention, and a product with a parameter."""
 
@@ -157,7 +170,7 @@ NETWORKS = {
     "mlp": (lambda: MLP(20), (20,)), "lenet": (lambda: LeNet(12), (1, 12, 12)), "residual": (Residual, (3, 7, 7)),
     "lstm": (Reader, (5, 8)), "words": (Words, None), "bag": (Bag, None), "python": (Python, (8,)),
     "normalised": (networks.Normalised, (4,)), "both": (Both, (3, 4, 4)), "computed": (Computed, None),
-    "resized": (Resized, (3, 7, 6)), "attending": (Attending, (4, 8)),
+    "resized": (Resized, (3, 7, 6)), "attending": (Attending, (4, 8)), "rectified": (Rectified, (3, 4, 5)),
 }  # fmt: skip
 
 
@@ -212,6 +225,21 @@ def test_a_trained_network_is_the_converted_one(name, dialect, options):
     for batch in batches:
         assert torch.equal(p(batch), q(batch))
     assert not torch.equal(q(batches[0]), quantized(batches[0]))
+
+
+@clause("QAT-LAYER")
+@pytest.mark.parametrize("dialect", ["onnx", "exact"])
+def test_no_gradient_passes_a_relu_that_only_float_reads_where_it_gives_zero(dialect):
+    layer, x = networks.seeded(lambda: nn.Linear(6, 4)), torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([-90.0, 2.0, 0.0, 0.0]))
+    p = qs.prepare_qat(nn.Sequential(layer, nn.ReLU(), nn.Softmax(-1)).eval(), [x], dialect=dialect)
+    p.train()
+    p(x).square().sum().backward()
+    (step,) = qs.convert(p.eval()).program.layers
+    (of_weight,) = (parameter.grad for name, parameter in p.named_parameters() if name.endswith("weight"))
+    assert step.relu and step.y_qparams is None
+    assert not of_weight[0].any() and all(row.any() for row in of_weight[1:])
 
 
 @clause("QAT-EQUAL", "QAT-START")

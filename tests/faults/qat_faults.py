@@ -25,6 +25,11 @@ FAULTS = [
         "ends = plan.y.low - 0.5, plan.y.high + 0.5",
     ),
     Fault(
+        "qat-direct-without-relu", "qat.steps", ("QAT-EQUAL", "QAT-LAYER"),
+        "A layer whose output has no codes gives it without its ReLU.",
+        "return result.relu() if step.relu and y_grid is None else result", "return result",
+    ),
+    Fault(
         "qat-gradient-in-codes", "qat.functions", ("QAT-LAYER",),
         "The gradient of a weight is formed with the codes of the input, not with what they mean.",
         "outputs, plan.x.scale, *ends)", "outputs, 1.0, *ends)",

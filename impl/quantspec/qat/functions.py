@@ -299,14 +299,14 @@ def by_dialect(x: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan, y: G
 
 
 def direct(x: torch.Tensor, bias: torch.Tensor | None, plan: LayerPlan) -> torch.Tensor:
-    """The float32 output of a layer that has no codes (STA-DIRECT)."""
+    """The float32 output of a layer that has no codes (STA-DIRECT), before its ReLU."""
     total, w_scale = plan.accumulators(x, bias=False), plan.coded.scale
     if plan.dialect.output_rule == "multiply-add":
         real = total.to(torch.float32).mul_(plan.along(w_scale * plan.x.scale, total.ndim))
         return real if bias is None else real.add_(plan.along(bias, total.ndim))
     scales: tuple[Any, np.ndarray] = np.float32(plan.x.scale), w_scale.numpy()
     added = numbers(bias, len(plan.coded.codes))
-    real_values = plan.dialect.real(channels_last(total, plan), added, *scales, relu=plan.relu)
+    real_values = plan.dialect.real(channels_last(total, plan), added, *scales)
     return channels_back(real_values, plan)
 
 
