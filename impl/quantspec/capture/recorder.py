@@ -7,6 +7,7 @@ of torch that reads an input, or what was made of one, becomes a node; what read
 model, or leaves torch ends the recording.
 """
 
+import itertools
 import operator
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from quantspec.errors import UnsupportedError
+from quantspec.ir.float_run import CAPTURED
 
 from . import acting, aliases, attention, copies, products, splitting, tracked, writes
 from .builder import GraphBuilder, hooked
@@ -38,9 +40,6 @@ from .tensor_names import (
 )
 from .tracer import Capture, Tracer, described, innermost
 from .tracked import plain, slices
-
-# How the messages of a graph's conditions begin.
-CAPTURED = "the network was captured"
 
 
 def is_needed(node: fx.Node) -> bool:
@@ -387,7 +386,8 @@ class Recorder(Values, TorchFunctionMode):
         shown = f"{tracked.as_written(condition)} is {result}"
         if not result:
             condition = self.add("call_function", operator.not_, (condition,), {})
-        place = innermost(reversed(list(traceback.walk_stack(None))))
+        own = itertools.takewhile(lambda frame: frame[0].f_code is not record.__code__, traceback.walk_stack(None))
+        place = innermost(reversed(list(own)))
         message = f"{CAPTURED} where {shown}{f' ({place})' if place else ''}"
         self.add("call_function", torch._assert, (condition, message), {})
 

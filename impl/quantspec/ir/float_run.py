@@ -15,6 +15,8 @@ from .float_graph import Add, Conv, FloatGraph, Layer, Linear, Node
 from .program import Call, Callables, Ref
 from .traverse import replace_refs
 
+# How the messages begin of the conditions on sizes that a graph holds.
+CAPTURED = "the network was captured"
 # What gives the value of a node, from those that there are and what calls call.
 Compute = Callable[[Node, dict[str, Any], Callables], Any]
 WeightStep = program.Linear | program.Conv | program.LinearDynamic | program.LinearWeight
@@ -43,12 +45,18 @@ def bind(inputs: tuple[str, ...], defaults: dict[str, Any], batch: Any) -> dict[
 
 
 def call_float(step: Call, callables: Callables, value: Callable[[str], Any]) -> Any:
-    """The result of a call that stays in float; ``value`` gives the float value of a name."""
+    """The result of a call that stays in float; ``value`` gives the float value of a name. Raises ShapeError for sizes
+    by which the model's Python decides otherwise than for those that it was captured with."""
     args, kwargs = replace_refs(step.args, value), replace_refs(step.kwargs, value)
     if step.kind == "method":
         return getattr(args[0], step.target)(*args[1:], **kwargs)
     what = callables[step.kind, step.target]
-    return what if step.kind == "attribute" else what(*args, **kwargs)
+    try:
+        return what if step.kind == "attribute" else what(*args, **kwargs)
+    except AssertionError as error:
+        if not str(error).startswith(CAPTURED):
+            raise
+        raise ShapeError(f"batch: {error}, and has no Python that decides for other sizes") from error
 
 
 def run_node(node: Node, values: dict[str, Any], callables: Callables) -> Any:

@@ -14,7 +14,6 @@ from torch import nn
 
 from quantspec.capture import calls, copies
 from quantspec.capture.calls import CallPattern, NotPlain, call_of, key_of, left_out
-from quantspec.capture.recorder import CAPTURED
 from quantspec.capture.tracer import Stop, refuse_compiled
 from quantspec.errors import ShapeError, UnsupportedError
 from quantspec.ir.held import Held, changed, codes_shape, held
@@ -86,9 +85,6 @@ class Island(nn.Module):
                 return self.in_float(reason, args, kwargs)
             except (ShapeError, RuntimeError, IndexError):
                 pass  # the model's own error, if it has one, is for whoever called
-            except AssertionError as error:
-                if not str(error).startswith(CAPTURED):
-                    raise
         return self.in_float(UNSEEN, args, kwargs)
 
     def in_float(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantspec.capture.recorder import CAPTURED
 from quantspec.engines.registry import Engine
 from quantspec.engines.registry import engine as find_engine
-from quantspec.errors import ShapeError, shown
+from quantspec.errors import shown
 from quantspec.ir.held import Held
 from quantspec.ir.program import Call, Callables, Program, Recurrent, Step
 from quantspec.ir.traverse import arrays, held_arrays, with_arrays
@@ -87,20 +86,14 @@ class QuantizedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's output, float32. Inputs are float32 tensors in the model's order; they are not modified.
 
-        Outputs that depend on a NaN are NaN (STA-NAN), which a warning says once. Raises ShapeError for sizes by which
-        the model's Python decides otherwise than for those that it was captured with.
+        Outputs that depend on a NaN are NaN (STA-NAN), which a warning says once.
         """
-        try:
-            if len(args) == 1 and not kwargs and self.compiled.input_name is not None:
-                return self.compiled.single(args[0])
-            inputs = self.program.inputs
-            if self.program.fixed or len(args) > len(inputs):
-                args, kwargs = self.without_fixed(args, kwargs)
-            return self.compiled({**dict(zip(inputs, args, strict=False)), **kwargs})
-        except AssertionError as error:
-            if not str(error).startswith(CAPTURED):
-                raise
-            raise ShapeError(f"batch: {error}, and has no Python that decides for other sizes") from error
+        if len(args) == 1 and not kwargs and self.compiled.input_name is not None:
+            return self.compiled.single(args[0])
+        inputs = self.program.inputs
+        if self.program.fixed or len(args) > len(inputs):
+            args, kwargs = self.without_fixed(args, kwargs)
+        return self.compiled({**dict(zip(inputs, args, strict=False)), **kwargs})
 
     def without_fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that are inputs. Raises TypeError for one that the network does not take, and for one that it

@@ -140,8 +140,9 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     given = weight
     if learned is not None:
         given = apply(QuantizedWeight, weight, learned, coded.scale, run.options, coded.codes)
-    relu = step.relu and y_grid is not None
-    plan = LayerPlan(step.layer, x_grid, y_grid, relu, places, run.options.dialect, coded, observe, run.is_loose(step))
+    plan = LayerPlan(
+        step.layer, x_grid, y_grid, step.relu, places, run.options.dialect, coded, observe, run.is_loose(step)
+    )
     y_learned = None if y_grid is None else run.learned(step, "y_qparams")
     result: torch.Tensor = apply(Layer, x, given, bias, y_learned, plan)
     if plan.ends is not None:
