@@ -11,7 +11,7 @@ tests, or code that is not needed, or it computes the same as before: ``equivale
 reason. A survivor that is not listed fails, and so does an entry that is no survivor.
 
 What is not mutated, by mutmut or because it would not load: constants of a module, defaults of dataclass fields,
-properties, and functions with decorators other than those of ``CALLED``.
+properties, functions with decorators other than those of ``CALLED``, and the modules of ``AT_IMPORT``.
 """
 
 import argparse
@@ -85,6 +85,8 @@ ROOMS = {
 }
 # Decorators that mutmut would leave a function out for, and that may as well be called below it.
 CALLED = ("usual", "near_names", "contextmanager", "cache")
+# Their functions run while the package is imported, which it is before mutmut chooses a mutant.
+AT_IMPORT = ("qat.eager",)
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
@@ -136,7 +138,7 @@ def modules_of(part: str) -> list[str]:
     if part in ROOMS and place.is_dir():
         paths = sorted(path for path in place.rglob("*.py") if path.name != "__init__.py")
         names = [".".join(path.relative_to(package).with_suffix("").parts) for path in paths]
-        return [name for name in names if name not in TESTS]
+        return [name for name in names if name not in (*TESTS, *AT_IMPORT)]
     if (part in TESTS or part.partition(".")[0] in ROOMS) and place.with_suffix(".py").exists():
         return [part]
     raise ValueError(f"module: expected one of {', '.join([*TESTS, *ROOMS])} or a module of these, got {part!r}")

@@ -40,17 +40,19 @@ class Rows(Instruction):
 
 
 class QuantizeRows(Rows):
-    """From an input of the program."""
+    """From an input of the program, ``ahead`` bytes behind its start."""
 
     source: Slot
     target: Address
+    ahead: Integer = Integer()
 
 
 class DequantizeRows(Rows):
-    """To an output of the program."""
+    """To an output of the program, ``ahead`` bytes behind its start."""
 
     source: Address
     target: Slot
+    ahead: Integer = Integer()
 
 
 def grid_record(scale: float, zero: int, first: int, last: int) -> Grid:
@@ -249,14 +251,16 @@ def over_rows(
 
 def write_quantize(emit: Emitter, op: Value, frame: Value) -> Value:
     """Rows of floats to codes."""
-    source = slot_address(emit, frame, emit.field(op, QuantizeRows.source))
-    return over_rows(emit, op, source, emit.field(op, QuantizeRows.target), "quantize", run_quantize)
+    slot, target, ahead = emit.fields(op, QuantizeRows.source, QuantizeRows.target, QuantizeRows.ahead)
+    source = emit.add(slot_address(emit, frame, slot), ahead)
+    return over_rows(emit, op, source, target, "quantize", run_quantize)
 
 
 def write_dequantize(emit: Emitter, op: Value, frame: Value) -> Value:
     """Rows of codes to floats."""
-    target = slot_address(emit, frame, emit.field(op, DequantizeRows.target))
-    return over_rows(emit, op, emit.field(op, DequantizeRows.source), target, "dequantize", run_dequantize)
+    source, slot, ahead = emit.fields(op, DequantizeRows.source, DequantizeRows.target, DequantizeRows.ahead)
+    target = emit.add(slot_address(emit, frame, slot), ahead)
+    return over_rows(emit, op, source, target, "dequantize", run_dequantize)
 
 
 QUANTIZE = Kernel("quantize", QuantizeRows, write_quantize)

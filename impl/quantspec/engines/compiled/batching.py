@@ -2,12 +2,15 @@
 of few samples the instructions are.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from quantspec.engines.tensors import address, new
 from quantspec.kernels.frame import Frame, caller
 from quantspec.kernels.sharing import Share
+from quantspec.kernels.team import OpenMP, Team, openmp
 from quantspec.kernels.threads import SHARED, pool
 
 from .parallel import Parallel, shares
@@ -34,8 +37,9 @@ class Batched:
     def __init__(self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool):
         self.threads = threads
         self.parallel: Parallel | None = None
-        self.share: Share | None = None
-        batch, together = planner.batch(shapes), alone and SHARED
+        self.share: Share | Team | None = None
+        team = None if alone else torchs_threads()
+        batch, together = planner.batch(shapes), SHARED and (alone or team is not None)
         if batch:
             # One sample tells the work of all.
             single = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
@@ -61,8 +65,12 @@ class Batched:
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run, self.direct = caller(), len(shapes) == len(self.shapes) == 1
         starts = [self.chained(task) for task in self.tasks]
-        if self.parallel:
+        if self.parallel and team:
+            self.share = self.parallel.team(team, threads, direct=self.direct)
+        elif self.parallel:
             self.share = self.parallel.share(direct=self.direct, awake=macs < PATIENT_MACS)
+        elif len(starts) > 1 and team:
+            self.share = Team(team, threads, starts, direct=self.direct)
         elif len(starts) > 1:
             self.share = Share(starts, direct=self.direct)
         self.start = self.share.address if self.share else starts[0]
@@ -116,6 +124,13 @@ class Batched:
         """All frames that read inputs or write outputs, and how many bytes from the start of each."""
         plans = [(plan.frame, offsets) for task in self.tasks for plan, offsets in task]
         return plans + [(frame, plans[0][1]) for frame in (self.parallel.frames if self.parallel else ())]
+
+
+def torchs_threads() -> OpenMP | None:
+    """The threads that torch computes with, which look for work between its steps; None where they are of another
+    kind, or this process was forked from one that may have used them, as OpenMP's threads are not there any more.
+    """
+    return openmp(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if pool.generation == 0 else None
 
 
 def wanted_threads(threads: int, macs: int, least: int) -> int:

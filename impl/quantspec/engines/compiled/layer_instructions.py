@@ -21,6 +21,8 @@ from .packing import in_pairs, joined
 from .planner import Planner, layout_of
 from .transposed import DensePart, dense_parts, triple
 
+ALONE = 8  # multiply-accumulates of a product take as long as one of channels on their own, or longer
+
 
 def emit_linear(planner: Planner, step: Linear) -> None:
     packed = planner.product_weights(step.name)
@@ -232,7 +234,7 @@ def emit_depthwise(planner: Planner, part: PartToEmit, packed: PackedChannels, n
     stride, start = window.stride, window.start
     weight, bias, factor = (planner.keep(array) for array in (packed.weight, packed.bias, packed.factor))
     _, height, width = counts  # of one plane
-    planner.macs += prod(codes_shape(step)[1:]) * y.images * height * width * y.channels
+    planner.macs += ALONE * prod(codes_shape(step)[1:]) * y.images * height * width * y.channels
 
     def layer(rows: int, groups: int, x_offsets: np.ndarray, y_offsets: np.ndarray) -> depthwise.Depthwise:
         return depthwise.Depthwise(
@@ -282,7 +284,7 @@ def emit_depthwise_floats(
     assert packed.float_bias is not None
     weight, bias, factor = (planner.keep(array) for array in (packed.weight, packed.bias, packed.factor))
     taps, channels = taps_of(step, x), codes_shape(step)[0]
-    planner.macs += prod(codes_shape(step)[1:]) * len(rows) * channels
+    planner.macs += ALONE * prod(codes_shape(step)[1:]) * len(rows) * channels
     layer = depthwise.Depthwise(
         x=planner.address(step.x), y=0, weight=weight, bias=bias, factor=factor, rows=len(rows), channels=channels,
         groups=len(taps) // 4, x_offsets=planner.keep(x.offsets(part.counts, window.stride, window.start)),

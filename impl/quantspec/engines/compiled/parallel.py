@@ -1,8 +1,9 @@
 """A frame shared out among threads: each runs its part of every instruction, and all wait for each other behind it.
 
-Products and depthwise convolutions, where the work is, are cut into rows, or into panels of outputs where rows are
-few; the first thread alone does everything else. One team works at a time, as threads of two that wait for each other
-would never end; a caller who finds the workers busy works alone.
+Products are cut into rows, or into panels of outputs where rows are few; depthwise convolutions, pools and what goes
+over rows or bytes one by one into parts of these; the first thread alone does everything else. One team works at a
+time, as threads of two that wait for each other would never end; a caller who finds the workers busy works alone.
+Where torch computes in between, its own threads are the team, one for each caller (``kernels.team``).
 """
 
 import numpy as np
@@ -14,10 +15,13 @@ from quantspec.kernels.float_output import ProductFloats
 from quantspec.kernels.frame import Frame, frame_of
 from quantspec.kernels.gemm import TILE_ROWS
 from quantspec.kernels.grouped import give_buffers, group
+from quantspec.kernels.images import Copy, OverBytes, Pool
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductInstruction
+from quantspec.kernels.quantize import DequantizeRows, QuantizeRows, Rows
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.sharing import BARRIER, Barrier, Share
+from quantspec.kernels.team import OpenMP, Team
 from quantspec.kernels.weight_only import ProductSums, Weigh
 
 from .planner import Plan
@@ -49,9 +53,20 @@ class Parallel:
 
     def share(self, *, direct: bool, awake: bool) -> Share:
         """What has the frames run at once, or the plan where that cannot be, or where ``awake`` and a worker sleeps."""
-        addresses = [frame.address for frame in self.frames]
-        counter = self.counter.ctypes.data
-        return Share(addresses, direct=direct, everything=self.plan.address, counter=counter, awake=awake)
+        return Share(self.addresses, direct=direct, everything=self.plan.address, counter=self.start, awake=awake)
+
+    def team(self, own: OpenMP, threads: int, *, direct: bool) -> Team:
+        """What has a team of so many threads run the frames, or the plan where it has fewer."""
+        return Team(own, threads, self.addresses, direct=direct, everything=self.plan.address, counter=self.start)
+
+    @property
+    def addresses(self) -> list[int]:
+        return [frame.address for frame in self.frames]
+
+    @property
+    def start(self) -> int:
+        """The address of the counter."""
+        return int(self.counter.ctypes.data)
 
 
 def split(instruction: Instruction, threads: int) -> list[Instruction]:
@@ -60,6 +75,12 @@ def split(instruction: Instruction, threads: int) -> list[Instruction]:
         return [*depthwise_rows(instruction, threads)]
     if isinstance(instruction, Weigh):
         return [*weigh_outputs(instruction, threads)]
+    if isinstance(instruction, Rows):
+        return [*value_rows(instruction, threads)]
+    if isinstance(instruction, OverBytes) and not isinstance(instruction, Copy):
+        return [*byte_loops(instruction, threads)]
+    if isinstance(instruction, Pool):
+        return [*pool_windows(instruction, threads)]
     if not isinstance(instruction, ProductInstruction):
         return [instruction]
     many = instruction.product.rows >= threads * TILE_ROWS[-1]
@@ -129,6 +150,56 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
             move_outputs(part, 4 * outputs)
         if isinstance(part, ProductSums):
             product.y += 4 * outputs
+        parts.append(part)
+    return parts
+
+
+def value_rows(instruction: Rows, threads: int) -> list[Rows]:
+    """Shares of rows that are quantized from an input or dequantized to an output."""
+    parts = []
+    for first, last in shares(instruction.count, threads):
+        part = instruction.copy()
+        part.count = last - first
+        if isinstance(part, QuantizeRows):
+            part.ahead += first * part.source_pitch
+            part.target += first * part.target_pitch
+        elif isinstance(part, DequantizeRows):
+            part.source += first * part.source_pitch
+            part.ahead += first * part.target_pitch
+        parts.append(part)
+    return parts
+
+
+def byte_loops(instruction: OverBytes, threads: int) -> list[OverBytes]:
+    """Shares of the outermost loop that is run once or more for each thread."""
+    levels = ("images", "image"), ("lines", "line"), ("positions", "position")
+    for times, stride in levels:
+        count = getattr(instruction.operands.loops, times)
+        if count < threads:
+            continue
+        parts = []
+        for first, last in shares(count, threads):
+            part = instruction.copy()
+            operands = part.operands
+            setattr(operands.loops, times, last - first)
+            operands.a += first * getattr(operands.a_strides, stride)
+            operands.b += first * getattr(operands.b_strides, stride)
+            operands.target += first * getattr(operands.target_strides, stride)
+            parts.append(part)
+        return parts
+    return [instruction]
+
+
+def pool_windows(instruction: Pool, threads: int) -> list[Pool]:
+    """Shares of windows, which have entries of four bytes in tables."""
+    parts = []
+    for first, last in shares(instruction.windows.rows, threads):
+        part = instruction.copy()
+        windows = part.windows
+        windows.rows = last - first
+        windows.taps += 4 * windows.window * first
+        for entry in ("counts", "y_offsets", "factors"):
+            setattr(windows, entry, getattr(windows, entry) + 4 * first)
         parts.append(part)
     return parts
 

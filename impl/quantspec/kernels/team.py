@@ -1,0 +1,152 @@
+"""Frames run by the threads of OpenMP that another library computes with.
+
+Threads that have no work look for it for a while before they sleep. Between a library's steps its threads do so, and
+workers of one's own would share the cores with them: what they run would take longer than on one thread. So frames
+between such steps are run by those threads, which are there already.
+"""
+
+import ctypes
+import functools
+import os
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+
+from .emitter import I8, I32, I64, Emitter, Value, function
+from .frame import frame_of, run_frame, slot_addresses
+from .jit import Kernel
+from .memory import aligned
+from .records import LINE, Address, Instruction, Integer
+from .threads import pool
+
+
+@dataclass(frozen=True)
+class OpenMP:
+    """The addresses of three functions of an OpenMP: what runs a team, and what tells each of its threads which one it
+    is, of how many.
+    """
+
+    run: int
+    rank: int
+    size: int
+
+
+@functools.cache
+def openmp(library: str) -> OpenMP | None:
+    """The OpenMP that a loaded shared library uses; None where it uses none that can be called so."""
+    if not sys.platform.startswith("linux") or not os.path.exists(library):
+        return None
+    try:
+        loaded = ctypes.CDLL(library)
+        functions = [getattr(loaded, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")]
+    except (OSError, AttributeError):
+        return None
+    return OpenMP(*(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions))
+
+
+class TeamWork(Instruction):
+    """``run``, ``rank``, ``size``: of the OpenMP. ``threads``: how many to ask for; ``members``: how many have a frame
+    of ``table``, and in ``results``, a cache line each, what it gave. ``everything``: a frame that does the work of
+    all, or 0; ``counter``: what to set to 0 beforehand, or 0. ``direct``: whether there is one input and one output,
+    which are then ``x`` and ``y``.
+    """
+
+    run: Address
+    rank: Address
+    size: Address
+    threads: Integer
+    members: Integer
+    table: Address
+    results: Address
+    everything: Address
+    counter: Address
+    direct: Integer
+    x: Address = Address()
+    y: Address = Address()
+
+
+def asked(emit: Emitter, address: Value) -> Value:
+    """What a function without arguments tells (int)."""
+    return emit.sext(emit.call(emit.inttoptr(address, ir.FunctionType(I32, []).as_pointer()), []), I64)
+
+
+def result_of(emit: Emitter, op: Value, index: Value) -> Value:
+    """Where a member's result goes."""
+    return emit.add(emit.field(op, TeamWork.results), emit.mul(index, I64(8 * LINE)))
+
+
+def write_member(emit: Emitter, op: Value) -> None:
+    """What each thread of a team does: its frame; all of them where there are too few threads, which would wait for
+    one that never comes.
+    """
+    rank, size = (asked(emit, emit.field(op, entry)) for entry in (TeamWork.rank, TeamWork.size))
+    members, x, y = emit.fields(op, TeamWork.members, TeamWork.x, TeamWork.y)
+    enough = emit.icmp_signed(">=", size, members)
+    with emit.if_else(enough) as (together, alone):
+        with together:
+            with emit.if_then(emit.icmp_signed("<", rank, members)):
+                theirs = emit.item(emit.field(op, TeamWork.table), rank)
+                # An exchange also waits for what was written past the caches.
+                place = emit.at(result_of(emit, op, rank), I64, writes=True)
+                emit.atomic_rmw("xchg", place, run_frame(emit, theirs, x, y), "seq_cst")
+        with alone:
+            with emit.if_then(emit.icmp_signed("==", rank, I64(0))):
+                emit.write(here(emit, op, x, y), result_of(emit, op, I64(0)))
+
+
+def here(emit: Emitter, op: Value, x: Value, y: Value) -> Value:
+    """All frames by one thread."""
+    everything, table, members = emit.fields(op, TeamWork.everything, TeamWork.table, TeamWork.members)
+    total = emit.alloca(I64)
+    with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (shared, each):
+        with shared:
+            emit.store(run_frame(emit, everything, x, y), total)
+        with each:
+            emit.store(emit.any_of(members, lambda i: run_frame(emit, emit.item(table, i), x, y)), total)
+    return emit.load(total)
+
+
+def write_team(emit: Emitter, op: Value, frame: Value) -> Value:
+    """Has a team run the frames; 1 when an input holds NaN."""
+    direct = emit.flag(op, TeamWork.direct)
+    for entry, address in zip((TeamWork.x, TeamWork.y), slot_addresses(emit, frame)):
+        emit.put_field(op, entry, emit.select(direct, address, I64(0)))
+    counter, members, threads = emit.fields(op, TeamWork.counter, TeamWork.members, TeamWork.threads)
+    with emit.if_then(emit.icmp_signed("!=", counter, I64(0))):
+        emit.store_atomic(I64(0), emit.at(counter, I64, writes=True), "release", 8)
+    emit.each(members, lambda i: emit.write(I64(0), result_of(emit, op, i)))
+    data = ir.PointerType(I8)
+    member = function(emit.module, "quantspec_member", 1, write_member)
+    kind = ir.FunctionType(ir.VoidType(), [member.type, data, I32, I32]).as_pointer()
+    run = emit.inttoptr(emit.field(op, TeamWork.run), kind)
+    emit.call(run, [member, emit.inttoptr(op, data), emit.trunc(threads, I32), I32(0)])
+    return emit.any_of(members, lambda i: emit.read(result_of(emit, op, i), I64, 8))
+
+
+TEAM = Kernel("team", TeamWork, write_team)
+
+
+class Team:
+    """A frame that has others run by a team of ``threads`` of an OpenMP, which is as large as the library's own teams,
+    since other sizes have it start and end threads. It is run as ``frames`` would be, of which there are no more.
+
+    ``everything``, ``counter``, ``direct``: as of ``sharing.Share``.
+    """
+
+    def __init__(
+        self, own: OpenMP, threads: int, frames: list[int], *, direct: bool, everything: int = 0, counter: int = 0
+    ):
+        self.generation = pool.generation
+        self.table, self.results = aligned(len(frames), np.int64), aligned(LINE * len(frames), np.int64)
+        self.table[: len(frames)] = frames
+        self.frame = frame_of(TEAM.bound(TeamWork(
+            run=own.run, rank=own.rank, size=own.size, threads=threads, members=len(frames),
+            table=self.table.ctypes.data, results=self.results.ctypes.data, everything=everything, counter=counter,
+            direct=direct,
+        )))  # fmt: skip
+
+    @property
+    def address(self) -> int:
+        return self.frame.address
