@@ -155,6 +155,32 @@ def test_rows(r, count, samples, inputs, outputs):
                 assert torch.equal(engine(batch), expected)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+@given(
+    r=strategies.seeds(), count=st.integers(2, 5), steps=st.integers(1, 5), samples=st.integers(1, 9),
+    inputs=st.integers(1, 40), size=st.integers(1, 60), both=st.booleans(),
+)  # fmt: skip
+def test_recurrent_layers(kind, r, count, steps, samples, inputs, size, both):
+    program = programs.recurrent(r, kind, inputs, size, layers=2, both=both, reduce_range=False)
+    batches = [
+        {"x": torch.from_numpy(r.normal(size=(steps, samples, inputs)).astype(np.float32))} for _ in range(2)
+    ]  # fmt: skip
+    expected = [Reference(program)(batch) for batch in batches]
+    engine = Compiled(program)
+    for threads_now in (count, 1, count):
+        with threads(threads_now):
+            for batch, outputs in zip(batches, expected):
+                found = engine(batch)
+                assert all(torch.equal(a, b) for a, b in zip(leaves(found), leaves(outputs), strict=True))
+    frames = [frames for part in engine.parts for frames in part.local.__dict__["frames"].values()]
+    assert all((each.steps.team is None) == (torchs_threads() is None) for each in frames)
+
+
+def leaves(value):
+    """The tensors in nested tuples."""
+    return [value] if isinstance(value, torch.Tensor) else [leaf for each in value for leaf in leaves(each)]
+
+
 def test_callers_at_once():
     r = np.random.default_rng(0)
     x = programs.grid(r)

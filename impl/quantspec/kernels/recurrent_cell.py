@@ -19,15 +19,18 @@ from .records import Address, Instruction, Integer
 
 
 class Cell(Instruction):
-    """``rows`` samples of ``size`` outputs; where the gates of the state, the outputs before and the cell's state
-    are.
+    """``rows`` samples of ``size`` outputs, each of so many ``gates``; where the gates of the state, the outputs before
+    and the cell's state are, and how far behind the first two slots the inputs' gates and the outputs.
     """
 
     rows: Integer
     size: Integer
+    gates: Integer
     state_gates: Address
     h: Address
     c: Address
+    gates_ahead: Integer = Integer()
+    output_ahead: Integer = Integer()
 
 
 LONGS = ir.VectorType(I64, LANES)
@@ -143,7 +146,8 @@ def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
 
     def write(emit: Emitter, op: Value, frame: Value) -> Value:
         rows, size, state_gates, h, c = emit.fields(op, Cell.rows, Cell.size, Cell.state_gates, Cell.h, Cell.c)
-        gates, output = slot_addresses(emit, frame)
+        ahead = emit.fields(op, Cell.gates_ahead, Cell.output_ahead)
+        gates, output = (emit.add(slot, more) for slot, more in zip(slot_addresses(emit, frame), ahead))
         zeros = emit.splat(0.0, FLOATS)
 
         def row(b: Value, carried: list[Value]) -> list[Value]:

@@ -17,9 +17,9 @@ class ShareOut(Instruction):
     """``busy``: where it stands whether anybody shares out; ``table``: of ``others`` mailboxes and frames; ``own``:
     the frame to run meanwhile.
 
-    ``everything``: a frame that does the work of all, or 0; ``counter``: what to set to 0 beforehand, or 0.
-    ``direct``: whether there is one input and one output; ``apart``: whether frames may be run one after the other;
-    ``awake``: whether the work is too little to wait for workers that sleep.
+    ``everything``: a frame that does the work of all, or 0. ``direct``: whether there is one input and one output;
+    ``apart``: whether frames may be run one after the other; ``awake``: whether the work is too little to wait for
+    workers that sleep.
     """
 
     busy: Address
@@ -27,17 +27,19 @@ class ShareOut(Instruction):
     others: Integer
     own: Address
     everything: Address
-    counter: Address
     direct: Integer
     apart: Integer
     awake: Integer
 
 
 class Barrier(Instruction):
-    """The address of a counter, and what it is when all have come."""
+    """The address of a counter, which nobody sets back, what it is when all have come, and by how much that grows until
+    the next time.
+    """
 
     counter: Address
     arrived: Integer
+    step: Integer
 
 
 def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
@@ -47,7 +49,7 @@ def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
     direct = emit.flag(op, ShareOut.direct)
     x, y = (emit.select(direct, address, I64(0)) for address in slot_addresses(emit, frame))
     busy, table, others, own = emit.fields(op, ShareOut.busy, ShareOut.table, ShareOut.others, ShareOut.own)
-    everything, counter, apart = emit.fields(op, ShareOut.everything, ShareOut.counter, ShareOut.apart)
+    everything, apart = emit.fields(op, ShareOut.everything, ShareOut.apart)
     post = function(emit.module, "quantspec_post", 4, run_post)
     wait = function(emit.module, "quantspec_wait", 2, run_wait)
     rouse = function(emit.module, "quantspec_rouse", 1, run_rouse)
@@ -70,9 +72,6 @@ def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
 
     def together() -> Value:
         """Each frame by a thread of its own."""
-        with emit.if_then(emit.icmp_signed("!=", counter, I64(0))):
-            emit.store_atomic(I64(0), emit.at(counter, I64), "release", 8)
-
         def give(index: Value) -> None:
             mailbox, theirs = pair(index)
             emit.call(post, [mailbox, theirs, x, y])
@@ -103,6 +102,7 @@ def write_barrier(emit: Emitter, op: Value, frame: Value) -> None:
     counter, arrived = emit.at(emit.field(op, Barrier.counter), I64), emit.field(op, Barrier.arrived)
     emit.atomic_rmw("add", counter, I64(1), "seq_cst")
     spin_until(emit, lambda: emit.icmp_signed(">=", emit.load_atomic(counter, "acquire", 8), arrived))
+    emit.put_field(op, Barrier.arrived, emit.add(arrived, emit.field(op, Barrier.step)))
 
 
 SHARE_OUT = Kernel("share", ShareOut, write_share)
@@ -113,20 +113,18 @@ class Share:
     """A frame that shares others out: ``frames``, the first of which this thread runs. It is run as they would be.
 
     ``everything``: the address of a frame that does the work of all of them, which then wait for each other; 0 when
-    they know nothing of each other. ``counter``: the address of what is to be 0 when they begin, or 0. ``direct``:
-    whether they have one input and one output. ``awake``: whether workers that sleep are only roused, so that they
-    are there the next time.
+    they know nothing of each other. ``direct``: whether they have one input and one output. ``awake``: whether workers
+    that sleep are only roused, so that they are there the next time.
     """
 
-    def __init__(self, frames: list[int], *, direct: bool, everything: int = 0, counter: int = 0, awake: bool = False):
+    def __init__(self, frames: list[int], *, direct: bool, everything: int = 0, awake: bool = False):
         self.mailboxes, self.generation = pool.workers(len(frames) - 1), pool.generation
         self.table = aligned(2 * len(frames), np.int64)
         self.table[: 2 * len(frames) - 2] = [entry for pair in zip(self.mailboxes, frames[1:]) for entry in pair]
         self.busy = pool.busy
         self.frame = frame_of(SHARE_OUT.bound(ShareOut(
             busy=self.busy.ctypes.data, table=self.table.ctypes.data, others=len(frames) - 1, own=frames[0],
-            everything=everything,
-            counter=counter, direct=direct, apart=everything == 0, awake=awake,
+            everything=everything, direct=direct, apart=everything == 0, awake=awake,
         )))  # fmt: skip
 
     @property

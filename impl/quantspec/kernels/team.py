@@ -49,8 +49,7 @@ def openmp(library: str) -> OpenMP | None:
 class TeamWork(Instruction):
     """``run``, ``rank``, ``size``: of the OpenMP. ``threads``: how many to ask for; ``members``: how many have a frame
     of ``table``, and in ``results``, a cache line each, what it gave. ``everything``: a frame that does the work of
-    all, or 0; ``counter``: what to set to 0 beforehand, or 0. ``direct``: whether there is one input and one output,
-    which are then ``x`` and ``y``.
+    all, or 0. ``direct``: whether there is one input and one output, which are then ``x`` and ``y``.
     """
 
     run: Address
@@ -61,7 +60,6 @@ class TeamWork(Instruction):
     table: Address
     results: Address
     everything: Address
-    counter: Address
     direct: Integer
     x: Address = Address()
     y: Address = Address()
@@ -113,9 +111,7 @@ def write_team(emit: Emitter, op: Value, frame: Value) -> Value:
     direct = emit.flag(op, TeamWork.direct)
     for entry, address in zip((TeamWork.x, TeamWork.y), slot_addresses(emit, frame)):
         emit.put_field(op, entry, emit.select(direct, address, I64(0)))
-    counter, members, threads = emit.fields(op, TeamWork.counter, TeamWork.members, TeamWork.threads)
-    with emit.if_then(emit.icmp_signed("!=", counter, I64(0))):
-        emit.store_atomic(I64(0), emit.at(counter, I64, writes=True), "release", 8)
+    members, threads = emit.fields(op, TeamWork.members, TeamWork.threads)
     emit.each(members, lambda i: emit.write(I64(0), result_of(emit, op, i)))
     data = ir.PointerType(I8)
     member = function(emit.module, "quantspec_member", 1, write_member)
@@ -132,18 +128,16 @@ class Team:
     """A frame that has others run by a team of ``threads`` of an OpenMP, which is as large as the library's own teams,
     since other sizes have it start and end threads. It is run as ``frames`` would be, of which there are no more.
 
-    ``everything``, ``counter``, ``direct``: as of ``sharing.Share``.
+    ``everything``, ``direct``: as of ``sharing.Share``.
     """
 
-    def __init__(
-        self, own: OpenMP, threads: int, frames: list[int], *, direct: bool, everything: int = 0, counter: int = 0
-    ):
+    def __init__(self, own: OpenMP, threads: int, frames: list[int], *, direct: bool, everything: int = 0):
         self.generation = pool.generation
         self.table, self.results = aligned(len(frames), np.int64), aligned(LINE * len(frames), np.int64)
         self.table[: len(frames)] = frames
         self.frame = frame_of(TEAM.bound(TeamWork(
             run=own.run, rank=own.rank, size=own.size, threads=threads, members=len(frames),
-            table=self.table.ctypes.data, results=self.results.ctypes.data, everything=everything, counter=counter,
+            table=self.table.ctypes.data, results=self.results.ctypes.data, everything=everything,
             direct=direct,
         )))  # fmt: skip
 

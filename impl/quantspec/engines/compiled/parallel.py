@@ -20,6 +20,7 @@ from quantspec.kernels.memory import aligned
 from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductInstruction
 from quantspec.kernels.quantize import DequantizeRows, QuantizeRows, Rows
 from quantspec.kernels.records import Instruction
+from quantspec.kernels.recurrent_cell import Cell
 from quantspec.kernels.sharing import BARRIER, Barrier, Share
 from quantspec.kernels.team import OpenMP, Team
 from quantspec.kernels.weight_only import ProductSums, Weigh
@@ -40,11 +41,12 @@ class Parallel:
         """The frame of one thread: its part of each instruction, if there is one, and a barrier behind it."""
         instructions: list[Instruction] = []
         for index, part in enumerate(parts):
-            barrier = Barrier(counter=self.counter.ctypes.data, arrived=threads * (index + 1))
+            arrived, step = threads * (index + 1), threads * len(parts)
+            barrier = Barrier(counter=self.counter.ctypes.data, arrived=arrived, step=step)
             instructions += [*part[thread : thread + 1], BARRIER.bound(barrier)]
         give_buffers((part.product for part in instructions if isinstance(part, ProductInstruction)), self.keep)
         whole = self.plan.frame
-        return frame_of(*instructions, slots=whole.slots, release=bool(whole.release))
+        return frame_of(*instructions, slices=whole.slices, slots=whole.slots, release=bool(whole.release))
 
     def keep(self, array: np.ndarray) -> int:
         """The address of memory that lives as long as the frames."""
@@ -53,20 +55,15 @@ class Parallel:
 
     def share(self, *, direct: bool, awake: bool) -> Share:
         """What has the frames run at once, or the plan where that cannot be, or where ``awake`` and a worker sleeps."""
-        return Share(self.addresses, direct=direct, everything=self.plan.address, counter=self.start, awake=awake)
+        return Share(self.addresses, direct=direct, everything=self.plan.address, awake=awake)
 
     def team(self, own: OpenMP, threads: int, *, direct: bool) -> Team:
         """What has a team of so many threads run the frames, or the plan where it has fewer."""
-        return Team(own, threads, self.addresses, direct=direct, everything=self.plan.address, counter=self.start)
+        return Team(own, threads, self.addresses, direct=direct, everything=self.plan.address)
 
     @property
     def addresses(self) -> list[int]:
         return [frame.address for frame in self.frames]
-
-    @property
-    def start(self) -> int:
-        """The address of the counter."""
-        return int(self.counter.ctypes.data)
 
 
 def split(instruction: Instruction, threads: int) -> list[Instruction]:
@@ -75,6 +72,8 @@ def split(instruction: Instruction, threads: int) -> list[Instruction]:
         return [*depthwise_rows(instruction, threads)]
     if isinstance(instruction, Weigh):
         return [*weigh_outputs(instruction, threads)]
+    if isinstance(instruction, Cell):
+        return [*cell_rows(instruction, threads)]
     if isinstance(instruction, Rows):
         return [*value_rows(instruction, threads)]
     if isinstance(instruction, OverBytes) and not isinstance(instruction, Copy):
@@ -200,6 +199,22 @@ def pool_windows(instruction: Pool, threads: int) -> list[Pool]:
         windows.taps += 4 * windows.window * first
         for entry in ("counts", "y_offsets", "factors"):
             setattr(windows, entry, getattr(windows, entry) + 4 * first)
+        parts.append(part)
+    return parts
+
+
+def cell_rows(instruction: Cell, threads: int) -> list[Cell]:
+    """Shares of the samples of a recurrent step."""
+    parts = []
+    for first, last in shares(instruction.rows, threads):
+        part = instruction.copy()
+        before = 4 * part.size * first  # bytes of floats
+        part.rows = last - first
+        part.h += before
+        part.c += before
+        part.output_ahead += before
+        part.state_gates += before * part.gates
+        part.gates_ahead += before * part.gates
         parts.append(part)
     return parts
 

@@ -15,10 +15,18 @@ from quantspec.kernels.frame import caller, frame_of
 from quantspec.kernels.grouped import give_buffers
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.packed import Packed
+from quantspec.kernels.records import Instruction
+from quantspec.kernels.team import Team
+from quantspec.kernels.threads import pool
 from quantspec.numerics.dialects.dialect import Dialect
 
+from . import batching
 from .holding import Copying
 from .packing import only_product
+from .parallel import Parallel
+from .planner import Plan
+
+CELL = 512  # multiply-accumulates that take as long as what makes an output of one gate
 
 
 class CompiledRecurrent:
@@ -60,37 +68,41 @@ class CompiledRecurrent:
         outputs = new((count, batch, size))
         for before, value in zip(frames.state, state):
             before[:] = array(value, step.layer)
-        inputs_frame, steps_frame = frames.inputs, frames.steps
         if not (start := float_address(x)):  # memory that is there already, as new memory takes longer than the copy
             frames.inputs_in_order[:] = array(x, step.layer)
             start = int(frames.inputs_in_order.ctypes.data)
-        inputs_frame.addresses[0] = start
         last, row = count - 1 if backward else 0, 4 * batch * size
         gates_row, sign = row * frames.gates_of_an_output, -1 if backward else 1
-        steps_frame.addresses[:2] = frames.gates.ctypes.data + last * gates_row, address(outputs) + last * row
-        steps_frame.strides[:2] = sign * gates_row, sign * row
+        for frame in frames.inputs.frames:
+            frame.addresses[0] = start
+        for frame in frames.steps.frames:
+            frame.addresses[:2] = frames.gates.ctypes.data + last * gates_row, address(outputs) + last * row
+            frame.strides[:2] = sign * gates_row, sign * row
         run = caller()
-        if run(inputs_frame.address, 0, 0) or run(steps_frame.address, 0, 0):
+        if run(frames.inputs.start, 0, 0) or run(frames.steps.start, 0, 0):
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
         return outputs, tuple(torch.from_numpy(after.copy()) for after in frames.state[: len(state)])
 
     def frames(self, part: Cell, count: int, batch: int, inputs: int, size: int) -> "Frames":
         """This thread's frames for inputs of a shape; one shape for each cell is kept."""
         existing: dict[int, Frames] = self.local.__dict__.setdefault("frames", {})
-        key = count, batch
+        key = count, batch, torch.get_num_threads(), pool.generation
         if id(part) not in existing or existing[id(part)].key != key:
             existing[id(part)] = Frames(key, self.step, self.packed[id(part)], inputs, size)
         return existing[id(part)]
 
 
 class Frames:
-    """The frame of the inputs' gates for all steps, and that of a step, with the memory they work in.
+    """What runs the inputs' gates for all steps, and what runs each step, with the memory they work in.
 
-    ``key``: how many steps, of how many samples.
+    ``key``: how many steps, of how many samples, by how many threads, of which process.
     """
 
-    def __init__(self, key: tuple[int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int):
-        count, batch = self.key = key
+    def __init__(
+        self, key: tuple[int, int, int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int
+    ):
+        self.key = key
+        count, batch, threads, _ = key
         self.kept: list[np.ndarray] = []
         self.gates_of_an_output = recurrent_cell.KINDS[step.kind].gates
         gates, qmax = self.gates_of_an_output * size, 127 if step.reduce_range else 255
@@ -100,7 +112,9 @@ class Frames:
         h, c = (part.ctypes.data for part in self.state)
         state_gates = self.keep(aligned(batch * gates, np.float32))
         cell = recurrent_cell.CELLS[step.kind].bound(
-            recurrent_cell.Cell(rows=batch, size=size, state_gates=state_gates, h=h, c=c)
+            recurrent_cell.Cell(
+                rows=batch, size=size, gates=self.gates_of_an_output, state_gates=state_gates, h=h, c=c
+            )
         )
         from_input, from_state = (
             dynamic_gemm.layer(weights, rows, width, self.keep, qmax=qmax, per_row=False, relu=False)
@@ -109,14 +123,33 @@ class Frames:
         give_buffers((product.product for _, product in (from_input, from_state)), self.keep)
         quantize, product = from_input
         quantize.slot, product.product.y = 0, self.gates.ctypes.data
-        self.inputs = frame_of(dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product), slots=2)
+        bound = dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product)
+        self.inputs = Shared(bound, threads, count * batch * inputs * gates, slices=1)
         quantize, product = from_state
         quantize.source, product.product.y = h, state_gates
-        self.steps = frame_of(
-            dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product), cell, slices=count, slots=2
-        )
+        bound = dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product)
+        self.steps = Shared((*bound, cell), threads, batch * gates * (size + CELL), slices=count)
 
     def keep(self, array: np.ndarray) -> int:
         """The address of an array that lives as long as the frames."""
         self.kept.append(array)
         return int(array.ctypes.data)
+
+
+class Shared:
+    """Instructions that are run ``slices`` times, by torch's threads where each of them has enough to do each time.
+
+    ``macs``: of one slice. ``start``: the address of the frame that has it all done; ``frames``: all whose slots are to
+    be filled in.
+    """
+
+    def __init__(self, instructions: tuple[Instruction, ...], threads: int, macs: int, *, slices: int):
+        whole = frame_of(*instructions, slices=slices, slots=2)
+        self.frames, self.start = [whole], whole.address
+        self.parallel: Parallel | None = None
+        self.team: Team | None = None
+        members, own = batching.wanted_threads(threads, macs, batching.PARALLEL_MACS), batching.torchs_threads()
+        if members > 1 and own is not None:
+            self.parallel = Parallel(Plan(whole, [], macs, 0, list(instructions)), members)
+            self.team = self.parallel.team(own, threads, direct=False)
+            self.frames, self.start = [whole, *self.parallel.frames], self.team.address
