@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_parallel import threads
+from test_parallel import threads, whose  # noqa: F401  # a fixture
 
 import programs
 import strategies

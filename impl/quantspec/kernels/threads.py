@@ -68,14 +68,16 @@ class Serve(Instruction):
 
 
 class Pool:
-    """The workers of this process. ``generation``: of which process, in a line of forks, the mailboxes are."""
+    """The workers of this process. ``generation``: of which process, in a line of forks, the mailboxes are. ``busy``:
+    whether anybody shares out, one at a time. ``called``: when another library's threads were last asked for.
+    """
 
     def __init__(self) -> None:
         self.generation, self.lock = 0, threading.Lock()
         self.clear()
 
     def clear(self) -> None:
-        self.busy = aligned(8, np.int64)
+        self.busy, self.called = aligned(8, np.int64), aligned(8, np.int64)
         self.mailboxes: list[Mailbox] = []
 
     def workers(self, count: int) -> list[int]:

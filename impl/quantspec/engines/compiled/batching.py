@@ -38,7 +38,7 @@ class Batched:
         self.threads = threads
         self.parallel: Parallel | None = None
         self.share: Share | Team | None = None
-        team = None if alone else torchs_threads()
+        team = torchs_threads()
         batch, together = planner.batch(shapes), SHARED and (alone or team is not None)
         if batch:
             # One sample tells the work of all.
@@ -65,12 +65,13 @@ class Batched:
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run, self.direct = caller(), len(shapes) == len(self.shapes) == 1
         starts = [self.chained(task) for task in self.tasks]
+        awake = macs < PATIENT_MACS and alone  # otherwise torch has just had its threads compute
         if self.parallel and team:
-            self.share = self.parallel.team(team, threads, direct=self.direct)
+            self.share = self.parallel.team(team, threads, direct=self.direct, awake=awake)
         elif self.parallel:
-            self.share = self.parallel.share(direct=self.direct, awake=macs < PATIENT_MACS)
+            self.share = self.parallel.share(direct=self.direct, awake=awake)
         elif len(starts) > 1 and team:
-            self.share = Team(team, threads, starts, direct=self.direct)
+            self.share = Team(team, threads, starts, direct=self.direct, awake=awake)
         elif len(starts) > 1:
             self.share = Share(starts, direct=self.direct)
         self.start = self.share.address if self.share else starts[0]
@@ -127,8 +128,8 @@ class Batched:
 
 
 def torchs_threads() -> OpenMP | None:
-    """The threads that torch computes with, which look for work between its steps; None where they are of another
-    kind, or this process was forked from one that may have used them, as OpenMP's threads are not there any more.
+    """The threads that torch computes with, which look for work between its steps; None where they cannot be called, or
+    this process was forked from one that may have used them, as they are not there any more.
     """
     return openmp(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if pool.generation == 0 else None
 

@@ -74,8 +74,8 @@ class Segment:
         self.masks = all(type(step) in MASKS for step in steps)
         self.images = frozenset(step.name for step in steps if isinstance(step, Conv) and is_direct(step))
         self.local = threading.local()
-        # Whether it is all of a program: between steps of torch's its threads look for work for a while, and others
-        # that wait for each other lose more by them than they win.
+        # Whether it is all of a program: between steps of torch's its threads look for work for a while, and workers of
+        # one's own that wait for each other lose more by them than they win.
         self.alone = False
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:

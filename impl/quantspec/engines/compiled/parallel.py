@@ -3,7 +3,7 @@
 Products are cut into rows, or into panels of outputs where rows are few; depthwise convolutions, pools and what goes
 over rows or bytes one by one into parts of these; the first thread alone does everything else. One team works at a
 time, as threads of two that wait for each other would never end; a caller who finds the workers busy works alone.
-Where torch computes in between, its own threads are the team, one for each caller (``kernels.team``).
+The threads are torch's own where they can be (``kernels.team``), otherwise workers of this package.
 """
 
 import numpy as np
@@ -57,9 +57,9 @@ class Parallel:
         """What has the frames run at once, or the plan where that cannot be, or where ``awake`` and a worker sleeps."""
         return Share(self.addresses, direct=direct, everything=self.plan.address, awake=awake)
 
-    def team(self, own: OpenMP, threads: int, *, direct: bool) -> Team:
-        """What has a team of so many threads run the frames, or the plan where it has fewer."""
-        return Team(own, threads, self.addresses, direct=direct, everything=self.plan.address)
+    def team(self, own: OpenMP, threads: int, *, direct: bool, awake: bool) -> Team:
+        """What has a team of so many threads run the frames, or the plan where it has fewer, or as above."""
+        return Team(own, threads, self.addresses, direct=direct, everything=self.plan.address, awake=awake)
 
     @property
     def addresses(self) -> list[int]:

@@ -151,5 +151,5 @@ class Shared:
         members, own = batching.wanted_threads(threads, macs, batching.PARALLEL_MACS), batching.torchs_threads()
         if members > 1 and own is not None:
             self.parallel = Parallel(Plan(whole, [], macs, 0, list(instructions)), members)
-            self.team = self.parallel.team(own, threads, direct=False)
+            self.team = self.parallel.team(own, threads, direct=False, awake=False)
             self.frames, self.start = [whole, *self.parallel.frames], self.team.address
