@@ -1,17 +1,18 @@
-"""What the machine can do at most, measured: dot products from registers alone, and copies of memory."""
+"""What the machine can do at most, measured: products from registers or tiles alone, and copies of memory."""
 
 import time
 
 import numpy as np
+from llvmlite import ir
 
-from quantspec.kernels import cpu
-from quantspec.kernels.emitter import I32, INTS, LANES, Emitter, Value
+from quantspec.kernels import cpu, tiles
+from quantspec.kernels.emitter import I8, I32, INTS, LANES, Emitter, Value
 from quantspec.kernels.frame import run_alone
 from quantspec.kernels.jit import Kernel
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.records import Address, Instruction, Integer
 
-ACCUMULATORS, REPEATED = 20, 8
+ACCUMULATORS, TILES, REPEATED = 20, 4, 8
 
 
 class Peak(Instruction):
@@ -40,12 +41,28 @@ def write_peak(emit: Emitter, op: Value, frame: Value) -> None:
     emit.write(totals[0], emit.field(op, Peak.result))
 
 
-PEAK = Kernel("peak", Peak, write_peak)
+def write_tiles(emit: Emitter, op: Value, frame: Value) -> None:
+    """The same for products of tiles, whose accumulators are the first four, two rows of operands by two columns."""
+    nothing = ir.VoidType()
+    tiles.begin(emit)
+    for number in range(8):
+        emit.native("llvm.x86.tilezero", nothing, I8(number))
+
+    def many(index: Value) -> None:
+        for number in range(TILES * REPEATED):
+            i, j = number % TILES // 2, number % 2
+            emit.native("llvm.x86.tdpbusd", nothing, I8(2 * i + j), I8(4 + i), I8(6 + j))
+
+    emit.each(emit.field(op, Peak.times), many)
+    tiles.end(emit)
+
+
+PEAK, PEAK_OF_TILES = Kernel("peak", Peak, write_peak), Kernel("peak_of_tiles", Peak, write_tiles)
 
 
 def macs_per_second(seconds: float = 0.2) -> float:
-    """8-bit multiply-accumulates per second of one thread whose operands never leave the registers; 0 for a CPU without
-    dot products of bytes, where such a loop says nothing of what products need.
+    """8-bit multiply-accumulates per second of one thread whose operands never leave the registers, or the tiles where
+    there are such; 0 for a CPU without dot products of bytes, where such a loop says nothing of what products need.
 
     The best of the runs of about a millisecond that this time allows.
     """
@@ -53,6 +70,9 @@ def macs_per_second(seconds: float = 0.2) -> float:
         return 0.0
     result, times = aligned(LANES, np.int32), 20_000
     instruction = Peak(times=times, result=result.ctypes.data, operand=0x01010101)
+    if tiles.allowed():
+        work = times * TILES * REPEATED * tiles.ROWS * LANES * 64
+        return work / best(lambda: run_alone(PEAK_OF_TILES, instruction), seconds)
     work = times * ACCUMULATORS * REPEATED * LANES * 4
     return work / best(lambda: run_alone(PEAK, instruction), seconds)
 

@@ -117,6 +117,31 @@ def test_an_accumulator_beyond_int32_is_refused():
         plan.accumulators(torch.full((1, 70000), 255.0), bias=False)
 
 
+@clause("QAT-EXACT")
+@pytest.mark.parametrize("few", [0, 1])
+def test_an_accumulator_of_2_to_the_31_is_refused_and_one_less_is_not(few):
+    grid = grids.Grid(1.0, 128, 0, 255)
+    weight = torch.full((1, 2**17), -128.0)
+    weight[0, -1] += few
+    coded = grids.layer_codes(weight, None, chosen(), False, grid, None, torch.tensor(1.0))
+    plan = functions.LayerPlan("wide", grid, None, False, None, dialect("onnx"), coded, False)
+    x = torch.full((1, 2**17), -128.0)
+    if few:
+        assert plan.accumulators(x, bias=False).item() == 2**31 - 128
+    else:
+        with pytest.raises(qs.UnsupportedError, match=f"an accumulator can reach {2**31}, beyond int32"):
+            plan.accumulators(x, bias=False)
+
+
+@clause("QAT-ACTS")
+def test_what_lies_between_codes_saturates_where_accumulators_end():
+    grid = grids.Grid(1.0, 128, 0, 255)
+    coded = grids.layer_codes(torch.full((1, 2**17), -128.0), None, chosen(), False, grid, None, torch.tensor(1.0))
+    plan = functions.LayerPlan("wide", grid, None, False, None, dialect("onnx"), coded, False, loose=True)
+    found = [plan.accumulators(torch.full((1, 2**17), value), bias=False).item() for value in (-128.5, 128.5, -0.5)]
+    assert found == [2**31 - 128, -(2**31), 2**23]
+
+
 @clause("QAT-LAYER", "QAT-EQUAL")
 @given(layers())
 def test_a_layer_gives_the_dialects_codes_and_the_float_layers_gradient(layer):
@@ -128,6 +153,10 @@ def test_a_layer_gives_the_dialects_codes_and_the_float_layers_gradient(layer):
     arrays = functions.as_codes(x, plan.x), plan.x.qparams, codes_of_w, weights, bias.numpy()
     expected = plan.dialect.linear(*arrays, plan.y.qparams, relu=plan.relu)
     assert np.array_equal(functions.as_codes(codes, plan.y), expected)
+    real = x.double() @ w.double().T * plan.x.scale + bias
+    ends = [max(float(end), 0.0) if plan.relu else float(end) for end in (real.min(), real.max())]
+    half_a_step = 0.5 * plan.x.scale * float(plan.coded.scale.max())  # that a bias in codes may be off by
+    assert np.allclose(plan.ends, ends, rtol=0, atol=half_a_step)
     gradient = torch.arange(1, codes.numel() + 1, dtype=torch.float32).reshape(codes.shape)
     codes.backward(gradient)
     real_x, real_w = x * plan.x.scale, w
@@ -173,6 +202,65 @@ def test_a_layers_gradient_is_the_slope_of_the_float_layer():
             assert math.isclose(slope, float(gradient.view(-1)[place]), rel_tol=1e-5, abs_tol=1e-4)
 
 
+@st.composite
+def every_form(draw):
+    """A layer of every form with numbers that make all of it exact: (plan, x, weight, bias, learned, gradient)."""
+    name, form = draw(st.sampled_from(TRAINED)), draw(st.sampled_from(["rows", "rows of rows", "positions"]))
+    how, relu = draw(st.sampled_from(["codes", "learned", "floats"])), draw(st.booleans())
+    inputs, outputs, samples = draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    r, per_channel = draw(draws.seeds()), draw(st.booleans())
+    grid = grids.Grid(0.5, draw(st.integers(0, 15)), 0, 15)
+    shapes = {"rows": (samples, inputs), "rows of rows": (samples, 2, inputs), "positions": (samples, inputs, 2, 3)}
+    x = torch.from_numpy(r.integers(grid.low, grid.high + 1, shapes[form]).astype(np.float32))
+    scale = torch.from_numpy(r.choice([0.25, 0.5, 1.0], outputs if per_channel else 1).astype(np.float32))
+    w = torch.from_numpy(r.integers(-7, 8, (outputs, inputs)).astype(np.float32)) * scale[:, None]
+    bias = torch.from_numpy((r.integers(-8, 9, outputs) / 2).astype(np.float32)) if draw(st.booleans()) else None
+    places = ((1, 1), (1, 1), 1) if form == "positions" else None
+    weight = w[:, :, None, None] if places else w
+    bits = draw(st.integers(2, 6))
+    y = grids.Grid(float(2.0 ** draw(st.integers(-2, 3))), draw(st.integers(0, 2**bits - 1)), 0, 2**bits - 1)
+    y = None if how == "floats" else y
+    coded = grids.layer_codes(weight, bias, chosen(name), per_channel, grid, y, scale if per_channel else scale[0])
+    plan = functions.LayerPlan("layer", grid, y, relu, places, dialect(name), coded, False)
+    outside = (samples, 2, outputs) if form == "rows of rows" else (samples, outputs, *x.shape[2:])
+    gradient = torch.from_numpy(r.integers(-8, 9, outside).astype(np.float32)) / 4
+    return plan, x, weight, bias, how == "learned", gradient
+
+
+@clause("QAT-LAYER", "QAT-SCALE")
+@given(every_form())
+def test_gradients_of_layers_of_every_form(drawn):
+    plan, x, weight, bias, learned, gradient = drawn
+    inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_(), bias]
+    inputs[2] = None if bias is None else bias.clone().requires_grad_()
+    scale = torch.tensor(plan.y.scale, requires_grad=True) if learned else None
+    functions.apply(functions.Layer, *inputs, scale, plan).backward(gradient)
+    # Rows [rows, inputs] and outputs [rows, outputs], whatever the form.
+    rows, passed = ((t if plan.places is None else t.movedim(1, -1)).flatten(0, -2) for t in (x, gradient))
+    real_x, real_w = (rows * plan.x.scale).tolist(), weight.flatten(1).tolist()
+    added = [0.0] * len(real_w) if bias is None else bias.tolist()
+    values = [[sum(map(math.prod, zip(a, b))) + c for b, c in zip(real_w, added)] for a in real_x]
+    given_rows = passed = passed.tolist()
+    if plan.y is not None:
+        ends = plan.y.scale, plan.y.zero_point, plan.y.qmin, plan.y.qmax
+        passed = [
+            [spec.ste(g, v, *ends) if v > 0 or not plan.relu else 0.0 for g, v in zip(*pair)]
+            for pair in zip(given_rows, values)
+        ]
+    of_x, of_w, of_b = spec.layer_gradients(real_x, real_w, passed)
+    found_x = (inputs[0].grad if plan.places is None else inputs[0].grad.movedim(1, -1)).flatten(0, -2)
+    assert found_x.tolist() == of_x and inputs[1].grad.flatten(1).tolist() == of_w
+    assert bias is None or inputs[2].grad.tolist() == of_b
+    if learned:
+        # Behind a ReLU the grid begins at zero, and what is below it has neither code nor gradient.
+        lowest = plan.y.zero_point if plan.relu else plan.y.qmin
+        both = [(g, v) for pair in zip(given_rows, values) for g, v in zip(*pair) if v > 0 or not plan.relu]
+        of_sample = gradient.numel() // len(gradient)
+        ends = plan.y.scale, plan.y.zero_point, lowest, plan.y.qmax
+        exact = spec.scale_gradient([g for g, _ in both], [v for _, v in both], *ends, n=of_sample)
+        assert math.isclose(float(scale.grad), exact, rel_tol=1e-5, abs_tol=1e-5)
+
+
 @clause("QAT-WEIGHT", "QAT-CONVERT")
 @given(st.sampled_from(TRAINED), st.booleans(), st.integers(2, 8), draws.seeds())
 def test_a_weights_codes_are_those_of_chapter_5_and_its_gradient_passes(name, per_channel, bits, generator):
@@ -209,14 +297,16 @@ def test_the_grid_of_a_range_is_that_of_chapter_5(name, bits, reduce_range, gene
 @given(rounded_values())
 def test_the_gradient_of_an_activations_scale_is_that_of_the_definition(drawn):
     values, gradients, grid = drawn
-    for rows in (1, 4):
-        x = torch.from_numpy(values.reshape(rows, -1))
-        scale = torch.tensor(grid.scale, requires_grad=True)
-        codes = functions.apply(functions.Quantized, x, scale, grid, dialect("exact"))
-        codes.backward(torch.from_numpy(gradients.reshape(rows, -1)))
-        ends = grid.scale, grid.zero_point, grid.qmin, grid.qmax
-        expected = spec.scale_gradient(gradients.tolist(), values.tolist(), *ends, n=24 // rows)
-        assert math.isclose(float(scale.grad), expected, rel_tol=1e-5, abs_tol=1e-4)
+    ends = grid.scale, grid.zero_point, grid.qmin, grid.qmax
+    for shape, of_a_row in (((24,), 24), ((1, 24), 24), ((4, 6), 6), ((4, 3, 2), 6), ((24, 1), 1)):
+        x = torch.from_numpy(values.reshape(shape))
+        expected = spec.scale_gradient(gradients.tolist(), values.tolist(), *ends, n=of_a_row)
+        made = functions.apply(functions.Quantized, x, None, grid, dialect("exact"))
+        for function, arguments in ((functions.Quantized, (grid, dialect("exact"))), (functions.Snapped, (made, grid))):
+            scale = torch.tensor(grid.scale, requires_grad=True)
+            codes = functions.apply(function, x, scale, *arguments)
+            codes.backward(torch.from_numpy(gradients.reshape(shape)))
+            assert math.isclose(float(scale.grad), expected, rel_tol=1e-5, abs_tol=1e-4)
 
 
 @clause("QAT-SCALE")

@@ -164,12 +164,13 @@ def test_a_change_picks_the_names_of_its_mutants():
 
 def test_mutants_are_sorted_by_what_became_of_them():
     survivors = [mutant("survived", along("a + b", "a - b")), mutant("survived", along("a + b", "a / b"))]
-    odd = [mutant(status, along("a + b", "a * b")) for status in ("no tests", "suspicious", "segfault", "not checked")]
-    verdict = run.judge([mutant("killed"), mutant("timeout"), *survivors, *odd], run.read_equivalents(ENTRY))
-    assert (len(verdict.killed), len(verdict.timed_out)) == (1, 1)
+    odd = [mutant(status, along("a + b", "a * b")) for status in ("no tests", "suspicious", "not checked")]
+    dead = mutant("killed"), mutant("segfault"), mutant("timeout")
+    verdict = run.judge([*dead, *survivors, *odd], run.read_equivalents(ENTRY))
+    assert (len(verdict.killed), len(verdict.timed_out)) == (2, 1)
     assert (verdict.equivalent, verdict.unexplained) == (survivors[:1], [survivors[1], *odd])
     assert verdict.stale == [along("a + b", "a * b")]
-    assert verdict.last_line() == "mutants: 2 of 8 killed, 1 equivalent, 5 unexplained"
+    assert verdict.last_line() == "mutants: 3 of 8 killed, 1 equivalent, 4 unexplained"
     assert not verdict.passes
 
 

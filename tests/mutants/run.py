@@ -87,6 +87,8 @@ ROOMS = {
 CALLED = ("usual", "near_names", "contextmanager", "cache")
 # Their functions run while the package is imported, which it is before mutmut chooses a mutant.
 AT_IMPORT = ("qat.eager",)
+# The second is what ended the tests' process by a signal, which no run of the suite survives.
+KILLED = "killed", "segfault"
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
@@ -199,13 +201,13 @@ class Verdict:
 def judge(mutants: Iterable[Mutant], reasons: dict[Change, str]) -> Verdict:
     """Sorts the mutants.
 
-    Only what mutmut calls survived can be equivalent: what was not run at all, or broke off, shows nothing. A listed
-    one that only takes longer is timed out on a busy machine, and still listed.
+    Only what mutmut calls survived can be equivalent: what was not run at all shows nothing. A listed one that only
+    takes longer is timed out on a busy machine, and still listed.
     """
     verdict = Verdict([], [], [], [], [])
     left = dict(reasons)
     for mutant in mutants:
-        if mutant.status == "killed":
+        if mutant.status in KILLED:
             verdict.killed.append(mutant)
         elif mutant.status in ("survived", "timeout") and left.pop(mutant.change, None):
             verdict.equivalent.append(mutant)
@@ -341,7 +343,7 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
     mutants = read_results(mutmut(folder, "results", "--all", "true"))
     if patterns:
         mutants = [mutant for mutant in mutants if any(fnmatch.fnmatch(mutant.name, each) for each in patterns)]
-    return [mutant if mutant.status == "killed" else with_change(folder, mutant) for mutant in mutants]
+    return [mutant if mutant.status in KILLED else with_change(folder, mutant) for mutant in mutants]
 
 
 def with_change(folder: Path, mutant: Mutant) -> Mutant:

@@ -147,6 +147,11 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         function = existing or ir.Function(self.module, ir.FunctionType(kind, [a.type for a in args]), name)
         return self.call(function, args)
 
+    def at_address(self, address: Value, kind: Type, *args: Value) -> Value:
+        """A call of an external function of that result, by its address."""
+        function = ir.FunctionType(kind, [a.type for a in args])
+        return self.call(self.inttoptr(address, function.as_pointer()), args)
+
     def dot(self, total: Value, x: Value, w: Value) -> Value:
         """``total`` + the sum over four neighbouring bytes of unsigned ``x`` by signed ``w``, int32 lanes, exact
         (wraps).

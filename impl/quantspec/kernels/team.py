@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 
-from .emitter import I8, I32, I64, Emitter, Value, function
+from .emitter import I32, I64, Emitter, Value, function
 from .frame import frame_of, run_frame, slot_addresses
 from .jit import Kernel
 from .memory import aligned
@@ -73,11 +73,6 @@ class TeamWork(Instruction):
     y: Address = Address()
 
 
-def asked(emit: Emitter, address: Value) -> Value:
-    """What a function without arguments tells (int)."""
-    return emit.sext(emit.call(emit.inttoptr(address, ir.FunctionType(I32, []).as_pointer()), []), I64)
-
-
 def result_of(emit: Emitter, op: Value, index: Value) -> Value:
     """Where a member's result goes."""
     return emit.add(emit.field(op, TeamWork.results), emit.mul(index, I64(8 * LINE)))
@@ -87,7 +82,8 @@ def write_member(emit: Emitter, op: Value) -> None:
     """What each thread of a team does: its frame; all of them where there are too few threads, which would wait for
     one that never comes.
     """
-    rank, size = (asked(emit, emit.field(op, entry)) for entry in (TeamWork.rank, TeamWork.size))
+    asked = emit.fields(op, TeamWork.rank, TeamWork.size)
+    rank, size = (emit.sext(emit.at_address(address, I32), I64) for address in asked)
     members, x, y = emit.fields(op, TeamWork.members, TeamWork.x, TeamWork.y)
     enough = emit.icmp_signed(">=", size, members)
     with emit.if_else(enough) as (together, alone):
@@ -140,7 +136,7 @@ def write_team(emit: Emitter, op: Value, frame: Value) -> Value:
 def recently(emit: Emitter, called: Value) -> Value:
     """Whether threads were asked for a moment ago; now they are, so that they are awake the next time."""
     clock = emit.stack(ir.ArrayType(I64, 2))
-    emit.native("clock_gettime", I32, I32(1), emit.inttoptr(clock, I64.as_pointer()))  # CLOCK_MONOTONIC
+    emit.native("clock_gettime", I32, I32(1), clock)  # CLOCK_MONOTONIC
     now = emit.add(emit.mul(emit.item(clock, I64(0)), I64(10**9)), emit.item(clock, I64(1)))
     before = emit.item(called, I64(0))
     emit.write(now, called)
@@ -151,11 +147,9 @@ def together(emit: Emitter, op: Value) -> Value:
     """Each frame by a thread of its own."""
     members, threads = emit.fields(op, TeamWork.members, TeamWork.threads)
     emit.each(members, lambda i: emit.write(I64(0), result_of(emit, op, i)))
-    data = ir.PointerType(I8)
     member = function(emit.module, "quantspec_member", 1, write_member)
-    kind = ir.FunctionType(ir.VoidType(), [member.type, data, I32, I32]).as_pointer()
-    run = emit.inttoptr(emit.field(op, TeamWork.run), kind)
-    emit.call(run, [member, emit.inttoptr(op, data), emit.trunc(threads, I32), I32(0)])
+    run, count = emit.field(op, TeamWork.run), emit.trunc(threads, I32)
+    emit.at_address(run, ir.VoidType(), member, op, count, I32(0))
     return emit.any_of(members, lambda i: emit.read(result_of(emit, op, i), I64, 8))
 
 

@@ -70,10 +70,11 @@ class Serve(Instruction):
 class Pool:
     """The workers of this process. ``generation``: of which process, in a line of forks, the mailboxes are. ``busy``:
     whether anybody shares out, one at a time. ``called``: when another library's threads were last asked for.
+    ``forked``: whether the process has none of the threads that its libraries may have started.
     """
 
     def __init__(self) -> None:
-        self.generation, self.lock = 0, threading.Lock()
+        self.generation, self.lock, self.forked = 0, threading.Lock(), False
         self.clear()
 
     def clear(self) -> None:
@@ -94,8 +95,13 @@ class Pool:
                 threading.Thread(target=serve, args=(mailbox,), name=name, daemon=True).start()
             return [mailbox.address for mailbox in self.mailboxes[:count]]
 
-    def forget(self) -> None:
+    def fork(self) -> None:
         """In a forked process, which has no threads but its own."""
+        self.forked = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Has whoever shares out from now on do so among new workers."""
         self.busy[0] = 1  # whoever shares out by it is on his own
         self.generation, self.lock = self.generation + 1, threading.Lock()
         self.clear()
@@ -103,7 +109,7 @@ class Pool:
 
 pool = Pool()
 if SHARED:
-    os.register_at_fork(after_in_child=pool.forget)
+    os.register_at_fork(after_in_child=pool.fork)
 
 
 def serve(mailbox: Mailbox) -> None:

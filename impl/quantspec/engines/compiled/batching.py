@@ -131,7 +131,7 @@ def torchs_threads() -> OpenMP | None:
     """The threads that torch computes with, which look for work between its steps; None where they cannot be called, or
     this process was forked from one that may have used them, as they are not there any more.
     """
-    return openmp(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if pool.generation == 0 else None
+    return openmp(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if not pool.forked else None
 
 
 def wanted_threads(threads: int, macs: int, least: int) -> int:
