@@ -42,7 +42,7 @@ inductor); in dynamic rows `quantize_dynamic` of the first two and weights compr
 **bold** below 1.00 means that the peer is faster |
 | vs torch.ao | the same for the fastest variant of torch.ao |
 | vs bfloat16 | the same for the float network in OpenVINO, which computes it in bfloat16 |
-| peak | multiply-accumulates per second, as a share of a loop of products on registers or tiles, measured next to the row |
+| peak | multiply-accumulates per second, as a share of products on registers or tiles alone, measured next to the row |
 | memory traffic | the minimum: weights, float input and output, and the codes of each layer written and read once |
 | targets | the ratios and the share of the peak that the row is held to |
 | missed | the targets that the row does not reach, with what it reached |

@@ -13,8 +13,8 @@ CHART, SHORT_CHART = "performance.svg", "speed.svg"  # all rows on one thread; t
 def record(rows: list[dict], measures: list[dict], unavailable: dict[str, str], peak: float, load: float) -> dict:
     """All of a run.
 
-    ``peak``: 8-bit multiply-accumulates per second of one thread, from registers or tiles alone. ``load``: the load average
-    before the run began.
+    ``peak``: 8-bit multiply-accumulates per second of one thread, from registers or tiles alone. ``load``: the load
+    average before the run began.
     """
     from . import peers
 
