@@ -1,20 +1,13 @@
-"""Frames that torch's threads run: in forked processes, where there are too few of them, and where they sleep."""
+"""Frames that torch's threads run: in forked processes, and where there are too few of them."""
 
 import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import torch
-from test_parallel import threads
 
 import programs
-from quantspec.engines.compiled import batching
-from quantspec.engines.compiled.engine import Compiled
-from quantspec.engines.reference import Reference
 from quantspec.kernels.team import openmp
-from quantspec.kernels.threads import pool
 
 FORKED = """
 import os, sys, torch, quantspec as qs
@@ -71,25 +64,3 @@ def test_an_openmp_that_cannot_be_called(tmp_path):
     assert openmp(str(tmp_path / "none.so")) is None
     (tmp_path / "text.so").write_text("no library")
     assert openmp(str(tmp_path / "text.so")) is None
-
-
-@pytest.mark.skipif(batching.torchs_threads() is None, reason="torch's threads cannot be called on this system")
-def test_threads_that_may_sleep_are_not_waited_for():
-    """They are asked for, so that they are awake the next time."""
-    r = np.random.default_rng(0)
-    x = programs.grid(r)
-    step = programs.conv(r, "a", "x.codes", x, 20, 70, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
-    program = programs.between(x, [step], step.y_qparams)
-    batch = {"x": torch.from_numpy(programs.values(r, x, (1, 20, 9, 8)))}
-    expected = Reference(program)(batch)
-    with threads(2, patient=10**12):
-        engine = Compiled(program)
-        assert torch.equal(engine(batch), expected)
-        (made,) = engine.parts[0].batched.values()
-        results = made.share.results
-        for asked, ran in ((0, False), (2**62, True), (0, False)):
-            pool.called[0] = asked
-            results[:] = 7  # which a team sets to 0
-            assert torch.equal(engine(batch), expected)
-            assert 0 < pool.called[0] < 2**62
-            assert (results[0] == 0) == ran

@@ -38,7 +38,7 @@ PYTHON: dict[str, tuple[Type, list[Type]]] = {  # CPython's own functions, by th
     "PyBuffer_Release": (ir.VoidType(), [I64]),
 }
 POSIX = "sched_yield", "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_signal"
-LINUX = "sched_getcpu", "sched_getaffinity", "sched_setaffinity", "clock_gettime"
+LINUX = "sched_getcpu", "sched_getaffinity", "sched_setaffinity"
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Frames run by the threads of OpenMP that another library computes with.
 
 Threads that have no work look for it for a while before they sleep. Between a library's steps its threads do so, and
-workers of one's own would share the cores with them: what they run would take longer than on one thread. So frames are
-run by those threads, which are there already.
+workers of one's own would share the cores with them: what they run would take longer than on one thread. So what is
+worth waiting for is run by those threads, which are there already.
 """
 
 import ctypes
@@ -46,20 +46,14 @@ def openmp(library: str) -> OpenMP | None:
     return OpenMP(*(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions))
 
 
-RECENT = 3_000_000  # nanoseconds for which threads surely look for work before they sleep
-
-
 class TeamWork(Instruction):
-    """``busy``: where it stands whether anybody shares out; ``called``: where it stands when somebody was last asked
-    to; ``awake``: whether the work is too little to wait for threads that may sleep since then. ``run``, ``rank``,
-    ``size``: of the OpenMP. ``threads``: how many to ask for; ``members``: how many have a frame of ``table``, and
-    in ``results``, a cache line each, what it gave. ``everything``: a frame that does the work of all, or 0.
-    ``direct``: whether there is one input and one output, which are then ``x`` and ``y``.
+    """``busy``: where it stands whether anybody shares out. ``run``, ``rank``, ``size``: of the OpenMP. ``threads``:
+    how many to ask for; ``members``: how many have a frame of ``table``, and in ``results``, a cache line each, what it
+    gave. ``everything``: a frame that does the work of all, or 0. ``direct``: whether there is one input and one
+    output, which are then ``x`` and ``y``.
     """
 
     busy: Address
-    called: Address
-    awake: Integer
     run: Address
     rank: Address
     size: Address
@@ -111,36 +105,21 @@ def here(emit: Emitter, op: Value, x: Value, y: Value) -> Value:
 
 
 def write_team(emit: Emitter, op: Value, frame: Value) -> Value:
-    """Has a team run the frames, or this thread where another caller has one or threads may sleep; 1 when an input
-    holds NaN.
+    """Has a team run the frames, or this thread all of them where another caller shares out; 1 when an input holds NaN.
     """
     direct = emit.flag(op, TeamWork.direct)
     x, y = (emit.select(direct, address, I64(0)) for address in slot_addresses(emit, frame))
     emit.put_field(op, TeamWork.x, x)
     emit.put_field(op, TeamWork.y, y)
     busy, result = emit.at(emit.field(op, TeamWork.busy), I64), emit.alloca(I64)
-    emit.store(I64(1), result)
-    ready = emit.or_(emit.not_(emit.flag(op, TeamWork.awake)), recently(emit, emit.field(op, TeamWork.called)))
-    with emit.if_then(ready):
-        taken = emit.extract_value(emit.cmpxchg(busy, I64(0), I64(1), "seq_cst", "seq_cst"), 0)
-        emit.store(taken, result)
-    with emit.if_else(emit.icmp_signed("==", emit.load(result), I64(0))) as (ours, alone):
+    free = emit.extract_value(emit.cmpxchg(busy, I64(0), I64(1), "seq_cst", "seq_cst"), 1)
+    with emit.if_else(free) as (ours, taken):
         with ours:
             emit.store(together(emit, op), result)
             emit.store_atomic(I64(0), busy, "release", 8)
-        with alone:
+        with taken:
             emit.store(here(emit, op, x, y), result)
     return emit.load(result)
-
-
-def recently(emit: Emitter, called: Value) -> Value:
-    """Whether threads were asked for a moment ago; now they are, so that they are awake the next time."""
-    clock = emit.stack(ir.ArrayType(I64, 2))
-    emit.native("clock_gettime", I32, I32(1), clock)  # CLOCK_MONOTONIC
-    now = emit.add(emit.mul(emit.item(clock, I64(0)), I64(10**9)), emit.item(clock, I64(1)))
-    before = emit.item(called, I64(0))
-    emit.write(now, called)
-    return emit.icmp_signed("<", emit.sub(now, before), I64(RECENT))
 
 
 def together(emit: Emitter, op: Value) -> Value:
@@ -160,20 +139,17 @@ class Team:
     """A frame that has others run by a team of ``threads`` of an OpenMP, which is as large as the library's own teams,
     since other sizes have it start and end threads. It is run as ``frames`` would be, of which there are no more.
 
-    ``everything``, ``direct``: as of ``sharing.Share``. ``awake``: whether one thread does everything where others may
-    sleep, since nobody has asked for them for a while.
+    ``everything``, ``direct``: as of ``sharing.Share``.
     """
 
-    def __init__(
-        self, own: OpenMP, threads: int, frames: list[int], *, direct: bool, everything: int = 0, awake: bool = False
-    ):
-        self.generation, self.busy, self.called = pool.generation, pool.busy, pool.called
+    def __init__(self, own: OpenMP, threads: int, frames: list[int], *, direct: bool, everything: int = 0):
+        self.generation, self.busy = pool.generation, pool.busy
         self.table, self.results = aligned(len(frames), np.int64), aligned(LINE * len(frames), np.int64)
         self.table[: len(frames)] = frames
         self.frame = frame_of(TEAM.bound(TeamWork(
-            busy=self.busy.ctypes.data, called=self.called.ctypes.data, awake=awake, run=own.run, rank=own.rank,
-            size=own.size, threads=threads, members=len(frames), table=self.table.ctypes.data,
-            results=self.results.ctypes.data, everything=everything, direct=direct,
+            busy=self.busy.ctypes.data, run=own.run, rank=own.rank, size=own.size, threads=threads,
+            members=len(frames), table=self.table.ctypes.data, results=self.results.ctypes.data,
+            everything=everything, direct=direct,
         )))  # fmt: skip
 
     @property

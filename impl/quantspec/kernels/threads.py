@@ -69,8 +69,8 @@ class Serve(Instruction):
 
 class Pool:
     """The workers of this process. ``generation``: of which process, in a line of forks, the mailboxes are. ``busy``:
-    whether anybody shares out, one at a time. ``called``: when another library's threads were last asked for.
-    ``forked``: whether the process has none of the threads that its libraries may have started.
+    whether anybody shares out, one at a time. ``forked``: whether the process has none of the threads that its
+    libraries may have started.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Pool:
         self.clear()
 
     def clear(self) -> None:
-        self.busy, self.called = aligned(8, np.int64), aligned(8, np.int64)
+        self.busy = aligned(8, np.int64)
         self.mailboxes: list[Mailbox] = []
 
     def workers(self, count: int) -> list[int]:

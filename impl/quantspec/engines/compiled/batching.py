@@ -22,7 +22,7 @@ LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
 THREAD_MACS = 2_000_000  # work that is worth giving to another thread, if it is awake; if it is not the caller does it
 PARALLEL_MACS = 1_000_000  # the same where threads wait for each other
-PATIENT_MACS = 20_000_000  # work from which on threads that wait for each other wait for one that sleeps, too
+PATIENT_MACS = 20_000_000  # work from which on threads wait for one that sleeps, too
 # Multiply-accumulates of a thread for each byte of large weights, up to which each should read only its part.
 PARALLEL_REUSE = 10
 
@@ -65,13 +65,14 @@ class Batched:
         self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
         self.run, self.direct = caller(), len(shapes) == len(self.shapes) == 1
         starts = [self.chained(task) for task in self.tasks]
-        awake = macs < PATIENT_MACS and alone  # otherwise torch has just had its threads compute
+        if alone and macs < PATIENT_MACS:
+            team = None
         if self.parallel and team:
-            self.share = self.parallel.team(team, threads, direct=self.direct, awake=awake)
+            self.share = self.parallel.team(team, threads, direct=self.direct)
         elif self.parallel:
-            self.share = self.parallel.share(direct=self.direct, awake=awake)
+            self.share = self.parallel.share(direct=self.direct, awake=macs < PATIENT_MACS)
         elif len(starts) > 1 and team:
-            self.share = Team(team, threads, starts, direct=self.direct, awake=awake)
+            self.share = Team(team, threads, starts, direct=self.direct)
         elif len(starts) > 1:
             self.share = Share(starts, direct=self.direct)
         self.start = self.share.address if self.share else starts[0]

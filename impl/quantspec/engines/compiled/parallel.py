@@ -3,7 +3,8 @@
 Products are cut into rows, or into panels of outputs where rows are few; depthwise convolutions, pools and what goes
 over rows or bytes one by one into parts of these; the first thread alone does everything else. One team works at a
 time, as threads of two that wait for each other would never end; a caller who finds the workers busy works alone.
-The threads are torch's own where they can be (``kernels.team``), otherwise workers of this package.
+Much work, and any between torch's steps, goes to torch's own threads where they can be called (``kernels.team``), all
+other to workers, which leave it to the caller while they sleep.
 """
 
 import numpy as np
@@ -57,9 +58,9 @@ class Parallel:
         """What has the frames run at once, or the plan where that cannot be, or where ``awake`` and a worker sleeps."""
         return Share(self.addresses, direct=direct, everything=self.plan.address, awake=awake)
 
-    def team(self, own: OpenMP, threads: int, *, direct: bool, awake: bool) -> Team:
-        """What has a team of so many threads run the frames, or the plan where it has fewer, or as above."""
-        return Team(own, threads, self.addresses, direct=direct, everything=self.plan.address, awake=awake)
+    def team(self, own: OpenMP, threads: int, *, direct: bool) -> Team:
+        """What has a team of so many threads run the frames, or the plan where it has fewer."""
+        return Team(own, threads, self.addresses, direct=direct, everything=self.plan.address)
 
     @property
     def addresses(self) -> list[int]:

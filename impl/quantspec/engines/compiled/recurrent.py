@@ -124,11 +124,14 @@ class Frames:
         quantize, product = from_input
         quantize.slot, product.product.y = 0, self.gates.ctypes.data
         bound = dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product)
-        self.inputs = Shared(bound, threads, count * batch * inputs * gates, slices=1)
+        all_inputs, one_step = count * batch * inputs * gates, batch * gates * (size + CELL)
+        # Threads that nothing else has woken are not worth waiting for.
+        few = one_step < 2 * batching.PARALLEL_MACS and all_inputs < batching.PATIENT_MACS
+        self.inputs = Shared(bound, 1 if few else threads, all_inputs, slices=1)
         quantize, product = from_state
         quantize.source, product.product.y = h, state_gates
         bound = dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product)
-        self.steps = Shared((*bound, cell), threads, batch * gates * (size + CELL), slices=count)
+        self.steps = Shared((*bound, cell), threads, one_step, slices=count)
 
     def keep(self, array: np.ndarray) -> int:
         """The address of an array that lives as long as the frames."""
@@ -151,5 +154,5 @@ class Shared:
         members, own = batching.wanted_threads(threads, macs, batching.PARALLEL_MACS), batching.torchs_threads()
         if members > 1 and own is not None:
             self.parallel = Parallel(Plan(whole, [], macs, 0, list(instructions)), members)
-            self.team = self.parallel.team(own, threads, direct=False, awake=False)
+            self.team = self.parallel.team(own, threads, direct=False)
             self.frames, self.start = [whole, *self.parallel.frames], self.team.address
