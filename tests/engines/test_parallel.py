@@ -146,12 +146,7 @@ def test_rows(r, count, samples, inputs, outputs):
     layer = programs.linear(r, "a", "x.codes", x, inputs, outputs)
     step = replace(programs.table(r, layer.y_qparams), x="a")
     program = programs.between(x, [layer, step], step.y_qparams)
-    batch = {"x": torch.from_numpy(programs.values(r, x, (1, samples, inputs)))}  # of one sample, so that rows are cut
-    expected = Reference(program)(batch)
-    with threads(count):
-        engine = Compiled(program)
-        for _ in range(3):
-            assert torch.equal(engine(batch), expected)
+    check(program, programs.values(r, x, (1, samples, inputs)), count)  # of one sample, so that rows are cut
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])

@@ -23,8 +23,6 @@ child = os.fork()
 if not child:
     torch.set_num_threads(1 if sys.argv[1] == "torch" else 2)  # of torch's own, which have no threads after a fork
     same = [torch.equal(q(x), expected) for _ in range(2)]
-    with torch.inference_mode():
-        torch.set_num_threads(2)
     os._exit(0 if all(same) and batching.torchs_threads() is None else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.equal(q(x), expected))
 """
@@ -39,9 +37,8 @@ def test_a_forked_process_has_a_team_of_its_own(between):
 
 
 FEWER = """
-import torch
-from test_parallel import batching, check, programs
 import numpy as np
+from test_parallel import check, programs
 r = np.random.default_rng(0)
 x = programs.grid(r)
 step = programs.conv(r, "a", "x.codes", x, 20, 70, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)

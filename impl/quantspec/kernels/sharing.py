@@ -3,6 +3,8 @@
 The frames shared out at a time are one caller's; another one runs all of his by himself.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .emitter import I64, Emitter, Value, function
@@ -42,6 +44,30 @@ class Barrier(Instruction):
     step: Integer
 
 
+def if_free(emit: Emitter, busy: Value, ours: Callable[[], Value], taken: Callable[[], Value]) -> Value:
+    """``ours()`` (int64) where nobody shares out, and nobody else does meanwhile; otherwise ``taken()``."""
+    flag, result = emit.at(busy, I64), emit.alloca(I64)
+    free = emit.extract_value(emit.cmpxchg(flag, I64(0), I64(1), "seq_cst", "seq_cst"), 1)
+    with emit.if_else(free) as (mine, others):
+        with mine:
+            emit.store(ours(), result)
+            emit.store_atomic(I64(0), flag, "release", 8)
+        with others:
+            emit.store(taken(), result)
+    return emit.load(result)
+
+
+def run_here(emit: Emitter, everything: Value, x: Value, y: Value, each: Callable[[], Value]) -> Value:
+    """The work of all frames by this thread: by the frame ``everything``, or by ``each()`` (int64) where that is 0."""
+    total = emit.alloca(I64)
+    with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (shared, apart):
+        with shared:
+            emit.store(run_frame(emit, everything, x, y), total)
+        with apart:
+            emit.store(each(), total)
+    return emit.load(total)
+
+
 def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
     """Shares frames out among workers and this thread, or runs all of them here where somebody else does so; 1 when
     an input holds NaN.
@@ -60,15 +86,12 @@ def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
 
     def here() -> Value:
         """All frames by this thread."""
-        total = emit.alloca(I64)
-        with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (shared, each):
-            with shared:
-                emit.store(run_frame(emit, everything, x, y), total)
-            with each:
-                mine = run_frame(emit, own, x, y)
-                theirs = emit.any_of(others, lambda i: run_frame(emit, pair(i)[1], x, y))
-                emit.store(emit.or_(mine, theirs), total)
-        return emit.load(total)
+
+        def each() -> Value:
+            mine = run_frame(emit, own, x, y)
+            return emit.or_(mine, emit.any_of(others, lambda i: run_frame(emit, pair(i)[1], x, y)))
+
+        return run_here(emit, everything, x, y, each)
 
     def together() -> Value:
         """Each frame by a thread of its own."""
@@ -80,21 +103,19 @@ def write_share(emit: Emitter, op: Value, frame: Value) -> Value:
         mine = run_frame(emit, own, x, y)
         return emit.or_(mine, emit.any_of(others, lambda i: emit.call(wait, [pair(i)[0], apart])))
 
-    result = emit.alloca(I64)
-    free = emit.extract_value(emit.cmpxchg(emit.at(busy, I64), I64(0), I64(1), "seq_cst", "seq_cst"), 1)
-    with emit.if_else(free) as (ours, taken):
-        with ours:
-            asked = emit.select(emit.flag(op, ShareOut.awake), others, I64(0))
-            asleep = emit.any_of(asked, lambda i: emit.call(rouse, [pair(i)[0]]))
-            with emit.if_else(emit.icmp_signed("==", asleep, I64(0))) as (ready, late):
-                with ready:
-                    emit.store(together(), result)
-                with late:
-                    emit.store(here(), result)
-            emit.store_atomic(I64(0), emit.at(busy, I64), "release", 8)
-        with taken:
-            emit.store(here(), result)
-    return emit.load(result)
+    def unless_late() -> Value:
+        """Together, or here where workers sleep that are not worth waiting for."""
+        result = emit.alloca(I64)
+        asked = emit.select(emit.flag(op, ShareOut.awake), others, I64(0))
+        asleep = emit.any_of(asked, lambda i: emit.call(rouse, [pair(i)[0]]))
+        with emit.if_else(emit.icmp_signed("==", asleep, I64(0))) as (ready, late):
+            with ready:
+                emit.store(together(), result)
+            with late:
+                emit.store(here(), result)
+        return emit.load(result)
+
+    return if_free(emit, busy, unless_late, here)
 
 
 def write_barrier(emit: Emitter, op: Value, frame: Value) -> None:

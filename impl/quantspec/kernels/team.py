@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from llvmlite import ir
@@ -19,6 +20,7 @@ from .frame import frame_of, run_frame, slot_addresses
 from .jit import Kernel
 from .memory import aligned
 from .records import LINE, Address, Instruction, Integer
+from .sharing import if_free, run_here
 from .threads import pool
 
 
@@ -95,13 +97,8 @@ def write_member(emit: Emitter, op: Value) -> None:
 def here(emit: Emitter, op: Value, x: Value, y: Value) -> Value:
     """All frames by one thread."""
     everything, table, members = emit.fields(op, TeamWork.everything, TeamWork.table, TeamWork.members)
-    total = emit.alloca(I64)
-    with emit.if_else(emit.icmp_signed("!=", everything, I64(0))) as (shared, each):
-        with shared:
-            emit.store(run_frame(emit, everything, x, y), total)
-        with each:
-            emit.store(emit.any_of(members, lambda i: run_frame(emit, emit.item(table, i), x, y)), total)
-    return emit.load(total)
+    each = partial(emit.any_of, members, lambda i: run_frame(emit, emit.item(table, i), x, y))
+    return run_here(emit, everything, x, y, each)
 
 
 def write_team(emit: Emitter, op: Value, frame: Value) -> Value:
@@ -111,15 +108,7 @@ def write_team(emit: Emitter, op: Value, frame: Value) -> Value:
     x, y = (emit.select(direct, address, I64(0)) for address in slot_addresses(emit, frame))
     emit.put_field(op, TeamWork.x, x)
     emit.put_field(op, TeamWork.y, y)
-    busy, result = emit.at(emit.field(op, TeamWork.busy), I64), emit.alloca(I64)
-    free = emit.extract_value(emit.cmpxchg(busy, I64(0), I64(1), "seq_cst", "seq_cst"), 1)
-    with emit.if_else(free) as (ours, taken):
-        with ours:
-            emit.store(together(emit, op), result)
-            emit.store_atomic(I64(0), busy, "release", 8)
-        with taken:
-            emit.store(here(emit, op, x, y), result)
-    return emit.load(result)
+    return if_free(emit, emit.field(op, TeamWork.busy), lambda: together(emit, op), lambda: here(emit, op, x, y))
 
 
 def together(emit: Emitter, op: Value) -> Value:

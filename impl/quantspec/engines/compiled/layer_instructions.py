@@ -21,7 +21,7 @@ from .packing import in_pairs, joined
 from .planner import Planner, layout_of
 from .transposed import DensePart, dense_parts, triple
 
-ALONE = 8  # multiply-accumulates of a product take as long as one of channels on their own, or longer
+ALONE = 8  # multiply-accumulates of a product take no longer than one of channels on their own
 
 
 def emit_linear(planner: Planner, step: Linear) -> None:
