@@ -150,6 +150,7 @@ class C:
     def c(self):
         return 2
     c = cache(c)
+    __import__("os").register_at_fork(after_in_child=c.cache_clear)
 """
     assert run.with_decorators_called(source) == expected
 

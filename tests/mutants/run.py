@@ -352,7 +352,11 @@ def with_change(folder: Path, mutant: Mutant) -> Mutant:
 
 
 def with_decorators_called(source: str) -> str:
-    """A module in which functions with decorators of ``CALLED`` alone are defined without, and decorated below."""
+    """A module in which functions with decorators of ``CALLED`` alone are defined without, and decorated below.
+
+    A mutant runs in a process that is forked off one in which all tests ran, and must not find in a cache what the
+    function gave there.
+    """
     lines = source.splitlines()
     decorated = [
         node
@@ -364,7 +368,10 @@ def with_decorators_called(source: str) -> str:
         calls = node.name
         for decorator in reversed(node.decorator_list):
             calls = f"{ast.unparse(decorator)}({calls})"
-        lines.insert(node.end_lineno or 0, f"{' ' * node.col_offset}{node.name} = {calls}")
+        indent, below = " " * node.col_offset, [f"{node.name} = {calls}"]
+        if "cache(" in calls:
+            below.append(f'__import__("os").register_at_fork(after_in_child={node.name}.cache_clear)')
+        lines[node.end_lineno : node.end_lineno] = [indent + line for line in below]
         del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
     return "\n".join(lines) + "\n"
 
