@@ -109,8 +109,8 @@ FAULTS = [
     Fault(
         "qat-steps-twice-the-gradient", "qat.functions", ("QAT-SURROGATE",),
         "Steps on codes double the gradient that they pass.",
-        "rounded_gradients(gradient, real, ctx.grid, ctx.grid.low, ctx.learned)",
-        "rounded_gradients(2 * gradient, real, ctx.grid, ctx.grid.low, ctx.learned)",
+        "rounded_gradients(gradient, real, ctx.grid, ctx.learned)",
+        "rounded_gradients(2 * gradient, real, ctx.grid, ctx.learned)",
     ),
     Fault(
         "qat-folds-running-statistics", "qat.run", ("QAT-FOLD",),

@@ -41,6 +41,11 @@ def scale_gradient(
     return share
 
 
+def sample_size(x: torch.Tensor) -> int:
+    """How many values each sample of a batch has, or all of a vector."""
+    return max(math.prod(x.shape[1:] if x.ndim > 1 else x.shape), 1)
+
+
 def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """What a function gives, with its gradient."""
     return function.apply(*arguments)  # type: ignore[no-untyped-call]  # torch has no types there
@@ -58,20 +63,19 @@ class Quantized(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        (gradient,), (x,), grid = gradients, ctx.saved_tensors, ctx.grid
-        return *rounded_gradients(gradient, x, grid, grid.low, ctx.learned), None, None
+        (gradient,), (x,) = gradients, ctx.saved_tensors
+        return *rounded_gradients(gradient, x, ctx.grid, ctx.learned), None, None
 
 
 def rounded_gradients(
-    gradient: torch.Tensor, real: torch.Tensor, grid: Grid, lowest: int, learned: bool
+    gradient: torch.Tensor, real: torch.Tensor, grid: Grid, learned: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Of real values that were rounded to a grid, and of its scale where that is learned."""
     steps = real / grid.scale
     ends = grid.low - 0.5, grid.high + 0.5
     own = None
     if learned:
-        size = real.numel() // max(len(real), 1) if real.ndim > 1 else real.numel()
-        own = scale_gradient(gradient, steps, *ends, (lowest, grid.high), max(size, 1)).sum()
+        own = scale_gradient(gradient, steps, *ends, (grid.low, grid.high), sample_size(real)).sum()
     return inside(gradient, steps, *ends), own
 
 
@@ -89,7 +93,7 @@ class Snapped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (gradient,), (real,) = gradients, ctx.saved_tensors
-        return *rounded_gradients(gradient, real, ctx.grid, ctx.grid.low, ctx.learned), None, None
+        return *rounded_gradients(gradient, real, ctx.grid, ctx.learned), None, None
 
 
 class Replaced(torch.autograd.Function):
@@ -258,9 +262,8 @@ class Layer(torch.autograd.Function):
         else:
             ends = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5
             if ctx.learned:
-                size = max(steps[0].numel() if steps.ndim > 1 and len(steps) else steps.numel(), 1)
                 limits = 0 if plan.relu else plan.y.low, plan.y.high
-                own = scale_gradient(gradient, steps, *ends, limits, size).sum()
+                own = scale_gradient(gradient, steps, *ends, limits, sample_size(steps)).sum()
         gradients_of = linear_gradients if plan.places is None else conv_gradients
         return *gradients_of(gradient, steps, ends, x, codes, plan, ctx.needs_input_grad[:3]), own, None
 
