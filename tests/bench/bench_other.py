@@ -171,7 +171,7 @@ def test_slope(bench):
             timed = timing.Timed("", lambda q=q, batch=batch: q(batch))
             count, once = timing.block_size(timed)
             blocks = max(7, min(100, int(0.5 / (once * count))))
-            seconds.append(median(timing.block(timed, count) for _ in range(blocks)))
+            seconds.append(median(timing.block(timed, count, once) for _ in range(blocks)))
             macs.append(3 * width**3)
     slope = float(np.polyfit(np.log(macs), np.log(seconds), 1)[0])
     span = f"from {macs[0]:.1e} to {macs[-1]:.1e}"

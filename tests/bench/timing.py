@@ -1,9 +1,10 @@
 """Times of several functions that do the same, measured side by side.
 
 Every round times each of them once, in an order that moves on, so that whatever else the machine does meets all of them
-alike. What takes microseconds is called many times in a row, so that reading the clock costs nothing, and one call
-before them is not timed: it finds in the caches what the one before left there, which for some is a model that shares
-their weights. A time is the median of the rounds.
+alike. What takes microseconds is called many times in a row, so that reading the clock costs nothing, and the calls
+before them are not timed: they find in the caches what the one before left there, which for some is a model that shares
+their weights, and where the last cache takes in what the one before it evicts, all weights of 50 MB are there after
+five calls. A time is the median of the rounds.
 """
 
 import gc
@@ -16,6 +17,7 @@ from statistics import median
 
 BLOCK = 300e-6  # seconds of calls that are timed together
 WARM = 0.03  # seconds of warm-up
+UNTIMED, UNTIMED_SECONDS = 5, 0.02  # calls before the timed ones, of which one will do where they take longer
 LEAST_ROUNDS, MOST_ROUNDS = 7, 400
 SLOW, LEAST_SLOW_ROUNDS = 1.0, 5  # seconds of a round from which fewer will do
 SETTLE = 0.015  # seconds after which other libraries' threads have stopped spinning
@@ -56,11 +58,17 @@ def block_size(timed: Timed) -> tuple[int, float]:
             return max(1, round(BLOCK * calls / passed)), passed / calls
 
 
-def block(timed: Timed, count: int) -> float:
-    """Seconds of one call, of ``count`` in a row."""
+def untimed(seconds: float) -> int:
+    """How many calls to make before those that are timed, of what takes ``seconds``."""
+    return max(1, min(UNTIMED, int(UNTIMED_SECONDS / seconds)))
+
+
+def block(timed: Timed, count: int, seconds: float) -> float:
+    """Seconds of one call, of ``count`` in a row, of what takes about ``seconds``."""
     timed.before()
     call = timed.call
-    call()
+    for _ in range(untimed(seconds)):
+        call()
     start = time.perf_counter()
     for _ in repeat(None, count):
         call()
@@ -79,7 +87,8 @@ class Interleaved:
         self.count = self.sizes[ours.name][0]
         self.seconds: dict[str, list[float]] = {timed.name: [] for timed in others}
         # A first call may still pay for what only it does.
-        one = sum((count + 1) * seconds for count, seconds in self.sizes.values()) + settle * (1 + len(others))
+        calls = ((count + untimed(seconds)) * seconds for count, seconds in self.sizes.values())
+        one = sum(calls) + settle * (1 + len(others))
         least = LEAST_SLOW_ROUNDS if one >= SLOW else LEAST_ROUNDS
         self.rounds = max(least, min(MOST_ROUNDS, int(budget / one)))
 
@@ -88,11 +97,12 @@ class Interleaved:
         for index in range(len(self.others)):
             timed = self.others[(index + self.turn) % len(self.others)]
             time.sleep(self.settle)
-            self.seconds[timed.name].append(block(timed, self.sizes[timed.name][0]))
+            self.seconds[timed.name].append(block(timed, *self.sizes[timed.name]))
         self.turn += 1
         time.sleep(self.settle)
         self.ours.before()
-        self.ours.call()
+        for _ in range(untimed(self.sizes[self.ours.name][1])):
+            self.ours.call()
 
     def run(self) -> None:
         """A block of ours."""
@@ -118,5 +128,5 @@ def alternating(ways: list[Timed], budget: float = 1.0) -> dict[str, float]:
         own = []
         for _ in range(both.rounds):
             both.peers()
-            own.append(block(first, both.count))
+            own.append(block(first, *both.sizes[first.name]))
     return {first.name: median(own), **both.medians()}
