@@ -388,24 +388,6 @@ def test_ranges_that_make_no_grid_are_refused_as_the_reference_refuses_them(rows
     assert str(found.value) == str(expected.value)
 
 
-@given(
-    strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]), st.integers(1, 40),
-    st.integers(1, 40), st.integers(1, 2), st.booleans(),
-    st.booleans(), st.tuples(st.integers(1, 6), st.integers(1, 4)),
-)  # fmt: skip
-def test_recurrent_networks(r, kind, inputs, size, layers, both, reduce_range, shape):
-    program = programs.recurrent(r, kind, inputs, size, layers=layers, both=both, reduce_range=reduce_range)
-    engine, batch = Compiled(program), {"x": torch.from_numpy(r.normal(size=(*shape, inputs)).astype(np.float32))}
-    expected = flat(Reference(program)(batch))
-    for _ in range(2):
-        for a, b in zip(flat(engine(batch)), expected, strict=True):
-            assert a.shape == b.shape and torch.equal(a, b)
-
-
-def flat(value) -> list[torch.Tensor]:
-    return [value] if isinstance(value, torch.Tensor) else [tensor for part in value for tensor in flat(part)]
-
-
 def two_layers(inputs: int = 50):
     r = np.random.default_rng(0)
     x = programs.grid(r)

@@ -151,8 +151,8 @@ def test_rows(r, count, samples, inputs, outputs):
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
 @given(
-    r=strategies.seeds(), count=st.integers(2, 5), steps=st.integers(1, 5), samples=st.integers(1, 9),
-    inputs=st.integers(1, 40), size=st.integers(1, 60), both=st.booleans(),
+    r=strategies.seeds(), count=st.integers(2, 5), steps=st.one_of(st.integers(1, 5), st.integers(30, 70)),
+    samples=st.integers(1, 9), inputs=st.integers(1, 40), size=st.integers(1, 60), both=st.booleans(),
 )  # fmt: skip
 def test_recurrent_layers(kind, r, count, steps, samples, inputs, size, both):
     program = programs.recurrent(r, kind, inputs, size, layers=2, both=both, reduce_range=False)
@@ -166,8 +166,8 @@ def test_recurrent_layers(kind, r, count, steps, samples, inputs, size, both):
             for batch, outputs in zip(batches, expected):
                 found = engine(batch)
                 assert all(torch.equal(a, b) for a, b in zip(leaves(found), leaves(outputs), strict=True))
-    frames = [frames for part in engine.parts for frames in part.local.__dict__["frames"].values()]
-    assert all((each.steps.team is None) == (batching.torchs_threads() is None) for each in frames)
+    parts = [part for step in engine.parts for frames in step.local.frames.values() for part in frames.parts]
+    assert all((part.shared.team is None) == (batching.torchs_threads() is None) for part in parts)
 
 
 def leaves(value):

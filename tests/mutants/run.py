@@ -63,7 +63,7 @@ STORING = tuple(
     f"files/test_{name}.py"
     for name in ("storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files")
 )
-RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py")
+RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {
     "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),

@@ -3,7 +3,7 @@ any dialect."""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from quantspec.numerics.affine import QParams, float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 
 from .not_numbers import warn
-from .tensors import array, zeros
+from .tensors import array, float_address, zeros
 
 State = tuple[torch.Tensor, ...]
 
@@ -86,7 +86,7 @@ def rnn_relu(x: torch.Tensor, h: torch.Tensor, state: State) -> State:
 
 
 OneWay = Callable[
-    [Recurrent, Cell, torch.Tensor, list[torch.Tensor], bool, Dialect], tuple[torch.Tensor, State]
+    [Recurrent, Cell, torch.Tensor, list[torch.Tensor] | None, bool, Dialect], tuple[torch.Tensor, State]
 ]
 Gates = Callable[[torch.Tensor, torch.Tensor, State], State]
 KINDS: dict[str, Gates] = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
@@ -111,18 +111,18 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
     values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
     values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
     directions = 2 if step.bidirectional else 1
-    states = initial(step, state, values.shape[1], batched)
+    states = None if state is None else initial(step, state, values.shape[1], batched)
     ends = []
     for first in range(0, len(step.cells), directions):
         outputs = []
         for direction in range(directions):
             index = first + direction
-            start = [part[index] for part in states]
+            start = None if states is None else [part[index] for part in states]
             steps, end = (run or one_way)(step, step.cells[index], values, start, direction == 1, choices)
             outputs.append(steps)
             ends.append(end)
         values = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-    last = tuple(torch.stack(parts) for parts in zip(*ends))
+    last = tuple(stacked(parts) for parts in zip(*ends))
     if step.single:
         single = tuple(part[0] if batched else part[0, 0] for part in last)
         return single if step.kind == "lstm" else single[0]
@@ -131,6 +131,11 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
     elif step.batch_first:
         values = values.transpose(0, 1)
     return values, last if step.kind == "lstm" else last[0]
+
+
+def stacked(parts: State) -> torch.Tensor:
+    """The states of all cells; of the only one without a copy."""
+    return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
 
 
 def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect) -> Any:
@@ -149,7 +154,7 @@ def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect) -> 
             outputs.append(output_part)
             ends.append(end)
         values = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-    last = tuple(torch.stack(parts) for parts in zip(*ends))
+    last = tuple(stacked(parts) for parts in zip(*ends))
     if x.unsorted_indices is not None:
         last = tuple(part[:, x.unsorted_indices] for part in last)
     output = PackedSequence(values, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
@@ -170,8 +175,12 @@ def packed_way(
         state = tuple(torch.cat([a, b[len(own) :]]) for a, b in zip(new, state))
         outputs[index] = new[0]
     return torch.cat(outputs), state
+
+
 def floats(x: Any, layer: str) -> torch.Tensor:
     """What a layer is given, as a float32 tensor with memory. Raises as ``tensors.array``."""
+    if float_address(x):  # what most are, asked in less time
+        return cast(torch.Tensor, x)
     name = f"batch: layer {layer!r}"
     return torch.from_numpy(float32_array(array(x, name), name))
 
@@ -180,11 +189,16 @@ def initial(step: Recurrent, state: Any, batch: int, batched: bool) -> list[torc
     """The state before the first step, [cells, batch, state] for each of its one or two parts."""
     size = codes_shape(step.cells[0], "state_weight")[1]
     if state is None:
-        return [zeros(len(step.cells), batch, size)] * (2 if step.kind == "lstm" else 1)
+        return nothing(step, len(step.cells), batch, size)
     parts = [floats(part, step.layer) for part in (state if step.kind == "lstm" else [state])]
     if step.single:
         parts = [part.unsqueeze(0) for part in parts]
     return [part if batched else part.reshape(len(step.cells), 1, size) for part in parts]
+
+
+def nothing(step: Recurrent, *shape: int) -> list[torch.Tensor]:
+    """Both parts of an LSTM's state, or the one of another network's, all zero."""
+    return [zeros(*shape)] * (2 if step.kind == "lstm" else 1)
 
 
 def gates_of(
@@ -198,20 +212,21 @@ def gates_of(
 
 
 def one_way(
-    step: Recurrent, cell: Cell, x: torch.Tensor, state: list[torch.Tensor], backward: bool, choices: Dialect
+    step: Recurrent, cell: Cell, x: torch.Tensor, state: list[torch.Tensor] | None, backward: bool, choices: Dialect
 ) -> tuple[torch.Tensor, State]:
-    """The outputs [steps, batch, state] of one layer in one direction and the state at its end."""
+    """The outputs [steps, batch, state] of one layer in one direction and the state at its end; ``state``: that at its
+    beginning, which is zero where there is none."""
     count, batch, inputs = x.shape
     # The inputs of all steps share a range; each step's state has its own.
     rows = x.reshape(count * batch, inputs)
     gates = gates_of(step, rows, cell.input_weight, cell.input_qparams, cell.input_bias, choices)
     gates = gates.reshape(count, batch, len(cell.input_weight))
-    now: State = tuple(state)
+    now = tuple(nothing(step, batch, cell.state_weight.shape[1]) if state is None else state)
     outputs: list[torch.Tensor] = []
     for index in reversed(range(count)) if backward else range(count):
         own = gates_of(step, now[0], cell.state_weight, cell.state_qparams, cell.state_bias, choices)
         now = KINDS[step.kind](gates[index], own, now)
         outputs.append(now[0])
     if not outputs:
-        return x.new_zeros(0, batch, cell.state_weight.shape[1]), now
+        return x.new_zeros(0, batch, cell.state_weight.shape[1]), tuple(part.clone() for part in now)
     return torch.stack(outputs[::-1] if backward else outputs), now

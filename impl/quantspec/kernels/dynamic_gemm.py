@@ -8,7 +8,7 @@ import numpy as np
 
 from . import gemm
 from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value, function
-from .frame import slot_or
+from .frame import slot_address, slot_or
 from .gemm import accumulate, by_lanes, last_mask, put_floats
 from .jit import Kernel
 from .memory import SLACK, aligned, offset_table, row_pitch
@@ -53,13 +53,14 @@ class DynamicProduct(ProductToFloats):
     """A product whose rows have grids of their own, ``grid_stride`` bytes apart from ``row_grids`` on.
 
     Rows of outputs are ``y_pitch`` bytes apart; they begin at ``y``, or, where ``slot`` is not negative, ``y_ahead``
-    bytes behind the start of that output.
+    bytes behind the start of that output. Inputs are codes of slot ``x_slot`` where that is not 0.
     """
 
     row_grids: Address
     grid_stride: Integer
     y_pitch: Integer
     y_ahead: Integer = Integer()
+    x_slot: Integer = Integer()
 
 
 def run_range(emit: Emitter, op: Value, source: Value, count: Value, grid: Value) -> Value:
@@ -195,12 +196,15 @@ run_product = gemm.product("dynamic", float_tile)
 
 
 def write_product(emit: Emitter, op: Value, frame: Value) -> None:
-    """A product of codes to floats. ``y`` is set from the slot."""
+    """A product of codes to floats. ``y`` and ``x`` are set from their slots."""
     product = emit.place(op, DynamicProduct.product)
     slot, ahead, y = *emit.fields(op, DynamicProduct.slot, DynamicProduct.y_ahead), emit.field(product, Product.y)
     address = emit.add(slot_or(emit, frame, slot, y), ahead)
     inside = emit.icmp_signed("<", slot, I64(0))
     emit.put_field(product, Product.y, emit.select(inside, y, address))
+    given, x = emit.field(op, DynamicProduct.x_slot), emit.field(product, Product.x)
+    fixed = emit.icmp_signed("==", given, I64(0))
+    emit.put_field(product, Product.x, emit.select(fixed, x, slot_address(emit, frame, given)))
     run_product(emit, op, frame)
 
 

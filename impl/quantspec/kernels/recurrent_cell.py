@@ -1,13 +1,16 @@
 """One step of a recurrent network (DYN-RECURRENT).
 
 Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is a polynomial on
-|r| <= ln(2) / 2, off by less than 2^-56 of r, and a power of two; sigmoid and tanh come out within a few 2^-53, so
-that another float32 than the nearest is a matter of one in 2^26.
+|r| <= ln(2) / 2, off by less than 2^-56 of r, and a power of two; or, where a table of sixteen roots of two can be
+looked up, on |r| <= ln(2) / 32, which takes half the terms. Sigmoid and tanh come out within a few 2^-53, so that
+another float32 than the nearest is a matter of one in 2^26.
 """
 
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 from llvmlite import ir
 
@@ -20,7 +23,8 @@ from .records import Address, Instruction, Integer
 
 class Cell(Instruction):
     """``rows`` samples of ``size`` outputs, each of so many ``gates``; where the gates of the state, the outputs before
-    and the cell's state are, and how far behind the first two slots the inputs' gates and the outputs.
+    and the cell's state are; how far behind the first two slots the inputs' gates and the outputs are, and how many
+    bytes apart those of two samples.
     """
 
     rows: Integer
@@ -29,13 +33,15 @@ class Cell(Instruction):
     state_gates: Address
     h: Address
     c: Address
+    output_pitch: Integer
     gates_ahead: Integer = Integer()
     output_ahead: Integer = Integer()
 
 
 LONGS = ir.VectorType(I64, LANES)
 LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # Cody and Waite: k * LN2_HIGH is exact for small k
-TERMS = 14
+ROOTS, ROOT_SHIFT = 16, 48  # roots of two in a table, and where four bits of a number are next to an exponent
+TERMS = {1: 14, ROOTS: 7}
 
 
 def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
@@ -47,23 +53,68 @@ def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
 
 def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
     """exp(y) plus each of ``ends``, of float64 vectors, |y| at most 300."""
+    steps = ROOTS if has_table() else 1  # of a power of two: the more, the fewer terms
     to_integer = emit.splat(6755399441055744.0, DOUBLES)  # 1.5 * 2^52: adding it rounds to an integer
-    moved = multiply_add(emit, y, emit.splat(1 / math.log(2), DOUBLES), to_integer)
+    moved = multiply_add(emit, y, emit.splat(steps / math.log(2), DOUBLES), to_integer)
     k = emit.fsub(moved, to_integer)
     r = y
     for part in (LN2_HIGH, LN2_LOW):
-        r = multiply_add(emit, k, emit.splat(-part, DOUBLES), r)
+        r = multiply_add(emit, k, emit.splat(-part / steps, DOUBLES), r)
     # Neighbours are added in pairs, these in pairs, and so on: as many steps as the number of terms has digits.
-    terms, power_of_r = [emit.splat(1 / math.factorial(n), DOUBLES) for n in range(1, TERMS + 1)], r
+    terms = [emit.splat(1 / math.factorial(n), DOUBLES) for n in range(1, TERMS[steps] + 1)]
+    power_of_r = r
     while len(terms) > 1:
         odd = terms[-1:] if len(terms) % 2 else []
         terms = [multiply_add(emit, high, power_of_r, low) for low, high in zip(terms[::2], terms[1::2])] + odd
         power_of_r = emit.fmul(power_of_r, power_of_r)
     less_one = emit.fmul(terms[0], r)
-    # Of a float64's exponent; of its fraction.
-    bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))
-    power = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES)
-    return [multiply_add(emit, power, less_one, emit.fadd(power, emit.splat(end, DOUBLES))) for end in ends]
+    if steps == 1:
+        # Of a float64's exponent; of its fraction.
+        bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))
+        power, rest = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES), None
+    else:
+        power, rest = (powers_of_root(emit, moved, table) for table in ROOT_BITS)
+    results = []
+    for end in ends:
+        start = emit.fadd(power, emit.splat(end, DOUBLES))
+        # What a root of two is rounded by counts where the rest of it is taken away.
+        start = emit.fadd(start, rest) if rest is not None and end < 0 else start
+        results.append(multiply_add(emit, power, less_one, start))
+    return results
+
+
+def has_table() -> bool:
+    """Whether sixteen float64 can be looked up in an instruction."""
+    return cpu.target().dot_lanes == LANES
+
+
+def root_bits(number: Fraction, n: int) -> int:
+    """The bits of the nearest float64, less n steps in what of an exponent's bits 2^(1/16) to the n moves."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits - (n << ROOT_SHIFT))
+
+
+def roots_of_two() -> tuple[list[int], list[int]]:
+    """2^(n / 16) as sums of two float64, in ``root_bits``; the second of 1 is next to nothing instead of 0."""
+    near, rest = [], []
+    for n in range(ROOTS):
+        exact = Fraction(math.isqrt(math.isqrt(math.isqrt(math.isqrt(2**n << 16 * 160)))), 2**160)
+        first = Fraction(float(exact))
+        near.append(root_bits(first, n))
+        rest.append(root_bits(exact - first or Fraction(1, 2**200), n))
+    return near, rest
+
+
+def powers_of_root(emit: Emitter, moved: Value, table: list[int]) -> Value:
+    """2^(k / 16) of the integers k in the last bits of float64 vectors: the root of k's last four bits from a table,
+    and all others added to the exponent."""
+    eight = ir.VectorType(I64, LANES // 2)
+    low, high = (ir.Constant(eight, part) for part in (table[: LANES // 2], table[LANES // 2 :]))
+    found = []
+    for half in emit.parts(emit.bitcast(moved, LONGS)):
+        root = emit.native("llvm.x86.avx512.vpermi2var.q.512", eight, low, half, high)
+        found.append(emit.add(root, emit.shl(half, ir.Constant(eight, [ROOT_SHIFT] * (LANES // 2)))))
+    return emit.bitcast(emit.joined(*found), DOUBLES)
 
 
 def reciprocal(emit: Emitter, x: Value) -> Value:
@@ -72,7 +123,7 @@ def reciprocal(emit: Emitter, x: Value) -> Value:
     Where there is an instruction that is off by 2^-14 of it at most, by three terms of the series from there on, whose
     fourth is 2^-56: dividing takes five times as long.
     """
-    if cpu.target().dot_lanes != LANES:
+    if not has_table():
         return emit.fdiv(emit.splat(1.0, DOUBLES), x)
     name, eight = "llvm.x86.avx512.rcp14.pd.512", ir.VectorType(F64, LANES // 2)
     zeros = ir.Constant(eight, [0.0] * 8)
@@ -101,6 +152,7 @@ def tanh(emit: Emitter, x: Value) -> Value:
     return emit.fptrunc(emit.fmul(above, reciprocal(emit, below)), FLOATS)
 
 
+ROOT_BITS = roots_of_two()
 Gates = list[Value]  # of sixteen outputs, those of the input or of the state
 
 
@@ -148,22 +200,25 @@ def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
         rows, size, state_gates, h, c = emit.fields(op, Cell.rows, Cell.size, Cell.state_gates, Cell.h, Cell.c)
         ahead = emit.fields(op, Cell.gates_ahead, Cell.output_ahead)
         gates, output = (emit.add(slot, more) for slot, more in zip(slot_addresses(emit, frame), ahead))
+        output_pitch = emit.field(op, Cell.output_pitch)
         zeros = emit.splat(0.0, FLOATS)
 
         def row(b: Value, carried: list[Value]) -> list[Value]:
             line = emit.mul(emit.shl(size, I64(2)), b)
+            starts = [emit.add(start, emit.mul(line, I64(kind.gates))) for start in (gates, state_gates)]
+            of_row = emit.add(output, emit.mul(output_pitch, b))
 
             def block(n: Value, carried: list[Value]) -> list[Value]:
                 at, mask = emit.shl(n, I64(6)), emit.mask(emit.sub(size, emit.shl(n, I64(4))))
 
-                def gate(base: Value, index: int) -> Value:
-                    offset = emit.add(emit.mul(line, I64(kind.gates)), emit.add(emit.mul(size, I64(4 * index)), at))
-                    return emit.read_some(emit.add(base, offset), FLOATS, mask, zeros)
+                def gate(start: Value, index: int) -> Value:
+                    offset = emit.add(emit.mul(size, I64(4 * index)), at)
+                    return emit.read_some(emit.add(start, offset), FLOATS, mask, zeros)
 
                 def state(base: Value) -> Value:
                     return emit.add(base, emit.add(line, at))
 
-                xs, hs = ([gate(base, index) for index in range(kind.gates)] for base in (gates, state_gates))
+                xs, hs = ([gate(start, index) for index in range(kind.gates)] for start in starts)
                 bad = carried[0]
                 for a, b in zip(xs, hs):
                     total = emit.fadd(a, b)
@@ -171,8 +226,8 @@ def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
                     bad = emit.or_(bad, emit.fcmp_unordered("uno", nothing, zeros))
                 before, old = (emit.read_some(state(base), FLOATS, mask, zeros) for base in (h, c))
                 after, new = kind.step(emit, xs, hs, before, old)
-                for base, value in ((h, after), (c, new), (output, after)):
-                    emit.write_some(value, state(base), mask)
+                for target, value in ((state(h), after), (state(c), new), (emit.add(of_row, at), after)):
+                    emit.write_some(value, target, mask)
                 return [bad]
 
             return emit.loop(emit.vectors_of(size), carried, block)

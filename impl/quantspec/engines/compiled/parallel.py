@@ -213,7 +213,7 @@ def cell_rows(instruction: Cell, threads: int) -> list[Cell]:
         part.rows = last - first
         part.h += before
         part.c += before
-        part.output_ahead += before
+        part.output_ahead += first * part.output_pitch
         part.state_gates += before * part.gates
         part.gates_ahead += before * part.gates
         parts.append(part)

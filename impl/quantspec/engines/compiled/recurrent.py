@@ -1,7 +1,8 @@
 """Recurrent networks: all steps of a layer in one call (DYN-RECURRENT)."""
 
 import threading
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from quantspec.engines.tensors import address, array, float_address, new
 from quantspec.ir.held import codes_shape, held
 from quantspec.ir.program import Cell, LinearDynamic, Recurrent
 from quantspec.kernels import dynamic_gemm, recurrent_cell
+from quantspec.kernels.dynamic_gemm import DynamicProduct
 from quantspec.kernels.frame import caller, frame_of
+from quantspec.kernels.gemm import chunk_rows
 from quantspec.kernels.grouped import give_buffers
-from quantspec.kernels.memory import aligned
+from quantspec.kernels.memory import aligned, offset_table
 from quantspec.kernels.packed import Packed
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.team import Team
@@ -26,6 +29,8 @@ from .packing import only_product
 from .parallel import Parallel
 from .planner import Plan
 
+CHUNK_BYTES, CHUNK_ROWS, MOST_STEPS = 2**17, 32, 32  # of gates that are computed at once
+CODES = 2  # the slot
 CELL = 512  # multiply-accumulates that take as long as what makes an output of one gate
 
 
@@ -55,83 +60,145 @@ class CompiledRecurrent:
         return reference_dynamic.recurrent(self.step, x, state, self.choices, self.one_way)
 
     def one_way(
-        self, step: Recurrent, part: Cell, x: torch.Tensor, state: list[torch.Tensor], backward: bool, choices: Dialect
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        self, step: Recurrent, part: Cell, x: torch.Tensor, state: list[torch.Tensor] | None, backward: bool,
+        choices: Dialect,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
         """As ``reference_dynamic.one_way``, which also has the last word on what the kernels do not take."""
         count, batch, inputs = x.shape
         size = codes_shape(part, "state_weight")[1]
-        of_floats = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *state))
-        good = of_floats and all(t.shape == (batch, size) for t in state)
+        of_floats = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *(state or ())))
+        good = of_floats and all(t.shape == (batch, size) for t in state or ())
         if count * batch == 0 or not good:
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
-        frames = self.frames(part, count, batch, inputs, size)
-        outputs = new((count, batch, size))
-        for before, value in zip(frames.state, state):
-            before[:] = array(value, step.layer)
-        if not (start := float_address(x)):  # memory that is there already, as new memory takes longer than the copy
-            frames.inputs_in_order[:] = array(x, step.layer)
-            start = int(frames.inputs_in_order.ctypes.data)
-        last, row = count - 1 if backward else 0, 4 * batch * size
-        gates_row, sign = row * frames.gates_of_an_output, -1 if backward else 1
-        for frame in frames.inputs.frames:
-            frame.addresses[0] = start
-        for frame in frames.steps.frames:
-            frame.addresses[:2] = frames.gates.ctypes.data + last * gates_row, address(outputs) + last * row
-            frame.strides[:2] = sign * gates_row, sign * row
-        run = caller()
-        if run(frames.inputs.start, 0, 0) or run(frames.steps.start, 0, 0):
+        # Samples may lie in order of the batch, of which torch has a transposed view; anything else is copied.
+        start, of_samples = float_address(x), 0
+        if not start:
+            start = of_samples = float_address(x.transpose(0, 1))
+        if not start:
+            copied = np.ascontiguousarray(array(x, step.layer))
+            start = int(copied.ctypes.data)
+        shape = Shape(count, batch, bool(of_samples), backward)
+        frames = self.frames(part, shape, inputs, size)
+        outputs = new((batch, count, size)).transpose(0, 1) if of_samples else new((count, batch, size))
+        if state is None:
+            frames.state.fill(0)
+        else:
+            for before, value in zip(frames.state, state):
+                before[:] = array(value, step.layer)
+        if frames.run(start, address(outputs)):
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
-        return outputs, tuple(torch.from_numpy(after.copy()) for after in frames.state[: len(state)])
+        return outputs, torch.from_numpy(frames.state.copy()).unbind()
 
-    def frames(self, part: Cell, count: int, batch: int, inputs: int, size: int) -> "Frames":
+    def frames(self, part: Cell, shape: "Shape", inputs: int, size: int) -> "Frames":
         """This thread's frames for inputs of a shape; one shape for each cell is kept."""
         existing: dict[int, Frames] = self.local.__dict__.setdefault("frames", {})
-        key = count, batch, torch.get_num_threads(), pool.generation
+        key = shape, torch.get_num_threads(), pool.generation
         if id(part) not in existing or existing[id(part)].key != key:
             existing[id(part)] = Frames(key, self.step, self.packed[id(part)], inputs, size)
         return existing[id(part)]
 
 
-class Frames:
-    """What runs the inputs' gates for all steps, and what runs each step, with the memory they work in.
+@dataclass(frozen=True)
+class Shape:
+    """``count`` steps of ``batch`` samples, which lie one sample behind the other where ``by_sample``, else step by
+    step; ``backward``: the last step is the first to be run."""
 
-    ``key``: how many steps, of how many samples, by how many threads, of which process.
+    count: int
+    batch: int
+    by_sample: bool
+    backward: bool
+
+    def apart(self, nbytes: int) -> tuple[int, int]:
+        """How many bytes lie between two steps and between two samples, of so many bytes each."""
+        return (nbytes, self.count * nbytes) if self.by_sample else (self.batch * nbytes, nbytes)
+
+    def at_once(self, gates_bytes: int) -> int:
+        """How many steps get the gates of their inputs, of so many bytes for a sample, from one product: as many as the
+        cache holds, but enough for weights to be worth their way."""
+        most = max(CHUNK_BYTES // (self.batch * gates_bytes), -(-CHUNK_ROWS // self.batch))
+        return min(self.count, most, MOST_STEPS)
+
+
+class Part(NamedTuple):
+    """Steps that are run in one go, ``shared`` among threads, and how many bytes behind the first the outputs and the
+    codes of inputs are that come first."""
+
+    shared: "Shared"
+    outputs_ahead: int
+    codes_ahead: int
+
+
+class Frames:
+    """What quantizes the inputs of all steps, and what runs the steps, with the memory they work in.
+
+    ``key``: for what shape, by how many threads, of which process. ``state``: the states before the first step, and
+    behind the last.
     """
 
     def __init__(
-        self, key: tuple[int, int, int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int
+        self, key: tuple[Shape, int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int
     ):
-        self.key = key
-        count, batch, threads, _ = key
+        self.key, (shape, self.threads, _) = key, key
+        count, batch = shape.count, shape.batch
         self.kept: list[np.ndarray] = []
-        self.gates_of_an_output = recurrent_cell.KINDS[step.kind].gates
-        gates, qmax = self.gates_of_an_output * size, 127 if step.reduce_range else 255
-        self.gates = aligned(count * batch * gates, np.float32)
-        self.inputs_in_order = aligned(count * batch * inputs, np.float32).reshape(count, batch, inputs)
-        self.state = [aligned(batch * size, np.float32).reshape(batch, size) for _ in range(2)]
-        h, c = (part.ctypes.data for part in self.state)
-        state_gates = self.keep(aligned(batch * gates, np.float32))
-        cell = recurrent_cell.CELLS[step.kind].bound(
-            recurrent_cell.Cell(
-                rows=batch, size=size, gates=self.gates_of_an_output, state_gates=state_gates, h=h, c=c
-            )
-        )
-        from_input, from_state = (
+        gates_of_an_output = recurrent_cell.KINDS[step.kind].gates
+        gates, qmax = gates_of_an_output * size, 127 if step.reduce_range else 255
+        both = aligned(2 * batch * size, np.float32).reshape(2, batch, size)  # kernels pass on a second one in any case
+        h, c = (part.ctypes.data for part in both)
+        self.state = both if step.kind == "lstm" else both[:1]
+        at_once, state_gates = shape.at_once(4 * gates), self.keep(aligned(batch * gates, np.float32))
+        self.gates, self.gates_of_a_step = self.keep(aligned(at_once * batch * gates, np.float32)), batch * gates
+        (quantize, self.product), of_state = (
             dynamic_gemm.layer(weights, rows, width, self.keep, qmax=qmax, per_row=False, relu=False)
             for weights, rows, width in zip(packed, (count * batch, batch), (inputs, size))
         )
-        give_buffers((product.product for _, product in (from_input, from_state)), self.keep)
-        quantize, product = from_input
-        quantize.slot, product.product.y = 0, self.gates.ctypes.data
-        bound = dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product)
-        all_inputs, one_step = count * batch * inputs * gates, batch * gates * (size + CELL)
-        # Threads that nothing else has woken are not worth waiting for.
-        few = one_step < 2 * batching.PARALLEL_MACS and all_inputs < batching.PATIENT_MACS
-        self.inputs = Shared(bound, 1 if few else threads, all_inputs, slices=1)
-        quantize, product = from_state
-        quantize.source, product.product.y = h, state_gates
-        bound = dynamic_gemm.QUANTIZE.bound(quantize), dynamic_gemm.PRODUCT.bound(product)
-        self.steps = Shared((*bound, cell), threads, one_step, slices=count)
+        self.inputs, self.work = inputs, batch * gates * (size + CELL)
+        quantize.slot, of_state[0].source, of_state[1].product.y = 0, h, state_gates
+        self.of_state = dynamic_gemm.QUANTIZE.bound(of_state[0]), dynamic_gemm.PRODUCT.bound(of_state[1])
+        self.codes_apart, self.outputs_apart = shape.apart(quantize.target_pitch), shape.apart(4 * size)
+        self.cell = recurrent_cell.CELLS[step.kind].bound(recurrent_cell.Cell(
+            rows=batch, size=size, gates=gates_of_an_output, state_gates=state_gates, h=h, c=c,
+            output_pitch=self.outputs_apart[1],
+        ))  # fmt: skip
+        self.codes, self.quantize = quantize.target, frame_of(dynamic_gemm.QUANTIZE.bound(quantize), slots=1)
+        whole, rest = count - count % at_once, count % at_once
+        self.parts = [self.part(shape, 0, at_once, whole // at_once)]
+        if rest:
+            self.parts.append(self.part(shape, whole, rest, 1))
+        frames = self.quantize, *(part.shared.first for part in self.parts)
+        for frame, following in zip(frames, frames[1:]):
+            frame.then = following.address
+
+    def part(self, shape: Shape, first: int, steps: int, slices: int) -> Part:
+        """What runs so many ``slices`` of so many ``steps`` from the ``first`` one on that is run."""
+        product = self.product.copy()
+        rows = (np.arange(n) * apart for n, apart in zip((steps, shape.batch), self.codes_apart))
+        inner = product.product
+        inner.rows, inner.x_offsets = steps * shape.batch, self.keep(offset_table(np.add.outer(*rows).ravel()))
+        inner.chunk = chunk_rows(inner.rows, self.inputs)
+        inner.y, product.x_slot, product.past = self.gates, CODES, False  # they are read at once
+        sign = -1 if shape.backward else 1
+        instructions: list[Instruction] = [dynamic_gemm.PRODUCT.bound(product)]
+        for number in range(steps):
+            cell = self.cell.copy()
+            cell.gates_ahead = 4 * self.gates_of_a_step * (steps - 1 - number if shape.backward else number)
+            cell.output_ahead = sign * number * self.outputs_apart[0]
+            instructions += [*(instruction.copy() for instruction in self.of_state), cell]
+        give_buffers((each.product for each in instructions if isinstance(each, DynamicProduct)), self.keep)
+        shared = Shared(instructions, self.threads, self.work, slices=slices)
+        for frame in shared.frames:
+            frame.strides[1:3] = sign * steps * self.outputs_apart[0], sign * steps * self.codes_apart[0]
+        # The first step that is run, and that whose codes lie first.
+        earliest, lowest = (shape.count - 1 - first, shape.count - first - steps) if shape.backward else (first, first)
+        return Part(shared, earliest * self.outputs_apart[0], lowest * self.codes_apart[0])
+
+    def run(self, x: int, outputs: int) -> int:
+        """All steps, from where the inputs are to where the outputs go; 1 for what the reference has to say."""
+        self.quantize.addresses[0] = x
+        for part in self.parts:
+            for frame in part.shared.frames:
+                frame.addresses[:3] = self.gates, outputs + part.outputs_ahead, self.codes + part.codes_ahead
+        return caller()(self.quantize.address, 0, 0)
 
     def keep(self, array: np.ndarray) -> int:
         """The address of an array that lives as long as the frames."""
@@ -142,17 +209,16 @@ class Frames:
 class Shared:
     """Instructions that are run ``slices`` times, by torch's threads where each of them has enough to do each time.
 
-    ``macs``: of one slice. ``start``: the address of the frame that has it all done; ``frames``: all whose slots are to
-    be filled in.
+    ``macs``: of one slice. ``first``: the frame that has it all done; ``frames``: all whose slots are to be filled in.
     """
 
-    def __init__(self, instructions: tuple[Instruction, ...], threads: int, macs: int, *, slices: int):
-        whole = frame_of(*instructions, slices=slices, slots=2)
-        self.frames, self.start = [whole], whole.address
+    def __init__(self, instructions: list[Instruction], threads: int, macs: int, *, slices: int):
+        whole = frame_of(*instructions, slices=slices, slots=3)
+        self.frames, self.first = [whole], whole
         self.parallel: Parallel | None = None
         self.team: Team | None = None
         members, own = batching.wanted_threads(threads, macs, batching.PARALLEL_MACS), batching.torchs_threads()
         if members > 1 and own is not None:
-            self.parallel = Parallel(Plan(whole, [], macs, 0, list(instructions)), members)
+            self.parallel = Parallel(Plan(whole, [], macs, 0, instructions), members)
             self.team = self.parallel.team(own, threads, direct=False)
-            self.frames, self.start = [whole, *self.parallel.frames], self.team.address
+            self.frames, self.first = [whole, *self.parallel.frames], self.team.frame

@@ -1,0 +1,72 @@
+"""Compiled recurrent networks give the reference engine's bits, however their inputs lie and steps are grouped."""
+
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import programs
+import strategies
+from quantspec.engines.compiled import recurrent
+from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.reference import Reference
+from quantspec.ir.program import Ref
+
+
+@given(
+    strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]), st.integers(1, 40),
+    st.integers(1, 40), st.integers(1, 2), st.booleans(),
+    st.booleans(), st.tuples(st.integers(1, 6), st.integers(1, 4)), st.integers(1, 4),
+)  # fmt: skip
+def test_recurrent_networks(r, kind, inputs, size, layers, both, reduce_range, shape, at_once):
+    program = programs.recurrent(r, kind, inputs, size, layers=layers, both=both, reduce_range=reduce_range)
+    x = torch.from_numpy(r.normal(size=(*shape, inputs)).astype(np.float32))
+    with mock.patch.object(recurrent, "MOST_STEPS", at_once):
+        engine = Compiled(program)
+        for given in in_memory(x):  # as steps lie, as samples do, and with gaps between
+            expected = flat(Reference(program)({"x": given}))
+            for a, b in zip(flat(engine({"x": given})), expected, strict=True):
+                assert a.shape == b.shape and torch.equal(a, b)
+
+
+def in_memory(x: torch.Tensor) -> list[torch.Tensor]:
+    """The same values in memory of several orders."""
+    apart = torch.zeros(*x.shape[:-1], 2 * x.shape[-1])[..., ::2]
+    apart.copy_(x)
+    return [x, x.transpose(0, 1).contiguous().transpose(0, 1), apart, x.clone()]
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_recurrent_networks_of_many_steps_and_large_states(kind):
+    r = np.random.default_rng(0)
+    for steps, samples, size in ((70, 1, 30), (70, 3, 30), (9, 40, 130), (33, 16, 260)):
+        program = programs.recurrent(r, kind, 20, size, layers=1, both=True, reduce_range=False)
+        shape = (steps, samples) if not program.steps[0].batch_first else (samples, steps)
+        batch = {"x": torch.from_numpy(r.normal(size=(*shape, 20)).astype(np.float32))}
+        for a, b in zip(flat(Compiled(program)(batch)), flat(Reference(program)(batch)), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_state_before_the_first_step_is_not_written_to(kind):
+    r = np.random.default_rng(0)
+    program = programs.recurrent(r, kind, 5, 7, layers=1, both=False, reduce_range=False)
+    parts = 2 if kind == "lstm" else 1
+    names = ["h", "c"][:parts]
+    step = replace(program.steps[0], state=(Ref("h"), Ref("c")) if parts == 2 else Ref("h"))
+    program = replace(program, steps=(step,), inputs=("x", *names))
+    given = {name: torch.from_numpy(r.normal(size=(1, 3, 7)).astype(np.float32)) for name in names}
+    x = torch.from_numpy(r.normal(size=(3, 3, 5)).astype(np.float32))
+    before = {name: value.clone() for name, value in given.items()}
+    found, expected = (flat(engine(program)({"x": x, **given})) for engine in (Compiled, Reference))
+    assert all(map(torch.equal, found, expected)) and all(torch.equal(given[name], before[name]) for name in names)
+    found[1].fill_(9)  # which is the caller's own
+    assert all(map(torch.equal, flat(Compiled(program)({"x": x, **given})), expected))
+
+
+def flat(value) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else [tensor for part in value for tensor in flat(part)]
