@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from quantspec.engines.tensors import address, float_address, new, zeros
+from quantspec.engines.tensors import address, float_address, new
 from quantspec.kernels import training as kernels
 from quantspec.numerics import affine, integer
 from quantspec.numerics.affine import QParams, code_range
@@ -101,7 +101,7 @@ def quantized_and_ends(
             raise ValueError("x: expected numbers, got NaN")
         return codes, ends
     rules = {"qmin": grid.qmin, "qmax": grid.qmax}
-    values_q = dialect.quantize(x.contiguous().numpy(), grid.scale, grid.zero_point, **rules)
+    values_q = np.asarray(dialect.quantize(x.contiguous().numpy(), grid.scale, grid.zero_point, **rules))
     low, high = x.aminmax() if x.numel() else (torch.tensor(float("inf")), torch.tensor(float("-inf")))
     return torch.from_numpy(values_q).to(torch.float32).sub_(grid.zero_point), (low.item(), high.item())
 
@@ -155,7 +155,7 @@ def coded(weight: torch.Tensor, scale: torch.Tensor, rule: WeightRule, codes: in
     """Has a kernel write the scales of a weight, unless they are ``given``, and codes to an address that is not 0."""
     values, start = memory(weight)
     scales, of_scales = memory(scale)
-    shape = len(weight), weight.numel() // max(len(weight), 1)
+    shape = len(weight), weight.numel() // len(weight)
     run = kernels.weight(rule.compiled or "divide")
     if run(start, codes, of_scales, *shape, scale.ndim, given, *rule.numbers) < 0:
         raise ValueError(NOT_FINITE)
@@ -206,12 +206,12 @@ def layer_codes(
     rule, outputs, given = weight_rule(options, per_channel), weight.shape[0], scale is not None
     values, start = memory(weight)
     biases, of_bias = (None, 0) if bias is None else memory(bias)
-    codes, numbers = torch.empty_like(values), new((3, max(outputs, 1)))
+    codes, numbers = torch.empty_like(values), new((3, outputs))
     if scale is not None:
         numbers[0] = scale
     x_most, y_scale = max(-x.low, x.high), 1.0 if y is None else y.scale
     found = kernels.layer(rule.compiled or "divide")(
-        start, of_bias, address(codes), address(numbers), outputs, weight.numel() // max(outputs, 1), per_channel,
+        start, of_bias, address(codes), address(numbers), outputs, weight.numel() // outputs, per_channel,
         given, x_most, *rule.numbers, x.scale, y_scale,
     )  # fmt: skip
     if found < 0:
@@ -224,8 +224,8 @@ def layer_codes(
         largest += unsure
     if rule.compiled is None:
         codes = codes_by_dialect(weight, scale_of(numbers, per_channel), options)
-        sums = codes.abs().flatten(1).sum(1, dtype=torch.float64) if codes.numel() else zeros(1)
-        most = 0 if added is None or not outputs else int(added.abs().max())
+        sums = codes.abs().flatten(1).sum(1, dtype=torch.float64)
+        most = 0 if added is None else int(added.abs().max())
         largest, empty = x_most * int(sums.max()) + most, not bool(sums.all())
     tight = per_channel and bias is not None and bool(few or empty)
     return LayerCodes(codes, numbers, per_channel, added, largest, tight)
