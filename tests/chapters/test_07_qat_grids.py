@@ -1,5 +1,5 @@
-"""Chapter 7: what a step of training makes of ranges, weights and biases is what chapter 5 makes of them, on ties too. The
-oracle is the dialect's own functions, and the chapters' in exact arithmetic."""
+"""Chapter 7: what a step of training makes of ranges, weights and biases is what chapter 5 makes of them, on ties too.
+The oracle is the dialect's own functions, and the chapters' in exact arithmetic."""
 
 from fractions import Fraction
 from unittest import mock
