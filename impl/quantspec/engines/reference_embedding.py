@@ -1,5 +1,6 @@
 """Embeddings of chapter 6: rows of a table of codes, dequantized, and bags of them. In any dialect."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ def starts_of(step: Embedding, index: torch.Tensor, offsets: Any) -> np.ndarray:
     """Where each bag begins in all indices, and where the last one ends."""
     count, layer = index.numel(), f"batch: layer {step.layer!r}"
     if index.ndim == 2 and offsets is None:
-        return np.arange(len(index) + 1, dtype=np.int64) * index.shape[1]
+        return starts_of_rows(*index.shape)
     if index.ndim != 1 or not isinstance(offsets, torch.Tensor):
         expected = "bags as rows of indices with two axes, or offsets beside indices with one"
         shape, given = tuple(index.shape), "without offsets" if offsets is None else "with offsets"
@@ -76,6 +77,13 @@ def starts_of(step: Embedding, index: torch.Tensor, offsets: Any) -> np.ndarray:
         starts = np.append(starts, count)
     if not len(starts) or starts[0] != 0 or starts[-1] > count or (np.diff(starts) < 0).any():
         raise ValueError(f"{layer} expects offsets that rise from 0 to {count} at most, got {offsets.tolist()[:8]}")
+    return starts
+
+
+@functools.lru_cache(maxsize=64)
+def starts_of_rows(count: int, width: int) -> np.ndarray:
+    """The same for bags that are rows; not to be written to."""
+    starts = np.arange(count + 1, dtype=np.int64) * width
     return starts
 
 

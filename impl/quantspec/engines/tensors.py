@@ -35,15 +35,16 @@ def zeros(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=FLOAT, device=CPU)
 
 
-def float_address(x: Any) -> int:
-    """Where a tensor's values lie in float32, one behind the other; 0 where they do not, or are not all in memory."""
+def float_address(x: Any, kind: torch.dtype = FLOAT) -> int:
+    """Where a tensor's values lie in float32, or of another ``kind``, one behind the other; 0 where they do not, or are
+    not all in memory."""
     # A bare call of a small network is mostly this: each question is asked once, and none that another answers. What
     # has another layout than strides, or stands for other tensors, as inside vmap, has no storage and raises.
     try:
-        if type(x) is not torch.Tensor or x.dtype is not FLOAT or not x.is_cpu or not x.is_contiguous():
+        if type(x) is not torch.Tensor or x.dtype is not kind or not x.is_cpu or not x.is_contiguous():
             return 0
         # A storage may have been made smaller than what its tensors name.
-        if x.untyped_storage().nbytes() < x.nbytes + 4 * x.storage_offset() or x.is_neg() or x.is_nested:
+        if x.untyped_storage().nbytes() < x.nbytes + x.itemsize * x.storage_offset() or x.is_neg() or x.is_nested:
             return 0
         return x.data_ptr()
     except (RuntimeError, NotImplementedError):
@@ -72,7 +73,7 @@ def array(x: Any, name: str) -> np.ndarray:
     Raises TypeError naming it when it is no dense tensor on the CPU with values of its own, ValueError when its memory
     is smaller than its shape and strides say.
     """
-    if float_address(x):  # what most are, asked in less time
+    if float_address(x) or float_address(x, torch.int64):  # what most are, asked in less time
         plain: np.ndarray = x.detach().numpy()
         return plain
     if not isinstance(x, torch.Tensor):
