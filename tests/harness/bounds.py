@@ -348,8 +348,8 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
         add_tensor(x, start, True)
         return start
 
-    def our_float_address(x: Any) -> int:
-        start = float_address(x)
+    def our_float_address(x: Any, *kind: torch.dtype) -> int:
+        start = float_address(x, *kind)
         add_tensor(x, start, False)
         return start
 
