@@ -7,9 +7,8 @@ from llvmlite import ir
 from . import cpu
 from .depthwise import WIDE, first_bytes, write_bytes
 from .emitter import BYTES, F32, FLOATS, I8, I64, INTS, LANES, Emitter, Value
-from .frame import slot_or
 from .jit import Kernel
-from .records import Address, Float, Instruction, Integer, Nested, Record, Slot
+from .records import Address, Float, Instruction, Integer, Nested, Record
 
 
 class Windows(Record):
@@ -138,19 +137,6 @@ class LookUp(OverBytes):
     """The address of 256 codes."""
 
     table: Address
-
-
-class Copy(OverBytes):
-    """``near`` and ``far``: strides of the source and of the target in the last loop.
-
-    Either may be an input or output of the program, from ``begin`` on.
-    """
-
-    near: Integer
-    far: Integer
-    source_slot: Slot
-    target_slot: Slot
-    begin: Integer
 
 
 Tap = Callable[[Value], Value]  # the codes of sixteen channels at one place of a window, by its number
@@ -392,24 +378,6 @@ def looked_up_by_many(emit: Emitter, table: Value) -> Bytes:
     return run
 
 
-def write_copy(emit: Emitter, op: Value, frame: Value) -> None:
-    """Bytes from one order to another: the last of the loops has strides as well."""
-    operands, begin = emit.place(op, Copy.operands), emit.field(op, Copy.begin)
-    for slot, address in ((Copy.source_slot, Operands.a), (Copy.target_slot, Operands.target)):
-        number, inside = emit.field(op, slot), emit.field(operands, address)
-        ahead = emit.select(emit.icmp_signed(">=", number, I64(0)), begin, I64(0))
-        emit.put_field(operands, address, emit.add(slot_or(emit, frame, number, inside), ahead))
-    near, far = emit.fields(op, Copy.near, Copy.far)
-
-    def run(a: Value, b: Value, target: Value, count: Value) -> None:
-        def element(i: Value) -> None:
-            emit.write(emit.read(emit.add(a, emit.mul(i, near)), I8), emit.add(target, emit.mul(i, far)))
-
-        emit.each(count, element)
-
-    over_bytes(emit, op, run)
-
-
 MAX = Kernel("max", Pool, write_max)
 MEAN = Kernel("mean", MeanPool, write_mean)
 AVERAGE = Kernel("average", AveragePool, write_average)
@@ -417,4 +385,3 @@ FILL = Kernel("fill", Fill, write_fill)
 ADD = Kernel("add", Add, write_add)
 MUL = Kernel("mul", Mul, write_mul)
 TABLE = Kernel("table", LookUp, write_table)
-COPY = Kernel("copy", Copy, write_copy)

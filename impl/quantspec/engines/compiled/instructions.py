@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,6 +35,7 @@ from quantspec.numerics.dialects.operations import rescale
 from quantspec.numerics.windows import counts as window_counts
 from quantspec.numerics.windows import part
 
+from .copy_instructions import emit_export, emit_flatten, emit_import
 from .layer_instructions import emit_conv, emit_conv_add, emit_dynamic, emit_linear
 from .lowering import (
     ConvAdd,
@@ -46,7 +46,6 @@ from .lowering import (
     Pool,
     QuantizeFlat,
     add_factors,
-    argument,
 )
 from .planner import Emitters, Planner, layout_of
 
@@ -315,80 +314,6 @@ def emit_concat(planner: Planner, step: Concat) -> None:
         table = rescale(dialect("onnx"), np.arange(256, dtype=np.uint8), grid, step.y_qparams)
         emit_lookup(planner, x, step.name, table, start=start)
         start += planner.values[x].layout.channels
-
-
-def emit_flatten(planner: Planner, step: Move) -> None:
-    name = argument(step)
-    x, y = planner.values[name].layout, planner.values[step.name].layout
-    count = planner.shapes[step.name][0]
-    rows = x.images // count if count else 1  # rows of more than two axes join theirs
-    source, target = planner.first(name), planner.first(step.name)
-    if x.counts == (1, 1, 1) or rows > 1:
-        order = Order((count, rows, 1, x.channels), (x.image * rows, x.image, 0, 1), (y.image, x.channels, 0, 1))
-        emit_copy(planner, order.counts, order.memory, order.array, source=source, target=target)
-        return
-    for n, order in enumerate(orders(x)):
-        outer = order.array[0] if x.is_volume else y.image
-        far = outer, *order.array[1:]
-        emit_copy(planner, order.counts, order.memory, far, source=source + n * x.image, target=target + n * y.image)
-
-
-Four = tuple[int, ...]  # images or planes, channels or lines, and so on: one for each of four nested loops
-
-
-@dataclass(frozen=True)
-class Order:
-    """Four nested loops over a stack of planes: how often each is run, and its strides in memory and in an array
-    [images, channels, *positions].
-    """
-
-    counts: Four
-    memory: Four
-    array: Four
-
-
-def orders(layout: Layout) -> list[Order]:
-    """Those of each stack of planes."""
-    area = layout.height * layout.width
-    channel = layout.depth * area
-    array = area if layout.is_volume else layout.channels * channel, channel, layout.width, 1
-    return [
-        Order((count, layout.channels, layout.height, layout.width), (distance, 1, layout.line, layout.pitch), array)
-        for _, count, distance in layout.stacks()
-    ]
-
-
-def emit_copy(
-    planner: Planner, counts: Four, near: Four, far: Four, *, source: int = 0, target: int = 0, source_slot: int = -1,
-    target_slot: int = -1, begin: int = 0,
-) -> None:  # fmt: skip
-    """Bytes in four nested loops, whose strides are given for either side; ``begin``: where they begin in an input or
-    output of the program.
-    """
-    near_strides, far_strides = (images.Strides(image=side[0], line=side[1], position=side[2]) for side in (near, far))
-    planner.emit(images.COPY, images.Copy(
-        operands=images.Operands(
-            a=source, b=source, target=target,
-            loops=images.Loops(images=counts[0], lines=counts[1], positions=counts[2], bytes=counts[3]),
-            a_strides=near_strides, b_strides=near_strides, target_strides=far_strides,
-        ), near=near[3], far=far[3], source_slot=source_slot, target_slot=target_slot, begin=begin,
-    ))  # fmt: skip
-
-
-def emit_import(planner: Planner, step: Import) -> None:
-    layout, first = planner.values[step.name].layout, planner.first(step.name)
-    for n, order in enumerate(orders(layout)):
-        begin = n * layout.channels * int(np.prod(layout.counts))
-        target, slot = first + n * layout.image, planner.slot(step.x)
-        emit_copy(planner, order.counts, order.array, order.memory, target=target, source_slot=slot, begin=begin)
-
-
-def emit_export(planner: Planner, step: Export) -> None:
-    layout, first = planner.values[step.x].layout, planner.first(step.x)
-    for n, order in enumerate(orders(layout)):
-        begin = n * layout.channels * int(np.prod(layout.counts))
-        source, slot = first + n * layout.image, planner.slot(step.name)
-        emit_copy(planner, order.counts, order.memory, order.array, source=source, target_slot=slot, begin=begin)
 
 
 EMITTERS: Emitters = {

@@ -9,6 +9,7 @@ other to workers, which leave it to the caller while they sleep.
 
 import numpy as np
 
+from quantspec.kernels.copies import Copy
 from quantspec.kernels.depthwise import DepthwiseInstruction
 from quantspec.kernels.dynamic_gemm import DynamicProduct
 from quantspec.kernels.emitter import LANES
@@ -16,7 +17,7 @@ from quantspec.kernels.float_output import ProductFloats
 from quantspec.kernels.frame import Frame, frame_of
 from quantspec.kernels.gemm import TILE_ROWS
 from quantspec.kernels.grouped import give_buffers, group
-from quantspec.kernels.images import Copy, OverBytes, Pool
+from quantspec.kernels.images import OverBytes, Pool
 from quantspec.kernels.memory import aligned
 from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductInstruction
 from quantspec.kernels.quantize import DequantizeRows, QuantizeRows, Rows

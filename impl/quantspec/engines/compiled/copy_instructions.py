@@ -1,0 +1,123 @@
+"""Instructions that put codes in another order: into and out of arrays of codes, and images as rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantspec.ir.program import Move
+from quantspec.kernels import copies, images
+from quantspec.kernels.memory import Layout
+
+from .lowering import Export, Import, argument
+from .planner import Planner
+
+Distances = tuple[int, ...]  # in bytes, the longest first
+
+
+@dataclass(frozen=True)
+class Order:
+    """Positions of a stack of planes: how many ``planes``, ``lines`` and ``positions``, and how many bytes are between
+    two of each in ``memory``, where channels lie side by side, and in an ``array`` [images, channels, *positions],
+    where positions do, and ``channel`` bytes between channels."""
+
+    planes: int
+    lines: int
+    positions: int
+    channels: int
+    memory: Distances
+    array: Distances
+    channel: int
+
+
+def orders(layout: Layout, outer: int = 0) -> list[Order]:
+    """Those of each stack of planes; ``outer``: how many bytes are between images in the array, where it has gaps."""
+    area = layout.height * layout.width
+    channel = layout.depth * area
+    plane = area if layout.is_volume else outer or layout.channels * channel
+    # Lines that nothing lies between are one.
+    lines, positions = layout.height, layout.width
+    if layout.line == layout.width * layout.pitch:
+        lines, positions = 1, area
+    return [
+        Order(count, lines, positions, layout.channels, (distance, layout.line, layout.pitch), (plane, layout.width),
+              channel)
+        for _, count, distance in layout.stacks()
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where the codes of one side begin: in memory, or in an input or output of the program."""
+
+    address: int = 0
+    slot: int = -1
+
+
+def emit_to_array(planner: Planner, order: Order, memory: Side, array: Side, begin: int = 0) -> None:
+    """From memory to an array; ``begin``: where its codes begin in an input or output."""
+    if order.lines * order.positions == order.channel == 1:
+        emit_copy(planner, (order.planes, 1, order.channels), memory, array, order.memory, order.array, begin)
+        return
+    planner.emit(copies.TRANSPOSE, copies.Transpose(
+        source=memory.address, target=array.address, source_slot=memory.slot, target_slot=array.slot, begin=begin,
+        planes=order.planes, lines=order.lines, rows=order.positions, columns=order.channels,
+        source_plane=order.memory[0], source_line=order.memory[1], source_row=order.memory[2],
+        target_plane=order.array[0], target_line=order.array[1], target_column=order.channel,
+    ))  # fmt: skip
+
+
+def emit_from_array(planner: Planner, order: Order, array: Side, memory: Side, begin: int = 0) -> None:
+    """From an array to memory; ``begin``: where its codes begin in an input or output."""
+    if order.lines * order.positions == order.channel == 1:
+        emit_copy(planner, (order.planes, 1, order.channels), array, memory, order.array, order.memory, begin)
+        return
+    planner.emit(copies.TRANSPOSE, copies.Transpose(
+        source=array.address, target=memory.address, source_slot=array.slot, target_slot=memory.slot, begin=begin,
+        planes=order.planes, lines=order.lines, rows=order.channels, columns=order.positions,
+        source_plane=order.array[0], source_line=order.array[1], source_row=order.channel,
+        target_plane=order.memory[0], target_line=order.memory[1], target_column=order.memory[2],
+    ))  # fmt: skip
+
+
+def emit_copy(
+    planner: Planner, counts: tuple[int, int, int], source: Side, target: Side, near: Distances, far: Distances,
+    begin: int = 0,
+) -> None:  # fmt: skip
+    """Images of lines of bytes, so many of each; both are as many bytes apart as ``near`` and ``far`` begin with."""
+    near_strides, far_strides = (images.Strides(image=apart[0], line=apart[1], position=0) for apart in (near, far))
+    planner.emit(copies.COPY, copies.Copy(
+        operands=images.Operands(
+            a=source.address, b=source.address, target=target.address,
+            loops=images.Loops(images=counts[0], lines=counts[1], positions=1, bytes=counts[2]),
+            a_strides=near_strides, b_strides=near_strides, target_strides=far_strides,
+        ), source_slot=source.slot, target_slot=target.slot, begin=begin,
+    ))  # fmt: skip
+
+
+def emit_flatten(planner: Planner, step: Move) -> None:
+    """An image as a row, in the order of an array."""
+    name = argument(step)
+    x, y = planner.values[name].layout, planner.values[step.name].layout
+    count = planner.shapes[step.name][0]
+    source, target = planner.first(name), planner.first(step.name)
+    rows = x.images // count if count else 1  # rows of more than two axes join theirs
+    if rows > 1:
+        apart = (x.image * rows, x.image), (y.image, x.channels)
+        emit_copy(planner, (count, rows, x.channels), Side(source), Side(target), *apart)
+        return
+    for n, order in enumerate(orders(x, y.image)):
+        emit_to_array(planner, order, Side(source + n * x.image), Side(target + n * y.image))
+
+
+def emit_import(planner: Planner, step: Import) -> None:
+    layout, first, slot = planner.values[step.name].layout, planner.first(step.name), planner.slot(step.x)
+    for n, order in enumerate(orders(layout)):
+        begin = n * layout.channels * int(np.prod(layout.counts))
+        emit_from_array(planner, order, Side(slot=slot), Side(first + n * layout.image), begin)
+
+
+def emit_export(planner: Planner, step: Export) -> None:
+    layout, first, slot = planner.values[step.x].layout, planner.first(step.x), planner.slot(step.name)
+    for n, order in enumerate(orders(layout)):
+        begin = n * layout.channels * int(np.prod(layout.counts))
+        emit_to_array(planner, order, Side(first + n * layout.image), Side(slot=slot), begin)
