@@ -1,9 +1,11 @@
-"""Codes from the order that kernels have them in to that of an array, and back."""
+"""Codes from the order that kernels have them in to that of an array, and back; floats in the order of an array."""
+
+from functools import partial
 
 from llvmlite import ir
 
-from .emitter import BYTES, I32, I64, LANES, Emitter, Value
-from .frame import slot_or
+from .emitter import BYTES, FLOATS, I32, I64, LANES, Emitter, Value, Vector
+from .frame import run_alone, slot_or
 from .images import Operands, OverBytes, by_sixteen, over_bytes, write_codes
 from .jit import Kernel
 from .records import Address, Instruction, Integer, Slot
@@ -18,8 +20,8 @@ class Copy(OverBytes):
 
 
 class Transpose(Instruction):
-    """The ``columns`` bytes of each of the ``rows`` of a source as ``rows`` bytes of each of the ``columns`` of a
-    target, in each line of each plane.
+    """The ``columns`` codes of each of the ``rows`` of a source as ``rows`` codes of each of the ``columns`` of a
+    target, in each line of each plane; or as many floats.
 
     All distances are in bytes. Either side may be an input or output of the program, from ``begin`` on.
     """
@@ -66,8 +68,8 @@ def write_copy(emit: Emitter, op: Value, frame: Value) -> None:
 
 
 def transposed(emit: Emitter, rows: list[Value]) -> list[Value]:
-    """Sixteen vectors of sixteen bytes as their columns: what interleaves the first eight with the last eight moves
-    each bit of a byte's place by one, so that doing it four times has rows and columns change places."""
+    """Sixteen vectors of sixteen lanes as their columns: what interleaves the first eight with the last eight moves
+    each bit of a lane's place by one, so that doing it four times has rows and columns change places."""
     halves = [[place // 2 + 8 * high + LANES * (place % 2) for place in range(LANES)] for high in (0, 1)]
     orders = [ir.Constant(ir.VectorType(I32, LANES), order) for order in halves]
     for _ in range(4):
@@ -76,8 +78,9 @@ def transposed(emit: Emitter, rows: list[Value]) -> list[Value]:
     return rows
 
 
-def write_transpose(emit: Emitter, op: Value, frame: Value) -> None:
-    """Blocks of sixteen rows and columns; what is behind the last of them is neither read nor written."""
+def write_transpose(emit: Emitter, op: Value, frame: Value, kind: Vector = BYTES) -> None:
+    """Blocks of sixteen rows and columns of a ``kind``; what is behind the last of them is neither read nor written."""
+    size = I64(4 if kind is FLOATS else 1)
     source, target = (
         side(emit, frame, *emit.fields(op, slot, inside, Transpose.begin))
         for slot, inside in (
@@ -91,7 +94,7 @@ def write_transpose(emit: Emitter, op: Value, frame: Value) -> None:
     distances = (
         (Transpose.source_plane, Transpose.source_line), (Transpose.target_plane, Transpose.target_line)
     )  # fmt: skip
-    nothing = ir.Constant(BYTES, [0] * LANES)
+    nothing = ir.Constant(kind, [0] * LANES)
 
     def block(near: Value, far: Value, height: Value | None, width: Value | None) -> None:
         """A block from ``near`` to ``far``, of so many rows and columns where there are not sixteen of each."""
@@ -102,10 +105,10 @@ def write_transpose(emit: Emitter, op: Value, frame: Value) -> None:
 
         reads = [at(near, i, height, from_row) for i in range(LANES)]
         if height is None or width is None:
-            found = [emit.read(address, BYTES) for address in reads]
+            found = [emit.read(address, kind) for address in reads]
         else:
             mask = emit.mask(width)
-            found = [emit.read_some(address, BYTES, mask, nothing) for address in reads]
+            found = [emit.read_some(address, kind, mask, nothing) for address in reads]
         # The last one first: what columns there are not is written to the last there is, and overwritten by that.
         for i, column in reversed([*enumerate(transposed(emit, found))]):
             address = at(far, i, width, to_column)
@@ -118,12 +121,12 @@ def write_transpose(emit: Emitter, op: Value, frame: Value) -> None:
         def of_rows(r: Value) -> None:
             first_row = emit.shl(r, I64(4))
             height = emit.sub(rows, first_row)
-            start, end = emit.add(near, emit.mul(first_row, from_row)), emit.add(far, first_row)
+            start, end = emit.add(near, emit.mul(first_row, from_row)), emit.add(far, emit.mul(first_row, size))
 
             def of_columns(c: Value) -> None:
                 first = emit.shl(c, I64(4))
                 width = emit.sub(columns, first)
-                here, there = emit.add(start, first), emit.add(end, emit.mul(first, to_column))
+                here, there = emit.add(start, emit.mul(first, size)), emit.add(end, emit.mul(first, to_column))
                 whole = emit.icmp_signed(">=", emit.smaller(height, width), I64(LANES))
                 with emit.if_else(whole) as (all_of_it, a_part):
                     with all_of_it:
@@ -154,3 +157,14 @@ def write_transpose(emit: Emitter, op: Value, frame: Value) -> None:
 
 COPY = Kernel("copy", Copy, write_copy)
 TRANSPOSE = Kernel("transpose", Transpose, write_transpose)
+TRANSPOSE_FLOATS = Kernel("transpose_floats", Transpose, partial(write_transpose, kind=FLOATS))
+
+
+def transpose_floats(source: int, target: int, *, planes: int, rows: int, columns: int) -> None:
+    """Matrices of float32 one behind the other, [planes, rows, columns], as [planes, columns, rows]."""
+    plane = 4 * rows * columns
+    run_alone(TRANSPOSE_FLOATS, Transpose(
+        source=source, target=target, source_slot=-1, target_slot=-1, begin=0, planes=planes, lines=1, rows=rows,
+        columns=columns, source_plane=plane, source_line=0, source_row=4 * columns, target_plane=plane, target_line=0,
+        target_column=4 * rows,
+    ))  # fmt: skip

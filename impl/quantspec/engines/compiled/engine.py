@@ -4,6 +4,7 @@ reference engine does.
 
 import copy
 import itertools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 from quantspec.engines import torch_matmul
 from quantspec.engines.not_numbers import MASKS, Values, warn
 from quantspec.engines.reference import run_step
-from quantspec.engines.tensors import address, array, float_address, from_array, maker
+from quantspec.engines.tensors import address, array, float_address, from_array, maker, new
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
 from quantspec.ir.program import (
@@ -32,6 +33,8 @@ from quantspec.ir.program import (
     Step,
 )
 from quantspec.ir.traverse import is_direct, reads, refs, replace_refs
+from quantspec.kernels.copies import transpose_floats
+from quantspec.kernels.emitter import LANES
 from quantspec.kernels.frame import caller
 from quantspec.kernels.threads import pool
 from quantspec.numerics.affine import float32_array
@@ -52,6 +55,7 @@ from .shapes import Shape
 
 Made = TypeVar("Made")
 Arguments = ParamSpec("Arguments")
+MANY = 2**16  # floats from which on a kernel puts them in order in less time than torch does
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
@@ -118,7 +122,11 @@ def channels_first(y: torch.Tensor) -> torch.Tensor:
     shape tells.
     """
     n, channels, *positions = y.shape
-    return y.view(n, *positions, channels).movedim(-1, 1).contiguous()
+    if channels < LANES or y.numel() < MANY:
+        return y.view(n, *positions, channels).movedim(-1, 1).contiguous()
+    result = new(y.shape)
+    transpose_floats(address(y), address(result), planes=n, rows=math.prod(positions), columns=channels)
+    return result
 
 
 Part: TypeAlias = Segment | CompiledRecurrent | CompiledEmbedding | Step
