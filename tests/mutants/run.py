@@ -73,14 +73,14 @@ ROOMS = {
     "engines": ("engines/test_lowering.py", "engines/test_tensors.py", "engines/test_parallel.py", *RUNNING),
     "ir": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py"),
     "kernels": (
-        "kernels/test_arrays.py", "kernels/test_copies.py", "kernels/test_jit.py", "kernels/test_minmax.py", "kernels/test_training_kernels.py",
-        *RUNNING,
+        "kernels/test_arrays.py", "kernels/test_copies.py", "kernels/test_jit.py", "kernels/test_minmax.py",
+        "kernels/test_training_kernels.py", *RUNNING,
     ),
     "module": ("chapters/test_05_static.py", "chapters/test_08_size.py", "capture/test_capture.py", *STORING[:2]),
     "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
     "onnx_export": ("files/test_onnx_export.py", "files/test_onnx_codes.py", "files/test_onnx_floats.py"),
     "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
-    "qat": tuple(f"chapters/test_07_qat{name}.py" for name in ("", "_grids", "_networks", "_acts", "_loops")),
+    "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", "_grids", "_weights", "_networks", "_acts", "_loops")),
     "storage": STORING,
 }
 # Decorators that mutmut would leave a function out for, and that may as well be called below it.

@@ -55,12 +55,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def transposed(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.t()
-
-
 class Flipped:
-    """The weight of a transposed convolution."""
+    """The weight of a transposed convolution, or a matrix that stands on the right of a product."""
 
     def __init__(self, groups: int):
         self.groups = groups
@@ -97,9 +93,7 @@ def forms(tensor: torch.Tensor, array: np.ndarray, layer: str, groups: int) -> F
     """In which a layer may have a parameter."""
     if tensor.numel() == array.size and tensor.ndim >= 2:
         yield whole
-        if array.ndim == 2 == tensor.ndim:
-            yield transposed
-        elif array.ndim == tensor.ndim and len(tensor) % groups == 0:
+        if len(tensor) % groups == 0:
             yield Flipped(groups)
     last = layer.rpartition(".")[2]
     if last.isdigit() and tensor.ndim == array.ndim and tensor.shape[1:] == array.shape[1:]:
@@ -133,7 +127,7 @@ def norm_of(folded: Folded, model: nn.Module, sources: Sources) -> Norm:
 
     def number(array: np.ndarray, name: str) -> Source | torch.Tensor:
         if tracked and getattr(module, name) is not None:
-            return Source(f"{norm.layer}.{name}".removeprefix("."), whole)
+            return Source(f"{norm.layer}.{name}", whole)
         return sources.of(array, norm.layer) or torch.from_numpy(array.copy())
 
     own = module if isinstance(module, nn.modules.batchnorm._BatchNorm) and tracked else None
@@ -184,23 +178,29 @@ class LayerWeight:
     def folded(self, x: torch.Tensor | None, run: Run, training: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias with the normalizations inside, those of the batch ``x`` (real values) where they are
         trained. ``run``: the layer in float."""
-        weight, bias = self.plain()
-        for norm in self.norms:
-            numbers = [self.value(n) for n in (norm.gamma, norm.beta, norm.mean, norm.var)]
-            if training and norm.follows_batches():
-                assert x is not None
-                linear = weight.ndim == 2
-                seen = run(x, weight, bias) if norm.place == "behind" else x
-                numbers[2:] = batch_statistics(seen, norm, linear)
-            weight, bias = fold(norm, weight, bias, numbers, getattr(self.node, "groups", 1))
-        return weight, bias
+        numbers: dict[int, list[torch.Tensor]] = {}
+
+        def absorbed(norms: list[Norm]) -> tuple[torch.Tensor, torch.Tensor | None]:
+            weight, bias = self.plain()
+            for norm in norms:
+                if id(norm) not in numbers:
+                    own = numbers[id(norm)] = [self.value(n) for n in (norm.gamma, norm.beta, norm.mean, norm.var)]
+                    if training and norm.follows_batches():
+                        assert x is not None
+                        own[2:] = batch_statistics(run(x, weight, bias) if norm.place == "behind" else x, norm)
+                weight, bias = fold(norm, weight, bias, numbers[id(norm)], getattr(self.node, "groups", 1))
+            return weight, bias
+
+        # What a batch meets first is not what was folded first, by which the weights are rounded.
+        met = sorted(self.norms, key=lambda norm: norm.place == "behind")
+        result = absorbed(met)
+        return result if met == self.norms else absorbed(self.norms)
 
 
-def batch_statistics(x: torch.Tensor, norm: Norm, rows: bool) -> list[torch.Tensor]:
+def batch_statistics(x: torch.Tensor, norm: Norm) -> list[torch.Tensor]:
     """Mean and variance of each channel of a batch; they move the running ones as in torch."""
-    channels = 1
-    axes = [axis for axis in range(x.ndim) if axis != channels]
-    count = x.numel() // max(x.shape[channels], 1)
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    count = x.numel() // x.shape[1]
     if count < 2:
         raise ValueError(f"batch: a normalization needs more than one value for each channel, got {tuple(x.shape)}")
     var, mean = torch.var_mean(x, axes, correction=0)
@@ -239,9 +239,6 @@ def fold(
     given = None if bias is None else bias.detach().numpy()
     if norm.place == "before":
         exact = folding.fold_batch_norm_before(plain, given, g, b, m, v, norm.eps, groups)
-    elif norm.place == "alone":
-        scales, shifts = folding.factor_and_shift(g, b, m, v, norm.eps)
-        exact = scales.astype(np.float32).reshape(plain.shape), shifts.astype(np.float32)
     else:
         exact = folding.fold_batch_norm(plain, given, g, b, m, v, norm.eps)
     tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in exact)

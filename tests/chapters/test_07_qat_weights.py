@@ -1,0 +1,161 @@
+"""Chapter 7: weights with normalizations inside compute as the float model does, and its parameters get its gradients.
+The oracle is the model itself, which does not fold, in float64."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import networks
+import quantspec as qs
+from evidence import clause
+from quantspec.qat import steps, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
+
+
+class Constant(nn.Module):
+    """A convolution with a bias that is computed, and a normalization that is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 3, 2, 2)), nn.Parameter(torch.randn(4))
+        self.gamma, self.beta = nn.Parameter(torch.rand(4) + 0.5), nn.Parameter(torch.randn(4))
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("var", torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        x = F.conv2d(x, self.weight, self.bias, stride=2)
+        return F.batch_norm(x, self.mean, self.var, self.gamma, self.beta, False, 0.1, 1e-3)
+
+
+class OnTheRight(nn.Module):
+    """A matrix on the right of a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.bias = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(5))
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.norm(x @ self.matrix + self.bias)
+
+
+MODELS = {
+    "behind a convolution": lambda: nn.Sequential(nn.Conv2d(4, 6, 2, groups=2), nn.BatchNorm2d(6, eps=0.01)),
+    "behind, without bias": lambda: nn.Sequential(nn.Conv1d(4, 6, 3, bias=False), nn.BatchNorm1d(6)),
+    "behind a linear layer": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
+    "behind a transposed convolution": lambda: nn.Sequential(
+        nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), nn.BatchNorm2d(6)
+    ),
+    "before a convolution": lambda: nn.Sequential(nn.MaxPool2d(2, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 2, groups=2)),
+    "before, without bias": lambda: nn.Sequential(
+        nn.MaxPool1d(2, 1), nn.BatchNorm1d(4), nn.Conv1d(4, 6, 3, bias=False)
+    ),
+    "before a linear layer": lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 5)),
+    "alone": lambda: nn.Sequential(nn.MaxPool2d(2, 1), nn.BatchNorm2d(4), nn.MaxPool2d(2, 1)),
+    "on both sides": lambda: nn.Sequential(
+        nn.MaxPool3d(2, 1), nn.BatchNorm3d(4), nn.Conv3d(4, 3, 2), nn.BatchNorm3d(3)
+    ),
+    "without parameters": lambda: nn.Sequential(nn.Conv2d(4, 6, 2), nn.BatchNorm2d(6, affine=False)),
+    "the mean of all batches": lambda: nn.Sequential(nn.Conv2d(4, 6, 2), nn.BatchNorm2d(6, momentum=None)),
+    "a function": Constant,
+    "on the right": OnTheRight,
+}
+SHAPES = {nn.Conv1d: (6,), nn.MaxPool1d: (6,), nn.MaxPool3d: (4, 4, 4), nn.Conv3d: (4, 4, 4)}
+
+
+def made(name):
+    """A model in evaluation mode, whose statistics are none of a batch's, and two batches."""
+    model = networks.seeded(MODELS[name]).eval()
+    generator = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            if module.affine:
+                with torch.no_grad():
+                    module.weight.normal_(generator=generator)
+                    module.bias.normal_(generator=generator)
+    modules = [type(module) for module in model.modules()]
+    rows = name == "on the right" or modules[-1] is nn.Linear or nn.Linear in modules
+    shape = () if rows else next((SHAPES[kind] for kind in modules if kind in SHAPES), (5, 4))
+    channels = 3 if isinstance(model, (Constant, OnTheRight)) else 4
+    return model, [torch.randn(6, channels, *shape, generator=generator) for _ in range(2)]
+
+
+def through(network, x, training):
+    """The layers of a network in training, in float, each with the weight and bias that it folds."""
+    for layer in network.layers.values():
+        weight, bias = layer.folded(x, partial(steps.layer_in_float, layer.node), training)
+        x = steps.layer_in_float(layer.node, x, weight, bias)
+    return x
+
+
+def before_and_behind(model):
+    """What a model does before its first layer in codes, and behind the last."""
+    parts = list(model) if isinstance(model, nn.Sequential) else []
+    others = nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.ReLU
+    first = parts[0] if parts and isinstance(parts[0], others) else nn.Identity()
+    last = parts[-1] if parts and isinstance(parts[-1], others) else nn.Identity()
+    return first, last
+
+
+@clause("QAT-FOLD", "QAT-PARAMETERS")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_folded_computes_as_the_model_and_has_its_gradients(name, training):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches)
+    (_, _, network), = p.parts()
+    first, last = before_and_behind(model)
+    twin = copy.deepcopy(model).double().train(training)
+    p.model.train(training)
+    assert not list(network.added.parameters())  # all are the model's own
+    for batch in batches:
+        found = last(through(network, first(batch), training))
+        expected = twin(batch.double())
+        assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
+        direction = torch.sin(torch.arange(found.numel())).view(found.shape)
+        (found * direction).sum().backward()
+        (expected * direction.double()).sum().backward()
+    for (key, ours), (_, theirs) in zip(p.model.named_parameters(), twin.named_parameters(), strict=True):
+        assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3), key
+    for (key, ours), (_, theirs) in zip(p.model.named_buffers(), twin.named_buffers(), strict=True):
+        assert torch.allclose(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5), key
+
+
+@clause("QAT-FOLD")
+def test_statistics_need_two_values_for_each_channel():
+    norm = weights.Norm("behind", nn.BatchNorm1d(3), *[torch.ones(3)] * 4, 1e-5)
+    mean, var = weights.batch_statistics(torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 7.0]]), norm)
+    assert mean.tolist() == [2, 2, 5] and var.tolist() == [1, 0, 4]
+    expected = "^batch: a normalization needs more than one value for each channel, got \\(1, 3, 1\\)$"
+    with pytest.raises(ValueError, match=expected):
+        weights.batch_statistics(torch.ones(1, 3, 1), norm)
+
+
+class Computed(nn.Module):
+    """A layer whose weight and bias are computed, and one of whose bias only is."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+        self.last, self.shift = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return F.linear(F.linear(x, self.weight * 2, self.bias * 2).relu(), self.last, self.shift + 1)
+
+
+@clause("QAT-COMPUTED")
+def test_a_bias_that_is_computed_gets_a_parameter_of_its_own():
+    model, x = networks.seeded(Computed).eval(), networks.inputs(8)
+    p = qs.prepare_qat(model, [x])
+    (_, _, network), = p.parts()
+    added = dict(network.added.items())
+    assert list(added) == ["linear_weight", "linear_bias", "linear_1_bias"]
+    assert torch.equal(added["linear_weight"], model.weight * 2) and torch.equal(added["linear_bias"], model.bias * 2)
+    assert torch.equal(added["linear_1_bias"], model.shift + 1)
