@@ -120,7 +120,7 @@ def is_numbers(value) -> bool:
         return False
     try:
         return np.asarray(value).dtype.kind in "iuf" and np.ndim(value) > 0
-    except ValueError:  # sequences of different lengths
+    except (ValueError, TypeError, RuntimeError):  # sequences of different lengths, or tensors with a gradient
         return False
 
 

@@ -80,7 +80,9 @@ ROOMS = {
     "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
     "onnx_export": ("files/test_onnx_export.py", "files/test_onnx_codes.py", "files/test_onnx_floats.py"),
     "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
-    "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", "_grids", "_weights", "_networks", "_acts", "_loops")),
+    "qat": tuple(
+        f"chapters/test_07_qat{of}.py" for of in ("", "_grids", "_weights", "_steps", "_networks", "_acts", "_loops")
+    ),
     "storage": STORING,
 }
 # Decorators that mutmut would leave a function out for, and that may as well be called below it.

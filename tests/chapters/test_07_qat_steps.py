@@ -1,0 +1,182 @@
+"""Chapter 7: every step between layers has the gradient of the float operation, moves its own range, learns its own
+scale, and is the step that is shipped. The oracle of gradients is the float model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import networks
+import quantspec as qs
+from evidence import clause
+
+pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
+
+
+class Between(nn.Module):
+    """Two convolutions, what is between them and a last one."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.LazyConv2d(3, 1)
+        self.between = between
+
+    def forward(self, x):
+        return self.last(self.between(self.a(x), self.b(x)))
+
+
+STEPS = {
+    "a sum": lambda a, b: a + b,
+    "a sum with a relu": lambda a, b: F.relu(a + b),
+    "a product": lambda a, b: a * b,
+    "a join": lambda a, b: torch.cat([a, 3 * b], 1),
+    "a table": lambda a, b: F.silu(a) + b,
+    "a relu of codes": lambda a, b: F.relu(F.avg_pool2d(a, 2)) + F.avg_pool2d(b, 2),
+    "the largest": lambda a, b: F.max_pool2d(a, 2, 3, dilation=2, ceil_mode=True),
+    "an average": lambda a, b: F.avg_pool2d(a, 2, 2, 1, count_include_pad=False, ceil_mode=True),
+    "an average of any size": lambda a, b: F.adaptive_avg_pool2d(a, (2, 3)),
+    "a mean": lambda a, b: a.mean((2, 3), keepdim=True) + b,
+    "resized to a size": lambda a, b: F.interpolate(a, (9, 4), mode="bilinear"),
+    "resized by factors": lambda a, b: F.interpolate(a, scale_factor=(1.7, 0.6), mode="bilinear"),
+    "resized by factors of sizes": lambda a, b: F.interpolate(
+        a, scale_factor=(1.7, 0.6), mode="bilinear", recompute_scale_factor=True
+    ),
+    "resized from corner to corner": lambda a, b: F.interpolate(a, (9, 4), mode="bilinear", align_corners=True),
+    "resized to another's size": lambda a, b: F.interpolate(F.avg_pool2d(a, 2), b.shape[2:], mode="bilinear") + b,
+}
+
+
+def made(name):
+    """A network, with batches that differ."""
+    model = Between(STEPS[name])
+    batches = [factor * networks.inputs(4, (3, 5, 7)) for factor in (1, 1.2)]
+    torch.manual_seed(0)
+    model(batches[0])  # says how many channels the last one has
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / 2)
+    return model.eval(), batches
+
+
+def far(ours, theirs):
+    """The distance of two tensors over the size of the second."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@clause("QAT-SURROGATE", "QAT-EQUAL")
+@pytest.mark.parametrize("dialect", ["onnx", "exact", "qnnpack"])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_has_the_gradient_of_the_float_operation_and_is_shipped(name, dialect):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, [2 * batch for batch in batches], dialect=dialect)  # nothing is outside the ranges
+    inputs = [batches[0].clone().requires_grad_() for _ in range(2)]
+    outputs = [part(x) for part, x in zip((p, model), inputs)]
+    assert outputs[0].shape == outputs[1].shape and far(*(output.detach() for output in outputs)) < 0.1
+    for output in outputs:
+        (output * torch.cos(torch.arange(output.numel())).view(output.shape)).sum().backward()
+    # Codes do not tell which of two nearly equal values is the largest, nor the sign of what is nearly zero.
+    assert far(inputs[0].grad, inputs[1].grad) < {"the largest": 0.3, "a relu of codes": 0.12}.get(name, 0.03)
+    for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert far(ours.grad, theirs.grad) < 0.2, key
+    q = qs.convert(p)
+    for batch in batches:
+        assert torch.equal(p(batch), q(batch))
+
+
+@clause("QAT-RANGE", "QAT-SCALE")
+@pytest.mark.parametrize("name", STEPS)
+def test_every_range_moves_and_every_scale_learns(name):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches[:1], averaging=0.5).train()
+    (_, _, network), = p.parts()
+    before = network.ranges.clone()
+    p(2 * batches[1])
+    moved = {place: not torch.equal(network.ranges[n], before[n]) for place, n in network.places.items()}
+    assert all(moved.values()), moved
+    p = qs.prepare_qat(model, batches, learned_scales=True).train()
+    p(1.5 * batches[1]).square().sum().backward()
+    (_, _, network), = p.parts()
+    assert len(network.scales) > 3
+    assert all(scale.grad is not None and scale.grad.abs().max() > 0 for scale in network.scales.values())
+
+
+def own_statistics(model, x):
+    """A model in evaluation mode whose normalizations have the statistics of a batch."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(x)
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+def wide(last):
+    """A layer whose accumulators could overflow, so that it stays in float, with a normalization."""
+    model = nn.Sequential(nn.Linear(4, 70_000), nn.ReLU(), *last)
+    with torch.no_grad():
+        model[0].weight.fill_(1.0).add_(torch.rand(4) / 8)
+        model[-2].weight.uniform_(0.5, 1.0)
+    return model
+
+
+IN_FLOAT = {
+    "excluded": (lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), (4,), ["0"]),
+    "excluded convolution": (
+        lambda: nn.Sequential(nn.Conv2d(4, 6, 2, groups=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 1)),
+        (4, 3, 3), ["0"],
+    ),
+    "wide": (lambda: wide([nn.Linear(70_000, 2), nn.BatchNorm1d(2)]), (4,), ()),
+    "wide convolution": (
+        lambda: wide([nn.Unflatten(1, (70_000, 1)), nn.Conv1d(70_000, 2, 1), nn.BatchNorm1d(2)]), (4,), (),
+    ),
+}  # fmt: skip
+
+
+@clause("QAT-FOLD", "QAT-PARAMETERS")
+@pytest.mark.parametrize("name", IN_FLOAT)
+def test_a_layer_that_stays_in_float_is_trained_in_float(name):
+    build, shape, exclude = IN_FLOAT[name]
+    x = networks.inputs(8, shape).abs()
+    model = own_statistics(networks.seeded(build), x)
+    p, twin = qs.prepare_qat(model, [3 * x], exclude=exclude).train(), copy.deepcopy(model).train()
+    for part in (p, twin):
+        output = part(x)
+        (output * torch.cos(torch.arange(output.numel())).view(output.shape)).sum().backward()
+    for (key, theirs), ours in zip(twin.named_parameters(), p.parameters(), strict=True):
+        if theirs.grad.abs().max() > 1e-4:  # none reaches a bias in front of a normalization
+            assert far(ours.grad, theirs.grad) < (0.3 if "wide" in name else 0.1), key
+    for key, value in twin.named_buffers():
+        assert torch.allclose(dict(p.model.named_buffers())[key].float(), value.float(), rtol=0.05), key
+    assert torch.equal(p.eval()(x), qs.convert(p)(x))
+
+
+class Bags(nn.Module):
+    """Bags by offsets, the last of which is where the last bag ends, without padding and with weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Embedding(9, 4, padding_idx=2)
+        self.sum = nn.EmbeddingBag(9, 4, mode="sum", include_last_offset=True, padding_idx=3)
+        self.mean, self.last = nn.EmbeddingBag(9, 4, mode="mean", padding_idx=1), nn.Linear(12, 2)
+
+    def forward(self, index, offsets, weights):
+        joined = self.rows(index[:4]), self.sum(index, offsets, weights), self.mean(index, offsets[:-1])
+        return self.last(torch.cat(joined, 1))
+
+
+@clause("QAT-SURROGATE")
+def test_bags_have_the_gradient_of_the_floats():
+    model = networks.seeded(Bags).eval()
+    index, offsets = torch.tensor([1, 2, 3, 4, 3, 5, 1, 8, 2, 1]), torch.tensor([0, 3, 3, 7, 10])
+    batch = index, offsets, torch.linspace(-1, 2, 10)
+    p = qs.prepare_qat(model, [batch])
+    for part in (model, p):
+        part(*batch).square().sum().backward()
+    for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
+        assert far(ours.grad, theirs.grad) < 0.1, key
+        assert torch.equal(ours.grad.flatten(1).any(1), theirs.grad.flatten(1).any(1)) if theirs.ndim > 1 else True
+    assert torch.equal(p(*batch), qs.convert(p)(*batch))
