@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import networks
 import quantspec as qs
 from evidence import clause
+from quantspec.ir.program import Call
 
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
 
@@ -77,10 +78,11 @@ def test_a_step_has_the_gradient_of_the_float_operation_and_is_shipped(name, dia
     for output in outputs:
         (output * torch.cos(torch.arange(output.numel())).view(output.shape)).sum().backward()
     # Codes do not tell which of two nearly equal values is the largest, nor the sign of what is nearly zero.
-    assert far(inputs[0].grad, inputs[1].grad) < {"the largest": 0.3, "a relu of codes": 0.12}.get(name, 0.03)
+    unsure = name in ("the largest", "a relu of codes")
+    assert far(inputs[0].grad, inputs[1].grad) < (0.3 if unsure else 0.03)
     for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
         if theirs.grad is not None:
-            assert far(ours.grad, theirs.grad) < 0.2, key
+            assert far(ours.grad, theirs.grad) < (0.4 if unsure else 0.2), key
     q = qs.convert(p)
     for batch in batches:
         assert torch.equal(p(batch), q(batch))
@@ -119,7 +121,7 @@ def wide(last):
     model = nn.Sequential(nn.Linear(4, 70_000), nn.ReLU(), *last)
     with torch.no_grad():
         model[0].weight.fill_(1.0).add_(torch.rand(4) / 8)
-        model[-2].weight.uniform_(0.5, 1.0)
+        model[-2].weight.uniform_(0.95, 1.0)
     return model
 
 
@@ -143,12 +145,13 @@ def test_a_layer_that_stays_in_float_is_trained_in_float(name):
     x = networks.inputs(8, shape).abs()
     model = own_statistics(networks.seeded(build), x)
     p, twin = qs.prepare_qat(model, [3 * x], exclude=exclude).train(), copy.deepcopy(model).train()
+    assert any(isinstance(step, Call) for _, _, network in p.parts() for step in network.template.steps)
     for part in (p, twin):
         output = part(x)
         (output * torch.cos(torch.arange(output.numel())).view(output.shape)).sum().backward()
     for (key, theirs), ours in zip(twin.named_parameters(), p.parameters(), strict=True):
         if theirs.grad.abs().max() > 1e-4:  # none reaches a bias in front of a normalization
-            assert far(ours.grad, theirs.grad) < (0.3 if "wide" in name else 0.1), key
+            assert far(ours.grad, theirs.grad) < 0.1, key
     for key, value in twin.named_buffers():
         assert torch.allclose(dict(p.model.named_buffers())[key].float(), value.float(), rtol=0.05), key
     assert torch.equal(p.eval()(x), qs.convert(p)(x))

@@ -113,6 +113,21 @@ FAULTS = [
         "rounded_gradients(2 * gradient, real, ctx.grid, ctx.learned)",
     ),
     Fault(
+        "qat-float-layer-without-its-norm", "qat.network", ("QAT-FOLD",),
+        "A layer that stays in float for its accumulators is trained without the normalization that it absorbed.",
+        "and not (isinstance(what, float_run.FloatLayer) and path in layers)", "",
+    ),
+    Fault(
+        "qat-statistics-in-order-of-folding", "qat.weights", ("QAT-FOLD",),
+        "A normalization behind a layer gets the statistics of what the layer gives without the one before it.",
+        'sorted(self.norms, key=lambda norm: norm.place == "behind")', "list(self.norms)",
+    ),
+    Fault(
+        "qat-folding-has-another-slope", "qat.weights", ("QAT-FOLD",),
+        "The gradient of a folded weight is multiplied by the deviation instead of divided.",
+        "factor = gamma / torch.sqrt(var + norm.eps)", "factor = gamma * torch.sqrt(var + norm.eps)",
+    ),
+    Fault(
         "qat-folds-running-statistics", "qat.run", ("QAT-FOLD",),
         "In training, normalizations are folded with the statistics of before.",
         "network.training and not bool(network.statistics_frozen)", "False",

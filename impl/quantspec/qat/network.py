@@ -147,11 +147,13 @@ class Network(nn.Module):
         return converted, places
 
     def live_callables(self, model: nn.Module, called: Callables) -> Callables:
-        """What ``Call`` steps call: the model's own modules and tensors."""
+        """What ``Call`` steps call: the model's own modules and tensors; of a layer that absorbed others, and stays in
+        float, what computes them all."""
         live: dict[tuple[str, str], Any] = {}
+        layers = {layer.node.layer for layer in self.layers.values()}
         for (kind, path), what in called.items():
             live[kind, path] = what
-            if kind == "module":
+            if kind == "module" and not (isinstance(what, float_run.FloatLayer) and path in layers):
                 own = dict(model.named_modules()).get(path)
                 if own is not None:
                     in_place = any(getattr(part, "inplace", False) for part in own.modules())
