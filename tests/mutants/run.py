@@ -64,6 +64,7 @@ STORING = tuple(
     for name in ("storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files")
 )
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
+OF_QAT = "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops"
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {
     "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),
@@ -80,9 +81,7 @@ ROOMS = {
     "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
     "onnx_export": ("files/test_onnx_export.py", "files/test_onnx_codes.py", "files/test_onnx_floats.py"),
     "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
-    "qat": tuple(
-        f"chapters/test_07_qat{of}.py" for of in ("", "_grids", "_weights", "_steps", "_networks", "_acts", "_loops")
-    ),
+    "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)),
     "storage": STORING,
 }
 # Decorators that mutmut would leave a function out for, and that may as well be called below it.
