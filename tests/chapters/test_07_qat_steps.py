@@ -157,6 +157,26 @@ def test_a_layer_that_stays_in_float_is_trained_in_float(name):
     assert torch.equal(p.eval()(x), qs.convert(p)(x))
 
 
+@clause("QAT-CONVERT", "QAT-EQUAL")
+def test_a_layer_is_in_float_where_it_was_when_the_network_was_prepared():
+    build, shape, _ = IN_FLOAT["wide"]
+    x = networks.inputs(8, shape).abs()
+    model = own_statistics(networks.seeded(build), x)
+    p = qs.prepare_qat(model, [3 * x]).eval()
+    with torch.no_grad():
+        p.model[2].weight[:, 0] = 50.0  # so that the codes of all others are small
+    q = qs.convert(p)
+    assert isinstance(q.program.steps[-1], Call) and torch.equal(p(x), q(x))
+    p = qs.prepare_qat(p.model, [3 * x]).eval()
+    q = qs.convert(p)
+    assert not isinstance(q.program.steps[-1], Call) and torch.equal(p(x), q(x))
+    with torch.no_grad():
+        p.model[2].weight[:, 0] = 1.0
+    for refused in (lambda: p(x), lambda: qs.convert(p)):
+        with pytest.raises(qs.UnsupportedError, match="^layer '2': .*can reach [0-9]{10}, beyond int32"):
+            refused()
+
+
 class Bags(nn.Module):
     """Bags by offsets, the last of which is where the last bag ends, without padding and with weights."""
 

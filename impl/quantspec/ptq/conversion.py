@@ -145,11 +145,18 @@ def own_biases(step: Any, copies: dict[int, np.ndarray]) -> Any:
 
 class Converter:
     """Emits the steps. Values are made as codes or floats when a step asks for them, so that no conversion is made
-    twice."""
+    twice.
 
-    def __init__(self, graph: FloatGraph, placement: Placement, observers: dict[str, Any], options: Options):
+    ``prepared``: the layers that stay in float, each with the reason, and no other may; None where it is for their
+    accumulators to say.
+    """
+
+    def __init__(
+        self, graph: FloatGraph, placement: Placement, observers: dict[str, Any], options: Options,
+        prepared: dict[str, str] | None = None,
+    ):  # fmt: skip
         self.graph, self.placement, self.observers, self.options = graph, placement, observers, options
-        self.dialect = options.dialect
+        self.dialect, self.prepared = options.dialect, prepared
         self.producers, self.sources = placement.nodes, placement.sources
         self.steps: list[program.Step] = []
         self.codes: dict[str, str] = {}
@@ -157,7 +164,7 @@ class Converter:
         self.grids: dict[str, QParams] = {}
         self.weights = Weights(options)
         self.callables = dict(graph.callables)
-        self.kept: set[str] = set()
+        self.kept: dict[str, str] = {}
 
     def convert(self) -> Program:
         for node in self.graph.nodes:
@@ -167,7 +174,7 @@ class Converter:
                 if all(self.sources[name] not in self.kept for name in own_reads(node)):
                     self.as_codes(node.name)
                 else:
-                    self.kept.add(node.name)
+                    self.kept[node.name] = "it reads what stays in float"
             elif isinstance(node, (Call, float_graph.Embedding, float_graph.Recurrent)):
                 self.as_float(node.name)
         output = replace_refs(self.graph.output, lambda name: Ref(self.as_float(name)))
@@ -201,12 +208,17 @@ class Converter:
         return low, high
 
     def layer(self, node: Layer) -> None:
+        if self.prepared is not None and node.name in self.prepared:
+            self.keep(node, self.prepared[node.name])
+            return
         x = self.grid(node.x)
         weight, w = with_room_for_bias(node, *self.weights.codes(node.weight, node.layer), x, self.dialect)
         bias_q = quantize_bias(np.zeros(len(weight)) if node.bias is None else node.bias, x.scale, w.scale)
         try:
             check_overflow(x, weight, w, bias_q)
         except UnsupportedError as error:
+            if self.prepared is not None:
+                raise UnsupportedError(f"layer {node.layer!r}: {error}") from error
             self.keep(node, str(error))
             return
         direct = node.name in self.placement.direct
@@ -224,7 +236,7 @@ class Converter:
         calls, called = float_calls(replace(node, x=self.as_float(node.x)), reason)
         self.callables |= called
         self.steps += calls
-        self.kept.add(node.name)
+        self.kept[node.name] = reason
         self.floats[node.name] = node.name
 
     def as_codes(self, name: str) -> str:

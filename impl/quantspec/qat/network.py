@@ -81,7 +81,7 @@ class Network(nn.Module):
             if isinstance(node, float_graph.Layer)
         }
         self.tables, self.cells = self.other_weights()
-        self.template, self.grid_places = self.laid_out()
+        self.template, self.grid_places, self.in_float = self.laid_out()
         self.last = last_reads(self.template.steps, refs(self.template.output))
         self.__dict__["callables"] = self.live_callables(model, self.template.callables)
         acting: Callables = {key: what for act in self.graph.acts.values() for key, what in act.callables.items()}
@@ -125,8 +125,9 @@ class Network(nn.Module):
         tensor: torch.Tensor = self.added[where] if isinstance(where, str) else where.value(self.model)
         return tensor
 
-    def laid_out(self) -> tuple[Program, dict[tuple[str, str], str]]:
-        """The Program's steps, and for each grid in it, by step and field, the place whose range it has."""
+    def laid_out(self) -> tuple[Program, dict[tuple[str, str], str], dict[str, str]]:
+        """The Program's steps; for each grid in it, by step and field, the place whose range it has; and which layers
+        stay in float, with the reason."""
         observed = {name: MinMaxObserver().observe(np.array([-1, 1], np.float32)) for name in self.places}
         for name, index in self.places.items():
             if (pair := self.ranges[index].tolist()) != list(NONE_YET):
@@ -144,7 +145,7 @@ class Network(nn.Module):
                     if isinstance(item, QParams) and id(item) in name_of:
                         path = field.name if index < 0 else f"{field.name}.{index}"
                         places[step.name, path] = name_of[id(item)]
-        return converted, places
+        return converted, places, {name: why for name, why in converter.kept.items() if name in self.layers}
 
     def live_callables(self, model: nn.Module, called: Callables) -> Callables:
         """What ``Call`` steps call: the model's own modules and tensors; of a layer that absorbed others, and stays in
@@ -303,7 +304,7 @@ class Network(nn.Module):
             )
         observers = {name: Observed(*self.ranges[index].numpy()) for name, index in self.places.items()}
         graph = unmarked(self.present_graph())
-        converter = Converter(graph, Placement(graph), observers, self.options)
+        converter = Converter(graph, Placement(graph), observers, self.options, self.in_float)
         if self.scale_names:
             converter.grids |= {name: grid.qparams for name, grid in self.grids().items()}
             for node in converter.graph.nodes:
