@@ -157,6 +157,63 @@ def test_a_layer_that_stays_in_float_is_trained_in_float(name):
     assert torch.equal(p.eval()(x), qs.convert(p)(x))
 
 
+class Functions(nn.Module):
+    """Layers that are no modules, and what is between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(6, 6))
+        self.bias, self.other = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        x = F.linear(F.linear(x, self.first, self.bias).relu(), self.second, self.other)
+        return 2 * F.linear(x, self.first).sigmoid() - 1
+
+
+class Around(nn.Module):
+    """A layer on either side of what is excluded."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(4, 6), inner, nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.inner(x, x, x)[0] if isinstance(self.inner, nn.MultiheadAttention) else self.inner(x))
+
+
+def normed():
+    return nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+
+
+EXCLUDED = {
+    "a layer": lambda: nn.Linear(6, 6), "several layers": lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(True)),
+    "functions": Functions, "attention": lambda: nn.MultiheadAttention(6, 2), "a computed weight": normed,
+    "a transposed convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (3, 2)), nn.ConvTranspose1d(3, 2, 2), nn.Flatten()
+    ),
+}  # fmt: skip
+
+
+@clause("QAT-START", "QAT-EQUAL", "QAT-PARAMETERS")
+@pytest.mark.parametrize("name", EXCLUDED)
+def test_what_is_excluded_is_trained_in_float(name):
+    model, x = networks.seeded(lambda: Around(EXCLUDED[name]())).eval(), networks.inputs(8)
+    how = {"exclude": ["inner", "inner.*"] if len(list(model.inner.modules())) > 1 else ["inner"]}
+    p = qs.prepare_qat(model, [x, 2 * x], **how)
+    assert torch.equal(p.eval()(x), qs.quantize(model, [x, 2 * x], **how)(x))
+    for part in (p.train(), model):
+        output = part(x)
+        (output * torch.cos(torch.arange(output.numel())).view(output.shape)).sum().backward()
+    assert len(list(p.parameters())) == len(list(model.parameters()))
+    for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
+        assert far(ours.grad, theirs.grad) < 0.1, key
+    with torch.no_grad():
+        for parameter in p.parameters():
+            parameter.mul_(1.1)
+    assert torch.equal(p.eval()(x), qs.convert(p)(x))
+
+
 @clause("QAT-CONVERT", "QAT-EQUAL")
 def test_a_layer_is_in_float_where_it_was_when_the_network_was_prepared():
     build, shape, _ = IN_FLOAT["wide"]

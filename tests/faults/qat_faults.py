@@ -115,7 +115,12 @@ FAULTS = [
     Fault(
         "qat-float-layer-without-its-norm", "qat.network", ("QAT-FOLD",),
         "A layer that stays in float for its accumulators is trained without the normalization that it absorbed.",
-        "and not (isinstance(what, float_run.FloatLayer) and path in layers)", "",
+        "if isinstance(what, float_run.FloatLayer) and not alone:", "if False:",
+    ),
+    Fault(
+        "qat-excluded-layer-is-its-module", "qat.network", ("QAT-START",),
+        "A layer of an excluded module is trained as all that the module does.",
+        'getattr(type(own), "forward", None) in ALONE', "own is not None",
     ),
     Fault(
         "qat-statistics-in-order-of-folding", "qat.weights", ("QAT-FOLD",),

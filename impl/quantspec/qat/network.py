@@ -28,7 +28,7 @@ from .eager import eager
 from .grids import Grid, LayerCodes, activation_grid, layer_codes, moved, weight_scale
 from .run import Run
 from .steps import STEPS
-from .weights import LayerWeight, Sources
+from .weights import ALONE, LayerWeight, LiveLayer, Sources
 
 NONE_YET = (float("inf"), float("-inf"))
 
@@ -148,17 +148,19 @@ class Network(nn.Module):
         return converted, places, {name: why for name, why in converter.kept.items() if name in self.layers}
 
     def live_callables(self, model: nn.Module, called: Callables) -> Callables:
-        """What ``Call`` steps call: the model's own modules and tensors; of a layer that absorbed others, and stays in
-        float, what computes them all."""
+        """What ``Call`` steps call: the model's own modules and tensors, and layers that stay in float with its present
+        weights; those that absorbed others are as they are, for ``call`` to know."""
         live: dict[tuple[str, str], Any] = {}
         layers = {layer.node.layer for layer in self.layers.values()}
         for (kind, path), what in called.items():
             live[kind, path] = what
-            if kind == "module" and not (isinstance(what, float_run.FloatLayer) and path in layers):
-                own = dict(model.named_modules()).get(path)
-                if own is not None:
-                    in_place = any(getattr(part, "inplace", False) for part in own.modules())
-                    live[kind, path] = OnCopies(own) if in_place else own
+            own = dict(model.named_modules()).get(path) if kind == "module" else None
+            alone = path not in layers and getattr(type(own), "forward", None) in ALONE
+            if isinstance(what, float_run.FloatLayer) and not alone:
+                live[kind, path] = what if path in layers else LiveLayer(what, model, self.added)
+            elif own is not None:
+                in_place = any(getattr(part, "inplace", False) for part in own.modules())
+                live[kind, path] = OnCopies(own) if in_place else own
             elif kind == "attribute" and isinstance(what, torch.Tensor):
                 owner, _, name = path.rpartition(".")
                 modules = dict(model.named_modules())
@@ -379,6 +381,8 @@ def settled(what: Any) -> Any:
     """A copy of what a step calls, in evaluation mode, that shares nothing with the network in training."""
     if isinstance(what, Live):
         return what.tensor.detach().clone()
+    if isinstance(what, LiveLayer):
+        return what.settled()
     if isinstance(what, OnCopies):
         twin = copy.deepcopy(what.module).eval()
         for part in twin.modules():

@@ -16,7 +16,7 @@ from quantspec.capture.acting import MARK
 from quantspec.engines import reference_embedding
 from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph, program, rearrange
-from quantspec.ir.float_run import FloatLayer, call_float, check_fits, run_conv
+from quantspec.ir.float_run import FloatLayer, call_float, check_fits
 from quantspec.ir.program import Step
 from quantspec.ir.traverse import refs, replace_refs
 from quantspec.numerics import bilinear, integer
@@ -39,6 +39,7 @@ from .functions import (
 from .grids import Grid, LayerCodes, layer_codes, quantized_and_ends, weight_scale
 from .recurrent import recurrent
 from .run import Run
+from .weights import layer_in_float
 
 
 def real(run: Run, step: Step, value: torch.Tensor, field: str) -> torch.Tensor:
@@ -384,13 +385,6 @@ def call(run: Run, step: program.Call) -> Any:
         weight, bias = source.folded(x, lambda x, w, b: layer_in_float(source.node, x, w, b), run.by_batches)
         return layer_in_float(source.node, x, weight, bias)
     return call_float(step, run.network.callables, run.values.__getitem__)
-
-
-def layer_in_float(
-    node: float_graph.Layer, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """A layer that stays in float."""
-    return F.linear(x, weight, bias) if isinstance(node, float_graph.Linear) else run_conv(node, x, weight, bias)
 
 
 def refused(run: Run, step: Step) -> Any:

@@ -2,17 +2,18 @@
 the layer absorbed, whose statistics are a batch's while they are trained (QAT-FOLD)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from quantspec.engines.tensors import float_address
-from quantspec.ir.float_graph import BatchNorm, Folded, Layer
-from quantspec.ir.float_run import transposed_weight
+from quantspec.ir.float_graph import BatchNorm, Folded, Layer, Linear
+from quantspec.ir.float_run import FloatLayer, check_fits, run_conv, transposed_weight
 from quantspec.numerics import folding
 
 from .functions import Replaced, apply
@@ -80,13 +81,26 @@ class Sources:
                 return Source(path, whole)
         if kind != np.float32:
             return None
-        near = sorted(self.parameters, key=lambda path: not path.startswith(f"{layer.rpartition('.')[0] or layer}."))
+        around = layer.rpartition(".")[0] or layer
+        near = sorted(
+            self.parameters, key=lambda path: (not path.startswith(f"{layer}."), not path.startswith(f"{around}."))
+        )
         for path in near:
             for form in forms(self.parameters[path].detach(), array, layer, groups):
                 found = form(self.parameters[path].detach())
                 if tuple(found.shape) == array.shape and np.array_equal(found.numpy(), array):
                     return Source(path, form)
         return None
+
+    def vector(self, array: np.ndarray, layer: str) -> Source | None:
+        """Where a vector comes from of which there is a copy: a parameter of the layer's module, if no other has the
+        same values, or rows of one."""
+        alike = [
+            path for path, tensor in self.parameters.items()
+            if path.startswith(f"{layer}.") and tuple(tensor.shape) == array.shape
+            and np.array_equal(tensor.detach().numpy(), array)
+        ]  # fmt: skip
+        return Source(alike[0], whole) if len(alike) == 1 else self.of(array, layer)
 
 
 def forms(tensor: torch.Tensor, array: np.ndarray, layer: str, groups: int) -> Forms:
@@ -139,9 +153,12 @@ def norm_of(folded: Folded, model: nn.Module, sources: Sources) -> Norm:
 
 
 class LayerWeight:
-    """Weight and bias of a captured layer, as functions of the model's parameters."""
+    """Weight and bias of a captured layer, as functions of the model's parameters; ``copied``: the layer has copies of
+    them."""
 
-    def __init__(self, node: Layer, folded: tuple[Folded, ...], model: nn.Module, own: nn.ParameterDict):
+    def __init__(
+        self, node: Layer, folded: tuple[Folded, ...], model: nn.Module, own: nn.ParameterDict, copied: bool = False
+    ):
         self.node, self.model, self.own = node, model, own
         sources = Sources(model)
         groups = getattr(node, "groups", 1)
@@ -151,11 +168,12 @@ class LayerWeight:
             self.weight: Source | torch.Tensor | str = torch.from_numpy(weight)
         else:
             self.weight = sources.of(weight, node.layer, groups) or self.added(weight, "weight")
-        self.bias = None if bias is None else sources.of(bias, node.layer) or self.added(bias, "bias")
+        find = sources.vector if copied else sources.of
+        self.bias = None if bias is None else find(bias, node.layer) or self.added(bias, "bias")
 
     def added(self, array: np.ndarray, what: str) -> str:
         """The name of a parameter of its own, for what the model computes of others (QAT-COMPUTED)."""
-        name = f"{self.node.name}_{what}"
+        name = f"{self.node.name.replace('.', '_')}_{what}"
         if name not in self.own:
             self.own[name] = nn.Parameter(torch.from_numpy(array.copy()))
         return name
@@ -195,6 +213,39 @@ class LayerWeight:
         met = sorted(self.norms, key=lambda norm: norm.place == "behind")
         result = absorbed(met)
         return result if met == self.norms else absorbed(self.norms)
+
+
+# The forward methods of modules that are layers and nothing else.
+ALONE = {
+    kind.forward
+    for kind in (
+        nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+    )
+}  # fmt: skip
+
+
+class LiveLayer:
+    """A layer that stays in float, with the model's present weight and bias."""
+
+    def __init__(self, layer: FloatLayer, model: nn.Module, own: nn.ParameterDict):
+        weight, bias = (None if part is None else part.detach().numpy() for part in (layer.weight, layer.bias))
+        assert weight is not None
+        self.source = LayerWeight(replace(layer.node, weight=weight, bias=bias), (), model, own, copied=True)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        check_fits(self.source.node, x.shape)
+        return layer_in_float(self.source.node, x, *self.source.plain())
+
+    def settled(self) -> FloatLayer:
+        """The same with copies of what weight and bias are now."""
+        weight, bias = (None if part is None else part.detach().numpy() for part in self.source.plain())
+        assert weight is not None
+        return FloatLayer(replace(self.source.node, weight=weight, bias=bias))
+
+
+def layer_in_float(node: Layer, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A layer in float32."""
+    return F.linear(x, weight, bias) if isinstance(node, Linear) else run_conv(node, x, weight, bias)
 
 
 def batch_statistics(x: torch.Tensor, norm: Norm) -> list[torch.Tensor]:
