@@ -162,7 +162,7 @@ class Functions(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(6, 6))
+        self.first, self.second = nn.Parameter(torch.randn(6, 6) / 2), nn.Parameter(torch.randn(6, 6) / 2)
         self.bias, self.other = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
 
     def forward(self, x):
@@ -195,7 +195,7 @@ EXCLUDED = {
 }  # fmt: skip
 
 
-@clause("QAT-START", "QAT-EQUAL", "QAT-PARAMETERS")
+@clause("QAT-OVERFLOW", "QAT-START", "QAT-PARAMETERS")
 @pytest.mark.parametrize("name", EXCLUDED)
 def test_what_is_excluded_is_trained_in_float(name):
     model, x = networks.seeded(lambda: Around(EXCLUDED[name]())).eval(), networks.inputs(8)
@@ -207,14 +207,14 @@ def test_what_is_excluded_is_trained_in_float(name):
         (output * torch.cos(torch.arange(output.numel())).view(output.shape)).sum().backward()
     assert len(list(p.parameters())) == len(list(model.parameters()))
     for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
-        assert far(ours.grad, theirs.grad) < 0.1, key
+        assert far(ours.grad, theirs.grad) < 0.2, key
     with torch.no_grad():
         for parameter in p.parameters():
             parameter.mul_(1.1)
     assert torch.equal(p.eval()(x), qs.convert(p)(x))
 
 
-@clause("QAT-CONVERT", "QAT-EQUAL")
+@clause("QAT-OVERFLOW", "QAT-EQUAL")
 def test_a_layer_is_in_float_where_it_was_when_the_network_was_prepared():
     build, shape, _ = IN_FLOAT["wide"]
     x = networks.inputs(8, shape).abs()

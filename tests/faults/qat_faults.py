@@ -118,7 +118,13 @@ FAULTS = [
         "if isinstance(what, float_run.FloatLayer) and not alone:", "if False:",
     ),
     Fault(
-        "qat-excluded-layer-is-its-module", "qat.network", ("QAT-START",),
+        "qat-converted-by-present-accumulators", "qat.network", ("QAT-OVERFLOW",),
+        "Conversion asks again which layers stay in float.",
+        "Converter(graph, Placement(graph), observers, self.options, self.in_float)",
+        "Converter(graph, Placement(graph), observers, self.options)",
+    ),
+    Fault(
+        "qat-excluded-layer-is-its-module", "qat.network", ("QAT-OVERFLOW",),
         "A layer of an excluded module is trained as all that the module does.",
         'getattr(type(own), "forward", None) in ALONE', "own is not None",
     ),
