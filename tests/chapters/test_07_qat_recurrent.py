@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import networks
 import quantspec as qs
@@ -105,3 +106,36 @@ def test_dropout_between_layers_keeps_the_mean():
     assert 270 < int(kept.sum()) < 330 and torch.allclose(output[kept], torch.tensor(4 / 3), rtol=0.02)
     assert torch.equal(output[~kept], torch.zeros(int((~kept).sum())))
     assert torch.allclose(p.eval()(x)[0], torch.tensor(1.0), rtol=0.02)
+
+
+@clause("DYN-PACKED", "QAT-EQUAL")
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_sequences_keep_their_order(kind):
+    """Of lengths that do not fall, and with states."""
+    model = Given(networks.seeded(lambda: KINDS[kind](bidirectional=True))).eval()
+    x = networks.inputs(5, (3, 4))
+    packed = pack_padded_sequence(x, torch.tensor([2, 5, 4]), enforce_sorted=False)
+    states = [networks.inputs(2, (3, 5)) / 2 for _ in range(2 if kind == "lstm" else 1)]
+    for given in ((packed,), (packed, *states)):
+        p = qs.prepare_qat(model, [given])
+        found, expected = (part(*given) for part in (p, qs.convert(p)))
+        assert isinstance(found[0], PackedSequence)
+        assert all(map(torch.equal, found[0], expected[0]))
+        assert all(map(torch.equal, leaves(found[1]), leaves(expected[1])))
+    sorted_one = pack_padded_sequence(x, torch.tensor([5, 4, 2]))
+    p = qs.prepare_qat(model, [(sorted_one, *states)])
+    found, expected = (part(sorted_one, *states) for part in (p, qs.convert(p)))
+    assert found[0].sorted_indices is found[0].unsorted_indices is None
+    assert torch.equal(found[0].data, expected[0].data)
+
+
+@clause("QAT-ACTS", "DYN-PACKED")
+def test_dropout_between_layers_of_packed_sequences():
+    layer = nn.GRU(4, 50, num_layers=2, dropout=0.5)
+    model, packed = Given(layer).eval(), pack_padded_sequence(networks.inputs(5, (3, 4)), torch.tensor([5, 4, 2]))
+    p = qs.prepare_qat(model, [(packed,)])
+    calm = p(packed)[0].data
+    torch.manual_seed(0)
+    first, second = (p.train()(packed)[0].data for _ in range(2))
+    assert not torch.equal(first, second) and not torch.equal(first, calm)
+    assert torch.equal(p.eval()(packed)[0].data, qs.convert(p)(packed)[0].data)

@@ -63,7 +63,7 @@ def recurrent(
     batched = x.ndim == (2 if step.single else 3)
     values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
     values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
-    states = initial(step, state, values, batched, matrices)
+    states = initial(step, state, values.shape[1], batched, matrices)
     values, last = through_layers(step, values, states, matrices, dropout, one_way)
     if step.single:
         single = tuple(part[0] if batched else part[0, 0] for part in last)
@@ -99,7 +99,7 @@ def packed(
 ) -> Any:
     """What the module gives for a packed sequence (DYN-PACKED)."""
     counts, values = x.batch_sizes.tolist(), x.data.to(torch.float32)
-    states = initial(step, state, values.new_empty(0, counts[0], 0), True, matrices)
+    states = initial(step, state, counts[0], True, matrices)
     if state is not None and x.sorted_indices is not None:
         states = [part[:, x.sorted_indices] for part in states]
     way = functools.partial(packed_way, counts=counts)
@@ -131,12 +131,12 @@ def matrix(cell: dict[str, torch.Tensor | None], which: str, options: Options) -
 
 
 def initial(
-    step: Recurrent, state: Any, values: torch.Tensor, batched: bool, matrices: list[tuple[Matrix, Matrix]]
+    step: Recurrent, state: Any, batch: int, batched: bool, matrices: list[tuple[Matrix, Matrix]]
 ) -> list[torch.Tensor]:
     """The state before the first step, [cells, batch, state] for each of its one or two parts."""
     size = matrices[0][1].codes.shape[1]
     if state is None:
-        return [values.new_zeros(len(matrices), values.shape[1], size)] * (2 if step.kind == "lstm" else 1)
+        return [matrices[0][1].real.new_zeros(len(matrices), batch, size)] * (2 if step.kind == "lstm" else 1)
     parts = [part.to(torch.float32) for part in (state if step.kind == "lstm" else [state])]
     if step.single:
         parts = [part.unsqueeze(0) for part in parts]
@@ -153,6 +153,4 @@ def one_way(
     for index in reversed(range(count)) if backward else range(count):
         state = KINDS[kind](gates[index], states.gates(state[0]), state)
         outputs.append(state[0])
-    if not outputs:
-        return x.new_zeros(0, batch, states.codes.shape[1]), state
     return torch.stack(outputs[::-1] if backward else outputs), state
