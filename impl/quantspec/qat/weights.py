@@ -231,6 +231,7 @@ class LiveLayer:
         weight, bias = (None if part is None else part.detach().numpy() for part in (layer.weight, layer.bias))
         assert weight is not None
         self.source = LayerWeight(replace(layer.node, weight=weight, bias=bias), (), model, own, copied=True)
+        self.source.node = layer.node  # which has no weight that nobody trains
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         check_fits(self.source.node, x.shape)
