@@ -117,6 +117,7 @@ def test_a_range_of_either_sign_has_the_grid_of_chapter_5(name, bits, r):
         assert found == expected
 
 
+@clause("QAT-CONVERT")
 def test_the_usual_needs_no_arrays():
     """What each step of training asks for is computed by kernels and by Python's numbers."""
     for name in TRAINED:

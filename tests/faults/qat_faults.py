@@ -113,23 +113,23 @@ FAULTS = [
         "rounded_gradients(2 * gradient, real, ctx.grid, ctx.learned)",
     ),
     Fault(
-        "qat-float-layer-without-its-norm", "qat.network", ("QAT-FOLD",),
+        "qat-float-layer-without-norm", "qat.network", ("QAT-FOLD",),
         "A layer that stays in float for its accumulators is trained without the normalization that it absorbed.",
         "if isinstance(what, float_run.FloatLayer) and not alone:", "if False:",
     ),
     Fault(
-        "qat-converted-by-present-accumulators", "qat.network", ("QAT-OVERFLOW",),
+        "qat-conversion-asks-again", "qat.network", ("QAT-OVERFLOW",),
         "Conversion asks again which layers stay in float.",
         "Converter(graph, Placement(graph), observers, self.options, self.in_float)",
         "Converter(graph, Placement(graph), observers, self.options)",
     ),
     Fault(
-        "qat-excluded-layer-is-its-module", "qat.network", ("QAT-OVERFLOW",),
+        "qat-excluded-is-its-module", "qat.network", ("QAT-OVERFLOW",),
         "A layer of an excluded module is trained as all that the module does.",
         'getattr(type(own), "forward", None) in ALONE', "own is not None",
     ),
     Fault(
-        "qat-statistics-in-order-of-folding", "qat.weights", ("QAT-FOLD",),
+        "qat-statistics-as-folded", "qat.weights", ("QAT-FOLD",),
         "A normalization behind a layer gets the statistics of what the layer gives without the one before it.",
         'sorted(self.norms, key=lambda norm: norm.place == "behind")', "list(self.norms)",
     ),

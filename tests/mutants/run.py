@@ -74,7 +74,7 @@ ROOMS = {
     "engines": ("engines/test_lowering.py", "engines/test_tensors.py", "engines/test_parallel.py", *RUNNING),
     "ir": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py"),
     "kernels": (
-        "kernels/test_arrays.py", "kernels/test_copies.py", "kernels/test_jit.py", "kernels/test_minmax.py",
+        "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_jit.py", "kernels/test_minmax.py",
         "kernels/test_training_kernels.py", *RUNNING,
     ),
     "module": ("chapters/test_05_static.py", "chapters/test_08_size.py", "capture/test_capture.py", *STORING[:2]),
