@@ -63,12 +63,17 @@ def untimed(seconds: float) -> int:
     return max(1, min(UNTIMED, int(UNTIMED_SECONDS / seconds)))
 
 
+def warm_up(timed: Timed, seconds: float) -> None:
+    """What comes before the calls that are timed, of what takes about ``seconds``."""
+    timed.before()
+    for _ in range(untimed(seconds)):
+        timed.call()
+
+
 def block(timed: Timed, count: int, seconds: float) -> float:
     """Seconds of one call, of ``count`` in a row, of what takes about ``seconds``."""
-    timed.before()
+    warm_up(timed, seconds)
     call = timed.call
-    for _ in range(untimed(seconds)):
-        call()
     start = time.perf_counter()
     for _ in repeat(None, count):
         call()
@@ -100,9 +105,7 @@ class Interleaved:
             self.seconds[timed.name].append(block(timed, *self.sizes[timed.name]))
         self.turn += 1
         time.sleep(self.settle)
-        self.ours.before()
-        for _ in range(untimed(self.sizes[self.ours.name][1])):
-            self.ours.call()
+        warm_up(self.ours, self.sizes[self.ours.name][1])
 
     def run(self) -> None:
         """A block of ours."""

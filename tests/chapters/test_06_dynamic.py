@@ -16,6 +16,7 @@ import networks
 import quantspec as qs
 import strategies as draws
 from evidence import clause
+from networks import tensors
 from quantspec import chapters
 from quantspec.engines import reference_dynamic, registry
 from quantspec.ir import program
@@ -647,10 +648,6 @@ KINDS = [
 ]
 
 
-def flat(tree):
-    return [tree] if isinstance(tree, torch.Tensor) else [leaf for item in tree for leaf in flat(item)]
-
-
 @clause("DYN-RECURRENT")
 @pytest.mark.parametrize(("build", "axes"), KINDS)
 def test_recurrent_layers_of_every_kind_are_near_their_float_model(build, axes):
@@ -659,16 +656,16 @@ def test_recurrent_layers_of_every_kind_are_near_their_float_model(build, axes):
     q = qs.quantize_dynamic(model)
     assert [type(layer) for layer in q.program.layers] == [program.Recurrent]
     with torch.no_grad():
-        expected, got = flat(model(x)), flat(q(x))
+        expected, got = tensors(model(x)), tensors(q(x))
         assert len(expected) == len(got)
         for f, y in zip(expected, got):
             assert f.shape == y.shape and accuracy.sqnr(f.numpy(), y.numpy()) > 20
-        alone = flat(model(x[0] if axes == 2 else x[:, 0]))
-        for f, y in zip(alone, flat(q(x[0] if axes == 2 else x[:, 0]))):
+        alone = tensors(model(x[0] if axes == 2 else x[:, 0]))
+        for f, y in zip(alone, tensors(q(x[0] if axes == 2 else x[:, 0]))):
             assert f.shape == y.shape and accuracy.sqnr(f.numpy(), y.numpy()) > 20
         # With a state of one's own.
         state = model(x)[1] if axes == 3 else model(x)
-        for f, y in zip(flat(model(x, state)), flat(q(x, state))):
+        for f, y in zip(tensors(model(x, state)), tensors(q(x, state))):
             assert accuracy.sqnr(f.numpy(), y.numpy()) > 20
     with pytest.raises(ValueError, match="expects 4 input features, got"):
         q(x[..., :3])
@@ -727,12 +724,12 @@ def test_a_packed_sequence_is_run_step_by_step(kind, engine):
             lengths = torch.full((part.shape[1],), len(part))
             got, expected = q(pack(part, lengths), state), q(part, state)
             assert torch.equal(got[0].data.reshape(expected[0].shape), expected[0])
-            assert all(map(torch.equal, flat(got[1:]), flat(expected[1:])))
+            assert all(map(torch.equal, tensors(got[1:]), tensors(expected[1:])))
         packed = pack(x, torch.tensor([2, 6, 4]), enforce_sorted=False)
         for arguments in ((packed,), (packed, start)):
             got, expected = q(*arguments), model(*arguments)
             assert all(map(torch.equal, got[0][1:], expected[0][1:]))  # the lengths and the order
-            for a, b in zip(flat([expected[0].data, *expected[1:]]), flat([got[0].data, *got[1:]]), strict=True):
+            for a, b in zip(tensors([expected[0].data, *expected[1:]]), tensors([got[0].data, *got[1:]]), strict=True):
                 assert accuracy.sqnr(a.numpy(), b.numpy()) > 25
         with pytest.raises(ValueError, match="expects 4 input features"):
             q(packed._replace(data=packed.data[:, :3]))

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import networks
 import quantspec as qs
 from evidence import clause
+from networks import tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
 
@@ -38,19 +39,15 @@ class Given(nn.Module):
         return self.layer(x, states if len(states) > 1 else states[0])
 
 
-def leaves(value):
-    return [value] if isinstance(value, torch.Tensor) else [leaf for each in value for leaf in leaves(each)]
-
-
 def compared(model, given, options):
     """The relative distances of the gradients of inputs and parameters, after the network was checked to be shipped."""
     p = qs.prepare_qat(model, [given], **options)
-    assert all(map(torch.equal, leaves(p(*given)), leaves(qs.convert(p)(*given))))
+    assert all(map(torch.equal, tensors(p(*given)), tensors(qs.convert(p)(*given))))
     gradients = []
     model.zero_grad()
     for part in (p, model):
         inputs = [value.clone().requires_grad_() for value in given]
-        outputs = leaves(part(*inputs))
+        outputs = tensors(part(*inputs))
         sum((y * torch.cos(torch.arange(y.numel())).view(y.shape)).sum() for y in outputs).backward()
         gradients.append([value.grad for value in (*inputs, *part.parameters())])
     return [float((a - b).norm() / b.norm()) if b.any() else float(a.norm()) for a, b in zip(*gradients, strict=True)]
@@ -102,6 +99,7 @@ def test_dropout_between_layers_keeps_the_mean():
     p = qs.prepare_qat(model, [(x,)]).train()
     torch.manual_seed(0)
     output = p(x)[0].detach().flatten()
+    # 300 of 400 are kept, within 3 deviations of 8.7 each; each product puts values off by less than a step of 8 bits.
     kept = output > 0.5
     assert 270 < int(kept.sum()) < 330 and torch.allclose(output[kept], torch.tensor(4 / 3), rtol=0.02)
     assert torch.equal(output[~kept], torch.zeros(int((~kept).sum())))
@@ -121,7 +119,7 @@ def test_packed_sequences_keep_their_order(kind):
         found, expected = (part(*given) for part in (p, qs.convert(p)))
         assert isinstance(found[0], PackedSequence)
         assert all(map(torch.equal, found[0], expected[0]))
-        assert all(map(torch.equal, leaves(found[1]), leaves(expected[1])))
+        assert all(map(torch.equal, tensors(found[1]), tensors(expected[1])))
     sorted_one = pack_padded_sequence(x, torch.tensor([5, 4, 2]))
     p = qs.prepare_qat(model, [(sorted_one, *states)])
     found, expected = (part(sorted_one, *states) for part in (p, qs.convert(p)))

@@ -152,7 +152,7 @@ def test_a_layer_that_stays_in_float_is_trained_in_float(name):
     for (key, theirs), ours in zip(twin.named_parameters(), p.parameters(), strict=True):
         if theirs.grad.abs().max() > 1e-4:  # none reaches a bias in front of a normalization
             assert far(ours.grad, theirs.grad) < 0.1, key
-    for key, value in twin.named_buffers():
+    for key, value in twin.named_buffers():  # of what a layer in codes gives, in the last two
         assert torch.allclose(dict(p.model.named_buffers())[key].float(), value.float(), rtol=0.05), key
     assert torch.equal(p.eval()(x), qs.convert(p)(x))
 

@@ -115,6 +115,7 @@ def test_what_is_folded_computes_as_the_model_and_has_its_gradients(name, traini
     twin = copy.deepcopy(model).double().train(training)
     p.model.train(training)
     assert not list(network.added.parameters())  # all are the model's own
+    # Sums of at most some hundred products near 1 in float32, which gradients of deviations multiply by some ten.
     for batch in batches:
         found = last(through(network, first(batch), training))
         expected = twin(batch.double())

@@ -16,7 +16,7 @@ import quantspec as qs
 import strategies
 from evidence import clause
 from fuzz import fuzz
-from networks import inputs, mostly_attention, seeded
+from networks import inputs, mostly_attention, seeded, tensors
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.kernels import arrays, frame, histogram, memory
 from quantspec.kernels.emitter import FLOATS, I64
@@ -38,10 +38,6 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
-
-
-def flat(value):
-    return [value] if isinstance(value, torch.Tensor) else [tensor for part in value for tensor in flat(part)]
 
 
 class Tagger(nn.Module):
@@ -99,7 +95,7 @@ def test_networks_touch_what_is_theirs(checked, threads, name):
     q = qs.quantize(model, [x]) if options is None else qs.quantize_dynamic(model, example=x, **options)
     before = checked.checks
     for batch in (x, x[:1], torch.cat([x] * 7)):
-        for found, expected in zip(flat(q(batch)), flat(q.run_on("reference")(batch)), strict=True):
+        for found, expected in zip(tensors(q(batch)), tensors(q.run_on("reference")(batch)), strict=True):
             assert torch.equal(found, expected)
     assert checked.checks > before and not checked.violations
 

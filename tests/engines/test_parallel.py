@@ -15,6 +15,7 @@ from torch import nn
 import programs
 import quantspec as qs
 import strategies
+from networks import tensors
 from quantspec.engines.compiled import batching
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
@@ -165,14 +166,9 @@ def test_recurrent_layers(kind, r, count, steps, samples, inputs, size, both):
         with threads(threads_now):
             for batch, outputs in zip(batches, expected):
                 found = engine(batch)
-                assert all(torch.equal(a, b) for a, b in zip(leaves(found), leaves(outputs), strict=True))
+                assert all(torch.equal(a, b) for a, b in zip(tensors(found), tensors(outputs), strict=True))
     parts = [part for step in engine.parts for frames in step.local.frames.values() for part in frames.parts]
     assert all((part.shared.team is None) == (batching.torchs_threads() is None) for part in parts)
-
-
-def leaves(value):
-    """The tensors in nested tuples."""
-    return [value] if isinstance(value, torch.Tensor) else [leaf for each in value for leaf in leaves(each)]
 
 
 def test_callers_at_once():

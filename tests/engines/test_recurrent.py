@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import programs
 import strategies
+from networks import tensors
 from quantspec.engines.compiled import recurrent
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
@@ -28,8 +29,8 @@ def test_recurrent_networks(r, kind, inputs, size, layers, both, reduce_range, s
     with mock.patch.object(recurrent, "MOST_STEPS", at_once):
         engine = Compiled(program)
         for given in in_memory(x):  # as steps lie, as samples do, and with gaps between
-            expected = flat(Reference(program)({"x": given}))
-            for a, b in zip(flat(engine({"x": given})), expected, strict=True):
+            expected = tensors(Reference(program)({"x": given}))
+            for a, b in zip(tensors(engine({"x": given})), expected, strict=True):
                 assert a.shape == b.shape and torch.equal(a, b)
 
 
@@ -47,7 +48,7 @@ def test_recurrent_networks_of_many_steps_and_large_states(kind):
         program = programs.recurrent(r, kind, 20, size, layers=1, both=True, reduce_range=False)
         shape = (steps, samples) if not program.steps[0].batch_first else (samples, steps)
         batch = {"x": torch.from_numpy(r.normal(size=(*shape, 20)).astype(np.float32))}
-        for a, b in zip(flat(Compiled(program)(batch)), flat(Reference(program)(batch)), strict=True):
+        for a, b in zip(tensors(Compiled(program)(batch)), tensors(Reference(program)(batch)), strict=True):
             assert torch.equal(a, b)
 
 
@@ -62,11 +63,7 @@ def test_the_state_before_the_first_step_is_not_written_to(kind):
     given = {name: torch.from_numpy(r.normal(size=(1, 3, 7)).astype(np.float32)) for name in names}
     x = torch.from_numpy(r.normal(size=(3, 3, 5)).astype(np.float32))
     before = {name: value.clone() for name, value in given.items()}
-    found, expected = (flat(engine(program)({"x": x, **given})) for engine in (Compiled, Reference))
+    found, expected = (tensors(engine(program)({"x": x, **given})) for engine in (Compiled, Reference))
     assert all(map(torch.equal, found, expected)) and all(torch.equal(given[name], before[name]) for name in names)
     found[1].fill_(9)  # which is the caller's own
-    assert all(map(torch.equal, flat(Compiled(program)({"x": x, **given})), expected))
-
-
-def flat(value) -> list[torch.Tensor]:
-    return [value] if isinstance(value, torch.Tensor) else [tensor for part in value for tensor in flat(part)]
+    assert all(map(torch.equal, tensors(Compiled(program)({"x": x, **given})), expected))

@@ -18,6 +18,7 @@ import programs
 import strategies
 import tile_loops
 from evidence import clause
+from networks import tensors
 from quantspec.engines.compiled import batching, parallel, planner
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
@@ -124,11 +125,7 @@ def test_recurrent_layers(r, kind, batch):
     program = programs.recurrent(r, kind, inputs, size, layers=1, both=False, reduce_range=bool(r.random() < 0.5))
     x = torch.from_numpy(r.normal(size=(3, batch, inputs)).astype(np.float32))
     a, b = (engine(program)({"x": x}) for engine in (Compiled, Reference))
-    assert all(map(torch.equal, flat(a), flat(b)))
-
-
-def flat(tree):
-    return [tree] if isinstance(tree, torch.Tensor) else [leaf for item in tree for leaf in flat(item)]
+    assert all(map(torch.equal, tensors(a), tensors(b)))
 
 
 @clause("STA-INSTRUCTIONS")

@@ -128,6 +128,11 @@ class OfPython(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+def tensors(tree) -> list[torch.Tensor]:
+    """The tensors in nested tuples and lists."""
+    return [tree] if isinstance(tree, torch.Tensor) else [tensor for each in tree for tensor in tensors(each)]
+
+
 def inputs(rows: int = 32, shape: tuple[int, ...] = (4,), seed: int = 1) -> torch.Tensor:
     """Seeded normal inputs [rows, *shape]."""
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed))

@@ -53,7 +53,7 @@ def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
 
 def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
     """exp(y) plus each of ``ends``, of float64 vectors, |y| at most 300."""
-    steps = ROOTS if has_table() else 1  # of a power of two: the more, the fewer terms
+    steps = ROOTS if is_wide() else 1  # of a power of two: the more, the fewer terms
     to_integer = emit.splat(6755399441055744.0, DOUBLES)  # 1.5 * 2^52: adding it rounds to an integer
     moved = multiply_add(emit, y, emit.splat(steps / math.log(2), DOUBLES), to_integer)
     k = emit.fsub(moved, to_integer)
@@ -83,8 +83,8 @@ def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
     return results
 
 
-def has_table() -> bool:
-    """Whether sixteen float64 can be looked up in an instruction."""
+def is_wide() -> bool:
+    """Whether one instruction looks sixteen float64 up, and another is near the reciprocals of eight."""
     return cpu.target().dot_lanes == LANES
 
 
@@ -123,7 +123,7 @@ def reciprocal(emit: Emitter, x: Value) -> Value:
     Where there is an instruction that is off by 2^-14 of it at most, by three terms of the series from there on, whose
     fourth is 2^-56: dividing takes five times as long.
     """
-    if not has_table():
+    if not is_wide():
         return emit.fdiv(emit.splat(1.0, DOUBLES), x)
     name, eight = "llvm.x86.avx512.rcp14.pd.512", ir.VectorType(F64, LANES // 2)
     zeros = ir.Constant(eight, [0.0] * 8)

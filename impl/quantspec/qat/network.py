@@ -151,10 +151,10 @@ class Network(nn.Module):
         """What ``Call`` steps call: the model's own modules and tensors, and layers that stay in float with its present
         weights; those that absorbed others are as they are, for ``call`` to know."""
         live: dict[tuple[str, str], Any] = {}
-        layers = {layer.node.layer for layer in self.layers.values()}
+        layers, modules = {layer.node.layer for layer in self.layers.values()}, dict(model.named_modules())
         for (kind, path), what in called.items():
             live[kind, path] = what
-            own = dict(model.named_modules()).get(path) if kind == "module" else None
+            own = modules.get(path) if kind == "module" else None
             alone = path not in layers and getattr(type(own), "forward", None) in ALONE
             if isinstance(what, float_run.FloatLayer) and not alone:
                 live[kind, path] = what if path in layers else LiveLayer(what, model, self.added)
@@ -163,7 +163,6 @@ class Network(nn.Module):
                 live[kind, path] = OnCopies(own) if in_place else own
             elif kind == "attribute" and isinstance(what, torch.Tensor):
                 owner, _, name = path.rpartition(".")
-                modules = dict(model.named_modules())
                 if owner in modules and isinstance(tensor := getattr(modules[owner], name, None), torch.Tensor):
                     live[kind, path] = Live(modules[owner], name) if tensor.shape == what.shape else what
         return live

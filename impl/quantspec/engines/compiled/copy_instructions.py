@@ -18,7 +18,7 @@ Distances = tuple[int, ...]  # in bytes, the longest first
 class Order:
     """Positions of a stack of planes: how many ``planes``, ``lines`` and ``positions``, and how many bytes are between
     two of each in ``memory``, where channels lie side by side, and in an ``array`` [images, channels, *positions],
-    where positions do, and ``channel`` bytes between channels."""
+    where positions do: there between planes, lines and channels."""
 
     planes: int
     lines: int
@@ -26,7 +26,6 @@ class Order:
     channels: int
     memory: Distances
     array: Distances
-    channel: int
 
 
 def orders(layout: Layout, outer: int = 0) -> list[Order]:
@@ -38,11 +37,11 @@ def orders(layout: Layout, outer: int = 0) -> list[Order]:
     lines, positions = layout.height, layout.width
     if layout.line == layout.width * layout.pitch:
         lines, positions = 1, area
+    array = plane, layout.width, channel
     return [
-        Order(count, lines, positions, layout.channels, (distance, layout.line, layout.pitch), (plane, layout.width),
-              channel)
+        Order(count, lines, positions, layout.channels, (distance, layout.line, layout.pitch), array)
         for _, count, distance in layout.stacks()
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -53,29 +52,19 @@ class Side:
     slot: int = -1
 
 
-def emit_to_array(planner: Planner, order: Order, memory: Side, array: Side, begin: int = 0) -> None:
-    """From memory to an array; ``begin``: where its codes begin in an input or output."""
-    if order.lines * order.positions == order.channel == 1:
-        emit_copy(planner, (order.planes, 1, order.channels), memory, array, order.memory, order.array, begin)
+def emit_order(planner: Planner, order: Order, memory: Side, array: Side, *, out: bool, begin: int = 0) -> None:
+    """From memory to an array where it goes ``out``, or the other way; ``begin``: where the codes begin in an input or
+    output."""
+    lying, standing = (memory, order.memory, order.positions), (array, order.array, order.channels)
+    (source, near, rows), (target, far, columns) = (lying, standing) if out else (standing, lying)
+    if order.lines * order.positions == order.array[-1] == 1:
+        emit_copy(planner, (order.planes, 1, order.channels), source, target, near, far, begin)
         return
     planner.emit(copies.TRANSPOSE, copies.Transpose(
-        source=memory.address, target=array.address, source_slot=memory.slot, target_slot=array.slot, begin=begin,
-        planes=order.planes, lines=order.lines, rows=order.positions, columns=order.channels,
-        source_plane=order.memory[0], source_line=order.memory[1], source_row=order.memory[2],
-        target_plane=order.array[0], target_line=order.array[1], target_column=order.channel,
-    ))  # fmt: skip
-
-
-def emit_from_array(planner: Planner, order: Order, array: Side, memory: Side, begin: int = 0) -> None:
-    """From an array to memory; ``begin``: where its codes begin in an input or output."""
-    if order.lines * order.positions == order.channel == 1:
-        emit_copy(planner, (order.planes, 1, order.channels), array, memory, order.array, order.memory, begin)
-        return
-    planner.emit(copies.TRANSPOSE, copies.Transpose(
-        source=array.address, target=memory.address, source_slot=array.slot, target_slot=memory.slot, begin=begin,
-        planes=order.planes, lines=order.lines, rows=order.channels, columns=order.positions,
-        source_plane=order.array[0], source_line=order.array[1], source_row=order.channel,
-        target_plane=order.memory[0], target_line=order.memory[1], target_column=order.memory[2],
+        source=source.address, target=target.address, source_slot=source.slot, target_slot=target.slot, begin=begin,
+        planes=order.planes, lines=order.lines, rows=rows, columns=columns,
+        source_plane=near[0], source_line=near[1], source_row=near[2],
+        target_plane=far[0], target_line=far[1], target_column=far[2],
     ))  # fmt: skip
 
 
@@ -106,18 +95,18 @@ def emit_flatten(planner: Planner, step: Move) -> None:
         emit_copy(planner, (count, rows, x.channels), Side(source), Side(target), *apart)
         return
     for n, order in enumerate(orders(x, y.image)):
-        emit_to_array(planner, order, Side(source + n * x.image), Side(target + n * y.image))
+        emit_order(planner, order, Side(source + n * x.image), Side(target + n * y.image), out=True)
 
 
 def emit_import(planner: Planner, step: Import) -> None:
     layout, first, slot = planner.values[step.name].layout, planner.first(step.name), planner.slot(step.x)
     for n, order in enumerate(orders(layout)):
         begin = n * layout.channels * int(np.prod(layout.counts))
-        emit_from_array(planner, order, Side(slot=slot), Side(first + n * layout.image), begin)
+        emit_order(planner, order, Side(first + n * layout.image), Side(slot=slot), out=False, begin=begin)
 
 
 def emit_export(planner: Planner, step: Export) -> None:
     layout, first, slot = planner.values[step.x].layout, planner.first(step.x), planner.slot(step.name)
     for n, order in enumerate(orders(layout)):
         begin = n * layout.channels * int(np.prod(layout.counts))
-        emit_to_array(planner, order, Side(first + n * layout.image), Side(slot=slot), begin)
+        emit_order(planner, order, Side(first + n * layout.image), Side(slot=slot), out=True, begin=begin)
