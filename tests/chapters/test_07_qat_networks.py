@@ -1,15 +1,12 @@
 """Chapter 7: networks in training. What they give is compared, bit for bit, with what conversion makes of them."""
 
 import copy
-import datetime
 import io
-import os
 import warnings
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 from torch.nn import functional as F
 
@@ -591,34 +588,6 @@ def test_what_was_interrupted_goes_on_as_it_would_have(name, learned):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.equal(qs.convert(p)(batches[0]), qs.convert(other)(batches[0]))
-
-
-def rank(number, path):
-    """One process of two, with batches of its own."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}/meet", rank=number, world_size=2, timeout=datetime.timedelta(seconds=60)
-    )
-    model, batches = made("lenet")
-    p = qs.prepare_qat(model, batches[:1], averaging=0.5)
-    parallel = nn.parallel.DistributedDataParallel(p)
-    optimizer = torch.optim.SGD(p.parameters(), 0.05)
-    parallel.train()
-    for batch in batches[number::2]:
-        optimizer.zero_grad()
-        F.cross_entropy(parallel((number + 1) * batch), classes(p, batch)).backward()
-        optimizer.step()
-    torch.save(state(p), f"{path}/{number}")
-    torch.distributed.barrier()
-    # Freed in the ordinary way, gloo's group now and then waits for a thread of its own that waits for Python's lock.
-    os._exit(0)
-
-
-@clause("QAT-RANKS")
-def test_two_processes_have_the_same_network(tmp_path):
-    torch.multiprocessing.start_processes(rank, (str(tmp_path),), nprocs=2, start_method="fork")
-    first, second = (torch.load(tmp_path / str(number), weights_only=True) for number in range(2))
-    assert same(first, second)
 
 
 @clause("QAT-AUTOCAST")

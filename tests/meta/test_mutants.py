@@ -1,6 +1,8 @@
 """The driver of the mutation tester, on made-up results; and the list of equivalent mutants beside the code."""
 
+import builtins
 import fnmatch
+import functools
 import importlib
 import inspect
 import io
@@ -149,10 +151,22 @@ class C:
 
     def c(self):
         return 2
-    c = cache(c)
-    __import__("os").register_at_fork(after_in_child=c.cache_clear)
+    c = cache(c); __import__('builtins').__dict__.setdefault('caches', []).append(c)
 """
     assert run.with_decorators_called(source) == expected
+
+
+def test_caches_are_emptied_before_each_test(monkeypatch):
+    @functools.cache
+    def number():
+        return object()
+
+    monkeypatch.setattr(builtins, "caches", [number], raising=False)
+    hooks = {}
+    exec(run.EMPTYING, hooks)
+    first = number()
+    hooks["pytest_runtest_setup"]()
+    assert number() is not first
 
 
 def test_a_change_picks_the_names_of_its_mutants():

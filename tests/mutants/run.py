@@ -64,7 +64,7 @@ STORING = tuple(
     for name in ("storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files")
 )
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
-OF_QAT = "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops"
+OF_QAT = "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks"
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {
     "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),
@@ -117,6 +117,15 @@ timeout_multiplier = 5.0
 timeout_constant = 5.0
 track_dependencies = false
 use_git_change_detection = false
+"""
+# Added to the copy of conftest.py. A mutant runs in a process that is forked off one in which all tests ran, must not
+# find in a cache what the function gave there, and is tried on the tests that called the function, not on the one that
+# happened to call it first.
+EMPTYING = """
+
+def pytest_runtest_setup():
+    for each in __import__("builtins").__dict__.get("caches", []):
+        each.cache_clear()
 """
 # One thread per process, as several run at once and forking a process with threads is not safe.
 ENVIRONMENT = {
@@ -335,6 +344,8 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
         shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+    with (folder / "conftest.py").open("a", encoding="utf-8") as file:
+        file.write(EMPTYING)
     attacked = folder / "src" / "quantspec" / f"{module.replace('.', '/')}.py"
     attacked.write_text(with_decorators_called(attacked.read_text(encoding="utf-8")), encoding="utf-8")
     tests = "\n    ".join(f"tests/{name}" for name in tests_of(module))
@@ -355,8 +366,7 @@ def with_change(folder: Path, mutant: Mutant) -> Mutant:
 def with_decorators_called(source: str) -> str:
     """A module in which functions with decorators of ``CALLED`` alone are defined without, and decorated below.
 
-    A mutant runs in a process that is forked off one in which all tests ran, and must not find in a cache what the
-    function gave there.
+    What has a cache is noted for ``EMPTYING``.
     """
     lines = source.splitlines()
     decorated = [
@@ -369,10 +379,10 @@ def with_decorators_called(source: str) -> str:
         calls = node.name
         for decorator in reversed(node.decorator_list):
             calls = f"{ast.unparse(decorator)}({calls})"
-        indent, below = " " * node.col_offset, [f"{node.name} = {calls}"]
+        below = " " * node.col_offset + f"{node.name} = {calls}"
         if "cache(" in calls:
-            below.append(f'__import__("os").register_at_fork(after_in_child={node.name}.cache_clear)')
-        lines[node.end_lineno : node.end_lineno] = [indent + line for line in below]
+            below += f"; __import__('builtins').__dict__.setdefault('caches', []).append({node.name})"
+        lines.insert(node.end_lineno, below)
         del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
     return "\n".join(lines) + "\n"
 

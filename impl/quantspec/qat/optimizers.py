@@ -24,7 +24,7 @@ def replace(parameters: Iterable[torch.Tensor]) -> None:
 
 
 def forget(key: int, _: Any) -> None:
-    replaced.pop(key, None)
+    del replaced[key]
 
 
 @functools.cache
@@ -35,11 +35,6 @@ def watch() -> None:
 
 def check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Raises ValueError for an optimizer that would change nothing but parameters that were copied."""
-    found = False
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                return
-            found = found or id(parameter) in replaced
-    if found:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if all(parameter.grad is None for parameter in parameters) and any(id(each) in replaced for each in parameters):
         raise ValueError(REPLACED)
