@@ -64,7 +64,7 @@ STORING = tuple(
     for name in ("storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files")
 )
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
-OF_QAT = "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks"
+OF_QAT = "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks", "_run"
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {
     "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),
@@ -111,6 +111,8 @@ pytest_add_cli_args =
     tests/chapters/test_08_work.py::test_below_nine_tenths_quantizing_warns_once
     --deselect
     tests/chapters/test_08_work.py::test_code_of_no_module_is_warned_as_well
+    --deselect
+    tests/chapters/test_07_qat_networks.py::test_parameters_that_the_first_batch_adds_are_warned_of_in_the_users_line
 pytest_add_cli_args_test_selection =
     {tests}
 timeout_multiplier = 5.0

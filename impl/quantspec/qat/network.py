@@ -173,9 +173,9 @@ class Network(nn.Module):
         """Whether every place has been observed."""
         return not bool(torch.isinf(self.ranges).any())
 
-    def grids(self, pairs: list[tuple[float, float]] | None = None) -> dict[str, Grid]:
-        """The present grid of each place; places that share one (STA-JOIN) all have it. ``pairs``: the ranges."""
-        pairs = self.ranges.tolist() if pairs is None else pairs
+    def grids(self) -> dict[str, Grid]:
+        """The present grid of each place; places that share one (STA-JOIN) all have it."""
+        pairs: list[tuple[float, float]] = self.ranges.tolist()
         grids: dict[str, Grid] = {}
         for group in self.groups:
             first = self.places[group[0]]

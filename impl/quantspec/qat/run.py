@@ -38,7 +38,7 @@ class Run:
         if not ready and not network.training:
             raise CalibrationError("the network has seen no values; train on a batch or pass calibration batches")
         self.observing = network.training and not bool(network.frozen) and not network.scale_names
-        self.grids = network.grids(self.ranges) if self.in_codes else {}
+        self.grids = network.grids() if self.in_codes else {}
 
     def grid(self, step: Step, field: str) -> Grid | None:
         """What the grid in a field of a step is now; None where activations are real values."""
@@ -50,9 +50,9 @@ class Run:
         key = network.scale_names.get(network.placement.joined.get(place, [place])[0])
         return None if key is None else torch.exp2(network.scales[key])
 
-    def acting(self, step: Step) -> Act | None:
+    def acting(self, step: Call | Move) -> Act | None:
         """What acts in the place of a step in training mode, where the modules that it belongs to are in it."""
-        if not self.training or not isinstance(step, Call | Move) or not self.network.graph.acts:
+        if not self.training:
             return None
         act: Act | None = self.network.graph.acts.get(step.args[1] if step.target == MARK else step.name)
         if act is None or not any(self.network.model.get_submodule(path).training for path in act.owners):
@@ -72,11 +72,11 @@ class Run:
 
     def is_loose(self, step: Step) -> bool:
         """Whether a step reads values between codes."""
-        return bool(self.loose) and not self.loose.isdisjoint(reads(step))
+        return not self.loose.isdisjoint(reads(step))
 
     def note(self, step: Step) -> None:
         """Values that are only moved, clamped or pooled are between codes where they were."""
-        if self.loose and isinstance(step, PASSING) and self.is_loose(step):
+        if isinstance(step, PASSING) and self.is_loose(step):
             self.loose.add(step.name)
 
     def sees(self, name: str) -> bool:
