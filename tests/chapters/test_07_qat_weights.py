@@ -90,7 +90,7 @@ def made(name):
 def through(network, x, training):
     """The layers of a network in training, in float, each with the weight and bias that it folds."""
     for layer in network.layers.values():
-        weight, bias = layer.folded(x, partial(steps.layer_in_float, layer.node), training)
+        weight, bias = layer.folded(x if training else None, partial(steps.layer_in_float, layer.node))
         x = steps.layer_in_float(layer.node, x, weight, bias)
     return x
 

@@ -64,7 +64,10 @@ STORING = tuple(
     for name in ("storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files")
 )
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
-OF_QAT = "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks", "_run"
+OF_QAT = (
+    "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks", "_run", "_learned",
+    "_calls",
+)  # fmt: skip
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {
     "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),

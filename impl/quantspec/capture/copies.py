@@ -23,6 +23,9 @@ WEIGHT_HOOKS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm", "t
 # What torch keeps in a module beside what its author does, and where a run is watched from.
 TORCHS = {*vars(nn.Module()), "forward"} - {"training"}
 
+# In which torch's recurrent layers list their weights anew before a call, where something computes them.
+OF_RECURRENT = "_flat_weights", "_flat_weight_refs"
+
 # What stays Python, or rather what torch compiled of it: nothing can be seen in it, nor put around it.
 SCRIPTS = torch.jit.ScriptModule
 SCRIPT = "it is TorchScript, which holds no Python code; pass the nn.Module that it was compiled from"
@@ -127,7 +130,8 @@ def tree_copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     twin = memo[id(module)] = kind.__new__(kind)
     state = vars(module)
     if isinstance(module, nn.RNNBase):  # which holds weak references to its weights, and makes them anew
-        state = module.__getstate__()  # type: ignore[no-untyped-call]  # torch has no types there
+        # By the class, as one with a parametrization refuses to give its state.
+        state = nn.RNNBase.__getstate__(module)  # type: ignore[no-untyped-call]  # torch has no types there
     for name, value in state.items():
         if name == "_compiled_call_impl":
             continue  # which calls the module that it was compiled from
@@ -235,7 +239,7 @@ def state_of(model: nn.Module) -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {}
     for path, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
-            if name not in TORCHS:
+            if name not in TORCHS and not (name in OF_RECURRENT and isinstance(module, nn.RNNBase)):
                 found[path, name] = value if type(value) in FIXED else fingerprint(value)
     return found
 

@@ -1,6 +1,5 @@
 """One captured graph in training: its Program, of which every step is computed from the present weights and ranges."""
 
-import copy
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,7 +27,7 @@ from .eager import eager
 from .grids import Grid, LayerCodes, activation_grid, layer_codes, moved, weight_scale
 from .run import Run
 from .steps import STEPS
-from .weights import ALONE, LayerWeight, LiveLayer, Sources
+from .weights import ALONE, LayerWeight, LiveLayer, Sources, key_of
 
 NONE_YET = (float("inf"), float("-inf"))
 
@@ -49,11 +48,12 @@ class Network(nn.Module):
     ``evaluated``: the graph without what acts in training mode only. ``ranges``: float32 [places, 2], the ends observed
     at each place; inf and -inf where there are none. ``batches``: how many batches it was trained on. ``added``:
     parameters for weights that the model computes. ``scales``: the logarithms to base 2 of learned scales of
-    activations and weights, where they are.
+    activations and weights, where they are, and ``limits`` the codes that activations then have.
     """
 
     ranges: torch.Tensor
     batches: torch.Tensor
+    limits: tuple[int, int]
     frozen: torch.Tensor
     statistics_frozen: torch.Tensor
     zero_points: torch.Tensor
@@ -105,17 +105,16 @@ class Network(nn.Module):
                 return None
             if (source := sources.of(array, layer)) is not None:
                 return source
-            if name not in self.added:
-                self.added[name] = nn.Parameter(torch.from_numpy(array.copy()))
+            self.added[name] = nn.Parameter(torch.from_numpy(array.copy()))
             return name
 
         for node in self.graph.nodes:
             if isinstance(node, float_graph.Embedding):
-                tables[node.name] = found(node.weight, node.layer, f"{node.name}_weight")
+                tables[node.name] = found(node.weight, node.layer, key_of(node.name, "weight"))
             elif isinstance(node, float_graph.Recurrent):
                 fields = ("input_weight", "state_weight", "input_bias", "state_bias")
                 cells[node.name] = [
-                    {field: found(getattr(cell, field), node.layer, f"{node.name}_{i}_{field}") for field in fields}
+                    {of: found(getattr(cell, of), node.layer, key_of(node.name, f"{i}_{of}")) for of in fields}
                     for i, cell in enumerate(node.cells)
                 ]
         return tables, cells
@@ -181,7 +180,7 @@ class Network(nn.Module):
             first = self.places[group[0]]
             if (learned := self.scale_names.get(group[0])) is not None:
                 scale = learned_scale(self.scales[learned], self.placement.place(group[0]))
-                grid = Grid(float(scale), int(self.zero_points[first]), *self.activation_codes())
+                grid = Grid(float(scale), int(self.zero_points[first]), *self.limits)
             elif len(group) == 1:
                 grid = activation_grid(*pairs[first], self.options)
             else:
@@ -191,24 +190,20 @@ class Network(nn.Module):
                 grids[name] = grid
         return grids
 
-    def activation_codes(self) -> tuple[int, int]:
-        """The codes that grids of activations have."""
-        grid = self.options.dialect.activation_qparams(
-            np.float32(0), np.float32(1), reduce_range=self.options.reduce_range, bits=self.options.bits
-        )
-        return grid.qmin, grid.qmax
-
     def begin_learning(self) -> None:
         """Makes parameters of the scales that ranges and weights have now (QAT-SCALE)."""
         for name, grid in self.grids().items():
             group = self.placement.joined.get(name, [name])
             if group[0] not in self.scale_names:
-                self.scale_names[group[0]] = key = f"{group[0].replace('.', '_')}_activation"
+                self.scale_names[group[0]] = key = key_of(group[0], "activation")
                 self.scales[key] = nn.Parameter(torch.tensor(grid.scale).log2())
                 self.zero_points[self.places[group[0]]] = grid.zero_point
+                self.limits = grid.qmin, grid.qmax  # of all grids
         for name, layer in self.layers.items():
+            if name in self.in_float:
+                continue
             with torch.no_grad():
-                weight, _ = layer.folded(None, float_layer, False)
+                weight, _ = layer.folded()
                 scale = weight_scale(weight, self.options, self.per_channel(weight))
                 if self.options.weight_bits < 5:
                     # At few bits the range's end is far beyond most weights: LSQ begins with twice their mean size.
@@ -216,7 +211,7 @@ class Network(nn.Module):
                     _, qmax = code_range(self.options.weight_bits, signed=True)
                     start = 2 * (flat.mean(1) if scale.ndim else flat.mean()) / qmax**0.5
                     scale = torch.where(start > 0, start, scale)
-            self.scales[weight_key(name)] = nn.Parameter(scale.log2())
+            self.scales[key_of(name, "weight")] = nn.Parameter(scale.log2())
 
     def per_channel(self, weight: torch.Tensor) -> bool:
         """Whether a weight has a scale for each output."""
@@ -250,7 +245,7 @@ class Network(nn.Module):
         """The scale that a layer's weight learned, and the parameter that it is; None where its range gives it."""
         if not self.scale_names:
             return None, None
-        logarithm = self.scales[weight_key(name)]
+        logarithm = self.scales[key_of(name, "weight")]
         place = f"weight of layer {self.layers[name].node.layer!r}"
         return learned_scale(logarithm, place), torch.exp2(logarithm)
 
@@ -263,7 +258,7 @@ class Network(nn.Module):
             before, share = ranges[self.places[name]], self.how.constant
             after = [new if math.isinf(old) else moved(old, new, share) for old, new in zip(before, found)]
             ranges[self.places[name]] = after
-        self.ranges.numpy()[:] = np.array(ranges, np.float32)  # a tensor of a list takes ten times as long
+        self.ranges.numpy()[:] = ranges  # a tensor of a list takes ten times as long
 
     # --- running
 
@@ -309,13 +304,15 @@ class Network(nn.Module):
         if self.scale_names:
             converter.grids |= {name: grid.qparams for name, grid in self.grids().items()}
             for node in converter.graph.nodes:
-                if isinstance(node, float_graph.Layer):
+                if isinstance(node, float_graph.Layer) and node.name not in self.in_float:
                     converter.weights.quantized[id(node.weight)] = node.weight, *self.learned_codes(node)
         return converter.convert()
 
     def learned_codes(self, node: float_graph.Layer) -> tuple[np.ndarray, QParams]:
         """Codes and grid of a weight on its learned scale."""
-        scale = self.weight_scales(node.name, torch.from_numpy(node.weight))[0].detach().numpy()
+        learned, _ = self.learned_weight(node.name)
+        assert learned is not None
+        scale = learned.numpy()
         qmin, qmax = code_range(self.options.weight_bits, signed=True)
         grid = QParams(scale, np.zeros(scale.shape, np.int32), qmin, qmax, 0 if scale.ndim else None)
         codes = self.options.dialect.quantize(
@@ -339,7 +336,7 @@ class Network(nn.Module):
             if isinstance(node, float_graph.Layer):
                 layer = self.layers[node.name]
                 if layer.norms:
-                    weight, bias = layer.folded(None, float_layer, False)
+                    weight, bias = layer.folded()
                     both = weight.numpy().copy(), None if bias is None else bias.numpy().copy()
                 else:
                     both = array(layer.weight), array(layer.bias)  # type: ignore[assignment]  # a layer has a weight
@@ -382,13 +379,14 @@ def settled(what: Any) -> Any:
         return what.tensor.detach().clone()
     if isinstance(what, LiveLayer):
         return what.settled()
-    if isinstance(what, OnCopies):
-        twin = copy.deepcopy(what.module).eval()
-        for part in twin.modules():
-            if hasattr(part, "inplace"):
-                setattr(part, "inplace", False)  # noqa: B010  # torch says that attributes are tensors or modules
-        return twin
-    return copy.deepcopy(what).eval() if isinstance(what, nn.Module) else what
+    module = what.module if isinstance(what, OnCopies) else what
+    if not isinstance(module, nn.Module):
+        return what
+    twin = copies.own_copy(module).eval()
+    for part in twin.modules():
+        if hasattr(part, "inplace"):
+            setattr(part, "inplace", False)  # noqa: B010  # torch says that attributes are tensors or modules
+    return twin
 
 
 def sharing(module: nn.Module) -> nn.Module:
@@ -417,11 +415,6 @@ def ends(prepared: Prepared, name: str) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def weight_key(layer: str) -> str:
-    """Under which name the scale of a layer's weight is a parameter."""
-    return f"{layer.replace('.', '_')}_weight"
-
-
 def learned_scale(logarithm: torch.Tensor, place: str) -> torch.Tensor:
     """The scale of a parameter, which is its logarithm to base 2. Raises ValueError naming its place where training has
     left none in the range of scales."""
@@ -429,7 +422,3 @@ def learned_scale(logarithm: torch.Tensor, place: str) -> torch.Tensor:
     if not bool(((scale >= SMALLEST_SCALE) & (scale <= LARGEST_SCALE)).all()):
         raise ValueError(f"{place}: its learned scale became {float(scale.min())}; use a lower learning rate")
     return scale
-
-
-def float_layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    raise AssertionError("statistics that are fixed need no batch")

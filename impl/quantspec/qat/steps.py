@@ -123,7 +123,7 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
         places = step.stride, step.dilation, step.groups
     follows = run.by_batches and source.follows_batches
     seen = real(run, step, x, "x_qparams") if follows else None
-    weight, bias = source.folded(seen, lambda x, w, b: in_float(x, w, b, places), run.by_batches)
+    weight, bias = source.folded(seen, lambda x, w, b: in_float(x, w, b, places))
     observe = step.y_qparams is not None and run.sees(step.name)
     if x_grid is None:
         scale, learned = network.weight_scales(step.name, weight)
@@ -137,7 +137,10 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     coded, learned = network.layer_codes(step.name, weight, bias, x_grid, y_grid)
     if bias is not None and coded.tight:
         raised = with_room(run, step, x_grid, y_grid, weight.detach(), bias.detach(), coded)
-        coded, learned = (coded, learned) if raised is None else (raised, None)
+        if raised is not None:
+            # A scale that is its bias's is no function of what was learned.
+            learned = None if learned is None else torch.where(raised.scale == coded.scale, learned, raised.scale)
+            coded = raised
     given = weight
     if learned is not None:
         given = apply(QuantizedWeight, weight, learned, coded.scale, run.options, coded.codes)
@@ -382,7 +385,8 @@ def call(run: Run, step: program.Call) -> Any:
         return getattr(what, "tensor", what)
     if isinstance(what, FloatLayer) and (name := step.name.removesuffix(".layer")) in run.network.layers:
         source, x = run.network.layers[name], number(run.values[step.args[0].name])
-        weight, bias = source.folded(x, lambda x, w, b: layer_in_float(source.node, x, w, b), run.by_batches)
+        seen = x if run.by_batches else None
+        weight, bias = source.folded(seen, lambda x, w, b: layer_in_float(source.node, x, w, b))
         return layer_in_float(source.node, x, weight, bias)
     return call_float(step, run.network.callables, run.values.__getitem__)
 

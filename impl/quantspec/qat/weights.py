@@ -173,7 +173,7 @@ class LayerWeight:
 
     def added(self, array: np.ndarray, what: str) -> str:
         """The name of a parameter of its own, for what the model computes of others (QAT-COMPUTED)."""
-        name = f"{self.node.name.replace('.', '_')}_{what}"
+        name = key_of(self.node.name, what)
         if name not in self.own:
             self.own[name] = nn.Parameter(torch.from_numpy(array.copy()))
         return name
@@ -193,9 +193,11 @@ class LayerWeight:
         """Whether weight and bias depend on the batch."""
         return any(norm.follows_batches() for norm in self.norms)
 
-    def folded(self, x: torch.Tensor | None, run: Run, training: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias with the normalizations inside, those of the batch ``x`` (real values) where they are
-        trained. ``run``: the layer in float."""
+    def folded(
+        self, x: torch.Tensor | None = None, run: Run | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias with the normalizations inside, with the statistics of the batch ``x`` (real values) in those
+        that follow it. ``run``: the layer in float."""
         numbers: dict[int, list[torch.Tensor]] = {}
 
         def absorbed(norms: list[Norm]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -203,8 +205,8 @@ class LayerWeight:
             for norm in norms:
                 if id(norm) not in numbers:
                     own = numbers[id(norm)] = [self.value(n) for n in (norm.gamma, norm.beta, norm.mean, norm.var)]
-                    if training and norm.follows_batches():
-                        assert x is not None
+                    if x is not None and norm.follows_batches():
+                        assert run is not None
                         own[2:] = batch_statistics(run(x, weight, bias) if norm.place == "behind" else x, norm)
                 weight, bias = fold(norm, weight, bias, numbers[id(norm)], getattr(self.node, "groups", 1))
             return weight, bias
@@ -213,6 +215,12 @@ class LayerWeight:
         met = sorted(self.norms, key=lambda norm: norm.place == "behind")
         result = absorbed(met)
         return result if met == self.norms else absorbed(self.norms)
+
+
+def key_of(name: str, what: str) -> str:
+    """Under which name something of a node is a parameter. A dot is not allowed there, and is what no other node's name
+    has in its place."""
+    return f"{name.replace('.', '-')}_{what}"
 
 
 # The forward methods of modules that are layers and nothing else.

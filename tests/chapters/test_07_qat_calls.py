@@ -1,0 +1,95 @@
+"""Chapter 7: what a network in training calls: modules of the model in float, those that write to what they are given,
+tensors, TorchScript."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import networks
+import quantspec as qs
+from evidence import clause
+
+pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
+
+
+class InPlace(nn.Module):
+    """Modules that write to what they are given, one of them by a keyword, and what is read beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.act = nn.CELU(0.5, inplace=True), nn.Linear(4, 4), nn.RReLU(inplace=True)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.a(self.first(input=x))
+        return self.last(self.act(x) + x.softmax(1))
+
+
+@clause("QAT-CONVERT", "STA-ARGUMENTS")
+def test_what_writes_to_its_argument_is_given_a_copy():
+    model, x = networks.seeded(InPlace).eval(), networks.inputs(8)
+    kept = x.clone()
+    p = qs.prepare_qat(model, [x]).train()
+    assert torch.equal(x, kept) and any(key == ("module", "first") for key in p.networks[0].callables)
+    for part in (p, p.eval(), qs.convert(p), copy.deepcopy(p)):
+        output = part(x)
+        assert torch.equal(x, kept)
+        assert (output - model(x.clone())).norm() < 0.1 * output.norm() or part is p
+    assert p.model.first.inplace and p.model.act.inplace
+
+
+class InFloat(nn.Module):
+    """Modules with parameters that are no layers, and tensors of the model's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.act, self.b = nn.Linear(4, 4), nn.LayerNorm(4), nn.PReLU(4), nn.Linear(4, 2)
+        self.shift = nn.Parameter(torch.ones(4))
+        self.register_buffer("factor", torch.tensor([1.0, 2.0, 0.5, 1.5]))
+
+    def forward(self, x):
+        return self.b(self.norm(torch.atan(self.a(x) * self.factor + self.shift)) + self.act(x).cumsum(1))
+
+
+@clause("STA-NO-LEAK", "QAT-CONVERT", "QAT-PARAMETERS")
+def test_what_was_converted_shares_nothing_with_what_is_trained_on():
+    model, x = networks.seeded(InFloat).eval(), networks.inputs(8)
+    p = qs.prepare_qat(model, [x, 2 * x])
+    q, float_output = qs.convert(p), model(x)
+    output = q(x)
+    assert torch.equal(p(x), output)
+    p(x).square().sum().backward()
+    with torch.no_grad():
+        for tensor in (*p.model.parameters(), *p.model.buffers()):
+            assert not tensor.requires_grad or tensor.grad.abs().max() > 0
+            tensor.add_(0.5)
+    assert torch.equal(q(x), output) and torch.equal(model(x), float_output)
+    assert torch.equal(p(x), qs.convert(p)(x)) and not torch.equal(p(x), output)
+
+
+class Scripted(nn.Module):
+    """TorchScript beside layers, and a branch by data."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.script = nn.Linear(4, 4), nn.Linear(4, 2), torch.jit.script(nn.Linear(4, 4))
+
+    def forward(self, x):
+        x = self.script(self.a(x))
+        return self.b(x) if x.sum() > -1e9 else x
+
+
+@clause("QAT-PARAMETERS")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+def test_torchscript_in_a_model_is_trained_as_it_is():
+    model, x = networks.seeded(Scripted).eval(), networks.inputs(8)
+    p = qs.prepare_qat(model, [x]).train()
+    p(x).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in p.model.parameters())
+    with torch.no_grad():
+        p.model.script.weight.zero_()
+    output = p(x)
+    assert torch.equal(output[0], output[1])  # all rows are the bias's alone
+    assert model.script.weight.any() and torch.equal(p.eval()(x), qs.convert(p)(x))
