@@ -110,24 +110,21 @@ def test_layers_in_float_have_no_scale_to_learn():
     assert torch.equal(p.eval()(x), q(x)) and len(q.program.layers) == 2
 
 
-class Weighted(nn.Module):
-    """A layer whose weight the model computes."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(6, 6) / 2)
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight * 1.5)
+def held():
+    """A layer whose weight is a plain tensor, which no parameter gives."""
+    layer = nn.Linear(6, 6)
+    del layer.weight
+    layer.weight = torch.randn(6, 6) / 2
+    return layer
 
 
 class Alike(nn.Module):
-    """Paths that differ in a dot alone, of layers and of computed weights."""
+    """Paths that differ in a dot alone, of layers and of weights that are no parameters."""
 
     def __init__(self):
         super().__init__()
         self.a, self.a_0 = nn.Sequential(nn.Linear(4, 6)), nn.Linear(6, 6)
-        self.b, self.b_0 = nn.Sequential(Weighted()), Weighted()
+        self.b, self.b_0 = nn.Sequential(held()), held()
 
     def forward(self, x):
         return self.b_0(self.b(self.a_0(self.a(x))).relu())

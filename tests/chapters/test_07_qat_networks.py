@@ -618,29 +618,31 @@ def test_autocast_changes_no_gradient(name, inside):
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), cast.parameters(), strict=True))
 
 
-class Doubled(nn.Module):
-    """A weight that the model computes."""
+class Held(nn.Module):
+    """A layer whose weight is a plain tensor, which no parameter gives."""
 
     def __init__(self):
         super().__init__()
-        self.weight, self.last = nn.Parameter(torch.randn(3, 4)), nn.Linear(3, 2)
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+        del self.first.weight
+        self.first.weight = torch.randn(3, 4)
 
     def forward(self, x):
-        return self.last(F.linear(x, self.weight * 2).relu())
+        return self.last(self.first(x).relu())
 
 
 @clause("QAT-COMPUTED")
 def test_parameters_that_the_first_batch_adds_are_warned_of_in_the_users_line():
     with pytest.warns(UserWarning, match="the first batch added") as seen:
-        qs.prepare_qat(networks.seeded(Doubled).eval()).train()(networks.inputs(8))
+        qs.prepare_qat(networks.seeded(Held).eval()).train()(networks.inputs(8))
     assert seen[0].filename == __file__
 
 
 @clause("QAT-COMPUTED")
 def test_parameters_that_the_first_batch_adds_are_warned_of():
-    model, plain = (networks.seeded(build).eval() for build in (Doubled, lambda: nn.Linear(4, 3)))
+    model, plain = (networks.seeded(build).eval() for build in (Held, lambda: nn.Linear(4, 3)))
     x = networks.inputs(8)
-    with pytest.warns(UserWarning, match="the first batch added .*, networks.0.added.linear_weight; create"):
+    with pytest.warns(UserWarning, match="the first batch added .* networks.0.added.first_weight; create"):
         qs.prepare_qat(model).train()(x)
     for silent in (qs.prepare_qat(model, [x]), qs.prepare_qat(plain)):
         with warnings.catch_warnings():

@@ -139,24 +139,31 @@ def test_statistics_need_two_values_for_each_channel():
         weights.batch_statistics(torch.ones(1, 3, 1), norm)
 
 
-class Computed(nn.Module):
-    """A layer whose weight and bias are computed, and one of whose bias only is."""
+class Held(nn.Module):
+    """A layer whose weight and bias are plain tensors."""
 
     def __init__(self):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
-        self.last, self.shift = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3))
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
+        for layer, names in ((self.first, ("weight", "bias")), (self.last, ("bias",))):
+            for name in names:
+                value = getattr(layer, name).detach().clone()
+                delattr(layer, name)
+                setattr(layer, name, value)
 
     def forward(self, x):
-        return F.linear(F.linear(x, self.weight * 2, self.bias * 2).relu(), self.last, self.shift + 1)
+        return self.last(self.first(x).relu())
 
 
 @clause("QAT-COMPUTED")
-def test_a_bias_that_is_computed_gets_a_parameter_of_its_own():
-    model, x = networks.seeded(Computed).eval(), networks.inputs(8)
+def test_a_weight_or_a_bias_that_no_parameter_gives_gets_a_parameter_of_its_own():
+    model, x = networks.seeded(Held).eval(), networks.inputs(8)
     p = qs.prepare_qat(model, [x])
     (_, _, network), = p.parts()
     added = dict(network.added.items())
-    assert list(added) == ["linear_weight", "linear_bias", "linear_1_bias"]
-    assert torch.equal(added["linear_weight"], model.weight * 2) and torch.equal(added["linear_bias"], model.bias * 2)
-    assert torch.equal(added["linear_1_bias"], model.shift + 1)
+    assert list(added) == ["first_weight", "first_bias", "last_bias"]
+    assert torch.equal(added["first_weight"], model.first.weight) and torch.equal(added["first_bias"], model.first.bias)
+    assert torch.equal(added["last_bias"], model.last.bias)
+    with torch.no_grad():
+        added["first_weight"].mul_(1.5)
+    assert torch.equal(p(x), qs.convert(p)(x)) and not torch.equal(p(x), qs.quantize(model, [x])(x))

@@ -126,7 +126,32 @@ FAULTS = [
     Fault(
         "qat-excluded-is-its-module", "qat.network", ("QAT-OVERFLOW",),
         "A layer of an excluded module is trained as all that the module does.",
-        'getattr(type(own), "forward", None) in ALONE', "own is not None",
+        'getattr(type(module), "forward", None) in ALONE', "module is not None",
+    ),
+    Fault(
+        "qat-names-without-dots", "qat.weights", ("QAT-SCALE",),
+        "Two layers whose paths differ in a dot alone have one parameter.",
+        "name.replace('.', '-')", "name.replace('.', '_')",
+    ),
+    Fault(
+        "qat-constants-stay", "qat.weights", ("QAT-PARAMETERS",),
+        "What the model computes of parameters stays what it was when the network was prepared.",
+        "if torch.equal(each.tensor, recipes[path].value)", "if False",
+    ),
+    Fault(
+        "qat-constants-of-aliases", "qat.weights", ("QAT-EQUAL",),
+        "A constant that was written to through another tensor is computed without that.",
+        "if torch.equal(each.tensor, recipes[path].value)", "if True",
+    ),
+    Fault(
+        "qat-convert-moves-a-norm", "qat.network", ("QAT-CONVERT",),
+        "Conversion in training mode changes the statistics of spectral norms.",
+        "with still(self.model):", "with torch.no_grad():",
+    ),
+    Fault(
+        "qat-a-bias-ends-learning", "qat.steps", ("QAT-SCALE",),
+        "Where one output's scale is its bias's, those of the layer's other outputs learn nothing.",
+        "torch.where(raised.scale == coded.scale, learned, raised.scale)", "None",
     ),
     Fault(
         "qat-statistics-as-folded", "qat.weights", ("QAT-FOLD",),

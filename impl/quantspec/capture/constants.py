@@ -2,16 +2,23 @@
 before it uses them."""
 
 import operator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from quantspec.ir.float_graph import Recipe
+
+from .builder import GraphBuilder
 
 GROWTH = 2  # a result of more elements than this, for each that it is made of, is not stored in their place
 
 
-def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
-    """Takes what is constant out of a traced graph; gives the values of its new attributes by their names."""
+def folded(graph: fx.Graph, model: nn.Module, *, trained: bool = False) -> tuple[dict[str, Any], dict[str, Recipe]]:
+    """Takes what is constant out of a traced graph; gives the values of its new attributes by their names, and where it
+    is to be ``trained`` how those were computed that depend on parameters."""
     values: dict[fx.Node, Any] = {}
     sizes: dict[fx.Node, int] = {}
     attributes: dict[str, Any] = {}
@@ -22,17 +29,27 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
             values[node] = operator.attrgetter(node.target)(model)
             sizes[node] = values[node].numel() if isinstance(values[node], torch.Tensor) else 1
             learned |= {node} if isinstance(values[node], nn.Parameter) else set()
+        elif parametrization(node, model) is not None:
+            with torch.no_grad():
+                values[node] = computed(node, values, model)
+            sizes[node] = values[node].numel()
+            learned.add(node)
         elif node.op in ("call_function", "call_method") and constant(node, values) and node not in written:
             with torch.no_grad():
-                result = computed(node, values)
+                result = computed(node, values, model)
             if result is not FAILED:
                 values[node] = result
                 sizes[node] = max(sum(sizes[read] for read in node.all_input_nodes), 1)
                 if isinstance(result, torch.Tensor) and result.is_floating_point():
                     learned |= {node} if learned.intersection(node.all_input_nodes) else set()
-    for node in list(graph.nodes):
-        if node.op == "get_attr" or node not in values or all(user in values for user in node.users):
-            continue
+    replaced = [
+        node for node in graph.nodes
+        if node.op != "get_attr" and node in values and any(user not in values for user in node.users)
+    ]  # fmt: skip
+    builder = GraphBuilder(model, share=True)
+    origins = {node: recipe(node, graph, builder, values[node]) for node in replaced if trained and node in learned}
+    recipes: dict[str, Recipe] = {}
+    for node in replaced:
         value = values[node]
         if isinstance(value, torch.Tensor):
             if value.numel() > GROWTH * sizes[node]:
@@ -43,6 +60,7 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
             attributes[name] = value.detach().clone()
             if node in learned:
                 attributes[name] = nn.Parameter(attributes[name], requires_grad=False)
+                recipes |= {name: replace(origins[node], value=attributes[name])} if trained else {}
             with graph.inserting_before(node):
                 attribute = graph.create_node("get_attr", name)
                 attribute.meta = dict(node.meta)
@@ -53,7 +71,25 @@ def folded(graph: fx.Graph, model: nn.Module) -> dict[str, Any]:
     for node in reversed(list(graph.nodes)):
         if node in values and not node.users:
             graph.erase_node(node)
-    return attributes
+    return attributes, recipes
+
+
+def recipe(node: fx.Node, graph: fx.Graph, builder: GraphBuilder, value: torch.Tensor) -> Recipe:
+    """How a node is computed, as calls."""
+    needed, pending = {node}, [node]
+    while pending:
+        pending += (reads := [read for read in pending.pop().all_input_nodes if read not in needed])
+        needed.update(reads)
+    steps = tuple(builder.call(each) for each in graph.nodes if each in needed)
+    named = {*dict(builder.model.named_parameters()), *dict(builder.model.named_buffers())}
+    called = ((step.kind, step.target) for step in steps if step.target not in named)
+    return Recipe(steps, {key: builder.callables[key] for key in called if key in builder.callables}, value)
+
+
+def parametrization(node: fx.Node, model: nn.Module) -> ParametrizationList | None:
+    """What a node calls where that computes a weight."""
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, ParametrizationList) else None
 
 
 def put_in(user: fx.Node, node: fx.Node, value: Any) -> None:
@@ -103,7 +139,9 @@ def is_random(node: fx.Node) -> bool:
     return name.startswith(RANDOM) or name.endswith("dropout")
 
 
-def computed(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def computed(node: fx.Node, values: dict[fx.Node, Any], model: nn.Module) -> Any:
+    if (module := parametrization(node, model)) is not None:
+        return module()
     args = cast(tuple[Any, ...], fx.node.map_arg(node.args, values.__getitem__))
     kwargs = cast(dict[str, Any], fx.node.map_arg(node.kwargs, values.__getitem__))
     try:

@@ -87,9 +87,24 @@ def settle_weights(module: nn.Module) -> None:
         module._forward_pre_hooks_with_kwargs.pop(key, None)
         hook(module, ())
         # What nothing computes any more is a parameter again.
-        name = getattr(hook, "name", None) or getattr(hook, "_tensor_name")  # noqa: B009  # a hook has one of them
-        weight = module.__dict__.pop(name)
-        module.register_parameter(name, nn.Parameter(weight.detach(), requires_grad=False))
+        name = name_of(hook)
+        weight, learns = module.__dict__.pop(name), any(p.requires_grad for p in module.parameters(recurse=False))
+        module.register_parameter(name, nn.Parameter(weight.detach(), requires_grad=learns))
+
+
+def name_of(hook: Any) -> str:
+    """Which weight a hook of torch's computes."""
+    name: str = getattr(hook, "name", None) or getattr(hook, "_tensor_name")  # noqa: B009  # a hook has one of them
+    return name
+
+
+def by_hooks(model: nn.Module) -> dict[str, str]:
+    """The weights that torch's own hooks compute, by their paths, and what computes them."""
+    return {
+        f"{path}.{name_of(hook)}".lstrip("."): type(hook).__module__
+        for path, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values() if type(hook).__module__ in WEIGHT_HOOKS
+    }  # fmt: skip
 
 
 def copied(model: nn.Module, *, share: bool) -> nn.Module:

@@ -14,6 +14,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from quantspec.ir.float_graph import Recipe
+from quantspec.ir.program import Call, Ref
+
 from .operators import ARITHMETIC, is_value
 
 PRODUCTS = (torch.matmul, operator.matmul, torch.mm, "matmul", "mm")
@@ -24,9 +27,11 @@ MOST = 64  # so many weights that are in one parameter become layers of their ow
 MANY = "..."
 
 
-def as_layers(graph: fx.Graph, model: nn.Module, constants: MutableMapping[str, Any]) -> None:
-    """Writes a graph's products with parameters as linear layers; their weights become constants."""
-    writer = Writer(graph, model, constants)
+def as_layers(
+    graph: fx.Graph, model: nn.Module, constants: MutableMapping[str, Any], recipes: MutableMapping[str, Recipe]
+) -> None:
+    """Writes a graph's products with parameters as linear layers; their weights become constants, and get recipes."""
+    writer = Writer(graph, model, constants, recipes)
     for node in list(graph.nodes):
         if node.op in ("call_function", "call_method") and not is_angle(node):
             writer.write(node)
@@ -44,8 +49,11 @@ def is_angle(node: fx.Node) -> bool:
 class Writer:
     """Puts a linear layer into the place of a product."""
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, constants: MutableMapping[str, Any]):
-        self.graph, self.model, self.constants = graph, model, constants
+    def __init__(
+        self, graph: fx.Graph, model: nn.Module, constants: MutableMapping[str, Any],
+        recipes: MutableMapping[str, Recipe],
+    ):  # fmt: skip
+        self.graph, self.model, self.constants, self.recipes = graph, model, constants, recipes
 
     def write(self, node: fx.Node) -> None:
         """Writes a node as a layer where it is one."""
@@ -116,7 +124,7 @@ class Writer:
     def flat(self, bias: fx.Node) -> fx.Node:
         value = self.parameter(bias)
         assert value is not None
-        return bias if value.ndim == 1 else self.constant(bias, "flat", lambda: value.reshape(-1))
+        return bias if value.ndim == 1 else self.constant(bias, "flat", [("reshape", -1)])
 
     def contraction(self, node: fx.Node, equation: str, left: Any, right: Any) -> fx.Node | None:
         """A sum of products by the letters of ``torch.einsum``; None where that is no layer."""
@@ -160,12 +168,21 @@ class Writer:
         added.meta = dict(node.meta)
         return added
 
-    def constant(self, source: fx.Node, form: str, value: Callable[[], torch.Tensor]) -> fx.Node:
-        """A form of a parameter, which is made once."""
+    def constant(self, source: fx.Node, form: str, moves: list[tuple[Any, ...]]) -> fx.Node:
+        """A form of a parameter, which is made once, by methods and their arguments."""
         name = f"{source.target}_{form}"
         if name not in self.constants:
+            value = self.parameter(source)
+            assert value is not None
+            own = Recipe((Call("source", "attribute", str(source.target), (), {}, ""),), {}, value)
+            made = self.recipes.get(str(source.target), own)
+            steps = list(made.steps)
             with torch.no_grad():
-                self.constants[name] = nn.Parameter(value().contiguous(), requires_grad=False)
+                for method, *args in (*moves, ("contiguous",)):
+                    steps.append(Call(f"{form}_{len(steps)}", "method", method, (Ref(steps[-1].name), *args), {}, ""))
+                    value = getattr(value, method)(*args)
+                self.constants[name] = constant = nn.Parameter(value, requires_grad=False)
+            self.recipes[name] = Recipe(tuple(steps), made.callables, constant)
         added = self.graph.create_node("get_attr", name)
         added.meta = dict(source.meta)
         return added
@@ -189,19 +206,16 @@ class Layer:
         if len(self.summed) > 1:
             x = writer.add(node, "flatten", x, -len(self.summed), -1)
 
-        def weight() -> torch.Tensor:
-            value = writer.parameter(self.source)
-            assert value is not None
-            rest = of_weight
-            if part is not None:
-                value, rest = value.select(rest.index(part[0]), part[1]), rest.replace(part[0], "")
-            order = [rest.index(letter) for letter in (*self.outputs, *self.summed)]
-            return value.permute(order).reshape(prod(self.length[letter] for letter in self.outputs), -1)
-
+        moves: list[tuple[Any, ...]] = []
+        rest = of_weight
+        if part is not None:
+            moves, rest = [("select", rest.index(part[0]), part[1])], rest.replace(part[0], "")
+        moves.append(("permute", tuple(rest.index(letter) for letter in (*self.outputs, *self.summed))))
+        moves.append(("reshape", prod(self.length[letter] for letter in self.outputs), -1))
         kept = part is None and list(of_weight) == [*self.outputs, *self.summed] and len(of_weight) == 2
         form = "".join(map(str, (*(of_weight.index(letter) for letter in (*self.outputs, *self.summed)),)))
         form += "" if part is None else f"_{part[1]}"
-        y = writer.add(node, F.linear, x, self.source if kept else writer.constant(self.source, form, weight))
+        y = writer.add(node, F.linear, x, self.source if kept else writer.constant(self.source, form, moves))
         if len(self.outputs) > 1:
             y = writer.add(node, "unflatten", y, -1, tuple(self.length[letter] for letter in self.outputs))
         return y, lead + "".join(self.outputs)

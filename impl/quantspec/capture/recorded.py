@@ -4,12 +4,15 @@ import contextlib
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+
+from quantspec.ir.float_graph import Recipe
+from quantspec.ir.program import Call, Ref
 
 from . import copies, tracked
 from .calls import CONSTANTS
@@ -17,6 +20,21 @@ from .calls import CONSTANTS
 
 class Stopped(BaseException):
     """Ends a recording. Not an Exception, so that the model's own handlers let it through."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """How a constant was made: a function of parameters by their paths, of what was ``Made`` before, and of other
+    things; ``item``: which of several that it gave."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    item: int | None = None
+
+
+class Path(str):
+    """The path of a tensor of the model."""
 
 
 class Values:
@@ -29,8 +47,9 @@ class Values:
         self.stack: list[str] = [path]
         self.nodes: dict[int, tuple[torch.Tensor, Callable[[], fx.Node], int]] = {}
         self.fresh: dict[int, torch.Tensor] = {}  # made in the recording, of constants alone
-        self.learned: set[int] = set()  # of those, the ones that were made of parameters
+        self.learned: dict[int, Made] = {}  # of those, the ones that were made of parameters
         self.constants: dict[str, Any] = {}
+        self.recipes: dict[str, Recipe] = {}  # of constants that were made of parameters
         self.attributes = copies.attributes_of(model)
         self.attribute_nodes: dict[str, fx.Node] = {}
         self.several: dict[int, tuple[Any, fx.Node]] = {}  # tuples of torch's that have names for what is in them
@@ -49,12 +68,53 @@ class Values:
             return any(map(self.is_known, leaf))
         return isinstance(leaf, tracked.Tracked) or (isinstance(leaf, torch.Tensor) and id(leaf) in self.nodes)
 
-    def keep(self, output: Any, *, learned: bool = False) -> None:
-        """Constants that were made. ``learned``: of parameters."""
-        for leaf in tree_leaves(output):
+    def keep(self, output: Any, made: Made | None = None) -> None:
+        """Constants that were made; ``made``: of parameters."""
+        several = isinstance(output, (tuple, list))
+        for index, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, torch.Tensor) and id(leaf) not in self.attributes:
                 self.fresh[id(leaf)] = leaf
-                self.learned |= {id(leaf)} if learned and leaf.is_floating_point() else set()
+                if made is not None and leaf.is_floating_point():
+                    self.learned[id(leaf)] = replace(made, item=index) if several else made
+
+    def making(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Made | None:
+        """What a function of constants makes; None where no parameter is among them."""
+        if not any(map(self.is_learned, tree_leaves((args, kwargs)))):
+            return None
+
+        def source(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            named = Path(self.attributes[id(leaf)][0]) if id(leaf) in self.attributes else leaf
+            return self.learned.get(id(leaf), named)
+
+        return Made(function, *tree_map(source, (tuple(args), dict(kwargs))))
+
+    def recipe(self, made: Made, value: torch.Tensor) -> Recipe:
+        """The same as calls."""
+        steps: list[Call] = []
+        callables: dict[tuple[str, str], Any] = {}
+        names: dict[Any, Ref] = {}
+
+        def add(kind: str, target: str, args: Any = (), kwargs: Any = None) -> Ref:
+            steps.append(Call(f"made_{len(steps)}", kind, target, args, kwargs or {}, ""))
+            return Ref(steps[-1].name)
+
+        def given(leaf: Any) -> Any:
+            if isinstance(leaf, Path) and leaf not in names:
+                names[leaf] = add("attribute", str(leaf))
+            if isinstance(leaf, Made) and leaf not in names:
+                args, kwargs = tree_map(given, (leaf.args, leaf.kwargs))
+                key = "function", f"{getattr(leaf.function, '__name__', 'function')} {len(steps)}"
+                callables[key] = leaf.function
+                names[leaf] = add(*key, args, kwargs)
+                if leaf.item is not None:
+                    callables["function", "operator.getitem"] = operator.getitem
+                    names[leaf] = add("function", "operator.getitem", (names[leaf], leaf.item))
+            return names[leaf] if isinstance(leaf, (Path, Made)) else leaf
+
+        given(made)
+        return Recipe(tuple(steps), callables, value)
 
     def is_learned(self, leaf: Any) -> bool:
         """Whether a constant is a parameter, or was made of some."""
@@ -142,6 +202,8 @@ class Values:
             if id(tensor) not in self.attributes or not self.reachable(name):
                 value = tensor.detach().clone()
                 self.constants[name] = nn.Parameter(value, False) if self.is_learned(tensor) else value
+                if (made := self.learned.get(id(tensor))) is not None:
+                    self.recipes[name] = self.recipe(made, self.constants[name])
             with self.at_start():
                 self.attribute_nodes[name] = self.graph.create_node("get_attr", name)
         return self.attribute_nodes[name]

@@ -11,6 +11,7 @@ import itertools
 import operator
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -124,9 +125,10 @@ class Recorder(Values, TorchFunctionMode):
 
     def capture(self) -> Capture:
         """What was recorded."""
-        products.as_layers(self.graph, self.model, self.constants)
+        products.as_layers(self.graph, self.model, self.constants, self.recipes)
         self.graph.eliminate_dead_code(is_needed)
-        return Capture(GraphBuilder(self.model, self.constants, share=True).build(self.graph), ())
+        graph = GraphBuilder(self.model, self.constants, share=True).build(self.graph)
+        return Capture(replace(graph, recipes=self.recipes), ())
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a module's forward gives, without the hooks around it."""
@@ -312,10 +314,11 @@ class Recorder(Values, TorchFunctionMode):
             if isinstance(leaf, torch.Tensor):
                 self.check_constant(leaf)
         before = torch.get_rng_state() if self.training else None
+        made = self.making(func, args, kwargs)
         output = self.call(func, args, kwargs)
         if before is not None and not torch.equal(before, torch.get_rng_state()):
             raise Stopped(acting.DRAWS)
-        self.keep(output, learned=any(map(self.is_learned, leaves)))
+        self.keep(output, made)
         return output
 
     def attribute(self, name: str, func: Any, args: Any) -> Any:
@@ -328,7 +331,7 @@ class Recorder(Values, TorchFunctionMode):
             return func(*args)
         if not self.is_known(tensor):
             value = func(*args)
-            self.keep(value, learned=self.is_learned(tensor))
+            self.keep(value, self.making(getattr, (tensor, what), {}))
             return value
         if what == "shape":
             return self.shape(tensor)

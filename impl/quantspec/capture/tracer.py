@@ -9,7 +9,7 @@ import inspect
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -81,9 +81,10 @@ def trace(model: nn.Module, path: str = "", pattern: CallPattern | None = None, 
         with TRACING:
             traced = tracer.traced(twin, part, path, pattern)
         found: acting.Acts = acts_beside(traced, twin, model, path, pattern) if acts else {}
-        values = constants.folded(traced, twin)
-        products.as_layers(traced, twin, values)
+        values, recipes = constants.folded(traced, twin, trained=acts)
+        products.as_layers(traced, twin, values, recipes)
         graph = GraphBuilder(twin, values, share=True).build(traced)
+        graph = replace(graph, recipes=recipes)
         if found:
             graph = acting.with_acts(graph, found, dict(twin.named_modules()))
     except Exception as error:  # the tracer lets through whatever the model raises on a proxy

@@ -115,6 +115,16 @@ class Act:
 
 
 @dataclass(frozen=True, eq=False)
+class Recipe:
+    """How a tensor is computed of a model's parameters alone: calls, the last of which gives it. ``callables`` has what
+    they call but for the model's tensors, which are found by their paths."""
+
+    steps: tuple[Call, ...]
+    callables: dict[tuple[str, str], Any]
+    value: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Relu:
     """max(x, 0); ``call`` computes it in float."""
 
@@ -307,7 +317,8 @@ class FloatGraph:
 
     ``paths`` gives the path of the module that a node comes from. ``folded`` has, for each layer with normalizations
     inside, what they were, in the order in which it absorbed them. ``acts``: what acts in training mode only, by the
-    key of its mark or the name of the node that does otherwise there.
+    key of its mark or the name of the node that does otherwise there. ``recipes``: for training, how constants were
+    computed of parameters, by their names.
     """
 
     inputs: tuple[str, ...]
@@ -319,6 +330,7 @@ class FloatGraph:
     paths: dict[str, str] = field(default_factory=dict)
     folded: dict[str, tuple[Folded, ...]] = field(default_factory=dict)
     acts: dict[str, Act] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
 
     def readers(self) -> dict[str, int]:
         """How many times each value is read, by nodes and as an output."""

@@ -25,6 +25,7 @@ from quantspec.ptq.work import Macs
 from . import ranks
 from .eager import eager
 from .grids import Grid, LayerCodes, activation_grid, layer_codes, moved, weight_scale
+from .live import Computed, Live, OnCopies, live, still
 from .run import Run
 from .steps import STEPS
 from .weights import ALONE, LayerWeight, LiveLayer, Sources, key_of
@@ -75,17 +76,18 @@ class Network(nn.Module):
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         self.register_buffer("statistics_frozen", torch.zeros((), dtype=torch.bool))
         self.added = nn.ParameterDict()
+        sources = Sources(model, self.graph.recipes)
         self.layers = {
-            node.name: LayerWeight(node, self.graph.folded.get(node.name, ()), model, self.added)
+            node.name: LayerWeight(node, self.graph.folded.get(node.name, ()), sources, self.added)
             for node in self.graph.nodes
             if isinstance(node, float_graph.Layer)
         }
-        self.tables, self.cells = self.other_weights()
+        self.tables, self.cells = self.other_weights(sources)
         self.template, self.grid_places, self.in_float = self.laid_out()
         self.last = last_reads(self.template.steps, refs(self.template.output))
-        self.__dict__["callables"] = self.live_callables(model, self.template.callables)
+        self.__dict__["callables"] = self.live_callables(sources, self.template.callables)
         acting: Callables = {key: what for act in self.graph.acts.values() for key, what in act.callables.items()}
-        self.__dict__["acting"] = self.live_callables(model, acting)
+        self.__dict__["acting"] = self.live_callables(sources, acting)
         self.scales = nn.ParameterDict()
         self.register_buffer("zero_points", torch.zeros(len(self.places), dtype=torch.int64))
         self.scale_names: dict[str, str] = {}
@@ -94,9 +96,8 @@ class Network(nn.Module):
 
     # --- what it is made of
 
-    def other_weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The sources of tables of embeddings, and of the weights of recurrent layers."""
-        sources = Sources(self.model)
+    def other_weights(self, sources: Sources) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Where tables of embeddings come from, and the weights of recurrent layers."""
         tables: dict[str, Any] = {}
         cells: dict[str, Any] = {}
 
@@ -146,25 +147,23 @@ class Network(nn.Module):
                         places[step.name, path] = name_of[id(item)]
         return converted, places, {name: why for name, why in converter.kept.items() if name in self.layers}
 
-    def live_callables(self, model: nn.Module, called: Callables) -> Callables:
+    def live_callables(self, sources: Sources, called: Callables) -> Callables:
         """What ``Call`` steps call: the model's own modules and tensors, and layers that stay in float with its present
         weights; those that absorbed others are as they are, for ``call`` to know."""
-        live: dict[tuple[str, str], Any] = {}
-        layers, modules = {layer.node.layer for layer in self.layers.values()}, dict(model.named_modules())
+        now: dict[tuple[str, str], Any] = {}
+        layers = {layer.node.layer for layer in self.layers.values()}
         for (kind, path), what in called.items():
-            live[kind, path] = what
-            own = modules.get(path) if kind == "module" else None
-            alone = path not in layers and getattr(type(own), "forward", None) in ALONE
+            own = live(sources.modules, kind, path)
+            module = sources.modules.get(path) if kind == "module" else None
+            alone = path not in layers and getattr(type(module), "forward", None) in ALONE
             if isinstance(what, float_run.FloatLayer) and not alone:
-                live[kind, path] = what if path in layers else LiveLayer(what, model, self.added)
-            elif own is not None:
-                in_place = any(getattr(part, "inplace", False) for part in own.modules())
-                live[kind, path] = OnCopies(own) if in_place else own
-            elif kind == "attribute" and isinstance(what, torch.Tensor):
-                owner, _, name = path.rpartition(".")
-                if owner in modules and isinstance(tensor := getattr(modules[owner], name, None), torch.Tensor):
-                    live[kind, path] = Live(modules[owner], name) if tensor.shape == what.shape else what
-        return live
+                own = what if path in layers else LiveLayer(what, sources, self.added)
+            elif kind == "attribute" and path in sources.computed:
+                own = sources.computed[path]
+            elif isinstance(own, Live) and own.tensor.shape != getattr(what, "shape", None):
+                own = None
+            now[kind, path] = what if own is None else own
+        return now
 
     # --- ranges and grids
 
@@ -299,7 +298,8 @@ class Network(nn.Module):
                 f"{self.placement.place(name)} has seen no values; train on a batch or pass calibration batches"
             )
         observers = {name: Observed(*self.ranges[index].numpy()) for name, index in self.places.items()}
-        graph = unmarked(self.present_graph())
+        with still(self.model):
+            graph = unmarked(self.present_graph())
         converter = Converter(graph, Placement(graph), observers, self.options, self.in_float)
         if self.scale_names:
             converter.grids |= {name: grid.qparams for name, grid in self.grids().items()}
@@ -351,31 +351,9 @@ class Network(nn.Module):
         return replace(self.graph, nodes=tuple(nodes), callables={**self.graph.callables, **called})
 
 
-class OnCopies:
-    """A module that writes to what it is given, called on copies."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*copies.cloned(args), **copies.cloned(kwargs))
-
-
-class Live:
-    """A tensor that a module has under a name, whatever it is now."""
-
-    def __init__(self, owner: nn.Module, name: str):
-        self.owner, self.name = owner, name
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        tensor: torch.Tensor = getattr(self.owner, self.name)
-        return tensor
-
-
 def settled(what: Any) -> Any:
     """A copy of what a step calls, in evaluation mode, that shares nothing with the network in training."""
-    if isinstance(what, Live):
+    if isinstance(what, Live | Computed):
         return what.tensor.detach().clone()
     if isinstance(what, LiveLayer):
         return what.settled()

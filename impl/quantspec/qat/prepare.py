@@ -131,7 +131,7 @@ class QATModule(nn.Module):
         before = {name for name, _ in self.named_parameters()}
         self.settle()
         if late := [name for name, _ in self.named_parameters() if name not in before]:
-            text = "prepare_qat: the first batch added parameters for weights that the model computes"
+            text = "prepare_qat: the first batch added parameters for weights that no parameter gives"
             advice = "create the optimizer after it, or pass calibration batches to prepare_qat"
             warnings.warn(f"{text}, {', '.join(late)}; {advice}", stacklevel=level_of_caller())
 
@@ -161,6 +161,7 @@ class QATModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QATModule":
         twin = memo[id(self)] = QATModule.__new__(QATModule)
+        copies.tree_copy(self.model, memo)  # also of what torch's deepcopy refuses once it has run
         for name, value in self.__dict__.items():
             shared = name in ("patterns", "work", "stops")  # what was found of the model, which nobody changes
             twin.__dict__[name] = None if name == "running" else value if shared else copy.deepcopy(value, memo)
@@ -224,6 +225,8 @@ def prepare_qat(
         TypeError: for arguments of a wrong type and unknown options.
         ValueError: for unknown names, shares and delays out of range, and learned scales without calibration.
         UnsupportedError: for a dialect that cannot be trained.
+
+    Warns of weights that a hook of torch computes, such as pruning's, as they are trained without it.
     """
     if not 0 < real_number(averaging, "averaging") <= 1:
         raise ValueError(f"averaging: expected more than 0 and at most 1, got {averaging}")
@@ -237,6 +240,11 @@ def prepare_qat(
         per_channel=per_channel, reduce_range=reduce_range, dialect=dialect, bits=bits, weight_bits=weight_bits,
         engine=engine,
     )  # fmt: skip
+    if isinstance(model, nn.Module) and (hooks := copies.by_hooks(model)):
+        name, what = next(iter(hooks.items()))
+        others = f", like {len(hooks) - 1} others" if len(hooks) > 1 else ""
+        text = f"prepare_qat: {name} is computed by {what}, whose hook is left out, and trained as a parameter{others}"
+        warnings.warn(f"{text}; use torch.nn.utils.parametrizations", stacklevel=level_of_caller())
     given, in_training = model, isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         model = usual(copies.own_copy)(copies.inside(model)).eval()

@@ -8,11 +8,11 @@ import torch
 from quantspec.capture.acting import MARK
 from quantspec.errors import CalibrationError
 from quantspec.ir.float_graph import Act
-from quantspec.ir.float_run import call_float
 from quantspec.ir.program import AdaptiveAvgPool, AvgPool, Bilinear, Call, MaxPool, Mean, Move, Relu, Step
 from quantspec.ir.traverse import reads
 
 from .grids import Grid
+from .live import called
 
 PASSING = Move | Relu | MaxPool | AvgPool | AdaptiveAvgPool | Mean | Bilinear
 
@@ -63,11 +63,7 @@ class Run:
         """What an act gives for real values."""
         values = {str(number): value for number, value in enumerate(given)}
         for step in act.steps:
-            what = self.network.acting.get((step.kind, step.target))
-            if step.kind == "attribute":
-                values[step.name] = getattr(what, "tensor", what)
-            else:
-                values[step.name] = call_float(step, self.network.acting, values.__getitem__)
+            values[step.name] = called(step, self.network.acting, values)
         return values[act.output]
 
     def is_loose(self, step: Step) -> bool:

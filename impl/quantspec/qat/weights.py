@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantspec.engines.tensors import float_address
-from quantspec.ir.float_graph import BatchNorm, Folded, Layer, Linear
+from quantspec.ir.float_graph import BatchNorm, Folded, Layer, Linear, Recipe
 from quantspec.ir.float_run import FloatLayer, check_fits, run_conv, transposed_weight
 from quantspec.numerics import folding
 
 from .functions import Replaced, apply
+from .live import Computed, still
 from .ranks import averaged
 
 Forms = Iterator[Callable[[torch.Tensor], torch.Tensor]]
@@ -67,18 +68,38 @@ class Flipped:
 
 
 class Sources:
-    """Finds the tensors of a model by where their values lie, or else by their values."""
+    """Finds the tensors of a model by where their values lie, or else by their values: parameters, what a
+    parametrization makes of some, and what the model computes of some (``recipes``)."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, recipes: dict[str, Recipe]):
+        self.model, self.modules = model, dict(model.named_modules())
         self.tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.parameters = dict(model.named_parameters())
+        self.parameters: dict[str, torch.Tensor] = {
+            path: tensor for path, tensor in model.named_parameters() if ".parametrizations." not in f".{path}"
+        }
+        with torch.no_grad(), still(model):
+            for path, module in self.modules.items():
+                for name in getattr(module, "parametrizations", ()):
+                    self.parameters[f"{path}.{name}" if path else name] = getattr(module, name)
+            made = {path: Computed(recipe, self.modules, whole) for path, recipe in recipes.items()}
+            # What was written to through another tensor of its memory is no function of the calls that made it.
+            self.computed = {path: each for path, each in made.items() if torch.equal(each.tensor, recipes[path].value)}
+        values = {path: recipes[path].value for path in self.computed}
+        self.tensors |= values
+        self.parameters |= values
 
-    def of(self, array: np.ndarray, layer: str = "", groups: int = 1) -> Source | None:
-        """Where an array comes from; None for what was computed. ``layer``: the path of its module."""
+    def source(self, path: str, form: Callable[[torch.Tensor], torch.Tensor]) -> "Source | Computed":
+        """A tensor by its path, in a form."""
+        if path in self.computed:
+            return Computed(self.computed[path].recipe, self.modules, form)
+        return Source(path, form)
+
+    def of(self, array: np.ndarray, layer: str = "", groups: int = 1) -> "Source | Computed | None":
+        """Where an array comes from; None for what is no function of parameters. ``layer``: the path of its module."""
         start, kind = array.ctypes.data, array.dtype
         for path, tensor in self.tensors.items():
             if float_address(tensor.detach()) == start and tuple(tensor.shape) == array.shape:
-                return Source(path, whole)
+                return self.source(path, whole)
         if kind != np.float32:
             return None
         around = layer.rpartition(".")[0] or layer
@@ -89,10 +110,10 @@ class Sources:
             for form in forms(self.parameters[path].detach(), array, layer, groups):
                 found = form(self.parameters[path].detach())
                 if tuple(found.shape) == array.shape and np.array_equal(found.numpy(), array):
-                    return Source(path, form)
+                    return self.source(path, form)
         return None
 
-    def vector(self, array: np.ndarray, layer: str) -> Source | None:
+    def vector(self, array: np.ndarray, layer: str) -> "Source | Computed | None":
         """Where a vector comes from of which there is a copy: a parameter of the layer's module, if no other has the
         same values, or rows of one."""
         alike = [
@@ -100,7 +121,10 @@ class Sources:
             if path.startswith(f"{layer}.") and tuple(tensor.shape) == array.shape
             and np.array_equal(tensor.detach().numpy(), array)
         ]  # fmt: skip
-        return Source(alike[0], whole) if len(alike) == 1 else self.of(array, layer)
+        return self.source(alike[0], whole) if len(alike) == 1 else self.of(array, layer)
+
+
+Found = Source | Computed | torch.Tensor
 
 
 def forms(tensor: torch.Tensor, array: np.ndarray, layer: str, groups: int) -> Forms:
@@ -121,10 +145,10 @@ class Norm:
 
     place: str
     module: nn.modules.batchnorm._BatchNorm | None
-    gamma: Source | torch.Tensor
-    beta: Source | torch.Tensor
-    mean: Source | torch.Tensor
-    var: Source | torch.Tensor
+    gamma: "Found"
+    beta: "Found"
+    mean: "Found"
+    var: "Found"
     eps: float
 
     def follows_batches(self) -> bool:
@@ -132,14 +156,13 @@ class Norm:
         return self.module is not None and self.module.training
 
 
-def norm_of(folded: Folded, model: nn.Module, sources: Sources) -> Norm:
+def norm_of(folded: Folded, sources: Sources) -> Norm:
     """A normalization, and where its numbers are."""
     norm: BatchNorm = folded.norm
-    modules = dict(model.named_modules())
-    module = modules.get(norm.layer)
+    module = sources.modules.get(norm.layer)
     tracked = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
 
-    def number(array: np.ndarray, name: str) -> Source | torch.Tensor:
+    def number(array: np.ndarray, name: str) -> Found:
         if tracked and getattr(module, name) is not None:
             return Source(f"{norm.layer}.{name}", whole)
         return sources.of(array, norm.layer) or torch.from_numpy(array.copy())
@@ -157,32 +180,31 @@ class LayerWeight:
     them."""
 
     def __init__(
-        self, node: Layer, folded: tuple[Folded, ...], model: nn.Module, own: nn.ParameterDict, copied: bool = False
+        self, node: Layer, folded: tuple[Folded, ...], sources: Sources, own: nn.ParameterDict, copied: bool = False
     ):
-        self.node, self.model, self.own = node, model, own
-        sources = Sources(model)
+        self.node, self.model, self.own = node, sources.model, own
         groups = getattr(node, "groups", 1)
         weight, bias = (folded[0].weight, folded[0].bias) if folded else (node.weight, node.bias)
-        self.norms = [norm_of(module, model, sources) for module in folded]
+        self.norms = [norm_of(module, sources) for module in folded]
         if folded and folded[0].place == "alone":
-            self.weight: Source | torch.Tensor | str = torch.from_numpy(weight)
+            self.weight: Found | str = torch.from_numpy(weight)
         else:
             self.weight = sources.of(weight, node.layer, groups) or self.added(weight, "weight")
         find = sources.vector if copied else sources.of
         self.bias = None if bias is None else find(bias, node.layer) or self.added(bias, "bias")
 
     def added(self, array: np.ndarray, what: str) -> str:
-        """The name of a parameter of its own, for what the model computes of others (QAT-COMPUTED)."""
+        """The name of a parameter of its own, for what no parameter of the model gives (QAT-COMPUTED)."""
         name = key_of(self.node.name, what)
         if name not in self.own:
             self.own[name] = nn.Parameter(torch.from_numpy(array.copy()))
         return name
 
-    def value(self, where: "Source | torch.Tensor | str") -> torch.Tensor:
+    def value(self, where: "Found | str") -> torch.Tensor:
         if isinstance(where, str):
             added: torch.Tensor = self.own[where]
             return added
-        return where.value(self.model) if isinstance(where, Source) else where
+        return where if isinstance(where, torch.Tensor) else where.value(self.model)
 
     def plain(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias without normalizations."""
@@ -235,10 +257,10 @@ ALONE = {
 class LiveLayer:
     """A layer that stays in float, with the model's present weight and bias."""
 
-    def __init__(self, layer: FloatLayer, model: nn.Module, own: nn.ParameterDict):
+    def __init__(self, layer: FloatLayer, sources: Sources, own: nn.ParameterDict):
         weight, bias = (None if part is None else part.detach().numpy() for part in (layer.weight, layer.bias))
         assert weight is not None
-        self.source = LayerWeight(replace(layer.node, weight=weight, bias=bias), (), model, own, copied=True)
+        self.source = LayerWeight(replace(layer.node, weight=weight, bias=bias), (), sources, own, copied=True)
         self.source.node = layer.node  # which has no weight that nobody trains
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
