@@ -95,16 +95,23 @@ def normed():
     )  # fmt: skip
 
 
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
 class Recurrent(nn.Module):
-    """A table and recurrent layers with computed weights, below a path with a dot."""
+    """Tables and recurrent layers with computed weights, below a path with a dot."""
 
     def __init__(self):
         super().__init__()
         self.table, self.last = nn.Embedding(9, 4), nn.Linear(4, 2)
+        self.other = nn.Embedding(9, 4)
+        parametrize.register_parametrization(self.other, "weight", Twice())
         self.cell = parametrizations.weight_norm(nn.GRU(4, 4, batch_first=True), "weight_hh_l0")
 
     def forward(self, x):
-        return self.last(self.cell(F.embedding(x, self.table.weight * 2))[0])
+        return self.last(self.cell(F.embedding(x, self.table.weight * 2) + self.other(x))[0])
 
 
 CASES = {
@@ -212,11 +219,6 @@ def test_a_hook_is_warned_of_and_its_weight_is_trained(hook):
 @clause("QAT-PARAMETERS")
 def test_an_attention_whose_projection_is_computed_is_in_int8_and_trained():
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-
-    class Twice(nn.Module):
-        def forward(self, weight):
-            return 2 * weight
-
     model = networks.seeded(lambda: nn.Sequential(layer)).eval()
     parametrize.register_parametrization(model[0].self_attn, "in_proj_weight", Twice())
     x = networks.inputs(3, (5, 4))

@@ -575,6 +575,8 @@ def test_what_was_interrupted_goes_on_as_it_would_have(name, learned):
     p = qs.prepare_qat(model, batches, delay=1, learned_scales=learned)
     optimizer = trained(p, batches[:2], torch.optim.Adam(p.parameters(), 1e-3))
     file = io.BytesIO()
+    counted = [value for key, value in state(p).items() if key.endswith((".batches", ".zero_points"))]
+    assert counted and all(value.dtype == torch.int64 for value in counted)
     torch.save({"p": p.state_dict(), "optimizer": optimizer.state_dict()}, file)
     trained(p, batches[2:], optimizer)
     file.seek(0)

@@ -16,7 +16,6 @@ from quantspec.ir.float_graph import FloatGraph
 from quantspec.ir.program import Callables, Program
 from quantspec.ir.traverse import last_reads, refs, replace_refs
 from quantspec.numerics.affine import LARGEST_SCALE, SMALLEST_SCALE, QParams, code_range
-from quantspec.numerics.observers import MinMaxObserver
 from quantspec.ptq.conversion import Converter
 from quantspec.ptq.placement import Placement
 from quantspec.ptq.static import Prepared
@@ -128,10 +127,10 @@ class Network(nn.Module):
     def laid_out(self) -> tuple[Program, dict[tuple[str, str], str], dict[str, str]]:
         """The Program's steps; for each grid in it, by step and field, the place whose range it has; and which layers
         stay in float, with the reason."""
-        observed = {name: MinMaxObserver().observe(np.array([-1, 1], np.float32)) for name in self.places}
-        for name, index in self.places.items():
-            if (pair := self.ranges[index].tolist()) != list(NONE_YET):
-                observed[name] = MinMaxObserver().observe(np.array(pair, np.float32))
+        observed = {
+            name: Observed(-1.0, 1.0) if (pair := tuple(self.ranges[index].tolist())) == NONE_YET else Observed(*pair)
+            for name, index in self.places.items()
+        }
         converter = Converter(self.graph, self.placement, observed, self.options)
         converted = converter.convert()
         name_of: dict[int, str] = {}
@@ -140,10 +139,11 @@ class Network(nn.Module):
         places = {}
         for step in converted.steps:
             for field in fields(step):
-                value = getattr(step, field.name)
-                for index, item in enumerate(value) if isinstance(value, tuple) else [(-1, value)]:
+                value, several = getattr(step, field.name), {}
+                if isinstance(value, tuple):
+                    several = {f"{field.name}.{index}": item for index, item in enumerate(value)}
+                for path, item in (several or {field.name: value}).items():
                     if isinstance(item, QParams) and id(item) in name_of:
-                        path = field.name if index < 0 else f"{field.name}.{index}"
                         places[step.name, path] = name_of[id(item)]
         return converted, places, {name: why for name, why in converter.kept.items() if name in self.layers}
 
@@ -297,7 +297,7 @@ class Network(nn.Module):
             raise CalibrationError(
                 f"{self.placement.place(name)} has seen no values; train on a batch or pass calibration batches"
             )
-        observers = {name: Observed(*self.ranges[index].numpy()) for name, index in self.places.items()}
+        observers = {name: Observed(*self.ranges[index].tolist()) for name, index in self.places.items()}
         with still(self.model):
             graph = unmarked(self.present_graph())
         converter = Converter(graph, Placement(graph), observers, self.options, self.in_float)
@@ -337,7 +337,8 @@ class Network(nn.Module):
                 layer = self.layers[node.name]
                 if layer.norms:
                     weight, bias = layer.folded()
-                    both = weight.numpy().copy(), None if bias is None else bias.numpy().copy()
+                    assert bias is not None
+                    both = weight.numpy().copy(), bias.numpy().copy()
                 else:
                     both = array(layer.weight), array(layer.bias)  # type: ignore[assignment]  # a layer has a weight
                 node = replace(node, weight=both[0], bias=both[1])
@@ -377,8 +378,8 @@ def sharing(module: nn.Module) -> nn.Module:
 class Observed:
     """An observer that has seen a range."""
 
-    def __init__(self, low: np.float32, high: np.float32):
-        self.ends = np.asarray(low), np.asarray(high)
+    def __init__(self, low: float, high: float):
+        self.ends = np.array(low, np.float32), np.array(high, np.float32)
 
     def range(self) -> tuple[np.ndarray, np.ndarray]:
         return self.ends

@@ -80,9 +80,7 @@ class Run:
         return self.observing and name in self.network.places
 
     def observe(self, name: str, low: float, high: float) -> None:
-        """Notes the ends of values at a place."""
-        if name in self.seen:
-            low, high = min(low, self.seen[name][0]), max(high, self.seen[name][1])
+        """Notes the ends of values at a place, which is reached once."""
         self.seen[name] = low, high
 
 
