@@ -180,8 +180,6 @@ class Network(nn.Module):
             if (learned := self.scale_names.get(group[0])) is not None:
                 scale = learned_scale(self.scales[learned], self.placement.place(group[0]))
                 grid = Grid(float(scale), int(self.zero_points[first]), *self.limits)
-            elif len(group) == 1:
-                grid = activation_grid(*pairs[first], self.options)
             else:
                 lows, highs = zip(*(pairs[self.places[member]] for member in group))
                 grid = activation_grid(min(lows), max(highs), self.options)
@@ -191,13 +189,13 @@ class Network(nn.Module):
 
     def begin_learning(self) -> None:
         """Makes parameters of the scales that ranges and weights have now (QAT-SCALE)."""
-        for name, grid in self.grids().items():
-            group = self.placement.joined.get(name, [name])
-            if group[0] not in self.scale_names:
-                self.scale_names[group[0]] = key = key_of(group[0], "activation")
-                self.scales[key] = nn.Parameter(torch.tensor(grid.scale).log2())
-                self.zero_points[self.places[group[0]]] = grid.zero_point
-                self.limits = grid.qmin, grid.qmax  # of all grids
+        grids = self.grids()
+        for group in self.groups:
+            grid, key = grids[group[0]], key_of(group[0], "activation")
+            self.scale_names |= dict.fromkeys(group, key)
+            self.scales[key] = nn.Parameter(torch.tensor(grid.scale).log2())
+            self.zero_points[self.places[group[0]]] = grid.zero_point
+            self.limits = grid.qmin, grid.qmax  # of all grids
         for name, layer in self.layers.items():
             if name in self.in_float:
                 continue

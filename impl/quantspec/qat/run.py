@@ -46,9 +46,8 @@ class Run:
 
     def learned(self, step: Step, field: str) -> torch.Tensor | None:
         """The parameter that the scale of a grid is, where it is learned."""
-        network, place = self.network, self.network.grid_places[step.name, field]
-        key = network.scale_names.get(network.placement.joined.get(place, [place])[0])
-        return None if key is None else torch.exp2(network.scales[key])
+        key = self.network.scale_names.get(self.network.grid_places[step.name, field])
+        return None if key is None else torch.exp2(self.network.scales[key])
 
     def acting(self, step: Call | Move) -> Act | None:
         """What acts in the place of a step in training mode, where the modules that it belongs to are in it."""
