@@ -176,7 +176,8 @@ FAULTS = [
     Fault(
         "qat-python-has-other-tensors", "qat.prepare", ("QAT-PYTHON",),
         "The Python between parts computes with copies of the tensors that are trained.",
-        'self.__dict__["running"] = sharing(self.model)', 'self.__dict__["running"] = copies.own_copy(self.model)',
+        'self.__dict__["running"], self.__dict__["twins"] = sharing(self.model, parts)',
+        'self.__dict__["running"] = copies.own_copy(self.model)',
     ),
     Fault(
         "qat-batches-are-forgotten", "qat.network", ("QAT-RESUME",),

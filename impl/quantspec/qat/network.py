@@ -1,6 +1,7 @@
 """One captured graph in training: its Program, of which every step is computed from the present weights and ranges."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -366,11 +367,16 @@ def settled(what: Any) -> Any:
     return twin
 
 
-def sharing(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares its parameters and buffers."""
-    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    memo |= {id(part): part for part in module.modules() if isinstance(part, copies.SCRIPTS)}
-    return copies.tree_copy(module, memo)
+def sharing(model: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, list[tuple[nn.Module, nn.Module]]]:
+    """A copy of a model that shares its parameters, its buffers, and all modules but those of some paths and what they
+    are in; and pairs of these and their copies."""
+    around = {path[:end] for path in paths for end in range(len(path) + 1) if path[end : end + 1] in ("", ".")} | {""}
+    own = [model.get_submodule(path) for path in around]
+    apart = set(map(id, own))
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    memo |= {id(module): module for module in model.modules() if id(module) not in apart}
+    twin = copies.tree_copy(model, memo)
+    return twin, [(module, memo[id(module)]) for module in own]
 
 
 class Observed:

@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,9 +40,12 @@ class QATModule(nn.Module):
 
     model: nn.Module
     running: nn.Module | None
+    twins: list[tuple[nn.Module, nn.Module]]
     prepared: Prepared | None
+    again: Callable[[nn.Module], Prepared] | None
 
-    def __init__(self, prepared: Prepared, training: Training):
+    def __init__(self, prepared: Prepared, training: Training, again: Callable[[nn.Module], Prepared]):
+        """``again``: what prepares a copy of the model as this one was."""
         super().__init__()
         assert prepared.capture is not None
         self.model = prepared.capture.model
@@ -52,7 +56,8 @@ class QATModule(nn.Module):
         self.stops: Any = ()
         self.exclude = prepared.capture.exclude
         self.__dict__["running"] = None  # a copy of the model with the networks in it, which shares its tensors
-        self.__dict__["prepared"] = prepared
+        self.__dict__["twins"] = []  # modules whose copies are in it, and those
+        self.__dict__["prepared"], self.__dict__["again"] = prepared, again
 
     @usual
     def settle(self) -> None:
@@ -68,16 +73,17 @@ class QATModule(nn.Module):
                     self.networks.append(Network(part, self.model, self.how))
                     self.patterns.append((path, pattern.identity()))
             self.attach()
-        self.__dict__["prepared"] = None
-        self.train(self.training)
+        self.__dict__["prepared"] = self.__dict__["again"] = None
+        self.networks.train(self.training)
 
     def attach(self) -> None:
         """Puts the networks into a copy of the model that shares its tensors."""
         parts: dict[str, dict[Any, nn.Module]] = {}
         for path, pattern, network in self.parts():
             parts.setdefault(path, {})[pattern] = network
-        twin = self.__dict__["running"] = sharing(self.model)
-        islands.attach(twin, parts, trained=True)
+        self.__dict__["running"], self.__dict__["twins"] = sharing(self.model, parts)
+        islands.attach(self.__dict__["running"], parts, trained=True)
+        self.networks.train(self.training)
 
     @property
     def settled(self) -> bool:
@@ -111,6 +117,8 @@ class QATModule(nn.Module):
         if self.is_whole:
             return self.networks[0](*args, **kwargs)
         assert self.running is not None
+        for module, twin in self.twins:
+            twin.training = module.training
         return self.running(*args, **kwargs)
 
     @eager
@@ -135,13 +143,6 @@ class QATModule(nn.Module):
             advice = "create the optimizer after it, or pass calibration batches to prepare_qat"
             warnings.warn(f"{text}, {', '.join(late)}; {advice}", stacklevel=level_of_caller())
 
-    def train(self, mode: bool = True) -> "QATModule":
-        """Sets training or evaluation mode."""
-        super().train(mode)
-        if (running := self.__dict__.get("running")) is not None:
-            running.train(mode)
-        return self
-
     def freeze(self, *, ranges: bool = True, statistics: bool = True) -> "QATModule":
         """Stops updating the ranges of activations and the statistics of normalizations (QAT-FREEZE).
 
@@ -161,25 +162,33 @@ class QATModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QATModule":
         twin = memo[id(self)] = QATModule.__new__(QATModule)
-        copies.tree_copy(self.model, memo)  # also of what torch's deepcopy refuses once it has run
+        prepared = None if self.again is None else self.again(copies.own_copy(self.model).eval())
+        if prepared is None:
+            copies.tree_copy(self.model, memo)  # also of what torch's deepcopy refuses once it has run
+        else:
+            # What observes the first batch belongs to the model that it was made of.
+            model = undecided(prepared)[1].model
+            for own, other in zip(self.model.modules(), model.modules(), strict=True):
+                memo[id(own)], other.training = other, own.training
         for name, value in self.__dict__.items():
-            shared = name in ("patterns", "work", "stops")  # what was found of the model, which nobody changes
-            twin.__dict__[name] = None if name == "running" else value if shared else copy.deepcopy(value, memo)
+            if name not in ("running", "twins", "prepared", "again"):
+                # What was found of the model nobody changes.
+                shared = name in ("patterns", "work", "stops")
+                twin.__dict__[name] = value if shared else copy.deepcopy(value, memo)
+        twin.__dict__ |= {"running": None, "twins": [], "prepared": prepared, "again": self.again}
         if self.running is not None:
             twin.attach()
-            twin.train(self.training)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         if self.prepared is not None:  # which holds functions and machine code
             raise TypeError(f"a network in training cannot be pickled before its first batch: {NO_DATA}")
-        return {**self.__dict__, "running": None}
+        return {**self.__dict__, "running": None, "twins": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch has no types there
         if self.settled and not self.is_whole:
             self.attach()
-            self.train(self.training)
 
 
 def undecided(prepared: Prepared | None) -> tuple[Prepared, Captured[Prepared]]:
@@ -248,13 +257,14 @@ def prepare_qat(
     given, in_training = model, isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         model = usual(copies.own_copy)(copies.inside(model)).eval()
-    prepared = static.observing(model, options, observer, fuse=fuse, exclude=exclude, acts=True)
+    again = partial(static.observing, options=options, observer=observer, fuse=fuse, exclude=exclude, acts=True)
+    prepared = again(model)
     if options.dialect.accumulate_rule != "exact":
         raise UnsupportedError(
             f"dialect: {options.dialect.name} adds products in 16 bits, which saturate;"
             " train in the dialect without -int16"
         )
-    qat = QATModule(prepared, Training(float(averaging), delay, learned_scales))
+    qat = QATModule(prepared, Training(float(averaging), delay, learned_scales), again)
     any_batch = False
     for batch in calibration:
         prepared.observe(batch)
@@ -294,8 +304,7 @@ def convert(prepared: "Prepared | QATModule") -> QuantizedModule | QuantizedMode
     if prepared.is_whole:
         (network,) = (network for _, _, network in prepared.parts())
         program = programs[""][None]
-        # Where it was not calibrated, no work has been counted.
-        report = report_of_network(network.evaluated, program, network.macs) if network.macs else None
+        report = report_of_network(network.evaluated, program, network.macs)
         warn_of_float(report, [program], nothing_in(network.evaluated))
         return QuantizedModule(program, engine, report)
     report = report_of_parts(graphs, programs, prepared.work, prepared.stops, prepared.exclude)
