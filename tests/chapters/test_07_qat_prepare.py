@@ -204,7 +204,7 @@ def test_what_was_converted_reports_its_work_and_runs_where_it_was_asked_to(name
     assert repr(p).splitlines()[1].strip() == "dialect onnx, weights of 8 bits, activations of 8"
 
 
-@clause("QAT-CONVERT", "STA-WORK")
+@clause("QAT-CONVERT")
 @pytest.mark.parametrize("name, reason", [("whole", "has no layer"), ("parts", "no part with a layer")])
 def test_converting_what_has_nothing_to_quantize_warns(name, reason):
     model = nn.Sequential(nn.Tanh()) if name == "whole" else networks.seeded(Parts)

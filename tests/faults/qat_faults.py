@@ -129,6 +129,14 @@ FAULTS = [
         'getattr(type(module), "forward", None) in ALONE', "module is not None",
     ),
     Fault(
+        "qat-first-batch-sets-modes", "qat.prepare", ("QAT-ACTS",),
+        "The first batch puts all modules of the model into training mode.",
+        """self.__dict__["again"] = None
+        self.networks.train(self.training)""",
+        """self.__dict__["again"] = None
+        self.train(self.training)""",
+    ),
+    Fault(
         "qat-names-without-dots", "qat.weights", ("QAT-SCALE",),
         "Two layers whose paths differ in a dot alone have one parameter.",
         "name.replace('.', '-')", "name.replace('.', '_')",
