@@ -147,9 +147,14 @@ FAULTS = [
         "if torch.equal(each.tensor, recipes[path].value)", "if False",
     ),
     Fault(
-        "qat-constants-of-aliases", "qat.weights", ("QAT-EQUAL",),
-        "A constant that was written to through another tensor is computed without that.",
-        "if torch.equal(each.tensor, recipes[path].value)", "if True",
+        "qat-writes-are-forgotten", "capture.recorder", ("QAT-PARAMETERS",),
+        "A constant that was written to through another tensor is not computed of its parameter.",
+        "if writing is not None and made is not None:", "if False:",
+    ),
+    Fault(
+        "qat-scales-in-other-shapes", "qat.weights", ("QAT-PARAMETERS",),
+        "A factor for each channel that a layer absorbed is not trained.",
+        "== start and tensor.numel() == array.size", "== start and tuple(tensor.shape) == array.shape",
     ),
     Fault(
         "qat-convert-moves-a-norm", "qat.network", ("QAT-CONVERT",),

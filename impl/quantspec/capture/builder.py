@@ -9,7 +9,7 @@ import inspect
 import operator
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph
-from quantspec.ir.float_graph import FloatGraph, Node
+from quantspec.ir.float_graph import FloatGraph, Node, Recipe
 from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
 from quantspec.ir.traverse import refs
@@ -58,12 +58,16 @@ def in_order(graph: fx.Graph) -> dict[fx.Node, int]:
 class GraphBuilder:
     """Turns the nodes of an fx graph into ours, one at a time; ``alias`` maps what disappears to what stands for it."""
 
-    def __init__(self, model: nn.Module, constants: Mapping[str, Any] | None = None, *, share: bool = False):
-        """``constants``: values by names that are attributes of no module. ``share``: arrays are the model's own
-        memory, and calls call its own modules, which are told not to work in place."""
+    def __init__(
+        self, model: nn.Module, constants: Mapping[str, Any] | None = None,
+        recipes: MutableMapping[str, Recipe] | None = None, *, share: bool = False,
+    ):  # fmt: skip
+        """``constants``: values by names that are attributes of no module, ``recipes``: how they were computed of
+        parameters. ``share``: arrays are the model's own memory, and calls call its own modules, which are told not to
+        work in place."""
         self.modules = dict(model.named_modules())
         self.model = model
-        self.constants = constants or {}
+        self.constants, self.recipes = constants or {}, {} if recipes is None else recipes
         self.share = share
         self.arrays: dict[int, tuple[torch.Tensor, np.ndarray]] = {}
         self.alias: dict[str, str] = {}
@@ -248,6 +252,18 @@ class GraphBuilder:
     def attribute(self, target: str) -> Any:
         """What a path of the model holds, or a constant of that name."""
         return self.constants[target] if target in self.constants else operator.attrgetter(target)(self.model)
+
+    def moved(self, target: str, method: str) -> np.ndarray:
+        """What a method of a tensor without arguments gives for a constant, as a vector."""
+        with torch.no_grad():
+            value = getattr(self.attribute(target), method)().reshape(-1)
+        own = Recipe((Call("source", "attribute", target, (), {}, ""),), {}, value)
+        made, name = self.recipes.get(target, own), f"{target}_{method}"
+        steps = list(made.steps)
+        for each, args in ((method, ()), ("reshape", (-1,))):
+            steps.append(Call(f"{method}_{len(steps)}", "method", each, (Ref(steps[-1].name), *args), {}, ""))
+        self.recipes[name] = Recipe(tuple(steps), made.callables, value)
+        return self.array(value)
 
     def tree(self, args: Any) -> Any:
         # fx keeps arguments in immutable lists and dicts of its own; plain ones are what a Program holds.

@@ -29,11 +29,13 @@ def folded(graph: fx.Graph, model: nn.Module, *, trained: bool = False) -> tuple
             values[node] = operator.attrgetter(node.target)(model)
             sizes[node] = values[node].numel() if isinstance(values[node], torch.Tensor) else 1
             learned |= {node} if isinstance(values[node], nn.Parameter) else set()
-        elif parametrization(node, model) is not None:
+        elif (module := called(node, model)) is not None and is_constant_module(node, module, values):
             with torch.no_grad():
-                values[node] = computed(node, values, model)
-            sizes[node] = values[node].numel()
-            learned.add(node)
+                result = computed(node, values, model)
+            if isinstance(result, torch.Tensor):
+                values[node], sizes[node] = result, max(result.numel(), 1)
+                makes = any(True for _ in module.parameters()) or learned.intersection(node.all_input_nodes)
+                learned |= {node} if makes and result.is_floating_point() else set()
         elif node.op in ("call_function", "call_method") and constant(node, values) and node not in written:
             with torch.no_grad():
                 result = computed(node, values, model)
@@ -86,10 +88,17 @@ def recipe(node: fx.Node, graph: fx.Graph, builder: GraphBuilder, value: torch.T
     return Recipe(steps, {key: builder.callables[key] for key in called if key in builder.callables}, value)
 
 
-def parametrization(node: fx.Node, model: nn.Module) -> ParametrizationList | None:
-    """What a node calls where that computes a weight."""
-    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return module if isinstance(module, ParametrizationList) else None
+def called(node: fx.Node, model: nn.Module) -> nn.Module | None:
+    """The module that a node calls."""
+    return model.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def is_constant_module(node: fx.Node, module: nn.Module, values: dict[fx.Node, Any]) -> bool:
+    """Whether a module computes a weight, or something of parameters alone."""
+    if isinstance(module, ParametrizationList):
+        return True
+    reads = node.all_input_nodes
+    return bool(reads) and all(read in values for read in reads) and not getattr(module, "inplace", False)
 
 
 def put_in(user: fx.Node, node: fx.Node, value: Any) -> None:
@@ -140,11 +149,11 @@ def is_random(node: fx.Node) -> bool:
 
 
 def computed(node: fx.Node, values: dict[fx.Node, Any], model: nn.Module) -> Any:
-    if (module := parametrization(node, model)) is not None:
-        return module()
     args = cast(tuple[Any, ...], fx.node.map_arg(node.args, values.__getitem__))
     kwargs = cast(dict[str, Any], fx.node.map_arg(node.kwargs, values.__getitem__))
     try:
+        if (module := called(node, model)) is not None:
+            return module(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)

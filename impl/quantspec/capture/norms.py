@@ -67,6 +67,7 @@ def per_channel(builder: Builder, node: fx.Node) -> float_graph.BatchNorm | None
     first, second = (constant(builder, arg) for arg in node.args)
     swappable = node.target in PRODUCTS or node.target in SUMS
     values, x = (second, node.args[0]) if second is not None else (first if swappable else None, node.args[1])
+    target = str(getattr(node.args[1] if second is not None else node.args[0], "target"))  # noqa: B009  # a node's
     if values is None or (first is not None and second is not None) or not of_channels(values):
         return None
     numbers = values.reshape(-1)
@@ -74,11 +75,11 @@ def per_channel(builder: Builder, node: fx.Node) -> float_graph.BatchNorm | None
     if node.target in PRODUCTS:
         gamma, beta = numbers, zeros
     elif node.target in QUOTIENTS and numbers.all():
-        gamma, beta = 1 / numbers, zeros
+        gamma, beta = builder.moved(target, "reciprocal"), zeros
     elif node.target in SUMS:
         gamma, beta = ones, numbers
     elif node.target in DIFFERENCES:
-        gamma, beta = ones, -numbers
+        gamma, beta = ones, builder.moved(target, "neg")
     else:
         return None
     layer = f"{builder.path(node)}.{node.name}".removeprefix(".")

@@ -43,6 +43,10 @@ class Builder(Protocol):
         """The values of a tensor; a shared tensor is one array."""
         ...
 
+    def moved(self, target: str, method: str) -> np.ndarray:
+        """What a method of a tensor without arguments gives for a constant, as a vector."""
+        ...
+
     def optional(self, tensor: torch.Tensor | None) -> np.ndarray | None:
         """The values of a tensor that may be None."""
         ...

@@ -24,17 +24,22 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """How a constant was made: a function of parameters by their paths, of what was ``Made`` before, and of other
-    things; ``item``: which of several that it gave."""
+    """How a constant was made: a function, or a module by its path, of parameters by their paths, of what was ``Made``
+    before, and of other things; ``item``: which of several that it gave."""
 
-    function: Callable[..., Any]
+    function: "Callable[..., Any] | Path"
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     item: int | None = None
 
 
 class Path(str):
-    """The path of a tensor of the model."""
+    """The path of a tensor or a module of the model."""
+
+
+def first(value: Any, *_: Any) -> Any:
+    """A value, after others were made, which write to its memory."""
+    return value
 
 
 class Values:
@@ -77,9 +82,10 @@ class Values:
                 if made is not None and leaf.is_floating_point():
                     self.learned[id(leaf)] = replace(made, item=index) if several else made
 
-    def making(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Made | None:
-        """What a function of constants makes; None where no parameter is among them."""
-        if not any(map(self.is_learned, tree_leaves((args, kwargs)))):
+    def making(self, function: Callable[..., Any] | Path, args: Any, kwargs: Any, *more: Any) -> Made | None:
+        """What a function of constants makes; None where no parameter is among them, or among ``more`` that it reads.
+        """
+        if not any(map(self.is_learned, tree_leaves((args, kwargs, more)))):
             return None
 
         def source(leaf: Any) -> Any:
@@ -105,9 +111,12 @@ class Values:
                 names[leaf] = add("attribute", str(leaf))
             if isinstance(leaf, Made) and leaf not in names:
                 args, kwargs = tree_map(given, (leaf.args, leaf.kwargs))
-                key = "function", f"{getattr(leaf.function, '__name__', 'function')} {len(steps)}"
-                callables[key] = leaf.function
-                names[leaf] = add(*key, args, kwargs)
+                if isinstance(leaf.function, Path):
+                    names[leaf] = add("module", str(leaf.function), args, kwargs)
+                else:
+                    key = "function", f"{getattr(leaf.function, '__name__', 'function')} {len(steps)}"
+                    callables[key] = leaf.function
+                    names[leaf] = add(*key, args, kwargs)
                 if leaf.item is not None:
                     callables["function", "operator.getitem"] = operator.getitem
                     names[leaf] = add("function", "operator.getitem", (names[leaf], leaf.item))

@@ -26,7 +26,7 @@ from quantspec.ir.float_run import CAPTURED
 from . import acting, aliases, attention, copies, products, splitting, tracked, writes
 from .builder import GraphBuilder, hooked
 from .calls import CallPattern
-from .recorded import Stopped, Values, stale
+from .recorded import Made, Path, Stopped, Values, first, stale
 from .tensor_names import (
     AUGMENTED,
     FACTS,
@@ -127,7 +127,7 @@ class Recorder(Values, TorchFunctionMode):
         """What was recorded."""
         products.as_layers(self.graph, self.model, self.constants, self.recipes)
         self.graph.eliminate_dead_code(is_needed)
-        graph = GraphBuilder(self.model, self.constants, share=True).build(self.graph)
+        graph = GraphBuilder(self.model, self.constants, self.recipes, share=True).build(self.graph)
         return Capture(replace(graph, recipes=self.recipes), ())
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -165,7 +165,7 @@ class Recorder(Values, TorchFunctionMode):
         """A module of torch.nn, as one node."""
         if not any(self.is_known(leaf) for leaf in tree_leaves((args, kwargs))):
             output = self.call(module, args, kwargs)
-            self.keep(output)
+            self.keep(output, self.making(Path(path), args, kwargs, *module.parameters()))
             return output
         node = self.add("call_module", path, *self.argument((args, kwargs)))
         target = args[0] if getattr(module, "inplace", False) is True and args else None
@@ -318,6 +318,11 @@ class Recorder(Values, TorchFunctionMode):
         output = self.call(func, args, kwargs)
         if before is not None and not torch.equal(before, torch.get_rng_state()):
             raise Stopped(acting.DRAWS)
+        if writing is not None and made is not None:
+            # Other constants in the memory that was written to are what they are after that.
+            for key, tensor in self.fresh.items():
+                if key in self.learned and tensor is not writing and self.memory(tensor) == self.memory(writing):
+                    self.learned[key] = Made(first, (self.learned[key], made), {})
         self.keep(output, made)
         return output
 

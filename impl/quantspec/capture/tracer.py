@@ -83,7 +83,7 @@ def trace(model: nn.Module, path: str = "", pattern: CallPattern | None = None, 
         found: acting.Acts = acts_beside(traced, twin, model, path, pattern) if acts else {}
         values, recipes = constants.folded(traced, twin, trained=acts)
         products.as_layers(traced, twin, values, recipes)
-        graph = GraphBuilder(twin, values, share=True).build(traced)
+        graph = GraphBuilder(twin, values, recipes, share=True).build(traced)
         graph = replace(graph, recipes=recipes)
         if found:
             graph = acting.with_acts(graph, found, dict(twin.named_modules()))

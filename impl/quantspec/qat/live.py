@@ -77,13 +77,12 @@ def called(step: Call, callables: Callables, values: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def still(model: nn.Module) -> Iterator[None]:
-    """Lets what computes weights do so as in evaluation, where it changes nothing."""
-    parts = [part for module in model.modules() for part in getattr(module, "parametrizations", {}).values()]
-    modes = [(part, part.training) for whole in parts for part in whole.modules()]
+    """Has what computes something of parameters do so as in evaluation, where it changes nothing."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        for part, _ in modes:
-            part.training = False
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for module, mode in modes:
+            module.training = mode

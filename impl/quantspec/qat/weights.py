@@ -57,6 +57,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+class Shaped:
+    """A tensor in another shape, value by value."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.reshape(self.shape)
+
+
 class Flipped:
     """The weight of a transposed convolution, or a matrix that stands on the right of a product."""
 
@@ -82,7 +92,7 @@ class Sources:
                 for name in getattr(module, "parametrizations", ()):
                     self.parameters[f"{path}.{name}" if path else name] = getattr(module, name)
             made = {path: Computed(recipe, self.modules, whole) for path, recipe in recipes.items()}
-            # What was written to through another tensor of its memory is no function of the calls that made it.
+            # A recipe that gives something else missed a write: then the constant stays one.
             self.computed = {path: each for path, each in made.items() if torch.equal(each.tensor, recipes[path].value)}
         values = {path: recipes[path].value for path in self.computed}
         self.tensors |= values
@@ -98,8 +108,9 @@ class Sources:
         """Where an array comes from; None for what is no function of parameters. ``layer``: the path of its module."""
         start, kind = array.ctypes.data, array.dtype
         for path, tensor in self.tensors.items():
-            if float_address(tensor.detach()) == start and tuple(tensor.shape) == array.shape:
-                return self.source(path, whole)
+            if float_address(tensor.detach()) == start and tensor.numel() == array.size:
+                same = tuple(tensor.shape) == array.shape
+                return self.source(path, whole if same else Shaped(array.shape))
         if kind != np.float32:
             return None
         around = layer.rpartition(".")[0] or layer
