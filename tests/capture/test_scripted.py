@@ -94,7 +94,9 @@ def test_layers_in_torchscript_are_named_with_the_reason():
 
 @clause("QAT-PYTHON")
 def test_parameters_in_torchscript_are_trained_with_the_others(model):
-    p = qs.prepare_qat(model, [x()]).train()
+    p = copy.deepcopy(qs.prepare_qat(model)).train()
+    p(x())
+    p = copy.deepcopy(p)
     p(x()).square().sum().backward()
     assert all(parameter.grad is not None for parameter in p.parameters())
     torch.optim.SGD(p.parameters(), 0.1).step()

@@ -78,7 +78,7 @@ def called(step: Call, callables: Callables, values: dict[str, Any]) -> Any:
 @contextlib.contextmanager
 def still(model: nn.Module) -> Iterator[None]:
     """Has what computes something of parameters do so as in evaluation, where it changes nothing."""
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]  # not frozen ones
     try:
         for module, _ in modes:
             module.training = False

@@ -24,6 +24,7 @@ from quantspec.surroundings import level_of_caller, usual
 
 from . import optimizers
 from .eager import eager
+from .live import still
 from .network import Network, Training, sharing
 
 NO_DATA = "the model has seen no values; train on a batch or pass calibration batches"
@@ -126,13 +127,8 @@ class QATModule(nn.Module):
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Settles on the first batch what the network is. What is observed of it there does not count."""
         prepared, capture = undecided(self.prepared)
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
+        with still(self.model):
             prepared.forward(*copies.cloned(args), **copies.cloned(kwargs))
-        finally:
-            for module, mode in modes:
-                module.training = mode
         networks = [part for patterns in capture.parts.values() for part in patterns.values()]
         for part in [prepared, *networks]:
             part.observers = dict.fromkeys(part.observers, MinMaxObserver())
@@ -169,7 +165,9 @@ class QATModule(nn.Module):
             # What observes the first batch belongs to the model that it was made of.
             model = undecided(prepared)[1].model
             for own, other in zip(self.model.modules(), model.modules(), strict=True):
-                memo[id(own)], other.training = other, own.training
+                memo[id(own)] = other
+                if hasattr(own, "training"):  # which frozen TorchScript has not
+                    other.training = own.training
         for name, value in self.__dict__.items():
             if name not in ("running", "twins", "prepared", "again"):
                 # What was found of the model nobody changes.
