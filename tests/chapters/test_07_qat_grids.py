@@ -21,6 +21,11 @@ from quantspec.qat import grids
 
 TRAINED = [name for name, rules in DIALECTS.items() if rules.accumulate_rule == "exact"]
 BARE = [name for name in TRAINED if DIALECTS[name].qparams_rule == "float32-bare"]
+# One dialect for each way to make codes of weights.
+OF_WEIGHTS = {
+    (rules.quantize_rule, rules.quantize_channels_rule, rules.symmetric_rule): name
+    for name, rules in reversed(DIALECTS.items()) if name in TRAINED
+}  # fmt: skip
 # The rules that kernels have, by those of dialects; a code of zero point 0 is the same by all of the last three.
 KERNELS = {"exact": "exact", "divide": "divide", "reciprocal": "reciprocal", "add": "reciprocal", "fused": "reciprocal"}
 
@@ -39,10 +44,8 @@ def on_ties(r, shape, scale, most):
 
 @st.composite
 def layers(draw):
-    """(name, weight, scale, bias, x, y, per_channel, bits): on a scale that is given, biases among them on ties."""
-    r, name, per_channel, bits = (
-        draw(each) for each in (draws.seeds(), st.sampled_from(TRAINED), st.booleans(), st.integers(2, 8))
-    )
+    """(weight, scale, bias, x, y, per_channel, bits): on a scale that is given, biases among them on ties."""
+    r, per_channel, bits = (draw(each) for each in (draws.seeds(), st.booleans(), st.integers(2, 8)))
     outputs, inputs = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     shape = draw(st.sampled_from([(outputs, inputs), (outputs, inputs, 2), (outputs, inputs, 1, 2)]))
     scale = np.float32(2.0 ** r.uniform(-12, 2, outputs if per_channel else ()))
@@ -52,13 +55,14 @@ def layers(draw):
     y = grids.Grid(float(np.float32(2.0 ** r.uniform(-8, 2))), 3, 0, 255) if draw(st.booleans()) else None
     bias = on_ties(r, outputs, np.float32(x.scale) * scale, 2 ** int(r.integers(1, 31)))
     bias = bias if draw(st.booleans()) else None
-    return name, weight.astype(np.float32), scale, bias, x, y, per_channel, bits
+    return weight.astype(np.float32), scale, bias, x, y, per_channel, bits
 
 
 @clause("QAT-CONVERT", "QAT-WEIGHT")
-@given(layers())
-def test_a_layer_on_a_given_scale_has_the_codes_of_its_dialect(drawn):
-    name, weight, scale, bias, x, y, per_channel, bits = drawn
+@pytest.mark.parametrize("name", OF_WEIGHTS.values())
+@given(drawn=layers())
+def test_a_layer_on_a_given_scale_has_the_codes_of_its_dialect(name, drawn):
+    weight, scale, bias, x, y, per_channel, bits = drawn
     qmin, qmax = code_range(bits, signed=True)
     zero, axis = np.zeros(scale.shape, np.int32), 0 if per_channel else None
     expected = dialect(name).quantize(weight, scale, zero, qmin=qmin, qmax=qmax, axis=axis).astype(np.float32)
@@ -87,10 +91,23 @@ def test_a_layer_on_a_given_scale_has_the_codes_of_its_dialect(drawn):
 @pytest.mark.parametrize("name", ["onnx", "tflite-reference"])
 def test_the_largest_accumulator_is_exact_where_float32_is_not(name):
     weight = torch.full((2, 2**18 + 1), 127.0)
-    weight[0, 0], weight[1] = 2.0, 0.0
+    weight[0, 0], weight[1] = 1.0, 0.0
     grid = grids.Grid(1.0, 0, 0, 1)
     coded = grids.layer_codes(weight, None, chosen(name), False, grid, None, torch.tensor(1.0))
-    assert coded.largest == 127 * 2**18 + 2
+    assert coded.largest == 127 * 2**18 + 1
+
+
+@clause("QAT-CONVERT")
+@pytest.mark.parametrize("x_scale, w_scale, bias, code", [
+    ("0x1.0a65ea0000000p+0", "0x1.31abc80000000p+0", "0x1.2059520000000p+21", 1901091),
+    ("0x1.2748cc0000000p+0", "0x1.39c4b00000000p+0", "0x1.cef6be0000000p+20", 1341335),
+])  # fmt: skip
+def test_a_bias_beside_a_tie_that_float64_does_not_tell_has_the_exact_code(x_scale, w_scale, bias, code):
+    scale, x = torch.tensor([float.fromhex(w_scale)]), grids.Grid(float.fromhex(x_scale), 0, 0, 1)
+    value = torch.tensor([float.fromhex(bias)])
+    assert round(float(value) / (x.scale * float(scale))) != code
+    coded = grids.layer_codes(scale[:, None], value, chosen("onnx"), True, x, None, scale)
+    assert coded.bias.tolist() == [code] and coded.largest >= 1 + code
 
 
 @clause("QAT-CONVERT")
