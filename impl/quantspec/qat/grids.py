@@ -2,6 +2,7 @@
 torch computes it in float32, where one of its operations is the dialect's own."""
 
 import functools
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -102,7 +103,7 @@ def quantized_and_ends(
         return codes, ends
     rules = {"qmin": grid.qmin, "qmax": grid.qmax}
     values_q = np.asarray(dialect.quantize(x.contiguous().numpy(), grid.scale, grid.zero_point, **rules))
-    low, high = x.aminmax() if x.numel() else (torch.tensor(float("inf")), torch.tensor(float("-inf")))
+    low, high = x.aminmax() if x.numel() else (torch.tensor(math.inf), torch.tensor(-math.inf))
     return torch.from_numpy(values_q).to(torch.float32).sub_(grid.zero_point), (low.item(), high.item())
 
 
