@@ -66,7 +66,7 @@ STORING = tuple(
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
 OF_QAT = (
     "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks", "_run", "_learned",
-    "_calls", "_computed", "_prepare",
+    "_calls", "_computed", "_prepare", "_layers",
 )  # fmt: skip
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {

@@ -139,8 +139,7 @@ class QuantizedWeight(torch.autograd.Function):
             return gradients[0], None, None, None, None
         (gradient,), (weight, scale) = gradients, ctx.saved_tensors
         qmin, qmax = code_range(ctx.bits, signed=True)
-        along = scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
-        steps, size = weight / along, weight.numel() // max(scale.numel(), 1)
+        steps, size = weight / scale.view(-1, *[1] * (weight.ndim - 1)), weight.numel() // max(scale.numel(), 1)
         shares = scale_gradient(gradient, steps, qmin - 0.5, qmax + 0.5, (qmin, qmax), size)
         own = shares.flatten(1).sum(1) if scale.ndim else shares.sum()
         return inside(gradient, steps, qmin - 0.5, qmax + 0.5), own, None, None, None
@@ -346,7 +345,7 @@ def conv_gradients(
     gradient = gradient if steps is None else inside(gradient, steps, *ends)
     stride, dilation, groups = plan.places
     scale = plan.coded.scale
-    real = codes * (scale.view(-1, *[1] * (codes.ndim - 1)) if scale.ndim else scale)
+    real = codes * scale.view(-1, *[1] * (codes.ndim - 1))
     nothing = [0] * len(stride)
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
         gradient, x, real, [len(codes)], stride, nothing, dilation, False, nothing, groups, list(wanted)
@@ -356,8 +355,7 @@ def conv_gradients(
 
 def as_codes(values: torch.Tensor, grid: Grid) -> np.ndarray:
     """The codes themselves, as the chapters' functions take them."""
-    kind = torch.uint8 if grid.qmin >= 0 else torch.int8
-    return (values.detach() + grid.zero_point).to(kind).contiguous().numpy()
+    return (values.detach() + grid.zero_point).to(torch.uint8).contiguous().numpy()
 
 
 def of_codes(codes: np.ndarray, grid: Grid) -> torch.Tensor:

@@ -31,7 +31,7 @@ class Matrix:
         zeros = np.zeros(scale.shape, np.int32)
         self.grid = QParams(scale.numpy(), zeros, qmin, qmax, 0 if scale.ndim else None)
         self.codes = codes.detach().to(torch.int8).numpy()
-        self.real = apply(Real, codes, scale.view(-1, 1) if scale.ndim else scale)
+        self.real = apply(Real, codes, scale.view(-1, 1))
         self.bias, self.options = bias, options
 
     def gates(self, x: torch.Tensor) -> torch.Tensor:

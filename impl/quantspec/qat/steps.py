@@ -128,7 +128,7 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     if x_grid is None:
         scale, learned = network.weight_scales(step.name, weight)
         codes = apply(QuantizedWeight, weight, learned, scale, run.options)
-        y = in_float(x, apply(Real, codes, along(scale, weight)), bias, places)
+        y = in_float(x, apply(Real, codes, scale.view(-1, *[1] * (weight.ndim - 1))), bias, places)
         y = y.relu() if step.relu else y
         if observe and y.numel():
             run.observe(step.name, *(end.item() for end in y.detach().aminmax()))
@@ -152,11 +152,6 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     if plan.ends is not None:
         run.observe(step.name, *plan.ends)
     return result.relu() if step.relu and y_grid is None else result
-
-
-def along(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A scale () or (outputs,) in the shape of a weight [outputs, ...]."""
-    return scale.view(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
 
 
 def with_room(
