@@ -102,7 +102,7 @@ class Modules(nn.Module):
             bias = bias.clone()
             bias[2:4].zero_()
         x = F.linear(x, self.a.weight, bias)
-        return self.b(torch.atan(x + 16 * torch.sigmoid(self.table(self.places)).sum(0)))
+        return self.b(torch.atan(x + 2 * torch.sigmoid(self.table(self.places)).sum(0)))
 
 
 class Python(nn.Module):
@@ -206,10 +206,34 @@ def test_what_is_computed_of_parameters_trains_them(name):
     assert torch.equal(output, p(x)) and not torch.equal(output, twin(x))
 
 
+class Forged(nn.Module):
+    """A constant whose memory is written to in a way that torch does not tell of."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.last = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        for _ in range(x.dim() - 2):
+            x = x[0]
+        scaled = self.a * 2
+        scaled.detach().numpy()[0] = 0
+        return self.last(F.linear(x, scaled).relu())
+
+
+@clause("QAT-EQUAL")
+def test_what_cannot_be_repeated_stays_and_is_warned_of():
+    model, x = networks.seeded(Forged).eval(), networks.inputs(8)
+    with pytest.warns(UserWarning, match="^prepare_qat: .*: how the model computes it of parameters cannot be rep"):
+        p = qs.prepare_qat(model, [x])
+    assert torch.equal(p(x), qs.quantize(model, [x])(x)) and torch.equal(p(x), qs.convert(p)(x))
+
+
 @clause("QAT-ACTS", "QAT-CONVERT")
 def test_what_acts_on_parameters_acts_in_training_mode_alone():
     model, x = made("modules, recorded")
     p = qs.prepare_qat(model, [x]).train().freeze()
+    torch.manual_seed(0)
     assert not torch.equal(p(x), p(x))
     q = qs.convert(p)
     assert torch.equal(p.eval()(x), q(x)) and torch.equal(q(x), qs.quantize(model, [x])(x))

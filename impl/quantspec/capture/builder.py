@@ -255,15 +255,9 @@ class GraphBuilder:
 
     def moved(self, target: str, method: str) -> np.ndarray:
         """What a method of a tensor without arguments gives for a constant, as a vector."""
-        with torch.no_grad():
-            value = getattr(self.attribute(target), method)().reshape(-1)
-        own = Recipe((Call("source", "attribute", target, (), {}, ""),), {}, value)
-        made, name = self.recipes.get(target, own), f"{target}_{method}"
-        steps = list(made.steps)
-        for each, args in ((method, ()), ("reshape", (-1,))):
-            steps.append(Call(f"{method}_{len(steps)}", "method", each, (Ref(steps[-1].name), *args), {}, ""))
-        self.recipes[name] = Recipe(tuple(steps), made.callables, value)
-        return self.array(value)
+        made = self.recipes.get(target) or Recipe.of(target, self.attribute(target))
+        self.recipes[f"{target}_{method}"] = vector = made.then((method,), ("reshape", -1))
+        return self.array(vector.value)
 
     def tree(self, args: Any) -> Any:
         # fx keeps arguments in immutable lists and dicts of its own; plain ones are what a Program holds.

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from quantspec.ir.float_graph import Recipe
 
+from . import copies
 from .builder import GraphBuilder
 
 GROWTH = 2  # a result of more elements than this, for each that it is made of, is not stored in their place
@@ -98,7 +99,8 @@ def is_constant_module(node: fx.Node, module: nn.Module, values: dict[fx.Node, A
     if isinstance(module, ParametrizationList):
         return True
     reads = node.all_input_nodes
-    return bool(reads) and all(read in values for read in reads) and not getattr(module, "inplace", False)
+    of_torch = copies.torchs(module) and not getattr(module, "inplace", False)
+    return of_torch and bool(reads) and all(read in values for read in reads)
 
 
 def put_in(user: fx.Node, node: fx.Node, value: Any) -> None:

@@ -15,7 +15,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from quantspec.ir.float_graph import Recipe
-from quantspec.ir.program import Call, Ref
 
 from .operators import ARITHMETIC, is_value
 
@@ -174,15 +173,9 @@ class Writer:
         if name not in self.constants:
             value = self.parameter(source)
             assert value is not None
-            own = Recipe((Call("source", "attribute", str(source.target), (), {}, ""),), {}, value)
-            made = self.recipes.get(str(source.target), own)
-            steps = list(made.steps)
-            with torch.no_grad():
-                for method, *args in (*moves, ("contiguous",)):
-                    steps.append(Call(f"{form}_{len(steps)}", "method", method, (Ref(steps[-1].name), *args), {}, ""))
-                    value = getattr(value, method)(*args)
-                self.constants[name] = constant = nn.Parameter(value, requires_grad=False)
-            self.recipes[name] = Recipe(tuple(steps), made.callables, constant)
+            made = self.recipes.get(str(source.target)) or Recipe.of(str(source.target), value)
+            self.recipes[name] = moved = made.then(*moves, ("contiguous",))
+            self.constants[name] = nn.Parameter(moved.value, requires_grad=False)
         added = self.graph.create_node("get_attr", name)
         added.meta = dict(source.meta)
         return added

@@ -25,7 +25,7 @@ class Stopped(BaseException):
 @dataclass(frozen=True, eq=False)
 class Made:
     """How a constant was made: a function, or a module by its path, of parameters by their paths, of what was ``Made``
-    before, and of other things; ``item``: which of several that it gave."""
+    before, and of other things; ``item``: which of the tensors that it gave in a tree."""
 
     function: "Callable[..., Any] | Path"
     args: tuple[Any, ...]
@@ -35,6 +35,11 @@ class Made:
 
 class Path(str):
     """The path of a tensor or a module of the model."""
+
+
+def item_of(tree: Any, number: int) -> Any:
+    """One of the tensors in a tree."""
+    return tree_leaves(tree)[number]
 
 
 def first(value: Any, *_: Any) -> Any:
@@ -75,7 +80,7 @@ class Values:
 
     def keep(self, output: Any, made: Made | None = None) -> None:
         """Constants that were made; ``made``: of parameters."""
-        several = isinstance(output, (tuple, list))
+        several = not isinstance(output, torch.Tensor)
         for index, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, torch.Tensor) and id(leaf) not in self.attributes:
                 self.fresh[id(leaf)] = leaf
@@ -118,8 +123,8 @@ class Values:
                     callables[key] = leaf.function
                     names[leaf] = add(*key, args, kwargs)
                 if leaf.item is not None:
-                    callables["function", "operator.getitem"] = operator.getitem
-                    names[leaf] = add("function", "operator.getitem", (names[leaf], leaf.item))
+                    callables["function", "item"] = item_of
+                    names[leaf] = add("function", "item", (names[leaf], leaf.item))
             return names[leaf] if isinstance(leaf, (Path, Made)) else leaf
 
         given(made)

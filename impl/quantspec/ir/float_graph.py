@@ -123,6 +123,19 @@ class Recipe:
     callables: dict[tuple[str, str], Any]
     value: torch.Tensor
 
+    @classmethod
+    def of(cls, path: str, value: torch.Tensor) -> "Recipe":
+        """A tensor of the model itself."""
+        return cls((Call("source", "attribute", path, (), {}, ""),), {}, value)
+
+    def then(self, *moves: tuple[Any, ...]) -> "Recipe":
+        """The same and methods of its tensor, each with its arguments."""
+        steps, value = list(self.steps), self.value.detach()
+        for method, *args in moves:
+            steps.append(Call(f"{method}_{len(steps)}", "method", method, (Ref(steps[-1].name), *args), {}, ""))
+            value = getattr(value, method)(*args)
+        return Recipe(tuple(steps), self.callables, value)
+
 
 @dataclass(frozen=True, eq=False)
 class Relu:

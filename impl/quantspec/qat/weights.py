@@ -1,6 +1,7 @@
 """Where the weight and the bias of a captured layer come from: parameters of the model, and the normalizations that
 the layer absorbed, whose statistics are a batch's while they are trained (QAT-FOLD)."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from quantspec.engines.tensors import float_address
 from quantspec.ir.float_graph import BatchNorm, Folded, Layer, Linear, Recipe
 from quantspec.ir.float_run import FloatLayer, check_fits, run_conv, transposed_weight
 from quantspec.numerics import folding
+from quantspec.surroundings import level_of_caller
 
 from .functions import Replaced, apply
 from .live import Computed, still
@@ -92,8 +94,11 @@ class Sources:
                 for name in getattr(module, "parametrizations", ()):
                     self.parameters[f"{path}.{name}" if path else name] = getattr(module, name)
             made = {path: Computed(recipe, self.modules, whole) for path, recipe in recipes.items()}
-            # A recipe that gives something else missed a write: then the constant stays one.
             self.computed = {path: each for path, each in made.items() if torch.equal(each.tensor, recipes[path].value)}
+        if lost := made.keys() - self.computed.keys():
+            # A recipe that gives something else missed a write.
+            text = f"prepare_qat: {', '.join(sorted(lost))}: how the model computes it of parameters cannot be repeated"
+            warnings.warn(f"{text}; it stays as it is, and does not train them", stacklevel=level_of_caller())
         values = {path: recipes[path].value for path in self.computed}
         self.tensors |= values
         self.parameters |= values
