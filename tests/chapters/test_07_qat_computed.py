@@ -265,6 +265,8 @@ def test_a_hook_is_warned_of_and_its_weight_is_trained(hook):
         p = qs.prepare_qat(model, [x])
     p(x).sum().backward()
     assert p.model[0].weight.grad.abs().max() > 0 and torch.equal(p(x), qs.convert(p)(x))
+    assert all(parameter.grad is not None for parameter in p.parameters() if parameter.requires_grad)
+    assert all(parameter.requires_grad for parameter in model.parameters())
     model.requires_grad_(False)
     with pytest.warns(UserWarning, match="prepare_qat: 0.weight"):
         assert not any(parameter.requires_grad for parameter in qs.prepare_qat(model, [x]).parameters())

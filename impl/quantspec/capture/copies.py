@@ -90,6 +90,9 @@ def settle_weights(module: nn.Module) -> None:
         name = name_of(hook)
         weight, learns = module.__dict__.pop(name), any(p.requires_grad for p in module.parameters(recurse=False))
         module.register_parameter(name, nn.Parameter(weight.detach(), requires_grad=learns))
+        for part in ("g", "v", "orig"):  # of which nothing is computed any more
+            if (made_of := module._parameters.get(f"{name}_{part}")) is not None:
+                made_of.requires_grad_(False)
 
 
 def name_of(hook: Any) -> str:
