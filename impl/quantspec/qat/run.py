@@ -67,7 +67,7 @@ class Run:
 
     def is_loose(self, step: Step) -> bool:
         """Whether a step reads values between codes."""
-        return not self.loose.isdisjoint(reads(step))
+        return bool(self.loose) and not self.loose.isdisjoint(reads(step))
 
     def note(self, step: Step) -> None:
         """Values that are only moved, clamped or pooled are between codes where they were."""
