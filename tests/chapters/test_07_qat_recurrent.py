@@ -3,15 +3,19 @@ those that are shipped."""
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import networks
 import quantspec as qs
 from evidence import clause
 from networks import tensors
+from quantspec.ptq.conversion import weight_codes
+from quantspec.ptq.options import checked
+from quantspec.qat.recurrent import Matrix
 
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
 
@@ -88,6 +92,76 @@ def test_single_steps(kind):
         assert max(found) < 0.1
 
 
+@clause("QAT-EQUAL", "QAT-START")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"reduce_range": True}, {"dialect": "fbgemm", "weight_bits": 4}], ids=str)
+def test_what_is_given_without_gradients_and_on_other_ranges_of_codes(kind, options):
+    model = Given(networks.seeded(lambda: KINDS[kind]())).eval()
+    x = networks.inputs(6, (3, 4))
+    p, q = qs.prepare_qat(model, [(x,)], **options), qs.quantize(model, [(x,)], **options)
+    with torch.no_grad():
+        silent = p(x)
+    outputs = [tensors(y) for y in (silent, p(x), q(x), qs.convert(p)(x))]
+    assert all(len(each) == (3 if kind == "lstm" else 2) for each in outputs)
+    assert all(torch.equal(a, b) for each in outputs[1:] for a, b in zip(outputs[0], each, strict=True))
+
+
+@clause("QAT-WEIGHT")
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_matrix_has_the_grid_of_chapter_5(per_channel):
+    weight = networks.inputs(6, (4,))
+    usual = dict(reduce_range=None, bits=8, engine="auto", dialect="onnx")
+    for weight_bits in (2, 4, 8):
+        chosen = checked(per_channel=per_channel, weight_bits=weight_bits, **usual)
+        matrix = Matrix(weight, None, chosen)
+        codes, grid = weight_codes(weight.numpy(), chosen.dialect, per_channel=per_channel, bits=weight_bits)
+        assert np.array_equal(matrix.codes, codes) and np.array_equal(matrix.grid.scale, grid.scale)
+        assert (matrix.grid.qmin, matrix.grid.qmax, matrix.grid.axis) == (grid.qmin, grid.qmax, grid.axis)
+        assert matrix.grid.zero_point.dtype == grid.zero_point.dtype
+
+
+@clause("QAT-SURROGATE")
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_a_matrix_has_the_gradient_of_dequantized_rows(reduce_range):
+    chosen = checked(
+        per_channel=True, reduce_range=reduce_range, bits=8, weight_bits=None, engine="auto", dialect="onnx"
+    )
+    weight, x = networks.inputs(6, (4,)).requires_grad_(), networks.inputs(3, (4,))
+    Matrix(weight, None, chosen).gates(x).sum().backward()
+    codes, scale, grid = chosen.dialect.quantize_dynamic(x.numpy(), reduce_range=reduce_range)
+    real = (codes.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(scale)
+    assert torch.allclose(weight.grad, torch.from_numpy(real).sum(0).expand(6, 4), rtol=0, atol=2**-20)
+
+
+class Before(nn.Module):
+    """Products between parts, which autocast computes in bfloat16, for a recurrent layer's inputs and states."""
+
+    def __init__(self, packed):
+        super().__init__()
+        self.layer, self.packed = nn.GRU(4, 4), packed
+        self.register_buffer("one", torch.eye(4))
+
+    def forward(self, x, state):
+        if x.sum() > -1e9:
+            x, state = x @ self.one, state @ self.one
+        x = pack_padded_sequence(x, torch.tensor([5, 4, 2])) if self.packed else x
+        y, state = self.layer(x, state)
+        return y.data if self.packed else y, state
+
+
+@clause("QAT-AUTOCAST")
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_recurrent_layer_of_what_autocast_computed_is_in_float32(packed):
+    model = Before(packed).eval()
+    given = [networks.inputs(5, (3, 4)), networks.inputs(1, (3, 4))]
+    rounded = [value.bfloat16().float() for value in given]
+    p = qs.prepare_qat(model, [tuple(given)])
+    assert len(p.networks) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        found = p(*given)
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(found, p(*rounded), strict=True))
+
+
 @clause("QAT-ACTS")
 def test_dropout_between_layers_keeps_the_mean():
     """One step, in which the second layer's gates are linear in what the first gives: dropped or divided by 1 - p."""
@@ -112,13 +186,16 @@ def test_packed_sequences_keep_their_order(kind):
     """Of lengths that do not fall, and with states."""
     model = Given(networks.seeded(lambda: KINDS[kind](bidirectional=True))).eval()
     x = networks.inputs(5, (3, 4))
-    packed = pack_padded_sequence(x, torch.tensor([2, 5, 4]), enforce_sorted=False)
+    packed = pack_padded_sequence(x, torch.tensor([1, 5, 4]), enforce_sorted=False)
     states = [networks.inputs(2, (3, 5)) / 2 for _ in range(2 if kind == "lstm" else 1)]
     for given in ((packed,), (packed, *states)):
         p = qs.prepare_qat(model, [given])
         found, expected = (part(*given) for part in (p, qs.convert(p)))
         assert isinstance(found[0], PackedSequence)
         assert all(map(torch.equal, found[0], expected[0]))
+        padded, lengths = pad_packed_sequence(found[0])
+        assert lengths.tolist() == [1, 5, 4]
+        assert torch.equal(padded.abs().sum(2) > 0, torch.arange(5)[:, None] < lengths)
         assert all(map(torch.equal, tensors(found[1]), tensors(expected[1])))
     sorted_one = pack_padded_sequence(x, torch.tensor([5, 4, 2]))
     p = qs.prepare_qat(model, [(sorted_one, *states)])

@@ -51,7 +51,7 @@ class Matrix:
 
 def recurrent(
     step: Recurrent, x: Any, state: Any, cells: list[dict[str, torch.Tensor | None]], options: Options,
-    dropout: float = 0.0,
+    dropout: float,
 ) -> Any:  # fmt: skip
     """What the module gives: (output, state), or the new state of a single step. ``cells``: the present weights;
     ``dropout``: between its layers.
@@ -106,7 +106,7 @@ def packed(
     values, last = through_layers(step, values, states, matrices, dropout, way)
     if x.unsorted_indices is not None:
         last = tuple(part[:, x.unsorted_indices] for part in last)
-    output = PackedSequence(values, x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+    output = PackedSequence(values, x.batch_sizes, x.sorted_indices)
     return output, last if step.kind == "lstm" else last[0]
 
 
@@ -136,7 +136,7 @@ def initial(
     """The state before the first step, [cells, batch, state] for each of its one or two parts."""
     size = matrices[0][1].codes.shape[1]
     if state is None:
-        return [matrices[0][1].real.new_zeros(len(matrices), batch, size)] * (2 if step.kind == "lstm" else 1)
+        return [matrices[0][1].real.new_zeros(len(matrices), batch, size)] * 2  # the second is an LSTM's alone
     parts = [part.to(torch.float32) for part in (state if step.kind == "lstm" else [state])]
     if step.single:
         parts = [part.unsqueeze(0) for part in parts]
