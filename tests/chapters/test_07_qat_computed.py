@@ -85,7 +85,7 @@ class Channels(nn.Module):
 
 class Modules(nn.Module):
     """Modules that compute a bias of a constant table, as windowed attention does; ``recorded``: where it cannot be
-    traced, with a part of a bias that is set to zero by way of another tensor."""
+    traced, with parts of biases that are set to zero, to parameters and increased by way of other tensors."""
 
     def __init__(self, recorded=False):
         super().__init__()
@@ -93,6 +93,7 @@ class Modules(nn.Module):
         self.bias, drop = nn.Parameter(torch.randn(6)), nn.Dropout(0.5) if recorded else nn.Identity()
         self.table = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), drop, nn.Linear(8, 6, bias=False))
         self.register_buffer("places", torch.randn(3, 2))
+        self.placed = nn.Parameter(torch.randn(2)) if recorded else None
 
     def forward(self, x):
         bias = self.bias * 1.5
@@ -101,6 +102,10 @@ class Modules(nn.Module):
         if self.recorded:
             bias = bias.clone()
             bias[2:4].zero_()
+            placed = torch.zeros(6)
+            placed[1:3] = self.placed
+            placed[3:5] += self.placed.exp()
+            bias = bias + placed
         x = F.linear(x, self.a.weight, bias)
         return self.b(torch.atan(x + 2 * torch.sigmoid(self.table(self.places)).sum(0)))
 

@@ -149,7 +149,7 @@ FAULTS = [
     Fault(
         "qat-writes-are-forgotten", "capture.recorder", ("QAT-PARAMETERS",),
         "A constant that was written to through another tensor is not computed of its parameter.",
-        "if writing is not None and made is not None:", "if False:",
+        "if self.memory(tensor) == self.memory(writing):", "if False:",
     ),
     Fault(
         "qat-scales-in-other-shapes", "qat.weights", ("QAT-PARAMETERS",),

@@ -4,7 +4,7 @@ import contextlib
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -24,13 +24,13 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """How a constant was made: a function, or a module by its path, of parameters by their paths, of what was ``Made``
-    before, and of other things; ``item``: which of the tensors that it gave in a tree."""
+    """How a constant was made: a function, or a module by its path, of the model's tensors by their paths, of what was
+    ``Made`` before, and of other things; ``learned``: of parameters. One that others refer to is made once."""
 
     function: "Callable[..., Any] | Path"
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    item: int | None = None
+    learned: bool
 
 
 class Path(str):
@@ -57,7 +57,7 @@ class Values:
         self.stack: list[str] = [path]
         self.nodes: dict[int, tuple[torch.Tensor, Callable[[], fx.Node], int]] = {}
         self.fresh: dict[int, torch.Tensor] = {}  # made in the recording, of constants alone
-        self.learned: dict[int, Made] = {}  # of those, the ones that were made of parameters
+        self.made: dict[int, Made] = {}  # how they were
         self.constants: dict[str, Any] = {}
         self.recipes: dict[str, Recipe] = {}  # of constants that were made of parameters
         self.attributes = copies.attributes_of(model)
@@ -78,28 +78,26 @@ class Values:
             return any(map(self.is_known, leaf))
         return isinstance(leaf, tracked.Tracked) or (isinstance(leaf, torch.Tensor) and id(leaf) in self.nodes)
 
-    def keep(self, output: Any, made: Made | None = None) -> None:
-        """Constants that were made; ``made``: of parameters."""
-        several = not isinstance(output, torch.Tensor)
+    def keep(self, output: Any, made: Made) -> None:
+        """Constants that were made."""
         for index, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, torch.Tensor) and id(leaf) not in self.attributes:
-                self.fresh[id(leaf)] = leaf
-                if made is not None and leaf.is_floating_point():
-                    self.learned[id(leaf)] = replace(made, item=index) if several else made
+                self.fresh[id(leaf)] = leaf  # before it is asked anything
+                learned = made.learned and leaf.is_floating_point()
+                itself = leaf is output and learned == made.learned
+                self.made[id(leaf)] = made if itself else Made(item_of, (made, index), {}, learned)
 
-    def making(self, function: Callable[..., Any] | Path, args: Any, kwargs: Any, *more: Any) -> Made | None:
-        """What a function of constants makes; None where no parameter is among them, or among ``more`` that it reads.
-        """
-        if not any(map(self.is_learned, tree_leaves((args, kwargs, more)))):
-            return None
+    def making(self, function: Callable[..., Any] | Path, args: Any, kwargs: Any, *more: Any) -> Made:
+        """What a function of constants makes, which also reads ``more``."""
+        learned = any(map(self.is_learned, tree_leaves((args, kwargs, more))))
 
         def source(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
                 return leaf
-            named = Path(self.attributes[id(leaf)][0]) if id(leaf) in self.attributes else leaf
-            return self.learned.get(id(leaf), named)
+            return Path(self.attributes[id(leaf)][0]) if id(leaf) in self.attributes else self.made.get(id(leaf), leaf)
 
-        return Made(function, *tree_map(source, (tuple(args), dict(kwargs))))
+        given, named = tree_map(source, (tuple(args), dict(kwargs)))
+        return Made(function, given, named, learned)
 
     def recipe(self, made: Made, value: torch.Tensor) -> Recipe:
         """The same as calls."""
@@ -122,9 +120,6 @@ class Values:
                     key = "function", f"{getattr(leaf.function, '__name__', 'function')} {len(steps)}"
                     callables[key] = leaf.function
                     names[leaf] = add(*key, args, kwargs)
-                if leaf.item is not None:
-                    callables["function", "item"] = item_of
-                    names[leaf] = add("function", "item", (names[leaf], leaf.item))
             return names[leaf] if isinstance(leaf, (Path, Made)) else leaf
 
         given(made)
@@ -132,7 +127,7 @@ class Values:
 
     def is_learned(self, leaf: Any) -> bool:
         """Whether a constant is a parameter, or was made of some."""
-        return isinstance(leaf, nn.Parameter) or id(leaf) in self.learned
+        return isinstance(leaf, nn.Parameter) or (id(leaf) in self.made and self.made[id(leaf)].learned)
 
     def keep_result(self, output: Any, node: fx.Node) -> None:
         """The values of a node: a tensor, or some in a tuple."""
@@ -216,8 +211,8 @@ class Values:
             if id(tensor) not in self.attributes or not self.reachable(name):
                 value = tensor.detach().clone()
                 self.constants[name] = nn.Parameter(value, False) if self.is_learned(tensor) else value
-                if (made := self.learned.get(id(tensor))) is not None:
-                    self.recipes[name] = self.recipe(made, self.constants[name])
+                if self.is_learned(tensor) and id(tensor) in self.made:
+                    self.recipes[name] = self.recipe(self.made[id(tensor)], self.constants[name])
             with self.at_start():
                 self.attribute_nodes[name] = self.graph.create_node("get_attr", name)
         return self.attribute_nodes[name]

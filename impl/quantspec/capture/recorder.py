@@ -318,11 +318,12 @@ class Recorder(Values, TorchFunctionMode):
         output = self.call(func, args, kwargs)
         if before is not None and not torch.equal(before, torch.get_rng_state()):
             raise Stopped(acting.DRAWS)
-        if writing is not None and made is not None:
-            # Other constants in the memory that was written to are what they are after that.
+        if writing is not None:
+            # What lies in the memory that was written to is what it is after that.
             for key, tensor in self.fresh.items():
-                if key in self.learned and tensor is not writing and self.memory(tensor) == self.memory(writing):
-                    self.learned[key] = Made(first, (self.learned[key], made), {})
+                if self.memory(tensor) == self.memory(writing):
+                    old = self.made[key]
+                    self.made[key] = Made(first, (old, made), {}, old.learned or made.learned)
         self.keep(output, made)
         return output
 
