@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import networks
 import quantspec as qs
 from evidence import clause
+from networks import bits, same
 from quantspec.tutorial.models import MLP, LeNet
 
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
@@ -194,15 +195,6 @@ def trained(p, batches, optimizer=None):
         F.cross_entropy(p(batch), classes(p, batch)).backward()
         optimizer.step()
     return optimizer
-
-
-def state(p):
-    """All bits of a network in training."""
-    return {name: tensor.clone() for name, tensor in p.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @clause("QAT-EQUAL", "QAT-START", "QAT-CONVERT")
@@ -439,10 +431,10 @@ def test_ranges_that_do_not_exist_cannot_be_frozen():
 def test_evaluation_changes_nothing():
     model, batches = made("residual")
     p = qs.prepare_qat(model, batches[:1]).eval()
-    before = state(p)
+    before = bits(p)
     first = p(batches[1])
     p(3 * batches[2])
-    assert same(state(p), before) and torch.equal(p(batches[1]), first)
+    assert same(bits(p), before) and torch.equal(p(batches[1]), first)
 
 
 @clause("QAT-FOLD")
@@ -575,7 +567,7 @@ def test_what_was_interrupted_goes_on_as_it_would_have(name, learned):
     p = qs.prepare_qat(model, batches, delay=1, learned_scales=learned)
     optimizer = trained(p, batches[:2], torch.optim.Adam(p.parameters(), 1e-3))
     file = io.BytesIO()
-    counted = [value for key, value in state(p).items() if key.endswith((".batches", ".zero_points"))]
+    counted = [value for key, value in bits(p).items() if key.endswith((".batches", ".zero_points"))]
     assert counted and all(value.dtype == torch.int64 for value in counted)
     torch.save({"p": p.state_dict(), "optimizer": optimizer.state_dict()}, file)
     trained(p, batches[2:], optimizer)
@@ -586,7 +578,7 @@ def test_what_was_interrupted_goes_on_as_it_would_have(name, learned):
     other.load_state_dict(saved["p"])
     resumed.load_state_dict(saved["optimizer"])
     trained(other, batches[2:], resumed)
-    assert same(state(p), state(other))
+    assert same(bits(p), bits(other))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert torch.equal(qs.convert(p)(batches[0]), qs.convert(other)(batches[0]))
@@ -625,9 +617,7 @@ class Held(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
-        del self.first.weight
-        self.first.weight = torch.randn(3, 4)
+        self.first, self.last = networks.with_plain(nn.Linear(4, 3), "weight"), nn.Linear(3, 2)
 
     def forward(self, x):
         return self.last(self.first(x).relu())
@@ -664,7 +654,7 @@ def test_compiling_changes_no_code(name):
         network.train()
         call(batches[0]).sum().backward()
         assert all(parameter.grad is not None for parameter in network.model.parameters())
-    assert torch.equal(compiled(batches[1]), 2 * plain(batches[1])) and same(state(p), state(plain))
+    assert torch.equal(compiled(batches[1]), 2 * plain(batches[1])) and same(bits(p), bits(plain))
     p.eval(), plain.eval()
     assert torch.equal(compiled(batches[2]), 2 * plain(batches[2]))
     assert torch.equal(torch.compile(p, backend="eager")(batches[2]), plain(batches[2]))

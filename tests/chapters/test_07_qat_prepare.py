@@ -11,6 +11,7 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
+from networks import bits, same
 from quantspec.numerics.observers import HistogramObserver
 from quantspec.qat.prepare import QATModule
 
@@ -69,14 +70,6 @@ def trained(p, *, steps=2, seed=0):
         loss.backward()
         optimizer.step()
     return loss.item()
-
-
-def bits(p):
-    return {name: tensor.clone() for name, tensor in p.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def by_pickle(p):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import networks
 import quantspec as qs
 from evidence import clause
+from networks import bits, same
 from quantspec.qat import ranks
 
 
@@ -27,10 +28,6 @@ class Normalized(nn.Sequential):
 def batch(number):
     """A batch of one process; each has another range."""
     return (number + 1) * networks.inputs(5, (2, 7, 7), seed=number)
-
-
-def bits(p):
-    return {name: tensor.clone() for name, tensor in p.state_dict().items()}
 
 
 def prepared():
@@ -63,7 +60,7 @@ def test_two_processes_have_the_same_network_with_what_both_have_seen(tmp_path):
     torch.multiprocessing.start_processes(rank, (str(tmp_path),), nprocs=2, start_method="fork")
     both = [torch.load(tmp_path / str(number), weights_only=True) for number in range(2)]
     for first, second in zip(*both, strict=True):
-        assert all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+        assert same(first, second)
     alone = []
     for number in range(2):
         p = prepared()

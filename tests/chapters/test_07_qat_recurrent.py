@@ -130,6 +130,7 @@ def test_a_matrix_has_the_gradient_of_dequantized_rows(reduce_range):
     Matrix(weight, None, chosen).gates(x).sum().backward()
     codes, scale, grid = chosen.dialect.quantize_dynamic(x.numpy(), reduce_range=reduce_range)
     real = (codes.astype(np.float32) - np.float32(grid.zero_point)) * np.float32(scale)
+    # Sums of three float32 below 4: two roundings of at most 2^-21.
     assert torch.allclose(weight.grad, torch.from_numpy(real).sum(0).expand(6, 4), rtol=0, atol=2**-20)
 
 

@@ -78,6 +78,17 @@ def recorded(monkeypatch, p, x):
     return seen, runs[-1]
 
 
+def frozen(monkeypatch, between, dialect):
+    """A network whose ranges stay, its layers as they are shipped, each step with its value, the values of layers, and
+    the call."""
+    p, x = prepared(between, dialect)
+    p.freeze()
+    layers = {layer.layer: layer for layer in qs.convert(p).program.steps if isinstance(layer, Conv)}
+    seen, run = recorded(monkeypatch, p, x)
+    values = {step.layer: value for step, value in seen.values() if isinstance(step, Conv)}
+    return p, layers, seen, values, run
+
+
 def between_codes(value):
     return bool((value != value.round()).any())
 
@@ -86,14 +97,11 @@ def between_codes(value):
 @pytest.mark.parametrize("dialect", ["onnx", "fbgemm"])
 @pytest.mark.parametrize("name", PASSING)
 def test_a_layer_rounds_sums_of_values_between_codes(monkeypatch, name, dialect):
-    p, x = prepared(PASSING[name], dialect)
-    p.freeze()
-    layers = {layer.layer: layer for layer in qs.convert(p).program.steps if isinstance(layer, Conv)}
-    seen, run = recorded(monkeypatch, p, x)
-    values = {step.layer: value for step, value in seen.values() if isinstance(step, Conv)}
+    p, layers, seen, values, run = frozen(monkeypatch, PASSING[name], dialect)
     given = {step.layer: seen[step.x][1] for step, _ in seen.values() if isinstance(step, Conv)}
     scale = float(layers["a"].y_qparams.scale)
     expected = PASSING[name](values["a"] * scale * 1.3, None) / scale
+    # Of values up to a few hundred steps, scaled twice in float32, and sums of nine of them at most.
     assert between_codes(given["b"]) and torch.allclose(given["b"], expected, rtol=2**-20, atol=2**-16)
     # Sums in float32, to the nearest integer; then what the dialect makes of an accumulator.
     b = layers["b"]
@@ -116,11 +124,7 @@ def test_a_layer_rounds_sums_of_values_between_codes(monkeypatch, name, dialect)
 @pytest.mark.parametrize("dialect", ["onnx", "fbgemm"])
 @pytest.mark.parametrize("name", ROUNDED)
 def test_a_step_with_a_grid_of_its_own_rounds_the_real_result(monkeypatch, name, dialect):
-    p, x = prepared(ROUNDED[name], dialect)
-    p.freeze()
-    layers = {layer.layer: layer for layer in qs.convert(p).program.steps if isinstance(layer, Conv)}
-    seen, run = recorded(monkeypatch, p, x)
-    values = {step.layer: value for step, value in seen.values() if isinstance(step, Conv)}
+    p, layers, seen, values, run = frozen(monkeypatch, ROUNDED[name], dialect)
     reals = [values[key] * float(layers[key].y_qparams.scale) for key in ("a", "other") if key in values]
     y, z = [*reals, None][:2]
     step, value = next(pair for pair in seen.values() if isinstance(pair[0], Add | Mul | Concat | Table))
@@ -198,6 +202,7 @@ def test_what_acts_has_the_models_own_tensors():
     assert (outputs[0] - outputs[1]).norm() < 0.1 * outputs[1].norm()
     for output in outputs:
         output.square().sum().backward()
+    # Codes put weights and what they are multiplied by off by half a step, of some hundredths of their sizes.
     assert model.size.grad.abs() > 0.5 and torch.allclose(p.model.size.grad, model.size.grad, rtol=0.1)
     with torch.no_grad():
         p.model.chosen.zero_()

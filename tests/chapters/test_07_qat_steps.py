@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import networks
 import quantspec as qs
 from evidence import clause
+from networks import far
 from quantspec.ir.program import Call
 
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
@@ -59,11 +60,6 @@ def made(name):
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape) / 2)
     return model.eval(), batches
-
-
-def far(ours, theirs):
-    """The distance of two tensors over the size of the second."""
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 @clause("QAT-SURROGATE", "QAT-EQUAL")

@@ -144,12 +144,8 @@ class Held(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 3)
-        for layer, names in ((self.first, ("weight", "bias")), (self.last, ("bias",))):
-            for name in names:
-                value = getattr(layer, name).detach().clone()
-                delattr(layer, name)
-                setattr(layer, name, value)
+        self.first = networks.with_plain(nn.Linear(4, 3), "weight", "bias")
+        self.last = networks.with_plain(nn.Linear(3, 3), "bias")
 
     def forward(self, x):
         return self.last(self.first(x).relu())

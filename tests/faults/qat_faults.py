@@ -131,10 +131,11 @@ FAULTS = [
     Fault(
         "qat-first-batch-sets-modes", "qat.prepare", ("QAT-ACTS",),
         "The first batch puts all modules of the model into training mode.",
-        """self.__dict__["again"] = None
-        self.networks.train(self.training)""",
-        """self.__dict__["again"] = None
-        self.train(self.training)""",
+        """self.settle()
+        if late""",
+        """self.settle()
+        self.train(self.training)
+        if late""",
     ),
     Fault(
         "qat-names-without-dots", "qat.weights", ("QAT-SCALE",),

@@ -133,6 +133,30 @@ def tensors(tree) -> list[torch.Tensor]:
     return [tree] if isinstance(tree, torch.Tensor) else [tensor for each in tree for tensor in tensors(each)]
 
 
+def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The distance of two tensors over the size of the second."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def bits(module: nn.Module) -> dict[str, torch.Tensor]:
+    """All bits of a module, such as a network in training."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether all bits are the same."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def with_plain(layer: nn.Module, *names: str) -> nn.Module:
+    """A layer with plain tensors of the same values in the place of parameters."""
+    for name in names:
+        value = getattr(layer, name).detach().clone()
+        delattr(layer, name)
+        setattr(layer, name, value)
+    return layer
+
+
 def inputs(rows: int = 32, shape: tuple[int, ...] = (4,), seed: int = 1) -> torch.Tensor:
     """Seeded normal inputs [rows, *shape]."""
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(seed))

@@ -47,7 +47,8 @@ class Island(nn.Module):
         self.known: dict[Any, tuple[int, tuple[int, ...]]] = {}
         self.networks = nn.ModuleList(networks.values())
         self.__dict__["original"] = forward  # not registered: a module's own method
-        self.eval()
+        if not trained:
+            self.eval()
         self.unseen = 0
 
     def network(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[nn.Module | None, list[torch.Tensor]]:

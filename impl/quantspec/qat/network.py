@@ -370,7 +370,8 @@ def settled(what: Any) -> Any:
 def sharing(model: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, list[tuple[nn.Module, nn.Module]]]:
     """A copy of a model that shares its parameters, its buffers, and all modules but those of some paths and what they
     are in; and pairs of these and their copies."""
-    around = {path[:end] for path in paths for end in range(len(path) + 1) if path[end : end + 1] in ("", ".")} | {""}
+    names = [path.split(".") for path in paths]
+    around = {".".join(parts[:depth]) for parts in names for depth in range(len(parts) + 1)}
     own = [model.get_submodule(path) for path in around]
     apart = set(map(id, own))
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

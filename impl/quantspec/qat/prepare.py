@@ -75,7 +75,6 @@ class QATModule(nn.Module):
                     self.patterns.append((path, pattern.identity()))
             self.attach()
         self.__dict__["prepared"] = self.__dict__["again"] = None
-        self.networks.train(self.training)
 
     def attach(self) -> None:
         """Puts the networks into a copy of the model that shares its tensors."""
@@ -84,7 +83,6 @@ class QATModule(nn.Module):
             parts.setdefault(path, {})[pattern] = network
         self.__dict__["running"], self.__dict__["twins"] = sharing(self.model, parts)
         islands.attach(self.__dict__["running"], parts, trained=True)
-        self.networks.train(self.training)
 
     @property
     def settled(self) -> bool:

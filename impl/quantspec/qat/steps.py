@@ -37,6 +37,7 @@ from .functions import (
     of_codes,
 )
 from .grids import Grid, LayerCodes, layer_codes, quantized_and_ends, weight_scale
+from .live import called
 from .recurrent import recurrent
 from .run import Run
 from .weights import layer_in_float
@@ -376,14 +377,12 @@ def call(run: Run, step: program.Call) -> Any:
     if (act := run.acting(step)) is not None:
         return run.acted(act, [run.values[name] for name in refs((step.args, step.kwargs))])
     what = run.network.callables.get((step.kind, step.target))
-    if step.kind == "attribute":
-        return getattr(what, "tensor", what)
     if isinstance(what, FloatLayer) and (name := step.name.removesuffix(".layer")) in run.network.layers:
         source, x = run.network.layers[name], number(run.values[step.args[0].name])
         seen = x if run.by_batches else None
         weight, bias = source.folded(seen, lambda x, w, b: layer_in_float(source.node, x, w, b))
         return layer_in_float(source.node, x, weight, bias)
-    return call_float(step, run.network.callables, run.values.__getitem__)
+    return called(step, run.network.callables, run.values)
 
 
 def refused(run: Run, step: Step) -> Any:
