@@ -10,6 +10,7 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
+from quantspec.qat.live import live
 
 pytestmark = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
 
@@ -38,6 +39,39 @@ def test_what_writes_to_its_argument_is_given_a_copy():
         assert torch.equal(x, kept)
         assert (output - model(x.clone())).norm() < 0.1 * output.norm() or part is p
     assert p.model.first.inplace and p.model.act.inplace
+
+
+class NamedAsFunctions(nn.Module):
+    """A module and a tensor whose paths are names of functions that the model calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.torch = nn.Linear(4, 4), nn.Module()
+        self.torch.cumsum = nn.Tanh()
+        self.torch.register_buffer("cumprod", torch.full((4,), 0.5))
+        self.factor = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        x = self.a(x)
+        return torch.cumsum(x, 1) + (self.torch.cumsum(x) + self.torch.cumprod) * torch.cumprod(self.factor, 0)
+
+
+@clause("QAT-CONVERT")
+def test_modules_and_tensors_named_as_functions_are_not_taken_for_them():
+    model, x = networks.seeded(NamedAsFunctions).eval(), networks.inputs(8)
+    p = qs.prepare_qat(model, [x])
+    assert ("function", "torch.cumsum") in p.networks[0].callables
+    for part in (p.train(), p.eval()):
+        assert (part(x) - model(x)).abs().max() < 0.2
+    assert torch.equal(p(x), qs.convert(p)(x))
+
+
+@clause("QAT-CONVERT")
+def test_what_writes_to_nothing_is_given_what_there_is():
+    module = nn.Tanh()
+    assert live({"act": module}, "module", "act") is module
+    assert live({"act": nn.ReLU(inplace=True)}, "module", "act") is not module
+    assert live({"act": module}, "module", "other") is live({"act": module}, "function", "act") is None
 
 
 class InFloat(nn.Module):

@@ -85,7 +85,7 @@ def recipe(node: fx.Node, graph: fx.Graph, builder: GraphBuilder, value: torch.T
         needed.update(reads)
     steps = tuple(builder.call(each) for each in graph.nodes if each in needed)
     named = {*dict(builder.model.named_parameters()), *dict(builder.model.named_buffers())}
-    keys = ((step.kind, step.target) for step in steps if step.target not in named)
+    keys = ((step.kind, step.target) for step in steps if step.kind != "attribute" or step.target not in named)
     return Recipe(steps, {key: builder.callables[key] for key in keys if key in builder.callables}, value)
 
 
