@@ -215,22 +215,30 @@ class Forged(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.last = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
+        self.a, self.b, self.last = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
 
     def forward(self, x):
         for _ in range(x.dim() - 2):
             x = x[0]
-        scaled = self.a * 2
-        scaled.detach().numpy()[0] = 0
-        return self.last(F.linear(x, scaled).relu())
+        a, b = self.a * 2, self.b * 2
+        a.detach().numpy()[0], b.detach().numpy()[0] = 0, 0
+        return self.last(F.linear(F.linear(x, a).relu(), b).relu())
 
 
 @clause("QAT-EQUAL")
 def test_what_cannot_be_repeated_stays_and_is_warned_of():
     model, x = networks.seeded(Forged).eval(), networks.inputs(8)
-    with pytest.warns(UserWarning, match="^prepare_qat: .*: how the model computes it of parameters cannot be rep"):
+    told = "^prepare_qat: constant_0, constant_1: how the model computes it of parameters cannot be repeated; it stays"
+    with pytest.warns(UserWarning, match=told):
         p = qs.prepare_qat(model, [x])
     assert torch.equal(p(x), qs.quantize(model, [x])(x)) and torch.equal(p(x), qs.convert(p)(x))
+
+
+@clause("QAT-EQUAL")
+def test_what_cannot_be_repeated_is_warned_of_in_the_users_line():
+    with pytest.warns(UserWarning, match="cannot be repeated") as seen:
+        qs.prepare_qat(networks.seeded(Forged).eval(), [networks.inputs(8)])
+    assert seen[0].filename == __file__
 
 
 @clause("QAT-ACTS", "QAT-CONVERT")

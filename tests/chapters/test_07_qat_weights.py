@@ -163,3 +163,113 @@ def test_a_weight_or_a_bias_that_no_parameter_gives_gets_a_parameter_of_its_own(
     with torch.no_grad():
         added["first_weight"].mul_(1.5)
     assert torch.equal(p(x), qs.convert(p)(x)) and not torch.equal(p(x), qs.quantize(model, [x])(x))
+
+
+def clones():
+    """Layers of attention with the same values, as torch makes them."""
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2, enable_nested_tensor=False)
+
+
+class Twins(nn.Module):
+    """Two blocks whose parameters are not shared and have the same values, which the layers have copies of."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(2)])
+        self.blocks[1].load_state_dict(self.blocks[0].state_dict())
+
+    def forward(self, x):
+        return self.blocks[1](self.blocks[0](x))
+
+
+class Block(nn.Module):
+    """Transposed convolutions, a module and a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.weight = nn.ConvTranspose1d(4, 4, 3, bias=False), nn.Parameter(torch.randn(4, 4, 2) / 4)
+
+    def forward(self, x):
+        return F.conv_transpose1d(self.layer(x).relu(), self.weight)
+
+
+@clause("QAT-PARAMETERS")
+@pytest.mark.parametrize("build, shape", [(Twins, (4, 5)), (clones, (5, 4))])
+def test_layers_of_equal_values_train_their_own_parameters(build, shape):
+    model, x = networks.seeded(build).eval(), networks.inputs(8, shape)
+    p = qs.prepare_qat(model, [x, 1.5 * x])
+    for part in (p, model):
+        part(x).sin().sum().backward()
+    for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
+        assert networks.far(ours.grad, theirs.grad) < 0.2, key
+
+
+class Doubled(nn.Linear):
+    """A layer that does more than to be one."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+EXCLUDED = {
+    "with a bias": lambda: nn.Sequential(Doubled(4, 6), nn.Linear(6, 3)),
+    "without a bias": lambda: nn.Sequential(Doubled(4, 6, bias=False), nn.Linear(6, 3)),
+    "of equal biases": lambda: nn.Sequential(Doubled(4, 4), nn.ReLU(), Doubled(4, 4), nn.Linear(4, 3)),
+    "attention": lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3)),
+    "a weight of nobody's": lambda: nn.Sequential(networks.with_plain(Doubled(4, 6), "weight"), nn.Linear(6, 3)),
+    "of nobody's": lambda: nn.Sequential(networks.with_plain(Doubled(4, 6), "weight", "bias"), nn.Linear(6, 3)),
+}  # fmt: skip
+
+
+@clause("QAT-PARAMETERS", "QAT-COMPUTED", "QAT-CONVERT")
+@pytest.mark.parametrize("name", EXCLUDED)
+def test_layers_in_float_that_are_more_than_layers_are_trained_and_shipped(name):
+    model = networks.seeded(EXCLUDED[name]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1 and "equal" in name:
+                parameter.fill_(0.5)
+            elif parameter.ndim == 1:
+                parameter.copy_(torch.randn(parameter.shape) / 4)
+    x = networks.inputs(8, (5, 4) if name == "attention" else (4,))
+    how = {"exclude": ["0", "2"] if len(model) > 3 else ["0", "0.*"] if name == "attention" else "0"}
+    p = qs.prepare_qat(model, [x, 1.5 * x], **how)
+    assert len(p.networks[0].layers) == 1
+    added = {f"0-linear_{what}" for what in ("weight", "bias") if torch.is_tensor(model[0].__dict__.get(what))}
+    assert set(p.networks[0].added) == added
+    assert torch.equal(p(x), qs.quantize(model, [x, 1.5 * x], **how)(x))
+    for part in (p, model):
+        part(x).sin().sum().backward()
+    for key, theirs in model.named_parameters():
+        assert networks.far(p.model.get_parameter(key).grad, theirs.grad) < 0.1, key
+    with torch.no_grad():
+        for parameter in p.parameters():
+            parameter.mul_(1.2)
+    q = qs.convert(p)
+    assert torch.equal(p(x), q(x)) and not torch.equal(q(x), qs.quantize(model, [x, 1.5 * x], **how)(x))
+
+
+@clause("QAT-PARAMETERS")
+def test_a_model_that_is_one_layer_with_a_parametrization_trains_its_originals():
+    model = nn.utils.parametrizations.weight_norm(networks.seeded(lambda: nn.Linear(4, 3))).eval()
+    x = networks.inputs(8)
+    p = qs.prepare_qat(model, [x, 1.5 * x])
+    for part in (p, model):
+        part(x).sin().sum().backward()
+    for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
+        assert networks.far(ours.grad, theirs.grad) < 0.2, key
+
+
+@clause("QAT-FOLD")
+@pytest.mark.parametrize("seed", range(8))
+def test_normalizations_on_both_sides_are_folded_in_the_order_of_the_network_that_is_shipped(seed):
+    generator = torch.Generator().manual_seed(seed)
+    model = networks.seeded(MODELS["on both sides"]).eval()
+    for tensor in (tensor for tensor in model.state_dict().values() if tensor.is_floating_point()):
+        tensor.uniform_(0.3, 2, generator=generator)
+    x = torch.rand(8, 4, 4, 4, 4, generator=generator)
+    p = qs.prepare_qat(model, [x])
+    (_, _, network), = p.parts()
+    (layer,), (node,) = network.layers.values(), (node for node in network.graph.nodes if hasattr(node, "weight"))
+    weight, bias = layer.folded()
+    assert torch.equal(weight, torch.from_numpy(node.weight)) and torch.equal(bias, torch.from_numpy(node.bias))

@@ -116,6 +116,8 @@ pytest_add_cli_args =
     tests/chapters/test_08_work.py::test_code_of_no_module_is_warned_as_well
     --deselect
     tests/chapters/test_07_qat_networks.py::test_parameters_that_the_first_batch_adds_are_warned_of_in_the_users_line
+    --deselect
+    tests/chapters/test_07_qat_computed.py::test_what_cannot_be_repeated_is_warned_of_in_the_users_line
 pytest_add_cli_args_test_selection =
     {tests}
 timeout_multiplier = 5.0

@@ -70,7 +70,7 @@ class Shaped:
 
 
 class Flipped:
-    """The weight of a transposed convolution, or a matrix that stands on the right of a product."""
+    """The weight of a transposed convolution."""
 
     def __init__(self, groups: int):
         self.groups = groups
@@ -109,15 +109,20 @@ class Sources:
             return Computed(self.computed[path].recipe, self.modules, form)
         return Source(path, form)
 
-    def of(self, array: np.ndarray, layer: str = "", groups: int = 1) -> "Source | Computed | None":
+    def of(self, array: np.ndarray, layer: str, groups: int = 1) -> "Source | Computed | None":
         """Where an array comes from; None for what is no function of parameters. ``layer``: the path of its module."""
-        start, kind = array.ctypes.data, array.dtype
+        return self.lying(array) or self.alike(array, layer, groups)
+
+    def lying(self, array: np.ndarray) -> "Source | Computed | None":
+        """The tensor that lies where an array does."""
         for path, tensor in self.tensors.items():
-            if float_address(tensor.detach()) == start and tensor.numel() == array.size:
+            if float_address(tensor.detach()) == array.ctypes.data and tensor.numel() == array.size:
                 same = tuple(tensor.shape) == array.shape
                 return self.source(path, whole if same else Shaped(array.shape))
-        if kind != np.float32:
-            return None
+        return None
+
+    def alike(self, array: np.ndarray, layer: str, groups: int) -> "Source | Computed | None":
+        """A parameter that has an array's values in one of its forms, the nearest to a layer."""
         around = layer.rpartition(".")[0] or layer
         near = sorted(
             self.parameters, key=lambda path: (not path.startswith(f"{layer}."), not path.startswith(f"{around}."))
@@ -125,19 +130,20 @@ class Sources:
         for path in near:
             for form in forms(self.parameters[path].detach(), array, layer, groups):
                 found = form(self.parameters[path].detach())
-                if tuple(found.shape) == array.shape and np.array_equal(found.numpy(), array):
+                if np.array_equal(found.numpy(), array):
                     return self.source(path, form)
         return None
 
     def vector(self, array: np.ndarray, layer: str) -> "Source | Computed | None":
-        """Where a vector comes from of which there is a copy: a parameter of the layer's module, if no other has the
-        same values, or rows of one."""
-        alike = [
+        """Where a vector comes from, of which there may be a copy: a parameter of the layer's module, if no other of it
+        has the same values, or rows of one."""
+        if (own := self.lying(array)) is not None:
+            return own
+        found = [
             path for path, tensor in self.parameters.items()
-            if path.startswith(f"{layer}.") and tuple(tensor.shape) == array.shape
-            and np.array_equal(tensor.detach().numpy(), array)
+            if path.startswith(f"{layer}.") and np.array_equal(tensor.detach().numpy(), array)
         ]  # fmt: skip
-        return self.source(alike[0], whole) if len(alike) == 1 else self.of(array, layer)
+        return self.source(found[0], whole) if len(found) == 1 else self.alike(array, layer, 1)
 
 
 Found = Source | Computed | torch.Tensor
@@ -147,7 +153,7 @@ def forms(tensor: torch.Tensor, array: np.ndarray, layer: str, groups: int) -> F
     """In which a layer may have a parameter."""
     if tensor.numel() == array.size and tensor.ndim >= 2:
         yield whole
-        if len(tensor) % groups == 0:
+        if tensor.ndim > 2 and len(tensor) % groups == 0:
             yield Flipped(groups)
     last = layer.rpartition(".")[2]
     if last.isdigit() and tensor.ndim == array.ndim and tensor.shape[1:] == array.shape[1:]:
@@ -176,14 +182,13 @@ def norm_of(folded: Folded, sources: Sources) -> Norm:
     """A normalization, and where its numbers are."""
     norm: BatchNorm = folded.norm
     module = sources.modules.get(norm.layer)
-    tracked = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    own = module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
 
     def number(array: np.ndarray, name: str) -> Found:
-        if tracked and getattr(module, name) is not None:
+        if getattr(own, name, None) is not None:
             return Source(f"{norm.layer}.{name}", whole)
-        return sources.of(array, norm.layer) or torch.from_numpy(array.copy())
+        return sources.lying(array) or torch.from_numpy(array.copy())
 
-    own = module if isinstance(module, nn.modules.batchnorm._BatchNorm) and tracked else None
     numbers = (
         number(norm.gamma, "weight"), number(norm.beta, "bias"),
         number(norm.mean, "running_mean"), number(norm.var, "running_var"),
@@ -192,12 +197,9 @@ def norm_of(folded: Folded, sources: Sources) -> Norm:
 
 
 class LayerWeight:
-    """Weight and bias of a captured layer, as functions of the model's parameters; ``copied``: the layer has copies of
-    them."""
+    """Weight and bias of a captured layer, as functions of the model's parameters."""
 
-    def __init__(
-        self, node: Layer, folded: tuple[Folded, ...], sources: Sources, own: nn.ParameterDict, copied: bool = False
-    ):
+    def __init__(self, node: Layer, folded: tuple[Folded, ...], sources: Sources, own: nn.ParameterDict):
         self.node, self.model, self.own = node, sources.model, own
         groups = getattr(node, "groups", 1)
         weight, bias = (folded[0].weight, folded[0].bias) if folded else (node.weight, node.bias)
@@ -206,8 +208,7 @@ class LayerWeight:
             self.weight: Found | str = torch.from_numpy(weight)
         else:
             self.weight = sources.of(weight, node.layer, groups) or self.added(weight, "weight")
-        find = sources.vector if copied else sources.of
-        self.bias = None if bias is None else find(bias, node.layer) or self.added(bias, "bias")
+        self.bias = None if bias is None else sources.vector(bias, node.layer) or self.added(bias, "bias")
 
     def added(self, array: np.ndarray, what: str) -> str:
         """The name of a parameter of its own, for what no parameter of the model gives (QAT-COMPUTED)."""
@@ -276,7 +277,7 @@ class LiveLayer:
     def __init__(self, layer: FloatLayer, sources: Sources, own: nn.ParameterDict):
         weight, bias = (None if part is None else part.detach().numpy() for part in (layer.weight, layer.bias))
         assert weight is not None
-        self.source = LayerWeight(replace(layer.node, weight=weight, bias=bias), (), sources, own, copied=True)
+        self.source = LayerWeight(replace(layer.node, weight=weight, bias=bias), (), sources, own)
         self.source.node = layer.node  # which has no weight that nobody trains
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
