@@ -165,9 +165,16 @@ def test_a_weight_or_a_bias_that_no_parameter_gives_gets_a_parameter_of_its_own(
     assert torch.equal(p(x), qs.convert(p)(x)) and not torch.equal(p(x), qs.quantize(model, [x])(x))
 
 
-def clones():
-    """Layers of attention with the same values, as torch makes them."""
-    return nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2, enable_nested_tensor=False)
+class Clones(nn.Module):
+    """Attention to others in layers with the same values, as torch makes them."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(8, 8)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 8, batch_first=True), 2)
+
+    def forward(self, x):
+        return self.decoder(x, self.other(x).relu())
 
 
 class Twins(nn.Module):
@@ -194,7 +201,7 @@ class Block(nn.Module):
 
 
 @clause("QAT-PARAMETERS")
-@pytest.mark.parametrize("build, shape", [(Twins, (4, 5)), (clones, (5, 4))])
+@pytest.mark.parametrize("build, shape", [(Twins, (4, 5)), (Clones, (5, 8))])
 def test_layers_of_equal_values_train_their_own_parameters(build, shape):
     model, x = networks.seeded(build).eval(), networks.inputs(8, shape)
     p = qs.prepare_qat(model, [x, 1.5 * x])

@@ -155,7 +155,13 @@ FAULTS = [
     Fault(
         "qat-scales-in-other-shapes", "qat.weights", ("QAT-PARAMETERS",),
         "A factor for each channel that a layer absorbed is not trained.",
-        "== start and tensor.numel() == array.size", "== start and tuple(tensor.shape) == array.shape",
+        "== array.ctypes.data and tensor.numel() == array.size",
+        "== array.ctypes.data and tuple(tensor.shape) == array.shape",
+    ),
+    Fault(
+        "qat-clones-train-the-first", "qat.weights", ("QAT-PARAMETERS",),
+        "Of layers of attention that are copies of each other, as torch makes them, one is trained for all.",
+        'around = layer.rpartition(".")[0] or layer', 'around = layer.partition(".")[0] or layer',
     ),
     Fault(
         "qat-convert-moves-a-norm", "qat.network", ("QAT-CONVERT",),
