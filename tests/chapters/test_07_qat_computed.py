@@ -285,6 +285,24 @@ def test_a_hook_is_warned_of_and_its_weight_is_trained(hook):
 
 
 @clause("QAT-PARAMETERS")
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_one_hook_is_warned_of_without_others():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Linear(6, 2)).eval()
+    told = "^prepare_qat: 0.weight is computed by [^,]*, whose hook is left out, and trained as a parameter; use"
+    with pytest.warns(UserWarning, match=told):
+        qs.prepare_qat(model, [networks.inputs(8)])
+
+
+@clause("QAT-PARAMETERS")
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_a_hook_is_warned_of_in_the_users_line():
+    model = nn.utils.weight_norm(nn.Linear(4, 2)).eval()
+    with pytest.warns(UserWarning, match="whose hook is left out") as seen:
+        qs.prepare_qat(model, [networks.inputs(8)])
+    assert seen[0].filename == __file__
+
+
+@clause("QAT-PARAMETERS")
 def test_an_attention_whose_projection_is_computed_is_in_int8_and_trained():
     layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
     model = networks.seeded(lambda: nn.Sequential(layer)).eval()

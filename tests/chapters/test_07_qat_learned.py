@@ -10,8 +10,11 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
+from quantspec import chapters
 from quantspec.numerics.affine import LARGEST_SCALE, SMALLEST_SCALE, code_range
 from quantspec.qat.network import learned_scale
+
+spec = chapters.load("qat")
 
 
 class Layers(nn.Sequential):
@@ -98,6 +101,23 @@ def test_the_other_scales_of_a_layer_learn_where_a_bias_asks_for_one():
     gradient = first.scales[key].grad
     assert gradient[[0, 2]].all() and torch.equal(gradient, second.scales[key].grad)
     assert torch.equal(p.eval()(x), qs.convert(p)(x))
+
+
+@clause("QAT-SCALE", "QAT-DELAY")
+def test_scales_of_weights_learn_while_activations_are_float():
+    model, x = networks.seeded(lambda: nn.Linear(6, 3)), networks.inputs(8, (6,))
+    p = qs.prepare_qat(model, [x], learned_scales=True, weight_bits=3, delay=1).train()
+    (scale,), (parameter,) = scales_of(p).values(), (
+        own for key, own in p.networks[0].scales.items() if key.endswith("_weight")
+    )
+    output = p(x)
+    output.square().sum().backward()
+    gradients = 2 * output.detach().T @ x
+    # Of eight rows, as the chapter has it without rounding; the parameter is the logarithm to base 2.
+    for row, weights, own, found in zip(gradients, model.weight.detach(), scale, parameter.grad, strict=True):
+        expected = spec.scale_gradient(row.tolist(), weights.tolist(), own.item(), 0, -4, 3, n=6)
+        size = math.log(2) * own.item()
+        assert math.isclose(found.item(), expected * size, rel_tol=0, abs_tol=2.0**-18 * size * float(row.abs().sum()))
 
 
 @clause("QAT-SCALE")

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import warnings
 
 import pytest
 import torch
@@ -197,17 +196,64 @@ def test_what_was_converted_reports_its_work_and_runs_where_it_was_asked_to(name
     assert repr(p).splitlines()[1].strip() == "dialect onnx, weights of 8 bits, activations of 8"
 
 
-@clause("QAT-CONVERT")
-@pytest.mark.parametrize("name, reason", [("whole", "has no layer"), ("parts", "no part with a layer")])
-def test_converting_what_has_nothing_to_quantize_warns(name, reason):
-    model = nn.Sequential(nn.Tanh()) if name == "whole" else networks.seeded(Parts)
-    exclude = () if name == "whole" else ["first", "first.*", "last", "last.*"]
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        p = qs.prepare_qat(model, [X], exclude=exclude).eval()
+class Little(nn.Module):
+    """A network most of whose work stays in float; ``whole``: in one graph, else Python lies between two."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.first, self.last, self.whole = nn.Linear(6, 4), nn.Linear(4, 4), whole
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x @ x.mT @ x if self.whole or x.sum() > -1e9 else x)
+
+
+NOT_IN_INT8 = {
+    "no layer": (lambda: nn.Sequential(nn.Tanh()), "^nothing was quantized: it has no layer with an integer form"),
+    "no part": (lambda: networks.seeded(Parts), "^nothing was quantized: no part with a layer could be captured"),
+    "a little": (lambda: networks.seeded(lambda: Little(True)), "^[0-9]+ % of the multiply-accumulates are in int8"),
+    "a little, in parts": (
+        lambda: networks.seeded(lambda: Little(False)), "^[0-9]+ % of the multiply-accumulates are in int8",
+    ),
+}  # fmt: skip
+
+
+@clause("QAT-CONVERT", "STA-NOTHING", "SIZ-WARN")
+@pytest.mark.filterwarnings("default:[0-9]+ % of the multiply-accumulates")
+@pytest.mark.parametrize("name", NOT_IN_INT8)
+def test_conversion_says_what_is_not_in_int8_as_quantization_does(name):
+    build, told = NOT_IN_INT8[name]
+    how = {"exclude": ["first", "first.*", "last", "last.*"] if name == "no part" else ()}
+    p = qs.prepare_qat(build().eval(), [X], **how)
+    with pytest.warns(UserWarning, match=told) as ours:
         q = qs.convert(p)
-    assert any("nothing was quantized" in str(warning.message) for warning in seen)
-    assert torch.equal(q(X), p(X)) and torch.equal(q(X), model.eval()(X))
+    with pytest.warns(UserWarning, match=told) as plain:
+        qs.quantize(build().eval(), [X], **how)
+    assert [str(each.message) for each in ours] == [str(each.message) for each in plain]
+    assert torch.equal(q(X), p(X))
+
+
+@clause("QAT-REFUSE")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_tensors_that_are_not_dense_are_refused(name, by_name):
+    p = prepared(name)
+    zeros = torch._efficientzerotensor((16, 6))  # what autograd gives for gradients that are none
+    others = {"of layout torch.sparse_coo": X.to_sparse(), "on meta": X.to("meta"), "without memory": zeros}
+    for form, x in others.items():
+        with pytest.raises(TypeError, match=f"^batch: expected dense tensors on the CPU, got one that is {form}$"):
+            p(**{"x" if name == "parts" else "input": x}) if by_name else p(x)
+
+
+@clause("QAT-EQUAL")
+@pytest.mark.parametrize("name", MODELS)
+def test_inputs_may_be_given_by_their_names(name):
+    found = []
+    for given in (((X,), {}), ((), {"x" if name == "parts" else "input": X})):
+        p = prepared(name, calibrated=False).train()
+        torch.manual_seed(0)
+        found += [[p(*given[0], **given[1]), p.eval()(*given[0], **given[1])]]
+    assert all(map(torch.equal, *found))
 
 
 @clause("QAT-START")

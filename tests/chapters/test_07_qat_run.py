@@ -12,7 +12,7 @@ import networks
 import quantspec as qs
 from evidence import clause
 from quantspec import chapters
-from quantspec.ir.program import Add, AvgPool, Concat, Conv, Dequantize, Mul, Table
+from quantspec.ir.program import Add, AvgPool, Concat, Conv, Dequantize, Move, Mul, Table
 from quantspec.qat import network as running
 
 spec = chapters.load("qat")
@@ -133,6 +133,55 @@ def test_a_step_with_a_grid_of_its_own_rounds_the_real_result(monkeypatch, name,
     off = value.numpy() + grid.zero_point - codes
     assert np.abs(off).max() <= 1 and (off != 0).mean() < 0.01  # in float32 the real result is off by rounding
     assert not between_codes(value) and step.name not in run.loose and len(run.loose) == 1
+
+
+@clause("QAT-ACTS", "QAT-SCALE")
+@pytest.mark.parametrize("name", ROUNDED)
+def test_the_scale_of_what_is_rounded_between_codes_learns(name):
+    p, x = prepared(ROUNDED[name], "onnx", learned_scales=True)
+    p(x).square().sum().backward()
+    (_, _, network), = p.parts()
+    read = {name for node in network.graph.nodes for name in network.scale_names if name == node.name}
+    assert len(read) > 3 and all(network.scales[network.scale_names[name]].grad.abs() > 0 for name in read)
+
+
+class Between(nn.Sequential):
+    """A dropout between two layers, the second of which gives floats."""
+
+    def __init__(self, rate):
+        super().__init__(nn.Linear(4, 6), nn.Dropout(rate), nn.Linear(6, 5), nn.Softmax(-1))
+
+
+@clause("QAT-ACTS")
+@pytest.mark.parametrize("dialect", ["onnx", "exact"])
+def test_a_layer_that_gives_floats_rounds_sums_of_values_between_codes(monkeypatch, dialect):
+    model, x = networks.seeded(lambda: Between(0.3)), networks.inputs(64)
+    p = qs.prepare_qat(model, [2 * x], dialect=dialect).train().freeze()
+    layer = qs.convert(p).program.layers[1]
+    assert layer.y_qparams is None
+    seen, run = recorded(monkeypatch, p, x)
+    (step, value), = (pair for pair in seen.values() if getattr(pair[0], "layer", None) == layer.layer)
+    given = seen[step.x][1]
+    assert between_codes(given) and run.loose == {step.x}
+    sums = F.linear(given, torch.from_numpy(layer.weight.copy()).float()).round()
+    unit = torch.from_numpy(layer.w_qparams.scale.copy()) * float(layer.x_qparams.scale)
+    off = (value - torch.from_numpy(layer.bias.copy())) / unit - sums
+    # A sum is at most 6 * 127 * 255 * 1.5 units, which float32 has within a fiftieth of one, and one within rounding of
+    # a tie may go either way.
+    assert (off.abs() > 0.1).float().mean() < 0.01
+
+
+@clause("QAT-ACTS", "QAT-FORWARD")
+def test_where_nothing_was_dropped_values_are_codes(monkeypatch):
+    model, x = networks.seeded(lambda: Between(0.3)), networks.inputs(64)
+    p = qs.prepare_qat(model, [2 * x]).train().freeze()
+    for rate in (0.0, 0.3):
+        p.model[1].p = rate
+        seen, run = recorded(monkeypatch, p, x)
+        (value,) = (value for step, value in seen.values() if isinstance(step, Move))
+        assert between_codes(value) == bool(run.loose) == (rate > 0.0)
+    p.model[1].p = 0.0
+    assert torch.equal(p(x), qs.convert(p)(x))
 
 
 class Joined(nn.Module):

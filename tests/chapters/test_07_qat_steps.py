@@ -32,6 +32,7 @@ class Between(nn.Module):
 STEPS = {
     "a sum": lambda a, b: a + b,
     "a sum with a relu": lambda a, b: F.relu(a + b),
+    "a sum with a relu on a grid that goes below 0": lambda a, b: torch.cat([F.relu(a + b), b], 1),
     "a product": lambda a, b: a * b,
     "a join": lambda a, b: torch.cat([a, 3 * b], 1),
     "a table": lambda a, b: F.silu(a) + b,
@@ -47,6 +48,8 @@ STEPS = {
     ),
     "resized from corner to corner": lambda a, b: F.interpolate(a, (9, 4), mode="bilinear", align_corners=True),
     "resized to another's size": lambda a, b: F.interpolate(F.avg_pool2d(a, 2), b.shape[2:], mode="bilinear") + b,
+    "resized to a mean's size": lambda a, b: F.interpolate(a[:, :, 1:], b.mean(1).shape[-2:], mode="bilinear") + b,
+    "moves with keywords": lambda a, b: a.roll(shifts=2, dims=3) + torch.flip(b, dims=(2,)),
 }
 
 
@@ -101,6 +104,19 @@ def test_every_range_moves_and_every_scale_learns(name):
     assert all(scale.grad is not None and scale.grad.abs().max() > 0 for scale in network.scales.values())
 
 
+@clause("QAT-RANGE", "QAT-FREEZE")
+@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize("name", STEPS)
+def test_no_range_moves_by_a_batch_of_nothing_or_once_it_is_frozen(name, delay):
+    model, batches = made(name)
+    p = qs.prepare_qat(model, batches[:1], delay=delay).train()
+    (_, _, network), = p.parts()
+    before = network.ranges.clone()
+    assert len(p(batches[1][:0])) == 0 and torch.equal(network.ranges, before)
+    p.freeze()(3 * batches[1])
+    assert torch.equal(network.ranges, before)
+
+
 def own_statistics(model, x):
     """A model in evaluation mode whose normalizations have the statistics of a batch."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -113,11 +129,14 @@ def own_statistics(model, x):
 
 
 def wide(last):
-    """A layer whose accumulators could overflow, so that it stays in float, with a normalization."""
+    """A layer whose accumulators could overflow, so that it stays in float, with a normalization. Its bias is as large
+    as its sums."""
     model = nn.Sequential(nn.Linear(4, 70_000), nn.ReLU(), *last)
+    (layer,) = (module for module in last if getattr(module, "bias", None) is not None and module.weight.ndim > 1)
     with torch.no_grad():
         model[0].weight.fill_(1.0).add_(torch.rand(4) / 8)
-        model[-2].weight.uniform_(0.95, 1.0)
+        layer.weight.uniform_(0.95, 1.0)
+        layer.bias.fill_(5e5)
     return model
 
 
@@ -128,6 +147,7 @@ IN_FLOAT = {
         (4, 3, 3), ["0"],
     ),
     "wide": (lambda: wide([nn.Linear(70_000, 2), nn.BatchNorm1d(2)]), (4,), ()),
+    "wide with a relu": (lambda: wide([nn.Linear(70_000, 2), nn.BatchNorm1d(2), nn.ReLU()]), (4,), ()),
     "wide convolution": (
         lambda: wide([nn.Unflatten(1, (70_000, 1)), nn.Conv1d(70_000, 2, 1), nn.BatchNorm1d(2)]), (4,), (),
     ),
@@ -151,6 +171,77 @@ def test_a_layer_that_stays_in_float_is_trained_in_float(name):
     for key, value in twin.named_buffers():  # of what a layer in codes gives, in the last two
         assert torch.allclose(dict(p.model.named_buffers())[key].float(), value.float(), rtol=0.05), key
     assert torch.equal(p.eval()(x), qs.convert(p)(x))
+
+
+@clause("QAT-FREEZE", "QAT-FORWARD")
+def test_frozen_statistics_of_a_layer_in_float_stay():
+    build, shape, _ = IN_FLOAT["wide"]
+    x = networks.inputs(8, shape).abs()
+    p = qs.prepare_qat(own_statistics(networks.seeded(build), x), [3 * x]).train().freeze()
+    before, q = networks.bits(p.model), qs.convert(p)
+    assert torch.equal(p(2 * x), q(2 * x)) and networks.same(networks.bits(p.model), before)
+
+
+class AtAnEnd(nn.Module):
+    """A layer that stays in float on whatever grid its input has, as the first or the last or with another."""
+
+    def __init__(self, place):
+        super().__init__()
+        first, self.place = (150_000, 3) if place == "first" else (4, 150_000), place
+        self.first, self.other = nn.Linear(*first), nn.Linear(4, 3)
+        self.last = nn.Linear(3, 2) if place == "first" else nn.Linear(150_000, 2)
+        with torch.no_grad():
+            (self.first if place == "first" else self.last).weight.uniform_(0.95, 1.0)
+            self.last.bias.fill_(0.0 if place == "first" else -3e4)  # so that some sums are below 0
+
+    def forward(self, x):
+        y = self.first(x)
+        z = self.last(y.relu())
+        if self.place == "joined":
+            return torch.cat([z, self.other(x)], 1)
+        if self.place == "added":
+            return z + y.mean(1, keepdim=True)
+        return z.relu() if self.place == "last with a relu" else z
+
+
+@clause("QAT-RANGE", "QAT-OVERFLOW", "QAT-EQUAL")
+@pytest.mark.parametrize("place", ["first", "last", "last with a relu", "joined", "added"])
+def test_what_only_layers_in_float_read_or_give_has_a_range_that_moves(place):
+    model = networks.seeded(lambda: AtAnEnd(place))
+    x = networks.inputs(8, (model.first.in_features,))
+    before, other = (qs.prepare_qat(model, [batch]).networks[0].ranges for batch in (2 * x, x))
+    moved, begun = qs.prepare_qat(model, [2 * x], averaging=0.5).train(), qs.prepare_qat(model).train()
+    moved(x), begun(2 * x)
+    for p, expected in ((moved, (before + other) / 2), (begun, before)):
+        (_, _, network), = p.parts()
+        assert list(network.in_float) == ["first" if place == "first" else "last"]
+        # Codes of inputs and weights put values off by less than a hundredth of their range.
+        assert ((network.ranges - expected).abs().amax(1) < 0.02 * expected.diff().squeeze(1)).all()
+        assert torch.equal(p.eval()(x), qs.convert(p)(x))
+
+
+NORMALIZED = {
+    "linear": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)), (4,)),
+    "convolution": (
+        lambda: nn.Sequential(nn.Conv1d(3, 5, 2), nn.BatchNorm1d(5), nn.ReLU(), nn.Conv1d(5, 2, 1)), (3, 6),
+    ),
+}  # fmt: skip
+
+
+@clause("QAT-FOLD")
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_statistics_are_those_of_what_a_layer_gives_with_its_bias(name):
+    build, shape = NORMALIZED[name]
+    model, x = networks.seeded(build), networks.inputs(8, shape)
+    with torch.no_grad():
+        model[0].bias.copy_(torch.linspace(-10, 10, 5))
+    p, twin = qs.prepare_qat(model, [x]).train(), copy.deepcopy(model).train()
+    (_, _, network), = p.parts()
+    grid = network.grids()["input"].qparams
+    twin(torch.from_numpy(grid.dequantize(grid.quantize(x.numpy()))))
+    p(x)
+    for key in ("running_mean", "running_var"):
+        assert torch.allclose(getattr(p.model[1], key), getattr(twin[1], key), rtol=1e-5, atol=1e-6)
 
 
 class Functions(nn.Module):

@@ -159,6 +159,11 @@ FAULTS = [
         "== array.ctypes.data and tuple(tensor.shape) == array.shape",
     ),
     Fault(
+        "qat-wide-layers-unobserved", "qat.steps", ("QAT-RANGE",),
+        "What a layer in float gives has no range of its own, so that a network that ends with one is never ready.",
+        "    if step.name in placement.coded:", "    if False:",
+    ),
+    Fault(
         "qat-clones-train-the-first", "qat.weights", ("QAT-PARAMETERS",),
         "Of layers of attention that are copies of each other, as torch makes them, one is trained for all.",
         'around = layer.rpartition(".")[0] or layer', 'around = layer.partition(".")[0] or layer',

@@ -66,7 +66,7 @@ STORING = tuple(
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
 OF_QAT = (
     "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks", "_run", "_learned",
-    "_calls", "_computed", "_prepare", "_layers",
+    "_calls", "_computed", "_prepare", "_layers", "_shapes",
 )  # fmt: skip
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {
@@ -118,6 +118,8 @@ pytest_add_cli_args =
     tests/chapters/test_07_qat_networks.py::test_parameters_that_the_first_batch_adds_are_warned_of_in_the_users_line
     --deselect
     tests/chapters/test_07_qat_computed.py::test_what_cannot_be_repeated_is_warned_of_in_the_users_line
+    --deselect
+    tests/chapters/test_07_qat_computed.py::test_a_hook_is_warned_of_in_the_users_line
 pytest_add_cli_args_test_selection =
     {tests}
 timeout_multiplier = 5.0

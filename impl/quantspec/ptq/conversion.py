@@ -66,15 +66,20 @@ def with_room_for_bias(
     """Codes and grid of a layer's weight in which no channel's scale is too small for its bias (STA-WEIGHT-BIAS)."""
     if node.bias is None or grid.axis is None:
         return codes, grid
-    least = np.abs(node.bias, dtype=np.float64) / (np.float64(x.scale) * 2.0**30)
+    raised = grid_with_room(node.weight, node.bias, grid, x)
+    return (codes, grid) if raised is grid else (codes_on(node.weight, raised, dialect), raised)
+
+
+def grid_with_room(weight: np.ndarray, bias: np.ndarray, grid: QParams, x: QParams) -> QParams:
+    """The same of a weight that has a scale for each channel; ``grid`` itself where no scale is too small."""
+    least = np.abs(bias, dtype=np.float64) / (np.float64(x.scale) * 2.0**30)
     nearest = least.astype(np.float32)
     floor = np.where(nearest < least, np.nextafter(nearest, np.float32(np.inf)), nearest).astype(np.float32)
-    empty = ~node.weight.any(axis=tuple(range(1, node.weight.ndim))) & (node.bias != 0)
+    empty = ~weight.any(axis=tuple(range(1, weight.ndim))) & (bias != 0)
     scale = np.where(empty, np.maximum(floor, np.float32(2.0**-100)), np.maximum(grid.scale, floor))
     if np.array_equal(scale, grid.scale) or not np.isfinite(scale).all():
-        return codes, grid
-    raised = QParams(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
-    return codes_on(node.weight, raised, dialect), raised
+        return grid
+    return QParams(scale, grid.zero_point, grid.qmin, grid.qmax, grid.axis)
 
 
 class Weights:

@@ -6,15 +6,16 @@ values themselves, and grids are None.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from quantspec.capture.acting import MARK
 from quantspec.engines import reference_embedding
-from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph, program, rearrange
 from quantspec.ir.float_run import FloatLayer, call_float, check_fits
 from quantspec.ir.program import Step
@@ -52,13 +53,25 @@ def real(run: Run, step: Step, value: torch.Tensor, field: str) -> torch.Tensor:
     return made
 
 
+def codes_and_grid(run: Run, step: Step, value: torch.Tensor, field: str) -> tuple[np.ndarray, QParams]:
+    """The codes themselves of a value in codes, and the grid in a field of a step, which they are on."""
+    grid = run.grid(step, field)
+    assert grid is not None
+    return as_codes(value, grid), grid.qparams
+
+
+def observe(run: Run, place: str, value: torch.Tensor) -> None:
+    """Notes the ends of real values, where they are those of a place that is to be observed."""
+    if run.sees(place) and value.numel():
+        run.observe(place, *(end.item() for end in value.detach().aminmax()))
+
+
 def snapped(
     run: Run, step: Step, place: str, surrogate: torch.Tensor, codes: Callable[[Grid], np.ndarray]
 ) -> torch.Tensor:
     """The codes of a step that has a grid of its own, in ``y_qparams``, with the gradient of ``surrogate``, whose range
     is observed. What reads values between codes rounds those of ``surrogate``."""
-    if run.sees(place) and surrogate.numel():
-        run.observe(place, *(end.item() for end in surrogate.detach().aminmax()))
+    observe(run, place, surrogate)
     grid = run.grid(step, "y_qparams")
     if grid is None:
         return surrogate
@@ -85,17 +98,13 @@ def quantize(run: Run, step: program.Quantize) -> torch.Tensor:
     x = number(run.values[step.x])
     if x.dtype != torch.float32:
         raise TypeError(f"{step.x}: expected float32 values, got {x.dtype}")
-    place = run.network.grid_places[step.name, "qparams"]
-    own = run.network.placement.sources.get(node_name(step), place)
-    observe, grid = run.sees(own) and x.numel() > 0, run.grid(step, "qparams")
-    learned = None if grid is None else run.learned(step, "qparams")
+    own, grid, learned = node_name(step), run.grid(step, "qparams"), run.learned(step, "qparams")
     if grid is not None and learned is None and not x.requires_grad:
         codes, ends = quantized_and_ends(x, grid, run.options.dialect)
-        if observe:
+        if run.sees(own) and x.numel():
             run.observe(own, *ends)
         return codes
-    if observe:
-        run.observe(own, *(end.item() for end in x.detach().aminmax()))
+    observe(run, own, x)
     if grid is None:
         return x
     made: torch.Tensor = apply(Quantized, x, learned, grid, run.options.dialect)
@@ -125,14 +134,12 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     follows = run.by_batches and source.follows_batches
     seen = real(run, step, x, "x_qparams") if follows else None
     weight, bias = source.folded(seen, lambda x, w, b: in_float(x, w, b, places))
-    observe = step.y_qparams is not None and run.sees(step.name)
     if x_grid is None:
         scale, learned = network.weight_scales(step.name, weight)
         codes = apply(QuantizedWeight, weight, learned, scale, run.options)
         y = in_float(x, apply(Real, codes, scale.view(-1, *[1] * (weight.ndim - 1))), bias, places)
         y = y.relu() if step.relu else y
-        if observe and y.numel():
-            run.observe(step.name, *(end.item() for end in y.detach().aminmax()))
+        observe(run, step.name, y)
         return y
     y_grid = None if step.y_qparams is None else run.grid(step, "y_qparams")
     coded, learned = network.layer_codes(step.name, weight, bias, x_grid, y_grid)
@@ -146,8 +153,9 @@ def batched_layer(run: Run, step: program.Linear | program.Conv, x: torch.Tensor
     if learned is not None:
         given = apply(QuantizedWeight, weight, learned, coded.scale, run.options, coded.codes)
     plan = LayerPlan(
-        step.layer, x_grid, y_grid, step.relu, places, run.options.dialect, coded, observe, run.is_loose(step)
-    )
+        step.layer, x_grid, y_grid, step.relu, places, run.options.dialect, coded, run.sees(step.name),
+        run.is_loose(step),
+    )  # fmt: skip
     y_learned = None if y_grid is None else run.learned(step, "y_qparams")
     result: torch.Tensor = apply(Layer, x, given, bias, y_learned, plan)
     if plan.ends is not None:
@@ -160,11 +168,8 @@ def with_room(
     coded: LayerCodes,
 ) -> LayerCodes | None:  # fmt: skip
     """A layer on scales that are large enough for its bias (STA-WEIGHT-BIAS); None where they are already."""
-    node, grid = run.network.layers[step.name].node, step.w_qparams
-    grid = type(grid)(coded.scale.numpy(), np.zeros(coded.scale.shape, np.int32), grid.qmin, grid.qmax, 0)
-    present = float_graph.Linear(node.name, node.x, node.layer, weight.numpy(), bias.numpy())
-    whole = coded.codes.to(torch.int8).numpy()
-    _, raised = conversion.with_room_for_bias(present, whole, grid, x.qparams, run.options.dialect)
+    grid = replace(step.w_qparams, scale=coded.scale.numpy())
+    raised = conversion.grid_with_room(weight.numpy(), bias.numpy(), grid, x.qparams)
     if raised is grid:
         return None
     return layer_codes(weight, bias, run.options, True, x, y, torch.from_numpy(raised.scale.copy()))
@@ -205,12 +210,9 @@ def table(run: Run, step: program.Table) -> torch.Tensor:
     y = number(call_float(node.call, run.network.callables, lambda name: values))
 
     def codes_on(grid: Grid) -> np.ndarray:
-        x_grid = run.grid(step, "x_qparams")
-        assert x_grid is not None
-        rows = conversion.table(
-            node, run.network.callables, x_grid.qparams, grid.qparams, run.options.dialect
-        )
-        codes: np.ndarray = integer.look_up(rows, as_codes(x, x_grid))
+        x_q, x_grid = codes_and_grid(run, step, x, "x_qparams")
+        rows = conversion.table(node, run.network.callables, x_grid, grid.qparams, run.options.dialect)
+        codes: np.ndarray = integer.look_up(rows, x_q)
         return codes
 
     return snapped(run, step, node.name, y, codes_on)
@@ -226,9 +228,7 @@ def pair_codes(
 ) -> tuple[np.ndarray, QParams, np.ndarray, QParams]:
     """Both values as codes of one shape, each with its grid."""
     a, b = torch.broadcast_tensors(run.values[step.a], run.values[step.b])  # type: ignore[no-untyped-call]
-    first, second = run.grid(step, "a_qparams"), run.grid(step, "b_qparams")
-    assert first is not None and second is not None
-    return as_codes(a, first), first.qparams, as_codes(b, second), second.qparams
+    return *codes_and_grid(run, step, a, "a_qparams"), *codes_and_grid(run, step, b, "b_qparams")
 
 
 def added(run: Run, step: program.Add) -> torch.Tensor:
@@ -257,11 +257,7 @@ def joined(run: Run, step: program.Concat) -> torch.Tensor:
     y = torch.cat([real(run, step, value, field) for value, field in zip(values, fields)], step.axis)
 
     def codes(grid: Grid) -> np.ndarray:
-        parts = []
-        for value, field in zip(values, fields):
-            own = run.grid(step, field)
-            assert own is not None
-            parts.append((as_codes(value, own), own.qparams))
+        parts = [codes_and_grid(run, step, value, field) for value, field in zip(values, fields)]
         return operations.concat(run.options.dialect, parts, grid.qparams, axis=step.axis)
 
     return snapped(run, step, node_name(step), y, codes)
@@ -334,7 +330,7 @@ def acted_on(run: Run, step: program.Move | program.Call) -> Any:
         return run.acted(act, [value, *others])
     before = apply(Real, value, grid.scale)
     acted: torch.Tensor = run.acted(act, [before, *others])
-    if acted.shape == before.shape and torch.equal(acted, before):
+    if torch.equal(acted, before):
         return value  # it did nothing: still codes
     run.loose.add(step.name)
     return apply(Real, acted, 1 / grid.scale)
@@ -367,7 +363,7 @@ def recurrent_step(run: Run, step: program.Recurrent) -> Any:
         for cell in run.network.cells[step.name]
     ]
     own = dict(run.network.model.named_modules()).get(step.layer)
-    dropout = float(getattr(own, "dropout", 0.0)) if own is not None and run.training and own.training else 0.0
+    dropout = own.dropout if isinstance(own, nn.RNNBase) and run.training and own.training else 0.0
     return recurrent(step, run.values[step.x], state, cells, run.options, dropout)
 
 
@@ -376,23 +372,26 @@ def call(run: Run, step: program.Call) -> Any:
         return acted_on(run, step)
     if (act := run.acting(step)) is not None:
         return run.acted(act, [run.values[name] for name in refs((step.args, step.kwargs))])
-    what = run.network.callables.get((step.kind, step.target))
+    what, placement = run.network.callables.get((step.kind, step.target)), run.network.placement
     if isinstance(what, FloatLayer) and (name := step.name.removesuffix(".layer")) in run.network.layers:
         source, x = run.network.layers[name], number(run.values[step.args[0].name])
+        if (read := placement.sources[source.node.x]) not in run.seen:
+            observe(run, read, x)
         seen = x if run.by_batches else None
         weight, bias = source.folded(seen, lambda x, w, b: layer_in_float(source.node, x, w, b))
-        return layer_in_float(source.node, x, weight, bias)
-    return called(step, run.network.callables, run.values)
+        value = layer_in_float(source.node, x, weight, bias)
+    else:
+        value = called(step, run.network.callables, run.values)
+    if step.name in placement.coded:  # but for the accumulators of a layer before it, or its own (QAT-OVERFLOW)
+        observe(run, step.name, value)
+    return value
 
 
-def refused(run: Run, step: Step) -> Any:
-    raise UnsupportedError(f"step {step.name!r}: a static network has none of the kind {type(step).__name__}")
-
-
+# Of all kinds that a static network has; ``LinearDynamic`` and ``LinearWeight`` are in dynamic ones only.
 STEPS: dict[type, Callable[[Any, Any], Any]] = {
     program.Call: call, program.Quantize: quantize, program.Dequantize: dequantize, program.Linear: layer,
     program.Conv: layer, program.Table: table, program.Relu: relu, program.Add: added, program.Mul: multiplied,
     program.Concat: joined, program.MaxPool: max_pool, program.AvgPool: pooled, program.AdaptiveAvgPool: pooled,
     program.Mean: pooled, program.Bilinear: interpolated, program.Move: moved, program.Embedding: embedding,
-    program.Recurrent: recurrent_step, program.LinearDynamic: refused, program.LinearWeight: refused,
+    program.Recurrent: recurrent_step,
 }  # fmt: skip
