@@ -127,3 +127,51 @@ def test_torchscript_in_a_model_is_trained_as_it_is():
     output = p(x)
     assert torch.equal(output[0], output[1])  # all rows are the bias's alone
     assert model.script.weight.any() and torch.equal(p.eval()(x), qs.convert(p)(x))
+
+
+class Nested(nn.Module):
+    """Parts inside of parts, with Python between."""
+
+    def __init__(self):
+        super().__init__()
+        self.outer = nn.ModuleDict({"inner": nn.ModuleDict({"first": nn.Linear(4, 4), "last": nn.Linear(4, 2)})})
+        self.register_buffer("factor", torch.full((4,), 0.25))
+
+    def forward(self, x):
+        inner = self.outer["inner"]
+        x = inner["first"](x)
+        x = x * torch.sqrt(self.factor) if x.detach().sum() > -1e9 else x
+        return inner["last"](x.cumsum(1))
+
+
+@clause("QAT-PYTHON", "QAT-EQUAL")
+def test_the_float_model_of_nested_parts_stays_one():
+    model, x = networks.seeded(Nested).eval(), networks.inputs(8)
+    p = qs.prepare_qat(model, [x])
+    assert not p.is_whole and len(p.networks) == 2
+    assert torch.equal(p.model(x), model(x)) and not torch.equal(p(x), model(x))
+    for (name, ours), (_, theirs) in zip(p.model.named_modules(), model.named_modules(), strict=True):
+        assert type(ours) is type(theirs), name
+    assert torch.equal(p(x), qs.convert(p)(x)) and networks.far(p(x).detach(), model(x).detach()) < 0.1
+
+
+class Named(nn.Module):
+    """A graph with a constant, and tensors of another shape that have its name, by either way of capture."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("factor", torch.full((4,), 0.25))
+        for name in ("_tensor_constant0", "constant_0"):
+            self.register_buffer(name, torch.ones(7))
+
+    def forward(self, x):
+        return self.layer(x).cumsum(1) * torch.sqrt(self.factor)
+
+
+@clause("QAT-EQUAL")
+def test_a_constant_is_not_taken_for_a_tensor_of_the_model_that_has_its_name():
+    model, x = networks.seeded(Named).eval(), networks.inputs(8)
+    p = qs.prepare_qat(model, [x])
+    assert any(path in model.state_dict() for kind, path in p.networks[0].callables if kind == "attribute")
+    assert torch.equal(p(x), qs.convert(p)(x)) and networks.far(p(x).detach(), model(x).detach()) < 0.1

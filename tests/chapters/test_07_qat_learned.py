@@ -184,3 +184,17 @@ def test_a_scale_that_training_lost_is_named_by_its_place(key, place):
     for refused in (lambda: p(x), lambda: qs.convert(p)):
         with pytest.raises(ValueError, match=f"^{place}: its learned scale became 0.0; use a lower learning rate"):
             refused()
+
+
+@clause("QAT-SCALE", "QAT-OVERFLOW")
+@pytest.mark.filterwarnings("ignore:0 % of the multiply-accumulates are in int8")
+def test_a_layer_in_float_has_no_learned_scale_and_those_behind_it_have():
+    model = networks.seeded(lambda: nn.Sequential(nn.Linear(150_000, 3), nn.ReLU(), nn.Linear(3, 2)))
+    with torch.no_grad():
+        model[0].weight.uniform_(0.95, 1.0)
+    x = networks.inputs(4, (150_000,))
+    p = qs.prepare_qat(model, [x], learned_scales=True)
+    assert list(p.networks[0].in_float) == ["0"]
+    assert [key for key in p.networks[0].scales if key.endswith("_weight")] == ["2_weight"]
+    p(x).square().sum().backward()
+    assert p.networks[0].scales["2_weight"].grad.abs().max() > 0 and torch.equal(p(x), qs.convert(p)(x))

@@ -280,3 +280,33 @@ def test_normalizations_on_both_sides_are_folded_in_the_order_of_the_network_tha
     (layer,), (node,) = network.layers.values(), (node for node in network.graph.nodes if hasattr(node, "weight"))
     weight, bias = layer.folded()
     assert torch.equal(weight, torch.from_numpy(node.weight)) and torch.equal(bias, torch.from_numpy(node.bias))
+
+
+class Tables(nn.Module):
+    """A table and a recurrent layer whose weights are plain tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.cell = nn.Embedding(9, 4), nn.GRU(4, 4, batch_first=True)
+        self.last = nn.Linear(4, 2)
+        networks.with_plain(self.table, "weight")
+        networks.with_plain(self.cell, "weight_hh_l0", "bias_ih_l0")
+
+    def forward(self, x):
+        return self.last(self.cell(self.table(x))[0])
+
+
+@clause("QAT-COMPUTED")
+def test_tables_and_recurrent_weights_that_no_parameter_gives_get_parameters_of_their_own():
+    model, x = networks.seeded(Tables).eval(), torch.arange(9).view(1, 9)
+    p = qs.prepare_qat(model, [x])
+    added = dict(p.networks[0].added.items())
+    assert set(added) == {"table_weight", "cell_0_state_weight", "cell_0_input_bias"}
+    assert torch.equal(added["table_weight"], model.table.weight)
+    assert torch.equal(added["cell_0_state_weight"], model.cell.weight_hh_l0)
+    p(x).sin().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in added.values())
+    with torch.no_grad():
+        for parameter in added.values():
+            parameter.mul_(1.5)
+    assert torch.equal(p(x), qs.convert(p)(x)) and not torch.equal(p(x), qs.quantize(model, [x])(x))

@@ -28,7 +28,7 @@ from .grids import Grid, LayerCodes, activation_grid, layer_codes, moved, weight
 from .live import Computed, Live, OnCopies, live, still
 from .run import Run
 from .steps import STEPS
-from .weights import ALONE, LayerWeight, LiveLayer, Sources, key_of
+from .weights import LayerWeight, LiveLayer, Sources, key_of
 
 NONE_YET = (float("inf"), float("-inf"))
 
@@ -155,13 +155,11 @@ class Network(nn.Module):
         layers = {layer.node.layer for layer in self.layers.values()}
         for (kind, path), what in called.items():
             own = live(sources.modules, kind, path)
-            module = sources.modules.get(path) if kind == "module" else None
-            alone = path not in layers and getattr(type(module), "forward", None) in ALONE
-            if isinstance(what, float_run.FloatLayer) and not alone:
+            if isinstance(what, float_run.FloatLayer):
                 own = what if path in layers else LiveLayer(what, sources, self.added)
             elif kind == "attribute" and path in sources.computed:
                 own = sources.computed[path]
-            elif isinstance(own, Live) and own.tensor.shape != getattr(what, "shape", None):
+            elif isinstance(own, Live) and own.tensor.shape != what.shape:
                 own = None
             now[kind, path] = what if own is None else own
         return now

@@ -262,15 +262,6 @@ def key_of(name: str, what: str) -> str:
     return f"{name.replace('.', '-')}_{what}"
 
 
-# The forward methods of modules that are layers and nothing else.
-ALONE = {
-    kind.forward
-    for kind in (
-        nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-    )
-}  # fmt: skip
-
-
 class LiveLayer:
     """A layer that stays in float, with the model's present weight and bias."""
 
