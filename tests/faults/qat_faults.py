@@ -126,7 +126,7 @@ FAULTS = [
     Fault(
         "qat-excluded-is-its-module", "qat.network", ("QAT-OVERFLOW",),
         "A layer of an excluded module is trained as all that the module does.",
-        'getattr(type(module), "forward", None) in ALONE', "module is not None",
+        "what if path in layers else LiveLayer", "what if path in layers else own or LiveLayer",
     ),
     Fault(
         "qat-first-batch-sets-modes", "qat.prepare", ("QAT-ACTS",),
