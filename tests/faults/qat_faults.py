@@ -115,7 +115,7 @@ FAULTS = [
     Fault(
         "qat-float-layer-without-norm", "qat.network", ("QAT-FOLD",),
         "A layer that stays in float for its accumulators is trained without the normalization that it absorbed.",
-        "if isinstance(what, float_run.FloatLayer) and not alone:", "if False:",
+        "            if isinstance(what, float_run.FloatLayer):", "            if False:",
     ),
     Fault(
         "qat-conversion-asks-again", "qat.network", ("QAT-OVERFLOW",),
