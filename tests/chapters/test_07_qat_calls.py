@@ -61,7 +61,7 @@ def test_modules_and_tensors_named_as_functions_are_not_taken_for_them():
     model, x = networks.seeded(NamedAsFunctions).eval(), networks.inputs(8)
     p = qs.prepare_qat(model, [x])
     assert ("function", "torch.cumsum") in p.networks[0].callables
-    for part in (p.train(), p.eval()):
+    for part in (p.train(), p.eval()):  # what 8 bits put them off by is measured: another function is off by 1
         assert (part(x) - model(x)).abs().max() < 0.2
     assert torch.equal(p(x), qs.convert(p)(x))
 

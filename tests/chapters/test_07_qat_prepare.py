@@ -249,10 +249,10 @@ def test_tensors_that_are_not_dense_are_refused(name, by_name):
 @pytest.mark.parametrize("name", MODELS)
 def test_inputs_may_be_given_by_their_names(name):
     found = []
-    for given in (((X,), {}), ((), {"x" if name == "parts" else "input": X})):
+    for args, kwargs in (((X,), {}), ((), {"x" if name == "parts" else "input": X})):
         p = prepared(name, calibrated=False).train()
         torch.manual_seed(0)
-        found += [[p(*given[0], **given[1]), p.eval()(*given[0], **given[1])]]
+        found.append([p(*args, **kwargs), p.eval()(*args, **kwargs)])
     assert all(map(torch.equal, *found))
 
 

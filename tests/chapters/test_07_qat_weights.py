@@ -207,6 +207,7 @@ def test_layers_of_equal_values_train_their_own_parameters(build, shape):
     p = qs.prepare_qat(model, [x, 1.5 * x])
     for part in (p, model):
         part(x).sin().sum().backward()
+    # What 8 bits put gradients off by is measured, as in the tests of steps.
     for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
         assert networks.far(ours.grad, theirs.grad) < 0.2, key
 
@@ -247,6 +248,7 @@ def test_layers_in_float_that_are_more_than_layers_are_trained_and_shipped(name)
     assert torch.equal(p(x), qs.quantize(model, [x, 1.5 * x], **how)(x))
     for part in (p, model):
         part(x).sin().sum().backward()
+    # What 8 bits put gradients off by is measured, as in the tests of steps.
     for key, theirs in model.named_parameters():
         assert networks.far(p.model.get_parameter(key).grad, theirs.grad) < 0.1, key
     with torch.no_grad():
@@ -263,6 +265,7 @@ def test_a_model_that_is_one_layer_with_a_parametrization_trains_its_originals()
     p = qs.prepare_qat(model, [x, 1.5 * x])
     for part in (p, model):
         part(x).sin().sum().backward()
+    # What 8 bits put gradients off by is measured, as in the tests of steps.
     for (key, theirs), ours in zip(model.named_parameters(), p.parameters(), strict=True):
         assert networks.far(ours.grad, theirs.grad) < 0.2, key
 
