@@ -83,7 +83,7 @@ def with_lstms_in_training(model: nn.Module, configuration: Any) -> nn.Module:
     from torch.ao.quantization import QuantWrapper, prepare, propagate_qconfig_
 
     replace(model, nn.LSTM, lambda layer: quantizable.LSTM.from_float(layer, configuration))  # type: ignore[no-untyped-call]
-    wrapped = QuantWrapper(model.train())
+    wrapped = QuantWrapper(model)
     wrapped.qconfig = configuration
     propagate_qconfig_(wrapped)  # type: ignore[no-untyped-call]
     replace(wrapped, nn.Linear, qat.Linear.from_float)
