@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import warnings
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -21,10 +22,12 @@ import quantspec as qs
 from evidence import clause
 from quantspec import chapters
 from quantspec.capture import tracer
+from quantspec.engines.registry import engine as find_engine
 from quantspec.ir import program
 from quantspec.ir.held import Held, held
-from quantspec.ir.traverse import code_fields
+from quantspec.ir.traverse import code_fields, refs
 from quantspec.module import size
+from quantspec.numerics.affine import QParams
 
 spec = chapters.load("size")
 
@@ -329,6 +332,55 @@ def test_a_call_unpacks_nothing(layer):
     for field in fields:
         held(*field).unpack = None
     assert torch.equal(*(y[0] if kind == "lstm" else y for y in (q(x), expected)))
+
+
+@st.composite
+def watched(draw):
+    """A program of calls, and of layers between some of them, that checks in each call which values there are still;
+    the names of the values that nobody reads from one call on, for each call."""
+    steps, made, read_by = [], ["x"], {"x": -1}
+    for index in range(draw(st.integers(2, 8))):
+        names = draw(st.lists(st.sampled_from(made), min_size=1, max_size=3))
+        if draw(st.booleans()):
+            codes, y = f"codes{index}", f"layer{index}"
+            steps += [program.Quantize(codes, names[0], GRID), program.Dequantize(y, codes, GRID)]
+            read_by[names[0]] = index - 1  # it is read before the call
+            made.append(y)
+            names = [y, *names[1:]]
+        steps.append(program.Call(f"y{index}", "function", f"f{index}", tuple(map(program.Ref, names)), {}, ""))
+        read_by |= dict.fromkeys([*names, f"y{index}"], index)
+        made.append(f"y{index}")
+    output = draw(st.sampled_from(made[1:]))
+    return tuple(steps), output, read_by
+
+
+GRID = QParams(0.1, 128, 0, 255)
+
+
+@clause("SIZ-VALUES")
+@given(watched())
+def test_values_that_nobody_reads_any_more_are_given_up(drawn):
+    steps, output, read_by = drawn
+    alive, calls = {}, {}
+
+    def watching(index, names):
+        def call(*values):
+            for name, value in zip(names, values):
+                alive[name] = weakref.ref(value)
+            held = {name for name, value in alive.items() if name not in ("x", output) and value() is not None}
+            assert held == {name for name in alive if name not in ("x", output) and read_by[name] >= index}
+            return values[0] + 1
+
+        return call
+
+    for step in steps:
+        if isinstance(step, program.Call):
+            calls["function", step.target] = watching(int(step.target[1:]), refs(step.args))
+    drawn_program = program.Program("onnx", ("x",), {}, steps, program.Ref(output), calls)
+    for engine in ("reference", "torch", "compiled"):
+        alive.clear()
+        find_engine(engine)(drawn_program)({"x": networks.inputs(2, (3,))})
+        assert alive
 
 
 def all_codes(q):

@@ -89,6 +89,16 @@ FAULTS = [
         'inputs = codes_shape(step.cells[0], "input_weight")[1]', "inputs = step.cells[0].input_weight.shape[1]",
     ),
     Fault(
+        "values-held-to-the-end", "engines.compiled.engine", ("SIZ-VALUES",),
+        "The compiled engine holds every value until the call returns.",
+        "for name in done:", "for name in ():",
+    ),
+    Fault(
+        "value-held-for-one-more-step", "ir.traverse", ("SIZ-VALUES",),
+        "A value is given up one step after its last reader.",
+        "done[index].append(name)", "done[min(index + 1, len(steps) - 1)].append(name)",
+    ),
+    Fault(
         "packed-over-what-is-read", "kernels.packed", ("SIZ-CODES",),
         "Codes are packed where they are, though their rows are shorter than packed ones.",
         "if take and weight[:1].nbytes == row else None",

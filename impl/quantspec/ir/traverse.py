@@ -65,14 +65,20 @@ def reading_fields(kind: type[Any]) -> tuple[str, ...]:
     return READING[kind]
 
 
+def own_name(step: Any) -> list[str]:
+    """The name of the value that a step makes."""
+    return [step.name]
+
+
 def last_reads(
-    steps: Sequence[Any], kept: Sequence[str], read_by: Callable[[Any], list[str]] = reads
-) -> list[list[str]]:
+    steps: Sequence[Any], kept: Sequence[str], read_by: Callable[[Any], Sequence[str]] = reads,
+    made_by: Callable[[Any], Sequence[str]] = own_name,
+) -> list[list[str]]:  # fmt: skip
     """For each step the values, but those that are ``kept``, that nobody reads after it: its own among them where
     nobody reads it at all."""
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
-        last |= dict.fromkeys([step.name, *read_by(step)], index)
+        last |= dict.fromkeys([*made_by(step), *read_by(step)], index)
     done: list[list[str]] = [[] for _ in steps]
     for name, index in last.items():
         if name not in kept:

@@ -32,7 +32,7 @@ from quantspec.ir.program import (
     Ref,
     Step,
 )
-from quantspec.ir.traverse import is_direct, reads, refs, replace_refs
+from quantspec.ir.traverse import is_direct, last_reads, reads, refs, replace_refs
 from quantspec.kernels.copies import transpose_floats
 from quantspec.kernels.emitter import LANES
 from quantspec.kernels.frame import caller
@@ -161,6 +161,18 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
     return parts
 
 
+def read_by(part: Part) -> Sequence[str]:
+    """The names of the values that a part reads."""
+    if isinstance(part, Segment):
+        return part.inputs
+    return reads(part.step if isinstance(part, (CompiledRecurrent, CompiledEmbedding)) else part)
+
+
+def made_by(part: Part) -> Sequence[str]:
+    """The names of the values that a part makes."""
+    return part.outputs if isinstance(part, Segment) else (part.name,)
+
+
 def by_itself(step: Step, choices: Dialect, weights: Copying) -> Part:
     """A recurrent layer or an embedding compiled; what does not compile, or is none, as it is."""
     if isinstance(step, Embedding):
@@ -199,6 +211,7 @@ class Compiled:
         self.program, self.dialect, self.measure = program, dialect(program.dialect), measure
         holding = Copying() if weights == "copied" else Holding(program, take=weights == "taken")
         self.parts = parts_of(program, self.dialect, holding)
+        self.last = last_reads(self.parts, refs(program.output), read_by, made_by)
         whole = self.parts[0] if len(self.parts) == 1 else None
         if isinstance(whole, Segment):
             whole.alone = True
@@ -247,7 +260,7 @@ class Compiled:
         """The output for any batch of any program."""
         values = Values(bind(self.program.inputs, self.program.defaults, batch))
         with torch.no_grad():
-            for part in self.parts:
+            for part, done in zip(self.parts, self.last):
                 if isinstance(part, Segment):
                     self.run_segment(part, values)
                 elif isinstance(part, CompiledRecurrent):
@@ -256,6 +269,9 @@ class Compiled:
                     values[part.name] = part(values)
                 else:
                     values[part.name] = run_step(part, values, self.program.callables, self.dialect)
+                # The next value then lies where an earlier one did, which is in the cache still.
+                for name in done:
+                    del values[name]
         return replace_refs(self.program.output, values.__getitem__)
 
     def run_segment(self, segment: Segment, values: Values) -> None:
