@@ -15,6 +15,7 @@ from torch import nn
 import programs
 import quantspec as qs
 import strategies
+from evidence import clause
 from networks import tensors
 from quantspec.engines.compiled import batching
 from quantspec.engines.compiled.engine import Compiled, Segment
@@ -60,6 +61,7 @@ def check(program: Program, x: np.ndarray, count: int) -> None:
         assert isinstance(made.share, Share if batching.torchs_threads() is None else Team)
 
 
+@clause("STA-THREADS")
 @given(strategies.seeds(), st.integers(2, 5), st.integers(1, 100), st.integers(1, 200), st.booleans())
 def test_a_row(r, count, inputs, outputs, real):
     x = programs.grid(r)
@@ -69,6 +71,7 @@ def test_a_row(r, count, inputs, outputs, real):
         check(program, programs.values(r, x, (1, inputs)), count)
 
 
+@clause("STA-THREADS")
 @given(
     strategies.seeds(), st.integers(2, 5), st.integers(1, 40), st.integers(1, 100), st.sampled_from([1, 2]),
     st.integers(3, 14), st.booleans(),
@@ -81,6 +84,7 @@ def test_images(r, count, channels, outputs, groups, side, real):
     check(program, programs.values(r, x, (1, groups * channels, side, side + 1)), count)
 
 
+@clause("STA-THREADS")
 @given(
     strategies.seeds(), st.integers(2, 5), st.integers(2, 140), st.sampled_from([(3, 1), (3, 2), (5, 1)]),
     st.integers(5, 12), st.booleans(),
@@ -94,12 +98,14 @@ def test_channels_on_their_own(r, count, channels, kernel, side, real):
     check(program, programs.values(r, x, (1, channels, side, side + 1)), count)
 
 
+@clause("STA-THREADS")
 @given(strategies.seeds(), st.integers(2, 5), st.integers(1, 80), st.booleans(), st.integers(1, 12))
 def test_sums(r, count, channels, first, side):
     program = programs.residual(r, channels, first)
     check(program, programs.values(r, program.steps[0].qparams, (1, channels, side, side + 2)), count)
 
 
+@clause("STA-THREADS")
 @given(
     strategies.seeds(), st.integers(2, 5), st.lists(st.integers(1, 50), min_size=2, max_size=4), st.integers(1, 60),
     st.booleans(),
@@ -117,6 +123,7 @@ def test_dynamic_layers(r, count, widths, samples, reduce_range):
         assert (made.parallel is None) == (samples * sum(a * b for a, b in zip(widths, widths[1:])) < 2)
 
 
+@clause("STA-THREADS")
 @pytest.mark.parametrize("what", [*range(5), "table", "slopes", "any", "mul", "join"])
 @given(
     r=strategies.seeds(), count=st.integers(3, 5), samples=st.integers(1, 2), channels=st.integers(1, 40),
@@ -141,6 +148,7 @@ def test_what_lies_between_layers(what, r, count, samples, channels, sides):
     check(programs.between(x, [layer, step], y), programs.values(r, x, (samples, channels, *sides)), count)
 
 
+@clause("STA-THREADS")
 @given(strategies.seeds(), st.integers(2, 5), st.integers(2, 9), st.integers(1, 100), st.integers(1, 70))
 def test_rows(r, count, samples, inputs, outputs):
     x = programs.grid(r)
@@ -150,6 +158,7 @@ def test_rows(r, count, samples, inputs, outputs):
     check(program, programs.values(r, x, (1, samples, inputs)), count)  # of one sample, so that rows are cut
 
 
+@clause("STA-THREADS")
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
 @given(
     r=strategies.seeds(), count=st.integers(2, 5), steps=st.one_of(st.integers(1, 5), st.integers(30, 70)),
@@ -171,6 +180,7 @@ def test_recurrent_layers(kind, r, count, steps, samples, inputs, size, both):
     assert all((part.shared.team is None) == (batching.torchs_threads() is None) for part in parts)
 
 
+@clause("STA-THREADS")
 def test_callers_at_once():
     r = np.random.default_rng(0)
     x = programs.grid(r)
@@ -185,6 +195,7 @@ def test_callers_at_once():
     assert pool.busy[0] == 0
 
 
+@clause("STA-THREADS")
 @pytest.mark.filterwarnings("ignore:values are NaN")
 def test_nan_is_found():
     r = np.random.default_rng(0)
@@ -198,6 +209,7 @@ def test_nan_is_found():
             assert engine({"x": values}).isnan().all()
 
 
+@clause("STA-THREADS")
 def test_between_torchs_steps_its_threads_are_taken():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 300), nn.Softmax(-1), nn.Linear(300, 64)).eval()

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import programs
+from evidence import clause
 from quantspec.kernels.team import openmp
 
 FORKED = """
@@ -28,6 +29,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.equal(q(x), expe
 """
 
 
+@clause("STA-THREADS")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
 @pytest.mark.parametrize("between", ["nothing", "torch"])
 def test_a_forked_process_has_a_team_of_its_own(between):
@@ -47,6 +49,7 @@ print("equal")
 """
 
 
+@clause("STA-THREADS")
 @pytest.mark.parametrize("limit", ["1", "2", "3"])
 def test_a_team_that_is_too_small(limit):
     """One thread does the work where OpenMP gives fewer than were asked for."""

@@ -16,6 +16,7 @@ from test_parallel import threads, whose  # noqa: F401  # a fixture
 
 import programs
 import strategies
+from evidence import clause
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Add
@@ -33,6 +34,7 @@ def layers(r: np.random.Generator):
     return programs.between(x, [first, second], second.y_qparams), x
 
 
+@clause("STA-THREADS")
 @given(strategies.seeds(), st.integers(2, 5), st.integers(1, 40))
 def test_samples_are_shared_out(r, count, samples):
     program, x = layers(r)
@@ -46,6 +48,7 @@ def test_samples_are_shared_out(r, count, samples):
         assert made.parallel is not None or len(made.tasks) == min(count, samples)
 
 
+@clause("STA-THREADS")
 @given(strategies.seeds(), st.integers(2, 4), st.integers(2, 20))
 def test_samples_of_several_inputs_are_shared_out(r, count, samples):
     program = programs.pair(r, Add)
@@ -58,6 +61,7 @@ def test_samples_of_several_inputs_are_shared_out(r, count, samples):
             assert torch.equal(engine(batch), expected)
 
 
+@clause("STA-THREADS")
 @pytest.mark.parametrize("patient", [1, 10**12])
 @pytest.mark.parametrize("samples", [1, 30])
 def test_workers_that_sleep_and_workers_that_look(patient, samples):
@@ -72,6 +76,7 @@ def test_workers_that_sleep_and_workers_that_look(patient, samples):
                 assert torch.equal(engine(batch), expected)
 
 
+@clause("STA-THREADS")
 def test_callers_at_once():
     cases = []
     for seed in range(4):
@@ -88,6 +93,7 @@ def test_callers_at_once():
     assert kernel_threads.pool.busy[0] == 0
 
 
+@clause("STA-THREADS")
 @pytest.mark.filterwarnings("ignore:values are NaN")
 def test_a_nan_in_any_share_is_found():
     program, x = layers(np.random.default_rng(0))
@@ -122,6 +128,7 @@ print("done")
 ON_LINUX = pytest.mark.skipif(not kernel_threads.LINUX, reason="only Linux pins threads to CPUs")
 
 
+@clause("STA-THREADS")
 @pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=ON_LINUX)])
 def test_processes_end_while_workers_look_for_work_and_one_cpu_is_enough(pinned):
     script = ALONE.format(pinned=pinned)

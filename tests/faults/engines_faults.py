@@ -6,6 +6,7 @@ LOWERING = "engines.compiled.lowering"
 BATCHING = "engines.compiled.batching"
 FLOAT_RUN = "ir.float_run"
 MODULE = "module.module"
+PARALLEL = "engines.compiled.parallel"
 TRAVERSE = "ir.traverse"
 CONVERSION = "ptq.conversion"
 
@@ -171,5 +172,54 @@ FAULTS = [
         "A convolution's groups are lost in conversion.",
         "places = node.stride, node.padding, node.dilation, node.input_dilation, node.groups",
         "places = node.stride, node.padding, node.dilation, node.input_dilation, 1",
+    ),
+    Fault(
+        "rest-of-samples-left-out", PARALLEL, ("STA-THREADS",),
+        "Threads have equal shares, and nobody what is left.",
+        "ends = [count * index // threads for index in range(threads + 1)]",
+        "ends = [count // threads * index for index in range(threads + 1)]",
+    ),
+    Fault(
+        "factors-of-the-first-panel", PARALLEL, ("STA-THREADS",),
+        "Each thread scales its panels of outputs by the first one's factors.",
+        "product.factor += 4 * outputs", "product.factor += 0",
+    ),
+    Fault(
+        "outputs-of-the-first-depthwise", PARALLEL, ("STA-THREADS",),
+        "All threads write the rows of a depthwise convolution where the first one does.",
+        "layer.y_offsets += 4 * first", "layer.y_offsets += 0",
+    ),
+    Fault(
+        "summand-of-the-first-thread", PARALLEL, ("STA-THREADS",),
+        "All threads add the other operand's first rows.",
+        "part.b_offsets += 4 * first", "part.b_offsets += 0",
+    ),
+    Fault(
+        "states-of-the-first-thread", PARALLEL, ("STA-THREADS",),
+        "All threads step the cells of an LSTM that are the first one's.",
+        "part.c += before", "part.c += 0",
+    ),
+    Fault(
+        "windows-counted-by-the-first", PARALLEL, ("STA-THREADS",),
+        "Averages are those over as many positions as the first thread's windows have.",
+        'for entry in ("counts", "y_offsets", "factors"):', 'for entry in ("y_offsets",):',
+    ),
+    Fault(
+        "bags-of-the-first-thread", "kernels.table", ("STA-THREADS",),
+        "All threads make their bags of the first one's indices.",
+        "frame.x_from, frame.y_from = 8 * size * first,", "frame.x_from, frame.y_from = 0,",
+    ),
+    Fault(
+        "nan-of-a-worker-lost", "kernels.sharing", ("STA-THREADS",),
+        "What a worker says of its part, such as that it holds NaN, is not heard.",
+        "return emit.or_(mine, emit.any_of(others, lambda i: emit.call(wait, [pair(i)[0], apart])))",
+        "return emit.select(emit.flag(op, ShareOut.busy), mine,"
+        " emit.any_of(others, lambda i: emit.call(wait, [pair(i)[0], apart])))",
+    ),
+    Fault(
+        "nan-of-a-team-lost", "kernels.team", ("STA-THREADS",),
+        "Only the first of torch's threads is heard.",
+        "return emit.any_of(members, lambda i: emit.read(result_of(emit, op, i), I64, 8))",
+        "return emit.read(result_of(emit, op, I64(0)), I64, 8)",
     ),
 ]  # fmt: skip

@@ -24,7 +24,7 @@ class OfTable(Instruction):
 
 
 class Rows(OfTable):
-    """``count`` indices of rows. ``past``: whether floats go past the caches, whole lines of them."""
+    """``count`` indices of rows. ``past``: whether floats go past the caches, where they lie in whole lines."""
 
     past: Integer = Integer()
 
@@ -43,7 +43,8 @@ def write_rows(index_bytes: int) -> Callable[[Emitter, Value, Value], Value]:
         codes, scales, scale_step, count, height, width = emit.fields(
             op, Rows.codes, Rows.scales, Rows.scale_step, Rows.count, Rows.height, Rows.width
         )
-        whole, past = emit.ashr(width, I64(4)), emit.flag(op, Rows.past)
+        whole, in_lines = emit.ashr(width, I64(4)), emit.icmp_signed("==", emit.and_(target, I64(LINE - 1)), I64(0))
+        past = emit.and_(emit.flag(op, Rows.past), in_lines)
         left = emit.sub(width, emit.shl(whole, I64(4)))
         mask, nothing = emit.mask(left), emit.splat(0, BYTES)
 

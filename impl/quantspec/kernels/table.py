@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .bags import BAGS
-from .embedding import LINE, ROWS, OfTable
+from .embedding import ROWS, OfTable
 from .emitter import LANES
 from .frame import Frame, caller, frame_of
 from .gemm import PAST_BYTES
@@ -14,6 +14,11 @@ from .jit import Kernel
 from .memory import place
 
 LONG = 2**18  # values from which other Python threads may run meanwhile
+
+
+def goes_past(values: int, width: int) -> bool:
+    """Whether so many floats in rows of ``width`` go past the caches."""
+    return 4 * values >= PAST_BYTES and width % LANES == 0
 
 
 class Table:
@@ -26,19 +31,45 @@ class Table:
         """This thread's frame of one of the table's kernels, and its instruction, an ``OfTable``."""
         frames: dict[str, tuple[Frame, OfTable]] = self.local.__dict__.setdefault("frames", {})
         if kernel.name not in frames:
-            (height, width), step = self.codes.shape, 4 if self.scales.size > 1 else 0
-            codes, scales = place(self.codes), place(self.scales)
-            instruction = kernel.instruction(codes=codes, scales=scales, scale_step=step, height=height, width=width)
-            frame = frame_of(kernel.bound(instruction))
-            frames[kernel.name] = frame, kernel.instruction.on(frame.instructions[0])
+            frames[kernel.name] = self.new_frame(kernel)
         return frames[kernel.name]
+
+    def new_frame(self, kernel: Kernel[Any]) -> tuple[Frame, Any]:
+        """The same, but nobody else's."""
+        (height, width), step = self.codes.shape, 4 if self.scales.size > 1 else 0
+        codes, scales = place(self.codes), place(self.scales)
+        instruction = kernel.instruction(codes=codes, scales=scales, scale_step=step, height=height, width=width)
+        frame = frame_of(kernel.bound(instruction))
+        return frame, kernel.instruction.on(frame.instructions[0])
+
+    def rows_frame(self, first: int, last: int, count: int) -> Frame:
+        """A frame that reads the indices from ``first`` to ``last`` of the ``count`` that it is run with, int64, and
+        writes their rows.
+        """
+        frame, instruction = self.new_frame(ROWS[8])
+        width = self.codes.shape[1]
+        instruction.count, instruction.past = last - first, goes_past(count * width, width)
+        return self.apart(frame, first, 1)
+
+    def bags_frame(self, first: int, last: int, size: int, mode: str, padding: int) -> tuple[Frame, np.ndarray]:
+        """A frame for the bags from ``first`` to ``last``, ``size`` indices each, and an array that it reads."""
+        frame, instruction = self.new_frame(BAGS[8, mode])
+        starts = np.arange(last - first + 1, dtype=np.int64) * size
+        instruction.starts, instruction.padding = place(starts), padding
+        instruction.count, instruction.total = last - first, int(starts[-1])
+        return self.apart(frame, first, size), starts
+
+    def apart(self, frame: Frame, first: int, size: int) -> Frame:
+        """A frame that begins at what is made of the ``size`` indices of number ``first``."""
+        frame.x_from, frame.y_from = 8 * size * first, 4 * self.codes.shape[1] * first
+        return frame
 
     def rows(self, indices: np.ndarray, target: int) -> bool:
         """Writes the rows of some indices, int32 or int64, to an address as float32; False where one is outside."""
         frame, instruction = self.frame(ROWS[indices.itemsize])
         values, width = indices.size * self.codes.shape[1], self.codes.shape[1]
         instruction.count, frame.release = indices.size, values >= LONG
-        instruction.past = 4 * values >= PAST_BYTES and width % LANES == 0 and target % LINE == 0
+        instruction.past = goes_past(values, width)
         return not caller()(frame.address, place(indices), target)
 
     def bags(

@@ -2,7 +2,9 @@
 of few samples the instructions are.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from .parallel import Parallel, shares
 from .planner import LONG, Plan, Planner
 from .shapes import Shape
 
+SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
@@ -27,7 +30,34 @@ PATIENT_MACS = 20_000_000  # work from which on threads wait for one that sleeps
 PARALLEL_REUSE = 10
 
 
-class Batched:
+class Shared:
+    """What is bound to shapes for so many ``threads``, with frames that may be shared out."""
+
+    threads: int
+    share: Share | Team | None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the workers are another process's."""
+        return self.share is not None and self.share.generation != pool.generation
+
+
+OfShapes = TypeVar("OfShapes", bound=Shared)
+
+
+def kept(existing: dict[tuple[Shape, ...], OfShapes], shapes: tuple[Shape, ...], make: Callable[[int], OfShapes]) -> (
+    OfShapes
+):
+    """What is bound to shapes, made anew where there is none for the threads that torch has now."""
+    threads = torch.get_num_threads()
+    if shapes not in existing or existing[shapes].threads != threads or existing[shapes].stale:
+        if len(existing) >= SHAPES_KEPT:
+            existing.clear()
+        existing[shapes] = make(threads)
+    return existing[shapes]
+
+
+class Batched(Shared):
     """Runs a segment on inputs of certain shapes, for one calling thread at a time, which owns the memory it works in.
 
     ``start``: the address of the frame that has it all done; ``direct``: whether that takes one input and one output.
@@ -35,9 +65,8 @@ class Batched:
     """
 
     def __init__(self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool):
-        self.threads = threads
+        self.threads, self.share = threads, None
         self.parallel: Parallel | None = None
-        self.share: Share | Team | None = None
         team = torchs_threads()
         batch, together = planner.batch(shapes), SHARED and (alone or team is not None)
         if batch:
@@ -71,10 +100,8 @@ class Batched:
             self.share = self.parallel.team(team, threads, direct=self.direct)
         elif self.parallel:
             self.share = self.parallel.share(direct=self.direct, awake=macs < PATIENT_MACS)
-        elif len(starts) > 1 and team:
-            self.share = Team(team, threads, starts, direct=self.direct)
-        elif len(starts) > 1:
-            self.share = Share(starts, direct=self.direct)
+        else:
+            self.share = shared_out(starts, team, threads, direct=self.direct)
         self.start = self.share.address if self.share else starts[0]
 
     def chained(self, task: list[tuple[Plan, tuple[int, ...]]]) -> int:
@@ -86,11 +113,6 @@ class Batched:
             for plan, offsets in task:
                 plan.frame.x_from, plan.frame.y_from = offsets
         return plans[0].address
-
-    @property
-    def stale(self) -> bool:
-        """Whether the workers are another process's."""
-        return self.share is not None and self.share.generation != pool.generation
 
     def slices(
         self, planner: Planner, shapes: tuple[Shape, ...], most: int, macs: int, first: int, last: int
@@ -126,6 +148,15 @@ class Batched:
         """All frames that read inputs or write outputs, and how many bytes from the start of each."""
         plans = [(plan.frame, offsets) for task in self.tasks for plan, offsets in task]
         return plans + [(frame, plans[0][1]) for frame in (self.parallel.frames if self.parallel else ())]
+
+
+def shared_out(starts: list[int], team: OpenMP | None, threads: int, *, direct: bool) -> Share | Team | None:
+    """What shares frames out that know nothing of each other, to torch's threads where ``team`` is given; None where
+    there is but one.
+    """
+    if len(starts) == 1:
+        return None
+    return Team(team, threads, starts, direct=direct) if team else Share(starts, direct=direct)
 
 
 def torchs_threads() -> OpenMP | None:

@@ -1,5 +1,9 @@
-"""Embeddings: rows of a table (DYN-EMBEDDING) and bags of them (DYN-BAG), each by one call of a kernel."""
+"""Embeddings: rows of a table (DYN-EMBEDDING) and bags of them (DYN-BAG), each by one call of a kernel, which threads
+share where there is much to read.
+"""
 
+import threading
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -7,17 +11,53 @@ import torch
 
 from quantspec.engines import reference_embedding
 from quantspec.engines.reference_embedding import Bags, check_inside
-from quantspec.engines.tensors import address, new
+from quantspec.engines.tensors import address, float_address, new
 from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Embedding
-from quantspec.kernels.table import Table
+from quantspec.kernels.frame import caller
+from quantspec.kernels.table import LONG, Table
+
+from .batching import Shared, kept, shared_out, torchs_threads, wanted_threads
+from .parallel import shares
+from .shapes import Shape
+
+LEAST = 2**19  # values to read that are worth giving to another thread
+
+
+class Bound(Shared):
+    """An embedding on indices of one shape, int64 in one piece, for one calling thread at a time; as ``Batched``.
+
+    Bags are rows of the indices.
+    """
+
+    direct = True
+
+    def __init__(self, table: Table, step: Embedding, shape: Shape, threads: int, alone: bool):
+        width = table.codes.shape[1]
+        self.threads, values = threads, prod(shape) * width
+        team = None if alone else torchs_threads()
+        members = wanted_threads(threads, values, LEAST) if alone or team else 1
+        self.threaded = values >= 2 * LEAST
+        if step.bag is None:
+            self.shapes = [(*shape, width)]
+            self.frames = [table.rows_frame(*part, prod(shape)) for part in shares(prod(shape), members)]
+        else:
+            self.shapes, padding = [(shape[0], width)], -1 if step.padding_idx is None else step.padding_idx
+            parts = [table.bags_frame(*part, shape[1], step.bag, padding) for part in shares(shape[0], members)]
+            self.frames, self.read = [frame for frame, _ in parts], [starts for _, starts in parts]
+        for frame in self.frames:
+            frame.release = values >= LONG
+        self.share = shared_out([frame.address for frame in self.frames], team, threads, direct=True)
+        self.start = self.share.address if self.share else self.frames[0].address
 
 
 class CompiledEmbedding:
     """An embedding whose rows and bags a kernel makes. ``__call__(values)`` as ``reference_embedding.embedding``.
 
-    UnsupportedError for a table that the kernel does not take.
+    ``alone``: whether it is all of a program. UnsupportedError for a table that the kernel does not take.
     """
+
+    images = has_codes = False
 
     def __init__(self, step: Embedding):
         self.step, self.name, grid = step, step.name, step.w_qparams
@@ -26,10 +66,31 @@ class CompiledEmbedding:
         if 0 in codes.shape or grid.zero_point.any() or scales.size not in (1, len(codes)):
             expected = "expected a table with entries, zero points of 0, and one scale or one per row"
             raise UnsupportedError(f"layer {step.layer!r}: {expected}")
-        self.table, self.width = Table(codes, scales), codes.shape[1]
+        self.table, self.width, self.alone = Table(codes, scales), codes.shape[1], False
+        self.run, self.local = caller(), threading.local()
+
+    @property
+    def batched(self) -> dict[tuple[Shape, ...], Bound]:
+        """What this thread has bound to shapes, by the indices'."""
+        existing: dict[tuple[Shape, ...], Bound] = self.local.__dict__.setdefault("batched", {})
+        return existing
 
     def __call__(self, values: dict[str, Any]) -> torch.Tensor:
-        return reference_embedding.embedding(self.step, values, self)
+        x, step = values[self.step.x], self.step
+        if start := self.start_of_plain(x):
+            shape = tuple(x.shape)
+            bound = kept(self.batched, (shape,), lambda threads: Bound(self.table, step, shape, threads, self.alone))
+            result = new(bound.shapes[0])
+            if self.run(bound.start, start, address(result)) == 0:
+                return result
+        # Other indices, and those that the reference refuses in its own words.
+        return reference_embedding.embedding(step, values, self)
+
+    def start_of_plain(self, x: Any) -> int:
+        """Where indices lie that a kernel reads as they are: int64 in one piece, for bags of a size; 0 for others."""
+        start, step = float_address(x, torch.int64), self.step
+        plain = step.bag is None or x.ndim == 2 and step.offsets is None and step.weights is None if start else False
+        return start if plain else 0
 
     def rows(self, step: Embedding, index: np.ndarray) -> torch.Tensor:
         """As ``reference_embedding.Table.rows``."""

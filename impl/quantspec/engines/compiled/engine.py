@@ -42,7 +42,7 @@ from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 
 from . import DIALECT
-from .batching import Batched
+from .batching import SHAPES_KEPT, Batched, kept
 from .embedding import CompiledEmbedding
 from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
@@ -56,7 +56,6 @@ from .shapes import Shape
 Made = TypeVar("Made")
 Arguments = ParamSpec("Arguments")
 MANY = 2**16  # floats from which on a kernel puts them in order in less time than torch does
-SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
 
 
 class Segment:
@@ -101,13 +100,8 @@ class Segment:
 
         UnsupportedError for shapes that kernels do not take.
         """
-        existing, threads = self.batched, torch.get_num_threads()
-        if shapes not in existing or existing[shapes].threads != threads or existing[shapes].stale:
-            if len(existing) >= SHAPES_KEPT:
-                existing.clear()
-            # A planner holds the plan in the making, so that threads must not share one.
-            existing[shapes] = Batched(copy.copy(self.planner), shapes, threads, self.alone)
-        return existing[shapes]
+        # A planner holds the plan in the making, so that threads must not share one.
+        return kept(self.batched, shapes, lambda threads: Batched(copy.copy(self.planner), shapes, threads, self.alone))
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""
@@ -213,15 +207,17 @@ class Compiled:
         self.parts = parts_of(program, self.dialect, holding)
         self.last = last_reads(self.parts, refs(program.output), read_by, made_by)
         whole = self.parts[0] if len(self.parts) == 1 else None
-        if isinstance(whole, Segment):
+        if isinstance(whole, (Segment, CompiledEmbedding)):
             whole.alone = True
         if measure and torch_matmul.runs(self.dialect):
             self.dialect = torch_matmul.by_torch(self.dialect, program, measure=True)
         self.run, self.local = caller(), threading.local()
-        self.whole: Segment | None = None  # with one input and one output, both floats in the order of their axes
+        # With one input, floats or indices, and one output, floats, both in the order of their axes.
+        self.whole: Segment | CompiledEmbedding | None = None
         self.input_name: str | None = None
-        if isinstance(whole, Segment) and len(program.inputs) == 1 and not program.defaults:
-            one = len(whole.outputs) == 1 and isinstance(program.output, Ref)
+        self.input_type = torch.int64 if isinstance(whole, CompiledEmbedding) else torch.float32
+        if isinstance(whole, (Segment, CompiledEmbedding)) and len(program.inputs) == 1 and not program.defaults:
+            one = len(made_by(whole)) == 1 and isinstance(program.output, Ref)
             if one and not (whole.has_codes or whole.images):
                 self.whole, self.input_name = whole, program.inputs[0]
 
@@ -299,7 +295,7 @@ class Compiled:
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""
         by_shape: dict[Any, Any] = self.local.__dict__
-        if start := float_address(x):
+        if start := float_address(x, self.input_type):
             ready = by_shape.get(x.shape)
             if ready is not None:
                 frame, make, threads, generation, _ = ready
