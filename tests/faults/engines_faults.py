@@ -222,4 +222,10 @@ FAULTS = [
         "return emit.any_of(members, lambda i: emit.read(result_of(emit, op, i), I64, 8))",
         "return emit.read(result_of(emit, op, I64(0)), I64, 8)",
     ),
+    Fault(
+        "means-of-rows-as-images", "engines.compiled.planner", ("STA-RUN",),
+        "A mean over the last axes of what a linear layer gives is computed as one over the positions of images.",
+        "if images_of_rows and (len(self.shapes[step.name]) > 2 or isinstance(step, Mean)):",
+        "if images_of_rows and len(self.shapes[step.name]) > 2:",
+    ),
 ]  # fmt: skip

@@ -137,7 +137,7 @@ class Planner:
             if rows_of_images or not isinstance(step, (Move, Mean)) and mixed:
                 raise UnsupportedError(f"step {step.name!r}: expected rows, got an input that is laid out as images")
             images_of_rows = isinstance(step, (*WINDOWS, Mean, Concat)) and any(not forms[x] for x in reads(step))
-            if images_of_rows and len(self.shapes[step.name]) > 2:
+            if images_of_rows and (len(self.shapes[step.name]) > 2 or isinstance(step, Mean)):
                 raise UnsupportedError(f"step {step.name!r}: expected images, got an input that is laid out as rows")
         return forms
 
