@@ -1,7 +1,9 @@
-"""Averages of what layers of rows and of images give, over any axes."""
+"""Averages of what layers of rows and of images give, over any axes; values without axes; steps that kernels refuse."""
 
 import itertools
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,10 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
+from quantspec.engines.compiled import engine as compiled_engine
+from quantspec.engines.registry import engine as find_engine
+from quantspec.ir.program import Dequantize, Linear, Program, Quantize, Ref
+from quantspec.numerics.affine import QParams
 
 CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -36,3 +42,38 @@ def test_means_are_the_references(rank, layer):
             for keep in (False, True):
                 q = qs.quantize(networks.seeded(lambda a=axes, k=keep: Averaged(layer, rank, a, k)), [x])
                 assert torch.equal(q(x), q.run_on("reference")(x)), (axes, keep)
+
+
+@clause("STA-RUN")
+@pytest.mark.parametrize("engine", ["reference", "torch", "compiled"])
+def test_a_value_without_axes_keeps_none(engine):
+    grid = QParams(0.1, 128, 0, 255)
+    steps = Quantize("codes", "x", grid), Dequantize("y", "codes", grid)
+    y = find_engine(engine)(Program("onnx", ("x",), {}, steps, Ref("y")))({"x": torch.tensor(0.33)})
+    assert y.shape == () and y == grid.dequantize(grid.quantize(np.float32(0.33)))
+
+
+class Broadcast(nn.Module):
+    """Two layers whose rows are added, of which one may have fewer, and another layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 6) for _ in "abc")
+
+    def forward(self, x, other):
+        return self.c(torch.relu(self.a(x)) + torch.relu(self.b(other)))
+
+
+@clause("STA-RUN")
+def test_what_kernels_refuse_leaves_no_layer_to_the_reference():
+    x, other = networks.inputs(4, (6,)), networks.inputs(1, (6,))
+    q, layers, run_step = qs.quantize(networks.seeded(Broadcast), [(x, other)]), [], compiled_engine.run_step
+
+    def watching(step, *args):
+        layers.extend([step.name] if isinstance(step, Linear) else [])
+        return run_step(step, *args)
+
+    assert len(q.compiled.parts) == 1
+    with mock.patch.object(compiled_engine, "run_step", watching):
+        found = q(x, other)
+    assert torch.equal(found, q.run_on("reference")(x, other)) and not layers

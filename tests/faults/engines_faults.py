@@ -223,9 +223,31 @@ FAULTS = [
         "return emit.read(result_of(emit, op, I64(0)), I64, 8)",
     ),
     Fault(
-        "means-of-rows-as-images", "engines.compiled.planner", ("STA-RUN",),
-        "A mean over the last axes of what a linear layer gives is computed as one over the positions of images.",
-        "if images_of_rows and (len(self.shapes[step.name]) > 2 or isinstance(step, Mean)):",
-        "if images_of_rows and len(self.shapes[step.name]) > 2:",
+        "turned-images-begin-anew", "engines.compiled.copy_instructions", ("STA-MOVE",),
+        "The rows of all images of planes are put where those of the first one are.",
+        "before += count * lying.height * lying.width", "before += 0",
+    ),
+    Fault(
+        "lying-floats-for-anybody", "engines.compiled.engine", ("STA-RUNTIME",),
+        "What a convolution gives is left as it lies though its order in memory makes a difference to who reads it.",
+        "return turned is not None and not turned[0] and all(map(normalizes, of.get(step.name, ())))",
+        "return turned is not None and not turned[0]",
+    ),
+    Fault(
+        "lying-floats-given-out", "engines.compiled.engine", ("STA-RUNTIME",),
+        "What a convolution gives is left as it lies though it is an output.",
+        "return {name for name, steps in of.items() if name not in given and all(map(puts_last, steps))}",
+        "return {name for name, steps in of.items() if all(map(puts_last, steps))}",
+    ),
+    Fault(
+        "run-refused-as-a-whole", "engines.compiled.engine", ("STA-RUN",),
+        "All layers around a step that kernels refuse are left to the reference engine.",
+        "steps = self.steps if len(self.steps) > 1 else ()", "steps = ()",
+    ),
+    Fault(
+        "no-axes-are-one", "engines.tensors", ("STA-RUN",),
+        "A value without axes gets one.",
+        "return torch.from_numpy(np.ascontiguousarray(x).reshape(x.shape))",
+        "return torch.from_numpy(np.ascontiguousarray(x))",
     ),
 ]  # fmt: skip

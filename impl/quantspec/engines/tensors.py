@@ -64,7 +64,7 @@ def address(x: torch.Tensor) -> int:
 
 def from_array(x: np.ndarray) -> torch.Tensor:
     """A contiguous tensor of an array's values, in its memory where that is contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(x))
+    return torch.from_numpy(np.ascontiguousarray(x).reshape(x.shape))  # what has no axes is given one there
 
 
 def array(x: Any, name: str) -> np.ndarray:

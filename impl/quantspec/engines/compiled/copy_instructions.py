@@ -8,7 +8,7 @@ from quantspec.ir.program import Move
 from quantspec.kernels import copies, images
 from quantspec.kernels.memory import Layout
 
-from .lowering import Export, Import, argument
+from .lowering import Export, Import, Turn, argument
 from .planner import Planner
 
 Distances = tuple[int, ...]  # in bytes, the longest first
@@ -96,6 +96,28 @@ def emit_flatten(planner: Planner, step: Move) -> None:
         return
     for n, order in enumerate(orders(x, y.image)):
         emit_order(planner, order, Side(source + n * x.image), Side(target + n * y.image), out=True)
+
+
+def emit_turn(planner: Planner, step: Turn) -> None:
+    """Rows, one for each position, as images, or the other way."""
+    x, y = planner.values[step.x].layout, planner.values[step.name].layout
+    lying, row = (y, x.image) if step.first else (x, y.image)
+    of_rows = images.Strides(image=lying.height * lying.width * row, line=lying.width * row, position=row)
+    before = 0  # rows
+    for start, count, distance in lying.stacks():
+        of_images = images.Strides(image=distance, line=lying.line, position=lying.pitch)
+        image, rows = start, before * row
+        source, target = (rows, image) if step.first else (image, rows)
+        near, far = (of_rows, of_images) if step.first else (of_images, of_rows)
+        planner.emit(copies.COPY, copies.Copy(
+            operands=images.Operands(
+                a=planner.address(step.x) + source, b=planner.address(step.x) + source,
+                target=planner.address(step.name) + target,
+                loops=images.Loops(images=count, lines=lying.height, positions=lying.width, bytes=lying.channels),
+                a_strides=near, b_strides=near, target_strides=far,
+            ), source_slot=-1, target_slot=-1, begin=0,
+        ))  # fmt: skip
+        before += count * lying.height * lying.width
 
 
 def emit_import(planner: Planner, step: Import) -> None:

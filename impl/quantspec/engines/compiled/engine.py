@@ -3,6 +3,7 @@ reference engine does.
 """
 
 import copy
+import functools
 import itertools
 import math
 import threading
@@ -12,6 +13,7 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from quantspec.engines import torch_matmul
 from quantspec.engines.not_numbers import MASKS, Values, warn
@@ -44,9 +46,10 @@ from quantspec.numerics.dialects.named import dialect
 from . import DIALECT
 from .batching import SHAPES_KEPT, Batched, kept
 from .embedding import CompiledEmbedding
+from .forms import run_starts
 from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
-from .lowering import SelectedStep, flattens, lower
+from .lowering import SelectedStep, flattens, lower, readers, turns
 from .packing import PackedLayer
 from .planner import Planner
 from .recurrent import CompiledRecurrent
@@ -74,12 +77,20 @@ class Segment:
         self.imports = frozenset(name for name in self.inputs if name not in lowered.inputs)
         self.has_codes = (self.inputs, self.outputs) != (lowered.inputs, lowered.outputs)
         self.planner = Planner(lowered, {name: packed[name] for name in own & packed.keys()}, EMITTERS, emit_margin)
+        self.packed = packed
         self.masks = all(type(step) in MASKS for step in steps)
         self.images = frozenset(step.name for step in steps if isinstance(step, Conv) and is_direct(step))
+        self.lying: frozenset[str] = frozenset()  # those that are given as they lie, channels behind positions
         self.local = threading.local()
         # Whether it is all of a program: between steps of torch's its threads look for work for a while, and workers of
         # one's own that wait for each other lose more by them than they win.
         self.alone = False
+
+    @functools.cached_property
+    def apart(self) -> list["Segment"]:
+        """Each step by itself, where there are several."""
+        steps = self.steps if len(self.steps) > 1 else ()
+        return [Segment((step,), (step.name,), self.packed) for step in steps if not isinstance(step, Call)]
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
         """The inputs as contiguous tensors."""
@@ -108,7 +119,16 @@ class Segment:
         outputs = self.at(tuple(tuple(x.shape) for x in inputs))(inputs)
         if outputs is None or not self.images:
             return outputs
-        return [channels_first(y) if name in self.images else y for name, y in zip(self.outputs, outputs)]
+        return [
+            channels_last(y) if name in self.lying else channels_first(y) if name in self.images else y
+            for name, y in zip(self.outputs, outputs)
+        ]
+
+
+def channels_last(y: torch.Tensor) -> torch.Tensor:
+    """What ``channels_first`` gives, but where it lies."""
+    n, channels, *positions = y.shape
+    return y.view(n, *positions, channels).movedim(-1, 1)
 
 
 def channels_first(y: torch.Tensor) -> torch.Tensor:
@@ -138,8 +158,12 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
             else:
                 packed[step.name] = layer
     names = compilable(program, refused)
+    starts = run_starts(program, names)
+    lying = read_as_they_lie(program)
     parts: list[Part] = []
-    for compiles, group in itertools.groupby(program.steps, lambda step: step.name in names):
+    runs = itertools.accumulate(step.name in starts for step in program.steps)
+    keys = {step.name: (run, step.name in names) for step, run in zip(program.steps, runs)}
+    for (_, compiles), group in itertools.groupby(program.steps, lambda step: keys[step.name]):
         steps = tuple(group)
         own = {step.name for step in steps}
         read_elsewhere = (name for other in program.steps if other.name not in own for name in reads(other))
@@ -149,10 +173,33 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
         outputs = tuple(step.name for step in steps if step.name in wanted | floats)
         views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
         if compiles and outputs and not views:
-            parts.append(Segment(cast(tuple[SelectedStep, ...], steps), outputs, packed))  # as ``compilable`` says
+            segment = Segment(cast(tuple[SelectedStep, ...], steps), outputs, packed)  # as ``compilable`` says
+            segment.lying = segment.images & lying
+            parts.append(segment)
         else:
             parts += (by_itself(step, choices, weights) for step in steps)
     return parts
+
+
+def read_as_they_lie(program: Program) -> set[str]:
+    """The values that nothing reads but normalizations over channels that are put last, for which it makes no
+    difference in which order the values of an input lie in memory.
+    """
+    of, given = readers(program.steps), refs(program.output)
+
+    def normalizes(step: object) -> bool:
+        return isinstance(step, Call) and (
+            type(program.callables.get((step.kind, step.target))) is nn.LayerNorm if step.kind == "module"
+            else step.target == "torch.nn.functional.layer_norm"
+        )  # fmt: skip
+
+    def puts_last(step: object) -> bool:
+        if not isinstance(step, Call) or step.name in given:
+            return False
+        turned = turns(step)
+        return turned is not None and not turned[0] and all(map(normalizes, of.get(step.name, ())))
+
+    return {name for name, steps in of.items() if name not in given and all(map(puts_last, steps))}
 
 
 def read_by(part: Part) -> Sequence[str]:
@@ -284,9 +331,12 @@ class Compiled:
         if outputs is None:
             # What the kernels do not take, and the reference may refuse in its own words: other shapes, ranges that
             # make no grid, NaN where a range is measured.
-            inner = values.copy()
+            inner, apart = values.copy(), {part.steps[0].name: part for part in segment.apart}
             for step in segment.steps:
-                inner[step.name] = run_step(step, inner, self.program.callables, self.dialect)
+                if step.name in apart:
+                    self.run_segment(apart[step.name], inner)
+                else:
+                    inner[step.name] = run_step(step, inner, self.program.callables, self.dialect)
             outputs = [inner[name] for name in segment.outputs]
         elif segment.has_codes:
             outputs = [array_of_codes(output) for output in outputs]

@@ -35,7 +35,7 @@ from quantspec.numerics.dialects.operations import rescale
 from quantspec.numerics.windows import counts as window_counts
 from quantspec.numerics.windows import part
 
-from .copy_instructions import emit_export, emit_flatten, emit_import
+from .copy_instructions import emit_export, emit_flatten, emit_import, emit_turn
 from .layer_instructions import emit_conv, emit_conv_add, emit_dynamic, emit_linear
 from .lowering import (
     ConvAdd,
@@ -45,6 +45,7 @@ from .lowering import (
     Import,
     Pool,
     QuantizeFlat,
+    Turn,
     add_factors,
 )
 from .planner import Emitters, Planner, layout_of
@@ -320,6 +321,6 @@ EMITTERS: Emitters = {
     Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add,
     DynamicLinear: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
     MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
-    Bilinear: emit_bilinear, Move: emit_flatten, QuantizeFlat: emit_quantize, FlattenFloats: emit_view,
+    Bilinear: emit_bilinear, Move: emit_flatten, Turn: emit_turn, QuantizeFlat: emit_quantize, FlattenFloats: emit_view,
     Import: emit_import, Export: emit_export,
 }  # fmt: skip

@@ -1,8 +1,9 @@
 """Lowering: the steps of a segment, with what has kernels of its own together put into one step.
 
 Passes turn a segment's steps, one after the other, into lowered ones: first dynamic layers, which take the ReLU behind
-them, then quantizing and flattening, then convolutions and the sums that alone read them; in the end codes that come
-from outside, or go there, get steps of their own. ``verify`` says what holds after each.
+them, then what puts channels first or last, then quantizing and flattening, then convolutions and the sums that alone
+read them; in the end codes that come from outside, or go there, get steps of their own. ``verify`` says what holds
+after each.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,6 +71,19 @@ class QuantizeFlat:
 
 
 @dataclass(frozen=True, eq=False)
+class Turn:
+    """Codes of ``rank`` axes whose channels, the last axis, become axis 1 where ``first``, or the other way round: rows
+    become images, or images rows.
+    """
+
+    name: str
+    x: str
+    qparams: QParams
+    first: bool
+    rank: int
+
+
+@dataclass(frozen=True, eq=False)
 class FlattenFloats:
     """Floats whose axes from 1 on are one."""
 
@@ -108,7 +122,9 @@ SelectedStep: TypeAlias = (
     Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | Pool | Bilinear | Move | FloatLayer
     | Call
 )
-LoweredStep: TypeAlias = SelectedStep | ConvAdd | QuantizeFlat | FlattenFloats | DynamicLinear | Import | Export
+LoweredStep: TypeAlias = (
+    SelectedStep | ConvAdd | Turn | QuantizeFlat | FlattenFloats | DynamicLinear | Import | Export
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +176,27 @@ def flattens(step: Move | Call) -> bool:
     return of_value and given.get("start_dim", 0) == 1 and given.get("end_dim", -1) == -1
 
 
+def order_of(step: Move | Call) -> tuple[int, ...]:
+    """The axes of a value in the order in which a step puts them; none for other steps."""
+    if step.target not in ("torch.permute", "permute") or not step.args or not isinstance(step.args[0], Ref):
+        return ()
+    dims = step.args[1:] or (step.kwargs.get("dims"),)
+    dims = tuple(dims[0]) if isinstance(dims[0], (tuple, list)) else dims
+    return tuple(axis % len(dims) for axis in dims) if all(type(axis) is int for axis in dims) else ()
+
+
+def turns(step: Move | Call) -> tuple[bool, int] | None:
+    """Whether a step puts the channels of images first, or last, and how many axes those have; None for others.
+
+    Of three axes each is the other, so that it does not tell.
+    """
+    order = order_of(step)
+    if (rank := len(order)) not in (4, 5):
+        return None
+    first, last = order == (0, rank - 1, *range(1, rank - 1)), order == (0, *range(2, rank), 1)
+    return (first, rank) if first or last else None
+
+
 def dynamic_layers(lowered: Lowered) -> Lowered:
     """Linear layers of floats, each with the ReLU that alone reads it; calls that flatten floats."""
     numbers = {step.name: index for index, step in enumerate(lowered.steps)}
@@ -176,6 +213,18 @@ def dynamic_layers(lowered: Lowered) -> Lowered:
                 assert flattens(step)  # which is the only other call that is selected
                 result[index] = FlattenFloats(step.name, source)
     return replace(lowered, steps=present(result))
+
+
+def turned_images(lowered: Lowered) -> Lowered:
+    """What puts channels first or last."""
+    result: list[LoweredStep] = []
+    for step in lowered.steps:
+        turned = turns(step) if isinstance(step, Move) else None
+        if isinstance(step, Move) and turned is not None:
+            result.append(Turn(step.name, argument(step), step.qparams, *turned))
+        else:
+            result.append(step)
+    return replace(lowered, steps=tuple(result))
 
 
 def flat_quantizing(lowered: Lowered) -> Lowered:
@@ -224,6 +273,7 @@ def boundaries(lowered: Lowered) -> Lowered:
 
 PASSES: dict[str, Callable[[Lowered], Lowered]] = {
     "dynamic layers": dynamic_layers,
+    "turned images": turned_images,
     "flat quantizing": flat_quantizing,
     "sums in convolutions": sums_in_convolutions,
     "boundaries": boundaries,

@@ -9,18 +9,13 @@ import numpy as np
 from quantspec.errors import UnsupportedError
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
-    AdaptiveAvgPool,
-    AvgPool,
-    Bilinear,
     Concat,
     Conv,
     Dequantize,
     Linear,
     LinearDynamic,
-    MaxPool,
     Mean,
     Move,
-    Quantize,
 )
 from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
@@ -31,13 +26,13 @@ from quantspec.kernels.packed import Packed
 from quantspec.kernels.product import ProductInstruction
 from quantspec.kernels.records import Instruction
 
-from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, Lowered, QuantizeFlat
+from .forms import WINDOWS, Forms
+from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, Lowered, Turn
 from .packing import PackedLayer, only_product
 from .shapes import Shape, shape_of
 from .transposed import DensePart, dense_parts
 
 NO_MARGIN: Margin = (0, 0, 0, 0, 0, 0)
-WINDOWS = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool, Bilinear)  # steps that take images
 LONG = 2_000_000  # multiply-accumulates from which on other Python threads may run meanwhile
 
 
@@ -118,22 +113,18 @@ class Planner:
 
     def forms(self) -> dict[str, bool]:
         """Whether each value lies in memory as images [n, channels, *positions], or as rows."""
-        read_by = {name: step for step in self.steps if isinstance(step, (*WINDOWS, Linear)) for name in reads(step)}
-        forms: dict[str, bool] = {}
+        told, forms = Forms(), {}
         for step in self.steps:
-            if isinstance(step, WINDOWS):
-                forms[step.name] = True
-            elif isinstance(step, (Linear, Move, QuantizeFlat, FlattenFloats, DynamicLinear)):
-                forms[step.name] = False
-            elif isinstance(step, (Quantize, Import)):
-                rank, reader = len(self.shapes[step.name]), read_by.get(step.name)
-                takes_images = isinstance(reader, WINDOWS) or rank > 3 and not isinstance(reader, Linear)
-                forms[step.name] = rank in (3, 4, 5) and takes_images
-            else:
-                forms[step.name] = forms[reads(step)[0]] and len(self.shapes[step.name]) > 2
+            told.add(step)
+        for step in self.steps:
+            rank, images = len(self.shapes[step.name]), told.of(step.name)
+            # Where nothing tells, more than three axes are those of images.
+            forms[step.name] = rank in (3, 4, 5) and (rank > 3 if images is None else images)
         for step in self.steps:
             mixed = len({forms[x] for x in reads(step) if x in forms}) > 1
             rows_of_images = isinstance(step, (Linear, DynamicLinear)) and forms.get(step.x, False)
+            if isinstance(step, Turn) and forms[step.x] == step.first:
+                raise UnsupportedError(f"step {step.name!r}: expected an input that is laid out as what it turns")
             if rows_of_images or not isinstance(step, (Move, Mean)) and mixed:
                 raise UnsupportedError(f"step {step.name!r}: expected rows, got an input that is laid out as images")
             images_of_rows = isinstance(step, (*WINDOWS, Mean, Concat)) and any(not forms[x] for x in reads(step))

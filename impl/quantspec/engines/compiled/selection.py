@@ -14,13 +14,14 @@ from quantspec.ir.program import (
     LinearDynamic,
     LinearWeight,
     MaxPool,
+    Mean,
     Move,
     Program,
     Ref,
 )
 from quantspec.ir.traverse import refs
 
-from .lowering import argument, flattens, readers
+from .lowering import argument, flattens, readers, turns
 from .packing import FloatLayer, is_depthwise
 from .shapes import SHAPES
 
@@ -74,6 +75,8 @@ def is_known(step: object) -> bool:
         return len(step.kernel) <= 3
     if isinstance(step, AdaptiveAvgPool):
         return len(step.size) <= 3
+    if isinstance(step, Mean):
+        return not {0, 1}.intersection(step.axes)
     if isinstance(step, Move):
-        return flattens(step)
+        return flattens(step) or turns(step) is not None
     return type(step) in SHAPES

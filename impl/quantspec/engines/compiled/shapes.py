@@ -27,7 +27,17 @@ from quantspec.ir.program import (
 from quantspec.numerics import bilinear
 from quantspec.numerics.windows import sizes
 
-from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, LoweredStep, QuantizeFlat, argument
+from .lowering import (
+    ConvAdd,
+    DynamicLinear,
+    Export,
+    FlattenFloats,
+    Import,
+    LoweredStep,
+    QuantizeFlat,
+    Turn,
+    argument,
+)
 from .packing import FloatLayer
 
 Shape: TypeAlias = tuple[int, ...]
@@ -148,12 +158,19 @@ def flat(step: Move | QuantizeFlat | FlattenFloats, shapes: Shapes) -> Shape:
     return (shape[0], int(np.prod(shape[1:])))
 
 
+def turned(step: Turn, shapes: Shapes) -> Shape:
+    shape = shapes[step.x]
+    if len(shape) != step.rank:
+        raise UnsupportedError(f"step {step.name!r}: expected {step.rank} axes, got shape {shape}")
+    return (shape[0], shape[-1], *shape[1:-1]) if step.first else (shape[0], *shape[2:], shape[1])
+
+
 # Each takes the steps of its kind only.
 SHAPES: dict[type, Callable[[Any, Shapes], Shape]] = {
     Quantize: same, Dequantize: same, Linear: linear, Conv: conv, ConvAdd: conv_add, Table: same, Relu: same, Add: pair,
     Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean,
     Bilinear: interpolated, Move: flat,
-    QuantizeFlat: flat, FlattenFloats: flat, DynamicLinear: dynamic, Import: same, Export: same,
+    Turn: turned, QuantizeFlat: flat, FlattenFloats: flat, DynamicLinear: dynamic, Import: same, Export: same,
 }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from .lowering import (
     Lowered,
     LoweredStep,
     QuantizeFlat,
+    Turn,
     argument,
     gives_floats,
     reads_floats,
@@ -52,9 +53,10 @@ WITHOUT_CALLS = SELECTED - {LinearDynamic, LinearWeight, Call} | {DynamicLinear,
 ALLOWED: dict[str, set[type]] = {  # kinds of steps, by the pass that was the last
     "select": SELECTED,
     "dynamic layers": WITHOUT_CALLS,
-    "flat quantizing": WITHOUT_CALLS | {QuantizeFlat},
-    "sums in convolutions": WITHOUT_CALLS | {QuantizeFlat, ConvAdd},
-    "boundaries": WITHOUT_CALLS | {QuantizeFlat, ConvAdd, Import, Export},
+    "turned images": WITHOUT_CALLS | {Turn},
+    "flat quantizing": WITHOUT_CALLS | {Turn, QuantizeFlat},
+    "sums in convolutions": WITHOUT_CALLS | {Turn, QuantizeFlat, ConvAdd},
+    "boundaries": WITHOUT_CALLS | {Turn, QuantizeFlat, ConvAdd, Import, Export},
 }
 
 
@@ -125,7 +127,7 @@ def contents(step: LoweredStep) -> dict[str, Content]:
         return {argument(step): Codes(step.qparams)}
     if isinstance(step, Bilinear):
         return {name: Codes(step.qparams if name == step.x else None) for name in reversed(reads(step))}
-    if isinstance(step, (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean)):
+    if isinstance(step, (Dequantize, Relu, AvgPool, AdaptiveAvgPool, Mean, Turn)):
         return {step.x: Codes(step.qparams)}
     return dict.fromkeys(reads(step), Codes())
 
@@ -138,7 +140,7 @@ def content_of(step: LoweredStep, made: dict[str, Content | None]) -> Content:
         return Codes(step.y_qparams)
     if isinstance(step, ConvAdd):
         return Codes(step.add.y_qparams)
-    if isinstance(step, (Quantize, QuantizeFlat, Relu, AvgPool, AdaptiveAvgPool, Mean, Bilinear, Move)):
+    if isinstance(step, (Quantize, QuantizeFlat, Relu, AvgPool, AdaptiveAvgPool, Mean, Bilinear, Move, Turn)):
         return Codes(step.qparams)
     if isinstance(step, (MaxPool, Export)):
         return made[step.x] or Codes()
