@@ -77,3 +77,23 @@ def test_what_kernels_refuse_leaves_no_layer_to_the_reference():
     with mock.patch.object(compiled_engine, "run_step", watching):
         found = q(x, other)
     assert torch.equal(found, q.run_on("reference")(x, other)) and not layers
+
+
+class Weighed(nn.Module):
+    """Rows times one factor each, plus one number each."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(6, 1), nn.Linear(5, 3)
+
+    def forward(self, x):
+        y, factor = torch.relu(self.a(x)), torch.relu(self.b(x))
+        return self.c(y * factor + factor)
+
+
+@clause("STA-RUN")
+@pytest.mark.parametrize("positions", [(), (4,), (4, 3), (4, 3, 2)])
+def test_rows_are_broadcast_along_features(positions):
+    x = networks.inputs(3, (*positions, 6))
+    q = qs.quantize(networks.seeded(Weighed), [x])
+    assert torch.equal(q(x), q.run_on("reference")(x))

@@ -250,4 +250,9 @@ FAULTS = [
         "return torch.from_numpy(np.ascontiguousarray(x).reshape(x.shape))",
         "return torch.from_numpy(np.ascontiguousarray(x))",
     ),
+    Fault(
+        "rows-broadcast-as-images", "engines.compiled.planner", ("STA-RUN",),
+        "Rows of one feature are added to others as if their channels were positions.",
+        "if broadcast and not forms[step.name]:", "if broadcast and forms[step.name] is None:",
+    ),
 ]  # fmt: skip

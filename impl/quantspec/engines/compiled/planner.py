@@ -9,6 +9,7 @@ import numpy as np
 from quantspec.errors import UnsupportedError
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
+    Add,
     Concat,
     Conv,
     Dequantize,
@@ -16,6 +17,7 @@ from quantspec.ir.program import (
     LinearDynamic,
     Mean,
     Move,
+    Mul,
 )
 from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
@@ -127,6 +129,9 @@ class Planner:
                 raise UnsupportedError(f"step {step.name!r}: expected an input that is laid out as what it turns")
             if rows_of_images or not isinstance(step, (Move, Mean)) and mixed:
                 raise UnsupportedError(f"step {step.name!r}: expected rows, got an input that is laid out as images")
+            broadcast = isinstance(step, (Add, Mul)) and self.shapes[step.a] != self.shapes[step.b]
+            if broadcast and not forms[step.name]:
+                raise UnsupportedError(f"step {step.name!r}: kernels cannot broadcast what is laid out as rows")
             images_of_rows = isinstance(step, (*WINDOWS, Mean, Concat)) and any(not forms[x] for x in reads(step))
             if images_of_rows and (len(self.shapes[step.name]) > 2 or isinstance(step, Mean)):
                 raise UnsupportedError(f"step {step.name!r}: expected images, got an input that is laid out as rows")
