@@ -133,6 +133,17 @@ def test_an_accumulator_of_2_to_the_31_is_refused_and_one_less_is_not(few):
             plan.accumulators(x, bias=False)
 
 
+@clause("QAT-EXACT")
+@pytest.mark.parametrize("more", [0, 1])
+def test_float32_has_accumulators_up_to_2_to_the_24(more):
+    grid = grids.Grid(1.0, 128, 0, 255)
+    row = torch.full((1, 2**10 + more), -128.0)
+    coded = grids.layer_codes(row, None, chosen(), False, grid, None, torch.tensor(1.0))
+    plan = functions.LayerPlan("wide", grid, None, False, None, dialect("onnx"), coded, False)
+    found = plan.accumulators(row, bias=False)
+    assert found.item() == 2**24 + more * 2**14 and found.dtype == (torch.float64 if more else torch.float32)
+
+
 @clause("QAT-ACTS")
 def test_what_lies_between_codes_saturates_where_accumulators_end():
     grid = grids.Grid(1.0, 128, 0, 255)
@@ -202,6 +213,43 @@ def test_a_layers_gradient_is_the_slope_of_the_float_layer():
             assert math.isclose(slope, float(gradient.view(-1)[place]), rel_tol=1e-5, abs_tol=1e-4)
 
 
+@clause("QAT-RANGE")
+@pytest.mark.parametrize("name", [name for name in TRAINED if DIALECTS[name].requantize_rule == "integer-bias"])
+@pytest.mark.parametrize("places, ends", [(None, (2.0, 3.0)), (((1, 1), (1, 1), 1), (0.75, 3.0))])
+def test_a_range_is_that_of_accumulators_with_the_code_of_the_bias(name, places, ends):
+    grid, y = grids.Grid(0.5, 0, 0, 255), grids.Grid(2.0, 0, 0, 255)
+    scale, bias = torch.tensor([1.0, 0.5]), torch.tensor([0.7, 0.0])
+    x, weight = torch.tensor([[3.0], [5.0]]), scale.view(2, 1)
+    if places is None:
+        scale, bias, weight = scale[:1], bias[:1], weight[:1]
+    else:
+        x, weight = x.view(1, 1, 1, 2), weight.view(2, 1, 1, 1)
+    coded = grids.layer_codes(weight, bias, chosen(name), True, grid, y, scale)
+    plan = functions.LayerPlan("layer", grid, y, False, places, dialect(name), coded, True)
+    functions.apply(functions.Layer, x, weight, bias, None, plan)
+    # In units of 0.5 the first bias is one: 2.0 and 3.0; the other output has 0.75 and 1.25.
+    assert plan.ends == ends
+
+
+@clause("QAT-LAYER")
+@pytest.mark.parametrize("name", ["exact", "onnx"])
+@pytest.mark.parametrize("in_codes", [True, False])
+@pytest.mark.parametrize("shape", [(3, 0), (3, 2, 0), (0, 4), (0, 4, 3, 3)], ids=str)
+def test_layers_without_inputs_or_samples_have_gradients(name, in_codes, shape):
+    places = ((1, 1), (1, 1), 1) if len(shape) == 4 else None
+    x = torch.zeros(shape, requires_grad=True)
+    weight = torch.ones(2, *((4, 1, 1) if places else shape[-1:]), requires_grad=True)
+    bias = torch.ones(2, requires_grad=True)
+    grid = grids.Grid(0.5, 0, 0, 255)
+    y = grid if in_codes else None
+    coded = grids.layer_codes(weight, bias, chosen(name), True, grid, y)
+    plan = functions.LayerPlan("layer", grid, y, False, places, dialect(name), coded, True)
+    result = functions.apply(functions.Layer, x, weight, bias, None, plan)
+    result.sum().backward()
+    assert x.grad.shape == shape and torch.equal(weight.grad, torch.zeros_like(weight))
+    assert bias.grad.tolist() == [result.numel() / 2] * 2
+
+
 @st.composite
 def every_form(draw):
     """A layer of every form with numbers that make all of it exact: (plan, x, weight, bias, learned, gradient)."""
@@ -261,6 +309,17 @@ def test_gradients_of_layers_of_every_form(drawn):
         assert math.isclose(float(scale.grad), exact, rel_tol=1e-5, abs_tol=1e-5)
 
 
+@clause("QAT-LAYER")
+@pytest.mark.parametrize("index", range(3))
+def test_a_linear_layer_has_the_gradients_alone_that_are_wanted(index):
+    grid, row = grids.Grid(1.0, 0, 0, 255), torch.ones(1, 2)
+    coded = grids.layer_codes(row, torch.ones(1), chosen(), True, grid, None)
+    plan = functions.LayerPlan("layer", grid, None, False, None, dialect("onnx"), coded, False)
+    wanted = tuple(i == index for i in range(3))
+    found = functions.linear_gradients(torch.ones(1, 1), None, row, coded.codes, plan, wanted)
+    assert tuple(gradient is not None for gradient in found) == wanted
+
+
 @clause("QAT-WEIGHT", "QAT-CONVERT")
 @given(st.sampled_from(TRAINED), st.booleans(), st.integers(2, 8), draws.seeds())
 def test_a_weights_codes_are_those_of_chapter_5_and_its_gradient_passes(name, per_channel, bits, generator):
@@ -276,6 +335,9 @@ def test_a_weights_codes_are_those_of_chapter_5_and_its_gradient_passes(name, pe
     gradient = torch.from_numpy(generator.normal(size=(4, 3)).astype(np.float32))
     codes.backward(gradient)
     assert torch.equal(given_weight.grad, gradient)
+    made = torch.full((4, 3), 0.5)
+    codes = functions.apply(functions.QuantizedWeight, given_weight, None, scale, chosen_options, made)
+    assert torch.equal(codes, made)
 
 
 @clause("QAT-CONVERT")

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import networks
 import quantspec as qs
@@ -48,6 +49,21 @@ class Optional(nn.Module):
     def forward(self, y, twice=False):
         y = self.layer(y)
         return 2 * y if twice else y
+
+
+class Written(nn.Module):
+    """A normalization that is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.gamma, self.beta = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x):
+        x = F.batch_norm(self.first(x), self.mean, self.var, self.gamma, self.beta)
+        return self.last(x.relu())
 
 
 MODELS = {"whole": Whole, "parts": Parts}
@@ -103,6 +119,14 @@ def test_a_copy_before_the_first_batch_is_one(name):
     assert not twin.settled and trained(p) == trained(twin) and same(bits(p), bits(twin))
     with pytest.raises(TypeError, match="^a network in training cannot be pickled before its first batch: the mod"):
         pickle.dumps(prepared(name, calibrated=False))
+
+
+@clause("QAT-RESUME")
+def test_a_copy_before_the_first_batch_trains_all_that_the_original_does():
+    p = qs.prepare_qat(networks.seeded(Written), ())
+    twin, start = copy.deepcopy(p), [parameter.detach().clone() for parameter in p.parameters()]
+    assert trained(p) == trained(twin) and same(bits(p), bits(twin))
+    assert not any(torch.equal(a, b) for a, b in zip(start, twin.parameters(), strict=True))
 
 
 @clause("QAT-ACTS", "QAT-FREEZE")

@@ -32,6 +32,19 @@ class Constant(nn.Module):
         return F.batch_norm(x, self.mean, self.var, self.gamma, self.beta, False, 0.1, 1e-3)
 
 
+class Fixed(nn.Module):
+    """A normalization of one's own, which never follows batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+        self.register_buffer("running_mean", torch.randn(6))
+        self.register_buffer("running_var", torch.rand(6) + 0.5)
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, 1e-3)
+
+
 class OnTheRight(nn.Module):
     """A matrix on the right of a product."""
 
@@ -46,6 +59,7 @@ class OnTheRight(nn.Module):
 
 MODELS = {
     "behind a convolution": lambda: nn.Sequential(nn.Conv2d(4, 6, 2, groups=2), nn.BatchNorm2d(6, eps=0.01)),
+    "of one's own": lambda: nn.Sequential(nn.Conv2d(4, 6, 2), Fixed()),
     "behind, without bias": lambda: nn.Sequential(nn.Conv1d(4, 6, 3, bias=False), nn.BatchNorm1d(6)),
     "behind a linear layer": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
     "behind a transposed convolution": lambda: nn.Sequential(
@@ -225,6 +239,9 @@ EXCLUDED = {
     "of equal biases": lambda: nn.Sequential(Doubled(4, 4), nn.ReLU(), Doubled(4, 4), nn.Linear(4, 3)),
     "attention": lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), nn.Linear(4, 3)),
     "a weight of nobody's": lambda: nn.Sequential(networks.with_plain(Doubled(4, 6), "weight"), nn.Linear(6, 3)),
+    "of nobody's beside as many": lambda: nn.Sequential(
+        networks.with_plain(Doubled(4, 6), "weight"), nn.Linear(6, 4)
+    ),
     "of nobody's": lambda: nn.Sequential(networks.with_plain(Doubled(4, 6), "weight", "bias"), nn.Linear(6, 3)),
 }  # fmt: skip
 
@@ -313,3 +330,18 @@ def test_tables_and_recurrent_weights_that_no_parameter_gives_get_parameters_of_
         for parameter in added.values():
             parameter.mul_(1.5)
     assert torch.equal(p(x), qs.convert(p)(x)) and not torch.equal(p(x), qs.quantize(model, [x])(x))
+
+
+@clause("QAT-PARAMETERS", "QAT-COMPUTED")
+def test_values_that_several_parameters_have_are_nobodys():
+    model = networks.seeded(lambda: nn.ModuleDict({"first": nn.Linear(4, 6), "last": nn.Linear(6, 4, bias=False)}))
+    sources, own = weights.Sources(model, {}), model["first"].bias.detach().numpy()
+    assert sources.vector(own, "last").path == sources.vector(own.copy(), "first").path == "first.bias"
+    assert sources.vector(own.copy(), "last") is None  # another layer's
+    model["first"].register_parameter("twin", nn.Parameter(model["first"].bias.detach().clone()))
+    assert weights.Sources(model, {}).vector(own.copy(), "first") is None
+    model.register_parameter("row", nn.Parameter(torch.randn(1, 6)))
+    assert weights.Sources(model, {}).vector(own.copy(), "first") is None
+    # A weight in groups is no form of a parameter that cannot be cut into so many.
+    model.register_parameter("odd", nn.Parameter(torch.randn(3, 4, 1)))
+    assert weights.Sources(model, {}).of(torch.randn(4, 1, 3).numpy(), "last", 2) is None

@@ -21,8 +21,8 @@ FAULTS = [
     Fault(
         "qat-relu-passes-below-zero", "qat.functions", ("QAT-LAYER",),
         "Behind a ReLU the gradient passes where the real value is below 0.",
-        "ends = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5",
-        "ends = plan.y.low - 0.5, plan.y.high + 0.5",
+        "return 0.0 if self.relu else self.y.low - 0.5, self.y.high + 0.5",
+        "return self.y.low - 0.5, self.y.high + 0.5",
     ),
     Fault(
         "qat-direct-without-relu", "qat.steps", ("QAT-EQUAL", "QAT-LAYER"),
@@ -32,7 +32,7 @@ FAULTS = [
     Fault(
         "qat-gradient-in-codes", "qat.functions", ("QAT-LAYER",),
         "The gradient of a weight is formed with the codes of the input, not with what they mean.",
-        "outputs, plan.x.scale, *ends)", "outputs, 1.0, *ends)",
+        "outputs, plan.x.scale, *plan.limits())", "outputs, 1.0, *plan.limits())",
     ),
     Fault(
         "qat-conv-gradient-in-codes", "qat.functions", ("QAT-LAYER",),

@@ -139,9 +139,9 @@ class QuantizedWeight(torch.autograd.Function):
             return gradients[0], None, None, None, None
         (gradient,), (weight, scale) = gradients, ctx.saved_tensors
         qmin, qmax = code_range(ctx.bits, signed=True)
-        steps, size = weight / scale.view(-1, *[1] * (weight.ndim - 1)), weight.numel() // max(scale.numel(), 1)
+        steps, size = weight / scale.view(-1, *[1] * (weight.ndim - 1)), math.prod(weight.shape[scale.ndim :])
         shares = scale_gradient(gradient, steps, qmin - 0.5, qmax + 0.5, (qmin, qmax), size)
-        own = shares.flatten(1).sum(1) if scale.ndim else shares.sum()
+        own = shares.sum(list(range(scale.ndim, weight.ndim)))
         return inside(gradient, steps, qmin - 0.5, qmax + 0.5), own, None, None, None
 
 
@@ -169,6 +169,11 @@ class LayerPlan:
     def rule(self) -> str:
         """How an accumulator becomes a code."""
         return self.dialect.requantize_rule if self.places is None else self.dialect.windows_rule
+
+    def limits(self) -> tuple[float, float]:
+        """The ends, in steps, between which outputs pass a gradient on."""
+        assert self.y is not None
+        return 0.0 if self.relu else self.y.low - 0.5, self.y.high + 0.5
 
     def along(self, channels: torch.Tensor, ndim: int) -> torch.Tensor:
         """One number for each output, shaped for accumulators."""
@@ -256,15 +261,12 @@ class Layer(torch.autograd.Function):
         """Of all arguments of ``forward``."""
         (x, codes, steps), plan = ctx.saved_tensors, ctx.plan
         own = None
-        if plan.y is None:
-            ends = 0.0, 0.0
-        else:
-            ends = 0.0 if plan.relu else plan.y.low - 0.5, plan.y.high + 0.5
-            if ctx.learned:
-                limits = 0 if plan.relu else plan.y.low, plan.y.high
-                own = scale_gradient(gradient, steps, *ends, limits, sample_size(steps)).sum()
+        if ctx.learned:
+            limits: tuple[float, float] = plan.limits()
+            ends = 0 if plan.relu else plan.y.low, plan.y.high
+            own = scale_gradient(gradient, steps, *limits, ends, sample_size(steps)).sum()
         gradients_of = linear_gradients if plan.places is None else conv_gradients
-        return *gradients_of(gradient, steps, ends, x, codes, plan, ctx.needs_input_grad[:3]), own, None
+        return *gradients_of(gradient, steps, x, codes, plan, ctx.needs_input_grad[:3]), own, None
 
 
 Outputs = tuple[torch.Tensor, torch.Tensor, tuple[float, float]]  # codes, steps, and the ends of these
@@ -278,10 +280,11 @@ def integer_bias(x: torch.Tensor, plan: LayerPlan, y: Grid) -> Outputs:
     numbers = start, address(codes), address(plan.coded.numbers) + 4 * outputs
     lowest, highest = float(0 if plan.relu else y.low), float(y.high)
     positions = 1 if plan.places is None else math.prod(steps.shape[2:])
+    samples = steps.numel() // max(outputs * positions, 1)
     if positions == 1:
-        found = kernels.rows()(*numbers, steps.numel() // max(outputs, 1), outputs, lowest, highest)
+        found = kernels.rows()(*numbers, samples, outputs, lowest, highest)
     else:
-        found = kernels.planes()(*numbers, len(steps), outputs, positions, lowest, highest)
+        found = kernels.planes()(*numbers, samples, outputs, positions, lowest, highest)
     return codes, steps, kernels.unpacked(found)
 
 
@@ -316,13 +319,14 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 def linear_gradients(
-    gradient: torch.Tensor, steps: torch.Tensor | None, ends: tuple[float, float], x: torch.Tensor,
-    codes: torch.Tensor, plan: LayerPlan, wanted: tuple[bool, ...],
+    gradient: torch.Tensor, steps: torch.Tensor | None, x: torch.Tensor, codes: torch.Tensor, plan: LayerPlan,
+    wanted: tuple[bool, ...],
 ) -> Gradients:  # fmt: skip
-    """Of the real input, weight and bias of a linear layer, of a gradient that passes where ``steps`` lie between both
-    ends."""
-    outputs = codes.shape[0]
-    inputs, rows = (t if t.ndim == 2 else t.reshape(-1, t.shape[-1]) for t in (x, gradient))
+    """Of the real input, weight and bias of a linear layer that are ``wanted``, of a gradient that passes where
+    ``steps`` lie between the limits."""
+    outputs = len(codes)
+    count = math.prod(gradient.shape[:-1])
+    inputs, rows = (t if t.ndim == 2 else t.reshape(count, t.shape[-1]) for t in (x, gradient))
     if steps is None:
         scaled, for_weight, of_bias = rows * plan.coded.scale, rows * plan.x.scale, rows.sum(0)
     else:
@@ -330,26 +334,25 @@ def linear_gradients(
         scaled, for_weight, of_bias = torch.empty_like(given), torch.empty_like(given), new((outputs,))
         places = address(scaled), address(for_weight), address(of_bias)
         scales = address(plan.coded.numbers)
-        kernels.gradients()(start, address(steps), scales, *places, rows.shape[0], outputs, plan.x.scale, *ends)
+        kernels.gradients()(start, address(steps), scales, *places, count, outputs, plan.x.scale, *plan.limits())
     of_x = scaled.mm(codes).view(x.shape) if wanted[0] else None
     of_weight = for_weight.t().mm(inputs) if wanted[1] else None
     return of_x, of_weight, of_bias if wanted[2] else None
 
 
 def conv_gradients(
-    gradient: torch.Tensor, steps: torch.Tensor | None, ends: tuple[float, float], x: torch.Tensor,
-    codes: torch.Tensor, plan: LayerPlan, wanted: tuple[bool, ...],
+    gradient: torch.Tensor, steps: torch.Tensor | None, x: torch.Tensor, codes: torch.Tensor, plan: LayerPlan,
+    wanted: tuple[bool, ...],
 ) -> Gradients:  # fmt: skip
     """Of the real input, weight and bias of a convolution."""
     assert plan.places is not None
-    gradient = gradient if steps is None else inside(gradient, steps, *ends)
+    gradient = gradient if steps is None else inside(gradient, steps, *plan.limits())
     stride, dilation, groups = plan.places
     scale = plan.coded.scale
     real = codes * scale.view(-1, *[1] * (codes.ndim - 1))
     nothing = [0] * len(stride)
-    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        gradient, x, real, [len(codes)], stride, nothing, dilation, False, nothing, groups, list(wanted)
-    )
+    places = [len(codes)], stride, nothing, dilation, False, nothing, groups
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(gradient, x, real, *places, list(wanted))
     return of_x, None if of_weight is None else of_weight.mul_(plan.x.scale), of_bias
 
 

@@ -153,7 +153,7 @@ def forms(tensor: torch.Tensor, array: np.ndarray, layer: str, groups: int) -> F
     """In which a layer may have a parameter."""
     if tensor.numel() == array.size and tensor.ndim >= 2:
         yield whole
-        if tensor.ndim > 2 and len(tensor) % groups == 0:
+        if len(tensor) % groups == 0:
             yield Flipped(groups)
     last = layer.rpartition(".")[2]
     if last.isdigit() and tensor.ndim == array.ndim and tensor.shape[1:] == array.shape[1:]:
@@ -184,15 +184,14 @@ def norm_of(folded: Folded, sources: Sources) -> Norm:
     module = sources.modules.get(norm.layer)
     own = module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
 
-    def number(array: np.ndarray, name: str) -> Found:
-        if getattr(own, name, None) is not None:
-            return Source(f"{norm.layer}.{name}", whole)
+    def number(array: np.ndarray) -> Found:
         return sources.lying(array) or torch.from_numpy(array.copy())
 
-    numbers = (
-        number(norm.gamma, "weight"), number(norm.beta, "bias"),
-        number(norm.mean, "running_mean"), number(norm.var, "running_var"),
-    )  # fmt: skip
+    def statistic(array: np.ndarray, name: str) -> Found:
+        return number(array) if getattr(own, name, None) is None else Source(f"{norm.layer}.{name}", whole)
+
+    mean, var = statistic(norm.mean, "running_mean"), statistic(norm.var, "running_var")
+    numbers = number(norm.gamma), number(norm.beta), mean, var
     return Norm(folded.place, own, *numbers, norm.eps)
 
 
