@@ -189,6 +189,13 @@ def test_mutants_are_sorted_by_what_became_of_them():
     assert not verdict.passes
 
 
+def test_what_any_signal_ended_is_killed():
+    statuses = {"x": "suspicious", "y": "suspicious", "z": "killed"}
+    mutants = [Mutant("a", name, status) for name, status in statuses.items()]
+    found = run.with_signals(mutants, '{"exit_code_by_key": {"x": -6, "y": 35, "z": 1, "other": null}}')
+    assert [mutant.status for mutant in found] == ["segfault", "suspicious", "killed"]
+
+
 def test_one_entry_explains_one_mutant():
     twice = [mutant("survived", along("a + b", "a - b"))] * 2
     assert len(run.judge(twice, run.read_equivalents(ENTRY)).unexplained) == 1

@@ -270,6 +270,17 @@ def read_results(text: str) -> list[Mutant]:
     return [Mutant(module, f"quantspec.{module}.{name}", status) for module, name, status in found]
 
 
+def with_signals(mutants: list[Mutant], text: str) -> list[Mutant]:
+    """The mutants, with what ended the tests' process by any signal, as what mutmut keeps of a module (``text``) says:
+    of two signals it says so itself, all others are suspicious to it.
+    """
+    codes = json.loads(text)["exit_code_by_key"]
+    return [
+        replace(mutant, status="segfault") if mutant.status == "suspicious" and codes[mutant.name] < 0 else mutant
+        for mutant in mutants
+    ]
+
+
 def read_change(mutant: Mutant, text: str) -> Change:
     """The change of a mutant, from the output of ``mutmut show``: its status and a unified diff."""
     mangled = mutant.name.rpartition("__mutmut_")[0].rpartition(".")[2]  # x_function, or xǁClassǁmethod
@@ -361,7 +372,9 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
     (folder / "setup.cfg").write_text(SETTINGS.format(path=module.replace(".", "/"), tests=tests), encoding="utf-8")
     print(f"mutating {module}.py ...", flush=True)
     run_mutmut(folder, workers, patterns)
-    mutants = read_results(mutmut(folder, "results", "--all", "true"))
+    kept = folder / "mutants" / "src" / "quantspec" / f"{module.replace('.', '/')}.py.meta"
+    results = read_results(mutmut(folder, "results", "--all", "true"))
+    mutants = with_signals(results, kept.read_text(encoding="utf-8"))
     if patterns:
         mutants = [mutant for mutant in mutants if any(fnmatch.fnmatch(mutant.name, each) for each in patterns)]
     return [mutant if mutant.status in KILLED else with_change(folder, mutant) for mutant in mutants]
