@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_parallel import threads
 
 import programs
 import strategies
@@ -70,27 +71,23 @@ def test_threads_share_rows_and_bags(r, entries, width, bag, shape, alone, past)
         then = Call("z", "function", "then", (Ref("y"),), {}, "")
         program = replace(program, steps=(*program.steps, then), output=Ref("z"), callables={("function", "then"): neg})
     expected = Reference(program)({"x": x})
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with (
-            mock.patch.object(embedding, "LEAST", 1),
-            mock.patch.object(tables, "PAST_BYTES", 1 if past else 2**30),
-        ):
-            engine = Compiled(program)
-            assert all(torch.equal(engine({"x": x}), expected) for _ in range(3))
-            (bound,) = engine.parts[0].batched.values()
-            assert len(bound.frames) == max(1, min(3, x.numel() if bag is None else len(x), x.numel() * width))
-            x[-1, -1] = entries
-            with pytest.raises(ValueError, match="^batch: layer 'layer' has"):
-                engine({"x": x})
-            torch.set_num_threads(1)
-            x[-1, -1] = 0
-            assert torch.equal(engine({"x": x}), Reference(program)({"x": x}))
-            (bound,) = engine.parts[0].batched.values()
-            assert len(bound.frames) == 1
-    finally:
-        torch.set_num_threads(before)
+    with (
+        threads(3),
+        mock.patch.object(embedding, "LEAST", 1),
+        mock.patch.object(tables, "PAST_BYTES", 1 if past else 2**30),
+    ):
+        engine = Compiled(program)
+        assert all(torch.equal(engine({"x": x}), expected) for _ in range(3))
+        (bound,) = engine.parts[0].batched.values()
+        assert len(bound.frames) == max(1, min(3, x.numel() if bag is None else len(x), x.numel() * width))
+        x[-1, -1] = entries
+        with pytest.raises(ValueError, match="^batch: layer 'layer' has"):
+            engine({"x": x})
+        torch.set_num_threads(1)
+        x[-1, -1] = 0
+        assert torch.equal(engine({"x": x}), Reference(program)({"x": x}))
+        (bound,) = engine.parts[0].batched.values()
+        assert len(bound.frames) == 1
 
 
 def test_rows_past_the_caches_go_to_any_address():

@@ -5,19 +5,20 @@ reference's bits, and normalizations that read what convolutions gave where it l
 import copy
 import warnings
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_means import left_to_the_reference
+from test_parallel import threads
 from torch import nn
 from torch.nn import functional as F
 
 import networks
 import quantspec as qs
 from evidence import clause
-from quantspec.engines.compiled import batching, engine
+from quantspec.engines.compiled import engine
 from quantspec.engines.compiled.engine import Segment
 from quantspec.engines.compiled.lowering import turns
 from quantspec.engines.reference import Reference
@@ -61,25 +62,20 @@ class Turning(nn.Module):
     st.sampled_from([4, 5]), st.integers(1, 40), st.integers(1, 70), st.integers(0, 1), st.integers(1, 3),
     st.sampled_from(list(SPELLINGS)), st.integers(1, 3),
 )  # fmt: skip
-def test_what_turns_is_compiled_with_what_is_around_it(rank, channels, width, padding, samples, spelling, threads):
+def test_what_turns_is_compiled_with_what_is_around_it(rank, channels, width, padding, samples, spelling, count):
     model = networks.seeded(lambda: Turning(rank, channels, width, padding, spelling))
     x = networks.inputs(samples, (3, 4, 3, 5)[: rank - 1])
     q = qs.quantize(model, [x])
     assert sum(isinstance(step, Move) for step in q.program.steps) == 2 and len(q.compiled.parts) == 1
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
-            q = copy.deepcopy(q)
-            expected = q.run_on("reference")(x)
-            assert all(torch.equal(q(x), expected) for _ in range(2))
-    finally:
-        torch.set_num_threads(before)
+    with threads(count):
+        q = copy.deepcopy(q)
+        expected = q.run_on("reference")(x)
+        assert all(torch.equal(q(x), expected) for _ in range(2))
     assert torch.equal(q(x[:1]), expected[:1])
 
 
 class Chain(nn.Module):
-    """Layers over channels wherever those are, sums and orders, one after the other; what the last gives, or all."""
+    """Layers over channels wherever those are, sums and orders, one after the other."""
 
     def __init__(self, written):
         super().__init__()
@@ -119,16 +115,10 @@ def test_whatever_turns_no_layer_is_left_to_the_reference(written):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         q = qs.quantize(model, [x])
-    layers = []
-    run_step = engine.run_step
-
-    def watching(step, *args):
-        layers.extend([step.name] if isinstance(step, (Conv, Linear)) else [])
-        return run_step(step, *args)
-
-    with mock.patch.object(engine, "run_step", watching):
+    with left_to_the_reference() as by_reference:
         found = q(x)
-    assert torch.equal(found, q.run_on("reference")(x)) and not layers
+    assert torch.equal(found, q.run_on("reference")(x))
+    assert not any(isinstance(step, (Conv, Linear)) for step in by_reference)
 
 
 @clause("STA-MOVE")

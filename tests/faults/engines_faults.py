@@ -225,7 +225,7 @@ FAULTS = [
     Fault(
         "turned-images-begin-anew", "engines.compiled.copy_instructions", ("STA-MOVE",),
         "The rows of all images of planes are put where those of the first one are.",
-        "before += count * lying.height * lying.width", "before += 0",
+        "before += count * of_rows[0]", "before += 0",
     ),
     Fault(
         "lying-floats-for-anybody", "engines.compiled.engine", ("STA-RUNTIME",),

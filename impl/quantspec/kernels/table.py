@@ -51,13 +51,14 @@ class Table:
         instruction.count, instruction.past = last - first, goes_past(count * width, width)
         return self.apart(frame, first, 1)
 
-    def bags_frame(self, first: int, last: int, size: int, mode: str, padding: int) -> tuple[Frame, np.ndarray]:
-        """A frame for the bags from ``first`` to ``last``, ``size`` indices each, and an array that it reads."""
+    def bags_frame(self, starts: np.ndarray, first: int, size: int, mode: str, padding: int) -> Frame:
+        """A frame for bags of ``size`` int64 indices each, of which ``first`` lie before it; it reads ``starts``, which
+        begin with 0.
+        """
         frame, instruction = self.new_frame(BAGS[8, mode])
-        starts = np.arange(last - first + 1, dtype=np.int64) * size
         instruction.starts, instruction.padding = place(starts), padding
-        instruction.count, instruction.total = last - first, int(starts[-1])
-        return self.apart(frame, first, size), starts
+        instruction.count, instruction.total = len(starts) - 1, int(starts[-1])
+        return self.apart(frame, first, size)
 
     def apart(self, frame: Frame, first: int, size: int) -> Frame:
         """A frame that begins at what is made of the ``size`` indices of number ``first``."""

@@ -58,7 +58,7 @@ def emit_order(planner: Planner, order: Order, memory: Side, array: Side, *, out
     lying, standing = (memory, order.memory, order.positions), (array, order.array, order.channels)
     (source, near, rows), (target, far, columns) = (lying, standing) if out else (standing, lying)
     if order.lines * order.positions == order.array[-1] == 1:
-        emit_copy(planner, (order.planes, 1, order.channels), source, target, near, far, begin)
+        emit_copy(planner, (order.planes, 1, 1, order.channels), source, target, near, far, begin)
         return
     planner.emit(copies.TRANSPOSE, copies.Transpose(
         source=source.address, target=target.address, source_slot=source.slot, target_slot=target.slot, begin=begin,
@@ -69,15 +69,17 @@ def emit_order(planner: Planner, order: Order, memory: Side, array: Side, *, out
 
 
 def emit_copy(
-    planner: Planner, counts: tuple[int, int, int], source: Side, target: Side, near: Distances, far: Distances,
+    planner: Planner, counts: tuple[int, int, int, int], source: Side, target: Side, near: Distances, far: Distances,
     begin: int = 0,
 ) -> None:  # fmt: skip
-    """Images of lines of bytes, so many of each; both are as many bytes apart as ``near`` and ``far`` begin with."""
-    near_strides, far_strides = (images.Strides(image=apart[0], line=apart[1], position=0) for apart in (near, far))
+    """Images of lines of positions of bytes, so many of each; the first three are as many bytes apart as ``near`` and
+    ``far`` say.
+    """
+    near_strides, far_strides = (images.Strides(image=a, line=b, position=c) for a, b, c in (near, far))
     planner.emit(copies.COPY, copies.Copy(
         operands=images.Operands(
             a=source.address, b=source.address, target=target.address,
-            loops=images.Loops(images=counts[0], lines=counts[1], positions=1, bytes=counts[2]),
+            loops=images.Loops(images=counts[0], lines=counts[1], positions=counts[2], bytes=counts[3]),
             a_strides=near_strides, b_strides=near_strides, target_strides=far_strides,
         ), source_slot=source.slot, target_slot=target.slot, begin=begin,
     ))  # fmt: skip
@@ -91,8 +93,8 @@ def emit_flatten(planner: Planner, step: Move) -> None:
     source, target = planner.first(name), planner.first(step.name)
     rows = x.images // count if count else 1  # rows of more than two axes join theirs
     if rows > 1:
-        apart = (x.image * rows, x.image), (y.image, x.channels)
-        emit_copy(planner, (count, rows, x.channels), Side(source), Side(target), *apart)
+        apart = (x.image * rows, x.image, 0), (y.image, x.channels, 0)
+        emit_copy(planner, (count, rows, 1, x.channels), Side(source), Side(target), *apart)
         return
     for n, order in enumerate(orders(x, y.image)):
         emit_order(planner, order, Side(source + n * x.image), Side(target + n * y.image), out=True)
@@ -102,22 +104,16 @@ def emit_turn(planner: Planner, step: Turn) -> None:
     """Rows, one for each position, as images, or the other way."""
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
     lying, row = (y, x.image) if step.first else (x, y.image)
-    of_rows = images.Strides(image=lying.height * lying.width * row, line=lying.width * row, position=row)
-    before = 0  # rows
+    of_rows, before = (lying.height * lying.width * row, lying.width * row, row), 0
     for start, count, distance in lying.stacks():
-        of_images = images.Strides(image=distance, line=lying.line, position=lying.pitch)
-        image, rows = start, before * row
-        source, target = (rows, image) if step.first else (image, rows)
-        near, far = (of_rows, of_images) if step.first else (of_images, of_rows)
-        planner.emit(copies.COPY, copies.Copy(
-            operands=images.Operands(
-                a=planner.address(step.x) + source, b=planner.address(step.x) + source,
-                target=planner.address(step.name) + target,
-                loops=images.Loops(images=count, lines=lying.height, positions=lying.width, bytes=lying.channels),
-                a_strides=near, b_strides=near, target_strides=far,
-            ), source_slot=-1, target_slot=-1, begin=0,
-        ))  # fmt: skip
-        before += count * lying.height * lying.width
+        of_images = distance, lying.line, lying.pitch
+        # Where the images and their rows begin, each with its distances.
+        sides = (start, of_images), (before, of_rows)
+        (source, near), (target, far) = sides[::-1] if step.first else sides
+        counts = count, lying.height, lying.width, lying.channels
+        source, target = planner.address(step.x) + source, planner.address(step.name) + target
+        emit_copy(planner, counts, Side(source), Side(target), near, far)
+        before += count * of_rows[0]
 
 
 def emit_import(planner: Planner, step: Import) -> None:

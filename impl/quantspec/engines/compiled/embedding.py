@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from quantspec.engines import reference_embedding
-from quantspec.engines.reference_embedding import Bags, check_inside
+from quantspec.engines.reference_embedding import Bags, check_inside, starts_of_rows
 from quantspec.engines.tensors import address, float_address, new
 from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Embedding
@@ -32,19 +32,22 @@ class Bound(Shared):
 
     direct = True
 
-    def __init__(self, table: Table, step: Embedding, shape: Shape, threads: int, alone: bool):
-        width = table.codes.shape[1]
+    def __init__(self, embedding: "CompiledEmbedding", shape: Shape, threads: int):
+        table, width, bag = embedding.table, embedding.width, embedding.step.bag
         self.threads, values = threads, prod(shape) * width
-        team = None if alone else torchs_threads()
-        members = wanted_threads(threads, values, LEAST) if alone or team else 1
+        team = None if embedding.alone else torchs_threads()
+        members = wanted_threads(threads, values, LEAST) if embedding.alone or team else 1
         self.threaded = values >= 2 * LEAST
-        if step.bag is None:
+        if bag is None:
             self.shapes = [(*shape, width)]
             self.frames = [table.rows_frame(*part, prod(shape)) for part in shares(prod(shape), members)]
         else:
-            self.shapes, padding = [(shape[0], width)], -1 if step.padding_idx is None else step.padding_idx
-            parts = [table.bags_frame(*part, shape[1], step.bag, padding) for part in shares(shape[0], members)]
-            self.frames, self.read = [frame for frame, _ in parts], [starts for _, starts in parts]
+            self.shapes, parts = [(shape[0], width)], shares(shape[0], members)
+            self.read = [starts_of_rows(last - first, shape[1]) for first, last in parts]
+            self.frames = [
+                table.bags_frame(starts, first, shape[1], bag, embedding.padding)
+                for starts, (first, _) in zip(self.read, parts)
+            ]
         for frame in self.frames:
             frame.release = values >= LONG
         self.share = shared_out([frame.address for frame in self.frames], team, threads, direct=True)
@@ -67,6 +70,7 @@ class CompiledEmbedding:
             expected = "expected a table with entries, zero points of 0, and one scale or one per row"
             raise UnsupportedError(f"layer {step.layer!r}: {expected}")
         self.table, self.width, self.alone = Table(codes, scales), codes.shape[1], False
+        self.padding = -1 if step.padding_idx is None else step.padding_idx
         self.run, self.local = caller(), threading.local()
 
     @property
@@ -76,21 +80,22 @@ class CompiledEmbedding:
         return existing
 
     def __call__(self, values: dict[str, Any]) -> torch.Tensor:
-        x, step = values[self.step.x], self.step
+        x = values[self.step.x]
         if start := self.start_of_plain(x):
             shape = tuple(x.shape)
-            bound = kept(self.batched, (shape,), lambda threads: Bound(self.table, step, shape, threads, self.alone))
+            bound = kept(self.batched, (shape,), lambda threads: Bound(self, shape, threads))
             result = new(bound.shapes[0])
             if self.run(bound.start, start, address(result)) == 0:
                 return result
         # Other indices, and those that the reference refuses in its own words.
-        return reference_embedding.embedding(step, values, self)
+        return reference_embedding.embedding(self.step, values, self)
 
     def start_of_plain(self, x: Any) -> int:
         """Where indices lie that a kernel reads as they are: int64 in one piece, for bags of a size; 0 for others."""
         start, step = float_address(x, torch.int64), self.step
-        plain = step.bag is None or x.ndim == 2 and step.offsets is None and step.weights is None if start else False
-        return start if plain else 0
+        if not start or step.bag is None:
+            return start
+        return start if x.ndim == 2 and step.offsets is None and step.weights is None else 0
 
     def rows(self, step: Embedding, index: np.ndarray) -> torch.Tensor:
         """As ``reference_embedding.Table.rows``."""
@@ -104,9 +109,8 @@ class CompiledEmbedding:
         count = len(chosen.starts) - 1
         result = new((count, self.width))
         mode = "weighted" if chosen.weights is not None else str(step.bag)
-        padding = -1 if step.padding_idx is None else step.padding_idx
         index, weights = np.ascontiguousarray(chosen.index), chosen.weights
         weights = None if weights is None else np.ascontiguousarray(weights)
-        if count and not self.table.bags(index, chosen.starts, weights, mode, padding, address(result)):
+        if count and not self.table.bags(index, chosen.starts, weights, mode, self.padding, address(result)):
             check_inside(step, chosen.index)
         return result

@@ -87,10 +87,10 @@ class Segment:
         self.alone = False
 
     @functools.cached_property
-    def apart(self) -> list["Segment"]:
-        """Each step by itself, where there are several."""
+    def apart(self) -> dict[str, "Segment"]:
+        """Each step by itself, by its name, where there are several."""
         steps = self.steps if len(self.steps) > 1 else ()
-        return [Segment((step,), (step.name,), self.packed) for step in steps if not isinstance(step, Call)]
+        return {step.name: Segment((step,), (step.name,), self.packed) for step in steps if not isinstance(step, Call)}
 
     def given(self, values: dict[str, Any]) -> list[torch.Tensor]:
         """The inputs as contiguous tensors."""
@@ -331,10 +331,10 @@ class Compiled:
         if outputs is None:
             # What the kernels do not take, and the reference may refuse in its own words: other shapes, ranges that
             # make no grid, NaN where a range is measured.
-            inner, apart = values.copy(), {part.steps[0].name: part for part in segment.apart}
+            inner = values.copy()
             for step in segment.steps:
-                if step.name in apart:
-                    self.run_segment(apart[step.name], inner)
+                if step.name in segment.apart:
+                    self.run_segment(segment.apart[step.name], inner)
                 else:
                     inner[step.name] = run_step(step, inner, self.program.callables, self.dialect)
             outputs = [inner[name] for name in segment.outputs]

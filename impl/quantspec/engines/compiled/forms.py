@@ -18,14 +18,13 @@ from quantspec.ir.program import (
     Move,
     Mul,
     Program,
-    Quantize,
     Relu,
     Step,
     Table,
 )
 from quantspec.ir.traverse import reads
 
-from .lowering import ConvAdd, DynamicLinear, FlattenFloats, Import, LoweredStep, QuantizeFlat, Turn, turns
+from .lowering import ConvAdd, DynamicLinear, FlattenFloats, LoweredStep, QuantizeFlat, Turn, turns
 
 WINDOWS = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool, Bilinear)  # steps that take and give images
 ALIKE = (Table, Relu, Add, Mul, Concat)  # steps whose values all lie alike
@@ -76,7 +75,7 @@ class Forms:
     def add(self, step: LoweredStep | Step) -> None:
         """The next step, which fits."""
         asked, made = wanted(step)
-        if asked is not None and not isinstance(step, (Quantize, Import)):
+        if asked is not None:
             self.known |= dict.fromkeys((self.whole(name) for name in reads(step)), asked)
         if made is not None:
             self.known[step.name] = made
