@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import re
+import tracemalloc
 import warnings
 import weakref
 from fractions import Fraction
@@ -381,6 +382,30 @@ def test_values_that_nobody_reads_any_more_are_given_up(drawn):
         alive.clear()
         find_engine(engine)(drawn_program)({"x": networks.inputs(2, (3,))})
         assert alive
+
+
+def parts_apart(layers):
+    """Layers of equal shapes with steps of torch's between them."""
+    return nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(512, 512), nn.LogSigmoid())])
+
+
+@clause("SIZ-WORKSPACE")
+@pytest.mark.parametrize("how", [None, {}, {"activations": None}], ids=["static", "dynamic", "weights alone"])
+def test_more_layers_work_in_no_more_memory(how):
+    held, x = {}, networks.inputs(256, (512,))
+    for layers in (2, 10):
+        model = networks.seeded(lambda: parts_apart(layers)).eval()  # noqa: B023  # called at once
+        q = qs.quantize(model, [x]) if how is None else qs.quantize_dynamic(model, example=x, **how)
+        assert q.engines == dict.fromkeys(q.engines, "compiled")
+        gc.collect()
+        tracemalloc.start()
+        try:
+            q(x)
+            held[layers] = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    # What is told of a layer is kept, of which offsets of 256 rows are the most; one layer's codes alone are 128 KiB.
+    assert held[2] > 2**17 and held[10] - held[2] < 8 * 2**14
 
 
 def all_codes(q):

@@ -17,10 +17,11 @@ import quantspec as qs
 import strategies
 from evidence import clause
 from networks import tensors
-from quantspec.engines.compiled import batching
+from quantspec.engines.compiled import batching, parallel
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Concat, Mul, Program
+from quantspec.kernels.product import Product
 from quantspec.kernels.sharing import Share
 from quantspec.kernels.team import Team
 from quantspec.kernels.threads import pool
@@ -39,12 +40,15 @@ def whose(request):
 
 @contextmanager
 def threads(count: int, patient: int = 1):
-    """That many threads for any work, which wait for those that sleep from ``patient`` multiply-accumulates on."""
+    """That many threads for any work, which wait for those that sleep from ``patient`` multiply-accumulates on; weights
+    that are wider than rows are cut even where there are few.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=patient):
-            yield
+            with mock.patch.object(parallel, "EVEN", 0):
+                yield
     finally:
         torch.set_num_threads(before)
 
@@ -156,6 +160,27 @@ def test_rows(r, count, samples, inputs, outputs):
     step = replace(programs.table(r, layer.y_qparams), x="a")
     program = programs.between(x, [layer, step], step.y_qparams)
     check(program, programs.values(r, x, (1, samples, inputs)), count)  # of one sample, so that rows are cut
+
+
+@clause("STA-THREADS")
+@given(
+    strategies.seeds(), st.integers(2, 5), st.integers(25, 90), st.integers(1, 100), st.integers(1, 150), st.booleans()
+)
+def test_as_many_rows_as_outputs_more_or_less(r, count, rows, inputs, outputs, real):
+    x = programs.grid(r)
+    program = programs.of_layer(x, programs.linear(r, "a", "x.codes", x, inputs, outputs), real)
+    check(program, programs.values(r, x, (1, rows, inputs)), count)
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "wide"),
+    # Of 96 outputs one thread of two would have two thirds.
+    [(64, 96, False), (64, 512, True), (512, 512, False), (600, 512, False)],
+)  # fmt: skip
+def test_weights_are_cut_where_they_are_wider_than_rows(rows, outputs, wide):
+    whole = Product.on(np.zeros(Product.SIZE, np.int64))
+    whole.rows, whole.outputs, whole.blocks = rows, outputs, -(-outputs // 16)
+    assert parallel.has_wide_weights(whole, 2) == wide
 
 
 @clause("STA-THREADS")

@@ -76,6 +76,30 @@ def test_workers_that_sleep_and_workers_that_look(patient, samples):
                 assert torch.equal(engine(batch), expected)
 
 
+def test_workers_look_for_longer_than_work_takes_that_is_left_to_the_caller():
+    r = np.random.default_rng(0)
+    x = programs.grid(r)
+    first = programs.linear(r, "a", "x.codes", x, 2048, 2048)
+    second = programs.linear(r, "b", "a", first.y_qparams, 2048, 2048)
+    program = programs.between(x, [first, second], second.y_qparams)
+    engine, batch = Compiled(program), {"x": torch.from_numpy(programs.values(r, x, (1, 2048)))}
+    with threads(1):
+        durations = []
+        for _ in range(20):
+            begin = time.perf_counter()
+            engine(batch)
+            durations.append(time.perf_counter() - begin)
+    up = 0
+    with threads(2, 10**12):
+        for _ in range(200):
+            engine(batch)
+            end = time.perf_counter() + min(durations)
+            while time.perf_counter() < end:
+                pass
+            up += int(kernel_threads.pool.mailboxes[0].up)
+    assert up > 100
+
+
 @clause("STA-THREADS")
 def test_callers_at_once():
     cases = []

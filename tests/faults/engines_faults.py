@@ -185,6 +185,21 @@ FAULTS = [
         "product.factor += 4 * outputs", "product.factor += 0",
     ),
     Fault(
+        "float-bias-of-the-first-panel", PARALLEL, ("STA-THREADS",),
+        "Each thread adds to the floats of its panels the first panel's bias.",
+        "part.float_bias += 4 * outputs", "part.float_bias += 0",
+    ),
+    Fault(
+        "codes-where-values-are", "engines.compiled.planner", ("STA-THREADS",),
+        "A dynamic layer's codes lie where the values of other steps do.",
+        'self.work("layer", nbytes)', 'self.work("values", nbytes)',
+    ),
+    Fault(
+        "members-work-in-one-memory", "engines.compiled.batching", ("STA-THREADS",),
+        "Threads that run at once work in the same memory.",
+        "macs, member, *part)", "macs, 0, *part)",
+    ),
+    Fault(
         "outputs-of-the-first-depthwise", PARALLEL, ("STA-THREADS",),
         "All threads write the rows of a depthwise convolution where the first one does.",
         "layer.y_offsets += 4 * first", "layer.y_offsets += 0",

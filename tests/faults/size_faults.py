@@ -99,6 +99,11 @@ FAULTS = [
         "done[index].append(name)", "done[min(index + 1, len(steps) - 1)].append(name)",
     ),
     Fault(
+        "workspace-for-each-layer", "kernels.memory", ("SIZ-WORKSPACE",),
+        "Every layer has memory of its own to work in.",
+        "if existing is None or existing.nbytes < nbytes:", "if True:",
+    ),
+    Fault(
         "packed-over-what-is-read", "kernels.packed", ("SIZ-CODES",),
         "Codes are packed where they are, though their rows are shorter than packed ones.",
         "if take and weight[:1].nbytes == row else None",

@@ -318,7 +318,7 @@ def preparing(bounds: Bounds, original: Callable[..., None]) -> Callable[..., No
 
 def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
     """What gives memory or addresses to machine code, or has it run, by what it stands for."""
-    aligned, memory_for, place = memory.aligned, memory.memory_for, memory.place
+    aligned, memory_for, workspace, place = memory.aligned, memory.memory_for, memory.workspace, memory.place
     address, float_address = tensors.address, tensors.float_address
     caller, array_caller, wider = frame.caller, frame.array_caller, minmax.wider
 
@@ -334,6 +334,9 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
             del bounds.ranges[key]
         bounds.add_array(array, writes=False, behind=memory.WEIGHT_SLACK)
         return array
+
+    def our_workspace(use: str, member: int, nbytes: int) -> np.ndarray:
+        return our_aligned(nbytes)  # not a byte more
 
     def our_place(x: np.ndarray) -> int:
         bounds.add_array(x, writes=False)
@@ -382,6 +385,7 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
         return wider(start, count, ends)
 
     return {
-        aligned: our_aligned, memory_for: our_memory_for, place: our_place, address: our_address,
-        float_address: our_float_address, caller: our_caller, array_caller: our_array_caller, wider: our_wider,
+        aligned: our_aligned, memory_for: our_memory_for, workspace: our_workspace, place: our_place,
+        address: our_address, float_address: our_float_address, caller: our_caller, array_caller: our_array_caller,
+        wider: our_wider,
     }  # fmt: skip

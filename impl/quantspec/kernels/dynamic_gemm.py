@@ -11,7 +11,7 @@ from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter
 from .frame import slot_address, slot_or
 from .gemm import accumulate, by_lanes, last_mask, put_floats
 from .jit import Kernel
-from .memory import SLACK, aligned, offset_table, row_pitch
+from .memory import SLACK, offset_table, row_pitch
 from .packed import Packed
 from .product import PANEL, Product, ProductToFloats
 from .quantize import SAFE_SCALES, run_quantize
@@ -213,16 +213,17 @@ PRODUCT = Kernel("dynamic_product", DynamicProduct, write_product)
 
 
 def layer(
-    packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *, qmax: int, per_row: bool, relu: bool
+    packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], room: Callable[[int], int], *, qmax: int,
+    per_row: bool, relu: bool,
 ) -> tuple[DynamicQuantize, DynamicProduct]:
     """Both instructions of a layer, but for where its input and output are.
 
-    ``keep`` gives the address of an array that lives as long.
+    ``keep`` gives the address of an array that lives as long, ``room`` that of so many bytes for codes and grids.
     """
     pitch, scale = row_pitch(inputs), packed.factor[: packed.outputs]
-    quantized = keep(aligned(rows * pitch + SLACK))
-    stride = GRID_BYTES if per_row else 0
-    grids = keep(aligned(GRID_BYTES * (rows if per_row else 1)))
+    stride, nbytes = GRID_BYTES if per_row else 0, rows * pitch + SLACK
+    quantized = room(nbytes + GRID_BYTES * (rows if per_row else 1))
+    grids = quantized + nbytes
     quantize = DynamicQuantize(
         slot=-1, source=0, target=quantized, count=rows, width=inputs, source_pitch=4 * inputs, target_pitch=pitch,
         grids=grids,

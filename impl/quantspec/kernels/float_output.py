@@ -15,10 +15,13 @@ from .records import Address, Entry, Integer, Slot
 
 
 class ProductFloats(ProductToFloats):
-    """Accumulators begin with ``bias``, the code of zero taken off; ``float_bias`` is added to the floats."""
+    """Accumulators begin with ``bias``, the code of zero taken off; ``float_bias`` is added to the floats, which begin
+    ``y_ahead`` bytes behind the start of the output.
+    """
 
     y_offsets: Address
     float_bias: Address
+    y_ahead: Integer = Integer()
 
 
 class DepthwiseFloats(depthwise.DepthwiseInstruction):
@@ -72,8 +75,9 @@ def write_product(emit: Emitter, op: Value, frame: Value) -> None:
 
     ``y`` is set from the slot; where a group's columns begin, the offsets of rows tell.
     """
-    product = emit.place(op, ProductFloats.product)
-    emit.put_field(product, Product.y, slot_address(emit, frame, emit.field(op, ProductFloats.slot)))
+    product, slot = emit.place(op, ProductFloats.product), emit.field(op, ProductFloats.slot)
+    y = emit.add(slot_address(emit, frame, slot), emit.field(op, ProductFloats.y_ahead))
+    emit.put_field(product, Product.y, y)
     run_product(emit, op, frame)
 
 

@@ -8,12 +8,10 @@ panel up, to memory of the group's function, which the epilogues of the other pr
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import numpy as np
 from llvmlite import ir
 
 from . import cpu, magnitudes, tiles
 from .emitter import I32, I64, LANES, Body, Emitter, Function, Value, function
-from .memory import aligned
 from .product import PANEL, Product, ProductInstruction
 
 AFTER = 8, 1  # rows of the epilogues' functions
@@ -74,9 +72,9 @@ def group() -> int:
     return own.GROUP if own is not None else 1
 
 
-def give_buffers(products: Iterable[Product], keep: Callable[[np.ndarray], int]) -> None:
-    """Has those of a frame's products that are quicker so computed in groups, with a buffer that they share, whose
-    address ``keep`` gives.
+def give_buffers(products: Iterable[Product], room: Callable[[int], int]) -> None:
+    """Has those of a frame's products that are quicker so computed in groups, with a buffer that they share: ``room``
+    gives the address of so many bytes.
     """
     products, own = list(products), unit()
     for product in products:
@@ -88,7 +86,7 @@ def give_buffers(products: Iterable[Product], keep: Callable[[np.ndarray], int])
         return
     for product in those:
         product.chunk = chunk_rows(own, product)
-    buffer = keep(aligned(max([own.prepare(product) for product in those])))
+    buffer = room(max([own.prepare(product) for product in those]))
     for product in those:
         product.buffer = buffer
 

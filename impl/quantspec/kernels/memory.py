@@ -4,7 +4,9 @@ points for convolutions to read.
 
 import ctypes
 import mmap
+import threading
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -137,6 +139,28 @@ def aligned(count: int, dtype: DTypeLike = np.uint8) -> np.ndarray:
     space = np.zeros(size + 64, np.uint8)
     start = -space.ctypes.data % 64
     return space[start : start + size].view(dtype)
+
+
+class Blocks(threading.local):
+    """Memory that frames of a thread work in, by what it is for; a block lives as long as somebody keeps it."""
+
+    def __init__(self) -> None:
+        self.of: WeakValueDictionary[tuple[str, int], np.ndarray] = WeakValueDictionary()
+
+
+blocks = Blocks()
+
+
+def workspace(use: str, member: int, nbytes: int) -> np.ndarray:
+    """At least so many bytes for the frames that a thread has run, one after the other, by the same ``member`` of those
+    that run at once (SIZ-WORKSPACE).
+
+    What is for one ``use`` is shared, so that it stays in the cache: nothing in it lasts from one frame to the next.
+    """
+    existing = blocks.of.get((use, member))
+    if existing is None or existing.nbytes < nbytes:
+        existing = blocks.of[use, member] = aligned(1 << max(0, nbytes - 1).bit_length())
+    return existing
 
 
 def memory_for(nbytes: int) -> np.ndarray:

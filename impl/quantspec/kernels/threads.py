@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -23,7 +24,10 @@ from .memory import aligned
 from .records import Address, Entry, Instruction, Integer, Integers, Record
 
 CPUS = 16  # words of 64 bits for CPUs: 1024 of them
-LOOKS = 8192  # for another frame before a worker sleeps
+# For how long a worker looks for another frame before it sleeps, in nanoseconds: longer than work takes that is left to
+# the caller while it sleeps, or it would never be up when the next frame comes.
+PATIENCE, LOOKS = 2_000_000, 256  # LOOKS: between two at the clock
+KEEN = 200_000  # nanoseconds from which on it offers its place to others meanwhile
 SPINS = 4096  # looks of who waits before he offers his place to others
 SHARED, LINUX = os.name == "posix", sys.platform == "linux"
 
@@ -153,11 +157,11 @@ def begin(emit: Emitter, mailbox: Value, number: Value) -> Value:
 
 def write_serve(emit: Emitter, op: Value, frame: Value) -> None:
     """Runs the frames that come into a mailbox. Does not return."""
-    mailbox = emit.field(op, Serve.mailbox)
+    mailbox, since = emit.field(op, Serve.mailbox), emit.alloca(I64)
     publish(emit, mailbox, Mailbox.up, I64(1))
     before = emit.block
-    names = "look", "work", "idle", "rest", "sleep", "wait", "awake"
-    look, work, idle, rest, sleep, wait, awake = (emit.append_basic_block(name) for name in names)
+    names = "look", "work", "idle", "clock", "rest", "sleep", "wait", "awake"
+    look, work, idle, clock, rest, sleep, wait, awake = (emit.append_basic_block(name) for name in names)
     emit.branch(look)
     emit.position_at_end(look)
     looks = emit.phi(I64)
@@ -178,7 +182,15 @@ def write_serve(emit: Emitter, op: Value, frame: Value) -> None:
     pause(emit)
     more = emit.add(looks, I64(1))
     looks.add_incoming(more, idle)
-    emit.cbranch(emit.icmp_signed("<", more, I64(LOOKS)), look, rest)
+    emit.cbranch(emit.icmp_signed("!=", emit.and_(more, I64(LOOKS - 1)), I64(0)), look, clock)
+    emit.position_at_end(clock)
+    now = nanoseconds(emit)
+    began = emit.select(emit.icmp_signed("==", more, I64(LOOKS)), now, emit.load(since))
+    emit.store(began, since)
+    with emit.if_then(emit.icmp_signed(">", emit.sub(now, began), I64(KEEN))):
+        emit.native("sched_yield", I32)
+    looks.add_incoming(more, emit.block)
+    emit.cbranch(emit.icmp_signed("<", emit.sub(now, began), I64(PATIENCE)), look, rest)
     emit.position_at_end(rest)
     # Unless another frame has come.
     asleep_word, address = emit.or_(word, I64(1)), pointer(emit, mailbox, Mailbox.word)
@@ -205,6 +217,13 @@ def write_serve(emit: Emitter, op: Value, frame: Value) -> None:
     looks.add_incoming(I64(0), emit.block)
     emit.branch(look)
     emit.position_at_end(emit.append_basic_block("never"))
+
+
+def nanoseconds(emit: Emitter) -> Value:
+    """A clock that nobody sets."""
+    both = emit.stack(ir.ArrayType(I64, 2))
+    emit.native("clock_gettime", I32, I32(time.CLOCK_MONOTONIC), both)
+    return emit.add(emit.mul(emit.item(both, I64(0)), I64(10**9)), emit.item(both, I64(1)))
 
 
 def affinity(emit: Emitter, name: str, who: Value, mailbox: Value, cpus: Entry) -> Value:

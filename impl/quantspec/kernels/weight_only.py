@@ -19,7 +19,7 @@ from .emitter import BYTES, DOUBLES, F32, F64, FLOATS, I32, I64, INTS, LANES, NO
 from .frame import slot_or
 from .gemm import accumulate, last_mask
 from .jit import Kernel
-from .memory import SLACK, aligned, offset_table, row_pitch
+from .memory import SLACK, offset_table, row_pitch
 from .packed import Packed
 from .product import PANEL, Product, ProductInstruction
 from .records import Address, Instruction, Integer, Slot
@@ -240,15 +240,17 @@ WEIGH = Kernel("weight_only_weigh", Weigh, write_weigh)
 
 
 def layer(
-    packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], *, relu: bool
+    packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], room: Callable[[int], int], *, relu: bool
 ) -> tuple[Digits, ProductSums, Weigh]:
     """The instructions of a layer, but for where its input and output are.
 
-    ``keep`` gives the address of an array that lives as long.
+    ``keep`` gives the address of an array that lives as long, ``room`` that of so many bytes for codes, sums and units.
     """
     pitch, many = row_pitch(inputs), DIGITS * rows
     sums_pitch = row_pitch(4 * LANES * packed.blocks)
-    codes, sums, units = (keep(aligned(n)) for n in (many * pitch + SLACK, many * sums_pitch + SLACK, rows * ROW_BYTES))
+    codes_bytes, sums_bytes = many * pitch + SLACK, many * sums_pitch + SLACK
+    codes = room(codes_bytes + sums_bytes + rows * ROW_BYTES)
+    sums, units = codes + codes_bytes, codes + codes_bytes + sums_bytes
     bias, factor, weights = (keep(array) for array in (packed.bias, packed.factor, packed.sums))
     digits = Digits(
         slot=-1, source=0, target=codes, count=rows, width=inputs, source_pitch=4 * inputs, target_pitch=pitch,

@@ -27,7 +27,7 @@ THREAD_MACS = 2_000_000  # work that is worth giving to another thread, if it is
 PARALLEL_MACS = 1_000_000  # the same where threads wait for each other
 PATIENT_MACS = 20_000_000  # work from which on threads wait for one that sleeps, too
 # Multiply-accumulates of a thread for each byte of large weights, up to which each should read only its part.
-PARALLEL_REUSE = 10
+PARALLEL_REUSE = 64
 
 
 class Shared:
@@ -81,7 +81,9 @@ class Batched(Shared):
             else:
                 most = slice_size(planner, single)
                 parts = shares(batch, min(wanted, batch))
-                self.tasks = [self.slices(planner, shapes, most, macs, *part) for part in parts]
+                self.tasks = [
+                    self.slices(planner, shapes, most, macs, member, *part) for member, part in enumerate(parts)
+                ]
         else:
             plan = planner.plan(dict(zip(planner.inputs, shapes)))
             self.shapes, macs = plan.shapes, plan.macs
@@ -115,10 +117,10 @@ class Batched(Shared):
         return plans[0].address
 
     def slices(
-        self, planner: Planner, shapes: tuple[Shape, ...], most: int, macs: int, first: int, last: int
+        self, planner: Planner, shapes: tuple[Shape, ...], most: int, macs: int, member: int, first: int, last: int
     ) -> list[tuple[Plan, tuple[int, ...]]]:
-        """Plans for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes from the
-        start of every input and output to its part.
+        """Plans of a ``member`` for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes
+        from the start of every input and output to its part.
         """
         count = last - first
         size = -(-count // -(-count // most))
@@ -126,7 +128,8 @@ class Batched(Shared):
         result = []
         for start, samples, times in ((first, size, count // size), (first + count // size * size, count % size, 1)):
             if samples and times:
-                plan = planner.plan({name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)})
+                those = {name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}
+                plan = planner.plan(those, member=member)
                 plan.frame.slices, plan.frame.release = times, macs >= LONG
                 plan.frame.strides[: len(steps)] = [samples * step for step in steps]
                 result.append((plan, tuple(start * step for step in steps)))

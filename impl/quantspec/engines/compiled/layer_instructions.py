@@ -81,7 +81,7 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
     rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
     inputs, outputs = codes_shape(step.layer)[1], shape[-1]
     if isinstance(step.layer, LinearWeight):
-        digits, sums, weigh = weight_only.layer(packed, rows, inputs, planner.keep, relu=step.relu)
+        digits, sums, weigh = weight_only.layer(packed, rows, inputs, planner.keep, planner.room, relu=step.relu)
         take_floats(planner, source, digits)
         if step.name in planner.outputs:
             weigh.slot = planner.slot(step.name)
@@ -93,8 +93,8 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
         planner.emit(weight_only.WEIGH, weigh)
         return
     quantize, product = dynamic_gemm.layer(
-        packed, rows, inputs, planner.keep, qmax=127 if step.layer.reduce_range else 255, per_row=step.layer.rows,
-        relu=step.relu,
+        packed, rows, inputs, planner.keep, planner.room, qmax=127 if step.layer.reduce_range else 255,
+        per_row=step.layer.rows, relu=step.relu,
     )  # fmt: skip
     take_floats(planner, source, quantize)
     if step.name in planner.outputs:

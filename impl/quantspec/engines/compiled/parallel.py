@@ -18,8 +18,8 @@ from quantspec.kernels.frame import Frame, frame_of
 from quantspec.kernels.gemm import TILE_ROWS
 from quantspec.kernels.grouped import give_buffers, group
 from quantspec.kernels.images import OverBytes, Pool
-from quantspec.kernels.memory import aligned
-from quantspec.kernels.product import PANEL, ProductAdd, ProductCodes, ProductInstruction
+from quantspec.kernels.memory import aligned, workspace
+from quantspec.kernels.product import PANEL, Product, ProductAdd, ProductCodes, ProductInstruction
 from quantspec.kernels.quantize import DequantizeRows, QuantizeRows, Rows
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.recurrent_cell import Cell
@@ -28,6 +28,8 @@ from quantspec.kernels.team import OpenMP, Team
 from quantspec.kernels.weight_only import ProductSums, Weigh
 
 from .planner import Plan
+
+EVEN = 4  # panels of a thread from which on one more or less makes little difference
 
 
 class Parallel:
@@ -46,7 +48,8 @@ class Parallel:
             arrived, step = threads * (index + 1), threads * len(parts)
             barrier = Barrier(counter=self.counter.ctypes.data, arrived=arrived, step=step)
             instructions += [*part[thread : thread + 1], BARRIER.bound(barrier)]
-        give_buffers((part.product for part in instructions if isinstance(part, ProductInstruction)), self.keep)
+        products = (part.product for part in instructions if isinstance(part, ProductInstruction))
+        give_buffers(products, lambda nbytes: self.keep(workspace("rows", thread, nbytes)))
         whole = self.plan.frame
         return frame_of(*instructions, slices=whole.slices, slots=whole.slots, release=bool(whole.release))
 
@@ -84,9 +87,13 @@ def split(instruction: Instruction, threads: int) -> list[Instruction]:
         return [*pool_windows(instruction, threads)]
     if not isinstance(instruction, ProductInstruction):
         return [instruction]
-    many = instruction.product.rows >= threads * TILE_ROWS[-1]
-    by_rows = many or isinstance(instruction, ProductFloats)
+    by_rows = instruction.product.rows >= threads * TILE_ROWS[-1] and not has_wide_weights(instruction.product, threads)
     return [*(product_rows(instruction, threads) if by_rows else product_panels(instruction, threads))]
+
+
+def has_wide_weights(product: Product, threads: int) -> bool:
+    """Whether weights take more memory than rows, so that it is they of which each thread should read its part only."""
+    return product.outputs > product.rows and product.blocks >= PANEL * EVEN * threads
 
 
 def depthwise_rows(instruction: DepthwiseInstruction, threads: int) -> list[DepthwiseInstruction]:
@@ -147,6 +154,9 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
             product.y += outputs
         if isinstance(part, ProductAdd):
             part.b += outputs
+        if isinstance(part, ProductFloats):
+            part.float_bias += 4 * outputs
+            part.y_ahead += 4 * outputs
         if isinstance(part, DynamicProduct):
             move_outputs(part, 4 * outputs)
         if isinstance(part, ProductSums):

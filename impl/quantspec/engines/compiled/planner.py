@@ -23,7 +23,7 @@ from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
 from quantspec.kernels.grouped import give_buffers
 from quantspec.kernels.jit import Kernel, SomeInstruction
-from quantspec.kernels.memory import LONGEST, Layout, Margin, Triple, aligned
+from quantspec.kernels.memory import LONGEST, Layout, Margin, Triple, workspace
 from quantspec.kernels.packed import Packed
 from quantspec.kernels.product import ProductInstruction
 from quantspec.kernels.records import Instruction
@@ -78,12 +78,13 @@ class Planner:
         self.steps, self.inputs, self.outputs = lowered.steps, lowered.inputs, lowered.outputs
         self.packed, self.emitters, self.emit_margin = packed, emitters, emit_margin
 
-    def plan(self, shapes: dict[str, Shape], *, dry: bool = False) -> Plan:
-        """The plan for inputs of these shapes; ``dry``: without memory to run in.
+    def plan(self, shapes: dict[str, Shape], *, member: int = 0, dry: bool = False) -> Plan:
+        """The plan for inputs of these shapes, which this ``member`` of those that run at once will run; ``dry``:
+        without memory to run in.
 
         UnsupportedError for shapes that the kernels do not take.
         """
-        self.shapes, self.macs = dict(shapes), 0
+        self.shapes, self.macs, self.member, self.dry = dict(shapes), 0, member, dry
         self.values: dict[str, Value] = {}
         self.alias: dict[str, str] = {}  # of floats that lie as others do
         self.instructions: list[Instruction] = []
@@ -104,8 +105,7 @@ class Planner:
         if self.nbytes > LONGEST:
             needs = f"this shape needs {self.nbytes:,}"
             raise UnsupportedError(f"batch: kernels use at most {LONGEST:,} bytes of memory, {needs}")
-        self.arena = aligned(0 if dry else self.nbytes)
-        self.kept.append(self.arena)
+        self.arena = self.work("values", self.nbytes)
         for step in self.steps:
             self.emitters[type(step)](self, step)
             if step.name in self.values and (zero := self.values[step.name].filled) is not None:
@@ -187,7 +187,7 @@ class Planner:
         """Where the value begins, margin included."""
         offset = self.values[name].place
         assert offset is not None, f"{name} has no place yet"
-        return int(self.arena.ctypes.data) + offset
+        return self.arena + offset
 
     def first(self, name: str) -> int:
         """Where the value's first position is."""
@@ -202,6 +202,14 @@ class Planner:
         self.kept.append(array)
         return int(array.ctypes.data)
 
+    def work(self, use: str, nbytes: int) -> int:
+        """The address of memory to work in."""
+        return self.keep(workspace(use, self.member, 0 if self.dry else nbytes))
+
+    def room(self, nbytes: int) -> int:
+        """The address of memory for what one layer makes of its input, to be read by itself."""
+        return self.work("layer", nbytes)
+
     def product_weights(self, name: str) -> Packed:
         """What the only product of a layer reads."""
         return only_product(self.packed[name])
@@ -210,6 +218,10 @@ class Planner:
         """Adds an instruction for a kernel."""
         self.instructions.append(kernel.bound(instruction))
 
+    def rows(self, nbytes: int) -> int:
+        """The address of memory for a product's rows, gathered."""
+        return self.work("rows", nbytes)
+
     def finish(self) -> Plan:
         """The plan of the instructions added."""
         slots = len(self.inputs + self.outputs)
@@ -217,7 +229,7 @@ class Planner:
             raise UnsupportedError(
                 f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {slots}"
             )
-        give_buffers((i.product for i in self.instructions if isinstance(i, ProductInstruction)), self.keep)
+        give_buffers((i.product for i in self.instructions if isinstance(i, ProductInstruction)), self.rows)
         frame = frame_of(*self.instructions, slots=slots, release=self.macs >= LONG)
         shapes = [self.shapes[name] for name in self.outputs]
         return Plan(frame, shapes, self.macs, self.nbytes, self.instructions, self.kept)

@@ -149,7 +149,7 @@ class Frames:
         at_once, state_gates = shape.at_once(4 * gates), self.keep(aligned(batch * gates, np.float32))
         self.gates, self.gates_of_a_step = self.keep(aligned(at_once * batch * gates, np.float32)), batch * gates
         (quantize, self.product), of_state = (
-            dynamic_gemm.layer(weights, rows, width, self.keep, qmax=qmax, per_row=False, relu=False)
+            dynamic_gemm.layer(weights, rows, width, self.keep, self.room, qmax=qmax, per_row=False, relu=False)
             for weights, rows, width in zip(packed, (count * batch, batch), (inputs, size))
         )
         self.inputs, self.work = inputs, batch * gates * (size + CELL)
@@ -184,7 +184,7 @@ class Frames:
             cell.gates_ahead = 4 * self.gates_of_a_step * (steps - 1 - number if shape.backward else number)
             cell.output_ahead = sign * number * self.outputs_apart[0]
             instructions += [*(instruction.copy() for instruction in self.of_state), cell]
-        give_buffers((each.product for each in instructions if isinstance(each, DynamicProduct)), self.keep)
+        give_buffers((each.product for each in instructions if isinstance(each, DynamicProduct)), self.room)
         shared = Shared(instructions, self.threads, self.work, slices=slices)
         for frame in shared.frames:
             frame.strides[1:3] = sign * steps * self.outputs_apart[0], sign * steps * self.codes_apart[0]
@@ -199,6 +199,10 @@ class Frames:
             for frame in part.shared.frames:
                 frame.addresses[:3] = self.gates, outputs + part.outputs_ahead, self.codes + part.codes_ahead
         return caller()(self.quantize.address, 0, 0)
+
+    def room(self, nbytes: int) -> int:
+        """The address of so many bytes that are the frames' own, as inputs and states have codes at once."""
+        return self.keep(aligned(nbytes))
 
     def keep(self, array: np.ndarray) -> int:
         """The address of an array that lives as long as the frames."""

@@ -188,7 +188,7 @@ def check_plan(planner: Planner) -> None:
     last |= dict.fromkeys(planner.outputs, len(planner.steps))
     spans = []
     for name, value in planner.values.items():
-        start = planner.address(name) - planner.arena.ctypes.data
+        start = planner.address(name) - planner.arena
         spans.append((name, start, start + value.layout.nbytes, numbers[name], last[name]))
     for index, (name, start, end, made, needed) in enumerate(spans):
         for other, other_start, other_end, other_made, other_needed in spans[index + 1 :]:
