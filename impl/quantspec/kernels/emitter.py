@@ -5,7 +5,7 @@ function from values before to values after, so that what is carried from one ro
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from llvmlite import ir
 
@@ -44,6 +44,12 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
     def lines(self, address: Value, stride: Value, count: int, *, writes: bool = False) -> Value:
         """The address as a pointer to the first of ``count`` lines of 64 bytes, ``stride`` bytes apart."""
         return self.inttoptr(address, ir.PointerType(I8))
+
+    def alloca(self, kind: Type, *args: Any, **kwargs: Any) -> Value:
+        """A pointer to memory until the function ends, which is taken once, also where the place in the code is passed
+        many times."""
+        with self.goto_entry_block():
+            return super().alloca(kind, *args, **kwargs)
 
     def stack(self, kind: Type, align: int | None = None) -> Value:
         """The address of memory for a ``kind`` until the function ends."""
