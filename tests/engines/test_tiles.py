@@ -27,11 +27,12 @@ from quantspec.kernels import cpu, grouped, tiles
 FUNCTIONS = {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def everything_in_tiles() -> Iterator[None]:
-    """Tiles for products of any size, in several chunks."""
+@pytest.fixture(autouse=True, scope="module", params=["chunks", "parts"])
+def everything_in_tiles(request) -> Iterator[None]:
+    """Tiles for products of any size, in several chunks of a group, or in parts of two tiles for several groups."""
+    several = {"CHUNK_BYTES": 2**12} if request.param == "chunks" else {"PART": 2, "CHUNK_BYTES": 2**15}
     with contextlib.nullcontext() if tiles.allowed() else tile_loops.emulated():
-        with mock.patch.multiple(tiles, LEAST_ROWS=1, LEAST_DOTS=0, DOTS_OF_COPY=0, CHUNK_BYTES=2**12):
+        with mock.patch.multiple(tiles, LEAST_ROWS=1, LEAST_DOTS=0, DOTS_OF_COPY=0, **several):
             yield
 
 

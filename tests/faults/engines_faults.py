@@ -200,6 +200,11 @@ FAULTS = [
         "macs, member, *part)", "macs, 0, *part)",
     ),
     Fault(
+        "sums-of-a-part-lost", "kernels.tiles", ("STA-INSTRUCTIONS",),
+        "Tiles begin every part of a panel with zero, so that only the last one counts.",
+        "each(go_on)", "each(from_zero)",
+    ),
+    Fault(
         "outputs-of-the-first-depthwise", PARALLEL, ("STA-THREADS",),
         "All threads write the rows of a depthwise convolution where the first one does.",
         "layer.y_offsets += 4 * first", "layer.y_offsets += 0",

@@ -8,10 +8,8 @@ panel up, to memory of the group's function, which the epilogues of the other pr
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from llvmlite import ir
-
 from . import cpu, magnitudes, tiles
-from .emitter import I32, I64, LANES, Body, Emitter, Function, Value, function
+from .emitter import I64, Body, Emitter, Function, Value, function
 from .product import PANEL, Product, ProductInstruction
 
 AFTER = 8, 1  # rows of the epilogues' functions
@@ -49,12 +47,15 @@ class Unit(Protocol):
     def before_panel(self, emit: Emitter, product: Value, panel: Value, blocks: int) -> None:
         """What comes before the groups of a panel."""
 
+    def parts(self, emit: Emitter, product: Value) -> Value:
+        """In how many parts, which are of its steps, a chunk's groups pass a panel one after the other."""
+
     def compute(
         self, emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value,
-        sums: Value,
-    ) -> None:  # fmt: skip
-        """The sums of ``count`` rows from ``row`` on, ``first`` in their chunk, by a panel of ``blocks``, int32
-        [row][block][16].
+        part: Value,
+    ) -> Value:  # fmt: skip
+        """Where the sums of ``count`` rows from ``row`` on lie, ``first`` in their chunk, by a panel of ``blocks``, int32
+        [row][block][16]: up to the end of a ``part``, the parts before it computed.
         """
 
 
@@ -99,21 +100,23 @@ def chunk_rows(own: Unit, product: Product) -> int:
 
 
 def group_function(own: Unit, blocks: int, epilogues: list[Function]) -> Body:
-    """Writes the function that computes a group of rows of a panel: those from ``row`` on, which are the chunk's from
-    ``first`` on.
+    """Writes the function that computes a ``part`` of a group of rows of a panel: those from ``row`` on, which are the
+    chunk's from ``first`` on. The ``last`` one makes outputs of the sums.
     """
 
-    def write(emit: Emitter, op: Value, row: Value, first: Value, count: Value, panel: Value) -> None:
+    def write(
+        emit: Emitter, op: Value, row: Value, first: Value, count: Value, panel: Value, part: Value, last: Value
+    ) -> None:
         product = emit.place(op, ProductInstruction.product)
-        sums = emit.stack(ir.ArrayType(I32, own.GROUP * LANES * blocks), align=64)
-        own.compute(emit, product, blocks, panel, row, first, count, sums)
+        sums = own.compute(emit, product, blocks, panel, row, first, count, part)
         of_size = dict(zip(AFTER, epilogues))
 
         def some(rows: int, at: Value) -> None:
             place = emit.add(sums, emit.mul(at, I64(64 * blocks)))
             emit.call(of_size[rows], [op, emit.add(row, at), panel, place])
 
-        emit.in_sizes(count, AFTER, some)
+        with emit.if_then(emit.icmp_signed("==", part, last)):
+            emit.in_sizes(count, AFTER, some)
 
     return write
 
@@ -125,10 +128,11 @@ def in_groups(emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callabl
     product = emit.place(op, ProductInstruction.product)
     rows, blocks, chunk = emit.fields(product, Product.rows, Product.blocks, Product.chunk)
     functions = {
-        n: function(emit.module, f"quantspec_{kind}_group_{n}", 5, group_function(own, n, epilogues(n)))
+        n: function(emit.module, f"quantspec_{kind}_group_{n}", 7, group_function(own, n, epilogues(n)))
         for n in range(1, PANEL + 1)
     }
     own.begin(emit)
+    parts = own.parts(emit, product)
 
     def one_chunk(index: Value) -> None:
         start = emit.mul(index, chunk)
@@ -140,13 +144,13 @@ def in_groups(emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callabl
             def cover(width: int) -> None:
                 own.before_panel(emit, product, panel, width)
 
-                def group(number: Value) -> None:
+                def group(number: Value, part: Value) -> None:
                     first = emit.mul(number, I64(own.GROUP))
                     row = emit.add(start, first)
                     count = emit.smaller(emit.sub(end, row), I64(own.GROUP))
-                    emit.call(functions[width], [op, row, first, count, panel])
+                    emit.call(functions[width], [op, row, first, count, panel, part, emit.sub(parts, I64(1))])
 
-                emit.each(groups, group)
+                emit.each(parts, lambda part: emit.each(groups, lambda number: group(number, part)))
 
             wide = emit.icmp_signed(">=", emit.sub(blocks, emit.mul(panel, I64(PANEL))), I64(PANEL))
             with emit.if_else(wide) as (full, part):

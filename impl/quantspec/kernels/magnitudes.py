@@ -165,10 +165,16 @@ def four(emit: Emitter, address: Value) -> Value:
     return emit.bitcast(emit.splat_to(emit.read(address, I32), EIGHT), CODES)
 
 
+def parts(emit: Emitter, product: Value) -> Value:
+    """A panel is passed as a whole."""
+    return I64(1)
+
+
 def compute(
-    emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, sums: Value
-) -> None:
+    emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, part: Value
+) -> Value:
     """The sums of ``count`` rows."""
+    sums = emit.stack(ir.ArrayType(I32, GROUP * LANES * blocks), align=64)
 
     def cover(sizes: tuple[int, ...], kind: str, write: Callable[[int, int], Body], start: Value) -> None:
         def some(rows: int, at: Value) -> None:
@@ -183,6 +189,7 @@ def compute(
             cover(FEW_ROWS, "codes", of_planes, first)
         with many:
             cover(ROWS, "weights", of_weights, row)
+    return sums
 
 
 def of_planes(rows: int, blocks: int) -> Body:

@@ -5,6 +5,10 @@ Weights lie as every product reads them: of a panel, sixteen steps are a tile, o
 gathered, as tiles ask for equal distances and for whole tiles: what is behind a row's last input is zero there, so that
 weights of another panel, which are read there, add nothing.
 
+A few groups of a chunk pass a panel in parts, so that its weights come from the first-level cache for all but the first
+of them, and from memory while others are computed: each group fetches its share of those that are some parts away. Sums
+of a part lie behind the rows until the next one. Of many groups weights are a small part of what passes.
+
 A process asks its system once for leave to use tiles.
 """
 
@@ -12,18 +16,21 @@ import ctypes
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 from llvmlite import ir
 
 from . import cpu
-from .emitter import I8, I64, INTS, Emitter, Value
+from .emitter import I8, I64, INTS, LANES, Emitter, Value
 from .gathered import gather
 from .memory import row_pitch
 from .product import PANEL, Product
 
 ROWS, STEPS = 16, 16  # of a tile: rows of inputs, steps of four
 GROUP = 2 * ROWS  # rows that are computed between two epilogues
+PART, FEW = 8, 8  # tiles of steps, which are 16 KiB of weights; groups, from two on
+AHEAD = 2**16  # bytes of weights from those that are computed with to those that are fetched
 CHUNK_BYTES = 2**19  # of gathered rows, which share the second-level cache with a panel
 # From which on tiles are quicker, as measured: rows, and dot products of a row, of which gathering costs as many.
 LEAST_ROWS, LEAST_DOTS, DOTS_OF_COPY = 4, 48, 8
@@ -68,9 +75,22 @@ def row_bytes(product: Product) -> int:
 
 
 def prepare(product: Product) -> int:
-    """Bytes of a chunk of gathered rows, and of what a copy in whole vectors writes behind them."""
+    """Bytes of a chunk of gathered rows, of what a copy in whole vectors writes behind them, and of sums."""
     product.pitch = row_bytes(product)
-    return product.chunk * product.pitch + 64
+    return product.chunk * (product.pitch + 4 * LANES * PANEL) + 64
+
+
+def groups(emit: Emitter, product: Value) -> Value:
+    """How many groups pass a panel in parts, or 0."""
+    chunk = emit.field(product, Product.chunk)
+    few = emit.and_(emit.icmp_signed(">", chunk, I64(GROUP)), emit.icmp_signed("<=", chunk, I64(FEW * GROUP)))
+    return emit.select(few, emit.sdiv(chunk, I64(GROUP)), I64(0))
+
+
+def parts(emit: Emitter, product: Value) -> Value:
+    """How many parts of a panel there are."""
+    several = emit.sdiv(emit.add(emit.field(product, Product.steps), I64(STEPS * PART - 1)), I64(STEPS * PART))
+    return emit.select(emit.icmp_signed(">", groups(emit, product), I64(0)), several, I64(1))
 
 
 def begin(emit: Emitter) -> None:
@@ -117,21 +137,51 @@ def finish(emit: Emitter, target: Value, steps: Value) -> None:
 
 
 def compute(
-    emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, sums: Value
-) -> None:
+    emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, part: Value
+) -> Value:
     """The sums of up to 32 rows."""
-    steps, distance = emit.fields(product, Product.steps, Product.pitch)
-    source = emit.add(emit.field(product, Product.buffer), emit.mul(first, distance))
+    steps, distance, chunk = emit.fields(product, Product.steps, Product.pitch, Product.chunk)
+    buffer, begin = emit.field(product, Product.buffer), emit.mul(part, I64(PART))
+    sums = emit.add(emit.add(buffer, emit.add(emit.mul(chunk, distance), I64(64))), emit.mul(first, I64(64 * blocks)))
+    source = emit.add(emit.add(buffer, emit.mul(first, distance)), emit.shl(begin, I64(6)))
     weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
-    tiles = emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4))
+    weight = emit.add(weight, emit.mul(begin, I64(64 * STEPS * blocks)))
+    tiles = emit.sub(emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4)), begin)
+    few = groups(emit, product)
+    several = emit.icmp_signed(">", few, I64(0))
+    tiles = emit.select(several, emit.smaller(tiles, I64(PART)), tiles)
+    lines = emit.sdiv(emit.select(several, I64(ROWS * blocks), I64(0)), emit.select(several, few, I64(1)))
+    share = emit.mul(emit.mul(emit.sdiv(first, I64(GROUP)), tiles), lines)
+    ahead = emit.add(emit.add(weight, I64(AHEAD)), emit.shl(share, I64(6)))
 
     def rows(high: int) -> None:
         """``high`` tiles of rows by ``blocks``: accumulators are the tiles 0 to 3, rows 4 and 5, weights 6 and 7."""
         nothing, line = ir.VoidType(), I64(64 * blocks)
-        for number in range(high * blocks):
+
+        def each(act: Callable[[int, Value], None]) -> None:
+            for i in range(high):
+                for j in range(blocks):
+                    act(i * blocks + j, emit.add(sums, I64(64 * (ROWS * blocks * i + j))))
+
+        def from_zero(number: int, at: Value) -> None:
             emit.native("llvm.x86.tilezero", nothing, I8(number))
 
+        def go_on(number: int, at: Value) -> None:
+            emit.native("llvm.x86.tileloadd64", nothing, I8(number), emit.lines(at, line, ROWS), line)
+
+        def put(number: int, at: Value) -> None:
+            at = emit.lines(at, line, ROWS, writes=True)
+            emit.native("llvm.x86.tilestored64", nothing, I8(number), at, line)
+
+        with emit.if_else(emit.icmp_signed("==", part, I64(0))) as (start, more):
+            with start:
+                each(from_zero)
+            with more:
+                each(go_on)
+
         def tile(k: Value) -> None:
+            fetched = emit.add(ahead, emit.shl(emit.mul(k, lines), I64(6)))
+            emit.each(lines, lambda n: emit.prefetch(emit.add(fetched, emit.shl(n, I64(6)))))
             w = emit.add(weight, emit.mul(k, I64(64 * STEPS * blocks)))
             for j in range(blocks):
                 at = emit.lines(emit.add(w, I64(64 * j)), line, ROWS)
@@ -143,14 +193,11 @@ def compute(
                     emit.native("llvm.x86.tdpbusd", nothing, I8(i * blocks + j), I8(4 + i), I8(6 + j))
 
         emit.each(tiles, tile)
-        for i in range(high):
-            for j in range(blocks):
-                at = emit.add(sums, I64(64 * (ROWS * blocks * i + j)))
-                at = emit.lines(at, line, ROWS, writes=True)
-                emit.native("llvm.x86.tilestored64", nothing, I8(i * blocks + j), at, line)
+        each(put)
 
     with emit.if_else(emit.icmp_signed(">", count, I64(ROWS))) as (full, half):
         with full:
             rows(2)
         with half:
             rows(1)
+    return sums
