@@ -54,8 +54,8 @@ class Unit(Protocol):
         self, emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value,
         part: Value,
     ) -> Value:  # fmt: skip
-        """Where the sums of ``count`` rows from ``row`` on lie, ``first`` in their chunk, by a panel of ``blocks``, int32
-        [row][block][16]: up to the end of a ``part``, the parts before it computed.
+        """Where the sums of ``count`` rows from ``row`` on lie, ``first`` in their chunk, by a panel of ``blocks``, up
+        to the end of a ``part``, those before it computed: int32 [row][block][16].
         """
 
 
