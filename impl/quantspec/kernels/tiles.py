@@ -77,7 +77,7 @@ def row_bytes(product: Product) -> int:
 def prepare(product: Product) -> int:
     """Bytes of a chunk of gathered rows, of what a copy in whole vectors writes behind them, and of sums."""
     product.pitch = row_bytes(product)
-    return product.chunk * (product.pitch + 4 * LANES * PANEL) + 64
+    return product.chunk * product.pitch + 64 + 4 * LANES * PANEL * min(product.chunk, FEW * GROUP)
 
 
 def groups(emit: Emitter, product: Value) -> Value:
@@ -142,13 +142,15 @@ def compute(
     """The sums of up to 32 rows."""
     steps, distance, chunk = emit.fields(product, Product.steps, Product.pitch, Product.chunk)
     buffer, begin = emit.field(product, Product.buffer), emit.mul(part, I64(PART))
-    sums = emit.add(emit.add(buffer, emit.add(emit.mul(chunk, distance), I64(64))), emit.mul(first, I64(64 * blocks)))
     source = emit.add(emit.add(buffer, emit.mul(first, distance)), emit.shl(begin, I64(6)))
     weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
     weight = emit.add(weight, emit.mul(begin, I64(64 * STEPS * blocks)))
     tiles = emit.sub(emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4)), begin)
     few = groups(emit, product)
     several = emit.icmp_signed(">", few, I64(0))
+    # Each group's own, or where those of the group before were, which is in the cache.
+    own = emit.select(several, emit.mul(first, I64(64 * blocks)), I64(0))
+    sums = emit.add(emit.add(buffer, emit.add(emit.mul(chunk, distance), I64(64))), own)
     tiles = emit.select(several, emit.smaller(tiles, I64(PART)), tiles)
     lines = emit.sdiv(emit.select(several, I64(ROWS * blocks), I64(0)), emit.select(several, few, I64(1)))
     share = emit.mul(emit.mul(emit.sdiv(first, I64(GROUP)), tiles), lines)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -218,10 +219,6 @@ class Planner:
         """Adds an instruction for a kernel."""
         self.instructions.append(kernel.bound(instruction))
 
-    def rows(self, nbytes: int) -> int:
-        """The address of memory for a product's rows, gathered."""
-        return self.work("rows", nbytes)
-
     def finish(self) -> Plan:
         """The plan of the instructions added."""
         slots = len(self.inputs + self.outputs)
@@ -229,7 +226,8 @@ class Planner:
             raise UnsupportedError(
                 f"program: a compiled part has at most {MOST_SLOTS} inputs and outputs, this one has {slots}"
             )
-        give_buffers((i.product for i in self.instructions if isinstance(i, ProductInstruction)), self.rows)
+        products = (i.product for i in self.instructions if isinstance(i, ProductInstruction))
+        give_buffers(products, partial(self.work, "rows"))
         frame = frame_of(*self.instructions, slots=slots, release=self.macs >= LONG)
         shapes = [self.shapes[name] for name in self.outputs]
         return Plan(frame, shapes, self.macs, self.nbytes, self.instructions, self.kept)
