@@ -233,10 +233,8 @@ def quantize(kind, model, x):
 
 @pytest.fixture
 def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads of torch's have memory of their own
-    yield
-    torch.set_num_threads(threads)
+    with networks.torch_threads(1):  # threads of torch's have memory of their own
+        yield
 
 
 @clause("SIZ-RESIDENT", "SIZ-PEAK")
@@ -384,23 +382,15 @@ def test_values_that_nobody_reads_any_more_are_given_up(drawn):
         assert alive
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def parts_apart(layers):
     """Layers of equal shapes with steps of torch's between them."""
     return nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(512, 512), nn.LayerNorm(512))])
 
 
 @clause("SIZ-WORKSPACE")
-@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("how", [None, {}, {"activations": None}], ids=["static", "dynamic", "weights alone"])
-def test_more_layers_work_in_no_more_memory(how):
+def test_more_layers_work_in_no_more_memory(how, threads):
     held, x = {}, networks.inputs(256, (512,))
     for layers in (2, 10):
         model = networks.seeded(lambda: parts_apart(layers)).eval()  # noqa: B023  # called at once
@@ -409,7 +399,8 @@ def test_more_layers_work_in_no_more_memory(how):
         gc.collect()
         tracemalloc.start()
         try:
-            q(x)
+            with networks.torch_threads(threads):
+                q(x)
             held[layers] = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()

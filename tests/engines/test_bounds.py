@@ -16,7 +16,7 @@ import quantspec as qs
 import strategies
 from evidence import clause
 from fuzz import fuzz
-from networks import inputs, mostly_attention, seeded, tensors
+from networks import inputs, mostly_attention, seeded, tensors, torch_threads
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.kernels import arrays, frame, histogram, memory
 from quantspec.kernels.emitter import FLOATS, I64
@@ -34,10 +34,8 @@ def checked():
 
 @pytest.fixture(params=[1, 2])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield request.param
 
 
 class Tagger(nn.Module):

@@ -15,6 +15,7 @@ import programs
 import strategies
 from bench import peak
 from evidence import clause
+from networks import torch_threads
 from quantspec import UnsupportedError
 from quantspec.engines import registry
 from quantspec.engines.compiled.engine import Compiled, Segment
@@ -527,12 +528,8 @@ def test_threads_and_slices_change_nothing(threads):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, 400, 300)
     program = programs.between(x, [step], step.y_qparams)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         check(program, programs.values(r, x, (1237, 400)))
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_many_shapes_do_not_pile_up():

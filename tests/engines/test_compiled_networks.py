@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import quantspec as qs
+from networks import torch_threads
 from quantspec.engines.compiled.engine import Segment
 
 
@@ -88,13 +89,9 @@ def test_batches_in_slices_and_threads_of_images():
     compiled, x = quantized.run_on("compiled"), torch.randn(37, 3, 64, 64)
     expected = torch.cat([compiled(image[None]) for image in x])
     assert torch.equal(expected[:4], quantized.run_on("reference")(x[:4]))
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
             assert torch.equal(compiled(x), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_channels_last_inputs():

@@ -13,6 +13,7 @@ from llvmlite import binding
 import programs
 import strategies
 from evidence import clause
+from networks import torch_threads
 from other_cpu import compiling_for
 from quantspec.engines.compiled import batching
 from quantspec.engines.compiled.engine import Compiled
@@ -113,13 +114,8 @@ def test_threads_read_their_own_panels(r, kind, from_rows, threads, inputs, outp
     step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
     step.weight[...] = drawn(r, kind, step.weight.shape)
     values = programs.values(r, x, (int(r.choice([1, 2, 100])), inputs))
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
-            check(programs.between(x, [step], step.y_qparams), values, from_rows)
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads), mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
+        check(programs.between(x, [step], step.y_qparams), values, from_rows)
 
 
 @needs_pairs

@@ -16,7 +16,7 @@ import programs
 import quantspec as qs
 import strategies
 from evidence import clause
-from networks import tensors
+from networks import tensors, torch_threads
 from quantspec.engines.compiled import batching, parallel
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
@@ -43,14 +43,9 @@ def threads(count: int, patient: int = 1):
     """That many threads for any work, which wait for those that sleep from ``patient`` multiply-accumulates on; weights
     that are wider than rows are cut even where there are few.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=patient):
-            with mock.patch.object(parallel, "EVEN", 0):
-                yield
-    finally:
-        torch.set_num_threads(before)
+    least = mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=patient)
+    with torch_threads(count), least, mock.patch.object(parallel, "EVEN", 0):
+        yield
 
 
 def check(program: Program, x: np.ndarray, count: int) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import quantspec as qs
 from evidence import clause
+from networks import torch_threads
 
 X = torch.randn(3, 8, 6, 5, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(7, 12, generator=torch.Generator().manual_seed(2))
@@ -178,13 +179,9 @@ def test_a_batch_in_slices_on_several_threads_is_its_samples_one_by_one(threads)
     x = torch.randn(37, 8, 40, 40, generator=torch.Generator().manual_seed(6))
     q = qs.quantize(model, [x])
     alone = torch.cat([q(x[i : i + 1]) for i in range(len(x))])
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
+    with torch_threads(threads):
         fresh = copy.deepcopy(q)
         assert torch.equal(fresh(x), alone) and torch.equal(fresh(x[:7]), alone[:7])
-    finally:
-        torch.set_num_threads(before)
 
 
 @clause("STA-COPY")

@@ -27,10 +27,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def layers(r: np.random.Generator):
+def layers(r: np.random.Generator, widths: tuple[int, int, int] = (40, 70, 9)):
     x = programs.grid(r)
-    first = programs.linear(r, "a", "x.codes", x, 40, 70)
-    second = programs.linear(r, "b", "a", first.y_qparams, 70, 9)
+    first = programs.linear(r, "a", "x.codes", x, *widths[:2])
+    second = programs.linear(r, "b", "a", first.y_qparams, *widths[1:])
     return programs.between(x, [first, second], second.y_qparams), x
 
 
@@ -78,10 +78,7 @@ def test_workers_that_sleep_and_workers_that_look(patient, samples):
 
 def test_workers_look_for_longer_than_work_takes_that_is_left_to_the_caller():
     r = np.random.default_rng(0)
-    x = programs.grid(r)
-    first = programs.linear(r, "a", "x.codes", x, 2048, 2048)
-    second = programs.linear(r, "b", "a", first.y_qparams, 2048, 2048)
-    program = programs.between(x, [first, second], second.y_qparams)
+    program, x = layers(r, (2048, 2048, 2048))
     engine, batch = Compiled(program), {"x": torch.from_numpy(programs.values(r, x, (1, 2048)))}
     with threads(1):
         durations = []

@@ -18,7 +18,7 @@ import programs
 import strategies
 import tile_loops
 from evidence import clause
-from networks import tensors
+from networks import tensors, torch_threads
 from quantspec.engines.compiled import batching, parallel, planner
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
@@ -99,13 +99,8 @@ def test_threads_gather_on_their_own(r, count, inputs, outputs):
     x = programs.grid(r)
     step = programs.linear(r, "a", "x.codes", x, inputs, outputs)
     values = programs.values(r, x, (int(r.integers(1, 200)), inputs))
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
-            check(programs.between(x, [step], step.y_qparams), values)
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(count), mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
+        check(programs.between(x, [step], step.y_qparams), values)
 
 
 @clause("STA-INSTRUCTIONS")

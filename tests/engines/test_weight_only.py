@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import programs
 import strategies
+from networks import torch_threads
 from quantspec.engines.compiled import batching
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
@@ -57,13 +58,8 @@ def test_products_in_tiles_and_without(r, inputs, outputs, in_tiles):
 def test_threads_share_outputs_and_rows(r, count, inputs, outputs):
     program = chain(r, [inputs, outputs, 7])
     x = torch.from_numpy(r.normal(size=(int(r.choice([1, 2, 60])), inputs)).astype(np.float32))
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
-            check(program, x)
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(count), mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
+        check(program, x)
 
 
 @given(strategies.seeds(), st.integers(1, 60), st.sampled_from(["whole", "one", "small", "none"]))

@@ -27,6 +27,17 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
+@contextlib.contextmanager
+def torch_threads(count: int):
+    """That many threads for torch, and so for the compiled engine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def seeded(build, seed: int = 0) -> nn.Module:
     """A module with seeded weights, in evaluation mode; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
