@@ -18,6 +18,9 @@ from evidence import clause
 from fuzz import fuzz
 from networks import inputs, mostly_attention, seeded, tensors, torch_threads
 from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.reference import Reference
+from quantspec.ir.attention import TORCHS
+from quantspec.ir.program import Attention, Program, Ref
 from quantspec.kernels import arrays, frame, histogram, memory
 from quantspec.kernels.emitter import FLOATS, I64
 from quantspec.kernels.jit import Kernel
@@ -117,6 +120,27 @@ def drawn(r: np.random.Generator):
     for per_row in (False, True):
         chain = programs.dynamic_chain(r, [inputs, outputs], rows=per_row, reduce_range=False)
         yield chain, r.normal(size=(rows, 1, inputs)).astype(np.float32)
+
+
+@clause("STA-BOUNDS")
+@given(strategies.seeds(), st.integers(1, 2))
+def test_attention_touches_what_is_its(checked, r, count):
+    """Heads of odd sizes, in blocks of queries where there are many keys, with masks that lie in every way."""
+    length, keys, features, width = (int(n) for n in r.integers(1, (50, 90, 40, 40)))
+    keys, causal = keys * int(r.choice([1, 40])), bool(r.random() < 0.5)
+    shapes = (2, 3, length, features), (2, 3, keys, features), (1, 3, keys, width)
+    batch = {name: torch.from_numpy(r.normal(size=shape).astype(np.float32)) for name, shape in zip("qkv", shapes)}
+    if not causal:
+        mask = (int(r.choice([1, 2])), 1, int(r.choice([1, length])), int(r.choice([1, keys])))
+        batch["mask"] = torch.from_numpy(r.normal(size=mask).astype(np.float32))
+    options = {"is_causal": True} if causal else {"attn_mask": Ref("mask")}
+    step = Attention("y", "function", TORCHS, tuple(map(Ref, "qkv")), options, "")
+    called = {("function", TORCHS): nn.functional.scaled_dot_product_attention}
+    program = Program("onnx", tuple(batch), {}, (step,), Ref("y"), called)
+    before = checked.checks
+    with torch_threads(count):
+        assert torch.equal(Compiled(program)(batch), Reference(program)(batch))
+    assert checked.checks > before and not checked.violations
 
 
 @clause("STA-BOUNDS")

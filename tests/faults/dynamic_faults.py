@@ -134,4 +134,42 @@ FAULTS = [
         "A direction that reads backwards takes the steps in order.",
         "in reversed(by_step) if backward else by_step:", "in by_step:",
     ),
+    Fault(
+        "keys-share-a-scale", "numerics.attention", ("DYN-ATTENTION",),
+        "All rows have the scale of the largest value.",
+        "largest = np.abs(x).max(axis, keepdims=True)", "largest = np.abs(x).max((-2, -1), keepdims=True)",
+    ),
+    Fault(
+        "scores-in-another-order", "kernels.attention", ("DYN-ATTENTION",),
+        "The kernel multiplies the scales of a query and of a key with each other first.",
+        "emit.fmul(emit.fmul(emit.sitofp(total, FLOATS), unit), emit.read(emit.add(key_scales, at), FLOATS))",
+        "emit.fmul(emit.sitofp(total, FLOATS), emit.fmul(unit, emit.read(emit.add(key_scales, at), FLOATS)))",
+    ),
+    Fault(
+        "heads-from-the-first", "engines.compiled.attention", ("DYN-ATTENTION",),
+        "Every thread begins with the first head.",
+        "            turn[0] = first\n", "            turn[0] = 0\n",
+    ),
+    Fault(
+        "weights-of-8-bits", "numerics.attention", ("DYN-ATTENTION-BOUND", "DYN-ATTENTION"),
+        "Weights of attention have 8 bits.",
+        "CODES, WEIGHTS = 127, 65535", "CODES, WEIGHTS = 127, 255",
+    ),
+    Fault(
+        "hidden-keys-are-seen", "numerics.attention", ("DYN-ATTENTION-FLOAT",),
+        "A query of which no key is visible attends to all of them.",
+        "    if not np.isfinite(greatest).all():\n        return None\n",
+        "    scores = np.where(np.isfinite(greatest), scores, np.float32(0))\n"
+        "    greatest = np.where(np.isfinite(greatest), greatest, np.float32(0))\n",
+    ),
+    Fault(
+        "attention-in-every-dialect", "ptq.conversion", ("DYN-ATTENTION-FLOAT",),
+        "Attention is computed in integers whatever the dialect.",
+        'if network.dialect == "onnx" else network', 'if network.dialect else network',
+    ),
+    Fault(
+        "large-values-have-codes", "kernels.attention", ("DYN-ATTENTION-FLOAT",),
+        "The kernel gives codes to values of any size.",
+        "TOO_LARGE = 0x7FFFFFFF, float_bits(LARGEST)", "TOO_LARGE = 0x7FFFFFFF, 0x7FFFFFFF",
+    ),
 ]

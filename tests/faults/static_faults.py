@@ -225,7 +225,7 @@ FAULTS = [
         '            if "" not in self.islands:', '            if False:',
     ),
     Fault(
-        'masks-forgotten', 'capture.attention', ('STA-ATTENTION',),
+        'masks-forgotten', 'ir.attention', ('STA-ATTENTION',),
         'A key padding mask does not reach the attention.',
         '    if key_padding_mask is not None:\n        parts.append',
         '    if False:\n        parts.append',

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from quantspec.ir import float_graph
+from quantspec.ir.attention import TORCHS
 from quantspec.ir.float_run import FloatLayer
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
+    Attention,
     AvgPool,
     Bilinear,
     Call,
@@ -88,7 +90,8 @@ def program() -> Program:
         LinearWeight("weight", "deq", "3", codes(3, 4), None, WEIGHTS),
         Embedding("words", "w", "4", codes(5, 4), WEIGHTS),
         Embedding("bag", "w", "5", codes(5, 4), WEIGHTS, "sum"),
-        Recurrent("rnn", "words", None, "6", "lstm", (cell(4), cell(4)), True, True, False),
+        Attention("attended", "function", TORCHS, (Ref("words"),) * 3, {}, ""),
+        Recurrent("rnn", "attended", None, "6", "lstm", (cell(4), cell(4)), True, True, False),
         Call("abs", "method", "abs", (Ref("linear"),), {}, "why"),
         Call("function", "function", "torch.add", (Ref("abs"), Ref("k")), {"alpha": 2.0}, ""),
         Call("k", "attribute", "k", (), {}, ""),
@@ -103,6 +106,7 @@ def program() -> Program:
         ("function", "torch.add"): torch.add, ("attribute", "k"): torch.ones(3), ("module", "norm"): nn.LayerNorm(3),
         ("module", "soft"): nn.Softmax(-1), ("module", "float"): FloatLayer(node),
         ("function", "builtins.getattr"): getattr, ("function", "operator.getitem"): operator.getitem,
+        ("function", TORCHS): nn.functional.scaled_dot_product_attention,
     }  # fmt: skip
     # "k" stands before what reads it.
     order = [step for step in steps if step.name == "k"] + [step for step in steps if step.name != "k"]

@@ -111,6 +111,9 @@ NETWORK: dict[str, tuple[list[tuple[str, Any]], str]] = {
     "a number beyond 64 bits": ([("steps conv groups", 2**63)], "groups: expected int"),
     "a field too many": ([("steps conv more", 1)], "expected the keys"),
     # steps
+    "attention that drops": (
+        [("steps attended kwargs", dict_of(dropout_p=0.5))], "'attended': .* is no attention that is computed in codes",
+    ),
     "unknown step": ([("steps conv step", "Evaluate")], "unknown kind 'Evaluate'"),
     "step of no kind": ([("steps conv step", 3)], "unknown kind 3"),
     "unknown dialect": ([("dialect", "tosa")], "unknown dialect 'tosa'"),

@@ -2,16 +2,17 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from onnx_runtime import compared
+from onnx_runtime import compared, run
 from torch import nn
 from torch.nn import functional as F
 
 import quantspec
-from networks import Perceptron, inputs, mostly_attention, perceptrons, seeded
+from networks import Heads, Perceptron, inputs, mostly_attention, perceptrons, seeded
 from quantspec import torchvision_compat
 from quantspec.ir.program import Call, Conv, Linear
 from quantspec.ir.traverse import is_direct
@@ -385,3 +386,35 @@ def test_networks_of_torchvision_have_the_same_codes(name, session):
     quantspec.export_onnx(q)
     assert compared(q, inputs(1, (3, 64, 64), 2)) == 1000
     assert compared(q, inputs(5, (3, 64, 64), 3)) == 5000
+
+
+class Attending(nn.Module):
+    """Values that attend to others, between linear layers or alone."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options, self.layer = options, nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.layer(x).view(x.shape[0], x.shape[1], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, **self.options)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": -0.7}, {"attn_mask": inputs(5, (5,), 3)}], ids=str)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_attention_has_the_same_bits(options, dynamic):
+    model, x = seeded(lambda: Attending(**options)), inputs(3, (5, 8))
+    q = quantspec.quantize_dynamic(model, example=x) if dynamic else quantspec.quantize(model, [x])
+    exported = quantspec.export_onnx(q, example=x)
+    assert [node.op_type for node in exported.graph.node].count("MatMulInteger") >= 3
+    for batch in (x, x[:1], 2.0**20 * x, 0 * x):
+        expected = q.run_on("reference")(batch).numpy()
+        assert np.array_equal(run(exported, x=batch)["output"], expected)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_module_of_attention_has_the_same_bits(batch_first):
+    model, x = seeded(lambda: Heads(batch_first)), inputs(3, (5, 8))
+    q = quantspec.quantize(model, [x])
+    exported = quantspec.export_onnx(q, example=x)
+    assert np.array_equal(run(exported, x=x)["output"], q.run_on("reference")(x).numpy())

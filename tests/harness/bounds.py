@@ -24,7 +24,7 @@ from llvmlite import ir
 
 import quantspec
 from quantspec.engines import compiled, tensors
-from quantspec.engines.compiled import parallel, planner, recurrent
+from quantspec.engines.compiled import attention, parallel, planner, recurrent
 from quantspec.kernels import arrays, frame, jit, memory, minmax, threads
 from quantspec.kernels.emitter import I64, Emitter, function
 from quantspec.numerics import observers
@@ -282,7 +282,7 @@ def checked() -> Iterator[Bounds]:
 
     for original, ours in givers(bounds).items():
         replace(original, ours)
-    for owner in (planner.Planner, parallel.Parallel, recurrent.Frames):
+    for owner in (planner.Planner, parallel.Parallel, recurrent.Frames, attention.Bound):
         method(owner, "keep", keeping(bounds, owner.keep))
     method(minmax.Prepared, "__init__", preparing(bounds, minmax.Prepared.__init__))
     ended()
@@ -319,7 +319,7 @@ def preparing(bounds: Bounds, original: Callable[..., None]) -> Callable[..., No
 def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
     """What gives memory or addresses to machine code, or has it run, by what it stands for."""
     aligned, memory_for, workspace, place = memory.aligned, memory.memory_for, memory.workspace, memory.place
-    address, float_address = tensors.address, tensors.float_address
+    address, float_address, rows_address = tensors.address, tensors.float_address, tensors.rows_address
     caller, array_caller, wider = frame.caller, frame.array_caller, minmax.wider
 
     def our_aligned(*args: Any, **kwargs: Any) -> np.ndarray:
@@ -356,6 +356,13 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
         add_tensor(x, start, False)
         return start
 
+    def our_rows_address(x: torch.Tensor) -> int:
+        start = rows_address(x)
+        if start:
+            end = start + x.itemsize * (1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride())))
+            bounds.add(x, start, end, start)
+        return start
+
     def our_caller() -> Callable[..., int]:
         run = caller()
 
@@ -386,6 +393,6 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
 
     return {
         aligned: our_aligned, memory_for: our_memory_for, workspace: our_workspace, place: our_place,
-        address: our_address, float_address: our_float_address, caller: our_caller, array_caller: our_array_caller,
-        wider: our_wider,
+        address: our_address, float_address: our_float_address, rows_address: our_rows_address, caller: our_caller,
+        array_caller: our_array_caller, wider: our_wider,
     }  # fmt: skip

@@ -139,6 +139,18 @@ class OfPython(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Heads(nn.Module):
+    """torch's module of attention, whose weights are read or not."""
+
+    def __init__(self, batch_first: bool = True, read: bool = False):
+        super().__init__()
+        self.read, self.attention = read, nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+    def forward(self, x):
+        y, weights = self.attention(x, x, x)
+        return (y, weights) if self.read else y
+
+
 def tensors(tree) -> list[torch.Tensor]:
     """The tensors in nested tuples and lists."""
     return [tree] if isinstance(tree, torch.Tensor) else [tensor for each in tree for tensor in tensors(each)]

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-Optional = torch.Tensor | None
+from quantspec.ir.attention import Optional, merged, split, together
 
 
 @torch.fx.wrap
@@ -34,14 +34,8 @@ def attend(
     Gives the joined heads in the layout of ``query``, and the weights [batch, (heads,) length, length] or None. Masks:
     true, or minus infinity, is left out. ``dropout``: of the weights, in training.
     """
-    batched = query.dim() == 3
-    given: tuple[torch.Tensor, ...] = query, key, value
-    if not batch_first or not batched:
-        given = tuple(t.transpose(0, 1) if batched else t.unsqueeze(0) for t in given)
-    q, k, v = given
-    batch, length, features = q.shape
-    q, k, v = (t.reshape(batch, t.shape[1], heads, -1).transpose(1, 2) for t in (q, k, v))
-    mask = merged(attn_mask, key_padding_mask, batch, heads, length, k.shape[2], q)
+    q, k, v = (split(x, heads, batch_first) for x in (query, key, value))
+    mask = merged(attn_mask, key_padding_mask, q, k.shape[2])
     weights: Optional = None
     if need_weights:
         scores = (q * math.sqrt(1.0 / q.shape[-1])) @ k.transpose(-2, -1)
@@ -51,31 +45,7 @@ def attend(
         weights = weights.mean(dim=1) if average else weights
     else:
         joined = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    joined = joined.transpose(1, 2).reshape(batch, length, -1)
-    joined = joined if batched and batch_first else joined.transpose(0, 1) if batched else joined[0]
-    return joined, weights if batched or weights is None else weights[0]
-
-
-def merged(
-    attn_mask: Optional, key_padding_mask: Optional, batch: int, heads: int, length: int, keys: int, like: torch.Tensor
-) -> Optional:
-    """Both masks as one that is added to the scores, [batch or 1, heads or 1, length or 1, keys], or None."""
-    parts: list[torch.Tensor] = []
-    if attn_mask is not None:
-        part = floating(attn_mask, like)
-        parts.append(part.reshape(batch, heads, length, keys) if part.dim() == 3 else part.reshape(1, 1, length, keys))
-    if key_padding_mask is not None:
-        parts.append(floating(key_padding_mask, like).reshape(-1, 1, 1, keys))
-    if not parts:
-        return None
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
-def floating(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A mask of truth values as one of minus infinities."""
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
+    return together(joined, query, batch_first), weights if query.dim() == 3 or weights is None else weights[0]
 
 
 Write = Callable[..., Any]

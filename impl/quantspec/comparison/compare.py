@@ -15,14 +15,14 @@ from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
 from quantspec.errors import near_names, real_number, whole_number
 from quantspec.ir import float_graph, float_run, rearrange
-from quantspec.ir.program import Call, Conv, Layer, Linear, Ref, Step
+from quantspec.ir.program import Attention, Call, Conv, Layer, Linear, Ref, Step
 from quantspec.module import size
 from quantspec.module.islands import Island, LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
 from quantspec.progress import progress
 from quantspec.ptq.static import Prepared
-from quantspec.ptq.work import Products
+from quantspec.ptq.work import PerNode, Products
 from quantspec.surroundings import usual
 
 from .layers import Place, as_quantized, first_of_recurrent, graph_bytes, node_arrays, places_of
@@ -39,6 +39,7 @@ class Seen:
     energies: dict[str, list[float]]
     macs: dict[str, int]
     counted_macs: int = 0
+    attended_macs: int = 0  # of attention in codes
     examples: int = 0
     answers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
     compared: set[str] = field(default_factory=set)
@@ -220,8 +221,11 @@ def see_batch(
                 seen.add(outputs_of[step.name], floats[step.name], real)
 
     with Products() as products:
-        outputs = leaves(float_run.run(fused, batch, see_float))
-    seen.counted_macs += products.take()
+        nodes = PerNode(products)
+        outputs = leaves(float_run.run(fused, batch, see_float, compute=nodes.compute))
+    seen.counted_macs += nodes.macs.total()
+    attended = (step.name for step in reference.program.steps if isinstance(step, Attention))
+    seen.attended_macs += sum(nodes.macs[name] for name in attended)
     int8_outputs = leaves(reference(batch, see_step))
     for expected, got in zip(outputs, int8_outputs, strict=True):
         seen.add("", expected, got)
@@ -291,7 +295,8 @@ def summary(rows: list[LayerRow], seen: Seen, nbytes: tuple[int, int], threshold
     """What all batches say. ``nbytes``: of both networks."""
     # Also products inside what is one call in float, such as attention.
     macs = max(seen.counted_macs, sum(row.macs for row in rows))
-    share = sum(row.macs for row in rows if row.int8) / macs if macs else 0.0
+    in_codes = seen.attended_macs + sum(row.macs for row in rows if row.int8)
+    share = in_codes / macs if macs else 0.0
     parted = next((row.layer for row in rows if row.sqnr < threshold), None)
     sqnr = accuracy.decibels(*seen.energies[""])
     found = Comparison(tuple(rows), sqnr, parted, threshold, *nbytes, share, seen.examples)

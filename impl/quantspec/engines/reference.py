@@ -12,6 +12,7 @@ from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
+    Attention,
     AvgPool,
     Bilinear,
     Call,
@@ -41,7 +42,7 @@ from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
 
-from . import reference_dynamic, reference_embedding
+from . import reference_attention, reference_dynamic, reference_embedding
 from .not_numbers import Values
 from .tensors import array
 
@@ -100,6 +101,11 @@ def run_step(step: Step, values: Values, callables: Callables, choices: Dialect)
 def call(step: Call, values: Values, callables: Callables, choices: Dialect) -> Any:
     # Only what reads shapes is given codes, which have them too.
     return call_float(step, callables, lambda name: rearrange.as_tensors(values[name]))
+
+
+def attended(step: Attention, values: Values, callables: Callables, choices: Dialect) -> Any:
+    result = reference_attention.attended(step, values.__getitem__)
+    return call(step, values, callables, choices) if result is None else result
 
 
 def quantize(step: Quantize, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
@@ -239,7 +245,7 @@ def recurrent(step: Recurrent, values: Values, callables: Callables, choices: Di
 
 
 STEPS: dict[type, Callable[[Any, Values, Callables, Dialect], Any]] = {
-    Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv,
+    Attention: attended, Call: call, Quantize: quantize, Dequantize: dequantize, Linear: linear, Conv: conv,
     Table: table, Relu: relu, Add: added, Mul: multiplied, Concat: joined,
     MaxPool: max_pool, AvgPool: average_pool, AdaptiveAvgPool: adaptive, Mean: averaged, Bilinear: interpolated,
     Move: moved, LinearDynamic: linear_dynamic, LinearWeight: linear_weight, Embedding: embedding, Recurrent: recurrent,

@@ -22,6 +22,15 @@ def maker(shape: Sequence[int], dtype: torch.dtype = FLOAT) -> Callable[[], torc
     return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype, device=CPU)
 
 
+def by_place(shape: Sequence[int]) -> torch.Tensor:
+    """A tensor of any values for what attention gives [..., heads, length, features]: in memory the places come before
+    the heads, as torch has them and modules join them."""
+    if len(shape) < 4:
+        return new(shape)
+    batch, *heads, length, features = shape
+    return new((batch, length, *heads, features)).movedim(1, -2)
+
+
 def strides(shape: Sequence[int]) -> tuple[int, ...]:
     """How many values lie between neighbours along each axis of a contiguous tensor."""
     result = [1]
@@ -47,6 +56,17 @@ def float_address(x: Any, kind: torch.dtype = FLOAT) -> int:
         if x.untyped_storage().nbytes() < x.nbytes + x.itemsize * x.storage_offset() or x.is_neg() or x.is_nested:
             return 0
         return x.data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def rows_address(x: torch.Tensor) -> int:
+    """As ``float_address`` for float32 whose last axis alone must lie one value behind the other."""
+    try:
+        if type(x) is not torch.Tensor or x.dtype is not FLOAT or not x.is_cpu or x.stride(-1) != 1 or x.is_neg():
+            return 0
+        end = 1 + x.storage_offset() + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+        return 0 if x.is_nested or x.untyped_storage().nbytes() < x.itemsize * end else x.data_ptr()
     except (RuntimeError, NotImplementedError):
         return 0
 

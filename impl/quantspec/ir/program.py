@@ -349,11 +349,18 @@ class Call:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Attention(Call):
+    """A call of scaled dot-product attention whose products are computed in codes (DYN-ATTENTION); by what is called
+    where values are none for codes (DYN-ATTENTION-FLOAT)."""
+
+
 held_by(weight=(Linear, Conv, LinearDynamic, LinearWeight, Embedding), input_weight=(Cell,), state_weight=(Cell,))
 Layer = Linear | Conv | LinearDynamic | LinearWeight | Embedding | Recurrent
 Step = (
     Quantize | Dequantize | Linear | Conv | Table | Relu | Add | Mul | Concat | MaxPool | AvgPool | AdaptiveAvgPool
-    | Mean | Bilinear | Move | LinearDynamic | LinearWeight | Embedding | Recurrent | Call
+    | Mean | Bilinear | Move | LinearDynamic | LinearWeight | Embedding | Recurrent
+    | Attention | Call
 )  # fmt: skip
 Callables = Mapping[tuple[str, str], Any]
 

@@ -25,7 +25,7 @@ from .records import Clamp, Entry
 TILE_ROWS = 1, 2, 4, 7, 10, 14
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
 # Floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay.
-PAST_BYTES = 2**20
+PAST_BYTES = 2**22
 CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 
 

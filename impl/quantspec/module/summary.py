@@ -10,6 +10,7 @@ from quantspec.ir.held import codes_shape
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
+    Attention,
     AvgPool,
     Bilinear,
     Call,
@@ -104,6 +105,8 @@ def row(step: Step, digits: int) -> list[str] | None:
         return [name, what + relu, "", "", *grid_cells(step.y_qparams, digits)]
     if (kind := POOLS.get(type(step))) is not None:
         return [name, kind, "", "", "", ""]
+    if isinstance(step, Attention):
+        return [name, "attention", "", "", "float32", ""]
     if isinstance(step, Call) and step.reason:
         return [name if step.kind != "module" else step.target, "float32", "", "", "float32", ""]
     return None
@@ -125,7 +128,7 @@ def network_table(
             table.add_row(at_dots(part.path or "the model"), "one network")
         for step, cells in rows:
             own = call_bytes(part.network, step) if isinstance(step, Call) else size.step_bytes(step)
-            if isinstance(step, Call):
+            if isinstance(step, Call) and step.reason:
                 in_float.append((cells[0], step.reason))
             shown = cells if wide else [at_dots(cells[0]), cells[1], *cells[4:]]
             table.add_row(*shown, f"{own:,}")

@@ -16,6 +16,7 @@ from quantspec.errors import UnsupportedError, near_names
 from quantspec.extras import needed
 from quantspec.ir.float_run import FloatLayer, bind
 from quantspec.ir.program import (
+    Attention,
     Call,
     Conv,
     Embedding,
@@ -160,9 +161,11 @@ def several(value: Any) -> list[Any]:
 
 def value_of(g: "Graph", step: Step, values: dict[str, Any], program: Program) -> Any:
     """What a step gives: a tensor of the graph, a length, a constant, or a tuple of these."""
-    from . import codes, float_ops, rearrange, recurrent
+    from . import attention, codes, float_ops, rearrange, recurrent
     from .builder import Tensor, named
 
+    if isinstance(step, Attention):
+        return attention.attention(g, step, values)
     if isinstance(step, Call):
         return float_ops.call(g, step, values, program.callables)
     if isinstance(step, Move):

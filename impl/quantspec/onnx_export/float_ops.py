@@ -156,19 +156,16 @@ def matmul(g: Graph, a: Any, b: Any) -> Tensor:
 
 def scaled_dot_product_attention(
     g: Graph, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None,
+    is_causal: bool = False, scale: float | None = None, products: "Products | None" = None,
 ) -> Tensor:  # fmt: skip
     if is_causal or dropout_p:
         raise UnsupportedError("attention with a causal mask of its own, or dropout")
-    return attention(g, query, key, value, attn_mask, scale)[0]
+    scale = 1 / math.sqrt(features(query)) if scale is None else scale
+    return (products or attention)(g, query, key, value, attn_mask, scale)[0]
 
 
-def attention(
-    g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> tuple[Tensor, Tensor]:
     """Joined values [..., length, features], and weights."""
-    if scale is None:
-        scale = 1 / math.sqrt(features(q))
     half = g.constant(math.sqrt(scale), np.float32)
     q = Tensor(g.node("Mul", [q.name, half]), q.shape)
     k = transpose(g, Tensor(g.node("Mul", [k.name, half]), k.shape), -2, -1)
@@ -192,6 +189,7 @@ def features(x: Tensor) -> int:
 def attend(
     g: Graph, query: Any, key: Any, value: Any, heads: int, batch_first: bool, attn_mask: Any = None,
     key_padding_mask: Any = None, need_weights: bool = False, average: bool = True,
+    products: "Products | None" = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """``capture.attention.attend``: MatMul, Softmax, MatMul."""
     if key_padding_mask is not None or (attn_mask is not None and attn_mask.ndim != 2):
@@ -203,12 +201,17 @@ def attend(
     def split(t: Tensor) -> Tensor:
         return transpose(g, reshape(g, t, g.size(t, 0), g.size(t, 1), heads, features(t) // heads), 1, 2)
 
-    joined, weights = attention(g, split(q), split(k), split(v), attn_mask)
+    q_heads, scale = split(q), (features(q) // heads) ** -0.5
+    joined, weights = (products or attention)(g, q_heads, split(k), split(v), attn_mask, scale)
     joined = reshape(g, transpose(g, joined, 1, 2), g.size(q, 0), g.size(q, 1), features(v))
     joined = joined if batch_first else transpose(g, joined, 0, 1)
-    if not need_weights:
+    if not need_weights or weights is None:
         return joined, None
     return joined, reduced("ReduceMean")(g, weights, 1) if average else weights
+
+
+# What makes joined values and weights, or None, of queries, keys, values by head, a mask and a scale.
+Products = Callable[[Graph, Tensor, Tensor, Tensor, Any, float], tuple[Tensor, Tensor | None]]
 
 
 def relu6(g: Graph, x: Any, inplace: bool = False) -> Tensor:

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from quantspec.errors import CalibrationError, UnsupportedError
-from quantspec.ir import float_graph, float_run, program
+from quantspec.ir import attention, float_graph, float_run, program
 from quantspec.ir.float_graph import FloatGraph, Layer
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.held import changed
 from quantspec.ir.program import Call, Callables, Dequantize, Program, Quantize, Ref
 from quantspec.ir.traverse import reads, refs, replace_refs
 from quantspec.kernels.memory import codes_with_room
+from quantspec.module.report import EXCLUDED
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.integer import blocks_of_rows, check_overflow, quantize_bias
@@ -132,6 +133,19 @@ def recurrent_step(
     )  # fmt: skip
 
 
+def with_attention(network: Program) -> Program:
+    """The network whose calls of attention are steps in codes, where its dialect has such (DYN-ATTENTION)."""
+
+    def in_codes(step: program.Step) -> program.Step:
+        if not isinstance(step, Call) or step.reason == EXCLUDED:
+            return step
+        if not attention.has_codes(step, attention.reads_weights(step.name, network.steps, network.output)):
+            return step
+        return program.Attention(step.name, step.kind, step.target, step.args, step.kwargs, "")
+
+    return replace(network, steps=tuple(map(in_codes, network.steps))) if network.dialect == "onnx" else network
+
+
 def with_own_biases(network: Program) -> Program:
     """The network with copies of its biases, which were the model's; a shared one is one copy."""
     copies: dict[int, np.ndarray] = {}
@@ -184,7 +198,8 @@ class Converter:
                 self.as_float(node.name)
         output = replace_refs(self.graph.output, lambda name: Ref(self.as_float(name)))
         steps = tuple(without_unread_sizes(self.steps, output))
-        return Program(self.dialect.name, self.graph.inputs, self.graph.defaults, steps, output, self.callables)
+        inputs, defaults = self.graph.inputs, self.graph.defaults
+        return with_attention(Program(self.dialect.name, inputs, defaults, steps, output, self.callables))
 
     def grid(self, name: str) -> QParams:
         """The grid of a value: that of the observed value which it has it from, or the one that it shares with joins

@@ -21,7 +21,7 @@ from quantspec.surroundings import usual
 
 from . import work
 from .captured import gives_optional, named
-from .conversion import Weights, embedding_step, recurrent_step, with_own_biases
+from .conversion import Weights, embedding_step, recurrent_step, with_attention, with_own_biases
 from .exclude import listed, without
 from .options import Options, checked
 
@@ -123,7 +123,7 @@ class Quantizer:
                 steps.append(quantized)
         dialect = self.options.dialect.name
         network = Program(dialect, graph.inputs, graph.defaults, tuple(steps), graph.output, callables)
-        return with_own_biases(network)
+        return with_own_biases(network if self.activations is None else with_attention(network))
 
     def whole(self, captured: FloatGraph) -> QuantizedModule:
         """The model, of which all is torch.nn's own."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from quantspec.capture.acting import MARK
-from quantspec.engines import reference_embedding
+from quantspec.engines import reference_attention, reference_embedding
 from quantspec.ir import float_graph, program, rearrange
 from quantspec.ir.float_run import FloatLayer, call_float, check_fits
 from quantspec.ir.program import Step
@@ -387,11 +387,21 @@ def call(run: Run, step: program.Call) -> Any:
     return value
 
 
+def attended(run: Run, step: program.Attention) -> Any:
+    """What the engines compute, with the gradient of attention in float; in float where weights are dropped."""
+    value = call(run, step)
+    if run.acting(step) is not None or (exact := reference_attention.attended(step, run.values.__getitem__)) is None:
+        return value
+    if isinstance(value, tuple):
+        return apply(Replaced, value[0], exact[0]), exact[1]
+    return apply(Replaced, value, exact)
+
+
 # Of all kinds that a static network has; ``LinearDynamic`` and ``LinearWeight`` are in dynamic ones only.
 STEPS: dict[type, Callable[[Any, Any], Any]] = {
     program.Call: call, program.Quantize: quantize, program.Dequantize: dequantize, program.Linear: layer,
     program.Conv: layer, program.Table: table, program.Relu: relu, program.Add: added, program.Mul: multiplied,
     program.Concat: joined, program.MaxPool: max_pool, program.AvgPool: pooled, program.AdaptiveAvgPool: pooled,
     program.Mean: pooled, program.Bilinear: interpolated, program.Move: moved, program.Embedding: embedding,
-    program.Recurrent: recurrent_step,
+    program.Recurrent: recurrent_step, program.Attention: attended,
 }  # fmt: skip

@@ -157,7 +157,7 @@ class Steps:
             return product(numbers(row.get("size"))), 0, 0
         if kind == "Embedding":
             return math.prod(self.shape(row.get("weight"))[1:]), 0, 0
-        if kind in ("Move", "Call"):
+        if kind in ("Move", "Call", "Attention"):
             return self.called(row), 0, 0
         return 1, 0, 0
 

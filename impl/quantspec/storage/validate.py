@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from quantspec.engines.reference_dynamic import KINDS
-from quantspec.ir import float_graph, rearrange
+from quantspec.ir import attention, float_graph, rearrange
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
+    Attention,
     AvgPool,
     Bilinear,
     Call,
@@ -71,6 +72,10 @@ def check(program: Program) -> None:
             raise ValueError(f"step {step.name!r}: {error}") from error
         if isinstance(step, Call):
             check_call(step, program.callables)
+            if isinstance(step, Attention) and not attention.has_codes(
+                step, attention.reads_weights(step.name, program.steps, program.output)
+            ):
+                raise ValueError(f"step {step.name!r}: {step.target} is no attention that is computed in codes")
             if step.kind != "method":
                 called.add((step.kind, step.target))
     for name in refs(program.output):

@@ -2,7 +2,7 @@
 of few samples the instructions are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,12 +42,11 @@ class Shared:
         return self.share is not None and self.share.generation != pool.generation
 
 
+Shapes = TypeVar("Shapes", bound=Hashable)
 OfShapes = TypeVar("OfShapes", bound=Shared)
 
 
-def kept(existing: dict[tuple[Shape, ...], OfShapes], shapes: tuple[Shape, ...], make: Callable[[int], OfShapes]) -> (
-    OfShapes
-):
+def kept(existing: dict[Shapes, OfShapes], shapes: Shapes, make: Callable[[int], OfShapes]) -> OfShapes:
     """What is bound to shapes, made anew where there is none for the threads that torch has now."""
     threads = torch.get_num_threads()
     if shapes not in existing or existing[shapes].threads != threads or existing[shapes].stale:

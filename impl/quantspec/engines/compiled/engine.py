@@ -22,6 +22,7 @@ from quantspec.engines.tensors import address, array, float_address, from_array,
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
 from quantspec.ir.program import (
+    Attention,
     Call,
     Conv,
     Dequantize,
@@ -44,6 +45,7 @@ from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 
 from . import DIALECT
+from .attention import CompiledAttention
 from .batching import SHAPES_KEPT, Batched, kept
 from .embedding import CompiledEmbedding
 from .forms import run_starts
@@ -143,7 +145,8 @@ def channels_first(y: torch.Tensor) -> torch.Tensor:
     return result
 
 
-Part: TypeAlias = Segment | CompiledRecurrent | CompiledEmbedding | Step
+Alone: TypeAlias = CompiledRecurrent | CompiledEmbedding | CompiledAttention  # a step by itself
+Part: TypeAlias = Segment | Alone | Step
 
 
 def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]:
@@ -177,7 +180,7 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
             segment.lying = segment.images & lying
             parts.append(segment)
         else:
-            parts += (by_itself(step, choices, weights) for step in steps)
+            parts += (by_itself(step, program, choices, weights) for step in steps)
     return parts
 
 
@@ -206,7 +209,7 @@ def read_by(part: Part) -> Sequence[str]:
     """The names of the values that a part reads."""
     if isinstance(part, Segment):
         return part.inputs
-    return reads(part.step if isinstance(part, (CompiledRecurrent, CompiledEmbedding)) else part)
+    return reads(part.step if isinstance(part, Alone) else part)
 
 
 def made_by(part: Part) -> Sequence[str]:
@@ -214,8 +217,10 @@ def made_by(part: Part) -> Sequence[str]:
     return part.outputs if isinstance(part, Segment) else (part.name,)
 
 
-def by_itself(step: Step, choices: Dialect, weights: Copying) -> Part:
-    """A recurrent layer or an embedding compiled; what does not compile, or is none, as it is."""
+def by_itself(step: Step, program: Program, choices: Dialect, weights: Copying) -> Part:
+    """A recurrent layer, an embedding or attention compiled; what does not compile, or is none, as it is."""
+    if isinstance(step, Attention):
+        return CompiledAttention(step, program.callables, choices)
     if isinstance(step, Embedding):
         return unless_refused(CompiledEmbedding, step) or step
     if not isinstance(step, Recurrent):
@@ -274,8 +279,7 @@ class Compiled:
 
     def rest(self) -> Program:
         """The program's steps that have no kernels."""
-        compiled = Segment, CompiledRecurrent, CompiledEmbedding
-        steps = tuple(part for part in self.parts if not isinstance(part, compiled))
+        steps = tuple(part for part in self.parts if not isinstance(part, Segment | Alone))
         return replace(self.program, steps=steps)
 
     @property
@@ -289,9 +293,7 @@ class Compiled:
     def inside(self) -> frozenset[str]:
         """The names of the steps that are compiled; all others are run as the reference engine runs them."""
         names = (step.name for part in self.parts if isinstance(part, Segment) for step in part.steps)
-        return frozenset(names) | {
-            part.name for part in self.parts if isinstance(part, (CompiledRecurrent, CompiledEmbedding))
-        }
+        return frozenset(names) | {part.name for part in self.parts if isinstance(part, Alone)}
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         """The output for a batch. Raises as the reference engine does."""
@@ -308,7 +310,7 @@ class Compiled:
                     self.run_segment(part, values)
                 elif isinstance(part, CompiledRecurrent):
                     values[part.name] = part(values[part.step.x], replace_refs(part.step.state, values.__getitem__))
-                elif isinstance(part, CompiledEmbedding):
+                elif isinstance(part, (CompiledEmbedding, CompiledAttention)):
                     values[part.name] = part(values)
                 else:
                     values[part.name] = run_step(part, values, self.program.callables, self.dialect)
