@@ -18,8 +18,13 @@ def new(shape: Sequence[int], dtype: torch.dtype = FLOAT) -> torch.Tensor:
 
 def maker(shape: Sequence[int], dtype: torch.dtype = FLOAT) -> Callable[[], torch.Tensor]:
     """What makes one tensor of ``new`` after the other."""
+    return strided(shape, strides(shape), dtype)
+
+
+def strided(shape: Sequence[int], steps: Sequence[int], dtype: torch.dtype = FLOAT) -> Callable[[], torch.Tensor]:
+    """The same of tensors that lie in another way, with so many values between neighbours along each axis."""
     # ``torch.empty`` takes a microsecond longer.
-    return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype, device=CPU)
+    return functools.partial(torch.empty_strided, shape, steps, dtype=dtype, device=CPU)
 
 
 def by_place(shape: Sequence[int]) -> torch.Tensor:

@@ -1,18 +1,14 @@
-"""Attention: all heads of a call in one call of machine code (DYN-ATTENTION), which threads share head by head."""
+"""Attention on values that lie in memory in a certain way: all heads in one call of machine code (DYN-ATTENTION), which
+threads share head by head.
+"""
 
-import threading
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from quantspec.engines.not_numbers import Values
-from quantspec.engines.reference import run_step
-from quantspec.engines.tensors import address, array, by_place, from_array, rows_address
-from quantspec.ir import attention
-from quantspec.ir.program import Attention, Callables
-from quantspec.ir.traverse import replace_refs
+from quantspec.engines.tensors import by_place
 from quantspec.kernels import attention as kernels
 from quantspec.kernels import gemm, weight_only
 from quantspec.kernels.emitter import LANES
@@ -22,10 +18,9 @@ from quantspec.kernels.memory import SLACK, WEIGHT_SLACK, aligned, offset_table,
 from quantspec.kernels.product import Product
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.weight_only import ProductSums
-from quantspec.numerics.attention import LOG2_E, MOST_FACTOR
-from quantspec.numerics.dialects.dialect import Dialect
+from quantspec.numerics.attention import LOG2_E
 
-from .batching import Shared, kept, shared_out, torchs_threads, wanted_threads
+from .batching import Shared, shared_out, torchs_threads, wanted_threads
 from .parallel import shares
 from .planner import LONG
 
@@ -182,14 +177,13 @@ class Bound(Shared):
         )  # fmt: skip
         return weight_only.PRODUCT.bound(ProductSums(product=inner, y_pitch=y_pitch))
 
-    def __call__(self, starts: list[int]) -> torch.Tensor | None:
-        """The outputs of values that begin there; None for what has no codes."""
-        result = by_place(self.shape)
-        addresses = [*starts[:3], address(result), *starts[3:]]
+    def run(self, starts: list[int], result: int) -> bool:
+        """Has the outputs of values that begin there written, as ``by_place`` has them; False for what has no codes."""
+        addresses = [*starts[:3], result, *starts[3:]]
         for frame, turn, first in zip(self.frames, self.turns, self.firsts):
             frame.addresses[: len(addresses)] = addresses
             turn[0] = first
-        return None if caller()(self.start, 0, 0) else result
+        return caller()(self.start, 0, 0) == 0
 
     def keep(self, array: np.ndarray) -> int:
         """The address of an array that lives as long."""
@@ -200,29 +194,3 @@ class Bound(Shared):
 def in_vectors(count: int) -> int:
     """How many vectors hold so many lanes."""
     return -(-count // LANES)
-
-
-class CompiledAttention:
-    """A step of attention. ``__call__(values)`` gives what the reference does."""
-
-    def __init__(self, step: Attention, callables: Callables, choices: Dialect):
-        self.step, self.name, self.callables, self.choices = step, step.name, callables, choices
-        self.local = threading.local()
-
-    def __call__(self, values: Values) -> Any:
-        step = self.step
-        args, kwargs = (replace_refs(tree, values.__getitem__) for tree in (step.args, step.kwargs))
-        heads = attention.heads(step, args, kwargs)
-        if heads is not None and abs(heads.scale * LOG2_E) <= MOST_FACTOR:
-            given = [x for x in heads[:4] if x is not None]
-            starts = list(map(rows_address, given))
-            if not all(starts):
-                given = [from_array(array(x, step.name)) for x in given]
-                starts = list(map(address, given))
-            bound: dict[Any, Bound] = self.local.__dict__.setdefault("bound", {})
-            lying = tuple(map(Lying.of, given))
-            key = lying, heads.scale, heads.causal
-            result = kept(bound, key, lambda threads: Bound(lying, heads.scale, heads.causal, threads))(starts)
-            if result is not None:
-                return heads.joined(result)
-        return run_step(step, values, self.callables, self.choices)

@@ -22,7 +22,6 @@ from quantspec.engines.tensors import address, array, float_address, from_array,
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_run import bind
 from quantspec.ir.program import (
-    Attention,
     Call,
     Conv,
     Dequantize,
@@ -45,10 +44,10 @@ from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 
 from . import DIALECT
-from .attention import CompiledAttention
 from .batching import SHAPES_KEPT, Batched, kept
 from .embedding import CompiledEmbedding
 from .forms import run_starts
+from .heads import CompiledAttention, with_what_rearranges
 from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
 from .lowering import SelectedStep, flattens, lower, readers, turns
@@ -180,8 +179,8 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
             segment.lying = segment.images & lying
             parts.append(segment)
         else:
-            parts += (by_itself(step, program, choices, weights) for step in steps)
-    return parts
+            parts += (by_itself(step, choices, weights) for step in steps)
+    return with_what_rearranges(parts, program, choices)
 
 
 def read_as_they_lie(program: Program) -> set[str]:
@@ -209,6 +208,8 @@ def read_by(part: Part) -> Sequence[str]:
     """The names of the values that a part reads."""
     if isinstance(part, Segment):
         return part.inputs
+    if isinstance(part, CompiledAttention):
+        return part.inputs
     return reads(part.step if isinstance(part, Alone) else part)
 
 
@@ -217,10 +218,8 @@ def made_by(part: Part) -> Sequence[str]:
     return part.outputs if isinstance(part, Segment) else (part.name,)
 
 
-def by_itself(step: Step, program: Program, choices: Dialect, weights: Copying) -> Part:
-    """A recurrent layer, an embedding or attention compiled; what does not compile, or is none, as it is."""
-    if isinstance(step, Attention):
-        return CompiledAttention(step, program.callables, choices)
+def by_itself(step: Step, choices: Dialect, weights: Copying) -> Part:
+    """A recurrent layer or an embedding compiled; what does not compile, or is none, as it is."""
     if isinstance(step, Embedding):
         return unless_refused(CompiledEmbedding, step) or step
     if not isinstance(step, Recurrent):
@@ -293,7 +292,8 @@ class Compiled:
     def inside(self) -> frozenset[str]:
         """The names of the steps that are compiled; all others are run as the reference engine runs them."""
         names = (step.name for part in self.parts if isinstance(part, Segment) for step in part.steps)
-        return frozenset(names) | {part.name for part in self.parts if isinstance(part, Alone)}
+        alone = {part.step.name for part in self.parts if isinstance(part, Alone)}
+        return frozenset(names) | alone
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         """The output for a batch. Raises as the reference engine does."""
