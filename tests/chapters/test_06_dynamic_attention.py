@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -269,7 +270,20 @@ def kinds(q):
             or "attention" in getattr(step, "target", "")]  # fmt: skip
 
 
+class Asked(nn.Module):
+    """Whether queries see what comes behind them is an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x, mask=None, is_causal=False):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal))
+
+
 MODELS = {
+    "with flags": Asked,
     "torch's function": Attending, "a module": networks.Heads, "a module, steps first": lambda: networks.Heads(False),
 }  # fmt: skip
 
@@ -308,6 +322,80 @@ def test_attention_stays_in_float(build, options):
 def test_attention_stays_in_float_with_quantized_weights_only():
     model, x = networks.seeded(Attending), networks.inputs(3, (5, 8))
     assert kinds(qs.quantize_dynamic(model, example=x, activations=None)) == [program.Call]
+
+
+class Written(nn.Module):
+    """Attention that a model writes out, by a function of queries, keys and values [batch, heads, length, features]."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.mean, self.qkv, self.out = mean, nn.Linear(8, 24), nn.Linear(8, 8)
+        self.dropout, self.softmax = nn.Dropout(0.1), nn.Softmax(dim=-1)
+        self.register_buffer("bias", torch.linspace(-1, 1, 50).reshape(2, 5, 5))
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(self.mean(self, q, k, v).transpose(1, 2).reshape(batch, length, 8))
+
+
+WRITTEN = {
+    "divided": lambda m, q, k, v: m.dropout((q @ k.transpose(-2, -1) / 2.0).softmax(-1)) @ v,
+    "scaled before": lambda m, q, k, v: torch.matmul(torch.softmax((q * 0.5) @ k.transpose(2, 3), dim=-1), v),
+    "with a bias": lambda m, q, k, v: F.softmax(torch.matmul(q, k.mT) * 0.5 + m.bias, dim=-1).matmul(v),
+    "a bias with scores": lambda m, q, k, v: m.softmax(m.bias + q.matmul(k.mT)) @ v,
+    "of a type": lambda m, q, k, v: F.softmax(q @ k.mT, -1, dtype=torch.float32) @ v,
+    "made of a type": lambda m, q, k, v: F.softmax(q @ k.mT, -1, dtype=torch.float32).to(torch.float32) @ v,
+    "by batches": lambda m, q, k, v: torch.bmm(
+        torch.softmax(torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT), -1), v.flatten(0, 1)
+    ).unflatten(0, (-1, 2)),
+}  # fmt: skip
+OTHERWISE = {
+    "over queries": lambda m, q, k, v: (q @ k.mT).softmax(-2) @ v,
+    "scores are read elsewhere": lambda m, q, k, v: (s := q @ k.mT).softmax(-1) @ v + s.mean(),
+    "weights are read elsewhere": lambda m, q, k, v: (w := (q @ k.mT).softmax(-1)) @ v + w.mean(),
+    "scaled by a value": lambda m, q, k, v: (q @ k.mT * q.mean()).softmax(-1) @ v,
+    "no product": lambda m, q, k, v: (q + k).softmax(-1) @ v.mT @ v,
+    "weights behind values": lambda m, q, k, v: (v.mT @ (q @ k.mT).softmax(-1)).mT,
+}  # fmt: skip
+
+
+@clause("DYN-ATTENTION")
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_attention_that_a_model_writes_out_is_in_codes(name, dynamic):
+    model, x = networks.seeded(lambda: Written(WRITTEN[name])), networks.inputs(3, (5, 8))
+    q = qs.quantize_dynamic(model, example=x) if dynamic else qs.quantize(model, [x])
+    assert kinds(q) == [program.Attention]
+    with torch.no_grad():
+        assert networks.far(q(x), model(x)) < 0.1 and torch.equal(q(x), q.run_on("reference")(x))
+        far = 2.0**60 * x  # values without codes are computed as the model does
+        assert q(far).isfinite().all() == model(far).isfinite().all()
+    assert q.report.share == 1.0 and qs.compare(model, q, [x]).int8_macs == 1.0
+
+
+@clause("DYN-ATTENTION")
+@networks.mostly_attention
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_is_no_attention_stays_in_float(name):
+    model, x = networks.seeded(lambda: Written(OTHERWISE[name])), networks.inputs(3, (5, 8))
+    assert program.Attention not in kinds(qs.quantize_dynamic(model, example=x))
+
+
+@clause("DYN-ATTENTION")
+@pytest.mark.parametrize("name", ["divided", "with a bias"])
+def test_attention_that_a_model_writes_out_is_stored_and_trained(name, tmp_path):
+    model, x = networks.seeded(lambda: Written(WRITTEN[name])), networks.inputs(3, (5, 8))
+    q = qs.quantize(model, [x])
+    q.save(tmp_path / "q.safetensors")
+    assert torch.equal(qs.load(tmp_path / "q.safetensors")(x), q(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of attention in float
+        p = qs.prepare_qat(model, [x])
+        p.train()
+        p(x).sum().backward()
+        p.eval()
+        assert torch.equal(p(x), qs.convert(p)(x))
 
 
 @clause("DYN-ATTENTION")

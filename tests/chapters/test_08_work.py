@@ -34,16 +34,17 @@ class Decides(nn.Module):
         return y @ self.free
 
 
-class Attention(nn.Module):
-    """Products of computed values, which stay in float."""
+class Mixing(nn.Module):
+    """Products of computed values: attention, or, without its weights, what stays in float."""
 
-    def __init__(self):
+    def __init__(self, weighs=False):
         super().__init__()
-        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.weighs, self.first, self.last = weighs, nn.Linear(8, 8), nn.Linear(8, 8)
 
     def forward(self, x):
         y = self.first(x)
-        return self.last(torch.softmax(y @ y.transpose(1, 2), -1) @ y)
+        scores = y @ y.transpose(1, 2)
+        return self.last((torch.softmax(scores, -1) if self.weighs else scores) @ y)
 
 
 def products(model: nn.Module, *inputs: torch.Tensor) -> int:
@@ -123,13 +124,17 @@ def test_every_product_is_somewhere_and_says_why_it_is_in_float():
 @clause("SIZ-REPORT")
 def test_the_share_is_that_of_a_comparison_on_the_same_batch():
     x = networks.inputs(4, (6, 8))
-    for model in (networks.seeded(Attention), networks.seeded(lambda: Keeping(Attention()))):
+    for model in (networks.seeded(Mixing), networks.seeded(lambda: Keeping(Mixing()))):
         with pytest.warns(UserWarning, match="multiply-accumulates"):
             q = qs.quantize(model, [x])
         compared = qs.compare(model, q, [x])
         assert q.report.macs == products(model, x)
         assert compared.int8_macs == float(exact(q.report)) == q.report.share < 0.9
         assert sum(row.macs for row in compared.layers) == q.report.int8_macs
+    for model in (networks.seeded(lambda: Mixing(True)), networks.seeded(lambda: Keeping(Mixing(True)))):
+        q = qs.quantize(model, [x])
+        assert q.report.macs == q.report.int8_macs == products(model, x)
+        assert qs.compare(model, q, [x]).int8_macs == q.report.share == 1.0
 
 
 @clause("SIZ-REPORT")

@@ -163,13 +163,23 @@ FAULTS = [
         "    greatest = np.where(np.isfinite(greatest), greatest, np.float32(0))\n",
     ),
     Fault(
-        "attention-in-every-dialect", "ptq.conversion", ("DYN-ATTENTION-FLOAT",),
+        "attention-in-every-dialect", "ptq.attending", ("DYN-ATTENTION-FLOAT",),
         "Attention is computed in integers whatever the dialect.",
-        'if network.dialect == "onnx" else network', 'if network.dialect else network',
+        'if network.dialect != "onnx":', 'if network.dialect == "":',
     ),
     Fault(
         "large-values-have-codes", "kernels.attention", ("DYN-ATTENTION-FLOAT",),
         "The kernel gives codes to values of any size.",
         "TOO_LARGE = 0x7FFFFFFF, float_bits(LARGEST)", "TOO_LARGE = 0x7FFFFFFF, 0x7FFFFFFF",
+    ),
+    Fault(
+        "heads-begin-at-their-base", "engines.compiled.heads", ("DYN-ATTENTION",),
+        "Queries, keys and values of one tensor are taken from its start.",
+        "[starts[number] + apart for number, apart in ready.places]", "[starts[number] for number, _ in ready.places]",
+    ),
+    Fault(
+        "weights-over-any-axis", "ptq.attending", ("DYN-ATTENTION",),
+        "A softmax over any axis makes weights of attention.",
+        "return call if dim == -1 else None", "return call",
     ),
 ]

@@ -120,8 +120,8 @@ FAULTS = [
     Fault(
         "qat-conversion-asks-again", "qat.network", ("QAT-OVERFLOW",),
         "Conversion asks again which layers stay in float.",
-        "Converter(graph, Placement(graph), observers, self.options, self.in_float)",
-        "Converter(graph, Placement(graph), observers, self.options)",
+        "Converter(graph, Placement(graph), observers, self.options, self.in_float, trained=True)",
+        "Converter(graph, Placement(graph), observers, self.options, trained=True)",
     ),
     Fault(
         "qat-excluded-is-its-module", "qat.network", ("QAT-OVERFLOW",),

@@ -366,8 +366,8 @@ FAULTS = [
     Fault(
         "outputs-on-the-default-device", "engines.tensors", ("STA-DEFAULTS",),
         "Outputs are made on whatever device the process has as its default.",
-        "return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype, device=CPU)",
-        "return functools.partial(torch.empty_strided, shape, strides(shape), dtype=dtype)",
+        "return functools.partial(torch.empty_strided, shape, steps, dtype=dtype, device=CPU)",
+        "return functools.partial(torch.empty_strided, shape, steps, dtype=dtype)",
     ),
     Fault(
         "inference-mode-goes-on", "surroundings", ("STA-SURROUNDINGS",),

@@ -48,6 +48,16 @@ def attend(
     return together(joined, query, batch_first), weights if query.dim() == 3 or weights is None else weights[0]
 
 
+def weighted(
+    query: torch.Tensor, keys: torch.Tensor, value: torch.Tensor, mask: Optional, factor: float, divides: bool
+) -> torch.Tensor:
+    """Attention as models write it out: ``keys`` [..., features, length]; ``divides``: scores are divided by the
+    factor."""
+    scores = query @ keys
+    scores = scores / factor if divides else scores * factor if factor != 1 else scores
+    return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value
+
+
 Write = Callable[..., Any]
 # What follows is called on the proxies of a tracer, which stand for tensors and for what is computed of their sizes.
 Traced = Any

@@ -15,12 +15,13 @@ from quantspec.capture import calls, copies, parts, tracer
 from quantspec.engines.reference import Reference
 from quantspec.errors import near_names, real_number, whole_number
 from quantspec.ir import float_graph, float_run, rearrange
-from quantspec.ir.program import Attention, Call, Conv, Layer, Linear, Ref, Step
+from quantspec.ir.program import Call, Conv, Layer, Linear, Ref, Step
 from quantspec.module import size
 from quantspec.module.islands import Island, LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
 from quantspec.numerics import accuracy
 from quantspec.progress import progress
+from quantspec.ptq.attending import attends
 from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import PerNode, Products
 from quantspec.surroundings import usual
@@ -127,6 +128,7 @@ def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], t
     if not seen.examples:
         raise ValueError("data: expected at least one batch, got none")
     rows = [row for pair in pairs.values() for row in rows_of(pair.q, pair.places, pair.seen)]
+    seen.attended_macs = sum(pair.seen.attended_macs for pair in pairs.values())
     float_bytes = sum(tensor.nbytes for tensor in (*own.parameters(), *own.buffers()))
     return summary(rows, seen, (float_bytes, q.nbytes), threshold)
 
@@ -224,8 +226,8 @@ def see_batch(
         nodes = PerNode(products)
         outputs = leaves(float_run.run(fused, batch, see_float, compute=nodes.compute))
     seen.counted_macs += nodes.macs.total()
-    attended = (step.name for step in reference.program.steps if isinstance(step, Attention))
-    seen.attended_macs += sum(nodes.macs[name] for name in attended)
+    steps = {step.name: step for step in reference.program.steps}
+    seen.attended_macs += sum(nodes.macs[node.name] for node in fused.nodes if attends(node, steps))
     int8_outputs = leaves(reference(batch, see_step))
     for expected, got in zip(outputs, int8_outputs, strict=True):
         seen.add("", expected, got)

@@ -76,6 +76,13 @@ def rows_address(x: torch.Tensor) -> int:
         return 0
 
 
+def ahead(x: torch.Tensor, base: Any) -> int | None:
+    """How many bytes behind the start of another tensor one begins; None where they lie in different memory."""
+    if type(base) is not torch.Tensor or base.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
+        return None
+    return x.data_ptr() - base.data_ptr()
+
+
 def address(x: torch.Tensor) -> int:
     """Where the values of a tensor of ``new`` or ``from_array`` lie.
 

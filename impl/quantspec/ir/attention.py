@@ -14,6 +14,7 @@ from .traverse import reads, refs
 
 Optional = torch.Tensor | None
 TORCHS, OURS = "torch.nn.functional.scaled_dot_product_attention", "quantspec.capture.attention.attend"
+WRITTEN = "quantspec.capture.attention.weighted"
 # The arguments of both in order, with the defaults of those that have one.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     TORCHS: dict(
@@ -23,6 +24,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         query=..., key=..., value=..., heads=..., batch_first=..., attn_mask=None, key_padding_mask=None,
         need_weights=False, average=True, dropout=0.0,
     ),
+    WRITTEN: dict(query=..., keys=..., value=..., mask=None, factor=1.0, divides=False),
 }  # fmt: skip
 MOST_KEYS, MOST_FEATURES = 2**15 - 1, 2**15
 
@@ -53,11 +55,14 @@ def has_codes(call: Call, weights_read: bool) -> bool:
     if call.kind != "function" or call.target not in ARGUMENTS:
         return False
     given = arguments(call, call.args, call.kwargs)
+    if call.target == WRITTEN:
+        factor = given["factor"]
+        return isinstance(factor, (int, float)) and factor != 0 and isinstance(given["divides"], bool)
     chance = given["dropout_p" if call.target == TORCHS else "dropout"]
     fixed = (given[name] for name in ("is_causal", "enable_gqa", "need_weights") if name in given)
     scale = given.get("scale")
     return (
-        isinstance(chance, (int, float)) and chance == 0 and all(isinstance(flag, bool) for flag in fixed)
+        isinstance(chance, (int, float)) and chance == 0 and all(isinstance(flag, (bool, Ref)) for flag in fixed)
         and (scale is None or isinstance(scale, (int, float))) and not (given.get("need_weights") and weights_read)
     )  # fmt: skip
 
@@ -65,13 +70,19 @@ def has_codes(call: Call, weights_read: bool) -> bool:
 def heads(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Heads | None:
     """A call by head; None where its values are none that are computed in codes (DYN-ATTENTION-FLOAT)."""
     given = arguments(call, args, kwargs)
-    tensors = [given[name] for name in ("query", "key", "value")]
-    if not all(is_plain(x) for x in tensors):
+    written = call.target == WRITTEN
+    tensors = [given[name] for name in ("query", "keys" if written else "key", "value")]
+    flags = (given.get(name, False) for name in ("is_causal", "enable_gqa"))
+    if not all(is_plain(x) for x in tensors) or not all(isinstance(flag, bool) for flag in flags):
         return None
     query, key, value = tensors
-    mask, causal, scale = given["attn_mask"], bool(given.get("is_causal")), given.get("scale")
+    mask, causal, scale = given["mask" if written else "attn_mask"], bool(given.get("is_causal")), given.get("scale")
     joined: Callable[[torch.Tensor], Any] = as_it_is
-    if call.target == OURS:
+    if written:
+        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+            return None
+        key, scale = key.transpose(-2, -1), 1 / given["factor"] if given["divides"] else given["factor"]
+    elif call.target == OURS:
         if not 2 <= query.dim() == key.dim() == value.dim() <= 3:
             return None
         whole, first = query, given["batch_first"]

@@ -7,10 +7,11 @@ way for them. Bytes are unsigned, since what multiplies others saturates on some
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import TensorProto
 
 from quantspec.errors import UnsupportedError
-from quantspec.ir.attention import OURS
+from quantspec.ir.attention import OURS, WRITTEN, arguments
 from quantspec.ir.program import Attention
 from quantspec.ir.traverse import replace_refs
 from quantspec.numerics.attention import CODES, FARTHEST, LOG2_E, POWER, SMALLEST, WEIGHTS
@@ -26,9 +27,15 @@ def attention(g: Graph, step: Attention, values: dict[str, Any]) -> Any:
     """What a step gives: the joined values, or a tuple of them and None."""
     args, kwargs = (replace_refs(tree, values.__getitem__) for tree in (step.args, step.kwargs))
     call = float_ops.attend if step.target == OURS else float_ops.scaled_dot_product_attention
+    if step.target == WRITTEN:
+        query, keys, value, mask, factor, divides = args
+        return in_codes(g, query, transpose(g, keys, -2, -1), value, mask, 1 / factor if divides else factor)[0]
     if step.target == OURS:  # nobody reads the weights
         names = ("heads", "batch_first", "attn_mask", "key_padding_mask")
         args, kwargs = args[:7], {name: value for name, value in kwargs.items() if name in names}
+    mask = arguments(step, args, kwargs)["attn_mask"]
+    if isinstance(mask, Tensor) or (isinstance(mask, torch.Tensor) and not mask.is_floating_point()):
+        raise UnsupportedError("a mask that is computed, or of truth values")
     try:
         return call(g, *args, **kwargs | {"products": in_codes})
     except TypeError as error:
@@ -63,9 +70,11 @@ def in_codes(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float)
     units = g.node("Mul", [q_scale, number(scale * LOG2_E)])
     scores = g.node("Mul", [g.node("Mul", [to_float(sums(queries, MIDDLE, keys)), units]), k_scale])
     if mask is not None:
-        if isinstance(mask, Tensor) or not mask.is_floating_point():
-            raise UnsupportedError("a mask that is computed, or of truth values")
-        scores = g.node("Add", [scores, number(mask.detach().numpy() * np.float32(LOG2_E))])
+        if isinstance(mask, Tensor):
+            steps = g.node("Mul", [mask.name, number(LOG2_E)])
+        else:
+            steps = number(mask.detach().numpy() * np.float32(LOG2_E))
+        scores = g.node("Add", [scores, steps])
     distance = g.node("Sub", [g.node("ReduceMax", [scores, g.ints(-1)]), scores])
     distance = g.node("Min", [distance, number(FARTHEST)])
     whole = g.node("Round", [distance])

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from quantspec.errors import CalibrationError, UnsupportedError
-from quantspec.ir import attention, float_graph, float_run, program
+from quantspec.ir import float_graph, float_run, program
 from quantspec.ir.float_graph import FloatGraph, Layer
 from quantspec.ir.float_run import float_calls
 from quantspec.ir.held import changed
 from quantspec.ir.program import Call, Callables, Dequantize, Program, Quantize, Ref
 from quantspec.ir.traverse import reads, refs, replace_refs
 from quantspec.kernels.memory import codes_with_room
-from quantspec.module.report import EXCLUDED
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.integer import blocks_of_rows, check_overflow, quantize_bias
 from quantspec.numerics.observers import MinMaxObserver
 
+from .attending import with_attention
 from .options import Options
 from .placement import SPLITTING, Placement, own_reads
 
@@ -133,19 +133,6 @@ def recurrent_step(
     )  # fmt: skip
 
 
-def with_attention(network: Program) -> Program:
-    """The network whose calls of attention are steps in codes, where its dialect has such (DYN-ATTENTION)."""
-
-    def in_codes(step: program.Step) -> program.Step:
-        if not isinstance(step, Call) or step.reason == EXCLUDED:
-            return step
-        if not attention.has_codes(step, attention.reads_weights(step.name, network.steps, network.output)):
-            return step
-        return program.Attention(step.name, step.kind, step.target, step.args, step.kwargs, "")
-
-    return replace(network, steps=tuple(map(in_codes, network.steps))) if network.dialect == "onnx" else network
-
-
 def with_own_biases(network: Program) -> Program:
     """The network with copies of its biases, which were the model's; a shared one is one copy."""
     copies: dict[int, np.ndarray] = {}
@@ -167,15 +154,15 @@ class Converter:
     twice.
 
     ``prepared``: the layers that stay in float, each with the reason, and no other may; None where it is for their
-    accumulators to say.
+    accumulators to say. ``trained``: it is for training, or what became of it.
     """
 
     def __init__(
         self, graph: FloatGraph, placement: Placement, observers: dict[str, Any], options: Options,
-        prepared: dict[str, str] | None = None,
+        prepared: dict[str, str] | None = None, *, trained: bool = False,
     ):  # fmt: skip
         self.graph, self.placement, self.observers, self.options = graph, placement, observers, options
-        self.dialect, self.prepared = options.dialect, prepared
+        self.dialect, self.prepared, self.trained = options.dialect, prepared, trained
         self.producers, self.sources = placement.nodes, placement.sources
         self.steps: list[program.Step] = []
         self.codes: dict[str, str] = {}
@@ -199,7 +186,8 @@ class Converter:
         output = replace_refs(self.graph.output, lambda name: Ref(self.as_float(name)))
         steps = tuple(without_unread_sizes(self.steps, output))
         inputs, defaults = self.graph.inputs, self.graph.defaults
-        return with_attention(Program(self.dialect.name, inputs, defaults, steps, output, self.callables))
+        network = Program(self.dialect.name, inputs, defaults, steps, output, self.callables)
+        return with_attention(network, written_out=not self.trained)
 
     def grid(self, name: str) -> QParams:
         """The grid of a value: that of the observed value which it has it from, or the one that it shares with joins

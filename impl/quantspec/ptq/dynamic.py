@@ -20,8 +20,9 @@ from quantspec.numerics.integer import check_overflow
 from quantspec.surroundings import usual
 
 from . import work
+from .attending import with_attention
 from .captured import gives_optional, named
-from .conversion import Weights, embedding_step, recurrent_step, with_attention, with_own_biases
+from .conversion import Weights, embedding_step, recurrent_step, with_own_biases
 from .exclude import listed, without
 from .options import Options, checked
 

@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quantspec.capture import calls, copies, tracer
 from quantspec.ir import float_graph, float_run
 from quantspec.ir.float_graph import FloatGraph
-from quantspec.ir.program import Attention, Call, Callables, Embedding, Layer, Program, Recurrent
+from quantspec.ir.program import Call, Callables, Embedding, Layer, Program, Recurrent
 from quantspec.module.report import EXCLUDED, FLOAT, INT8, PYTHON, Report, Work, report
 from quantspec.module.size import macs as macs_of
 from quantspec.surroundings import level_of_caller
 
+from .attending import attends
 from .exclude import excluded
 
 ENOUGH = 0.9
@@ -198,7 +199,7 @@ def rows_of(graph: FloatGraph, program: Program, macs: Macs) -> list[Work]:
     for node in graph.nodes:
         step, layer = steps.get(node.name), getattr(node, "layer", "")
         path = layer or graph.paths.get(node.name, "")
-        if isinstance(step, Layer | Attention):
+        if isinstance(step, Layer) or attends(node, steps):
             rows.append(Work(path, macs.get(node.name, 0), INT8, ""))
         else:
             reason = step.reason if isinstance(step, Call) else ""

@@ -132,7 +132,7 @@ class Network(nn.Module):
             name: Observed(-1.0, 1.0) if (pair := tuple(self.ranges[index].tolist())) == NONE_YET else Observed(*pair)
             for name, index in self.places.items()
         }
-        converter = Converter(self.graph, self.placement, observed, self.options)
+        converter = Converter(self.graph, self.placement, observed, self.options, trained=True)
         converted = converter.convert()
         name_of: dict[int, str] = {}
         for name, grid in converter.grids.items():
@@ -297,7 +297,7 @@ class Network(nn.Module):
         observers = {name: Observed(*self.ranges[index].tolist()) for name, index in self.places.items()}
         with still(self.model):
             graph = unmarked(self.present_graph())
-        converter = Converter(graph, Placement(graph), observers, self.options, self.in_float)
+        converter = Converter(graph, Placement(graph), observers, self.options, self.in_float, trained=True)
         if self.scale_names:
             converter.grids |= {name: grid.qparams for name, grid in self.grids().items()}
             for node in converter.graph.nodes:

@@ -91,7 +91,7 @@ NAMES = {
     "collections": "OrderedDict",
     "torch.return_types": "aminmax cummax cummin kthvalue max median min mode sort topk",
     "builtins": "abs bool float getattr int len list max min round sum tuple",
-    "quantspec.capture.attention": "attend linear_rows project",
+    "quantspec.capture.attention": "attend linear_rows project weighted",
     "quantspec.capture.writes": "filled with_item",
     "torchvision.models.swin_transformer": """
         _get_relative_position_bias _patch_merging_pad shifted_window_attention

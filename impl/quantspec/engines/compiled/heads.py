@@ -11,7 +11,7 @@ import torch
 
 from quantspec.engines.not_numbers import Values
 from quantspec.engines.reference import run_step
-from quantspec.engines.tensors import address, array, by_place, from_array, rows_address, strided
+from quantspec.engines.tensors import address, ahead, array, by_place, from_array, rows_address, strided
 from quantspec.ir import attention, rearrange
 from quantspec.ir.program import Attention, Call, Callables, Program, Step
 from quantspec.ir.traverse import reads, refs, replace_refs
@@ -52,7 +52,7 @@ class CompiledAttention:
             starts = [rows_address(x) if isinstance(x, torch.Tensor) else 0 for x in given]
             if all(starts[number] for number, _ in ready.places):
                 result = ready.make()
-                if ready.bound.run([starts[number] + ahead for number, ahead in ready.places], address(result)):
+                if ready.bound.run([starts[number] + apart for number, apart in ready.places], address(result)):
                     return result
         return self.general(values, given, forms)
 
@@ -116,18 +116,16 @@ def is_all(output: Any, result: torch.Tensor) -> bool:
     """Whether an output is all of a result's memory, each value once."""
     return (
         type(output) is torch.Tensor and output.dtype is torch.float32 and output.numel() == result.numel()
-        and output.data_ptr() == result.data_ptr() and bool(torch.ops.aten.is_non_overlapping_and_dense(output))
+        and ahead(output, result) == 0 and bool(torch.ops.aten.is_non_overlapping_and_dense(output))
     )  # fmt: skip
 
 
 def inside(x: torch.Tensor, given: list[Any]) -> tuple[int, int] | None:
     """Which of the inputs a tensor is a part of, and how many bytes behind its start; None where that is not clear."""
-    tensors = {number: each for number, each in enumerate(given) if isinstance(each, torch.Tensor)}
-    own = x.untyped_storage().data_ptr()
-    found = [number for number, each in tensors.items() if each is x] or [
-        number for number, each in tensors.items() if each.untyped_storage().data_ptr() == own
-    ]
-    return (found[0], x.data_ptr() - given[found[0]].data_ptr()) if len(found) == 1 else None
+    places = [(number, distance) for number, each in enumerate(given) if (distance := ahead(x, each)) is not None]
+    itself = [(number, 0) for number, each in enumerate(given) if each is x]
+    found = itself or places
+    return found[0] if len(found) == 1 else None
 
 
 def with_what_rearranges(parts: Sequence[Any], program: Program, choices: Dialect) -> list[Any]:

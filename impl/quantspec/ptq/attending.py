@@ -1,0 +1,133 @@
+"""Which steps of a network are attention, to be computed in codes (DYN-ATTENTION): calls of it, and products around a
+softmax."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantspec.capture.attention import weighted
+from quantspec.ir import attention
+from quantspec.ir.float_graph import Node
+from quantspec.ir.program import Attention, Call, Program, Ref, Step
+from quantspec.ir.traverse import reads, refs
+from quantspec.module.report import EXCLUDED
+
+PRODUCTS = {("function", "operator.matmul"), ("function", "torch.matmul"), ("function", "torch.bmm"),
+            ("method", "matmul"), ("method", "bmm")}  # fmt: skip
+SUMS = {("function", "operator.add"), ("function", "torch.add"), ("method", "add")}
+FACTORS = {("function", "operator.mul"), ("function", "torch.mul"), ("method", "mul"),
+           ("function", "operator.truediv"), ("function", "torch.div"), ("method", "div")}  # fmt: skip
+SOFTMAX = {("function", "torch.softmax"), ("function", "torch.nn.functional.softmax"), ("method", "softmax")}
+
+
+def with_attention(network: Program, *, written_out: bool = True) -> Program:
+    """The network whose attention is steps in codes, where its dialect has such. ``written_out``: also the operations
+    that make it up."""
+    if network.dialect != "onnx":
+        return network
+    steps = tuple(in_codes(step, network) for step in network.steps)
+    network = replace(network, steps=steps)
+    return Written(network).network() if written_out else network
+
+
+def in_codes(step: Step, network: Program) -> Step:
+    """A call of attention as a step in codes; others as they are."""
+    if not isinstance(step, Call) or step.reason == EXCLUDED:
+        return step
+    if not attention.has_codes(step, attention.reads_weights(step.name, network.steps, network.output)):
+        return step
+    return Attention(step.name, step.kind, step.target, step.args, step.kwargs, "")
+
+
+def attends(node: Node, steps: Mapping[str, Step]) -> bool:
+    """Whether a node of a float graph is attention in codes, or a product that became part of it, by the steps of the
+    network that the graph became."""
+    return isinstance(steps.get(node.name), Attention) or (isinstance(node, Call) and node.name not in steps)
+
+
+class Written:
+    """A network with attention written out: softmax(query @ keys * factor + mask) @ value, where nothing else reads
+    what is in between."""
+
+    def __init__(self, network: Program):
+        self.given = network
+        self.steps = {step.name: step for step in network.steps}
+        self.readers: dict[str, int] = dict.fromkeys(refs(network.output), 2)
+        for step in network.steps:
+            for name in reads(step):
+                self.readers[name] = self.readers.get(name, 0) + 1
+
+    def network(self) -> Program:
+        """The same with each of them as one step."""
+        steps: list[Step] = []
+        gone: set[str] = set()
+        for step in self.given.steps:
+            inner, made = self.attention(step) or (set(), step)
+            gone |= inner
+            steps.append(made)
+        if not gone:
+            return self.given
+        kept = tuple(step for step in steps if step.name not in gone)
+        called = {(step.kind, step.target) for step in kept if isinstance(step, Call)}
+        callables = {key: value for key, value in self.given.callables.items() if key in called}
+        callables["function", attention.WRITTEN] = weighted
+        return replace(self.given, steps=kept, callables=callables)
+
+    def between(self, value: Any, kinds: set[tuple[str, str]]) -> Call | None:
+        """The call of one of these kinds that gives a value which is read once; None where there is none."""
+        step = self.steps.get(value.name) if isinstance(value, Ref) else None
+        if not isinstance(step, Call) or step.reason == EXCLUDED or self.readers[step.name] != 1:
+            return None
+        return step if (step.kind, step.target) in kinds else None
+
+    def softmax(self, value: Any) -> Call | None:
+        """A softmax over the last axis."""
+        step = self.steps.get(value.name) if isinstance(value, Ref) else None
+        if isinstance(step, Call) and step.kind == "module":
+            module = self.given.callables.get((step.kind, step.target))
+            last = type(module) is nn.Softmax and module.dim == -1 and len(step.args) == 1
+            return step if last and self.readers[step.name] == 1 and step.reason != EXCLUDED else None
+        call = self.between(value, SOFTMAX)
+        if call is None or call.kwargs.get("dtype") not in (None, torch.float32):
+            return None
+        dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+        return call if dim == -1 else None
+
+    def attention(self, step: Step) -> tuple[set[str], Attention] | None:
+        """What makes the weights of a product with values, and attention in their place; None for another step."""
+        if not isinstance(step, Call) or (step.kind, step.target) not in PRODUCTS or len(step.args) != 2:
+            return None
+        inner, weights = set[str](), step.args[0]
+        # Some say of which type weights are, which they are already.
+        if (typed := self.between(weights, {("method", "to")})) is not None and typed.args[1:] == (torch.float32,):
+            inner.add(typed.name)
+            weights = typed.args[0]
+        softmax = self.softmax(weights)
+        if softmax is None or step.kwargs or step.reason == EXCLUDED:
+            return None
+        inner.add(softmax.name)
+        scores, mask, factor, divides = softmax.args[0], None, 1.0, False
+        if (added := self.between(scores, SUMS)) is not None and len(added.args) == 2 and not added.kwargs:
+            scores, mask = added.args
+            if self.between(scores, PRODUCTS | FACTORS) is None:
+                scores, mask = mask, scores
+            if not isinstance(mask, (Ref, torch.Tensor)):
+                return None
+            inner.add(added.name)
+        if (scaled := self.between(scores, FACTORS)) is not None and len(scaled.args) == 2 and not scaled.kwargs:
+            scores, factor = scaled.args
+            if not isinstance(factor, (int, float)) or factor == 0:
+                return None
+            inner.add(scaled.name)
+            divides = "div" in scaled.target
+        product = self.between(scores, PRODUCTS)
+        if product is None or len(product.args) != 2 or product.kwargs:
+            return None
+        inner.add(product.name)
+        values = (*product.args, step.args[1])
+        if not all(isinstance(each, Ref) for each in values):
+            return None
+        return inner, Attention(step.name, "function", attention.WRITTEN, (*values, mask, factor, divides), {}, "")
