@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import quantspec as qs
 import strategies as draws
 from evidence import clause
 from quantspec import chapters
-from quantspec.engines import registry
+from quantspec.engines import reference_attention, registry
 from quantspec.ir import program
 from quantspec.ir.attention import TORCHS
 from quantspec.ir.program import Ref
@@ -407,3 +408,20 @@ def test_attention_is_stored(name, tmp_path):
     loaded = qs.load(tmp_path / "q.safetensors")
     assert kinds(loaded) == [program.Attention] and torch.equal(loaded(x), q(x))
     assert torch.equal(copy.deepcopy(q)(x), q(x))
+
+
+@clause("DYN-ATTENTION", "QAT-EQUAL")
+@pytest.mark.parametrize("name", MODELS)
+def test_training_computes_attention_in_codes_with_the_gradient_of_float(name):
+    model, x = networks.seeded(MODELS[name]), networks.inputs(3, (5, 8))
+    p = qs.prepare_qat(model, [x]).eval()
+    outputs, gradients = [], []
+    for attended in (reference_attention.attended, lambda step, value: None):
+        with mock.patch.object(reference_attention, "attended", attended):
+            y = p(x)
+            p.zero_grad()
+            (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+        outputs.append(y.detach())
+        gradients.append([w.grad.clone() for n, w in p.named_parameters() if "qkv" in n or "in_proj" in n])
+    assert torch.equal(outputs[0], qs.convert(p)(x)) and not torch.equal(*outputs)
+    assert gradients[0] and all(map(torch.equal, *gradients)) and all(g.any() for g in gradients[0])

@@ -12,7 +12,8 @@ from torch import nn
 from quantspec.module.coded import Coded, held
 from quantspec.module.islands import QuantizedModel
 
-# For tests of networks so narrow that attention, which stays in float, is more than a tenth of their work (SIZ-WARN).
+# For tests of networks so narrow that products in float, such as attention in other dialects, are more than a tenth of
+# their work (SIZ-WARN).
 mostly_attention = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates are in int8")
 
 

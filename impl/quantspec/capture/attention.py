@@ -1,5 +1,5 @@
 """torch.nn's attention modules written out for capture: their projections as linear layers, and between them one
-function in float.
+function.
 
 What torch computes in one fused call for speed is computed here by the operations that its documentation gives; the
 results agree up to the rounding of float32 sums.

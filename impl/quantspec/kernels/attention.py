@@ -29,7 +29,7 @@ from .emitter import (
 from .frame import slot_address
 from .jit import Kernel
 from .product import PANEL
-from .records import Address, Float, Instruction, Integer, Slot, float_bits
+from .records import Address, Float, Instruction, Integer, Record, Slot, float_bits
 
 # As ``numerics.attention`` has them; machine code is stored by the source of this package.
 LARGEST, SMALLEST, CODES, WEIGHTS = 2.0**50, 2.0**-100, 127.0, 65535.0
@@ -81,11 +81,26 @@ class Features(OfHead):
     scales: Address
 
 
+class Ahead(Record):
+    """Rows of the next head, which are fetched while weights of this one are computed: no CPU guesses where they are.
+    ``lines`` of each; the rest as in ``OfHead``."""
+
+    slot: Slot
+    offsets: Address
+    count: Integer
+    pitch: Integer
+    lines: Integer
+
+
+STREAMS = 3  # queries, keys and values
+
+
 class Weights(OfHead):
     """``count`` rows of ``width`` scores to weights: two bytes of each, rows of them ``target_pitch`` bytes apart and
     the second ones ``apart`` bytes behind the first; to ``shares`` one over their sum.
 
     The rows of ``slot`` are the mask's, where ``masked``. ``first``: the place of the first query, where ``causal``.
+    ``fetched``: where three records of ``Ahead`` stand, or 0.
     """
 
     scores: Address
@@ -101,6 +116,7 @@ class Weights(OfHead):
     masked: Integer
     causal: Integer
     first: Integer
+    fetched: Address
 
 
 class Outputs(OfHead):
@@ -269,6 +285,7 @@ def write_weights(emit: Emitter, op: Value, frame: Value) -> Value:
     masked, causal = emit.flag(op, Weights.masked), emit.flag(op, Weights.causal)
     vectors, lowest = emit.vectors_of(width), emit.splat(float("-inf"), FLOATS)
     greatest, bad = emit.stack(FLOATS, 64), emit.stack(I64, 8)
+    streams = streams_of(emit, op, frame)
 
     def row(i: Value) -> Value:
         line, place = emit.add(scores, emit.mul(i, near)), emit.shl(i, I64(2))
@@ -302,6 +319,10 @@ def write_weights(emit: Emitter, op: Value, frame: Value) -> Value:
             emit.write(value, at)
             return [emit.maximum(value, carried[0])]
 
+        for start, rows, apart_by, lines in streams:
+            ahead = emit.add(start, emit.mul(i, apart_by))
+            in_head = emit.select(emit.icmp_signed("<", i, rows), lines, I64(0))
+            emit.each(in_head, lambda n, ahead=ahead: emit.prefetch(emit.add(ahead, emit.shl(n, I64(6)))))
         needed, whole = emit.vectors_of(limit), emit.ashr(limit, I64(4))
         with emit.if_else(masked) as (those, others):
             with those:
@@ -340,6 +361,25 @@ def write_weights(emit: Emitter, op: Value, frame: Value) -> Value:
         return emit.or_(emit.zext(emit.not_(finite), I64), emit.read(bad, I64))
 
     return emit.any_of(count, row)
+
+
+def streams_of(emit: Emitter, op: Value, frame: Value) -> list[list[Value]]:
+    """For each of what is fetched: where its first row lies, how many there are, how far apart, and how many lines."""
+    records, number = emit.field(op, Weights.fetched), emit.read(emit.field(op, OfHead.turn), I64, 8)
+    some = emit.icmp_signed("!=", records, I64(0))
+    # Where there are none, what is read instead is of no consequence, as no rows are.
+    record = emit.select(some, records, op)
+    streams = []
+    for stream in range(STREAMS):
+        each = emit.add(record, I64(8 * Ahead.SIZE * stream))
+        slot, offsets, count, pitch, lines = emit.fields(
+            each, Ahead.slot, Ahead.offsets, Ahead.count, Ahead.pitch, Ahead.lines
+        )
+        slot, offsets = emit.select(some, slot, I64(0)), emit.select(some, offsets, emit.field(op, OfHead.offsets))
+        following = emit.item(offsets, emit.add(number, emit.select(some, I64(1), I64(0))))
+        start = emit.add(slot_address(emit, frame, slot), following)
+        streams.append([start, emit.select(some, count, I64(0)), pitch, lines])
+    return streams
 
 
 def power_of_two(emit: Emitter, distance: Value) -> Value:

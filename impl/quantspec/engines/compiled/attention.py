@@ -50,7 +50,8 @@ class Lying(NamedTuple):
         own = [(1, 0)] * (len(batch) + 2 - len(self.shape)) + list(zip(self.shape, self.strides))
         for count, (length, stride) in zip(batch, own):
             result = result[..., None] + (np.arange(count) * (4 * stride) if length > 1 else np.zeros(count, np.int64))
-        return np.ascontiguousarray(result.ravel())
+        # The one behind the last, which is fetched and not read, is the last again.
+        return np.append(result.ravel(), result.ravel()[-1:])
 
 
 class Room(NamedTuple):
@@ -82,6 +83,7 @@ class Bound(Shared):
         self.kept: list[np.ndarray] = []
         lying = (*values[:3], Lying.of(by_place(self.shape)), *values[3:])
         self.places = [(self.keep(each.heads(batch)), each.pitch) for each in lying]
+        self.fetched = self.keep(self.ahead())
         # Steps of four inputs of both products, and bytes between rows of their inputs and of their sums.
         self.steps = LANES // 4 * in_vectors(self.features), -(-self.keys // 4)
         self.code_pitch, self.weight_pitch = (
@@ -99,6 +101,16 @@ class Bound(Shared):
             frame.release = work >= LONG
         self.share = shared_out([frame.address for frame in self.frames], team, threads, direct=False)
         self.start = self.share.address if self.share else self.frames[0].address
+
+    def ahead(self) -> np.ndarray:
+        """The records of what is fetched of the next head."""
+        records = []
+        sizes = (QUERY, self.rows, self.features), (KEY, self.keys, self.features), (VALUE, self.keys, self.width)
+        for slot, rows, width in sizes:
+            offsets, pitch = self.places[slot]
+            lines = -(-4 * width // 64)
+            records.append(kernels.Ahead(slot=slot, offsets=offsets, count=rows, pitch=pitch, lines=lines).entries)
+        return np.concatenate(records)
 
     def frame(self, member: int, heads: int) -> Frame:
         """The frame of so many heads, which a ``member`` of the threads runs."""
@@ -159,7 +171,7 @@ class Bound(Shared):
                 scores_pitch=self.score_pitch, scales=room.query_scales, factor=self.factor,
                 key_scales=room.key_scales, key_sums=room.key_sums, target=room.weights,
                 target_pitch=self.weight_pitch, apart=count * self.weight_pitch, shares=room.shares, masked=masked,
-                causal=self.causal, first=first,
+                causal=self.causal, first=first, fetched=self.fetched if last == self.rows else 0,
             )),
             sums,
             kernels.OUTPUTS.bound(kernels.Outputs(
