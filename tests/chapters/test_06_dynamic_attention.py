@@ -414,7 +414,7 @@ def test_attention_is_stored(name, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_training_computes_attention_in_codes_with_the_gradient_of_float(name):
     model, x = networks.seeded(MODELS[name]), networks.inputs(3, (5, 8))
-    p = qs.prepare_qat(model, [x]).eval()
+    p = qs.prepare_qat(model, [x, 3 * x]).eval()  # so that nothing is cut off, which has no gradient
     outputs, gradients = [], []
     for attended in (reference_attention.attended, lambda step, value: None):
         with mock.patch.object(reference_attention, "attended", attended):

@@ -275,4 +275,22 @@ FAULTS = [
         "Rows of one feature are added to others as if their channels were positions.",
         "if broadcast and not forms[step.name]:", "if broadcast and forms[step.name] is None:",
     ),
+    Fault(
+        "sums-of-any-shapes", "engines.compiled.shapes", ("STA-DIRECT",),
+        "Sums in products take operands of any shapes for alike.",
+        "    shape = features(step.linear, shapes[step.x])\n    if shape != shapes[step.b]:",
+        "    shape = features(step.linear, shapes[step.x])\n    if not shape:",
+    ),
+    Fault(
+        "sums-with-the-first-outputs", "kernels.float_output", ("STA-THREADS",),
+        "What a thread adds to its share of outputs is the first share's.",
+        "emit.put_field(op, ProductSum.b, emit.add(slot_address(emit, frame, slot), ahead))",
+        "emit.put_field(op, ProductSum.b, emit.add(slot_address(emit, frame, slot), emit.mul(ahead, I64(0))))",
+    ),
+    Fault(
+        "sums-of-what-others-read", "engines.compiled.selection", ("STA-DIRECT",),
+        "A sum is made in a product whose outputs are read elsewhere.",
+        "alone = previous in direct & run - outputs and len(read_by[previous]) == 1",
+        "alone = previous in direct & run - outputs",
+    ),
 ]  # fmt: skip

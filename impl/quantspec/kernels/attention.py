@@ -319,10 +319,7 @@ def write_weights(emit: Emitter, op: Value, frame: Value) -> Value:
             emit.write(value, at)
             return [emit.maximum(value, carried[0])]
 
-        for start, rows, apart_by, lines in streams:
-            ahead = emit.add(start, emit.mul(i, apart_by))
-            in_head = emit.select(emit.icmp_signed("<", i, rows), lines, I64(0))
-            emit.each(in_head, lambda n, ahead=ahead: emit.prefetch(emit.add(ahead, emit.shl(n, I64(6)))))
+        fetch(emit, streams, i)
         needed, whole = emit.vectors_of(limit), emit.ashr(limit, I64(4))
         with emit.if_else(masked) as (those, others):
             with those:
@@ -380,6 +377,17 @@ def streams_of(emit: Emitter, op: Value, frame: Value) -> list[list[Value]]:
         start = emit.add(slot_address(emit, frame, slot), following)
         streams.append([start, emit.select(some, count, I64(0)), pitch, lines])
     return streams
+
+
+def fetch(emit: Emitter, streams: list[list[Value]], i: Value) -> None:
+    """Fetches the row ``i`` of each stream."""
+    for start, rows, pitch, lines in streams:
+        row = emit.add(start, emit.mul(i, pitch))
+
+        def line(n: Value, row: Value = row) -> None:
+            emit.prefetch(emit.add(row, emit.shl(n, I64(6))))
+
+        emit.each(emit.select(emit.icmp_signed("<", i, rows), lines, I64(0)), line)
 
 
 def power_of_two(emit: Emitter, distance: Value) -> Value:

@@ -214,11 +214,12 @@ PRODUCT = Kernel("dynamic_product", DynamicProduct, write_product)
 
 def layer(
     packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], room: Callable[[int], int], *, qmax: int,
-    per_row: bool, relu: bool,
+    per_row: bool, relu: bool, soon: bool,
 ) -> tuple[DynamicQuantize, DynamicProduct]:
     """Both instructions of a layer, but for where its input and output are.
 
-    ``keep`` gives the address of an array that lives as long, ``room`` that of so many bytes for codes and grids.
+    ``keep`` gives the address of an array that lives as long, ``room`` that of so many bytes for codes and grids;
+    ``soon``: outputs are read by what comes next.
     """
     pitch, scale = row_pitch(inputs), packed.factor[: packed.outputs]
     stride, nbytes = GRID_BYTES if per_row else 0, rows * pitch + SLACK
@@ -239,5 +240,5 @@ def layer(
     return quantize, DynamicProduct(
         product=product, row_grids=grids, grid_stride=stride, relu=relu,
         y_pitch=4 * packed.outputs, slot=-1,
-        past=gemm.goes_past(4 * rows * packed.outputs, packed.outputs),
+        past=gemm.goes_past(4 * rows * packed.outputs, packed.outputs, soon=soon),
     )  # fmt: skip

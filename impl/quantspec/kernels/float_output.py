@@ -4,6 +4,8 @@
 Their rows lie in an output of the program: those of a convolution position by position, each with all its channels.
 """
 
+from functools import partial
+
 from llvmlite import ir
 
 from . import depthwise, gemm
@@ -22,6 +24,13 @@ class ProductFloats(ProductToFloats):
     y_offsets: Address
     float_bias: Address
     y_ahead: Integer = Integer()
+
+
+class ProductSum(ProductFloats):
+    """To them other floats are added, which lie as the outputs do, from ``b``, which is set from ``b_slot``, on."""
+
+    b_slot: Slot
+    b: Address = Address()
 
 
 class DepthwiseFloats(depthwise.DepthwiseInstruction):
@@ -46,8 +55,8 @@ class ToFloat:
         return emit.select(emit.fcmp_ordered("<", value, self.least), self.least, value)
 
 
-def float_tile(rows: int, blocks: int, half: bool) -> Body:
-    """Writes the function that computes a tile."""
+def float_tile(rows: int, blocks: int, half: bool, *, adds: bool = False) -> Body:
+    """Writes the function that computes a tile; ``adds``: of a ``ProductSum``."""
 
     def write(emit: Emitter, op: Value, row: Value, panel: Value, sums: Value | None = None) -> None:
         product = emit.place(op, ProductFloats.product)
@@ -56,11 +65,18 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
         biases = gemm.by_lanes(emit, op, ProductFloats.float_bias, panel, blocks, FLOATS)
         totals = gemm.accumulate(emit, product, row, panel, rows, blocks, starts * rows, half, sums)
         to_float, mask = ToFloat(emit, op, ProductFloats.relu), gemm.last_mask(emit, product, panel, blocks)
-        y = emit.add(emit.field(product, Product.y), emit.mul(panel, I64(4 * LANES * PANEL)))
-        ys = gemm.addresses(emit, y, emit.field(op, ProductFloats.y_offsets), row, rows)
+        first, offsets = emit.mul(panel, I64(4 * LANES * PANEL)), emit.field(op, ProductFloats.y_offsets)
+        ys = gemm.addresses(emit, emit.add(emit.field(product, Product.y), first), offsets, row, rows)
+        others = gemm.addresses(emit, emit.add(emit.field(op, ProductSum.b), first), offsets, row, rows) if adds else []
+        zeros = emit.splat(0.0, FLOATS)
 
         def value(i: int, j: int) -> Value:
-            return to_float(totals[i * blocks + j], factors[j], biases[j])
+            own = to_float(totals[i * blocks + j], factors[j], biases[j])
+            if not adds:
+                return own
+            address = emit.add(others[i], I64(64 * j))
+            last = j == blocks - 1
+            return emit.fadd(own, emit.read_some(address, FLOATS, mask, zeros) if last else emit.read(address, FLOATS))
 
         gemm.put_floats(emit, op, ys, value, blocks, mask)
 
@@ -68,6 +84,7 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
 
 
 run_product = gemm.product("floats", float_tile)
+run_sum = gemm.product("floats_sum", partial(float_tile, adds=True))
 
 
 def write_product(emit: Emitter, op: Value, frame: Value) -> None:
@@ -75,10 +92,23 @@ def write_product(emit: Emitter, op: Value, frame: Value) -> None:
 
     ``y`` is set from the slot; where a group's columns begin, the offsets of rows tell.
     """
+    set_outputs(emit, op, frame)
+    run_product(emit, op, frame)
+
+
+def set_outputs(emit: Emitter, op: Value, frame: Value) -> None:
+    """Where the outputs begin."""
     product, slot = emit.place(op, ProductFloats.product), emit.field(op, ProductFloats.slot)
     y = emit.add(slot_address(emit, frame, slot), emit.field(op, ProductFloats.y_ahead))
     emit.put_field(product, Product.y, y)
-    run_product(emit, op, frame)
+
+
+def write_sum(emit: Emitter, op: Value, frame: Value) -> None:
+    """A product of codes to floats, and others added to them."""
+    set_outputs(emit, op, frame)
+    slot, ahead = emit.fields(op, ProductSum.b_slot, ProductSum.y_ahead)
+    emit.put_field(op, ProductSum.b, emit.add(slot_address(emit, frame, slot), ahead))
+    run_sum(emit, op, frame)
 
 
 class ToFloats:
@@ -134,4 +164,5 @@ def write_depthwise(emit: Emitter, op: Value, frame: Value) -> None:
 
 
 PRODUCT = Kernel("product_floats", ProductFloats, write_product)
+SUM = Kernel("product_floats_sum", ProductSum, write_sum)
 DEPTHWISE = Kernel("depthwise_floats", DepthwiseFloats, write_depthwise)

@@ -24,8 +24,9 @@ from .records import Clamp, Entry
 
 TILE_ROWS = 1, 2, 4, 7, 10, 14
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
-# Floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay.
-PAST_BYTES = 2**22
+# Floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay. What a
+# network's next step reads is better found in a cache, as long as it fits one.
+PAST_BYTES, SOON_BYTES = 2**20, 2**22
 CHUNK_BYTES = 2**18  # inputs of a chunk of rows, which stay in the second-level cache while weights pass
 
 
@@ -102,11 +103,11 @@ def accumulate(
     return [emit.widened(v) for v in totals[:size]] if half else totals[:size]
 
 
-def goes_past(nbytes: int, outputs: int) -> bool:
+def goes_past(nbytes: int, outputs: int, *, soon: bool) -> bool:
     """Whether a product with so many ``outputs``, of which it is whole panels, and bytes of floats in all goes past
-    the caches.
+    the caches; ``soon``: they are read by what comes next.
     """
-    return nbytes >= PAST_BYTES and outputs % (LANES * PANEL) == 0
+    return nbytes >= (SOON_BYTES if soon else PAST_BYTES) and outputs % (LANES * PANEL) == 0
 
 
 def put_floats(

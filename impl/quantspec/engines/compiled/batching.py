@@ -64,7 +64,7 @@ class Batched(Shared):
     """
 
     def __init__(self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool):
-        self.threads, self.share = threads, None
+        self.threads, self.share, planner.soon = threads, None, not alone
         self.parallel: Parallel | None = None
         team = torchs_threads()
         batch, together = planner.batch(shapes), SHARED and (alone or team is not None)

@@ -50,7 +50,7 @@ from .forms import run_starts
 from .heads import CompiledAttention, with_what_rearranges
 from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
-from .lowering import SelectedStep, flattens, lower, readers, turns
+from .lowering import SelectedStep, flattens, is_sum, lower, readers, turns
 from .packing import PackedLayer
 from .planner import Planner
 from .recurrent import CompiledRecurrent
@@ -83,9 +83,23 @@ class Segment:
         self.images = frozenset(step.name for step in steps if isinstance(step, Conv) and is_direct(step))
         self.lying: frozenset[str] = frozenset()  # those that are given as they lie, channels behind positions
         self.local = threading.local()
+        # A sum of floats is the last step; once its operands have had different shapes it is computed by itself.
+        self.sum = steps[-1] if isinstance(steps[-1], Call) and is_sum(steps[-1]) else None
+        self.broadcasts = False
         # Whether it is all of a program: between steps of torch's its threads look for work for a while, and workers of
         # one's own that wait for each other lose more by them than they win.
         self.alone = False
+
+    def adds(self, values: dict[str, Any]) -> bool:
+        """Whether the sum may be computed inside."""
+        others = (values[name] for name in reads(self.sum) if name in self.inputs)
+        return not self.broadcasts and all(isinstance(x, torch.Tensor) and x.dtype == torch.float32 for x in others)
+
+    @functools.cached_property
+    def summands(self) -> "Segment":
+        """What comes before the sum."""
+        made = tuple(name for name in self.outputs if name != self.steps[-1].name)
+        return Segment(self.steps[:-1], (*made, self.steps[-2].name), self.packed)
 
     @functools.cached_property
     def apart(self) -> dict[str, "Segment"]:
@@ -161,6 +175,8 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
                 packed[step.name] = layer
     names = compilable(program, refused)
     starts = run_starts(program, names)
+    following = zip(program.steps, program.steps[1:])
+    starts |= {step.name for before, step in following if is_sum(before) and before.name in names}
     lying = read_as_they_lie(program)
     parts: list[Part] = []
     runs = itertools.accumulate(step.name in starts for step in program.steps)
@@ -172,6 +188,8 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
         wanted = {*refs(program.output), *read_elsewhere}
         # Floats made of codes lie where outputs do, whoever reads them.
         floats = {step.name for step in steps if isinstance(step, Dequantize) or is_direct(step)}
+        if is_sum(steps[-1]) and compiles:
+            floats = floats - {*reads(steps[-1])} | {steps[-1].name}
         outputs = tuple(step.name for step in steps if step.name in wanted | floats)
         views = any(isinstance(step, Call) and flattens(step) for step in steps if step.name in outputs)
         if compiles and outputs and not views:
@@ -322,6 +340,9 @@ class Compiled:
     def run_segment(self, segment: Segment, values: Values) -> None:
         """Adds the segment's outputs to the values."""
         outputs: Sequence[torch.Tensor | np.ndarray] | None
+        if segment.sum is not None and not segment.adds(values):
+            self.run_sum(segment, values)
+            return
         try:
             given = segment.given(values)
             spoilt = values.masks and any(name in values.masks for name in segment.inputs)
@@ -329,7 +350,10 @@ class Compiled:
             if outputs is None and segment.masks:
                 outputs = run_beside_nan(segment, given, values)
         except UnsupportedError:
-            outputs = None
+            outputs, segment.broadcasts = None, True
+        if outputs is None and segment.sum is not None:
+            self.run_sum(segment, values)
+            return
         if outputs is None:
             # What the kernels do not take, and the reference may refuse in its own words: other shapes, ranges that
             # make no grid, NaN where a range is measured.
@@ -343,6 +367,15 @@ class Compiled:
         elif segment.has_codes:
             outputs = [array_of_codes(output) for output in outputs]
         values |= zip(segment.outputs, outputs)
+
+    def run_sum(self, segment: Segment, values: Values) -> None:
+        """The same, the sum by itself."""
+        assert segment.sum is not None
+        self.run_segment(segment.summands, values)
+        values[segment.sum.name] = run_step(segment.sum, values, self.program.callables, self.dialect)
+        for name in segment.summands.outputs:
+            if name not in segment.outputs:
+                del values[name]
 
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""

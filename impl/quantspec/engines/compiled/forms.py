@@ -24,7 +24,7 @@ from quantspec.ir.program import (
 )
 from quantspec.ir.traverse import reads
 
-from .lowering import ConvAdd, DynamicLinear, FlattenFloats, LoweredStep, QuantizeFlat, Turn, turns
+from .lowering import ConvAdd, DynamicLinear, FlattenFloats, LinearSum, LoweredStep, QuantizeFlat, Turn, turns
 
 WINDOWS = (Conv, ConvAdd, MaxPool, AvgPool, AdaptiveAvgPool, Bilinear)  # steps that take and give images
 ALIKE = (Table, Relu, Add, Mul, Concat)  # steps whose values all lie alike
@@ -35,7 +35,7 @@ def wanted(step: LoweredStep | Step) -> Wanted:
     """Whether images or rows are read and made."""
     if isinstance(step, WINDOWS):
         return True, True
-    if isinstance(step, Linear):
+    if isinstance(step, (Linear, LinearSum)):
         return False, False
     if isinstance(step, Mean):
         return True, step.keepdim

@@ -36,13 +36,14 @@ from quantspec.numerics.windows import counts as window_counts
 from quantspec.numerics.windows import part
 
 from .copy_instructions import emit_export, emit_flatten, emit_import, emit_turn
-from .layer_instructions import emit_conv, emit_conv_add, emit_dynamic, emit_linear
+from .layer_instructions import emit_conv, emit_conv_add, emit_dynamic, emit_linear, emit_sum
 from .lowering import (
     ConvAdd,
     DynamicLinear,
     Export,
     FlattenFloats,
     Import,
+    LinearSum,
     Pool,
     QuantizeFlat,
     Turn,
@@ -319,8 +320,8 @@ def emit_concat(planner: Planner, step: Concat) -> None:
 
 EMITTERS: Emitters = {
     Quantize: emit_quantize, Dequantize: emit_dequantize, Linear: emit_linear, Conv: emit_conv, ConvAdd: emit_conv_add,
-    DynamicLinear: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul, Concat: emit_concat,
-    MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
+    LinearSum: emit_sum, DynamicLinear: emit_dynamic, Table: emit_table, Relu: emit_relu, Add: emit_add, Mul: emit_mul,
+    Concat: emit_concat, MaxPool: emit_max, AvgPool: emit_average, AdaptiveAvgPool: emit_adaptive, Mean: emit_adaptive,
     Bilinear: emit_bilinear, Move: emit_flatten, Turn: emit_turn, QuantizeFlat: emit_quantize, FlattenFloats: emit_view,
     Import: emit_import, Export: emit_export,
 }  # fmt: skip

@@ -16,7 +16,7 @@ from quantspec.kernels.product import Product, ProductAdd, ProductCodes
 from quantspec.kernels.records import Clamp
 from quantspec.numerics.affine import QParams
 
-from .lowering import ConvAdd, DynamicLinear, add_factors
+from .lowering import ConvAdd, DynamicLinear, LinearSum, add_factors
 from .packing import in_pairs, joined
 from .planner import Planner, layout_of
 from .transposed import DensePart, dense_parts, triple
@@ -94,7 +94,7 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
         return
     quantize, product = dynamic_gemm.layer(
         packed, rows, inputs, planner.keep, planner.room, qmax=127 if step.layer.reduce_range else 255,
-        per_row=step.layer.rows, relu=step.relu,
+        per_row=step.layer.rows, relu=step.relu, soon=planner.soon,
     )  # fmt: skip
     take_floats(planner, source, quantize)
     if step.name in planner.outputs:
@@ -114,18 +114,31 @@ def take_floats(planner: Planner, source: str, instruction: dynamic_gemm.RowsOfF
         instruction.slot = planner.slot(source)
 
 
+def emit_sum(planner: Planner, step: LinearSum) -> None:
+    packed = planner.product_weights(step.linear.name)
+    sources, source = planner.values[step.x].layout.offsets((1, 1, 1)), planner.address(step.x)
+    emit_floats(planner, step.linear, packed, source, sources, np.arange(len(sources)), [0], added=step)
+
+
 def emit_floats(
     planner: Planner, step: Linear | Conv, packed: Packed, x: int, x_offsets: np.ndarray, rows: np.ndarray,
-    run_offsets: list[int], group: int = 0,
+    run_offsets: list[int], group: int = 0, added: LinearSum | None = None,
 ) -> None:  # fmt: skip
-    """One product that gives floats, to ``rows`` of the output and its columns from those of ``group`` on."""
+    """One product that gives floats, to ``rows`` of the output and its columns from those of ``group`` on; those of
+    the sum that it is in, if it is."""
     offsets = float_offsets(rows, codes_shape(step)[0], group * packed.outputs)
     product = product_record(planner, packed, x, 0, x_offsets, len(rows), run_offsets)
     assert packed.float_bias is not None
-    planner.emit(float_output.PRODUCT, float_output.ProductFloats(
-        product=product, past=gemm.goes_past(4 * len(rows) * codes_shape(step)[0], packed.outputs), relu=step.relu,
-        slot=planner.slot(step.name), y_offsets=planner.keep(offsets), float_bias=planner.keep(packed.float_bias),
-    ))  # fmt: skip
+    told: dict[str, int] = dict(
+        past=gemm.goes_past(4 * len(rows) * codes_shape(step)[0], packed.outputs, soon=planner.soon), relu=step.relu,
+        slot=planner.slot((added or step).name), y_offsets=planner.keep(offsets),
+        float_bias=planner.keep(packed.float_bias),
+    )  # fmt: skip
+    if added is None:
+        planner.emit(float_output.PRODUCT, float_output.ProductFloats(product=product, **told))
+    else:
+        b_slot = planner.slot(added.b)
+        planner.emit(float_output.SUM, float_output.ProductSum(product=product, b_slot=b_slot, **told))
 
 
 def float_offsets(rows: np.ndarray, outputs: int, first: int = 0) -> np.ndarray:

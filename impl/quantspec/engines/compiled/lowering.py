@@ -1,9 +1,9 @@
 """Lowering: the steps of a segment, with what has kernels of its own together put into one step.
 
-Passes turn a segment's steps, one after the other, into lowered ones: first dynamic layers, which take the ReLU behind
-them, then what puts channels first or last, then quantizing and flattening, then convolutions and the sums that alone
-read them; in the end codes that come from outside, or go there, get steps of their own. ``verify`` says what holds
-after each.
+Passes turn a segment's steps, one after the other, into lowered ones: first sums of floats, which take the layer before
+them, then dynamic layers, which take the ReLU behind them, then what puts channels first or last, then quantizing and
+flattening, then convolutions and the sums that alone read them; in the end codes that come from outside, or go there,
+get steps of their own. ``verify`` says what holds after each.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,6 +59,16 @@ class ConvAdd:
     def b_qparams(self) -> QParams:
         """The grid of the other operand."""
         return self.add.b_qparams if self.first else self.add.a_qparams
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSum:
+    """A linear layer of codes that gives floats, and the sum that alone reads it; ``b``: the other floats."""
+
+    name: str
+    x: str
+    b: str
+    linear: Linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +133,7 @@ SelectedStep: TypeAlias = (
     | Call
 )
 LoweredStep: TypeAlias = (
-    SelectedStep | ConvAdd | Turn | QuantizeFlat | FlattenFloats | DynamicLinear | Import | Export
+    SelectedStep | ConvAdd | LinearSum | Turn | QuantizeFlat | FlattenFloats | DynamicLinear | Import | Export
 )
 
 
@@ -197,6 +207,29 @@ def turns(step: Move | Call) -> tuple[bool, int] | None:
     return (first, rank) if first or last else None
 
 
+def is_sum(step: object) -> bool:
+    """Whether a step is the sum of two floats."""
+    known = ("function", "operator.add"), ("function", "torch.add"), ("method", "add")
+    return (
+        isinstance(step, Call) and (step.kind, step.target) in known and not step.kwargs
+        and len(step.args) == 2 and all(isinstance(each, Ref) for each in step.args)
+    )  # fmt: skip
+
+
+def sums_of_floats(lowered: Lowered) -> Lowered:
+    """Linear layers that give floats, each with the sum behind it."""
+    steps: list[LoweredStep] = []
+    for step in lowered.steps:
+        if isinstance(step, Call) and is_sum(step):
+            linear = steps.pop()
+            assert isinstance(linear, Linear)  # as ``selection.compilable`` says
+            (other,) = (name for name in reads(step) if name != linear.name)
+            steps.append(LinearSum(step.name, linear.x, other, linear))
+        else:
+            steps.append(step)
+    return replace(lowered, steps=tuple(steps))
+
+
 def dynamic_layers(lowered: Lowered) -> Lowered:
     """Linear layers of floats, each with the ReLU that alone reads it; calls that flatten floats."""
     numbers = {step.name: index for index, step in enumerate(lowered.steps)}
@@ -260,6 +293,7 @@ def sums_in_convolutions(lowered: Lowered) -> Lowered:
 def boundaries(lowered: Lowered) -> Lowered:
     """Steps for codes that come from outside or go there. Outside they have other names."""
     floats = {name for step in lowered.steps if reads_floats(step) for name in reads(step)}
+    floats |= {step.b for step in lowered.steps if isinstance(step, LinearSum)}
     imported = [name for name in lowered.inputs if name not in floats]
     exported = [step.name for step in lowered.steps if step.name in lowered.outputs and not gives_floats(step)]
     imports = (Import(name, outside(name)) for name in imported)
@@ -272,6 +306,7 @@ def boundaries(lowered: Lowered) -> Lowered:
 
 
 PASSES: dict[str, Callable[[Lowered], Lowered]] = {
+    "sums of floats": sums_of_floats,
     "dynamic layers": dynamic_layers,
     "turned images": turned_images,
     "flat quantizing": flat_quantizing,
@@ -292,7 +327,7 @@ def reads_floats(step: LoweredStep) -> bool:
 
 def gives_floats(step: LoweredStep) -> bool:
     """Whether the value that a step makes is floats."""
-    kinds = Dequantize, FlattenFloats, LinearDynamic, LinearWeight, DynamicLinear, Call
+    kinds = Dequantize, FlattenFloats, LinearDynamic, LinearWeight, DynamicLinear, LinearSum, Call
     return isinstance(step, kinds) or is_direct(step)
 
 

@@ -30,7 +30,7 @@ from quantspec.kernels.product import ProductInstruction
 from quantspec.kernels.records import Instruction
 
 from .forms import WINDOWS, Forms
-from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, Lowered, Turn
+from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, LinearSum, Lowered, Turn
 from .packing import PackedLayer, only_product
 from .shapes import Shape, shape_of
 from .transposed import DensePart, dense_parts
@@ -78,6 +78,7 @@ class Planner:
     ):  # fmt: skip
         self.steps, self.inputs, self.outputs = lowered.steps, lowered.inputs, lowered.outputs
         self.packed, self.emitters, self.emit_margin = packed, emitters, emit_margin
+        self.soon = True  # whether outputs are read by another step of the network
 
     def plan(self, shapes: dict[str, Shape], *, member: int = 0, dry: bool = False) -> Plan:
         """The plan for inputs of these shapes, which this ``member`` of those that run at once will run; ``dry``:
@@ -99,7 +100,7 @@ class Planner:
                 self.alias[step.name] = step.x
             elif isinstance(step, DynamicLinear):
                 self.values[step.name] = Value(shape, Layout(1, 1, 1, 4 * int(np.prod(shape))))
-            elif not (isinstance(step, (Dequantize, Export)) or is_direct(step)):
+            elif not (isinstance(step, (Dequantize, Export, LinearSum)) or is_direct(step)):
                 margin, zero = margins.get(step.name, (NO_MARGIN, None))
                 self.values[step.name] = Value(shape, layout_of(shape, forms[step.name], margin), None, zero)
         self.nbytes = self.place()
@@ -125,7 +126,7 @@ class Planner:
             forms[step.name] = rank in (3, 4, 5) and (rank > 3 if images is None else images)
         for step in self.steps:
             mixed = len({forms[x] for x in reads(step) if x in forms}) > 1
-            rows_of_images = isinstance(step, (Linear, DynamicLinear)) and forms.get(step.x, False)
+            rows_of_images = isinstance(step, (Linear, LinearSum, DynamicLinear)) and forms.get(step.x, False)
             if isinstance(step, Turn) and forms[step.x] == step.first:
                 raise UnsupportedError(f"step {step.name!r}: expected an input that is laid out as what it turns")
             if rows_of_images or not isinstance(step, (Move, Mean)) and mixed:

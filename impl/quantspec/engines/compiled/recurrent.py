@@ -149,7 +149,9 @@ class Frames:
         at_once, state_gates = shape.at_once(4 * gates), self.keep(aligned(batch * gates, np.float32))
         self.gates, self.gates_of_a_step = self.keep(aligned(at_once * batch * gates, np.float32)), batch * gates
         (quantize, self.product), of_state = (
-            dynamic_gemm.layer(weights, rows, width, self.keep, self.room, qmax=qmax, per_row=False, relu=False)
+            dynamic_gemm.layer(
+                weights, rows, width, self.keep, self.room, qmax=qmax, per_row=False, relu=False, soon=True
+            )
             for weights, rows, width in zip(packed, (count * batch, batch), (inputs, size))
         )
         self.inputs, self.work = inputs, batch * gates * (size + CELL)

@@ -19,9 +19,9 @@ from quantspec.ir.program import (
     Program,
     Ref,
 )
-from quantspec.ir.traverse import refs
+from quantspec.ir.traverse import is_direct, refs
 
-from .lowering import argument, flattens, readers, turns
+from .lowering import argument, flattens, is_sum, readers, turns
 from .packing import FloatLayer, is_depthwise
 from .shapes import SHAPES
 
@@ -34,17 +34,24 @@ def compilable(program: Program, refused: Collection[str] = ()) -> set[str]:
     names = {step.name for step in program.steps if is_known(step)}.difference(refused)
     outputs, read_by = set(refs(program.output)), readers(program.steps)
     layers = {step.name for step in program.steps if isinstance(step, FloatLayer)} & names - outputs
+    direct = {step.name for step in program.steps if isinstance(step, Linear) and is_direct(step)} & names
     run: set[str] = set()  # the steps before, since the last one that is not compiled
-    for step in program.steps:
+    for previous, step in zip(["", *(step.name for step in program.steps)], program.steps):
         if not isinstance(step, Call):
             pass
         elif is_relu(step, program):
             if argument(step) in layers and argument(step) in run and len(read_by[argument(step)]) == 1:
                 names.add(step.name)
+        elif is_sum(step):
+            # What is added is there before the run, and has to be asked whether it fits.
+            before = [name for name in refs(step.args) if name != previous]
+            alone = previous in direct & run - outputs and len(read_by[previous]) == 1
+            if alone and len(before) == 1 and before[0] not in run:
+                names.add(step.name)
         elif flattens(step) and argument(step) in program.inputs:
             if all(isinstance(reader, FloatLayer) for reader in read_by.get(step.name, ())):
                 names.add(step.name)
-        if step.name in names:
+        if step.name in names and not is_sum(step):
             run.add(step.name)
         else:
             run.clear()

@@ -33,6 +33,7 @@ from .lowering import (
     Export,
     FlattenFloats,
     Import,
+    LinearSum,
     LoweredStep,
     QuantizeFlat,
     Turn,
@@ -69,6 +70,13 @@ def features(layer: Linear | FloatLayer, shape: Shape) -> Shape:
 
 def linear(step: Linear, shapes: Shapes) -> Shape:
     return features(step, shapes[step.x])
+
+
+def linear_sum(step: LinearSum, shapes: Shapes) -> Shape:
+    shape = features(step.linear, shapes[step.x])
+    if shape != shapes[step.b]:
+        raise UnsupportedError(f"step {step.name!r}: expected a summand of shape {shape}, got {shapes[step.b]}")
+    return shape
 
 
 def dynamic(step: DynamicLinear, shapes: Shapes) -> Shape:
@@ -170,7 +178,8 @@ SHAPES: dict[type, Callable[[Any, Shapes], Shape]] = {
     Quantize: same, Dequantize: same, Linear: linear, Conv: conv, ConvAdd: conv_add, Table: same, Relu: same, Add: pair,
     Mul: pair, Concat: concat, MaxPool: pool, AvgPool: pool, AdaptiveAvgPool: adaptive, Mean: mean,
     Bilinear: interpolated, Move: flat,
-    Turn: turned, QuantizeFlat: flat, FlattenFloats: flat, DynamicLinear: dynamic, Import: same, Export: same,
+    LinearSum: linear_sum, Turn: turned,
+    QuantizeFlat: flat, FlattenFloats: flat, DynamicLinear: dynamic, Import: same, Export: same,
 }  # fmt: skip
 
 

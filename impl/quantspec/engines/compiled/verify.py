@@ -34,6 +34,7 @@ from .lowering import (
     Export,
     FlattenFloats,
     Import,
+    LinearSum,
     Lowered,
     LoweredStep,
     QuantizeFlat,
@@ -49,9 +50,10 @@ SELECTED = {
     Quantize, Dequantize, Linear, Conv, Table, Relu, Add, Mul, Concat, MaxPool, AvgPool, AdaptiveAvgPool, Mean,
     Bilinear, Move, LinearDynamic, LinearWeight, Call,
 }  # fmt: skip
-WITHOUT_CALLS = SELECTED - {LinearDynamic, LinearWeight, Call} | {DynamicLinear, FlattenFloats}
+WITHOUT_CALLS = SELECTED - {LinearDynamic, LinearWeight, Call} | {LinearSum, DynamicLinear, FlattenFloats}
 ALLOWED: dict[str, set[type]] = {  # kinds of steps, by the pass that was the last
     "select": SELECTED,
+    "sums of floats": SELECTED | {LinearSum},
     "dynamic layers": WITHOUT_CALLS,
     "turned images": WITHOUT_CALLS | {Turn},
     "flat quantizing": WITHOUT_CALLS | {Turn, QuantizeFlat},
@@ -119,6 +121,8 @@ def contents(step: LoweredStep) -> dict[str, Content]:
         return {step.x: Codes(step.x_qparams)}
     if isinstance(step, ConvAdd):
         return {step.x: Codes(step.conv.x_qparams), step.b: Codes(step.b_qparams)}
+    if isinstance(step, LinearSum):
+        return {step.x: Codes(step.linear.x_qparams), step.b: Floats()}
     if isinstance(step, (Add, Mul)):
         return {step.a: Codes(step.a_qparams), step.b: Codes(step.b_qparams)}
     if isinstance(step, Concat):
