@@ -19,9 +19,11 @@ import quantspec as qs
 import strategies as draws
 from evidence import clause
 from quantspec import chapters
+from quantspec.capture.attention import weighted
 from quantspec.engines import reference_attention, registry
 from quantspec.ir import program
 from quantspec.ir.attention import TORCHS
+from quantspec.ir.attention import WRITTEN as WRITTEN_OUT
 from quantspec.ir.program import Ref
 from quantspec.numerics.attention import LOG2_E, POWER
 
@@ -347,6 +349,9 @@ WRITTEN = {
     "a bias with scores": lambda m, q, k, v: m.softmax(m.bias + q.matmul(k.mT)) @ v,
     "of a type": lambda m, q, k, v: F.softmax(q @ k.mT, -1, dtype=torch.float32) @ v,
     "made of a type": lambda m, q, k, v: F.softmax(q @ k.mT, -1, dtype=torch.float32).to(torch.float32) @ v,
+    "scaled by what stands before": lambda m, q, k, v: (0.5 * (q @ k.mT)).softmax(-1) @ v,
+    "hidden": lambda m, q, k, v: F.softmax((q @ k.mT / 2).masked_fill(m.bias > 0.9, -math.inf), -1) @ v,
+    "hidden by a number": lambda m, q, k, v: torch.softmax((q @ k.mT).masked_fill(m.bias > 0.9, -1e9), -1) @ v,
     "by batches": lambda m, q, k, v: torch.bmm(
         torch.softmax(torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT), -1), v.flatten(0, 1)
     ).unflatten(0, (-1, 2)),
@@ -356,6 +361,7 @@ OTHERWISE = {
     "scores are read elsewhere": lambda m, q, k, v: (s := q @ k.mT).softmax(-1) @ v + s.mean(),
     "weights are read elsewhere": lambda m, q, k, v: (w := (q @ k.mT).softmax(-1)) @ v + w.mean(),
     "scaled by a value": lambda m, q, k, v: (q @ k.mT * q.mean()).softmax(-1) @ v,
+    "filled, and not hidden": lambda m, q, k, v: (q @ k.mT).masked_fill(m.bias > 0.9, -5.0).softmax(-1) @ v,
     "no product": lambda m, q, k, v: (q + k).softmax(-1) @ v.mT @ v,
     "weights behind values": lambda m, q, k, v: (v.mT @ (q @ k.mT).softmax(-1)).mT,
 }  # fmt: skip
@@ -373,6 +379,22 @@ def test_attention_that_a_model_writes_out_is_in_codes(name, dynamic):
         far = 2.0**60 * x  # values without codes are computed as the model does
         assert q(far).isfinite().all() == model(far).isfinite().all()
     assert q.report.share == 1.0 and qs.compare(model, q, [x]).int8_macs == 1.0
+
+
+@clause("DYN-ATTENTION-FLOAT")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("hidden,seen", [(-math.inf, math.nan), (-1e9, 2.0), (-1e4, 2.0)])
+def test_a_query_whose_keys_are_all_hidden_is_what_the_model_says(engine, hidden, seen):
+    tensors = {name: torch.ones(3, 2) for name in ("q", "k")} | {"v": tensor([[1.0], [2.0], [3.0]])}
+    tensors["m"] = torch.tensor([[False, True, True], [True, True, True], [False, False, False]])
+    told = (*map(Ref, ("q", "turned", "v", "m")), 1.0, False, hidden)
+    step = program.Attention("y", "function", WRITTEN_OUT, told, {}, "")
+    turned = program.Call("turned", "method", "transpose", (Ref("k"), 0, 1), {}, "")
+    called = {("function", WRITTEN_OUT): weighted}
+    network = program.Program("onnx", tuple("qkvm"), {}, (turned, step), Ref("y"), called)
+    got = registry.engine(engine)(network)(tensors)
+    torch.testing.assert_close(got[1], tensor([seen]), equal_nan=True)
+    torch.testing.assert_close(got[[0, 2]], tensor([[1.0], [2.0]]), rtol=0, atol=0.02)
 
 
 @clause("DYN-ATTENTION")

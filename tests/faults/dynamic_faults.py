@@ -182,4 +182,9 @@ FAULTS = [
         "A softmax over any axis makes weights of attention.",
         "return call if dim == -1 else None", "return call",
     ),
+    Fault(
+        "any-score-that-is-set-is-low", "ir.attention", ("DYN-ATTENTION",),
+        "A key whose score is set to any number is taken for hidden.",
+        "return isinstance(value, (int, float)) and value <= HIDDEN", "return isinstance(value, (int, float))",
+    ),
 ]

@@ -49,13 +49,16 @@ def attend(
 
 
 def weighted(
-    query: torch.Tensor, keys: torch.Tensor, value: torch.Tensor, mask: Optional, factor: float, divides: bool
-) -> torch.Tensor:
+    query: torch.Tensor, keys: torch.Tensor, value: torch.Tensor, mask: Optional, factor: float, divides: bool,
+    hidden: float | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Attention as models write it out: ``keys`` [..., features, length]; ``divides``: scores are divided by the
-    factor."""
+    factor; ``hidden``: what scores are where the mask is true, instead of its being added to them."""
     scores = query @ keys
     scores = scores / factor if divides else scores * factor if factor != 1 else scores
-    return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value
+    if mask is not None:
+        scores = scores + mask if hidden is None else scores.masked_fill(mask, hidden)
+    return torch.softmax(scores, dim=-1) @ value
 
 
 Write = Callable[..., Any]

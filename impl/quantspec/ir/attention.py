@@ -24,9 +24,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         query=..., key=..., value=..., heads=..., batch_first=..., attn_mask=None, key_padding_mask=None,
         need_weights=False, average=True, dropout=0.0,
     ),
-    WRITTEN: dict(query=..., keys=..., value=..., mask=None, factor=1.0, divides=False),
+    WRITTEN: dict(query=..., keys=..., value=..., mask=None, factor=1.0, divides=False, hidden=None),
 }  # fmt: skip
 MOST_KEYS, MOST_FEATURES = 2**15 - 1, 2**15
+HIDDEN = -1e4
 
 
 class Heads(NamedTuple):
@@ -57,7 +58,8 @@ def has_codes(call: Call, weights_read: bool) -> bool:
     given = arguments(call, call.args, call.kwargs)
     if call.target == WRITTEN:
         factor = given["factor"]
-        return isinstance(factor, (int, float)) and factor != 0 and isinstance(given["divides"], bool)
+        known = isinstance(given["divides"], bool) and (given["hidden"] is None or hides(given["hidden"]))
+        return isinstance(factor, (int, float)) and factor != 0 and known
     chance = given["dropout_p" if call.target == TORCHS else "dropout"]
     fixed = (given[name] for name in ("is_causal", "enable_gqa", "need_weights") if name in given)
     scale = given.get("scale")
@@ -65,6 +67,11 @@ def has_codes(call: Call, weights_read: bool) -> bool:
         isinstance(chance, (int, float)) and chance == 0 and all(isinstance(flag, (bool, Ref)) for flag in fixed)
         and (scale is None or isinstance(scale, (int, float))) and not (given.get("need_weights") and weights_read)
     )  # fmt: skip
+
+
+def hides(value: Any) -> bool:
+    """Whether a score that is set to a value is one of a key that is not seen."""
+    return isinstance(value, (int, float)) and value <= HIDDEN
 
 
 def heads(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Heads | None:
@@ -79,8 +86,10 @@ def heads(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Heads
     mask, causal, scale = given["mask" if written else "attn_mask"], bool(given.get("is_causal")), given.get("scale")
     joined: Callable[[torch.Tensor], Any] = as_it_is
     if written:
-        if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
-            return None
+        if isinstance(mask, torch.Tensor):
+            if (mask.dtype == torch.bool) != (given["hidden"] is not None):
+                return None
+            mask = floating(mask, query)
         key, scale = key.transpose(-2, -1), 1 / given["factor"] if given["divides"] else given["factor"]
     elif call.target == OURS:
         if not 2 <= query.dim() == key.dim() == value.dim() <= 3:

@@ -28,7 +28,11 @@ def attention(g: Graph, step: Attention, values: dict[str, Any]) -> Any:
     args, kwargs = (replace_refs(tree, values.__getitem__) for tree in (step.args, step.kwargs))
     call = float_ops.attend if step.target == OURS else float_ops.scaled_dot_product_attention
     if step.target == WRITTEN:
-        query, keys, value, mask, factor, divides = args
+        query, keys, value, mask, factor, divides, hidden = args
+        if hidden is not None:
+            condition = mask.name if isinstance(mask, Tensor) else g.constant(mask.detach().numpy())
+            ends = (g.constant(end, np.float32) for end in (-np.inf, 0))
+            mask = Tensor(g.node("Where", [condition, *ends]))
         return in_codes(g, query, transpose(g, keys, -2, -1), value, mask, 1 / factor if divides else factor)[0]
     if step.target == OURS:  # nobody reads the weights
         names = ("heads", "batch_first", "attn_mask", "key_padding_mask")

@@ -20,6 +20,7 @@ PRODUCTS = {("function", "operator.matmul"), ("function", "torch.matmul"), ("fun
 SUMS = {("function", "operator.add"), ("function", "torch.add"), ("method", "add")}
 FACTORS = {("function", "operator.mul"), ("function", "torch.mul"), ("method", "mul"),
            ("function", "operator.truediv"), ("function", "torch.div"), ("method", "div")}  # fmt: skip
+FILLS = {("method", "masked_fill"), ("function", "torch.masked_fill")}
 SOFTMAX = {("function", "torch.softmax"), ("function", "torch.nn.functional.softmax"), ("method", "softmax")}
 
 
@@ -109,8 +110,13 @@ class Written:
         if softmax is None or step.kwargs or step.reason == EXCLUDED:
             return None
         inner.add(softmax.name)
-        scores, mask, factor, divides = softmax.args[0], None, 1.0, False
-        if (added := self.between(scores, SUMS)) is not None and len(added.args) == 2 and not added.kwargs:
+        scores, mask, factor, divides, hidden = softmax.args[0], None, 1.0, False, None
+        if (filled := self.between(scores, FILLS)) is not None and len(filled.args) == 3 and not filled.kwargs:
+            scores, mask, hidden = filled.args
+            if not isinstance(mask, (Ref, torch.Tensor)) or not attention.hides(hidden):
+                return None
+            inner.add(filled.name)
+        elif (added := self.between(scores, SUMS)) is not None and len(added.args) == 2 and not added.kwargs:
             scores, mask = added.args
             if self.between(scores, PRODUCTS | FACTORS) is None:
                 scores, mask = mask, scores
@@ -119,10 +125,12 @@ class Written:
             inner.add(added.name)
         if (scaled := self.between(scores, FACTORS)) is not None and len(scaled.args) == 2 and not scaled.kwargs:
             scores, factor = scaled.args
+            divides = "div" in scaled.target
+            if isinstance(scores, (int, float)) and not divides:
+                scores, factor = factor, scores
             if not isinstance(factor, (int, float)) or factor == 0:
                 return None
             inner.add(scaled.name)
-            divides = "div" in scaled.target
         product = self.between(scores, PRODUCTS)
         if product is None or len(product.args) != 2 or product.kwargs:
             return None
@@ -130,4 +138,5 @@ class Written:
         values = (*product.args, step.args[1])
         if not all(isinstance(each, Ref) for each in values):
             return None
-        return inner, Attention(step.name, "function", attention.WRITTEN, (*values, mask, factor, divides), {}, "")
+        told = (*values, mask, factor, divides, hidden)
+        return inner, Attention(step.name, "function", attention.WRITTEN, told, {}, "")
