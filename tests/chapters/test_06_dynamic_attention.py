@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import networks
+import programs
 import quantspec as qs
 import strategies as draws
 from evidence import clause
@@ -22,7 +23,6 @@ from quantspec import chapters
 from quantspec.capture.attention import weighted
 from quantspec.engines import reference_attention, registry
 from quantspec.ir import program
-from quantspec.ir.attention import TORCHS
 from quantspec.ir.attention import WRITTEN as WRITTEN_OUT
 from quantspec.ir.program import Ref
 from quantspec.numerics.attention import LOG2_E, POWER
@@ -31,17 +31,10 @@ spec = chapters.load("dynamic")
 ENGINES = "reference", "compiled"
 
 
-def attention(*names, **options):
-    """A network of a single step, with the inputs of these names."""
-    step = program.Attention("y", "function", TORCHS, tuple(map(Ref, names)), options, "")
-    called = {("function", TORCHS): F.scaled_dot_product_attention}
-    return program.Program("onnx", names, {}, (step,), Ref("y"), called)
-
-
 def run(engine, tensors, **options):
     """What an engine gives for queries, keys, values and perhaps a mask."""
     names = "qkvm"[: len(tensors)]
-    return registry.engine(engine)(attention(*names, **options))(dict(zip(names, tensors)))
+    return registry.engine(engine)(programs.attention(*names, **options))(dict(zip(names, tensors)))
 
 
 def in_float(tensors, **options):
@@ -165,7 +158,7 @@ def test_values_may_lie_in_memory_as_they_like(engine):
 @clause("DYN-ATTENTION")
 def test_a_network_attends_to_one_shape_after_the_other():
     g = np.random.default_rng(0)
-    network = attention("q", "k", "v")
+    network = programs.attention("q", "k", "v")
     engines = [registry.engine(name)(network) for name in ENGINES]
     for length in (5, 40, 5, 130, 40):
         batch = {name: torch.from_numpy(g.normal(size=(2, length, 8)).astype(np.float32)) for name in "qkv"}

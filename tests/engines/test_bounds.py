@@ -19,8 +19,6 @@ from fuzz import fuzz
 from networks import inputs, mostly_attention, seeded, tensors, torch_threads
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
-from quantspec.ir.attention import TORCHS
-from quantspec.ir.program import Attention, Program, Ref
 from quantspec.kernels import arrays, frame, histogram, memory
 from quantspec.kernels.emitter import FLOATS, I64
 from quantspec.kernels.jit import Kernel
@@ -133,10 +131,7 @@ def test_attention_touches_what_is_its(checked, r, count):
     if not causal:
         mask = (int(r.choice([1, 2])), 1, int(r.choice([1, length])), int(r.choice([1, keys])))
         batch["mask"] = torch.from_numpy(r.normal(size=mask).astype(np.float32))
-    options = {"is_causal": True} if causal else {"attn_mask": Ref("mask")}
-    step = Attention("y", "function", TORCHS, tuple(map(Ref, "qkv")), options, "")
-    called = {("function", TORCHS): nn.functional.scaled_dot_product_attention}
-    program = Program("onnx", tuple(batch), {}, (step,), Ref("y"), called)
+    program = programs.attention(*batch, **{"is_causal": True} if causal else {})
     before = checked.checks
     with torch_threads(count):
         assert torch.equal(Compiled(program)(batch), Reference(program)(batch))

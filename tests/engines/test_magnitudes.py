@@ -130,3 +130,17 @@ def check(program, x, from_rows):
         engine = Compiled(program)
         first = engine(batch)
         assert torch.equal(first, Reference(program)(batch)) and torch.equal(engine(batch), first)
+
+
+@clause("STA-PAIRS", "STA-INSTRUCTIONS")
+@needs_pairs
+@given(
+    strategies.seeds(), least, st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40),
+    st.booleans(),
+)  # fmt: skip
+def test_attention(r, from_rows, length, keys, features, width, causal):
+    shapes = (3, length, features), (3, keys, features), (3, keys, width)
+    batch = {name: torch.from_numpy(r.normal(size=shape).astype(np.float32)) for name, shape in zip("qkv", shapes)}
+    program = programs.attention(*batch, is_causal=causal)
+    with mock.patch.object(magnitudes, "MANY", from_rows):
+        assert torch.equal(Compiled(program)(batch), Reference(program)(batch))

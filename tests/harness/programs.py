@@ -1,12 +1,16 @@
 """Small programs for engines: one step, or a few, between floats and floats, drawn from a seeded generator."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from torch.nn import functional as F
 
+from quantspec.ir.attention import TORCHS
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
+    Attention,
     AvgPool,
     Call,
     Cell,
@@ -215,3 +219,10 @@ def recurrent(
             cells.append(Cell(a, a_grid, offsets[0], b, b_grid, offsets[1]))
     step = Recurrent("y", "x", None, "layer", kind, tuple(cells), both, bool(r.random() < 0.5), reduce_range)
     return Program("onnx", ("x",), {}, (step,), Ref("y"))
+
+
+def attention(*names: str, **options: Any) -> Program:
+    """Queries, keys and values by these names, and perhaps a mask, that attend to each other by torch's function."""
+    step = Attention("y", "function", TORCHS, tuple(map(Ref, names)), options, "")
+    called = {("function", TORCHS): F.scaled_dot_product_attention}
+    return Program("onnx", names, {}, (step,), Ref("y"), called)

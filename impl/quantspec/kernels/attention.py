@@ -64,8 +64,7 @@ class Queries(OfHead):
 
 
 class Keys(OfHead):
-    """Rows to the weights of a product with so many ``steps``, to ``scales``, and to ``sums``, which are what the zero
-    point of queries adds to a score."""
+    """Rows to the weights of a product with so many ``steps``, to ``scales``, and to the ``sums`` of their codes."""
 
     target: Address
     steps: Integer
@@ -74,11 +73,13 @@ class Keys(OfHead):
 
 
 class Features(OfHead):
-    """Rows to the weights of a product of ``steps`` whose outputs are columns, and to the columns' ``scales``."""
+    """Rows to the weights of a product of ``steps`` whose outputs are columns, and to the columns' ``scales`` and the
+    ``sums`` of their codes."""
 
     target: Address
     steps: Integer
     scales: Address
+    sums: Address
 
 
 class Ahead(Record):
@@ -233,8 +234,8 @@ def write_keys(emit: Emitter, op: Value, frame: Value) -> Value:
             emit.write(emit.extract_element(fours, I32(word)), emit.add(at, emit.mul(step, apart)))
 
     def end(i: Value, total: Value) -> None:
-        added = emit.mul(emit.native("llvm.vector.reduce.add.v16i32", I32, total), I32(MIDDLE))
-        emit.write(added, emit.add(sums, emit.shl(i, I64(2))))
+        total = emit.native("llvm.vector.reduce.add.v16i32", I32, total)
+        emit.write(total, emit.add(sums, emit.shl(i, I64(2))))
 
     return over_rows(emit, op, frame, scales, put, end)
 
@@ -242,7 +243,9 @@ def write_keys(emit: Emitter, op: Value, frame: Value) -> Value:
 def write_features(emit: Emitter, op: Value, frame: Value) -> Value:
     """1 when a value is too large, or none."""
     source, (count, width, pitch) = start_of(emit, op, frame), emit.fields(op, OfHead.count, OfHead.width, OfHead.pitch)
-    target, steps, scales = emit.fields(op, Features.target, Features.steps, Features.scales)
+    target, steps, scales, sums = emit.fields(
+        op, Features.target, Features.steps, Features.scales, Features.sums
+    )
     low_byte, shifts = emit.splat(255, INTS), [emit.splat(8 * n, INTS) for n in range(4)]
 
     def block(b: Value) -> Value:
@@ -260,14 +263,17 @@ def write_features(emit: Emitter, op: Value, frame: Value) -> Value:
         scale, inverse = scale_of(emit, emit.bitcast(bits, FLOATS))
         emit.write(scale, emit.add(scales, emit.shl(b, I64(6))))
 
-        def step(s: Value) -> None:
-            word = emit.splat(0, INTS)
+        def step(s: Value, totals: list[Value]) -> list[Value]:
+            word, (total,) = emit.splat(0, INTS), totals
             for n in range(4):
                 codes = emit.rounded(emit.fmul(values(emit.add(emit.shl(s, I64(2)), I64(n))), inverse))
+                total = emit.add(total, codes)
                 word = emit.or_(word, emit.shl(emit.and_(codes, low_byte), shifts[n]))
             emit.write(word, emit.add(first, emit.mul(s, apart)))
+            return [total]
 
-        emit.each(steps, step)
+        total = emit.loop(steps, [emit.splat(0, INTS)], step)[0]
+        emit.write(total, emit.add(sums, emit.shl(b, I64(6))))
         return emit.zext(emit.any(emit.icmp_signed(">", bits, emit.splat(TOO_LARGE, INTS))), I64)
 
     return emit.any_of(emit.vectors_of(width), block)
@@ -295,7 +301,9 @@ def write_weights(emit: Emitter, op: Value, frame: Value) -> Value:
 
         def score(n: Value) -> tuple[Value, Value]:
             at = emit.shl(n, I64(6))
-            total = emit.sub(emit.read(emit.add(line, at), INTS), emit.read(emit.add(key_sums, at), INTS))
+            # The zero point of queries adds so much.
+            added = emit.mul(emit.read(emit.add(key_sums, at), INTS), emit.splat(MIDDLE, INTS))
+            total = emit.sub(emit.read(emit.add(line, at), INTS), added)
             value = emit.fmul(emit.fmul(emit.sitofp(total, FLOATS), unit), emit.read(emit.add(key_scales, at), FLOATS))
             return value, emit.add(line, at)
 

@@ -63,6 +63,7 @@ class Room(NamedTuple):
     key_sums: int
     features: int
     feature_scales: int
+    feature_sums: int
     queries: int
     query_scales: int
     scores: int
@@ -123,7 +124,7 @@ class Bound(Shared):
         keys, width = in_vectors(self.keys), in_vectors(self.width)
         of_keys, of_features = 64 * keys * self.steps[0], 64 * width * self.steps[1]
         sizes = Room(
-            of_keys + WEIGHT_SLACK, 64 * keys, 64 * keys, of_features + WEIGHT_SLACK, 64 * width,
+            of_keys + WEIGHT_SLACK, 64 * keys, 64 * keys, of_features + WEIGHT_SLACK, 64 * width, 64 * width,
             rows * self.code_pitch + SLACK, 4 * rows, rows * self.score_pitch, 2 * rows * self.weight_pitch + SLACK,
             4 * rows, 2 * rows * self.sum_pitch,
         )  # fmt: skip
@@ -135,7 +136,7 @@ class Bound(Shared):
             )),
             kernels.FEATURES.bound(kernels.Features(
                 **self.head(turn, VALUE, self.keys), width=self.width, target=room.features, steps=self.steps[1],
-                scales=room.feature_scales,
+                scales=room.feature_scales, sums=room.feature_sums,
             )),
         ]  # fmt: skip
         for first, last in self.blocks:
@@ -153,12 +154,12 @@ class Bound(Shared):
         """What makes the outputs of the queries from ``first`` to ``last``."""
         count, masked = last - first, len(self.places) > MASK
         scores = self.product(
-            count, self.keys, self.steps[0], x=room.queries, pitch=self.code_pitch, weight=room.keys, y=room.scores,
-            y_pitch=self.score_pitch,
+            count, self.keys, self.steps[0], x=room.queries, pitch=self.code_pitch, weight=room.keys,
+            sums=room.key_sums, y=room.scores, y_pitch=self.score_pitch,
         )  # fmt: skip
         sums = self.product(
             2 * count, self.width, self.steps[1], x=room.weights, pitch=self.weight_pitch, weight=room.features,
-            y=room.sums, y_pitch=self.sum_pitch,
+            sums=room.feature_sums, y=room.sums, y_pitch=self.sum_pitch,
         )  # fmt: skip
         return [
             kernels.QUERIES.bound(kernels.Queries(
@@ -183,7 +184,7 @@ class Bound(Shared):
     def product(self, rows: int, outputs: int, steps: int, *, pitch: int, y_pitch: int, **places: int) -> ProductSums:
         """The sums of rows of codes, ``pitch`` bytes apart, times weights."""
         inner = Product(
-            **places, bias=0, factor=0, sums=0, rows=rows, outputs=outputs, blocks=in_vectors(outputs), steps=steps,
+            **places, bias=0, factor=0, rows=rows, outputs=outputs, blocks=in_vectors(outputs), steps=steps,
             runs=1, run_steps=steps, run_offsets=self.keep(np.zeros(1, np.int32)),
             x_offsets=self.keep(offset_table(np.arange(rows) * pitch)), chunk=gemm.chunk_rows(rows, 4 * steps),
         )  # fmt: skip
