@@ -156,6 +156,24 @@ def test_values_may_lie_in_memory_as_they_like(engine):
 
 
 @clause("DYN-ATTENTION")
+@pytest.mark.parametrize("keys_turned,mask", [(False, (19, 1)), (False, (2, 4, 19, 1)), (True, None), (True, (19, 19))])
+def test_values_that_lie_so_are_attended_to_again(keys_turned, mask):
+    g = np.random.default_rng(0)
+    shapes = (2, 4, 19, 8), (2, 4, 8, 19) if keys_turned else (2, 4, 19, 8), (2, 4, 19, 8), *([mask] if mask else [])
+    keys = Ref("k" if keys_turned else "turned")
+    told = Ref("q"), keys, Ref("v"), Ref("m") if mask else None, 0.3, False, None
+    step = program.Attention("y", "function", WRITTEN_OUT, told, {}, "")
+    before = () if keys_turned else (program.Call("turned", "method", "transpose", (Ref("k"), -2, -1), {}, ""),)
+    names, called = "qkvm"[: len(shapes)], {("function", WRITTEN_OUT): weighted}
+    network = program.Program("onnx", tuple(names), {}, (*before, step), Ref("y"), called)
+    engines = [registry.engine(name)(network) for name in ENGINES]
+    for _ in range(3):
+        batch = {name: torch.from_numpy(g.normal(size=shape).astype(np.float32)) for name, shape in zip(names, shapes)}
+        first, second = (engine(batch) for engine in engines)
+        assert torch.equal(first, second)
+
+
+@clause("DYN-ATTENTION")
 def test_a_network_attends_to_one_shape_after_the_other():
     g = np.random.default_rng(0)
     network = programs.attention("q", "k", "v")

@@ -121,7 +121,10 @@ def is_all(output: Any, result: torch.Tensor) -> bool:
 
 
 def inside(x: torch.Tensor, given: list[Any]) -> tuple[int, int] | None:
-    """Which of the inputs a tensor is a part of, and how many bytes behind its start; None where that is not clear."""
+    """Which of the inputs a tensor is a part of, and how many bytes behind its start; None where that is not clear, or
+    kernels read a copy of it."""
+    if not rows_address(x):
+        return None
     places = [(number, distance) for number, each in enumerate(given) if (distance := ahead(x, each)) is not None]
     itself = [(number, 0) for number, each in enumerate(given) if each is x]
     found = itself or places
