@@ -134,5 +134,6 @@ def test_nan_among_operands_is_nan():
     spoilt[1, 2, 3] = torch.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of NaN, which has no code
+        # Exactly, but for NaN, which ``torch.equal`` tells from itself.
         torch.testing.assert_close(q(spoilt), q.run_on("reference")(spoilt), rtol=0, atol=0, equal_nan=True)
     assert same(q, x)

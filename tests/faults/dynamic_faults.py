@@ -170,7 +170,7 @@ FAULTS = [
     Fault(
         "large-values-have-codes", "kernels.attention", ("DYN-ATTENTION-FLOAT",),
         "The kernel gives codes to values of any size.",
-        "TOO_LARGE = 0x7FFFFFFF, float_bits(LARGEST)", "TOO_LARGE = 0x7FFFFFFF, 0x7FFFFFFF",
+        "TOO_LARGE = float_bits(LARGEST)", "TOO_LARGE = 0x7FFFFFFF",
     ),
     Fault(
         "heads-begin-at-their-base", "engines.compiled.heads", ("DYN-ATTENTION",),

@@ -359,7 +359,7 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
     def our_rows_address(x: torch.Tensor) -> int:
         start = rows_address(x)
         if start:
-            end = start + x.itemsize * (1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride())))
+            end = start + x.itemsize * (tensors.end_of(x) - x.storage_offset())
             bounds.add(x, start, end, start)
         return start
 

@@ -18,25 +18,24 @@ mostly_attention = pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-a
 
 
 @contextlib.contextmanager
+def another(value, get, set_to):
+    """Another value of what the process has one of, until the end."""
+    before = get()
+    set_to(value)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
 def default_dtype(dtype):
     """torch's default dtype, which a user's process may have changed."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    return another(dtype, torch.get_default_dtype, torch.set_default_dtype)
 
 
-@contextlib.contextmanager
 def torch_threads(count: int):
     """That many threads for torch, and so for the compiled engine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return another(count, torch.get_num_threads, torch.set_num_threads)
 
 
 def seeded(build, seed: int = 0) -> nn.Module:

@@ -70,10 +70,14 @@ def rows_address(x: torch.Tensor) -> int:
     try:
         if type(x) is not torch.Tensor or x.dtype is not FLOAT or not x.is_cpu or x.stride(-1) != 1 or x.is_neg():
             return 0
-        end = 1 + x.storage_offset() + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
-        return 0 if x.is_nested or x.untyped_storage().nbytes() < x.itemsize * end else x.data_ptr()
+        return 0 if x.is_nested or x.untyped_storage().nbytes() < x.itemsize * end_of(x) else x.data_ptr()
     except (RuntimeError, NotImplementedError):
         return 0
+
+
+def end_of(x: torch.Tensor) -> int:
+    """How many values there are in a tensor's storage up to its last one."""
+    return 1 + int(x.storage_offset()) + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
 
 
 def ahead(x: torch.Tensor, base: Any) -> int | None:
@@ -125,7 +129,7 @@ def array(x: Any, name: str) -> np.ndarray:
     if x._is_zerotensor():
         x = x.clone()
         held = x.untyped_storage().nbytes()
-    end = x.element_size() * (1 + x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride())))
+    end = x.element_size() * end_of(x)
     if x.numel() and held < end:
         where = f"a tensor of shape {tuple(x.shape)} ends at byte {end} of its storage"
         raise ValueError(f"{name}: {where}, which has {held} bytes")

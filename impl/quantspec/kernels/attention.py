@@ -36,7 +36,7 @@ LARGEST, SMALLEST, CODES, WEIGHTS = 2.0**50, 2.0**-100, 127.0, 65535.0
 LOG2_E, FARTHEST = 1.4426950408889634, 24.0
 POWER = 0.6931241750717163, 0.24024038016796112, 0.05590662732720375, 0.009585382416844368
 FINITE = 3.4028234663852886e38
-MAGNITUDE, TOO_LARGE = 0x7FFFFFFF, float_bits(LARGEST)
+TOO_LARGE = float_bits(LARGEST)
 MIDDLE = 128  # the zero point of queries
 LINE = 64
 WORDS = LANES // 4  # steps of a vector of codes
@@ -101,7 +101,7 @@ class Weights(OfHead):
     the second ones ``apart`` bytes behind the first; to ``shares`` one over their sum.
 
     The rows of ``slot`` are the mask's, where ``masked``. ``first``: the place of the first query, where ``causal``.
-    ``fetched``: where three records of ``Ahead`` stand, or 0.
+    ``fetched``: where three records of ``Ahead`` stand.
     """
 
     scores: Address
@@ -145,15 +145,6 @@ def floats_of(emit: Emitter, row: Value, n: Value, width: Value) -> Value:
     return emit.read_some(emit.add(row, emit.shl(n, I64(6))), FLOATS, mask, emit.splat(0.0, FLOATS))
 
 
-def sizes(emit: Emitter, x: Value) -> Value:
-    """The bits of floats without their signs, which are in the order of the sizes, NaN last."""
-    return emit.and_(emit.bitcast(x, INTS), emit.splat(MAGNITUDE, INTS))
-
-
-def larger(emit: Emitter, a: Value, b: Value) -> Value:
-    return emit.select(emit.icmp_signed(">", a, b), a, b)
-
-
 def scale_of(emit: Emitter, largest: Value) -> tuple[Value, Value]:
     """The scale of a largest magnitude, and what its values are multiplied with; of one or of sixteen."""
 
@@ -176,11 +167,7 @@ def over_rows(
 
     def row(i: Value) -> Value:
         x = emit.add(source, emit.mul(i, pitch))
-
-        def size(n: Value, most: list[Value]) -> list[Value]:
-            return [larger(emit, sizes(emit, floats_of(emit, x, n, width)), most[0])]
-
-        bits = emit.loop(vectors, [emit.splat(0, INTS)], size)[0]
+        bits = emit.largest_size(vectors, lambda n: floats_of(emit, x, n, width))
         most = emit.native("llvm.vector.reduce.smax.v16i32", I32, bits)
         scale, inverse = scale_of(emit, emit.bitcast(most, F32))
         emit.write(scale, emit.add(scales, emit.shl(i, I64(2))))
@@ -256,10 +243,7 @@ def write_features(emit: Emitter, op: Value, frame: Value) -> Value:
             mask = emit.mask(emit.select(emit.icmp_signed("<", j, count), left, I64(0)))
             return emit.read_some(emit.add(column, emit.mul(j, pitch)), FLOATS, mask, emit.splat(0.0, FLOATS))
 
-        def size(j: Value, most: list[Value]) -> list[Value]:
-            return [larger(emit, sizes(emit, values(j)), most[0])]
-
-        bits = emit.loop(count, [emit.splat(0, INTS)], size)[0]
+        bits = emit.largest_size(count, values)
         scale, inverse = scale_of(emit, emit.bitcast(bits, FLOATS))
         emit.write(scale, emit.add(scales, emit.shl(b, I64(6))))
 
@@ -371,19 +355,14 @@ def write_weights(emit: Emitter, op: Value, frame: Value) -> Value:
 def streams_of(emit: Emitter, op: Value, frame: Value) -> list[list[Value]]:
     """For each of what is fetched: where its first row lies, how many there are, how far apart, and how many lines."""
     records, number = emit.field(op, Weights.fetched), emit.read(emit.field(op, OfHead.turn), I64, 8)
-    some = emit.icmp_signed("!=", records, I64(0))
-    # Where there are none, what is read instead is of no consequence, as no rows are.
-    record = emit.select(some, records, op)
     streams = []
     for stream in range(STREAMS):
-        each = emit.add(record, I64(8 * Ahead.SIZE * stream))
-        slot, offsets, count, pitch, lines = emit.fields(
-            each, Ahead.slot, Ahead.offsets, Ahead.count, Ahead.pitch, Ahead.lines
+        record = emit.add(records, I64(8 * Ahead.SIZE * stream))
+        slot, offsets, *rows = emit.fields(
+            record, Ahead.slot, Ahead.offsets, Ahead.count, Ahead.pitch, Ahead.lines
         )
-        slot, offsets = emit.select(some, slot, I64(0)), emit.select(some, offsets, emit.field(op, OfHead.offsets))
-        following = emit.item(offsets, emit.add(number, emit.select(some, I64(1), I64(0))))
-        start = emit.add(slot_address(emit, frame, slot), following)
-        streams.append([start, emit.select(some, count, I64(0)), pitch, lines])
+        following = emit.item(offsets, emit.add(number, I64(1)))
+        streams.append([emit.add(slot_address(emit, frame, slot), following), *rows])
     return streams
 
 

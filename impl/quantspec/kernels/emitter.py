@@ -225,6 +225,18 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
             vector = pick(self.shuffle_vector(vector, vector, other), vector)
         return self.extract_element(vector, I32(0))
 
+    def largest_size(self, count: Value, floats: Callable[[Value], Value]) -> Value:
+        """For each lane the bits of the largest magnitude among ``floats(n)``, n from 0 to ``count`` (int64): as
+        integers they are in the order of magnitudes, NaN last.
+        """
+        magnitude = self.splat(0x7FFFFFFF, INTS)
+
+        def larger(n: Value, carried: list[Value]) -> list[Value]:
+            size = self.and_(self.bitcast(floats(n), INTS), magnitude)
+            return [self.select(self.icmp_signed(">", size, carried[0]), size, carried[0])]
+
+        return self.loop(count, [self.splat(0, INTS)], larger)[0]
+
     def rounded(self, steps: Value) -> Value:
         """Floats between -2^22 and 2^22 to the nearest int32, ties to even."""
         moved = self.fadd(steps, self.splat(MAGIC, FLOATS))

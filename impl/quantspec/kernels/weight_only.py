@@ -81,7 +81,7 @@ def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
     )  # fmt: skip
     source = slot_or(emit, frame, slot, inside)
     vectors = emit.vectors_of(width)
-    magnitude, zeros = emit.splat(0x7FFFFFFF, INTS), emit.splat(0.0, FLOATS)
+    zeros = emit.splat(0.0, FLOATS)
 
     def row(i: Value) -> Value:
         x, y = emit.add(source, emit.mul(i, near)), emit.add(target, emit.mul(i, emit.mul(far, I64(DIGITS))))
@@ -90,12 +90,7 @@ def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
             mask = emit.mask(emit.sub(width, emit.shl(n, I64(4))))
             return emit.read_some(emit.add(x, emit.shl(n, I64(6))), FLOATS, mask, zeros)
 
-        def larger(n: Value, carried: list[Value]) -> list[Value]:
-            size = emit.and_(emit.bitcast(values(n), INTS), magnitude)
-            return [emit.select(emit.icmp_signed(">", size, carried[0]), size, carried[0])]
-
-        sizes = emit.loop(vectors, [emit.splat(0, INTS)], larger)[0]
-        largest = emit.native("llvm.vector.reduce.smax.v16i32", I32, sizes)
+        largest = emit.native("llvm.vector.reduce.smax.v16i32", I32, emit.largest_size(vectors, values))
         # Below 2^(exponent - 126) is every value, subnormal or not; times 2^(173 - exponent) that is 2^47.
         exponent = emit.zext(emit.lshr(largest, I32(23)), I64)
         up = emit.bitcast(emit.shl(emit.sub(I64(BITS - 1 + 126 + 1023), exponent), I64(52)), F64)

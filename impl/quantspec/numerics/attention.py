@@ -21,10 +21,10 @@ def attend(
 
     ``causal``: the query at place i sees the keys up to place i. None for what has no codes (DYN-ATTENTION-FLOAT).
     """
-    factor = np.float32(scale * LOG2_E)
+    factor = factor_of(scale)
     if not all(np.isfinite(x).all() and np.abs(x).max() <= LARGEST for x in (query, key, value)):
         return None
-    if not abs(factor) <= MOST_FACTOR or (mask is not None and not (mask < np.inf).all()):
+    if factor is None or (mask is not None and not (mask < np.inf).all()):
         return None
     (q, q_scale), (k, k_scale), (v, v_scale) = (own_codes(x, axis) for x, axis in ((query, -1), (key, -1), (value, -2)))
     # Sums of products of integers below 2^53: exact in float64.
@@ -42,6 +42,12 @@ def attend(
     sums, total = (weights @ v).astype(np.float32), weights.sum(-1, keepdims=True).astype(np.float32)
     result: np.ndarray = sums * (np.float32(1) / total) * v_scale
     return result
+
+
+def factor_of(scale: float) -> np.float32 | None:
+    """What products of real values are multiplied with to be scores in powers of two; None where that is too much."""
+    factor = np.float32(scale * LOG2_E)
+    return factor if abs(factor) <= MOST_FACTOR else None
 
 
 def own_codes(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

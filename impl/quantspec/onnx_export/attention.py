@@ -26,24 +26,24 @@ MIDDLE = 128  # the zero point of signed codes as bytes
 def attention(g: Graph, step: Attention, values: dict[str, Any]) -> Any:
     """What a step gives: the joined values, or a tuple of them and None."""
     args, kwargs = (replace_refs(tree, values.__getitem__) for tree in (step.args, step.kwargs))
-    call = float_ops.attend if step.target == OURS else float_ops.scaled_dot_product_attention
+    given = arguments(step, args, kwargs)
     if step.target == WRITTEN:
-        query, keys, value, mask, factor, divides, hidden = args
-        if hidden is not None:
+        mask, factor = given["mask"], given["factor"]
+        if given["hidden"] is not None:
             condition = mask.name if isinstance(mask, Tensor) else g.constant(mask.detach().numpy())
             ends = (g.constant(end, np.float32) for end in (-np.inf, 0))
             mask = Tensor(g.node("Where", [condition, *ends]))
-        return in_codes(g, query, transpose(g, keys, -2, -1), value, mask, 1 / factor if divides else factor)[0]
-    if step.target == OURS:  # nobody reads the weights
-        names = ("heads", "batch_first", "attn_mask", "key_padding_mask")
-        args, kwargs = args[:7], {name: value for name, value in kwargs.items() if name in names}
-    mask = arguments(step, args, kwargs)["attn_mask"]
+        scale = 1 / factor if given["divides"] else factor
+        return in_codes(g, given["query"], transpose(g, given["keys"], -2, -1), given["value"], mask, scale)[0]
+    mask = given["attn_mask"]
     if isinstance(mask, Tensor) or (isinstance(mask, torch.Tensor) and not mask.is_floating_point()):
         raise UnsupportedError("a mask that is computed, or of truth values")
-    try:
-        return call(g, *args, **kwargs | {"products": in_codes})
-    except TypeError as error:
-        raise UnsupportedError(f"{step.target} with these arguments: {error}") from error
+    if given.pop("enable_gqa", False):
+        raise UnsupportedError("attention whose heads share keys")
+    if step.target == OURS:
+        del given["dropout"]
+        return float_ops.attend(g, **given | {"need_weights": False, "products": in_codes})  # nobody reads them
+    return float_ops.scaled_dot_product_attention(g, **given, products=in_codes)
 
 
 def in_codes(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> tuple[Tensor, None]:

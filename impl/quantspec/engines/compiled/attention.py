@@ -18,7 +18,6 @@ from quantspec.kernels.memory import SLACK, WEIGHT_SLACK, aligned, offset_table,
 from quantspec.kernels.product import Product
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.weight_only import ProductSums
-from quantspec.numerics.attention import LOG2_E
 
 from .batching import Shared, shared_out, torchs_threads, wanted_threads
 from .parallel import shares
@@ -75,8 +74,8 @@ class Room(NamedTuple):
 class Bound(Shared):
     """Attention on values that lie in a certain way, for one calling thread at a time."""
 
-    def __init__(self, values: tuple[Lying, ...], scale: float, causal: bool, threads: int):
-        self.factor, self.causal, self.threads = np.float32(scale * LOG2_E), causal, threads
+    def __init__(self, values: tuple[Lying, ...], factor: np.float32, causal: bool, threads: int):
+        self.factor, self.causal, self.threads = factor, causal, threads
         query, key, value = values[:3]
         self.keys, self.features, self.width, self.rows = key.shape[-2], key.shape[-1], value.shape[-1], query.shape[-2]
         batch = np.broadcast_shapes(*(lying.shape[:-2] for lying in values))
@@ -172,7 +171,7 @@ class Bound(Shared):
                 scores_pitch=self.score_pitch, scales=room.query_scales, factor=self.factor,
                 key_scales=room.key_scales, key_sums=room.key_sums, target=room.weights,
                 target_pitch=self.weight_pitch, apart=count * self.weight_pitch, shares=room.shares, masked=masked,
-                causal=self.causal, first=first, fetched=self.fetched if last == self.rows else 0,
+                causal=self.causal, first=first, fetched=self.fetched,
             )),
             sums,
             kernels.OUTPUTS.bound(kernels.Outputs(

@@ -224,9 +224,7 @@ def read_as_they_lie(program: Program) -> set[str]:
 
 def read_by(part: Part) -> Sequence[str]:
     """The names of the values that a part reads."""
-    if isinstance(part, Segment):
-        return part.inputs
-    if isinstance(part, CompiledAttention):
+    if isinstance(part, (Segment, CompiledAttention)):
         return part.inputs
     return reads(part.step if isinstance(part, Alone) else part)
 
@@ -350,7 +348,7 @@ class Compiled:
             if outputs is None and segment.masks:
                 outputs = run_beside_nan(segment, given, values)
         except UnsupportedError:
-            outputs, segment.broadcasts = None, True
+            outputs = None
         if outputs is None and segment.sum is not None:
             self.run_sum(segment, values)
             return
@@ -372,6 +370,7 @@ class Compiled:
         """The same, the sum by itself."""
         assert segment.sum is not None
         self.run_segment(segment.summands, values)
+        segment.broadcasts |= len({getattr(values[name], "shape", None) for name in reads(segment.sum)}) > 1
         values[segment.sum.name] = run_step(segment.sum, values, self.program.callables, self.dialect)
         for name in segment.summands.outputs:
             if name not in segment.outputs:

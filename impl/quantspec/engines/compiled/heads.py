@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from quantspec.engines.not_numbers import Values
@@ -15,7 +14,7 @@ from quantspec.engines.tensors import address, ahead, array, by_place, from_arra
 from quantspec.ir import attention, rearrange
 from quantspec.ir.program import Attention, Call, Callables, Program, Step
 from quantspec.ir.traverse import reads, refs, replace_refs
-from quantspec.numerics.attention import LOG2_E, MOST_FACTOR
+from quantspec.numerics.attention import factor_of
 from quantspec.numerics.dialects.dialect import Dialect
 
 from .attention import Bound, Lying
@@ -69,7 +68,7 @@ class CompiledAttention:
             inner[each.name] = run_step(each, inner, self.callables, self.choices)
         args, kwargs = (replace_refs(tree, inner.__getitem__) for tree in (self.step.args, self.step.kwargs))
         heads, result = attention.heads(self.step, args, kwargs), None
-        if heads is not None and abs(np.float32(heads.scale * LOG2_E)) <= MOST_FACTOR:
+        if heads is not None:
             result = self.in_codes(heads)
         if heads is None or result is None:
             inner[self.step.name] = run_step(self.step, inner, self.callables, self.choices)
@@ -89,6 +88,8 @@ class CompiledAttention:
 
     def in_codes(self, heads: attention.Heads) -> tuple[torch.Tensor, Bound] | None:
         """The outputs of heads, and what is bound to how they lie; None for values without codes."""
+        if (factor := factor_of(heads.scale)) is None:
+            return None
         given = [x for x in heads[:4] if x is not None]
         starts = list(map(rows_address, given))
         if not all(starts):
@@ -96,8 +97,8 @@ class CompiledAttention:
             starts = list(map(address, given))
         existing: dict[Any, Bound] = self.local.__dict__.setdefault("bound", {})
         lying = tuple(map(Lying.of, given))
-        key = lying, heads.scale, heads.causal
-        bound = kept(existing, key, lambda threads: Bound(lying, heads.scale, heads.causal, threads))
+        key = lying, factor, heads.causal
+        bound = kept(existing, key, lambda threads: Bound(*key, threads))
         result = by_place(bound.shape)
         return (result, bound) if bound.run(starts, address(result)) else None
 
@@ -109,7 +110,7 @@ def form(x: Any) -> Any:
     """What says how a tensor lies in memory; of others, what they are, or ``UNKNOWN``."""
     if type(x) is torch.Tensor:
         return x.shape, x.stride(), x.dtype
-    return x if x is None or type(x) in (int, bool, torch.Size) else UNKNOWN
+    return (type(x), x) if x is None or type(x) in (int, bool, torch.Size) else UNKNOWN
 
 
 def is_all(output: Any, result: torch.Tensor) -> bool:
