@@ -19,10 +19,10 @@ import strategies
 import tile_loops
 from evidence import clause
 from networks import tensors, torch_threads
-from quantspec.engines.compiled import batching, parallel, planner
+from quantspec.engines.compiled import batching, parallel, planner, sixteens
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
-from quantspec.kernels import cpu, grouped, tiles
+from quantspec.kernels import cpu, grouped, memory, tiles
 
 FUNCTIONS = {("function", "torch.flatten"): torch.flatten, ("function", "torch.relu"): torch.relu}
 
@@ -79,10 +79,59 @@ def test_images(r, images, channels, outputs, groups, kernel, dilation, side, re
 
 
 @clause("STA-INSTRUCTIONS")
+@given(
+    strategies.seeds(), st.integers(1, 3), st.sampled_from([64, 128]),
+    st.sampled_from([(1, 1), (1, 2), (3, 1), (3, 2)]), st.sampled_from([1, 1, 2]), st.integers(1, 2),
+    st.tuples(st.integers(4, 20), st.integers(4, 20)), st.booleans(),
+)  # fmt: skip
+def test_windows_in_sixteens(r, images, channels, kernel, dilation, groups, sides, real):
+    size, stride = kernel
+    x = programs.grid(r)
+    margins = tuple(tuple(int(n) for n in r.integers(0, 3, 2)) for _ in range(2))
+    if min(n + sum(margin) for n, margin in zip(sides, margins)) <= dilation * (size - 1):
+        return
+    place = (size, size), (stride, stride), margins, (dilation, dilation), groups
+    step = programs.conv(r, "a", "x.codes", x, channels * groups, int(r.integers(2, 40)) * groups, *place)
+    check(programs.of_layer(x, step, real), programs.values(r, x, (images, channels * groups, *sides)))
+
+
+@clause("STA-INSTRUCTIONS")
+@given(
+    st.integers(1, 3), st.tuples(*[st.integers(1, 9)] * 3), st.integers(1, 80), st.integers(1, 3),
+    st.tuples(*[st.integers(0, 2)] * 6), st.tuples(*[st.integers(1, 3)] * 3),
+)  # fmt: skip
+def test_sixteens_are_all_rows_at_equal_distances(images, sides, channels, more, margin, stride):
+    layout = memory.Layout(images, sides[1], sides[2] * more, channels, margin, sides[0])
+    counts = tuple(max(1, n // s) for n, s in zip(layout.counts, stride))
+    found = sixteens.sixteens(layout, counts, stride)
+    if found is None:
+        return
+    sources, places = layout.offsets(counts, stride), found.places.astype(np.int64)
+    own = np.isin(places, sources)
+    assert set(places[own]) == set(sources)
+    assert (sources[found.rows[own]] == places[own]).all()
+    assert len(places) <= sixteens.MOST * len(sources) and places.min() >= sources[0] and places.max() <= sources[-1]
+    by_tile, rows = places.reshape(-1, 16), found.rows.reshape(-1, 16)
+    assert (np.diff(by_tile, axis=1) == found.distance).all()
+    # Outputs of a place between rows are overwritten by a row behind it in its sixteen, or nobody's.
+    for numbers, given_by in zip(rows, own.reshape(-1, 16)):
+        for i in np.flatnonzero(~given_by):
+            behind = numbers[i + 1 :][given_by[i + 1 :]]
+            assert numbers[i] == (behind[0] if len(behind) else -1)
+
+
+@clause("STA-INSTRUCTIONS")
 @given(strategies.seeds(), st.integers(2, 40), st.booleans())
 def test_sums(r, channels, first):
     program = programs.residual(r, channels, first)
     check(program, programs.values(r, program.steps[0].qparams, (2, channels, 6, 7)))
+
+
+@clause("STA-INSTRUCTIONS")
+@given(strategies.seeds(), st.booleans(), st.integers(2, 17), st.integers(2, 17))
+def test_sums_in_sixteens(r, first, height, width):
+    program = programs.residual(r, 64, first)
+    check(program, programs.values(r, program.steps[0].qparams, (2, 64, height, width)))
 
 
 @clause("STA-INSTRUCTIONS")

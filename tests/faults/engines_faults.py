@@ -205,6 +205,27 @@ FAULTS = [
         "each(go_on)", "each(from_zero)",
     ),
     Fault(
+        "rows-between-lines-kept", "engines.compiled.layer_instructions", ("STA-INSTRUCTIONS",),
+        "What tiles compute between two lines of an image is written over its first output.",
+        "np.where(self.rows < 0, spare,", "np.where(self.rows < 0, values[0],",
+    ),
+    Fault(
+        "rows-between-lines-behind", "engines.compiled.sixteens", ("STA-INSTRUCTIONS",),
+        "What tiles compute between two lines of an image is written over the output before it.",
+        "np.minimum.accumulate(own[:, ::-1], axis=1)[:, ::-1]",
+        "np.maximum.accumulate(np.where(own == missing, -1, own), axis=1)",
+    ),
+    Fault(
+        "lines-of-a-kernel-alike", "engines.compiled.layer_instructions", ("STA-INSTRUCTIONS",),
+        "Tiles read the first line of a window for every line of the kernel.",
+        "np.add.outer(runs, 64", "np.add.outer([0] * len(runs), 64",
+    ),
+    Fault(
+        "a-bundle-of-the-first-panel", "kernels.grouped", ("STA-INSTRUCTIONS",),
+        "Of the panels that a group passes one after the other, it passes the first one again and again.",
+        "panel = emit.add(begin, n)\n                    told", "panel = begin\n                    told",
+    ),
+    Fault(
         "outputs-of-the-first-depthwise", PARALLEL, ("STA-THREADS",),
         "All threads write the rows of a depthwise convolution where the first one does.",
         "layer.y_offsets += 4 * first", "layer.y_offsets += 0",

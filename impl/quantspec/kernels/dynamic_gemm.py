@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import gemm
+from . import gemm, grouped
 from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value, function
 from .frame import slot_address, slot_or
 from .gemm import accumulate, by_lanes, last_mask, put_floats
 from .jit import Kernel
-from .memory import SLACK, offset_table, row_pitch
+from .memory import row_pitch, sixteens_bytes
 from .packed import Packed
 from .product import PANEL, Product, ProductToFloats
 from .quantize import SAFE_SCALES, run_quantize
@@ -222,7 +222,7 @@ def layer(
     ``soon``: outputs are read by what comes next.
     """
     pitch, scale = row_pitch(inputs), packed.factor[: packed.outputs]
-    stride, nbytes = GRID_BYTES if per_row else 0, rows * pitch + SLACK
+    stride, nbytes = GRID_BYTES if per_row else 0, sixteens_bytes(rows, pitch)
     quantized = room(nbytes + GRID_BYTES * (rows if per_row else 1))
     grids = quantized + nbytes
     quantize = DynamicQuantize(
@@ -232,10 +232,8 @@ def layer(
     )  # fmt: skip
     product = Product(
         x=quantized, y=0, weight=keep(packed.weight), bias=keep(packed.bias), factor=keep(packed.factor),
-        sums=keep(packed.sums), rows=rows,
-        outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
-        run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep(offset_table(np.arange(rows) * pitch)),
-        chunk=gemm.chunk_rows(rows, inputs),
+        sums=keep(packed.sums), outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps,
+        chunk=gemm.chunk_rows(rows, inputs), **grouped.rows_apart(keep, rows, pitch, packed.run_steps, packed.blocks),
     )  # fmt: skip
     return quantize, DynamicProduct(
         product=product, row_grids=grids, grid_stride=stride, relu=relu,

@@ -237,10 +237,15 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
 
         return self.loop(count, [self.splat(0, INTS)], larger)[0]
 
+    def with_nearest(self, steps: Value) -> Value:
+        """Floats between -2^22 and 2^22 as others whose bits end with those of the nearest int32, ties to even, of
+        which that is how far they are from ``MAGIC``.
+        """
+        return self.fadd(steps, self.splat(MAGIC, FLOATS))
+
     def rounded(self, steps: Value) -> Value:
         """Floats between -2^22 and 2^22 to the nearest int32, ties to even."""
-        moved = self.fadd(steps, self.splat(MAGIC, FLOATS))
-        return self.sub(self.bitcast(moved, INTS), self.splat(MAGIC_BITS, INTS))
+        return self.sub(self.bitcast(self.with_nearest(steps), INTS), self.splat(MAGIC_BITS, INTS))
 
     def to_int(self, value: Value) -> Value:
         """Floats to the nearest int32, ties to even, and -2^31 for what has none, where the CPU packs such lanes."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from . import cpu, grouped
-from .emitter import BYTES, FLOATS, I32, I64, INTS, LANES, Body, Emitter, Function, Type, Value, function
+from .emitter import BYTES, FLOATS, I32, I64, INTS, LANES, MAGIC, Body, Emitter, Function, Type, Value, function
 from .jit import Kernel
 from .product import PANEL, Product, ProductAdd, ProductCodes, ProductInstruction, ProductToFloats
 from .records import Clamp, Entry
@@ -174,38 +174,47 @@ def code_tile(adds: bool) -> Tile:
             lowest, highest, zero = emit.splat_fields(clamp, Clamp.lowest, Clamp.highest, Clamp.zero)
             mask = last_mask(emit, product, panel, blocks)
 
-            def code(i: int, j: int) -> Value:
-                steps = emit.fmul(emit.sitofp(totals[i * blocks + j], FLOATS), factors[j])
-                return emit.add(emit.rounded(emit.minimum(emit.maximum(steps, lowest), highest)), zero)
+            def steps(i: int, j: int) -> Value:
+                """An output in steps from the zero point, which its last bits are."""
+                exact = emit.fmul(emit.sitofp(totals[i * blocks + j], FLOATS), factors[j])
+                return emit.with_nearest(emit.minimum(emit.maximum(exact, lowest), highest))
 
-            def put(value: Value, address: Value, j: int) -> None:
+            def put(codes: Value, address: Value, j: int) -> None:
                 address = emit.add(address, I64(LANES * j))
                 if j < blocks - 1:
-                    emit.write(emit.trunc(value, BYTES), address)
+                    emit.write(codes, address)
                 else:
-                    emit.write_some(emit.trunc(value, BYTES), address, mask)
+                    emit.write_some(codes, address, mask)
 
             y = emit.add(emit.field(product, Product.y), first)
             ys = addresses(emit, y, emit.field(op, ProductCodes.y_offsets), row, rows)
             if adds:
                 b, b_offsets = emit.fields(op, ProductAdd.b, ProductAdd.b_offsets)
                 others = addresses(emit, emit.add(b, first), b_offsets, row, rows)
+                origin = emit.fsub(emit.splat(MAGIC, FLOATS), emit.sitofp(zero, FLOATS))
+                code = lambda i, j: emit.fsub(steps(i, j), origin)  # noqa: E731
                 add_rows(emit, op, code, others, ys, mask, put, blocks)
             else:
+                point = emit.trunc(zero, BYTES)
                 for i in range(rows):
                     for j in range(blocks):
-                        put(code(i, j), ys[i], j)
+                        put(emit.add(last_bytes(emit, steps(i, j)), point), ys[i], j)
 
         return write
 
     return tile
 
 
+def last_bytes(emit: Emitter, floats: Value) -> Value:
+    """The last byte of each float's bits."""
+    return emit.trunc(emit.bitcast(floats, INTS), BYTES)
+
+
 def add_rows(
     emit: Emitter, op: Value, code: Callable[[int, int], Value], others: list[Value], ys: list[Value], mask: Value,
     put: Callable[[Value, Value, int], None], blocks: int,
 ) -> None:  # fmt: skip
-    """Adds another value in codes to those of the tile."""
+    """Adds another value in codes to those of the tile, which ``code`` gives as floats."""
     ratio, b_ratio, start, lowest, highest = emit.splat_fields(
         op, ProductAdd.ratio, ProductAdd.b_ratio, ProductAdd.start, ProductAdd.lowest, ProductAdd.highest
     )
@@ -215,10 +224,11 @@ def add_rows(
         for j in range(blocks):
             address = emit.add(other, I64(LANES * j))
             theirs = emit.read(address, BYTES) if j < blocks - 1 else emit.read_some(address, BYTES, mask, zeros)
-            theirs, ours = emit.uitofp(emit.zext(theirs, INTS), FLOATS), emit.sitofp(code(i, j), FLOATS)
+            theirs, ours = emit.uitofp(emit.zext(theirs, INTS), FLOATS), code(i, j)
             a, b = emit.select(is_first, ours, theirs), emit.select(is_first, theirs, ours)
             total = emit.fma(a, ratio, emit.fma(b, b_ratio, start))
-            put(emit.rounded(emit.minimum(emit.maximum(total, lowest), highest)), y, j)
+            total = emit.with_nearest(emit.minimum(emit.maximum(total, lowest), highest))
+            put(last_bytes(emit, total), y, j)
 
 
 def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:

@@ -8,8 +8,11 @@ panel up, to memory of the group's function, which the epilogues of the other pr
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import numpy as np
+
 from . import cpu, magnitudes, tiles
 from .emitter import I64, Body, Emitter, Function, Value, function
+from .memory import offset_table
 from .product import PANEL, Product, ProductInstruction
 
 AFTER = 8, 1  # rows of the epilogues' functions
@@ -50,6 +53,9 @@ class Unit(Protocol):
     def parts(self, emit: Emitter, product: Value) -> Value:
         """In how many parts, which are of its steps, a chunk's groups pass a panel one after the other."""
 
+    def bundle(self, emit: Emitter, product: Value) -> Value:
+        """How many panels a group passes before the next one comes, so that its outputs are whole lines."""
+
     def compute(
         self, emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value,
         part: Value,
@@ -71,6 +77,26 @@ def group() -> int:
     """Rows that are computed at a time where they are computed in groups."""
     own = unit()
     return own.GROUP if own is not None else 1
+
+
+def reads_sixteens(steps: int, run_steps: int, blocks: int) -> bool:
+    """Whether products with so many steps are quicker where sixteen rows lie at equal distances and are read there."""
+    own = unit()
+    whole = run_steps % tiles.STEPS == 0 and steps * blocks >= tiles.LEAST_DOTS
+    return own is tiles and whole and own.allowed()
+
+
+def rows_apart(keep: Callable[[np.ndarray], int], rows: int, pitch: int, steps: int, blocks: int) -> dict[str, int]:
+    """Where the rows of a product of one run are that lie ``pitch`` bytes apart, with room for whole sixteens.
+
+    ``keep`` gives the address of an array that lives as long.
+    """
+    in_sixteens = reads_sixteens(steps, steps, blocks)
+    lines = range(0, 4 * steps, 64) if in_sixteens else ()
+    return dict(
+        rows=rows, runs=1, run_steps=steps, run_offsets=keep(offset_table(np.array([0, *lines]))),
+        x_offsets=keep(offset_table(np.arange(rows) * pitch)), apart=pitch if in_sixteens else 0,
+    )
 
 
 def give_buffers(products: Iterable[Product], room: Callable[[int], int]) -> None:
@@ -97,6 +123,16 @@ def chunk_rows(own: Unit, product: Product) -> int:
     groups = -(-product.rows // own.GROUP)
     most = max(1, own.CHUNK_BYTES // (own.GROUP * own.row_bytes(product)))
     return -(-groups // -(-groups // most)) * own.GROUP
+
+
+def by_width(emit: Emitter, blocks: Value, panel: Value, act: Callable[[int], object]) -> None:
+    """``act(width)`` for the blocks of a panel, of which the last one may have fewer."""
+    wide = emit.icmp_signed(">=", emit.sub(blocks, emit.mul(panel, I64(PANEL))), I64(PANEL))
+    with emit.if_else(wide) as (full, part):
+        with full:
+            act(PANEL)
+        with part:
+            act(1)
 
 
 def group_function(own: Unit, blocks: int, epilogues: list[Function]) -> Body:
@@ -132,7 +168,8 @@ def in_groups(emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callabl
         for n in range(1, PANEL + 1)
     }
     own.begin(emit)
-    parts = own.parts(emit, product)
+    parts, bundle = own.parts(emit, product), own.bundle(emit, product)
+    panels = emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL))
 
     def one_chunk(index: Value) -> None:
         start = emit.mul(index, chunk)
@@ -140,26 +177,30 @@ def in_groups(emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callabl
         own.before_chunk(emit, product, start, end)
         groups = emit.sdiv(emit.add(emit.sub(end, start), I64(own.GROUP - 1)), I64(own.GROUP))
 
-        def one_panel(panel: Value) -> None:
-            def cover(width: int) -> None:
-                own.before_panel(emit, product, panel, width)
+        def one_bundle(number: Value) -> None:
+            begin = emit.mul(number, bundle)
+            count = emit.smaller(bundle, emit.sub(panels, begin))
 
-                def group(number: Value, part: Value) -> None:
-                    first = emit.mul(number, I64(own.GROUP))
-                    row = emit.add(start, first)
-                    count = emit.smaller(emit.sub(end, row), I64(own.GROUP))
-                    emit.call(functions[width], [op, row, first, count, panel, part, emit.sub(parts, I64(1))])
+            def ready(n: Value) -> None:
+                panel = emit.add(begin, n)
+                by_width(emit, blocks, panel, lambda width: own.before_panel(emit, product, panel, width))
 
-                emit.each(parts, lambda part: emit.each(groups, lambda number: group(number, part)))
+            def group(number: Value, part: Value) -> None:
+                first = emit.mul(number, I64(own.GROUP))
+                row = emit.add(start, first)
+                left = emit.smaller(emit.sub(end, row), I64(own.GROUP))
 
-            wide = emit.icmp_signed(">=", emit.sub(blocks, emit.mul(panel, I64(PANEL))), I64(PANEL))
-            with emit.if_else(wide) as (full, part):
-                with full:
-                    cover(PANEL)
-                with part:
-                    cover(1)
+                def one_panel(n: Value) -> None:
+                    panel = emit.add(begin, n)
+                    told = [op, row, first, left, panel, part, emit.sub(parts, I64(1))]
+                    by_width(emit, blocks, panel, lambda width: emit.call(functions[width], told))
 
-        emit.each(emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL)), one_panel)
+                emit.each(count, one_panel)
+
+            emit.each(count, ready)
+            emit.each(parts, lambda part: emit.each(groups, lambda number: group(number, part)))
+
+        emit.each(emit.sdiv(emit.add(panels, emit.sub(bundle, I64(1))), bundle), one_bundle)
 
     emit.each(emit.sdiv(emit.add(rows, emit.sub(chunk, I64(1))), chunk), one_chunk)
     own.end(emit)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Self, SupportsFloat, SupportsIndex, T
 
 import numpy as np
 
-WIDTH = 32  # entries of an instruction
+WIDTH = 40  # entries of an instruction
 LINE = 8  # entries of a cache line
 SomeRecord = TypeVar("SomeRecord", bound="Record")
 

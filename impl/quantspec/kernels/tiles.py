@@ -31,6 +31,7 @@ ROWS, STEPS = 16, 16  # of a tile: rows of inputs, steps of four
 GROUP = 2 * ROWS  # rows that are computed between two epilogues
 PART, FEW = 8, 8  # tiles of steps, which are 16 KiB of weights; groups, from two on
 AHEAD = 2**16  # bytes of weights from those that are computed with to those that are fetched
+BUNDLE_BYTES = 2**14  # of the weights of panels that a group passes before the next one comes
 CHUNK_BYTES = 2**19  # of gathered rows, which share the second-level cache with a panel
 # From which on tiles are quicker, as measured: rows, and dot products of a row, of which gathering costs as many.
 LEAST_ROWS, LEAST_DOTS, DOTS_OF_COPY = 4, 48, 8
@@ -59,7 +60,7 @@ def ask() -> int:
 
 def fits(product: Product) -> bool:
     """Whether a product is large enough for tiles."""
-    copies = product.runs * -(-product.run_steps // STEPS)  # of 64 bytes
+    copies = 0 if product.apart else product.runs * -(-product.run_steps // STEPS)  # of 64 bytes
     return product.rows >= LEAST_ROWS and product.steps * product.blocks >= LEAST_DOTS + DOTS_OF_COPY * copies
 
 
@@ -70,13 +71,13 @@ def configuration() -> ir.Constant:
 
 
 def row_bytes(product: Product) -> int:
-    """Bytes from one gathered row to the next."""
-    return row_pitch(4 * product.steps)
+    """Bytes from one gathered row to the next, or from one to the next where they lie."""
+    return product.apart or row_pitch(4 * product.steps)
 
 
 def prepare(product: Product) -> int:
     """Bytes of a chunk of gathered rows, of what a copy in whole vectors writes behind them, and of sums."""
-    product.pitch = row_bytes(product)
+    product.pitch = 0 if product.apart else row_bytes(product)
     return product.chunk * product.pitch + 64 + 4 * LANES * PANEL * min(product.chunk, FEW * GROUP)
 
 
@@ -91,6 +92,14 @@ def parts(emit: Emitter, product: Value) -> Value:
     """How many parts of a panel there are."""
     several = emit.sdiv(emit.add(emit.field(product, Product.steps), I64(STEPS * PART - 1)), I64(STEPS * PART))
     return emit.select(emit.icmp_signed(">", groups(emit, product), I64(0)), several, I64(1))
+
+
+def bundle(emit: Emitter, product: Value) -> Value:
+    """As many panels as lie in the first-level cache beside a group's rows, where no panel passes in parts."""
+    steps = emit.field(product, Product.steps)
+    fitting = emit.sdiv(I64(BUNDLE_BYTES), emit.shl(steps, I64(7)))
+    one = emit.or_(emit.icmp_signed(">", parts(emit, product), I64(1)), emit.icmp_signed("<", fitting, I64(1)))
+    return emit.select(one, I64(1), fitting)
 
 
 def begin(emit: Emitter) -> None:
@@ -109,9 +118,10 @@ def end(emit: Emitter) -> None:
 
 
 def before_chunk(emit: Emitter, product: Value, start: Value, end: Value) -> None:
-    """Rows from ``start`` to ``end`` to the buffer."""
-    steps = emit.field(product, Product.steps)
-    gather(emit, product, start, end, partial(copy, emit), lambda row: finish(emit, row, steps))
+    """Rows from ``start`` to ``end`` to the buffer, unless they are read where they lie."""
+    steps, pitch = emit.fields(product, Product.steps, Product.pitch)
+    with emit.if_then(emit.icmp_signed(">", pitch, I64(0))):
+        gather(emit, product, start, end, partial(copy, emit), lambda row: finish(emit, row, steps))
 
 
 def copy(emit: Emitter, source: Value, target: Value, count: Value) -> None:
@@ -140,9 +150,15 @@ def compute(
     emit: Emitter, product: Value, blocks: int, panel: Value, row: Value, first: Value, count: Value, part: Value
 ) -> Value:
     """The sums of up to 32 rows."""
-    steps, distance, chunk = emit.fields(product, Product.steps, Product.pitch, Product.chunk)
+    steps, pitch, chunk, apart = emit.fields(product, Product.steps, Product.pitch, Product.chunk, Product.apart)
     buffer, begin = emit.field(product, Product.buffer), emit.mul(part, I64(PART))
-    source = emit.add(emit.add(buffer, emit.mul(first, distance)), emit.shl(begin, I64(6)))
+    gathered = emit.icmp_signed(">", pitch, I64(0))
+    distance = emit.select(gathered, pitch, apart)
+    x, offsets, run_offsets, runs = emit.fields(
+        product, Product.x, Product.x_offsets, Product.run_offsets, Product.runs
+    )
+    # Of rows where they lie, where each line of 64 bytes is; of gathered ones some place that may be read.
+    lines_of = emit.select(gathered, run_offsets, emit.add(run_offsets, emit.shl(runs, I64(2))))
     weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
     weight = emit.add(weight, emit.mul(begin, I64(64 * STEPS * blocks)))
     tiles = emit.sub(emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4)), begin)
@@ -150,7 +166,7 @@ def compute(
     several = emit.icmp_signed(">", few, I64(0))
     # Each group's own, or where those of the group before were, which is in the cache.
     own = emit.select(several, emit.mul(first, I64(64 * blocks)), I64(0))
-    sums = emit.add(emit.add(buffer, emit.add(emit.mul(chunk, distance), I64(64))), own)
+    sums = emit.add(emit.add(buffer, emit.add(emit.mul(chunk, pitch), I64(64))), own)
     tiles = emit.select(several, emit.smaller(tiles, I64(PART)), tiles)
     lines = emit.sdiv(emit.select(several, I64(ROWS * blocks), I64(0)), emit.select(several, few, I64(1)))
     share = emit.mul(emit.mul(emit.sdiv(first, I64(GROUP)), tiles), lines)
@@ -159,6 +175,13 @@ def compute(
     def rows(high: int) -> None:
         """``high`` tiles of rows by ``blocks``: accumulators are the tiles 0 to 3, rows 4 and 5, weights 6 and 7."""
         nothing, line = ir.VoidType(), I64(64 * blocks)
+
+        def begins(i: int) -> Value:
+            """Where the first row of a tile does."""
+            near = emit.add(buffer, emit.mul(emit.add(first, I64(ROWS * i)), pitch))
+            return emit.select(gathered, near, emit.add(x, emit.int_at(offsets, emit.add(row, I64(ROWS * i)), 4)))
+
+        sources = [begins(i) for i in range(high)]
 
         def each(act: Callable[[int, Value], None]) -> None:
             for i in range(high):
@@ -188,9 +211,12 @@ def compute(
             for j in range(blocks):
                 at = emit.lines(emit.add(w, I64(64 * j)), line, ROWS)
                 emit.native("llvm.x86.tileloadd64", nothing, I8(6 + j), at, line)
+            number = emit.add(begin, k)
+            told = emit.int_at(lines_of, emit.select(gathered, I64(0), number), 4)
+            along = emit.select(gathered, emit.shl(number, I64(6)), told)
             for i in range(high):
-                x = emit.add(emit.add(source, emit.mul(distance, I64(ROWS * i))), emit.shl(k, I64(6)))
-                emit.native("llvm.x86.tileloadd64", nothing, I8(4 + i), emit.lines(x, distance, ROWS), distance)
+                lies = emit.lines(emit.add(sources[i], along), distance, ROWS)
+                emit.native("llvm.x86.tileloadd64", nothing, I8(4 + i), lies, distance)
                 for j in range(blocks):
                     emit.native("llvm.x86.tdpbusd", nothing, I8(i * blocks + j), I8(4 + i), I8(6 + j))
 

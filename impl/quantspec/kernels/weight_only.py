@@ -13,13 +13,13 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 
-from . import gemm
+from . import gemm, grouped
 from .dynamic_gemm import RowsOfFloats
 from .emitter import BYTES, DOUBLES, F32, F64, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value
 from .frame import slot_or
 from .gemm import accumulate, last_mask
 from .jit import Kernel
-from .memory import SLACK, offset_table, row_pitch
+from .memory import SLACK, row_pitch, sixteens_bytes
 from .packed import Packed
 from .product import PANEL, Product, ProductInstruction
 from .records import Address, Instruction, Integer, Slot
@@ -243,7 +243,7 @@ def layer(
     """
     pitch, many = row_pitch(inputs), DIGITS * rows
     sums_pitch = row_pitch(4 * LANES * packed.blocks)
-    codes_bytes, sums_bytes = many * pitch + SLACK, many * sums_pitch + SLACK
+    codes_bytes, sums_bytes = sixteens_bytes(many, pitch), many * sums_pitch + SLACK
     codes = room(codes_bytes + sums_bytes + rows * ROW_BYTES)
     sums, units = codes + codes_bytes, codes + codes_bytes + sums_bytes
     bias, factor, weights = (keep(array) for array in (packed.bias, packed.factor, packed.sums))
@@ -252,10 +252,9 @@ def layer(
         units=units,
     )  # fmt: skip
     product = Product(
-        x=codes, y=sums, weight=keep(packed.weight), bias=bias, factor=factor, sums=weights, rows=many,
-        outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, runs=1, run_steps=packed.run_steps,
-        run_offsets=keep(np.zeros(1, np.int32)), x_offsets=keep(offset_table(np.arange(many) * pitch)),
-        chunk=gemm.chunk_rows(many, inputs),
+        x=codes, y=sums, weight=keep(packed.weight), bias=bias, factor=factor, sums=weights,
+        outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, chunk=gemm.chunk_rows(many, inputs),
+        **grouped.rows_apart(keep, many, pitch, packed.run_steps, packed.blocks),
     )  # fmt: skip
     return digits, ProductSums(product=product, y_pitch=sums_pitch), Weigh(
         slot=-1, y=0, sums=sums, units=units, factor=factor, bias=bias, weights=weights, rows=rows,

@@ -13,8 +13,8 @@ from quantspec.kernels import attention as kernels
 from quantspec.kernels import gemm, weight_only
 from quantspec.kernels.emitter import LANES
 from quantspec.kernels.frame import Frame, caller, frame_of
-from quantspec.kernels.grouped import give_buffers
-from quantspec.kernels.memory import SLACK, WEIGHT_SLACK, aligned, offset_table, row_pitch, workspace
+from quantspec.kernels.grouped import give_buffers, rows_apart
+from quantspec.kernels.memory import WEIGHT_SLACK, aligned, row_pitch, sixteens_bytes, workspace
 from quantspec.kernels.product import Product
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.weight_only import ProductSums
@@ -124,8 +124,8 @@ class Bound(Shared):
         of_keys, of_features = 64 * keys * self.steps[0], 64 * width * self.steps[1]
         sizes = Room(
             of_keys + WEIGHT_SLACK, 64 * keys, 64 * keys, of_features + WEIGHT_SLACK, 64 * width, 64 * width,
-            rows * self.code_pitch + SLACK, 4 * rows, rows * self.score_pitch, 2 * rows * self.weight_pitch + SLACK,
-            4 * rows, 2 * rows * self.sum_pitch,
+            sixteens_bytes(rows, self.code_pitch), 4 * rows, rows * self.score_pitch,
+            sixteens_bytes(2 * rows, self.weight_pitch), 4 * rows, 2 * rows * self.sum_pitch,
         )  # fmt: skip
         room = Room(*(memory(use, nbytes) for use, nbytes in zip(Room._fields, sizes)))
         instructions: list[Instruction] = [
@@ -182,10 +182,10 @@ class Bound(Shared):
 
     def product(self, rows: int, outputs: int, steps: int, *, pitch: int, y_pitch: int, **places: int) -> ProductSums:
         """The sums of rows of codes, ``pitch`` bytes apart, times weights."""
+        blocks = in_vectors(outputs)
         inner = Product(
-            **places, bias=0, factor=0, rows=rows, outputs=outputs, blocks=in_vectors(outputs), steps=steps,
-            runs=1, run_steps=steps, run_offsets=self.keep(np.zeros(1, np.int32)),
-            x_offsets=self.keep(offset_table(np.arange(rows) * pitch)), chunk=gemm.chunk_rows(rows, 4 * steps),
+            **places, bias=0, factor=0, outputs=outputs, blocks=blocks, steps=steps,
+            chunk=gemm.chunk_rows(rows, 4 * steps), **rows_apart(self.keep, rows, pitch, steps, blocks),
         )  # fmt: skip
         return weight_only.PRODUCT.bound(ProductSums(product=inner, y_pitch=y_pitch))
 

@@ -10,6 +10,7 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Conv, Linear, LinearWeight
 from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm, weight_only
+from quantspec.kernels.grouped import reads_sixteens
 from quantspec.kernels.memory import Layout, Triple, offset_table
 from quantspec.kernels.packed import Packed, PackedChannels
 from quantspec.kernels.product import Product, ProductAdd, ProductCodes
@@ -19,37 +20,65 @@ from quantspec.numerics.affine import QParams
 from .lowering import ConvAdd, DynamicLinear, LinearSum, add_factors
 from .packing import in_pairs, joined
 from .planner import Planner, layout_of
+from .sixteens import sixteens
 from .transposed import DensePart, dense_parts, triple
 
 ALONE = 8  # multiply-accumulates of a product take no longer than one of channels on their own
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where the inputs of a product lie: where each row begins, and how far from there its ``runs`` are; of rows in
+    sixteens, how many bytes ``apart`` they are, and which ``rows`` of the layer they are, -1 for none.
+    """
+
+    offsets: np.ndarray
+    runs: list[int]
+    apart: int = 0
+    rows: np.ndarray | None = None
+
+    def of(self, values: np.ndarray, spare: int = 0) -> np.ndarray:
+        """What each row of the layer has, for those of the product; ``spare`` for one that is none."""
+        return values if self.rows is None else np.where(self.rows < 0, spare, values[self.rows]).astype(values.dtype)
+
+
+def sources_of(
+    packed: Packed, x: Layout, runs: list[int], counts: Triple = (1, 1, 1), stride: Triple = (1, 1, 1),
+    start: Triple = (0, 0, 0), *, exact: bool = False,
+) -> Sources:  # fmt: skip
+    """The windows of a layout, in sixteens where that is quicker; ``exact``: of the layer's rows alone."""
+    if reads_sixteens(packed.runs * packed.run_steps, packed.run_steps, packed.blocks):
+        found = sixteens(x, counts, stride, start)
+        if found is not None and (found.is_exact or not exact):
+            lines = np.add.outer(runs, 64 * np.arange(packed.run_steps // 16)).ravel()
+            return Sources(found.places, [*runs, *lines.tolist()], found.distance, found.rows)
+    return Sources(x.offsets(counts, stride, start), runs)
+
+
 def emit_linear(planner: Planner, step: Linear) -> None:
     packed = planner.product_weights(step.name)
-    sources, source = planner.values[step.x].layout.offsets((1, 1, 1)), planner.address(step.x)
+    sources, x = sources_of(packed, planner.values[step.x].layout, [0]), planner.address(step.x)
     if step.y_qparams is None:
-        emit_floats(planner, step, packed, source, sources, np.arange(len(sources)), [0])
+        emit_floats(planner, step, packed, x, sources, np.arange(planner.values[step.x].layout.images))
         return
     targets = planner.values[step.name].layout.offsets((1, 1, 1))
-    product = product_record(planner, packed, source, planner.address(step.name), sources, len(targets), [0])
+    product = product_record(planner, packed, x, planner.address(step.name), sources, len(targets))
     planner.emit(gemm.PRODUCT, ProductCodes(
-        product=product, y_offsets=planner.keep(targets), clamp=clamp(step.y_qparams, step.relu),
+        product=product, y_offsets=planner.keep(sources.of(targets)), clamp=clamp(step.y_qparams, step.relu),
     ))  # fmt: skip
 
 
-def product_record(
-    planner: Planner, packed: Packed, x: int, y: int, x_offsets: np.ndarray, rows: int, run_offsets: list[int]
-) -> Product:
-    """One product, by the addresses of its operands and the offsets of its inputs."""
-    inputs = 4 * packed.runs * packed.run_steps
+def product_record(planner: Planner, packed: Packed, x: int, y: int, sources: Sources, rows: int) -> Product:
+    """One product, by the addresses of its operands and the offsets of its inputs, of so many ``rows`` of a layer."""
+    inputs, places = 4 * packed.runs * packed.run_steps, len(sources.offsets)
     planner.macs += rows * packed.outputs * inputs
     return Product(
         x=x, y=y, weight=planner.keep(packed.weight), bias=planner.keep(packed.bias),
-        factor=planner.keep(packed.factor), sums=planner.keep(packed.sums), rows=rows,
+        factor=planner.keep(packed.factor), sums=planner.keep(packed.sums), rows=places,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.runs * packed.run_steps, runs=packed.runs,
-        run_steps=packed.run_steps, run_offsets=planner.keep(offset_table(np.array(run_offsets))),
-        x_offsets=planner.keep(x_offsets),
-        chunk=gemm.chunk_rows(rows, inputs),
+        run_steps=packed.run_steps, run_offsets=planner.keep(offset_table(np.array(sources.runs))),
+        x_offsets=planner.keep(sources.offsets), apart=sources.apart,
+        chunk=gemm.chunk_rows(places, inputs),
     )  # fmt: skip
 
 
@@ -115,19 +144,19 @@ def take_floats(planner: Planner, source: str, instruction: dynamic_gemm.RowsOfF
 
 
 def emit_sum(planner: Planner, step: LinearSum) -> None:
-    packed = planner.product_weights(step.linear.name)
-    sources, source = planner.values[step.x].layout.offsets((1, 1, 1)), planner.address(step.x)
-    emit_floats(planner, step.linear, packed, source, sources, np.arange(len(sources)), [0], added=step)
+    packed, layout = planner.product_weights(step.linear.name), planner.values[step.x].layout
+    sources, rows = sources_of(packed, layout, [0]), np.arange(layout.images)
+    emit_floats(planner, step.linear, packed, planner.address(step.x), sources, rows, added=step)
 
 
 def emit_floats(
-    planner: Planner, step: Linear | Conv, packed: Packed, x: int, x_offsets: np.ndarray, rows: np.ndarray,
-    run_offsets: list[int], group: int = 0, added: LinearSum | None = None,
+    planner: Planner, step: Linear | Conv, packed: Packed, x: int, sources: Sources, rows: np.ndarray,
+    group: int = 0, added: LinearSum | None = None,
 ) -> None:  # fmt: skip
     """One product that gives floats, to ``rows`` of the output and its columns from those of ``group`` on; those of
     the sum that it is in, if it is."""
-    offsets = float_offsets(rows, codes_shape(step)[0], group * packed.outputs)
-    product = product_record(planner, packed, x, 0, x_offsets, len(rows), run_offsets)
+    offsets = sources.of(float_offsets(rows, codes_shape(step)[0], group * packed.outputs))
+    product = product_record(planner, packed, x, 0, sources, len(rows))
     assert packed.float_bias is not None
     told: dict[str, int] = dict(
         past=gemm.goes_past(4 * len(rows) * codes_shape(step)[0], packed.outputs, soon=planner.soon), relu=step.relu,
@@ -158,7 +187,7 @@ def emit_conv(planner: Planner, step: Conv) -> None:
         if isinstance(part.packed, PackedChannels):
             emit_depthwise(planner, part, part.packed, step.name, limits)
         else:
-            for product, targets in conv_products(planner, part, part.packed, step.name):
+            for product, targets, _ in conv_products(planner, part, part.packed, step.name):
                 planner.emit(gemm.PRODUCT, ProductCodes(
                     product=product, y_offsets=planner.keep(targets), clamp=limits,
                 ))  # fmt: skip
@@ -182,31 +211,31 @@ def parts_of(planner: Planner, step: Conv, y: Layout) -> list[PartToEmit]:
 
 def conv_products(
     planner: Planner, part: PartToEmit, packed: list[Packed], name: str
-) -> list[tuple[Product, np.ndarray]]:
-    """The products of all groups, and the offsets of their outputs, which are in the value of that name."""
+) -> list[tuple[Product, np.ndarray, Sources]]:
+    """The products of all groups, the offsets of their outputs, which are in the value of that name, and their inputs.
+    """
     conv = part.part.conv
     x, y = planner.values[conv.x].layout, planner.values[name].layout
     inputs, outputs = codes_shape(conv)[1], codes_shape(conv)[0] // conv.groups
     source, target = planner.address(conv.x), planner.address(name)
-    sources, runs = windows_of(conv, x, part.counts)
+    sources = windows_of(conv, packed[0], x, part.counts)
     targets = y.offsets(part.counts, part.part.step, part.part.first)
-    rows = len(targets)
-    return [
-        (product_record(planner, group, source + g * inputs, target + g * outputs, sources, rows, runs), targets)
-        for g, group in enumerate(packed)
-    ]
+    result = []
+    for g, group in enumerate(packed):
+        begin = target + g * outputs
+        product = product_record(planner, group, source + g * inputs, begin, sources, len(targets))
+        result.append((product, sources.of(targets, planner.spare - begin), sources))
+    return result
 
 
-def windows_of(step: Conv, x: Layout, counts: Triple) -> tuple[np.ndarray, list[int]]:
-    """Where the windows of an input begin, ``counts`` of them along each axis, and how far from there the runs of bytes
-    in each.
-    """
+def windows_of(step: Conv, packed: Packed, x: Layout, counts: Triple, *, exact: bool = False) -> Sources:
+    """The windows of an input, ``counts`` of them along each axis; ``exact`` as in ``sources_of``."""
     window = windows(step)
     planes, lines, columns = (range(size) for size in window.kernel)
     places = itertools.product(planes, lines, [0] if joined(step) else columns)
     sizes = [d * size for d, size in zip(window.dilation, (x.plane, x.line, x.pitch))]
     runs = [sum(k * size for k, size in zip(place, sizes)) for place in places]
-    return x.offsets(counts, window.stride, window.start), runs
+    return sources_of(packed, x, runs, counts, window.stride, window.start, exact=exact)
 
 
 def emit_conv_floats(planner: Planner, step: Conv) -> None:
@@ -219,22 +248,23 @@ def emit_conv_floats(planner: Planner, step: Conv) -> None:
         if isinstance(part.packed, PackedChannels):
             emit_depthwise_floats(planner, part, part.packed, x, own)
             continue
-        sources, runs = windows_of(part.part.conv, x, part.counts)
+        sources = windows_of(part.part.conv, part.packed[0], x, part.counts, exact=True)
         for g, group in enumerate(part.packed):
-            emit_floats(planner, step, group, planner.address(step.x) + g * inputs, sources, own, runs, g)
+            emit_floats(planner, step, group, planner.address(step.x) + g * inputs, sources, own, g)
 
 
 def emit_conv_add(planner: Planner, step: ConvAdd) -> None:
     assert step.conv.y_qparams is not None
     factors, other, grid = add_factors(step.add), planner.values[step.b].layout, step.add.y_qparams
     b, outputs = planner.address(step.b), codes_shape(step.conv)[0] // step.conv.groups
-    b_offsets, limits = planner.keep(other.offsets(other.counts)), clamp(step.conv.y_qparams, step.conv.relu)
+    others, limits = other.offsets(other.counts), clamp(step.conv.y_qparams, step.conv.relu)
     for part in parts_of(planner, step.conv, planner.values[step.name].layout):
         assert not isinstance(part.packed, PackedChannels)
-        for g, (product, targets) in enumerate(conv_products(planner, part, part.packed, step.name)):
+        for g, (product, targets, sources) in enumerate(conv_products(planner, part, part.packed, step.name)):
             planner.emit(gemm.PRODUCT_ADD, ProductAdd(
-                product=product, y_offsets=planner.keep(targets), clamp=limits, b=b + g * outputs, b_offsets=b_offsets,
-                is_first=step.first, ratio=factors.a, b_ratio=factors.b, start=factors.start,
+                product=product, y_offsets=planner.keep(targets), clamp=limits, b=b + g * outputs,
+                b_offsets=planner.keep(sources.of(others)), is_first=step.first, ratio=factors.a,
+                b_ratio=factors.b, start=factors.start,
                 lowest=int(grid.zero_point) if step.add.relu else grid.qmin, highest=grid.qmax,
             ))  # fmt: skip
 

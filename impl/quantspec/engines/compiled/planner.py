@@ -103,11 +103,15 @@ class Planner:
             elif not (isinstance(step, (Dequantize, Export, LinearSum)) or is_direct(step)):
                 margin, zero = margins.get(step.name, (NO_MARGIN, None))
                 self.values[step.name] = Value(shape, layout_of(shape, forms[step.name], margin), None, zero)
-        self.nbytes = self.place()
+        self.nbytes = spare = self.place()
         if self.nbytes > LONGEST:
             needs = f"this shape needs {self.nbytes:,}"
             raise UnsupportedError(f"batch: kernels use at most {LONGEST:,} bytes of memory, {needs}")
+        # Behind all values there is room for a convolution's output that nobody reads.
+        convs = (self.values.get(step.name) for step in self.steps if isinstance(step, (Conv, ConvAdd)))
+        self.nbytes += max([value.layout.pitch for value in convs if value is not None], default=0)
         self.arena = self.work("values", self.nbytes)
+        self.spare = self.arena + spare
         for step in self.steps:
             self.emitters[type(step)](self, step)
             if step.name in self.values and (zero := self.values[step.name].filled) is not None:

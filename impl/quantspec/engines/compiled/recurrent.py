@@ -177,7 +177,7 @@ class Frames:
         rows = (np.arange(n) * apart for n, apart in zip((steps, shape.batch), self.codes_apart))
         inner = product.product
         inner.rows, inner.x_offsets = steps * shape.batch, self.keep(offset_table(np.add.outer(*rows).ravel()))
-        inner.chunk = chunk_rows(inner.rows, self.inputs)
+        inner.chunk, inner.apart = chunk_rows(inner.rows, self.inputs), 0
         inner.y, product.x_slot, product.past = self.gates, CODES, False  # they are read at once
         sign = -1 if shape.backward else 1
         instructions: list[Instruction] = [dynamic_gemm.PRODUCT.bound(product)]
