@@ -32,7 +32,7 @@ def everything_in_tiles(request) -> Iterator[None]:
     """Tiles for products of any size, in several chunks of a group, or in parts of two tiles for several groups."""
     several = {"CHUNK_BYTES": 2**12} if request.param == "chunks" else {"PART": 2, "CHUNK_BYTES": 2**15}
     with contextlib.nullcontext() if tiles.allowed() else tile_loops.emulated():
-        with mock.patch.multiple(tiles, LEAST_ROWS=1, LEAST_DOTS=0, DOTS_OF_COPY=0, **several):
+        with mock.patch.multiple(tiles, LEAST_ROWS=1, LEAST_THERE=0, LEAST_DOTS=0, DOTS_OF_COPY=0, **several):
             yield
 
 
@@ -80,7 +80,7 @@ def test_images(r, images, channels, outputs, groups, kernel, dilation, side, re
 
 @clause("STA-INSTRUCTIONS")
 @given(
-    strategies.seeds(), st.integers(1, 3), st.sampled_from([64, 128]),
+    strategies.seeds(), st.integers(1, 3), st.sampled_from([11, 28, 32, 40, 56, 64, 72, 128]),
     st.sampled_from([(1, 1), (1, 2), (3, 1), (3, 2)]), st.sampled_from([1, 1, 2]), st.integers(1, 2),
     st.tuples(st.integers(4, 20), st.integers(4, 20)), st.booleans(),
 )  # fmt: skip
@@ -180,6 +180,24 @@ def test_without_leave_products_are_computed_all_the_same():
     step = programs.linear(r, "a", "x.codes", x, 100, 70)
     with mock.patch.object(tiles, "allowed", lambda: False):
         check(programs.between(x, [step], step.y_qparams), programs.values(r, x, (50, 100)), expect=False)
+
+
+@clause("STA-INSTRUCTIONS")
+@pytest.mark.parametrize("steps", range(1, 17))
+def test_tiles_are_configured_for_their_steps(steps):
+    # Intel's manual, LDTILECFG: the palette, then 16 bits each for bytes of a row from byte 16, rows from byte 48 on.
+    told = tiles.configuration(steps)
+    row_bytes, rows = np.frombuffer(told[16:32], "<u2"), list(told[48:56])
+    assert len(told) == 64 and told[0] == 1 and not any(told[1:16] + told[32:48] + told[56:])
+    assert [*row_bytes] == [64] * 4 + [4 * steps] * 2 + [64] * 2 and rows == [16] * 6 + [steps] * 2
+
+
+@clause("STA-INSTRUCTIONS")
+@given(st.integers(1, 3000))
+def test_tiles_make_whole_runs(run_steps):
+    found = tiles.tile_steps(run_steps)
+    fitting = [n for n in range(tiles.LEAST_STEPS, 17) if run_steps % n == 0]
+    assert found == max(fitting, default=0)
 
 
 @clause("STA-TILES")

@@ -50,7 +50,7 @@ def test_layers(r, widths, rows):
 @given(strategies.seeds(), st.integers(1, 150), st.integers(1, 40), st.booleans())
 def test_products_in_tiles_and_without(r, inputs, outputs, in_tiles):
     x = torch.from_numpy(r.normal(size=(int(r.integers(1, 40)), inputs)).astype(np.float32))
-    with mock.patch.multiple(tiles, LEAST_ROWS=1 if in_tiles else 10**6, LEAST_DOTS=0, DOTS_OF_COPY=0):
+    with mock.patch.multiple(tiles, LEAST_ROWS=1 if in_tiles else 10**6, LEAST_THERE=0, LEAST_DOTS=0, DOTS_OF_COPY=0):
         check(chain(r, [inputs, outputs]), x)
 
 

@@ -216,9 +216,14 @@ FAULTS = [
         "np.maximum.accumulate(np.where(own == missing, -1, own), axis=1)",
     ),
     Fault(
-        "lines-of-a-kernel-alike", "engines.compiled.layer_instructions", ("STA-INSTRUCTIONS",),
+        "lines-of-a-kernel-alike", "kernels.grouped", ("STA-INSTRUCTIONS",),
         "Tiles read the first line of a window for every line of the kernel.",
-        "np.add.outer(runs, 64", "np.add.outer([0] * len(runs), 64",
+        "np.add.outer(run_offsets, inside)", "np.add.outer([0] * len(run_offsets), inside)",
+    ),
+    Fault(
+        "tiles-of-other-steps", "kernels.tiles", ("STA-INSTRUCTIONS",),
+        "Tiles are set up for one step less than they have.",
+        "4 * steps] * 2", "4 * steps - 4] * 2",
     ),
     Fault(
         "a-bundle-of-the-first-panel", "kernels.grouped", ("STA-INSTRUCTIONS",),

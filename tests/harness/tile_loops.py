@@ -12,6 +12,7 @@ from llvmlite import ir
 
 from quantspec.kernels import cpu, jit, tiles
 from quantspec.kernels.emitter import I8, I32, I64, INTS, Emitter
+from quantspec.kernels.product import Product, ProductInstruction
 
 ROWS, BYTES = 16, 1024  # of a tile: rows of 64 bytes
 
@@ -34,7 +35,7 @@ class Looping(Emitter):
         return self.add(self.ptrtoint(held, I64), I64(BYTES * number.constant))
 
     def ldtilecfg(self, address):
-        """Tiles are whole without."""
+        """How many steps tiles have is the product's to tell."""
 
     def tilerelease(self):
         """They are given back with the stack."""
@@ -60,7 +61,10 @@ class Looping(Emitter):
         self.moved(number, pointer, stride, 1)
 
     def tdpbusd(self, target, x, w):
+        """As many steps as the tiles of the product have that the function is told of first."""
         totals, codes, weights = self.tile(target), self.tile(x), self.tile(w)
+        product = self.place(self.function.args[0], ProductInstruction.product)
+        steps = self.field(product, Product.tile_steps)
 
         def row(i):
             at = self.shl(i, I64(6))
@@ -71,7 +75,7 @@ class Looping(Emitter):
                 return [self.dot(carried[0], self.splat_to(four, INTS), outputs)]
 
             place = self.add(totals, at)
-            self.write(self.loop(I64(ROWS), [self.read(place, INTS)], step)[0], place)
+            self.write(self.loop(steps, [self.read(place, INTS)], step)[0], place)
 
         self.each(I64(ROWS), row)
 

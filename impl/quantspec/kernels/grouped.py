@@ -5,7 +5,7 @@ weights; what they write lies in a buffer. Weights stay as every product reads t
 panel up, to memory of the group's function, which the epilogues of the other products read.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,8 +38,8 @@ class Unit(Protocol):
     def prepare(self, product: Product) -> int:
         """Decides how it computes a product whose chunks are known; the bytes that it writes to."""
 
-    def begin(self, emit: Emitter) -> None:
-        """Sets it up for a thread."""
+    def begin(self, emit: Emitter, product: Value) -> None:
+        """Sets it up for a thread and a product."""
 
     def end(self, emit: Emitter) -> None:
         """Gives it back."""
@@ -79,11 +79,20 @@ def group() -> int:
     return own.GROUP if own is not None else 1
 
 
-def reads_sixteens(steps: int, run_steps: int, blocks: int) -> bool:
-    """Whether products with so many steps are quicker where sixteen rows lie at equal distances and are read there."""
+def tile_steps(steps: int, run_steps: int, blocks: int) -> int:
+    """Steps of the tiles by which products with so many are quicker where sixteen rows are at equal distances, and
+    read there; or 0.
+    """
     own = unit()
-    whole = run_steps % tiles.STEPS == 0 and steps * blocks >= tiles.LEAST_DOTS
-    return own is tiles and whole and own.allowed()
+    if own is not tiles or not own.allowed() or steps * blocks < tiles.LEAST_THERE:
+        return 0
+    return tiles.tile_steps(run_steps)
+
+
+def tile_offsets(run_offsets: Sequence[int], run_steps: int, of_tile: int) -> np.ndarray:
+    """Where runs begin in a row, int32, and behind that where their tiles do."""
+    inside = 4 * np.arange(0, run_steps if of_tile else 0, of_tile or 1)
+    return offset_table(np.concatenate([run_offsets, np.add.outer(run_offsets, inside).ravel()]))
 
 
 def rows_apart(keep: Callable[[np.ndarray], int], rows: int, pitch: int, steps: int, blocks: int) -> dict[str, int]:
@@ -91,11 +100,10 @@ def rows_apart(keep: Callable[[np.ndarray], int], rows: int, pitch: int, steps: 
 
     ``keep`` gives the address of an array that lives as long.
     """
-    in_sixteens = reads_sixteens(steps, steps, blocks)
-    lines = range(0, 4 * steps, 64) if in_sixteens else ()
+    of_tile = tile_steps(steps, steps, blocks)
     return dict(
-        rows=rows, runs=1, run_steps=steps, run_offsets=keep(offset_table(np.array([0, *lines]))),
-        x_offsets=keep(offset_table(np.arange(rows) * pitch)), apart=pitch if in_sixteens else 0,
+        rows=rows, runs=1, run_steps=steps, run_offsets=keep(tile_offsets([0], steps, of_tile)),
+        x_offsets=keep(offset_table(np.arange(rows) * pitch)), apart=pitch if of_tile else 0, tile_steps=of_tile,
     )
 
 
@@ -167,7 +175,7 @@ def in_groups(emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callabl
         n: function(emit.module, f"quantspec_{kind}_group_{n}", 7, group_function(own, n, epilogues(n)))
         for n in range(1, PANEL + 1)
     }
-    own.begin(emit)
+    own.begin(emit, product)
     parts, bundle = own.parts(emit, product), own.bundle(emit, product)
     panels = emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL))
 

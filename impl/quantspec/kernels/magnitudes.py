@@ -55,7 +55,7 @@ def prepare(product: Product) -> int:
     return int(product.chunk * product.pitch) or 2 * PANEL * (64 * product.steps + 32)
 
 
-def begin(emit: Emitter) -> None:
+def begin(emit: Emitter, product: Value) -> None:
     """Nothing has to be set up."""
 
 

@@ -16,8 +16,8 @@ class Product(Record):
     to be fetched from, and how far that moves with each half step. ``buffer``: memory for a unit that computes rows
     in groups (``grouped``), or 0; ``pitch``: bytes from one gathered row to the next there, or 0 where rows are
     read where they lie. ``apart``: bytes from one row to the next in each sixteen of them, which may all be read, or 0
-    where they lie otherwise; with it runs are of whole cache lines, and behind their offsets lie those of all lines of
-    a row. ``sums``: the sum of each output's weights, int32.
+    where they lie otherwise; with it runs are of whole tiles of ``tile_steps``, and behind their offsets lie those of
+    all tiles of a row. ``sums``: the sum of each output's weights, int32.
     """
 
     x: Address
@@ -40,6 +40,7 @@ class Product(Record):
     buffer: Address = Address()
     pitch: Integer = Integer()
     apart: Integer = Integer()
+    tile_steps: Integer = Integer()
 
 
 class ProductInstruction(Instruction):

@@ -1,9 +1,10 @@
 """Matrix products in tiles (AMX): sixteen rows of 64 bytes times 64 by sixteen weights in one instruction, exact in
 int32 as dot products of bytes are.
 
-Weights lie as every product reads them: of a panel, sixteen steps are a tile, or two beside each other. Rows are
-gathered, as tiles ask for equal distances and for whole tiles: what is behind a row's last input is zero there, so that
-weights of another panel, which are read there, add nothing.
+Weights lie as every product reads them: of a panel, sixteen steps are a tile, or two beside each other. Rows are read
+where they lie if sixteen each are at equal distances and their runs are of whole tiles, which may have fewer steps.
+Others are gathered: what is behind a row's last input is zero there, so that weights of another panel, which are read
+there, add nothing.
 
 A few groups of a chunk pass a panel in parts, so that its weights come from the first-level cache for all but the first
 of them, and from memory while others are computed: each group fetches its share of those that are some parts away. Sums
@@ -15,6 +16,7 @@ A process asks its system once for leave to use tiles.
 import ctypes
 import functools
 import os
+import struct
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -27,14 +29,16 @@ from .gathered import gather
 from .memory import row_pitch
 from .product import PANEL, Product
 
-ROWS, STEPS = 16, 16  # of a tile: rows of inputs, steps of four
+ROWS, STEPS = 16, 16  # of a tile: rows of inputs, steps of four at most
+LEAST_STEPS = 6  # of tiles of rows where they lie: with fewer, gathered ones are quicker
 GROUP = 2 * ROWS  # rows that are computed between two epilogues
 PART, FEW = 8, 8  # tiles of steps, which are 16 KiB of weights; groups, from two on
 AHEAD = 2**16  # bytes of weights from those that are computed with to those that are fetched
 BUNDLE_BYTES = 2**14  # of the weights of panels that a group passes before the next one comes
 CHUNK_BYTES = 2**19  # of gathered rows, which share the second-level cache with a panel
-# From which on tiles are quicker, as measured: rows, and dot products of a row, of which gathering costs as many.
-LEAST_ROWS, LEAST_DOTS, DOTS_OF_COPY = 4, 48, 8
+# From which on tiles are quicker, as measured: rows, and dot products of a row, where it lies or gathered, which costs
+# as many for 64 bytes.
+LEAST_ROWS, LEAST_THERE, LEAST_DOTS, DOTS_OF_COPY = 4, 8, 48, 8
 ARCH_PRCTL, REQUEST, TILE_DATA = 158, 0x1023, 18  # Linux: leave to use a feature of the processor
 
 
@@ -60,14 +64,23 @@ def ask() -> int:
 
 def fits(product: Product) -> bool:
     """Whether a product is large enough for tiles."""
-    copies = 0 if product.apart else product.runs * -(-product.run_steps // STEPS)  # of 64 bytes
-    return product.rows >= LEAST_ROWS and product.steps * product.blocks >= LEAST_DOTS + DOTS_OF_COPY * copies
+    copies = product.runs * -(-product.run_steps // STEPS)  # of 64 bytes
+    least = LEAST_THERE if product.apart else LEAST_DOTS + DOTS_OF_COPY * copies
+    return product.rows >= LEAST_ROWS and product.steps * product.blocks >= least
 
 
-def configuration() -> ir.Constant:
-    """All eight tiles whole: palette 1, 64 bytes a row, sixteen rows."""
-    content = bytes([1, *[0] * 15]) + b"\x40\x00" * 8 + bytes(16) + bytes([ROWS] * 8 + [0] * 8)
-    return ir.Constant(ir.ArrayType(I8, 64), bytearray(content))
+def tile_steps(run_steps: int) -> int:
+    """Steps of the largest tiles that make whole runs; 0 where they are too small."""
+    return next((steps for steps in range(STEPS, LEAST_STEPS - 1, -1) if run_steps % steps == 0), 0)
+
+
+def configuration(steps: int) -> bytes:
+    """Eight tiles of so many steps: palette 1, bytes of a row and rows of each. Those of sums are whole, a row of
+    inputs has a step in four bytes, and weights one in a row.
+    """
+    row_bytes = [64] * 4 + [4 * steps] * 2 + [64] * 2
+    rows = [ROWS] * 6 + [steps] * 2
+    return struct.pack("<B15x8H16x8B8x", 1, *row_bytes, *rows)
 
 
 def row_bytes(product: Product) -> int:
@@ -78,6 +91,7 @@ def row_bytes(product: Product) -> int:
 def prepare(product: Product) -> int:
     """Bytes of a chunk of gathered rows, of what a copy in whole vectors writes behind them, and of sums."""
     product.pitch = 0 if product.apart else row_bytes(product)
+    product.tile_steps = product.tile_steps if product.apart else STEPS
     return product.chunk * product.pitch + 64 + 4 * LANES * PANEL * min(product.chunk, FEW * GROUP)
 
 
@@ -90,8 +104,14 @@ def groups(emit: Emitter, product: Value) -> Value:
 
 def parts(emit: Emitter, product: Value) -> Value:
     """How many parts of a panel there are."""
-    several = emit.sdiv(emit.add(emit.field(product, Product.steps), I64(STEPS * PART - 1)), I64(STEPS * PART))
+    several = emit.sdiv(emit.add(tiles_of(emit, product), I64(PART - 1)), I64(PART))
     return emit.select(emit.icmp_signed(">", groups(emit, product), I64(0)), several, I64(1))
+
+
+def tiles_of(emit: Emitter, product: Value) -> Value:
+    """How many tiles a row has."""
+    steps, of_tile = emit.fields(product, Product.steps, Product.tile_steps)
+    return emit.sdiv(emit.add(steps, emit.sub(of_tile, I64(1))), of_tile)
 
 
 def bundle(emit: Emitter, product: Value) -> Value:
@@ -102,14 +122,18 @@ def bundle(emit: Emitter, product: Value) -> Value:
     return emit.select(one, I64(1), fitting)
 
 
-def begin(emit: Emitter) -> None:
-    """Tiles are this thread's from here on."""
-    name = "quantspec_tile_configuration"
+def begin(emit: Emitter, product: Value) -> None:
+    """Tiles are this thread's from here on, of as many steps as the product's."""
+    name, content = "quantspec_tile_configurations", b"".join(map(configuration, range(1, STEPS + 1)))
     held = emit.module.globals.get(name)
     if held is None:
-        held = ir.GlobalVariable(emit.module, ir.ArrayType(I8, 64), name)
-        held.linkage, held.global_constant, held.initializer, held.align = "internal", True, configuration(), 64
-    emit.native("llvm.x86.ldtilecfg", ir.VoidType(), emit.bitcast(held, ir.PointerType(I8)))
+        kind = ir.ArrayType(I8, len(content))
+        held = ir.GlobalVariable(emit.module, kind, name)
+        held.linkage, held.global_constant, held.align = "internal", True, 64
+        held.initializer = ir.Constant(kind, bytearray(content))
+    own = emit.shl(emit.sub(emit.field(product, Product.tile_steps), I64(1)), I64(6))
+    at = emit.add(emit.ptrtoint(held, I64), own)
+    emit.native("llvm.x86.ldtilecfg", ir.VoidType(), emit.inttoptr(at, ir.PointerType(I8)))
 
 
 def end(emit: Emitter) -> None:
@@ -157,18 +181,20 @@ def compute(
     x, offsets, run_offsets, runs = emit.fields(
         product, Product.x, Product.x_offsets, Product.run_offsets, Product.runs
     )
-    # Of rows where they lie, where each line of 64 bytes is; of gathered ones some place that may be read.
+    # Of rows where they lie, where each tile is; of gathered ones some place that may be read.
     lines_of = emit.select(gathered, run_offsets, emit.add(run_offsets, emit.shl(runs, I64(2))))
     weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
-    weight = emit.add(weight, emit.mul(begin, I64(64 * STEPS * blocks)))
-    tiles = emit.sub(emit.ashr(emit.add(steps, I64(STEPS - 1)), I64(4)), begin)
+    of_tile = emit.field(product, Product.tile_steps)
+    tile_bytes = emit.mul(of_tile, I64(64 * blocks))  # of weights
+    weight = emit.add(weight, emit.mul(begin, tile_bytes))
+    tiles = emit.sub(tiles_of(emit, product), begin)
     few = groups(emit, product)
     several = emit.icmp_signed(">", few, I64(0))
     # Each group's own, or where those of the group before were, which is in the cache.
     own = emit.select(several, emit.mul(first, I64(64 * blocks)), I64(0))
     sums = emit.add(emit.add(buffer, emit.add(emit.mul(chunk, pitch), I64(64))), own)
     tiles = emit.select(several, emit.smaller(tiles, I64(PART)), tiles)
-    lines = emit.sdiv(emit.select(several, I64(ROWS * blocks), I64(0)), emit.select(several, few, I64(1)))
+    lines = emit.sdiv(emit.select(several, emit.mul(of_tile, I64(blocks)), I64(0)), emit.select(several, few, I64(1)))
     share = emit.mul(emit.mul(emit.sdiv(first, I64(GROUP)), tiles), lines)
     ahead = emit.add(emit.add(weight, I64(AHEAD)), emit.shl(share, I64(6)))
 
@@ -207,7 +233,7 @@ def compute(
         def tile(k: Value) -> None:
             fetched = emit.add(ahead, emit.shl(emit.mul(k, lines), I64(6)))
             emit.each(lines, lambda n: emit.prefetch(emit.add(fetched, emit.shl(n, I64(6)))))
-            w = emit.add(weight, emit.mul(k, I64(64 * STEPS * blocks)))
+            w = emit.add(weight, emit.mul(k, tile_bytes))
             for j in range(blocks):
                 at = emit.lines(emit.add(w, I64(64 * j)), line, ROWS)
                 emit.native("llvm.x86.tileloadd64", nothing, I8(6 + j), at, line)

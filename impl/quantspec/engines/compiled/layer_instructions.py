@@ -10,7 +10,7 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Conv, Linear, LinearWeight
 from quantspec.kernels import depthwise, dynamic_gemm, float_output, gemm, weight_only
-from quantspec.kernels.grouped import reads_sixteens
+from quantspec.kernels.grouped import tile_offsets, tile_steps
 from quantspec.kernels.memory import Layout, Triple, offset_table
 from quantspec.kernels.packed import Packed, PackedChannels
 from quantspec.kernels.product import Product, ProductAdd, ProductCodes
@@ -29,12 +29,14 @@ ALONE = 8  # multiply-accumulates of a product take no longer than one of channe
 @dataclass(frozen=True)
 class Sources:
     """Where the inputs of a product lie: where each row begins, and how far from there its ``runs`` are; of rows in
-    sixteens, how many bytes ``apart`` they are, and which ``rows`` of the layer they are, -1 for none.
+    sixteens, how many bytes ``apart`` they are, steps of the tiles that they are read in, and which ``rows`` of the
+    layer they are, -1 for none.
     """
 
     offsets: np.ndarray
     runs: list[int]
     apart: int = 0
+    tile_steps: int = 0
     rows: np.ndarray | None = None
 
     def of(self, values: np.ndarray, spare: int = 0) -> np.ndarray:
@@ -47,11 +49,10 @@ def sources_of(
     start: Triple = (0, 0, 0), *, exact: bool = False,
 ) -> Sources:  # fmt: skip
     """The windows of a layout, in sixteens where that is quicker; ``exact``: of the layer's rows alone."""
-    if reads_sixteens(packed.runs * packed.run_steps, packed.run_steps, packed.blocks):
+    if of_tile := tile_steps(packed.runs * packed.run_steps, packed.run_steps, packed.blocks):
         found = sixteens(x, counts, stride, start)
         if found is not None and (found.is_exact or not exact):
-            lines = np.add.outer(runs, 64 * np.arange(packed.run_steps // 16)).ravel()
-            return Sources(found.places, [*runs, *lines.tolist()], found.distance, found.rows)
+            return Sources(found.places, runs, found.distance, of_tile, found.rows)
     return Sources(x.offsets(counts, stride, start), runs)
 
 
@@ -76,8 +77,9 @@ def product_record(planner: Planner, packed: Packed, x: int, y: int, sources: So
         x=x, y=y, weight=planner.keep(packed.weight), bias=planner.keep(packed.bias),
         factor=planner.keep(packed.factor), sums=planner.keep(packed.sums), rows=places,
         outputs=packed.outputs, blocks=packed.blocks, steps=packed.runs * packed.run_steps, runs=packed.runs,
-        run_steps=packed.run_steps, run_offsets=planner.keep(offset_table(np.array(sources.runs))),
-        x_offsets=planner.keep(sources.offsets), apart=sources.apart,
+        run_steps=packed.run_steps,
+        run_offsets=planner.keep(tile_offsets(sources.runs, packed.run_steps, sources.tile_steps)),
+        x_offsets=planner.keep(sources.offsets), apart=sources.apart, tile_steps=sources.tile_steps,
         chunk=gemm.chunk_rows(places, inputs),
     )  # fmt: skip
 
