@@ -6,7 +6,7 @@ import numpy as np
 from llvmlite import ir
 
 from quantspec.kernels import cpu, tiles
-from quantspec.kernels.emitter import I8, I32, INTS, LANES, Emitter, Value
+from quantspec.kernels.emitter import I8, I32, I64, INTS, LANES, Emitter, Value
 from quantspec.kernels.frame import run_alone
 from quantspec.kernels.jit import Kernel
 from quantspec.kernels.memory import aligned
@@ -44,7 +44,7 @@ def write_peak(emit: Emitter, op: Value, frame: Value) -> None:
 def write_tiles(emit: Emitter, op: Value, frame: Value) -> None:
     """The same for products of tiles, whose accumulators are the first four, two rows of operands by two columns."""
     nothing = ir.VoidType()
-    tiles.begin(emit)
+    tiles.load(emit, I64(tiles.STEPS))
     for number in range(8):
         emit.native("llvm.x86.tilezero", nothing, I8(number))
 

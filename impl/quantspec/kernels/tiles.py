@@ -123,7 +123,12 @@ def bundle(emit: Emitter, product: Value) -> Value:
 
 
 def begin(emit: Emitter, product: Value) -> None:
-    """Tiles are this thread's from here on, of as many steps as the product's."""
+    """Tiles are this thread's from here on, as the product's."""
+    load(emit, emit.field(product, Product.tile_steps))
+
+
+def load(emit: Emitter, steps: Value) -> None:
+    """Sets tiles up that have so many steps."""
     name, content = "quantspec_tile_configurations", b"".join(map(configuration, range(1, STEPS + 1)))
     held = emit.module.globals.get(name)
     if held is None:
@@ -131,8 +136,7 @@ def begin(emit: Emitter, product: Value) -> None:
         held = ir.GlobalVariable(emit.module, kind, name)
         held.linkage, held.global_constant, held.align = "internal", True, 64
         held.initializer = ir.Constant(kind, bytearray(content))
-    own = emit.shl(emit.sub(emit.field(product, Product.tile_steps), I64(1)), I64(6))
-    at = emit.add(emit.ptrtoint(held, I64), own)
+    at = emit.add(emit.ptrtoint(held, I64), emit.shl(emit.sub(steps, I64(1)), I64(6)))
     emit.native("llvm.x86.ldtilecfg", ir.VoidType(), emit.inttoptr(at, ir.PointerType(I8)))
 
 
