@@ -218,17 +218,24 @@ def add_rows(
     ratio, b_ratio, start, lowest, highest = emit.splat_fields(
         op, ProductAdd.ratio, ProductAdd.b_ratio, ProductAdd.start, ProductAdd.lowest, ProductAdd.highest
     )
-    is_first = emit.splat(emit.flag(op, ProductAdd.is_first))
     zeros = emit.splat(0, BYTES)
-    for i, (other, y) in enumerate(zip(others, ys)):
-        for j in range(blocks):
-            address = emit.add(other, I64(LANES * j))
-            theirs = emit.read(address, BYTES) if j < blocks - 1 else emit.read_some(address, BYTES, mask, zeros)
-            theirs, ours = emit.uitofp(emit.zext(theirs, INTS), FLOATS), code(i, j)
-            a, b = emit.select(is_first, ours, theirs), emit.select(is_first, theirs, ours)
-            total = emit.fma(a, ratio, emit.fma(b, b_ratio, start))
-            total = emit.with_nearest(emit.minimum(emit.maximum(total, lowest), highest))
-            put(last_bytes(emit, total), y, j)
+
+    def in_order(ours_first: bool) -> None:
+        for i, (other, y) in enumerate(zip(others, ys)):
+            for j in range(blocks):
+                address = emit.add(other, I64(LANES * j))
+                theirs = emit.read(address, BYTES) if j < blocks - 1 else emit.read_some(address, BYTES, mask, zeros)
+                theirs, ours = emit.uitofp(emit.zext(theirs, INTS), FLOATS), code(i, j)
+                a, b = (ours, theirs) if ours_first else (theirs, ours)
+                total = emit.fma(a, ratio, emit.fma(b, b_ratio, start))
+                total = emit.with_nearest(emit.minimum(emit.maximum(total, lowest), highest))
+                put(last_bytes(emit, total), y, j)
+
+    with emit.if_else(emit.flag(op, ProductAdd.is_first)) as (first, second):
+        with first:
+            in_order(True)
+        with second:
+            in_order(False)
 
 
 def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
