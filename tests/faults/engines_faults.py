@@ -231,6 +231,11 @@ FAULTS = [
         "panel = emit.add(begin, n)\n                    told", "panel = begin\n                    told",
     ),
     Fault(
+        "weights-moved-for-each-engine", "kernels.packed", ("SIZ-RESIDENT",),
+        "Each engine of a network moves the weights to memory of its own.",
+        "and not product.moved", "",
+    ),
+    Fault(
         "outputs-of-the-first-depthwise", PARALLEL, ("STA-THREADS",),
         "All threads write the rows of a depthwise convolution where the first one does.",
         "layer.y_offsets += 4 * first", "layer.y_offsets += 0",

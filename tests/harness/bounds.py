@@ -321,6 +321,7 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
     aligned, memory_for, workspace, place = memory.aligned, memory.memory_for, memory.workspace, memory.place
     address, float_address, rows_address = tensors.address, tensors.float_address, tensors.rows_address
     caller, array_caller, wider = frame.caller, frame.array_caller, minmax.wider
+    large_pages = memory.in_large_pages
 
     def our_aligned(*args: Any, **kwargs: Any) -> np.ndarray:
         array = aligned(*args, **kwargs)
@@ -333,6 +334,12 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
         for key in [key for key in list(bounds.ranges) if key[1] == start]:
             del bounds.ranges[key]
         bounds.add_array(array, writes=False, behind=memory.WEIGHT_SLACK)
+        return array
+
+    def our_large_pages(nbytes: int) -> np.ndarray | None:
+        array = large_pages(nbytes)
+        if array is not None:
+            bounds.add_array(array, writes=False)
         return array
 
     def our_workspace(use: str, member: int, nbytes: int) -> np.ndarray:
@@ -394,5 +401,5 @@ def givers(bounds: Bounds) -> dict[Any, Callable[..., Any]]:
     return {
         aligned: our_aligned, memory_for: our_memory_for, workspace: our_workspace, place: our_place,
         address: our_address, float_address: our_float_address, rows_address: our_rows_address, caller: our_caller,
-        array_caller: our_array_caller, wider: our_wider,
+        array_caller: our_array_caller, wider: our_wider, large_pages: our_large_pages,
     }  # fmt: skip

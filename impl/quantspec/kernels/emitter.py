@@ -188,6 +188,15 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         even, odd = (self.shuffle_vector(products, products, order) for order in orders)
         return self.add(even, odd)
 
+    def constant(self, name: str, content: bytes, start: Value) -> Value:
+        """A pointer to the byte ``start`` (int64) of bytes that are part of the code, on a cache line."""
+        held = self.module.globals.get(name)
+        if held is None:
+            held = ir.GlobalVariable(self.module, ir.ArrayType(I8, len(content)), name)
+            held.linkage, held.global_constant, held.align = "internal", True, 64
+            held.initializer = ir.Constant(held.value_type, bytearray(content))
+        return self.gep(held, [I64(0), start])
+
     def prefetch(self, address: Value, *, near: bool = False) -> None:
         """The line at an address to the second-level cache, or to the first; any address will do."""
         pointer = self.inttoptr(address, ir.PointerType(I8))

@@ -19,7 +19,7 @@ Margin = tuple[int, int, int, int, int, int]
 LONGEST = 2**31 - 1  # bytes from a start that kernels can tell
 SLACK = 256  # bytes that kernels may read behind the last one they use
 WEIGHT_SLACK = 2048  # the same of weights
-LARGE_WEIGHTS = 2**20  # bytes
+LARGE_WEIGHTS, LARGE_PAGE = 2**19, 2**21  # bytes
 BLOCK_OUTPUTS = 16  # outputs whose weights lie together
 
 
@@ -173,6 +173,20 @@ def memory_for(nbytes: int) -> np.ndarray:
     if nbytes < LARGE_WEIGHTS:
         return aligned(nbytes + WEIGHT_SLACK, np.int8)[:nbytes]
     return np.frombuffer(mmap.mmap(-1, nbytes + WEIGHT_SLACK), np.int8)[:nbytes]
+
+
+def in_large_pages(nbytes: int) -> np.ndarray | None:
+    """Memory that the system is asked to hold in large pages, of which it looks few up; None where it has none."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    space = mmap.mmap(-1, nbytes + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        space.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        return None
+    memory = np.frombuffer(space, np.int8)
+    start = -memory.ctypes.data % LARGE_PAGE  # what comes before is never touched
+    return memory[start : start + nbytes]
 
 
 def codes_with_room(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Weights as kernels read them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,17 +8,17 @@ from numpy.typing import DTypeLike
 
 from .depthwise import ORDER, WIDE
 from .emitter import LANES
-from .memory import aligned, memory_for, roomy
+from .memory import LARGE_PAGE, LARGE_WEIGHTS, WEIGHT_SLACK, aligned, in_large_pages, memory_for, roomy
 from .product import PANEL
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Packed:
-    """The weights of a product: ``weight`` [panel][step][block][16][4], ``bias`` int32 and ``factor`` float32 with
-    entries for all lanes of all blocks.
+    """The weights of a product: ``weight`` [panel][step][block][16][4], which ``put_together`` moves, ``bias`` int32
+    and ``factor`` float32 with entries for all lanes of all blocks.
 
     ``runs`` runs of ``run_steps`` steps of four inputs. ``sums``: the sum of each output's weights. ``float_bias``:
-    float32, of layers that give floats.
+    float32, of layers that give floats. ``moved``: whether the weights are where they stay.
     """
 
     outputs: int
@@ -29,6 +29,7 @@ class Packed:
     factor: np.ndarray
     sums: np.ndarray
     float_bias: np.ndarray | None = None
+    moved: bool = False
 
     @property
     def blocks(self) -> int:
@@ -72,6 +73,28 @@ def pack(
         packed[first * row : last * row].reshape(panel.shape)[...] = panel
     biases, factors = lanes(bias, outputs, bias_type), lanes(factor, outputs, np.float32)
     return Packed(outputs, runs, steps, packed, biases, factors, lanes(sums, outputs, np.int32))
+
+
+def put_together(products: Iterable[Packed]) -> None:
+    """Moves large weights into one block of large pages, one after the other, where there are enough of them: each
+    is read from its own place of the processor's list of pages otherwise, which holds fewer than the weights take.
+    """
+    sharing: dict[int, list[Packed]] = {}
+    for product in products:
+        if product.weight.nbytes >= LARGE_WEIGHTS and not product.moved:
+            sharing.setdefault(id(product.weight), []).append(product)
+    nbytes = sum(-(-same[0].weight.nbytes // 64) * 64 for same in sharing.values())
+    block = in_large_pages(nbytes + WEIGHT_SLACK) if nbytes >= LARGE_PAGE else None
+    if block is None:
+        return
+    start = 0
+    for same in sharing.values():
+        weight = same[0].weight
+        place = block[start : start + weight.nbytes]
+        place[:] = weight
+        for product in same:
+            product.weight, product.moved = place, True
+        start += -(-weight.nbytes // 64) * 64
 
 
 def unpack(packed: Packed, inputs: int) -> np.ndarray:

@@ -129,15 +129,9 @@ def begin(emit: Emitter, product: Value) -> None:
 
 def load(emit: Emitter, steps: Value) -> None:
     """Sets tiles up that have so many steps."""
-    name, content = "quantspec_tile_configurations", b"".join(map(configuration, range(1, STEPS + 1)))
-    held = emit.module.globals.get(name)
-    if held is None:
-        kind = ir.ArrayType(I8, len(content))
-        held = ir.GlobalVariable(emit.module, kind, name)
-        held.linkage, held.global_constant, held.align = "internal", True, 64
-        held.initializer = ir.Constant(kind, bytearray(content))
-    at = emit.add(emit.ptrtoint(held, I64), emit.shl(emit.sub(steps, I64(1)), I64(6)))
-    emit.native("llvm.x86.ldtilecfg", ir.VoidType(), emit.inttoptr(at, ir.PointerType(I8)))
+    table = b"".join(map(configuration, range(1, STEPS + 1)))
+    own = emit.constant("quantspec_tile_configurations", table, emit.shl(emit.sub(steps, I64(1)), I64(6)))
+    emit.native("llvm.x86.ldtilecfg", ir.VoidType(), own)
 
 
 def end(emit: Emitter) -> None:

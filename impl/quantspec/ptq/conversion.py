@@ -1,6 +1,7 @@
 """The float graph and what was observed, as a Program (chapter 5, "Three steps" and "What gets which qparams")."""
 
 import copy
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -88,22 +89,30 @@ class Weights:
 
     def __init__(self, options: Options):
         self.options = options
-        # By the identity of the weight, which is held so that it stays its own.
-        self.quantized: dict[int, tuple[np.ndarray, np.ndarray, QParams]] = {}
+        # By the identity of the weight, which is held so that it stays its own; codes only as long as a step has them,
+        # whose memory is given up where they are packed.
+        self.quantized: dict[int, tuple[np.ndarray, Callable[[], np.ndarray | None], QParams]] = {}
 
     def codes(self, weight: np.ndarray, layer: str) -> tuple[np.ndarray, QParams]:
         """``weight_codes``; ValueError naming the layer when they hold NaN or infinities."""
-        if id(weight) not in self.quantized:
-            # Where each output has a single weight, a scale for each loses nothing, and one for all nearly everything
-            # (FUS-ALONE).
-            per_channel = self.options.per_channel or (weight.ndim > 2 and weight.size == len(weight))
-            try:
-                bits = self.options.weight_bits
-                codes = weight_codes(weight, self.options.dialect, per_channel=per_channel, bits=bits)
-            except (CalibrationError, ValueError) as error:
-                raise ValueError(f"model: weight of layer {layer!r}: {error}") from error
-            self.quantized[id(weight)] = weight, *codes
-        return self.quantized[id(weight)][1:]
+        if id(weight) in self.quantized:
+            _, existing, grid = self.quantized[id(weight)]
+            if (codes := existing()) is not None:
+                return codes, grid
+        # Where each output has a single weight, a scale for each loses nothing, and one for all nearly everything
+        # (FUS-ALONE).
+        per_channel = self.options.per_channel or (weight.ndim > 2 and weight.size == len(weight))
+        try:
+            bits = self.options.weight_bits
+            codes, grid = weight_codes(weight, self.options.dialect, per_channel=per_channel, bits=bits)
+        except (CalibrationError, ValueError) as error:
+            raise ValueError(f"model: weight of layer {layer!r}: {error}") from error
+        self.quantized[id(weight)] = weight, weakref.ref(codes), grid
+        return codes, grid
+
+    def give(self, weight: np.ndarray, codes: np.ndarray, grid: QParams) -> None:
+        """Has a weight these codes."""
+        self.quantized[id(weight)] = weight, lambda: codes, grid
 
 
 def embedding_step(node: float_graph.Embedding, options: Options, x: str, rename: Rename) -> program.Embedding:

@@ -302,7 +302,7 @@ class Network(nn.Module):
             converter.grids |= {name: grid.qparams for name, grid in self.grids().items()}
             for node in converter.graph.nodes:
                 if isinstance(node, float_graph.Layer) and node.name not in self.in_float:
-                    converter.weights.quantized[id(node.weight)] = node.weight, *self.learned_codes(node)
+                    converter.weights.give(node.weight, *self.learned_codes(node))
         return converter.convert()
 
     def learned_codes(self, node: float_graph.Layer) -> tuple[np.ndarray, QParams]:

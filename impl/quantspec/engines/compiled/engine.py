@@ -272,6 +272,7 @@ class Compiled:
         self.program, self.dialect, self.measure = program, dialect(program.dialect), measure
         holding = Copying() if weights == "copied" else Holding(program, take=weights == "taken")
         self.parts = parts_of(program, self.dialect, holding)
+        holding.put_together()
         self.last = last_reads(self.parts, refs(program.output), read_by, made_by)
         whole = self.parts[0] if len(self.parts) == 1 else None
         if isinstance(whole, (Segment, CompiledEmbedding)):

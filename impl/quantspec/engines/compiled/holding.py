@@ -8,6 +8,7 @@ import numpy as np
 from quantspec.ir.held import Held, changed, codes_shape, held, hold
 from quantspec.ir.program import Conv, Embedding, Linear, Program
 from quantspec.ir.traverse import CodeField, code_fields
+from quantspec.kernels.packed import put_together
 
 from .packing import FloatLayer, PackedLayer, pack_layer, unpack_layer
 
@@ -17,9 +18,22 @@ Places = tuple[object, ...]
 class Copying:
     """Packs weights, and leaves the program as it is."""
 
+    def __init__(self) -> None:
+        self.layers: list[PackedLayer] = []
+
     def pack(self, step: Linear | Conv | FloatLayer, owner: object = None, name: str = "weight") -> PackedLayer:
         """The weights of a step, which are those of ``owner`` where that is another. Raises as ``pack_layer`` does."""
+        self.layers.append(self.packed(step, owner, name))
+        return self.layers[-1]
+
+    def packed(self, step: Linear | Conv | FloatLayer, owner: object, name: str) -> PackedLayer:
+        """As ``pack``."""
         return pack_layer(step)
+
+    def put_together(self) -> None:
+        """Moves what was packed into one block."""
+        parts = (part for layer in self.layers for part in layer if isinstance(part, list))
+        put_together(product for part in parts for product in part)
 
 
 class Holding(Copying):
@@ -29,12 +43,13 @@ class Holding(Copying):
     """
 
     def __init__(self, program: Program, *, take: bool):
+        super().__init__()
         self.take = take
         self.owners: dict[int, list[CodeField]] = {}
         for owner, name in code_fields(program):
             self.owners.setdefault(id(held(owner, name)), []).append((owner, name))
 
-    def pack(self, step: Linear | Conv | FloatLayer, owner: object = None, name: str = "weight") -> PackedLayer:
+    def packed(self, step: Linear | Conv | FloatLayer, owner: object, name: str) -> PackedLayer:
         existing = held(step if owner is None else owner, name)
         if isinstance(existing, Held):
             layer = pack_layer(step)
@@ -79,7 +94,8 @@ def with_memory_of(layer: PackedLayer, other: PackedLayer) -> PackedLayer:
     for part, same in zip(layer, other, strict=True):
         if isinstance(part, list):
             assert isinstance(same, list)
-            result.append([replace(group, weight=equal.weight) for group, equal in zip(part, same, strict=True)])
+            pairs = zip(part, same, strict=True)
+            result.append([replace(group, weight=equal.weight, moved=equal.moved) for group, equal in pairs])
         else:
             assert not isinstance(same, list)
             result.append(replace(part, weight=same.weight))
