@@ -6,6 +6,8 @@ Run on what coverage measured: ``python tests/harness/unreached.py FILES``. What
 
 import ast
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -15,7 +17,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from coverage import Coverage
 from rich.console import Console
 from rich.table import Table
 
@@ -97,11 +98,19 @@ def module(name: str, counted: dict[str, Any], source: str) -> Module:
 
 
 def counts(data: Iterable[str | Path], *, rcfile: str = str(ROOT / "pyproject.toml")) -> dict[str, Any]:
-    """What coverage counted in each file, by its path, from the files in which it wrote what ran."""
+    """What coverage counted in each file, by its path, from the files in which it wrote what ran.
+
+    In processes of their own: where a ``Coverage`` is made, what measures that process is ended without being saved.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        found = Coverage(data_file=f"{folder}/data", config_file=rcfile)
-        found.combine([str(path) for path in data], keep=True)
-        found.json_report(outfile=f"{folder}/counts.json")
+        coverage = [sys.executable, "-m", "coverage"]
+        options = [f"--rcfile={rcfile}", f"--data-file={folder}/data", "--quiet"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+        for command in (
+            [*coverage, "combine", *options, "--keep", *map(str, data)],
+            [*coverage, "json", *options, f"-o{folder}/counts.json"],
+        ):
+            subprocess.run(command, check=True, env=environment)
         files: dict[str, Any] = json.loads(Path(folder, "counts.json").read_text(encoding="utf-8"))["files"]
     return files
 

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import coverage
 import pytest
 
 import unreached
@@ -44,6 +46,14 @@ def test_lines_and_branches_that_did_not_run_are_named_by_their_function(tmp_pat
     found = counted(tmp_path, one_way)
     assert [str(place) for place in found.unreached] == ["2: `if x:` was never followed by line 4"]
     assert per_cent([found]) == 100 * 5 / 6
+
+
+def test_counting_leaves_what_measures_this_process_alone(tmp_path, monkeypatch):
+    """Otherwise what a worker of pytest ran is lost, and all that it reached looks unreached."""
+    measuring = SimpleNamespace(_auto_save=True)
+    monkeypatch.setattr(coverage.process_startup, "coverage", measuring, raising=False)
+    counted(tmp_path, "x = 1\n")
+    assert measuring._auto_save
 
 
 def test_a_function_in_a_function_is_a_part_of_it():
