@@ -246,7 +246,8 @@ class GraphBuilder:
 
     def first(self, node: fx.Node) -> str:
         """The name of the value that a node with one input reads, given by position or by name."""
-        read: Ref = self.tree(node.args[0] if node.args else next(iter(node.kwargs.values())))
+        named = node.kwargs["input"] if "input" in node.kwargs else next(iter(node.kwargs.values()), None)
+        read: Ref = self.tree(node.args[0] if node.args else named)
         return read.name
 
     def attribute(self, target: str) -> Any:

@@ -197,9 +197,7 @@ class Values:
     def tensor_node(self, tensor: torch.Tensor) -> fx.Node:
         if id(tensor) in self.nodes:
             _, make, version = self.nodes[id(tensor)]
-            if make is stale:
-                raise Stopped("it reads a tensor whose memory was written through another tensor")
-            if tensor._version != version:
+            if make is not stale and tensor._version != version:
                 raise Stopped("a tensor was modified outside torch's functions")
             return make()
         self.check_constant(tensor)

@@ -189,8 +189,6 @@ class Recorder(Values, TorchFunctionMode):
     # --- functions
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.off:
-            return func(*args, **(kwargs or {}))
         func, args, kwargs = writes.zeroed(func, args, kwargs or {})
         name = METHODS.get(func, str(getattr(func, "__name__", func)))
         if name in ("__get__", "__set__", "__delete__"):
@@ -215,17 +213,15 @@ class Recorder(Values, TorchFunctionMode):
             return self.write(name, func, writing, args, kwargs)
         node = self.function_node(name, func, args, kwargs)
         output = self.call(func, args, kwargs)
-        if name in aliases.SOMETIMES and leaves[:1]:
-            output = self.perhaps_view(leaves[0], output)
+        if name in aliases.SOMETIMES:
+            output = self.perhaps_view(next(leaf for leaf in known if isinstance(leaf, torch.Tensor)), output)
         self.keep_result(output, node)
         self.require_parts(name, args, kwargs)
         return output
 
-    def perhaps_view(self, source: Any, output: Any) -> Any:
+    def perhaps_view(self, source: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The result of a function that gives its input, or a view of it, at some calls: another tensor, whose writes
         that one never sees."""
-        if not (isinstance(output, torch.Tensor) and isinstance(source, torch.Tensor)):
-            return output
         if output is source:
             output = self.call(torch.Tensor.detach, (output,), {})
         self.perhaps += [(source, output)]

@@ -121,8 +121,8 @@ def require(of: Tracked, target: Callable[..., Any], args: tuple[Any, ...], resu
 
 def number(recorder: Sizes, value: Any, make: Callable[[], fx.Node]) -> Any:
     """A number of the graph."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return value
+    if not isinstance(value, (int, float)):
+        recorder.stop("a size becomes a complex number")
     kind = Int if isinstance(value, int) else Float
     tracked: Any = kind.__new__(kind)
     tracked.value, tracked.recorder, tracked.make = value, recorder, make
