@@ -226,6 +226,12 @@ FORMS: dict[str, tuple[str, Callable[[], Written], list[str]]] = {
     "pixel unshuffle": (
         "conv 16", lambda: nn.Sequential(nn.ZeroPad2d((0, 0, 0, 1)), nn.PixelUnshuffle(2)), ["move", "move"],
     ),
+    "maximum of one length": ("conv", lambda: lambda x: F.max_pool2d(x, (2,)), ["maxpool"]),
+    "average of one length": ("conv", lambda: lambda x: F.avg_pool2d(x, (2,)), ["avgpool"]),
+    "flatten, its input last": (
+        "linear", lambda: lambda x: torch.flatten(start_dim=1, input=x.unflatten(1, (2, 4))), ["move", "move"],
+    ),
+    "an operator of torch": ("linear", lambda: lambda x: torch.ops.aten.relu(x), ["float relu"]),
     "normalized without factors": ("conv", lambda: nn.BatchNorm2d(4, affine=False, eps=0.5), []),
 }  # fmt: skip
 

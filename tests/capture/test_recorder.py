@@ -1,14 +1,18 @@
 """The recorder by itself: what it records of a forward computes what that computes, and what ends a recording has a
 reason that says so."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from networks import seeded
 from quantspec.capture import parts, recorder
 from quantspec.capture.calls import call_of
 from quantspec.errors import UnsupportedError
+from quantspec.torchvision_compat import import_torchvision
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 
@@ -19,7 +23,7 @@ class Written(nn.Module):
     def __init__(self, write):
         super().__init__()
         self.layer, self.write = nn.Linear(8, 8), write
-        self.table = nn.Parameter(torch.ones(8))
+        self.table, self.kernel = nn.Parameter(torch.ones(8)), nn.Parameter(torch.randn(4, 1, 1))
 
     def forward(self, x):
         return self.write(self, self.layer(x))
@@ -73,6 +77,8 @@ RECORDED = {
     "an attribute of a size": lambda _, x: x * x.shape[1].real,
     "equal parts": lambda _, x: torch.cat(x.split(4, 1)[::-1], 1),
     "parts of a batch": lambda _, x: torch.cat(x.split(3)[::-1]),
+    "parts of features": lambda _, x: torch.cat(x.transpose(0, 1).chunk(2)[::-1]).t(),
+    "parts of channels": lambda m, x: torch.cat(F.conv1d(x[:, None], m.kernel).chunk(2, 1)[::-1]),
     "as many parts as a number says": lambda _, x: torch.cat(x.chunk(2)[::-1]),
     "first named": lambda _, x: torch.flatten(start_dim=0, input=x),
     "new": lambda _, x: x + x.new([1.0] * 8) + x.new(8).zero_(),
@@ -151,6 +157,17 @@ def test_attention_of_other_sizes_is_written_out():
     graph = recorded(model)
     assert parts.graph_differs(graph, (ROWS * 2,), model(ROWS * 2)) is None
     assert not [node for node in graph.nodes if getattr(node, "kind", "") == "module"]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_windows_of_images_are_written_out_for_images_of_that_size(shift):
+    swin = import_torchvision() and importlib.import_module("torchvision.models.swin_transformer")
+    model = seeded(lambda: nn.Sequential(swin.ShiftedWindowAttention(4, [3, 3], [shift, shift], 2)))
+    model.requires_grad_(False)
+    x = torch.randn(2, 7, 6, 4, generator=torch.Generator().manual_seed(5))
+    pattern, tensors = call_of(model.forward, (x,), {})
+    graph = recorder.record(model, "", pattern, tensors).graph
+    assert parts.graph_differs(graph, (x * 2,), model(x * 2)) is None
 
 
 def test_attention_that_is_not_written_out_is_one_node():

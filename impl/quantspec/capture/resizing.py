@@ -86,8 +86,6 @@ def length_of(item: Any) -> tuple[fx.Node, int] | None:
 
 def shape_of(node: Any) -> fx.Node | None:
     """The value whose shape a node is."""
-    if not is_value(node):
-        return None
     if node.target is getattr and node.args[1] == "shape":
         found: fx.Node = node.args[0]
         return found

@@ -22,7 +22,7 @@ from quantspec.ir.float_graph import FloatGraph, Linear
 from quantspec.ir.program import Ref
 from quantspec.surroundings import usual
 
-from . import acting, attention, constants, copies, layers, products
+from . import acting, attention, constants, copies, products
 from .builder import GraphBuilder, hooked
 from .calls import CallPattern
 from .operators import public
@@ -272,10 +272,10 @@ class Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)  # torch watches the calls of all threads
+        if isinstance(m, copies.SCRIPTS):  # which have a forward of their own, too
+            return self.leaf(m, args, kwargs, copies.SCRIPT)
         if hooked(m):
             return self.leaf(m, args, kwargs, "it has hooks")
-        if isinstance(m, copies.SCRIPTS):
-            return self.leaf(m, args, kwargs, copies.SCRIPT)
         if self.is_whole(m):
             return super().call_module(m, forward, args, kwargs)
         before, stack, scope = set(self.graph.nodes), dict(self.module_stack), self.scope
@@ -336,8 +336,6 @@ def alone(model: nn.Module, path: str = "") -> fx.Graph:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name == "output_size":
             break  # the size of a transposed convolution's output follows from its input here
         optional = parameter.default is not parameter.empty
-        if optional and isinstance(model, layers.TRANSPOSED):
-            break  # an output_size is a number of a call, not of the layer
         values.append(graph.placeholder(name, default_value=parameter.default) if optional else graph.placeholder(name))
     graph.output(graph.call_module(path, tuple(values)))
     return graph

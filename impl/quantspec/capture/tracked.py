@@ -108,9 +108,8 @@ def exact(value: Any) -> Any:
 
 
 def concrete(value: Any) -> Any:
-    """The plain number, which the graph from here on depends on."""
-    if isinstance(value, Tracked):
-        require(value, operator.eq, (value, exact(value)), True)
+    """The plain number of one of the graph, which the graph from here on depends on."""
+    require(value, operator.eq, (value, exact(value)), True)
     return exact(value)
 
 
