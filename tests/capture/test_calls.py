@@ -12,6 +12,7 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
+from quantspec.capture import calls
 
 
 @clause("STA-PARTS", "DYN-LAYERS")
@@ -165,3 +166,50 @@ def test_a_model_that_draws_numbers_leaves_the_random_state(whole):
     qs.quantize(model, [x, x])
     qs.quantize_dynamic(model, example=x)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_call_of_what_has_no_signature_is_a_pattern_of_what_it_is_given():
+    x = networks.inputs(5, (8,))
+    pattern, tensors = calls.call_of(torch.add, (x, x), {"alpha": 2})
+    assert pattern.names == ("input0", "input1") and len(tensors) == 2 and ("int", 2) in pattern.constants
+    assert calls.arguments(torch.add, [x, x, x]) == ((x, x, x), {})
+
+
+def test_a_default_may_be_a_tensor_and_an_argument_no_constant():
+    one, x = torch.ones(8), networks.inputs(5, (8,))
+
+    def forward(x, y=one, *more):
+        return x + y
+
+    pattern, tensors = calls.call_of(forward, (x,), {})
+    assert pattern.names == ("x", "y") and tensors[1] is one
+    with pytest.raises(calls.NotPlain, match="the argument 'y' is a object"):
+        calls.call_of(forward, (x, object()), {})
+    assert calls.arguments(forward, (x, x, x)) == ((x, x, x), {})  # none is one too many
+
+
+def test_a_list_is_one_argument_where_the_model_says_so():
+    def forward(xs: list[torch.Tensor], y=None):
+        return xs
+
+    x = networks.inputs(5, (8,))
+    assert calls.arguments(forward, [x, x]) == (([x, x],), {})
+    assert calls.arguments(forward, (x, x)) == ((x, x), {})
+
+
+def test_what_a_call_leaves_out_is_known_where_its_tensors_alone_make_it():
+    x = networks.inputs(5, (8,))
+    cases = {
+        (): lambda x: x,
+        (("flag", True),): lambda x, flag=True: x,
+        None: lambda x, flag: x,
+    }
+    for expected, forward in cases.items():
+        given = {"flag": False} if expected is None else {}
+        assert calls.left_out(forward, calls.call_of(forward, (x,), given)[0]) == expected
+    other = calls.call_of(cases[("flag", True),], (x,), {"flag": False})[0]
+    assert calls.left_out(cases[("flag", True),], other) is None
+
+
+def test_names_of_arguments_are_told_apart():
+    assert calls.unique(["x", "x", "y", "x"]) == ("x", "x_1", "y", "x_2")

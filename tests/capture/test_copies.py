@@ -25,6 +25,7 @@ class Attributes(nn.Module):
         self.cache = self.same_cache = {}
         self.order = OrderedDict(a=self.second)
         self.scale, self.lock, self.missing = 0.5, threading.Lock(), float("nan")
+        self.__dict__["unlisted"] = self.first
         self.child = Child(self)
 
     def forward(self, x):
@@ -54,7 +55,7 @@ def test_what_is_one_in_a_model_is_one_in_its_copy_and_nothing_is_shared(make):
     assert type(twin) is Attributes and list(vars(twin)) == list(vars(model))
     assert twin.first.weight is twin.second.weight and twin.alias is twin.seen is twin.history[0]
     assert twin.view.untyped_storage().data_ptr() == twin.seen.untyped_storage().data_ptr()
-    assert twin.history[1]["layer"] is twin.first and twin.order["a"] is twin.second
+    assert twin.history[1]["layer"] is twin.first is twin.unlisted and twin.order["a"] is twin.second
     assert twin.cache is twin.same_cache is not model.cache and twin.child.links[0] is twin
     assert twin.seen is not model.seen and twin.history is not model.history
     assert (twin.first.weight is model.first.weight) == (make is copies.run_copy)

@@ -96,6 +96,16 @@ def test_what_depends_on_memory_is_computed_as_the_model_does(build, first):
         tracer.capture(model)
 
 
+class FixedStrides(Layers):
+    def forward(self, x):
+        return self.last(self.first(x).as_strided((4, 6), (6, 1)))
+
+
+def test_a_graph_for_any_arguments_reads_no_strides():
+    with pytest.raises(UnsupportedError, match="Python reads the memory layout of a tensor"):
+        tracer.capture(seeded(FixedStrides))
+
+
 class InPlaceAlone(Layers):
     """Writes to what nothing else reads, which is what networks do."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import quantspec as qs
 from evidence import clause
 from networks import default_dtype, seeded
 from quantspec import surroundings
+from quantspec.errors import ShapeError
 
 SURROUNDINGS = {
     "inference mode": torch.inference_mode,
@@ -170,3 +172,26 @@ def test_what_was_is_put_back_also_behind_an_error(name):
         with pytest.raises(ValueError, match="refused"):
             refuse()
         assert state() == before
+
+
+class AroundQuantized(nn.Module):
+    """A model that decides by data, and has a quantized network in it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.layer, self.inner = nn.Linear(4, 4), inner
+
+    def forward(self, x):
+        y = self.layer(x)
+        return self.inner(y[:, :3] if y.sum() < 1e9 else y)
+
+
+@pytest.mark.parametrize("way", [lambda m, x: qs.quantize(m, [x]), lambda m, x: qs.quantize_dynamic(m, example=x)])
+def test_what_a_network_in_the_model_refuses_is_told_as_it_tells_it(way):
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    inner = qs.quantize(nn.Sequential(nn.Linear(4, 3)).eval(), [x])
+    model = AroundQuantized(inner).eval()
+    with pytest.raises(ShapeError) as own:
+        model(x)
+    with pytest.raises(ShapeError, match=re.escape(str(own.value))):
+        way(model, x)
