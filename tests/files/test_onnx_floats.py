@@ -78,6 +78,8 @@ OPERATIONS = {
     "instance normalization": lambda: learned(nn.InstanceNorm2d(4, affine=True)),
     "group normalization": lambda: learned(nn.GroupNorm(2, 4)),
     "group normalization, by the function": lambda: lambda x: F.group_norm(x, 2, torch.arange(1.0, 5), torch.ones(4)),
+    "group normalization without factors": lambda: nn.GroupNorm(2, 4, affine=False),
+    "group normalization with factors alone": lambda: lambda x: F.group_norm(x, 2, torch.ones(4) / 4),
     "local response": lambda: nn.LocalResponseNorm(3, 0.1),
     "gated": lambda: nn.GLU(1),
     "normalized": lambda: lambda x: F.normalize(x, dim=1) * torch.rsqrt(x + 1) + torch.sin(x) * torch.cos(x),
@@ -95,6 +97,9 @@ OPERATIONS = {
     "a weight that is no parameter": lambda: lambda x: F.linear(
         x.movedim(1, -1), inputs(5, seed=3), inputs(1, (5,), 4)[0]
     ) + F.linear(x.movedim(1, -1), inputs(5, seed=6)),
+    "a vector": lambda: lambda x: torch.matmul(x[..., :8], inputs(1, (8,), 7)[0]).sum(1),
+    "a vector times each": lambda: lambda x: torch.matmul(inputs(1, (8,), 7)[0], x[..., :8, :]).sum(1),
+    "a matrix of one row": lambda: lambda x: x.mean((0, 2, 3)).t() * x.sum(),
     "a transposed weight": lambda: lambda x: x.movedim(1, -1) @ inputs(5, seed=3).t(),
     "attention": lambda: lambda x: attended(x),
     "attention with a mask and a scale": lambda: lambda x: attended(
@@ -151,6 +156,9 @@ REFUSED = {
     "instance normalization with running statistics": nn.InstanceNorm2d(4, track_running_stats=True),
     "BatchNorm2d, which has no ONNX form": nn.BatchNorm2d(4, track_running_stats=False),
     "Softmin, which has no ONNX form": nn.Softmin(1),
+    "attention whose heads share keys": lambda x: F.scaled_dot_product_attention(
+        x, x[:, :2], x[:, :2], enable_gqa=True
+    ),
     "a norm of order 3": lambda x: F.normalize(x, p=3.0),
     "einsum of '...c,...c->...'": lambda x: torch.einsum("...c,...c->...", x, x),
     "attention with a causal mask of its own, or dropout": lambda x: attended(x, is_causal=True),

@@ -17,7 +17,7 @@ from quantspec.ir.traverse import replace_refs
 from quantspec.numerics.attention import CODES, FARTHEST, LOG2_E, POWER, SMALLEST, WEIGHTS
 
 from . import float_ops
-from .builder import Graph, Tensor
+from .builder import Graph, Tensor, shape_of
 from .rearrange import transpose
 
 MIDDLE = 128  # the zero point of signed codes as bytes
@@ -32,7 +32,7 @@ def attention(g: Graph, step: Attention, values: dict[str, Any]) -> Any:
         if given["hidden"] is not None:
             condition = mask.name if isinstance(mask, Tensor) else g.constant(mask.detach().numpy())
             ends = (g.constant(end, np.float32) for end in (-np.inf, 0))
-            mask = Tensor(g.node("Where", [condition, *ends]))
+            mask = Tensor(g.node("Where", [condition, *ends]), shape_of(mask))
         scale = 1 / factor if given["divides"] else factor
         return in_codes(g, given["query"], transpose(g, given["keys"], -2, -1), given["value"], mask, scale)[0]
     mask = given["attn_mask"]
@@ -96,5 +96,5 @@ def in_codes(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float)
     # Of the sums' 256th: ONNX Runtime would divide by what 1 is divided by, instead of multiplying.
     share = g.node("Div", [number(256), to_float(total)])
     result = g.node("Mul", [g.node("Mul", [joined, share]), v_scale])
-    shape = None if q.shape is None else (*q.shape[:-1], v.dims[-1])
+    shape = (*q.shape[:-1], v.shape[-1])
     return Tensor(result, shape), None

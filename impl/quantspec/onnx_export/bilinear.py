@@ -18,8 +18,6 @@ LARGEST = 2**31  # of the numbers that a factor is a quotient of
 
 def bilinear(g: Graph, step: Bilinear, values: Mapping[str, Tensor]) -> Tensor:
     x, grid = values[step.x], step.qparams
-    if x.rank != 4:
-        raise UnsupportedError("bilinear interpolation of anything but images")
     sizes: list[Length]
     if step.like is not None:
         like = values[step.like]
@@ -36,7 +34,7 @@ def bilinear(g: Graph, step: Bilinear, values: Mapping[str, Tensor]) -> Tensor:
         y = weighted(g, y, axis, along(g, g.size(x, axis), size, factor, step.align_corners))
     y = g.node("Mul", [y, g.constant(1 / UNIT**2, np.float32)])
     codes = g.quantize(y, unit_grid(int(grid.zero_point), grid.qmin, grid.qmax))
-    return Tensor(codes, (*x.dims[:2], *map(dim_of, sizes)), grid)
+    return Tensor(codes, (*x.shape[:2], *map(dim_of, sizes)), grid)
 
 
 def weighted(g: Graph, values: str, axis: int, along: tuple[str, str, str]) -> str:

@@ -20,25 +20,17 @@ Dim = Hashable
 class Tensor:
     """A tensor of the graph.
 
-    ``shape``: a ``Dim`` for each axis, or None where even their number is unknown; ``grid``: that of codes, None of
-    others.
+    ``shape``: a ``Dim`` for each axis; ``grid``: that of codes, None of others.
     """
 
     name: str
-    shape: tuple[Dim, ...] | None = None
+    shape: tuple[Dim, ...]
     grid: QParams | None = None
 
     @property
-    def dims(self) -> tuple[Dim, ...]:
-        """The shape. Raises UnsupportedError where not even the number of axes is known."""
-        if self.shape is None:
-            raise UnsupportedError("the number of axes of its input is unknown; pass a batch as example=")
-        return self.shape
-
-    @property
     def rank(self) -> int:
-        """The number of axes. Raises UnsupportedError where it is unknown."""
-        return len(self.dims)
+        """The number of axes."""
+        return len(self.shape)
 
     def axis(self, axis: int) -> int:
         """An axis counted from the first."""
@@ -129,7 +121,7 @@ class Graph:
 
     def size(self, x: Tensor, axis: int) -> Length:
         """The length of an axis."""
-        dim = x.shape[axis] if x.shape is not None else (x.name, axis)
+        dim = x.shape[axis]
         if isinstance(dim, int):
             return dim
         if dim not in self.sizes:
@@ -184,13 +176,10 @@ def windows(dim: Dim, kernel: int, stride: int, before: int, after: int, dilatio
     return dim if stride == 1 and room == -1 else ("windows", dim, room, stride, ceil)
 
 
-def broadcast(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
-    """The shape of what is computed from tensors of these, None where that is not known."""
-    shapes_known = [shape for shape in shapes if shape is not None]
-    if len(shapes_known) < len(shapes):
-        return None
-    length = max(map(len, shapes_known))
-    rows = [(1,) * (length - len(shape)) + shape for shape in shapes_known]
+def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The shape of what is computed from tensors of these."""
+    length = max(map(len, shapes))
+    rows = [(1,) * (length - len(shape)) + shape for shape in shapes]
     return tuple(map(common, zip(*rows)))
 
 
@@ -226,7 +215,7 @@ def named(g: Graph, value: Any) -> str:
     raise UnsupportedError(f"a {type(value).__name__} where a tensor is expected")
 
 
-def shape_of(value: Any) -> tuple[Dim, ...] | None:
+def shape_of(value: Any) -> tuple[Dim, ...]:
     if isinstance(value, Tensor):
         return value.shape
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()

@@ -77,18 +77,15 @@ def linear(g: Graph, step: Linear, values: Values) -> Tensor:
     x, outputs = values[step.x], len(step.weight)
     if step.y_qparams is None:
         return linear_to_float(g, step, x)
-    rows = x if x.shape is not None and x.rank == 2 else reshape(g, x, -1, step.weight.shape[1])
+    rows = x if x.rank == 2 else reshape(g, x, -1, step.weight.shape[1])
     product = g.node("Gemm", [g.dequantize(rows.name, step.x_qparams), *parameters(g, step)], transB=1)
-    y = Tensor(rectified(g, product, step, step.y_qparams), (rows.dims[0], outputs), step.y_qparams)
+    y = Tensor(rectified(g, product, step, step.y_qparams), (rows.shape[0], outputs), step.y_qparams)
     return y if rows is x else rows_of(g, x, y, outputs)
 
 
 def rows_of(g: Graph, x: Tensor, y: Tensor, outputs: int) -> Tensor:
     """Rows [rows, outputs] in the shape that ``x`` has before its last axis."""
-    if x.shape is not None:
-        return reshape(g, y, *sizes_of(g, x)[:-1], outputs)
-    shape = g.node("Shape", [x.name], end=-1)
-    return Tensor(g.node("Reshape", [y.name, g.node("Concat", [shape, g.ints(outputs)], axis=0)]), None, y.grid)
+    return reshape(g, y, *sizes_of(g, x)[:-1], outputs)
 
 
 def conv(g: Graph, step: Conv, values: Values) -> Tensor:
@@ -115,9 +112,9 @@ def placed(g: Graph, step: Conv, x: Tensor) -> tuple[Tensor, dict[str, Any], tup
         "strides": step.stride, "pads": [before for before, _ in padding] + [after for _, after in padding],
         "dilations": step.dilation, "group": step.groups, "kernel_shape": step.weight.shape[2:],
     }  # fmt: skip
-    places = zip(x.dims[2:], step.weight.shape[2:], step.stride, padding, step.dilation)
+    places = zip(x.shape[2:], step.weight.shape[2:], step.stride, padding, step.dilation)
     positions_after = (windows(n, k, s, b, a, d) for n, k, s, (b, a), d in places)
-    return x, attributes, (x.dims[0], len(step.weight), *positions_after)
+    return x, attributes, (x.shape[0], len(step.weight), *positions_after)
 
 
 def linear_to_float(g: Graph, step: Linear, x: Tensor) -> Tensor:
@@ -125,7 +122,7 @@ def linear_to_float(g: Graph, step: Linear, x: Tensor) -> Tensor:
     _, point = g.grid(step.x_qparams)
     weight = g.constant(np.ascontiguousarray(step.weight.T), np.int8, "weight", step.name)
     sums = g.node("MatMulInteger", [x.name, weight, point])
-    shape = None if x.shape is None else (*x.shape[:-1], len(step.weight))
+    shape = (*x.shape[:-1], len(step.weight))
     return Tensor(floats(g, sums, step, (-1,)), shape)
 
 
@@ -158,7 +155,7 @@ def spread(g: Graph, x: Tensor, axis: int, d: int) -> Tensor:
     size = g.size(x, last)
     apart = pad(g, unsqueeze(g, x, x.rank), (0, d - 1))
     joined = reshape(g, apart, *sizes_of(g, x)[:-1], -1)
-    joined = Tensor(joined.name, (*x.dims[:-1], times(dim_of(size), d)), x.grid)
+    joined = Tensor(joined.name, (*x.shape[:-1], times(dim_of(size), d)), x.grid)
     joined = narrow(g, joined, last, 0, -(d - 1))
     return transpose(g, joined, axis, last) if axis != last else joined
 
@@ -184,9 +181,9 @@ def add(g: Graph, step: Add, values: Values) -> Tensor:
     # ONNX Runtime's kernel exchanges the two where the first is broadcast, and the dialect's sum is not symmetric in
     # its last bit: DIA-ADD, `ratios`.
     names = [a.name, b.name]
-    if shape is None or a.shape != shape:
+    if a.shape != shape:
         names[0] = g.node("Expand", [a.name, g.node("Shape", [b.name])])
-    if shape is None or b.shape != shape:
+    if b.shape != shape:
         names[1] = g.node("Expand", [b.name, g.node("Shape", [names[0]])])
     sums = g.node("Add", [g.dequantize(names[0], step.a_qparams), g.dequantize(names[1], step.b_qparams)])
     return Tensor(rectified(g, sums, step, step.y_qparams), shape, step.y_qparams)
@@ -204,10 +201,8 @@ def same_grid(grid: QParams, other: QParams) -> bool:
 
 def concat(g: Graph, step: Concat, values: Values) -> Tensor:
     y, xs = step.y_qparams, [values[x] for x in step.xs]
-    shape = None
-    if all(x.shape is not None for x in xs):
-        axis, dims = xs[0].axis(step.axis), xs[0].dims
-        shape = (*dims[:axis], total([x.dims[axis] for x in xs]), *dims[axis + 1 :])
+    axis, dims = xs[0].axis(step.axis), xs[0].shape
+    shape = (*dims[:axis], total([x.shape[axis] for x in xs]), *dims[axis + 1 :])
     if all(same_grid(grid, y) for grid in step.x_qparams):
         return Tensor(g.node("Concat", [x.name for x in xs], axis=step.axis), shape, y)
     parts = [g.dequantize(x.name, grid) for x, grid in zip(xs, step.x_qparams)]
@@ -223,13 +218,11 @@ def max_pool(g: Graph, step: MaxPool, values: Values) -> Tensor:
     return like(x, name, pooled(x, step, step.dilation))
 
 
-def pooled(x: Tensor, step: MaxPool | AvgPool, dilation: tuple[int, ...]) -> tuple[Dim, ...] | None:
-    if x.shape is None:
-        return None
+def pooled(x: Tensor, step: MaxPool | AvgPool, dilation: tuple[int, ...]) -> tuple[Dim, ...]:
     if x.rank != len(step.kernel) + 2:
         raise UnsupportedError("pooling without a batch axis")
-    places = zip(x.dims[2:], step.kernel, step.stride, step.padding, dilation)
-    return (*x.dims[:2], *(windows(n, k, s, p, p, d, step.ceil_mode) for n, k, s, p, d in places))
+    places = zip(x.shape[2:], step.kernel, step.stride, step.padding, dilation)
+    return (*x.shape[:2], *(windows(n, k, s, p, p, d, step.ceil_mode) for n, k, s, p, d in places))
 
 
 def avg_pool(g: Graph, step: AvgPool, values: Values) -> Tensor:
@@ -297,7 +290,7 @@ def mean(g: Graph, step: Mean, values: Values) -> Tensor:
     sums = g.node("ReduceSum", [centred(g, x.name, step.qparams), g.ints(*axes)], keepdims=int(step.keepdim))
     lengths = [g.size(x, axis) for axis in axes]
     count = g.node("ReduceProd", [g.vector(lengths), g.ints(0)], keepdims=0)
-    shape = tuple(1 if i in axes else d for i, d in enumerate(x.dims) if step.keepdim or i not in axes)
+    shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if step.keepdim or i not in axes)
     return Tensor(averaged(g, sums, count, step.qparams), shape, step.qparams)
 
 
@@ -324,7 +317,7 @@ def adaptive(g: Graph, step: AdaptiveAvgPool, values: Values) -> Tensor:
     first = x.rank - len(step.size)
     if all(size == 1 for size in step.size):
         return mean(g, Mean(step.name, step.x, grid, tuple(range(first, x.rank)), True), values)
-    sums, dims, counts = centred(g, x.name, grid), list(x.dims), g.ints(1)
+    sums, dims, counts = centred(g, x.name, grid), list(x.shape), g.ints(1)
     for axis, size in enumerate(step.size, start=first):
         if size is None:
             continue
@@ -364,7 +357,7 @@ def linear_output(g: Graph, x: Tensor, y: str, step: LinearDynamic | LinearWeigh
     """The product with the bias added."""
     if step.bias is not None:
         y = g.node("Add", [y, g.constant(step.bias, np.float32, "bias")])
-    return Tensor(y, None if x.shape is None else (*x.shape[:-1], len(step.weight)))
+    return Tensor(y, (*x.shape[:-1], len(step.weight)))
 
 
 def by_rows(g: Graph, x: str, weight: np.ndarray, unit: np.ndarray, step: LinearDynamic) -> str:
@@ -409,7 +402,7 @@ def embedding(g: Graph, step: Embedding, values: Values) -> Tensor:
         scale = g.node("Gather", [g.constant(unit.reshape(-1, 1), np.float32, "scale"), x.name])
     else:
         scale = g.constant(unit, np.float32, "scale")
-    return Tensor(g.node("Mul", [rows, scale]), None if x.shape is None else (*x.shape, step.weight.shape[1]))
+    return Tensor(g.node("Mul", [rows, scale]), (*x.shape, step.weight.shape[1]))
 
 
 STEPS: dict[type, Callable[[Graph, Any, Values], Tensor]] = {

@@ -146,7 +146,7 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
     for out, value in (named | {name: values[name] for name in shown}).items():
         if isinstance(value, Tensor):
             code = TensorProto.FLOAT if value.grid is None else TensorProto.UINT8
-            open_dims = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
+            open_dims = [d if isinstance(d, int) else None for d in value.shape]
             outputs.append(helper.make_tensor_value_info(out, code, open_dims))
             g.nodes.append(helper.make_node("Identity", [value.name], [out], name=f"{out}:Identity"))
     opsets = [helper.make_opsetid("", OPSET)]

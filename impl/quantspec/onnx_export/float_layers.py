@@ -23,12 +23,10 @@ def each(value: Any, positions: int) -> list[int]:
 
 
 def pooled(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool) -> Any:
-    if x.shape is None:
-        return None
     if x.rank != len(kernel) + 2:
         raise UnsupportedError("pooling without a batch axis")
-    places = zip(x.dims[2:], kernel, stride, padding, dilation)
-    return (*x.dims[:2], *(windows(n, k, s, p, p, d, ceil) for n, k, s, p, d in places))
+    places = zip(x.shape[2:], kernel, stride, padding, dilation)
+    return (*x.shape[:2], *(windows(n, k, s, p, p, d, ceil) for n, k, s, p, d in places))
 
 
 def max_pool(positions: int) -> Operator:
@@ -70,7 +68,7 @@ def adaptive_max_pool(positions: int) -> Operator:
     def make(g: Graph, x: Any, output_size: Any, return_indices: bool = False) -> Tensor:
         if return_indices or any(size != 1 for size in each(output_size, positions)):
             raise UnsupportedError(f"adaptive maximum pooling in float to {output_size}")
-        shape = None if x.shape is None else (*x.shape[:-positions], *[1] * positions)
+        shape = (*x.shape[:-positions], *[1] * positions)
         return Tensor(g.node("ReduceMax", [named(g, x), g.ints(*range(-positions, 0))]), shape)
 
     return make
@@ -121,9 +119,9 @@ def local_response_norm(
 def glu(g: Graph, x: Tensor, dim: int = -1) -> Tensor:
     axis = x.axis(dim)
     first, gate = g.outputs(2, "Split", [x.name], axis=axis, num_outputs=2)
-    length = x.dims[axis]
+    length = x.shape[axis]
     half = length // 2 if isinstance(length, int) else ("half", length)
-    return Tensor(g.node("Mul", [first, g.node("Sigmoid", [gate])]), (*x.dims[:axis], half, *x.dims[axis + 1 :]))
+    return Tensor(g.node("Mul", [first, g.node("Sigmoid", [gate])]), (*x.shape[:axis], half, *x.shape[axis + 1 :]))
 
 
 def normalize(g: Graph, x: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
@@ -140,10 +138,9 @@ def einsum(g: Graph, equation: str, *operands: Any) -> Tensor:
     lengths: dict[str, Any] = {}
     for letters, operand in zip(given.split(","), operands):
         shape = shape_of(operand)
-        lengths |= dict(zip(letters, shape)) if shape is not None else {}
-    has_lengths = all(letter in lengths for letter in result)
+        lengths |= dict(zip(letters, shape))
     name = g.node("Einsum", [named(g, operand) for operand in operands], equation=equation.replace(" ", ""))
-    return Tensor(name, tuple(lengths[letter] for letter in result) if has_lengths else None)
+    return Tensor(name, tuple(lengths[letter] for letter in result))
 
 
 def pools(make: Callable[[int], Operator], name: str) -> dict[str, Operator]:

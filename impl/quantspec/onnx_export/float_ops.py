@@ -103,11 +103,9 @@ def batch_norm(g: Graph, x: Any, running_mean: Any, running_var: Any, weight: An
 
 
 def cat(g: Graph, tensors: Any, dim: int = 0) -> Tensor:
-    shapes = [shape for tensor in tensors if (shape := shape_of(tensor)) is not None]
-    shape = None
-    if len(shapes) == len(tensors):
-        axis, first = dim % len(shapes[0]), shapes[0]
-        shape = (*first[:axis], total([other[axis] for other in shapes]), *first[axis + 1 :])
+    shapes = [shape_of(tensor) for tensor in tensors]
+    axis, first = dim % len(shapes[0]), shapes[0]
+    shape = (*first[:axis], total([other[axis] for other in shapes]), *first[axis + 1 :])
     return Tensor(g.node("Concat", [named(g, t) for t in tensors], axis=dim), shape)
 
 
@@ -119,7 +117,7 @@ def reduced(operator: str) -> Operator:
     def make(g: Graph, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
         x = Tensor(named(g, x), shape_of(x))
         axes = [x.axis(d) for d in ((dim,) if isinstance(dim, int) else dim if dim is not None else range(x.rank))]
-        shape = tuple(1 if i in axes else d for i, d in enumerate(x.dims) if keepdim or i not in axes)
+        shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdim or i not in axes)
         return Tensor(g.node(operator, [x.name, g.ints(*axes)], keepdims=int(keepdim)), shape)
 
     return make
@@ -130,7 +128,7 @@ def adaptive_avg_pool(positions: int) -> Operator:
         sizes = (output_size,) * positions if isinstance(output_size, int) else tuple(output_size)
         if sizes != (1,) * positions:
             raise UnsupportedError(f"adaptive average pooling in float to {sizes}")
-        shape = None if x.shape is None else (*x.shape[:-positions], *sizes)
+        shape = (*x.shape[:-positions], *sizes)
         return Tensor(g.node("ReduceMean", [named(g, x), g.ints(*range(-positions, 0))]), shape)
 
     return make
@@ -143,14 +141,12 @@ def linear(g: Graph, x: Any, weight: Any, bias: Any = None) -> Tensor:
     if bias is not None:
         y = g.node("Add", [y, named(g, bias)])
     shape = shape_of(x)
-    return Tensor(y, None if shape is None else (*shape[:-1], weight.shape[0]))
+    return Tensor(y, (*shape[:-1], weight.shape[0]))
 
 
 def matmul(g: Graph, a: Any, b: Any) -> Tensor:
     left, right = shape_of(a), shape_of(b)
-    shape = None
-    if left is not None and right is not None and min(len(left), len(right)) >= 2:
-        shape = (*(broadcast(left[:-2], right[:-2]) or ()), left[-2], right[-1])
+    shape = (*broadcast(left[:-2], right[:-2]), *left[-2:-1], *right[-2:][1:])  # a vector has no rows, or no columns
     return Tensor(g.node("MatMul", [named(g, a), named(g, b)]), shape)
 
 
@@ -180,7 +176,7 @@ def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float
 
 def features(x: Tensor) -> int:
     """The length of the last axis. Raises UnsupportedError where it is not known."""
-    length = x.dims[-1]
+    length = x.shape[-1]
     if not isinstance(length, int):
         raise UnsupportedError("attention to features whose number is unknown before the network runs")
     return length
@@ -271,7 +267,7 @@ def layer(g: Graph, module: FloatLayer, x: Tensor) -> Tensor:
     inputs = [named(g, value) for value in (x, module.weight, module.bias) if value is not None]
     pads = [before for before, _ in node.padding] + [after for _, after in node.padding]
     y = g.node("Conv", inputs, strides=node.stride, pads=pads, dilations=node.dilation, group=node.groups)
-    shape = None if x.shape is None else (x.shape[0], len(module.weight), *((y, i) for i in range(len(node.stride))))
+    shape = (x.shape[0], len(module.weight), *((y, i) for i in range(len(node.stride))))
     return Tensor(y, shape)
 
 

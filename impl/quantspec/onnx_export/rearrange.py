@@ -15,7 +15,7 @@ from .builder import Dim, Graph, Length, Size, Tensor, dim_of, times
 from .resize import interpolate
 
 
-def like(x: Tensor, name: str, shape: tuple[Dim, ...] | None) -> Tensor:
+def like(x: Tensor, name: str, shape: tuple[Dim, ...]) -> Tensor:
     return Tensor(name, shape, x.grid)
 
 
@@ -33,20 +33,19 @@ def resolved(x: Tensor, sizes: Iterable[Length]) -> tuple[Dim, ...]:
         return tuple(dims)
     at = dims.index(-1)
     rest: Dim = ("rest", x.name, tuple(dims))
-    if x.shape is not None:
-        left, right = list(x.shape), dims[:at] + dims[at + 1 :]
-        for dim in list(right):
-            if dim in left:
-                left.remove(dim)
-                right.remove(dim)
-        names = [dim for dim in left if not isinstance(dim, int)]
-        factors = [dim for dim in right if isinstance(dim, int)]
-        if len(factors) == len(right) and len(names) <= 1:
-            more, less = math.prod(dim for dim in left if isinstance(dim, int)), math.prod(factors)
-            if not names and less and more % less == 0:
-                rest = more // less
-            elif names and more == less:
-                rest = names[0]
+    left, right = list(x.shape), dims[:at] + dims[at + 1 :]
+    for dim in list(right):
+        if dim in left:
+            left.remove(dim)
+            right.remove(dim)
+    names = [dim for dim in left if not isinstance(dim, int)]
+    factors = [dim for dim in right if isinstance(dim, int)]
+    if len(factors) == len(right) and len(names) <= 1:
+        more, less = math.prod(dim for dim in left if isinstance(dim, int)), math.prod(factors)
+        if not names and less and more % less == 0:
+            rest = more // less
+        elif names and more == less:
+            rest = names[0]
     return (*dims[:at], rest, *dims[at + 1 :])
 
 
@@ -66,7 +65,7 @@ def permute(g: Graph, x: Tensor, *axes: Any) -> Tensor:
     if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
         axes = tuple(axes[0])
     axes = tuple(axis % len(axes) for axis in axes)
-    shape = None if x.shape is None else tuple(x.shape[axis] for axis in axes)
+    shape = tuple(x.shape[axis] for axis in axes)
     return like(x, g.node("Transpose", [x.name], perm=axes), shape)
 
 
@@ -91,8 +90,8 @@ def transpose_matrix(g: Graph, x: Tensor) -> Tensor:
 
 
 def unsqueeze(g: Graph, x: Tensor, dim: int) -> Tensor:
-    at = dim % (x.rank + 1) if x.shape is not None else dim
-    shape = None if x.shape is None else (*x.shape[:at], 1, *x.shape[at:])
+    at = dim % (x.rank + 1)
+    shape = (*x.shape[:at], 1, *x.shape[at:])
     return like(x, g.node("Unsqueeze", [x.name, g.ints(dim)]), shape)
 
 
@@ -100,30 +99,30 @@ def squeeze(g: Graph, x: Tensor, dim: Any = None) -> Tensor:
     named = (dim,) if isinstance(dim, int) else dim
     axes = [x.axis(d) for d in (range(x.rank) if named is None else named)]
     for axis in axes:
-        if named is None and not isinstance(x.dims[axis], int):
+        if named is None and not isinstance(x.shape[axis], int):
             raise UnsupportedError(f"squeeze of axis {axis}, whose length is unknown before the network runs")
     # An axis that is named is taken to have one entry; the runtime refuses others.
-    axes = [axis for axis in axes if x.dims[axis] == 1 or not isinstance(x.dims[axis], int)]
+    axes = [axis for axis in axes if x.shape[axis] == 1 or not isinstance(x.shape[axis], int)]
     if not axes:
         return x
-    return like(x, g.node("Squeeze", [x.name, g.ints(*axes)]), tuple(d for i, d in enumerate(x.dims) if i not in axes))
+    return like(x, g.node("Squeeze", [x.name, g.ints(*axes)]), tuple(d for i, d in enumerate(x.shape) if i not in axes))
 
 
 def narrow(g: Graph, x: Tensor, axis: int, start: Any, stop: Any, step: int = 1) -> Tensor:
     """A slice along an axis counted from the first; ``stop`` may be None."""
-    length = x.shape[axis] if x.shape is not None else None
+    length = x.shape[axis]
     ends = [g.int_name(start), g.int_name(2**62 if stop is None else stop), g.ints(axis), g.ints(step)]
     if isinstance(length, int) and isinstance(start, int) and (stop is None or isinstance(stop, int)):
         dim: Dim = len(range(*slice(start, stop, step).indices(length)))
     else:
         dim = ("slice", length, dim_of(start), None if stop is None else dim_of(stop), step)
-    shape = None if x.shape is None else (*x.shape[:axis], dim, *x.shape[axis + 1 :])
+    shape = (*x.shape[:axis], dim, *x.shape[axis + 1 :])
     return like(x, g.node("Slice", [x.name, *ends]), shape)
 
 
 def select(g: Graph, x: Tensor, dim: int, index: Any) -> Tensor:
     axis = x.axis(dim)
-    shape = (*x.dims[:axis], *x.dims[axis + 1 :])
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
     return like(x, g.node("Gather", [x.name, g.node("Squeeze", [g.int_name(index)])], axis=axis), shape)
 
 
@@ -155,7 +154,7 @@ def getitem(g: Graph, x: Any, index: Any) -> Any:
 def split(g: Graph, x: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """``torch.split``: parts of a size, or of the sizes given."""
     axis = x.axis(dim)
-    length = x.dims[axis]
+    length = x.shape[axis]
     if isinstance(size, (tuple, list)):
         sizes = list(size)
     elif isinstance(length, int) and isinstance(size, int):
@@ -165,18 +164,18 @@ def split(g: Graph, x: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
     if len(sizes) == 1:
         return (x,)
     names = g.outputs(len(sizes), "Split", [x.name, g.vector(sizes)], axis=axis)
-    before, after = x.dims[:axis], x.dims[axis + 1 :]
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
     return tuple(like(x, name, (*before, dim_of(size), *after)) for name, size in zip(names, sizes))
 
 
 def chunk(g: Graph, x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    length = x.shape[x.axis(dim)] if x.shape is not None else None
+    length = x.shape[x.axis(dim)]
     return split(g, x, -(-length // chunks) if isinstance(length, int) else Size("", length), dim)
 
 
 def unbind(g: Graph, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis = x.axis(dim)
-    length = x.dims[axis]
+    length = x.shape[axis]
     if not isinstance(length, int):
         raise UnsupportedError("unbind of an axis whose length is unknown before the network runs")
     return tuple(select(g, x, axis, index) for index in range(length))
@@ -187,7 +186,7 @@ def expand(g: Graph, x: Tensor, *sizes: Any) -> Tensor:
         sizes = tuple(sizes[0])
     new = len(sizes) - x.rank
     dims = [1 if s == -1 else s for s in sizes]  # ONNX broadcasts both ways: 1 keeps the axis
-    shape = tuple(x.dims[i - new] if s == -1 else dim_of(s) for i, s in enumerate(sizes))
+    shape = tuple(x.shape[i - new] if s == -1 else dim_of(s) for i, s in enumerate(sizes))
     return like(x, g.node("Expand", [x.name, g.vector(dims)]), shape)
 
 
@@ -200,7 +199,7 @@ def repeat(g: Graph, x: Tensor, *counts: Any) -> Tensor:
         counts = tuple(counts[0])
     if len(counts) > x.rank:
         x = reshape(g, x, *[1] * (len(counts) - x.rank), *sizes_of(g, x))
-    shape = tuple(times(dim, dim_of(count)) for dim, count in zip(x.dims, counts))
+    shape = tuple(times(dim, dim_of(count)) for dim, count in zip(x.shape, counts))
     return like(x, g.node("Tile", [x.name, g.vector(counts)]), shape)
 
 
@@ -237,7 +236,7 @@ def pad(g: Graph, x: Tensor, widths: Any, mode: str = "constant", value: Any = N
     ends = g.vector([*(befores.get(i, 0) for i in range(x.rank)), *(afters.get(i, 0) for i in range(x.rank))])
     filler = g.constant(x.grid.zero_point, x.grid.dtype) if x.grid is not None else g.constant(value or 0.0, np.float32)
     name = g.node("Pad", [x.name, ends, *([filler] if mode == "constant" else [])], mode=kinds[mode])
-    shape = list(x.dims)
+    shape = list(x.shape)
     for axis, before, after in pairs:
         shape[axis] = padded(shape[axis], before, after)
     return like(x, name, tuple(shape))

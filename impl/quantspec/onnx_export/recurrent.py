@@ -60,7 +60,7 @@ def layer(
         3 if step.kind == "lstm" else 2, operator, inputs, hidden_size=size, direction=directions,
         activations=activations * len(cells), **attributes,
     )  # fmt: skip
-    steps, batch, _ = x.dims
+    steps, batch, _ = x.shape
     y = permute(g, Tensor(outputs[0], (steps, len(cells), batch, size)), 0, 2, 1, 3)
     y = reshape(g, y, *sizes_of(g, x)[:2], len(cells) * size)
     return y, [Tensor(name, (len(cells), batch, size)) for name in outputs[1:]]
@@ -94,5 +94,5 @@ def joined(g: Graph, owner: str, weights: list[tuple[np.ndarray, QParams]], orde
 def stacked(g: Graph, parts: list[Tensor]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
-    count = sum(int(part.dims[0]) for part in parts if isinstance(part.dims[0], int))
-    return Tensor(g.node("Concat", [part.name for part in parts], axis=0), (count, *parts[0].dims[1:]))
+    count = sum(int(part.shape[0]) for part in parts if isinstance(part.shape[0], int))
+    return Tensor(g.node("Concat", [part.name for part in parts], axis=0), (count, *parts[0].shape[1:]))

@@ -39,7 +39,7 @@ def interpolate(
         return repeated(g, x, [int(factor) for factor in factors if factor is not None])
     for axis, length, factor in zip(axes, sizes, factors):
         index = nearest(g, g.size(x, axis), length, factor, exact=mode == "nearest-exact")
-        shape = (*x.dims[:axis], dim_of(length), *x.dims[axis + 1 :])
+        shape = (*x.shape[:axis], dim_of(length), *x.shape[axis + 1 :])
         x = Tensor(g.node("Gather", [x.name, index], axis=axis), shape, x.grid)
     return x
 
@@ -60,7 +60,7 @@ def repeated(g: Graph, x: Tensor, factors: list[int]) -> Tensor:
         "Resize", [x.name, "", g.constant([1.0, 1.0, *map(float, factors)], np.float32)],
         mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
-    return Tensor(name, (*x.dims[:2], *map(times, x.dims[2:], factors)), x.grid)
+    return Tensor(name, (*x.shape[:2], *map(times, x.shape[2:], factors)), x.grid)
 
 
 def nearest(g: Graph, length: Length, size: Length, factor: float | None, *, exact: bool) -> str:
@@ -93,4 +93,4 @@ def smooth(
         "Resize", [x.name, "", *ends], axes=axes, mode=mode, cubic_coeff_a=-0.75,
         coordinate_transformation_mode="align_corners" if align_corners else "half_pixel",
     )  # fmt: skip
-    return Tensor(name, (*x.dims[:2], *map(dim_of, sizes)))
+    return Tensor(name, (*x.shape[:2], *map(dim_of, sizes)))
