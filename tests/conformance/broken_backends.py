@@ -55,6 +55,12 @@ class WritesOverThePipe(Broken):
                 pass
 
 
+class ClosesThePipe(Broken):
+    def go_wrong(self):
+        os.closerange(3, 20)
+        time.sleep(3600)
+
+
 class Prints(Broken):
     def go_wrong(self):
         print("a kernel's progress bar")

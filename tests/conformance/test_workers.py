@@ -161,3 +161,29 @@ def test_known_backends_and_those_of_others_are_found():
         assert isinstance(registry.why_not_installed(name), str)
     assert not registry.installed("nowhere.at_all:Backend") and registry.installed("json:Backend")
     assert quantspec.backends
+
+
+def test_bytes_that_are_no_frame_are_refused():
+    frame = wire.pack({"value": np.zeros(3, np.int8)})
+    text = frame[wire.HEAD.size : -3]
+
+    def told(text, body):
+        data = [wire.HEAD.pack(wire.MAGIC, len(text), len(body)), text, body]
+        return wire.unpack(lambda length: data.pop(0))
+
+    assert told(text, b"abc")["value"].tolist() == [97, 98, 99]
+    for changed, body, message in (
+        (text, b"abcd", "1 bytes are of no array"),
+        (text, b"ab", "an array of .* is cut off"),
+        (text.replace(b"3", b"-3"), b"", "there is no array of .* and shape"),
+        (text[:-1], b"abc", "the body of a frame is damaged"),
+    ):
+        with pytest.raises(wire.Malformed, match=message):
+            told(changed, body)
+
+
+def test_a_backend_that_closes_its_pipe_and_lives_on_is_ended(start):
+    worker = start("ClosesThePipe", seconds=30)
+    got = quantized(worker)
+    assert got.kind == "corrupted" and got.message.startswith("corrupted: the pipe was closed on quantize(")
+    assert worker.dequantize(CODES, np.float32(0.5), 1).tolist() == [-0.5, 0, 0.5, 1]

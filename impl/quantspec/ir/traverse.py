@@ -153,11 +153,9 @@ def _with(step: Any, paths: dict[str, np.ndarray]) -> Any:
                 own = {p.partition(".")[2]: a for p, a in inner.items() if p.partition(".")[0] == index}
                 items[int(index)] = _with(items[int(index)], own)
             changes[head] = tuple(items)
-        elif isinstance(value, QParams):
+        else:  # a grid
             scale, zero_point = inner.get("scale", value.scale), inner.get("zero_point", value.zero_point)
             changes[head] = QParams(scale, zero_point, value.qmin, value.qmax, value.axis)
-        else:
-            changes[head] = _with(value, inner)
     return changed(step, **changes)
 
 

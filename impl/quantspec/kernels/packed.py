@@ -35,10 +35,6 @@ class Packed:
     def blocks(self) -> int:
         return -(-self.outputs // LANES)
 
-    @property
-    def steps(self) -> int:
-        return self.runs * self.run_steps
-
     def memory(self) -> int:
         """Bytes of the weights."""
         return int(self.weight.nbytes)

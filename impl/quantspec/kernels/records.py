@@ -10,7 +10,6 @@ Grid.scale)``); through a record it is the value (``grid.scale``). A record is m
 class gives a default are zero where they are left out.
 """
 
-import ctypes
 import struct
 from typing import Any, ClassVar, Generic, Self, SupportsFloat, SupportsIndex, TypeVar, dataclass_transform, overload
 
@@ -146,11 +145,6 @@ class Record:
         record = cls.__new__(cls)
         record.entries = entries
         return record
-
-    @classmethod
-    def at(cls, address: int) -> Self:
-        """The record that lies at an address."""
-        return cls.on(np.frombuffer(memoryview((ctypes.c_int64 * cls.SIZE).from_address(address)), np.int64))
 
     def copy(self) -> Self:
         return self.on(self.entries.copy())

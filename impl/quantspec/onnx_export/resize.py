@@ -21,8 +21,6 @@ def interpolate(
 ) -> Tensor:  # fmt: skip
     if antialias or mode not in ("nearest", "nearest-exact", *SMOOTH):
         raise UnsupportedError(f"interpolate in mode {mode!r}{' with antialias' if antialias else ''}")
-    if mode in SMOOTH and x.grid is not None:
-        raise UnsupportedError("interpolate of codes")
     axes = range(2, x.rank)
     factors: list[float | None] = [None] * len(axes)
     sizes: Sequence[Length]

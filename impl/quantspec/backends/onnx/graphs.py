@@ -1,5 +1,6 @@
 """Single ONNX operators as models: for the reference evaluator and for ONNX Runtime, which take the same graphs."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, cast
 
@@ -46,9 +47,10 @@ class OnnxOperators(
     output's zero point in the clamp that comes after: ONNX has no fused one, and a clamp of codes is exact.
     """
 
+    @abstractmethod
     def _run(self, graph: bytes, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         """The outputs of a model."""
-        raise NotImplementedError
+        ...
 
     def quantize(
         self, x: np.ndarray, scale: Scales, zero_point: ZeroPoints, *, qmin: int, qmax: int, axis: int | None = None
