@@ -1,4 +1,4 @@
-"""``quantspec conformance`` and ``fingerprint`` from the backend to the page, on backends of two operations; adapters."""
+"""``quantspec conformance`` and ``fingerprint`` on small backends, from the backend to the page; adapters alone."""
 
 import re
 

@@ -11,6 +11,15 @@ from quantspec.engines import autotune
 from quantspec.engines.autotune import Fastest
 
 
+def test_as_many_answers_are_kept_as_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(autotune, "KEPT", 2)
+    fastest = Fastest()
+    for question in "abc":
+        for _ in range(autotune.TRIALS):
+            assert fastest.run(question, {"only": lambda: 1}) == 1
+    assert fastest.chosen == {"c": "only"}
+
+
 def test_the_fastest_is_found_for_each_question():
     fastest, runs = Fastest(), []
 

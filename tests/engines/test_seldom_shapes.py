@@ -1,0 +1,177 @@
+"""Inputs that kernels do not take, and what is kept of others: the compiled engine gives what the reference engine
+gives, or raises where that raises."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import quantspec as qs
+from networks import seeded
+from quantspec.engines import tensors
+from quantspec.engines.compiled import heads, planner
+from quantspec.kernels import histogram, memory
+
+IMAGES = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(1))
+ROWS = torch.randn(7, 12, generator=torch.Generator().manual_seed(2))
+
+
+class Written(nn.Module):
+    """Two layers of images, and what is written with them."""
+
+    def __init__(self, written, last=None):
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), last or nn.Identity()
+        self.written = written
+
+    def forward(self, x):
+        return self.written(self, x)
+
+
+class OfTwo(Written):
+    def forward(self, x, y):
+        return self.written(self, x, y)
+
+
+def turned(n, x):
+    return n.last(n.a(x).permute(0, 2, 3, 1))
+
+
+# A network, the batch of its calibration, and others that it is called with.
+CASES = {
+    "no positions to interpolate": (
+        lambda: Written(lambda n, x: n.b(nn.functional.interpolate(n.a(x), scale_factor=2, mode="bilinear"))),
+        (IMAGES,), [(IMAGES[:, :, :0],), (IMAGES[0],), (IMAGES[:0],), (IMAGES[:1],)],
+    ),
+    "a summand of another shape": (
+        lambda: OfTwo(lambda n, x, y: n.a(x) + n.b(y)), (IMAGES, IMAGES.flip(0)),
+        [(IMAGES, IMAGES[:, :, :1, :1]), (IMAGES, IMAGES[:1]), (IMAGES[:2], IMAGES[1:])],
+    ),
+    "no elements to average": (
+        lambda: Written(lambda n, x: n.last(n.a(x)), nn.AdaptiveAvgPool2d((2, 3))), (IMAGES,),
+        [(IMAGES[:, :, :0],), (IMAGES[:0],), (IMAGES[:2],)],
+    ),
+    "windows of padding alone": (
+        lambda: Written(lambda n, x: n.last(n.a(x)), nn.AvgPool2d(2, padding=1, count_include_pad=False)), (IMAGES,),
+        [(IMAGES[:, :, :0, :0],), (IMAGES[:, :, :1, :1],)],
+    ),
+    "other axes to turn": (
+        lambda: Written(turned, nn.Linear(4, 3)), (IMAGES,), [(IMAGES[0],), (IMAGES[None],), (IMAGES[:1],)],
+    ),
+    "one axis to flatten": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (ROWS,), [(ROWS[0],), (ROWS.reshape(7, 3, 4),)],
+    ),
+    "strides with a large product": (
+        lambda: Written(lambda n, x: n.last(n.a(x)), nn.ConvTranspose2d(4, 3, 3, stride=(33, 32))), (IMAGES,), [],
+    ),
+    "no steps of a sequence": (
+        lambda: nn.Sequential(nn.LSTM(12, 4)), (ROWS[None],), [(ROWS[None, :0],), (ROWS[:0, None],), (ROWS[:, None],)],
+    ),
+}  # fmt: skip
+
+
+def outcome(q, given):
+    """The values that a network gives, or that it raises."""
+    try:
+        return [y.numpy() for y in torch.utils._pytree.tree_leaves(q(*given))]
+    except (ValueError, RuntimeError, IndexError):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", CASES)
+def test_inputs_that_kernels_do_not_take_are_the_reference_engines(name):
+    build, calibration, others = CASES[name]
+    q = qs.quantize(seeded(build), [calibration])
+    reference = q.run_on("reference")
+    for given in (calibration, *others):
+        expected, got = outcome(reference, given), outcome(q, given)
+        assert (expected is None) == (got is None), given[0].shape
+        for ours, theirs in zip(got or (), expected or (), strict=True):
+            assert ours.shape == theirs.shape and np.array_equal(ours, theirs), given[0].shape
+    assert outcome(q, calibration) is not None
+
+
+@pytest.mark.parametrize("written", [lambda n, x: n.a(x) + n.a(x).neg(), lambda n, x: n.a(x) * n.b(n.a(x)) * 0])
+def test_scales_whose_ratio_leaves_float32_are_the_reference_engines(written):
+    model = seeded(lambda: Written(written))
+    for size in (1e18, 1e30, 1e36):
+        q = qs.quantize(model, [IMAGES * size]) if written(model, IMAGES * size).isfinite().all() else None
+        if q is not None:
+            assert torch.equal(q(IMAGES * size), q.run_on("reference")(IMAGES * size))
+
+
+def test_a_part_with_too_many_inputs_and_outputs_is_not_compiled(monkeypatch):
+    model = seeded(lambda: Written(lambda n, x: (n.a(x), n.b(x), n.a(n.b(x)))))
+    monkeypatch.setattr(planner, "MOST_SLOTS", 3)
+    q = qs.quantize(model, [IMAGES])
+    for ours, theirs in zip(q(IMAGES), q.run_on("reference")(IMAGES), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_is_kept_of_shapes_of_attention_is_bounded(monkeypatch):
+    monkeypatch.setattr(heads, "SHAPES_KEPT", 2)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3))
+
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(8, 24)
+
+        def forward(self, x):
+            query, keys, values = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+            return nn.functional.scaled_dot_product_attention(query, keys, values)
+
+    q = qs.quantize_dynamic(seeded(Attends), example=x)
+    for length in (5, 4, 3, 2, 5, 4):
+        given = x[:, :length].contiguous()
+        assert torch.equal(q(given), q.run_on("reference")(given))
+
+
+@pytest.mark.parametrize("engine", ["compiled", "reference", "torch"])
+def test_a_compiled_program_may_be_copied_and_called_with_one_tensor(engine):
+    q = qs.quantize(seeded(lambda: Written(lambda n, x: n.b(n.a(x)))), [IMAGES]).run_on(engine)
+    ready = q.compiled
+    assert torch.equal(copy.deepcopy(ready).single(IMAGES), ready.single(IMAGES))
+    assert torch.equal(ready.single(IMAGES), ready({q.program.inputs[0]: IMAGES}))
+
+
+def test_a_tensor_that_stands_for_others_has_no_address():
+    found = []
+
+    def look(row):
+        found.append(tensors.rows_address(row))
+        return row
+
+    torch.vmap(look)(ROWS)
+    assert found == [0] and tensors.rows_address(ROWS) == ROWS.data_ptr()
+
+
+def test_weights_of_samples_are_for_sums():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag = nn.EmbeddingBag(6, 4, mode="mean")
+
+        def forward(self, words, weights=None):
+            return self.bag(words, per_sample_weights=weights)
+
+    words = torch.tensor([[1, 2], [0, 5]])
+    q = qs.quantize_dynamic(seeded(Bag), example=words)
+    with pytest.raises((TypeError, ValueError, NotImplementedError)):
+        q(words, torch.ones(2, 2))
+
+
+def test_values_are_counted_where_they_are_float32_and_bins_have_a_width():
+    with pytest.raises(TypeError, match="x: expected float32 values, got float64"):
+        histogram.counts(np.zeros(3), 0, 8)
+    with pytest.raises(ValueError, match=r"exponent: expected -?\d+ to \d+, got 400"):
+        histogram.counts(np.zeros(3, np.float32), 400, 8)
+    assert histogram.counts(np.float32([0.5, -0.5, 1.5]), 0, 8).tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
+
+
+def test_codes_that_lie_otherwise_have_no_room_behind_them():
+    assert memory.roomy(np.zeros(64, np.int8)[1:], 32) is None
+    assert memory.roomy(np.zeros((8, 8), np.int8)[:, ::2], 32) is None

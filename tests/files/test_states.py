@@ -1,0 +1,75 @@
+"""States of networks that do not fit, and calls of their parts that were not seen."""
+
+import pytest
+import torch
+from torch import nn
+
+import quantspec as qs
+from networks import seeded
+
+ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
+
+
+class Decides(nn.Module):
+    """A model that decides by data, with so many layers, whose part may be given more."""
+
+    def __init__(self, layers=2, more=None):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)))
+        self.more = more
+
+    def forward(self, x):
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+            y = y if y.sum() < 1e9 else -y
+        return y
+
+
+def test_the_state_of_another_model_is_refused_by_what_is_in_only_one_of_them():
+    small, large = (qs.quantize(seeded(lambda count=count: Decides(count)), [ROWS]) for count in (2, 3))
+    with pytest.raises(ValueError, match="state_dict: expected the networks of this model, but 'layers.2#0' is in only"):
+        small.load_state_dict(large.state_dict())
+    small.load_state_dict(small.state_dict())
+
+
+def test_weights_that_a_model_keeps_as_codes_say_so():
+    q = qs.quantize(seeded(Decides), [ROWS])
+    assert repr(q.python.layers[0].weight) == "Coded([8, 8])"
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, note=None):
+        return self.layer(x) if note is None else self.layer(x) * 2
+
+
+class Notes(nn.Module):
+    """Gives its part what is no tensor where a number is large."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, x):
+        y = self.part(x) if x.sum() < 1e3 else self.part(x, object())
+        return y
+
+
+def test_a_part_that_is_given_what_no_graph_holds_runs_in_float():
+    model = seeded(Notes).requires_grad_(False)
+    q = qs.quantize(model, [ROWS])
+    large = ROWS + 100
+    with pytest.warns(UserWarning, match="this call runs in float"):
+        assert torch.allclose(q(large), model(large), rtol=1e-5, atol=2.0)
+
+
+def test_a_layer_that_was_given_another_weight_says_so_once():
+    q = qs.quantize_dynamic(seeded(Decides))
+    q.layers[0].weight = nn.Parameter(torch.zeros(8, 8))
+    with pytest.warns(UserWarning, match="layer 'layers.0' was given another weight; it runs in float"):
+        first = q(ROWS)
+    assert torch.equal(q(ROWS), first)
