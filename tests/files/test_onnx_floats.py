@@ -205,6 +205,9 @@ NO_FORM = {
     "pooling without a batch axis": (
         lambda: nn.Sequential(nn.Linear(8, 8), nn.MaxPool2d(2), nn.Linear(4, 3)), inputs(4, (6, 8)),
     ),
+    "pooling without a batch axis ": (
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.Softmax(-1), nn.MaxPool2d(2), nn.Linear(4, 3)), inputs(4, (6, 8)),
+    ),
     "attention without a batch axis": (lambda: Two(nn.MultiheadAttention(8, 2)), inputs(5, (8,))),
     "attention with a mask for each sequence": (lambda: Two(nn.MultiheadAttention(8, 2, batch_first=True)), MASKED),
     "a module with more than one input": (lambda: Two(nn.Bilinear(8, 8, 3)), inputs(5, (8,))),
@@ -216,8 +219,15 @@ NO_FORM = {
 def test_a_layer_without_a_form_says_so(message):
     build, example = NO_FORM[message]
     q = quantspec.quantize(seeded(build), [example])
-    with pytest.raises(quantspec.UnsupportedError, match=f"step .* cannot be exported to ONNX: {message}"):
+    with pytest.raises(quantspec.UnsupportedError, match=f"step .* cannot be exported to ONNX: {message.strip()}"):
         quantspec.export_onnx(q, example=example)
+
+
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")
+def test_a_softmax_that_chooses_its_axis_has_no_form():
+    q = quantspec.quantize(seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.Softmax())), [inputs(3, (8,))])
+    with pytest.raises(quantspec.UnsupportedError, match="cannot be exported to ONNX: Softmax, which has no ONNX form"):
+        quantspec.export_onnx(q)
 
 
 def test_a_layer_that_stays_in_float_is_one_of_onnx_unless_it_is_transposed():

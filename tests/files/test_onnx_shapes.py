@@ -11,6 +11,8 @@ from torch import nn
 
 import quantspec
 from networks import inputs, seeded
+from quantspec.ir.program import Attention
+from quantspec.numerics import accuracy
 from quantspec.onnx_export import check
 
 CALIBRATION = inputs(6, (3, 8, 8))
@@ -71,6 +73,39 @@ def test_attention_beside_layers_of_weights_alone_is_in_float(name):
         np.testing.assert_allclose(got, values.numpy(), rtol=1e-4, atol=1e-5)  # a softmax and two products more
 
 
+class WrittenOut(nn.Module):
+    """Attention as products around a softmax, with a mask that is an input, too."""
+
+    def __init__(self, written):
+        super().__init__()
+        self.qkv, self.last, self.written = nn.Linear(8, 24), nn.Linear(8, 3), written
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.last(torch.softmax(self.written(q @ k.transpose(-2, -1), mask), -1) @ v)
+
+
+SEEN = torch.eye(5) < 1
+WRITTEN = {
+    "hidden by a constant": lambda scores, mask: (scores / 3).masked_fill(~SEEN, -1e9),
+    "hidden by an input": lambda scores, mask: (scores * 0.3).masked_fill(mask > 0, -1e9),
+    "added": lambda scores, mask: scores + mask,
+    "added constants": lambda scores, mask: scores * 0.5 + torch.linspace(-2, 1, 25).reshape(5, 5),
+}
+
+
+@pytest.mark.filterwarnings(FLOAT)
+@pytest.mark.parametrize("name", WRITTEN)
+def test_attention_written_out_is_in_codes_there_too(name):
+    x, mask = inputs(3, (5, 8)), inputs(5, (5,), 9).clamp(-1, 1) - 0.9
+    q = quantspec.quantize(seeded(lambda: WrittenOut(WRITTEN[name])), [(x, mask)])
+    assert any(isinstance(step, Attention) for step in q.program.steps)
+    got = run(quantspec.export_onnx(q, example=(x, mask)), x=x, mask=mask)["output"]
+    # A weight of attention, or a code of its output, may be rounded the other way: a step of the last layer's input.
+    expected = q.run_on("reference")(x, mask).numpy()
+    assert accuracy.sqnr(expected, got) > 35
+
+
 class Words(nn.Module):
     def __init__(self, table):
         super().__init__()
@@ -99,7 +134,7 @@ def test_a_bag_of_words_has_no_operator():
 
 def test_quotients_of_long_numbers_are_refused_where_lengths_are_open():
     resize = nn.Upsample(scale_factor=math.pi / 3, mode="bilinear")
-    q = quantspec.quantize(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), resize)), [CALIBRATION])
+    q = quantspec.quantize(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), resize, nn.Conv2d(4, 2, 1))), [CALIBRATION])
     message = f"bilinear interpolation by {math.pi / 3}, a quotient of long numbers, of lengths that are not known"
     with pytest.raises(quantspec.UnsupportedError, match=re.escape(message)):
         quantspec.export_onnx(q)
