@@ -20,11 +20,12 @@ from quantspec.conformance.smoke import smoke
 HERE = "conformance.small_backends"
 
 
-def test_a_sound_backend_is_examined_and_written_down_and_the_next_run_replaces_that(tmp_path, capsys):
+def test_a_sound_backend_is_examined_and_written_down_and_the_next_results_replace_those(tmp_path, capsys):
     (tmp_path / "results").mkdir()
-    for _ in range(2):
-        assert cli.main(["conformance", "--backend", f"{HERE}:Sound", "--examples", "1", "--write", str(tmp_path)]) == 0
+    assert cli.main(["conformance", "--backend", f"{HERE}:Sound", "--examples", "1", "--write", str(tmp_path)]) == 0
     (recorded,) = results.read_all(tmp_path / "results")
+    results.write(tmp_path / "results", recorded)
+    assert results.read_all(tmp_path / "results") == [recorded]
     assert recorded.backend == "sound" and recorded.version == "1"
     outcomes = {finding["operation"]: set() for finding in recorded.findings}
     for finding in recorded.findings:
@@ -36,12 +37,11 @@ def test_a_sound_backend_is_examined_and_written_down_and_the_next_run_replaces_
     assert re.search(r"sound 1 on .*: \d+ pass, 0 differ, \d+ not offered", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("name", "operation"), [("Truncates", "quantize"), ("LosesBias", "linear_dynamic")])
-def test_a_backend_that_does_otherwise_is_shown_with_the_call(name, operation, capsys):
-    assert cli.main(["conformance", "--backend", f"{HERE}:{name}", "--examples", "1"]) == 1
+def test_a_backend_that_does_otherwise_is_shown_with_the_call(capsys):
+    assert cli.main(["conformance", "--backend", f"{HERE}:Truncates", "--examples", "1"]) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "differs" in said and f"asked: {operation}(" in said.replace("│ ", "") and "unexplained" in said
-    assert cli.main(["fingerprint", f"{HERE}:{name}"]) == 0
+    assert "differs" in said and "asked: quantize(" in said.replace("│ ", "") and "unexplained" in said
+    assert cli.main(["fingerprint", f"{HERE}:LosesBias"]) == 0
     assert "other" in capsys.readouterr().out
 
 

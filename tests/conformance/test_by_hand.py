@@ -1,0 +1,101 @@
+"""Parts of the examination by themselves, with answers made by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from quantspec.backends.outcome import Hung, Outcome
+from quantspec.conformance import checks, fingerprint, purity, results, run, shape, shrink, stories
+from quantspec.conformance.call import Call, call_text
+from quantspec.conformance.run import Finding
+from quantspec.conformance.session import Session, Undecided, Violation, answer_of
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.named import DIALECTS
+
+GRID = QParams(np.float32(0.5), np.int32(3), 0, 255)
+CODES = np.uint8([[1, 2], [3, 4]])
+JOINED = Call("concat", ([(CODES, GRID), (CODES, GRID)], GRID), {"axis": 1})
+NUMBERS = Call("quantize", (np.float32([1, 2]), np.float32(0.5), 3), {"qmin": 0, "qmax": 255})
+
+
+def test_calls_are_told_in_one_line_and_no_call_in_none():
+    assert call_text(None) == ""
+    assert call_text(Call("qparams", ([1, 2], 0.5), {"symmetric": True})) == (
+        "qparams([1, 2], 0x1.0000000000000p-1, symmetric=True)"
+    )
+
+
+def test_what_is_no_number_is_a_difference_of_its_own():
+    one, nan = np.float32([1.0]), np.float32([np.nan])
+    assert shape.real_difference(nan, [one]) == shape.real_difference(one, [nan]) == "NaN"
+
+
+def test_calls_are_cut_down_to_fewer_rows():
+    smaller = [call.arguments[0] for call in shrink.joined(JOINED)]
+    assert any(len(parts) == 2 and parts[0][0].shape == (1, 2) for parts in smaller)
+    back = Call("dequantize", (CODES, np.float32(0.5), 3))
+    assert all(call.arguments[0].size < CODES.size for call in shrink.elementwise(back))
+
+
+def test_findings_are_written_with_what_they_have_and_read_as_they_were(tmp_path):
+    findings = [
+        Finding("BAK-NAN", "quantize", "fails", call=NUMBERS, allowed="3", got="4", shape="neighbouring codes"),
+        Finding("BAK-DIALECT", "quantize", "fails", call=NUMBERS, outputs=7, differ=2),
+    ]
+    found = results.recorded("mine", "1", "x86", findings, [], {"quantize": "abc"})
+    results.write(tmp_path, found)
+    (read,) = results.read_all(tmp_path)
+    assert read.passed_on == {"quantize": "abc"}
+    assert [("differ" in table) for table in read.findings] == [False, True]
+
+
+def died(*_):
+    raise Hung("no answer after 1 s", "quantize()", "")
+
+
+def undecided(*_, **__):
+    raise Undecided("not offered: quantize")
+
+
+def test_a_story_that_ends_no_process_says_nothing():
+    with pytest.raises(Undecided, match="no answer after 1 s"):
+        Session(SimpleNamespace(story=died)).story([NUMBERS])
+    with pytest.raises(AttributeError, match="object does not offer quantize"):
+        answer_of(object(), NUMBERS)
+    assert checks.empty(SimpleNamespace(answer=undecided), NUMBERS) is None
+
+
+def test_what_is_not_answered_has_no_memory_that_nobody_wrote():
+    refused = SimpleNamespace(more_threads=object(), ask=lambda call, threads: Outcome("refused", message="no"))
+    assert not run.unwritten(refused, NUMBERS)
+    values = iter((Outcome("value", value=CODES), Outcome("value", value=CODES + 1)))
+    assert run.unwritten(SimpleNamespace(more_threads=object(), ask=lambda call, threads: next(values)), NUMBERS)
+
+
+def test_purity_that_cannot_be_asked_for_is_not_offered(monkeypatch):
+    monkeypatch.setattr(stories, "search", undecided)
+    (finding,) = run.examine_purity(SimpleNamespace(worker=SimpleNamespace(operations=["linear"])), "linear")
+    assert finding.outcome == "not offered" and finding.reason == "not offered: quantize"
+
+
+def test_a_call_that_is_refused_after_another_one_alone_is_impure():
+    answers = Outcome("value", value=CODES)
+    session = SimpleNamespace(
+        alone=lambda call: answers, death=lambda story: "",
+        story=lambda story: [answers, Outcome("refused", message="no")],
+    )  # fmt: skip
+    with pytest.raises(purity.Impure) as caught:
+        purity.hold(session, [NUMBERS, JOINED])
+    assert caught.value.call is JOINED and caught.value.got == "refused no" and caught.value.allowed == "value"
+
+
+def test_a_choice_that_breaks_the_protocol_is_another_one():
+    place = next(place for place in fingerprint.PLACES if place.operation == "quantize")
+
+    def broken(call):
+        raise Violation(call, "codes", "floats", how="of another kind")
+
+    choice = fingerprint.probe(SimpleNamespace(answer=broken), place)
+    assert choice.choice == "other" and choice.counterexample == "floats"
+    assert not fingerprint.matches(place, DIALECTS["exact"], 0, [np.zeros(5)]).any()
