@@ -6,6 +6,7 @@ from torch import nn
 
 import quantspec as qs
 from networks import seeded
+from quantspec.module import modes
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 
@@ -73,3 +74,50 @@ def test_a_layer_that_was_given_another_weight_says_so_once():
     with pytest.warns(UserWarning, match="layer 'layers.0' was given another weight; it runs in float"):
         first = q(ROWS)
     assert torch.equal(q(ROWS), first)
+
+
+class Refuses(Decides):
+    def forward(self, x):
+        if x.sum() > 1e3:
+            raise qs.UnsupportedError("so much has no place here")
+        return super().forward(x)
+
+
+def test_what_a_model_does_not_support_is_told_as_it_tells_it(monkeypatch):
+    q = qs.quantize(seeded(Refuses), [ROWS])
+    with pytest.raises(qs.UnsupportedError, match="^so much has no place here$"):
+        q(ROWS + 100)
+
+    def unsupported(*_, **__):
+        raise qs.UnsupportedError("no kernel")
+
+    monkeypatch.setattr(modes, "computed", unsupported)
+    with pytest.raises(qs.UnsupportedError, match="^no kernel$"):
+        q(ROWS)
+
+
+class Asks(Decides):
+    """Reads its own state, with a buffer in it, while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.ones(8))
+
+    def forward(self, x):
+        state = self.state_dict()
+        assert list(state)[0] == "shift" and len(state) == 5
+        return super().forward(x) + state["shift"]
+
+
+@pytest.mark.filterwarnings("ignore:.*in float")
+def test_a_model_that_reads_its_state_finds_buffers_where_they_were():
+    model = seeded(Asks).requires_grad_(False)
+    for q in (qs.quantize(model, [ROWS]), qs.quantize_dynamic(model)):
+        assert (q(ROWS) - model(ROWS)).abs().max() < 0.05 * model(ROWS).abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_outputs_has_no_numbers_to_show():
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 0)).eval()
+    for per_channel in (False, True):
+        assert "linear" in str(qs.quantize(model, [ROWS], per_channel=per_channel))
