@@ -10,9 +10,13 @@ from torch import nn
 
 import quantspec as qs
 from networks import seeded
-from quantspec.engines import tensors
+from quantspec.engines import registry, tensors
 from quantspec.engines.compiled import heads, planner
+from quantspec.ir import program
 from quantspec.kernels import histogram, memory
+from quantspec.numerics import bilinear
+from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects import qparams
 
 IMAGES = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(7, 12, generator=torch.Generator().manual_seed(2))
@@ -94,15 +98,6 @@ def test_inputs_that_kernels_do_not_take_are_the_reference_engines(name):
     assert outcome(q, calibration) is not None
 
 
-@pytest.mark.parametrize("written", [lambda n, x: n.a(x) + n.a(x).neg(), lambda n, x: n.a(x) * n.b(n.a(x)) * 0])
-def test_scales_whose_ratio_leaves_float32_are_the_reference_engines(written):
-    model = seeded(lambda: Written(written))
-    for size in (1e18, 1e30, 1e36):
-        q = qs.quantize(model, [IMAGES * size]) if written(model, IMAGES * size).isfinite().all() else None
-        if q is not None:
-            assert torch.equal(q(IMAGES * size), q.run_on("reference")(IMAGES * size))
-
-
 def test_a_part_with_too_many_inputs_and_outputs_is_not_compiled(monkeypatch):
     model = seeded(lambda: Written(lambda n, x: (n.a(x), n.b(x), n.a(n.b(x)))))
     monkeypatch.setattr(planner, "MOST_SLOTS", 3)
@@ -175,3 +170,39 @@ def test_values_are_counted_where_they_are_float32_and_bins_have_a_width():
 def test_codes_that_lie_otherwise_have_no_room_behind_them():
     assert memory.roomy(np.zeros(64, np.int8)[1:], 32) is None
     assert memory.roomy(np.zeros((8, 8), np.int8)[:, ::2], 32) is None
+
+
+RELU = {program.Add: (False,), program.Mul: ()}  # which a sum has inside
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+@pytest.mark.parametrize("kind", [program.Add, program.Mul])
+def test_a_ratio_of_scales_beyond_float32_is_the_reference_engines(kind):
+    """Scales as a file may have them, which no calibration gives."""
+    large, small = (QParams(np.float32(scale), np.int32(0), 0, 255) for scale in (1e19, 1e-20))
+    steps = (
+        program.Quantize("codes", "x", large), kind("made", "codes", "codes", large, large, small, *RELU[kind]),
+        program.Dequantize("y", "made", small),
+    )  # fmt: skip
+    network = program.Program("onnx", ("x",), {}, steps, program.Ref("y"), {})
+    given = {"x": torch.linspace(1e20, 2e21, 12).reshape(3, 4)}
+    expected, got = (registry.engine(name)(network)(given) for name in ("reference", "compiled"))
+    assert torch.equal(expected, got)
+
+
+def test_positions_are_interpolated_between_positions():
+    resize = nn.Upsample(scale_factor=2, mode="bilinear")
+    q = qs.quantize(seeded(lambda: nn.Sequential(resize, nn.Conv2d(4, 3, 1))), [IMAGES])
+    for given in (IMAGES[:, :, :0], IMAGES[:0]):
+        assert outcome(q, (given,)) is None or outcome(q.run_on("reference"), (given,)) is not None
+    with pytest.raises(ValueError, match="expected positions to interpolate, got"):
+        bilinear.lengths((0, 5), None, (2.0, 2.0))
+
+
+def test_grids_of_several_ranges_are_those_of_each():
+    low, high = np.float32([-1, -0.5, 0, -3e-20]), np.float32([2, 0.25, 1, 1e-20])
+    for rule, grids in qparams.QPARAMS.items():
+        scales, points = grids(low, high, 0, 255)
+        for each in range(len(low)):
+            scale, point = grids(low[each], high[each], 0, 255)
+            assert (scales[each], points[each]) == (scale, point), rule
