@@ -1,5 +1,7 @@
 """Parts of networks that stay in float, or have sizes of their own: what was captured computes as the model does."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,8 @@ from torch.nn import functional as F
 
 import quantspec as qs
 from quantspec.capture import parts
+from quantspec.ir import program
+from quantspec.ir.traverse import replace_refs
 from quantspec.numerics import accuracy
 
 ROWS, KEYS, SIZE = 5, 7, 16
@@ -95,3 +99,72 @@ def test_an_image_gets_the_size_that_the_model_asks_for(name):
     got = q(x, y)
     assert got.shape == expected.shape
     assert accuracy.sqnr(expected.numpy(), got.numpy()) > 25
+
+
+class OfTensors(nn.Module):
+    """Two layers, with what is written between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.table, self.last = nn.Linear(SIZE, SIZE), nn.Embedding(3, SIZE), nn.Linear(SIZE, 3)
+        self.between = between
+
+    def forward(self, x):
+        return self.last(self.between(self, self.first(x)))
+
+
+class Pair(NamedTuple):
+    one: torch.Tensor
+    other: torch.Tensor
+
+
+def small(model, y):
+    torch._assert(y.shape[0] < 5, "too many rows")
+    return y
+
+
+def refuses(model, y):
+    if type(y) is torch.Tensor:
+        raise RuntimeError("no tensors here")
+    return y
+
+
+def made(between):
+    torch.manual_seed(5)
+    return OfTensors(between).eval().requires_grad_(False), torch.randn(4, SIZE)
+
+
+def test_a_model_keeps_its_own_assertions():
+    model, x = made(small)
+    q = qs.quantize(model, [x])
+    assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 25
+    with pytest.raises(AssertionError, match="^too many rows$"):
+        q(x.repeat(2, 1))
+
+
+def test_tensors_with_names_may_be_arguments():
+    model, x = made(lambda model, y: torch.cat(Pair(y[:2], y[2:].relu())))
+    q = qs.quantize(model, [x])
+    assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 25
+
+
+def test_a_model_that_refuses_what_its_graph_computes_is_heard():
+    model, x = made(refuses)
+    with pytest.raises(RuntimeError, match="^no tensors here$"):
+        qs.quantize(model, [x])
+
+
+def test_a_table_is_no_layer_of_the_work():
+    model, x = made(lambda model, y: model.table(y.argmax(1) % 3) if y.sum() < 1e9 else y)
+    report = qs.quantize_dynamic(model, exclude="table").report
+    assert [row.path for row in report.rows if row.macs] == ["first", "last"]
+
+
+def test_a_class_of_steps_has_no_codes_itself():
+    with pytest.raises(AttributeError, match="weight"):
+        program.Linear.weight  # noqa: B018
+
+
+def test_references_in_tuples_with_names_are_replaced_in_place():
+    pair = replace_refs(Pair(program.Ref("a"), program.Ref("b")), {"a": 1, "b": 2}.get)
+    assert pair == Pair(1, 2) and type(pair) is Pair
