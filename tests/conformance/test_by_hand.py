@@ -98,4 +98,4 @@ def test_a_choice_that_breaks_the_protocol_is_another_one():
 
     choice = fingerprint.probe(SimpleNamespace(answer=broken), place)
     assert choice.choice == "other" and choice.counterexample == "floats"
-    assert not fingerprint.matches(place, DIALECTS["exact"], 0, [np.zeros(5)]).any()
+    assert not fingerprint.matches(place, DIALECTS["exact"], 0, [np.zeros((3, 5, 7))]).any()

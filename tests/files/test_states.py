@@ -6,7 +6,7 @@ from torch import nn
 
 import quantspec as qs
 from networks import seeded
-from quantspec.module import modes
+from quantspec.module import islands, modes
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 
@@ -121,3 +121,9 @@ def test_a_layer_without_outputs_has_no_numbers_to_show():
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 0)).eval()
     for per_channel in (False, True):
         assert "linear" in str(qs.quantize(model, [ROWS], per_channel=per_channel))
+
+
+def test_a_class_without_a_source_is_named_by_its_name():
+    made = type("Made", (nn.Module,), {"__module__": "made_up"})()
+    assert islands.place_of(made) == "made_up.Made"
+    assert islands.place_of(Decides()).endswith(f", line {Decides.__init__.__code__.co_firstlineno - 3}")
