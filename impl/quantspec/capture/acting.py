@@ -77,8 +77,6 @@ class Alignment:
                 self.images[node], self.matched[same] = {same}, node
             else:
                 self.images[node] = set().union(*(self.images[read] for read in node.all_input_nodes))
-            if left and left[0].op == "placeholder" and node.op != "placeholder":
-                raise UnsupportedError(f"{OTHERWISE}: it takes other arguments")
         if left:
             raise UnsupportedError(f"{OTHERWISE}: {left[0]} does not exist there")
         for node, twin in self.matched.items():

@@ -136,8 +136,6 @@ def in_layout(call: Call, layout: str) -> Call | None:
             if layout == "fortran":
                 return np.asfortranarray(value)
             return np.repeat(value, 2, axis=-1)[..., ::2]
-        if isinstance(value, (list, tuple)):
-            return type(value)(other(item) for item in value)
         return value
 
     if layout == "channels last" and not any(np.ndim(value) == 4 for value in call.arguments[:1]):

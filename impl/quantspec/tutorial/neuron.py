@@ -92,12 +92,10 @@ class Neuron:
             if quantized.why_not_offered(engine):
                 continue
             theirs = quantized.linear(self.x_codes[None], *layer, relu=step.relu, engine=engine)[0, self.index]
-            for name in quantized.dialects_here(engine):
-                rules = dialect(name)
-                ours = rules.linear(self.x_codes[None], *layer, relu=step.relu)
-                if ours[0, self.index] == theirs or name == quantized.dialects_here(engine)[-1]:
-                    rows.append((engine, name, int(ours[0, self.index]), int(theirs)))
-                    break
+            names = quantized.dialects_here(engine)
+            ours = [dialect(name).linear(self.x_codes[None], *layer, relu=step.relu)[0, self.index] for name in names]
+            name, code = next((told for told in zip(names, ours) if told[1] == theirs), (names[-1], ours[-1]))
+            rows.append((engine, name, int(code), int(theirs)))
         return rows
 
 
