@@ -11,7 +11,7 @@ from .emitter import F32, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter
 from .frame import slot_address, slot_or
 from .gemm import accumulate, by_lanes, last_mask, put_floats
 from .jit import Kernel
-from .memory import row_pitch, sixteens_bytes
+from .memory import row_pitch
 from .packed import Packed
 from .product import PANEL, Product, ProductToFloats
 from .quantize import SAFE_SCALES, run_quantize
@@ -222,7 +222,7 @@ def layer(
     ``soon``: outputs are read by what comes next.
     """
     pitch, scale = row_pitch(inputs), packed.factor[: packed.outputs]
-    stride, nbytes = GRID_BYTES if per_row else 0, sixteens_bytes(rows, pitch)
+    stride, nbytes = GRID_BYTES if per_row else 0, grouped.sixteens_bytes(rows, pitch)
     quantized = room(nbytes + GRID_BYTES * (rows if per_row else 1))
     grids = quantized + nbytes
     quantize = DynamicQuantize(

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import cpu, magnitudes, tiles
 from .emitter import I64, Body, Emitter, Function, Value, function
-from .memory import offset_table
+from .memory import SLACK, offset_table
 from .product import PANEL, Product, ProductInstruction
 
 AFTER = 8, 1  # rows of the epilogues' functions
@@ -95,8 +95,13 @@ def tile_offsets(run_offsets: Sequence[int], run_steps: int, of_tile: int) -> np
     return offset_table(np.concatenate([run_offsets, np.add.outer(run_offsets, inside).ravel()]))
 
 
+def sixteens_bytes(rows: int, pitch: int) -> int:
+    """Bytes of rows that lie ``pitch`` apart, with room to read whole sixteens of them."""
+    return -(-rows // tiles.ROWS) * tiles.ROWS * pitch + SLACK
+
+
 def rows_apart(keep: Callable[[np.ndarray], int], rows: int, pitch: int, steps: int, blocks: int) -> dict[str, int]:
-    """Where the rows of a product of one run are that lie ``pitch`` bytes apart, with room for whole sixteens.
+    """Where the rows of a product of one run are that lie ``pitch`` bytes apart, in ``sixteens_bytes``.
 
     ``keep`` gives the address of an array that lives as long.
     """

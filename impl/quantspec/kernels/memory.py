@@ -123,11 +123,6 @@ def row_pitch(channels: int) -> int:
     return pitch + 64 if pitch % 512 == 0 else pitch
 
 
-def sixteens_bytes(rows: int, pitch: int) -> int:
-    """Bytes of rows that lie ``pitch`` apart, with room to read whole sixteens of them."""
-    return -(-rows // 16) * 16 * pitch + SLACK
-
-
 def place(x: np.ndarray) -> int:
     """Where an array's values lie, by a third of the time that ``x.ctypes`` takes where it is writeable and not
     empty.

@@ -180,7 +180,7 @@ def compute(
         product, Product.x, Product.x_offsets, Product.run_offsets, Product.runs
     )
     # Of rows where they lie, where each tile is; of gathered ones some place that may be read.
-    lines_of = emit.select(gathered, run_offsets, emit.add(run_offsets, emit.shl(runs, I64(2))))
+    tile_places = emit.select(gathered, run_offsets, emit.add(run_offsets, emit.shl(runs, I64(2))))
     weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, emit.mul(steps, I64(64 * PANEL))))
     of_tile = emit.field(product, Product.tile_steps)
     tile_bytes = emit.mul(of_tile, I64(64 * blocks))  # of weights
@@ -236,7 +236,7 @@ def compute(
                 at = emit.lines(emit.add(w, I64(64 * j)), line, ROWS)
                 emit.native("llvm.x86.tileloadd64", nothing, I8(6 + j), at, line)
             number = emit.add(begin, k)
-            told = emit.int_at(lines_of, emit.select(gathered, I64(0), number), 4)
+            told = emit.int_at(tile_places, emit.select(gathered, I64(0), number), 4)
             along = emit.select(gathered, emit.shl(number, I64(6)), told)
             for i in range(high):
                 lies = emit.lines(emit.add(sources[i], along), distance, ROWS)

@@ -19,7 +19,7 @@ from .emitter import BYTES, DOUBLES, F32, F64, FLOATS, I32, I64, INTS, LANES, NO
 from .frame import slot_or
 from .gemm import accumulate, last_mask
 from .jit import Kernel
-from .memory import SLACK, row_pitch, sixteens_bytes
+from .memory import SLACK, row_pitch
 from .packed import Packed
 from .product import PANEL, Product, ProductInstruction
 from .records import Address, Instruction, Integer, Slot
@@ -243,7 +243,7 @@ def layer(
     """
     pitch, many = row_pitch(inputs), DIGITS * rows
     sums_pitch = row_pitch(4 * LANES * packed.blocks)
-    codes_bytes, sums_bytes = sixteens_bytes(many, pitch), many * sums_pitch + SLACK
+    codes_bytes, sums_bytes = grouped.sixteens_bytes(many, pitch), many * sums_pitch + SLACK
     codes = room(codes_bytes + sums_bytes + rows * ROW_BYTES)
     sums, units = codes + codes_bytes, codes + codes_bytes + sums_bytes
     bias, factor, weights = (keep(array) for array in (packed.bias, packed.factor, packed.sums))

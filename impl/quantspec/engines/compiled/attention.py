@@ -13,8 +13,8 @@ from quantspec.kernels import attention as kernels
 from quantspec.kernels import gemm, weight_only
 from quantspec.kernels.emitter import LANES
 from quantspec.kernels.frame import Frame, caller, frame_of
-from quantspec.kernels.grouped import give_buffers, rows_apart
-from quantspec.kernels.memory import WEIGHT_SLACK, aligned, row_pitch, sixteens_bytes, workspace
+from quantspec.kernels.grouped import give_buffers, rows_apart, sixteens_bytes
+from quantspec.kernels.memory import WEIGHT_SLACK, aligned, row_pitch, workspace
 from quantspec.kernels.product import Product
 from quantspec.kernels.records import Instruction
 from quantspec.kernels.weight_only import ProductSums

@@ -51,7 +51,7 @@ def sources_of(
     """The windows of a layout, in sixteens where that is quicker; ``exact``: of the layer's rows alone."""
     if of_tile := tile_steps(packed.runs * packed.run_steps, packed.run_steps, packed.blocks):
         found = sixteens(x, counts, stride, start)
-        if found is not None and (found.is_exact or not exact):
+        if found is not None and (not exact or found.is_exact):
             return Sources(found.places, runs, found.distance, of_tile, found.rows)
     return Sources(x.offsets(counts, stride, start), runs)
 

@@ -15,8 +15,8 @@ from math import prod
 import numpy as np
 
 from quantspec.kernels.memory import Layout, Triple, offset_table
+from quantspec.kernels.tiles import ROWS
 
-ROWS = 16
 MOST = 1.5  # times as many rows as there are, from which on gathering them is quicker
 
 
