@@ -175,7 +175,7 @@ def code_tile(adds: bool) -> Tile:
             mask = last_mask(emit, product, panel, blocks)
 
             def steps(i: int, j: int) -> Value:
-                """An output in steps from the zero point, which its last bits are."""
+                """How many steps an output is from the zero point, in the last bits of a float."""
                 exact = emit.fmul(emit.sitofp(totals[i * blocks + j], FLOATS), factors[j])
                 return emit.with_nearest(emit.minimum(emit.maximum(exact, lowest), highest))
 
@@ -192,7 +192,10 @@ def code_tile(adds: bool) -> Tile:
                 b, b_offsets = emit.fields(op, ProductAdd.b, ProductAdd.b_offsets)
                 others = addresses(emit, emit.add(b, first), b_offsets, row, rows)
                 origin = emit.fsub(emit.splat(MAGIC, FLOATS), emit.sitofp(zero, FLOATS))
-                code = lambda i, j: emit.fsub(steps(i, j), origin)  # noqa: E731
+
+                def code(i: int, j: int) -> Value:
+                    return emit.fsub(steps(i, j), origin)
+
                 add_rows(emit, op, code, others, ys, mask, put, blocks)
             else:
                 point = emit.trunc(zero, BYTES)
