@@ -82,6 +82,10 @@ def test_what_other_libraries_refuse_is_their_answer():
     x = inputs(2, (3,))
     names, peer, reason = zoo.torch_ao(nn.Linear(4, 2).eval(), x, x, x)
     assert names == set() and peer is None and "shapes cannot be multiplied" in reason
+
+
+def test_what_has_no_operator_in_onnx_is_its_answer():
+    pytest.importorskip("onnxruntime", reason="the exported network runs in ONNX Runtime, which is not installed")
     q = quantspec.quantize_dynamic(seeded(lambda: nn.GRU(4, 5)), example=inputs(7, (4,)))
     codes, reason = zoo.exported(q, inputs(7, (4,)))
     assert codes is None and "GRU without" in reason
