@@ -63,14 +63,38 @@ def test_a_system_without_large_pages_leaves_them(error):
     r = np.random.default_rng(0)
     one = product(r, 70, 90)
     start = start_of(one)
-    refusing = mock.Mock(**{"madvise.side_effect": error})
-    fake = SimpleNamespace(mmap=lambda *_, **__: refusing, MAP_PRIVATE=2, MAP_ANONYMOUS=32)
+
+    class Refusing(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise error
+
+    fake = SimpleNamespace(mmap=Refusing, MAP_PRIVATE=mmap.MAP_PRIVATE, MAP_ANONYMOUS=mmap.MAP_ANONYMOUS)
     if error is not None:
-        fake.MADV_HUGEPAGE = 14
+        fake.MADV_HUGEPAGE = mmap.MADV_HUGEPAGE
     with mock.patch.object(memory, "mmap", fake), mock.patch.multiple(packed, LARGE_WEIGHTS=1, LARGE_PAGE=1):
         assert memory.in_large_pages(100) is None
         packed.put_together([one])
     assert start_of(one) == start and not one.moved
+
+
+@pages
+@pytest.mark.parametrize("nbytes", [2**21, 2**21 + 1, 5 * 2**20, 2**23 - 4096])
+def test_large_pages_are_asked_for_as_far_as_they_are_filled(nbytes):
+    asked = []
+
+    class Asked(mmap.mmap):
+        def madvise(self, *of: int) -> None:
+            asked.append(of)
+            super().madvise(*of)
+
+    with mock.patch.object(mmap, "mmap", Asked):
+        block = memory.memory_for(nbytes)
+    assert block.nbytes == nbytes and block.ctypes.data % memory.LARGE_PAGE == 0 and not block.any()
+    ((advice, start, length),) = asked
+    assert advice == mmap.MADV_HUGEPAGE and 0 <= start < memory.LARGE_PAGE
+    assert length % memory.LARGE_PAGE == 0 and 0 <= nbytes + memory.WEIGHT_SLACK - length < memory.LARGE_PAGE
+    block[:] = 1
+    assert memory.roomy(block, nbytes).ctypes.data == block.ctypes.data
 
 
 @clause("SIZ-RESIDENT")

@@ -164,23 +164,27 @@ def workspace(use: str, member: int, nbytes: int) -> np.ndarray:
 
 
 def memory_for(nbytes: int) -> np.ndarray:
-    """Memory for packed weights, of the system's own where they are large, so that it gets it back."""
+    """Memory for packed weights and tables, of the system's own where they are large, so that it gets it back."""
     if nbytes < LARGE_WEIGHTS:
         return aligned(nbytes + WEIGHT_SLACK, np.int8)[:nbytes]
-    return np.frombuffer(mmap.mmap(-1, nbytes + WEIGHT_SLACK), np.int8)[:nbytes]
+    large = in_large_pages(nbytes + WEIGHT_SLACK) if nbytes >= LARGE_PAGE else None
+    return np.frombuffer(mmap.mmap(-1, nbytes + WEIGHT_SLACK), np.int8)[:nbytes] if large is None else large[:nbytes]
 
 
 def in_large_pages(nbytes: int) -> np.ndarray | None:
-    """Memory that the system is asked to hold in large pages, of which it looks few up; None where it has none."""
+    """Memory that the system is asked to hold in large pages, of which it looks few up; None where it has none.
+
+    Those that would reach past the end are not asked for.
+    """
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     space = mmap.mmap(-1, nbytes + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        space.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:  # a kernel without them
-        return None
     memory = np.frombuffer(space, np.int8)
     start = -memory.ctypes.data % LARGE_PAGE  # what comes before is never touched
+    try:
+        space.madvise(mmap.MADV_HUGEPAGE, start, nbytes // LARGE_PAGE * LARGE_PAGE)
+    except OSError:  # a kernel without them
+        return None
     return memory[start : start + nbytes]
 
 

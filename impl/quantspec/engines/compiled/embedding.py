@@ -21,7 +21,7 @@ from .batching import Shared, kept, shared_out, torchs_threads, wanted_threads
 from .parallel import shares
 from .shapes import Shape
 
-LEAST = 2**19  # values to read that are worth giving to another thread
+LEAST = 2**17  # values to read that are worth giving to another thread
 
 
 class Bound(Shared):
