@@ -24,6 +24,9 @@ from .records import Clamp, Entry
 
 TILE_ROWS = 1, 2, 4, 7, 10, 14
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
+# Tiles of which one often passes all weights, in less time than these take from memory, and how many bytes ahead they
+# are fetched. Tiles of one row or two wait for memory alone, which what a CPU fetches by itself keeps busy.
+FETCHING_ROWS, AHEAD = (4, 7, 10), 8192
 # Floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay. What a
 # network's next step reads is better found in a cache, as long as it fits one.
 PAST_BYTES, SOON_BYTES = 2**20, 2**22
@@ -65,6 +68,8 @@ def accumulate(
 
         def step(w: Value, k: Value, totals: list[Value]) -> list[Value]:
             weights = [emit.read(emit.add(w, I64(64 * j)), kind, 64) for j in range(blocks)]
+            for j in range(blocks if rows in FETCHING_ROWS else 0):
+                emit.prefetch(emit.add(w, I64(AHEAD + 64 * j)))
             fours = (emit.splat_to(emit.read(emit.add(base, emit.shl(k, I64(2))), I32), kind) for base in bases)
             return [
                 emit.dot(totals[i * blocks + j], four, weights[j])
