@@ -89,6 +89,8 @@ def padded(
 
 def as_tensors(value: Any) -> Any:
     """Arrays as tensors, also in a tuple."""
+    if type(value) is torch.Tensor:
+        return value
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return type(value)(map(as_tensors, value)) if not isinstance(value, torch.Size) else value
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -1,7 +1,6 @@
 """Recurrent networks: all steps of a layer in one call (DYN-RECURRENT)."""
 
 import threading
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -43,6 +42,8 @@ class CompiledRecurrent:
     def __init__(self, step: Recurrent, choices: Dialect, weights: Copying):
         self.step, self.name, self.choices, self.local = step, step.name, choices, threading.local()
         self.packed = {id(cell): self.pack(cell, weights) for cell in step.cells}
+        # What a whole sequence has of features, where all is done by the only cell.
+        self.features = codes_shape(step.cells[0], "input_weight")[1] if len(step.cells) == 1 and not step.single else 0
 
     def pack(self, cell: Cell, weights: Copying) -> tuple[Packed, Packed]:
         """The weights of a cell's inputs and of its state."""
@@ -57,7 +58,26 @@ class CompiledRecurrent:
         return packed[0], packed[1]
 
     def __call__(self, x: torch.Tensor, state: Any) -> Any:
+        if state is None and (result := self.from_nothing(x)) is not None:
+            return result
         return reference_dynamic.recurrent(self.step, x, state, self.choices, self.one_way)
+
+    def from_nothing(self, x: Any) -> Any:
+        """What most are called with, in less time: a batch of whole sequences, by the only cell, from a state of zeros.
+        None for others, and for what the reference has to say."""
+        if not (self.features and (start := float_address(x))):
+            return None
+        if x.ndim != 3 or x.shape[2] != self.features or not x.numel():
+            return None
+        (first, second, _), cell, by_sample = x.shape, self.step.cells[0], self.step.batch_first
+        shape = Shape(second, first, True, False) if by_sample else Shape(first, second, False, False)
+        frames = self.frames(cell, shape, self.features)
+        frames.state.fill(0)
+        outputs = new((first, second, frames.size))
+        if frames.run(start, address(outputs)):
+            return None
+        state = torch.from_numpy(frames.state.copy()).unsqueeze(1).unbind()
+        return outputs, state if self.step.kind == "lstm" else state[0]
 
     def one_way(
         self, step: Recurrent, part: Cell, x: torch.Tensor, state: list[torch.Tensor] | None, backward: bool,
@@ -78,7 +98,7 @@ class CompiledRecurrent:
             copied = np.ascontiguousarray(array(x, step.layer))
             start = int(copied.ctypes.data)
         shape = Shape(count, batch, bool(of_samples), backward)
-        frames = self.frames(part, shape, inputs, size)
+        frames = self.frames(part, shape, inputs)
         outputs = new((batch, count, size)).transpose(0, 1) if of_samples else new((count, batch, size))
         if state is None:
             frames.state.fill(0)
@@ -89,34 +109,34 @@ class CompiledRecurrent:
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
         return outputs, torch.from_numpy(frames.state.copy()).unbind()
 
-    def frames(self, part: Cell, shape: "Shape", inputs: int, size: int) -> "Frames":
+    def frames(self, part: Cell, shape: "Shape", inputs: int) -> "Frames":
         """This thread's frames for inputs of a shape; one shape for each cell is kept."""
         existing: dict[int, Frames] = self.local.__dict__.setdefault("frames", {})
         key = shape, torch.get_num_threads(), pool.generation
         if id(part) not in existing or existing[id(part)].key != key:
+            size = codes_shape(part, "state_weight")[1]
             existing[id(part)] = Frames(key, self.step, self.packed[id(part)], inputs, size)
         return existing[id(part)]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """``count`` steps of ``batch`` samples, which lie one sample behind the other where ``by_sample``, else step by
+class Shape(NamedTuple):
+    """So many ``steps`` of ``batch`` samples, which lie one sample behind the other where ``by_sample``, else step by
     step; ``backward``: the last step is the first to be run."""
 
-    count: int
+    steps: int
     batch: int
     by_sample: bool
     backward: bool
 
     def apart(self, nbytes: int) -> tuple[int, int]:
         """How many bytes lie between two steps and between two samples, of so many bytes each."""
-        return (nbytes, self.count * nbytes) if self.by_sample else (self.batch * nbytes, nbytes)
+        return (nbytes, self.steps * nbytes) if self.by_sample else (self.batch * nbytes, nbytes)
 
     def at_once(self, gates_bytes: int) -> int:
         """How many steps get the gates of their inputs, of so many bytes for a sample, from one product: as many as the
         cache holds, but enough for weights to be worth their way."""
         most = max(CHUNK_BYTES // (self.batch * gates_bytes), -(-CHUNK_ROWS // self.batch))
-        return min(self.count, most, MOST_STEPS)
+        return min(self.steps, most, MOST_STEPS)
 
 
 class Part(NamedTuple):
@@ -138,8 +158,8 @@ class Frames:
     def __init__(
         self, key: tuple[Shape, int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int
     ):
-        self.key, (shape, self.threads, _) = key, key
-        count, batch = shape.count, shape.batch
+        self.key, (shape, self.threads, _), self.size = key, key, size
+        count, batch = shape.steps, shape.batch
         self.kept: list[np.ndarray] = []
         gates_of_an_output = recurrent_cell.KINDS[step.kind].gates
         gates, qmax = gates_of_an_output * size, 127 if step.reduce_range else 255
@@ -170,6 +190,12 @@ class Frames:
         frames = self.quantize, *(part.shared.first for part in self.parts)
         for frame, following in zip(frames, frames[1:]):
             frame.then = following.address
+        self.start, self.input = self.quantize.address, self.quantize.addresses.data
+        # Of each frame: the addresses that move with its slices, how far behind the first outputs it begins, its codes.
+        self.moving = [
+            (frame.addresses[1:3].data, part.outputs_ahead, self.codes + part.codes_ahead)
+            for part in self.parts for frame in part.shared.frames
+        ]  # fmt: skip
 
     def part(self, shape: Shape, first: int, steps: int, slices: int) -> Part:
         """What runs so many ``slices`` of so many ``steps`` from the ``first`` one on that is run."""
@@ -189,18 +215,18 @@ class Frames:
         give_buffers((each.product for each in instructions if isinstance(each, DynamicProduct)), self.room)
         shared = Shared(instructions, self.threads, self.work, slices=slices)
         for frame in shared.frames:
+            frame.addresses[0] = self.gates
             frame.strides[1:3] = sign * steps * self.outputs_apart[0], sign * steps * self.codes_apart[0]
         # The first step that is run, and that whose codes lie first.
-        earliest, lowest = (shape.count - 1 - first, shape.count - first - steps) if shape.backward else (first, first)
+        earliest, lowest = (shape.steps - 1 - first, shape.steps - first - steps) if shape.backward else (first, first)
         return Part(shared, earliest * self.outputs_apart[0], lowest * self.codes_apart[0])
 
     def run(self, x: int, outputs: int) -> int:
         """All steps, from where the inputs are to where the outputs go; 1 for what the reference has to say."""
-        self.quantize.addresses[0] = x
-        for part in self.parts:
-            for frame in part.shared.frames:
-                frame.addresses[:3] = self.gates, outputs + part.outputs_ahead, self.codes + part.codes_ahead
-        return caller()(self.quantize.address, 0, 0)
+        self.input[0] = x
+        for addresses, ahead, codes in self.moving:
+            addresses[0], addresses[1] = outputs + ahead, codes
+        return caller()(self.start, 0, 0)
 
     def room(self, nbytes: int) -> int:
         """The address of so many bytes that are the frames' own, as inputs and states have codes at once."""
