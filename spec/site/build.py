@@ -57,7 +57,9 @@ def main() -> int:
     write("conformance-matrix.html", report_html.page(results.read_all(recorded), results.read_known(recorded)))
     matrix = "[Open the whole matrix](conformance-matrix.html), one page to click through."
     write("matrix.md", f"# The conformance matrix\n\n{matrix}\n")
-    (OUT / "mkdocs.yml").write_text(settings(names, [place_of(page) for page in backends]), encoding="utf-8")
+    machines = sorted(spec.glob("results/performance/*.md"))
+    places = [[place_of(page) for page in pages] for pages in (backends, machines)]
+    (OUT / "mkdocs.yml").write_text(settings(names, *places), encoding="utf-8")
     command = [sys.executable, "-m", "mkdocs", "build", "-f", str(OUT / "mkdocs.yml")]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     run = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=quiet)
@@ -70,11 +72,13 @@ def main() -> int:
     return run.returncode
 
 
-def settings(names: list[str], backends: list[str]) -> str:
-    """MkDocs' settings: those beside this file, with the pages of public names and of backends in the contents."""
+def settings(names: list[str], backends: list[str], machines: list[str]) -> str:
+    """MkDocs' settings: those beside this file, with the pages of public names, backends and machines listed."""
     text = Path(__file__).with_name("mkdocs.yml").read_text(encoding="utf-8")
     api = [f"          - {name}: api/{name}.md" for name in names]
     single = [f"          - {Path(place).parent.name.rpartition('-avx')[0]}: {place}" for place in backends]
+    measured = [f"          - {Path(place).stem.partition('-family')[0]}: {place}" for place in machines]
+    text = text.replace("          - performance.md", "\n".join(["          - performance.md", *measured]))
     text = text.replace("          - api/index.md", "\n".join(["          - api/index.md", *api]))
     return text.replace("          - conformance.md", "\n".join(["          - conformance.md", *single]))
 

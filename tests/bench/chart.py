@@ -2,18 +2,19 @@
 
 from html import escape
 
-from . import results
-
 KINDS = (("vs_float32", "best float32", "#4c78a8"), ("vs_int8", "best int8 peer", "#e07b1a"))
 INK, GRID = "#1d2433", "#c9d0db"
 LEFT, RIGHT, TOP, STEP, BAR = 190, 680, 58, 30, 11
 
 
-def pictures(run: dict) -> dict[str, str]:
-    """The charts by file name: all rows on one thread, and those of a single example."""
-    rows = [row for row in run["rows"] if row["threads"] == 1]
-    single = [row for row in rows if row["row"].endswith("=1")]
-    return {results.CHART: chart(rows), results.SHORT_CHART: chart(single)}
+def of_all_rows(run: dict) -> str:
+    """The chart of all rows on one thread."""
+    return chart([row for row in run["rows"] if row["threads"] == 1])
+
+
+def of_one_example(run: dict) -> str:
+    """The chart of those of a single example."""
+    return chart([row for row in run["rows"] if row["threads"] == 1 and row["row"].endswith("=1")])
 
 
 def chart(rows: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a run: for the terminal, and as ``spec/performance.md``."""
+"""The tables of a run: for the terminal, and as pages of ``spec``."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,8 +10,8 @@ BFLOAT16 = "openvino bfloat16"  # this peer's name
 INTRODUCTION = """\
 # How fast it is
 
-Written by `make bench ARGS=--bench-write` from what it measured, which is kept in
-[`results/performance.json`](results/performance.json) with the times of all peers.
+Written by `make bench ARGS=--bench-write` on each machine from what it measured there. Which peer is the fastest, and
+how far away, depends on the processor.
 """
 
 HOW = """\
@@ -134,18 +134,45 @@ def rich_measures(run: dict) -> Table:
     return table
 
 
-def markdown(run: dict) -> str:
-    """The page."""
+def markdown(runs: list[dict]) -> str:
+    """The page of all machines."""
+    lines = [INTRODUCTION.rstrip()]
+    for run in runs:
+        file = f"{results.FOLDER}/{results.machine_name(run)}"
+        picture = "Bars, a pair for each network: how many times as fast quantspec is as the best float32 and int8 peer"
+        tables = f"[All rows and measures]({file}.md), and [the times of all peers]({file}.json)."
+        lines += ["", f"## {title(run)}", "", versions(run), *busy(run), "", *summary(run), "", tables]
+        lines += ["", f"![{picture}]({file}.svg)"]
+    return "\n".join([*lines, "", HOW.rstrip()]) + "\n"
+
+
+def title(run: dict) -> str:
+    """The machine in a few words."""
+    return str(run["machine"]["cpu"].partition(",")[0].replace("(R)", ""))
+
+
+def versions(run: dict) -> str:
+    """The machine, and the versions of what was measured."""
     machine = run["machine"]
     packages = ("python", "torch", "onnxruntime", "onnx", "openvino", "nncf", "torchao")
-    versions = ", ".join(f"{name} {machine[name]}" for name in packages if name in machine)
+    named = ", ".join(f"{name} {machine[name]}" for name in packages if name in machine)
     peak = f"; at most {machine['peak_gmacs']:g}·10⁹ multiply-accumulates per second and thread"
-    peak = peak if machine["peak_gmacs"] else ""
-    lines = [INTRODUCTION, f"Machine: {machine['cpu']}, {machine['cores']} cores{peak}. {versions}."]
-    if machine["load"] >= 0.5:
-        load = f"its load average was {machine['load']:g} before the run"
-        lines += ["", f"**The machine was not idle**: {load}. Ratios are noisier and speeds lower than on an idle one."]
-    lines += ["", "## Summary", "", *summary(run)]
+    return f"{machine['cpu']}, {machine['cores']} cores{peak if machine['peak_gmacs'] else ''}. {named}."
+
+
+def busy(run: dict) -> list[str]:
+    """A paragraph where the machine had other work, which makes ratios noisier."""
+    load = run["machine"]["load"]
+    if load < 0.5:
+        return []
+    first = f"**The machine was not idle**: its load average was {load:g} before the run."
+    return ["", f"{first} Ratios are noisier and speeds lower than on an idle one."]
+
+
+def of_machine(run: dict) -> str:
+    """The page of a machine: its tables."""
+    lines = [f"# How fast it is: {title(run)}", "", versions(run), ""]
+    lines.append("[The page of all machines](../../performance.md) says what the columns are, and how it is measured.")
     for threads in sorted({row["threads"] for row in run["rows"]}):
         lines += ["", f"## Networks, {count(threads, 'thread')}", "", *network_table(run, threads)]
     lines += ["", "## Other measures", "", *head(("measure", "value", "target", "reached", "what it is"), (1,))]
@@ -155,11 +182,11 @@ def markdown(run: dict) -> str:
         lines.append(line([measure["name"], value, target(measure), reached, measure["of"]]))
     lines += ["", "## Not measured", ""]
     lines += [f"- {name}: {reason}" for name, reason in run["unavailable"].items()] or ["Nothing was left out."]
-    return "\n".join([*lines, "", HOW.rstrip()]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def summary(run: dict) -> list[str]:
-    """What the rows come to, a picture of them, and where quantspec is slower than a peer or misses a target."""
+    """What the rows come to, and where quantspec is slower than a peer or misses a target."""
     lines = []
     for threads in sorted({row["threads"] for row in run["rows"]}):
         rows = [row for row in run["rows"] if row["threads"] == threads]
@@ -187,8 +214,7 @@ def summary(run: dict) -> list[str]:
     missed = [entry["name"] for entry in run["measures"] if results.misses(entry)]
     missed += [f"{row['row']}, {count(row['threads'], 'thread')}" for row in run["rows"] if results.shortfalls(row)]
     lines.append(f"- Targets missed: {'; '.join(missed) or 'none'}.")
-    picture = "Bars, one pair for each network: how many times as fast quantspec is as the best float32 and int8 peers"
-    return [*lines, "", f"![{picture}]({results.CHART})"]
+    return lines
 
 
 def network_table(run: dict, threads: int) -> list[str]:

@@ -32,7 +32,7 @@ def pytest_addoption(parser):
     compiled = "rows for which torch.compile and torchao are tried too, on one thread: a minute each"
     add("--bench-compile", default=COMPILED, metavar="PATTERNS", help=compiled)
     add("--bench-json", default="", metavar="FILE", help="write all that was measured as JSON")
-    record = "write spec/results/performance.json and spec/performance.md"
+    record = "write spec/performance.md and what it is made of"
     add("--bench-write", action="store_true", help=record)
 
 

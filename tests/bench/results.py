@@ -3,11 +3,14 @@
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 MEASURED = ("peak_gmacs", "load")  # of the machine, and not the same in every run
-RECORD, PAGE = "results/performance.json", "performance.md"
-CHART, SHORT_CHART = "performance.svg", "speed.svg"  # all rows on one thread; those of one example
+# The records of all machines; in it for each the record (.json), its page (.md) and a chart of its rows (.svg).
+FOLDER = "results/performance"
+PAGE = "performance.md"  # of all machines
+CHART = "speed.svg"  # what the first of them did with one example and one thread
 
 
 def record(rows: list[dict], measures: list[dict], unavailable: dict[str, str], peak: float, load: float) -> dict:
@@ -46,6 +49,17 @@ def cpu_name() -> str:
 def cores() -> int:
     """How many cores there are."""
     return os.cpu_count() or 1
+
+
+def machine_name(run: dict) -> str:
+    """What the files of a run's machine are called: its CPU, with family and model."""
+    cpu, _, _ = run["machine"]["cpu"].partition(", dot products")
+    return re.sub("[^a-z0-9]+", "-", cpu.replace("(R)", "").lower())
+
+
+def recorded(spec: Path) -> list[dict]:
+    """The run of each machine that ``spec`` has a record of, by their names."""
+    return [json.loads(path.read_text()) for path in sorted((spec / FOLDER).glob("*.json"))]
 
 
 def text(run: dict) -> str:
@@ -89,19 +103,28 @@ def merged(before: dict, run: dict) -> dict:
 
 
 def write(spec: Path, run: dict) -> None:
-    """Writes the record and its page into ``spec``.
+    """Writes the record of this machine into ``spec``, and the pages and charts of all machines.
 
     Rows that were not measured stay, when they are of this machine and these versions.
     """
-    from . import chart, page
-
-    path = spec / RECORD
+    path = spec / FOLDER / f"{machine_name(run)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text()) if path.exists() else None
     run = merged(before, run) if comparable(before, run) else run
     path.write_text(text(run))
-    (spec / PAGE).write_text(page.markdown(run), encoding="utf-8")
-    for name, picture in chart.pictures(run).items():
-        (spec / name).write_text(picture, encoding="utf-8")
+    for name, content in made(recorded(spec)).items():
+        (spec / name).write_text(content, encoding="utf-8")
+
+
+def made(runs: list[dict]) -> dict[str, str]:
+    """What is made of the runs of all machines, by its place in ``spec``."""
+    from . import chart, page
+
+    files = {PAGE: page.markdown(runs), CHART: chart.of_one_example(runs[0])}
+    for run in runs:
+        name = f"{FOLDER}/{machine_name(run)}"
+        files |= {f"{name}.md": page.of_machine(run), f"{name}.svg": chart.of_all_rows(run)}
+    return files
 
 
 def broken_promises(run: dict) -> list[str]:
