@@ -672,6 +672,21 @@ def test_recurrent_layers_of_every_kind_are_near_their_float_model(build, axes):
 
 
 @clause("DYN-RECURRENT")
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_each_call_of_a_recurrent_layer_begins_from_a_state_of_zeros(kind, batch_first):
+    q = qs.quantize_dynamic(networks.seeded(lambda: kind(4, 5, batch_first=batch_first)))
+    shapes = [(3, 2, 4), (3, 2, 4), (2, 3, 4), (3, 2, 4), (1, 2, 4), (2, 1, 4)]
+    given = [networks.inputs(shape[0], shape[1:], seed) for seed, shape in enumerate(shapes)]
+    given[-1][0, 0, 0] = torch.inf
+    found = [tensors(q(x)) for x in given]  # which later calls leave as they are
+    for x, ys in zip(given, found):
+        for y, expected in zip(ys, tensors(q.run_on("reference")(x)), strict=True):
+            assert y.shape == expected.shape and y.is_contiguous()
+            np.testing.assert_array_equal(y.numpy(), expected.numpy())  # NaN where it is
+
+
+@clause("DYN-RECURRENT")
 @given(draws.seeds(), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3))
 def test_a_recurrent_layer_with_relu_equals_the_definition(g, count, inputs, size):
     layer = networks.seeded(lambda: nn.RNN(inputs, size, nonlinearity="relu"), int(g.integers(1000)))

@@ -187,4 +187,20 @@ FAULTS = [
         "A key whose score is set to any number is taken for hidden.",
         "return isinstance(value, (int, float)) and value <= HIDDEN", "return isinstance(value, (int, float))",
     ),
+    Fault(
+        "state-of-the-call-before", "engines.compiled.recurrent", ("DYN-RECURRENT",),
+        "A whole sequence begins from the state that the last one ended with.",
+        "        frames.state.fill(0)\n        outputs = new((first, second, frames.size))\n",
+        "        outputs = new((first, second, frames.size))\n",
+    ),
+    Fault(
+        "samples-taken-for-steps", "engines.compiled.recurrent", ("DYN-RECURRENT",),
+        "Whole sequences are read as if their samples were steps.",
+        "Shape(second, first, True, False) if by_sample", "Shape(first, second, False, False) if by_sample",
+    ),
+    Fault(
+        "state-is-the-engines-own", "engines.compiled.recurrent", ("DYN-RECURRENT",),
+        "The state that is returned is the memory that the next call writes to.",
+        "torch.from_numpy(frames.state.copy()).unsqueeze(1)", "torch.from_numpy(frames.state).unsqueeze(1)",
+    ),
 ]
