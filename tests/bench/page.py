@@ -20,8 +20,9 @@ HOW = """\
 quantspec and all peers are timed round-robin in one process. Each round times every peer once, in a rotating order
 and after one to five untimed calls, as many as fit into 20 ms, so that what a cache can hold is there for all; a time
 is the median of the rounds. Inputs and outputs are float32. All use the same number of threads and the same
-calibration data, and garbage collection is off. There are 7 to 400 rounds, as many as fit into 1.5 seconds; 5 where a
-round takes a second or more. Absolute times belong to this machine; compare the **ratios**.
+calibration data, and garbage collection is off. There are up to 400 rounds, as many as fit into 1.5 seconds, and at
+least 15; 7 where a round takes a quarter of a second, 5 where it takes one. Absolute times belong to a machine; compare
+the **ratios**.
 
 OpenVINO rounds to bfloat16 inside a float32 network where the processor multiplies that faster, unless it is told not
 to. It is measured both ways: told to stay with float32, it is among the float32 peers; as it is by itself, it has a

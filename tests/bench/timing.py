@@ -18,8 +18,9 @@ from statistics import median
 BLOCK = 300e-6  # seconds of calls that are timed together
 WARM = 0.03  # seconds of warm-up
 UNTIMED, UNTIMED_SECONDS = 5, 0.02  # calls before the timed ones, of which one will do where they take longer
-LEAST_ROUNDS, MOST_ROUNDS = 7, 400
-SLOW, LEAST_SLOW_ROUNDS = 1.0, 5  # seconds of a round from which fewer will do
+# The fewest rounds, of which each takes less than so many seconds.
+LEAST_ROUNDS = (15, 0.25), (7, 1.0), (5, float("inf"))
+MOST_ROUNDS = 400
 SETTLE = 0.015  # seconds after which other libraries' threads have stopped spinning
 
 
@@ -94,7 +95,7 @@ class Interleaved:
         # A first call may still pay for what only it does.
         calls = ((count + untimed(seconds)) * seconds for count, seconds in self.sizes.values())
         one = sum(calls) + settle * (1 + len(others))
-        least = LEAST_SLOW_ROUNDS if one >= SLOW else LEAST_ROUNDS
+        least = next(rounds for rounds, seconds in LEAST_ROUNDS if one < seconds)
         self.rounds = max(least, min(MOST_ROUNDS, int(budget / one)))
 
     def peers(self) -> None:
