@@ -22,11 +22,11 @@ from .jit import Kernel
 from .product import PANEL, Product, ProductAdd, ProductCodes, ProductInstruction, ProductToFloats
 from .records import Clamp, Entry
 
-TILE_ROWS = 1, 2, 4, 7, 10, 14
+TILE_ROWS = 1, 2, 4, 8, 10, 14
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
 # Tiles of which one often passes all weights, in less time than these take from memory, and how many bytes ahead they
 # are fetched. Tiles of one row or two wait for memory alone, which what a CPU fetches by itself keeps busy.
-FETCHING_ROWS, AHEAD = (4, 7, 10), 8192
+FETCHING_ROWS, AHEAD = (4, 8, 10), 8192
 # Floats from which on that is quicker: a line that is overwritten need not be read before, and the weights stay. What a
 # network's next step reads is better found in a cache, as long as it fits one.
 PAST_BYTES, SOON_BYTES = 2**20, 2**22
