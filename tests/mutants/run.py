@@ -61,7 +61,9 @@ CAPTURING = tuple(
 )
 STORING = tuple(
     f"files/test_{name}.py"
-    for name in ("storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files")
+    for name in (
+        "storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files", "array_files",
+    )  # fmt: skip
 )
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
 OF_QAT = (
@@ -72,7 +74,10 @@ OF_QAT = (
 ROOMS = {
     "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),
     "capture": CAPTURING,
-    "comparison": ("chapters/test_09_accuracy.py", "chapters/test_08_work.py"),
+    "comparison": (
+        "chapters/test_09_accuracy.py", "chapters/test_08_work.py", "output/test_compared.py",
+        "output/test_comparison_shown.py",
+    ),  # fmt: skip
     "conformance": ("chapters/test_11_backends.py", "conformance/test_matrix.py"),
     "engines": ("engines/test_lowering.py", "engines/test_tensors.py", "engines/test_parallel.py", *RUNNING),
     "ir": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py"),

@@ -3,12 +3,14 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from quantspec.extras import needed
 from quantspec.module.printed import at_dots, grouped, new_table, printed, wrapped
+
+RED, BLUE, GREY, BLACK = "#c0392b", "#2f6db3", "#b7bfcc", "#1d2433"
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,12 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as a dict for JSON, with infinities as strings."""
-        return cast(dict[str, Any], plain(asdict(self) | {"compression": self.compression}))
+        shown: dict[str, Any] = plain(asdict(self) | {"compression": self.compression})
+        return shown
 
     def __str__(self) -> str:
         table = new_table(f"int8 beside float32, {self.examples} examples", "layer", "SQNR, dB", "MACs", "bytes")
-        table.add_column("", no_wrap=True)
+        table.add_column(no_wrap=True)
         for row in self.layers:
             note = "" if row.int8 else "float32"
             note = f"below {self.threshold:g} dB" if row.layer == self.parted else note
@@ -97,11 +100,11 @@ class Comparison:
         figure = new_figure(figsize=(8, max(2.5, 0.22 * len(rows) + 1.2)), layout="constrained")
         axes = figure.subplots()
         finite = [min(row.sqnr, 99.0) for row in rows]
-        colours = ["#c0392b" if row.layer == self.parted else "#2f6db3" if row.int8 else "#b7bfcc" for row in rows]
+        colours = [RED if row.layer == self.parted else BLUE if row.int8 else GREY for row in rows]
         axes.barh(range(len(rows)), finite, color=colours)
         axes.set_yticks(range(len(rows)), [row.layer for row in rows], fontsize=7)
         axes.invert_yaxis()
-        axes.axvline(self.threshold, color="#1d2433", linewidth=0.8, linestyle=":")
+        axes.axvline(self.threshold, color=BLACK, linewidth=0.8, linestyle=":")
         axes.set_xlabel("SQNR in dB, int8 beside float32 (grey: stayed in float)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.01)
