@@ -43,7 +43,7 @@ def header(source: BufferedIOBase, once: Callable[[Any], Any]) -> Header:
     if type(content) is not dict:
         raise ValueError("its header is not a JSON object")
     metadata, places, end = content.pop(METADATA, None) or {}, {}, 0
-    rows = sorted(((place(row), name, row) for name, row in content.items()), key=lambda item: item[0])
+    rows = sorted((place(row), name, row) for name, row in content.items())  # no name occurs twice
     for (first, last), name, row in rows:
         shape, dtype = tuple(row["shape"]), TYPES[row["dtype"]]
         if first != end or last - first != math.prod(shape) * dtype.itemsize or last > size - 8 - length:
@@ -64,7 +64,7 @@ def read(source: BufferedIOBase, header: Header) -> tuple[dict[str, torch.Tensor
     for name, ((first, last), shape, dtype) in header.places.items():
         as_codes = dtype == torch.int8 and len(shape) >= 2 and 0 not in shape
         array = codes_with_room(shape) if as_codes else aligned(last - first)
-        if array.size and source.readinto(array.reshape(-1).view(np.uint8).data) != last - first:
+        if source.readinto(array.reshape(-1).view(np.uint8).data) != last - first:
             raise ValueError(f"tensor {name!r} is cut off")
         tensors[name] = torch.from_numpy(array) if as_codes else torch.from_numpy(array).view(dtype).reshape(shape)
         if as_codes:
