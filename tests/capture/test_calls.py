@@ -1,7 +1,9 @@
 """How the parts of a network are called: names of arguments, those that are left out, inputs that do not fit, what
 nobody reads, and numbers that are drawn."""
 
+import copy
 import functools
+import inspect
 import warnings
 
 import models
@@ -213,3 +215,29 @@ def test_what_a_call_leaves_out_is_known_where_its_tensors_alone_make_it():
 
 def test_names_of_arguments_are_told_apart():
     assert calls.unique(["x", "x", "y", "x"]) == ("x", "x_1", "y", "x_2")
+
+
+class Asks(nn.Module):
+    """Gives a part and a layer those of its arguments that they say they take."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = models.two_layers(lambda self, x, twice=False: self.second(self.first(x)) * (1 + twice))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        given = {"twice": True, "input": x, "unknown": 3}
+        parameters = inspect.signature(self.part.forward).parameters
+        y = self.part(x, **{name: value for name, value in given.items() if name in parameters})
+        given["input"] = y if y.sum() < 1e9 else -y
+        return self.last(**{name: given[name] for name in inspect.signature(self.last.forward).parameters})
+
+
+def test_what_stands_in_the_place_of_a_forward_has_its_signature():
+    model, x = networks.seeded(Asks), networks.inputs(5, (8,))
+    for q in (qs.quantize(model, [x]), qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
+        for other in (q, copy.deepcopy(q)):
+            with torch.no_grad():
+                assert (other(x) - model(x)).abs().max() < 0.05
+            for path, island in other.islands.items():
+                assert inspect.signature(island) == inspect.signature(model.get_submodule(path).forward)

@@ -1,5 +1,9 @@
 """Comparisons of models with Python between their networks: what cannot be compared is told, and the rest is."""
 
+import copy
+import inspect
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +80,167 @@ def test_a_network_that_is_a_recurrent_layer_is_compared_by_its_output():
     found = qs.compare(model, qs.quantize_dynamic(model, example=x), [x])
     (row,) = found.layers
     assert row.layer == "layer" and row.sqnr > 20 and found.sqnr > 20
+
+
+OTHERS = torch.randn(3, 8, generator=torch.Generator().manual_seed(3))
+
+
+def decibels(expected, got):
+    expected, got = (torch.cat(each).double() for each in (expected, got))
+    return 10 * math.log10(float(expected.square().sum() / (expected - got).square().sum()))
+
+
+@pytest.mark.parametrize("build", [Decides, Part])
+def test_several_batches_are_compared_as_the_sum_of_all(build):
+    model = seeded(build).requires_grad_(False)
+    q = qs.quantize(model, [ROWS])
+    found, alone = qs.compare(model, q, [ROWS, OTHERS]), qs.compare(model, q, [ROWS])
+    assert (found.examples, alone.examples) == (9, 6)
+    batches = (ROWS, OTHERS)
+    expected = decibels([model(x) for x in batches], [q(x) for x in batches])
+    assert found.sqnr == pytest.approx(expected, abs=1e-6) and found.sqnr != alone.sqnr
+    assert [row.macs for row in found.layers] == [9 * 64] * 2 and found.int8_macs == 1.0
+    last = found.layers[1]  # what the last layer gives is the output
+    assert last.sqnr == pytest.approx(expected, abs=1e-6)
+
+
+def test_as_many_batches_are_compared_as_are_asked_for():
+    model, q = made()
+    assert qs.compare(model, q, iter([ROWS, OTHERS]), batches=1).examples == 6
+    assert qs.compare(model, q, iter([ROWS, OTHERS]), batches=2).examples == 9
+    assert qs.compare(model, q, iter([ROWS, OTHERS]), batches=10**30).examples == 9
+    with pytest.raises(ValueError) as refused:
+        qs.compare(model, q, [ROWS], batches=0)
+    assert str(refused.value) == "batches: expected at least 1, or None for all, got 0"
+
+
+class Adds(nn.Module):
+    """Python between parts, with two inputs, a buffer, and work of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.table = Part(), nn.Parameter(torch.rand(8, 5))
+        self.register_buffer("shift", torch.rand(5))
+
+    def forward(self, x, y):
+        z = self.part(x + y)
+        return z @ self.table + self.shift if z.sum() < 1e9 else z
+
+
+@pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates")
+def test_a_model_of_parts_is_counted_with_what_is_python():
+    model = seeded(Adds).requires_grad_(False)
+    q = qs.quantize(model, [(ROWS, ROWS)])
+    found = qs.compare(model, q, [(ROWS, ROWS), (OTHERS, OTHERS)])
+    assert found.float_bytes == 4 * (2 * 72 + 40 + 5) and found.int8_bytes == q.nbytes
+    assert found.int8_macs == 128 / (128 + 40)  # of each example
+
+
+@pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates")
+def test_inputs_of_a_model_of_parts_may_be_given_by_name():
+    model = seeded(Adds).requires_grad_(False)
+    q = qs.quantize(model, [(ROWS, 2 * ROWS)])
+    found = qs.compare(model, q, [(ROWS, 2 * ROWS)])
+    assert qs.compare(model, q, [{"x": ROWS, "y": 2 * ROWS}]) == found
+
+
+@pytest.mark.filterwarnings("ignore:[0-9]+ % of the multiply-accumulates")
+@pytest.mark.parametrize("build", [Adds, Decides])
+def test_targets_of_a_model_of_parts_stand_behind_its_inputs(build):
+    model = seeded(build).requires_grad_(False)
+    batch = (ROWS, ROWS) if build is Adds else (ROWS,)
+    q = qs.quantize(model, [batch])
+    target = model(*batch).argmax(1)
+    target[0] = 7 - target[0] if target[0] != 7 - target[0] else 0
+    found = qs.compare(model, q, [(*batch, target)])
+    answers = q(*batch).argmax(1)
+    assert found.float_accuracy == 5 / 6 and found.int8_accuracy == float((answers == target).double().mean())
+    assert found.changed == int((answers != model(*batch).argmax(1)).sum())
+    assert qs.compare(model, q, [batch]).float_accuracy is None
+
+
+class Lists(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, images):
+        y = self.part(torch.stack(images))
+        return y if y.sum() < 1e9 else -y
+
+
+def test_a_batch_may_be_the_list_that_a_model_of_parts_takes():
+    model = seeded(Lists).requires_grad_(False)
+    q = qs.quantize(model, [[ROWS[0], ROWS[1]]])
+    found = qs.compare(model, q, [[ROWS[0], ROWS[1]]])
+    assert found.layers[0].macs == 2 * 64 and found.sqnr > 20
+
+
+@pytest.mark.parametrize("build", [Decides, Part])
+def test_networks_of_models_that_give_more_or_less_are_refused(build):
+    model = seeded(build).requires_grad_(False)
+    q = qs.quantize(model, [ROWS])
+    forward = type(model).forward
+    for several in (lambda x, *more: (forward(model, x, *more), x), lambda x, *more: []):
+        other = copy.deepcopy(model)
+        other.forward = several
+        with pytest.raises(ValueError, match="shorter|longer|expected a network quantized from this model"):
+            qs.compare(other, q, [ROWS])
+
+
+@pytest.mark.parametrize("build", [Decides, Part])
+def test_numbers_that_are_none_are_not_compared(build):
+    model = seeded(build).requires_grad_(False)
+    q = qs.quantize(model, [ROWS])
+    with pytest.raises(ValueError) as refused:
+        qs.compare(model, q, [torch.full((2, 8), torch.nan)])
+    assert str(refused.value) == "data: expected numbers, got NaN, with which there is nothing to compare"
+
+
+class ByName(nn.Module):
+    """Layers that are called by position and by name, each in Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.lstm = nn.Linear(8, 8), nn.Linear(8, 8), nn.LSTM(8, 4)
+
+    def forward(self, x):
+        y = self.second(input=self.first(x))
+        y = y if y.sum() < 1e9 else -y
+        return self.lstm(y, hx=(torch.ones(1, 4), torch.ones(1, 4)))[0]
+
+
+def test_layers_that_became_networks_alone_are_compared_however_they_are_called():
+    model = seeded(ByName).requires_grad_(False)
+    q = qs.quantize_dynamic(model)
+    assert sorted(q.islands) == ["first", "lstm", "second"]
+    found = qs.compare(model, q, [ROWS, OTHERS])
+    first, second = model.first(ROWS), model.first(OTHERS)
+    rows = {row.layer: row for row in found.layers}
+    assert sorted(rows) == ["first", "lstm", "second"] and all(row.int8 and row.sqnr > 30 for row in rows.values())
+    assert [rows[name].macs for name in ("first", "second", "lstm")] == [9 * 64, 9 * 64, 9 * 16 * 12]
+    got = [q.islands["first"](x) for x in (ROWS, OTHERS)]
+    assert rows["first"].sqnr == pytest.approx(decibels([first, second], got), abs=1e-6)
+    assert found.int8_macs == 1.0
+
+
+class Asks(nn.Module):
+    """Gives a part those of its arguments that the part says it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, x):
+        known = {"twice": True, "thrice": True}
+        takes = inspect.signature(self.part.forward).parameters
+        y = self.part(x, **{name: value for name, value in known.items() if name in takes})
+        return y if y.sum() < 1e9 else -y
+
+
+def test_a_part_that_is_compared_has_its_own_signature():
+    model = seeded(Asks).requires_grad_(False)
+    q = qs.quantize(model, [ROWS])
+    assert list(q.islands) == ["part"]
+    found = qs.compare(model, q, [ROWS])
+    assert found.sqnr > 20 and found.sqnr == pytest.approx(decibels([model(ROWS)], [q(ROWS)]), abs=1e-6)

@@ -46,7 +46,7 @@ class Island(nn.Module):
         self.patterns = [pattern.identity() for pattern in networks]
         self.known: dict[Any, tuple[int, tuple[int, ...]]] = {}
         self.networks = nn.ModuleList(networks.values())
-        self.__dict__["original"] = forward  # not registered: a module's own method
+        self.__dict__["original"] = self.__dict__["__wrapped__"] = forward  # not registered: a module's own method
         if not trained:
             self.eval()
         self.unseen = 0
@@ -107,7 +107,7 @@ class LayerIsland(nn.Module):
         self.networks = nn.ModuleList([network])
         self.path, self.replaced, self.warned = path, False, False
         self.weights: tuple[str, ...] = ()
-        self.__dict__["original"] = forward
+        self.__dict__["original"] = self.__dict__["__wrapped__"] = forward
         self.eval()
 
     def watch(self) -> None:
