@@ -76,7 +76,7 @@ ROOMS = {
     "capture": CAPTURING,
     "comparison": (
         "chapters/test_09_accuracy.py", "chapters/test_08_work.py", "output/test_compared.py",
-        "output/test_compared_layers.py", "output/test_comparison_shown.py",
+        "output/test_compared_layers.py", "output/test_compared_outputs.py", "output/test_comparison_shown.py",
     ),  # fmt: skip
     "conformance": ("chapters/test_11_backends.py", "conformance/test_matrix.py"),
     "engines": ("engines/test_lowering.py", "engines/test_tensors.py", "engines/test_parallel.py", *RUNNING),

@@ -144,8 +144,7 @@ def see_parts(seen: Seen, own: nn.Module, q: QuantizedModel, pairs: Pairs, batch
             outputs = leaves(watched(own, pairs)(*copies.cloned(args), **copies.cloned(kwargs)))
         int8_outputs = leaves(q(*args, **kwargs))
     seen.counted_macs += products.take()
-    for expected, got in zip(outputs, int8_outputs, strict=True):
-        seen.add("", expected, got)
+    see_outputs(seen, outputs, int8_outputs)
     see_answers(seen, outputs, int8_outputs, targets(len(args), batch))
 
 
@@ -153,21 +152,23 @@ def paired(model: nn.Module, q: QuantizedModel, args: tuple[Any, ...], kwargs: d
     """The float graph of each part beside its network."""
     pairs: Pairs = {}
     several = [path for path, island in q.islands.items() if isinstance(island, Island)]
-    found = parts.find(model, args, kwargs, lambda graph: graph, several) if several else parts.Parts()
+    found = parts.find(model, args, kwargs, lambda graph: graph, several)
+    modules = dict(model.named_modules())
     for path, island in q.islands.items():
         if isinstance(island, LayerIsland):
-            pairs[path, None] = beside(tracer.trace_layer(model, path), model, island.networks[0])
+            graph = tracer.trace_layer(model, path) if path in modules else None
+            pairs[path, None] = beside(graph, model, island.networks[0], path)
             continue
-        for pattern, network in zip(island.patterns, island.networks, strict=True):
+        for pattern, network in zip(island.patterns, island.networks):
             graph = found.graphs.get(path, {}).get(pattern)
-            if graph is None:
-                raise ValueError(f"q: expected a network quantized from this model, but it has none at {path!r}")
-            pairs[path, pattern] = beside(graph, model, network)
+            pairs[path, pattern] = beside(graph, model, network, path)
     return pairs
 
 
-def beside(graph: float_graph.FloatGraph, model: nn.Module, network: nn.Module) -> Beside:
+def beside(graph: float_graph.FloatGraph | None, model: nn.Module, network: nn.Module, path: str) -> Beside:
     assert isinstance(network, QuantizedModule)
+    if graph is None:
+        raise ValueError(f"q: expected a network quantized from this model, but it has none at {path!r}")
     return Beside(as_quantized(graph, model, network), network)
 
 
@@ -222,22 +223,29 @@ def see_batch(
             if isinstance(real, torch.Tensor) and real.shape == floats[step.name].shape:
                 seen.add(outputs_of[step.name], floats[step.name], real)
 
-    with Products() as products:
-        nodes = PerNode(products)
-        outputs = leaves(float_run.run(fused, batch, see_float, compute=nodes.compute))
+    nodes = PerNode()
+    outputs = leaves(float_run.run(fused, batch, see_float, compute=nodes.compute))
     seen.counted_macs += nodes.macs.total()
     steps = {step.name: step for step in reference.program.steps}
     seen.attended_macs += sum(nodes.macs[node.name] for node in fused.nodes if attends(node, steps))
     int8_outputs = leaves(reference(batch, see_step))
-    for expected, got in zip(outputs, int8_outputs, strict=True):
-        seen.add("", expected, got)
+    see_outputs(seen, outputs, int8_outputs)
     for place in places:
         recurrent = isinstance(place.layer, float_graph.Recurrent)
         if recurrent and isinstance(fused.output, Ref) and fused.output.name == place.name:
             seen.add(place.name, outputs[0], int8_outputs[0])
-        if place.x in shapes and (recurrent or place.name in shapes):
-            seen.macs[place.name] += size.macs(place.layer, shapes[place.x], shapes.get(place.name, ()))
+        # A recurrent layer may be given a packed sequence, which has no shape, and gives several values.
+        macs = nodes.macs[place.name] if recurrent else size.macs(place.layer, shapes[place.x], shapes[place.name])
+        seen.macs[place.name] += macs
     see_answers(seen, outputs, int8_outputs, targets(len(fused.inputs), batch))
+
+
+def see_outputs(seen: Seen, outputs: list[torch.Tensor], int8_outputs: list[torch.Tensor]) -> None:
+    """Adds what both networks give. Raises ValueError where that is not as much."""
+    if [x.shape for x in outputs] != [x.shape for x in int8_outputs]:
+        raise ValueError("q: expected a network quantized from this model, but its outputs have other shapes")
+    for expected, got in zip(outputs, int8_outputs):
+        seen.add("", expected, got)
 
 
 def see_answers(
@@ -282,7 +290,7 @@ def rows_of(q: QuantizedModule, places: list[Place], seen: Seen) -> list[LayerRo
     for place in places:
         step, energies = steps.get(place.name), seen.energies[place.name]
         # Where nothing was put beside each other there is nothing to say.
-        sqnr = accuracy.decibels(*energies) if place.name in seen.compared else float("nan")
+        sqnr = accuracy.decibels(*energies) if place.name in seen.compared else math.nan
         if isinstance(step, Layer):
             nbytes, reason = size.step_bytes(step), ""
         else:
