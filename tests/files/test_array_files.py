@@ -34,6 +34,7 @@ REFUSED = {
     "seven bytes": (bytes(7), NO_HEADER),
     "a header of one byte": (raw(b"1"), NO_HEADER),
     "a header of one byte more than there are": (raw(b"{} ")[:-1], NO_HEADER),
+    "a key twice": (raw(b'{"a":1,"a":2}'), "a key occurs twice"),
     "no object": (raw(b"[]"), "its header is not a JSON object"),
     "a place that is none": (raw_of(b"ab", a=3), unlike(3)),
     "a long row": (raw_of(a=["b" * 99]), f"{unlike('')[:-2]}{['b' * 99]!r:.80}"),

@@ -43,7 +43,7 @@ def made():
 
 def test_a_comparison_needs_a_batch():
     model, q = made()
-    with pytest.raises(ValueError, match="data: expected at least one batch, got none"):
+    with pytest.raises(ValueError, match="^data: expected at least one batch, got none$"):
         qs.compare(model, q, [])
 
 

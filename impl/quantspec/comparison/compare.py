@@ -38,7 +38,7 @@ class Seen:
     ``macs`` of each layer; ``answers``: (targets, float answers, int8 answers) of a batch."""
 
     energies: dict[str, list[float]]
-    macs: dict[str, int]
+    macs: dict[str, int] = field(default_factory=dict)
     counted_macs: int = 0
     attended_macs: int = 0  # of attention in codes
     examples: int = 0
@@ -122,7 +122,7 @@ def compare_parts(model: nn.Module, q: QuantizedModel, batches: Iterable[Any], t
     tracer.check_model(model)
     own = usual(copies.own_copy)(copies.inside(model))
     pairs: Pairs = {}
-    seen = Seen({"": [0.0, 0.0]}, {})
+    seen = Seen({"": [0.0, 0.0]})
     for batch in batches:
         see_parts(seen, own, q, pairs, batch)
     if not seen.examples:
@@ -187,7 +187,7 @@ def comparing(path: str, forward: Callable[..., Any], pairs: Pairs) -> Callable[
     def run(*args: Any, **kwargs: Any) -> Any:
         given: Any
         if (pair := pairs.get((path, None))) is not None:
-            given = copies.cloned({**dict(zip(pair.fused.inputs, args)), **kwargs} if kwargs else args)
+            given = copies.cloned({**dict(zip(pair.fused.inputs, args)), **kwargs})
         else:
             pattern, tensors = calls.call_of(forward, args, kwargs)
             pair, given = pairs.get((path, pattern)), tuple(tensor.clone() for tensor in tensors)

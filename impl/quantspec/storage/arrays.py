@@ -64,9 +64,9 @@ def read(source: BufferedIOBase, header: Header) -> tuple[dict[str, torch.Tensor
     for name, ((first, last), shape, dtype) in header.places.items():
         as_codes = dtype == torch.int8 and len(shape) >= 2 and 0 not in shape
         array = codes_with_room(shape) if as_codes else aligned(last - first)
-        if source.readinto(array.reshape(-1).view(np.uint8).data) != last - first:
+        if source.readinto(array.data) != last - first:
             raise ValueError(f"tensor {name!r} is cut off")
-        tensors[name] = torch.from_numpy(array) if as_codes else torch.from_numpy(array).view(dtype).reshape(shape)
+        tensors[name] = torch.from_numpy(array).view(dtype).reshape(shape)
         if as_codes:
             codes[name] = array
     return tensors, codes
