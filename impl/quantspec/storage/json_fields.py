@@ -202,7 +202,7 @@ class Reader:
             return scales
         number = np.float64(expect(given, float, f"{path}: scale"))
         if not abs(number) < 2.0**128 or number != np.float32(number):
-            raise ValueError(f"{path}: scale: expected a float32, got {number!r}")
+            raise ValueError(f"{path}: scale: expected a float32, got {given!r}")
         return np.asarray(number)
 
     def zero_point(self, given: Any, path: str) -> np.ndarray:
