@@ -218,9 +218,9 @@ def test_what_a_grid_itself_refuses_is_told_with_its_number():
     assert str(refused.value) == f"grid 1: {refused.value.__cause__}"
     reader = Reader({})
     reader.read_grids(
-        [ROW | {"scale": 2.0**119, "zero_point": 255}, ROW | {"qmin": -255, "qmax": 0, "zero_point": -255}]
+        [ROW | {"scale": 2.0**119, "zero_point": 255}, ROW | {"qmin": -128, "qmax": 127, "zero_point": -128}]
     )
-    assert [int(grid.zero_point) for grid in reader.grids] == [255, -255]
+    assert [int(grid.zero_point) for grid in reader.grids] == [255, -128]
 
 
 # --- fields

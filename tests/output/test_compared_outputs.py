@@ -74,7 +74,7 @@ class Gives(nn.Module):
         self.layer, self.kind = nn.Linear(4, 3), kind
 
     def forward(self, x):
-        y = self.layer(x)
+        y = self.layer(x[:, None])[:, 0] if self.kind == "lines" else self.layer(x)
         return {"text": "none", "sum": y.sum(), "mean": (y.mean(), y), "cube": y[:, None]}.get(self.kind, y)
 
 
@@ -214,3 +214,74 @@ def test_outputs_of_other_shapes_are_those_of_another_model():
             qs.compare(other, q, [ROWS])
         message = "q: expected a network quantized from this model, but its outputs have other shapes"
         assert str(refused.value) == message
+
+
+def test_a_layer_that_is_given_another_form_is_not_compared_and_the_output_is():
+    model = networks.seeded(lambda: Gives("rows"))
+    q = qs.quantize(model, [ROWS])
+    found = qs.compare(networks.seeded(lambda: Gives("lines")), q, [ROWS])
+    assert math.isnan(found.layers[0].sqnr) and found.sqnr > 20
+
+
+@pytest.mark.filterwarnings("ignore:nothing was quantized")
+def test_a_factor_for_each_channel_that_stays_in_float_is_work():
+    model, x = networks.seeded(lambda: nn.Sequential(nn.Conv2d(4, 4, 1, groups=4))), networks.inputs(2, (4, 3, 3))
+    (row,) = qs.compare(model, qs.quantize(model, [x], exclude="0"), [x]).layers
+    assert row.macs == 2 * 9 * 4
+
+
+class Made:
+    """No network."""
+
+
+ARGUMENTS = {
+    "a tensor as data": (
+        lambda model, q: qs.compare(model, q, ROWS), TypeError,
+        "data: expected an iterable of batches, got Tensor; pass [batch] for one batch",
+    ),
+    "a number as data": (
+        lambda model, q: qs.compare(model, q, 3), TypeError,
+        "data: expected an iterable of batches, got int; pass [batch] for one batch",
+    ),
+    "a text as data": (
+        lambda model, q: qs.compare(model, q, "x"), TypeError,
+        "data: expected an iterable of batches, got str; pass [batch] for one batch",
+    ),
+    "no network": (
+        lambda model, q: qs.compare(model, Made(), [ROWS]), TypeError,
+        "q: expected a network quantized by quantspec, got Made",
+    ),
+    "a network as model": (
+        lambda model, q: qs.compare(q, q, [ROWS]), TypeError,
+        "model: expected the float model, got a QuantizedModule",
+    ),
+    "a prepared model": (
+        lambda model, q: qs.compare(qs.prepare(model), q, [ROWS]), TypeError,
+        "model: expected the float model, got a Prepared",
+    ),
+    "half a batch": (
+        lambda model, q: qs.compare(model, q, [ROWS], batches=0.5), TypeError,
+        "batches: expected a whole number, got 0.5",
+    ),
+    "no batch": (
+        lambda model, q: qs.compare(model, q, [ROWS], batches=0), ValueError,
+        "batches: expected at least 1, or None for all, got 0",
+    ),
+    "a text as threshold": (
+        lambda model, q: qs.compare(model, q, [ROWS], threshold="20"), TypeError,
+        "threshold: expected a number, got '20'",
+    ),
+    "no threshold": (
+        lambda model, q: qs.compare(model, q, [ROWS], threshold=math.nan), ValueError,
+        "threshold: expected a quality in dB, got NaN",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_of_a_comparison_are_refused_by_a_whole_sentence(name):
+    call, kind, message = ARGUMENTS[name]
+    model = networks.seeded(lambda: Gives("rows"))
+    with pytest.raises(kind) as refused:
+        call(model, qs.quantize(model, [ROWS]))
+    assert str(refused.value) == message

@@ -260,14 +260,14 @@ def see_answers(
 
 def leaves(tree: Any) -> list[torch.Tensor]:
     """The float tensors of an output, as dense ones."""
-    if isinstance(tree, np.ndarray) and tree.dtype.kind in "fc":
+    if isinstance(tree, np.ndarray) and tree.dtype.kind in ("f", "c"):
         tree = torch.tensor(tree)
     if isinstance(tree, torch.Tensor) and tree.is_nested:
         tree = tree.unbind()
     if isinstance(tree, torch.Tensor):
         tree = torch.view_as_real(tree.resolve_conj()) if tree.is_complex() else tree
         tree = tree.dequantize() if tree.is_quantized else tree
-        tree = tree if tree.layout == torch.strided else tree.to_dense()
+        tree = tree.to_dense()
         return [tree] if tree.is_floating_point() and not tree.is_meta else []
     if is_dataclass(tree) and not isinstance(tree, (dict, type)):
         tree = [getattr(tree, each.name) for each in fields(tree)]
