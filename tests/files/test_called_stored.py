@@ -1,0 +1,384 @@
+"""What networks call, in files: functions by name, modules of torch.nn by their arguments, and what is refused."""
+
+import collections
+import json
+import math
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from quantspec.errors import UnsupportedError
+from quantspec.ir import float_graph
+from quantspec.ir.float_run import FloatLayer
+from quantspec.ir.program import Call, Ref
+from quantspec.storage import allowed, callables
+from quantspec.storage.json_fields import Reader, Writer
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+
+
+class Plain(tuple):
+    """A tuple without names."""
+
+
+def back(called, modules=None, packages=()):
+    """What is called, written and read, and its rows."""
+    writer = Writer()
+    rows = json.loads(json.dumps(callables.write_callables(called, writer)))
+    return callables.read_callables(rows, Reader(writer.tensors), modules or {}, packages), rows
+
+
+def test_functions_classes_and_constants_come_back_by_their_names():
+    name = f"{__name__}.Answer"
+    called = {
+        ("function", "torch.relu"): torch.relu, ("function", "operator.add"): operator.add,
+        ("function", name): Answer, ("function", f"{__name__}.Pair"): Pair,
+        ("attribute", "table"): (1, [math.inf]), ("module", "soft"): nn.Softmax(1),
+    }  # fmt: skip
+    read, rows = back(called, packages={__name__})
+    assert rows[:5] == [
+        {"kind": "function", "target": "torch.relu"}, {"kind": "function", "target": "operator.add"},
+        {"kind": "function", "target": name, "output": True},
+        {"kind": "function", "target": f"{__name__}.Pair", "output": True},
+        {"kind": "attribute", "target": "table", "value": {"tuple": [1, [{"float": "inf"}]]}},
+    ]  # fmt: skip
+    assert rows[5] == {
+        "kind": "module", "target": "soft", "class": "Softmax", "arguments": {"dict": [["dim", 1]]}, "state": {},
+    }  # fmt: skip
+    assert list(read) == list(called)
+    assert all(read[key] == value for key, value in called.items() if key[0] != "module")
+    assert type(read["module", "soft"]) is nn.Softmax and read["module", "soft"].dim == 1
+    assert not read["module", "soft"].training
+
+
+def test_a_tensor_among_constants_is_named_by_the_constant():
+    writer = Writer()
+    (row,) = callables.write_callables({("attribute", "table"): torch.ones(2)}, writer)
+    assert row["value"] == {"tensor": "table"} and list(writer.tensors) == ["table"]
+
+
+@pytest.mark.parametrize(("target", "value", "message"), [
+    ("torch.relu", torch.sigmoid, "function torch.relu is not the one that the file would name"),
+    ("os.system", print, "function os.system: a file may not name the function 'os.system'"),
+    ("nowhere.Answer", Answer, "function nowhere.Answer: its class cannot be imported by name"),
+])  # fmt: skip
+def test_a_function_that_its_name_does_not_find_is_not_written(target, value, message):
+    with pytest.raises(UnsupportedError) as refused:
+        callables.write_callables({("function", target): value}, Writer())
+    assert str(refused.value) == message
+
+
+# --- modules
+
+
+def linear(bias=True, relu=False):
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    return FloatLayer(float_graph.Linear("y", "x", "part.head", weight, np.ones(2, np.float32) if bias else None, relu))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_after_fusion_comes_back_with_its_weights(bias):
+    layer, x = linear(bias), torch.tensor([[1.0, -2.0, 3.0]])
+    read, (row,) = back({("module", "part.head"): layer})
+    assert row["layer"] == "Linear" and "weight" not in row["fields"] and "bias" not in row["fields"]
+    names = ["weight", "bias"] if bias else ["weight"]
+    assert row["state"] == {name: f"part.head.{name}" for name in names}
+    twin = read["module", "part.head"]
+    assert type(twin) is FloatLayer and torch.equal(twin(x), layer(x)) and (twin.bias is None) == (not bias)
+    assert twin.node.layer == "part.head" and not twin.training
+
+
+def hooked():
+    module = nn.Softmax(1)
+    module.register_forward_hook(lambda *given: None)
+    return module
+
+
+def before():
+    module = nn.Softmax(1)
+    module.register_forward_pre_hook(lambda *given: None)
+    return module
+
+
+def more():
+    module = nn.Softmax(1)
+    module.more = 3
+    return module
+
+
+def inside():
+    module = nn.MultiheadAttention(4, 2)
+    module.out_proj.more = 3
+    return module
+
+
+class Softmax(nn.Module):
+    """One's own, of a name that torch has."""
+
+
+OWN = {
+    "with a hook": (hooked, "torch.nn.modules.activation.Softmax"),
+    "with a hook before": (before, "torch.nn.modules.activation.Softmax"),
+    "with more": (more, "torch.nn.modules.activation.Softmax"),
+    "with more inside": (inside, "torch.nn.modules.activation.MultiheadAttention"),
+    "of a name that torch has": (Softmax, f"{__name__}.Softmax"),
+    "of several": (lambda: nn.Sequential(nn.ReLU()), "torch.nn.modules.container.Sequential"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_module_that_is_more_than_its_arguments_is_given_again(name):
+    make, kind = OWN[name]
+    module = make()
+    writer = Writer()
+    row = callables.write_module(module, "part", writer)
+    assert row == {"given": kind, "state": {key: f"part.{key}" for key in module.state_dict()}}
+    row |= {"kind": "module", "target": "part"}
+    with pytest.raises(callables.NotGiven) as lacking:
+        callables.read_callables([row], Reader(writer.tensors), {})
+    message = f"modules: 'part' is a {kind}, whose code is not in the file; pass modules={{'part': ...}}"
+    assert str(lacking.value) == message
+    given = make().train()
+    read = callables.read_callables([row], Reader(writer.tensors), {"part": given})["module", "part"]
+    assert type(read) is type(module) and read is not given and not read.training and given.training
+    assert all(torch.equal(a, b) for a, b in zip(read.state_dict().values(), module.state_dict().values()))
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (3, "modules: expected a module for 'part', got int"),
+    (nn.Linear, "modules: expected a module for 'part', got type"),
+    (nn.Sequential(), "modules: 'part': '0.bias' is in only one of its state and the file"),
+    (nn.Sequential(nn.Linear(3, 3)), "modules: 'part': expected '0.weight' as torch.float32[3, 3], "
+                                     "got torch.float32[2, 3]"),
+    (nn.Sequential(nn.Linear(3, 2).double()), "modules: 'part': expected '0.weight' as torch.float64[2, 3], "
+                                              "got torch.float32[2, 3]"),
+])  # fmt: skip
+def test_another_module_than_the_one_in_the_file_is_refused(given, message):
+    writer = Writer()
+    row = callables.write_module(nn.Sequential(nn.Linear(3, 2)), "part", writer) | {"kind": "module", "target": "part"}
+    with pytest.raises(callables.NotGiven) as refused:
+        callables.read_callables([row], Reader(writer.tensors), {"part": given})
+    assert str(refused.value) == message
+
+
+STATE = {"weight": torch.ones(2, 3), "bias": torch.ones(2), "half": torch.ones(2, 3).half()}
+NAMED = {"weight": "weight", "bias": "bias"}
+LINEAR = {"dict": [["in_features", 3], ["out_features", 2], ["bias", True]]}
+MODULE = {"kind": "module", "target": "m", "class": "Linear", "arguments": LINEAR, "state": NAMED}
+FIELDS = {"name": "y", "x": "x", "layer": "m", "relu": False, "ceiling": {"float": "inf"}}
+LAYER = {"kind": "module", "target": "m", "layer": "Linear", "fields": FIELDS, "state": NAMED}
+A_LAYER = "module 'm': expected a layer with a float32 weight, got"
+ROWS = {
+    "no list": ({}, "callables: expected list, got {}"),
+    "no row": ([3], "callables: kind: expected str, got None"),
+    "no kind": ([{"target": "m"}], "callables: kind: expected str, got None"),
+    "no target": ([{"kind": "module"}], "callables: target: expected str, got None"),
+    "another kind": ([{"kind": "code", "target": "m"}], "callables: unknown kind 'code'"),
+    "a name twice": ([{"kind": "function", "target": "torch.relu"}] * 2, "function 'torch.relu' occurs twice"),
+    "a function with more": (
+        [{"kind": "function", "target": "torch.relu", "code": 1}],
+        "torch.relu: expected the keys kind, target, got ['code', 'kind', 'target']",
+    ),
+    "another function": (
+        [{"kind": "function", "target": "os.system"}], "a file may not name the function 'os.system'",
+    ),
+    "a class with more": (
+        [{"kind": "function", "target": "a.B", "output": True, "code": 1}],
+        "a.B: expected the keys kind, target, output, got ['code', 'kind', 'output', 'target']",
+    ),
+    "a class of another library": (
+        [{"kind": "function", "target": "a.B", "output": True}],
+        "model: the file names a.B, a class of outputs; pass as model= a model of its library",
+    ),
+    "a constant with more": (
+        [{"kind": "attribute", "target": "t", "value": 1, "code": 1}],
+        "t: expected the keys kind, target, value, got ['code', 'kind', 'target', 'value']",
+    ),
+    "a constant that reads": (
+        [{"kind": "attribute", "target": "t", "value": [1, {"ref": "x"}, {"ref": "y"}]}],
+        "attribute 't' refers to 'x'",
+    ),
+    "no state": ([MODULE | {"state": 3}], "module 'm': expected its state, got 3"),
+    "a long state": ([MODULE | {"state": "a" * 99}], f"module 'm': expected its state, got {'a' * 99!r:.80}"),
+    "a tensor that is not there": (
+        [MODULE | {"state": {"weight": "w"}}], "module 'm': weight: there is no tensor 'w'",
+    ),
+    "a module with more": (
+        [MODULE | {"code": 1}],
+        "module 'm': expected the keys kind, target, class, arguments, state, got "
+        "['arguments', 'class', 'code', 'kind', 'state', 'target']",
+    ),
+    "another class": ([MODULE | {"class": "Module"}], "module 'm': a file may not name the class 'Module'"),
+    "a class by number": ([MODULE | {"class": 3}], "module 'm': a file may not name the class 3"),
+    "an argument less": (
+        [MODULE | {"arguments": {"dict": [["in_features", 3]]}}],
+        "module 'm': expected the keys in_features, out_features, bias, got ['in_features']",
+    ),
+    "no arguments": (
+        [MODULE | {"arguments": 3}], "module 'm': expected the keys in_features, out_features, bias, got int",
+    ),
+    "a tensor less": (
+        [MODULE | {"state": {"weight": "weight"}}],
+        "module 'm': 'bias' is in only one of its state and the file",
+    ),
+    "another shape": (
+        [MODULE | {"state": {"weight": "weight", "bias": "weight"}}],
+        "module 'm': expected 'bias' as torch.float32[2], got torch.float32[2, 3]",
+    ),
+    "another type": (
+        [MODULE | {"state": {"weight": "half", "bias": "bias"}}],
+        "module 'm': expected 'weight' as torch.float32[2, 3], got torch.float16[2, 3]",
+    ),
+    "a layer with more": (
+        [LAYER | {"code": 1}],
+        "module 'm': expected the keys kind, target, layer, fields, state, got "
+        "['code', 'fields', 'kind', 'layer', 'state', 'target']",
+    ),
+    "another layer": ([LAYER | {"layer": "Recurrent"}], f"{A_LAYER} 'Recurrent' with ['bias', 'weight']"),
+    "a layer without a weight": ([LAYER | {"state": {"bias": "bias"}}], f"{A_LAYER} 'Linear' with ['bias']"),
+    "a layer of halves": ([LAYER | {"state": {"weight": "half"}}], f"{A_LAYER} 'Linear' with ['weight']"),
+    "a module of one's own with more": (
+        [{"kind": "module", "target": "m", "given": "my.Own", "state": {}, "code": 1}],
+        "module 'm': expected the keys kind, target, given, state, got ['code', 'given', 'kind', 'state', 'target']",
+    ),
+    "one by number": (
+        [{"kind": "module", "target": "m", "given": 3, "state": {}}], "module 'm': expected str, got 3",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_not_called_by_any_network_is_refused_by_a_whole_sentence(name):
+    rows, message = ROWS[name]
+    with pytest.raises(ValueError) as refused:
+        callables.read_callables(rows, Reader(STATE), {})
+    assert str(refused.value) == message
+
+
+def test_arguments_that_a_class_does_not_take_are_told_with_what_it_says():
+    for arguments, said in (([["dim", 1], ["dim", 2]], None), ([["num_groups", 3], ["num_channels", 4]], "divisible")):
+        pairs = {"dict": [*arguments, *([["eps", 1e-5], ["affine", False]] if said else [])]}
+        row = {"kind": "module", "target": "m", "class": "GroupNorm", "arguments": pairs, "state": {}}
+        with pytest.raises(ValueError) as refused:
+            callables.read_callables([row], Reader({}), {})
+        assert str(refused.value).startswith("module 'm': ")
+        if said:
+            taken = {"num_groups": 3, "num_channels": 4, "eps": 1e-5, "affine": False}
+            message = f"module 'm': GroupNorm does not take {taken}: {refused.value.__cause__}"
+            assert str(refused.value) == message and said in message
+
+
+def test_layers_of_layers_that_no_tensors_are_there_for_are_not_built():
+    with pytest.raises(ValueError) as refused:
+        callables.build_module("LSTM", {"input_size": 2, "hidden_size": 2, "num_layers": 5}, 4)
+    assert str(refused.value) == "5 layers with 4 tensors"
+    built = callables.build_module("LSTM", {"input_size": 2, "hidden_size": 2, "num_layers": 4}, 4)
+    assert built.num_layers == 4 and all(parameter.is_meta for parameter in built.parameters())
+    assert type(callables.build_module("RNN", {"input_size": 2, "hidden_size": 2, "num_layers": 1}, 0)) is nn.RNN
+
+
+# --- names
+
+
+def test_names_find_their_functions_and_no_others():
+    for name, value in (("torch.relu", torch.relu), ("torch.nn.functional.gelu", F.gelu), ("math.floor", math.floor)):
+        assert allowed.function(name) is value
+        assert allowed.is_listed("function", name, value) and not allowed.is_listed("method", name, value)
+        assert not allowed.is_listed("function", name, print)
+    for name in ("relu", "torch.load", "torch.nn.relu", "", "os.system"):
+        assert not allowed.is_listed("function", name, torch.relu)
+        with pytest.raises(ValueError) as refused:
+            allowed.function(name)
+        assert str(refused.value) == f"a file may not name the function {name!r}"
+
+
+def test_a_function_that_this_torch_lacks_is_told(monkeypatch):
+    monkeypatch.delattr(torch, "addcdiv")
+    with pytest.raises(ValueError) as refused:
+        allowed.function("torch.addcdiv")
+    assert str(refused.value) == "this installation has no function 'torch.addcdiv'"
+
+
+def test_classes_of_outputs_hold_what_a_model_gives_and_nothing_else():
+    for kind in (Answer, Pair):
+        assert allowed.is_output_type(kind) and allowed.output_type(f"{__name__}.{kind.__name__}") is kind
+    others = Plain, tuple, dict, nn.Linear, torch.return_types.max, torch.nn.utils.rnn.PackedSequence, Answer(ROWS), 3
+    assert not any(map(allowed.is_output_type, others))
+    for name in (f"{__name__}.Plain", f"{__name__}.Nothing", "nowhere.Answer", "Answer", "math.floor"):
+        assert allowed.output_type(name) is None
+
+
+def test_a_class_of_outputs_is_found_in_a_package_that_the_caller_named_only():
+    name, package = f"{__name__}.Answer", __name__.partition(".")[0]
+    assert callables.given_type(name, {package}) is Answer
+    for packages in ((), {"other"}):
+        with pytest.raises(callables.NotGiven) as refused:
+            callables.given_type(name, packages)
+        expected = f"model: the file names {name}, a class of outputs; pass as model= a model of its library"
+        assert str(refused.value) == expected
+
+
+X = Ref("x")
+GETATTR = "builtins.getattr"
+GOOD = [
+    Call("y", "method", "relu", (X,), {}, ""), Call("y", "function", "torch.relu", (X,), {}, ""),
+    Call("y", "function", GETATTR, (X, "shape"), {}, ""), Call("y", "module", "m", (X,), {}, ""),
+    Call("y", "attribute", "t", (), {}, ""), Call("y", "function", "my.Answer", (X,), {}, ""),
+]  # fmt: skip
+NO_ATTRIBUTE = "step 'y': a file may not name the attribute"
+BAD = {
+    "another method": (
+        Call("y", "method", "backward", (X,), {}, ""), "step 'y': a file may not name the method 'backward'",
+    ),
+    "a method of nothing": (Call("y", "method", "relu", (), {}, ""), "step 'y': a method belongs to a value"),
+    "a method of a text": (Call("y", "method", "relu", ("x",), {}, ""), "step 'y': a method belongs to a value"),
+    "another function": (
+        Call("y", "function", "os.system", (X,), {}, ""), "a file may not name the function 'os.system'",
+    ),
+    "another attribute": (Call("y", "function", GETATTR, (X, "data"), {}, ""), f"{NO_ATTRIBUTE} ('data',)"),
+    "an attribute of a number": (Call("y", "function", GETATTR, (3, "shape"), {}, ""), f"{NO_ATTRIBUTE} ('shape',)"),
+    "a default": (Call("y", "function", GETATTR, (X, "shape", 3), {}, ""), f"{NO_ATTRIBUTE} ('shape', 3)"),
+    "an attribute by name": (Call("y", "function", GETATTR, (X, "shape"), {"d": 1}, ""), f"{NO_ATTRIBUTE} ('shape',)"),
+    "another kind": (
+        Call("y", "code", "m", (X,), {}, ""),
+        "step 'y': expected a module, a function, a method or an attribute, got 'code'",
+    ),
+}  # fmt: skip
+
+
+def test_calls_of_what_is_listed_may_stand_in_a_file():
+    for call in GOOD:
+        allowed.check_call(call, {("function", "my.Answer"): Answer})
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_another_call_is_refused_by_a_whole_sentence(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError) as refused:
+        allowed.check_call(call, {("function", "my.Answer"): Answer})
+    assert str(refused.value) == message
+
+
+def test_a_table_of_classes_says_what_each_takes():
+    table = allowed.constructors("""
+    One: a b?
+    Pad#d Two#d: size
+    None1 None2:
+    Long#d:
+        a b
+        """)
+    assert table == {
+        "One": ("a", "b?"), "Pad1d": ("size",), "Pad2d": ("size",), "Pad3d": ("size",), "Two1d": ("size",),
+        "Two2d": ("size",), "Two3d": ("size",), "None1": (), "None2": (), "Long1d": ("a", "b"), "Long2d": ("a", "b"),
+        "Long3d": ("a", "b"),
+    }  # fmt: skip
