@@ -234,6 +234,8 @@ FIELDS = {
     "a pair": (tuple[int, str], (1, "a"), [1, "a"]),
     "any number of": (tuple[int, ...], (1, 2, 3), [1, 2, 3]),
     "none of": (tuple[int, ...], (), []),
+    "one alone": (tuple[int], (1,), [1]),
+    "three": (tuple[int, str, bool], (1, "a", True), [1, "a", True]),
     "pairs of pairs": (tuple[tuple[int, int], ...], ((1, 2), (3, 4)), [[1, 2], [3, 4]]),
     "arguments": (tuple[Any, ...], (Ref("x"), 1), {"tuple": [{"ref": "x"}, 1]}),
     "named arguments": (dict[str, Any], {"a": 1}, {"dict": [["a", 1]]}),
@@ -260,6 +262,18 @@ def test_a_field_that_a_file_cannot_hold_is_told_with_its_place():
         with pytest.raises(UnsupportedError) as refused:
             Writer().field(value, hint, "step")
         assert str(refused.value) == message
+
+
+def test_a_tuple_of_another_length_is_not_written():
+    for value in ((1,), (1, 2, 3)):
+        with pytest.raises(ValueError, match="zip"):
+            Writer().field(value, tuple[int, int], "step")
+
+
+def test_a_grid_in_a_field_is_named_by_the_field():
+    writer = Writer()
+    assert writer.field(MANY, QParams | None, "step.w_qparams") == 0
+    assert sorted(writer.tensors) == ["step.w_qparams.scale", "step.w_qparams.zero_point"]
 
 
 NO_FIELD = {
@@ -303,7 +317,9 @@ def test_a_record_is_written_by_its_fields_and_comes_back():
         "input_weight": "lstm.0.input_weight", "input_qparams": 0, "input_bias": None,
         "state_weight": "lstm.0.state_weight", "state_qparams": 0, "state_bias": "lstm.0.state_bias",
     }  # fmt: skip
-    assert writer.field((made,), tuple[Cell, ...], "lstm") == [row]
+    fresh = Writer()
+    assert fresh.field((made,), tuple[Cell, ...], "lstm") == [row]
+    assert sorted(fresh.tensors) == sorted(writer.tensors) and "lstm.0.input_qparams.scale" in fresh.tensors
     reader = Reader(writer.tensors)
     reader.read_grids(writer.grids)
     (back,) = reader.field([row], tuple[Cell, ...], "lstm")
@@ -319,6 +335,9 @@ def test_a_record_is_written_by_its_fields_and_comes_back():
         reader.record(Cell, {}, "lstm.0")
     names = "input_weight, input_qparams, input_bias, state_weight, state_qparams, state_bias"
     assert str(refused.value) == f"lstm.0: expected the keys {names}, got []"
+    with pytest.raises(ValueError) as refused:
+        reader.record(Cell, 3, "lstm.0")
+    assert str(refused.value) == f"lstm.0: expected the keys {names}, got int"
     with pytest.raises(ValueError, match=r"^lstm\.0\.input_weight: there is no tensor 3$"):
         reader.record(Cell, row | {"input_weight": 3}, "lstm.0")
 

@@ -86,7 +86,10 @@ ROOMS = {
         "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_jit.py", "kernels/test_minmax.py",
         "kernels/test_training_kernels.py", *RUNNING,
     ),
-    "module": ("chapters/test_05_static.py", "chapters/test_08_size.py", "capture/test_capture.py", *STORING[:2]),
+    "module": (
+        "chapters/test_05_static.py", "chapters/test_08_size.py", "capture/test_capture.py", "output/test_tables.py",
+        *STORING[:2],
+    ),  # fmt: skip
     "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
     "onnx_export": ("files/test_onnx_export.py", "files/test_onnx_codes.py", "files/test_onnx_floats.py"),
     "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
