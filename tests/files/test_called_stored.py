@@ -4,19 +4,18 @@ import collections
 import json
 import math
 import operator
+import urllib.parse
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from quantspec.errors import UnsupportedError
 from quantspec.ir import float_graph
 from quantspec.ir.float_run import FloatLayer
-from quantspec.ir.program import Call, Ref
-from quantspec.storage import allowed, callables
+from quantspec.storage import callables
 from quantspec.storage.json_fields import Reader, Writer
 
 Pair = collections.namedtuple("Pair", "first second")
@@ -171,7 +170,26 @@ def test_another_module_than_the_one_in_the_file_is_refused(given, message):
     assert str(refused.value) == message
 
 
-STATE = {"weight": torch.ones(2, 3), "bias": torch.ones(2), "half": torch.ones(2, 3).half()}
+def test_a_module_that_is_given_stays_as_it_was():
+    writer, given = Writer(), nn.Sequential(nn.Linear(3, 2)).requires_grad_(False)
+    saved = nn.Sequential(nn.Linear(3, 2)).requires_grad_(False)
+    row = callables.write_module(saved, "part", writer) | {"kind": "module", "target": "part"}
+    for tensor in given.parameters():
+        tensor.zero_()
+    read = callables.read_callables([row], Reader(writer.tensors), {"part": given})["module", "part"]
+    assert torch.equal(read[0].weight, saved[0].weight) and not any(tensor.any() for tensor in given.parameters())
+
+
+def test_a_plain_module_is_its_arguments_whatever_its_tensors_and_mode_are():
+    for module in (nn.Linear(3, 2), nn.Linear(3, 2).eval(), nn.Linear(3, 2).requires_grad_(False)):
+        assert callables.plain_arguments(module) == {"in_features": 3, "out_features": 2, "bias": True}
+    attention = nn.MultiheadAttention(4, 2, bias=False, add_bias_kv=True).eval()
+    found = callables.plain_arguments(attention)
+    assert (found["bias"], found["add_bias_kv"], found["num_heads"]) == (False, True, 2)
+    assert callables.public_attributes(nn.Linear(3, 2)) == {".in_features": 3, ".out_features": 2}
+
+
+STATE = {"long": torch.ones(3), "weight": torch.ones(2, 3), "bias": torch.ones(2), "half": torch.ones(2, 3).half()}
 NAMED = {"weight": "weight", "bias": "bias"}
 LINEAR = {"dict": [["in_features", 3], ["out_features", 2], ["bias", True]]}
 MODULE = {"kind": "module", "target": "m", "class": "Linear", "arguments": LINEAR, "state": NAMED}
@@ -247,6 +265,16 @@ ROWS = {
     "another layer": ([LAYER | {"layer": "Recurrent"}], f"{A_LAYER} 'Recurrent' with ['bias', 'weight']"),
     "a layer without a weight": ([LAYER | {"state": {"bias": "bias"}}], f"{A_LAYER} 'Linear' with ['bias']"),
     "a layer of halves": ([LAYER | {"state": {"weight": "half"}}], f"{A_LAYER} 'Linear' with ['weight']"),
+    "no fields": (
+        [LAYER | {"fields": 3}], "module 'm': expected the keys name, x, layer, relu, ceiling, flat, got int",
+    ),
+    "a long bias": (
+        [LAYER | {"fields": FIELDS | {"flat": False}, "state": NAMED | {"bias": "long"}}],
+        "module 'm': expected a bias of shape (2,), got (3,)",
+    ),
+    "a constant without its tensor": (
+        [{"kind": "attribute", "target": "t", "value": {"tensor": "none"}}], "t: there is no tensor 'none'",
+    ),
     "a module of one's own with more": (
         [{"kind": "module", "target": "m", "given": "my.Own", "state": {}, "code": 1}],
         "module 'm': expected the keys kind, target, given, state, got ['code', 'given', 'kind', 'state', 'target']",
@@ -282,103 +310,19 @@ def test_layers_of_layers_that_no_tensors_are_there_for_are_not_built():
     with pytest.raises(ValueError) as refused:
         callables.build_module("LSTM", {"input_size": 2, "hidden_size": 2, "num_layers": 5}, 4)
     assert str(refused.value) == "5 layers with 4 tensors"
+    with pytest.raises(ValueError, match="^2 layers with 1 tensors$"):
+        callables.build_module("LSTM", {"input_size": 2, "hidden_size": 2, "num_layers": 2}, 1)
     built = callables.build_module("LSTM", {"input_size": 2, "hidden_size": 2, "num_layers": 4}, 4)
     assert built.num_layers == 4 and all(parameter.is_meta for parameter in built.parameters())
     assert type(callables.build_module("RNN", {"input_size": 2, "hidden_size": 2, "num_layers": 1}, 0)) is nn.RNN
 
 
-# --- names
-
-
-def test_names_find_their_functions_and_no_others():
-    for name, value in (("torch.relu", torch.relu), ("torch.nn.functional.gelu", F.gelu), ("math.floor", math.floor)):
-        assert allowed.function(name) is value
-        assert allowed.is_listed("function", name, value) and not allowed.is_listed("method", name, value)
-        assert not allowed.is_listed("function", name, print)
-    for name in ("relu", "torch.load", "torch.nn.relu", "", "os.system"):
-        assert not allowed.is_listed("function", name, torch.relu)
-        with pytest.raises(ValueError) as refused:
-            allowed.function(name)
-        assert str(refused.value) == f"a file may not name the function {name!r}"
-
-
-def test_a_function_that_this_torch_lacks_is_told(monkeypatch):
-    monkeypatch.delattr(torch, "addcdiv")
-    with pytest.raises(ValueError) as refused:
-        allowed.function("torch.addcdiv")
-    assert str(refused.value) == "this installation has no function 'torch.addcdiv'"
-
-
-def test_classes_of_outputs_hold_what_a_model_gives_and_nothing_else():
-    for kind in (Answer, Pair):
-        assert allowed.is_output_type(kind) and allowed.output_type(f"{__name__}.{kind.__name__}") is kind
-    others = Plain, tuple, dict, nn.Linear, torch.return_types.max, torch.nn.utils.rnn.PackedSequence, Answer(ROWS), 3
-    assert not any(map(allowed.is_output_type, others))
-    for name in (f"{__name__}.Plain", f"{__name__}.Nothing", "nowhere.Answer", "Answer", "math.floor"):
-        assert allowed.output_type(name) is None
-
-
 def test_a_class_of_outputs_is_found_in_a_package_that_the_caller_named_only():
     name, package = f"{__name__}.Answer", __name__.partition(".")[0]
     assert callables.given_type(name, {package}) is Answer
+    assert callables.given_type("urllib.parse.ParseResult", {"urllib"}) is urllib.parse.ParseResult
     for packages in ((), {"other"}):
         with pytest.raises(callables.NotGiven) as refused:
             callables.given_type(name, packages)
         expected = f"model: the file names {name}, a class of outputs; pass as model= a model of its library"
         assert str(refused.value) == expected
-
-
-X = Ref("x")
-GETATTR = "builtins.getattr"
-GOOD = [
-    Call("y", "method", "relu", (X,), {}, ""), Call("y", "function", "torch.relu", (X,), {}, ""),
-    Call("y", "function", GETATTR, (X, "shape"), {}, ""), Call("y", "module", "m", (X,), {}, ""),
-    Call("y", "attribute", "t", (), {}, ""), Call("y", "function", "my.Answer", (X,), {}, ""),
-]  # fmt: skip
-NO_ATTRIBUTE = "step 'y': a file may not name the attribute"
-BAD = {
-    "another method": (
-        Call("y", "method", "backward", (X,), {}, ""), "step 'y': a file may not name the method 'backward'",
-    ),
-    "a method of nothing": (Call("y", "method", "relu", (), {}, ""), "step 'y': a method belongs to a value"),
-    "a method of a text": (Call("y", "method", "relu", ("x",), {}, ""), "step 'y': a method belongs to a value"),
-    "another function": (
-        Call("y", "function", "os.system", (X,), {}, ""), "a file may not name the function 'os.system'",
-    ),
-    "another attribute": (Call("y", "function", GETATTR, (X, "data"), {}, ""), f"{NO_ATTRIBUTE} ('data',)"),
-    "an attribute of a number": (Call("y", "function", GETATTR, (3, "shape"), {}, ""), f"{NO_ATTRIBUTE} ('shape',)"),
-    "a default": (Call("y", "function", GETATTR, (X, "shape", 3), {}, ""), f"{NO_ATTRIBUTE} ('shape', 3)"),
-    "an attribute by name": (Call("y", "function", GETATTR, (X, "shape"), {"d": 1}, ""), f"{NO_ATTRIBUTE} ('shape',)"),
-    "another kind": (
-        Call("y", "code", "m", (X,), {}, ""),
-        "step 'y': expected a module, a function, a method or an attribute, got 'code'",
-    ),
-}  # fmt: skip
-
-
-def test_calls_of_what_is_listed_may_stand_in_a_file():
-    for call in GOOD:
-        allowed.check_call(call, {("function", "my.Answer"): Answer})
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_another_call_is_refused_by_a_whole_sentence(name):
-    call, message = BAD[name]
-    with pytest.raises(ValueError) as refused:
-        allowed.check_call(call, {("function", "my.Answer"): Answer})
-    assert str(refused.value) == message
-
-
-def test_a_table_of_classes_says_what_each_takes():
-    table = allowed.constructors("""
-    One: a b?
-    Pad#d Two#d: size
-    None1 None2:
-    Long#d:
-        a b
-        """)
-    assert table == {
-        "One": ("a", "b?"), "Pad1d": ("size",), "Pad2d": ("size",), "Pad3d": ("size",), "Two1d": ("size",),
-        "Two2d": ("size",), "Two3d": ("size",), "None1": (), "None2": (), "Long1d": ("a", "b"), "Long2d": ("a", "b"),
-        "Long3d": ("a", "b"),
-    }  # fmt: skip

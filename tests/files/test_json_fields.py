@@ -100,6 +100,7 @@ NOT_READ = {
     "no tensor": ({"tensor": "x"}, "args: there is no tensor 'x'"),
     "a tensor by number": ({"tensor": 3}, "args: there is no tensor 3"),
     "a complex number by text": ({"complex": "1j"}, "args: expected list, got '1j'"),
+    "a complex number of values": ({"complex": [{"ref": 3}]}, "args: expected str, got 3"),
     "a complex number of one": ({"complex": [1.5]}, "args: a complex number has two floats, got [1.5]"),
     "a complex number of integers": ({"complex": [1.5, 2]}, "args: a complex number has two floats, got [1.5, 2]"),
     "a long complex number": (
@@ -279,6 +280,12 @@ def test_a_grid_in_a_field_is_named_by_the_field():
 NO_FIELD = {
     "a number as a text": (str, 3, "step: expected str, got 3"),
     "a truth as a number": (int, True, "step: expected int, got True"),
+    "what may lack": (str | None, 3, "step: expected str, got 3"),
+    "a value by number": (Any, {"ref": 3}, "step: expected str, got 3"),
+    "no cell": (
+        tuple[Cell, ...], [{}], "step.0: expected the keys input_weight, input_qparams, input_bias, state_weight, "
+        "state_qparams, state_bias, got []",
+    ),
     "a pair of three": (tuple[int, int], [1, 2, 3], "step: expected 2 entries, got 3"),
     "a pair by number": (tuple[int, int], 3, "step: expected list, got 3"),
     "a text in a pair": (tuple[int, int], [1, "2"], "step.1: expected int, got '2'"),

@@ -40,6 +40,13 @@ def test_a_long_word_is_broken_and_a_number_is_not():
     assert sum(line.count("a") for line in lines[4:]) == 100 and sum("1,000,000" in line for line in lines) == 1
 
 
+def test_numbers_stay_whole_where_columns_are_many():
+    made = printed.new_table("t", "layer", *[f"n{n}" for n in range(6)])
+    made.add_row("a" * 30, *["12,345,678"] * 6)
+    text = printed.printed(made)
+    assert text.count("12,345,678") == 6 and text.count("a") == 31  # and one in "layer"
+
+
 def test_a_long_title_is_broken_between_words_unless_the_table_is_wide():
     title = " ".join(["words"] * 20)
     narrow, wide = printed.printed(table(title)), printed.printed(table(title), wide=True)
@@ -153,6 +160,16 @@ def test_a_sentence_says_the_share_and_where_the_rest_is():
         "body.second (20 %, float: no integer form); body.third (8 %, Python: its forward decides);"
         " the model (2 %, Python: its forward decides); 2 others (2 %)"
     )
+
+
+def test_a_share_is_never_told_as_more_than_it_is():
+    nearly = Report((Work("a", 995, "int8", ""), Work("b", 5, "float", "why")), True)
+    assert nearly.sentence() == "99 % of the multiply-accumulates are in int8; the rest: b (0 %, float: why)"
+
+
+def test_a_path_in_a_report_has_39_characters_of_a_line():
+    for path, shown in (("a" * 37 + ".b", "a" * 37 + ".b"), ("a" * 38 + ".b", "a" * 38 + ".")):
+        assert str(Report((Work(path, 5, "int8", ""),), True)).splitlines()[4].split()[0] == shown
 
 
 @pytest.mark.parametrize(("part", "whole", "text"), [(1, 3, "33 %"), (2, 3, "67 %"), (5, 5, "100 %"), (0, 0, "0 %")])

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 79  # columns
+WIDEST = 10_000  # the same of a wide table
 NAME = 23  # of them for the path of a layer
 LISTED = 6  # how many layers with one reason are named
 
 
 def new_table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first ``left`` columns are words and whose others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     table.pad_edge, table.padding = False, (0, 1, 0, 0)
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < left else "right", no_wrap=place >= left, overflow="fold")
@@ -26,7 +27,7 @@ def printed(table: Table, *, wide: bool = False) -> str:
     """A table as text of at most ``WIDTH`` columns, or of as many as it takes where ``wide``."""
     text, title = io.StringIO(), str(table.title)
     table.title = None  # which rich breaks where the table ends, however much room there is
-    Console(file=text, width=10_000 if wide else WIDTH).print(table)
+    Console(file=text, width=WIDEST if wide else WIDTH).print(table)
     lines = [line.rstrip() for line in text.getvalue().rstrip().splitlines()]
     return "\n".join([*([title] if wide else wrapped(title, 0)), *lines])
 

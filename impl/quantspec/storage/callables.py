@@ -165,7 +165,7 @@ def read_module(row: dict[str, Any], path: str, reader: Reader, modules: Mapping
     except Exception as error:  # torch.nn refuses bad arguments in many ways
         raise ValueError(f"{where}: {name} does not take {arguments}: {error}") from error
     fits(module, state, where)
-    module.load_state_dict(state, strict=True, assign=True)
+    module.load_state_dict(state, assign=True)
     assert not any(tensor.is_meta for tensor in [*module.parameters(), *module.buffers()])
     return module.eval()
 
@@ -219,5 +219,5 @@ def given_module(
     except ValueError as error:
         raise NotGiven(str(error)) from error
     module = copy.deepcopy(module)
-    module.load_state_dict(state, strict=True)
+    module.load_state_dict(state)
     return module.eval()

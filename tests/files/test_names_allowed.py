@@ -1,0 +1,109 @@
+"""What a saved file may name: functions, methods, attributes, and classes of torch.nn and of outputs."""
+
+import collections
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from quantspec.ir.program import Call, Ref
+from quantspec.storage import allowed
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+
+
+class Plain(tuple):
+    """A tuple without names."""
+
+
+def test_names_find_their_functions_and_no_others():
+    for name, value in (("torch.relu", torch.relu), ("torch.nn.functional.gelu", F.gelu), ("math.floor", math.floor)):
+        assert allowed.function(name) is value
+        assert allowed.is_listed("function", name, value) and not allowed.is_listed("method", name, value)
+        assert not allowed.is_listed("function", name, print)
+    for name in ("relu", "torch.load", "torch.nn.relu", "", "os.system"):
+        assert not allowed.is_listed("function", name, torch.relu)
+        with pytest.raises(ValueError) as refused:
+            allowed.function(name)
+        assert str(refused.value) == f"a file may not name the function {name!r}"
+
+
+def test_a_function_that_this_torch_lacks_is_told(monkeypatch):
+    monkeypatch.delattr(torch, "addcdiv")
+    with pytest.raises(ValueError) as refused:
+        allowed.function("torch.addcdiv")
+    assert str(refused.value) == "this installation has no function 'torch.addcdiv'"
+
+
+def test_classes_of_outputs_hold_what_a_model_gives_and_nothing_else():
+    for kind in (Answer, Pair):
+        assert allowed.is_output_type(kind) and allowed.output_type(f"{__name__}.{kind.__name__}") is kind
+    packed, answer = torch.nn.utils.rnn.PackedSequence, Answer(torch.ones(1))
+    others = Plain, tuple, dict, nn.Linear, torch.return_types.max, packed, answer, 3
+    assert not any(map(allowed.is_output_type, others))
+    for name in (f"{__name__}.Plain", f"{__name__}.Nothing", "nowhere.Answer", "Answer", "math.floor"):
+        assert allowed.output_type(name) is None
+
+
+X = Ref("x")
+GETATTR = "builtins.getattr"
+GOOD = [
+    Call("y", "method", "relu", (X,), {}, ""), Call("y", "function", "torch.relu", (X,), {}, ""),
+    Call("y", "function", GETATTR, (X, "shape"), {}, ""), Call("y", "module", "m", (X,), {}, ""),
+    Call("y", "attribute", "t", (), {}, ""), Call("y", "function", "my.Answer", (X,), {}, ""),
+]  # fmt: skip
+NO_ATTRIBUTE = "step 'y': a file may not name the attribute"
+BAD = {
+    "another method": (
+        Call("y", "method", "backward", (X,), {}, ""), "step 'y': a file may not name the method 'backward'",
+    ),
+    "a method of nothing": (Call("y", "method", "relu", (), {}, ""), "step 'y': a method belongs to a value"),
+    "a method of a text": (Call("y", "method", "relu", ("x",), {}, ""), "step 'y': a method belongs to a value"),
+    "another function": (
+        Call("y", "function", "os.system", (X,), {}, ""), "a file may not name the function 'os.system'",
+    ),
+    "another attribute": (Call("y", "function", GETATTR, (X, "data"), {}, ""), f"{NO_ATTRIBUTE} ('data',)"),
+    "an attribute of a number": (Call("y", "function", GETATTR, (3, "shape"), {}, ""), f"{NO_ATTRIBUTE} ('shape',)"),
+    "a default": (Call("y", "function", GETATTR, (X, "shape", 3), {}, ""), f"{NO_ATTRIBUTE} ('shape', 3)"),
+    "an attribute by name": (Call("y", "function", GETATTR, (X, "shape"), {"d": 1}, ""), f"{NO_ATTRIBUTE} ('shape',)"),
+    "another kind": (
+        Call("y", "code", "m", (X,), {}, ""),
+        "step 'y': expected a module, a function, a method or an attribute, got 'code'",
+    ),
+}  # fmt: skip
+
+
+def test_calls_of_what_is_listed_may_stand_in_a_file():
+    for call in GOOD:
+        allowed.check_call(call, {("function", "my.Answer"): Answer})
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_another_call_is_refused_by_a_whole_sentence(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError) as refused:
+        allowed.check_call(call, {("function", "my.Answer"): Answer})
+    assert str(refused.value) == message
+
+
+def test_a_table_of_classes_says_what_each_takes():
+    table = allowed.constructors("""
+    One: a b?
+    Pad#d Two#d: size
+    None1 None2:
+    Long#d:
+        a b
+        """)
+    assert table == {
+        "One": ("a", "b?"), "Pad1d": ("size",), "Pad2d": ("size",), "Pad3d": ("size",), "Two1d": ("size",),
+        "Two2d": ("size",), "Two3d": ("size",), "None1": (), "None2": (), "Long1d": ("a", "b"), "Long2d": ("a", "b"),
+        "Long3d": ("a", "b"),
+    }  # fmt: skip
