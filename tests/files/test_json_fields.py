@@ -80,6 +80,12 @@ def test_what_a_file_cannot_hold_is_told_with_its_place(name):
         assert str(refused.value) == message
 
 
+def test_a_key_that_a_file_cannot_hold_is_told_with_its_place():
+    with pytest.raises(UnsupportedError) as refused:
+        Writer().tree({frozenset(): 1}, "args")
+    assert str(refused.value) == "args: builtins.frozenset cannot be stored in a file"
+
+
 NOT_READ = {
     "an empty object": ({}, "args: expected an object with one key, got {}"),
     "two keys": ({"ref": "x", "tuple": []}, "args: expected an object with one key, got {'ref': 'x', 'tuple': []}"),
@@ -199,6 +205,8 @@ GRIDS = {
     "scales of int32": ([ROW | {"axis": 0, "scale": "points", "zero_point": "points"}], ALONG),
     "zero points of float32": ([ROW | {"axis": 0, "scale": "scales", "zero_point": "scales"}], ALONG),
     "no axis": ([ROW | {"axis": None, "scale": "scales", "zero_point": "points"}], ALONG),
+    "scales that are not there": ([ROW | {"scale": "none"}], "grid 0: there is no tensor 'none'"),
+    "zero points that are not there": ([ROW | {"zero_point": "none"}], "grid 0: there is no tensor 'none'"),
     "another axis": ([ROW | {"axis": 1, "scale": "scales", "zero_point": "points"}], ALONG),
 }
 
