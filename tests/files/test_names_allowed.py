@@ -2,6 +2,7 @@
 
 import collections
 import math
+import urllib.parse
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from quantspec.ir.program import Call, Ref
 from quantspec.storage import allowed
+from quantspec.torchvision_compat import import_torchvision
 
 Pair = collections.namedtuple("Pair", "first second")
 
@@ -43,12 +45,21 @@ def test_a_function_that_this_torch_lacks_is_told(monkeypatch):
     assert str(refused.value) == "this installation has no function 'torch.addcdiv'"
 
 
+def test_a_function_of_torchvision_is_imported_when_it_is_named(monkeypatch):
+    torchvision = import_torchvision()
+    place = "torchvision.ops.stochastic_depth"
+    monkeypatch.delitem(allowed.PLACES, place, raising=False)
+    assert allowed.function(f"{place}.stochastic_depth") is torchvision.ops.stochastic_depth
+    assert allowed.PLACES[place].__name__ == place
+
+
 def test_classes_of_outputs_hold_what_a_model_gives_and_nothing_else():
     for kind in (Answer, Pair):
         assert allowed.is_output_type(kind) and allowed.output_type(f"{__name__}.{kind.__name__}") is kind
     packed, answer = torch.nn.utils.rnn.PackedSequence, Answer(torch.ones(1))
     others = Plain, tuple, dict, nn.Linear, torch.return_types.max, packed, answer, 3
     assert not any(map(allowed.is_output_type, others))
+    assert allowed.output_type("urllib.parse.ParseResult") is urllib.parse.ParseResult
     for name in (f"{__name__}.Plain", f"{__name__}.Nothing", "nowhere.Answer", "Answer", "math.floor"):
         assert allowed.output_type(name) is None
 

@@ -1,6 +1,8 @@
 """Comparisons of networks by what they give: outputs of any form, targets, examples, and what is not comparable."""
 
+import io
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -285,3 +287,25 @@ def test_arguments_of_a_comparison_are_refused_by_a_whole_sentence(name):
     with pytest.raises(kind) as refused:
         call(model, qs.quantize(model, [ROWS]))
     assert str(refused.value) == message
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_model_without_python_is_not_compared():
+    model = networks.seeded(lambda: nn.Linear(4, 3))
+    with pytest.raises(qs.UnsupportedError, match="^model: .* is TorchScript, which holds no Python code; pass"):
+        qs.compare(torch.jit.script(model), qs.quantize(model, [ROWS]), [ROWS])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_comparison_shows_on_a_terminal_how_far_it_is(monkeypatch):
+    model, terminal = networks.seeded(lambda: Gives("rows")), Terminal()
+    q = qs.quantize(model, [ROWS])
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal)
+    qs.compare(model, q, [ROWS, ROWS])
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", terminal.getvalue())
+    assert re.search(r"\bcompare\b", shown) and "2/2" in shown

@@ -192,7 +192,7 @@ def constructors(text: str) -> dict[str, tuple[str, ...]]:
     for line in text.replace(":\n        ", ": ").strip().splitlines():
         names, _, arguments = line.partition(":")
         for name in names.split():
-            for digit in "123" if "#" in name else " ":
+            for digit in "123":
                 table[name.replace("#", digit)] = tuple(arguments.split())
     return table
 
