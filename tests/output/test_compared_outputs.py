@@ -309,3 +309,9 @@ def test_a_comparison_shows_on_a_terminal_how_far_it_is(monkeypatch):
     qs.compare(model, q, [ROWS, ROWS])
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", " ", terminal.getvalue())
     assert re.search(r"\bcompare\b", shown) and "2/2" in shown
+
+
+def test_a_batch_of_a_whole_network_may_be_a_list():
+    model = networks.seeded(lambda: Gives("rows"))
+    q = qs.quantize(model, [ROWS])
+    assert qs.compare(model, q, [[ROWS]]) == qs.compare(model, q, [ROWS])
