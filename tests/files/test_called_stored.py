@@ -326,3 +326,16 @@ def test_a_class_of_outputs_is_found_in_a_package_that_the_caller_named_only():
             callables.given_type(name, packages)
         expected = f"model: the file names {name}, a class of outputs; pass as model= a model of its library"
         assert str(refused.value) == expected
+
+
+def test_a_plain_module_comes_back_with_its_tensors_which_are_stored_once():
+    first, second = nn.Linear(3, 2), nn.Linear(3, 2, bias=False)
+    second.weight = first.weight
+    writer = Writer()
+    called = {("module", "first"): first, ("module", "second"): second}
+    rows = callables.write_callables(called, writer)
+    assert sorted(writer.tensors) == ["first.bias", "first.weight"]
+    assert rows[1]["state"] == {"weight": "first.weight"} and rows[1]["class"] == "Linear"
+    read = callables.read_callables(rows, Reader(writer.tensors), {})
+    x = torch.rand(4, 3)
+    assert all(torch.equal(read[key](x), module(x)) for key, module in called.items())
