@@ -78,9 +78,9 @@ def settings(names: list[str], backends: list[str], machines: list[str]) -> str:
     api = [f"          - {name}: api/{name}.md" for name in names]
     single = [f"          - {Path(place).parent.name.rpartition('-avx')[0]}: {place}" for place in backends]
     measured = [f"          - {Path(place).stem.partition('-family')[0]}: {place}" for place in machines]
-    text = text.replace("          - performance.md", "\n".join(["          - performance.md", *measured]))
-    text = text.replace("          - api/index.md", "\n".join(["          - api/index.md", *api]))
-    return text.replace("          - conformance.md", "\n".join(["          - conformance.md", *single]))
+    for page, others in (("api/index.md", api), ("conformance.md", single), ("performance.md", measured)):
+        text = text.replace(f"          - {page}", "\n".join([f"          - {page}", *others]))
+    return text
 
 
 def write_page(page: Path) -> None:

@@ -1,10 +1,9 @@
 """What observers cannot be made of."""
 
-import re
-
 import pytest
 
 import quantspec as qs
+from told import exactly
 
 
 @pytest.mark.parametrize("make, message", [
@@ -27,7 +26,7 @@ import quantspec as qs
     (lambda: qs.MSEObserver("x"), "candidates: expected a whole number, got 'x'"),
 ])  # fmt: skip
 def test_what_an_observer_cannot_be_made_of_is_named(make, message):
-    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}$"):
+    with pytest.raises((TypeError, ValueError), match=exactly(message)):
         make()
 
 

@@ -190,8 +190,8 @@ FAULTS = [
     Fault(
         "state-of-the-call-before", "engines.compiled.recurrent", ("DYN-RECURRENT",),
         "A whole sequence begins from the state that the last one ended with.",
-        "        frames.state.fill(0)\n        outputs = new((first, second, frames.size))\n",
-        "        outputs = new((first, second, frames.size))\n",
+        "        self.state[:] = 0 if before is None else before\n",
+        "        self.state[:] = self.state if before is None else before\n",
     ),
     Fault(
         "samples-taken-for-steps", "engines.compiled.recurrent", ("DYN-RECURRENT",),
@@ -201,6 +201,6 @@ FAULTS = [
     Fault(
         "state-is-the-engines-own", "engines.compiled.recurrent", ("DYN-RECURRENT",),
         "The state that is returned is the memory that the next call writes to.",
-        "torch.from_numpy(frames.state.copy()).unsqueeze(1)", "torch.from_numpy(frames.state).unsqueeze(1)",
+        "torch.from_numpy(self.state.copy())", "torch.from_numpy(self.state)",
     ),
 ]

@@ -8,6 +8,7 @@ import torch
 from forged import raw
 
 from quantspec.storage import arrays, file
+from told import exactly
 
 NO_HEADER = "it has no header of a .safetensors file"
 ODD_PLACE = "tensor 'a' has offsets that do not follow those before, or do not fit its shape"
@@ -58,9 +59,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_file_of_arrays_is_refused_by_a_whole_sentence(name):
     data, message = REFUSED[name]
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=exactly(message)):
         header(data)
-    assert str(refused.value) == message
 
 
 def test_a_header_says_where_each_array_lies_in_their_order():

@@ -12,6 +12,7 @@ from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Cell, Linear, Ref
 from quantspec.numerics.affine import QParams
 from quantspec.storage.json_fields import Reader, Writer, expect, keys
+from told import exactly
 
 TREES = {
     "nothing": (None, None),
@@ -75,15 +76,13 @@ NOT_WRITTEN = {
 def test_what_a_file_cannot_hold_is_told_with_its_place(name):
     value, message = NOT_WRITTEN[name]
     for given in (value, [value], (value,), {"a": value}, slice(None, None, value)):
-        with pytest.raises(UnsupportedError) as refused:
+        with pytest.raises(UnsupportedError, match=exactly(message)):
             Writer().tree(given, "args")
-        assert str(refused.value) == message
 
 
 def test_a_key_that_a_file_cannot_hold_is_told_with_its_place():
-    with pytest.raises(UnsupportedError) as refused:
+    with pytest.raises(UnsupportedError, match=exactly("args: builtins.frozenset cannot be stored in a file")):
         Writer().tree({frozenset(): 1}, "args")
-    assert str(refused.value) == "args: builtins.frozenset cannot be stored in a file"
 
 
 NOT_READ = {
@@ -125,9 +124,8 @@ NOT_READ = {
 def test_a_tree_that_no_file_holds_is_refused_by_a_whole_sentence(name):
     row, message = NOT_READ[name]
     for inside in (row, [row], {"tuple": [row]}, {"dict": [["k", row]]}, {"slice": [None, row, None]}):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError, match=exactly(message)):
             Reader({}).tree(inside, "args")
-        assert str(refused.value) == message
 
 
 # --- arrays and grids
@@ -159,9 +157,8 @@ def test_arrays_come_back_once_and_of_the_types_that_networks_have():
         assert array is reader.array(name, "v") and np.array_equal(array, tensor.numpy())
         assert array.dtype == tensor.numpy().dtype
     assert reader.array("codes", "w") is codes and reader.used == {*tensors, "codes"}
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=exactly("step 3.weight: expected codes, float32 or int32, got torch.int64")):
         reader.array("long", "step 3.weight")
-    assert str(refused.value) == "step 3.weight: expected codes, float32 or int32, got torch.int64"
     with pytest.raises(ValueError, match=r"^step 3\.weight: there is no tensor 'none'$"):
         reader.array("none", "step 3.weight")
 
@@ -215,9 +212,8 @@ GRIDS = {
 def test_what_is_no_grid_is_refused_by_a_whole_sentence(name):
     rows, message = GRIDS[name]
     reader = Reader({"scales": torch.ones(2), "points": torch.zeros(2, dtype=torch.int32)})
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=exactly(message)):
         reader.read_grids(rows)
-    assert str(refused.value) == message
 
 
 def test_what_a_grid_itself_refuses_is_told_with_its_number():
@@ -268,9 +264,8 @@ def test_a_field_that_a_file_cannot_hold_is_told_with_its_place():
         (1, bool, "step: expected bool, got 1"), ((1, 2, "c"), tuple[int, ...], "step.2: expected int, got 'c'"),
         ((1, {2}), tuple[Any, ...], "step: builtins.set cannot be stored in a file"),
     ):  # fmt: skip
-        with pytest.raises(UnsupportedError) as refused:
+        with pytest.raises(UnsupportedError, match=exactly(message)):
             Writer().field(value, hint, "step")
-        assert str(refused.value) == message
 
 
 def test_a_tuple_of_another_length_is_not_written():
@@ -316,9 +311,8 @@ def test_a_field_of_another_kind_is_refused_by_a_whole_sentence(name):
     hint, row, message = NO_FIELD[name]
     reader = Reader({})
     reader.read_grids([ROW])
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=exactly(message)):
         reader.field(row, hint, "step")
-    assert str(refused.value) == message
 
 
 def cell():
@@ -346,13 +340,11 @@ def test_a_record_is_written_by_its_fields_and_comes_back():
     ]  # fmt: skip
     again = reader.record(Cell, {k: v for k, v in row.items() if k != "input_bias"}, "lstm", extra={"input_bias": 3})
     assert again.input_bias == 3
-    with pytest.raises(ValueError) as refused:
-        reader.record(Cell, {}, "lstm.0")
     names = "input_weight, input_qparams, input_bias, state_weight, state_qparams, state_bias"
-    assert str(refused.value) == f"lstm.0: expected the keys {names}, got []"
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=exactly(f"lstm.0: expected the keys {names}, got []")):
+        reader.record(Cell, {}, "lstm.0")
+    with pytest.raises(ValueError, match=exactly(f"lstm.0: expected the keys {names}, got int")):
         reader.record(Cell, 3, "lstm.0")
-    assert str(refused.value) == f"lstm.0: expected the keys {names}, got int"
     with pytest.raises(ValueError, match=r"^lstm\.0\.input_weight: there is no tensor 3$"):
         reader.record(Cell, row | {"input_weight": 3}, "lstm.0")
 
@@ -372,14 +364,12 @@ def test_a_value_of_another_type_is_told_in_at_most_80_characters():
     for value, kind in ((3, int), (2**63 - 1, int), (1.5, float), ("a", str), ([2**70], list), (True, bool)):
         assert expect(value, kind, "here") is value
     for value, kind in ((3, bool), (True, int), (2**63, int), (math.inf, float), (math.nan, float), ("a" * 99, int)):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError, match=exactly(f"here: expected {kind.__name__}, got {value!r:.80}")):
             expect(value, kind, "here")
-        assert str(refused.value) == f"here: expected {kind.__name__}, got {value!r:.80}"
 
 
 def test_an_object_has_exactly_its_keys():
     keys({"b": 1, "a": 2}, ("a", "b"), "here")
     for given, found in (({"c": 1, "a": 2}, "['a', 'c']"), ({}, "[]"), (["a", "b"], "list"), (None, "NoneType")):
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError, match=exactly(f"here: expected the keys a, b, got {found}")):
             keys(given, ("a", "b"), "here")
-        assert str(refused.value) == f"here: expected the keys a, b, got {found}"

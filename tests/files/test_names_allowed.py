@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from quantspec.ir.program import Call, Ref
 from quantspec.storage import allowed
 from quantspec.torchvision_compat import import_torchvision
+from told import exactly
 
 Pair = collections.namedtuple("Pair", "first second")
 
@@ -33,16 +34,14 @@ def test_names_find_their_functions_and_no_others():
         assert not allowed.is_listed("function", name, print)
     for name in ("relu", "torch.load", "torch.nn.relu", "", "os.system"):
         assert not allowed.is_listed("function", name, torch.relu)
-        with pytest.raises(ValueError) as refused:
+        with pytest.raises(ValueError, match=exactly(f"a file may not name the function {name!r}")):
             allowed.function(name)
-        assert str(refused.value) == f"a file may not name the function {name!r}"
 
 
 def test_a_function_that_this_torch_lacks_is_told(monkeypatch):
     monkeypatch.delattr(torch, "addcdiv")
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=exactly("this installation has no function 'torch.addcdiv'")):
         allowed.function("torch.addcdiv")
-    assert str(refused.value) == "this installation has no function 'torch.addcdiv'"
 
 
 def test_a_function_of_torchvision_is_imported_when_it_is_named(monkeypatch):
@@ -100,9 +99,8 @@ def test_calls_of_what_is_listed_may_stand_in_a_file():
 @pytest.mark.parametrize("name", BAD)
 def test_another_call_is_refused_by_a_whole_sentence(name):
     call, message = BAD[name]
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=exactly(message)):
         allowed.check_call(call, {("function", "my.Answer"): Answer})
-    assert str(refused.value) == message
 
 
 def test_a_table_of_classes_says_what_each_takes():

@@ -63,8 +63,7 @@ STORING = tuple(
     f"files/test_{name}.py"
     for name in (
         "storage", "model_storage", "checks", "limits", "paths", "forged_files", "older_files", "array_files",
-        "ways_stored", "json_fields", "called_stored", "names_allowed", "steps_checked",
-        "not_written",
+        "ways_stored", "json_fields", "called_stored", "names_allowed", "steps_checked", "not_written",
     )  # fmt: skip
 )
 RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from quantspec.comparison.result import Comparison, LayerRow
 from quantspec.errors import MissingExtraError
+from told import exactly
 
 LONG = "encoder.blocks.10.attention.projection"
 ROWS = (
@@ -99,7 +100,7 @@ def test_a_chart_has_a_bar_for_each_layer_in_order_from_above(drawn):
     (axes,) = figure.axes
     bars = axes.patches
     assert [bar.get_width() for bar in bars] == [31.26, 19.04, 99.0]  # what is infinite ends at 99 dB
-    assert [bar.get_y() + bar.get_height() / 2 for bar in bars] == pytest.approx([0, 1, 2])
+    assert [bar.get_y() + bar.get_height() / 2 for bar in bars] == [0, 1, 2]
     assert list(axes.get_yticks()) == [0, 1, 2] and axes.yaxis_inverted()
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", LONG, "last"]
     # What is in int8 is blue, what parted red, and what stayed in float grey.
@@ -123,12 +124,11 @@ def test_a_chart_is_framed_left_and_below_and_grows_with_the_layers(drawn):
     header = path.read_bytes()[16:24]  # of a PNG: width and height, 120 dots per inch
     assert [int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")] == [960, 300]
     many, _ = drawn(replace(FOUND, layers=ROWS * 10), "many.svg")
-    assert list(many.get_size_inches()) == pytest.approx([8, 0.22 * 30 + 1.2])
+    assert list(many.get_size_inches()) == [8, 0.22 * 30 + 1.2]
 
 
 def test_a_chart_without_matplotlib_says_what_brings_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError) as missing:
-        FOUND.plot(tmp_path / "chart.png")
     needs = "a plot of the comparison needs matplotlib, which is not installed"
-    assert str(missing.value) == f"{needs}: pip install 'quantspec[plots]'"
+    with pytest.raises(MissingExtraError, match=exactly(f"{needs}: pip install 'quantspec[plots]'")):
+        FOUND.plot(tmp_path / "chart.png")

@@ -152,7 +152,7 @@ def paired(model: nn.Module, q: QuantizedModel, args: tuple[Any, ...], kwargs: d
     """The float graph of each part beside its network."""
     pairs: Pairs = {}
     several = [path for path, island in q.islands.items() if isinstance(island, Island)]
-    found = parts.find(model, args, kwargs, lambda graph: graph, several)
+    found = parts.find(model, args, kwargs, lambda graph: graph, several) if several else parts.Parts()
     modules = dict(model.named_modules())
     for path, island in q.islands.items():
         if isinstance(island, LayerIsland):

@@ -11,14 +11,14 @@ from quantspec.numerics.affine import QParams
 from .held import Held, changed, held, hold
 from .program import Cell, Conv, Embedding, Linear, LinearDynamic, LinearWeight, Program, Recurrent, Ref
 
-NO_TREES = (int, float, bool, str)
+NO_TREES = (int, float, bool, str, type(None))
 
 
 def replace_refs(tree: Any, value: Callable[[str], Any]) -> Any:
     """``tree`` (tuples, lists, dicts, slices) with each ``Ref`` replaced by ``value(name)``."""
     if isinstance(tree, Ref):
         return value(tree.name)
-    if tree is None or type(tree) in NO_TREES:
+    if type(tree) in NO_TREES:
         return tree
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(replace_refs(item, value) for item in tree))

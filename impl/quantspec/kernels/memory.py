@@ -167,8 +167,10 @@ def memory_for(nbytes: int) -> np.ndarray:
     """Memory for packed weights and tables, of the system's own where they are large, so that it gets it back."""
     if nbytes < LARGE_WEIGHTS:
         return aligned(nbytes + WEIGHT_SLACK, np.int8)[:nbytes]
-    large = in_large_pages(nbytes + WEIGHT_SLACK) if nbytes >= LARGE_PAGE else None
-    return np.frombuffer(mmap.mmap(-1, nbytes + WEIGHT_SLACK), np.int8)[:nbytes] if large is None else large[:nbytes]
+    memory = in_large_pages(nbytes + WEIGHT_SLACK) if nbytes >= LARGE_PAGE else None
+    if memory is None:
+        memory = np.frombuffer(mmap.mmap(-1, nbytes + WEIGHT_SLACK), np.int8)
+    return memory[:nbytes]
 
 
 def in_large_pages(nbytes: int) -> np.ndarray | None:

@@ -35,7 +35,7 @@ class Island(nn.Module):
     """Computes what a module of the model did, by the network of the pattern by which it is called. It stands in that
     module as its ``forward``."""
 
-    original: Callable[..., Any]
+    __wrapped__: Callable[..., Any]
 
     def __init__(
         self, path: str, forward: Callable[..., Any], networks: Mapping[CallPattern, nn.Module], trained: bool = False
@@ -46,7 +46,7 @@ class Island(nn.Module):
         self.patterns = [pattern.identity() for pattern in networks]
         self.known: dict[Any, tuple[int, tuple[int, ...]]] = {}
         self.networks = nn.ModuleList(networks.values())
-        self.__dict__["original"] = self.__dict__["__wrapped__"] = forward  # not registered: a module's own method
+        self.__dict__["__wrapped__"] = forward  # not registered: a module's own method, whose signature is the island's
         if not trained:
             self.eval()
         self.unseen = 0
@@ -59,7 +59,7 @@ class Island(nn.Module):
         if index >= 0:
             return self.networks[index], [given[place] for place in order]
         try:
-            pattern, tensors = call_of(self.original, args, kwargs)
+            pattern, tensors = call_of(self.__wrapped__, args, kwargs)
         except (NotPlain, TypeError):
             return None, []
         index = next((number for number, existing in enumerate(self.patterns) if existing == pattern), -1)
@@ -73,11 +73,11 @@ class Island(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         network, tensors = self.network(args, kwargs)
-        if not self.trained and (reason := modes.why_float(self.original, tensors)) is not None:
+        if not self.trained and (reason := modes.why_float(self.__wrapped__, tensors)) is not None:
             return self.in_float(reason, args, kwargs)
         if network is not None:
             try:
-                return network(*tensors) if self.trained else modes.computed(self.original, network, tensors)
+                return network(*tensors) if self.trained else modes.computed(self.__wrapped__, network, tensors)
             except UnsupportedError:  # a RuntimeError, too
                 raise
             except TypeError:
@@ -93,42 +93,42 @@ class Island(nn.Module):
         self.unseen += 1
         if self.unseen == 1:
             warnings.warn(f"module {self.path!r}: {reason}; this call runs in float", stacklevel=3)
-        return self.original(*args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
 
 
 class LayerIsland(nn.Module):
     """Computes what a layer did, for whatever arguments it is called with. ``weights``: the names of the layer's
     tensors that are held as codes."""
 
-    original: Callable[..., Any]
+    __wrapped__: Callable[..., Any]
 
     def __init__(self, path: str, network: nn.Module, forward: Callable[..., Any]):
         super().__init__()
         self.networks = nn.ModuleList([network])
         self.path, self.replaced, self.warned = path, False, False
         self.weights: tuple[str, ...] = ()
-        self.__dict__["original"] = self.__dict__["__wrapped__"] = forward
+        self.__dict__["__wrapped__"] = forward
         self.eval()
 
     def watch(self) -> None:
         """Knows from now on when somebody gives the layer other weights."""
-        attributes = vars(getattr(self.original, "__self__", self))
+        attributes = vars(getattr(self.__wrapped__, "__self__", self))
         self.weights = tuple(name for name, value in attributes.items() if isinstance(value, coded_weights.Coded))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         for name in self.weights:
-            if type(vars(self.original.__self__).get(name)) is not coded_weights.Coded:  # type: ignore[attr-defined]
+            if type(vars(self.__wrapped__.__self__).get(name)) is not coded_weights.Coded:  # type: ignore[attr-defined]
                 if not self.replaced:
                     self.replaced = True
                     warnings.warn(f"layer {self.path!r} was given another {name}; it runs in float", stacklevel=2)
-                return self.original(*args, **kwargs)
+                return self.__wrapped__(*args, **kwargs)
         given = (*args, *kwargs.values())
-        if (reason := modes.why_float(self.original, given)) is not None:
+        if (reason := modes.why_float(self.__wrapped__, given)) is not None:
             return self.in_float(reason, args, kwargs)
         try:
-            return modes.computed(self.original, self.networks[0], args, kwargs)
+            return modes.computed(self.__wrapped__, self.networks[0], args, kwargs)
         except ShapeError:  # whoever called gets the layer's own error
-            return self.original(*args, **kwargs)
+            return self.__wrapped__(*args, **kwargs)
         except TypeError:
             if (reason := calls.unusual(given)) is None:
                 raise
@@ -139,7 +139,7 @@ class LayerIsland(nn.Module):
         if not self.warned:
             self.warned = True
             warnings.warn(f"layer {self.path!r}: {reason}; this call runs in float", stacklevel=3)
-        return self.original(*args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
 
 
 def attach(
@@ -255,7 +255,7 @@ class QuantizedModel(nn.Module):
         """
         report = None if self.report is None else self.report.as_tuples()
         whole, island = self.whole(), self.islands.get("")
-        fixed = left_out(island.original, island.patterns[0]) if isinstance(island, Island) else ()
+        fixed = left_out(island.__wrapped__, island.patterns[0]) if isinstance(island, Island) else ()
         if whole is None or fixed is None:
             file.save(self.stored(), path, report)
         else:

@@ -71,12 +71,12 @@ class CompiledRecurrent:
             return None
         (first, second, _), cell, by_sample = x.shape, self.step.cells[0], self.step.batch_first
         shape = Shape(second, first, True, False) if by_sample else Shape(first, second, False, False)
-        frames = self.frames(cell, shape, self.features)
-        frames.state.fill(0)
+        frames = self.frames(cell, shape)
         outputs = new((first, second, frames.size))
-        if frames.run(start, address(outputs)):
+        last = frames.run(start, None, address(outputs))
+        if last is None:
             return None
-        state = torch.from_numpy(frames.state.copy()).unsqueeze(1).unbind()
+        state = last.unsqueeze(1).unbind()
         return outputs, state if self.step.kind == "lstm" else state[0]
 
     def one_way(
@@ -84,7 +84,7 @@ class CompiledRecurrent:
         choices: Dialect,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
         """As ``reference_dynamic.one_way``, which also has the last word on what the kernels do not take."""
-        count, batch, inputs = x.shape
+        count, batch, _ = x.shape
         size = codes_shape(part, "state_weight")[1]
         of_floats = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *(state or ())))
         good = of_floats and all(t.shape == (batch, size) for t in state or ())
@@ -98,23 +98,20 @@ class CompiledRecurrent:
             copied = np.ascontiguousarray(array(x, step.layer))
             start = int(copied.ctypes.data)
         shape = Shape(count, batch, bool(of_samples), backward)
-        frames = self.frames(part, shape, inputs)
+        frames = self.frames(part, shape)
         outputs = new((batch, count, size)).transpose(0, 1) if of_samples else new((count, batch, size))
-        if state is None:
-            frames.state.fill(0)
-        else:
-            for before, value in zip(frames.state, state):
-                before[:] = array(value, step.layer)
-        if frames.run(start, address(outputs)):
+        before = None if state is None else [array(value, step.layer) for value in state]
+        last = frames.run(start, before, address(outputs))
+        if last is None:
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
-        return outputs, torch.from_numpy(frames.state.copy()).unbind()
+        return outputs, last.unbind()
 
-    def frames(self, part: Cell, shape: "Shape", inputs: int) -> "Frames":
+    def frames(self, part: Cell, shape: "Shape") -> "Frames":
         """This thread's frames for inputs of a shape; one shape for each cell is kept."""
         existing: dict[int, Frames] = self.local.__dict__.setdefault("frames", {})
         key = shape, torch.get_num_threads(), pool.generation
         if id(part) not in existing or existing[id(part)].key != key:
-            size = codes_shape(part, "state_weight")[1]
+            inputs, size = (codes_shape(part, name)[1] for name in ("input_weight", "state_weight"))
             existing[id(part)] = Frames(key, self.step, self.packed[id(part)], inputs, size)
         return existing[id(part)]
 
@@ -221,12 +218,14 @@ class Frames:
         earliest, lowest = (shape.steps - 1 - first, shape.steps - first - steps) if shape.backward else (first, first)
         return Part(shared, earliest * self.outputs_apart[0], lowest * self.codes_apart[0])
 
-    def run(self, x: int, outputs: int) -> int:
-        """All steps, from where the inputs are to where the outputs go; 1 for what the reference has to say."""
+    def run(self, x: int, before: list[np.ndarray] | None, outputs: int) -> torch.Tensor | None:
+        """All steps, from where the inputs are, and from the states ``before`` or zeros, to where the outputs go: the
+        states behind the last, [parts, batch, state]. None for what the reference has to say."""
+        self.state[:] = 0 if before is None else before
         self.input[0] = x
         for addresses, ahead, codes in self.moving:
             addresses[0], addresses[1] = outputs + ahead, codes
-        return caller()(self.start, 0, 0)
+        return None if caller()(self.start, 0, 0) else torch.from_numpy(self.state.copy())
 
     def room(self, nbytes: int) -> int:
         """The address of so many bytes that are the frames' own, as inputs and states have codes at once."""
