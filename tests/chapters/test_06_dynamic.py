@@ -499,6 +499,22 @@ def test_weights_only_is_the_exact_sum_rounded_once(choices, layer, g):
 
 
 @clause("DYN-WEIGHT-ONLY")
+@pytest.mark.parametrize("small", [1, 5, 60])
+@given(draws.seeds())
+def test_weights_only_sums_small_values_whose_large_neighbours_cancel(small, g):
+    # What is left of a sum is what the small values give, to their last bits.
+    large = g.uniform(0.5, 1, (3, 32))
+    x = np.hstack([large, -large, g.uniform(0.5, 1, (3, small)) * 2.0 ** -g.integers(8, 20, (3, small))])
+    codes = g.integers(-128, 128, (5, 32), np.int8)
+    w_q = np.hstack([codes, codes, g.integers(-128, 128, (5, small), np.int8)])
+    order, w = g.permutation(x.shape[1]), QParams(np.float32(0.01), 0, -128, 127)
+    x, w_q = x[:, order].astype(np.float32), w_q[:, order]
+    expected = weights_only_rows(program.LinearWeight("y", "x", "layer", w_q, None, w), x.tolist())
+    for engine in ("auto", "reference"):
+        assert weights_only(engine, x, w_q, w, None).tolist() == expected
+
+
+@clause("DYN-WEIGHT-ONLY")
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize(
     ("x", "expected"), [

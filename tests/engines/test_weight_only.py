@@ -62,15 +62,46 @@ def test_threads_share_outputs_and_rows(r, count, inputs, outputs):
         check(program, x)
 
 
-@given(strategies.seeds(), st.integers(1, 60), st.sampled_from(["whole", "one", "small", "none"]))
-def test_inputs_of_every_kind(r, inputs, kind):
-    x = {
-        "whole": np.round(r.normal(size=(3, inputs)) * 3),
-        "one": np.eye(3, inputs) * r.normal(),
-        "small": r.normal(size=(3, inputs)) * 1e-43,
-        "none": np.zeros((3, inputs)),
-    }[kind]
-    check(chain(r, [inputs, 20]), torch.from_numpy(x.astype(np.float32)))
+def sizes(r: np.random.Generator, rows: int, inputs: int, small: float) -> np.ndarray:
+    """Rows of numbers of one size, but for a share of ``small`` ones, whose low bytes are not 0."""
+    x = r.uniform(0.5, 1, size=(rows, inputs)) * r.choice([-1, 1], size=(rows, inputs))
+    return np.where(r.random(size=x.shape) < small, x * 2.0 ** -r.integers(8, 24, size=x.shape), x)
+
+
+def large_first(r: np.random.Generator, rows: int, inputs: int) -> np.ndarray:
+    """Rows of which some have one number beside which all others are small."""
+    x = sizes(r, rows, inputs, 0.02)
+    x[r.random(size=rows) < 0.5, 0] = 1000.0
+    return x
+
+
+KINDS = {
+    "whole": lambda r, rows, inputs: np.round(r.normal(size=(rows, inputs)) * 3),
+    "one": lambda r, rows, inputs: np.eye(rows, inputs) * r.normal(),
+    "small": lambda r, rows, inputs: r.normal(size=(rows, inputs)) * 1e-43,
+    "none": lambda r, rows, inputs: np.zeros((rows, inputs)),
+    "few low bytes": lambda r, rows, inputs: sizes(r, rows, inputs, 0.02),
+    "about as many as are few": lambda r, rows, inputs: sizes(r, rows, inputs, 0.07),
+    "many low bytes": lambda r, rows, inputs: sizes(r, rows, inputs, 0.5),
+    "many low bytes in some rows": large_first,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [1, 3])
+@given(strategies.seeds(), st.integers(1, 300), st.sampled_from([1, 3, 20]), st.integers(1, 100))
+def test_inputs_of_every_kind(threads, kind, r, inputs, rows, outputs):
+    x = torch.from_numpy(KINDS[kind](r, rows, inputs).astype(np.float32))
+    with torch_threads(threads), mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=1):
+        check(chain(r, [inputs, outputs]), x)
+
+
+@given(strategies.seeds(), st.integers(1, 40), st.integers(0, 3), st.integers(0, 7))
+def test_a_low_byte_in_any_step_counts(r, steps, lane, row):
+    # One number only has low bytes: one step of `steps` in eight rows.
+    x = np.ones((8, 4 * steps), np.float32)
+    x[row, 4 * int(r.integers(steps)) + lane] = np.float32(2.0**-9 * (1 + 2.0**-23))
+    check(chain(r, [4 * steps, 20]), torch.from_numpy(x))
 
 
 @pytest.mark.parametrize("x", [0.0, 1.0, -1.0, 2.0**-60])

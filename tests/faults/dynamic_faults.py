@@ -103,6 +103,22 @@ FAULTS = [
         "scale[part, None].astype(np.float64)",
     ),
     Fault(
+        "many-low-bytes-left-out", "kernels.weight_only", ("DYN-WEIGHT-ONLY",),
+        "Low bytes are multiplied in the steps of a list, and nowhere where there are too many for that.",
+        "lambda: emit.zext(emit.not_(lists_much(emit, op)), I64)", "lambda: I64(1)",
+    ),
+    Fault(
+        "few-low-bytes-left-out", "kernels.weight_only", ("DYN-WEIGHT-ONLY",),
+        "The last step in the list of those with low bytes is not multiplied.",
+        "emit.loop(emit.int_at(entries, I64(0)), [emit.splat(0, INTS)] * (LOW * blocks), step)",
+        "emit.loop(emit.sub(emit.int_at(entries, I64(0)), I64(1)), [emit.splat(0, INTS)] * (LOW * blocks), step)",
+    ),
+    Fault(
+        "low-bytes-of-three-lanes", "kernels.weight_only", ("DYN-WEIGHT-ONLY",),
+        "A step is listed for the low bytes of its first three inputs alone.",
+        "I64(15 << 4 * four)", "I64(7 << 4 * four)",
+    ),
+    Fault(
         'embedding-per-tensor', 'ptq.conversion', ('DYN-EMBEDDING',),
         'A table of embeddings has one scale.',
         'codes, grid = Weights(replace(options, per_channel=True)).codes(node.weight, node.layer)',

@@ -246,9 +246,13 @@ def add_rows(
             in_order(False)
 
 
-def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
+# What writes what comes behind a panel of so many blocks, once for each panel.
+Behind = Callable[[Emitter, Value, Value, int], object]
+
+
+def product(kind: str, tile: Tile, behind: Behind | None = None) -> Callable[[Emitter, Value, Value], None]:
     """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that
-    ``tile(rows, blocks, half)`` writes.
+    ``tile(rows, blocks, half)`` writes; ``behind`` the panels of the first chunk comes what is as large in all.
     """
 
     def tile_functions(emit: Emitter, blocks: int, half: bool) -> list[Function]:
@@ -267,7 +271,7 @@ def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
         product = emit.place(op, ProductInstruction.product)
         with emit.if_else(emit.flag(product, Product.buffer)) as (in_unit, where_they_lie):
             with in_unit:
-                grouped.in_groups(emit, unit, op, kind, lambda blocks: epilogues(emit, blocks))
+                grouped.in_groups(emit, unit, op, kind, lambda blocks: epilogues(emit, blocks), behind)
             with where_they_lie:
                 in_dot_products(emit, op)
 
@@ -298,6 +302,8 @@ def product(kind: str, tile: Tile) -> Callable[[Emitter, Value, Value], None]:
                                     cover(1, half=True)
                                 with sixteen:
                                     cover(1)
+                if behind is not None:
+                    grouped.behind_panel(emit, op, index, panel, behind)
 
             emit.each(emit.sdiv(emit.add(blocks, I64(PANEL - 1)), I64(PANEL)), one_panel)
 

@@ -170,9 +170,21 @@ def group_function(own: Unit, blocks: int, epilogues: list[Function]) -> Body:
     return write
 
 
-def in_groups(emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callable[[int], list[Function]]) -> None:
+def behind_panel(
+    emit: Emitter, op: Value, chunk: Value, panel: Value, behind: Callable[[Emitter, Value, Value, int], object]
+) -> None:
+    """``behind`` for a panel of the first chunk, and nothing in others."""
+    blocks = emit.field(emit.place(op, ProductInstruction.product), Product.blocks)
+    with emit.if_then(emit.icmp_signed("==", chunk, I64(0))):
+        by_width(emit, blocks, panel, lambda width: behind(emit, op, panel, width))
+
+
+def in_groups(
+    emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callable[[int], list[Function]],
+    behind: Callable[[Emitter, Value, Value, int], object] | None,
+) -> None:  # fmt: skip
     """All chunks of a product. ``epilogues(blocks)`` are the functions, of as many rows as ``AFTER`` says, that make
-    outputs of sums.
+    outputs of sums; ``behind`` as for products.
     """
     product = emit.place(op, ProductInstruction.product)
     rows, blocks, chunk = emit.fields(product, Product.rows, Product.blocks, Product.chunk)
@@ -212,6 +224,8 @@ def in_groups(emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callabl
 
             emit.each(count, ready)
             emit.each(parts, lambda part: emit.each(groups, lambda number: group(number, part)))
+            if behind is not None:
+                emit.each(count, lambda n: behind_panel(emit, op, index, emit.add(begin, n), behind))
 
         emit.each(emit.sdiv(emit.add(panels, emit.sub(bundle, I64(1))), bundle), one_bundle)
 

@@ -6,6 +6,9 @@ these numbers is a row of codes for the product of every other layer, whose sums
 powers of 256, are the row's exact sum. That times the scale plus the bias is computed in float64 with the rounding
 errors beside it, so that the one rounding to float32 is right. Where it cannot be told to be, which hardly ever
 happens, the kernel says so, as it does for values that are no numbers, and the reference has the last word.
+
+The two lowest bytes are 0 in all values but those below 2^-7 of the row's largest one, of which rows hold few as a
+rule. Then these bytes are multiplied in those steps only, while a panel's weights are at hand.
 """
 
 from collections.abc import Callable
@@ -15,17 +18,21 @@ from llvmlite import ir
 
 from . import gemm, grouped
 from .dynamic_gemm import RowsOfFloats
-from .emitter import BYTES, DOUBLES, F32, F64, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value
+from .emitter import BYTES, DOUBLES, F32, F64, FLOATS, I32, I64, INTS, LANES, NO_LANES, Body, Emitter, Value, function
 from .frame import slot_or
 from .gemm import accumulate, last_mask
 from .jit import Kernel
 from .memory import SLACK, row_pitch
 from .packed import Packed
 from .product import PANEL, Product, ProductInstruction
-from .records import Address, Instruction, Integer, Slot
+from .records import Address, Instruction, Integer, Nested, Record, Slot
 
 DIGITS = 6  # bytes of a whole number
+LOW = 2  # of them, the lowest, which are 0 in most values
+HIGH = DIGITS - LOW
 BITS = 8 * DIGITS
+FEW = 4  # one step in so many at most has low bytes where only those that have are multiplied
+ALWAYS, AND_LISTED, WHERE_MANY = range(3)  # the kinds of products
 LONGS = ir.VectorType(I64, LANES)
 TO_INTEGER = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to an integer, which the low bits then hold
 INTEGER_BITS = 0x4338000000000000
@@ -35,22 +42,53 @@ ROW_BYTES = 16
 
 
 class Digits(RowsOfFloats):
-    """Rows of floats to six rows of codes each, and their units to ``units``."""
+    """Rows of floats to rows of codes, first of all rows the high bytes, of each from the lowest up, then the low ones.
+
+    Their units go to ``units``; to ``lists``, ``list_pitch`` bytes apart, for each row in how many steps there are low
+    bytes other than 0, and in which: int32.
+    """
 
     units: Address
+    lists: Address
+    list_pitch: Integer
+
+
+class LowBytes(Record):
+    """The low bytes of ``rows`` floats' rows and what ``Digits`` says of them: its ``lists``.
+
+    In those of the steps that are listed, rows from ``first`` to ``last`` are multiplied: ``LOW`` rows of codes of each
+    from ``x`` on, ``pitch`` bytes apart, to rows of sums from ``sums`` on.
+    """
+
+    lists: Address
+    list_pitch: Integer
+    rows: Integer
+    steps: Integer
+    x: Address
+    pitch: Integer
+    sums: Address
+    first: Integer
+    last: Integer
 
 
 class ProductSums(ProductInstruction):
-    """A product whose outputs are the sums themselves, rows of them ``y_pitch`` bytes apart."""
+    """A product whose outputs are the sums themselves, rows of them ``y_pitch`` bytes apart.
+
+    ``kind``: ``AND_LISTED`` multiplies what ``low`` lists besides, where that is little; only where it is much,
+    ``WHERE_MANY`` multiplies anything.
+    """
 
     y_pitch: Integer
+    kind: Integer = Integer()
+    low: Nested[LowBytes] = Nested(LowBytes)
 
 
 class Weigh(Instruction):
     """Sums of six rows of codes each to ``rows`` rows of ``outputs`` floats.
 
-    ``weights``: the sum of each output's weights. Rows of outputs are ``y_pitch`` bytes apart; they begin at ``y``,
-    or, where ``slot`` is not negative, ``y_ahead`` bytes behind the start of that output.
+    Sums lie as ``Digits`` has codes. ``weights``: the sum of each output's weights. Rows of outputs are ``y_pitch``
+    bytes apart; they begin at ``y``, or, where ``slot`` is not negative, ``y_ahead`` bytes behind the start of that
+    output.
     """
 
     slot: Slot
@@ -75,16 +113,17 @@ def whole(number: int) -> Value:
 
 def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
     """1 when a value is no finite number."""
-    slot, inside, target, count, width, near, far, units = emit.fields(
+    slot, inside, target, count, width, near, far, units, lists, list_pitch = emit.fields(
         op, Digits.slot, Digits.source, Digits.target, Digits.count, Digits.width, Digits.source_pitch,
-        Digits.target_pitch, Digits.units,
+        Digits.target_pitch, Digits.units, Digits.lists, Digits.list_pitch,
     )  # fmt: skip
     source = slot_or(emit, frame, slot, inside)
     vectors = emit.vectors_of(width)
     zeros = emit.splat(0.0, FLOATS)
 
     def row(i: Value) -> Value:
-        x, y = emit.add(source, emit.mul(i, near)), emit.add(target, emit.mul(i, emit.mul(far, I64(DIGITS))))
+        x, rows = emit.add(source, emit.mul(i, near)), rows_of(emit, target, i, count, far)
+        entries = emit.add(lists, emit.mul(i, list_pitch))
 
         def values(n: Value) -> Value:
             mask = emit.mask(emit.sub(width, emit.shl(n, I64(4))))
@@ -102,12 +141,20 @@ def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
             moved = emit.fadd(steps, to_integer)
             rest = emit.fsub(steps, emit.fsub(moved, to_integer))
             number = emit.sub(emit.bitcast(moved, LONGS), whole(INTEGER_BITS - 2 ** (BITS - 1)))
-            for digit in range(DIGITS):
-                at = emit.add(y, emit.add(emit.mul(far, I64(digit)), emit.shl(n, I64(4))))
-                emit.write(emit.trunc(emit.lshr(number, whole(8 * digit)), BYTES), at)
-            return [emit.fadd(carried[0], emit.magnitude(rest))]
+            for digit, y in enumerate(rows):
+                emit.write(emit.trunc(emit.lshr(number, whole(8 * digit)), BYTES), emit.add(y, emit.shl(n, I64(4))))
+            low = emit.icmp_signed("!=", emit.and_(number, whole(2 ** (8 * LOW) - 1)), whole(0))
+            lanes, found = emit.zext(emit.bitcast(low, ir.IntType(LANES)), I64), carried[1]
+            for four in range(LANES // 4):
+                # Written behind the others in any case, and kept by counting it.
+                step = emit.add(emit.shl(n, I64(2)), I64(four))
+                emit.write(emit.trunc(step, I32), emit.add(entries, emit.shl(emit.add(found, I64(1)), I64(2))))
+                some = emit.icmp_signed("!=", emit.and_(lanes, I64(15 << 4 * four)), I64(0))
+                found = emit.add(found, emit.zext(some, I64))
+            return [emit.fadd(carried[0], emit.magnitude(rest)), found]
 
-        rests = emit.loop(vectors, [emit.splat(0.0, DOUBLES)], split)[0]
+        rests, found = emit.loop(vectors, [emit.splat(0.0, DOUBLES), I64(0)], split)
+        emit.write(emit.trunc(found, I32), entries)
         lost = F64(0)
         for lane in range(LANES):
             lost = emit.fadd(lost, emit.extract_element(rests, I32(lane)))
@@ -117,6 +164,14 @@ def write_digits(emit: Emitter, op: Value, frame: Value) -> Value:
         return emit.zext(emit.icmp_signed(">=", largest, I32(0x7F800000)), I64)
 
     return emit.any_of(count, row)
+
+
+def rows_of(emit: Emitter, start: Value, row: Value, rows: Value, pitch: Value) -> list[Value]:
+    """Where the rows of a row's bytes begin, from the lowest up, among those of so many rows."""
+    low = emit.add(emit.mul(rows, I64(HIGH)), emit.mul(row, I64(LOW)))
+    numbers = [emit.add(low, I64(n)) for n in range(LOW)]
+    numbers += [emit.add(emit.mul(row, I64(HIGH)), I64(n)) for n in range(HIGH)]
+    return [emit.add(start, emit.mul(number, pitch)) for number in numbers]
 
 
 def sums_tile(rows: int, blocks: int, half: bool) -> Body:
@@ -130,14 +185,81 @@ def sums_tile(rows: int, blocks: int, half: bool) -> Body:
         target = emit.add(emit.field(product, Product.y), emit.mul(panel, I64(4 * LANES * PANEL)))
         for i in range(rows):
             y = emit.add(target, emit.mul(emit.add(row, I64(i)), pitch))
-            for j in range(blocks):
-                total, address = totals[i * blocks + j], emit.add(y, I64(64 * j))
-                if j < blocks - 1:
-                    emit.write(total, address)
-                else:
-                    emit.write_some(total, address, mask)
+            put_sums(emit, totals[i * blocks : (i + 1) * blocks], y, mask)
 
     return write
+
+
+def lists_much(emit: Emitter, op: Value) -> Value:
+    """Whether more steps have low bytes than are multiplied by themselves."""
+    low = emit.place(op, ProductSums.low)
+    lists, pitch, rows, steps = emit.fields(low, LowBytes.lists, LowBytes.list_pitch, LowBytes.rows, LowBytes.steps)
+
+    def count(i: Value, carried: list[Value]) -> list[Value]:
+        return [emit.add(carried[0], emit.int_at(emit.add(lists, emit.mul(i, pitch)), I64(0)))]
+
+    found = emit.loop(rows, [I64(0)], count)[0]
+    return emit.icmp_signed(">", emit.mul(found, I64(FEW)), emit.mul(rows, steps))
+
+
+def listed_steps(blocks: int) -> Body:
+    """Writes the function that multiplies the low bytes of the listed steps by a panel."""
+
+    def write(emit: Emitter, op: Value, panel: Value) -> None:
+        product, low = emit.place(op, ProductSums.product), emit.place(op, ProductSums.low)
+        lists, list_pitch, x, pitch, sums, first, last = emit.fields(
+            low, LowBytes.lists, LowBytes.list_pitch, LowBytes.x, LowBytes.pitch, LowBytes.sums, LowBytes.first,
+            LowBytes.last,
+        )  # fmt: skip
+        y_pitch, mask = emit.field(op, ProductSums.y_pitch), last_mask(emit, product, panel, blocks)
+        panel_bytes = emit.mul(emit.field(product, Product.steps), I64(64 * PANEL))
+        weight = emit.add(emit.field(product, Product.weight), emit.mul(panel, panel_bytes))
+        target = emit.add(sums, emit.mul(panel, I64(4 * LANES * PANEL)))
+
+        def row(n: Value) -> None:
+            i = emit.add(first, n)
+            entries, number = emit.add(lists, emit.mul(i, list_pitch)), emit.mul(i, I64(LOW))
+            codes = [emit.add(x, emit.mul(emit.add(number, I64(digit)), pitch)) for digit in range(LOW)]
+
+            def step(n: Value, totals: list[Value]) -> list[Value]:
+                k = emit.int_at(entries, emit.add(n, I64(1)))
+                w = emit.add(weight, emit.mul(k, I64(64 * blocks)))
+                weights = [emit.read(emit.add(w, I64(64 * j)), INTS, 64) for j in range(blocks)]
+                fours = [emit.splat_to(emit.read(emit.add(base, emit.shl(k, I64(2))), I32), INTS) for base in codes]
+                pairs = [(four, own) for four in fours for own in weights]
+                return [emit.dot(total, *pair) for total, pair in zip(totals, pairs)]
+
+            totals = emit.loop(emit.int_at(entries, I64(0)), [emit.splat(0, INTS)] * (LOW * blocks), step)
+            for digit in range(LOW):
+                y = emit.add(target, emit.mul(emit.add(number, I64(digit)), y_pitch))
+                put_sums(emit, totals[digit * blocks : (digit + 1) * blocks], y, mask)
+
+        emit.each(emit.sub(last, first), row)
+
+    return write
+
+
+def put_sums(emit: Emitter, totals: list[Value], y: Value, mask: Value) -> None:
+    """Writes a row of sums; of the last block the lanes of ``mask``."""
+    for j, total in enumerate(totals[:-1]):
+        emit.write(total, emit.add(y, I64(64 * j)))
+    emit.write_some(totals[-1], emit.add(y, I64(64 * (len(totals) - 1))), mask)
+
+
+def multiply_listed(emit: Emitter, op: Value, panel: Value, blocks: int) -> None:
+    """What comes behind a panel: the low bytes of the listed steps, where these are few."""
+    run = function(emit.module, f"quantspec_weight_only_listed_{blocks}", 2, listed_steps(blocks))
+    listed = emit.icmp_signed("==", emit.field(op, ProductSums.kind), I64(AND_LISTED))
+    with emit.if_then(listed), emit.if_then(emit.not_(lists_much(emit, op))):
+        emit.call(run, [op, panel])
+
+
+def write_product(emit: Emitter, op: Value, frame: Value) -> None:
+    """A product of one of the kinds."""
+    where_many = emit.icmp_signed("==", emit.field(op, ProductSums.kind), I64(WHERE_MANY))
+    many = emit.if_any(where_many, lambda: emit.zext(emit.not_(lists_much(emit, op)), I64))
+    with emit.if_then(emit.icmp_signed("==", many, I64(0))):
+        gemm.product("weight_only", sums_tile, multiply_listed)(emit, op, frame)
 
 
 def added(emit: Emitter, a: Value, b: Value) -> tuple[Value, Value]:
@@ -184,7 +306,7 @@ def write_weigh(emit: Emitter, op: Value, frame: Value) -> Value:
     def row(i: Value, carried: list[Value]) -> list[Value]:
         record = emit.add(units, emit.mul(i, I64(ROW_BYTES)))
         unit, lost = (emit.splat(emit.read(emit.add(record, I64(at)), F64)) for at in (UNIT, LOST))
-        source = emit.add(sums, emit.mul(i, emit.mul(near, I64(DIGITS))))
+        sources = rows_of(emit, sums, i, rows, near)
         y = emit.add(target, emit.mul(i, far))
 
         def block(n: Value, carried: list[Value]) -> list[Value]:
@@ -199,7 +321,7 @@ def write_weigh(emit: Emitter, op: Value, frame: Value) -> Value:
             def power(exponent: int) -> Value:
                 return emit.splat(2.0**exponent, DOUBLES)
 
-            digits = [ints(emit.add(source, emit.mul(near, I64(digit)))) for digit in range(DIGITS)]
+            digits = [ints(source) for source in sources]
             # Whole numbers below 2^53: exact. Digits are those of a number that 2^47 was added to.
             halves = []
             for low, middle, high in (digits[:3], digits[3:]):
@@ -230,33 +352,47 @@ def write_weigh(emit: Emitter, op: Value, frame: Value) -> Value:
 
 
 DIGITS_OF = Kernel("weight_only_digits", Digits, write_digits)
-PRODUCT = Kernel("weight_only_product", ProductSums, gemm.product("weight_only", sums_tile))
+PRODUCT = Kernel("weight_only_product", ProductSums, write_product)
 WEIGH = Kernel("weight_only_weigh", Weigh, write_weigh)
 
 
 def layer(
     packed: Packed, rows: int, inputs: int, keep: Callable[[np.ndarray], int], room: Callable[[int], int], *, relu: bool
-) -> tuple[Digits, ProductSums, Weigh]:
+) -> tuple[Digits, list[ProductSums], Weigh]:
     """The instructions of a layer, but for where its input and output are.
 
-    ``keep`` gives the address of an array that lives as long, ``room`` that of so many bytes for codes, sums and units.
+    ``keep`` gives the address of an array that lives as long, ``room`` that of so many bytes for what is between.
     """
-    pitch, many = row_pitch(inputs), DIGITS * rows
-    sums_pitch = row_pitch(4 * LANES * packed.blocks)
-    codes_bytes, sums_bytes = grouped.sixteens_bytes(many, pitch), many * sums_pitch + SLACK
-    codes = room(codes_bytes + sums_bytes + rows * ROW_BYTES)
-    sums, units = codes + codes_bytes, codes + codes_bytes + sums_bytes
-    bias, factor, weights = (keep(array) for array in (packed.bias, packed.factor, packed.sums))
+    pitch, sums_pitch, list_pitch = row_pitch(inputs), row_pitch(4 * LANES * packed.blocks), row_pitch(inputs + 64)
+    high_rows, low_rows, steps = HIGH * rows, LOW * rows, packed.run_steps
+    codes_bytes = high_rows * pitch + grouped.sixteens_bytes(low_rows, pitch)
+    sums_bytes = DIGITS * rows * sums_pitch + SLACK
+    codes = room(codes_bytes + sums_bytes + rows * (list_pitch + ROW_BYTES))
+    sums = codes + codes_bytes
+    lists = sums + sums_bytes
+    units, low, low_sums = lists + rows * list_pitch, codes + high_rows * pitch, sums + high_rows * sums_pitch
+    bias, factor, weights, weight = (
+        keep(array) for array in (packed.bias, packed.factor, packed.sums, packed.weight)
+    )  # fmt: skip
     digits = Digits(
         slot=-1, source=0, target=codes, count=rows, width=inputs, source_pitch=4 * inputs, target_pitch=pitch,
-        units=units,
+        units=units, lists=lists, list_pitch=list_pitch,
     )  # fmt: skip
-    product = Product(
-        x=codes, y=sums, weight=keep(packed.weight), bias=bias, factor=factor, sums=weights,
-        outputs=packed.outputs, blocks=packed.blocks, steps=packed.run_steps, chunk=gemm.chunk_rows(many, inputs),
-        **grouped.rows_apart(keep, many, pitch, packed.run_steps, packed.blocks),
-    )  # fmt: skip
-    return digits, ProductSums(product=product, y_pitch=sums_pitch), Weigh(
+
+    def product(x: int, y: int, count: int, kind: int) -> ProductSums:
+        inner = Product(
+            x=x, y=y, weight=weight, bias=bias, factor=factor, sums=weights, outputs=packed.outputs,
+            blocks=packed.blocks, steps=steps, chunk=gemm.chunk_rows(count, inputs),
+            **grouped.rows_apart(keep, count, pitch, steps, packed.blocks),
+        )  # fmt: skip
+        listed = LowBytes(
+            lists=lists, list_pitch=list_pitch, rows=rows, steps=steps, x=low, pitch=pitch, sums=low_sums, first=0,
+            last=rows,
+        )  # fmt: skip
+        return ProductSums(product=inner, y_pitch=sums_pitch, kind=kind, low=listed)
+
+    products = [product(codes, sums, high_rows, AND_LISTED), product(low, low_sums, low_rows, WHERE_MANY)]
+    return digits, products, Weigh(
         slot=-1, y=0, sums=sums, units=units, factor=factor, bias=bias, weights=weights, rows=rows,
         outputs=packed.outputs, sums_pitch=sums_pitch, y_pitch=4 * packed.outputs, relu=relu,
     )  # fmt: skip

@@ -112,15 +112,16 @@ def emit_dynamic(planner: Planner, step: DynamicLinear) -> None:
     rows, source = int(np.prod(shape[:-1])), planner.alias.get(step.x, step.x)
     inputs, outputs = codes_shape(step.layer)[1], shape[-1]
     if isinstance(step.layer, LinearWeight):
-        digits, sums, weigh = weight_only.layer(packed, rows, inputs, planner.keep, planner.room, relu=step.relu)
+        digits, products, weigh = weight_only.layer(packed, rows, inputs, planner.keep, planner.room, relu=step.relu)
         take_floats(planner, source, digits)
         if step.name in planner.outputs:
             weigh.slot = planner.slot(step.name)
         else:
             weigh.y = planner.address(step.name)
-        planner.macs += weight_only.DIGITS * rows * inputs * outputs
+        planner.macs += weight_only.HIGH * rows * inputs * outputs
         planner.emit(weight_only.DIGITS_OF, digits)
-        planner.emit(weight_only.PRODUCT, sums)
+        for sums in products:
+            planner.emit(weight_only.PRODUCT, sums)
         planner.emit(weight_only.WEIGH, weigh)
         return
     quantize, product = dynamic_gemm.layer(

@@ -116,8 +116,9 @@ def product_rows(instruction: ProductInstruction, threads: int) -> list[ProductI
     """
     rows = instruction.product.rows
     tile = group() if instruction.product.buffer else TILE_ROWS[-1]
-    parts = []
-    for first_tile, last_tile in shares(-(-rows // tile), threads):
+    parts: list[ProductInstruction] = []
+    tiles = shares(-(-rows // tile), threads)
+    for first_tile, last_tile in tiles:
         first = first_tile * tile
         part = instruction.copy()
         product = part.product
@@ -132,6 +133,8 @@ def product_rows(instruction: ProductInstruction, threads: int) -> list[ProductI
             move_outputs(part, first * part.y_pitch)
         if isinstance(part, ProductSums):
             product.y += first * part.y_pitch
+            listed, number = part.low.last, len(parts)
+            part.low.first, part.low.last = (listed * n // len(tiles) for n in (number, number + 1))
         parts.append(part)
     return parts
 
@@ -161,6 +164,7 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
             move_outputs(part, 4 * outputs)
         if isinstance(part, ProductSums):
             product.y += 4 * outputs
+            part.low.sums += 4 * outputs
         parts.append(part)
     return parts
 
