@@ -252,7 +252,7 @@ Behind = Callable[[Emitter, Value, Value, int], object]
 
 def product(kind: str, tile: Tile, behind: Behind | None = None) -> Callable[[Emitter, Value, Value], None]:
     """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that
-    ``tile(rows, blocks, half)`` writes; ``behind`` the panels of the first chunk comes what is as large in all.
+    ``tile(rows, blocks, half)`` writes. What ``behind`` writes comes once behind each panel, in the first chunk.
     """
 
     def tile_functions(emit: Emitter, blocks: int, half: bool) -> list[Function]:

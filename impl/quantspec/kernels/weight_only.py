@@ -257,8 +257,8 @@ def multiply_listed(emit: Emitter, op: Value, panel: Value, blocks: int) -> None
 def write_product(emit: Emitter, op: Value, frame: Value) -> None:
     """A product of one of the kinds."""
     where_many = emit.icmp_signed("==", emit.field(op, ProductSums.kind), I64(WHERE_MANY))
-    many = emit.if_any(where_many, lambda: emit.zext(emit.not_(lists_much(emit, op)), I64))
-    with emit.if_then(emit.icmp_signed("==", many, I64(0))):
+    idle = emit.if_any(where_many, lambda: emit.zext(emit.not_(lists_much(emit, op)), I64))
+    with emit.if_then(emit.icmp_signed("==", idle, I64(0))):
         gemm.product("weight_only", sums_tile, multiply_listed)(emit, op, frame)
 
 
