@@ -241,3 +241,35 @@ def test_what_stands_in_the_place_of_a_forward_has_its_signature():
                 assert (other(x) - model(x)).abs().max() < 0.05
             for path, island in other.islands.items():
                 assert inspect.signature(island) == inspect.signature(model.get_submodule(path).forward)
+
+
+def kept_in_a_default(self, x, kept=[]):  # noqa: B006 - what is tested
+    kept.append(len(kept))
+    return self.second(self.first(x)) * len(kept)
+
+
+EVERYBODYS: list[int] = []
+
+
+class Scaled(nn.Linear):
+    def forward(self, x, kept):
+        return super().forward(x) * len(kept)
+
+
+def kept_by_everybody(self, x):
+    EVERYBODYS.append(len(EVERYBODYS))
+    return self.second(self.first(x), EVERYBODYS)
+
+
+@clause("STA-PARTS")
+@pytest.mark.filterwarnings("ignore:66 % of the multiply", "ignore:module 'second'")
+@pytest.mark.parametrize("forward", [kept_in_a_default, kept_by_everybody])
+def test_arguments_that_are_others_at_each_call_leave_the_rest_to_be_captured(forward):
+    model, x = models.two_layers(forward), networks.inputs(3, (8,))
+    if forward is kept_by_everybody:
+        model.second = Scaled(8, 4).eval()
+    q = qs.quantize_dynamic(model, example=x)
+    assert "first" in q.islands and "" not in q.islands
+    before = q(x)
+    after = q(x)
+    assert not torch.equal(before, after)  # the list is read at each call

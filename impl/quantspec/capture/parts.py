@@ -5,6 +5,7 @@ Every part is compared with what the model computed there (STA-SAME). What diffe
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -27,6 +28,9 @@ BOUND = 2.0**-18
 FUSED = 2.0**-8
 
 NOTHING = "nothing in it has an integer form"
+# Each run refutes what another way of capturing may mend. Where arguments are others in each, such as a list that
+# grows, no run would be the last.
+MOST_RUNS = 4
 
 Ready = Callable[[FloatGraph], FloatGraph | None]
 Worth = Callable[[nn.Module], bool]
@@ -135,12 +139,13 @@ class Search:
         self.verdicts: dict[tuple[str, CallPattern], FloatGraph | None] = {}
         self.reasons: dict[str, str] = {}
         self.inside = False
-        self.refuted = False
+        self.refuted: set[str] = set()  # in this run
+        self.runs: Counter[str] = Counter()  # in which a path was refuted
         self.recorded: set[tuple[str, CallPattern]] = set()
 
     def complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a run of the model refuted none of the parts that are left."""
-        self.refuted = False
+        self.refuted.clear()
         twin = copies.run_copy(self.model)
         for path, module in twin.named_modules():
             if isinstance(module, copies.SCRIPTS):
@@ -150,13 +155,14 @@ class Search:
         args, kwargs = copies.cloned((args, kwargs))
         with copies.undisturbed():
             twin(*args, **kwargs)
+        self.runs.update(self.refuted)
         return not self.refuted
 
     def watched(self, path: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A forward that is compared with what was captured of it."""
 
         def compared(*args: Any, **kwargs: Any) -> Any:
-            if self.inside:
+            if self.inside or self.runs[path] >= MOST_RUNS:
                 return forward(*args, **kwargs)
             if not self.worth(module):
                 self.reasons.setdefault(path, NOTHING)
@@ -182,7 +188,7 @@ class Search:
                 else:
                     self.recorded.add((path, pattern))
                     del self.verdicts[path, pattern]
-                self.refuted = True
+                self.refuted.add(path)
             return output
 
         # So its signature is the model's own.
