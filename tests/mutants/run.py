@@ -91,7 +91,10 @@ ROOMS = {
         *STORING[:2],
     ),  # fmt: skip
     "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
-    "onnx_export": ("files/test_onnx_export.py", "files/test_onnx_codes.py", "files/test_onnx_floats.py"),
+    "onnx_export": tuple(
+        f"files/test_onnx_{name}.py"
+        for name in ("export", "codes", "floats", "shapes", "builder", "moves", "layers", "resized", "steps")
+    ),
     "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
     "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)),
     "storage": STORING,

@@ -101,8 +101,12 @@ class Graph:
 
     def grid(self, grid: QParams, owner: str = "") -> tuple[str, str]:
         """Scale and zero point of a grid."""
+        return self.constant(grid.scale, np.float32, "scale"), self.zero_point(grid, owner)
+
+    def zero_point(self, grid: QParams, owner: str = "") -> str:
+        """The zero point of each scale of a grid."""
         points = np.broadcast_to(grid.zero_point, grid.scale.shape)
-        return self.constant(grid.scale, np.float32, "scale"), self.constant(points, grid.dtype, "zero_point", owner)
+        return self.constant(points, grid.dtype, "zero_point", owner)
 
     def dequantize(self, name: str, grid: QParams, **attributes: Any) -> str:
         return self.node("DequantizeLinear", [name, *self.grid(grid)], **attributes)

@@ -119,9 +119,8 @@ def placed(g: Graph, step: Conv, x: Tensor) -> tuple[Tensor, dict[str, Any], tup
 
 def linear_to_float(g: Graph, step: Linear, x: Tensor) -> Tensor:
     """An integer product, and DIA-DYNAMIC, `multiply-add`, in its own steps."""
-    _, point = g.grid(step.x_qparams)
-    weight = g.constant(np.ascontiguousarray(step.weight.T), np.int8, "weight", step.name)
-    sums = g.node("MatMulInteger", [x.name, weight, point])
+    weight = g.constant(step.weight.T, np.int8, "weight", step.name)
+    sums = g.node("MatMulInteger", [x.name, weight, g.zero_point(step.x_qparams)])
     shape = (*x.shape[:-1], len(step.weight))
     return Tensor(floats(g, sums, step, (-1,)), shape)
 
@@ -133,7 +132,7 @@ def conv_to_float(g: Graph, step: Conv, x: Tensor) -> Tensor:
     """
     x, attributes, shape = placed(g, step, x)
     weight = g.constant((step.weight.astype(np.int16) + 128).astype(np.uint8), np.uint8, "weight")
-    inputs = [x.name, weight, g.grid(step.x_qparams)[1], g.constant(128, np.uint8)]
+    inputs = [x.name, weight, g.zero_point(step.x_qparams), g.constant(128, np.uint8)]
     sums = g.node("ConvInteger", inputs, **attributes)
     return Tensor(floats(g, sums, step, (-1, *[1] * (step.weight.ndim - 2))), shape)
 
@@ -341,7 +340,7 @@ def adaptive(g: Graph, step: AdaptiveAvgPool, values: Values) -> Tensor:
 
 def linear_dynamic(g: Graph, step: LinearDynamic, values: Values) -> Tensor:
     x = values[step.x]
-    weight, unit = np.ascontiguousarray(step.weight.T), step.w_qparams.scale
+    weight, unit = step.weight.T, step.w_qparams.scale
     if step.rows or step.reduce_range:
         y = by_rows(g, x.name, weight, unit, step)
     else:

@@ -77,7 +77,11 @@ def export_onnx(
         runs = q if isinstance(q, QuantizedModule) else QuantizedModule(network)
         runs.compiled(given)
     model = build(network, input_axes(network, given))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        # Such as operators that take no integers; the text names the node, and so the step.
+        raise UnsupportedError(f"the network cannot be exported to ONNX: {error}") from error
     if path is not None:
         write_whole(path, model.SerializeToString())
     return model

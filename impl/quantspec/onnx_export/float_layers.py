@@ -1,7 +1,8 @@
 """Pools, normalizations and gates that stay in float as ONNX operators, by torch's functions and by modules of
 torch.nn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from quantspec.errors import UnsupportedError
 
-from .builder import Graph, Tensor, named, shape_of, windows
+from .builder import Graph, Tensor, common, named, shape_of, windows
 from .rearrange import reshape, sizes_of
 from .resize import interpolate
 
@@ -29,49 +30,40 @@ def pooled(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], 
     return (*x.shape[:2], *(windows(n, k, s, p, p, d, ceil) for n, k, s, p, d in places))
 
 
-def max_pool(positions: int) -> Operator:
-    def make(
-        g: Graph, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-        ceil_mode: bool = False, return_indices: bool = False,
-    ) -> Tensor:  # fmt: skip
-        if return_indices:
-            raise UnsupportedError("max pooling that returns indices")
-        sizes = kernel_size, stride or kernel_size, padding, dilation
-        kernel, steps, pads, apart = (each(value, positions) for value in sizes)
-        name = g.node(
-            "MaxPool", [named(g, x)], kernel_shape=kernel, strides=steps, pads=[*pads, *pads], dilations=apart,
-            ceil_mode=int(ceil_mode),
-        )  # fmt: skip
-        return Tensor(name, pooled(x, kernel, steps, pads, apart, ceil_mode))
-
-    return make
+def max_pool(
+    positions: int, g: Graph, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    ceil_mode: bool = False, return_indices: bool = False,
+) -> Tensor:  # fmt: skip
+    if return_indices:
+        raise UnsupportedError("max pooling that returns indices")
+    sizes = kernel_size, stride or kernel_size, padding, dilation
+    kernel, steps, pads, apart = (each(value, positions) for value in sizes)
+    name = g.node(
+        "MaxPool", [named(g, x)], kernel_shape=kernel, strides=steps, pads=[*pads, *pads], dilations=apart,
+        ceil_mode=int(ceil_mode),
+    )  # fmt: skip
+    return Tensor(name, pooled(x, kernel, steps, pads, apart, ceil_mode))
 
 
-def avg_pool(positions: int) -> Operator:
-    def make(
-        g: Graph, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor_override: int | None = None,
-    ) -> Tensor:  # fmt: skip
-        if ceil_mode or divisor_override is not None:
-            raise UnsupportedError("average pooling in float with ceil_mode, or divisor_override")
-        kernel, steps, pads = (each(value, positions) for value in (kernel_size, stride or kernel_size, padding))
-        name = g.node(
-            "AveragePool", [named(g, x)], kernel_shape=kernel, strides=steps, pads=[*pads, *pads],
-            count_include_pad=int(count_include_pad),
-        )  # fmt: skip
-        return Tensor(name, pooled(x, kernel, steps, pads, [1] * positions, False))
-
-    return make
+def avg_pool(
+    positions: int, g: Graph, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor_override: int | None = None,
+) -> Tensor:  # fmt: skip
+    if ceil_mode or divisor_override is not None:
+        raise UnsupportedError("average pooling in float with ceil_mode, or divisor_override")
+    kernel, steps, pads = (each(value, positions) for value in (kernel_size, stride or kernel_size, padding))
+    name = g.node(
+        "AveragePool", [named(g, x)], kernel_shape=kernel, strides=steps, pads=[*pads, *pads],
+        count_include_pad=int(count_include_pad),
+    )  # fmt: skip
+    return Tensor(name, pooled(x, kernel, steps, pads, [1] * positions, False))
 
 
-def adaptive_max_pool(positions: int) -> Operator:
-    def make(g: Graph, x: Any, output_size: Any, return_indices: bool = False) -> Tensor:
-        if return_indices or any(size != 1 for size in each(output_size, positions)):
-            raise UnsupportedError(f"adaptive maximum pooling in float to {output_size}")
-        shape = (*x.shape[:-positions], *[1] * positions)
-        return Tensor(g.node("ReduceMax", [named(g, x), g.ints(*range(-positions, 0))]), shape)
-
-    return make
+def adaptive_max_pool(positions: int, g: Graph, x: Any, output_size: Any, return_indices: bool = False) -> Tensor:
+    if return_indices or any(size != 1 for size in each(output_size, positions)):
+        raise UnsupportedError(f"adaptive maximum pooling in float to {output_size}")
+    shape = (*x.shape[:-positions], *[1] * positions)
+    return Tensor(g.node("ReduceMax", [named(g, x), g.ints(*range(-positions, 0))]), shape)
 
 
 def prelu(g: Graph, x: Tensor, weight: torch.Tensor) -> Tensor:
@@ -84,8 +76,8 @@ def group_norm(
 ) -> Tensor:
     """Groups of channels as the channels of an InstanceNormalization."""
     grouped = reshape(g, x, g.size(x, 0), num_groups, -1)
-    ones = np.ones(num_groups, np.float32)
-    inputs = [grouped.name, g.constant(ones, np.float32), g.constant(0 * ones, np.float32)]
+    ones = torch.ones(num_groups)
+    inputs = [grouped.name, named(g, ones), named(g, 0 * ones)]
     y = Tensor(g.node("InstanceNormalization", inputs, epsilon=eps), grouped.shape)
     return affine(g, reshape(g, y, *sizes_of(g, x)), weight, bias)
 
@@ -99,12 +91,14 @@ def affine(g: Graph, x: Tensor, weight: Any, bias: Any) -> Tensor:
     return x
 
 
-def instance_norm(g: Graph, module: Any, x: Tensor) -> Tensor:
+def instance_norm(positions: int, g: Graph, module: Any, x: Tensor) -> Tensor:
     if module.track_running_stats:
         raise UnsupportedError("instance normalization with running statistics")
-    ones = np.ones(module.num_features, np.float32)
+    if x.rank != positions + 2:
+        raise UnsupportedError("instance normalization without a batch axis")
+    ones = torch.ones(module.num_features)
     weight, bias = (ones, 0 * ones) if module.weight is None else (module.weight, module.bias)
-    inputs = [x.name, *(g.constant(np.asarray(torch.as_tensor(v).detach()), np.float32) for v in (weight, bias))]
+    inputs = [x.name, named(g, weight), named(g, bias)]
     return Tensor(g.node("InstanceNormalization", inputs, epsilon=module.eps), x.shape)
 
 
@@ -113,7 +107,11 @@ def local_response_norm(
 ) -> Tensor:
     if size % 2 == 0:
         raise UnsupportedError("local response normalization over an even number of channels")
-    return Tensor(g.node("LRN", [named(g, x)], size=size, alpha=alpha, beta=beta, bias=k), shape_of(x))
+    x = Tensor(named(g, x), shape_of(x))
+    # Of images alone in ONNX Runtime: positions of other numbers of axes are those of one row.
+    image = x if x.rank == 4 else reshape(g, x, g.size(x, 0), g.size(x, 1), -1, 1)
+    y = Tensor(g.node("LRN", [image.name], size=size, alpha=alpha, beta=beta, bias=k), image.shape)
+    return y if image is x else reshape(g, y, *sizes_of(g, x))
 
 
 def glu(g: Graph, x: Tensor, dim: int = -1) -> Tensor:
@@ -124,10 +122,11 @@ def glu(g: Graph, x: Tensor, dim: int = -1) -> Tensor:
     return Tensor(g.node("Mul", [first, g.node("Sigmoid", [gate])]), (*x.shape[:axis], half, *x.shape[axis + 1 :]))
 
 
-def normalize(g: Graph, x: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
+def normalize(g: Graph, x: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
     if p not in (1.0, 2.0):
         raise UnsupportedError(f"a norm of order {p}")
-    norm = g.node(f"ReduceL{int(p)}", [named(g, x), g.ints(dim)], keepdims=1)
+    axes = dim if isinstance(dim, (tuple, list)) else (dim,)
+    norm = g.node(f"ReduceL{int(p)}", [named(g, x), g.ints(*axes)], keepdims=1)
     return Tensor(g.node("Div", [named(g, x), g.node("Max", [norm, g.constant(eps, np.float32)])]), shape_of(x))
 
 
@@ -137,53 +136,49 @@ def einsum(g: Graph, equation: str, *operands: Any) -> Tensor:
     given, _, result = equation.replace(" ", "").partition("->")
     lengths: dict[str, Any] = {}
     for letters, operand in zip(given.split(","), operands):
-        shape = shape_of(operand)
-        lengths |= dict(zip(letters, shape))
+        lengths |= {letter: common((lengths.get(letter, 1), dim)) for letter, dim in zip(letters, shape_of(operand))}
     name = g.node("Einsum", [named(g, operand) for operand in operands], equation=equation.replace(" ", ""))
     return Tensor(name, tuple(lengths[letter] for letter in result))
 
 
-def pools(make: Callable[[int], Operator], name: str) -> dict[str, Operator]:
-    return {f"{name}{positions}d": make(positions) for positions in (1, 2, 3)}
-
-
+# Of a number of axes of positions, which torch has in the names.
+POOLS: dict[str, Operator] = {"max_pool": max_pool, "avg_pool": avg_pool, "adaptive_max_pool": adaptive_max_pool}
 FUNCTIONS: dict[str, Operator] = {
-    **pools(max_pool, "max_pool"), **pools(avg_pool, "avg_pool"), **pools(adaptive_max_pool, "adaptive_max_pool"),
+    **{f"{name}{positions}d": partial(pool, positions) for name, pool in POOLS.items() for positions in (1, 2, 3)},
     "prelu": prelu, "group_norm": group_norm, "local_response_norm": local_response_norm, "glu": glu,
     "normalize": normalize, "einsum": einsum,
 }  # fmt: skip
 
 
-def max_pool_module(positions: int) -> Operator:
-    return lambda g, m, x: max_pool(positions)(
-        g, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
-    )
+def max_pool_module(positions: int, g: Graph, m: Any, x: Tensor) -> Tensor:
+    more = m.dilation, m.ceil_mode, m.return_indices
+    return max_pool(positions, g, x, m.kernel_size, m.stride, m.padding, *more)
 
 
-def avg_pool_module(positions: int) -> Operator:
-    return lambda g, m, x: avg_pool(positions)(
-        g, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, getattr(m, "divisor_override", None)
-    )
+def avg_pool_module(positions: int, g: Graph, m: Any, x: Tensor) -> Tensor:
+    divisor = getattr(m, "divisor_override", None)  # which AvgPool1d has not
+    return avg_pool(positions, g, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, divisor)
 
 
-def by_positions(kinds: Sequence[type[nn.Module]], make: Callable[[int], Operator]) -> dict[type[nn.Module], Operator]:
-    return {kind: make(positions) for positions, kind in enumerate(kinds, start=1)}
+def adaptive_max_pool_module(positions: int, g: Graph, m: Any, x: Tensor) -> Tensor:
+    return adaptive_max_pool(positions, g, x, m.output_size, m.return_indices)
 
 
 def resized(g: Graph, module: Any, x: Tensor) -> Tensor:
-    more = module.mode, module.align_corners, getattr(module, "recompute_scale_factor", None)
+    more = module.mode, module.align_corners, module.recompute_scale_factor
     return interpolate(g, x, module.size, module.scale_factor, *more)
 
 
+# What has a class for each number of positions.
+BY_POSITIONS: tuple[tuple[Operator, tuple[type[nn.Module], ...]], ...] = (
+    (max_pool_module, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)),
+    (avg_pool_module, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)),
+    (adaptive_max_pool_module, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)),
+    (instance_norm, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)),
+)
 # By exact class.
 MODULES: dict[type[nn.Module], Operator] = {
-    **by_positions((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), max_pool_module),
-    **by_positions((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), avg_pool_module),
-    **by_positions(
-        (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-        lambda n: lambda g, m, x: adaptive_max_pool(n)(g, x, m.output_size, m.return_indices),
-    ),
-    **by_positions((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), lambda positions: instance_norm),
+    **{kind: partial(make, n) for make, kinds in BY_POSITIONS for n, kind in enumerate(kinds, start=1)},
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d), resized),
     nn.PReLU: lambda g, m, x: prelu(g, x, m.weight),
     nn.GroupNorm: lambda g, m, x: group_norm(g, x, m.num_groups, m.weight, m.bias, m.eps),

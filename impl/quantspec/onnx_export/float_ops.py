@@ -4,7 +4,8 @@ Their last bits are those of the runtime's kernels, not of torch's.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from quantspec.ir.traverse import replace_refs
 
 from . import float_layers
 from .builder import ARITHMETIC, Graph, Size, Tensor, broadcast, dim_of, named, shape_of, total
-from .rearrange import MOVES, flatten, lengths, reshape, transpose, unsqueeze
+from .rearrange import MOVES, flatten, lengths, moved, reshape, transpose, unsqueeze
 
 Operator = Callable[..., Any]  # from the graph and a call's arguments to what the call gives
 
@@ -28,33 +29,23 @@ READING = ("shape", "ndim", "size", "dim", "ndimension")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
-def unary(*operators: str, **attributes: Any) -> Operator:
-    """Operators of one tensor, one after the other; attributes are the last one's."""
-
-    def make(g: Graph, x: Any, *, inplace: bool = False) -> Tensor:
-        name = named(g, x)
-        for operator in operators:
-            name = g.node(operator, [name], **(attributes if operator == operators[-1] else {}))
-        return Tensor(name, shape_of(x))
-
-    return make
+def unary(
+    operator: str, g: Graph, x: Any, *, inplace: bool = False, attributes: Mapping[str, float] = {}
+) -> Tensor:  # fmt: skip
+    return Tensor(g.node(operator, [named(g, x)], **attributes), shape_of(x))
 
 
-def binary(operator: str) -> Operator:
-    def make(g: Graph, a: Any, b: Any) -> Tensor:
-        return Tensor(g.node(operator, [named(g, a), named(g, b)]), broadcast(shape_of(a), shape_of(b)))
-
-    return make
+def binary(operator: str, g: Graph, a: Any, b: Any) -> Tensor:
+    """Of two tensors; comparisons of a tensor of indices and a length, too."""
+    return Tensor(g.node(operator, [named(g, a), named(g, b)]), broadcast(shape_of(a), shape_of(b)))
 
 
-def comparison(operator: str, opposite: bool = False) -> Operator:
-    """Truth values of two tensors, or of a tensor of indices and a length; or the opposite of them."""
+def differ(g: Graph, a: Any, b: Any) -> Tensor:
+    return unary("Not", g, binary("Equal", g, a, b))
 
-    def make(g: Graph, a: Any, b: Any) -> Tensor:
-        name = g.node(operator, [named(g, a), named(g, b)])
-        return Tensor(g.node("Not", [name]) if opposite else name, broadcast(shape_of(a), shape_of(b)))
 
-    return make
+def rsqrt(g: Graph, x: Any) -> Tensor:
+    return unary("Reciprocal", g, unary("Sqrt", g, x))
 
 
 def arange(g: Graph, end: Any) -> Tensor:
@@ -113,25 +104,19 @@ def stack(g: Graph, tensors: Any, dim: int = 0) -> Tensor:
     return cat(g, [unsqueeze(g, Tensor(named(g, t), shape_of(t)), dim) for t in tensors], dim)
 
 
-def reduced(operator: str) -> Operator:
-    def make(g: Graph, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
-        x = Tensor(named(g, x), shape_of(x))
-        axes = [x.axis(d) for d in ((dim,) if isinstance(dim, int) else dim if dim is not None else range(x.rank))]
-        shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdim or i not in axes)
-        return Tensor(g.node(operator, [x.name, g.ints(*axes)], keepdims=int(keepdim)), shape)
-
-    return make
+def reduced(operator: str, g: Graph, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+    x = Tensor(named(g, x), shape_of(x))
+    axes = [x.axis(d) for d in ((dim,) if isinstance(dim, int) else dim or range(x.rank))]
+    shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdim or i not in axes)
+    return Tensor(g.node(operator, [x.name, g.ints(*axes)], keepdims=int(keepdim)), shape)
 
 
-def adaptive_avg_pool(positions: int) -> Operator:
-    def make(g: Graph, x: Any, output_size: Any) -> Tensor:
-        sizes = (output_size,) * positions if isinstance(output_size, int) else tuple(output_size)
-        if sizes != (1,) * positions:
-            raise UnsupportedError(f"adaptive average pooling in float to {sizes}")
-        shape = (*x.shape[:-positions], *sizes)
-        return Tensor(g.node("ReduceMean", [named(g, x), g.ints(*range(-positions, 0))]), shape)
-
-    return make
+def adaptive_avg_pool(positions: int, g: Graph, x: Any, output_size: Any) -> Tensor:
+    sizes = (output_size,) * positions if isinstance(output_size, int) else tuple(output_size)
+    if sizes != (1,) * positions:
+        raise UnsupportedError(f"adaptive average pooling in float to {sizes}")
+    shape = (*x.shape[:-positions], *sizes)
+    return Tensor(g.node("ReduceMean", [named(g, x), g.ints(*range(-positions, 0))]), shape)
 
 
 def linear(g: Graph, x: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -162,14 +147,14 @@ def scaled_dot_product_attention(
 
 def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> tuple[Tensor, Tensor]:
     """Joined values [..., length, features], and weights."""
-    half = g.constant(math.sqrt(scale), np.float32)
-    q = Tensor(g.node("Mul", [q.name, half]), q.shape)
-    k = transpose(g, Tensor(g.node("Mul", [k.name, half]), k.shape), -2, -1)
+    half = math.sqrt(abs(scale))
+    q = Tensor(g.node("Mul", [q.name, g.constant(math.copysign(half, scale), np.float32)]), q.shape)
+    k = transpose(g, Tensor(g.node("Mul", [k.name, g.constant(half, np.float32)]), k.shape), -2, -1)
     scores = matmul(g, q, k)
     if mask is not None:
         if isinstance(mask, Tensor) or mask.dtype == torch.bool:
             raise UnsupportedError("a mask that is computed, or of truth values")
-        scores = binary("Add")(g, scores, mask)
+        scores = binary("Add", g, scores, mask)
     weights = softmax(g, scores)
     return matmul(g, weights, v), weights
 
@@ -188,7 +173,7 @@ def attend(
     products: "Products | None" = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """``capture.attention.attend``: MatMul, Softmax, MatMul."""
-    if key_padding_mask is not None or (attn_mask is not None and attn_mask.ndim != 2):
+    if key_padding_mask is not None or (attn_mask is not None and len(shape_of(attn_mask)) != 2):
         raise UnsupportedError("attention with a mask for each sequence")
     if query.rank != 3:
         raise UnsupportedError("attention without a batch axis")
@@ -203,7 +188,7 @@ def attend(
     joined = joined if batch_first else transpose(g, joined, 0, 1)
     if not need_weights or weights is None:
         return joined, None
-    return joined, reduced("ReduceMean")(g, weights, 1) if average else weights
+    return joined, reduced("ReduceMean", g, weights, 1) if average else weights
 
 
 # What makes joined values and weights, or None, of queries, keys, values by head, a mask and a scale.
@@ -223,25 +208,35 @@ def where(g: Graph, condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor(g.node("Where", names), broadcast(*map(shape_of, (condition, a, b))))
 
 
+# The operators of functions of one tensor, of two, and along axes.
+UNARY = {
+    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "neg": "Neg", "abs": "Abs", "exp": "Exp", "sqrt": "Sqrt",
+    "log": "Log", "erf": "Erf", "hardswish": "HardSwish", "mish": "Mish", "softsign": "Softsign",
+    "softplus": "Softplus", "sin": "Sin", "cos": "Cos",
+}  # fmt: skip
+BINARY = {
+    "add": "Add", "sub": "Sub", "mul": "Mul", "multiply": "Mul", "truediv": "Div", "div": "Div", "pow": "Pow",
+    "maximum": "Max", "minimum": "Min", "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater",
+    "ge": "GreaterOrEqual",
+}  # fmt: skip
+REDUCED = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}
 # By the names of torch's and Python's functions, without their module.
 FUNCTIONS: dict[str, Operator] = {
-    "relu": unary("Relu"), "relu6": relu6, "sigmoid": unary("Sigmoid"), "tanh": unary("Tanh"), "neg": unary("Neg"),
-    "abs": unary("Abs"), "exp": unary("Exp"), "sqrt": unary("Sqrt"), "log": unary("Log"), "erf": unary("Erf"),
-    "hardswish": unary("HardSwish"), "mish": unary("Mish"), "softsign": unary("Softsign"),
-    "softplus": unary("Softplus"), "hardsigmoid": unary("HardSigmoid", alpha=1 / 6, beta=0.5), "silu": silu,
-    "gelu": gelu, "clamp": clamp, "clip": clamp, "hardtanh": hardtanh, "float": to_float,
-    "add": binary("Add"), "sub": binary("Sub"), "mul": binary("Mul"), "multiply": binary("Mul"),
-    "truediv": binary("Div"), "div": binary("Div"), "pow": binary("Pow"), "maximum": binary("Max"),
-    "minimum": binary("Min"), "matmul": matmul, "bmm": matmul,
-    "eq": comparison("Equal"), "ne": comparison("Equal", opposite=True), "lt": comparison("Less"),
-    "le": comparison("LessOrEqual"), "gt": comparison("Greater"), "ge": comparison("GreaterOrEqual"),
-    "softmax": softmax, "log_softmax": log_softmax, "layer_norm": layer_norm, "cat": cat, "concat": cat,
-    "stack": stack, "mean": reduced("ReduceMean"), "sum": reduced("ReduceSum"), "amax": reduced("ReduceMax"),
-    "amin": reduced("ReduceMin"), "linear": linear, "attend": attend,
-    "scaled_dot_product_attention": scaled_dot_product_attention, "adaptive_avg_pool1d": adaptive_avg_pool(1),
-    "adaptive_avg_pool2d": adaptive_avg_pool(2), "adaptive_avg_pool3d": adaptive_avg_pool(3), "arange": arange,
-    "rsqrt": unary("Sqrt", "Reciprocal"), "sin": unary("Sin"), "cos": unary("Cos"), "where": where,
+    **{name: partial(unary, operator) for name, operator in UNARY.items()},
+    **{name: partial(binary, operator) for name, operator in BINARY.items()},
+    **{name: partial(reduced, operator) for name, operator in REDUCED.items()},
+    **{f"adaptive_avg_pool{positions}d": partial(adaptive_avg_pool, positions) for positions in (1, 2, 3)},
+    "hardsigmoid": partial(unary, "HardSigmoid", attributes={"alpha": 1 / 6, "beta": 0.5}),
+    "silu": silu, "relu6": relu6, "rsqrt": rsqrt, "gelu": gelu, "clamp": clamp, "clip": clamp, "hardtanh": hardtanh,
+    "float": to_float, "ne": differ, "matmul": matmul, "bmm": matmul, "softmax": softmax, "log_softmax": log_softmax,
+    "layer_norm": layer_norm, "cat": cat, "concat": cat, "stack": stack, "linear": linear, "attend": attend,
+    "arange": arange, "where": where, "scaled_dot_product_attention": scaled_dot_product_attention,
     **float_layers.FUNCTIONS,
+}  # fmt: skip
+# Modules without parameters that are the function of that name.
+PLAIN = {
+    nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.SiLU: "silu",
+    nn.Hardswish: "hardswish", nn.Hardsigmoid: "hardsigmoid", nn.Mish: "mish", nn.Softsign: "softsign",
 }  # fmt: skip
 
 
@@ -264,6 +259,8 @@ def layer(g: Graph, module: FloatLayer, x: Tensor) -> Tensor:
         return linear(g, x, module.weight, module.bias)
     if any(d > 1 for d in node.input_dilation) or any(end < 0 for pair in node.padding for end in pair):
         raise UnsupportedError("a transposed convolution in float")
+    if x.rank != module.weight.ndim:
+        raise UnsupportedError("a convolution without a batch axis")
     inputs = [named(g, value) for value in (x, module.weight, module.bias) if value is not None]
     pads = [before for before, _ in node.padding] + [after for _, after in node.padding]
     y = g.node("Conv", inputs, strides=node.stride, pads=pads, dilations=node.dilation, group=node.groups)
@@ -271,9 +268,13 @@ def layer(g: Graph, module: FloatLayer, x: Tensor) -> Tensor:
     return Tensor(y, shape)
 
 
-def plain(name: str) -> Operator:
-    """A module without parameters that is the function of that name."""
-    return lambda g, module, x: FUNCTIONS[name](g, x)
+def plain(function: str, g: Graph, module: Any, x: Any) -> Tensor:
+    y: Tensor = FUNCTIONS[function](g, x)
+    return y
+
+
+def adaptive_avg_pool_module(positions: int, g: Graph, module: Any, x: Any) -> Tensor:
+    return adaptive_avg_pool(positions, g, x, module.output_size)
 
 
 # Modules of torch.nn that are one of the functions above with their own parameters, by their exact class.
@@ -285,19 +286,19 @@ MODULES: dict[type[nn.Module], Operator] = {
     nn.Linear: lambda g, module, x: linear(g, x, module.weight, module.bias),
     nn.GELU: lambda g, module, x: gelu(g, x, module.approximate),
     nn.Hardtanh: lambda g, module, x: hardtanh(g, x, module.min_val, module.max_val),
-    nn.LeakyReLU: lambda g, module, x: unary("LeakyRelu", alpha=module.negative_slope)(g, x),
+    nn.LeakyReLU: lambda g, module, x: unary("LeakyRelu", g, x, attributes={"alpha": module.negative_slope}),
+    nn.ELU: lambda g, module, x: unary("Elu", g, x, attributes={"alpha": module.alpha}),
     nn.Flatten: lambda g, module, x: flatten(g, x, module.start_dim, module.end_dim),
-    nn.AdaptiveAvgPool1d: lambda g, module, x: adaptive_avg_pool(1)(g, x, module.output_size),
-    nn.AdaptiveAvgPool2d: lambda g, module, x: adaptive_avg_pool(2)(g, x, module.output_size),
-    nn.AdaptiveAvgPool3d: lambda g, module, x: adaptive_avg_pool(3)(g, x, module.output_size),
+    nn.AdaptiveAvgPool1d: partial(adaptive_avg_pool_module, 1),
+    nn.AdaptiveAvgPool2d: partial(adaptive_avg_pool_module, 2),
+    nn.AdaptiveAvgPool3d: partial(adaptive_avg_pool_module, 3),
     nn.Identity: lambda g, module, x: x,
+    nn.Softmax2d: lambda g, module, x: softmax(g, x, -3),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), norm_module),
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax_module),
-    nn.ReLU: plain("relu"), nn.ReLU6: plain("relu6"), nn.Sigmoid: plain("sigmoid"), nn.Tanh: plain("tanh"),
-    nn.SiLU: plain("silu"), nn.Hardswish: plain("hardswish"), nn.Hardsigmoid: plain("hardsigmoid"),
-    nn.Mish: plain("mish"), nn.Softsign: plain("softsign"), nn.Softmax2d: lambda g, module, x: softmax(g, x, -3),
-    nn.ELU: lambda g, module, x: unary("Elu", alpha=module.alpha)(g, x), **float_layers.MODULES,
-}  # fmt: skip
+    **{kind: partial(plain, function) for kind, function in PLAIN.items()},
+    **float_layers.MODULES,
+}
 
 
 def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> Any:
@@ -339,8 +340,9 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> 
             return None  # for an assertion about lengths, which the runtime makes of its own
     moves = target in rearrange.METHODS if step.kind == "method" else rearrange.known("function", step.target)
     if moves and target in MOVES:
-        args = (args[0] if isinstance(args[0], Tensor) else Tensor(named(g, args[0]), shape_of(args[0])), *args[1:])
-        return MOVES[target](g, *args, **kwargs)
+        if args and not isinstance(args[0], Tensor):
+            args = (Tensor(named(g, args[0]), shape_of(args[0])), *args[1:])
+        return moved(g, target, args, kwargs)
     if target not in FUNCTIONS or step.target.startswith("torchvision"):
         raise UnsupportedError(f"{step.target}, which has no ONNX form")
     if any(isinstance(value, Size) for value in dynamic) and target not in (*COMPARISONS, "arange"):

@@ -14,6 +14,8 @@ from quantspec.ir.traverse import replace_refs
 from .builder import Dim, Graph, Length, Size, Tensor, dim_of, times
 from .resize import interpolate
 
+FAR = 2**62  # beyond the end of any axis
+
 
 def like(x: Tensor, name: str, shape: tuple[Dim, ...]) -> Tensor:
     return Tensor(name, shape, x.grid)
@@ -111,7 +113,7 @@ def squeeze(g: Graph, x: Tensor, dim: Any = None) -> Tensor:
 def narrow(g: Graph, x: Tensor, axis: int, start: Any, stop: Any, step: int = 1) -> Tensor:
     """A slice along an axis counted from the first; ``stop`` may be None."""
     length = x.shape[axis]
-    ends = [g.int_name(start), g.int_name(2**62 if stop is None else stop), g.ints(axis), g.ints(step)]
+    ends = [g.int_name(start), g.int_name(FAR if stop is None else stop), g.ints(axis), g.ints(step)]
     if isinstance(length, int) and isinstance(start, int) and (stop is None or isinstance(stop, int)):
         dim: Dim = len(range(*slice(start, stop, step).indices(length)))
     else:
@@ -151,16 +153,22 @@ def getitem(g: Graph, x: Any, index: Any) -> Any:
     return x
 
 
+def known(x: Tensor, axis: int, what: str) -> int:
+    """The length of an axis. Raises UnsupportedError where it is not known."""
+    length = x.shape[axis]
+    if not isinstance(length, int):
+        raise UnsupportedError(f"{what} of an axis whose length is unknown before the network runs")
+    return length
+
+
 def split(g: Graph, x: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """``torch.split``: parts of a size, or of the sizes given."""
     axis = x.axis(dim)
-    length = x.shape[axis]
     if isinstance(size, (tuple, list)):
         sizes = list(size)
-    elif isinstance(length, int) and isinstance(size, int):
-        sizes = [min(size, length - start) for start in range(0, length, size)]
     else:
-        raise UnsupportedError("a split of an axis whose length is unknown before the network runs")
+        length = known(x, axis, "a split")
+        sizes = [min(size, length - start) for start in range(0, length, size)]
     if len(sizes) == 1:
         return (x,)
     names = g.outputs(len(sizes), "Split", [x.name, g.vector(sizes)], axis=axis)
@@ -169,16 +177,12 @@ def split(g: Graph, x: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
 
 
 def chunk(g: Graph, x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    length = x.shape[x.axis(dim)]
-    return split(g, x, -(-length // chunks) if isinstance(length, int) else Size("", length), dim)
+    return split(g, x, -(-known(x, x.axis(dim), "a split") // chunks), dim)
 
 
 def unbind(g: Graph, x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     axis = x.axis(dim)
-    length = x.shape[axis]
-    if not isinstance(length, int):
-        raise UnsupportedError("unbind of an axis whose length is unknown before the network runs")
-    return tuple(select(g, x, axis, index) for index in range(length))
+    return tuple(select(g, x, axis, index) for index in range(known(x, axis, "unbind")))
 
 
 def expand(g: Graph, x: Tensor, *sizes: Any) -> Tensor:
@@ -203,9 +207,16 @@ def repeat(g: Graph, x: Tensor, *counts: Any) -> Tensor:
     return like(x, g.node("Tile", [x.name, g.vector(counts)]), shape)
 
 
+def tile(g: Graph, x: Tensor, *counts: Any) -> Tensor:
+    """``torch.tile``, which takes counts of the last axes alone."""
+    if len(counts) == 1 and isinstance(counts[0], (tuple, list)):
+        counts = tuple(counts[0])
+    return repeat(g, x, *[1] * (x.rank - len(counts)), *counts)
+
+
 def flip(g: Graph, x: Tensor, *dims: Any) -> Tensor:
     axes = [x.axis(d) for d in (dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims)]
-    ends = [g.ints(*[-1] * len(axes)), g.ints(*[-(2**62)] * len(axes)), g.ints(*axes), g.ints(*[-1] * len(axes))]
+    ends = [g.ints(*[-1] * len(axes)), g.ints(*[-FAR] * len(axes)), g.ints(*axes), g.ints(*[-1] * len(axes))]
     return like(x, g.node("Slice", [x.name, *ends]), x.shape)
 
 
@@ -214,7 +225,9 @@ def roll(g: Graph, x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
         raise UnsupportedError("roll without dims")
     for shift, dim in zip(*((v,) if isinstance(v, (int, Size)) else v for v in (shifts, dims))):
         if shift != 0:
-            axis, first = x.axis(dim), g.compute("sub", 0, shift)
+            axis = x.axis(dim)
+            # A shift may go round more than once, or the other way.
+            first = g.compute("sub", 0, g.compute("mod", shift, g.size(x, axis)))
             parts = narrow(g, x, axis, first, None), narrow(g, x, axis, 0, first)
             x = like(x, g.node("Concat", [part.name for part in parts], axis=axis), x.shape)
     return x
@@ -234,8 +247,11 @@ def pad(g: Graph, x: Tensor, widths: Any, mode: str = "constant", value: Any = N
     # For every axis: ONNX Runtime loses its way with a Pad of some axes when it moves transpositions through it.
     befores, afters = {axis: before for axis, before, _ in pairs}, {axis: after for axis, _, after in pairs}
     ends = g.vector([*(befores.get(i, 0) for i in range(x.rank)), *(afters.get(i, 0) for i in range(x.rank))])
-    filler = g.constant(x.grid.zero_point, x.grid.dtype) if x.grid is not None else g.constant(value or 0.0, np.float32)
-    name = g.node("Pad", [x.name, ends, *([filler] if mode == "constant" else [])], mode=kinds[mode])
+    filler = []
+    if mode == "constant":
+        content = (value or 0.0, np.float32) if x.grid is None else (x.grid.zero_point, x.grid.dtype)
+        filler.append(g.constant(*content))
+    name = g.node("Pad", [x.name, ends, *filler], mode=kinds[mode])
     shape = list(x.shape)
     for axis, before, after in pairs:
         shape[axis] = padded(shape[axis], before, after)
@@ -255,18 +271,18 @@ def padded(dim: Dim, before: Length, after: Length) -> Dim:
 
 def pixel_shuffle(g: Graph, x: Tensor, upscale_factor: int) -> Tensor:
     r = upscale_factor
-    n, c, h, w = (g.size(x, i) for i in range(4))
-    channels = g.compute("floordiv", c, r**2)
-    blocks = reshape(g, x, n, channels, r, r, h, w)
-    return reshape(g, permute(g, blocks, 0, 1, 4, 2, 5, 3), n, channels, g.compute("mul", h, r), g.compute("mul", w, r))
+    *before, c, h, w = sizes_of(g, x)
+    n, channels = len(before), g.compute("floordiv", c, r**2)
+    blocks = permute(g, reshape(g, x, *before, channels, r, r, h, w), *range(n + 1), n + 3, n + 1, n + 4, n + 2)
+    return reshape(g, blocks, *before, channels, g.compute("mul", h, r), g.compute("mul", w, r))
 
 
 def pixel_unshuffle(g: Graph, x: Tensor, downscale_factor: int) -> Tensor:
     r = downscale_factor
-    n, c, h, w = (g.size(x, i) for i in range(4))
-    height, width = g.compute("floordiv", h, r), g.compute("floordiv", w, r)
-    blocks = reshape(g, x, n, c, height, r, width, r)
-    return reshape(g, permute(g, blocks, 0, 1, 3, 5, 2, 4), n, g.compute("mul", c, r**2), height, width)
+    *before, c, h, w = sizes_of(g, x)
+    n, height, width = len(before), g.compute("floordiv", h, r), g.compute("floordiv", w, r)
+    blocks = permute(g, reshape(g, x, *before, c, height, r, width, r), *range(n + 1), n + 2, n + 4, n + 1, n + 3)
+    return reshape(g, blocks, *before, g.compute("mul", c, r**2), height, width)
 
 
 def channel_shuffle(g: Graph, x: Tensor, groups: int) -> Tensor:
@@ -285,7 +301,10 @@ def like_other(g: Graph, x: Tensor, other: Tensor) -> Tensor:
 
 def narrow_by_length(g: Graph, x: Tensor, dim: int, start: Length, length: Length) -> Tensor:
     """``torch.narrow``."""
-    return narrow(g, x, x.axis(dim), start, g.compute("add", start, length))
+    axis = x.axis(dim)
+    if isinstance(start, int) and start < 0:  # from the end, which a slice may not reach by its stop
+        start = g.compute("add", g.size(x, axis), start)
+    return narrow(g, x, axis, start, g.compute("add", start, length))
 
 
 # By the names in ``ir.rearrange``, functions without their module.
@@ -294,10 +313,27 @@ MOVES: dict[str, Callable[..., Any]] = {
     "reshape_as": like_other, "permute": permute, "transpose": transpose, "swapaxes": transpose, "movedim": movedim,
     "t": transpose_matrix, "contiguous": same, "clone": same, "detach": same, "squeeze": squeeze,
     "unsqueeze": unsqueeze, "chunk": chunk, "split": split, "unbind": unbind, "roll": roll, "flip": flip,
-    "narrow": narrow_by_length, "select": select, "getitem": getitem, "tile": repeat, "repeat": repeat,
+    "narrow": narrow_by_length, "select": select, "getitem": getitem, "tile": tile, "repeat": repeat,
     "expand": expand, "broadcast_to": expand, "pad": pad, "interpolate": interpolate, "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle, "channel_shuffle": channel_shuffle,
 }  # fmt: skip
+# What torch calls an argument of some of them.
+KEYWORDS = {"axis0": "dim0", "axis1": "dim1", "split_size": "size"}
+OF_NUMBERS = (reshape, permute, flip, repeat, tile, expand)  # whose one argument is one number after the other
+
+
+def moved(g: Graph, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What one of ``MOVES`` gives, called as torch's. Raises UnsupportedError for arguments that it does not take."""
+    given = {KEYWORDS.get(name, name): value for name, value in kwargs.items()}
+    function = MOVES[target]
+    if "input" in given:
+        args = (given.pop("input"), *args)
+    if function in OF_NUMBERS:
+        args, given = (*args, *given.values()), {}
+    try:
+        return function(g, *args, **given)
+    except TypeError as error:
+        raise UnsupportedError(f"{target} with these arguments: {error}") from error
 
 
 def move(g: Graph, step: Move, values: dict[str, Any]) -> Any:
@@ -306,7 +342,7 @@ def move(g: Graph, step: Move, values: dict[str, Any]) -> Any:
     if target not in MOVES or not rearrange.known(step.kind, step.target):
         raise UnsupportedError(step.target)
     args, kwargs = replace_refs(step.args, values.__getitem__), replace_refs(step.kwargs, values.__getitem__)
-    return MOVES[target](g, *args, **kwargs)
+    return moved(g, target, args, kwargs)
 
 
 def lengths(g: Graph, target: str, x: Tensor, *args: Any) -> Any:

@@ -70,8 +70,8 @@ def nearest(g: Graph, length: Length, size: Length, factor: float | None, *, exa
         scale = g.constant(1.0 / factor, np.float32)
     else:
         scale = g.node("Div", [g.node("Cast", [g.int_name(n)], to=TensorProto.FLOAT) for n in (length, size)])
-    half, zero = g.constant(0.5, np.float32), g.constant(0.0, np.float32)
     if exact:
+        half, zero = g.constant(0.5, np.float32), g.constant(0.0, np.float32)
         source = g.node("Mul", [g.node("Add", [places, half]), scale])
         source = g.node("Add", [g.node("Max", [g.node("Sub", [source, half]), zero]), half])
     else:
@@ -86,9 +86,19 @@ def smooth(
     """Between neighbours; a factor, where one is given, is the scale of positions as it is."""
     axes = list(range(2, x.rank))
     given = [factor for factor in factors if factor is not None]
-    ends = [g.constant(given, np.float32)] if len(given) == len(axes) else ["", g.vector(sizes)]
+    by_factors = len(given) == len(axes)
+    ends = [g.constant([*map(rounded_up, given)], np.float32)] if by_factors else ["", g.vector(sizes)]
     name = g.node(
         "Resize", [x.name, "", *ends], axes=axes, mode=mode, cubic_coeff_a=-0.75,
         coordinate_transformation_mode="align_corners" if align_corners else "half_pixel",
     )  # fmt: skip
+    if by_factors and not all(factor.is_integer() for factor in given):
+        # The runtime multiplies in float32, whose product may be a whole number where that of float64 is just below.
+        name = g.node("Slice", [name, g.ints(*[0] * len(axes)), g.vector(sizes), g.ints(*axes)])
     return Tensor(name, (*x.shape[:2], *map(dim_of, sizes)))
+
+
+def rounded_up(factor: float) -> float:
+    """The least float32 that is not below, so that no length comes out shorter."""
+    near = np.float32(factor)
+    return float(near if float(near) >= factor else np.nextafter(near, np.float32(np.inf)))
