@@ -223,10 +223,11 @@ def test_a_layer_without_a_form_says_so(message):
         quantspec.export_onnx(q, example=example)
 
 
-@pytest.mark.filterwarnings("ignore:Implicit dimension choice for softmax")
-def test_a_softmax_that_chooses_its_axis_has_no_form():
-    q = quantspec.quantize(seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.Softmax())), [inputs(3, (8,))])
-    with pytest.raises(quantspec.UnsupportedError, match="cannot be exported to ONNX: Softmax, which has no ONNX form"):
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice for")
+@pytest.mark.parametrize("choose", [nn.Softmax, nn.LogSoftmax, lambda: F.softmax, lambda: F.log_softmax])
+def test_a_softmax_that_chooses_its_axis_has_no_form(choose):
+    q = quantspec.quantize(seeded(lambda: Behind(choose())), [CALIBRATION])
+    with pytest.raises(quantspec.UnsupportedError, match=": a softmax that chooses its axis itself$"):
         quantspec.export_onnx(q)
 
 

@@ -93,8 +93,11 @@ ROOMS = {
     "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
     "onnx_export": tuple(
         f"files/test_onnx_{name}.py"
-        for name in ("export", "codes", "floats", "shapes", "builder", "moves", "layers", "resized", "steps")
-    ),
+        for name in (
+            "export", "codes", "floats", "shapes", "builder", "moves", "layers", "resized", "steps", "attention",
+            "calls", "model",
+        )
+    ),  # fmt: skip
     "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
     "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)),
     "storage": STORING,

@@ -11,7 +11,7 @@ from torch import nn
 
 from quantspec.errors import UnsupportedError
 
-from .builder import Graph, Tensor, common, named, shape_of, windows
+from .builder import Dim, Graph, Tensor, common, named, shape_of, windows
 from .rearrange import reshape, sizes_of
 from .resize import interpolate
 
@@ -31,7 +31,7 @@ def pooled(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], 
 
 
 def max_pool(
-    positions: int, g: Graph, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+    positions: int, g: Graph, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
     ceil_mode: bool = False, return_indices: bool = False,
 ) -> Tensor:  # fmt: skip
     if return_indices:
@@ -39,36 +39,36 @@ def max_pool(
     sizes = kernel_size, stride or kernel_size, padding, dilation
     kernel, steps, pads, apart = (each(value, positions) for value in sizes)
     name = g.node(
-        "MaxPool", [named(g, x)], kernel_shape=kernel, strides=steps, pads=[*pads, *pads], dilations=apart,
+        "MaxPool", [x.name], kernel_shape=kernel, strides=steps, pads=[*pads, *pads], dilations=apart,
         ceil_mode=int(ceil_mode),
     )  # fmt: skip
     return Tensor(name, pooled(x, kernel, steps, pads, apart, ceil_mode))
 
 
 def avg_pool(
-    positions: int, g: Graph, x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+    positions: int, g: Graph, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+    ceil_mode: bool = False,
     count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Tensor:  # fmt: skip
     if ceil_mode or divisor_override is not None:
         raise UnsupportedError("average pooling in float with ceil_mode, or divisor_override")
     kernel, steps, pads = (each(value, positions) for value in (kernel_size, stride or kernel_size, padding))
     name = g.node(
-        "AveragePool", [named(g, x)], kernel_shape=kernel, strides=steps, pads=[*pads, *pads],
+        "AveragePool", [x.name], kernel_shape=kernel, strides=steps, pads=[*pads, *pads],
         count_include_pad=int(count_include_pad),
     )  # fmt: skip
     return Tensor(name, pooled(x, kernel, steps, pads, [1] * positions, False))
 
 
-def adaptive_max_pool(positions: int, g: Graph, x: Any, output_size: Any, return_indices: bool = False) -> Tensor:
+def adaptive_max_pool(positions: int, g: Graph, x: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
     if return_indices or any(size != 1 for size in each(output_size, positions)):
         raise UnsupportedError(f"adaptive maximum pooling in float to {output_size}")
     shape = (*x.shape[:-positions], *[1] * positions)
-    return Tensor(g.node("ReduceMax", [named(g, x), g.ints(*range(-positions, 0))]), shape)
+    return Tensor(g.node("ReduceMax", [x.name, g.ints(*range(-positions, 0))]), shape)
 
 
 def prelu(g: Graph, x: Tensor, weight: torch.Tensor) -> Tensor:
-    slope = weight.detach().reshape(-1, *[1] * (x.rank - 2)) if weight.numel() > 1 else weight.detach().reshape(1)
-    return Tensor(g.node("PRelu", [x.name, named(g, slope)]), x.shape)
+    return Tensor(g.node("PRelu", [x.name, named(g, along_channels(weight, x))]), x.shape)
 
 
 def group_norm(
@@ -76,8 +76,7 @@ def group_norm(
 ) -> Tensor:
     """Groups of channels as the channels of an InstanceNormalization."""
     grouped = reshape(g, x, g.size(x, 0), num_groups, -1)
-    ones = torch.ones(num_groups)
-    inputs = [grouped.name, named(g, ones), named(g, 0 * ones)]
+    inputs = [grouped.name, named(g, torch.ones(num_groups)), named(g, torch.zeros(num_groups))]
     y = Tensor(g.node("InstanceNormalization", inputs, epsilon=eps), grouped.shape)
     return affine(g, reshape(g, y, *sizes_of(g, x)), weight, bias)
 
@@ -86,9 +85,13 @@ def affine(g: Graph, x: Tensor, weight: Any, bias: Any) -> Tensor:
     """Each channel times its weight, and its bias added."""
     for operator, values in (("Mul", weight), ("Add", bias)):
         if values is not None:
-            along = values.detach().reshape(-1, *[1] * (x.rank - 2))
-            x = Tensor(g.node(operator, [x.name, named(g, along)]), x.shape)
+            x = Tensor(g.node(operator, [x.name, named(g, along_channels(values, x))]), x.shape)
     return x
+
+
+def along_channels(values: torch.Tensor, x: Tensor) -> torch.Tensor:
+    """What belongs to channels, or is one for all, in the shape in which it meets them."""
+    return values.detach().reshape(-1, *[1] * (x.rank - 2))
 
 
 def instance_norm(positions: int, g: Graph, module: Any, x: Tensor) -> Tensor:
@@ -96,18 +99,18 @@ def instance_norm(positions: int, g: Graph, module: Any, x: Tensor) -> Tensor:
         raise UnsupportedError("instance normalization with running statistics")
     if x.rank != positions + 2:
         raise UnsupportedError("instance normalization without a batch axis")
-    ones = torch.ones(module.num_features)
-    weight, bias = (ones, 0 * ones) if module.weight is None else (module.weight, module.bias)
+    weight, bias = module.weight, module.bias
+    if weight is None:
+        weight, bias = torch.ones(module.num_features), torch.zeros(module.num_features)
     inputs = [x.name, named(g, weight), named(g, bias)]
     return Tensor(g.node("InstanceNormalization", inputs, epsilon=module.eps), x.shape)
 
 
 def local_response_norm(
-    g: Graph, x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+    g: Graph, x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor:
     if size % 2 == 0:
         raise UnsupportedError("local response normalization over an even number of channels")
-    x = Tensor(named(g, x), shape_of(x))
     # Of images alone in ONNX Runtime: positions of other numbers of axes are those of one row.
     image = x if x.rank == 4 else reshape(g, x, g.size(x, 0), g.size(x, 1), -1, 1)
     y = Tensor(g.node("LRN", [image.name], size=size, alpha=alpha, beta=beta, bias=k), image.shape)
@@ -122,23 +125,25 @@ def glu(g: Graph, x: Tensor, dim: int = -1) -> Tensor:
     return Tensor(g.node("Mul", [first, g.node("Sigmoid", [gate])]), (*x.shape[:axis], half, *x.shape[axis + 1 :]))
 
 
-def normalize(g: Graph, x: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
+def normalize(g: Graph, x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
     if p not in (1.0, 2.0):
         raise UnsupportedError(f"a norm of order {p}")
     axes = dim if isinstance(dim, (tuple, list)) else (dim,)
-    norm = g.node(f"ReduceL{int(p)}", [named(g, x), g.ints(*axes)], keepdims=1)
-    return Tensor(g.node("Div", [named(g, x), g.node("Max", [norm, g.constant(eps, np.float32)])]), shape_of(x))
+    norm = g.node(f"ReduceL{int(p)}", [x.name, g.ints(*axes)])
+    return Tensor(g.node("Div", [x.name, g.node("Max", [norm, g.constant(eps, np.float32)])]), x.shape)
 
 
 def einsum(g: Graph, equation: str, *operands: Any) -> Tensor:
     if "." in equation or "->" not in equation:
         raise UnsupportedError(f"einsum of {equation!r}")
-    given, _, result = equation.replace(" ", "").partition("->")
-    lengths: dict[str, Any] = {}
+    equation = equation.replace(" ", "")
+    given, result = equation.split("->")
+    lengths: dict[str, list[Dim]] = {}
     for letters, operand in zip(given.split(","), operands):
-        lengths |= {letter: common((lengths.get(letter, 1), dim)) for letter, dim in zip(letters, shape_of(operand))}
-    name = g.node("Einsum", [named(g, operand) for operand in operands], equation=equation.replace(" ", ""))
-    return Tensor(name, tuple(lengths[letter] for letter in result))
+        for letter, dim in zip(letters, shape_of(operand)):
+            lengths.setdefault(letter, []).append(dim)
+    name = g.node("Einsum", [named(g, operand) for operand in operands], equation=equation)
+    return Tensor(name, tuple(common(tuple(lengths[letter])) for letter in result))
 
 
 # Of a number of axes of positions, which torch has in the names.

@@ -30,9 +30,9 @@ COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
 
 def unary(
-    operator: str, g: Graph, x: Any, *, inplace: bool = False, attributes: Mapping[str, float] = {}
+    operator: str, g: Graph, x: Tensor, *, inplace: bool = False, attributes: Mapping[str, float] = {}
 ) -> Tensor:  # fmt: skip
-    return Tensor(g.node(operator, [named(g, x)], **attributes), shape_of(x))
+    return Tensor(g.node(operator, [x.name], **attributes), x.shape)
 
 
 def binary(operator: str, g: Graph, a: Any, b: Any) -> Tensor:
@@ -44,7 +44,7 @@ def differ(g: Graph, a: Any, b: Any) -> Tensor:
     return unary("Not", g, binary("Equal", g, a, b))
 
 
-def rsqrt(g: Graph, x: Any) -> Tensor:
+def rsqrt(g: Graph, x: Tensor) -> Tensor:
     return unary("Reciprocal", g, unary("Sqrt", g, x))
 
 
@@ -54,12 +54,12 @@ def arange(g: Graph, end: Any) -> Tensor:
     return Tensor(g.node("Range", [g.constant(0, np.int64), stop, g.constant(1, np.int64)]), (dim_of(end),))
 
 
-def silu(g: Graph, x: Any, inplace: bool = False) -> Tensor:
-    return Tensor(g.node("Mul", [named(g, x), g.node("Sigmoid", [named(g, x)])]), shape_of(x))
+def silu(g: Graph, x: Tensor, inplace: bool = False) -> Tensor:
+    return binary("Mul", g, x, unary("Sigmoid", g, x))
 
 
-def gelu(g: Graph, x: Any, approximate: str = "none") -> Tensor:
-    return Tensor(g.node("Gelu", [named(g, x)], approximate=approximate), shape_of(x))
+def gelu(g: Graph, x: Tensor, approximate: str = "none") -> Tensor:
+    return Tensor(g.node("Gelu", [x.name], approximate=approximate), x.shape)
 
 
 def clamp(g: Graph, x: Any, min: Any = None, max: Any = None) -> Tensor:
@@ -67,16 +67,22 @@ def clamp(g: Graph, x: Any, min: Any = None, max: Any = None) -> Tensor:
     return Tensor(g.node("Clip", [named(g, x), *ends]), shape_of(x))
 
 
-def hardtanh(g: Graph, x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+def hardtanh(g: Graph, x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     return clamp(g, x, min_val, max_val)
 
 
-def softmax(g: Graph, x: Any, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
-    return Tensor(g.node("Softmax", [named(g, x)], axis=dim), shape_of(x))
+def softmax(g: Graph, x: Tensor, dim: Any = None, _stacklevel: Any = None, dtype: Any = None) -> Tensor:
+    return Tensor(g.node("Softmax", [x.name], axis=given_axis(dim)), x.shape)
 
 
-def log_softmax(g: Graph, x: Any, dim: int = -1, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
-    return Tensor(g.node("LogSoftmax", [named(g, x)], axis=dim), shape_of(x))
+def log_softmax(g: Graph, x: Tensor, dim: Any = None, _stacklevel: Any = None, dtype: Any = None) -> Tensor:
+    return Tensor(g.node("LogSoftmax", [x.name], axis=given_axis(dim)), x.shape)
+
+
+def given_axis(dim: int | None) -> int:
+    if dim is None:
+        raise UnsupportedError("a softmax that chooses its axis itself")
+    return dim
 
 
 def layer_norm(
@@ -104,19 +110,18 @@ def stack(g: Graph, tensors: Any, dim: int = 0) -> Tensor:
     return cat(g, [unsqueeze(g, Tensor(named(g, t), shape_of(t)), dim) for t in tensors], dim)
 
 
-def reduced(operator: str, g: Graph, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
-    x = Tensor(named(g, x), shape_of(x))
+def reduced(operator: str, g: Graph, x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     axes = [x.axis(d) for d in ((dim,) if isinstance(dim, int) else dim or range(x.rank))]
     shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdim or i not in axes)
     return Tensor(g.node(operator, [x.name, g.ints(*axes)], keepdims=int(keepdim)), shape)
 
 
-def adaptive_avg_pool(positions: int, g: Graph, x: Any, output_size: Any) -> Tensor:
+def adaptive_avg_pool(positions: int, g: Graph, x: Tensor, output_size: Any) -> Tensor:
     sizes = (output_size,) * positions if isinstance(output_size, int) else tuple(output_size)
     if sizes != (1,) * positions:
         raise UnsupportedError(f"adaptive average pooling in float to {sizes}")
     shape = (*x.shape[:-positions], *sizes)
-    return Tensor(g.node("ReduceMean", [named(g, x), g.ints(*range(-positions, 0))]), shape)
+    return Tensor(g.node("ReduceMean", [x.name, g.ints(*range(-positions, 0))]), shape)
 
 
 def linear(g: Graph, x: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -155,7 +160,7 @@ def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float
         if isinstance(mask, Tensor) or mask.dtype == torch.bool:
             raise UnsupportedError("a mask that is computed, or of truth values")
         scores = binary("Add", g, scores, mask)
-    weights = softmax(g, scores)
+    weights = softmax(g, scores, -1)
     return matmul(g, weights, v), weights
 
 
@@ -195,7 +200,7 @@ def attend(
 Products = Callable[[Graph, Tensor, Tensor, Tensor, Any, float], tuple[Tensor, Tensor | None]]
 
 
-def relu6(g: Graph, x: Any, inplace: bool = False) -> Tensor:
+def relu6(g: Graph, x: Tensor, inplace: bool = False) -> Tensor:
     return clamp(g, x, 0.0, 6.0)
 
 
@@ -246,12 +251,6 @@ def norm_module(g: Graph, module: Any, x: Any) -> Tensor:
     return batch_norm(g, x, module.running_mean, module.running_var, module.weight, module.bias, module.eps)
 
 
-def softmax_module(g: Graph, module: Any, x: Any) -> Tensor:
-    if module.dim is None:
-        raise UnsupportedError(f"{type(module).__name__}, which has no ONNX form")
-    return (softmax if type(module) is nn.Softmax else log_softmax)(g, x, module.dim)
-
-
 def layer(g: Graph, module: FloatLayer, x: Tensor) -> Tensor:
     """A layer that stayed in float."""
     node = module.node
@@ -293,9 +292,10 @@ MODULES: dict[type[nn.Module], Operator] = {
     nn.AdaptiveAvgPool2d: partial(adaptive_avg_pool_module, 2),
     nn.AdaptiveAvgPool3d: partial(adaptive_avg_pool_module, 3),
     nn.Identity: lambda g, module, x: x,
+    nn.Softmax: lambda g, module, x: softmax(g, x, module.dim),
+    nn.LogSoftmax: lambda g, module, x: log_softmax(g, x, module.dim),
     nn.Softmax2d: lambda g, module, x: softmax(g, x, -3),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), norm_module),
-    **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax_module),
     **{kind: partial(plain, function) for kind, function in PLAIN.items()},
     **float_layers.MODULES,
 }
@@ -304,7 +304,7 @@ MODULES: dict[type[nn.Module], Operator] = {
 def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> Any:
     """What a call gives: a tensor of the graph, a length, a constant, or a tuple of these.
 
-    Raises UnsupportedError for module ONNX has no operator for.
+    Raises UnsupportedError for what ONNX has no operator for.
     """
     args, kwargs = replace_refs(step.args, values.__getitem__), replace_refs(step.kwargs, values.__getitem__)
     if step.kind == "attribute":
@@ -312,15 +312,18 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> 
     if step.kind == "module":
         if len(args) != 1 or kwargs:
             raise UnsupportedError("a module with more than one input")
-        kind = type(callables["module", step.target])
-        if kind not in MODULES:
-            raise UnsupportedError(f"{kind.__name__}, which has no ONNX form")
-        return MODULES[kind](g, callables["module", step.target], args[0])
+        module = callables["module", step.target]
+        if isinstance(args[0], torch.Tensor):  # a constant: computed now
+            with torch.no_grad():
+                return module(args[0])
+        if type(module) not in MODULES:
+            raise UnsupportedError(f"{type(module).__name__}, which has no ONNX form")
+        return MODULES[type(module)](g, module, args[0])
     target = step.target.rpartition(".")[2]
     if target == "_assert":
         return None
     dynamic = found(args) + found(list(kwargs.values()))
-    if not dynamic and not any(isinstance(a, torch.device) for a in args):  # constants alone: computed now
+    if not dynamic:  # constants alone: computed now
         with torch.no_grad():
             if step.kind == "method":
                 return getattr(args[0], step.target)(*args[1:], **kwargs)
@@ -330,7 +333,7 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> 
     if any(isinstance(value, Tensor) and value.grid is not None for value in dynamic) and target not in READING:
         raise UnsupportedError("a call on codes")
     if target in READING and isinstance(args[0], Tensor):
-        return lengths(g, target, *args)
+        return lengths(g, target, *args, *kwargs.values())
     if target == "getitem" and isinstance(args[0], (tuple, list)):
         return args[0][args[1]]
     if all(isinstance(value, Size) for value in dynamic):
