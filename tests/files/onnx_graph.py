@@ -41,6 +41,7 @@ def in_graph(make, *tensors, known=False, grid=None):
         g.nodes.append(onnx.helper.make_node("Identity", [name], [end.name]))
     opsets = [onnx.helper.make_opsetid("", 21)]
     model = onnx.helper.make_model(g.proto(infos, ends), opset_imports=opsets, ir_version=10)
+    onnx.shape_inference.infer_shapes(model, strict_mode=True)  # which raises for operators that are none
     read = {name for node in g.nodes for name in node.input}
     assert {constant.name for constant in g.initializers} <= read, "a constant that no operator reads"
     return list(zip(made, run(model, **feeds).values(), strict=True)), list(zip(inputs, feeds.values()))

@@ -135,6 +135,14 @@ def test_lengths_are_computed_as_python_computes(name, first, second, turned):
     agrees(made, lambda x: OPERATIONS[name](first, second), torch.zeros(7, 1))
 
 
+@pytest.mark.parametrize("value", [torch.tensor(3), 0.5, Tensor("x", ())])
+def test_what_is_no_length_is_not_taken_for_one(value):
+    with pytest.raises(
+        quantspec.UnsupportedError, match=exactly(f"a {type(value).__name__} where a length is expected")
+    ):
+        Graph().vector([2, value])
+
+
 def test_equal_computations_of_lengths_are_equal_and_others_are_not():
     g, n, m = Graph(), Size("n", "n"), Size("m", "m")
     assert g.compute("add", n, 2).dim == g.compute("add", Size("other", "n"), 2).dim

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import quantspec
 from networks import inputs
-from quantspec.onnx_export.builder import Tensor, named
+from quantspec.onnx_export.builder import Graph, Tensor, named
 from quantspec.onnx_export.float_layers import affine
 from quantspec.onnx_export.float_ops import FUNCTIONS, MODULES, to_float
 from told import exactly
@@ -138,6 +138,12 @@ def test_softmax_of_images_is_over_channels():
     agrees(of_module(nn.Softmax2d()), nn.Softmax2d(), X[0], bound=SUMS)
 
 
+def test_local_responses_of_images_are_one_operator():
+    g = Graph()
+    of_module(nn.LocalResponseNorm(3))(g, Tensor("x", ("n", 4, "h", "w")))
+    assert [node.op_type for node in g.nodes] == ["LRN"]
+
+
 def test_rows_are_normalized_and_have_a_slope_for_each_column():
     x = inputs(5, (4,))
     for module in (learned(nn.BatchNorm1d(4)), learned(nn.PReLU(4)), learned(nn.GroupNorm(2, 4))):
@@ -222,6 +228,30 @@ def test_values_are_chosen_by_conditions():
         return chosen(lambda *args: FUNCTIONS["where"](g, *args), lambda a, b: FUNCTIONS["gt"](g, a, b), x)
 
     agrees(made, lambda x: chosen(torch.where, torch.gt, x).float(), X)
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        {"min": torch.arange(4.0)[:, None, None] / 4 - 0.5},
+        {"max": torch.linspace(-1, 1, 9)},
+        {"min": torch.tensor(-0.3), "max": torch.linspace(-0.2, 1, 9)},
+        {"min": -0.25, "max": torch.linspace(0, 1, 9)},
+    ],
+    ids=lambda ends: "-".join(ends),
+)
+def test_ends_to_clamp_to_may_be_tensors(ends):
+    agrees(
+        of_function("clamp", **ends),
+        lambda x: torch.clamp(x, **{name: torch.as_tensor(end) for name, end in ends.items()}),
+        X,
+    )
+
+
+def test_ends_to_clamp_to_may_be_computed():
+    agrees(
+        lambda g, x, y: FUNCTIONS["clamp"](g, x, max=y), lambda x, y: torch.clamp(x, max=y), X, X.abs().mean(1, True)
+    )
 
 
 def test_truth_values_become_numbers():

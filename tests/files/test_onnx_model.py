@@ -8,7 +8,7 @@ import llvmlite.binding
 import numpy as np
 import pytest
 import torch
-from onnx_runtime import onnx, run
+from onnx_runtime import onnx, onnxruntime, run
 from torch import nn
 
 import quantspec
@@ -123,6 +123,29 @@ def test_what_onnx_refuses_is_told_with_its_node(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Passing(nn.Module):
+    """Constants and an input among the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("places", torch.arange(6).reshape(2, 3))
+        self.register_buffer("gain", torch.ones(3))
+
+    def forward(self, x, words):
+        return self.layer(x), self.places, self.gain, words, x
+
+
+def test_constants_and_inputs_may_be_outputs():
+    batch = {"x": inputs(5), "words": torch.arange(5)}
+    q = quantspec.quantize(seeded(Passing), [batch])
+    found = run(quantspec.export_onnx(q, example=batch), **batch)
+    expected = q.run_on("reference")(**batch)
+    for got, value in zip(found.values(), expected, strict=True):
+        assert np.array_equal(got, value.detach().numpy()) and got.dtype == value.detach().numpy().dtype
+    assert check.compare_codes(q, batch) == (15 + 6 + 3 + 5 + 20, 0)
+
+
 class First(nn.Module):
     """A layer behind what else reads the input."""
 
@@ -213,6 +236,28 @@ def test_the_dialect_is_that_of_the_runtime_whatever_the_networks():
     for dialect in ("paper", "fbgemm", "onnx"):
         q = quantspec.quantize(model, [IMAGES], dialect=dialect)
         assert check.compare_codes(q, IMAGES, steps=True)[1] == 0
+
+
+def test_a_network_of_another_dialect_is_compared_with_its_floats_given():
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Softmax(1), nn.Conv2d(4, 2, 1)))
+    q = quantspec.quantize(model, [IMAGES], dialect="fbgemm")
+    assert check.between_floats(q.program, IMAGES)[0].dialect == "onnx"
+    assert check.compare_codes(q, IMAGES, same_floats=True, steps=True)[1] == 0
+
+
+def test_the_runtime_computes_on_the_cpu_with_exact_sums_and_torchs_threads(monkeypatch):
+    options, asked = onnxruntime.SessionOptions(), []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, model, given=None, providers=None):
+            asked.append((given, providers))
+            super().__init__(model, given, providers=providers)
+
+    monkeypatch.setattr(check, "exact_options", lambda: options)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    check.compare_codes(quantspec.quantize(seeded(Perceptron), [inputs()]), inputs(3))
+    assert asked == [(options, ["CPUExecutionProvider"])]
+    assert options.intra_op_num_threads == torch.get_num_threads() and options.log_severity_level >= 3
 
 
 def test_differences_are_counted():

@@ -34,7 +34,7 @@ class Tensor:
 
     def axis(self, axis: int) -> int:
         """An axis counted from the first."""
-        return axis % self.rank if axis < 0 else axis
+        return axis + self.rank if axis < 0 else axis
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ class Graph:
 
     def int_name(self, value: Length) -> str:
         """A length as int64 (1,)."""
+        if not isinstance(value, (int, Size)):
+            raise UnsupportedError(f"a {type(value).__name__} where a length is expected")
         return self.ints(value) if isinstance(value, int) else value.name
 
     def vector(self, values: Sequence[Length]) -> str:

@@ -87,8 +87,8 @@ def differences(program: Program, batch: Any, *, steps: bool = False) -> dict[st
     tensors = [value.numpy() for value in leaves(program.output, output) if isinstance(value, torch.Tensor)]
     model = build(program, input_axes(program, given), tuple(expected))
     options = exact_options()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {info.name: given[info.name].detach().numpy() for info in session.get_inputs()}
     results = dict(zip([info.name for info in session.get_outputs()], session.run(None, feeds)))

@@ -126,17 +126,18 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
     """
     onnx = needed("onnx", "onnx", PURPOSE)
     helper, TensorProto = onnx.helper, onnx.TensorProto
-    from .builder import Graph, Tensor
+    from .builder import Graph, Tensor, named
 
     g, values, inputs = Graph(), dict(program.defaults), []
+    codes: dict[str, int] = {}  # the types of inputs and of constants; other tensors are floats, or codes
     for name, present in axes.items():
         if present is not None:
             rank, integers = present
             # An axis of features, or of channels, has the length that its reader asks for; the runtime says so itself.
             values[name] = Tensor(name, tuple((name, axis) for axis in range(rank)))
             dims = [f"{name}_{axis}" if axis else "batch" for axis in range(rank)]
-            code = TensorProto.INT64 if integers else TensorProto.FLOAT
-            inputs.append(helper.make_tensor_value_info(name, code, dims))
+            codes[name] = TensorProto.INT64 if integers else TensorProto.FLOAT
+            inputs.append(helper.make_tensor_value_info(name, codes[name], dims))
             g.names.add(name)
     for step in program.steps:
         g.step = step.name
@@ -146,10 +147,14 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
             raise UnsupportedError(f"step {step.name!r} cannot be exported to ONNX: {error}") from error
     g.step, outputs = "", []
     given = [value for name in refs(program.output) for value in several(values[name])]
-    named = {g.fresh(f"output_{index}" if len(given) > 1 else "output"): value for index, value in enumerate(given)}
-    for out, value in (named | {name: values[name] for name in shown}).items():
+    ends = {g.fresh(f"output_{index}" if len(given) > 1 else "output"): value for index, value in enumerate(given)}
+    for out, value in (ends | {name: values[name] for name in shown}).items():
+        if isinstance(value, torch.Tensor):  # a constant of the model
+            constant = value
+            value = Tensor(named(g, constant), tuple(constant.shape))
+            codes[value.name] = helper.np_dtype_to_tensor_dtype(constant.detach().numpy().dtype)
         if isinstance(value, Tensor):
-            code = TensorProto.FLOAT if value.grid is None else TensorProto.UINT8
+            code = codes.get(value.name, TensorProto.FLOAT if value.grid is None else TensorProto.UINT8)
             open_dims = [d if isinstance(d, int) else None for d in value.shape]
             outputs.append(helper.make_tensor_value_info(out, code, open_dims))
             g.nodes.append(helper.make_node("Identity", [value.name], [out], name=f"{out}:Identity"))

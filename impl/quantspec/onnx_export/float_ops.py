@@ -63,8 +63,13 @@ def gelu(g: Graph, x: Tensor, approximate: str = "none") -> Tensor:
 
 
 def clamp(g: Graph, x: Any, min: Any = None, max: Any = None) -> Tensor:
-    ends = ["" if end is None else g.constant(end, np.float32) for end in (min, max)]
-    return Tensor(g.node("Clip", [named(g, x), *ends]), shape_of(x))
+    if all(end is None or isinstance(end, (int, float)) for end in (min, max)):
+        ends = ["" if end is None else g.constant(end, np.float32) for end in (min, max)]
+        return Tensor(g.node("Clip", [named(g, x), *ends]), shape_of(x))
+    for operator, end in (("Max", min), ("Min", max)):  # tensors, which Clip does not take
+        x = x if end is None else binary(operator, g, x, end)
+    clamped: Tensor = x
+    return clamped
 
 
 def hardtanh(g: Graph, x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
