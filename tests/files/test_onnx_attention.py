@@ -1,6 +1,7 @@
 """Attention and recurrent layers as operators of ONNX: in codes bit by bit, in float as torch computes."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -93,6 +94,46 @@ def test_attention_of_a_module(batch_first, mask):
     q, k, v = each if batch_first else [x.transpose(0, 1).contiguous() for x in each]
     for weights in (False, True):
         same(step_of(OURS, 2, batch_first, mask=mask, need_weights=weights), q, k, v)
+
+
+CONSTANT = [
+    (step_of(TORCHS), (Q, K, V)), (step_of(WRITTEN, factor=0.5), (Q, K.transpose(-2, -1), V)),
+    (step_of(OURS, 2, True), (inputs(2, (5, 8)), inputs(2, (6, 8), 1), inputs(2, (6, 8), 2))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("step, tensors", CONSTANT, ids=["torchs", "written", "module"])
+def test_what_attends_or_is_attended_to_may_be_a_constant(step, tensors, which):
+    """Such as queries that are learned."""
+    names = [name for name in "qkv" if name != "qkv"[which]]
+    others = [tensor for name, tensor in zip("qkv", tensors) if name in names]
+    expected = attended(step, dict(zip("qkv", tensors)).__getitem__)
+
+    def make(g, *xs):
+        given = [Tensor(x.name, (*x.shape[:-1], other.shape[-1])) for x, other in zip(xs, others)]
+        made = attention.attention(g, step, {"qkv"[which]: tensors[which], **dict(zip(names, given))})
+        return made[0] if step.target == OURS else made
+
+    found, _ = in_graph(make, *others)
+    assert np.array_equal(found[0][1], expected[0] if step.target == OURS else expected)
+
+
+def test_in_float_it_may_be_a_constant_too():
+    attend, x = float_ops.FUNCTIONS["scaled_dot_product_attention"], inputs(2, (6, 8), 1)
+
+    def both(g, k, v, x):
+        x = Tensor(x.name, (*x.shape[:-1], 8))
+        return attend(g, Q, k, v), float_ops.attend(g, inputs(2, (5, 8)), x, x, 2, True)[0]
+
+    def given(g, q, k, v, y, x):
+        q, y, x = (Tensor(t.name, (*t.shape[:-1], n)) for t, n in ((q, 4), (y, 8), (x, 8)))
+        return attend(g, q, k, v), float_ops.attend(g, y, x, x, 2, True)[0]
+
+    constants, _ = in_graph(both, K, V, x)
+    tensors, _ = in_graph(given, Q, K, V, inputs(2, (5, 8)), x)
+    for (_, a), (_, b) in zip(constants, tensors, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)  # by other kernels, in another order
 
 
 TRUTHS = torch.eye(5, 6) > 0
@@ -248,6 +289,20 @@ def test_a_recurrent_layer_is_torchs(kind, count, both, batch_first):
                 return leaves_of(*twin(x, start))
 
             agrees(make, function, x, *(given if state is not None else ()), bound=SUMS)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_first_state_and_the_input_may_be_constants(kind):
+    states = (inputs(1, (5, 3), 1), inputs(1, (5, 3), 2))[: 2 if kind == "lstm" else 1]
+    refs = (ir.Ref("h"), ir.Ref("c")) if kind == "lstm" else ir.Ref("h")
+    step, twin = layers(kind, 1, False, False, state=refs)
+    x = inputs(2, (5, 4))
+    with torch.no_grad():
+        expected = leaves_of(*twin(x, states if kind == "lstm" else states[0]))
+    held = {"x": x, **dict(zip("hc", states))}
+    for name in ("x", "h"):  # the only one that is none
+        made = partial(lambda name, g, t: recurrent.recurrent(g, step, held | {name: t}), name)
+        agrees(made, lambda t: expected, held[name], bound=SUMS)
 
 
 def test_a_step_that_is_single_or_has_no_batch_is_refused():

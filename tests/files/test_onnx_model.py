@@ -314,6 +314,13 @@ def test_cpus_without_vnni_saturate(monkeypatch, machine, features, does):
     assert check.saturates() is does
 
 
+def test_without_onnx_a_model_is_not_begun(monkeypatch, q):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    message = "the export to ONNX needs onnx, which is not installed: pip install 'quantspec[onnx]'"
+    with pytest.raises(quantspec.MissingExtraError, match=exactly(message)):
+        export.build(q.program, {})
+
+
 def test_without_the_runtime_the_error_says_how_to_have_it(monkeypatch, q):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     extra = "needs onnxruntime, which is not installed: pip install 'quantspec[onnx]'"

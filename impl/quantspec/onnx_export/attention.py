@@ -17,7 +17,7 @@ from quantspec.ir.traverse import replace_refs
 from quantspec.numerics.attention import CODES, FARTHEST, LOG2_E, POWER, SMALLEST, WEIGHTS
 
 from . import float_ops
-from .builder import Graph, Tensor, shape_of
+from .builder import Graph, Tensor, shape_of, tensor_of
 from .rearrange import transpose
 
 MIDDLE = 128  # the zero point of signed codes as bytes
@@ -34,7 +34,8 @@ def attention(g: Graph, step: Attention, values: dict[str, Any]) -> Any:
             ends = (g.constant(end, np.float32) for end in (-np.inf, 0))
             mask = Tensor(g.node("Where", [condition, *ends]), shape_of(mask))
         scale = 1 / factor if given["divides"] else factor
-        return in_codes(g, given["query"], transpose(g, given["keys"], -2, -1), given["value"], mask, scale)[0]
+        q, k, v = (tensor_of(g, given[name]) for name in ("query", "keys", "value"))
+        return in_codes(g, q, transpose(g, k, -2, -1), v, mask, scale)[0]
     mask = given["attn_mask"]
     if isinstance(mask, Tensor) or (isinstance(mask, torch.Tensor) and not mask.is_floating_point()):
         raise UnsupportedError("a mask that is computed, or of truth values")

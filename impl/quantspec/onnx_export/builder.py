@@ -221,6 +221,11 @@ def named(g: Graph, value: Any) -> str:
     raise UnsupportedError(f"a {type(value).__name__} where a tensor is expected")
 
 
+def tensor_of(g: Graph, value: Any) -> Tensor:
+    """A tensor of the graph; of a constant, a number or a length that of its values."""
+    return value if isinstance(value, Tensor) else Tensor(named(g, value), shape_of(value))
+
+
 def shape_of(value: Any) -> tuple[Dim, ...]:
     if isinstance(value, Tensor):
         return value.shape

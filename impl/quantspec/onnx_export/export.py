@@ -126,7 +126,7 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
     """
     onnx = needed("onnx", "onnx", PURPOSE)
     helper, TensorProto = onnx.helper, onnx.TensorProto
-    from .builder import Graph, Tensor, named
+    from .builder import Graph, Tensor, tensor_of
 
     g, values, inputs = Graph(), dict(program.defaults), []
     codes: dict[str, int] = {}  # the types of inputs and of constants; other tensors are floats, or codes
@@ -150,9 +150,9 @@ def build(program: Program, axes: Axes, shown: Sequence[str] = ()) -> "onnx.Mode
     ends = {g.fresh(f"output_{index}" if len(given) > 1 else "output"): value for index, value in enumerate(given)}
     for out, value in (ends | {name: values[name] for name in shown}).items():
         if isinstance(value, torch.Tensor):  # a constant of the model
-            constant = value
-            value = Tensor(named(g, constant), tuple(constant.shape))
-            codes[value.name] = helper.np_dtype_to_tensor_dtype(constant.detach().numpy().dtype)
+            kind = helper.np_dtype_to_tensor_dtype(value.detach().numpy().dtype)
+            value = tensor_of(g, value)
+            codes[value.name] = kind
         if isinstance(value, Tensor):
             code = codes.get(value.name, TensorProto.FLOAT if value.grid is None else TensorProto.UINT8)
             open_dims = [d if isinstance(d, int) else None for d in value.shape]
@@ -171,7 +171,7 @@ def several(value: Any) -> list[Any]:
 def value_of(g: "Graph", step: Step, values: dict[str, Any], program: Program) -> Any:
     """What a step gives: a tensor of the graph, a length, a constant, or a tuple of these."""
     from . import attention, codes, float_ops, rearrange, recurrent
-    from .builder import Tensor, named
+    from .builder import tensor_of
 
     if isinstance(step, Attention):
         return attention.attention(g, step, values)
@@ -183,5 +183,5 @@ def value_of(g: "Graph", step: Step, values: dict[str, Any], program: Program) -
         return recurrent.recurrent(g, step, values)
     # What a step reads may be a constant of the model, such as a table of positions.
     constants = {n: values[n] for n in reads(step) if isinstance(values[n], torch.Tensor)}
-    given = {name: Tensor(named(g, value), tuple(value.shape)) for name, value in constants.items()}
+    given = {name: tensor_of(g, value) for name, value in constants.items()}
     return codes.STEPS[type(step)](g, step, values | given)

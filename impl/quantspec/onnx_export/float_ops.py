@@ -20,7 +20,7 @@ from quantspec.ir.program import Call, Callables
 from quantspec.ir.traverse import replace_refs
 
 from . import float_layers
-from .builder import ARITHMETIC, Graph, Size, Tensor, broadcast, dim_of, named, shape_of, total
+from .builder import ARITHMETIC, Graph, Size, Tensor, broadcast, dim_of, named, shape_of, tensor_of, total
 from .rearrange import MOVES, flatten, lengths, moved, reshape, transpose, unsqueeze
 
 Operator = Callable[..., Any]  # from the graph and a call's arguments to what the call gives
@@ -112,7 +112,7 @@ def cat(g: Graph, tensors: Any, dim: int = 0) -> Tensor:
 
 
 def stack(g: Graph, tensors: Any, dim: int = 0) -> Tensor:
-    return cat(g, [unsqueeze(g, Tensor(named(g, t), shape_of(t)), dim) for t in tensors], dim)
+    return cat(g, [unsqueeze(g, tensor_of(g, t), dim) for t in tensors], dim)
 
 
 def reduced(operator: str, g: Graph, x: Tensor, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
@@ -151,8 +151,9 @@ def scaled_dot_product_attention(
 ) -> Tensor:  # fmt: skip
     if is_causal or dropout_p:
         raise UnsupportedError("attention with a causal mask of its own, or dropout")
-    scale = 1 / math.sqrt(features(query)) if scale is None else scale
-    return (products or attention)(g, query, key, value, attn_mask, scale)[0]
+    q, k, v = (tensor_of(g, t) for t in (query, key, value))
+    scale = 1 / math.sqrt(features(q)) if scale is None else scale
+    return (products or attention)(g, q, k, v, attn_mask, scale)[0]
 
 
 def attention(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> tuple[Tensor, Tensor]:
@@ -185,9 +186,10 @@ def attend(
     """``capture.attention.attend``: MatMul, Softmax, MatMul."""
     if key_padding_mask is not None or (attn_mask is not None and len(shape_of(attn_mask)) != 2):
         raise UnsupportedError("attention with a mask for each sequence")
-    if query.rank != 3:
+    q, k, v = (tensor_of(g, t) for t in (query, key, value))
+    if q.rank != 3:
         raise UnsupportedError("attention without a batch axis")
-    q, k, v = (t if batch_first else transpose(g, t, 0, 1) for t in (query, key, value))
+    q, k, v = (t if batch_first else transpose(g, t, 0, 1) for t in (q, k, v))
 
     def split(t: Tensor) -> Tensor:
         return transpose(g, reshape(g, t, g.size(t, 0), g.size(t, 1), heads, features(t) // heads), 1, 2)
@@ -348,8 +350,8 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> 
             return None  # for an assertion about lengths, which the runtime makes of its own
     moves = target in rearrange.METHODS if step.kind == "method" else rearrange.known("function", step.target)
     if moves and target in MOVES:
-        if args and not isinstance(args[0], Tensor):
-            args = (Tensor(named(g, args[0]), shape_of(args[0])), *args[1:])
+        if args:
+            args = (tensor_of(g, args[0]), *args[1:])
         return moved(g, target, args, kwargs)
     if target not in FUNCTIONS or step.target.startswith("torchvision"):
         raise UnsupportedError(f"{step.target}, which has no ONNX form")

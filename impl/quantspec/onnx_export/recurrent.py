@@ -14,7 +14,7 @@ from quantspec.ir.program import Cell, Recurrent
 from quantspec.ir.traverse import replace_refs
 from quantspec.numerics.affine import QParams
 
-from .builder import Graph, Tensor
+from .builder import Graph, Tensor, tensor_of
 from .rearrange import narrow, permute, reshape, sizes_of, transpose
 
 # By kind: the operator, its activations, and in which order it has our gates.
@@ -26,13 +26,14 @@ OPERATORS = {
 
 def recurrent(g: Graph, step: Recurrent, values: dict[str, Any]) -> Any:
     """What the module gives: (output, state)."""
-    x = values[step.x]
+    x = tensor_of(g, values[step.x])
     if step.single or x.rank != 3:
         raise UnsupportedError(f"{step.kind.upper()} {'for a single step' if step.single else 'without a batch axis'}")
     directions, size = 2 if step.bidirectional else 1, step.cells[0].state_weight.shape[1]
     x = transpose(g, x, 0, 1) if step.batch_first else x
     state = replace_refs(step.state, values.__getitem__)
-    starts = [] if state is None else list(state) if step.kind == "lstm" else [state]
+    starts = [] if state is None else state if step.kind == "lstm" else [state]
+    starts = [tensor_of(g, start) for start in starts]
     ends: list[list[Tensor]] = []
     for first in range(0, len(step.cells), directions):
         cells = step.cells[first : first + directions]
