@@ -15,6 +15,7 @@ import quantspec
 from networks import Perceptron, inputs, seeded
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Ref
+from quantspec.module.module import QuantizedModule
 from quantspec.onnx_export import check, export
 from told import exactly
 
@@ -104,6 +105,25 @@ def test_the_example_has_to_be_a_batch_of_the_network(tmp_path):
     with pytest.raises(ValueError, match="expects 4 input features"):
         quantspec.export_onnx(q, tmp_path / "a.onnx", example=inputs(2, (3,)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_in_a_model_that_takes_any_arguments_is_exported():
+    class Any(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, *xs):
+            return self.layer(xs[0])
+
+    q = quantspec.quantize(seeded(Any), [inputs()])
+    assert not isinstance(q, QuantizedModule)
+    model = quantspec.export_onnx(q, example=inputs(2, (5, 4)))
+    (given,) = model.graph.input
+    found = run(model, **{given.name: inputs(3, (5, 4))})["output"]
+    assert np.array_equal(found, q(inputs(3, (5, 4))).numpy())
+    with pytest.raises(ValueError, match="expects 4 input features"):
+        quantspec.export_onnx(q, example=inputs(2, (3,)))
 
 
 def test_what_onnx_refuses_is_told_with_its_node(tmp_path):
