@@ -14,7 +14,7 @@ from networks import inputs
 from quantspec.numerics.affine import QParams
 from quantspec.onnx_export.float_layers import MODULES
 from quantspec.onnx_export.rearrange import moved
-from quantspec.onnx_export.resize import interpolate, scaled
+from quantspec.onnx_export.resize import interpolate, rounded_up, scaled
 from told import exactly
 
 GRID = QParams(np.array(0.5, np.float32), np.array(7), 0, 255)
@@ -133,6 +133,13 @@ def test_any_factor_gives_the_length_that_torch_gives(length, hundredths):
     if int(length * factor):
         options = {"scale_factor": factor, "mode": "linear"}
         agrees(resized(**options), by_torch(**options), torch.ones(1, 1, length), bound=SMOOTH)
+
+
+@given(st.floats(0.01, 100))
+def test_a_factor_is_rounded_up_to_the_next_float32(factor):
+    up = rounded_up(factor)
+    assert up == np.float32(up) and float(np.nextafter(np.float32(up), np.float32(0))) < factor <= up
+    assert rounded_up(up) == up
 
 
 def test_sizes_may_be_lengths():

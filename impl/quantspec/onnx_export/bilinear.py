@@ -52,7 +52,7 @@ def weighted(g: Graph, values: str, axis: int, along: tuple[str, str, str]) -> s
 def along(g: Graph, n: Length, m: Length, factor: float | None, align_corners: bool) -> tuple[str, str, str]:
     """``numerics.bilinear.places``, int64, also of lengths that are only known when the network runs."""
     if isinstance(n, int) and isinstance(m, int):
-        before, behind, steps = (g.constant(part, np.int64) for part in places(n, m, factor, align_corners))
+        before, behind, steps = (g.constant(part) for part in places(n, m, factor, align_corners))
         return before, behind, steps
     zero, one, two, unit = g.ints(0), g.ints(1), g.ints(2), g.ints(UNIT)
     last = g.node("Sub", [g.int_name(n), one])
@@ -69,9 +69,7 @@ def along(g: Graph, n: Length, m: Length, factor: float | None, align_corners: b
         under, own = g.int_name(m), g.int_name(n)
         start = g.node("Mul", [g.node("Sub", [own, under]), g.ints(UNIT // 2)])
         distance = g.node("Mul", [own, unit])
-    count = g.node("Squeeze", [g.int_name(m)])
-    numbers = g.node("Range", [g.constant(0, np.int64), count, g.constant(1, np.int64)])
-    over = g.node("Max", [g.node("Add", [g.node("Mul", [numbers, distance]), start]), zero])
+    over = g.node("Max", [g.node("Add", [g.node("Mul", [g.numbers(g.int_name(m)), distance]), start]), zero])
     whole = g.node("Div", [over, under])
     twice = g.node("Mul", [g.node("Sub", [over, g.node("Mul", [whole, under])]), two])
     odd = g.node("Equal", [g.node("Mod", [whole, two]), one])

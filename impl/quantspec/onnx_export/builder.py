@@ -97,6 +97,11 @@ class Graph:
         """Constant int64 (n,)."""
         return self.constant(values, np.int64, "ints")
 
+    def numbers(self, count: str) -> str:
+        """Numbers from 0, int64, as many as a tensor of one entry says."""
+        first, step = (self.constant(value, np.int64) for value in (0, 1))
+        return self.node("Range", [first, self.node("Squeeze", [count]), step])
+
     # --- codes
 
     def grid(self, grid: QParams, owner: str = "") -> tuple[str, str]:

@@ -244,15 +244,14 @@ def last_windows(g: Graph, x: Tensor, step: AvgPool) -> str:
     first, grid = x.rank - len(step.kernel), step.qparams
     places = list(zip(range(first, x.rank), step.kernel, step.stride, step.padding))
     widths, ends = [], []
-    positions = g.constant(1, np.int64)
+    positions = g.ints(1)
     for axis, kernel, stride, padding in places:
         length = g.int_name(g.size(x, axis))
         count, reach = window_count(g, length, kernel, stride, padding)
         last_end = g.node("Add", [reach, g.ints(kernel - padding)])
         widths.append(g.node("Max", [g.node("Sub", [last_end, length]), g.ints(0)]))
         ends.append(g.node("Add", [reach, g.ints(1)]))
-        indices = g.node("Range", [g.constant(0, np.int64), g.node("Squeeze", [count]), g.constant(1, np.int64)])
-        start = g.node("Sub", [g.node("Mul", [indices, g.ints(stride)]), g.ints(padding)])
+        start = g.node("Sub", [g.node("Mul", [g.numbers(count), g.ints(stride)]), g.ints(padding)])
         low, high = g.ints(0), length
         if step.count_include_pad:
             low, high = g.ints(-padding), g.node("Add", [length, g.ints(padding)])
@@ -321,8 +320,8 @@ def adaptive(g: Graph, step: AdaptiveAvgPool, values: Values) -> Tensor:
         if size is None:
             continue
         length = g.int_name(g.size(x, axis))
-        starts = g.node("Div", [g.node("Mul", [g.constant(np.arange(size), np.int64), length]), g.ints(size)])
-        following = g.node("Mul", [g.constant(np.arange(1, size + 1), np.int64), length])
+        starts = g.node("Div", [g.node("Mul", [g.ints(*range(size)), length]), g.ints(size)])
+        following = g.node("Mul", [g.ints(*range(1, size + 1)), length])
         ends = g.node("Div", [g.node("Add", [following, g.ints(size - 1)]), g.ints(size)])
         running = g.node("CumSum", [sums, g.constant(axis, np.int64)])
         before = [int(i == axis) for i in range(x.rank)]

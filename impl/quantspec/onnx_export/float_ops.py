@@ -50,8 +50,7 @@ def rsqrt(g: Graph, x: Tensor) -> Tensor:
 
 def arange(g: Graph, end: Any) -> Tensor:
     """Indices from 0, int64, as many as a length says."""
-    stop = g.node("Squeeze", [g.int_name(end)])
-    return Tensor(g.node("Range", [g.constant(0, np.int64), stop, g.constant(1, np.int64)]), (dim_of(end),))
+    return Tensor(g.numbers(g.int_name(end)), (dim_of(end),))
 
 
 def silu(g: Graph, x: Tensor, inplace: bool = False) -> Tensor:

@@ -48,7 +48,7 @@ def scaled(g: Graph, length: Length, factor: float) -> Length:
         return math.floor(length * factor)
     if factor == int(factor):
         return g.compute("mul", length, int(factor))
-    wide = g.node("Mul", [g.node("Cast", [length.name], to=TensorProto.DOUBLE), g.constant(factor, np.float64)])
+    wide = g.node("Mul", [g.node("Cast", [length.name], to=TensorProto.DOUBLE), g.constant(factor)])
     return Size(g.node("Cast", [g.node("Floor", [wide])], to=TensorProto.INT64), ("scaled", length.dim, factor))
 
 
@@ -56,16 +56,14 @@ def repeated(g: Graph, x: Tensor, factors: list[int]) -> Tensor:
     """Each value several times."""
     name = g.node(
         "Resize", [x.name, "", g.constant([1.0, 1.0, *map(float, factors)], np.float32)],
-        mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
     )  # fmt: skip
     return Tensor(name, (*x.shape[:2], *map(times, x.shape[2:], factors)), x.grid)
 
 
 def nearest(g: Graph, length: Length, size: Length, factor: float | None, *, exact: bool) -> str:
     """Where along an axis each value is taken from, by torch's own steps in float32."""
-    stop = g.node("Squeeze", [g.int_name(size)])
-    places = g.node("Range", [g.constant(0, np.int64), stop, g.constant(1, np.int64)])
-    places = g.node("Cast", [places], to=TensorProto.FLOAT)
+    places = g.node("Cast", [g.numbers(g.int_name(size))], to=TensorProto.FLOAT)
     if factor is not None:
         scale = g.constant(1.0 / factor, np.float32)
     else:
