@@ -50,6 +50,16 @@ def test_a_constant_is_there_once():
     assert [tensor.name for tensor in g.initializers] == [first, *others]
 
 
+def test_a_zero_point_is_a_constant_like_others_unless_it_belongs_to_a_layer():
+    g = Graph()
+    assert g.zero_point(grid()) == g.grid(grid())[1] == g.constant(7, np.uint8) != g.zero_point(grid(), "layer")
+    assert Graph().ints(2) == "ints" and Graph().zero_point(grid()) == "zero_point"
+
+
+def test_numbers_are_as_many_as_is_said():
+    agrees(lambda g, x: Tensor(g.numbers(g.int_name(g.size(x, 1))), (3,)), lambda x: torch.arange(3), inputs(2, (3,)))
+
+
 def test_a_constant_keeps_its_values_type_and_shape():
     matrix = np.arange(6, dtype=np.int16).reshape(2, 3)
     for value, dtype in ((matrix.T, None), (matrix, np.uint8), (matrix[:, ::2], np.float32), (np.float64(0.1), None)):

@@ -76,7 +76,7 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = None, hint: str = "constant", owner: str = "") -> str:
         """The name of a constant, which only those of the same ``owner`` share."""
-        array = np.array(value, dtype, order="C")
+        array = np.array(value, dtype)
         key = (owner, array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
             self.constants[key] = self.fresh(hint)
@@ -113,8 +113,8 @@ class Graph:
         points = np.broadcast_to(grid.zero_point, grid.scale.shape)
         return self.constant(points, grid.dtype, "zero_point", owner)
 
-    def dequantize(self, name: str, grid: QParams, **attributes: Any) -> str:
-        return self.node("DequantizeLinear", [name, *self.grid(grid)], **attributes)
+    def dequantize(self, name: str, grid: QParams) -> str:
+        return self.node("DequantizeLinear", [name, *self.grid(grid)])
 
     def quantize(self, name: str, grid: QParams, lowest: int | None = None) -> str:
         """Codes of floats, clamped where they may use less than a byte, or must not be below ``lowest``."""
