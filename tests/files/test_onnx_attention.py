@@ -72,6 +72,12 @@ def test_attention_by_torchs_function(mask, scale):
         same(step_of(TORCHS, mask=mask, scale=scale), Q, K * times, V * times)
 
 
+def test_attention_without_heads_or_with_more_axes():
+    for mask in (None, inputs(5, (6,), 3)):
+        same(step_of(TORCHS, mask=mask), Q[0], K[0], V[0])
+        same(step_of(TORCHS, mask=mask), Q[None], K[None], V[None])
+
+
 @pytest.mark.parametrize("factor, divides", [(1.0, False), (0.5, False), (3, True), (-2.0, True)])
 def test_attention_that_is_written_out(factor, divides):
     keys = K.transpose(-2, -1)

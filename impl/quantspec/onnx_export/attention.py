@@ -50,7 +50,7 @@ def attention(g: Graph, step: Attention, values: dict[str, Any]) -> Any:
 def in_codes(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float) -> tuple[Tensor, None]:
     """Joined values [..., length, features]."""
 
-    def number(value: float, dtype: Any = np.float32) -> str:
+    def number(value: Any, dtype: Any = np.float32) -> str:
         return g.constant(value, dtype)
 
     def own_codes(x: str, axis: int) -> tuple[str, str]:
@@ -86,7 +86,7 @@ def in_codes(g: Graph, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float)
     rest, power = g.node("Sub", [whole, distance]), number(float(POWER[-1]))
     for term in (*map(float, POWER[-2::-1]), 1.0):
         power = g.node("Add", [g.node("Mul", [power, rest]), number(term)])
-    halved = g.constant(np.ldexp(np.float32(WEIGHTS), -np.arange(FARTHEST + 1)), np.float32, "halved")
+    halved = number(np.ldexp(np.float32(WEIGHTS), -np.arange(FARTHEST + 1)))
     number_of = g.node("Cast", [whole], to=TensorProto.INT64)
     weights = g.node("Round", [g.node("Mul", [power, g.node("Gather", [halved, number_of])])])
     high = g.node("Floor", [g.node("Mul", [weights, number(1 / 256)])])
