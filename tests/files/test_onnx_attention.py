@@ -1,6 +1,7 @@
 """Attention and recurrent layers as operators of ONNX: in codes bit by bit, in float as torch computes."""
 
 import itertools
+import re
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ from quantspec.ir import program as ir
 from quantspec.ir.attention import OURS, TORCHS, WRITTEN
 from quantspec.numerics.affine import QParams
 from quantspec.onnx_export import attention, float_ops, recurrent
-from quantspec.onnx_export.builder import Tensor
+from quantspec.onnx_export.builder import Graph, Tensor
 from told import exactly
 
 Q, K, V = inputs(2, (3, 5, 4)), inputs(2, (3, 6, 4), 1), inputs(2, (3, 6, 7), 2)
@@ -319,6 +320,14 @@ def test_a_step_that_is_single_or_has_no_batch_is_refused():
     single = ir.Recurrent("step", "x", None, "layer", "gru", step.cells, False, False, False, True)
     with pytest.raises(quantspec.UnsupportedError, match=exactly("GRU for a single step")):
         in_graph(lambda g, x: recurrent.recurrent(g, single, {"x": x}), inputs(5, (4,)))
+
+
+def test_constants_of_a_recurrent_layer_are_named_by_what_they_are():
+    g, (step, _) = Graph(), layers("lstm", 1, True, False)
+    recurrent.recurrent(g, step, {"x": Tensor("x", ("steps", "batch", 4))})
+    kinds = {re.sub(r"_\d+$", "", tensor.name) for tensor in g.initializers}
+    assert kinds == {"weight", "scale", "zero_point", "bias", "ints"}
+    assert [node.op_type for node in g.nodes].count("LSTM") == 1
 
 
 def test_calls_of_one_layer_share_no_weights_that_may_be_made_unsigned():

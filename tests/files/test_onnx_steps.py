@@ -1,6 +1,7 @@
 """Single steps of codes as operators of ONNX: what engine ``reference`` gives in dialect ``onnx``, bit by bit."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -129,6 +130,33 @@ def test_a_weight_belongs_to_its_layer():
     kinds = [(tensor.data_type, len(tensor.dims)) for tensor in g.initializers]
     assert kinds.count((onnx.TensorProto.INT8, 2)) == 4  # as it is and transposed, of each
     assert kinds.count((onnx.TensorProto.INT8, 1)) == 2 and kinds.count((onnx.TensorProto.UINT8, 0)) == 2
+
+
+WEIGHTS, OF_FLOATS = weights(3, 5), np.arange(3, dtype=np.float32)
+NAMED = [
+    (linear(), {"weight", "scale", "zero_point", "bias"}),
+    (linear(y=None), {"weight", "zero_point", "scale", "bias"}),
+    (conv(1), {"weight", "scale", "zero_point", "bias"}),
+    (ir.Table("step", "x", "f", np.zeros(256, np.uint8), X, Y), {"table"}),
+    (ir.Embedding("step", "x", "layer", WEIGHTS, of_weights(3)), {"weight", "scale"}),
+    (ir.Embedding("step", "x", "layer", WEIGHTS, of_weights(3, None)), {"weight", "scale"}),
+    (ir.LinearWeight("step", "x", "layer", WEIGHTS, OF_FLOATS, of_weights(3)), {"weight", "scale", "bias"}),
+    (
+        ir.LinearDynamic("step", "x", "layer", WEIGHTS, OF_FLOATS, of_weights(3), False),
+        {"weight", "scale", "zero_point", "bias"},
+    ),
+    (
+        ir.LinearDynamic("step", "x", "layer", WEIGHTS, OF_FLOATS, of_weights(3), True),
+        {"weight", "scale", "bias", "constant"},
+    ),
+]
+
+
+@pytest.mark.parametrize("step, names", NAMED)
+def test_constants_are_named_by_what_they_are(step, names):
+    g, shape = Graph(), ("n", 4, "m") if isinstance(step, ir.Conv) else ("n", 5)
+    codes.STEPS[type(step)](g, step, {"x": Tensor("x", shape, X)})
+    assert {re.sub(r"_\d+$", "", tensor.name) for tensor in g.initializers} - {"ints"} == names
 
 
 def test_codes_of_floats_and_floats_of_codes():

@@ -54,11 +54,11 @@ def parameters(g: Graph, step: Linear | Conv) -> list[str]:
     axis: dict[str, Any] = {} if w.axis is None else {"axis": 0}
     # Weights and their zero points are a layer's own: where ONNX Runtime makes them unsigned, for CPUs without VNNI,
     # shared ones would be made twice.
-    weight = g.constant(step.weight, np.int8, "weight", step.name)
+    weight = g.constant(step.weight, hint="weight", owner=step.name)
     names = [g.node("DequantizeLinear", [weight, *g.grid(w, step.name)], **axis)]
     if step.bias is not None:
         codes, unit = quantize_bias(step.bias, step.x_qparams.scale, w.scale), step.x_qparams.scale * w.scale
-        bias = [g.constant(codes, np.int32, "bias"), g.constant(unit, np.float32, "scale")]
+        bias = [g.constant(codes, np.int32, "bias"), g.constant(unit, hint="scale")]
         names.append(g.node("DequantizeLinear", bias, **axis))
     return names
 
@@ -119,7 +119,7 @@ def placed(g: Graph, step: Conv, x: Tensor) -> tuple[Tensor, dict[str, Any], tup
 
 def linear_to_float(g: Graph, step: Linear, x: Tensor) -> Tensor:
     """An integer product, and DIA-DYNAMIC, `multiply-add`, in its own steps."""
-    weight = g.constant(step.weight.T, np.int8, "weight", step.name)
+    weight = g.constant(step.weight.T, hint="weight", owner=step.name)
     sums = g.node("MatMulInteger", [x.name, weight, g.zero_point(step.x_qparams)])
     shape = (*x.shape[:-1], len(step.weight))
     return Tensor(floats(g, sums, step, (-1,)), shape)
@@ -140,7 +140,7 @@ def conv_to_float(g: Graph, step: Conv, x: Tensor) -> Tensor:
 def floats(g: Graph, sums: str, step: Linear | Conv, along: tuple[int, ...]) -> str:
     """Floats of accumulators; ``along``: the shape in which what belongs to channels meets them."""
     unit = np.float32(step.x_qparams.scale) * step.w_qparams.scale
-    scale = g.constant(unit.reshape(along) if unit.ndim else unit, np.float32, "scale")
+    scale = g.constant(unit.reshape(along) if unit.ndim else unit, hint="scale")
     y = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), scale])
     if step.bias is not None:
         y = g.node("Add", [y, g.constant(step.bias.reshape(along), np.float32, "bias")])
@@ -166,7 +166,7 @@ def table(g: Graph, step: Table, values: Values) -> Tensor:
     if step.table.ndim > 1:  # a table for each channel, which lie one behind the other
         starts = 256 * np.arange(len(step.table)).reshape(-1, *[1] * (x.rank - 2))
         index = g.node("Add", [index, g.constant(starts, np.int32)])
-    return Tensor(g.node("Gather", [g.constant(step.table.ravel(), np.uint8, "table"), index]), x.shape, step.y_qparams)
+    return Tensor(g.node("Gather", [g.constant(step.table.ravel(), hint="table"), index]), x.shape, step.y_qparams)
 
 
 def relu(g: Graph, step: Relu, values: Values) -> Tensor:
@@ -267,7 +267,7 @@ def last_windows(g: Graph, x: Tensor, step: AvgPool) -> str:
         view = g.node("Slice", [padded, g.ints(*place), g.node("Add", [end, g.ints(*place)]), axes, strides])
         sums = g.node("Add", [sums, view])
     quotient = g.node("Div", [sums, g.node("Cast", [positions], to=TensorProto.FLOAT)])
-    steps = g.node("Div", [quotient, g.constant(grid.scale, np.float32, "scale")])
+    steps = g.node("Div", [quotient, g.constant(grid.scale, hint="scale")])
     steps = g.node("Add", [steps, g.constant(float(grid.zero_point), np.float32)])
     return g.quantize(steps, unit_grid(0, grid.qmin, grid.qmax))
 
@@ -303,7 +303,7 @@ def averaged(g: Graph, sums: str, count: str, grid: QParams) -> str:
 
     Sums, int32, times scale / (scale * count) in float32, rounded, on the zero point.
     """
-    scale = g.constant(grid.scale, np.float32, "scale")
+    scale = g.constant(grid.scale, hint="scale")
     ratio = g.node("Div", [scale, g.node("Mul", [scale, g.node("Cast", [count], to=TensorProto.FLOAT)])])
     steps = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), ratio])
     return g.quantize(steps, unit_grid(int(grid.zero_point), grid.qmin, grid.qmax))
@@ -345,8 +345,8 @@ def linear_dynamic(g: Graph, step: LinearDynamic, values: Values) -> Tensor:
     else:
         codes, scale, point = g.outputs(3, "DynamicQuantizeLinear", [x.name])
         zeros = g.constant(np.zeros(unit.shape), np.int8, "zero_point", step.name)
-        sums = g.node("MatMulInteger", [codes, g.constant(weight, np.int8, "weight", step.name), point, zeros])
-        ratio = g.node("Mul", [scale, g.constant(unit, np.float32, "scale")])
+        sums = g.node("MatMulInteger", [codes, g.constant(weight, hint="weight", owner=step.name), point, zeros])
+        ratio = g.node("Mul", [scale, g.constant(unit, hint="scale")])
         y = g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), ratio])
     return linear_output(g, x, y, step)
 
@@ -374,7 +374,7 @@ def by_rows(g: Graph, x: str, weight: np.ndarray, unit: np.ndarray, step: Linear
     codes = g.node("Clip", [g.node("Add", [g.node("Round", [g.node("Div", [x, scale])]), point]), *bounds])
     centre = g.node("Cast", [g.node("Sub", [codes, point])], to=TensorProto.INT32)
     sums = g.node("MatMul", [centre, g.constant(weight, np.int32, "weight")])
-    ratio = g.node("Mul", [scale, g.constant(unit, np.float32, "scale")])
+    ratio = g.node("Mul", [scale, g.constant(unit, hint="scale")])
     return g.node("Mul", [g.node("Cast", [sums], to=TensorProto.FLOAT), ratio])
 
 
@@ -384,8 +384,8 @@ def linear_weight(g: Graph, step: LinearWeight, values: Values) -> Tensor:
     Behind a DequantizeLinear ONNX Runtime would quantize the activations too.
     """
     x, unit = values[step.x], step.w_qparams.scale
-    codes = g.node("Cast", [g.constant(step.weight.T, np.int8, "weight")], to=TensorProto.FLOAT)
-    product = g.node("MatMul", [x.name, g.node("Mul", [codes, g.constant(unit, np.float32, "scale")])])
+    codes = g.node("Cast", [g.constant(step.weight.T, hint="weight")], to=TensorProto.FLOAT)
+    product = g.node("MatMul", [x.name, g.node("Mul", [codes, g.constant(unit, hint="scale")])])
     return linear_output(g, x, product, step)
 
 
@@ -394,12 +394,12 @@ def embedding(g: Graph, step: Embedding, values: Values) -> Tensor:
     if step.bag is not None:
         raise UnsupportedError("an embedding bag")
     x, unit = values[step.x], step.w_qparams.scale
-    rows = g.node("Gather", [g.constant(step.weight, np.int8, "weight"), x.name])
+    rows = g.node("Gather", [g.constant(step.weight, hint="weight"), x.name])
     rows = g.node("Cast", [rows], to=TensorProto.FLOAT)
     if step.w_qparams.axis == 0:
-        scale = g.node("Gather", [g.constant(unit.reshape(-1, 1), np.float32, "scale"), x.name])
+        scale = g.node("Gather", [g.constant(unit.reshape(-1, 1), hint="scale"), x.name])
     else:
-        scale = g.constant(unit, np.float32, "scale")
+        scale = g.constant(unit, hint="scale")
     return Tensor(g.node("Mul", [rows, scale]), (*x.shape, step.weight.shape[1]))
 
 

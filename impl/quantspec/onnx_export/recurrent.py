@@ -54,7 +54,7 @@ def layer(
     weights = [joined(g, f"{owner} input", [(c.input_weight, c.input_qparams) for c in cells], order)]
     weights.append(joined(g, f"{owner} state", [(c.state_weight, c.state_qparams) for c in cells], order))
     biases = [np.concatenate([turned(bias_of(c, own), order) for own in ("input", "state")]) for c in cells]
-    inputs = [x.name, *weights, g.constant(np.stack(biases), np.float32, "bias"), "", *(t.name for t in starts)]
+    inputs = [x.name, *weights, g.constant(np.stack(biases), hint="bias"), "", *(t.name for t in starts)]
     attributes: dict[str, Any] = {"linear_before_reset": 1} if step.kind == "gru" else {}
     directions = "bidirectional" if len(cells) == 2 else "forward"
     outputs = g.outputs(
@@ -84,8 +84,8 @@ def joined(g: Graph, owner: str, weights: list[tuple[np.ndarray, QParams]], orde
     for number, (codes, grid) in enumerate(weights):
         # Zero points have to be there, and each matrix's own, where ONNX Runtime makes weights unsigned (see codes.py).
         own = f"{owner} {number}"
-        weight = g.constant(turned(codes, order), np.int8, "weight", own)
-        scale = g.constant(turned(np.broadcast_to(grid.scale, len(codes)), order), np.float32, "scale")
+        weight = g.constant(turned(codes, order), hint="weight", owner=own)
+        scale = g.constant(turned(np.broadcast_to(grid.scale, len(codes)), order), hint="scale")
         zero_point = g.constant(turned(np.broadcast_to(grid.zero_point, len(codes)), order), np.int8, "zero_point", own)
         name = g.node("DequantizeLinear", [weight, scale, zero_point], axis=0)
         names.append(g.node("Unsqueeze", [name, g.ints(0)]))
