@@ -25,7 +25,7 @@ def bilinear(g: Graph, step: Bilinear, values: Mapping[str, Tensor]) -> Tensor:
     elif step.size is not None:
         sizes = list(step.size)
     else:
-        assert step.factors is not None, "like, a size or factors"
+        assert step.factors is not None  # as nothing else is given
         sizes = [scaled(g, g.size(x, axis), factor) for axis, factor in zip((2, 3), step.factors)]
     y = g.node("Cast", [x.name], to=TensorProto.FLOAT)
     y = g.node("Sub", [y, g.constant(float(grid.zero_point), np.float32)])
@@ -61,7 +61,7 @@ def along(g: Graph, n: Length, m: Length, factor: float | None, align_corners: b
         under = g.node("Max", [g.node("Sub", [g.int_name(m), one]), one])
     elif factor is not None:
         (first, between), quotient = start_and_step(1, 1, factor, align_corners=False)
-        if max(abs(first), between, quotient) > LARGEST:
+        if max(abs(first), between) > LARGEST:  # as one is wherever the quotient is
             what = f"by {factor}, a quotient of long numbers, of lengths that are not known"
             raise UnsupportedError(f"bilinear interpolation {what}")
         start, distance, under = g.ints(first), g.ints(between), g.ints(quotient)
