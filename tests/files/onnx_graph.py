@@ -1,7 +1,5 @@
 """Operators of ONNX put into a graph by one function, and what ONNX Runtime computes with them."""
 
-from itertools import count
-
 import numpy as np
 import torch
 from onnx_runtime import onnx, run
@@ -25,7 +23,7 @@ def in_graph(make, *tensors, known=False, grid=None):
     The lengths of the inputs are ``known``, or open; inputs of bytes are codes of ``grid``.
     """
     g, inputs, feeds = Graph(), [], {}
-    for number, tensor in zip(count(), tensors):
+    for number, tensor in enumerate(tensors):
         name = g.fresh(f"x{number}")
         shape = tuple(tensor.shape) if known else tuple((name, axis) for axis in range(tensor.ndim))
         inputs.append(Tensor(name, shape, grid if tensor.dtype == torch.uint8 else None))

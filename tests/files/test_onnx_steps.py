@@ -137,6 +137,8 @@ NAMED = [
     (linear(), {"weight", "scale", "zero_point", "bias"}),
     (linear(y=None), {"weight", "zero_point", "scale", "bias"}),
     (conv(1), {"weight", "scale", "zero_point", "bias"}),
+    (ir.Mean("step", "x", X, (1,), False), {"scale", "constant", "zero_point"}),
+    (ir.AdaptiveAvgPool("step", "x", X, (2,)), {"scale", "constant", "zero_point"}),
     (ir.Table("step", "x", "f", np.zeros(256, np.uint8), X, Y), {"table"}),
     (ir.Embedding("step", "x", "layer", WEIGHTS, of_weights(3)), {"weight", "scale"}),
     (ir.Embedding("step", "x", "layer", WEIGHTS, of_weights(3, None)), {"weight", "scale"}),
@@ -154,9 +156,22 @@ NAMED = [
 
 @pytest.mark.parametrize("step, names", NAMED)
 def test_constants_are_named_by_what_they_are(step, names):
-    g, shape = Graph(), ("n", 4, "m") if isinstance(step, ir.Conv) else ("n", 5)
+    g, shape = Graph(), ("n", 5) if hasattr(step, "layer") and not isinstance(step, ir.Conv) else ("n", 4, 9)
     codes.STEPS[type(step)](g, step, {"x": Tensor("x", shape, X)})
     assert {re.sub(r"_\d+$", "", tensor.name) for tensor in g.initializers} - {"ints"} == names
+
+
+def test_what_makes_no_difference_is_no_operator():
+    def operators(step):
+        g = Graph()
+        codes.STEPS[type(step)](g, step, {"x": Tensor("x", ("n", 4, "h", "w"), X)})
+        return {node.op_type for node in g.nodes}
+
+    usual = {"DequantizeLinear", "Conv", "QuantizeLinear"}
+    assert operators(conv(padding=((0, 1), (2, 0)))) == usual and operators(conv(relu=True)) == usual | {"Clip"}
+    assert operators(conv(y=grid(point=0), relu=True)) == usual | {"Relu"}
+    assert "Transpose" in operators(conv(input_dilation=(2, 1)))
+    assert "Transpose" not in operators(conv(input_dilation=(1, 2)))
 
 
 def test_codes_of_floats_and_floats_of_codes():
@@ -248,7 +263,7 @@ def test_a_convolution_needs_a_batch_axis(positions):
         in_graph(made_of(conv(positions)), IMAGE, grid=X)
 
 
-@pytest.mark.parametrize("axes", [(2, 3), (-1,), (1, -2), (0,)], ids=str)
+@pytest.mark.parametrize("axes", [(2, 3), (-1,), (1, -2), (0,), (0, 1, 2, 3)], ids=str)
 @pytest.mark.parametrize("keep", [False, True])
 def test_means(axes, keep):
     for of in (X, grid(0.2, 0), grid(0.03, 100, 0, 180)):

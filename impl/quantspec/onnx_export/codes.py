@@ -257,7 +257,7 @@ def last_windows(g: Graph, x: Tensor, step: AvgPool) -> str:
             low, high = g.ints(-padding), g.node("Add", [length, g.ints(padding)])
         stop = g.node("Min", [g.node("Add", [start, g.ints(kernel)]), high])
         inside = g.node("Sub", [stop, g.node("Max", [start, low])])
-        along_axis = g.ints(*(-1 if i == axis else 1 for i in range(first, x.rank)))
+        along_axis = g.ints(*(-1 if i == axis else 1 for i in range(x.rank)))
         positions = g.node("Mul", [positions, g.node("Reshape", [inside, along_axis])])
     pads = g.node("Concat", [g.ints(*[0] * first, *step.padding, *[0] * first), *widths], axis=0)
     padded = g.node("Pad", [g.dequantize(x.name, grid), pads, g.constant(0.0, np.float32)])
@@ -295,7 +295,7 @@ def mean(g: Graph, step: Mean, values: Values) -> Tensor:
 def centred(g: Graph, codes: str, grid: QParams) -> str:
     """Codes without their zero point, int32."""
     wide = g.node("Cast", [codes], to=TensorProto.INT32)
-    return wide if grid.zero_point == 0 else g.node("Sub", [wide, g.constant(grid.zero_point, np.int32)])
+    return wide if grid.zero_point == 0 else g.node("Sub", [wide, g.constant(grid.zero_point)])
 
 
 def averaged(g: Graph, sums: str, count: str, grid: QParams) -> str:
@@ -328,7 +328,7 @@ def adaptive(g: Graph, step: AdaptiveAvgPool, values: Values) -> Tensor:
         running = g.node("Pad", [running, g.ints(*before, *[0] * x.rank), g.constant(0, np.int32)])
         until, since = (g.node("Gather", [running, places], axis=axis) for places in (ends, starts))
         sums = g.node("Sub", [until, since])
-        along_axis = g.ints(*(-1 if i == axis else 1 for i in range(first, x.rank)))
+        along_axis = g.ints(*(-1 if i == axis else 1 for i in range(x.rank)))
         counts = g.node("Mul", [counts, g.node("Reshape", [g.node("Sub", [ends, starts]), along_axis])])
         dims[axis] = size
     return Tensor(averaged(g, sums, counts, grid), tuple(dims), grid)
@@ -365,7 +365,7 @@ def by_rows(g: Graph, x: str, weight: np.ndarray, unit: np.ndarray, step: Linear
     """
     qmax = 127 if step.reduce_range else 255
     zero, one = g.constant(0.0, np.float32), g.constant(1.0, np.float32)
-    ends = [g.node(f"Reduce{end}", [x, *([g.ints(-1)] if step.rows else [])], keepdims=1) for end in ("Min", "Max")]
+    ends = [g.node(f"Reduce{end}", [x, *([g.ints(-1)] if step.rows else [])]) for end in ("Min", "Max")]
     low, high = g.node("Min", [ends[0], zero]), g.node("Max", [ends[1], zero])
     scale = g.node("Div", [g.node("Sub", [high, low]), g.constant(float(qmax), np.float32)])
     scale = g.node("Where", [g.node("Equal", [scale, zero]), one, scale])
