@@ -137,6 +137,7 @@ NAMED = [
     (linear(), {"weight", "scale", "zero_point", "bias"}),
     (linear(y=None), {"weight", "zero_point", "scale", "bias"}),
     (conv(1), {"weight", "scale", "zero_point", "bias"}),
+    (ir.AvgPool("step", "x", X, (2,), (1,), (0,), True, True), {"scale", "constant", "zero_point"}),
     (ir.Mean("step", "x", X, (1,), False), {"scale", "constant", "zero_point"}),
     (ir.AdaptiveAvgPool("step", "x", X, (2,)), {"scale", "constant", "zero_point"}),
     (ir.Table("step", "x", "f", np.zeros(256, np.uint8), X, Y), {"table"}),
@@ -159,6 +160,17 @@ def test_constants_are_named_by_what_they_are(step, names):
     g, shape = Graph(), ("n", 5) if hasattr(step, "layer") and not isinstance(step, ir.Conv) else ("n", 4, 9)
     codes.STEPS[type(step)](g, step, {"x": Tensor("x", shape, X)})
     assert {re.sub(r"_\d+$", "", tensor.name) for tensor in g.initializers} - {"ints"} == names
+
+
+@pytest.mark.parametrize("axis", [0, None])
+def test_scales_of_channels_lie_along_the_first_axis_of_the_weight(axis):
+    """Which ONNX Runtime does not look at where it makes one operator of several."""
+    for step, shape in ((linear(axis=axis), ("n", 5)), (conv(axis=axis), ("n", 4, "h", "w"))):
+        g = Graph()
+        codes.STEPS[type(step)](g, step, {"x": Tensor("x", shape, X)})
+        of_weights_and_bias = [node for node in g.nodes if node.input[0] in ("weight", "bias")]
+        axes = [{a.name: a.i for a in node.attribute} for node in of_weights_and_bias]
+        assert axes == [{} if axis is None else {"axis": 0}] * 2
 
 
 def test_what_makes_no_difference_is_no_operator():
