@@ -254,6 +254,20 @@ def test_ends_to_clamp_to_may_be_computed():
     )
 
 
+def test_constants_may_be_computed_with_what_is_not():
+    weight = inputs(3, (9,))
+    linear, norm = FUNCTIONS["linear"], FUNCTIONS["layer_norm"]
+    agrees(lambda g, b: linear(g, X, weight, b), lambda b: F.linear(X, weight, b), torch.arange(3.0), bound=SUMS)
+    bias = torch.arange(9.0)
+    agrees(lambda g, b: norm(g, X, (9,), None, b), lambda b: F.layer_norm(X, (9,), None, b), bias, bound=SUMS)
+
+
+def test_the_weight_of_a_linear_layer_is_named():
+    g = Graph()
+    FUNCTIONS["linear"](g, Tensor("x", ("n", 9)), inputs(3, (9,)))
+    assert [tensor.name for tensor in g.initializers] == ["weight"]
+
+
 def test_truth_values_become_numbers():
     agrees(lambda g, x: to_float(g, FUNCTIONS["gt"](g, x, 0.1)), lambda x: (x > 0.1).float(), X)
 
