@@ -70,7 +70,16 @@ def into_all(y):
     return every[0] * 2
 
 
-SHARED = into_columns, into_a_view, under_a_view, into_one_of_two, into_a_row, into_the_last_row, into_all
+def into_rows_behind_an_ellipsis(y):
+    row, columns = y[..., :1, :], y[..., 2:]
+    row.mul_(1 + F.relu(y[:1] - 4))
+    return columns * 2
+
+
+SHARED = (
+    into_columns, into_a_view, under_a_view, into_one_of_two, into_a_row, into_the_last_row, into_all,
+    into_rows_behind_an_ellipsis,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("write", SHARED, ids=lambda write: write.__name__)

@@ -57,7 +57,12 @@ TESTS = {
     ),
 }
 CAPTURING = tuple(
-    f"capture/test_{name}.py" for name in ("forms", "capture", "calls", "arguments", "copies", "written")
+    f"capture/test_{name}.py"
+    for name in (
+        "forms", "capture", "calls", "arguments", "copies", "written", "writes", "recorded", "recorder", "at_each_call",
+        "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs", "parametrized", "scripted", "files",
+        "training_only", "printed", "surroundings",
+    )  # fmt: skip
 )
 STORING = tuple(
     f"files/test_{name}.py"
@@ -142,7 +147,22 @@ timeout_constant = 5.0
 track_dependencies = false
 use_git_change_detection = false
 """
-# Added to the copy of conftest.py. A mutant runs in a process that is forked off one in which all tests ran, must not
+# In front of the copy of conftest.py: what mutmut puts around each function counts as a file of the package, for the
+# tests of which line of the user's a message names.
+AS_OURS = """\
+import types
+
+from mutmut.mutation import trampoline
+
+
+def as_ours(code):
+    inner = tuple(as_ours(each) if isinstance(each, types.CodeType) else each for each in code.co_consts)
+    return code.replace(co_filename="/quantspec/mutmut.py", co_consts=inner)
+
+
+trampoline.wrap_in_trampoline.__code__ = as_ours(trampoline.wrap_in_trampoline.__code__)
+"""
+# Behind it. A mutant runs in a process that is forked off one in which all tests ran, must not
 # find in a cache what the function gave there, and is tried on the tests that called the function, not on the one that
 # happened to call it first.
 EMPTYING = """
@@ -377,10 +397,9 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
     unneeded = shutil.ignore_patterns("__pycache__")
     for source, target in (("impl/quantspec", "src/quantspec"), ("tests", "tests"), ("spec", "spec")):
         shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
-    with (folder / "conftest.py").open("a", encoding="utf-8") as file:
-        file.write(EMPTYING)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    own = (ROOT / "conftest.py").read_text(encoding="utf-8")
+    (folder / "conftest.py").write_text(AS_OURS + own + EMPTYING, encoding="utf-8")
     attacked = folder / "src" / "quantspec" / f"{module.replace('.', '/')}.py"
     attacked.write_text(with_decorators_called(attacked.read_text(encoding="utf-8")), encoding="utf-8")
     tests = "\n    ".join(f"tests/{name}" for name in tests_of(module))

@@ -155,9 +155,10 @@ def apart(a: fx.Node, b: fx.Node) -> bool:
     """Whether two values of one source are items of it that have nothing in common, by their indices."""
     if name_of(a) not in ITEMS or name_of(b) not in ITEMS or len(a.args) < 2 or len(b.args) < 2:
         return False
-    for one, other in zip(index_of(a), index_of(b)):
+    mine, others = index_of(a), index_of(b)
+    for one, other in zip(mine, others):
         if one is Ellipsis or other is Ellipsis:
-            if one is not other:
+            if one is not other or len(mine) != len(others):  # what comes after it counts axes from the last one
                 return False
         elif isinstance(one, int) and isinstance(other, int):
             if one != other and (one < 0) == (other < 0):

@@ -153,12 +153,18 @@ def is_random(node: fx.Node) -> bool:
 def computed(node: fx.Node, values: dict[fx.Node, Any], model: nn.Module) -> Any:
     args = cast(tuple[Any, ...], fx.node.map_arg(node.args, values.__getitem__))
     kwargs = cast(dict[str, Any], fx.node.map_arg(node.kwargs, values.__getitem__))
+    state = torch.get_rng_state()
     try:
         if (module := called(node, model)) is not None:
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+            result = module(*args, **kwargs)
+        elif node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            assert callable(node.target)
+            result = node.target(*args, **kwargs)
     except Exception:  # it would have failed at the call, and will
+        result = FAILED
+    if not torch.equal(state, torch.get_rng_state()):  # it draws random numbers, others at each call
+        torch.set_rng_state(state)
         return FAILED
+    return result

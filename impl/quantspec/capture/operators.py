@@ -356,7 +356,8 @@ def moving(module: nn.Module) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | N
         if isinstance(module, types):
             return F.pad, (list(module.padding),), {"mode": mode}
     if isinstance(module, nn.Upsample) and module.mode in ("nearest", "nearest-exact"):
-        return F.interpolate, (), {"size": module.size, "scale_factor": module.scale_factor, "mode": module.mode}
+        named = {"size": module.size, "scale_factor": module.scale_factor, "mode": module.mode}
+        return F.interpolate, (), named | ({"recompute_scale_factor": True} if module.recompute_scale_factor else {})
     if isinstance(module, nn.PixelShuffle):
         return F.pixel_shuffle, (module.upscale_factor,), {}
     if isinstance(module, nn.PixelUnshuffle):
