@@ -90,6 +90,48 @@ def test_a_write_reaches_all_values_in_that_memory_though_it_changed_nothing_in_
         assert accuracy.sqnr(model(x).detach().numpy(), q(x).numpy()) > 25
 
 
+ALIASES = {
+    "one window": lambda y: y.unfold(1, 4, 2).select(1, 1), "plus": lambda y: +y, "positive": torch.positive,
+    "conj": torch.conj, "conj_physical": torch.conj_physical, "to_dense": lambda y: y.to_dense(),
+    "broadcast_tensors": lambda y: torch.broadcast_tensors(y[:1] * 2, y)[1],
+    "split_with_sizes": lambda y: y.split_with_sizes([5, 3], 1)[0], "unsafe_chunk": lambda y: y.unsafe_chunk(2, 1)[1],
+    "meshgrid": lambda y: torch.meshgrid(y[0] * 2, y[1], indexing="ij")[1][0],
+    "sum_to_size": lambda y: y.sum_to_size(6, 8), "cartesian_prod": lambda y: torch.cartesian_prod(y[0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_what_gives_its_argument_or_a_view_of_it_is_no_copy_to_write_to(name):
+    def write(y):
+        ALIASES[name](y).clamp_(max=4.0)
+        return y * 2
+
+    model = seeded(lambda: Written(write)).requires_grad_(False)
+    prepared = qs.prepare(model)
+    for x in (ROWS, LARGE):
+        assert torch.equal(prepared(x), model(x))
+
+
+OVERLAPPING = {
+    "unfold": lambda y: y.unfold(1, 4, 2).unbind(1)[:2], "windows": lambda y: (y.unfold(1, 4, 2)[:, 0], y[:, 2:]),
+    "expand": lambda y: tuple(y[:1].expand(2, 8).unsqueeze(1)), "broadcast_to": lambda y: y[0].broadcast_to(2, 8),
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPPING)
+def test_items_of_what_overlaps_itself_are_not_apart(name):
+    def write(y):
+        parts = OVERLAPPING[name](y)
+        first, last = parts[0], parts[1]
+        first.clamp_(max=4.0)
+        return last * 2
+
+    model = seeded(lambda: Written(write)).requires_grad_(False)
+    prepared = qs.prepare(model)
+    for x in (ROWS, LARGE):
+        assert torch.equal(prepared(x), model(x))
+
+
 def halves(y):
     first, last = y.chunk(2, 1)
     return torch.cat([first.mul_(2), last], 1)

@@ -60,8 +60,8 @@ CAPTURING = tuple(
     f"capture/test_{name}.py"
     for name in (
         "forms", "capture", "calls", "arguments", "copies", "written", "writes", "recorded", "recorder", "at_each_call",
-        "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs", "parametrized", "scripted", "files",
-        "training_only", "printed", "surroundings",
+        "state_kept", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs", "parametrized",
+        "scripted", "files", "training_only", "printed", "surroundings",
     )  # fmt: skip
 )
 STORING = tuple(

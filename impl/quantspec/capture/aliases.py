@@ -14,7 +14,8 @@ from quantspec.ir.rearrange import qualified_name
 # By the names of functions and methods.
 SOMETIMES = frozenset(
     """
-    contiguous reshape reshape_as flatten ravel to type type_as float double half bfloat16 cpu resolve_conj resolve_neg
+    contiguous reshape reshape_as flatten ravel to type type_as float double half bfloat16 long int short char byte bool
+    cpu to_dense asarray sum_to_size cartesian_prod conj_physical resolve_conj resolve_neg
     """.split()
 )
 VIEWS = frozenset(
@@ -22,9 +23,14 @@ VIEWS = frozenset(
     view view_as transpose permute t T mT H mH numpy_T adjoint swapaxes swapdims movedim moveaxis squeeze unsqueeze
     expand expand_as broadcast_to narrow select chunk split tensor_split hsplit vsplit dsplit unbind diagonal unfold
     detach data alias getitem unflatten real imag view_as_real view_as_complex dropout atleast_1d atleast_2d
-    atleast_3d as_tensor requires_grad_ __getitem__
+    atleast_3d as_tensor requires_grad_ __getitem__ pos positive conj split_with_sizes unsafe_chunk unsafe_split
+    unsafe_split_with_sizes broadcast_tensors meshgrid
     """.split()
 )
+# Of which one place in memory may be several values, so that their items are not apart.
+OVERLAPPING = frozenset("expand expand_as broadcast_to unfold broadcast_tensors meshgrid".split())
+# What gives views of each of its arguments.
+OF_SEVERAL = frozenset("broadcast_tensors meshgrid atleast_1d atleast_2d atleast_3d".split())
 SOMETIMES_MODULES = (nn.Flatten,)
 VIEW_MODULES = nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Unflatten
 ITEMS = ("getitem", "__getitem__")
@@ -91,10 +97,11 @@ def check(graph: fx.Graph, modules: dict[str, nn.Module], writes: dict[fx.Node, 
             raise UnsupportedError("new() makes values of one argument and memory of another")
         if node.op != "call_module" and node.kwargs.get("out") is not None:
             raise UnsupportedError(f"{name_of(node)} writes to its out= tensor")
-        first = node.args[0] if node.args else None
         how = Shares.ITSELF if node in writes else shares(node, modules)
-        if isinstance(first, fx.Node) and how is not None:
-            memory.add(node, first, how)
+        if how is not None:
+            for source in node.all_input_nodes if name_of(node) in OF_SEVERAL else node.args[:1]:
+                if isinstance(source, fx.Node):
+                    memory.add(node, source, how)
     for write, target in writes.items():
         for other, how in memory.around(target):
             if how is Shares.ITSELF or order[other] > order[write]:
@@ -115,29 +122,30 @@ def hides_writes(target: Any) -> bool:
 
 
 class Memory:
-    """Which values lie in the memory of which: each in that of one that was made before it, its source."""
+    """Which values lie in the memory of which: each in that of some that were made before it, its sources."""
 
     def __init__(self) -> None:
-        self.sources: dict[fx.Node, tuple[fx.Node, Shares]] = {}
-        self.made: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        self.sources: dict[fx.Node, list[tuple[fx.Node, Shares]]] = defaultdict(list)
+        self.made: dict[fx.Node, list[tuple[fx.Node, Shares]]] = defaultdict(list)
 
     def add(self, node: fx.Node, source: fx.Node, how: Shares) -> None:
-        self.sources[node] = source, how
-        self.made[source].append(node)
+        self.sources[node].append((source, how))
+        self.made[source].append((node, how))
 
     def around(self, node: fx.Node) -> list[tuple[fx.Node, Shares]]:
         """The values that have memory in common with one, and how."""
         found = self.within(node, Shares.ITSELF)
-        total = Shares.ITSELF
-        while node in self.sources:
-            source, how = self.sources[node]
-            total = max(total, how)
-            found.append((source, total))
-            for other in self.made[source]:
-                if other is not node and not apart(node, other):
-                    beside = max(total, self.sources[other][1])
-                    found += [(other, beside), *self.within(other, beside)]
-            node = source
+        left = [(node, Shares.ITSELF)]
+        while left:
+            inner, total = left.pop()
+            for source, how in self.sources[inner]:
+                reached = max(total, how)
+                found.append((source, reached))
+                left.append((source, reached))
+                for other, more in self.made[source]:
+                    if other is not inner and (self.overlaps(source) or not apart(inner, other)):
+                        beside = max(reached, more)
+                        found += [(other, beside), *self.within(other, beside)]
         return found
 
     def within(self, node: fx.Node, total: Shares) -> list[tuple[fx.Node, Shares]]:
@@ -145,10 +153,14 @@ class Memory:
         found, left = [], [(node, total)]
         while left:
             source, how = left.pop()
-            inner = [(other, max(how, self.sources[other][1])) for other in self.made[source]]
+            inner = [(other, max(how, more)) for other, more in self.made[source]]
             found += inner
             left += inner
         return found
+
+    def overlaps(self, node: fx.Node) -> bool:
+        """Whether several values of one may lie in the same place."""
+        return name_of(node) in OVERLAPPING or any(self.overlaps(source) for source, _ in self.sources[node])
 
 
 def apart(a: fx.Node, b: fx.Node) -> bool:

@@ -5,7 +5,11 @@ import contextlib
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from logging import Logger
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -126,6 +130,8 @@ def copied(model: nn.Module, *, share: bool) -> nn.Module:
 
 # Whose values nobody can write to: they are shared.
 FIXED = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size, type))
+# How far, and through how many values, something is gone into in search of changes: models hold data sets and the like.
+DEEPEST, MOST = 20, 10_000
 COPYING = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
@@ -255,32 +261,46 @@ def state_of(model: nn.Module) -> dict[tuple[str, str], Any]:
     """What a forward could have changed: buffers, parameters and attributes of all modules, as values that can be
     compared."""
     found: dict[tuple[str, str], Any] = {}
+    seen: dict[int, Any] = {id(module): module for module in model.modules()}
     for path, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
             if name not in TORCHS and not (name in OF_RECURRENT and isinstance(module, nn.RNNBase)):
-                found[path, name] = value if type(value) in FIXED else fingerprint(value)
+                found[path, name] = value if type(value) in FIXED else fingerprint(value, seen)
     return found
 
 
-def fingerprint(value: Any) -> Any:
-    """Equal when a value is the same and was not written to."""
-    if isinstance(value, torch.Tensor):
-        return id(value), value._version
-    if isinstance(value, dict):
-        return tuple((shallow(key), shallow(item)) for key, item in value.items())
-    if isinstance(value, (list, tuple, set)):
-        return tuple(map(shallow, value))
-    return shallow(value)
-
-
-def shallow(value: Any) -> Any:
+def fingerprint(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
+    """Equal when a value is the same and nothing in it was written to. ``seen``: what was gone into already."""
     if type(value) in FIXED or isinstance(value, (int, float, str)):
         return value
     if isinstance(value, torch.Tensor):
         return id(value), value._version
-    if isinstance(value, (list, dict)):
-        return id(value), len(value)
-    return id(value)
+    if id(value) in seen or depth > DEEPEST or len(seen) > MOST:
+        return id(value)
+    seen[id(value)] = value
+    inner = inside_of(value)
+    return id(value) if inner is None else tuple(fingerprint(item, seen, depth + 1) for item in islice(inner, MOST))
+
+
+def inside_of(value: Any) -> Iterable[Any] | None:
+    """What of a value can change: its items, its attributes, or what it draws next; None for what is not gone into.
+    Nothing that is made here is told apart by its identity."""
+    if isinstance(value, dict):
+        return chain.from_iterable(value.items())
+    if isinstance(value, (list, tuple, set, deque)):
+        return value
+    if isinstance(value, np.ndarray):
+        return *value.shape, value.tobytes()
+    if isinstance(value, torch.Generator):
+        return (value.get_state().numpy().tobytes(),)
+    if isinstance(value, random.Random):
+        return (hash(value.getstate()),)
+    if isinstance(value, np.random.Generator):
+        return (repr(value.bit_generator.state),)
+    # A logger notes which levels it was asked for.
+    if isinstance(value, (type, ModuleType, Logger)):
+        return None
+    return chain.from_iterable(getattr(value, "__dict__", {}).items())
 
 
 def changed(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> str | None:

@@ -1,0 +1,131 @@
+"""What a forward keeps from call to call, wherever it keeps it: a network keeps it as well."""
+
+import collections
+import copy
+import itertools
+import logging
+import random
+import types
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import quantspec as qs
+from networks import seeded
+from quantspec.numerics import accuracy
+
+ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Keeping(nn.Module):
+    """A layer, and something that is kept."""
+
+    def __init__(self, kept, forward):
+        super().__init__()
+        self.layer, self.kept, self.of = nn.Linear(8, 8), kept, forward
+
+    def forward(self, x):
+        return self.of(self.kept, self.layer(x))
+
+
+class Counter:
+    def __init__(self):
+        self.counts = {"calls": 0}
+
+
+def in_a_dict(kept, y):
+    kept["first"]["calls"] += 1
+    return y * kept["first"]["calls"]
+
+
+def in_a_list(kept, y):
+    kept[0][1] += 1
+    return y * kept[0][1]
+
+
+def in_an_object(kept, y):
+    kept.calls += 1
+    return y * kept.calls
+
+
+def in_an_object_of_an_object(kept, y):
+    kept[0].counts["calls"] += 1
+    return y * kept[0].counts["calls"]
+
+
+def in_a_queue(kept, y):
+    kept.append(y)
+    return sum(kept)
+
+
+def in_an_array(kept, y):
+    kept[1] += 1
+    return y * float(kept[1])
+
+
+def in_a_module(kept, y):
+    kept[0].calls.add_(1)
+    return y * kept[0].calls
+
+
+def counting_module():
+    module = nn.Module()
+    module.register_buffer("calls", torch.zeros(1))
+    return module
+
+
+KEPT = {
+    in_a_dict: lambda: {"first": {"calls": 0}}, in_a_list: lambda: [[5, 0]],
+    in_an_object: lambda: types.SimpleNamespace(calls=0), in_an_object_of_an_object: lambda: (Counter(),),
+    in_a_queue: lambda: collections.deque(maxlen=2), in_an_array: lambda: np.zeros(2),
+    in_a_module: lambda: [counting_module()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", KEPT, ids=lambda forward: forward.__name__)
+def test_what_is_kept_in_any_container_changes_at_each_call(forward):
+    model = seeded(lambda: Keeping(KEPT[forward](), forward)).requires_grad_(False)
+    q, own = qs.quantize(model, [ROWS]), copy.deepcopy(model)
+    for _ in range(3):
+        assert accuracy.sqnr(own(ROWS).numpy(), q(ROWS).numpy()) > 25
+
+
+DRAWING = {
+    "torch": (torch.Generator, lambda kept, y: y * torch.rand(8, generator=kept)),
+    "numpy": (np.random.default_rng, lambda kept, y: y * kept.random()),
+    "Python": (random.Random, lambda kept, y: y * kept.random()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_generator_of_the_model_draws_at_each_call(name):
+    generator, forward = DRAWING[name]
+    q = qs.quantize(seeded(lambda: Keeping(generator(), forward)).requires_grad_(False), [ROWS])
+    assert len({float(q(ROWS)[0, 0]) for _ in range(5)}) == 5
+
+
+def linked(count):
+    """That many objects, one in another."""
+    outer = None
+    for _ in range(count):
+        outer = types.SimpleNamespace(inner=outer)
+    return outer
+
+
+UNCHANGED = {
+    "a logger": lambda: logging.getLogger("test"), "objects in objects": lambda: linked(2000),
+    "many objects": lambda: [Counter() for _ in range(12_000)], "a module of Python's": lambda: itertools,
+}
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_what_a_model_only_holds_is_no_state_of_its_forward(name):
+    def forward(kept, y):
+        if isinstance(kept, logging.Logger):
+            kept.debug("a call")
+        return y * 2
+
+    q = qs.quantize(seeded(lambda: Keeping(UNCHANGED[name](), forward)), [ROWS])
+    assert isinstance(q, qs.QuantizedModule)
