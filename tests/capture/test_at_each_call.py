@@ -1,5 +1,8 @@
 """What a network computes anew at each call: sizes that were others in calibration, and random numbers."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from torch.nn import functional as F
 
 import quantspec as qs
 from networks import seeded
-from quantspec.capture import parts
+from quantspec.capture import copies, parts
 
 ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
 
@@ -47,6 +50,32 @@ def test_what_is_drawn_of_parameters_alone_is_drawn_at_each_call(seed):
         torch.manual_seed(seed)
         q = qs.quantize(model, [ROWS])
         assert len({float(q(ROWS)[0, 0]) for _ in range(40)}) == 2
+
+
+DECIDING = {
+    "Python": lambda: random.random() < 0.5, "NumPy": lambda: np.random.rand() < 0.5,
+    "torch": lambda: torch.rand(()) < 0.5, "torch, as a factor": lambda: torch.randint(0, 2, (1,)),
+}
+
+
+@pytest.mark.parametrize("name", DECIDING)
+@pytest.mark.parametrize("example", [None, ROWS], ids=["any", "example"])
+def test_what_python_decides_by_a_random_number_is_decided_at_each_call(name, example):
+    class Deciding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.layer(x) * (1 + DECIDING[name]())
+
+    for seed in range(4):  # for some the first draws are equal
+        with copies.random_kept():
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            q = qs.quantize_dynamic(seeded(Deciding), example=example)
+            assert len({float(q(ROWS)[0, 0]) for _ in range(40)}) == 2
 
 
 def test_capturing_what_draws_leaves_the_random_state_as_it_was():

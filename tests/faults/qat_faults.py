@@ -251,9 +251,9 @@ FAULTS = [
         "states = [part[:, x.sorted_indices] for part in states]", "states = list(states)",
     ),
     Fault(
-        "qat-noise-once", "capture.tracer", ("QAT-ACTS",),
+        "qat-noise-once", "capture.acting", ("QAT-ACTS",),
         "What Python draws at random is what it was when the model was traced.",
-        "if acting.python_random() != pythons or not torch.equal(torch.get_rng_state(), before):", "if False:",
+        "if python_random() != pythons or not torch.equal(torch.get_rng_state(), before):", "if False:",
     ),
     Fault(
         "trained-without-room-for-bias", "qat.steps", ("QAT-EQUAL",),

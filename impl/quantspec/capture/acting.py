@@ -5,6 +5,7 @@ A module is traced in both modes, and both graphs are laid beside each other. Wh
 beside each other is no part; smaller ones are, and the Python between them acts by itself.
 """
 
+import contextlib
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,12 +21,13 @@ from quantspec.ir.program import Call, Ref
 from quantspec.ir.rearrange import qualified_name
 from quantspec.ir.traverse import replace_refs
 
+from . import copies
 from .builder import GraphBuilder, in_order, marked
 from .operators import public
 
 MARK = qualified_name(marked)
 OTHERWISE = "it behaves differently in training mode"
-DRAWS = f"{OTHERWISE}: it draws random numbers in Python"
+DRAWS = "it draws random numbers in Python"
 # What gives a multiple of its input, not below 0, of each value: a ReLU behind it may come first.
 SCALING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 SCALING_FUNCTIONS = {"torch.nn.functional.dropout" + axes for axes in ("", "1d", "2d", "3d")}
@@ -38,6 +40,17 @@ Acts = dict[str | fx.Node, Act]
 
 class Mismatch(Exception):
     """Two nodes that are not the same operation on the same values."""
+
+
+@contextlib.contextmanager
+def no_draws(prefix: str = "") -> Iterator[None]:
+    """Raises UnsupportedError where random numbers are drawn while a graph is traced, in which they would be constants.
+    """
+    with copies.random_kept():
+        before, pythons = torch.get_rng_state(), python_random()
+        yield
+        if python_random() != pythons or not torch.equal(torch.get_rng_state(), before):
+            raise UnsupportedError(f"{prefix}{DRAWS}")
 
 
 def python_random() -> list[Any]:

@@ -117,8 +117,8 @@ class Recorder(Values, TorchFunctionMode):
                 output = self.forward(module, args, kwargs)
             if not training and not torch.equal(random, torch.get_rng_state()):
                 raise Stopped("it draws random numbers")
-            if training and acting.python_random() != pythons:
-                raise Stopped(acting.DRAWS)
+            if acting.python_random() != pythons:
+                raise Stopped(f"{acting.OTHERWISE}: {acting.DRAWS}" if training else acting.DRAWS)
         self.graph.output(self.argument(output))
         self.assert_ranks()
         self.graph.eliminate_dead_code(is_needed)
@@ -313,7 +313,7 @@ class Recorder(Values, TorchFunctionMode):
         made = self.making(func, args, kwargs)
         output = self.call(func, args, kwargs)
         if before is not None and not torch.equal(before, torch.get_rng_state()):
-            raise Stopped(acting.DRAWS)
+            raise Stopped(f"{acting.OTHERWISE}: {acting.DRAWS}")
         if writing is not None:
             # What lies in the memory that was written to is what it is after that.
             for key, tensor in self.fresh.items():

@@ -78,7 +78,7 @@ def trace(model: nn.Module, path: str = "", pattern: CallPattern | None = None, 
     part = twin.get_submodule(path)
     tracer = Tracer()
     try:
-        with TRACING:
+        with acting.no_draws(), TRACING:
             traced = tracer.traced(twin, part, path, pattern)
         found: acting.Acts = acts_beside(traced, twin, model, path, pattern) if acts else {}
         values, recipes = constants.folded(traced, twin, trained=acts)
@@ -98,12 +98,8 @@ def acts_beside(
 ) -> acting.Acts:
     """Marks in a traced graph what acts in training mode only. Raises UnsupportedError where that has another graph."""
     other = copies.run_copy(model).train()
-    with copies.random_kept():
-        before, pythons = torch.get_rng_state(), acting.python_random()
-        with TRACING:
-            training = Tracer().traced(other, other.get_submodule(path), path, pattern)
-        if acting.python_random() != pythons or not torch.equal(torch.get_rng_state(), before):
-            raise UnsupportedError(acting.DRAWS)
+    with acting.no_draws(f"{acting.OTHERWISE}: "), TRACING:
+        training = Tracer().traced(other, other.get_submodule(path), path, pattern)
     return acting.Alignment(traced, training, GraphBuilder(twin), GraphBuilder(other)).run()
 
 
