@@ -37,6 +37,22 @@ def test_lengths_that_are_known_are_worked_out_before(name):
     assert tuple(d.dim_value for d in lengths) == tuple(q(CALIBRATION).shape[2:])
 
 
+class AsksForTypes(nn.Module):
+    """A layer behind what Python decides by the type of an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.layer(x if x.dtype == torch.float32 else x.float())
+
+
+def test_a_type_that_python_asked_for_is_that_of_the_exported_networks_input():
+    q = quantspec.quantize(seeded(AsksForTypes), [inputs(6, (8,))])
+    assert compared(q, inputs(5, (8,), 2)) > 0
+
+
 class Attends(nn.Module):
     def __init__(self, options):
         super().__init__()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,6 +36,7 @@ from .tensor_names import (
     OPERATORS,
     RANK,
     REFLECTED,
+    TYPE,
     VALUES,
     indexes_by_truth,
     is_method,
@@ -98,6 +100,7 @@ class Recorder(Values, TorchFunctionMode):
         self.inputs: dict[int, fx.Node] = {}
         self.perhaps: list[tuple[torch.Tensor, torch.Tensor]] = []  # that lie in one memory at some calls
         self.ranks: set[int] = set()
+        self.types: set[fx.Node] = set()  # inputs whose type Python may have asked for
         self.ended = False
         self.training = False
 
@@ -120,7 +123,7 @@ class Recorder(Values, TorchFunctionMode):
             if acting.python_random() != pythons:
                 raise Stopped(f"{acting.OTHERWISE}: {acting.DRAWS}" if training else acting.DRAWS)
         self.graph.output(self.argument(output))
-        self.assert_ranks()
+        self.assert_inputs()
         self.graph.eliminate_dead_code(is_needed)
 
     def capture(self) -> Capture:
@@ -203,6 +206,7 @@ class Recorder(Values, TorchFunctionMode):
         if name in VALUES or indexes_by_truth(name, args):
             raise Stopped(f"Python reads values of a tensor ({name})")
         if name in FACTS and isinstance(args[0] if args else None, torch.Tensor):
+            self.asked(name, args[0])
             return self.call(func, args, kwargs)
         if name in RANK:
             self.ranks |= {id(args[0])}
@@ -340,6 +344,7 @@ class Recorder(Values, TorchFunctionMode):
         if what in RANK:
             self.ranks.add(id(tensor))
         if what in FACTS or what in RANK:
+            self.asked(what, tensor)
             return func(*args)
         if what in ("T", "mT", "H", "mH", "real", "imag"):
             node = self.add("call_function", getattr, (self.argument(tensor), what), {})
@@ -396,15 +401,37 @@ class Recorder(Values, TorchFunctionMode):
         message = f"{CAPTURED} where {shown}{f' ({place})' if place else ''}"
         self.add("call_function", torch._assert, (condition, message), {})
 
-    def assert_ranks(self) -> None:
-        """Inputs whose number of axes was asked for have to have that many."""
+    def asked(self, name: str, tensor: torch.Tensor) -> None:
+        """Notes the inputs that a fact about a tensor may depend on: where it is its type, those that come to it other
+        than by a layer, which has a type of its own."""
+        if name not in TYPE or id(tensor) not in self.nodes or self.nodes[id(tensor)][1] is stale:
+            return
+        pending, seen = [self.argument(tensor)], set[fx.Node]()
+        while pending:
+            node = pending.pop()
+            module = self.modules[str(node.target)] if node.op == "call_module" else None
+            layer = node.target is F.linear or (module is not None and any(True for _ in module.parameters()))
+            if node.op == "placeholder":
+                self.types.add(node)
+            elif node not in seen and not layer:
+                seen.add(node)
+                pending += node.all_input_nodes
+
+    def assert_inputs(self) -> None:
+        """Inputs have to have as many axes as they had, where that was asked for, and the types."""
         first = next((node for node in self.graph.nodes if node.op != "placeholder"), None)
-        if first is None or not self.ranks:
+        if first is None:
             return
         with self.graph.inserting_before(first):
             for key, node in self.inputs.items():
                 tensor = self.nodes[key][0]
-                dim = self.graph.call_method("dim", (node,))
-                equal = self.graph.call_function(operator.eq, (dim, tensor.ndim))
-                message = f"{CAPTURED} for {node.name!r} with {tensor.ndim} axes"
-                self.graph.call_function(torch._assert, (equal, message))
+                if self.ranks:
+                    dim = self.graph.call_method("dim", (node,))
+                    self.assert_equal(dim, tensor.ndim, f"for {node.name!r} with {tensor.ndim} axes")
+                if node in self.types:
+                    dtype = self.graph.call_function(getattr, (node, "dtype"))
+                    self.assert_equal(dtype, tensor.dtype, f"for {node.name!r} of {tensor.dtype}")
+
+    def assert_equal(self, node: fx.Node, value: Any, condition: str) -> None:
+        equal = self.graph.call_function(operator.eq, (node, value))
+        self.graph.call_function(torch._assert, (equal, f"{CAPTURED} {condition}"))

@@ -25,6 +25,8 @@ FACTS = frozenset(
     is_mtia is_maia is_vulkan
     """.split()
 )
+# Those that its type says.
+TYPE = frozenset("dtype is_floating_point is_complex is_signed element_size itemsize type".split())
 RANK = frozenset({"dim", "ndim", "ndimension"})
 REFLECTED: dict[str, Callable[..., Any]] = {
     "__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul, "__rtruediv__": operator.truediv,

@@ -27,6 +27,7 @@ Operator = Callable[..., Any]  # from the graph and a call's arguments to what t
 
 READING = ("shape", "ndim", "size", "dim", "ndimension")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+TYPE_OF = object()  # stands for the type of a value
 
 
 def unary(
@@ -328,6 +329,12 @@ def call(g: Graph, step: Call, values: dict[str, Any], callables: Callables) -> 
     target = step.target.rpartition(".")[2]
     if target == "_assert":
         return None
+    if target == "getattr" and args[1:] == ("dtype",) and isinstance(args[0], Tensor):
+        return TYPE_OF
+    if TYPE_OF in args or TYPE_OF in kwargs.values():
+        if target in COMPARISONS:
+            return None  # for an assertion about types, of which an exported network's inputs have one each
+        raise UnsupportedError(f"{step.target} of the type of a value")
     dynamic = found(args) + found(list(kwargs.values()))
     if not dynamic:  # constants alone: computed now
         with torch.no_grad():
