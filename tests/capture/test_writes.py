@@ -220,6 +220,29 @@ def test_files_name_zeros_for_memory_that_a_model_takes_as_it_is(write, tmp_path
         assert ".empty" not in json.dumps(header)
 
 
+FILLED = {
+    "of another type": lambda y: torch.empty_like(y, dtype=torch.float64).copy_(y).float() + y,
+    "in an order of axes": lambda y: torch.empty_like(y, memory_format=torch.preserve_format).copy_(y) + y,
+    "by its shape": lambda y: torch.empty(y.shape[0], 8, memory_format=torch.contiguous_format).copy_(y) + y,
+    "without a size": lambda y: torch.cat([y.new(), y.flatten()]),
+    "by the names of arguments": lambda y: y + y.abs().copy_(other=y) + y.abs().fill_(value=0.5),
+    "with nothing": lambda y: y + y.abs().zero_(),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_memory_that_is_filled_is_part_of_a_network(name, recorded):
+    def write(y):
+        assert not recorded or y.shape[1] == 8  # which symbolic tracing cannot tell
+        return FILLED[name](y)
+
+    model = seeded(lambda: Written(write)).requires_grad_(False)
+    prepared = qs.prepare(model)
+    assert torch.equal(prepared(ROWS), model(ROWS)) and torch.equal(prepared(LARGE[:4]), model(LARGE[:4]))
+    assert list(getattr(qs.convert(prepared), "islands", [""])) == [""]
+
+
 def test_a_graph_for_any_arguments_is_refused_where_it_would_write_to_a_constant():
     with pytest.raises(UnsupportedError, match="it writes to a tensor that it makes without its inputs"):
         tracer.capture(seeded(lambda: Written(by_index)))

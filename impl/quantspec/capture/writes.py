@@ -43,11 +43,11 @@ def of_new(args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     x, *given = args
     if all(isinstance(size, (int, torch.Size)) for size in given):
         return torch.Tensor.new_zeros, (x, *(given or [0]))
-    if len(given) == 1 and isinstance(given[0], (list, tuple)):
+    if isinstance(given[0], (list, tuple)):
         return torch.Tensor.new_tensor, (x, *given)
     return torch.Tensor.new, args
 
 
 def value_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What ``copy_``, ``fill_`` and ``zero_`` write, by their arguments."""
-    return args[1] if len(args) > 1 else kwargs.get("src", kwargs.get("value", 0))
+    return args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("value", 0))
