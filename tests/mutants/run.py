@@ -61,7 +61,7 @@ CAPTURING = tuple(
     for name in (
         "forms", "capture", "calls", "arguments", "copies", "written", "writes", "recorded", "recorder", "at_each_call",
         "state_kept", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs", "parametrized",
-        "scripted", "files", "training_only", "printed", "surroundings",
+        "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
     )  # fmt: skip
 )
 STORING = tuple(

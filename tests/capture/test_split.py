@@ -1,0 +1,80 @@
+"""Values that Python takes apart: a network has as many parts as there were, and is none for sizes that have others."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import quantspec as qs
+from networks import seeded
+from quantspec.numerics import accuracy
+
+GENERATOR = torch.Generator().manual_seed(1)
+
+
+class Apart(nn.Module):
+    """Layers, something that takes what they give apart, and a sum of the parts, each with a factor of its own."""
+
+    def __init__(self, before, split):
+        super().__init__()
+        self.linear, self.conv, self.row = nn.Linear(6, 8), nn.Conv2d(3, 8, 3, padding=1), nn.Conv1d(4, 8, 3, padding=1)
+        self.before, self.split = before, split
+
+    def forward(self, x):
+        assert x.shape[0] > 1  # which symbolic tracing cannot tell
+        parts = self.split(self.before(self, x))
+        return torch.stack([(number + 1) * part.abs().mean() for number, part in enumerate(parts)])
+
+
+ROWS, SEQUENCE, IMAGES = (4, 6), (4, 5, 6), (4, 3, 6, 5)
+# What comes before, the shapes of calibration and of later calls, and along which axes there are always as many parts.
+BEFORE = {
+    "linear": (lambda s, x: s.linear(x), [SEQUENCE, (7, 3, 6)], {2, -1}),
+    "linear, two axes": (lambda s, x: s.linear(x), [ROWS, (7, 6)], {1, -1}),
+    "a function": (lambda s, x: F.linear(x, s.linear.weight), [SEQUENCE, (7, 3, 6)], {2, -1}),
+    "convolution": (lambda s, x: s.conv(x), [IMAGES, (7, 3, 9, 10)], {1, -3}),
+    "one of one image": (lambda s, x: s.conv(x), [IMAGES[1:], (3, 9, 10)], {0, -3}),
+    "a convolution's function": (lambda s, x: F.conv2d(x, s.conv.weight), [IMAGES, (7, 3, 9, 10)], {1, -3}),
+    "one axis": (lambda s, x: s.row(x), [(4, 4, 6), (7, 4, 9)], {1, -2}),
+    "view": (lambda s, x: s.linear(x).view(x.shape[0], -1, 2, 4), [SEQUENCE, (7, 3, 6)], {2, 3, -1, -2}),
+    "reshape": (lambda s, x: s.linear(x).reshape((x.shape[0], 8, -1)), [SEQUENCE, (7, 3, 6)], {1, -2}),
+    "permute": (lambda s, x: s.conv(x).permute(0, 2, 3, 1), [IMAGES, (7, 3, 9, 10)], {3, -1}),
+    "permute, a tuple": (lambda s, x: s.conv(x).permute((-3, 2, 3, 0)), [IMAGES, (7, 3, 9, 10)], {0, -4}),
+    "transpose": (lambda s, x: s.linear(x).transpose(1, 2), [SEQUENCE, (7, 3, 6)], {1, -2}),
+    "transpose from behind": (lambda s, x: s.linear(x).transpose(-1, 0), [SEQUENCE, (7, 3, 6)], {0, -3}),
+    "transpose of others": (lambda s, x: s.linear(x).transpose(0, 1), [SEQUENCE, (7, 3, 6)], {2, -1}),
+}
+SPLIT = {
+    "unbind": lambda axis: lambda y: y.unbind(axis), "unbind by name": lambda axis: lambda y: torch.unbind(y, dim=axis),
+    "chunk": lambda axis: lambda y: y.chunk(3, axis), "torch.chunk": lambda axis: lambda y: torch.chunk(y, 4, dim=axis),
+    "chunk by name": lambda axis: lambda y: y.chunk(dim=axis, chunks=4),
+    "split": lambda axis: lambda y: y.split(2, axis), "torch.split": lambda axis: lambda y: torch.split(y, 3, dim=axis),
+    "split by name": lambda axis: lambda y: y.split(split_size=3, dim=axis),
+    "torch.split by name": lambda axis: lambda y: torch.split(y, split_size_or_sections=2, dim=axis),
+}  # fmt: skip
+
+
+USUAL = "unbind", "chunk", "torch.split"
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [*itertools.product(BEFORE, USUAL), *(("linear", split) for split in SPLIT if split not in USUAL)]
+)
+def test_a_value_is_taken_apart_as_the_model_does_it_at_every_size(name, split):
+    """In a network, along axes that are as long for every input, or else by Python, of which the user is told."""
+    before, shapes, fixed = BEFORE[name]
+    first, other = (torch.randn(shape, generator=GENERATOR) for shape in shapes)
+    for axis in range(-first.ndim - (name == "view"), first.ndim + (name == "view")):
+        model = seeded(lambda axis=axis: Apart(before, SPLIT[split](axis))).requires_grad_(False)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            q = qs.quantize_dynamic(model, example=first)
+            assert accuracy.sqnr(model(first).numpy(), q(first).numpy()) > 20
+            del told[:]
+            expected, got = model(other), q(other)
+        assert got.shape == expected.shape and accuracy.sqnr(expected.numpy(), got.numpy()) > 20
+        if axis in fixed:
+            assert not told, axis
