@@ -58,11 +58,10 @@ SPLIT = {
 
 
 USUAL = "unbind", "chunk", "torch.split"
+SELDOM = [split for split in SPLIT if split not in USUAL]
 
 
-@pytest.mark.parametrize(
-    ("name", "split"), [*itertools.product(BEFORE, USUAL), *(("linear", split) for split in SPLIT if split not in USUAL)]
-)
+@pytest.mark.parametrize(("name", "split"), [*itertools.product(BEFORE, USUAL), *itertools.product(["linear"], SELDOM)])
 def test_a_value_is_taken_apart_as_the_model_does_it_at_every_size(name, split):
     """In a network, along axes that are as long for every input, or else by Python, of which the user is told."""
     before, shapes, fixed = BEFORE[name]
@@ -78,3 +77,21 @@ def test_a_value_is_taken_apart_as_the_model_does_it_at_every_size(name, split):
         assert got.shape == expected.shape and accuracy.sqnr(expected.numpy(), got.numpy()) > 20
         if axis in fixed:
             assert not told, axis
+
+
+# A size, others that have as many parts, and some that have not.
+COUNTED = {"unbind": (7, (7,), (6, 8)), "torch.chunk": (7, (8, 13), (9, 6)), "torch.split": (7, (8, 9), (10, 6))}
+
+
+@pytest.mark.parametrize("split", COUNTED)
+def test_a_network_is_one_for_all_sizes_with_as_many_parts(split):
+    size, same, others = COUNTED[split]
+    model = seeded(lambda: Apart(lambda s, x: s.linear(x), SPLIT[split](0))).requires_grad_(False)
+    example = torch.randn(size, 6, generator=GENERATOR)
+    q = qs.quantize_dynamic(model, example=example)
+    for rows in same:
+        x = torch.randn(rows, 6, generator=GENERATOR)
+        assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 20
+    for rows in others:
+        with pytest.warns(UserWarning, match="^module '': it is called with arguments or sizes that did not occur"):
+            qs.quantize_dynamic(model, example=example)(torch.randn(rows, 6, generator=GENERATOR))
