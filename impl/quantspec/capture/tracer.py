@@ -26,6 +26,7 @@ from . import acting, attention, constants, copies, products
 from .builder import GraphBuilder, hooked
 from .calls import CallPattern
 from .operators import public
+from .proxies import RefusingTracer
 
 PACKING = tuple(
     getattr(nn.utils.rnn, name)
@@ -192,7 +193,7 @@ def has_layers(module: nn.Module) -> bool:
     return any(parameter.ndim >= 2 for parameter in module.parameters())
 
 
-class Tracer(fx.Tracer):
+class Tracer(RefusingTracer):
     """Goes into modules as far as they let it; one that does not is a leaf, and only that one."""
 
     def __init__(self) -> None:
@@ -208,8 +209,12 @@ class Tracer(fx.Tracer):
     def traced(self, model: nn.Module, part: nn.Module, path: str, pattern: CallPattern | None) -> fx.Graph:
         """The graph of a model, or of the part of it that is called by that pattern."""
         if pattern is not None:
-            return self.trace_part(model, part, path, pattern)
-        return alone(part) if self.is_whole(part) else self.trace_all(model)
+            graph = self.trace_part(model, part, path, pattern)
+        else:
+            graph = alone(part) if self.is_whole(part) else self.trace_all(model)
+        if self.refused is not None:
+            raise UnsupportedError(f"{self.refused}, and does without an answer")
+        return graph
 
     def trace_all(self, model: nn.Module) -> fx.Graph:
         """The graph of a model for any arguments."""
@@ -240,7 +245,7 @@ class Tracer(fx.Tracer):
                 return self.create_proxy("call_module", path, *used(part, args, kwargs))
             return part.forward(*args, **kwargs)
 
-        self.root_call, self.entered = call, path
+        self.root_call, self.entered, self.of_tensors = call, path, True
         return self.trace(model)
 
     def placeholder(self, name: str, default: Any = inspect.Parameter.empty) -> fx.Proxy:
@@ -275,6 +280,7 @@ class Tracer(fx.Tracer):
         if self.is_whole(m):
             return super().call_module(m, forward, args, kwargs)
         before, stack, scope = set(self.graph.nodes), dict(self.module_stack), self.scope
+        refused = self.refused
         given = contents((args, kwargs))
         try:
             write = attention.written(m)
@@ -284,7 +290,7 @@ class Tracer(fx.Tracer):
                 self.graph.erase_node(node)
             self.module_stack.clear()
             self.module_stack.update(stack)
-            self.scope = scope
+            self.scope, self.refused = scope, refused
             for container, content in given:
                 refill(container, content)
             path = self.path_of_module(m)

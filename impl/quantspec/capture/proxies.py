@@ -1,0 +1,70 @@
+"""What stands for a value while a model is traced: Python that asks for its type would be answered for the stand-in,
+and take another way than for a tensor, so that it is not traced."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+TYPE_ASKED = "Python asks for the type of a value"
+# Whose frames ask in the place of those that called them.
+ASKING = ("abc", "_py_abc", "typing")
+
+
+class RefusingTracer(fx.Tracer):
+    """Remembers what it refused, as a model may go on without."""
+
+    refused: str | None = None
+    of_tensors = False  # whether all inputs are
+
+    def refuse(self, reason: str) -> None:
+        self.refused = reason
+        raise fx.proxy.TraceError(reason)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.refused = "Python decides by a value"
+        return super().to_bool(obj)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        self.refused = "Python goes through a value"
+        return super().iter(obj)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Value(node, self)
+
+
+def class_of(self: Any) -> type:
+    """Its class, to torch alone."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__") in ASKING and frame.f_back is not None:
+        frame = frame.f_back
+    if not frame.f_globals.get("__name__", "").startswith(("torch.", "quantspec.")):
+        self.tracer.refuse(TYPE_ASKED)
+    return type(self)
+
+
+class Value(fx.Proxy):
+    """A value."""
+
+    tracer: RefusingTracer
+    __class__ = property(class_of)
+
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        if self.node.op == "placeholder" and not hasattr(torch.Tensor, k):
+            if not self.tracer.of_tensors:
+                self.tracer.refuse("Python asks for an attribute that tensors do not have")
+            raise AttributeError(f"'Tensor' object has no attribute {k!r}")
+        return Attribute(self, k)
+
+    def __len__(self) -> int:
+        self.tracer.refuse("Python asks for the length of a value")
+        return 0
+
+
+class Attribute(fx.proxy.Attribute):
+    """An attribute of a value."""
+
+    tracer: RefusingTracer
+    __class__ = property(class_of)

@@ -1,0 +1,100 @@
+"""What Python asks of a value beside its numbers: whether it is a tensor, has an attribute or a length. A network goes
+the way that the model goes for tensors, also where both ways gave the same in calibration."""
+
+import numbers
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+import quantspec as qs
+from networks import seeded
+from quantspec.capture import tracer
+from quantspec.errors import UnsupportedError
+from quantspec.numerics import accuracy
+from told import exactly
+
+ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+OPEN = torch.zeros(6, 8, dtype=torch.bool)
+CLOSED = torch.rand(6, 8, generator=torch.Generator().manual_seed(2)) > 0.5
+
+
+class Hiding(nn.Module):
+    """A layer, of whose output a mask hides some, if it is one by what is asked."""
+
+    def __init__(self, is_mask):
+        super().__init__()
+        self.layer, self.is_mask = nn.Linear(8, 8), is_mask
+
+    def forward(self, x, mask):
+        x = self.layer(x)
+        return x.masked_fill(mask, 0) if self.is_mask(mask) else x
+
+
+def has_rows(mask):
+    try:
+        return len(mask) > 1
+    except Exception:
+        return False
+
+
+def is_true_somewhere(mask):
+    try:
+        return bool(mask.any()) or True
+    except Exception:
+        return False
+
+
+def goes_through(mask):
+    try:
+        return [row for row in mask] != []
+    except Exception:
+        return False
+
+
+QUESTIONS = {
+    "a tensor": lambda mask: isinstance(mask, torch.Tensor), "torch's question": torch.is_tensor,
+    "a tensor of truths": lambda mask: isinstance(mask, torch.BoolTensor),
+    "of what is computed of it": lambda mask: isinstance(mask[None], torch.Tensor),
+    "of its shape": lambda mask: isinstance(mask.shape, Sequence),
+    "of a size": lambda mask: isinstance(mask.size(0), int),
+    "no number": lambda mask: not isinstance(mask.size(), numbers.Number) and isinstance(mask, torch.Tensor),
+    "no attribute": lambda mask: not hasattr(mask, "decompose"), "a method": lambda mask: hasattr(mask, "masked_fill"),
+    "a length": has_rows, "a value": is_true_somewhere, "rows": goes_through,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_network_goes_the_way_that_is_right_for_tensors(name):
+    model = seeded(lambda: Hiding(QUESTIONS[name])).requires_grad_(False)
+    for q in (qs.quantize(model, [(ROWS, OPEN)]), qs.quantize_dynamic(model, example=(ROWS, OPEN))):
+        for mask in (OPEN, CLOSED):
+            assert accuracy.sqnr(model(ROWS, mask).numpy(), q(ROWS, mask).numpy()) > 25
+
+
+def test_a_model_that_asks_for_types_is_not_traced_for_any_arguments():
+    model = seeded(lambda: Hiding(QUESTIONS["a tensor"]))
+    told = r"^model: Hiding cannot be traced: Python asks for the type of a value \(.*test_questions.py, line [0-9]+\)$"
+    with pytest.raises(UnsupportedError, match=told):
+        tracer.capture(model)
+
+
+def test_a_model_that_goes_on_without_an_answer_is_not_traced_for_any_arguments():
+    model = seeded(lambda: Hiding(has_rows))
+    told = "model: Hiding cannot be traced: Python asks for the length of a value, and does without an answer"
+    with pytest.raises(UnsupportedError, match=exactly(told)):
+        tracer.capture(model)
+
+
+class Inner(nn.Module):
+    """A part that cannot be traced, as it asks for a type."""
+
+    def forward(self, x):
+        return x * 2 if isinstance(x, torch.Tensor) else x
+
+
+def test_a_part_that_asks_for_types_is_called_as_it_is():
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 8), Inner(), nn.Linear(8, 4))).requires_grad_(False)
+    q = qs.quantize_dynamic(model)
+    assert accuracy.sqnr(model(ROWS).numpy(), q(ROWS).numpy()) > 25
