@@ -98,3 +98,40 @@ def test_a_part_that_asks_for_types_is_called_as_it_is():
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 8), Inner(), nn.Linear(8, 4))).requires_grad_(False)
     q = qs.quantize_dynamic(model)
     assert accuracy.sqnr(model(ROWS).numpy(), q(ROWS).numpy()) > 25
+
+
+class Comparing(nn.Module):
+    """A layer, whose output is doubled by what is asked of it and another value."""
+
+    def __init__(self, asked):
+        super().__init__()
+        self.layer, self.asked = nn.Linear(8, 8), asked
+
+    def forward(self, x, other):
+        y = self.layer(x)
+        return y * 2 if self.asked(y, other) else y
+
+
+SIZES = {
+    "a method": lambda x, other: x.is_same_size(other), "a function": torch.is_same_size,
+    "by name": lambda x, other: torch.is_same_size(x, other=other),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_whether_two_values_have_one_size_is_asked_at_each_call(name):
+    model = seeded(lambda: Comparing(SIZES[name])).requires_grad_(False)
+    for first in (ROWS, ROWS[:4]):
+        q = qs.quantize_dynamic(model, example=(ROWS, first))
+        assert accuracy.sqnr(model(ROWS, first).numpy(), q(ROWS, first).numpy()) > 25
+        other = ROWS if len(first) < 6 else ROWS[:4]
+        with pytest.warns(UserWarning, match="did not occur in calibration; this call runs in float$"):
+            got = q(ROWS, other)
+        assert accuracy.sqnr(model(ROWS, other).numpy(), got.numpy()) > 25
+
+
+def test_what_a_function_gives_other_than_tensors_is_asked_at_each_call():
+    model = seeded(lambda: Comparing(lambda x, y: torch.result_type(x, y) == torch.float32)).requires_grad_(False)
+    q = qs.quantize_dynamic(model, example=(ROWS, ROWS))
+    for other in (ROWS, ROWS.double()):
+        assert accuracy.sqnr(model(ROWS, other).numpy(), q(ROWS, other).numpy()) > 25

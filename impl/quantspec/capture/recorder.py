@@ -211,12 +211,14 @@ class Recorder(Values, TorchFunctionMode):
         if name in RANK:
             self.ranks |= {id(args[0])}
             return self.call(func, args, kwargs)
-        if name in ("size", "numel", "nelement", "__len__"):
+        if name in ("size", "numel", "nelement", "__len__", "is_same_size"):
             return self.size(name, func, args, kwargs)
         if writing is not None:
             return self.write(name, func, writing, args, kwargs)
         node = self.function_node(name, func, args, kwargs)
         output = self.call(func, args, kwargs)
+        if not all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in tree_leaves(output)):
+            raise Stopped(f"Python reads what is no tensor of one ({name})")
         if name in aliases.SOMETIMES:
             output = self.perhaps_view(next(leaf for leaf in known if isinstance(leaf, torch.Tensor)), output)
         self.keep_result(output, node)
@@ -377,6 +379,8 @@ class Recorder(Values, TorchFunctionMode):
             return shape if index is None else shape[tracked.exact(index)]
         if name == "__len__":
             return tracked.concrete(self.shape(tensor)[0])
+        if name == "is_same_size":
+            return self.shape(tensor) == self.shape(args[1] if len(args) > 1 else kwargs["other"])
         node = self.argument(tensor)
         value = self.call(func, args, kwargs)
         return tracked.number(self, value, lambda: self.add("call_method", "numel", (node,), {}))

@@ -21,7 +21,7 @@ FACTS = frozenset(
     dtype device layout is_cuda requires_grad grad grad_fn is_leaf _version names is_sparse is_quantized is_meta
     is_floating_point is_complex is_contiguous element_size get_device type is_mps is_nested is_xpu is_mkldnn
     itemsize is_signed is_inference is_conj is_neg output_nr retains_grad __hash__ is_pinned is_shared _is_view
-    is_cpu is_sparse_csr is_same_size __repr__ __format__ __str__ has_names is_ipu is_hpu
+    is_cpu is_sparse_csr __repr__ __format__ __str__ has_names is_ipu is_hpu
     is_mtia is_maia is_vulkan
     """.split()
 )
