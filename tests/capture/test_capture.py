@@ -620,13 +620,16 @@ def test_a_list_is_one_argument_where_the_model_takes_one():
 def test_the_model_runs_beside_its_graph_on_the_first_batch_alone():
     runs = []
 
+    def note(x):
+        runs.append(type(x))
+
     class Counted(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 3)
 
         def forward(self, x):
-            runs.append(type(x))
+            note(x)
             return self.layer(x).relu()
 
     prepared = qs.prepare(Counted().eval())

@@ -65,6 +65,48 @@ QUESTIONS = {
 }  # fmt: skip
 
 
+class HidingByClass(Hiding):
+    """By what ``type`` gives."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def forward(self, x, mask):
+        x = self.layer(x)
+        kinds = {name: type(value) for name, value in {"mask": mask}.items()}
+        return x.masked_fill(mask, 0) if kinds["mask"] is torch.Tensor else x
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_network_goes_the_way_that_is_right_for_the_class_of_tensors(within):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = HidingByClass()
+
+        def forward(self, x, mask):
+            return self.inner(x, mask) * 2
+
+    model = seeded(Outer if within else HidingByClass).requires_grad_(False)
+    for q in (qs.quantize(model, [(ROWS, OPEN)]), qs.quantize_dynamic(model, example=(ROWS, OPEN))):
+        for mask in (OPEN, CLOSED):
+            assert accuracy.sqnr(model(ROWS, mask).numpy(), q(ROWS, mask).numpy()) > 25
+
+
+class NamesItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(8, 8), {"NamesItself": 2.0}
+
+    def forward(self, x):
+        return self.layer(x) * self.calls[type(self).__name__]
+
+
+def test_a_model_that_asks_for_its_own_class_is_one_network():
+    q = qs.quantize(seeded(NamesItself), [ROWS])
+    assert isinstance(q, qs.QuantizedModule)
+
+
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_network_goes_the_way_that_is_right_for_tensors(name):
     model = seeded(lambda: Hiding(QUESTIONS[name])).requires_grad_(False)

@@ -1,8 +1,13 @@
 """What stands for a value while a model is traced: Python that asks for its type would be answered for the stand-in,
 and take another way than for a tensor, so that it is not traced."""
 
+import dis
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import torch
@@ -10,7 +15,7 @@ from torch import fx
 
 TYPE_ASKED = "Python asks for the type of a value"
 # Whose frames ask in the place of those that called them.
-ASKING = ("abc", "_py_abc", "typing")
+ASKING = "abc", "_py_abc", "typing"
 
 
 class RefusingTracer(fx.Tracer):
@@ -23,6 +28,12 @@ class RefusingTracer(fx.Tracer):
         self.refused = reason
         raise fx.proxy.TraceError(reason)
 
+    def check_asks_no_types(self, forward: Callable[..., Any]) -> None:
+        """Refuses a forward that calls ``type``, which a stand-in cannot answer."""
+        code = getattr(inspect.unwrap(forward), "__code__", None)
+        if code is not None and asks_for_types(code):
+            self.refuse(TYPE_ASKED)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.refused = "Python decides by a value"
         return super().to_bool(obj)
@@ -33,6 +44,15 @@ class RefusingTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)
+
+
+@cache
+def asks_for_types(code: CodeType) -> bool:
+    """Whether a function calls ``type`` of anything but itself."""
+    for one, other in pairwise(dis.get_instructions(code)):
+        if one.opname == "LOAD_GLOBAL" and one.argval == "type" and other.argval not in ("self", "cls"):
+            return True
+    return any(asks_for_types(inner) for inner in code.co_consts if isinstance(inner, CodeType))
 
 
 def class_of(self: Any) -> type:

@@ -222,6 +222,7 @@ class Tracer(RefusingTracer):
         if write is None:
             if hooked(model):
                 raise UnsupportedError("it has hooks")
+            self.check_asks_no_types(model.forward)
             return self.trace(model)
         inputs = list(inspect.signature(write).parameters.values())[1:]
 
@@ -243,6 +244,7 @@ class Tracer(RefusingTracer):
                 return write(part, *args, **kwargs)
             if self.is_whole(part):
                 return self.create_proxy("call_module", path, *used(part, args, kwargs))
+            self.check_asks_no_types(part.forward)
             return part.forward(*args, **kwargs)
 
         self.root_call, self.entered, self.of_tensors = call, path, True
@@ -284,6 +286,8 @@ class Tracer(RefusingTracer):
         given = contents((args, kwargs))
         try:
             write = attention.written(m)
+            if write is None:
+                self.check_asks_no_types(m.forward)
             return super().call_module(m, forward if write is None else partial(write, m), args, kwargs)
         except Exception as error:
             for node in reversed([node for node in self.graph.nodes if node not in before]):
