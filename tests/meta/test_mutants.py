@@ -169,6 +169,13 @@ def test_caches_are_emptied_before_each_test(monkeypatch):
     assert number() is not first
 
 
+def test_tests_that_a_module_breaks_when_it_is_mutated_are_left_out_for_it_alone():
+    (test,) = run.LEFT_OUT["capture.recorder"]
+    assert f"    --deselect\n    tests/{test}\n" in run.settings_of("capture.recorder")
+    assert test not in run.settings_of("capture.calls")
+    assert "\npytest_add_cli_args_test_selection =\n    tests/capture/" in run.settings_of("capture.recorder")
+
+
 def test_a_change_picks_the_names_of_its_mutants():
     mutants = run.read_results(RESULTS)
     for function, names in (("along", [mutants[0].name]), ("QParams.quantize", [mutants[1].name]), ("quantize", [])):
