@@ -62,7 +62,7 @@ CAPTURING = tuple(
         "forms", "capture", "calls", "arguments", "copies", "written", "writes", "recorded", "recorder", "at_each_call",
         "state_kept", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs", "parametrized",
         "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
-        "questions",
+        "questions", "normalized",
     )  # fmt: skip
 )
 STORING = tuple(
