@@ -23,7 +23,8 @@ class Normalized(nn.Module):
         super().__init__()
         kind = CONVOLUTIONS[positions]
         self.first, self.last, self.written = kind(3, 4, 3, padding=1), kind(4, 2, 1), written
-        self.mean, self.var = nn.Buffer(torch.randn(4)), nn.Buffer(torch.rand(4) + 0.25)
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("var", torch.rand(4) + 0.25)
         self.weight, self.bias = nn.Parameter(torch.rand(4) + 0.5), nn.Parameter(torch.randn(4))
         ones = (1,) * positions
         self.four = nn.Parameter(torch.rand(1, 4, *ones) + 0.5)
