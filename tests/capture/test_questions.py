@@ -53,6 +53,13 @@ def goes_through(mask):
         return False
 
 
+def is_matched(mask):
+    match mask:
+        case torch.Tensor():
+            return True
+    return False
+
+
 QUESTIONS = {
     "a tensor": lambda mask: isinstance(mask, torch.Tensor), "torch's question": torch.is_tensor,
     "a tensor of truths": lambda mask: isinstance(mask, torch.BoolTensor),
@@ -62,6 +69,7 @@ QUESTIONS = {
     "no number": lambda mask: not isinstance(mask.size(), numbers.Number) and isinstance(mask, torch.Tensor),
     "no attribute": lambda mask: not hasattr(mask, "decompose"), "a method": lambda mask: hasattr(mask, "masked_fill"),
     "a length": has_rows, "a value": is_true_somewhere, "rows": goes_through,
+    "a match": is_matched, "its class": lambda mask: mask.__class__ is torch.Tensor,
 }  # fmt: skip
 
 
@@ -127,6 +135,21 @@ def test_a_model_that_goes_on_without_an_answer_is_not_traced_for_any_arguments(
     told = "model: Hiding cannot be traced: Python asks for the length of a value, and does without an answer"
     with pytest.raises(UnsupportedError, match=exactly(told)):
         tracer.capture(model)
+
+
+def test_a_part_that_goes_on_without_an_answer_is_called_as_it_is():
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.part, self.last = nn.Linear(8, 8), Hiding(has_rows), nn.Linear(8, 4)
+
+        def forward(self, x, mask):
+            return self.last(self.part(self.first(x), mask))
+
+    graph = tracer.trace(seeded(Parts))
+    told = "part: Python asks for the length of a value, and does without an answer"
+    assert [str(stop) for stop in graph.stops] == [told]
+    assert [getattr(node, "layer", node.name) for node in graph.graph.nodes] == ["first", "part", "last"]
 
 
 class Inner(nn.Module):

@@ -28,6 +28,11 @@ class RefusingTracer(fx.Tracer):
         self.refused = reason
         raise fx.proxy.TraceError(reason)
 
+    def check_answered(self) -> None:
+        """Raises where a model went on without an answer."""
+        if self.refused is not None:
+            raise fx.proxy.TraceError(f"{self.refused}, and does without an answer")
+
     def check_asks_no_types(self, forward: Callable[..., Any]) -> None:
         """Refuses a forward that calls ``type``, which a stand-in cannot answer."""
         code = getattr(inspect.unwrap(forward), "__code__", None)
@@ -55,12 +60,20 @@ def asks_for_types(code: CodeType) -> bool:
     return any(asks_for_types(inner) for inner in code.co_consts if isinstance(inner, CodeType))
 
 
+@cache
+def asks_for_classes(code: CodeType) -> bool:
+    """Whether a function asks whether something is of a class. Others call torch, which also looks at classes."""
+    named = {"isinstance", "__class__"}.intersection(code.co_names)
+    return bool(named) or any(each.opname == "MATCH_CLASS" for each in dis.get_instructions(code))
+
+
 def class_of(self: Any) -> type:
     """Its class, to torch alone."""
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__") in ASKING and frame.f_back is not None:
         frame = frame.f_back
-    if not frame.f_globals.get("__name__", "").startswith(("torch.", "quantspec.")):
+    theirs = not frame.f_globals.get("__name__", "").startswith(("torch.", "quantspec."))
+    if theirs and (frame is not sys._getframe(1) or asks_for_classes(frame.f_code)):
         self.tracer.refuse(TYPE_ASKED)
     return type(self)
 
@@ -79,8 +92,9 @@ class Value(fx.Proxy):
         return Attribute(self, k)
 
     def __len__(self) -> int:
-        self.tracer.refuse("Python asks for the length of a value")
-        return 0
+        if "len" in sys._getframe(1).f_code.co_names:  # and not torch, to learn whether an index is a sequence
+            self.tracer.refuse("Python asks for the length of a value")
+        return super().__len__()
 
 
 class Attribute(fx.proxy.Attribute):

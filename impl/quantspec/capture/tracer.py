@@ -212,8 +212,7 @@ class Tracer(RefusingTracer):
             graph = self.trace_part(model, part, path, pattern)
         else:
             graph = alone(part) if self.is_whole(part) else self.trace_all(model)
-        if self.refused is not None:
-            raise UnsupportedError(f"{self.refused}, and does without an answer")
+        self.check_answered()
         return graph
 
     def trace_all(self, model: nn.Module) -> fx.Graph:
@@ -282,13 +281,16 @@ class Tracer(RefusingTracer):
         if self.is_whole(m):
             return super().call_module(m, forward, args, kwargs)
         before, stack, scope = set(self.graph.nodes), dict(self.module_stack), self.scope
-        refused = self.refused
+        refused, self.refused = self.refused, None
         given = contents((args, kwargs))
         try:
             write = attention.written(m)
             if write is None:
                 self.check_asks_no_types(m.forward)
-            return super().call_module(m, forward if write is None else partial(write, m), args, kwargs)
+            output = super().call_module(m, forward if write is None else partial(write, m), args, kwargs)
+            self.check_answered()
+            self.refused = refused
+            return output
         except Exception as error:
             for node in reversed([node for node in self.graph.nodes if node not in before]):
                 self.graph.erase_node(node)
