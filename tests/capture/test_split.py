@@ -13,8 +13,6 @@ from networks import seeded
 from quantspec.ir import program
 from quantspec.numerics import accuracy
 
-GENERATOR = torch.Generator().manual_seed(1)
-
 
 class Apart(nn.Module):
     """Layers, something that takes what they give apart, and a sum of the parts, each with a factor of its own."""
@@ -72,16 +70,17 @@ SELDOM = [split for split in SPLIT if split not in USUAL]
 def test_a_value_is_taken_apart_as_the_model_does_it_at_every_size(name, split):
     """In a network, along axes that are as long for every input, or else by Python, of which the user is told."""
     before, shapes, fixed = BEFORE[name]
-    first, other = (torch.randn(shape, generator=GENERATOR) for shape in shapes)
+    first, other = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in shapes)
     for axis in range(-first.ndim - (name == "view"), first.ndim + (name == "view")):
         model = seeded(lambda axis=axis: Apart(before, SPLIT[split](axis))).requires_grad_(False)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            q = qs.quantize_dynamic(model, example=first)
+            q = qs.quantize(model, [first])
             assert accuracy.sqnr(model(first).numpy(), q(first).numpy()) > 20
             del told[:]
             expected, got = model(other), q(other)
-        assert got.shape == expected.shape and accuracy.sqnr(expected.numpy(), got.numpy()) > 20
+        # By as much less as values go beyond those of calibration.
+        assert got.shape == expected.shape and accuracy.sqnr(expected.numpy(), got.numpy()) > 12
         if axis in fixed:
             assert not told and not any(" == " in condition for condition in conditions(q)), axis
 
@@ -94,12 +93,12 @@ COUNTED = {"unbind": (7, (7,), (6, 8)), "torch.chunk": (7, (8, 13), (9, 6)), "to
 def test_a_network_is_one_for_all_sizes_with_as_many_parts(split):
     size, same, others = COUNTED[split]
     model = seeded(lambda: Apart(lambda s, x: s.linear(x), SPLIT[split](0))).requires_grad_(False)
-    example = torch.randn(size, 6, generator=GENERATOR)
+    example = torch.randn(size, 6, generator=torch.Generator().manual_seed(1))
     q = qs.quantize_dynamic(model, example=example)
     assert any(" == " in condition for condition in conditions(q))
     for rows in same:
-        x = torch.randn(rows, 6, generator=GENERATOR)
+        x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(1))
         assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 20
     for rows in others:
         with pytest.warns(UserWarning, match="^module '': it is called with arguments or sizes that did not occur"):
-            qs.quantize_dynamic(model, example=example)(torch.randn(rows, 6, generator=GENERATOR))
+            qs.quantize_dynamic(model, example=example)(torch.ones(rows, 6))
