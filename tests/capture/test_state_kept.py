@@ -65,6 +65,19 @@ def in_an_array(kept, y):
     return y * float(kept[1])
 
 
+def in_an_iterator(kept, y):
+    return y * next(kept)
+
+
+def in_a_cycle(kept, y):
+    return y * next(kept)
+
+
+def in_pairs(kept, y):
+    count, factor = next(kept)
+    return y * (count + factor)
+
+
 def in_a_module(kept, y):
     kept[0].calls.add_(1)
     return y * kept[0].calls
@@ -80,7 +93,8 @@ KEPT = {
     in_a_dict: lambda: {"first": {"calls": 0}}, in_a_list: lambda: [[5, 0]],
     in_an_object: lambda: types.SimpleNamespace(calls=0), in_an_object_of_an_object: lambda: (Counter(),),
     in_a_queue: lambda: collections.deque(maxlen=2), in_an_array: lambda: np.zeros(2),
-    in_a_module: lambda: [counting_module()],
+    in_a_module: lambda: [counting_module()], in_an_iterator: lambda: iter(range(1, 100)),
+    in_a_cycle: lambda: itertools.cycle([1.0, 2.0]), in_pairs: lambda: enumerate([3.0, 1.0] * 50),
 }  # fmt: skip
 
 
@@ -90,6 +104,52 @@ def test_what_is_kept_in_any_container_changes_at_each_call(forward):
     q, own = qs.quantize(model, [ROWS]), copy.deepcopy(model)
     for _ in range(3):
         assert accuracy.sqnr(own(ROWS).numpy(), q(ROWS).numpy()) > 25
+
+
+def of_a_closure():
+    turned = False
+
+    def turn():
+        nonlocal turned
+        turned = not turned
+        return 2.0 if turned else 1.0
+
+    return turn
+
+
+def of_a_default(turns=[]):  # noqa: B006 - what is tested
+    turns.append(1)
+    return 1.0 + len(turns) % 2
+
+
+def of_a_generator():
+    while True:
+        yield 1.0
+        yield 2.0
+
+
+class Turning:
+    def __init__(self):
+        self.turned = False
+
+    def turn(self):
+        self.turned = not self.turned
+        return 2.0 if self.turned else 1.0
+
+
+# What is not copied with a model, so that all its copies turn one.
+TURNING = {
+    "a closure": of_a_closure, "a default": lambda: of_a_default, "a generator": lambda: of_a_generator().__next__,
+    "a method": lambda: Turning().turn,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TURNING)
+def test_what_is_kept_behind_a_function_changes_at_each_call(name):
+    model = seeded(lambda: Keeping(TURNING[name](), lambda kept, y: y * kept())).requires_grad_(False)
+    q = qs.quantize(model, [ROWS])
+    first, second, third = (q(ROWS) for _ in range(3))
+    assert torch.equal(first, third) and not torch.equal(first, second)
 
 
 DRAWING = {

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from logging import Logger
-from types import ModuleType
+from types import CellType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -130,8 +130,10 @@ def copied(model: nn.Module, *, share: bool) -> nn.Module:
 
 # Whose values nobody can write to: they are shared.
 FIXED = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device, torch.Size, type))
-# How far, and through how many values, something is gone into in search of changes: models hold data sets and the like.
-DEEPEST, MOST = 20, 10_000
+# How far, through how many values, and into arrays of how many bytes something is gone in search of changes: models
+# hold data sets and the like.
+DEEPEST, MOST, LARGEST = 20, 10_000, 2**24
+EMPTY = CellType()  # of a variable that has no value yet
 COPYING = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
 
@@ -290,7 +292,7 @@ def inside_of(value: Any) -> Iterable[Any] | None:
     if isinstance(value, (list, tuple, set, deque)):
         return value
     if isinstance(value, np.ndarray):
-        return *value.shape, value.tobytes()
+        return None if value.nbytes > LARGEST else (*value.shape, value.tobytes())
     if isinstance(value, torch.Generator):
         return (value.get_state().numpy().tobytes(),)
     if isinstance(value, random.Random):
@@ -300,7 +302,27 @@ def inside_of(value: Any) -> Iterable[Any] | None:
     # A logger notes which levels it was asked for.
     if isinstance(value, (type, ModuleType, Logger)):
         return None
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != EMPTY]
+        return *cells, value.__defaults__, value.__kwdefaults__, value.__dict__
+    if isinstance(value, MethodType):
+        return value.__self__, value.__func__
+    if isinstance(value, Iterator) and not hasattr(value, "__dict__"):
+        return (rest_of(value),)
     return chain.from_iterable(getattr(value, "__dict__", {}).items())
+
+
+def rest_of(iterator: Iterator[Any]) -> Any:
+    """What an iterator of Python's own says of what it will give."""
+    if isinstance(iterator, GeneratorType):
+        frame = iterator.gi_frame
+        return None if frame is None else (frame.f_lasti, *frame.f_locals.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.14 copies some of them no longer
+        try:
+            return iterator.__reduce__()
+        except TypeError:
+            return repr(iterator)
 
 
 def changed(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> str | None:
