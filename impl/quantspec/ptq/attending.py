@@ -92,7 +92,10 @@ class Written:
             last = type(module) is nn.Softmax and module.dim == -1 and len(step.args) == 1
             return step if last and self.readers[step.name] == 1 and step.reason != EXCLUDED else None
         call = self.between(value, SOFTMAX)
-        if call is None or call.kwargs.get("dtype") not in (None, torch.float32):
+        if call is None or not call.args:
+            return None
+        # Of another type than its input, it gives values that are multiplied by others than the step would be.
+        if any(dtype not in (None, torch.float32) for dtype in (*call.args[2:], call.kwargs.get("dtype"))):
             return None
         dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
         return call if dim == -1 else None
