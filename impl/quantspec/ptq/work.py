@@ -51,10 +51,9 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         super().__init__()  # type: ignore[no-untyped-call]  # nor there
         self.macs = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler, which takes two seconds, to tell it what to leave out."""
-        return False
+    # Torch would import its compiler, which takes two seconds, to tell it what to leave out. It asks while the class is
+    # made, before mutmut has what it puts around methods.
+    _should_skip_dynamo = classmethod(lambda cls: False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
