@@ -214,6 +214,7 @@ def test_scores_that_are_filled_otherwise_stay_in_float(filled):
     (function("s", "torch.matmul", Ref("q"), MASK), WEIGHTS, OUT),
     (function("s", "torch.matmul", MASK, Ref("k")), WEIGHTS, OUT),
     (SCORES, WEIGHTS, function("y", "torch.matmul", Ref("w"), MASK)), (softmax("w", "q"), OUT),
+    (function("y", "torch.matmul", MASK, Ref("v")),),
     (function("s", "torch.matmul", Ref("q")), WEIGHTS, OUT), (SCORES, WEIGHTS, function("y", "torch.matmul", Ref("w"))),
     (SCORES, WEIGHTS, function("y", "torch.matmul", Ref("w"), Ref("v"), MASK)),
 ], ids=str)  # fmt: skip
@@ -264,6 +265,21 @@ def test_a_call_of_attention_becomes_a_step_in_codes(target, more):
     assert step.args == call.args and step.kwargs == more and step.reason == ""
     excluded = function("y", target, Ref("q"), Ref("k"), Ref("v"), reason=EXCLUDED, **more)
     assert attending.with_attention(network(excluded, first, output=output)).steps == (excluded, first)
+
+
+def test_a_call_whose_weights_are_an_output_stays_in_float():
+    call = function("y", OURS, Ref("q"), Ref("k"), Ref("v"), heads=2, batch_first=True, need_weights=True)
+    first = function("z", "operator.getitem", Ref("y"), 0)
+    assert type(attending.with_attention(network(call, first, output=Ref("z"))).steps[0]) is Attention
+    assert attending.with_attention(network(call, first, output=(Ref("z"), Ref("y")))).steps == (call, first)
+    second = function("u", "operator.getitem", Ref("y"), 1)
+    assert attending.with_attention(network(call, first, second, output=Ref("u"))).steps == (call, first, second)
+
+
+def test_each_attention_of_a_network_is_found():
+    again = matmul("s2", "y", "k"), softmax("w2", "s2"), matmul("y2", "w2", "v"), method("z", "neg", Ref("y2"))
+    after = attending.with_attention(network(SCORES, WEIGHTS, OUT, *again, output=Ref("z")))
+    assert [(step.name, type(step)) for step in after.steps] == [("y", Attention), ("y2", Attention), ("z", Call)]
 
 
 def test_a_node_attends_that_became_attention_or_part_of_it():

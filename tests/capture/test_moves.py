@@ -122,6 +122,27 @@ def test_a_function_has_the_name_by_which_users_know_it():
     assert {function: rearrange.qualified_name(function) for function in names} == names
 
 
+def linalg_of_no_module(x):
+    return x
+
+
+def test_a_name_that_only_begins_or_ends_as_one_of_torch_is_none_of_torch(monkeypatch):
+    monkeypatch.setattr(F, "_hidden", of_no_module, raising=False)
+    assert rearrange.qualified_name(of_no_module) == f"{__name__}.of_no_module"
+    assert rearrange.qualified_name(linalg_of_no_module) == f"{__name__}.linalg_of_no_module"
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_codes_of_any_number_of_axes_are_repeated(mode, axes):
+    x = IMAGE.reshape((2, 4, 30) if axes == 1 else (2, 4, 5, 6) if axes == 2 else (2, 4, 5, 3, 2))
+    moved = applied(move("function", "torch.nn.functional.interpolate", Ref("x"), scale_factor=2, mode=mode), x=x)
+    expected = x
+    for axis in range(2, 2 + axes):
+        expected = expected.repeat(2, axis)
+    assert moved.dtype == np.uint8 and np.array_equal(moved, expected)
+
+
 def test_what_has_no_name_is_called_as_it_is_shown():
     class Nameless:
         def __repr__(self):

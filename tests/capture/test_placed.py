@@ -84,6 +84,10 @@ def test_a_layer_that_codes_read_too_or_that_is_an_output_keeps_codes():
     both = linear("a", "x"), call("f", "a"), linear("y", "a")
     assert placed(*both, output=(Ref("y"), Ref("f"))).direct == set()
     assert placed(linear("a", "x"), call("y", "a"), output=(Ref("a"), Ref("y"))).direct == set()
+    for moved in (move("m", "a"), relu("m", "a")):
+        assert placed(linear("a", "x"), moved, call("y", "a"), output=(Ref("m"), Ref("y"))).direct == set()
+    pooled = linear("a", "x"), mean("m", "a"), call("f", "a"), linear("y", "m")
+    assert placed(*pooled, output=(Ref("y"), Ref("f"))).direct == set()
     assert placed(linear("a", "x"), shape("s", "a"), call("y", "a", "s")).direct == {"a"}
 
 
@@ -109,8 +113,13 @@ def test_what_is_computed_for_float_alone_is_computed_in_float(join):
     assert "s" in placed(*layers, join("s", "a", "b"), call("y", "s"), output=[Ref("y"), Ref("s")]).coded
 
 
+def test_what_keeps_the_grid_of_a_layer_is_computed_in_codes_though_only_float_reads_it():
+    assert placed(linear("a", "x"), mean("m", "a"), call("y", "m")).coded == {"a", "m"}
+
+
 def test_an_interpolation_has_codes_only_on_its_way_to_a_layer():
     assert "r" not in placed(linear("a", "x"), resized("r", "a"), output="r").coded
+    assert placed(linear("a", "x"), resized("r", "a"), table("t", "r"), output="t").coded == set()
     on = placed(linear("a", "x"), resized("r", "a"), table("t", "r"), linear("y", "t"))
     assert {"r", "t"} <= on.coded and on.sources["r"] == "a"
     like = placed(linear("a", "x"), call("f", "x"), resized("r", "a", "f"), linear("y", "r"))
@@ -147,6 +156,10 @@ def test_what_others_read_too_keeps_a_grid_of_its_own():
     assert sorted(read.joined["j"]) == ["b", "j"] and "a" not in read.joined
     output = placed(*layers, cat("y", "a", "b"), output=(Ref("y"), Ref("b")))
     assert sorted(output.joined["y"]) == ["a", "y"]
+    moved = placed(*layers, move("m", "b"), cat("y", "a", "b"), output=(Ref("y"), Ref("m")))
+    assert sorted(moved.joined["y"]) == ["a", "y"]
+    fed = placed(*layers, move("m", "b"), cat("j", "a", "b"), linear("y", "m"), output=(Ref("j"), Ref("y")))
+    assert sorted(fed.joined["j"]) == ["a", "j"]
     sized = placed(*layers, shape("s", "a"), cat("y", "a", "b"), output=(Ref("y"), Ref("s")))
     assert sorted(sized.joined["y"]) == ["a", "b", "y"]
     inputs = placed(linear("a", "x"), cat("y", "a", "x"))

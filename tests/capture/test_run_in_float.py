@@ -241,6 +241,21 @@ def test_a_sum_has_its_relu():
     assert float_run.run_node(call, values, {}).tolist() == [2.0, -1.0]
 
 
+def test_a_node_calls_what_the_graph_has_for_it():
+    node = Call("y", "function", "torch.neg", (Ref("x"),), {}, "")
+    graph = FloatGraph(("x",), {}, (node,), Ref("y"), {("function", "torch.neg"): torch.neg}, {})
+    assert float_run.run(graph, torch.ones(2)).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_of_a_graph_is_computed_with_its_bias(bias):
+    weight, x = whole(4, 1, 3), whole(1, 2, 9, seed=1)
+    added = whole(4, seed=2) if bias else None
+    node = conv(weight.numpy(), ((1, 1),), 2, bias=None if added is None else added.numpy())
+    expected = F.conv1d(x, weight, added, padding=1, groups=2)
+    assert torch.equal(float_run.run_node(node, {"x": x}, {}), expected)
+
+
 def test_each_tensor_is_seen_in_order_and_nothing_else_is():
     nodes = negation("a", "x"), Call("n", "method", "size", (Ref("a"), 0), {}, ""), negation("y", "a")
     graph = FloatGraph(("x", "k"), {"k": 2}, nodes, {"out": Ref("y"), "size": Ref("n")}, {}, {})

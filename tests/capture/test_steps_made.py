@@ -17,6 +17,7 @@ from quantspec.ir.traverse import reads, refs
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import dialect
 from quantspec.ptq import conversion
+from quantspec.ptq.options import checked
 from told import exactly
 
 GRID = QParams(np.float32(0.5), 100, 0, 255)
@@ -171,6 +172,39 @@ def test_a_length_that_codes_are_rearranged_by_is_no_code():
         assert q(x, 4).shape == model(x, 4).shape == (8, 2) and networks.far(q(x, 4), model(x, 4)) < 0.1
 
 
+def test_a_size_may_be_an_output():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return y, y.shape[1], x.size(0)
+
+    q = qs.quantize(networks.seeded(Model), [networks.inputs(5)])
+    assert q(networks.inputs(3))[1:] == (6, 3)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_factor_for_each_channel_has_a_scale_of_its_own_in_any_case(per_channel):
+    options = {"per_channel": per_channel, "reduce_range": None, "dialect": "exact", "bits": 6, "engine": "auto"}
+    weights = conversion.Weights(checked(**options))
+    for shape in ((4, 1, 1), (4, 1, 1, 1)):
+        codes, grid = weights.codes(np.float32([1, 2, 4, 8]).reshape(shape), "any")
+        assert grid.axis == 0 and codes.reshape(-1).tolist() == [31] * 4 and (grid.qmin, grid.qmax) == (-32, 31)
+    for shape in ((4, 1), (2, 2, 1)):
+        assert (weights.codes(np.ones(shape, np.float32), "any")[1].axis == 0) is per_channel
+
+
+def test_a_weight_that_a_step_still_holds_is_quantized_once():
+    weights = conversion.Weights(checked(per_channel=True, reduce_range=None, dialect="exact", bits=8, engine="auto"))
+    weight = np.ones((2, 3), np.float32)
+    codes, grid = weights.codes(weight, "a")
+    again, same = weights.codes(weight, "b")
+    assert again is codes and same is grid and weights.codes(weight.copy(), "c")[0] is not codes
+
+
 def size(name, x="x"):
     return Call(name, "function", "builtins.getattr", (Ref(x), "shape"), {}, "")
 
@@ -260,6 +294,35 @@ def test_a_function_that_is_not_defined_everywhere_is_refused_by_name():
         conversion.table(elementwise("torch.log"), {("function", "torch.log"): torch.log}, GRID, GRID, EXACT)
 
 
+def test_each_row_of_a_large_weight_uses_the_codes_of_its_own_scale():
+    rows = 2.0 ** -np.arange(5000.0).clip(0, 30)
+    weight = (np.random.default_rng(0).uniform(-1, 1, (5000, 70)) * rows[:, None]).astype(np.float32)
+    codes, grid = conversion.weight_codes(weight, EXACT, per_channel=True)
+    assert grid.axis == 0 and grid.scale.shape == (5000,) and (np.abs(codes).max(1) == 127).all()
+    # Half a step, and what is lost where a scale is rounded to float32.
+    assert (np.abs(codes * grid.scale[:, None].astype(np.float64) - weight) <= grid.scale[:, None] * 0.50001).all()
+
+
+@pytest.mark.parametrize("per_channel,scales", [(True, [1.0, 1.0]), (False, 1.0)])
+def test_a_weight_without_numbers_has_codes_of_its_shape_and_scales_of_one(per_channel, scales):
+    codes, grid = conversion.weight_codes(np.zeros((2, 0), np.float32), EXACT, per_channel=per_channel)
+    assert codes.shape == (2, 0) and codes.dtype == np.int8 and grid.scale.tolist() == scales
+    assert (grid.qmin, grid.qmax, grid.axis) == (-128, 127, 0 if per_channel else None)
+
+
+@given(st.floats(2.0**-40, 2.0**40, width=32), st.floats(2.0**-20, 2.0**20, width=32))
+def test_a_scale_is_raised_as_far_as_a_bias_needs_and_no_further(bias, step):
+    x = QParams(np.float32(step), 0, 0, 255)
+    weight, own = np.array([[1e-20], [1.0]], np.float32), np.array([1e-22, 1e30], np.float32)
+    grid = QParams(own, np.zeros(2, np.int32), -128, 127, 0)
+    raised = conversion.grid_with_room(weight, np.float32([-bias, bias]), grid, x)
+    assert raised.scale[1] == own[1] and (raised.axis, raised.qmin, raised.qmax) == (0, -128, 127)
+    code = lambda scale: bias / (step * float(scale))  # noqa: E731
+    assert code(raised.scale[0]) <= 2.0**30
+    assert raised.scale[0] == own[0] or code(np.nextafter(raised.scale[0], np.float32(0))) > 2.0**30
+    assert conversion.grid_with_room(weight, np.float32([0, bias]), grid, x) is grid
+
+
 def test_codes_that_were_given_are_those_of_the_weight():
     weights = conversion.Weights(None)
     weight, codes = np.ones((2, 3), np.float32), np.full((2, 3), 5, np.int8)
@@ -275,12 +338,13 @@ def of_layers(*layers):
 def test_biases_become_copies_of_which_a_shared_one_is_one():
     bias, codes = np.ones(2, np.float32), np.zeros((2, 3), np.int8)
     weights = QParams(np.float32(1.0), 0, -128, 127)
-    cell = program.Cell(codes, weights, bias, codes, weights, None)
+    cell, other = (program.Cell(codes, weights, bias, codes, weights, each) for each in (None, bias * 2))
     layers = [program.Linear(name, "x", name, codes, bias, GRID, weights, GRID, False) for name in "ab"]
     without = program.Linear("c", "x", "c", codes, None, GRID, weights, GRID, False)
-    run = program.Recurrent("r", "x", None, "r", "rnn_tanh", (cell, cell), False, False, False)
+    run = program.Recurrent("r", "x", None, "r", "rnn_tanh", (cell, other), False, False, False)
     network = conversion.with_own_biases(of_layers(*layers, without, run, program.Relu("y", "a", GRID)))
     a, b, c, r, relu = network.steps
     assert a.bias is b.bias is r.cells[0].input_bias is r.cells[1].input_bias and a.bias is not bias
     assert a.bias.tolist() == [1, 1] and r.cells[0].state_bias is None and c.bias is None
+    assert r.cells[1].state_bias is not other.state_bias and r.cells[1].state_bias.tolist() == [2, 2]
     assert a.weight is codes and r.cells[1].input_weight is codes and isinstance(relu, program.Relu)

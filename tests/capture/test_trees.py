@@ -154,6 +154,12 @@ def test_unpacked_codes_are_arrays_that_sharing_layers_share():
     assert np.array_equal(arrays[2], codes(2, 3) + 1)
 
 
+def test_codes_of_cells_are_unpacked_too():
+    run = recurrent(cell(state_weight=Held((2, 2), lambda: codes(2, 2) + 3)))
+    traverse.unpack_codes(Program("onnx", ("x",), {}, (run,), Ref("r")))
+    assert np.array_equal(held(run.cells[0], "state_weight"), codes(2, 2) + 3)
+
+
 def test_other_arrays_take_their_places_and_the_rest_stays():
     layer, other, cells = linear("l", bias=np.ones(2, np.float32)), linear("o"), (cell(), cell())
     before = Program("onnx", ("x",), {}, (layer, other, recurrent(*cells)), Ref("r"))

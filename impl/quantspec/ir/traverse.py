@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,10 @@ def reads(step: Any) -> list[str]:
     return names
 
 
-READING: dict[type[Any], tuple[str, ...]] = {}
-
-
+@cache
 def reading_fields(kind: type[Any]) -> tuple[str, ...]:
     """The fields of a step or a node that say what it reads."""
-    if kind not in READING:
-        READING[kind] = tuple(field.name for field in fields(kind) if field.name in (*NAMING, *TREES))
-    return READING[kind]
+    return tuple(field.name for field in fields(kind) if field.name in (*NAMING, *TREES))
 
 
 def own_name(step: Any) -> list[str]:

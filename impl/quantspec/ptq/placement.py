@@ -94,11 +94,11 @@ class Placement:
     def read_in_float(self) -> set[str]:
         """The layers whose output, or what it is rearranged to, or the ReLU of either, is read by operations in float
         only, and is no output of the network. A clamp's upper end is that of a range, so that its layer keeps codes."""
-        kept = {self.sources.get(name, name) for name in refs(self.graph.output)}
+        kept = {self.sources[name] for name in refs(self.graph.output)}
         floats: set[str] = set()
         for node in self.graph.nodes:
             for name in node_reads(node):
-                source = self.sources.get(name, name)
+                source = self.sources[name]
                 if isinstance(node, Shape) or (isinstance(node, (Move, Relu)) and self.sources[node.name] == source):
                     continue
                 if isinstance(node, Layer) or node.name in self.coded:
@@ -111,11 +111,11 @@ class Placement:
     def share_grids(self) -> dict[str, list[str]]:
         """For joins in codes, and what only they read: the group of values it belongs to."""
         joins = {node.name: node for node in self.graph.nodes if isinstance(node, Concat) and node.name in self.coded}
-        others = {self.sources.get(name, name) for name in refs(self.graph.output)}
+        others = {self.sources[name] for name in refs(self.graph.output)}
         for node in self.graph.nodes:
             keeps_grid = node.name in self.coded and self.sources[node.name] != node.name
             if not (node.name in joins or keeps_grid or isinstance(node, Shape)):
-                others |= {self.sources.get(name, name) for name in node_reads(node)}
+                others |= {self.sources[name] for name in node_reads(node)}
         groups: dict[str, list[str]] = {}
         for name, node in joins.items():
             parts = [source for part in node.xs if (source := self.sources[part]) in self.coded - others]
