@@ -1,13 +1,18 @@
 """Which values of a graph are codes, and on whose grids; what is excluded from it; what may be chosen."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import quantspec as qs
+from quantspec.errors import CalibrationError, UnsupportedError
 from quantspec.ir import float_graph as fg
+from quantspec.ir import program
 from quantspec.ir.program import Call, Ref
 from quantspec.module.report import EXCLUDED
 from quantspec.ptq import captured, exclude, options
+from quantspec.ptq.conversion import Converter
 from quantspec.ptq.placement import Placement, own_reads
 from told import exactly
 
@@ -287,3 +292,52 @@ def test_an_argument_that_is_none_otherwise_is_told_from_one_with_another_defaul
 def test_arguments_by_name_are_a_batch_by_name():
     assert captured.named(("x", "y"), (1,), {"y": 2}) == {"x": 1, "y": 2}
     assert captured.named(("x", "y"), (1, 2), {}) == (1, 2)
+
+
+def converter(*nodes, prepared=None, unseen=(), **changes):
+    graph = fg.FloatGraph(("x",), {}, nodes, Ref("y"), {}, {})
+    seen = qs.MinMaxObserver().observe(np.float32([-1, 3]))
+    observers = {name: qs.MinMaxObserver() if name in unseen else seen for name in ("x", "a", "y")}
+    return Converter(graph, Placement(graph), observers, chosen(dialect="exact", **changes), prepared)
+
+
+def test_layers_that_training_kept_in_float_stay_so_for_their_reasons():
+    made = converter(linear("a", "x"), linear("y", "a"), prepared={"a": "the reason"})
+    network = made.convert()
+    assert [step.layer for step in network.layers] == ["layer y"] and made.kept == {"a": "the reason"}
+    (call,) = (step for step in network.steps if isinstance(step, Call))
+    assert (call.name, call.target, call.reason) == ("a", "layer a", "the reason")
+    assert network.callables.keys() == {("module", "layer a")}
+
+
+def test_a_layer_that_could_overflow_stays_in_float_and_is_refused_by_name_where_none_may():
+    weight, bias = np.ones((2, 2), np.float32), np.full(2, 1e9, np.float32)
+    wide = fg.Linear("a", "x", "wide", weight, bias)
+    made = converter(wide, linear("y", "a", 2), per_channel=False)
+    assert [step.layer for step in made.convert().layers] == ["layer y"]
+    assert "beyond int32" in made.kept["a"]
+    with pytest.raises(UnsupportedError, match=exactly(f"layer 'wide': {made.kept['a']}")):
+        converter(wide, linear("y", "a", 2), prepared={}, per_channel=False).convert()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_layer_keeps_what_it_holds(flat):
+    weight = np.ones((2, 2), np.float32)
+    (step,) = converter(fg.Linear("y", "x", "first", weight, None, True, flat=flat)).convert().layers
+    assert type(step) is program.Linear and (step.name, step.layer, step.relu, step.flat) == ("y", "first", True, flat)
+    assert step.bias is None and step.weight.tolist() == [[127, 127]] * 2 and step.x_qparams is not step.y_qparams
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("less", [False, True])
+def test_grids_have_the_bits_that_were_chosen(bits, less):
+    (step,) = converter(linear("y", "x"), bits=bits, reduce_range=less).convert().layers
+    assert step.x_qparams.qmax == step.y_qparams.qmax == 2 ** (bits - less) - 1
+    assert step.w_qparams.qmax == 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("name,place", [("x", "input 'x'"), ("y", "output of layer 'layer y'")])
+def test_a_place_that_saw_nothing_is_named(name, place):
+    message = rf"^{place}: .*; call the network with calibration data first$"
+    with pytest.raises(CalibrationError, match=message):
+        converter(linear("y", "x"), unseen=[name]).convert()
