@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -60,10 +59,14 @@ def reads(step: Any) -> list[str]:
     return names
 
 
-@cache
+READING: dict[type[Any], tuple[str, ...]] = {}
+
+
 def reading_fields(kind: type[Any]) -> tuple[str, ...]:
     """The fields of a step or a node that say what it reads."""
-    return tuple(field.name for field in fields(kind) if field.name in (*NAMING, *TREES))
+    if kind not in READING:
+        READING[kind] = tuple(field.name for field in fields(kind) if field.name in (*NAMING, *TREES))
+    return READING[kind]
 
 
 def own_name(step: Any) -> list[str]:
