@@ -86,11 +86,10 @@ ROOMS = {
         "output/test_compared_layers.py", "output/test_compared_outputs.py", "output/test_comparison_shown.py",
     ),  # fmt: skip
     "conformance": ("chapters/test_11_backends.py", "conformance/test_matrix.py"),
-    "engines": (
-        "engines/test_kernel_shapes.py", "engines/test_known_steps.py", "engines/test_passes.py",
-        "engines/test_plans.py", "engines/test_lowering.py", "engines/test_tensors.py", "engines/test_parallel.py",
-        *RUNNING,
-    ),  # fmt: skip
+    "engines": tuple(
+        f"engines/test_{name}.py"
+        for name in ("kernel_shapes", "known_steps", "passes", "plans", "shares", "lowering", "tensors", "parallel")
+    ) + RUNNING,
     "ir": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py"),
     "kernels": (
         "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_jit.py", "kernels/test_minmax.py",
