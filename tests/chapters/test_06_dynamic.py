@@ -698,7 +698,7 @@ def test_each_call_of_a_recurrent_layer_begins_from_a_state_of_zeros(kind, batch
     found = [tensors(q(x)) for x in given]  # which later calls leave as they are
     for x, ys in zip(given, found):
         for y, expected in zip(ys, tensors(q.run_on("reference")(x)), strict=True):
-            assert y.shape == expected.shape and y.is_contiguous()
+            assert y.shape == expected.shape
             np.testing.assert_array_equal(y.numpy(), expected.numpy())  # NaN where it is
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import programs
+import quantspec as qs
 import strategies
-from networks import tensors
+from networks import inputs, seeded, tensors
 from quantspec.engines.compiled import recurrent
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.reference import Reference
@@ -31,7 +33,12 @@ def test_recurrent_networks(r, kind, inputs, size, layers, both, reduce_range, s
         for given in in_memory(x):  # as steps lie, as samples do, and with gaps between
             expected = tensors(Reference(program)({"x": given}))
             for a, b in zip(tensors(engine({"x": given})), expected, strict=True):
-                assert a.shape == b.shape and torch.equal(a, b)
+                assert a.shape == b.shape and torch.equal(a, b) and apart(a) == apart(b)
+
+
+def apart(x: torch.Tensor) -> list[int]:
+    """How many values lie between neighbours along each axis that has any."""
+    return [step for n, step in zip(x.shape, x.stride()) if n > 1]
 
 
 def in_memory(x: torch.Tensor) -> list[torch.Tensor]:
@@ -39,6 +46,37 @@ def in_memory(x: torch.Tensor) -> list[torch.Tensor]:
     apart = torch.zeros(*x.shape[:-1], 2 * x.shape[-1])[..., ::2]
     apart.copy_(x)
     return [x, x.transpose(0, 1).contiguous().transpose(0, 1), apart, x.clone()]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("layers, both", [(1, False), (2, True)])
+def test_outputs_lie_in_memory_as_torchs_do_however_inputs_lie(kind, batch_first, layers, both):
+    """Or a view of them, which a network may take, would be none."""
+    model = seeded(lambda: kind(6, 5, layers, batch_first=batch_first, bidirectional=both))
+    q = qs.quantize_dynamic(model, example=inputs(3, (4, 6)))
+    for x in in_memory(inputs(3, (4, 6))):
+        expected = [apart(y) for y in tensors(model(x))]
+        for engine in ("compiled", "reference"):
+            assert [apart(y) for y in tensors(q.run_on(engine)(x))] == expected, engine
+
+
+class Viewed(nn.Module):
+    """A recurrent layer whose input has its steps put first, and rows of its outputs as a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent, self.head = nn.LSTM(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        y, _ = self.recurrent(x.transpose(0, 1))
+        return self.head(y.view(-1, 5))
+
+
+def test_a_network_may_view_outputs_of_steps_that_were_put_first():
+    x = inputs(3, (4, 6))
+    q = qs.quantize_dynamic(seeded(Viewed), example=x)
+    assert torch.equal(q(x), q.run_on("reference")(x))
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])

@@ -72,12 +72,12 @@ class CompiledRecurrent:
         (first, second, _), cell, by_sample = x.shape, self.step.cells[0], self.step.batch_first
         shape = Shape(second, first, True, False) if by_sample else Shape(first, second, False, False)
         frames = self.frames(cell, shape)
-        outputs = new((first, second, frames.size))
+        outputs = new((shape.steps, shape.batch, frames.size))
         last = frames.run(start, None, address(outputs))
         if last is None:
             return None
         state = last.unsqueeze(1).unbind()
-        return outputs, state if self.step.kind == "lstm" else state[0]
+        return outputs.transpose(0, 1) if by_sample else outputs, state if self.step.kind == "lstm" else state[0]
 
     def one_way(
         self, step: Recurrent, part: Cell, x: torch.Tensor, state: list[torch.Tensor] | None, backward: bool,
@@ -99,7 +99,7 @@ class CompiledRecurrent:
             start = int(copied.ctypes.data)
         shape = Shape(count, batch, bool(of_samples), backward)
         frames = self.frames(part, shape)
-        outputs = new((batch, count, size)).transpose(0, 1) if of_samples else new((count, batch, size))
+        outputs = new((count, batch, size))
         before = None if state is None else [array(value, step.layer) for value in state]
         last = frames.run(start, before, address(outputs))
         if last is None:
@@ -117,17 +117,22 @@ class CompiledRecurrent:
 
 
 class Shape(NamedTuple):
-    """So many ``steps`` of ``batch`` samples, which lie one sample behind the other where ``by_sample``, else step by
-    step; ``backward``: the last step is the first to be run."""
+    """So many ``steps`` of ``batch`` samples, whose inputs lie one sample behind the other where ``by_sample``, else
+    step by step, as outputs always do: torch has them in that order, on which it depends what views of them there are.
+    ``backward``: the last step is the first to be run."""
 
     steps: int
     batch: int
     by_sample: bool
     backward: bool
 
-    def apart(self, nbytes: int) -> tuple[int, int]:
-        """How many bytes lie between two steps and between two samples, of so many bytes each."""
-        return (nbytes, self.steps * nbytes) if self.by_sample else (self.batch * nbytes, nbytes)
+    def inputs_apart(self, nbytes: int) -> tuple[int, int]:
+        """How many bytes lie between two steps and between two samples of inputs, of so many bytes each."""
+        return (nbytes, self.steps * nbytes) if self.by_sample else self.outputs_apart(nbytes)
+
+    def outputs_apart(self, nbytes: int) -> tuple[int, int]:
+        """The same of outputs."""
+        return self.batch * nbytes, nbytes
 
     def at_once(self, gates_bytes: int) -> int:
         """How many steps get the gates of their inputs, of so many bytes for a sample, from one product: as many as the
@@ -174,7 +179,7 @@ class Frames:
         self.inputs, self.work = inputs, batch * gates * (size + CELL)
         quantize.slot, of_state[0].source, of_state[1].product.y = 0, h, state_gates
         self.of_state = dynamic_gemm.QUANTIZE.bound(of_state[0]), dynamic_gemm.PRODUCT.bound(of_state[1])
-        self.codes_apart, self.outputs_apart = shape.apart(quantize.target_pitch), shape.apart(4 * size)
+        self.codes_apart, self.outputs_apart = shape.inputs_apart(quantize.target_pitch), shape.outputs_apart(4 * size)
         self.cell = recurrent_cell.CELLS[step.kind].bound(recurrent_cell.Cell(
             rows=batch, size=size, gates=gates_of_an_output, state_gates=state_gates, h=h, c=c,
             output_pitch=self.outputs_apart[1],
