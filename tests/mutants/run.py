@@ -88,8 +88,13 @@ ROOMS = {
     "conformance": ("chapters/test_11_backends.py", "conformance/test_matrix.py"),
     "engines": tuple(
         f"engines/test_{name}.py"
-        for name in ("kernel_shapes", "known_steps", "passes", "plans", "shares", "lowering", "tensors", "parallel")
-    ) + RUNNING,
+        for name in (
+            "kernel_shapes", "known_steps", "passes", "plans", "shares", "dense_parts", "orders", "lowering", "tensors",
+            "turned", "sums", "means", "tiles", "weight_only", "embedding", "autotune", "torch_matmul", "seldom_shapes",
+            "parallel",
+        )
+    ) + RUNNING
+    + ("chapters/test_05_static_nan.py", "chapters/test_06_dynamic.py", "chapters/test_06_dynamic_attention.py"),
     "ir": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py"),
     "kernels": (
         "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_jit.py", "kernels/test_minmax.py",
