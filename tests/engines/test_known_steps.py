@@ -150,6 +150,10 @@ def test_flattening_from_axis_1_on_is_read_from_calls(target, args, kwargs, expe
     assert not flattens(call("y", *args, target="unflatten", **kwargs))
 
 
+def test_the_order_of_axes_may_be_named():
+    assert order_of(call("y", X, target="permute", dims=(0, -1, 1))) == (0, 2, 1)
+
+
 @pytest.mark.parametrize(("args", "expected"), [
     ((X, 0, 1), (0, 1)),
     ((X, (2, 0, 1)), (2, 0, 1)),

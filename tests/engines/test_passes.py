@@ -134,7 +134,7 @@ def test_a_sum_is_one_with_the_later_convolution(first, other, grid):
     assert made[2].b_qparams is grid and other != name
 
 
-LARGE, SMALL = (QParams(np.float32(scale), 3, 0, 255) for scale in (1e19, 1e-20))
+LARGE, SMALL = (QParams(np.float32(scale), 0, 0, 255) for scale in (1e19, 1e-20))
 NOT_WITHIN = {
     "that others read": (LEFT, RIGHT, Relu("r", "right", B_GRID), SUM),
     "with channels on their own": (LEFT, replace(conv("right", "q", groups=4), y_qparams=B_GRID), SUM),
@@ -147,11 +147,23 @@ NOT_WITHIN = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("name", NOT_WITHIN)
 def test_a_sum_is_computed_by_itself_behind_a_convolution(name):
     steps = NOT_WITHIN[name]
     assert [type(step) for step in lowered((QUANTIZE, *steps)).steps][1:-1] == [type(step) for step in steps]
+
+
+def test_a_sum_with_what_comes_in_is_computed_within_its_convolution():
+    steps = conv("left", "c"), replace(SUM, b="d")
+    assert kinds(*steps, inputs=("c", "d"))[2:] == ["ConvAdd sum c d", "Export sum outside sum"]
+
+
+def test_a_sum_behind_one_that_is_computed_by_itself_is_computed_within_its_convolution():
+    alone = replace(SUM, name="alone", a="q", b="q", a_qparams=X_GRID, b_qparams=X_GRID)
+    later = conv("right", "q", grid=B_GRID)
+    both = replace(SUM, a="alone", a_qparams=Y_GRID)
+    steps = lowered((QUANTIZE, LEFT, alone, later, both), outputs=("left", "sum")).steps
+    assert [type(step) for step in steps] == [Quantize, Conv, Add, ConvAdd, Export, Export]
 
 
 def test_a_convolution_that_is_given_out_stays_beside_its_sum():
@@ -188,4 +200,6 @@ def test_the_factors_of_a_sum_are_rounded_as_the_dialect_says():
     # The products of float32 with codes are exact in float64, and so is their sum here.
     rounded = np.float32(np.float64(ratios[0]) * 7 + np.float64(np.float32(ratios[1] * np.float32(200))))
     assert found == AddFactors(float(ratios[0]), float(ratios[1]), float(np.float32(11) - rounded))
+    few = add_factors(Add("y", "a", "b", QParams(0.001, 1, 0, 255), QParams(0.003, 1, 0, 255), y, False))
+    assert few.start == np.float32(few.start) and 10.99 < few.start < 11
     assert found.finite and not replace(found, b=float("inf")).finite and not replace(found, start=float("nan")).finite

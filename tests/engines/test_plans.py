@@ -136,14 +136,40 @@ def test_behind_all_values_there_is_room_for_an_output_that_nobody_reads():
     assert plan.nbytes == placed + made.values["a"].layout.pitch and made.spare - made.arena == placed
 
 
-def test_a_value_has_the_widest_margin_that_is_read_of_it():
+@pytest.mark.parametrize("turned", [1, -1])
+def test_a_value_has_the_widest_margin_that_is_read_of_it(turned):
     near, far = image("near", "x.codes"), image("far", "x.codes", kernel=5, padding=2)
     total = Add("sum", "near", "far", near.y_qparams, far.y_qparams, X, False)
-    made = planner_of(programs.between(X, [near, far, total], X))
+    made = planner_of(programs.between(X, [*[near, far][::turned], total], X))
     made.plan({"x": (1, 4, 6, 6)})
     assert made.values["x.codes"].layout.margin == (0, 0, 2, 2, 2, 2)
-    assert made.values["x.codes"].filled == int(X.zero_point) and made.values["near"].filled is None
-    assert made.values["near"].layout.margin == (0,) * 6
+    assert made.values["x.codes"].filled == int(X.zero_point) and made.values["sum"].filled is None
+    assert made.values["sum"].layout.margin == (0,) * 6
+
+
+def test_floats_between_layers_have_four_bytes_each_and_what_flattens_them_none():
+    chain = programs.dynamic_chain(R, [12, 50, 7, 40, 3], rows=True, reduce_range=False)
+    made = planner_of(chain)
+    plan = made.plan({"x": (3, 1, 12)})
+    relus = [step for step in made.steps if step.name in made.values]
+    assert [made.values[step.name].layout.nbytes for step in relus] == [
+        Layout(1, 1, 1, 4 * 3 * width).nbytes for width in (50, 7, 40, 3)
+    ]  # fmt: skip
+    assert [made.values[step.name].shape for step in relus] == [(3, 50), (3, 7), (3, 40), (3, 3)]
+    assert made.alias == {"flat": "x"} and plan.macs == 3 * (12 * 50 + 50 * 7 + 7 * 40 + 40 * 3)
+    # Whole cache lines, those of the first for the third, and behind that for the last.
+    need = [-(-Layout(1, 1, 1, 4 * 3 * width).nbytes // 64) * 64 for width in (50, 7, 40)]
+    assert [made.values[step.name].place for step in relus] == [0, need[0], 0, need[2]]
+    assert plan.nbytes == need[0] + need[1]
+
+
+@pytest.mark.parametrize(("shape", "expected"), [
+    ((2, 3), False), ((2, 3, 5), False), ((2, 3, 5, 7), True), ((2, 3, 1, 5, 7), True), ((2, 3, 1, 5, 7, 1), False),
+])  # fmt: skip
+def test_where_nothing_tells_four_axes_and_five_are_those_of_images(shape, expected):
+    made = planner_of(programs.between(X, [Relu("y", "x.codes", X)], X))
+    made.plan({"x": shape})
+    assert made.forms()["y"] == expected and made.values["y"].shape == shape
 
 
 def test_a_dry_plan_tells_as_much_and_works_in_no_memory():
@@ -222,13 +248,6 @@ def test_a_mean_of_rows_is_refused_in_words():
     message = "step 'm': expected images, got an input that is laid out as rows"
     refused(planner_of(program, ("m", "b")), message, x=(2, 4, 6))
     assert planner_of(programs.between(X, [mean], X)).plan({"x": (2, 4, 6)}).shapes == [(2, 4)]
-
-
-def test_a_sum_of_rows_and_images_is_refused_in_words():
-    layer, conv = rows("a", "x.codes", inputs=6, outputs=6), image("b", "x.codes")
-    total = Add("y", "a", "b", layer.y_qparams, conv.y_qparams, X, False)
-    with pytest.raises(UnsupportedError, match="^step '.': expected (rows|images), got an input that is laid out as"):
-        planner_of(programs.between(X, [conv, layer, total], X)).plan({"x": (2, 4, 5, 6)})
 
 
 def test_rows_are_not_broadcast():

@@ -181,9 +181,9 @@ def argument(step: Move | Call) -> str:
 
 def flattens(step: Move | Call) -> bool:
     """Whether a step makes rows of images: ``flatten`` from axis 1 on."""
-    given = dict(zip(("x", "start_dim", "end_dim"), step.args)) | step.kwargs
+    given = dict(zip(("start_dim", "end_dim"), step.args[1:])) | step.kwargs
     of_value = step.target in ("torch.flatten", "flatten") and len(step.args) > 0 and isinstance(step.args[0], Ref)
-    return of_value and given.get("start_dim", 0) == 1 and given.get("end_dim", -1) == -1
+    return of_value and given.get("start_dim") == 1 and given.get("end_dim", -1) == -1
 
 
 def order_of(step: Move | Call) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ from quantspec.ir.program import (
     Linear,
     LinearDynamic,
     Mean,
-    Move,
     Mul,
 )
 from quantspec.ir.traverse import is_direct, reads
@@ -129,11 +128,10 @@ class Planner:
             # Where nothing tells, more than three axes are those of images.
             forms[step.name] = rank in (3, 4, 5) and (rank > 3 if images is None else images)
         for step in self.steps:
-            mixed = len({forms[x] for x in reads(step) if x in forms}) > 1
             rows_of_images = isinstance(step, (Linear, LinearSum, DynamicLinear)) and forms.get(step.x, False)
             if isinstance(step, Turn) and forms[step.x] == step.first:
                 raise UnsupportedError(f"step {step.name!r}: expected an input that is laid out as what it turns")
-            if rows_of_images or not isinstance(step, (Move, Mean)) and mixed:
+            if rows_of_images:
                 raise UnsupportedError(f"step {step.name!r}: expected rows, got an input that is laid out as images")
             broadcast = isinstance(step, (Add, Mul)) and self.shapes[step.a] != self.shapes[step.b]
             if broadcast and not forms[step.name]:
@@ -150,7 +148,7 @@ class Planner:
             conv = step.conv if isinstance(step, ConvAdd) else step
             if isinstance(conv, Conv):
                 counts, sizes = layout_of(self.shapes[step.name], True).counts, self.shapes[conv.x][2:]
-                margin, _ = result.get(conv.x, (NO_MARGIN, 0))
+                margin = result[conv.x][0] if conv.x in result else NO_MARGIN
                 for part in dense_parts(conv):
                     margin = larger(margin, reach(part, sizes, part.counts(counts)))
                 if any(margin):
