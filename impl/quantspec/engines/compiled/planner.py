@@ -173,8 +173,8 @@ class Planner:
             need = -(-self.values[step.name].layout.nbytes // 64) * 64
             holes = (hole for hole in free if hole[1] >= need)
             fitting = min(holes, key=lambda hole: hole[1], default=None)
-            if fitting is None and free and free[-1][0] + free[-1][1] == size:
-                fitting = (free[-1][0], free[-1][1])
+            if fitting is None and free and sum(free[-1]) == size:
+                fitting = free[-1]
             if fitting is None:
                 place = size
             else:
