@@ -202,7 +202,7 @@ def test_the_readers_of_a_value_are_listed_once_for_each_time():
 
 
 def program(*steps, output=None, callables=None, inputs=("x", "b")):
-    given = {("module", "relu"): nn.ReLU(), ("module", "gelu"): nn.GELU(), ("function", "torch.relu"): torch.relu}
+    given = {("module", "act"): nn.ReLU(), ("module", "gelu"): nn.GELU(), ("function", "torch.relu"): torch.relu}
     return Program("onnx", inputs, {}, steps, output or Ref(steps[-1].name), callables or given)
 
 
@@ -212,7 +212,7 @@ def program(*steps, output=None, callables=None, inputs=("x", "b")):
     (call("y", X, target="relu", kind="method"), True),
     (call("y", X, target="torch.nn.functional.relu", inplace=False), True),
     (call("y", X, target="torch.nn.functional.relu", inplace=True), False),
-    (call("y", X, target="relu", kind="module"), True),
+    (call("y", X, target="act", kind="module"), True),
     (call("y", X, target="gelu", kind="module"), False),
     (call("y", X, target="other", kind="module"), False),
     (call("y", X, target="torch.nn.functional.relu6"), False),
@@ -235,6 +235,7 @@ def added(name, a, b):
 LAYER, RELU, OTHER = dynamic("layer", "x"), relu("y", "layer"), call("other", Ref("b"), target="torch.neg")
 TOGETHER = {
     "a ReLU behind its layer": ((LAYER, RELU), {"layer", "y"}),
+    "a ReLU that is a module": ((LAYER, call("y", Ref("layer"), target="act", kind="module")), {"layer", "y"}),
     "a ReLU of what came in": ((LAYER, relu("y", "x")), {"layer"}),
     "a ReLU that is not the only reader": ((LAYER, RELU, dynamic("z", "layer")), {"layer", "z"}),
     "a ReLU behind other layers": ((LAYER, dynamic("z", "x"), RELU), {"layer", "z", "y"}),

@@ -14,7 +14,7 @@ from quantspec.engines.compiled import batching, parallel
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.compiled.packing import pack_layer
 from quantspec.engines.compiled.parallel import shares, split
-from quantspec.ir.program import Conv, Linear, LinearDynamic, Program
+from quantspec.ir.program import Conv, Linear, LinearDynamic, LinearWeight, Program
 from quantspec.ir.traverse import refs
 from quantspec.kernels import copies, images
 from quantspec.kernels.depthwise import DepthwiseInstruction
@@ -26,6 +26,7 @@ from quantspec.kernels.recurrent_cell import Cell
 from quantspec.kernels.threads import SHARED
 from quantspec.kernels.weight_only import Weigh
 
+WITH_WEIGHTS = Linear, Conv, LinearDynamic, LinearWeight
 R = np.random.default_rng(5)
 X = programs.grid(R)
 
@@ -41,7 +42,7 @@ def test_shares_follow_each_other_and_none_is_empty(count, threads):
 
 def plan_of(steps, y, shape, packed=None):
     program = programs.between(X, steps, y) if not isinstance(steps, Program) else steps
-    layers = {step.name: pack_layer(step) for step in program.steps if isinstance(step, (Linear, Conv, LinearDynamic))}
+    layers = {step.name: pack_layer(step) for step in program.steps if isinstance(step, WITH_WEIGHTS)}
     return Segment(program.steps, tuple(refs(program.output)), layers).planner.plan({"x": shape})
 
 
@@ -61,6 +62,7 @@ def test_rows_of_values_are_shared_with_where_they_are(threads):
     plan = plan_of([layer], layer.y_qparams, (7, 12))
     for kind in (QuantizeRows, DequantizeRows):
         whole = only(plan, kind)
+        whole.ahead = 64
         parts, ends = split(whole, threads), shares(7, threads)
         assert [part.count for part in parts] == [last - first for first, last in ends]
         first = [begin for begin, _ in ends]
@@ -119,7 +121,7 @@ def operands(images_, lines, positions):
     loops = images.Loops(images=images_, lines=lines, positions=positions, bytes=8)
     strides = [images.Strides(image=1000 * n, line=100 * n, position=10 * n) for n in (1, 2, 3)]
     return images.Operands(
-        a=0, b=0, target=0, loops=loops, a_strides=strides[0], b_strides=strides[1], target_strides=strides[2],
+        a=7000, b=8000, target=9000, loops=loops, a_strides=strides[0], b_strides=strides[1], target_strides=strides[2],
     )  # fmt: skip
 
 
@@ -150,7 +152,8 @@ def test_loops_that_are_too_short_and_copies_are_not_shared():
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
 def test_samples_of_a_recurrent_step_are_shared_with_their_states(threads):
-    whole = Cell(rows=7, size=5, gates=4, h=0, c=0, output_ahead=0, output_pitch=24, state_gates=0, gates_ahead=0)
+    places = dict(h=1000, c=2000, output_ahead=3000, state_gates=4000, gates_ahead=5000)
+    whole = Cell(rows=7, size=5, gates=4, output_pitch=24, **places)
     parts, ends = split(whole, threads), shares(7, threads)
     assert [part.rows for part in parts] == [last - first for first, last in ends]
     first = [begin for begin, _ in ends]
@@ -163,7 +166,7 @@ def test_samples_of_a_recurrent_step_are_shared_with_their_states(threads):
 def test_outputs_of_weights_alone_are_shared_in_whole_vectors(threads):
     outputs = 5 * LANES + 3
     fields = "bias", "factor", "relu", "rows", "slot", "sums", "sums_pitch", "units", "weights", "y", "y_pitch"
-    whole = Weigh(outputs=outputs, **dict.fromkeys(fields, 0))
+    whole = Weigh(outputs=outputs, **dict.fromkeys(fields, 640))
     parts = split(whole, threads)
     counts = [part.outputs for part in parts]
     starts = [sum(counts[:n]) for n in range(threads)]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from test_shares import X, moved, only, plan_of
+from test_weight_only import chain
 
 import programs
 from quantspec.engines.compiled import parallel
@@ -13,6 +14,7 @@ from quantspec.kernels.gemm import TILE_ROWS
 from quantspec.kernels.images import Pool
 from quantspec.kernels.product import PANEL, Product, ProductAdd
 from quantspec.kernels.sharing import BARRIER, Barrier
+from quantspec.kernels.weight_only import ProductSums
 
 R = np.random.default_rng(6)
 
@@ -83,6 +85,7 @@ def test_weights_are_wide_from_even_shares_of_panels_on(rows, outputs, blocks, t
 def test_floats_of_a_layer_are_shared_by_rows_or_by_outputs(rows):
     layer = programs.real(programs.linear(R, "a", "x.codes", X, 12, 3 * 16 * PANEL))
     whole = only(plan_of(programs.to_floats(X, layer), None, (rows, 12)), ProductFloats)
+    whole.y_ahead = 128
     parts = split(whole, 2)
     by_rows = rows == 100
     first = starts_of(parts, "rows" if by_rows else "outputs")
@@ -99,6 +102,7 @@ def test_floats_of_a_dynamic_layer_are_shared_by_rows_or_by_outputs(rows):
     inside, outside = (part for part in plan.instructions if isinstance(part, DynamicProduct))
     assert inside.slot < 0 <= outside.slot
     for whole in (inside, outside):
+        whole.y_ahead = 128
         parts = split(whole, 2)
         first = starts_of(parts, "rows" if rows == 100 else "outputs")
         nbytes = [n * whole.y_pitch if rows == 100 else 4 * n for n in first]
@@ -118,3 +122,19 @@ def test_sums_within_convolutions_are_shared_with_the_other_operand(side):
     by_rows, none = [4 * n for n in first], [0, 0]
     assert moved(parts, whole, "b_offsets") == moved(parts, whole, "y_offsets") == (by_rows if side == 12 else none)
     assert moved(parts, whole, "b") == (none if side == 12 else first)
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+def test_sums_of_weights_alone_are_shared_with_the_low_bytes_that_are_listed(rows):
+    program = chain(np.random.default_rng(3), [40, 3 * 16 * PANEL])
+    for whole in [part for part in plan_of(program, None, (rows, 40)).instructions if isinstance(part, ProductSums)]:
+        parts, by_rows = split(whole, 2), whole.product.rows >= 2 * TILE_ROWS[-1]
+        first = starts_of(parts, "rows" if by_rows else "outputs")
+        assert len(first) == 2 and first[1] > 0
+        inner = moved([part.product for part in parts], whole.product, "y")
+        assert inner == [n * whole.y_pitch if by_rows else 4 * n for n in first]
+        sums = moved([part.low for part in parts], whole.low, "sums")
+        assert sums == ([0, 0] if by_rows else [4 * n for n in first])
+        last = whole.low.last
+        ends = [(0, last // 2), (last // 2, last)] if by_rows else [(whole.low.first, last)] * 2
+        assert [(part.low.first, part.low.last) for part in parts] == ends
