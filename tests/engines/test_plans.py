@@ -147,6 +147,15 @@ def test_a_value_has_the_widest_margin_that_is_read_of_it(turned):
     assert made.values["sum"].layout.margin == (0,) * 6
 
 
+def test_a_convolution_that_a_sum_is_in_reads_beyond_edges_as_well():
+    a = image("a", "x.codes")
+    b = image("b", "a", a.y_qparams, kernel=5, padding=2)
+    total = Add("sum", "b", "x.codes", b.y_qparams, X, X, False)
+    made = planner_of(programs.between(X, [a, b, total], X))
+    made.plan({"x": (1, 4, 6, 6)})
+    assert made.values["a"].layout.margin == (0, 0, 2, 2, 2, 2) and "b" not in made.values
+
+
 def test_floats_between_layers_have_four_bytes_each_and_what_flattens_them_none():
     chain = programs.dynamic_chain(R, [12, 50, 7, 40, 3], rows=True, reduce_range=False)
     made = planner_of(chain)
