@@ -95,7 +95,10 @@ ROOMS = {
         )
     ) + RUNNING
     + ("chapters/test_05_static_nan.py", "chapters/test_06_dynamic.py", "chapters/test_06_dynamic_attention.py"),
-    "ir": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py"),
+    "ir": (
+        "chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py",
+        "capture/test_trees.py", "capture/test_moves.py", "capture/test_run_in_float.py", "capture/test_heads.py",
+    ),  # fmt: skip
     "kernels": (
         "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_jit.py", "kernels/test_minmax.py",
         "kernels/test_training_kernels.py", *RUNNING,
@@ -112,7 +115,11 @@ ROOMS = {
             "calls", "model",
         )
     ),  # fmt: skip
-    "ptq": ("chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py"),
+    "ptq": (
+        "chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py",
+        "capture/test_attention_found.py", "capture/test_steps_made.py", "capture/test_placed.py",
+        "chapters/test_06_dynamic_attention.py",
+    ),  # fmt: skip
     "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)),
     "storage": STORING,
 }
