@@ -226,7 +226,7 @@ def refusing(message):
 
 def test_sizes_that_were_not_captured_are_refused_and_other_conditions_are_not_hidden():
     call = Call("y", "function", "check", (), {}, "")
-    message = "batch: the network was captured for 3 rows, and has no Python that decides for other sizes"
+    message = "batch: the network was captured for 3 rows, and has no Python that decides for others"
     with pytest.raises(ShapeError, match=exactly(message)):
         float_run.call_float(call, refusing("the network was captured for 3 rows"), {}.__getitem__)
     with pytest.raises(AssertionError, match=exactly("of the user")):

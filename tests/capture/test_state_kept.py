@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import quantspec as qs
+from evidence import clause
 from networks import seeded
 from quantspec.numerics import accuracy
 
@@ -98,6 +99,7 @@ KEPT = {
 }  # fmt: skip
 
 
+@clause("STA-PARTS")
 @pytest.mark.parametrize("forward", KEPT, ids=lambda forward: forward.__name__)
 def test_what_is_kept_in_any_container_changes_at_each_call(forward):
     model = seeded(lambda: Keeping(KEPT[forward](), forward)).requires_grad_(False)
@@ -144,6 +146,7 @@ TURNING = {
 }  # fmt: skip
 
 
+@clause("STA-PARTS")
 @pytest.mark.parametrize("name", TURNING)
 def test_what_is_kept_behind_a_function_changes_at_each_call(name):
     model = seeded(lambda: Keeping(TURNING[name](), lambda kept, y: y * kept())).requires_grad_(False)

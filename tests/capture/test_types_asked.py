@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import quantspec as qs
+from evidence import clause
 from networks import seeded
 from quantspec.errors import ShapeError
 from quantspec.numerics import accuracy
@@ -36,6 +37,7 @@ ASKING = {
 }  # fmt: skip
 
 
+@clause("STA-WAYS")
 @pytest.mark.parametrize("first", [FLOATS, TRUTHS], ids=["floats", "truths"])
 @pytest.mark.parametrize("name", ASKING)
 def test_a_mask_of_another_type_than_in_calibration_is_what_it_is_in_the_model(name, first):
@@ -55,7 +57,7 @@ def test_a_loaded_network_says_which_types_it_was_captured_for(tmp_path):
     q.save(tmp_path / "q")
     loaded = qs.load(tmp_path / "q")
     assert torch.equal(loaded(ROWS, TRUTHS), q(ROWS, TRUTHS))
-    told = "batch: the network was captured for 'mask' of torch.bool, and has no Python that decides for other sizes"
+    told = "batch: the network was captured for 'mask' of torch.bool, and has no Python that decides for others"
     with pytest.raises(ShapeError, match=exactly(told)):
         loaded(ROWS, FLOATS)
 

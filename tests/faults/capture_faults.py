@@ -208,4 +208,19 @@ FAULTS = [
         "The tensor of an out= argument, made while a forward is traced, is taken for a constant of the network.",
         'node.kwargs.get("out") is not None:', 'node.kwargs.get("out") is node:',
     ),
+    Fault(
+        "iterators-are-no-state", "capture.copies", ("STA-PARTS",),
+        "What an iterator gives next is not looked at, so that next() is a constant of the network.",
+        "        return (rest_of(value),)", "        return ()",
+    ),
+    Fault(
+        "state-in-objects-not-seen", "capture.copies", ("STA-PARTS",),
+        "What a forward keeps in attributes of an object is no state of it.",
+        'return chain.from_iterable(getattr(value, "__dict__", {}).items())', "return ()",
+    ),
+    Fault(
+        "types-are-no-condition", "capture.recorder", ("STA-WAYS",),
+        "A network whose Python asked for the type of an input takes any type.",
+        "                self.types.add(node)", "                pass",
+    ),
 ]  # fmt: skip

@@ -56,7 +56,7 @@ def call_float(step: Call, callables: Callables, value: Callable[[str], Any]) ->
     except AssertionError as error:
         if not str(error).startswith(CAPTURED):
             raise
-        raise ShapeError(f"batch: {error}, and has no Python that decides for other sizes") from error
+        raise ShapeError(f"batch: {error}, and has no Python that decides for others") from error
 
 
 def run_node(node: Node, values: dict[str, Any], callables: Callables) -> Any:
