@@ -1,5 +1,7 @@
 """Copies of the user's model: as ``copy.deepcopy`` makes them, in less time."""
 
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 
@@ -112,6 +114,24 @@ def test_a_buffer_that_refuses_to_be_copied_is_the_models_own():
     model.running_mean = model.weight * 2  # torch copies nothing that has a history
     twin = copies.run_copy(nn.Sequential(model))[0]
     assert twin.running_mean is model.running_mean and twin._buffers is not model._buffers
+
+
+PROCESS = """
+import random, sys
+import torch
+import quantspec as qs
+sys.stderr.isatty = lambda: True  # so that there is a progress bar
+torch.manual_seed(0)
+state = random.getstate()
+qs.quantize(torch.nn.Sequential(torch.nn.Linear(8, 8)).eval(), [torch.randn(4, 8)])
+assert "rich.progress" in sys.modules and random.getstate() == state
+"""
+
+
+@clause("STA-UNTOUCHED")
+def test_the_first_network_of_a_process_leaves_the_random_state():
+    # What is imported meanwhile may draw numbers.
+    subprocess.run([sys.executable, "-c", PROCESS], check=True, capture_output=True)
 
 
 @clause("STA-SAME", "STA-UNTOUCHED")

@@ -3,19 +3,23 @@
 import io
 import textwrap
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.table import Table
 
+# rich is imported where a table is drawn: that takes a while, and random numbers, which are the user's (STA-UNTOUCHED).
 WIDTH = 79  # columns
 WIDEST = 10_000  # the same of a wide table
 NAME = 23  # of them for the path of a layer
 LISTED = 6  # how many layers with one reason are named
 
 
-def new_table(title: str, *columns: str, left: int = 1) -> Table:
+def new_table(title: str, *columns: str, left: int = 1) -> "Table":
     """A table whose first ``left`` columns are words and whose others are numbers."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.pad_edge, table.padding = False, (0, 1, 0, 0)
     for place, column in enumerate(columns):
@@ -23,8 +27,10 @@ def new_table(title: str, *columns: str, left: int = 1) -> Table:
     return table
 
 
-def printed(table: Table, *, wide: bool = False) -> str:
+def printed(table: "Table", *, wide: bool = False) -> str:
     """A table as text of at most ``WIDTH`` columns, or of as many as it takes where ``wide``."""
+    from rich.console import Console
+
     text, title = io.StringIO(), str(table.title)
     table.title = None  # which rich breaks where the table ends, however much room there is
     Console(file=text, width=WIDEST if wide else WIDTH).print(table)
