@@ -7,15 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from programs import GRID, OF_WEIGHTS
 from quantspec.engines.compiled.transposed import DensePart, along, dense_parts, is_transposed, triple
 from quantspec.errors import UnsupportedError
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Conv
-from quantspec.numerics.affine import QParams
 from told import exactly
-
-GRID = QParams(np.float32(0.1), 3, 0, 255)
-OF_WEIGHTS = QParams(np.float32(0.01), 0, -128, 127)
 
 
 def conv(kernel, spread, *, padding=None, dilation=None, stride=None):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from programs import GRID, OF_WEIGHTS, codes
 from quantspec.engines.compiled.lowering import (
     ConvAdd,
     DynamicLinear,
@@ -17,38 +18,12 @@ from quantspec.engines.compiled.lowering import (
 )
 from quantspec.engines.compiled.shapes import shape_of
 from quantspec.errors import UnsupportedError
-from quantspec.ir.program import (
-    AdaptiveAvgPool,
-    Add,
-    AvgPool,
-    Bilinear,
-    Concat,
-    Conv,
-    Dequantize,
-    Linear,
-    LinearDynamic,
-    MaxPool,
-    Mean,
-    Move,
-    Mul,
-    Quantize,
-    Ref,
-    Relu,
-    Table,
-)
-from quantspec.numerics.affine import QParams
+from quantspec.ir import program as ir
 from told import exactly
-
-GRID = QParams(np.float32(0.1), 3, 0, 255)
-OF_WEIGHTS = QParams(np.float32(0.01), 0, -128, 127)
-
-
-def codes(*shape: int) -> np.ndarray:
-    return np.zeros(shape, np.int8)
 
 
 def conv(shape, stride, padding, dilation, spread, groups=1):
-    return Conv(
+    return ir.Conv(
         "y", "x", "net.conv", codes(*shape), None, GRID, OF_WEIGHTS, GRID, False, stride, padding, dilation, spread,
         groups,
     )  # fmt: skip
@@ -57,22 +32,22 @@ def conv(shape, stride, padding, dilation, spread, groups=1):
 # Lines are three apart in padding of one before and two behind; positions as they are.
 CONV = conv((7, 4, 3, 2), (3, 1), ((1, 2), (0, 0)), (2, 1), (1, 1))
 SPREAD = conv((6, 1, 3), (1,), ((2, 1),), (2,), (3,), groups=5)
-LINEAR = Linear("y", "x", "net.fc", codes(7, 4), None, GRID, OF_WEIGHTS, GRID, False)
-FLOATS = LinearDynamic("y", "x", "net.fc", codes(7, 4), None, OF_WEIGHTS, False)
-SUM = Add("y", "x", "b", GRID, GRID, GRID, False)
-FLAT = Move("y", "function", "torch.flatten", (Ref("x"), 1), {}, GRID)
-POOL = MaxPool("y", "x", (3, 2), (2, 1), (1, 0), (2, 1), False)
-AVERAGE = AvgPool("y", "x", GRID, (3, 2), (2, 1), (1, 0), False, True)
-MEAN = Mean("y", "x", GRID, (2, 3), False)
-TO_SIZE = Bilinear("y", "x", GRID, None, (7, 3), None, False, False)
-LIKE = Bilinear("y", "x", GRID, "b", None, None, False, False)
-JOINED = Concat("y", ("x", "b"), (GRID, GRID), GRID, 1)
+LINEAR = ir.Linear("y", "x", "net.fc", codes(7, 4), None, GRID, OF_WEIGHTS, GRID, False)
+FLOATS = ir.LinearDynamic("y", "x", "net.fc", codes(7, 4), None, OF_WEIGHTS, False)
+SUM = ir.Add("y", "x", "b", GRID, GRID, GRID, False)
+FLAT = ir.Move("y", "function", "torch.flatten", (ir.Ref("x"), 1), {}, GRID)
+POOL = ir.MaxPool("y", "x", (3, 2), (2, 1), (1, 0), (2, 1), False)
+AVERAGE = ir.AvgPool("y", "x", GRID, (3, 2), (2, 1), (1, 0), False, True)
+MEAN = ir.Mean("y", "x", GRID, (2, 3), False)
+TO_SIZE = ir.Bilinear("y", "x", GRID, None, (7, 3), None, False, False)
+LIKE = ir.Bilinear("y", "x", GRID, "b", None, None, False, False)
+JOINED = ir.Concat("y", ("x", "b"), (GRID, GRID), GRID, 1)
 
 SHAPES = [
-    (Quantize("y", "x", GRID), {"x": (2, 3)}, (2, 3)),
-    (Dequantize("y", "x", GRID), {"x": ()}, ()),
-    (Table("y", "x", "any", np.zeros(256, np.uint8), GRID, GRID), {"x": (5,)}, (5,)),
-    (Relu("y", "x", GRID), {"x": (2, 3, 4)}, (2, 3, 4)),
+    (ir.Quantize("y", "x", GRID), {"x": (2, 3)}, (2, 3)),
+    (ir.Dequantize("y", "x", GRID), {"x": ()}, ()),
+    (ir.Table("y", "x", "any", np.zeros(256, np.uint8), GRID, GRID), {"x": (5,)}, (5,)),
+    (ir.Relu("y", "x", GRID), {"x": (2, 3, 4)}, (2, 3, 4)),
     (Import("y", "x"), {"x": (2, 9)}, (2, 9)),
     (Export("y", "x"), {"x": (9, 2)}, (9, 2)),
     (LINEAR, {"x": (4,)}, (7,)),
@@ -88,7 +63,7 @@ SHAPES = [
     (replace(POOL, ceil_mode=True), {"x": (2, 4, 8, 5)}, (2, 4, 4, 4)),
     (AVERAGE, {"x": (2, 4, 8, 5)}, (2, 4, 4, 4)),
     (replace(AVERAGE, ceil_mode=True), {"x": (2, 4, 8, 5)}, (2, 4, 5, 4)),
-    (AdaptiveAvgPool("y", "x", GRID, (3, None)), {"x": (2, 4, 8, 5)}, (2, 4, 3, 5)),
+    (ir.AdaptiveAvgPool("y", "x", GRID, (3, None)), {"x": (2, 4, 8, 5)}, (2, 4, 3, 5)),
     (MEAN, {"x": (2, 4, 8, 5)}, (2, 4)),
     (replace(MEAN, keepdim=True), {"x": (2, 4, 8, 5)}, (2, 4, 1, 1)),
     (replace(MEAN, axes=(-1,)), {"x": (2, 4, 8)}, (2, 4)),
@@ -99,7 +74,7 @@ SHAPES = [
     (SUM, {"x": (4, 5), "b": (4, 5)}, (4, 5)),
     (SUM, {"x": (), "b": ()}, ()),
     (SUM, {"x": (2, 4, 1), "b": (1, 4, 5)}, (2, 4, 5)),
-    (Mul("y", "x", "b", GRID, GRID, GRID), {"x": (2, 4, 3, 1), "b": (2, 4, 1, 5)}, (2, 4, 3, 5)),
+    (ir.Mul("y", "x", "b", GRID, GRID, GRID), {"x": (2, 4, 3, 1), "b": (2, 4, 1, 5)}, (2, 4, 3, 5)),
     (JOINED, {"x": (2, 4), "b": (2, 1)}, (2, 5)),
     (replace(JOINED, axis=-2), {"x": (2, 4, 6), "b": (2, 1, 6)}, (2, 5, 6)),
     (FLAT, {"x": (2, 3)}, (2, 3)),
@@ -150,14 +125,14 @@ REFUSED = [
     (POOL, {"x": (2, 4, 8)}, "step 'y': expected 4 axes, got shape (2, 4, 8)"),
     (AVERAGE, {"x": (2, 4, 8, 5, 6)}, "step 'y': expected 4 axes, got shape (2, 4, 8, 5, 6)"),
     (
-        AdaptiveAvgPool("y", "x", GRID, (3, None)), {"x": (2, 4, 0, 5)},
+        ir.AdaptiveAvgPool("y", "x", GRID, (3, None)), {"x": (2, 4, 0, 5)},
         "step 'y': expected at least one element to average, got shape (2, 4, 0, 5)",
     ),
     (
-        AdaptiveAvgPool("y", "x", GRID, (3, 0)), {"x": (2, 4, 6, 5)},
+        ir.AdaptiveAvgPool("y", "x", GRID, (3, 0)), {"x": (2, 4, 6, 5)},
         "step 'y': expected at least one element to average, got shape (2, 4, 6, 5)",
     ),
-    (AdaptiveAvgPool("y", "x", GRID, (3,)), {"x": (2, 4)}, "step 'y': expected 3 axes, got shape (2, 4)"),
+    (ir.AdaptiveAvgPool("y", "x", GRID, (3,)), {"x": (2, 4)}, "step 'y': expected 3 axes, got shape (2, 4)"),
     (MEAN, {"x": ()}, CANNOT_AVERAGE + "()"),
     (MEAN, {"x": (2, 4, 8, 5, 6)}, CANNOT_AVERAGE + "(2, 4, 8, 5, 6)"),
     (MEAN, {"x": (2, 4, 0, 5)}, CANNOT_AVERAGE + "(2, 4, 0, 5)"),

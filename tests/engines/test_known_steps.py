@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from programs import GRID, OF_WEIGHTS, codes
 from quantspec.engines.compiled.lowering import (
     argument,
     flattens,
@@ -16,75 +17,48 @@ from quantspec.engines.compiled.lowering import (
     turns,
 )
 from quantspec.engines.compiled.selection import compilable, is_known, is_relu
-from quantspec.ir.program import (
-    AdaptiveAvgPool,
-    Add,
-    AvgPool,
-    Bilinear,
-    Call,
-    Concat,
-    Conv,
-    Dequantize,
-    Linear,
-    LinearDynamic,
-    LinearWeight,
-    MaxPool,
-    Mean,
-    Move,
-    Mul,
-    Program,
-    Quantize,
-    Ref,
-    Relu,
-    Table,
-)
+from quantspec.ir import program as ir
 from quantspec.numerics.affine import QParams
 
-GRID = QParams(np.float32(0.1), 3, 0, 255)
-OF_WEIGHTS = QParams(np.float32(0.01), 0, -128, 127)
-X = Ref("x")
-
-
-def codes(*shape: int) -> np.ndarray:
-    return np.zeros(shape, np.int8)
+X = ir.Ref("x")
 
 
 def conv(*shape, stride=1, spread=1, groups=1):
     axes = len(shape) - 2
     places = (stride,) * axes, ((0, 0),) * axes, (1,) * axes, (spread,) * axes
-    return Conv("y", "x", "conv", codes(*shape), None, GRID, OF_WEIGHTS, GRID, False, *places, groups)
+    return ir.Conv("y", "x", "conv", codes(*shape), None, GRID, OF_WEIGHTS, GRID, False, *places, groups)
 
 
 def linear(name="y", x="x", *, real=False, outputs=4, inputs=4):
-    return Linear(name, x, name, codes(outputs, inputs), None, GRID, OF_WEIGHTS, None if real else GRID, False)
+    return ir.Linear(name, x, name, codes(outputs, inputs), None, GRID, OF_WEIGHTS, None if real else GRID, False)
 
 
 def dynamic(name="y", x="x", *, outputs=4, inputs=4):
-    return LinearDynamic(name, x, name, codes(outputs, inputs), None, OF_WEIGHTS, False)
+    return ir.LinearDynamic(name, x, name, codes(outputs, inputs), None, OF_WEIGHTS, False)
 
 
 def weight_only(zero_points):
     grid = QParams(np.full(4, 0.01, np.float32), np.array(zero_points, np.int32), -128, 127, 0)
-    return LinearWeight("y", "x", "fc", codes(4, 3), None, grid)
+    return ir.LinearWeight("y", "x", "fc", codes(4, 3), None, grid)
 
 
 def call(name, *args, target="torch.flatten", kind="function", **kwargs):
-    return Call(name, kind, target, args, kwargs, "")
+    return ir.Call(name, kind, target, args, kwargs, "")
 
 
 def move(*args, target="torch.flatten", **kwargs):
-    return Move("y", "function", target, args, kwargs, GRID)
+    return ir.Move("y", "function", target, args, kwargs, GRID)
 
 
 KNOWN = {
-    "quantize": Quantize("y", "x", GRID),
-    "dequantize": Dequantize("y", "x", GRID),
-    "table": Table("y", "x", "any", np.zeros(256, np.uint8), GRID, GRID),
-    "relu of codes": Relu("y", "x", GRID),
-    "sum": Add("y", "x", "b", GRID, GRID, GRID, False),
-    "product": Mul("y", "x", "b", GRID, GRID, GRID),
-    "concatenation": Concat("y", ("x", "b"), (GRID, GRID), GRID, 1),
-    "interpolation": Bilinear("y", "x", GRID, None, (3, 3), None, False, False),
+    "quantize": ir.Quantize("y", "x", GRID),
+    "dequantize": ir.Dequantize("y", "x", GRID),
+    "table": ir.Table("y", "x", "any", np.zeros(256, np.uint8), GRID, GRID),
+    "relu of codes": ir.Relu("y", "x", GRID),
+    "sum": ir.Add("y", "x", "b", GRID, GRID, GRID, False),
+    "product": ir.Mul("y", "x", "b", GRID, GRID, GRID),
+    "concatenation": ir.Concat("y", ("x", "b"), (GRID, GRID), GRID, 1),
+    "interpolation": ir.Bilinear("y", "x", GRID, None, (3, 3), None, False, False),
     "linear": linear(),
     "dynamic": dynamic(),
     "weights alone": weight_only([0, 0, 0, 0]),
@@ -95,11 +69,11 @@ KNOWN = {
     "two outputs of each channel": conv(8, 1, 3, 3, 3, groups=4),
     "with strides": conv(4, 4, 3, 3, stride=2),
     "transposed": conv(4, 4, 3, 3, spread=2),
-    "maxima of volumes": MaxPool("y", "x", (2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 1, 1), False),
-    "means of windows of volumes": AvgPool("y", "x", GRID, (2, 2, 2), (1, 1, 1), (0, 0, 0), False, True),
-    "means to a size of volumes": AdaptiveAvgPool("y", "x", GRID, (2, 2, 2)),
-    "mean over positions": Mean("y", "x", GRID, (2, 3), False),
-    "mean over the last axis": Mean("y", "x", GRID, (-1,), False),
+    "maxima of volumes": ir.MaxPool("y", "x", (2, 2, 2), (1, 1, 1), (0, 0, 0), (1, 1, 1), False),
+    "means of windows of volumes": ir.AvgPool("y", "x", GRID, (2, 2, 2), (1, 1, 1), (0, 0, 0), False, True),
+    "means to a size of volumes": ir.AdaptiveAvgPool("y", "x", GRID, (2, 2, 2)),
+    "mean over positions": ir.Mean("y", "x", GRID, (2, 3), False),
+    "mean over the last axis": ir.Mean("y", "x", GRID, (-1,), False),
     "flatten": move(X, 1),
     "channels last": move(X, (0, 2, 3, 1), target="torch.permute"),
 }
@@ -110,11 +84,11 @@ UNKNOWN = {
     "convolution without outputs": conv(0, 4, 3, 3),
     "depthwise of volumes": conv(4, 1, 3, 3, 3, groups=4),
     "transposed with strides": conv(4, 4, 3, 3, stride=2, spread=2),
-    "maxima over four axes": MaxPool("y", "x", (2,) * 4, (1,) * 4, (0,) * 4, (1,) * 4, False),
-    "means of windows over four axes": AvgPool("y", "x", GRID, (2,) * 4, (1,) * 4, (0,) * 4, False, True),
-    "means to a size of four axes": AdaptiveAvgPool("y", "x", GRID, (2,) * 4),
-    "mean over samples": Mean("y", "x", GRID, (0, 2), False),
-    "mean over channels": Mean("y", "x", GRID, (1,), False),
+    "maxima over four axes": ir.MaxPool("y", "x", (2,) * 4, (1,) * 4, (0,) * 4, (1,) * 4, False),
+    "means of windows over four axes": ir.AvgPool("y", "x", GRID, (2,) * 4, (1,) * 4, (0,) * 4, False, True),
+    "means to a size of four axes": ir.AdaptiveAvgPool("y", "x", GRID, (2,) * 4),
+    "mean over samples": ir.Mean("y", "x", GRID, (0, 2), False),
+    "mean over channels": ir.Mean("y", "x", GRID, (1,), False),
     "flatten of all axes": move(X),
     "other order": move(X, (1, 0), target="torch.permute"),
     "a call": call("y", X, 1),
@@ -159,7 +133,7 @@ def test_the_order_of_axes_may_be_named():
     ((X, (2, 0, 1)), (2, 0, 1)),
     ((X, [-1, 0, 1]), (2, 0, 1)),
     ((X, 0, True), ()),
-    ((X, (0, Ref("n"))), ()),
+    ((X, (0, ir.Ref("n"))), ()),
     ((X,), ()),
     ((1, 0, 1), ()),
     ((), ()),
@@ -180,30 +154,30 @@ def test_channels_are_put_first_or_last_of_four_axes_or_five(order, expected):
 
 
 @pytest.mark.parametrize(("step", "expected"), [
-    (call("y", X, Ref("b"), target="operator.add"), True),
-    (call("y", X, Ref("b"), target="torch.add"), True),
-    (call("y", X, Ref("b"), target="add", kind="method"), True),
-    (call("y", X, Ref("b"), target="add"), False),
-    (call("y", X, Ref("b"), target="torch.add", kind="method"), False),
-    (call("y", X, Ref("b"), target="torch.add", alpha=2), False),
+    (call("y", X, ir.Ref("b"), target="operator.add"), True),
+    (call("y", X, ir.Ref("b"), target="torch.add"), True),
+    (call("y", X, ir.Ref("b"), target="add", kind="method"), True),
+    (call("y", X, ir.Ref("b"), target="add"), False),
+    (call("y", X, ir.Ref("b"), target="torch.add", kind="method"), False),
+    (call("y", X, ir.Ref("b"), target="torch.add", alpha=2), False),
     (call("y", X, target="torch.add"), False),
-    (call("y", X, Ref("b"), Ref("c"), target="torch.add"), False),
+    (call("y", X, ir.Ref("b"), ir.Ref("c"), target="torch.add"), False),
     (call("y", X, 1.0, target="torch.add"), False),
-    (Move("y", "function", "torch.add", (X, Ref("b")), {}, GRID), False),
+    (ir.Move("y", "function", "torch.add", (X, ir.Ref("b")), {}, GRID), False),
 ])  # fmt: skip
 def test_sums_of_floats_are_read_from_calls(step, expected):
     assert is_sum(step) == expected
 
 
 def test_the_readers_of_a_value_are_listed_once_for_each_time():
-    twice, once = Add("twice", "x", "x", GRID, GRID, GRID, False), Relu("once", "twice", GRID)
+    twice, once = ir.Add("twice", "x", "x", GRID, GRID, GRID, False), ir.Relu("once", "twice", GRID)
     assert readers([twice, once]) == {"x": [twice, twice], "twice": [once]}
-    assert argument(call("y", Ref("twice"))) == "twice"
+    assert argument(call("y", ir.Ref("twice"))) == "twice"
 
 
 def program(*steps, output=None, callables=None, inputs=("x", "b")):
     given = {("module", "act"): nn.ReLU(), ("module", "gelu"): nn.GELU(), ("function", "torch.relu"): torch.relu}
-    return Program("onnx", inputs, {}, steps, output or Ref(steps[-1].name), callables or given)
+    return ir.Program("onnx", inputs, {}, steps, output or ir.Ref(steps[-1].name), callables or given)
 
 
 @pytest.mark.parametrize(("step", "expected"), [
@@ -225,17 +199,17 @@ def test_a_relu_of_floats_is_read_from_calls(step, expected):
 
 
 def relu(name, x):
-    return call(name, Ref(x), target="torch.relu")
+    return call(name, ir.Ref(x), target="torch.relu")
 
 
 def added(name, a, b):
-    return call(name, Ref(a), Ref(b), target="operator.add")
+    return call(name, ir.Ref(a), ir.Ref(b), target="operator.add")
 
 
-LAYER, RELU, OTHER = dynamic("layer", "x"), relu("y", "layer"), call("other", Ref("b"), target="torch.neg")
+LAYER, RELU, OTHER = dynamic("layer", "x"), relu("y", "layer"), call("other", ir.Ref("b"), target="torch.neg")
 TOGETHER = {
     "a ReLU behind its layer": ((LAYER, RELU), {"layer", "y"}),
-    "a ReLU that is a module": ((LAYER, call("y", Ref("layer"), target="act", kind="module")), {"layer", "y"}),
+    "a ReLU that is a module": ((LAYER, call("y", ir.Ref("layer"), target="act", kind="module")), {"layer", "y"}),
     "a ReLU of what came in": ((LAYER, relu("y", "x")), {"layer"}),
     "a ReLU that is not the only reader": ((LAYER, RELU, dynamic("z", "layer")), {"layer", "z"}),
     "a ReLU behind other layers": ((LAYER, dynamic("z", "x"), RELU), {"layer", "z", "y"}),
@@ -243,7 +217,7 @@ TOGETHER = {
     "a ReLU of codes' layer": ((linear("layer", real=True), RELU), {"layer"}),
     "a flatten before a layer": ((call("flat", X, 1), dynamic("y", "flat")), {"flat", "y"}),
     "a flatten that nothing reads": ((call("flat", X, 1), dynamic("y", "x")), {"flat", "y"}),
-    "a flatten of what is computed": ((LAYER, call("flat", Ref("layer"), 1), dynamic("y", "flat")), {"layer", "y"}),
+    "a flatten of what is computed": ((LAYER, call("flat", ir.Ref("layer"), 1), dynamic("y", "flat")), {"layer", "y"}),
     "a flatten that others read": ((call("flat", X, 1), dynamic("z", "flat"), relu("y", "flat")), {"z"}),
     "a flatten of other axes": ((call("flat", X, 2), dynamic("y", "flat")), {"y"}),
     "a sum behind its layer": ((linear("layer", real=True), added("y", "layer", "b")), {"layer", "y"}),
@@ -271,7 +245,7 @@ def test_what_kernels_know_together_with_what_is_around_it(name):
 
 
 def test_what_is_given_out_takes_no_part_in_what_reads_it():
-    both = (Ref("layer"), Ref("y"))
+    both = (ir.Ref("layer"), ir.Ref("y"))
     assert compilable(program(LAYER, RELU, output=both)) == {"layer"}
     real = linear("layer", real=True)
     assert compilable(program(real, added("y", "layer", "b"), output=both)) == {"layer"}

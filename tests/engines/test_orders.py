@@ -10,15 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from programs import GRID, OF_WEIGHTS
 from quantspec.engines.compiled.copy_instructions import orders
 from quantspec.engines.compiled.forms import Forms, run_starts, wanted
 from quantspec.engines.compiled.lowering import QuantizeFlat, Turn
 from quantspec.ir.program import Add, Concat, Conv, Linear, MaxPool, Mean, Move, Program, Quantize, Ref, Relu
 from quantspec.kernels.memory import Layout
-from quantspec.numerics.affine import QParams
-
-GRID = QParams(np.float32(0.1), 3, 0, 255)
-OF_WEIGHTS = QParams(np.float32(0.01), 0, -128, 127)
 
 
 @given(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from programs import OF_WEIGHTS, codes
 from quantspec.engines.compiled.lowering import (
     AddFactors,
     ConvAdd,
@@ -22,11 +23,6 @@ from quantspec.ir.program import Add, Call, Conv, Dequantize, Linear, LinearDyna
 from quantspec.numerics.affine import QParams
 
 X_GRID, A_GRID, B_GRID, Y_GRID = (QParams(np.float32(scale), 3, 0, 255) for scale in (0.1, 0.2, 0.3, 0.4))
-OF_WEIGHTS = QParams(np.float32(0.01), 0, -128, 127)
-
-
-def codes(*shape: int) -> np.ndarray:
-    return np.zeros(shape, np.int8)
 
 
 def conv(name, x, *, groups=1, spread=1, grid=A_GRID):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import programs
+from programs import GRID
 from quantspec.engines.compiled import planner
 from quantspec.engines.compiled.engine import Segment
 from quantspec.engines.compiled.packing import pack_layer
@@ -15,9 +16,7 @@ from quantspec.engines.compiled.planner import Planner, Value
 from quantspec.ir.program import Concat, Linear, LinearDynamic, Program
 from quantspec.ir.traverse import refs
 from quantspec.kernels.memory import Layout
-from quantspec.numerics.affine import QParams
 
-GRID = QParams(np.float32(0.1), 3, 0, 255)
 SMALL, LARGE, LARGER = 64, 640, 960  # channels of a row
 
 

@@ -306,6 +306,7 @@ def test_with_the_floats_given_what_they_read_is_compared(q):
     assert between.dialect == "onnx" and torch.equal(batch["image"], IMAGES)
     compared, differing = check.compare_codes(q, BATCH, same_floats=True)
     assert differing == 0 and compared == 12 + 12 + 24 - 12
+    # Of three numbers, by two libraries, whose exp and sum differ in a few of 2^-24.
     assert torch.allclose(batch["softmax"], q.run_on("reference")(**BATCH)["more"][0])
 
 

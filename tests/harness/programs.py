@@ -32,6 +32,14 @@ from quantspec.ir.program import (
 )
 from quantspec.numerics.affine import QParams
 
+# For steps of which the form is all that counts: a grid of activations, one of weights, and weights.
+GRID, OF_WEIGHTS = QParams(np.float32(0.1), 3, 0, 255), QParams(np.float32(0.01), 0, -128, 127)
+
+
+def codes(*shape: int) -> np.ndarray:
+    """Weights that are all 0."""
+    return np.zeros(shape, np.int8)
+
 
 def grid(r: np.random.Generator) -> QParams:
     """A grid of activations, with zero points at the ends more often than by chance, now and then with seven bits."""

@@ -28,6 +28,7 @@ from .operators import public
 MARK = qualified_name(marked)
 OTHERWISE = "it behaves differently in training mode"
 DRAWS = "it draws random numbers in Python"
+DRAWS_OTHERWISE = f"{OTHERWISE}: {DRAWS}"
 # What gives a multiple of its input, not below 0, of each value: a ReLU behind it may come first.
 SCALING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 SCALING_FUNCTIONS = {"torch.nn.functional.dropout" + axes for axes in ("", "1d", "2d", "3d")}
@@ -43,14 +44,14 @@ class Mismatch(Exception):
 
 
 @contextlib.contextmanager
-def no_draws(prefix: str = "") -> Iterator[None]:
+def no_draws(reason: str = DRAWS) -> Iterator[None]:
     """Raises UnsupportedError where random numbers are drawn while a graph is traced, in which they would be constants.
     """
     with copies.random_kept():
         before, pythons = torch.get_rng_state(), python_random()
         yield
         if python_random() != pythons or not torch.equal(torch.get_rng_state(), before):
-            raise UnsupportedError(f"{prefix}{DRAWS}")
+            raise UnsupportedError(reason)
 
 
 def python_random() -> list[Any]:

@@ -267,7 +267,7 @@ def state_of(model: nn.Module) -> dict[tuple[str, str], Any]:
     for path, module in model.named_modules():
         for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
             if name not in TORCHS and not (name in OF_RECURRENT and isinstance(module, nn.RNNBase)):
-                found[path, name] = value if type(value) in FIXED else fingerprint(value, seen)
+                found[path, name] = fingerprint(value, seen)
     return found
 
 

@@ -121,7 +121,7 @@ class Recorder(Values, TorchFunctionMode):
             if not training and not torch.equal(random, torch.get_rng_state()):
                 raise Stopped("it draws random numbers")
             if acting.python_random() != pythons:
-                raise Stopped(f"{acting.OTHERWISE}: {acting.DRAWS}" if training else acting.DRAWS)
+                raise Stopped(acting.DRAWS_OTHERWISE if training else acting.DRAWS)
         self.graph.output(self.argument(output))
         self.assert_inputs()
         self.graph.eliminate_dead_code(is_needed)
@@ -319,7 +319,7 @@ class Recorder(Values, TorchFunctionMode):
         made = self.making(func, args, kwargs)
         output = self.call(func, args, kwargs)
         if before is not None and not torch.equal(before, torch.get_rng_state()):
-            raise Stopped(f"{acting.OTHERWISE}: {acting.DRAWS}")
+            raise Stopped(acting.DRAWS_OTHERWISE)
         if writing is not None:
             # What lies in the memory that was written to is what it is after that.
             for key, tensor in self.fresh.items():

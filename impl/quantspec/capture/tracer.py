@@ -99,7 +99,7 @@ def acts_beside(
 ) -> acting.Acts:
     """Marks in a traced graph what acts in training mode only. Raises UnsupportedError where that has another graph."""
     other = copies.run_copy(model).train()
-    with acting.no_draws(f"{acting.OTHERWISE}: "), TRACING:
+    with acting.no_draws(acting.DRAWS_OTHERWISE), TRACING:
         training = Tracer().traced(other, other.get_submodule(path), path, pattern)
     return acting.Alignment(traced, training, GraphBuilder(twin), GraphBuilder(other)).run()
 

@@ -246,11 +246,7 @@ def add_rows(
             in_order(False)
 
 
-# What writes what comes behind a panel of so many blocks, once for each panel.
-Behind = Callable[[Emitter, Value, Value, int], object]
-
-
-def product(kind: str, tile: Tile, behind: Behind | None = None) -> Callable[[Emitter, Value, Value], None]:
+def product(kind: str, tile: Tile, behind: grouped.Behind | None = None) -> Callable[[Emitter, Value, Value], None]:
     """Writes the kernel for products: chunks of rows, in them panels of outputs, in them tiles, each a function that
     ``tile(rows, blocks, half)`` writes. What ``behind`` writes comes once behind each panel, in the first chunk.
     """

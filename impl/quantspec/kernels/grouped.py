@@ -170,9 +170,11 @@ def group_function(own: Unit, blocks: int, epilogues: list[Function]) -> Body:
     return write
 
 
-def behind_panel(
-    emit: Emitter, op: Value, chunk: Value, panel: Value, behind: Callable[[Emitter, Value, Value, int], object]
-) -> None:
+# What writes what comes behind a panel of so many blocks, once for each panel.
+Behind = Callable[[Emitter, Value, Value, int], object]
+
+
+def behind_panel(emit: Emitter, op: Value, chunk: Value, panel: Value, behind: Behind) -> None:
     """``behind`` for a panel of the first chunk, and nothing in others."""
     blocks = emit.field(emit.place(op, ProductInstruction.product), Product.blocks)
     with emit.if_then(emit.icmp_signed("==", chunk, I64(0))):
@@ -181,7 +183,7 @@ def behind_panel(
 
 def in_groups(
     emit: Emitter, own: Unit, op: Value, kind: str, epilogues: Callable[[int], list[Function]],
-    behind: Callable[[Emitter, Value, Value, int], object] | None,
+    behind: Behind | None,
 ) -> None:  # fmt: skip
     """All chunks of a product. ``epilogues(blocks)`` are the functions, of as many rows as ``AFTER`` says, that make
     outputs of sums; ``behind`` as for products.
