@@ -223,4 +223,29 @@ FAULTS = [
         "A network whose Python asked for the type of an input takes any type.",
         "                self.types.add(node)", "                pass",
     ),
+    Fault(
+        "kept-whatever-the-values", "capture.kept", ("STA-FIRST-CALL",),
+        "What a first call made of its values is taken for a constant.",
+        "(given, values, *others)", "(given, *others)",
+    ),
+    Fault(
+        "kept-whatever-the-sizes", "capture.kept", ("STA-FIRST-CALL",),
+        "What a first call made for its sizes is taken for a constant.",
+        "(given, values, *others)", "(given, values)",
+    ),
+    Fault(
+        "kept-where-values-do-not-differ", "capture.kept", ("STA-FIRST-CALL",),
+        "What a first call made of values that are the same in any order is taken for a constant.",
+        "parts.difference(given, values) is None or not", "not",
+    ),
+    Fault(
+        "no-first-call", "capture.kept", ("STA-FIRST-CALL",),
+        "A model whose first call makes a table is quantized in parts around that.",
+        "    if parts.expected(model, args, kwargs)[1] is None:", "    if True:",
+    ),
+    Fault(
+        "called-before-training", "ptq.captured", ("STA-FIRST-CALL",),
+        "What is gathered from parameters stays as it is while they are trained.",
+        "if not self.acts:", "if True:",
+    ),
 ]  # fmt: skip

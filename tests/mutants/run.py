@@ -60,8 +60,8 @@ CAPTURING = tuple(
     f"capture/test_{name}.py"
     for name in (
         "forms", "capture", "calls", "arguments", "copies", "written", "writes", "recorded", "recorder", "at_each_call",
-        "state_kept", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs", "parametrized",
-        "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
+        "state_kept", "first_call", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs",
+        "parametrized", "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
         "questions", "normalized",
     )  # fmt: skip
 )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantspec.capture import calls, copies, parts, tracer
+from quantspec.capture import calls, copies, kept, parts, tracer
 from quantspec.engines.reference import Reference
 from quantspec.errors import near_names, real_number, whole_number
 from quantspec.ir import float_graph, float_run, rearrange
@@ -152,7 +152,9 @@ def paired(model: nn.Module, q: QuantizedModel, args: tuple[Any, ...], kwargs: d
     """The float graph of each part beside its network."""
     pairs: Pairs = {}
     several = [path for path, island in q.islands.items() if isinstance(island, Island)]
-    found = parts.find(model, args, kwargs, lambda graph: graph, several) if several else parts.Parts()
+    found = parts.Parts()
+    if several:
+        found = parts.find(kept.called_once(model, args, kwargs), args, kwargs, lambda graph: graph, several)
     modules = dict(model.named_modules())
     for path, island in q.islands.items():
         if isinstance(island, LayerIsland):

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from quantspec.capture import calls, copies, parts, tracer
+from quantspec.capture import calls, copies, kept, parts, tracer
 from quantspec.errors import CalibrationError, UnsupportedError
 from quantspec.ir import float_run
 from quantspec.ir.float_graph import FloatGraph
@@ -125,6 +125,8 @@ class Captured(Generic[Part]):
     def find_parts(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Finds the parts of the model that are networks of their own."""
         with parts.computing("batch"):
+            if not self.acts:  # in training mode a model may do without what it keeps
+                self.model = kept.called_once(self.model, args, dict(kwargs))
             found = parts.find(self.model, args, dict(kwargs), self.part_ready, acts=self.acts)
         self.parts = {
             path: {pattern: self.prepare(graph) for pattern, graph in patterns.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from quantspec.capture import calls, copies, parts, tracer
+from quantspec.capture import calls, copies, kept, parts, tracer
 from quantspec.capture.builder import hooked
 from quantspec.errors import UnsupportedError, near_names, shown
 from quantspec.ir import float_graph, float_run, program
@@ -151,6 +151,7 @@ class Quantizer:
                 report = work.report_of_network(graph, network, work.of_graph(graph, copies.cloned(batch)))
                 work.warn_of_float(report, [network], work.nothing_in(graph))
                 return QuantizedModule(network, self.options.engine, report, own=True)
+        self.model = kept.called_once(self.model, args, kwargs)
         found = parts.find(self.model, args, kwargs, self.worth, worth=has_matrices)
         programs = {
             path: {pattern: self.program(graph) for pattern, graph in patterns.items()}
