@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu
 
+from quantspec.ptq.work import Products
 from quantspec.tutorial import zoo
 from quantspec.tutorial.models import MLP
 
@@ -195,28 +196,24 @@ class Work:
 
 
 def work(model: nn.Module, batch: torch.Tensor, weight_bytes: int) -> Work:
-    """Counted by layer while the float network runs."""
-    macs, codes, tables, hooks = [], [], [], []
+    """Counted while the float network runs: by operation, and by layer what layers write."""
+    codes, tables, hooks = [], [], []
 
     def count(module: nn.Module, inputs, output) -> None:
         if isinstance(module, nn.EmbeddingBag):
             looked_up = inputs[0].numel() - module.num_embeddings
             tables.append(looked_up * (module.embedding_dim + 4))  # a row's codes and its scale
-            return
-        if isinstance(module, (nn.LSTM, nn.GRU)):
-            steps = inputs[0].shape[0] * inputs[0].shape[1]
-            macs.append(steps * sum(weight.numel() for name, weight in module.named_parameters() if "weight" in name))
-            return
-        macs.append((inputs[0] if getattr(module, "transposed", False) else output).numel() * module.weight[0].numel())
-        codes.append(2 * output.numel())
+        else:
+            codes.append(2 * output.numel())
 
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.LSTM, nn.GRU, nn.EmbeddingBag)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.EmbeddingBag)):
             hooks.append(module.register_forward_hook(count))
-    with torch.inference_mode():
+    # In inference mode torch computes attention by operations that are not counted.
+    with torch.no_grad(), Products() as products:
         output = model(batch)
     for hook in hooks:
         hook.remove()
     # The last layer's codes become floats at once.
     floats = batch.nbytes + output.nbytes
-    return Work(sum(macs), weight_bytes + sum(tables) + floats + sum(codes[:-1]))
+    return Work(products.take(), weight_bytes + sum(tables) + floats + sum(codes[:-1]))

@@ -1,8 +1,10 @@
 """The recorded speeds, and the page that is made of them. Nothing is measured here."""
 
 import pytest
+import torch
+from torch import nn
 
-from bench import page, results
+from bench import page, results, rows
 from quantspec import chapters
 
 SPEC = chapters.directory()
@@ -87,3 +89,10 @@ def test_rows_that_are_measured_again_take_their_place_and_the_machine_is_that_o
     assert part["measures"] == RECORDED["measures"] and part["machine"] == RECORDED["machine"]
     whole = results.merged(RECORDED, again | {"rows": [faster, *others], "measures": RECORDED["measures"]})
     assert whole["machine"] == again["machine"]
+
+
+def test_the_work_of_attention_is_that_of_its_projections_and_of_its_scores():
+    steps, features, wide = 7, 8, 24
+    model = nn.TransformerEncoderLayer(features, 2, wide, batch_first=True).eval()
+    in_layers = steps * (4 * features**2 + 2 * features * wide)
+    assert rows.work(model, torch.randn(1, steps, features), 0).macs == in_layers + 2 * steps**2 * features
