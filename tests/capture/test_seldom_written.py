@@ -151,3 +151,32 @@ def test_a_default_that_is_given_is_a_default():
     q = qs.quantize(model, [ROWS])
     assert list(q.islands) == ["part"]
     assert accuracy.sqnr(model(ROWS).numpy(), q(ROWS).numpy()) > 20
+
+
+NAMED = {
+    "where": lambda x, w, c: torch.where(condition=x > 0, input=x, other=c) @ w,
+    "searchsorted": lambda x, w, c: x @ w + torch.searchsorted(sorted_sequence=c, input=x),
+    "polygamma": lambda x, w, c: torch.polygamma(n=1, input=x.abs() + 1) @ w,
+    "linear": lambda x, w, c: F.linear(bias=c, weight=w, input=x),
+    "linalg": lambda x, w, c: torch.linalg.diagonal(A=x @ w) * 2,
+    "matmul": lambda x, w, c: torch.matmul(other=w, input=x), "mm": lambda x, w, c: torch.mm(mat2=w, input=x),
+    "a method": lambda x, w, c: x.matmul(other=w) - x.where(condition=x > 0, other=c),
+    "cat": lambda x, w, c: torch.cat(dim=1, tensors=[x, x @ w]),
+    "addmm": lambda x, w, c: torch.addmm(mat2=w, input=c, mat1=x),
+    "add": lambda x, w, c: torch.add(other=x @ w, input=c),
+    "twice": lambda x, w, c: torch.sub(alpha=2, other=c, input=x @ w), "rsub": lambda x, w, c: (x @ w).sub(other=c),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_arguments_are_what_their_names_say_in_any_order(name, recorded):
+    def written(x, w, c):
+        assert not recorded or x.shape[1] == 8  # which symbolic tracing cannot tell
+        return NAMED[name](x, w, c)
+
+    model = seeded(lambda: OfWeight(written)).requires_grad_(False)
+    prepared = qs.prepare(model)
+    for x in (ROWS, 2 * ROWS[:3]):
+        assert parts.difference(model(x), prepared(x)) is None
+    assert len(qs.convert(prepared).program.layers) == 1

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import csv
 import itertools
 import logging
 import random
@@ -15,6 +16,7 @@ from torch import nn
 import quantspec as qs
 from evidence import clause
 from networks import seeded
+from quantspec.errors import UnsupportedError
 from quantspec.numerics import accuracy
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
@@ -175,6 +177,14 @@ def linked(count):
     for _ in range(count):
         outer = types.SimpleNamespace(inner=outer)
     return outer
+
+
+def test_what_cannot_say_what_it_gives_next_may_give_another_thing_at_each_call():
+    model = seeded(lambda: Keeping(csv.reader(["1"] * 40), lambda kept, y: y * float(next(kept)[0])))
+    q = qs.quantize_dynamic(model.requires_grad_(False), example=ROWS)
+    with pytest.raises(UnsupportedError, match="expected a single network"):
+        q.program  # noqa: B018
+    assert accuracy.sqnr(model(ROWS).numpy(), q(ROWS).numpy()) > 25
 
 
 UNCHANGED = {

@@ -97,6 +97,9 @@ ALIASES = {
     "split_with_sizes": lambda y: y.split_with_sizes([5, 3], 1)[0], "unsafe_chunk": lambda y: y.unsafe_chunk(2, 1)[1],
     "meshgrid": lambda y: torch.meshgrid(y[0] * 2, y[1], indexing="ij")[1][0],
     "sum_to_size": lambda y: y.sum_to_size(6, 8), "cartesian_prod": lambda y: torch.cartesian_prod(y[0]),
+    "by name": lambda y: torch.transpose(input=y, dim0=0, dim1=1), "of tensors by name": lambda y: torch.broadcast_to(
+        size=(6, 8), input=y
+    ),
 }  # fmt: skip
 
 
@@ -241,6 +244,37 @@ def test_memory_that_is_filled_is_part_of_a_network(name, recorded):
     prepared = qs.prepare(model)
     assert torch.equal(prepared(ROWS), model(ROWS)) and torch.equal(prepared(LARGE[:4]), model(LARGE[:4]))
     assert list(getattr(qs.convert(prepared), "islands", [""])) == [""]
+
+
+BY_NAME = {
+    "relu_": lambda act, y: torch.relu_(input=y), "clamp_": lambda act, y: torch.clamp_(max=0.5, input=y),
+    "relu": lambda act, y: F.relu(inplace=True, input=y), "sub_": lambda act, y: y.sub_(other=0.5),
+    "hardtanh": lambda act, y: F.hardtanh(max_val=0.5, inplace=True, input=y), "a module": lambda act, y: act(input=y),
+}  # fmt: skip
+
+
+class Named(nn.Module):
+    """Layers, and between them what is called by the names of its arguments."""
+
+    def __init__(self, write, recorded):
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU(inplace=True)
+        self.write, self.recorded = write, recorded
+
+    def forward(self, x):
+        y = self.first(input=x)
+        assert not self.recorded or y.shape[1] == 8
+        self.write(self.act, y)
+        return self.second(input=y) + y
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_is_written_to_what_is_given_by_name_is_seen_by_later_readers_in_one_network(name, recorded):
+    model = seeded(lambda: Named(BY_NAME[name], recorded)).requires_grad_(False)
+    prepared = qs.prepare(model)
+    assert torch.equal(prepared(ROWS), model(ROWS)) and torch.equal(prepared(LARGE[:4]), model(LARGE[:4]))
+    assert len(qs.convert(prepared).program.layers) == 2
 
 
 def test_a_graph_for_any_arguments_is_refused_where_it_would_write_to_a_constant():

@@ -186,6 +186,56 @@ class Less(nn.Module):
         return self.b(x if self.training else torch.tanh(x))
 
 
+class Twice(nn.Module):
+    """What was dropped is read by two layers, and twice by a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 5), nn.Linear(32, 5)
+        self.drop = nn.Dropout(0.4)
+
+    def forward(self, x):
+        x = self.drop(self.a(x))
+        return self.b(x) + self.c(x * x)
+
+
+class Moved(nn.Module):
+    """Noise that multiplies and is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.a(x)
+        if self.training:
+            noise = torch.rand_like(x)
+            x = x * noise + noise
+        return self.b(x)
+
+
+class Limited(nn.Module):
+    """A limit that training alone gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.a(x)
+        limit = {"max": x.mean()} if self.training else {}
+        return self.b(torch.clamp(x, min=torch.tensor(-1.0), **limit))
+
+
+class Normalized(nn.BatchNorm2d):
+    """A normalization by the function, which takes its own mode."""
+
+    def forward(self, x):
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+
 def encoder():
     """Attention's and the feed-forward part's dropout (what torch draws for the sum between depends on its layout)."""
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.3, batch_first=True)
@@ -210,12 +260,15 @@ ACTING = {
     "lstm": (Recurrent, SERIES), "pooled": (Pooled, IMAGES), "heads": (Heads, ROWS), "skipping": (Skipping, ROWS),
     "encoder": (encoder, SERIES), "masked": (Masked, ROWS), "masked, branch": (lambda: Masked(branch=True), ROWS),
     "connections": (Connections, ROWS), "less": (Less, ROWS),
+    "twice": (Twice, ROWS), "moved": (Moved, ROWS), "limited": (Limited, ROWS),
+    "normalized": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), Normalized(8), nn.ReLU(), nn.Conv2d(8, 5, 3)), IMAGES),
     "layers left out": (Dropping, ROWS), "by Python": (lambda: Dropping(python=True), ROWS),
 }  # fmt: skip
 
 
 IN_PARTS = {
-    "pooled", "heads", "skipping", "masked", "masked, branch", "connections", "less", "layers left out", "by Python",
+    "pooled", "heads", "skipping", "masked", "masked, branch", "connections", "less", "limited", "layers left out",
+    "by Python",
 }  # fmt: skip
 
 

@@ -37,12 +37,6 @@ GONE_FUNCTIONS = (
 KINDS = {
     "call_module": "module", "call_function": "function", "call_method": "method", "get_attr": "attribute",
 }  # fmt: skip
-IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 def marked(value: Any, key: str, *others: Any) -> Any:
@@ -192,7 +186,7 @@ class GraphBuilder:
         else:
             name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
             signed = name.endswith("_") and not name.endswith("__")
-            in_place = signed or node.target in IN_PLACE or node.kwargs.get("inplace") is True
+            in_place = signed or node.kwargs.get("inplace") is True
             in_place = in_place and node.op != "get_attr"
         return given if in_place else None
 
@@ -312,8 +306,6 @@ def without_numbers(nodes: list[Node]) -> list[Node]:
 
 def not_in_place(target: Any) -> Any:
     """The operation that gives a new value where one would have been written to."""
-    if target in IN_PLACE:
-        return IN_PLACE[target]
     if isinstance(target, str) and target.endswith("_") and not target.endswith("__"):
         return target[:-1] if hasattr(torch.Tensor, target[:-1]) else target
     name = getattr(target, "__name__", "")

@@ -114,7 +114,6 @@ def put_in(user: fx.Node, node: fx.Node, value: Any) -> None:
 
 
 FAILED = object()
-WRITING = ("setitem", "iadd", "isub", "imul", "itruediv")
 RANDOM = ("rand", "bernoulli", "dropout", "multinomial", "normal", "poisson")
 
 
@@ -128,7 +127,7 @@ def writes(node: fx.Node) -> bool:
     if node.op == "call_module":
         return False
     in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in WRITING or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
+    return in_place or name == "setitem" or bool(node.kwargs.get("inplace") or "out" in node.kwargs)
 
 
 def constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:

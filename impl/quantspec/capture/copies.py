@@ -7,7 +7,7 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, count, islice
 from logging import Logger
 from types import CellType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
@@ -133,6 +133,7 @@ FIXED = frozenset((int, float, bool, str, bytes, complex, type(None), torch.dtyp
 # How far, through how many values, and into arrays of how many bytes something is gone in search of changes: models
 # hold data sets and the like.
 DEEPEST, MOST, LARGEST = 20, 10_000, 2**24
+UNLIKE = count()  # stands for what is never known to be the same
 EMPTY = CellType()  # of a variable that has no value yet
 COPYING = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
 
@@ -317,12 +318,11 @@ def rest_of(iterator: Iterator[Any]) -> Any:
     if isinstance(iterator, GeneratorType):
         frame = iterator.gi_frame
         return None if frame is None else (frame.f_lasti, *frame.f_locals.values())
+    if type(iterator).__reduce__ is object.__reduce__:  # it does not say, and may give anything
+        return next(UNLIKE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.14 copies some of them no longer
-        try:
-            return iterator.__reduce__()
-        except TypeError:
-            return repr(iterator)
+        return iterator.__reduce__()
 
 
 def changed(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> str | None:

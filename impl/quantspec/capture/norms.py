@@ -15,10 +15,10 @@ from .operators import Builder, is_value
 
 FUNCTIONAL = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 NATIVE = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled")
-PRODUCTS = (torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_", "multiply")
-QUOTIENTS = (torch.div, operator.truediv, operator.itruediv, "div", "div_")
-SUMS = (torch.add, operator.add, operator.iadd, "add", "add_")
-DIFFERENCES = (torch.sub, operator.sub, operator.isub, "sub", "sub_")
+PRODUCTS = (torch.mul, torch.multiply, operator.mul, "mul", "mul_", "multiply")
+QUOTIENTS = (torch.div, operator.truediv, "div", "div_")
+SUMS = (torch.add, operator.add, "add", "add_")
+DIFFERENCES = (torch.sub, operator.sub, "sub", "sub_")
 
 
 def function(builder: Builder, node: fx.Node) -> float_graph.Node | None:

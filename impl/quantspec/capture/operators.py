@@ -190,10 +190,10 @@ MODULES[nn.ReLU] = relu
 # --- two values
 
 ARITHMETIC = {
-    "add": (torch.add, operator.add, operator.iadd, "add", "add_", "__add__"),
-    "mul": (torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_", "multiply"),
-    "sub": (torch.sub, operator.sub, operator.isub, "sub", "sub_"),
-    "div": (torch.div, operator.truediv, operator.itruediv, "div", "div_"),
+    "add": (torch.add, operator.add, "add", "add_", "__add__"),
+    "mul": (torch.mul, torch.multiply, operator.mul, "mul", "mul_", "multiply"),
+    "sub": (torch.sub, operator.sub, "sub", "sub_"),
+    "div": (torch.div, operator.truediv, "div", "div_"),
 }
 
 

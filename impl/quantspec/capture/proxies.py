@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from .tensor_names import by_place
+
 TYPE_ASKED = "Python asks for the type of a value"
 # Whose frames ask in the place of those that called them.
 ASKING = "abc", "_py_abc", "typing"
@@ -46,6 +48,14 @@ class RefusingTracer(fx.Tracer):
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         self.refused = "Python goes through a value"
         return super().iter(obj)
+
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *named: Any, **how: Any
+    ) -> fx.Node:
+        if kind in ("call_function", "call_method", "call_module"):
+            called = self.root.get_submodule(target) if kind == "call_module" else target
+            args, kwargs = by_place(called, args, kwargs)
+        return super().create_node(kind, target, args, kwargs, *named, **how)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Value(node, self)

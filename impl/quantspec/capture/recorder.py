@@ -38,6 +38,7 @@ from .tensor_names import (
     REFLECTED,
     TYPE,
     VALUES,
+    by_place,
     indexes_by_truth,
     is_method,
 )
@@ -166,6 +167,7 @@ class Recorder(Values, TorchFunctionMode):
 
     def call_whole(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module of torch.nn, as one node."""
+        args, kwargs = by_place(module, args, kwargs)
         if not any(self.is_known(leaf) for leaf in tree_leaves((args, kwargs))):
             output = self.call(module, args, kwargs)
             self.keep(output, self.making(Path(path), args, kwargs, *module.parameters()))
@@ -192,7 +194,7 @@ class Recorder(Values, TorchFunctionMode):
     # --- functions
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        func, args, kwargs = writes.zeroed(func, args, kwargs or {})
+        func, args, kwargs = writes.zeroed(func, *by_place(func, args, kwargs or {}))
         name = METHODS.get(func, str(getattr(func, "__name__", func)))
         if name in ("__get__", "__set__", "__delete__"):
             return self.attribute(name, func, args)

@@ -2,7 +2,8 @@
 
 import operator
 from collections.abc import Callable
-from inspect import isfunction
+from inspect import isfunction, signature
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -51,6 +52,40 @@ INPLACE_AT = {
 }  # fmt: skip
 # The methods of tensors that are written in Python, of which some go by other names.
 METHODS = {what: name for name, what in vars(torch.Tensor).items() if isfunction(what)}
+
+
+# How torch's functions call their first argument, and those behind it that say of what a product or a sum is; others
+# mean something else by these names.
+FIRST = ("input", "tensors", "A")
+BEHIND = ("other", "mat1", "mat2")
+OTHERWISE = frozenset({"condition", "sorted_sequence", "n"})
+
+
+def by_place(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a module, or of a function or method of torch's, with those by their place that are looked for
+    there."""
+    if not kwargs or not OTHERWISE.isdisjoint(kwargs):
+        return args, kwargs
+    given, left = list(args), dict(kwargs)
+    first: tuple[str, ...]
+    behind: tuple[str, ...]
+    if isinstance(target, torch.nn.Module):
+        first, behind = tuple(signature(target.forward).parameters)[:1], ()
+    elif is_torchs(target):
+        first, behind = FIRST, BEHIND
+    else:
+        return args, kwargs
+    if not given:
+        given += [left.pop(name) for name in first if name in left]
+    if given and left.keys().isdisjoint(first):
+        given += [left.pop(name) for name in behind if name in left]
+    return tuple(given), left
+
+
+def is_torchs(target: Any) -> bool:
+    """Whether a function is torch's, or names a method."""
+    known = isinstance(target, (str, BuiltinFunctionType)) or is_method(target)
+    return known or str(getattr(target, "__module__", None)).startswith("torch.")
 
 
 def is_method(func: Any) -> bool:
