@@ -142,7 +142,7 @@ def show_zoo(options: argparse.Namespace) -> int:
         raise ValueError(expected_one_of("--model", zoo.NAMES, unknown[0]))
     import_torchvision()  # told here, once, and not by each process
     with output_file(options.json, "--json") as json_file:
-        found = [row for _, row in zip(progress(names, "zoo"), zoo.rows(names))]
+        found = [row for _, row in zip(progress(names, "zoo"), zoo.rows(names), strict=True)]
         console = Console()
         console.print(zoo.table(found))
         say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
@@ -174,7 +174,7 @@ def show_family(options: argparse.Namespace) -> int:
     with output_file(options.json, "--json") as json_file:
         how = registry.measuring(options.family)
         measured = rows.measured(functools.partial(how.row, options.family), names)
-        found = [row for _, row in zip(progress(names, options.family), measured)]
+        found = [row for _, row in zip(progress(names, options.family), measured, strict=True)]
         console = Console()
         console.print(how.as_table(options.family, found))
         for line in how.notes(found):

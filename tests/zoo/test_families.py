@@ -130,6 +130,8 @@ def test_tables_fit_a_terminal_and_equal_reasons_are_told_once(monkeypatch, tmp_
     assert "  refused: yolo_v5, yolo_v8: TypeError: no" in out and "another network in float: yolo_v5, yolo_v8" in out
     assert re.search(r"yolo_v5 +35\.2 +– +– +12\.3 +10\.25x +35\.2 +– +–", out)
     assert json.loads(file.read_text())["rows"][1]["static"]["compression"] == 3.9
+    assert cli.main(["zoo", "--family", "yolo", "--model", "yolo_v5"]) == 0
+    assert list(tmp_path.iterdir()) == [file]
     wide = measure.FamilyRow(long, taken, taken, taken, "")
     assert cli.Console(width=200).measure(measure.as_table("segmentation", [wide])).maximum <= 79
 

@@ -266,9 +266,9 @@ def compare(
             y = output_grid(step)
             match(step.layer, "scale", y.scale, np.float32(layer.scale))
             match(step.layer, "zero_point", y.zero_point, layer.zero_point)
-            if step.bias is not None:
-                bias_codes = dialect("qnnpack").bias_codes(step.bias, step.x_qparams.scale, step.w_qparams.scale)
-                match(step.layer, "quantized bias", bias_codes, layer.bias_codes)
+            assert step.bias is not None
+            bias_codes = dialect("qnnpack").bias_codes(step.bias, step.x_qparams.scale, step.w_qparams.scale)
+            match(step.layer, "quantized bias", bias_codes, layer.bias_codes)
         agrees = np.zeros(layer.outputs.shape, dtype=bool)
         for name in names:
             agrees |= layer_outputs(step, layer.inputs, name) == layer.outputs

@@ -185,12 +185,10 @@ def row(name: str, *, size: int | None = None) -> Row:
     theirs, peer, reason = torch_ao(model, calibration, test, expected)
     same = None
     if peer is not None and (more := own - theirs):
-        same = float("inf")
-        if own & theirs:
-            # A product that became a layer of its own has no module that could be excluded.
-            modules = dict(model.named_modules())
-            fewer = quantize(model, [calibration], exclude=sorted(more & modules.keys()))
-            same = accuracy.sqnr(expected.numpy(), fewer(test).detach().numpy())
+        # A product that became a layer of its own has no module that could be excluded.
+        modules = dict(model.named_modules())
+        fewer = quantize(model, [calibration], exclude=sorted(more & modules.keys()))
+        same = accuracy.sqnr(expected.numpy(), fewer(test).detach().numpy())
     onnx, onnx_reason = exported(q, shapes(name, size)[0])
     between = exported(q, shapes(name, size)[0], same_floats=True)[0] if onnx is not None and onnx[1] else None
     left: dict[str, int] = {}

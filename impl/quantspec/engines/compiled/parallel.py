@@ -171,14 +171,15 @@ def product_panels(instruction: ProductInstruction, threads: int) -> list[Produc
 
 def value_rows(instruction: Rows, threads: int) -> list[Rows]:
     """Shares of rows that are quantized from an input or dequantized to an output."""
-    parts = []
+    parts: list[Rows] = []
     for first, last in shares(instruction.count, threads):
         part = instruction.copy()
         part.count = last - first
         if isinstance(part, QuantizeRows):
             part.ahead += first * part.source_pitch
             part.target += first * part.target_pitch
-        elif isinstance(part, DequantizeRows):
+        else:
+            assert isinstance(part, DequantizeRows)
             part.source += first * part.source_pitch
             part.ahead += first * part.target_pitch
         parts.append(part)
