@@ -82,6 +82,8 @@ RECORDED = {
     "as many parts as a number says": lambda _, x: torch.cat(x.chunk(2)[::-1]),
     "first named": lambda _, x: torch.flatten(start_dim=0, input=x),
     "new": lambda _, x: x + x.new([1.0] * 8) + x.new(8).zero_(),
+    "a constant of a size": lambda m, x: x + m.table.reshape(1, x.shape[1]),
+    "a constant of a type": lambda m, x: x + m.table.type_as(x),
     "a power of a size": lambda _, x: x * pow(x.shape[1], 2) / (x.shape[0] ** 2),
 }  # fmt: skip
 
@@ -124,7 +126,14 @@ def written_later(_, x):
     return x + y.reshape(8, -1).t()
 
 
+def without_a_word(_, x):
+    if type(x.shape[1]) is not int:
+        raise ZeroDivisionError
+    return x
+
+
 STOPPED = {
+    "an error without a text": (without_a_word, "ZeroDivisionError \\("),
     "a view at some calls": (written_later, "memory was written through another tensor"),
     "a complex number of a size": (lambda _, x: x * ((-x.shape[0]) ** 0.5).imag, "a size becomes a complex number"),
     "a parameter, unseen": (unseen, "it writes to the model's 'table'"),

@@ -222,7 +222,7 @@ class Recorder(Values, TorchFunctionMode):
         if not all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in tree_leaves(output)):
             raise Stopped(f"Python reads what is no tensor of one ({name})")
         if name in aliases.SOMETIMES:
-            output = self.perhaps_view(next(leaf for leaf in known if isinstance(leaf, torch.Tensor)), output)
+            output = self.perhaps_view(next(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), output)
         self.keep_result(output, node)
         self.require_parts(name, args, kwargs)
         return output

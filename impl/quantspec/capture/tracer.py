@@ -161,7 +161,7 @@ def is_kind_of_layer(module: nn.Module) -> bool:
 def described(error: BaseException) -> str:
     """An error with the place in the user's code where it came from."""
     place = where(error)
-    return f"{error}{f' ({place})' if place else ''}"
+    return f"{str(error) or type(error).__name__}{f' ({place})' if place else ''}"
 
 
 def refuse_compiled(error: BaseException) -> None:
