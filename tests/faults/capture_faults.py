@@ -234,7 +234,7 @@ FAULTS = [
         "(given, values, *others)", "(given, values)",
     ),
     Fault(
-        "kept-where-values-do-not-differ", "capture.kept", ("STA-FIRST-CALL",),
+        "kept-where-no-value-differs", "capture.kept", ("STA-FIRST-CALL",),
         "What a first call made of values that are the same in any order is taken for a constant.",
         "parts.difference(given, values) is None or not", "not",
     ),

@@ -15,12 +15,15 @@ from quantspec.ir.program import Attention, Call, Program, Ref, Step
 from quantspec.ir.traverse import reads, refs
 from quantspec.module.report import EXCLUDED
 
+from .contraction import EINSUM, Order, Product, product_of
+
 PRODUCTS = {("function", "operator.matmul"), ("function", "torch.matmul"), ("function", "torch.bmm"),
-            ("method", "matmul"), ("method", "bmm")}  # fmt: skip
+            ("method", "matmul"), ("method", "bmm"), EINSUM}  # fmt: skip
 SUMS = {("function", "operator.add"), ("function", "torch.add"), ("method", "add")}
 FACTORS = {("function", "operator.mul"), ("function", "torch.mul"), ("method", "mul"),
            ("function", "operator.truediv"), ("function", "torch.div"), ("method", "div")}  # fmt: skip
 FILLS = {("method", "masked_fill"), ("function", "torch.masked_fill")}
+JOINED = ".joined"  # what attention is called whose axes the step of its name puts into another order
 SOFTMAX = {("function", "torch.softmax"), ("function", "torch.nn.functional.softmax"), ("method", "softmax")}
 
 
@@ -46,7 +49,8 @@ def in_codes(step: Step, network: Program) -> Step:
 def attends(node: Node, steps: Mapping[str, Step]) -> bool:
     """Whether a node of a float graph is attention in codes, or a product that became part of it, by the steps of the
     network that the graph became."""
-    return isinstance(steps.get(node.name), Attention) or (isinstance(node, Call) and node.name not in steps)
+    made = any(isinstance(steps.get(name), Attention) for name in (node.name, node.name + JOINED))
+    return made or (isinstance(node, Call) and node.name not in steps)
 
 
 class Written:
@@ -66,9 +70,9 @@ class Written:
         steps: list[Step] = []
         gone: set[str] = set()
         for step in self.given.steps:
-            inner, made = self.attention(step) or (set(), step)
+            inner, made = self.attention(step) or (set(), [step])
             gone |= inner
-            steps.append(made)
+            steps += made
         if not gone:
             return self.given
         kept = tuple(step for step in steps if step.name not in gone)
@@ -84,8 +88,14 @@ class Written:
             return None
         return step if (step.kind, step.target) in kinds else None
 
-    def softmax(self, value: Any) -> Call | None:
-        """A softmax over the last axis."""
+    def product(self, step: Call, weights: Any = None) -> Product | None:
+        """The product of matrices that a call of one is; ``weights``: which factor comes first, if it is known."""
+        if (step.kind, step.target) == EINSUM:
+            return product_of(step, weights)
+        return Product(*step.args) if len(step.args) == 2 and not step.kwargs else None
+
+    def softmax(self, value: Any, axes: int | None) -> Call | None:
+        """A softmax over the last axis, of ``axes`` where it is known how many there are."""
         step = self.steps.get(value.name) if isinstance(value, Ref) else None
         if isinstance(step, Call) and step.kind == "module":
             module = self.given.callables.get((step.kind, step.target))
@@ -98,19 +108,31 @@ class Written:
         if any(dtype not in (None, torch.float32) for dtype in (*call.args[2:], call.kwargs.get("dtype"))):
             return None
         dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
-        return call if dim == -1 else None
+        return call if dim == -1 or axes is not None and dim == axes - 1 else None
 
-    def attention(self, step: Step) -> tuple[set[str], Attention] | None:
-        """What makes the weights of a product with values, and attention in their place; None for another step."""
-        if not isinstance(step, Call) or (step.kind, step.target) not in PRODUCTS or len(step.args) != 2:
+    def attention(self, step: Step) -> tuple[set[str], list[Step]] | None:
+        """What makes the weights of a product with values, and the steps in their place; None for another step."""
+        if not isinstance(step, Call) or (step.kind, step.target) not in PRODUCTS or step.reason == EXCLUDED:
             return None
-        inner, weights = set[str](), step.args[0]
+        for weights in step.args[:1] if (step.kind, step.target) != EINSUM else refs((step.args, step.kwargs)):
+            of_values = self.product(step, weights if isinstance(weights, Ref) else Ref(weights))
+            if of_values is not None and (found := self.scores(of_values)) is not None:
+                break
+        else:
+            return None
+        inner, of_scores, told = found
+        return inner, attending_steps(step.name, of_scores, of_values, told)
+
+    def scores(self, of_values: Product) -> tuple[set[str], Product, tuple[Any, ...]] | None:
+        """What makes the weights of a product with values: the names of the steps, the product of queries and keys, and
+        what is done to it; None where those are no weights of attention."""
+        inner, weights = set[str](), of_values.a
         # Some say of which type weights are, which they are already.
         if (typed := self.between(weights, {("method", "to")})) is not None and typed.args[1:] == (torch.float32,):
             inner.add(typed.name)
             weights = typed.args[0]
-        softmax = self.softmax(weights)
-        if softmax is None or step.kwargs or step.reason == EXCLUDED:
+        softmax = self.softmax(weights, of_values.axes)
+        if softmax is None:
             return None
         inner.add(softmax.name)
         scores, mask, factor, divides, hidden = softmax.args[0], None, 1.0, False, None
@@ -135,11 +157,30 @@ class Written:
                 return None
             inner.add(scaled.name)
         product = self.between(scores, PRODUCTS)
-        if product is None or len(product.args) != 2 or product.kwargs:
+        of_scores = None if product is None else self.product(product)
+        if product is None or of_scores is None:
             return None
         inner.add(product.name)
-        values = (*product.args, step.args[1])
-        if not all(isinstance(each, Ref) for each in values):
+        if not all(isinstance(each, Ref) for each in (of_scores.a, of_scores.b, of_values.b)):
             return None
-        told = (*values, mask, factor, divides, hidden)
-        return inner, Attention(step.name, "function", attention.WRITTEN, told, {}, "")
+        return inner, of_scores, (mask, factor, divides, hidden)
+
+
+def attending_steps(name: str, of_scores: Product, of_values: Product, told: tuple[Any, ...]) -> list[Step]:
+    """Attention as a step, between those that put axes into another order."""
+    steps: list[Step] = []
+
+    def turned(value: Any, order: Order, called: str) -> Any:
+        if order is None:
+            return value
+        method, axes = order
+        steps.append(Call(called, "method", method, (value, *axes), {}, ""))
+        return Ref(called)
+
+    query = turned(of_scores.a, of_scores.before_a, f"{name}.query")
+    keys = turned(of_scores.b, of_scores.before_b, f"{name}.keys")
+    values = turned(of_values.b, of_values.before_b, f"{name}.values")
+    own = name if of_values.behind is None else name + JOINED
+    steps.append(Attention(own, "function", attention.WRITTEN, (query, keys, values, *told), {}, ""))
+    turned(Ref(own), of_values.behind, name)
+    return steps
