@@ -71,7 +71,17 @@ def hidden(q, k, v):
     return torch.einsum("bij,bjd->bid", scores.masked_fill(later, float("-inf")).softmax(-1), v)
 
 
+def hidden_by_the_lengths_of_scores(q, k, v):
+    scores = torch.einsum("bid,bjd->bij", q, k[:, 1:])
+    scores = scores * 0.25
+    i, j = scores.shape[-2:]
+    later = torch.ones(i, j).triu(j - i + 1).bool()
+    weights = scores.masked_fill(later, -torch.finfo(torch.float32).max).softmax(-1)
+    return torch.einsum("bij,bjd->bid", weights, v[:, 1:])
+
+
 FOUND = (
+    hidden_by_the_lengths_of_scores,
     heads_inside, heads_in_front, of_any_axes, with_a_product, behind_a_product, factors_turned_round, features_first,
     hidden,
 )  # fmt: skip
@@ -117,7 +127,18 @@ def weights_alone(q, k, v):
     return torch.einsum("bij,bjd->bid", q[:, :, :5].softmax(-1), v)
 
 
+def of_a_hidden_rows_length(q, k, v):
+    scores = torch.einsum("bid,bjd->bij", q, k) + q[:1, :, :1]
+    return torch.einsum("bij,bjd->bid", scores.softmax(-1), v) / scores.size(0)
+
+
+def of_the_batch_of_scores(q, k, v):
+    scores = torch.einsum("bid,bjd->bij", q, k)
+    return torch.einsum("bij,bjd->bid", scores.softmax(-1), v) / scores.size(0)
+
+
 LEFT = (
+    of_a_hidden_rows_length, of_the_batch_of_scores,
     summed_over_queries, weights_of_keys, weights_over_another_axis, summed_over_the_batch, of_three, of_a_diagonal,
     weights_alone,
 )  # fmt: skip

@@ -196,7 +196,7 @@ FAULTS = [
     Fault(
         "weights-over-any-axis", "ptq.attending", ("DYN-ATTENTION",),
         "A softmax over any axis makes weights of attention.",
-        "return call if dim == -1 else None", "return call",
+        "return call if dim == -1 or axes is not None and dim == axes - 1 else None", "return call",
     ),
     Fault(
         "any-score-that-is-set-is-low", "ir.attention", ("DYN-ATTENTION",),
@@ -218,5 +218,15 @@ FAULTS = [
         "state-is-the-engines-own", "engines.compiled.recurrent", ("DYN-RECURRENT",),
         "The state that is returned is the memory that the next call writes to.",
         "torch.from_numpy(self.state.copy())", "torch.from_numpy(self.state)",
+    ),
+    Fault(
+        "weights-of-any-axes", "ptq.contraction", ("DYN-ATTENTION-FLOAT",),
+        "A sum by letters whose weights or scores have their axes in another order is attention as well.",
+        "or whole != lead + rows + (columns if weights is None else summed):", "or not lead + rows:",
+    ),
+    Fault(
+        "results-as-they-lie", "ptq.contraction", ("DYN-ATTENTION-FLOAT",),
+        "The axes of what a sum by letters gives are taken to be in order.",
+        "order(of_b, forms[1]), order(forms[2], result)", "order(of_b, forms[1]), None",
     ),
 ]

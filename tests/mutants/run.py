@@ -117,8 +117,8 @@ ROOMS = {
     ),  # fmt: skip
     "ptq": (
         "chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py",
-        "capture/test_attention_found.py", "capture/test_steps_made.py", "capture/test_placed.py",
-        "chapters/test_06_dynamic_attention.py",
+        "capture/test_attention_found.py", "capture/test_attention_by_letters.py", "capture/test_steps_made.py",
+        "capture/test_placed.py", "chapters/test_06_dynamic_attention.py",
     ),  # fmt: skip
     "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)),
     "storage": STORING,

@@ -61,7 +61,11 @@ class Written:
         self.given = network
         self.steps = {step.name: step for step in network.steps}
         self.readers: dict[str, int] = dict.fromkeys(refs(network.output), 2)
+        self.sizes: dict[str, list[Call]] = {}  # calls that only ask a value for the length of an axis
         for step in network.steps:
+            if isinstance(step, Call) and (step.kind, step.target) == ("method", "size") and len(step.args) == 2:
+                self.sizes.setdefault(step.args[0].name, []).append(step)
+                continue
             for name in reads(step):
                 self.readers[name] = self.readers.get(name, 0) + 1
 
@@ -69,13 +73,15 @@ class Written:
         """The same with each of them as one step."""
         steps: list[Step] = []
         gone: set[str] = set()
+        asked: dict[str, Call] = {}
         for step in self.given.steps:
-            inner, made = self.attention(step) or (set(), [step])
+            inner, made, lengths = self.attention(step) or (set(), [step], [])
             gone |= inner
             steps += made
+            asked |= {call.name: call for call in lengths}
         if not gone:
             return self.given
-        kept = tuple(step for step in steps if step.name not in gone)
+        kept = tuple(asked.get(step.name, step) for step in steps if step.name not in gone)
         called = {(step.kind, step.target) for step in kept if isinstance(step, Call)}
         callables = {key: value for key, value in self.given.callables.items() if key in called}
         callables["function", attention.WRITTEN] = weighted
@@ -92,7 +98,7 @@ class Written:
         """The product of matrices that a call of one is; ``weights``: which factor comes first, if it is known."""
         if (step.kind, step.target) == EINSUM:
             return product_of(step, weights)
-        return Product(*step.args) if len(step.args) == 2 and not step.kwargs else None
+        return Product(*step.args, {}) if len(step.args) == 2 and not step.kwargs else None
 
     def softmax(self, value: Any, axes: int | None) -> Call | None:
         """A softmax over the last axis, of ``axes`` where it is known how many there are."""
@@ -110,8 +116,9 @@ class Written:
         dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
         return call if dim == -1 or axes is not None and dim == axes - 1 else None
 
-    def attention(self, step: Step) -> tuple[set[str], list[Step]] | None:
-        """What makes the weights of a product with values, and the steps in their place; None for another step."""
+    def attention(self, step: Step) -> tuple[set[str], list[Step], list[Call]] | None:
+        """What makes the weights of a product with values, the steps in their place, and what asks for the lengths of
+        scores, asking for those of queries and keys; None for another step."""
         if not isinstance(step, Call) or (step.kind, step.target) not in PRODUCTS or step.reason == EXCLUDED:
             return None
         for weights in step.args[:1] if (step.kind, step.target) != EINSUM else refs((step.args, step.kwargs)):
@@ -121,7 +128,18 @@ class Written:
         else:
             return None
         inner, of_scores, told = found
-        return inner, attending_steps(step.name, of_scores, of_values, told)
+        asked = self.asked(inner, of_scores)
+        return None if asked is None else (inner, attending_steps(step.name, of_scores, of_values, told), asked)
+
+    def asked(self, inner: set[str], of_scores: Product) -> list[Call] | None:
+        """What asks for lengths of scores, asking for those that they are from; None where that is not known."""
+        found = []
+        for call in [call for name in inner for call in self.sizes.get(name, ())]:
+            source = of_scores.lengths.get(call.args[1]) if isinstance(call.args[1], int) else None
+            if source is None:
+                return None
+            found.append(replace(call, args=source))
+        return found
 
     def scores(self, of_values: Product) -> tuple[set[str], Product, tuple[Any, ...]] | None:
         """What makes the weights of a product with values: the names of the steps, the product of queries and keys, and
@@ -159,6 +177,9 @@ class Written:
         product = self.between(scores, PRODUCTS)
         of_scores = None if product is None else self.product(product)
         if product is None or of_scores is None:
+            return None
+        # A mask may have more axes than scores, or longer ones.
+        if any(name in self.sizes for name in inner if scaled is None or name != scaled.name):
             return None
         inner.add(product.name)
         if not all(isinstance(each, Ref) for each in (of_scores.a, of_scores.b, of_values.b)):

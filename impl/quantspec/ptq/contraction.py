@@ -1,5 +1,6 @@
 """Sums of products by letters, ``torch.einsum``, that are one of the two products of attention (DYN-ATTENTION)."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from quantspec.ir.program import Call
@@ -13,15 +14,16 @@ Order = tuple[str, tuple[int, ...]] | None
 
 class Product(NamedTuple):
     """A product of matrices, [..., rows, summed] and [..., summed, columns]: its factors, what puts their axes into
-    that order, and what puts the result's, [..., rows, columns], into theirs; ``axes``: how many there are, where that
-    is known."""
+    that order, and what puts the result's, [..., rows, columns], into theirs. ``lengths``: by the axes of rows and
+    columns, the factor and the axis of it that are as long, and ``axes``: how many there are, where that is known."""
 
     a: Any
     b: Any
+    lengths: Mapping[int, tuple[Any, int]]
+    axes: int | None = None
     before_a: Order = None
     before_b: Order = None
     behind: Order = None
-    axes: int | None = None
 
 
 def product_of(step: Call, weights: Any = None) -> Product | None:
@@ -52,8 +54,12 @@ def product_of(step: Call, weights: Any = None) -> Product | None:
     forms = lead + rows + summed, lead + summed + columns, lead + rows + columns
     if any(sorted(term) != sorted(form) for term, form in zip((of_a, of_b, result), forms)):
         return None
-    axes = None if many else len(whole)
-    return Product(a, b, order(of_a, forms[0]), order(of_b, forms[1]), order(forms[2], result), axes)
+    lengths: dict[int, tuple[Any, int]] = {}
+    for start in (-len(result), 0)[: 1 if many else 2]:  # from the end and from the front
+        lengths[result.index(rows) + start] = a, of_a.index(rows) + start
+        lengths[result.index(columns) + start] = b, of_b.index(columns) + start
+    orders = order(of_a, forms[0]), order(of_b, forms[1]), order(forms[2], result)
+    return Product(a, b, lengths, None if many else len(whole), *orders)
 
 
 def only(one: str, other: str, lead: str) -> str:
