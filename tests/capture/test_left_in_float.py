@@ -123,8 +123,11 @@ def small(model, y):
     return y
 
 
+ASKED = [type]  # where tracing does not look for it
+
+
 def refuses(model, y):
-    if type(y) is torch.Tensor:
+    if ASKED[0](y) is torch.Tensor:
         raise RuntimeError("no tensors here")
     return y
 
@@ -168,3 +171,22 @@ def test_a_class_of_steps_has_no_codes_itself():
 def test_references_in_tuples_with_names_are_replaced_in_place():
     pair = replace_refs(Pair(program.Ref("a"), program.Ref("b")), {"a": 1, "b": 2}.get)
     assert pair == Pair(1, 2) and type(pair) is Pair
+
+
+class WithoutSigns(nn.Module):
+    """Layers, between which the bits of values are those of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+
+    def forward(self, x):
+        bits = self.first(x).view(torch.int32) & 0x7FFFFFFF
+        return self.second(bits.view(dtype=torch.float32))
+
+
+def test_bits_of_values_as_integers_are_those_of_floats():
+    torch.manual_seed(5)
+    model, rows = WithoutSigns().eval().requires_grad_(False), torch.randn(ROWS, SIZE)
+    for q in (qs.quantize(model, [rows]), qs.quantize_dynamic(model, example=rows)):
+        assert accuracy.sqnr(model(rows).numpy(), q(rows).numpy()) > 25

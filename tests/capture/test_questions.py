@@ -3,6 +3,7 @@ the way that the model goes for tensors, also where both ways gave the same in c
 
 import numbers
 from collections.abc import Sequence
+from types import ModuleType
 
 import pytest
 import torch
@@ -60,6 +61,29 @@ def is_matched(mask):
     return False
 
 
+def kind_of(value):
+    return type(value)
+
+
+ELSEWHERE = ModuleType("elsewhere")
+ELSEWHERE.kind_of = kind_of
+
+
+def names_its_kind(mask):
+    def name():
+        return kind_of(mask).__name__
+
+    return name() == "Tensor"
+
+
+class Kinds:
+    """Functions by which one may ask."""
+
+    @staticmethod
+    def is_tensor(value):
+        return type(value) is torch.Tensor
+
+
 QUESTIONS = {
     "a tensor": lambda mask: isinstance(mask, torch.Tensor), "torch's question": torch.is_tensor,
     "a tensor of truths": lambda mask: isinstance(mask, torch.BoolTensor),
@@ -70,6 +94,9 @@ QUESTIONS = {
     "no attribute": lambda mask: not hasattr(mask, "decompose"), "a method": lambda mask: hasattr(mask, "masked_fill"),
     "a length": has_rows, "a value": is_true_somewhere, "rows": goes_through,
     "a match": is_matched, "its class": lambda mask: mask.__class__ is torch.Tensor,
+    "a function": lambda mask: kind_of(mask) is torch.Tensor, "a function around it": names_its_kind,
+    "a function of another module": lambda mask: ELSEWHERE.kind_of(mask) is torch.Tensor,
+    "a function of a class": lambda mask: Kinds.is_tensor(mask), "no function": lambda mask: not callable(mask),
 }  # fmt: skip
 
 
@@ -101,18 +128,59 @@ def test_a_network_goes_the_way_that_is_right_for_the_class_of_tensors(within):
             assert accuracy.sqnr(model(ROWS, mask).numpy(), q(ROWS, mask).numpy()) > 25
 
 
+class OfOneClass(Hiding):
+    """By a method of its own."""
+
+    def __init__(self):
+        super().__init__(self.hides)
+
+    def hides(self, mask):
+        return type(mask) is torch.Tensor
+
+
+def test_a_network_goes_the_way_that_is_right_for_what_a_method_asks():
+    model = seeded(OfOneClass).requires_grad_(False)
+    q = qs.quantize(model, [(ROWS, OPEN)])
+    assert accuracy.sqnr(model(ROWS, CLOSED).numpy(), q(ROWS, CLOSED).numpy()) > 25
+
+
 class NamesItself(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.calls = nn.Linear(8, 8), {"NamesItself": 2.0}
+        self.layer, self.calls, self.act = nn.Linear(8, 8), {"NamesItself": 2.0}, torch.relu
 
     def forward(self, x):
+        x = self.act(x) if callable(self.act) else x
         return self.layer(x) * self.calls[type(self).__name__]
 
 
 def test_a_model_that_asks_for_its_own_class_is_one_network():
     q = qs.quantize(seeded(NamesItself), [ROWS])
     assert isinstance(q, qs.QuantizedModule)
+
+
+class OfSizes(nn.Module):
+    """A layer, of whose output there is a multiple for some numbers of rows."""
+
+    def __init__(self, multiple):
+        super().__init__()
+        self.layer, self.multiple = nn.Linear(8, 8), multiple
+
+    def forward(self, x):
+        return self.layer(x) * self.multiple(x.shape[0])
+
+
+LOOKED_UP = {
+    "a dict": lambda rows: {4: 3.0, 6: 1.0}.get(rows, 1.0), "a set": lambda rows: 3.0 if rows in {4, 12} else 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOKED_UP)
+def test_what_is_looked_up_by_a_size_is_looked_up_at_each_call(name):
+    model = seeded(lambda: OfSizes(LOOKED_UP[name])).requires_grad_(False)
+    for q in (qs.quantize(model, [ROWS * 3]), qs.quantize_dynamic(model, example=ROWS)):
+        for x in (ROWS, ROWS[:4]):
+            assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 25
 
 
 @pytest.mark.parametrize("name", QUESTIONS)

@@ -69,6 +69,7 @@ RECORDED = {
     "a size times a tensor": lambda _, x: x.shape[1] * x / 8,
     "a question": lambda _, x: x if x.is_floating_point() else -x,
     "a type": lambda _, x: x if x.type() == "torch.FloatTensor" else -x,
+    "as another type": lambda _, x: x * (x > 0).type(torch.float32) - (x < 0).type(dtype=torch.float32),
     "what becomes of a size": by_an_odd_size,
     "a new tensor's attribute": of_a_new_tensor,
     "values and indices": lambda _, x: torch.stack([*x.max(1)][:1], 1) * x,

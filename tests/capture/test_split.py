@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import quantspec as qs
 from networks import seeded
+from quantspec.errors import ShapeError
 from quantspec.ir import program
 from quantspec.numerics import accuracy
 
@@ -102,3 +103,12 @@ def test_a_network_is_one_for_all_sizes_with_as_many_parts(split):
     for rows in others:
         with pytest.warns(UserWarning, match="^module '': it is called with arguments or sizes that did not occur"):
             qs.quantize_dynamic(model, example=example)(torch.ones(rows, 6))
+
+
+def test_a_loaded_network_says_for_which_sizes_it_has_a_part_that_there_is_not(tmp_path):
+    model = seeded(lambda: Apart(lambda s, x: s.linear(x), lambda y: y.chunk(3)[2:]))
+    rows = torch.randn(6, 6, generator=torch.Generator().manual_seed(1))
+    qs.quantize_dynamic(model, example=rows).save(tmp_path / "q")
+    told = "^batch: the network was captured where .* == 3.* is True .*, and has no Python that decides for others$"
+    with pytest.raises(ShapeError, match=told):
+        qs.load(tmp_path / "q")(rows[:4])

@@ -34,6 +34,9 @@ ASKING = {
     "dtype": lambda mask: mask.dtype == torch.bool, "float": lambda mask: not mask.is_floating_point(),
     "size": lambda mask: mask.element_size() == 1, "torch": lambda mask: not torch.is_floating_point(mask),
     "bytes": lambda mask: mask.itemsize == 1, "type": lambda mask: mask.type() == "torch.BoolTensor",
+    "looked up": lambda mask: {torch.bool: True}.get(mask.dtype, False),
+    "in a set": lambda mask: mask.dtype in {torch.bool},
+    "its name": lambda mask: str(mask.dtype) == "torch.bool", "in a text": lambda mask: "bool" in f"{mask.dtype}",
 }  # fmt: skip
 
 

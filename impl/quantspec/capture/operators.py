@@ -327,6 +327,8 @@ def move(builder: Builder, node: fx.Node) -> float_graph.Move | float_graph.Shap
         return float_graph.Shape(node.name, builder.first(node), builder.call(node))
     if node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"):
         return float_graph.Shape(node.name, builder.first(node), builder.call(node))
+    if node.target == "view" and any(isinstance(given, torch.dtype) for given in (*node.args, *node.kwargs.values())):
+        return None  # the same bits as another type's
     if node.target in MOVES or (node.target is operator.getitem and is_value(node.args[0])):
         return float_graph.Move(node.name, builder.first(node), builder.call(node))
     value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
-from types import CodeType
+from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +18,12 @@ from .tensor_names import by_place
 TYPE_ASKED = "Python asks for the type of a value"
 # Whose frames ask in the place of those that called them.
 ASKING = "abc", "_py_abc", "typing"
+# Of whose packages no function is gone into.
+OTHERS = sys.stdlib_module_names | {"torch", "numpy", "quantspec"}
+# What a stand-in is asked without being told: it is another class than a tensor, and can be called.
+TOLD_NOTHING = "type", "callable"
+BOUND = staticmethod, classmethod, MethodType
+EMPTY = CellType()  # of a variable that has no value yet
 
 
 class RefusingTracer(fx.Tracer):
@@ -36,10 +42,18 @@ class RefusingTracer(fx.Tracer):
             raise fx.proxy.TraceError(f"{self.refused}, and does without an answer")
 
     def check_asks_no_types(self, forward: Callable[..., Any]) -> None:
-        """Refuses a forward that calls ``type``, which a stand-in cannot answer."""
-        code = getattr(inspect.unwrap(forward), "__code__", None)
-        if code is not None and asks_for_types(code):
-            self.refuse(TYPE_ASKED)
+        """Refuses a forward that calls ``type``, which a stand-in cannot answer, or a function that does."""
+        owner, function = getattr(forward, "__self__", None), getattr(forward, "__func__", forward)
+        pending = [function, inspect.unwrap(function)]
+        seen = set(pending)
+        while pending:
+            function = pending.pop()
+            if isinstance(function, FunctionType):
+                if asks_for_types(function.__code__):
+                    self.refuse(TYPE_ASKED)
+                called = named_in(function, owner) - seen
+                seen |= called
+                pending += called
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.refused = "Python decides by a value"
@@ -63,11 +77,43 @@ class RefusingTracer(fx.Tracer):
 
 @cache
 def asks_for_types(code: CodeType) -> bool:
-    """Whether a function calls ``type`` of anything but itself."""
+    """Whether a function calls ``type`` or ``callable`` of anything but itself and what it has."""
     for one, other in pairwise(dis.get_instructions(code)):
-        if one.opname == "LOAD_GLOBAL" and one.argval == "type" and other.argval not in ("self", "cls"):
+        if one.opname == "LOAD_GLOBAL" and one.argval in TOLD_NOTHING and other.argval not in ("self", "cls"):
             return True
     return any(asks_for_types(inner) for inner in code.co_consts if isinstance(inner, CodeType))
+
+
+def named_in(function: FunctionType, owner: Any) -> set[FunctionType]:
+    """The functions that one may call by the names in it: of its module, of others and of classes that it names, of
+    functions around it, and of its owner. torch's, Python's and ours are none."""
+    code = function.__code__
+    names = all_names(code)
+    cells = zip(code.co_freevars, function.__closure__ or ())
+    around = {name: cell.cell_contents for name, cell in cells if cell != EMPTY}
+    found = [around.get(name, function.__globals__.get(name)) for name in names]
+    places = [what for what in found if isinstance(what, (ModuleType, type)) and is_theirs(what)]
+    found += [inspect.getattr_static(place, name, None) for place in (*places, owner) for name in names]
+    inner = (what.__func__ if isinstance(what, BOUND) else what for what in found)
+    return {what for what in inner if isinstance(what, FunctionType) and is_theirs(what)}
+
+
+@cache
+def all_names(code: CodeType) -> frozenset[str]:
+    """The names of globals, attributes and variables around it that code uses, with what is defined in it."""
+    inner = (all_names(each) for each in code.co_consts if isinstance(each, CodeType))
+    return frozenset(code.co_names + code.co_freevars).union(*inner)
+
+
+def is_theirs(what: FunctionType | ModuleType | type) -> bool:
+    """Whether something is none of torch's, Python's and ours."""
+    module = what.__name__ if isinstance(what, ModuleType) else what.__module__
+    return str(module).partition(".")[0] not in OTHERS
+
+
+def asks_by_itself(frame: FrameType) -> bool:
+    """Whether what asks a stand-in something is Python of the model, and not of torch or of ours."""
+    return not frame.f_globals.get("__name__", "").startswith(("torch.", "quantspec."))
 
 
 @cache
@@ -82,10 +128,16 @@ def class_of(self: Any) -> type:
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__") in ASKING and frame.f_back is not None:
         frame = frame.f_back
-    theirs = not frame.f_globals.get("__name__", "").startswith(("torch.", "quantspec."))
-    if theirs and (frame is not sys._getframe(1) or asks_for_classes(frame.f_code)):
+    if asks_by_itself(frame) and (frame is not sys._getframe(1) or asks_for_classes(frame.f_code)):
         self.tracer.refuse(TYPE_ASKED)
     return type(self)
+
+
+def looked_up(self: Any) -> int:
+    """Its hash, to torch alone: a dict or a set would not find what is in the place of a number or a type."""
+    if asks_by_itself(sys._getframe(1)):
+        self.tracer.refuse("Python looks something up by a value")
+    return id(self)
 
 
 class Value(fx.Proxy):
@@ -93,6 +145,7 @@ class Value(fx.Proxy):
 
     tracer: RefusingTracer
     __class__ = property(class_of)
+    __hash__ = looked_up
 
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
         if self.node.op == "placeholder" and not hasattr(torch.Tensor, k):
@@ -112,3 +165,9 @@ class Attribute(fx.proxy.Attribute):
 
     tracer: RefusingTracer
     __class__ = property(class_of)
+    __hash__ = looked_up
+
+    def __repr__(self) -> str:
+        if self.attr == "dtype" and asks_by_itself(sys._getframe(1)):
+            self.tracer.refuse("Python asks for the name of a type")
+        return super().__repr__()

@@ -207,7 +207,8 @@ class Recorder(Values, TorchFunctionMode):
             raise Stopped(aliases.TOLD_LAYOUT)
         if name in VALUES or indexes_by_truth(name, args):
             raise Stopped(f"Python reads values of a tensor ({name})")
-        if name in FACTS and isinstance(args[0] if args else None, torch.Tensor):
+        converts = name == "type" and (len(args) > 1 or kwargs)  # to the type that it is given
+        if name in FACTS and not converts and isinstance(args[0] if args else None, torch.Tensor):
             self.asked(name, args[0])
             return self.call(func, args, kwargs)
         if name in RANK:
@@ -217,6 +218,7 @@ class Recorder(Values, TorchFunctionMode):
             return self.size(name, func, args, kwargs)
         if writing is not None:
             return self.write(name, func, writing, args, kwargs)
+        self.require_parts(name, args, kwargs)  # before one of them is taken that there may not be
         node = self.function_node(name, func, args, kwargs)
         output = self.call(func, args, kwargs)
         if not all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in tree_leaves(output)):
@@ -224,7 +226,6 @@ class Recorder(Values, TorchFunctionMode):
         if name in aliases.SOMETIMES:
             output = self.perhaps_view(next(leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), output)
         self.keep_result(output, node)
-        self.require_parts(name, args, kwargs)
         return output
 
     def perhaps_view(self, source: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
