@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import quantspec as qs
-from quantspec.capture import parts
+from quantspec.capture import parts, tracer
 from quantspec.ir import program
 from quantspec.ir.traverse import replace_refs
 from quantspec.numerics import accuracy
@@ -190,3 +190,16 @@ def test_bits_of_values_as_integers_are_those_of_floats():
     model, rows = WithoutSigns().eval().requires_grad_(False), torch.randn(ROWS, SIZE)
     for q in (qs.quantize(model, [rows]), qs.quantize_dynamic(model, example=rows)):
         assert accuracy.sqnr(model(rows).numpy(), q(rows).numpy()) > 25
+
+
+def test_a_transformer_takes_all_masks_that_torchs_takes():
+    torch.manual_seed(3)
+    model = nn.Transformer(SIZE, 2, 1, 1, SIZE, batch_first=True).eval().requires_grad_(False)
+    source, target = torch.randn(2, KEYS, SIZE), torch.randn(2, ROWS, SIZE)
+    names = {"src_key_padding_mask": KEYS, "tgt_key_padding_mask": ROWS, "memory_key_padding_mask": KEYS}
+    padding = {name: torch.arange(keys) >= torch.tensor([[keys], [keys - 2]]) for name, keys in names.items()}
+    ahead = {"tgt_mask": torch.ones(ROWS, ROWS, dtype=torch.bool).triu(1)}
+    graph = tracer.capture(model)
+    for given in ({}, ahead, *({name: mask} for name, mask in padding.items()), padding | ahead):
+        batch = {"src": source, "tgt": target} | given
+        assert parts.graph_differs(graph, batch, model(**batch)) is None, list(given)

@@ -194,8 +194,9 @@ def whole_decoder(
 def whole_transformer(
     m: nn.Transformer, src: Traced, tgt: Traced, src_mask: Traced = None, tgt_mask: Traced = None,
     memory_mask: Traced = None, src_key_padding_mask: Traced = None, tgt_key_padding_mask: Traced = None,
+    memory_key_padding_mask: Traced = None,
 ) -> Traced:  # fmt: skip
-    own = {"tgt_key_padding_mask": tgt_key_padding_mask}
+    own = {"tgt_key_padding_mask": tgt_key_padding_mask, "memory_key_padding_mask": memory_key_padding_mask}
     return transformer(m, src, tgt, src_mask, tgt_mask, memory_mask, src_key_padding_mask, **own)
 
 
