@@ -85,6 +85,8 @@ class GraphBuilder:
                     node.name = str(node.target)  # fx numbers what is called as one of Python's functions is: input_1
                 self.taken.add(node.name)
                 inputs.append(node.name)
+                if node.args and isinstance(node.args[0], fx.Node):
+                    raise UnsupportedError(f"the default of {node.name!r} is a tensor")
                 if node.args:
                     defaults[node.name] = node.args[0]
             elif node.op == "output":

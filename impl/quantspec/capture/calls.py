@@ -4,6 +4,7 @@ is part of the pattern."""
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from types import MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -104,6 +105,11 @@ def call_of(
 
 def is_tensor(value: Any) -> bool:
     return type(value) in (torch.Tensor, nn.Parameter)
+
+
+def is_choice(value: Any) -> bool:
+    """Whether an argument is one of which a model may ask which of several it is."""
+    return isinstance(value, (bool, str, bytes, Enum))
 
 
 def constant_of(leaf: Any, label: str) -> Any:

@@ -3,6 +3,7 @@ and take another way than for a tensor, so that it is not traced."""
 
 import dis
 import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,6 +17,7 @@ from torch import fx
 from .tensor_names import by_place
 
 TYPE_ASKED = "Python asks for the type of a value"
+IDENTITY_ASKED = "Python asks whether a value is another one"
 # Whose frames ask in the place of those that called them.
 ASKING = "abc", "_py_abc", "typing"
 # Of whose packages no function is gone into.
@@ -31,6 +33,7 @@ class RefusingTracer(fx.Tracer):
 
     refused: str | None = None
     of_tensors = False  # whether all inputs are
+    of_choices = False  # whether some may be truth values, names or the like
 
     def refuse(self, reason: str) -> None:
         self.refused = reason
@@ -41,19 +44,14 @@ class RefusingTracer(fx.Tracer):
         if self.refused is not None:
             raise fx.proxy.TraceError(f"{self.refused}, and does without an answer")
 
-    def check_asks_no_types(self, forward: Callable[..., Any]) -> None:
-        """Refuses a forward that calls ``type``, which a stand-in cannot answer, or a function that does."""
-        owner, function = getattr(forward, "__self__", None), getattr(forward, "__func__", forward)
-        pending = [function, inspect.unwrap(function)]
-        seen = set(pending)
-        while pending:
-            function = pending.pop()
-            if isinstance(function, FunctionType):
-                if asks_for_types(function.__code__):
-                    self.refuse(TYPE_ASKED)
-                called = named_in(function, owner) - seen
-                seen |= called
-                pending += called
+    def check_answers(self, forward: Callable[..., Any]) -> None:
+        """Refuses a forward that calls ``type``, which a stand-in cannot answer, or a function that does; and where
+        inputs are choices, one that asks which of them a value is."""
+        for code in map(operator.attrgetter("__code__"), reached_from(forward)):
+            if asks_for_types(code):
+                self.refuse(TYPE_ASKED)
+            if self.of_choices and asks_for_identity(code):
+                self.refuse(IDENTITY_ASKED)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.refused = "Python decides by a value"
@@ -84,6 +82,26 @@ def asks_for_types(code: CodeType) -> bool:
     return any(asks_for_types(inner) for inner in code.co_consts if isinstance(inner, CodeType))
 
 
+@cache
+def asks_for_identity(code: CodeType) -> bool:
+    """Whether a function asks whether something is the same as something else, and not None."""
+    asked = (one for one, other in pairwise(dis.get_instructions(code)) if other.opname == "IS_OP")
+    inner = (asks_for_identity(each) for each in code.co_consts if isinstance(each, CodeType))
+    return any(one.opname != "LOAD_CONST" or one.argval is not None for one in asked) or any(inner)
+
+
+def reached_from(forward: Callable[..., Any]) -> set[FunctionType]:
+    """A forward and the functions that it may call by their names, and those by theirs."""
+    owner, function = getattr(forward, "__self__", None), getattr(forward, "__func__", forward)
+    pending = {what for what in (function, inspect.unwrap(function)) if isinstance(what, FunctionType)}
+    seen = set(pending)
+    while pending:
+        called = named_in(pending.pop(), owner) - seen
+        seen |= called
+        pending |= called
+    return seen
+
+
 def named_in(function: FunctionType, owner: Any) -> set[FunctionType]:
     """The functions that one may call by the names in it: of its module, of others and of classes that it names, of
     functions around it, and of its owner. torch's, Python's and ours are none."""
@@ -93,7 +111,9 @@ def named_in(function: FunctionType, owner: Any) -> set[FunctionType]:
     around = {name: cell.cell_contents for name, cell in cells if cell != EMPTY}
     found = [around.get(name, function.__globals__.get(name)) for name in names]
     places = [what for what in found if isinstance(what, (ModuleType, type)) and is_theirs(what)]
-    found += [inspect.getattr_static(place, name, None) for place in (*places, owner) for name in names]
+    found += [inspect.getattr_static(place, name, None) for place in places for name in names]
+    own = [vars(owner), *map(vars, type(owner).__mro__)] if owner is not None else []  # as of super(), too
+    found += [content.get(name) for content in own for name in names]
     inner = (what.__func__ if isinstance(what, BOUND) else what for what in found)
     return {what for what in inner if isinstance(what, FunctionType) and is_theirs(what)}
 

@@ -22,7 +22,7 @@ from quantspec.ir.float_graph import FloatGraph, Linear
 from quantspec.ir.program import Ref
 from quantspec.surroundings import usual
 
-from . import acting, attention, constants, copies, products
+from . import acting, attention, calls, constants, copies, products
 from .builder import GraphBuilder, hooked
 from .calls import CallPattern
 from .operators import public
@@ -221,7 +221,9 @@ class Tracer(RefusingTracer):
         if write is None:
             if hooked(model):
                 raise UnsupportedError("it has hooks")
-            self.check_asks_no_types(model.forward)
+            given = inspect.signature(model.forward).parameters.values()
+            self.of_choices = any(calls.is_choice(p.default) for p in given)
+            self.check_answers(model.forward)
             return self.trace(model)
         inputs = list(inspect.signature(write).parameters.values())[1:]
 
@@ -243,7 +245,7 @@ class Tracer(RefusingTracer):
                 return write(part, *args, **kwargs)
             if self.is_whole(part):
                 return self.create_proxy("call_module", path, *used(part, args, kwargs))
-            self.check_asks_no_types(part.forward)
+            self.check_answers(part.forward)
             return part.forward(*args, **kwargs)
 
         self.root_call, self.entered, self.of_tensors = call, path, True
@@ -286,7 +288,7 @@ class Tracer(RefusingTracer):
         try:
             write = attention.written(m)
             if write is None:
-                self.check_asks_no_types(m.forward)
+                self.check_answers(m.forward)
             output = super().call_module(m, forward if write is None else partial(write, m), args, kwargs)
             self.check_answered()
             self.refused = refused

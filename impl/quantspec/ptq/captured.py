@@ -144,9 +144,14 @@ class Captured(Generic[Part]):
 
 
 def gives_optional(graph: FloatGraph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call gives an argument that is None otherwise: without it the network may be another one."""
+    """Whether a call gives an argument that is None otherwise, or makes another choice: without it the network may be
+    another one."""
     given = {**dict(zip(graph.inputs, args)), **kwargs}
-    return any(graph.defaults.get(name, 0) is None and value is not None for name, value in given.items())
+    defaults = {name: graph.defaults.get(name, ...) for name in given}
+    return any(
+        defaults[name] is None and value is not None or calls.is_choice(value) and value != defaults[name]
+        for name, value in given.items()
+    )
 
 
 def named(inputs: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
