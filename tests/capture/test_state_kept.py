@@ -1,8 +1,10 @@
 """What a forward keeps from call to call, wherever it keeps it: a network keeps it as well."""
 
+import array
 import collections
 import copy
 import csv
+import functools
 import itertools
 import logging
 import random
@@ -33,6 +35,21 @@ class Keeping(nn.Module):
         return self.of(self.kept, self.layer(x))
 
 
+class InSlots:
+    __slots__ = "calls", "never"
+
+    def __init__(self):
+        self.calls = 0
+
+
+class Calls(list):
+    """A list with an attribute of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+
 class Counter:
     def __init__(self):
         self.counts = {"calls": 0}
@@ -51,6 +68,27 @@ def in_a_list(kept, y):
 def in_an_object(kept, y):
     kept.calls += 1
     return y * kept.calls
+
+
+def in_slots(kept, y):
+    return in_an_object(kept, y)
+
+
+def beside_items(kept, y):
+    return in_an_object(kept, y)
+
+
+def in_bytes(kept, y):
+    kept[1] += 1
+    return y * kept[1]
+
+
+def in_an_array_of_pythons(kept, y):
+    return in_bytes(kept, y)
+
+
+def in_an_argument(kept, y):
+    return y * kept()
 
 
 def in_an_object_of_an_object(kept, y):
@@ -98,6 +136,9 @@ KEPT = {
     in_a_queue: lambda: collections.deque(maxlen=2), in_an_array: lambda: np.zeros(2),
     in_a_module: lambda: [counting_module()], in_an_iterator: lambda: iter(range(1, 100)),
     in_a_cycle: lambda: itertools.cycle([1.0, 2.0]), in_pairs: lambda: enumerate([3.0, 1.0] * 50),
+    in_slots: InSlots, beside_items: Calls, in_bytes: lambda: bytearray(2),
+    in_an_array_of_pythons: lambda: array.array("d", [0.0, 0.0]),
+    in_an_argument: lambda: functools.partial(of_a_default, []),
 }  # fmt: skip
 
 
@@ -161,6 +202,7 @@ DRAWING = {
     "torch": (torch.Generator, lambda kept, y: y * torch.rand(8, generator=kept)),
     "numpy": (np.random.default_rng, lambda kept, y: y * kept.random()),
     "Python": (random.Random, lambda kept, y: y * kept.random()),
+    "numpy of before": (np.random.RandomState, lambda kept, y: y * kept.rand()),
 }
 
 

@@ -216,7 +216,7 @@ FAULTS = [
     Fault(
         "state-in-objects-not-seen", "capture.copies", ("STA-PARTS",),
         "What a forward keeps in attributes of an object is no state of it.",
-        'return chain.from_iterable(getattr(value, "__dict__", {}).items())', "return ()",
+        'yield from chain.from_iterable(getattr(value, "__dict__", {}).items())', "pass",
     ),
     Fault(
         "types-are-no-condition", "capture.recorder", ("STA-WAYS",),

@@ -5,11 +5,13 @@ import contextlib
 import copy
 import random
 import warnings
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import chain, count, islice
 from logging import Logger
-from types import CellType, FunctionType, GeneratorType, MethodType, ModuleType
+from types import CellType, FunctionType, GeneratorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -288,18 +290,18 @@ def fingerprint(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
 def inside_of(value: Any) -> Iterable[Any] | None:
     """What of a value can change: its items, its attributes, or what it draws next; None for what is not gone into.
     Nothing that is made here is told apart by its identity."""
-    if isinstance(value, dict):
-        return chain.from_iterable(value.items())
-    if isinstance(value, (list, tuple, set, deque)):
-        return value
     if isinstance(value, np.ndarray):
         return None if value.nbytes > LARGEST else (*value.shape, value.tobytes())
+    if isinstance(value, (bytearray, array)):
+        return None if len(value) > LARGEST else (bytes(value),)
     if isinstance(value, torch.Generator):
         return (value.get_state().numpy().tobytes(),)
     if isinstance(value, random.Random):
         return (hash(value.getstate()),)
     if isinstance(value, np.random.Generator):
         return (repr(value.bit_generator.state),)
+    if isinstance(value, np.random.RandomState):
+        return (repr(value.get_state(legacy=False)),)
     # A logger notes which levels it was asked for.
     if isinstance(value, (type, ModuleType, Logger)):
         return None
@@ -310,7 +312,24 @@ def inside_of(value: Any) -> Iterable[Any] | None:
         return value.__self__, value.__func__
     if isinstance(value, Iterator) and not hasattr(value, "__dict__"):
         return (rest_of(value),)
-    return chain.from_iterable(getattr(value, "__dict__", {}).items())
+    if isinstance(value, dict):
+        return chain(chain.from_iterable(value.items()), attributes_in(value))
+    return chain(value if isinstance(value, (list, tuple, set, deque)) else (), attributes_in(value))
+
+
+def attributes_in(value: Any) -> Iterator[Any]:
+    """The attributes of a value, by their names or in slots of its class."""
+    yield from chain.from_iterable(getattr(value, "__dict__", {}).items())
+    for slot in slots_of(type(value)):
+        with contextlib.suppress(AttributeError):  # of a slot that is empty
+            yield slot.__get__(value)
+
+
+@cache
+def slots_of(kind: type) -> tuple[MemberDescriptorType, ...]:
+    """Where values of a class have attributes that are in no dict."""
+    found = (what for each in kind.__mro__ for what in vars(each).values())
+    return tuple(what for what in found if isinstance(what, MemberDescriptorType))
 
 
 def rest_of(iterator: Iterator[Any]) -> Any:
