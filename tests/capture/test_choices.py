@@ -68,6 +68,7 @@ CHOICES = {
     "not the other": (Kind.PLAIN, Kind.TWICE, lambda m, x, choice: x if choice is not Kind.TWICE else x * 2),
     "in a function": (Kind.PLAIN, Kind.TWICE, lambda m, x, choice: x * 2 if is_twice(choice) else x),
     "in a module": ("PLAIN", TWICE, lambda m, x, choice: m.inner(x, choice)),
+    "of a list": (Kind.PLAIN, Kind.TWICE, lambda m, x, choice: x * 2 if choice is [*Kind][1] else x),
     "one of two": (Kind.PLAIN, Kind.TWICE, lambda m, x, choice: x * (1 + any(k is choice for k in (1, Kind.TWICE)))),
 }  # fmt: skip
 

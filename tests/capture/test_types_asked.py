@@ -36,6 +36,8 @@ ASKING = {
     "bytes": lambda mask: mask.itemsize == 1, "type": lambda mask: mask.type() == "torch.BoolTensor",
     "looked up": lambda mask: {torch.bool: True}.get(mask.dtype, False),
     "in a set": lambda mask: mask.dtype in {torch.bool},
+    "the same": lambda mask: mask.dtype is torch.bool, "the other way": lambda mask: torch.bool is mask.dtype,
+    "not another": lambda mask: mask.dtype is not torch.float32,
     "its name": lambda mask: str(mask.dtype) == "torch.bool", "in a text": lambda mask: "bool" in f"{mask.dtype}",
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ OTHERS = sys.stdlib_module_names | {"torch", "numpy", "quantspec"}
 # What a stand-in is asked without being told: it is another class than a tensor, and can be called.
 TOLD_NOTHING = "type", "callable"
 BOUND = staticmethod, classmethod, MethodType
+TYPES = {"dtype", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))}
 EMPTY = CellType()  # of a variable that has no value yet
 
 
@@ -45,12 +46,13 @@ class RefusingTracer(fx.Tracer):
             raise fx.proxy.TraceError(f"{self.refused}, and does without an answer")
 
     def check_answers(self, forward: Callable[..., Any]) -> None:
-        """Refuses a forward that calls ``type``, which a stand-in cannot answer, or a function that does; and where
-        inputs are choices, one that asks which of them a value is."""
+        """Refuses a forward that calls ``type``, which a stand-in cannot answer, or a function that does, and one that
+        asks which type of numbers a value has, or which of several it is where inputs may be choices."""
         for code in map(operator.attrgetter("__code__"), reached_from(forward)):
             if asks_for_types(code):
                 self.refuse(TYPE_ASKED)
-            if self.of_choices and asks_for_identity(code):
+            asked = identities(code)
+            if TYPES & asked or (self.of_choices and asked):
                 self.refuse(IDENTITY_ASKED)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -83,11 +85,11 @@ def asks_for_types(code: CodeType) -> bool:
 
 
 @cache
-def asks_for_identity(code: CodeType) -> bool:
-    """Whether a function asks whether something is the same as something else, and not None."""
-    asked = (one for one, other in pairwise(dis.get_instructions(code)) if other.opname == "IS_OP")
-    inner = (asks_for_identity(each) for each in code.co_consts if isinstance(each, CodeType))
-    return any(one.opname != "LOAD_CONST" or one.argval is not None for one in asked) or any(inner)
+def identities(code: CodeType) -> set[Any]:
+    """What a function asks whether something is it, but None: names, where it says one, or how it comes to it."""
+    asked = [one for one, other in pairwise(dis.get_instructions(code)) if other.opname == "IS_OP"]
+    found = {one.argval or one.opname for one in asked if one.argval is not None or one.opname != "LOAD_CONST"}
+    return found.union(*(identities(each) for each in code.co_consts if isinstance(each, CodeType)))
 
 
 def reached_from(forward: Callable[..., Any]) -> set[FunctionType]:
