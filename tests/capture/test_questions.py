@@ -172,9 +172,11 @@ class OfSizes(nn.Module):
 
 LOOKED_UP = {
     "a dict": lambda rows: {4: 3.0, 6: 1.0}.get(rows, 1.0), "a set": lambda rows: 3.0 if rows in {4, 12} else 1.0,
+    "its text": lambda rows: {"4": 3.0}.get(str(rows), 1.0), "in a text": lambda rows: 3.0 if f"{rows}" == "4" else 1.0,
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:module '':UserWarning")  # which says that Python decides about another size
 @pytest.mark.parametrize("name", LOOKED_UP)
 def test_what_is_looked_up_by_a_size_is_looked_up_at_each_call(name):
     model = seeded(lambda: OfSizes(LOOKED_UP[name])).requires_grad_(False)
@@ -231,6 +233,24 @@ def test_a_part_that_asks_for_types_is_called_as_it_is():
     model = seeded(lambda: nn.Sequential(nn.Linear(8, 8), Inner(), nn.Linear(8, 4))).requires_grad_(False)
     q = qs.quantize_dynamic(model)
     assert accuracy.sqnr(model(ROWS).numpy(), q(ROWS).numpy()) > 25
+
+
+def printed(rows):
+    print(f"{rows} rows")
+    return 2.0
+
+
+def asserted(rows):
+    torch._assert(rows > 1, f"{rows} rows are too few")
+    return 2.0
+
+
+@pytest.mark.parametrize("show", [printed, asserted])
+def test_a_size_that_is_only_shown_is_no_condition(show):
+    model = seeded(lambda: OfSizes(show)).requires_grad_(False)
+    q = qs.quantize(model, [ROWS * 3])
+    assert isinstance(q, qs.QuantizedModule)
+    assert accuracy.sqnr(model(ROWS[:4]).numpy(), q(ROWS[:4]).numpy()) > 25
 
 
 class Comparing(nn.Module):

@@ -8,7 +8,6 @@ import warnings
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from itertools import chain, count, islice
 from logging import Logger
 from types import CellType, FunctionType, GeneratorType, MemberDescriptorType, MethodType, ModuleType
@@ -325,11 +324,15 @@ def attributes_in(value: Any) -> Iterator[Any]:
             yield slot.__get__(value)
 
 
-@cache
-def slots_of(kind: type) -> tuple[MemberDescriptorType, ...]:
-    """Where values of a class have attributes that are in no dict."""
-    found = (what for each in kind.__mro__ for what in vars(each).values())
-    return tuple(what for what in found if isinstance(what, MemberDescriptorType))
+SLOTS: dict[type, list[MemberDescriptorType]] = {}
+
+
+def slots_of(kind: type) -> list[MemberDescriptorType]:
+    """Where values of a class have attributes that are in no dict, asked once for each class."""
+    if kind not in SLOTS:
+        found = (what for each in kind.__mro__ for what in vars(each).values())
+        SLOTS[kind] = [what for what in found if isinstance(what, MemberDescriptorType)]
+    return SLOTS[kind]
 
 
 def rest_of(iterator: Iterator[Any]) -> Any:

@@ -24,6 +24,7 @@ ASKING = "abc", "_py_abc", "typing"
 OTHERS = sys.stdlib_module_names | {"torch", "numpy", "quantspec"}
 # What a stand-in is asked without being told: it is another class than a tensor, and can be called.
 TOLD_NOTHING = "type", "callable"
+SHOWING = {"print", "debug", "info", "warning", "warn", "_assert"}  # functions of these names only show a text
 BOUND = staticmethod, classmethod, MethodType
 TYPES = {"dtype", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))}
 EMPTY = CellType()  # of a variable that has no value yet
@@ -112,12 +113,13 @@ def named_in(function: FunctionType, owner: Any) -> set[FunctionType]:
     cells = zip(code.co_freevars, function.__closure__ or ())
     around = {name: cell.cell_contents for name, cell in cells if cell != EMPTY}
     found = [around.get(name, function.__globals__.get(name)) for name in names]
-    places = [what for what in found if isinstance(what, (ModuleType, type)) and is_theirs(what)]
+    modules = [what for what in found if isinstance(what, ModuleType) and is_theirs(what.__name__)]
+    places = [*modules, *(what for what in found if isinstance(what, type) and is_theirs(what.__module__))]
     found += [inspect.getattr_static(place, name, None) for place in places for name in names]
     own = [vars(owner), *map(vars, type(owner).__mro__)] if owner is not None else []  # as of super(), too
     found += [content.get(name) for content in own for name in names]
     inner = (what.__func__ if isinstance(what, BOUND) else what for what in found)
-    return {what for what in inner if isinstance(what, FunctionType) and is_theirs(what)}
+    return {what for what in inner if isinstance(what, FunctionType) and is_theirs(what.__module__)}
 
 
 @cache
@@ -127,9 +129,8 @@ def all_names(code: CodeType) -> frozenset[str]:
     return frozenset(code.co_names + code.co_freevars).union(*inner)
 
 
-def is_theirs(what: FunctionType | ModuleType | type) -> bool:
-    """Whether something is none of torch's, Python's and ours."""
-    module = what.__name__ if isinstance(what, ModuleType) else what.__module__
+def is_theirs(module: str) -> bool:
+    """Whether a module of that name is none of torch's, Python's and ours."""
     return str(module).partition(".")[0] not in OTHERS
 
 
@@ -162,12 +163,23 @@ def looked_up(self: Any) -> int:
     return id(self)
 
 
+def as_text(self: Any) -> str:
+    """Its text, to torch and to what only shows it: a model's Python could compare it with another. All devices are one
+    here."""
+    frame = sys._getframe(1)
+    shown = SHOWING.intersection(frame.f_code.co_names) or vars(self).get("attr") == "device"
+    if not shown and is_theirs(frame.f_globals.get("__name__", "")):
+        self.tracer.refuse("Python asks for the text of a value")
+    return fx.Proxy.__repr__(self)
+
+
 class Value(fx.Proxy):
     """A value."""
 
     tracer: RefusingTracer
     __class__ = property(class_of)
     __hash__ = looked_up
+    __repr__ = as_text
 
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
         if self.node.op == "placeholder" and not hasattr(torch.Tensor, k):
@@ -188,8 +200,4 @@ class Attribute(fx.proxy.Attribute):
     tracer: RefusingTracer
     __class__ = property(class_of)
     __hash__ = looked_up
-
-    def __repr__(self) -> str:
-        if self.attr == "dtype" and asks_by_itself(sys._getframe(1)):
-            self.tracer.refuse("Python asks for the name of a type")
-        return super().__repr__()
+    __repr__ = as_text
