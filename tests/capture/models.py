@@ -219,11 +219,10 @@ def activation_in_place_of_a_view() -> nn.Module:
 
 @case()
 def question_of_type() -> nn.Module:
-    def is_tensor(x):
-        return type(x) is torch.Tensor
+    questions = {"type": type}  # where tracing does not look for them
 
     def forward(self, x):
-        if is_tensor(x):
+        if questions["type"](x) is torch.Tensor:
             x = self.first(x)
         return self.second(x)
 
