@@ -1,0 +1,127 @@
+"""What a model may ask while it is traced: what has one answer for all tensors is no question, and what tracing cannot
+answer is told."""
+
+import functools
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from networks import seeded
+from quantspec.capture import parts, tracer
+from quantspec.errors import UnsupportedError
+
+ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Asking(nn.Module):
+    """A layer, and what is asked of its output."""
+
+    mode = "a mode"
+
+    def __init__(self, asked):
+        super().__init__()
+        self.layer, self.asked = nn.Linear(8, 8), asked
+
+    def forward(self, x):
+        return self.asked(self, self.layer(x))
+
+    @classmethod
+    def kind(cls):
+        return type(cls).__name__
+
+
+def twice(x):
+    return x * 2
+
+
+ELSEWHERE = ModuleType("elsewhere")
+ELSEWHERE.twice = twice
+
+
+class Functions:
+    twice = staticmethod(twice)
+
+
+def within(function):
+    """A function around another one."""
+    later = None
+
+    def call(m, x):
+        return function(x) if later is None else x
+
+    return call
+
+
+def of_itself():
+    """A function that knows itself."""
+
+    def call(m, x, again=True):
+        return call(m, x, again=False) if again else x * 2
+
+    return call
+
+
+# What has one answer.
+ANSWERED = {
+    "none": lambda m, x: x * 2 if x is not None else x, "the other way": lambda m, x: x if x is None else x * 2,
+    "not none, in a value": lambda m, x: x * (1 + (m.mode is not None)),
+    "of its own": lambda m, x: x * 2 if m.mode is Asking.mode else x,
+    "in a list": lambda m, x: sum([part for part in (x, x) if part is not None]),
+    "in a function within": lambda m, x: (lambda y: y * 2)(x),
+    "the class of its class": lambda m, x: x * len(m.kind()[:2]),
+    "functions by names": lambda m, x: ELSEWHERE.twice(x) + Functions.twice(x) - twice(x),
+    "a function around": within(twice), "a function of itself": of_itself(),
+    "torch's": lambda m, x: torch.relu(x) if torch.nn is not None else x,
+    "a part of a function": functools.partial(lambda two, m, x: x * two, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_model_that_asks_what_has_one_answer_is_traced(name):
+    model = seeded(lambda: Asking(ANSWERED[name])).requires_grad_(False)
+    graph = tracer.capture(model)
+    for x in (ROWS, ROWS[:2]):
+        assert parts.graph_differs(graph, (x,), model(x)) is None
+
+
+def decides(x):
+    try:
+        return bool(x.sum() > 0)
+    except Exception:
+        return False
+
+
+def goes_through(x):
+    try:
+        return [*x] == []
+    except Exception:
+        return False
+
+
+def asks(x):
+    return type(x)
+
+
+TYPE, IDENTITY = "Python asks for the type of a value", "Python asks whether a value is another one"
+WITHOUT = ", and does without an answer"
+ASKED = {
+    "type": (lambda m, x: x if type(x) is torch.Tensor else -x, TYPE),
+    "its type, in a function around": (within(asks), TYPE),
+    "its type, in a list": (lambda m, x: sum([x for y in (x, x) if type(y) is torch.Tensor]), TYPE),
+    "whether it can be called": (lambda m, x: -x if callable(x) else x, TYPE),
+    "its type of numbers": (lambda m, x: -x if x.dtype is torch.half else x, IDENTITY),
+    "its type of numbers, in a list": (lambda m, x: sum([x for y in (x,) if y.dtype is torch.float32]), IDENTITY),
+    "a dict": (lambda m, x: x * {8: 2}.get(x.shape[1], 1), "Python looks something up by a value"),
+    "a text": (lambda m, x: x * len(f"{x.shape[1]}"), "Python asks for the text of a value"),
+    "a value": (lambda m, x: -x if decides(x) else x, f"Python decides by a value{WITHOUT}"),
+    "rows": (lambda m, x: -x if goes_through(x) else x, f"Python goes through a value{WITHOUT}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_tracing_cannot_answer_is_told(name):
+    asked, told = ASKED[name]
+    with pytest.raises(UnsupportedError, match=rf"\Amodel: Asking cannot be traced: {told}( \(.*, line [0-9]+\))?\Z"):
+        tracer.capture(seeded(lambda: Asking(asked)))
