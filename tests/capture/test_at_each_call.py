@@ -82,3 +82,29 @@ def test_capturing_what_draws_leaves_the_random_state_as_it_was():
     model, state = seeded(Drawn), torch.get_rng_state()
     qs.prepare(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class OfParameters(nn.Module):
+    """What a layer of several results, or one without an integer form, gives of parameters alone."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.start = nn.Linear(8, 8), nn.Parameter(torch.randn(1, 4, 8))
+        self.kind, self.states = kind, nn.LSTM(8, 8, batch_first=True)
+        self.pool = nn.MaxPool1d(2, return_indices=True)
+
+    def forward(self, x):
+        if self.kind == "states":
+            joined, (state, _) = self.states(self.start)
+            return self.layer(x) + joined.mean((0, 1)) + state[0, 0]
+        values, places = self.pool(self.start[0].t())
+        return self.layer(x) * values.mean(1) + places.float().mean(1)
+
+
+@pytest.mark.parametrize("kind", ["states", "places"])
+def test_what_a_layer_of_several_results_gives_of_parameters_is_part_of_the_network(kind):
+    model = seeded(lambda: OfParameters(kind)).requires_grad_(False)
+    prepared = qs.prepare(model)
+    for x in (ROWS, 2 * ROWS[:2]):
+        assert parts.difference(model(x), prepared(x)) is None
+    assert prepared.capture.whole_agrees

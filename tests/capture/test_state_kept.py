@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import quantspec as qs
 from evidence import clause
@@ -243,4 +244,10 @@ def test_what_a_model_only_holds_is_no_state_of_its_forward(name):
         return y * 2
 
     q = qs.quantize(seeded(lambda: Keeping(UNCHANGED[name](), forward)), [ROWS])
+    assert isinstance(q, qs.QuantizedModule)
+
+
+def test_a_call_of_a_function_with_bound_arguments_changes_nothing_of_it():
+    model = seeded(lambda: Keeping(functools.partial(F.softmax, dtype=torch.float32), lambda kept, y: kept(y, dim=-1)))
+    q = qs.quantize(model, [ROWS])
     assert isinstance(q, qs.QuantizedModule)

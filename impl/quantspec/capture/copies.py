@@ -330,8 +330,10 @@ SLOTS: dict[type, list[MemberDescriptorType]] = {}
 def slots_of(kind: type) -> list[MemberDescriptorType]:
     """Where values of a class have attributes that are in no dict, asked once for each class."""
     if kind not in SLOTS:
-        found = (what for each in kind.__mro__ for what in vars(each).values())
-        SLOTS[kind] = [what for what in found if isinstance(what, MemberDescriptorType)]
+        found = (item for each in kind.__mro__ for item in vars(each).items())
+        # By names like __vectorcalloffset__ Python itself keeps things.
+        own = ((name, what) for name, what in found if not (name.startswith("__") and name.endswith("__")))
+        SLOTS[kind] = [what for _, what in own if isinstance(what, MemberDescriptorType)]
     return SLOTS[kind]
 
 
