@@ -32,6 +32,8 @@ OPERATIONS = (
 )
 # No operation, but a method that a backend may have: see ``Reproduces``.
 REPRODUCTION = "reproduction"
+# Answered with two parts; the others with one array.
+TWO_PARTS = ("qparams", "fold_batch_norm")
 # Dialects have no choice here: what comes out is an exact integer.
 EXACT = ("max_pool2d",)
 THREADS = "QUANTSPEC_THREADS"  # the variable that says how many threads a worker's backend may use
@@ -216,7 +218,10 @@ def dialects(backend: Backend, operation: str) -> frozenset[str]:
         if operation not in declared:
             raise ValueError(f"dialect: backend {backend.name!r} offers {operation} and declares no dialect for it")
         declared = declared[operation]
-    return frozenset([declared]) if isinstance(declared, str) else frozenset(declared)
+    found = frozenset([declared]) if isinstance(declared, str) else frozenset(declared or ())
+    if not found:
+        raise ValueError(f"dialect: backend {backend.name!r} declares none for {operation}")
+    return found
 
 
 def sums_exactly(linear: Callable[..., np.ndarray]) -> bool:

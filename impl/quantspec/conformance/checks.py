@@ -35,7 +35,7 @@ from .draw_wide import (
     off_zero,
     ranges,
 )
-from .session import Session, Undecided, Violation, compare, parts
+from .session import OTHER_KIND, Session, Undecided, Violation, compare, parts
 
 Test = Callable[[Session, Call], None]
 Pick = Callable[[np.ndarray], np.ndarray]
@@ -61,7 +61,11 @@ def dialect(session: Session, call: Call) -> None:
 
 def arguments_kept(session: Session, call: Call) -> None:
     """BAK-ARGUMENTS: the worker looks at its arguments before and after."""
-    session.answer(call)
+    try:
+        session.answer(call)
+    except Undecided:
+        if not session.worker.wrote:
+            raise
     if session.worker.wrote:
         got = f"argument {session.worker.wrote} was written to"
         raise Violation(call, "arguments as they were", got, how="written to")
@@ -209,6 +213,8 @@ def nan(session: Session, call: Call) -> None:
         got = session.array(call)
     except Undecided:
         return  # refused
+    if got.shape != x.shape:
+        raise Violation(call, f"codes{list(x.shape)}", f"{got.dtype}{list(got.shape)}", how=OTHER_KIND)
     if "axis" in call.options:  # each channel's own
         alone = np.repeat(NANS[:1], len(x)).reshape(-1, 1)
     else:

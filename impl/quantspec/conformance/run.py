@@ -132,6 +132,8 @@ def compare_bulk(operation: str, session: Session, broken: Broken) -> tuple[int,
     """How many of thousands of outputs were compared with the declared dialects, and how many are of none."""
     outputs = differ = 0
     for call in bulk(operation):
+        if broken.enough:
+            break
         try:
             got = session.answer(call)
             outputs += sum(part.size for part in parts(got))

@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 
 from quantspec.backends.outcome import Died, Outcome, described, outcome
-from quantspec.backends.protocol import EXACT, Answer, dialects, method
+from quantspec.backends.protocol import EXACT, TWO_PARTS, Answer, dialects, method
 from quantspec.backends.reference import ReferenceBackend
 from quantspec.backends.worker import Worker
 from quantspec.numerics.dialects.dialect import Dialect
@@ -15,6 +15,8 @@ from .call import Call, number
 from .shape import difference, kind_of_call
 
 ASSERTION = "an internal assertion"
+OTHER_KIND = "another shape or type"
+NUMBERS = "biuf"  # kinds of arrays
 DEAD = ("crashed", "exited", "hung", "corrupted")
 
 
@@ -87,12 +89,19 @@ class Session:
             raise Violation(call, "an answer or a refusal", f"{ASSERTION}: {result.message}", how=ASSERTION)
         if result.kind != "value":
             raise Undecided(f"{result.kind}: {result.message}")
+        if wrong := other_parts(call.operation, result.value):
+            raise Violation(call, wanted_parts(call.operation), wrong, how=OTHER_KIND)
         self.asked += sum(part.size for part in parts(result.value))
         return cast(Answer, result.value)
 
     def array(self, call: Call) -> np.ndarray:
-        """The answer to a call of an operation that gives one array."""
-        return cast(np.ndarray, self.answer(call))
+        """The answer to a call of an operation that gives one array, with as many axes as the first argument has."""
+        (array,) = parts(self.answer(call))
+        axes = np.ndim(call.arguments[0])
+        if array.ndim != axes:
+            wrong = f"{array.dtype}{list(array.shape)}"
+            raise Violation(call, f"an array of {axes} {'axis' if axes == 1 else 'axes'}", wrong, how=OTHER_KIND)
+        return array
 
     def allowed(self, call: Call) -> list[tuple[str, Answer]]:
         """(dialect, answer) for each dialect that the backend declares for the operation."""
@@ -114,9 +123,27 @@ def answer_of(backend: object, call: Call) -> Answer:
     return function(*call.arguments, **call.options)
 
 
-def parts(answer: Answer) -> list[np.ndarray]:
+def parts(answer: object) -> list[np.ndarray]:
     """An answer as arrays: most are one, qparams and folded layers are two."""
     return [np.asarray(part) for part in answer] if isinstance(answer, (tuple, list)) else [np.asarray(answer)]
+
+
+def wanted_parts(operation: str) -> str:
+    """What an operation is answered with, in words."""
+    return "two parts" if operation in TWO_PARTS else "an array of numbers"
+
+
+def other_parts(operation: str, answer: object) -> str:
+    """What an answer is that has another number of parts than the operation's, or parts that are no arrays of numbers,
+    in words; empty where it has not."""
+    try:
+        found = parts(answer)
+    except ValueError:  # lists of several lengths
+        return "lists that are no array"
+    if len(found) != (2 if operation in TWO_PARTS else 1):
+        return f"{type(answer).__name__} of {len(found)}" if isinstance(answer, (tuple, list)) else "one part"
+    odd = [part.dtype for part in found if part.dtype.kind not in NUMBERS]
+    return f"{type(answer).__name__} of type {odd[0]}" if odd else ""
 
 
 def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -126,12 +153,15 @@ def same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def compare(call: Call, got: Answer, allowed: list[tuple[str, Answer]]) -> None:
     """Raises Violation unless each element of an answer is one that is allowed, and its shape and type are."""
+    counts = {len(parts(answer)) for _, answer in allowed}
+    if counts != {len(parts(got))}:
+        raise Violation(call, f"{min(counts)} parts", f"{len(parts(got))}", how=OTHER_KIND)
     for index, part in enumerate(parts(got)):
         options = [(name, parts(answer)[index]) for name, answer in allowed]
         shape, kind = options[0][1].shape, options[0][1].dtype
         if part.shape != shape or part.dtype.kind != kind.kind:
             wrong = f"{part.dtype}{list(part.shape)}"
-            raise Violation(call, f"{kind}{list(shape)}", wrong, how="another shape or type")
+            raise Violation(call, f"{kind}{list(shape)}", wrong, how=OTHER_KIND)
         fits = np.zeros(shape, bool)
         for _, option in options:
             fits |= same(part, option)

@@ -105,14 +105,18 @@ def plainer(grid: QParams) -> Iterator[QParams]:
 def elementwise(call: Call) -> Iterator[Call]:
     """quantize and dequantize."""
     x, scale, zero_point = call.arguments
+    axis = None
     if np.ndim(scale):
+        axis = call.options["axis"] % x.ndim
         if len(scale) == 1:
             per_tensor = {key: value for key, value in call.options.items() if key != "axis"}
-            yield replace(call, arguments=(x[0], scale[0], int(zero_point[0])), options=per_tensor)
-        for c in pieces(len(x)):
-            yield call.with_arguments(x[c], scale[c], zero_point[c])
-    for c in pieces(x.shape[-1]):
-        yield call.with_arguments(x[..., c], scale, zero_point)
+            yield replace(call, arguments=(x.take(0, axis), scale[0], int(zero_point[0])), options=per_tensor)
+        for c in pieces(len(scale)):
+            at = (slice(None),) * axis + (c,)
+            yield call.with_arguments(x[at], scale[c], zero_point[c])
+    for other in sorted({0, x.ndim - 1} - {axis}, reverse=True):
+        for c in pieces(x.shape[other]):
+            yield call.with_arguments(x[(slice(None),) * other + (c,)], scale, zero_point)
     if call.operation == "quantize":
         for plain in plain_codes(x, 0):
             yield call.with_arguments(plain, scale, zero_point)
@@ -218,6 +222,17 @@ def pool(call: Call) -> Iterator[Call]:
         yield call.with_arguments(plain, grid)
 
 
+def folding(call: Call) -> Iterator[Call]:
+    """fold_batch_norm."""
+    weight, bias, *statistics, eps = call.arguments
+    for c in pieces(len(weight)):
+        its_bias = None if bias is None else bias[c]
+        yield call.with_arguments(weight[c], its_bias, *(numbers[c] for numbers in statistics), eps)
+    for axis in range(1, weight.ndim):
+        for c in pieces(weight.shape[axis]):
+            yield call.with_arguments(weight[(slice(None),) * axis + (c,)], bias, *statistics, eps)
+
+
 CUTS: dict[str, Callable[[Call], Iterator[Call]]] = {
     "quantize": elementwise,
     "dequantize": elementwise,
@@ -230,4 +245,5 @@ CUTS: dict[str, Callable[[Call], Iterator[Call]]] = {
     "max_pool2d": pool,
     "avg_pool2d": pool,
     "adaptive_avg_pool2d": pool,
+    "fold_batch_norm": folding,
 }

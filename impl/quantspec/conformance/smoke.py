@@ -8,7 +8,7 @@ from quantspec.backends.worker import Worker
 from quantspec.numerics.affine import QParams
 
 from .call import Call
-from .session import answer_of, parts, reference
+from .session import answer_of, other_parts, parts, reference, wanted_parts
 
 GRID, WEIGHTS, WIDE = QParams(0.5, 3, 0, 255), QParams(0.25, 0, -128, 127), QParams(1.0, 7, 0, 255)
 CODES = np.array([[3, 5, 9], [4, 3, 20]], np.uint8)
@@ -50,6 +50,8 @@ def smoke(name: str, worker: Worker) -> None:
         adapter = f"backend {name}: the adapter's {operation}"
         if got.kind != "value":
             raise ValueError(f"{adapter} fails on an easy call: {got.message}")
+        if wrong := other_parts(operation, got.value):
+            raise ValueError(f"{adapter} returns {wrong} where the protocol expects {wanted_parts(operation)}")
         for part, model in zip(parts(got.value), parts(expected)):
             if part.shape != model.shape or part.dtype.kind != model.dtype.kind:
                 kind, wanted = f"{part.dtype}{list(part.shape)}", f"{model.dtype}{list(model.shape)}"
