@@ -90,6 +90,30 @@ def test_a_call_that_is_refused_after_another_one_alone_is_impure():
     assert caught.value.call is JOINED and caught.value.got == "refused no" and caught.value.allowed == "value"
 
 
+@pytest.mark.parametrize(
+    ("deaths", "length", "got"),
+    [
+        (["crashed: SIGSEGV on it", "", "crashed: SIGABRT on it"], 2, "crashed: SIGABRT on it"),
+        (["crashed: SIGSEGV on it", "", ""], 2, "crashed: SIGSEGV on it"),
+        (["crashed: SIGSEGV on it", "crashed: SIGSEGV on it"], 1, "crashed: SIGSEGV on it"),
+        (["", "", ""], 2, "crashed: SIGBUS on a story"),
+    ],
+)
+def test_a_process_that_dies_of_a_story_now_and_then_is_told_as_dead(deaths, length, got):
+    """Where no beginning of the story ended it again, the run ended in an error of its own."""
+
+    def dies(calls):
+        raise Undecided("crashed: SIGBUS on a story")
+
+    left = iter(deaths)
+    alone = Outcome("value", value=CODES)
+    session = SimpleNamespace(alone=lambda call: alone, death=lambda calls: next(left), story=dies)
+    with pytest.raises(purity.Impure) as caught:
+        purity.hold(session, [NUMBERS, JOINED])
+    assert len(caught.value.story) == length and caught.value.call is caught.value.story[-1]
+    assert (caught.value.got, caught.value.how) == (got, got.split(" on ")[0])
+
+
 def test_a_choice_that_breaks_the_protocol_is_another_one():
     place = next(place for place in fingerprint.PLACES if place.operation == "quantize")
 

@@ -1,5 +1,6 @@
 """What comes of a call, in a worker or in this process: a value, or one of the ways in which there is none."""
 
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class Corrupted(Died):
     """What it answered is no answer, and it was ended."""
 
     kind = "corrupted"
+
+
+def ending(code: int) -> str:
+    """How a process ended, by its code, which is below 0 where it was a signal: "SIGSEGV", or "exit code 3"."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-code}"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def find(name: str) -> Entry:
     listing the known ones: quantspec's own where the name begins like theirs, and all others otherwise."""
     if name in ENTRIES:
         return ENTRIES[name]
-    if ":" in name:
+    module, _, attribute = name.partition(":")
+    if module and attribute and not module.startswith("."):
         return Entry(name, name)
     of_ours = name.startswith("quantspec")
     listed = [known for known in ENTRIES if known.startswith("quantspec-") == of_ours]
@@ -99,7 +100,7 @@ def why_not_installed(name: str) -> str:
     for needed in (*entry.needs, module):
         try:
             found = importlib.util.find_spec(needed) is not None
-        except ModuleNotFoundError:
+        except (ModuleNotFoundError, ValueError):  # the second is said of what was not imported, such as __main__
             found = False
         if not found:
             remedy = f"; pip install 'quantspec[{entry.extra}]'" if entry.extra else ""

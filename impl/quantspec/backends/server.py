@@ -6,18 +6,20 @@
 import contextlib
 import functools
 import os
-import signal
 import struct
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
 from . import registry, wire
-from .outcome import outcome
-from .protocol import Backend, Keeps, Reproduces, offers
+from .outcome import ending, outcome
+from .protocol import Backend, Keeps, NotOffered, Reproduces, offers
+
+END = struct.Struct("<i?")  # how a copy ended, and whether it had answered
 
 
 def serve(name: str, source: BinaryIO, sink: BinaryIO) -> None:
@@ -39,20 +41,26 @@ def serve(name: str, source: BinaryIO, sink: BinaryIO) -> None:
         return answer(lambda: message)
     answer(lambda: greeting(backend))
     # A process that has answered nothing yet waits to be copied for every story.
-    nursery = Nursery(lambda frame: answer(lambda: story(backend, frame["story"])))
+
+    def tell(frame: dict[str, Any]) -> None:
+        for told in story(backend, frame["story"]):
+            answer(told.copy)
+
+    nursery = Nursery(tell)
     with contextlib.suppress(EOFError):
         while True:
             frame = wire.unpack(lambda length: read_all(source, length))
             if "story" not in frame:
                 answer(functools.partial(run, backend, frame))
             elif how := nursery.answer(frame):
-                answer(functools.partial(dict, error="Died", message=how))
+                answer(functools.partial(dict, died=how))
     return None
 
 
 def failure(error: Exception) -> dict[str, Any]:
-    """The answer that says what was raised."""
-    return {"error": type(error).__name__, "message": str(error)}
+    """The answer that says what was raised; of the types that a caller knows, whatever kind of one it is."""
+    kinds = (kind.__name__ for kind in (NotOffered, ValueError) if isinstance(error, kind))
+    return {"error": next(kinds, type(error).__name__), "message": str(error)}
 
 
 def greeting(backend: Backend) -> dict[str, Any]:
@@ -64,29 +72,41 @@ def greeting(backend: Backend) -> dict[str, Any]:
 
 
 def run(backend: Backend, call: dict[str, Any]) -> dict[str, Any]:
-    """The value of a call, and which of its arguments it wrote to."""
+    """The value of a call or what it raised, and which of its arguments it wrote to."""
     before, held = snapshots(call), contents(call["arguments"])
-    value = getattr(backend, call["operation"])(*call["arguments"], **call["options"])
-    changed = [place for place, (array, copy) in before.items() if array.tobytes() != copy]
+    try:
+        answer = {"value": getattr(backend, call["operation"])(*call["arguments"], **call["options"])}
+    except Exception as error:
+        answer = failure(error)
+    changed = [place for place, (array, was) in before.items() if state(array) != was]
     if contents(call["arguments"]) != held:
         changed.append("a list among them")
-    return {"value": value, "wrote": ", ".join(changed)}
+    return {**answer, "wrote": ", ".join(changed)}
 
 
-def story(backend: Backend, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """What comes of calls, one after the other; the backend keeps what it makes where there are several."""
-    if len(calls) > 1 and isinstance(backend, Keeps):
-        backend.keep()
-    return {"value": [vars(outcome(backend, c["operation"], *c["arguments"], **c["options"])) for c in calls]}
+def story(backend: Backend, calls: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What comes of calls, one after the other, each as soon as it is there; the backend keeps what it makes where
+    there are several."""
+    kept = outcome(backend, "keep") if len(calls) > 1 and isinstance(backend, Keeps) else None
+    for call in calls:
+        if kept is not None and kept.kind != "value":  # then no call would show what it keeps
+            yield vars(replace(kept, message=f"keep: {kept.message}"))
+        else:
+            yield vars(outcome(backend, call["operation"], *call["arguments"], **call["options"]))
 
 
-def snapshots(call: dict[str, Any]) -> dict[str, tuple[np.ndarray, bytes]]:
-    """The arrays among a call's arguments by where they stand, each with its bytes now."""
-    found: dict[str, tuple[np.ndarray, bytes]] = {}
+def state(array: np.ndarray) -> tuple[Any, ...]:
+    """All that a caller sees of an array."""
+    return array.dtype, array.shape, array.tobytes()
+
+
+def snapshots(call: dict[str, Any]) -> dict[str, tuple[np.ndarray, tuple[Any, ...]]]:
+    """The arrays among a call's arguments by where they stand, each with its state now."""
+    found: dict[str, tuple[np.ndarray, tuple[Any, ...]]] = {}
 
     def look(place: str, value: Any) -> None:
         if isinstance(value, np.ndarray):
-            found[place] = value, value.tobytes()
+            found[place] = value, state(value)
         elif isinstance(value, (list, tuple)):
             for index, item in enumerate(value):
                 look(f"{place}[{index}]", item)
@@ -119,8 +139,8 @@ class Nursery:
         frame = memoryview(wire.pack(call))
         while frame:
             frame = frame[os.write(self._calls, frame) :]
-        (code,) = struct.unpack("<i", os.read(self._ends, 4))
-        return "" if code == 0 else signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        code, answered = END.unpack(os.read(self._ends, END.size))
+        return "" if answered else ending(code)
 
 
 def rear(respond: Callable[[dict[str, Any]], None], call_read: int, end_write: int) -> NoReturn:
@@ -128,16 +148,25 @@ def rear(respond: Callable[[dict[str, Any]], None], call_read: int, end_write: i
     with contextlib.suppress(EOFError), os.fdopen(call_read, "rb") as calls:
         while True:
             call = wire.unpack(lambda length: read_all(calls, length))
+            answered_read, answered_write = os.pipe()
             child = os.fork()
             if not child:
-                live(respond, call)
-            os.write(end_write, struct.pack("<i", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+                live(respond, call, answered_write)
+            os.close(answered_write)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os.set_blocking(answered_read, False)  # what the copy started may hold the other end for longer
+            answered = b""
+            with contextlib.suppress(BlockingIOError):
+                answered = os.read(answered_read, 1)
+            os.close(answered_read)
+            os.write(end_write, END.pack(code, bool(answered)))
     os._exit(0)
 
 
-def live(respond: Callable[[dict[str, Any]], None], call: dict[str, Any]) -> NoReturn:
-    """The life of a copy's copy: one answer."""
+def live(respond: Callable[[dict[str, Any]], None], call: dict[str, Any], answered: int) -> NoReturn:
+    """The life of a copy's copy: one answer, and a sign that it was given, as a backend may end it with any code."""
     respond(call)
+    os.write(answered, b".")
     os._exit(0)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from . import registry, wire
-from .outcome import Corrupted, Crashed, Died, Exited, Hung, Outcome, described
+from .outcome import Corrupted, Crashed, Died, Exited, Hung, Outcome, described, ending
 from .protocol import REPRODUCTION, THREADS, BackendError, Dialects, NotOffered, Operation
 
 START_SECONDS = 120.0
@@ -162,24 +162,28 @@ class Worker:
         """What comes of calls (operation, arguments, options), one after the other, in a copy of the process from
         before its first call.
 
-        The copy ends with the last answer, so that stories know nothing of each other. Raises Died when the copy does
-        not live to its end.
+        The copy ends with the last answer, so that stories know nothing of each other. Each call may take as long as
+        one that is made alone. Raises Died when the copy does not live to its end.
         """
         frame = {"story": [{"operation": o, "arguments": list(a), "options": dict(k)} for o, a, k in calls]}
-        last = described(*calls[-1])
-        answers = self._ask(frame, lambda: f"a story of {len(calls)} calls, the last of which is {last}")
-        return [Outcome(**answer) for answer in answers["value"]]
+        words = f"a story of {len(calls)} calls, the last of which is {described(*calls[-1])}"
+        process = self._send(frame)
+        return [told(self._receive(process, lambda: words, self.seconds), words) for _ in calls]
 
     def _call(self, operation: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         frame = {"operation": operation, "arguments": list(arguments), "options": options}
         return self._ask(frame, lambda: described(operation, arguments, options))["value"]
 
-    def _ask(self, frame: dict[str, Any], words: Callable[[], str]) -> dict[str, Any]:
+    def _send(self, frame: dict[str, Any]) -> Process:
         packed = wire.pack(frame)
         process = self._process or self._start()
         with contextlib.suppress(BrokenPipeError, TimeoutError):  # reading then says what happened
             process.write(packed, self.seconds)
-        answer = self._receive(process, words, self.seconds)
+        return process
+
+    def _ask(self, frame: dict[str, Any], words: Callable[[], str]) -> dict[str, Any]:
+        self.wrote = ""
+        answer = self._receive(self._send(frame), words, self.seconds)
         self.wrote = answer.get("wrote", "")
         raise_error(answer)
         return answer
@@ -194,9 +198,7 @@ class Worker:
             code = process.exit_code()
             if code is None:
                 raise self._lost(process, Corrupted, "the pipe was closed", call()) from None
-            if code < 0:
-                raise self._lost(process, Crashed, signal.Signals(-code).name, call()) from None
-            raise self._lost(process, Exited, f"exit code {code}", call()) from None
+            raise self._lost(process, Crashed if code < 0 else Exited, ending(code), call()) from None
         except wire.Malformed as error:
             raise self._lost(process, Corrupted, str(error), call()) from None
 
@@ -230,6 +232,16 @@ def checking_library() -> str | None:
     return next((str(path) for path in found if path.exists()), None)
 
 
+def told(answer: dict[str, Any], story: str) -> Outcome:
+    """What came of a call of a story; raises Died where the copy that told it ended there."""
+    if "died" in answer:
+        how = answer["died"]
+        raise (Exited if how.startswith("exit code") else Crashed)(how, story)
+    if "error" in answer:  # it cannot be sent
+        return Outcome("error", message=f"{answer['error']}: {answer['message']}")
+    return Outcome(**answer)
+
+
 def raise_error(answer: dict[str, Any]) -> None:
     """Raises what the backend raised, as far as types are shared: NotOffered, ValueError, or BackendError for all
     others."""
@@ -239,6 +251,4 @@ def raise_error(answer: dict[str, Any]) -> None:
             raise NotOffered(message)
         if kind == "ValueError":
             raise ValueError(message)
-        if kind == "Died":
-            raise (Exited if message.startswith("exit code") else Crashed)(message, "a story")
         raise BackendError(kind, message)

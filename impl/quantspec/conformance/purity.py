@@ -5,11 +5,12 @@ from itertools import permutations
 
 import numpy as np
 
+from quantspec.backends.outcome import Outcome
 from quantspec.numerics.affine import QParams
 
 from .call import Call
 from .draw_bulk import bulk
-from .session import Session, Violation, compare
+from .session import Session, Undecided, Violation, compare
 
 
 class Impure(Violation):
@@ -26,13 +27,20 @@ def hold(session: Session, story: list[Call]) -> None:
     story = [call for call in story if answers[id(call)] is not None]  # others are BAK-ANSWER's matter
     if not story:
         return
-    if session.death(story):
-        length = next(n for n in range(1, len(story) + 1) if session.death(story[:n]))
-        how = session.death(story[:length])
+    how = session.death(story)
+    told: list[Outcome] = []
+    if not how:
+        try:
+            told = session.story(story)
+        except Undecided as undecided:  # it dies of them now and then
+            how = str(undecided)
+    if how:
+        beginnings = ((n, session.death(story[:n])) for n in range(1, len(story) + 1))
+        length, how = next(((n, death) for n, death in beginnings if death), (len(story), how))
         died = how.split(" on ")[0]
         violation = Violation(story[length - 1], "an answer, as in a fresh process", how, how=died)
         raise Impure(violation, tuple(story[:length]))
-    for index, together in enumerate(session.story(story)):
+    for index, together in enumerate(told):
         call = story[index]
         alone = answers[id(call)]
         assert alone is not None
