@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from quantspec import chapters
 from quantspec.backends import registry
 from quantspec.backends.outcome import Died
-from quantspec.backends.protocol import NotOffered
+from quantspec.backends.protocol import BackendError, NotOffered
 from quantspec.backends.worker import Worker
 
 from . import report_html, report_markdown, results, run
@@ -44,10 +45,10 @@ def examine(name: str, examples: int, seconds: float) -> results.Results | Absen
         with Worker(name, seconds=seconds) as worker:
             smoke(name, worker)
             own_name, version, passed_on = worker.name, worker.version, checksums(worker)
-        choices = fingerprint(name)
+        choices = fingerprint(name, seconds=seconds)
         findings = run.run(name, examples=examples, seconds=seconds)
-    except (NotOffered, Died, ImportError) as error:
-        return Absent(f"{name}: {error}", isinstance(error, Died))
+    except (NotOffered, Died, ImportError, BackendError) as error:
+        return Absent(f"{name}: {error}", isinstance(error, (Died, BackendError)))
     return results.recorded(own_name, version, results.cpu(), findings, choices, passed_on)
 
 
@@ -97,13 +98,13 @@ def conformance(options: argparse.Namespace) -> int:
         else:
             found.append(examination)
             unexplained += results.passes_on_otherwise(examination, before)
-            console.print(summary(examination), highlight=False)
+            console.print(summary(examination), highlight=False, markup=False)
             if options.write:
                 results.write(root, examination)
     recorded = results.read_known(root)
     found.sort(key=lambda result: result.folder)
     if options.write or options.recorded:
-        found = results.read_all(root)
+        found = results.read_all(root) if root.exists() else []
     if options.recorded and not found:
         where = f"{root} has none; a checkout of the repository has them in spec/results"
         raise ValueError(f"--recorded: expected a folder with recorded results, {where}")
@@ -147,7 +148,7 @@ def summary(result: results.Results) -> str:
 
 def table(result: results.Results) -> Table:
     """What a backend does, a line for each clause and operation that it offers."""
-    rows = Table(title=f"{result.backend} {result.version} on {result.cpu}", title_justify="left")
+    rows = Table(title=Text(f"{result.backend} {result.version} on {result.cpu}"), title_justify="left")
     for column in ("clause", "operation", "outcome"):
         rows.add_column(column, no_wrap=column != "outcome")
     for finding in result.findings:
@@ -157,7 +158,7 @@ def table(result: results.Results) -> Table:
             text = f"pass ({finding['outputs']:,} outputs)" if finding["outputs"] else "pass"
         else:
             continue
-        rows.add_row(finding["clause"], finding["operation"], text)
+        rows.add_row(finding["clause"], finding["operation"], Text(text))
     return rows
 
 
@@ -169,7 +170,7 @@ def show_fingerprint(options: argparse.Namespace) -> int:
         raise ValueError(f"backend {options.backend}: {reason}")
     try:
         choices = fingerprint(options.backend)
-    except (NotOffered, Died, ImportError) as error:
+    except (NotOffered, Died, ImportError, BackendError) as error:
         raise ValueError(f"backend {options.backend}: {error}") from error
     console = Console()
     console.print(choices_table(options.backend, choices))
@@ -186,10 +187,10 @@ def import_from_here() -> None:
 
 def choices_table(name: str, choices: Iterable[Choice]) -> Table:
     """A line for each place where backends choose."""
-    rows = Table(title=f"the choices of {name}", title_justify="left")
+    rows = Table(title=Text(f"the choices of {name}"), title_justify="left")
     for column in ("place", "clause", "choice", "outputs"):
         rows.add_column(column, justify="right" if column == "outputs" else "left")
     for choice in choices:
         text = f"{choice.choice}\n{choice.counterexample}".strip()
-        rows.add_row(choice.place, choice.clause, text, f"{choice.outputs:,}" if choice.outputs else "")
+        rows.add_row(choice.place, choice.clause, Text(text), f"{choice.outputs:,}" if choice.outputs else "")
     return rows

@@ -19,6 +19,7 @@ from .sampling import FULL_RANGE_SEED, PROBE_SEED, sample
 from .session import Session, Undecided, Violation, answer_of, parts, reference, same
 
 PROBES = 250
+SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,10 @@ def counterexample(
     return f"{call_text(call)[:400]} gives {number(flat[where])} at element {where}, which {best} does not"
 
 
-def fingerprint(name: str) -> list[Choice]:
-    """The choices of a backend, without being told its dialect, with a progress bar. Raises as ``Worker`` does when it
-    cannot be made."""
-    with Worker(name) as worker:
+def fingerprint(name: str, *, seconds: float = SECONDS) -> list[Choice]:
+    """The choices of a backend, without being told its dialect, with a progress bar; a call may take so many seconds.
+    Raises as ``Worker`` does when it cannot be made."""
+    with Worker(name, seconds=seconds) as worker:
         return [
             probe(Session(worker), place)
             if place.operation in worker.operations

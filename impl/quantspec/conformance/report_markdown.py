@@ -123,7 +123,7 @@ def chosen(members: list[Results]) -> Iterable[list[str]]:
     for place, clause in sorted(places, key=lambda p: (order.index(p[1]), p[0])):
         cells = []
         for results in members:
-            (choice,) = (t["choice"] for t in results.choices if t["place"] == place)
+            choice = next((t["choice"] for t in results.choices if t["place"] == place), "not offered")
             cells.append("–" if choice == "not offered" else choice.replace(" or ", "<br>or "))
         if set(cells) != {"–"}:
             yield [f"{place}<br>{clause}", *cells]

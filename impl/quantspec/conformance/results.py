@@ -4,6 +4,7 @@ difference that people read."""
 import fnmatch
 import json
 import platform
+import re
 import shutil
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from .fingerprint import Choice
 from .run import Finding
 
 KNOWN = "known.toml"
+CONTROL = re.compile(r"[^\t\n -~\x80-\U0010ffff]|[\ud800-\udfff]")  # what no TOML has between its quotes
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +103,18 @@ def choice_table(choice: Choice) -> dict[str, Any]:
 def write(root: Path, results: Results) -> None:
     """Writes the folder of one backend anew: a file for each operation. Folders of its other versions on this CPU go,
     as they are what it did before."""
-    for old in root.glob(f"{results.backend}-*-{results.cpu}"):
-        if read_folder(old).backend == results.backend:
-            shutil.rmtree(old)
     folder = root / results.folder
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folders(root):
+        earlier = read_folder(old)
+        if (earlier.backend, earlier.cpu) == (results.backend, results.cpu):
+            shutil.rmtree(old)
+        elif old == folder:
+            raise ValueError(f"{folder}: it holds the results of {earlier.backend!r}, not of {results.backend!r}")
+    folder.mkdir(exist_ok=True)
     head = {"backend": results.backend, "version": results.version, "cpu": results.cpu}
     for operation in dict.fromkeys(finding["operation"] for finding in results.findings):
-        lines = [f"{key} = {json.dumps(value)}" for key, value in head.items()]
+        lines = [f"{key} = {toml(value)}" for key, value in head.items()]
         if operation in results.passed_on:
             lines.append(f"passed_on = {json.dumps(results.passed_on[operation])}")
         for kind, tables in (("choice", results.choices), ("finding", results.findings)):
@@ -121,9 +127,11 @@ def write(root: Path, results: Results) -> None:
 
 def toml(value: Any) -> str:
     """A value as TOML: a JSON string is one; text of several lines stands as it is."""
-    if isinstance(value, str) and "\n" in value and "'''" not in value:
+    if isinstance(value, str) and "\n" in value and "'''" not in value and not CONTROL.search(value):
         return f"'''\n{value}'''"
-    return json.dumps(value, ensure_ascii=False)
+    # JSON leaves DEL as it is, and halves of pairs, which no file can hold.
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_folder(folder: Path) -> Results:
@@ -144,7 +152,12 @@ def read_folder(folder: Path) -> Results:
 
 def read_all(root: Path) -> list[Results]:
     """The results of all backends, by name."""
-    return [read_folder(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and any(folder.glob("*.toml"))]
+    return [read_folder(folder) for folder in folders(root)]
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders that have results."""
+    return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and any(folder.glob("*.toml"))]
 
 
 def read_known(root: Path) -> list[Known]:
