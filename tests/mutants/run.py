@@ -79,13 +79,20 @@ OF_QAT = (
 )  # fmt: skip
 # The rooms of the package: a room's modules are all tried on the same tests.
 ROOMS = {
-    "backends": ("chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_reproductions.py"),
+    "backends": (
+        "chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_endings.py",
+        "conformance/test_reproductions.py", "conformance/test_drawn_alike.py",
+    ),  # fmt: skip
     "capture": CAPTURING,
     "comparison": (
         "chapters/test_09_accuracy.py", "chapters/test_08_work.py", "output/test_compared.py",
         "output/test_compared_layers.py", "output/test_compared_outputs.py", "output/test_comparison_shown.py",
     ),  # fmt: skip
-    "conformance": ("chapters/test_11_backends.py", "conformance/test_matrix.py"),
+    "conformance": (
+        "chapters/test_11_backends.py", "conformance/test_matrix.py", "conformance/test_by_hand.py",
+        "conformance/test_odd_answers.py", "conformance/test_smaller_calls.py", "conformance/test_recorded_names.py",
+        "conformance/test_drawn_alike.py",
+    ),  # fmt: skip
     "engines": tuple(
         f"engines/test_{name}.py"
         for name in (
