@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 
 import networks
 import programs
@@ -84,6 +86,26 @@ def test_it_is_what_runs_where_no_kernels_are(dialect):
     q = qs.quantize(model, [x], dialect=dialect)
     assert q.engine == "torch" and torch.equal(q(x), q.run_on("reference")(x))
     assert qs.quantize(model, [x]).engine == "compiled" and qs.quantize(model, [x], engine="torch").engine == "torch"
+
+
+class OneWeight(nn.Module):
+    """Convolutions with the same weight on images of other channels, so that it has other groups in each."""
+
+    def __init__(self, *groups: int):
+        super().__init__()
+        self.groups, self.weight = groups, nn.Parameter(networks.inputs(4, (2, 3, 3)))
+
+    def forward(self, *images):
+        return [F.conv2d(x, self.weight, groups=groups) for groups, x in zip(self.groups, images)]
+
+
+@pytest.mark.parametrize("groups", [(1, 2), (2, 1), (4, 1, 2)])
+def test_layers_that_share_a_weight_have_groups_of_their_own(groups):
+    images = [networks.inputs(2, (2 * count, 5, 6)) for count in groups]
+    q = qs.quantize(networks.seeded(lambda: OneWeight(*groups)), [tuple(images)], engine="torch")
+    assert len({id(layer.weight) for layer in q.program.layers}) == 1 < len(q.program.layers)
+    for y, expected in zip(q(*images), q.run_on("reference")(*images), strict=True):
+        assert torch.equal(y, expected)
 
 
 def test_products_that_could_overflow_are_left_to_the_reference():

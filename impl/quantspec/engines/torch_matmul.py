@@ -57,21 +57,20 @@ def product(x_q: np.ndarray, x_zero_point: int, w: Weights) -> np.ndarray:
 
 class KnownWeights:
     """The weights, for each group, of the layers among ``steps`` whose products fit into 32 bits whatever the input,
-    and that have a grid around zero; by the identity of their codes, made when they are first asked for."""
+    and that have a grid around zero; by the identity of their codes, which several layers may share that have other
+    groups, made when they are first asked for."""
 
     def __init__(self, steps: Sequence[Step] = ()):
         layers = (step for step in steps if isinstance(step, Product) and fits_32_bits(step))
         # What another engine holds has no array of codes that would be the same in every call.
         self.layers = {id(held(step)): step for step in layers if isinstance(held(step), np.ndarray)}
-        self.prepared: dict[int, list[Weights]] = {}
+        self.prepared: dict[tuple[int, int], list[Weights]] = {}
 
-    def of(self, w_q: np.ndarray) -> list[Weights] | None:
-        """The weights of a layer; None for those that are not known."""
-        key = id(w_q)
-        if key in self.layers and key not in self.prepared:
-            step = self.layers[key]
-            groups = step.groups if isinstance(step, Conv) else 1
-            self.prepared[key] = [weights(rows(part)) for part in np.split(step.weight, groups)]
+    def of(self, w_q: np.ndarray, groups: int = 1) -> list[Weights] | None:
+        """The weights of a layer with so many groups; None for those that are not known."""
+        key = id(w_q), groups
+        if id(w_q) in self.layers and key not in self.prepared:
+            self.prepared[key] = [weights(rows(part)) for part in np.split(w_q, groups)]
         return self.prepared.get(key)
 
 
@@ -117,7 +116,7 @@ class ByTorch(Dialect):
         )  # fmt: skip
 
     def accumulate_conv(self, x_q: np.ndarray, x: QParams, w_q: np.ndarray, w: QParams, **places: Any) -> np.ndarray:
-        weights, as_reference = self.known.of(w_q), super().accumulate_conv
+        weights, as_reference = self.known.of(w_q, places["groups"]), super().accumulate_conv
         if weights is None:
             return as_reference(x_q, x, w_q, w, **places)
 
