@@ -54,11 +54,14 @@ def embedding(step: Embedding, values: dict[str, Any], table: Table) -> torch.Te
 
 
 def bags_of(step: Embedding, values: dict[str, Any]) -> Bags:
-    """The bags that indices, offsets and weights tell. Raises ValueError naming the layer for what tells none."""
+    """The bags that indices, offsets and weights tell, without what lies behind the last one. Raises ValueError naming
+    the layer for what tells none."""
     index = values[step.x]
     offsets, weights = (None if name is None else values[name] for name in (step.offsets, step.weights))
     flat = array(index, f"batch: layer {step.layer!r}").reshape(-1)
-    return Bags(flat, starts_of(step, index, offsets), weights_of(step, index, weights))
+    starts, factors = starts_of(step, index, offsets), weights_of(step, index, weights)
+    end = int(starts[-1])
+    return Bags(flat[:end], starts, None if factors is None else factors[:end])
 
 
 def starts_of(step: Embedding, index: torch.Tensor, offsets: Any) -> np.ndarray:
