@@ -186,3 +186,26 @@ def test_rows_of_one_module_place_and_reason_become_one():
         (Work("a", 19, "int8", ""), Work("a", 4, "float", "why"), Work("a", 8, "float", "other")), False
     )
     assert report([], counted=True) == Report((), True)
+
+
+def test_a_table_is_text_whatever_the_program_writes_to(monkeypatch):
+    before = printed.printed(table())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert printed.printed(table()) == before
+    # A notebook shows what is printed there itself, and gives no text of it.
+    monkeypatch.setattr("builtins.get_ipython", type("ZMQInteractiveShell", (), {}), raising=False)
+    assert printed.printed(table()) == before
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[/b]", "[bold]", ":key:", "a\\[b]", "[link=x]y"])
+def test_names_are_printed_letter_by_letter(name):
+    made = printed.new_table("t", "layer")
+    made.add_row(name)
+    assert printed.printed(made).splitlines()[-1] == f" {name}"
+
+
+def test_a_report_says_where_nothing_is_in_float_that_was_not_asked_for():
+    for rows in ((), ROWS[:1], ROWS[3:4]):
+        said = Report(rows, True).sentence()
+        assert said == "all multiply-accumulates that are not excluded are in int8"

@@ -3,7 +3,7 @@
 import io
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,9 @@ def printed(table: "Table", *, wide: bool = False) -> str:
 
     text, title = io.StringIO(), str(table.title)
     table.title = None  # which rich breaks where the table ends, however much room there is
-    Console(file=text, width=WIDEST if wide else WIDTH).print(table)
+    # Text alone, whatever the program writes to, and whatever brackets and colons names have.
+    plain: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": None}
+    Console(file=text, width=WIDEST if wide else WIDTH, markup=False, emoji=False, **plain).print(table)
     lines = [line.rstrip() for line in text.getvalue().rstrip().splitlines()]
     return "\n".join([*([title] if wide else wrapped(title, 0)), *lines])
 

@@ -69,8 +69,9 @@ class Report:
 
     def sentence(self) -> str:
         """One sentence on the share in int8, and where the rest is."""
-        wanted = self.macs - self.excluded_macs
-        rest = self.rest
+        wanted, rest = self.macs - self.excluded_macs, self.rest
+        if not rest:
+            return "all multiply-accumulates that are not excluded are in int8"
         named = [f"{row.path or 'the model'} ({percent(row.macs, wanted)}, {row.place}: {row.reason})" for row in rest]
         if len(named) > NAMED:
             others = sum(row.macs for row in rest[NAMED:])
