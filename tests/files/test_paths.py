@@ -1,5 +1,6 @@
 """Where a network is saved: links, modes, what is no file, and what killed processes left."""
 
+import hashlib
 import os
 import stat
 import subprocess
@@ -79,3 +80,34 @@ def test_drafts_of_killed_processes_are_taken_away_by_the_next_save(network, tmp
     (tmp_path / fresh).write_bytes(b"")
     network.save(path)
     assert drafts(tmp_path) == sorted([*kept, fresh])
+
+
+@clause("STA-FILE")
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, "n" * 201, "n" * 200, "n" * 199])
+def test_a_name_may_be_as_long_as_names_may_be(network, name, tmp_path):
+    network.save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and qs.load(tmp_path / name)
+
+
+@clause("STA-FILE")
+@pytest.mark.parametrize("name", ["n" * 200, "n" * 255])
+def test_drafts_of_long_names_are_taken_away_too(network, name, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    stem = name if len(name) == 200 else hashlib.sha256(name.encode()).hexdigest()
+    left = tmp_path / f".{stem}.{ended.pid}-00000000.part"
+    left.write_bytes(b"")
+    os.utime(left, (0, 0))
+    network.save(tmp_path / name)
+    assert not drafts(tmp_path)
+
+
+@clause("STA-FILE")
+@pytest.mark.parametrize("name, kind", [
+    ("none/q", FileNotFoundError), ("n" * 256, OSError), ("file/q", NotADirectoryError),
+])  # fmt: skip
+def test_what_cannot_be_written_is_named_as_it_was_given(network, name, kind, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(kind) as raised:
+        network.save(tmp_path / name)
+    assert raised.value.filename == os.path.realpath(tmp_path / name)

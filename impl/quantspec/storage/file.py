@@ -39,6 +39,7 @@ from .model import Model, Part, read_coded, read_pattern, write_coded, write_pat
 # there is a report, and a file may hold a model whose parts are networks.
 FORMAT, VERSION, OLDEST_VERSION, WITH_MODELS = "quantspec", 3, 1, 3
 DRAFT_SECONDS = 60  # for which a file that is being written is left alone, whoever seems to write it
+LONGEST_NAME = 200  # bytes of a file's name, of which there may be 255, that a draft's begins with
 USUAL = Limits()
 STEPS: dict[str, type] = {kind.__name__: kind for kind in typing.get_args(Step)}
 # What reading raises for a file that is none of ours, or not as it was written.
@@ -73,7 +74,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         kind = IsADirectoryError if stat.S_ISDIR(held.st_mode) else OSError
         raise kind(f"expected the path of a file, {os.fspath(path)!r} is a folder or a device")
     remove_drafts(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    draft = path.with_name(f".{draft_name(path)}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(draft, "xb") as file:
             file.write(data)
@@ -82,8 +83,14 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         if held is not None:
             draft.chmod(stat.S_IMODE(held.st_mode))
         os.replace(draft, path)
+    except OSError as error:
+        if error.filename != os.fspath(draft):
+            raise
+        # Not by the name of the draft, which nobody has given.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def path_of(path: object) -> str:
@@ -96,9 +103,15 @@ def path_of(path: object) -> str:
     return text
 
 
+def draft_name(path: Path) -> str:
+    """How the names of a file's drafts begin, which are longer than its own, and no longer than names may be."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= LONGEST_NAME else hashlib.sha256(name).hexdigest()
+
+
 def remove_drafts(path: Path) -> None:
     """Takes away what processes left that were killed while they wrote this file."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)-[0-9a-f]{{8}}\.part")
+    name = re.compile(rf"\.{re.escape(draft_name(path))}\.(\d+)-[0-9a-f]{{8}}\.part")
     for draft in path.parent.glob("*.part") if path.parent.is_dir() else ():
         found = name.fullmatch(draft.name)
         with contextlib.suppress(OSError):
