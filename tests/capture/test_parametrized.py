@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import networks
@@ -22,6 +23,35 @@ def twice(module, *names):
     return module
 
 
+class Causal(nn.Conv1d):
+    """A convolution that sees nothing later, by a forward of its own."""
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
+
+
+class Written(nn.Module):
+    """A linear layer of nobody's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias)
+
+
+class Block(nn.Module):
+    """Layers, and a parameter of the block's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.factor = nn.Linear(4, 4), nn.Linear(4, 4), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x))) * self.factor
+
+
 SERIES = networks.inputs(3, (5, 4))
 WORDS = torch.randint(0, 9, (3, 4), generator=torch.Generator().manual_seed(1))
 CASES = {
@@ -33,6 +63,9 @@ CASES = {
     "linear, orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(4, 4)), SERIES),
     "convolution": (lambda: parametrizations.weight_norm(nn.Conv1d(5, 4, 2)), SERIES),
     "transposed": (lambda: parametrizations.weight_norm(nn.ConvTranspose1d(5, 4, 2)), SERIES),
+    "convolution of another class": (lambda: parametrizations.weight_norm(Causal(5, 4, 2)), SERIES),
+    "linear of no class of torch's": (lambda: parametrizations.spectral_norm(Written()), SERIES),
+    "a block": (lambda: twice(Block(), "factor"), SERIES),
     "table": (lambda: twice(nn.Embedding(9, 4), "weight"), WORDS),
     "bag": (lambda: twice(nn.EmbeddingBag(9, 4), "weight"), WORDS),
     "normalization": (lambda: nn.Sequential(nn.Linear(4, 4), twice(nn.LayerNorm(4), "weight"), nn.ReLU()), SERIES),
@@ -51,6 +84,8 @@ def tensor(output):
     while not isinstance(output, torch.Tensor):
         output = output[0]
     return output.detach()
+# What dynamic networks compute in float (DYN-SCOPE), and what is no layer without an example (DYN-LAYERS).
+OF_NO_LAYER = "convolution", "transposed", "convolution of another class", "linear of no class of torch's"
 
 
 @pytest.mark.parametrize("ran", [False, True], ids=["new", "ran before"])
@@ -64,7 +99,7 @@ def test_a_network_with_computed_weights_is_that_of_their_values(name, ran):
     expected = tensor(model(x))
     ways = [lambda m: qs.quantize(m, [x]), lambda m: qs.prepare_qat(m, [x])]
     ways.append(lambda m: qs.convert(qs.prepare_qat(m, [x])))
-    if name not in ("convolution", "transposed"):  # which dynamic networks compute in float (DYN-SCOPE)
+    if name not in OF_NO_LAYER:
         ways.append(qs.quantize_dynamic)
     for quantized in ways:
         ours = tensor(quantized(model)(x))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from quantspec.errors import UnsupportedError
 from quantspec.ir.float_graph import FloatGraph, Linear
@@ -266,7 +267,9 @@ class Tracer(RefusingTracer):
     def is_whole(module: nn.Module) -> bool:
         """Whether a module is never gone into: those of torch.nn, other than containers and what ``attention`` writes
         out."""
-        own = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+        # A parametrization makes a class of torch's own of whatever class its module has.
+        kind = parametrize.type_before_parametrizations(module)
+        own = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
         containers = nn.Sequential, nn.TransformerDecoderLayer, *copies.WRAPPERS, *attention.WRITTEN
         return own and not isinstance(module, containers)
 
