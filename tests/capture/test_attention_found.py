@@ -118,14 +118,19 @@ def test_a_softmax_in_other_words_is_near_the_models(mean):
             assert networks.far(q(x), model(x)) < 0.1
 
 
-def test_weights_may_be_given_the_type_that_they_have():
-    typed = method("t", "to", Ref("w"), torch.float32)
-    assert found(SCORES, WEIGHTS, typed, matmul("y", "t", "v")) == PLAIN
-    for other in (
-        method("t", "to", Ref("w"), torch.float64), method("t", "to", Ref("w")),
-        method("t", "type", Ref("w"), torch.float32),
-    ):  # fmt: skip
-        assert found(SCORES, WEIGHTS, other, matmul("y", "t", "v")) is None
+@pytest.mark.parametrize("given", [
+    ("to", Ref("w"), torch.float32), ("type", Ref("w"), torch.float32), ("float", Ref("w")),
+])  # fmt: skip
+def test_weights_may_be_given_the_type_that_they_have(given):
+    assert found(SCORES, WEIGHTS, method("t", *given), matmul("y", "t", "v")) == PLAIN
+
+
+@pytest.mark.parametrize("given", [
+    ("to", Ref("w"), torch.float64), ("to", Ref("w")), ("type", Ref("w")), ("type", Ref("w"), torch.float64),
+    ("float", Ref("w"), torch.float32), ("double", Ref("w")),
+])  # fmt: skip
+def test_weights_of_another_type_are_none(given):
+    assert found(SCORES, WEIGHTS, method("t", *given), matmul("y", "t", "v")) is None
 
 
 @pytest.mark.parametrize("target", ["operator.mul", "torch.mul"])

@@ -95,7 +95,7 @@ def by_numel(x: torch.Tensor) -> torch.Tensor:
 
 
 def by_a_loop(x: torch.Tensor) -> torch.Tensor:
-    return torch.stack([x[:, index] for index in range(x.shape[1])], 1)
+    return torch.stack([x[index] for index in range(x.shape[0])])
 
 
 def with_out(x: torch.Tensor) -> torch.Tensor:

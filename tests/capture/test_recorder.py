@@ -3,6 +3,7 @@ reason that says so."""
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,6 +86,8 @@ RECORDED = {
     "new": lambda _, x: x + x.new([1.0] * 8) + x.new(8).zero_(),
     "a constant of a size": lambda m, x: x + m.table.reshape(1, x.shape[1]),
     "a constant of a type": lambda m, x: x + m.table.type_as(x),
+    "a loop over features": lambda _, x: x * sum(range(x.shape[1])), "a key": lambda _, x: x * {x.shape[1]: 2}[8],
+    "a root of features by NumPy": lambda _, x: x / float(np.sqrt(x.shape[-1])),
     "a power of a size": lambda _, x: x * pow(x.shape[1], 2) / (x.shape[0] ** 2),
 }  # fmt: skip
 
@@ -128,7 +131,7 @@ def written_later(_, x):
 
 
 def without_a_word(_, x):
-    if type(x.shape[1]) is not int:
+    if type(x.shape[0]) is not int:
         raise ZeroDivisionError
     return x
 
@@ -141,10 +144,10 @@ STOPPED = {
     "written through a view": (through_a_new_view, "memory was written through another tensor"),
     "without another name": (at_random, "random_ writes in place"),
     "an attribute": (lambda _, x: x if x.nbytes else -x, "it reads a tensor's nbytes"),
-    "a loop": (lambda _, x: x * sum(1 for _ in range(x.shape[1])), "Python counts to a size"),
+    "a loop": (lambda _, x: x * sum(1 for _ in range(x.shape[0])), "Python counts to a size"),
     "a parameter": (to_a_parameter, "it writes to the model's 'table'"),
     "a parameter, by a constant": (to_a_parameter_alone, "it writes to the model's 'table'"),
-    "a key": (lambda _, x: x * {x.shape[1]: 2}[8], "a size cannot be hashed while a model is recorded"),
+    "a key": (lambda _, x: x * {x.shape[0]: 2}[6], "a size cannot be hashed while a model is recorded"),
     "a storage": (lambda _, x: x + x.new(x.untyped_storage())[:8], "Python reads values of a tensor"),
 }
 

@@ -21,7 +21,7 @@ class Apart(nn.Module):
     def __init__(self, before, split):
         super().__init__()
         self.linear, self.conv, self.row = nn.Linear(6, 8), nn.Conv2d(3, 8, 3, padding=1), nn.Conv1d(4, 8, 3, padding=1)
-        self.before, self.split = before, split
+        self.norm, self.before, self.split = nn.GroupNorm(2, 8), before, split
 
     def forward(self, x):
         assert x.shape[0] > 1  # which symbolic tracing cannot tell
@@ -47,6 +47,10 @@ BEFORE = {
     "one axis": (lambda s, x: s.row(x), [(4, 4, 6), (7, 4, 9)], {1, -2}),
     "view": (lambda s, x: s.linear(x).view(x.shape[0], -1, 2, 4), [SEQUENCE, (7, 3, 6)], {2, 3, -1, -2}),
     "reshape": (lambda s, x: s.linear(x).reshape((x.shape[0], 8, -1)), [SEQUENCE, (7, 3, 6)], {1, -2}),
+    "a norm": (lambda s, x: F.layer_norm(torch.relu(s.linear(x)) * 2, (8,)), [SEQUENCE, (7, 3, 6)], {2, -1}),
+    "a module": (lambda s, x: s.norm(s.conv(x)), [IMAGES, (7, 3, 9, 10)], {1, -3}),
+    "a part": (lambda s, x: s.linear(x).chunk(2, -1)[1], [SEQUENCE, (7, 3, 6)], {2, -1}),
+    "a part of rows": (lambda s, x: torch.split(s.linear(x), 2)[0], [SEQUENCE, (7, 3, 6)], set()),
     "permute": (lambda s, x: s.conv(x).permute(0, 2, 3, 1), [IMAGES, (7, 3, 9, 10)], {3, -1}),
     "permute, a tuple": (lambda s, x: s.conv(x).permute((-3, 2, 3, 0)), [IMAGES, (7, 3, 9, 10)], {0, -4}),
     "transpose": (lambda s, x: s.linear(x).transpose(1, 2), [SEQUENCE, (7, 3, 6)], {1, -2}),

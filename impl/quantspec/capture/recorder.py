@@ -371,7 +371,10 @@ class Recorder(Values, TorchFunctionMode):
         return torch.Size([self.dimension(tensor, index, size) for index, size in enumerate(sizes)])
 
     def dimension(self, tensor: torch.Tensor, index: int, size: int) -> Any:
+        """The length of an axis: a plain number where layers say it."""
         node = self.argument(tensor)
+        if splitting.is_fixed(node, index, tensor.dim(), self.modules):
+            return size
         return tracked.number(self, size, lambda: self.add("call_method", "size", (node, index), {}))
 
     def size(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:

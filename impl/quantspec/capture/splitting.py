@@ -1,13 +1,26 @@
 """How many parts a tensor is split into: Python goes through them one by one, and a graph has as many as there were."""
 
+import operator
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from .aliases import name_of
+
 # The names of the number that says how to split, by the names of the functions.
 SPLITTING = {"split": ("split_size", "split_size_or_sections"), "chunk": ("chunks",), "unbind": ()}
+# What gives a value of the size of its input.
+KEEPING = (
+    nn.LayerNorm, nn.GroupNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh,
+    nn.Softmax, nn.Hardswish, nn.modules.batchnorm._BatchNorm,
+)  # fmt: skip
+KEPT = frozenset(
+    """
+    contiguous clone detach float relu gelu silu sigmoid tanh softmax dropout layer_norm mul add sub div truediv
+    """.split()
+)
 CONVS = {1: (F.conv1d, torch.conv1d, nn.Conv1d), 2: (F.conv2d, torch.conv2d, nn.Conv2d)}
 
 
@@ -41,7 +54,14 @@ def is_fixed(node: fx.Node, axis: int, axes: int, modules: dict[str, nn.Module])
     for positions, kinds in CONVS.items():
         if node.target in kinds or type(module) in kinds:
             return axis == axes - 1 - positions
-    if node.op != "call_method" or not isinstance(args[0], fx.Node):
+    if node.op == "output" or not args or not isinstance(args[0], fx.Node):
+        return False
+    if isinstance(module, KEEPING) or (node.op != "call_module" and name_of(node) in KEPT):
+        return len(node.all_input_nodes) == 1 and is_fixed(args[0], axis, axes, modules)
+    if node.target is operator.getitem and type(args[1]) is int and name_of(args[0]) in ("chunk", "split"):
+        whole = args[0].args[0] if args[0].args else None
+        return isinstance(whole, fx.Node) and is_fixed(whole, axis, axes, modules)
+    if node.op != "call_method":
         return False
     numbers = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
     if node.target in ("view", "reshape"):

@@ -24,6 +24,7 @@ FACTORS = {("function", "operator.mul"), ("function", "torch.mul"), ("method", "
            ("function", "operator.truediv"), ("function", "torch.div"), ("method", "div")}  # fmt: skip
 FILLS = {("method", "masked_fill"), ("function", "torch.masked_fill")}
 JOINED = ".joined"  # what attention is called whose axes the step of its name puts into another order
+TYPED = {("method", "to"), ("method", "type"), ("method", "float")}
 SOFTMAX = {("function", "torch.softmax"), ("function", "torch.nn.functional.softmax"), ("method", "softmax")}
 
 
@@ -146,7 +147,8 @@ class Written:
         what is done to it; None where those are no weights of attention."""
         inner, weights = set[str](), of_values.a
         # Some say of which type weights are, which they are already.
-        if (typed := self.between(weights, {("method", "to")})) is not None and typed.args[1:] == (torch.float32,):
+        typed = self.between(weights, TYPED)
+        if typed is not None and typed.args[1:] == (() if typed.target == "float" else (torch.float32,)):
             inner.add(typed.name)
             weights = typed.args[0]
         softmax = self.softmax(weights, of_values.axes)
