@@ -86,6 +86,18 @@ def test_a_model_that_asks_what_has_one_answer_is_traced(name):
         assert parts.graph_differs(graph, (x,), model(x)) is None
 
 
+class Choosing(Asking):
+    """One that has a choice among its arguments, and asks for nothing but None."""
+
+    def forward(self, x, choice=True):
+        return self.layer(x) * (1 + (x is not None))
+
+
+def test_a_model_with_a_choice_that_asks_nothing_is_traced():
+    model = seeded(lambda: Choosing(None)).requires_grad_(False)
+    assert parts.graph_differs(tracer.capture(model), (ROWS,), model(ROWS)) is None
+
+
 def decides(x):
     try:
         return bool(x.sum() > 0)
@@ -104,11 +116,56 @@ def asks(x):
     return type(x)
 
 
+def one_asks(which):
+    """Three functions, each of which calls another one."""
+
+    def branch(number):
+        inner = asks if number == which else twice
+
+        def call(x):
+            return inner(x)
+
+        return call
+
+    one, two, three = map(branch, range(3))
+    return lambda m, x: (x, one(x), two(x), three(x))[0]
+
+
+class StaticAsking(nn.Module):
+    @staticmethod
+    def forward(x):
+        return x if type(x) is torch.Tensor else -x
+
+
+def decorated(forward):
+    """A forward that is called through a list."""
+    held = [forward]
+
+    @functools.wraps(forward)
+    def call(*args):
+        return held[0](*args)
+
+    return call
+
+
+class Decorated(nn.Module):
+    @decorated
+    def forward(self, x):
+        return x if type(x) is torch.Tensor else -x
+
+
+@pytest.mark.parametrize("kind", [StaticAsking, Decorated])
+def test_a_forward_that_asks_is_not_traced_whatever_it_is(kind):
+    with pytest.raises(UnsupportedError, match=f"^model: {kind.__name__} cannot be traced: {TYPE}$"):
+        tracer.capture(kind().eval())
+
+
 TYPE, IDENTITY = "Python asks for the type of a value", "Python asks whether a value is another one"
 WITHOUT = ", and does without an answer"
 ASKED = {
     "type": (lambda m, x: x if type(x) is torch.Tensor else -x, TYPE),
     "its type, in a function around": (within(asks), TYPE),
+    **{f"its type, in function {which}": (one_asks(which), TYPE) for which in range(3)},
     "its type, in a list": (lambda m, x: sum([x for y in (x, x) if type(y) is torch.Tensor]), TYPE),
     "whether it can be called": (lambda m, x: -x if callable(x) else x, TYPE),
     "its type of numbers": (lambda m, x: -x if x.dtype is torch.half else x, IDENTITY),

@@ -146,40 +146,45 @@ def asks_for_classes(code: CodeType) -> bool:
     return bool(named) or any(each.opname == "MATCH_CLASS" for each in dis.get_instructions(code))
 
 
-def class_of(self: Any) -> type:
-    """Its class, to torch alone."""
-    frame = sys._getframe(1)
-    while frame.f_globals.get("__name__") in ASKING and frame.f_back is not None:
-        frame = frame.f_back
-    if asks_by_itself(frame) and (frame is not sys._getframe(1) or asks_for_classes(frame.f_code)):
-        self.tracer.refuse(TYPE_ASKED)
-    return type(self)
+def class_of(value: "Value | Attribute", frame: FrameType) -> type:
+    """The class of a stand-in, to torch alone."""
+    asking = frame
+    while asking.f_globals.get("__name__") in ASKING and asking.f_back is not None:
+        asking = asking.f_back
+    if asks_by_itself(asking) and (asking is not frame or asks_for_classes(asking.f_code)):
+        value.tracer.refuse(TYPE_ASKED)
+    return type(value)
 
 
-def looked_up(self: Any) -> int:
-    """Its hash, to torch alone: a dict or a set would not find what is in the place of a number or a type."""
-    if asks_by_itself(sys._getframe(1)):
-        self.tracer.refuse("Python looks something up by a value")
-    return id(self)
+def looked_up(value: "Value | Attribute", frame: FrameType) -> int:
+    """The hash of a stand-in, to torch alone: a dict or a set would not find what is in the place of a number or a
+    type."""
+    if asks_by_itself(frame):
+        value.tracer.refuse("Python looks something up by a value")
+    return id(value)
 
 
-def as_text(self: Any) -> str:
-    """Its text, to torch and to what only shows it: a model's Python could compare it with another. All devices are one
-    here."""
-    frame = sys._getframe(1)
-    shown = SHOWING.intersection(frame.f_code.co_names) or vars(self).get("attr") == "device"
-    if not shown and is_theirs(frame.f_globals.get("__name__", "")):
-        self.tracer.refuse("Python asks for the text of a value")
-    return fx.Proxy.__repr__(self)
+def as_text(value: "Value | Attribute", frame: FrameType) -> str:
+    """The text of a stand-in, to torch and to what only shows it: a model's Python could compare it with another. All
+    devices are one here."""
+    shown = SHOWING.intersection(frame.f_code.co_names) or vars(value).get("attr") == "device"
+    if not shown and is_theirs(str(frame.f_globals.get("__name__"))):
+        value.tracer.refuse("Python asks for the text of a value")
+    return fx.Proxy.__repr__(value)
+
+
+def length_of(value: "Value", frame: FrameType) -> int:
+    """Refuses to say a length, which torch asks for to learn whether an index is a sequence."""
+    if "len" in frame.f_code.co_names:
+        value.tracer.refuse("Python asks for the length of a value")
+    return fx.Proxy.__len__(value)
 
 
 class Value(fx.Proxy):
     """A value."""
 
     tracer: RefusingTracer
-    __class__ = property(class_of)
-    __hash__ = looked_up
-    __repr__ = as_text
+    __class__ = property(lambda self: class_of(self, sys._getframe(1)))
 
     def __getattr__(self, k: str) -> fx.proxy.Attribute:
         if self.node.op == "placeholder" and not hasattr(torch.Tensor, k):
@@ -188,16 +193,16 @@ class Value(fx.Proxy):
             raise AttributeError(f"'Tensor' object has no attribute {k!r}")
         return Attribute(self, k)
 
-    def __len__(self) -> int:
-        if "len" in sys._getframe(1).f_code.co_names:  # and not torch, to learn whether an index is a sequence
-            self.tracer.refuse("Python asks for the length of a value")
-        return super().__len__()
-
 
 class Attribute(fx.proxy.Attribute):
     """An attribute of a value."""
 
     tracer: RefusingTracer
-    __class__ = property(class_of)
-    __hash__ = looked_up
-    __repr__ = as_text
+    __class__ = property(lambda self: class_of(self, sys._getframe(1)))
+
+
+for _kind in (Value, Attribute):
+    # Methods that know who calls them: the frame around theirs.
+    setattr(_kind, "__hash__", lambda self: looked_up(self, sys._getframe(1)))  # noqa: B010  # no types have these
+    setattr(_kind, "__repr__", lambda self: as_text(self, sys._getframe(1)))  # noqa: B010
+setattr(Value, "__len__", lambda self: length_of(self, sys._getframe(1)))  # noqa: B010
