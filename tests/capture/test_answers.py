@@ -2,11 +2,12 @@
 answer is told."""
 
 import functools
+from collections.abc import Sequence
 from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from networks import seeded
 from quantspec.capture import parts, tracer
@@ -73,6 +74,8 @@ ANSWERED = {
     "the class of its class": lambda m, x: x * len(m.kind()[:2]),
     "functions by names": lambda m, x: ELSEWHERE.twice(x) + Functions.twice(x) - twice(x),
     "a function around": within(twice), "a function of itself": of_itself(),
+    "a class, by torch": lambda m, x: torch.where(x > 0, x, 0),
+    "its device's name": lambda m, x: x * (1 + len(str(x.device)[:1])),
     "torch's": lambda m, x: torch.relu(x) if torch.nn is not None else x,
     "a part of a function": functools.partial(lambda two, m, x: x * two, 2),
 }  # fmt: skip
@@ -167,6 +170,8 @@ ASKED = {
     "its type, in a function around": (within(asks), TYPE),
     **{f"its type, in function {which}": (one_asks(which), TYPE) for which in range(3)},
     "its type, in a list": (lambda m, x: sum([x for y in (x, x) if type(y) is torch.Tensor]), TYPE),
+    "an abstract class": (lambda m, x: -x if isinstance(x, Sequence) else x, TYPE),
+    "an abstract class itself": (lambda m, x: -x if Sequence.__instancecheck__(x) else x, TYPE),
     "whether it can be called": (lambda m, x: -x if callable(x) else x, TYPE),
     "its type of numbers": (lambda m, x: -x if x.dtype is torch.half else x, IDENTITY),
     "its type of numbers, in a list": (lambda m, x: sum([x for y in (x,) if y.dtype is torch.float32]), IDENTITY),
@@ -182,3 +187,19 @@ def test_what_tracing_cannot_answer_is_told(name):
     asked, told = ASKED[name]
     with pytest.raises(UnsupportedError, match=rf"\Amodel: Asking cannot be traced: {told}( \(.*, line [0-9]+\))?\Z"):
         tracer.capture(seeded(lambda: Asking(asked)))
+
+
+def test_torch_is_told_what_stands_for_a_value():
+    told = {}
+
+    def asked(m, x):
+        for name, value in (("x", x), ("shape", x.shape)):
+            asking = {"__name__": "torch.fx.somewhere", "value": value}
+            exec("answers = value.__class__, hash(value), repr(value)", asking)
+            told[name] = asking["answers"]
+        return x
+
+    tracer.capture(seeded(lambda: Asking(asked)))
+    (kind, number, text), (other_kind, other_number, other_text) = told["x"], told["shape"]
+    assert issubclass(kind, fx.Proxy) and issubclass(other_kind, fx.proxy.Attribute)
+    assert number != other_number and text == "Proxy(layer)" and other_text.startswith("Proxy(")

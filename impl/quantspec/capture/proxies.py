@@ -136,7 +136,7 @@ def is_theirs(module: str) -> bool:
 
 def asks_by_itself(frame: FrameType) -> bool:
     """Whether what asks a stand-in something is Python of the model, and not of torch or of ours."""
-    return not frame.f_globals.get("__name__", "").startswith(("torch.", "quantspec."))
+    return not str(frame.f_globals.get("__name__")).startswith(("torch.", "quantspec."))
 
 
 @cache
