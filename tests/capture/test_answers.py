@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from networks import seeded
 from quantspec.capture import parts, tracer
+from quantspec.capture.calls import call_of
 from quantspec.errors import UnsupportedError
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
@@ -203,3 +204,20 @@ def test_torch_is_told_what_stands_for_a_value():
     (kind, number, text), (other_kind, other_number, other_text) = told["x"], told["shape"]
     assert issubclass(kind, fx.Proxy) and issubclass(other_kind, fx.proxy.Attribute)
     assert number != other_number and text == "Proxy(layer)" and other_text.startswith("Proxy(")
+
+
+class OfInputs(nn.Module):
+    """What is asked of an input."""
+
+    def forward(self, x):
+        return x.logits
+
+
+def test_an_attribute_that_tensors_do_not_have_is_told():
+    told = "Python asks for an attribute that tensors do not have"
+    with pytest.raises(UnsupportedError, match=rf"^model: OfInputs cannot be traced: {told} \("):
+        tracer.capture(OfInputs().eval())
+    pattern, _ = call_of(OfInputs().forward, (ROWS,), {})
+    told = "'Tensor' object has no attribute 'logits'"
+    with pytest.raises(UnsupportedError, match=rf"^model: OfInputs cannot be traced: {told} \("):
+        tracer.trace(OfInputs().eval(), "", pattern)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import quantspec as qs
 from networks import seeded
-from quantspec.capture import parts
-from quantspec.ir import program
+from quantspec.capture import parts, tracer
+from quantspec.ir import float_graph, program
 from quantspec.numerics import accuracy
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -114,3 +114,35 @@ def test_several_normalizations_of_one_module_have_their_own_numbers():
 
     model = seeded(lambda: Normalized(twice)).requires_grad_(False)
     assert steps(checked(model, images())).count(program.Conv) == 3
+
+
+class Derived(nn.BatchNorm2d):
+    """One that is written as functions, the first with what torch has where nothing is given."""
+
+    def forward(self, x):
+        y = F.batch_norm(x, self.running_mean, self.running_var)
+        return F.batch_norm(y, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, 0.5)
+
+
+def test_functions_of_normalization_have_torchs_defaults_and_the_path_of_their_module():
+    graph = tracer.capture(seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), Derived(4))))
+    norms = [node for node in graph.nodes if isinstance(node, float_graph.BatchNorm)]
+    assert [(norm.eps, norm.layer, norm.positions) for norm in norms] == [(1e-5, "1", 2), (0.5, "1", 2)]
+    assert norms[0].gamma.tolist() == [1.0] * 4 and norms[0].beta.tolist() == [0.0] * 4
+    assert graph.calls == {"0": 1, "1": 2}
+
+
+class Alone(nn.Module):
+    """A normalization that is no module's."""
+
+    def forward(self, x):
+        return F.batch_norm(x, self.mean, self.mean + 1)
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.arange(4.0))
+
+
+def test_a_function_of_normalization_in_no_module_goes_by_its_own_name():
+    (norm,) = (node for node in tracer.capture(Alone().eval()).nodes if isinstance(node, float_graph.BatchNorm))
+    assert (norm.layer, norm.positions, norm.mean.tolist()) == ("batch_norm", None, [0.0, 1.0, 2.0, 3.0])
