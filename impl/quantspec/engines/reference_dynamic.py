@@ -2,13 +2,14 @@
 any dialect."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from quantspec.errors import ShapeError
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Cell, Recurrent
 from quantspec.numerics import weight_only
@@ -106,10 +107,7 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
         raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {tuple(values.shape)}")
     if is_packed:
         return packed(step, PackedSequence(values, *x[1:]), state, choices)
-    x = values
-    batched = x.ndim == (2 if step.single else 3)
-    values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
-    values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
+    values, batched = in_steps(step, values)
     directions = 2 if step.bidirectional else 1
     states = None if state is None else initial(step, state, values.shape[1], batched)
     ends = []
@@ -131,6 +129,18 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
     elif step.batch_first:
         values = values.transpose(0, 1)
     return values, last if step.kind == "lstm" else last[0]
+
+
+def in_steps(step: Recurrent, x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """An input as [steps, batch, inputs], and whether it has an axis of samples. Raises ShapeError naming the layer for
+    what has too few axes or too many."""
+    least = 1 if step.single else 2
+    if not least <= x.ndim <= least + 1:
+        expected = f"expects an input of {least} or {least + 1} axes"
+        raise ShapeError(f"batch: layer {step.layer!r} {expected}, got shape {tuple(x.shape)}")
+    batched = x.ndim > least
+    values = x if batched else x.unsqueeze(0 if step.single or step.batch_first else 1)
+    return values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values, batched
 
 
 def stacked(parts: State) -> torch.Tensor:
@@ -190,10 +200,28 @@ def initial(step: Recurrent, state: Any, batch: int, batched: bool) -> list[torc
     size = codes_shape(step.cells[0], "state_weight")[1]
     if state is None:
         return nothing(step, len(step.cells), batch, size)
-    parts = [floats(part, step.layer) for part in (state if step.kind == "lstm" else [state])]
+    parts = [floats(part, step.layer) for part in parts_of(step, state)]
+    check_state(step, parts, (batch, size) if batched else (size,))
     if step.single:
         parts = [part.unsqueeze(0) for part in parts]
     return [part if batched else part.reshape(len(step.cells), 1, size) for part in parts]
+
+
+def parts_of(step: Recurrent, state: Any) -> Sequence[Any]:
+    """The parts of a state: of an LSTM's, which is a sequence, as many as there are."""
+    return state if step.kind == "lstm" and isinstance(state, Sequence) else [state]
+
+
+def check_state(step: Recurrent, parts: Sequence[torch.Tensor], shape: tuple[int, ...]) -> None:
+    """Raises ShapeError naming the layer unless each part of a state has that shape, for each cell where there are
+    several, and an LSTM's has two: another one would be broadcast to it, or be read in part."""
+    count = 2 if step.kind == "lstm" else 1
+    expected = shape if step.single else (len(step.cells), *shape)
+    given = [tuple(part.shape) for part in parts]
+    if given != [expected] * count:
+        what = "two states, each" if count == 2 else "a state"
+        said = " and ".join(map(str, given)) or "none"
+        raise ShapeError(f"batch: layer {step.layer!r} expects {what} of shape {expected}, got {said}")
 
 
 def nothing(step: Recurrent, *shape: int) -> list[torch.Tensor]:

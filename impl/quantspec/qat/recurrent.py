@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from quantspec.engines.reference_dynamic import KINDS
+from quantspec.engines.reference_dynamic import KINDS, check_state, in_steps, parts_of
 from quantspec.ir.program import Recurrent
 from quantspec.numerics.affine import QParams, code_range
 from quantspec.ptq.options import Options
@@ -59,10 +59,7 @@ def recurrent(
     matrices = [(matrix(cell, "input", options), matrix(cell, "state", options)) for cell in cells]
     if isinstance(x, PackedSequence):
         return packed(step, x, state, matrices, dropout)
-    x = x.to(torch.float32)
-    batched = x.ndim == (2 if step.single else 3)
-    values = x if batched else x.unsqueeze(0 if step.single else (0 if step.batch_first else 1))
-    values = values.unsqueeze(0) if step.single else values.transpose(0, 1) if step.batch_first else values
+    values, batched = in_steps(step, x.to(torch.float32))
     states = initial(step, state, values.shape[1], batched, matrices)
     values, last = through_layers(step, values, states, matrices, dropout, one_way)
     if step.single:
@@ -137,7 +134,8 @@ def initial(
     size = matrices[0][1].codes.shape[1]
     if state is None:
         return [matrices[0][1].real.new_zeros(len(matrices), batch, size)] * 2  # the second is an LSTM's alone
-    parts = [part.to(torch.float32) for part in (state if step.kind == "lstm" else [state])]
+    parts = [part.to(torch.float32) for part in parts_of(step, state)]
+    check_state(step, parts, (batch, size) if batched else (size,))
     if step.single:
         parts = [part.unsqueeze(0) for part in parts]
     return [part if batched else part.reshape(len(matrices), 1, size) for part in parts]
