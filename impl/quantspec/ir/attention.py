@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from quantspec.errors import ShapeError
+
 from .program import Call, Move, Ref, Step
 from .traverse import reads, refs
 
@@ -191,17 +193,29 @@ def together(y: torch.Tensor, like: torch.Tensor, batch_first: bool) -> torch.Te
 
 
 def merged(attn_mask: Optional, key_padding_mask: Optional, query: torch.Tensor, keys: int) -> Optional:
-    """Both masks as one that is added to the scores, [batch or 1, heads or 1, length or 1, keys], or None."""
+    """Both masks as one that is added to the scores, [batch or 1, heads or 1, length or 1, keys], or None.
+
+    Raises ShapeError for masks of other shapes, such as one with its axes exchanged, which has as many values.
+    """
     batch, heads, length, _ = query.shape
     parts: list[torch.Tensor] = []
     if attn_mask is not None:
+        check_mask("attn_mask", attn_mask, (length, keys), (batch * heads, length, keys))
         part = floating(attn_mask, query)
         parts.append(part.reshape(batch, heads, length, keys) if part.dim() == 3 else part.reshape(1, 1, length, keys))
     if key_padding_mask is not None:
+        check_mask("key_padding_mask", key_padding_mask, (batch, keys), *[(keys,)] * (batch == 1))
         parts.append(floating(key_padding_mask, query).reshape(-1, 1, 1, keys))
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def check_mask(name: str, mask: torch.Tensor, *shapes: tuple[int, ...]) -> None:
+    """Raises ShapeError naming a mask unless it has one of the shapes."""
+    if tuple(mask.shape) not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise ShapeError(f"{name}: expected shape {expected}, got {tuple(mask.shape)}")
 
 
 def floating(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""The masks of torch.nn's attention modules have the shapes that torch takes, or are refused: one with its axes
+exchanged has as many values and would hide others."""
+
+import pytest
+import torch
+from torch import nn
+
+import quantspec as qs
+from networks import seeded
+from quantspec.errors import ShapeError
+from told import exactly
+
+BATCH, LENGTH, KEYS = 2, 3, 5
+
+
+class Attending(nn.Module):
+    """Queries of one sequence on keys of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x, memory, mask, padding):
+        return self.attention(x, memory, memory, attn_mask=mask, key_padding_mask=padding, need_weights=False)[0]
+
+
+def given(mask=(LENGTH, KEYS), padding=(BATCH, KEYS), batch=(BATCH,)) -> tuple[torch.Tensor, ...]:
+    numbers = torch.Generator().manual_seed(4)
+    x, memory = (torch.randn(*batch, n, 8, generator=numbers) for n in (LENGTH, KEYS))
+    return x, memory, torch.zeros(mask, dtype=torch.bool), torch.zeros(padding, dtype=torch.bool)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return seeded(Attending)
+
+
+@pytest.fixture(scope="module", params=["compiled", "reference"])
+def quantized(request, model):
+    return qs.quantize_dynamic(model, example=given()).run_on(request.param)
+
+
+@pytest.mark.parametrize("shape", [(KEYS, LENGTH), (1, KEYS), (BATCH, LENGTH, KEYS), (LENGTH * KEYS,)])
+def test_a_mask_of_another_shape_is_refused(model, quantized, shape):
+    with pytest.raises((RuntimeError, AssertionError)):
+        model(*given(mask=shape))
+    told = f"attn_mask: expected shape (3, 5) or (4, 3, 5), got {shape}"
+    with pytest.raises(ShapeError, match=exactly(told)):
+        quantized(*given(mask=shape))
+
+
+@pytest.mark.parametrize("shape", [(KEYS, BATCH), (1, KEYS), (KEYS,)])
+def test_a_mask_of_padding_of_another_shape_is_refused(model, quantized, shape):
+    with pytest.raises((RuntimeError, AssertionError)):
+        model(*given(padding=shape))
+    with pytest.raises(ShapeError, match=exactly(f"key_padding_mask: expected shape (2, 5), got {shape}")):
+        quantized(*given(padding=shape))
+
+
+@pytest.mark.parametrize("mask", [(LENGTH, KEYS), (2 * BATCH, LENGTH, KEYS)])
+def test_masks_that_hide_nothing_change_nothing(quantized, mask):
+    assert torch.equal(quantized(*given(mask=mask)), quantized(*given()))
+
+
+def test_one_sequence_has_a_mask_of_padding_without_an_axis_of_samples(model, quantized):
+    alone = given(padding=(KEYS,), batch=())
+    assert model(*alone).shape == (LENGTH, 8)
+    one = given(batch=(1,), padding=(1, KEYS))
+    assert torch.equal(quantized(*alone), quantized(*one)[0])
