@@ -1,5 +1,7 @@
 """States of networks that do not fit, and calls of their parts that were not seen."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import quantspec as qs
 from networks import seeded
 from quantspec.module import islands, modes
+from told import exactly
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 
@@ -131,3 +134,145 @@ def test_a_class_without_a_source_is_named_by_its_name():
     made = type("Made", (nn.Module,), {"__module__": "made_up"})()
     assert islands.place_of(made) == "made_up.Made"
     assert islands.place_of(Decides()).endswith(f", line {Decides.__init__.__code__.co_firstlineno - 3}")
+
+
+def normed():
+    return nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+
+
+OTHERS = {"nothing": None, "a number": 3, "a tensor": torch.ones(3), "no tensors": {"0.weight": 3}}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_what_is_no_state_of_a_network_is_refused_as_such(other):
+    for build, what in ((normed, "arrays of this network"), (Decides, "networks, scales, tensors of this model")):
+        q = qs.quantize(seeded(build), [ROWS])
+        before = q(ROWS)
+        with pytest.raises(ValueError, match=exactly(f"state_dict: expected the {what}, got {other}")):
+            q.load_state_dict({"_extra_state": other}, strict=False)
+        assert torch.equal(q(ROWS), before)
+
+
+def test_the_state_of_one_network_is_none_of_a_model_of_several():
+    one, several = qs.quantize(seeded(normed), [ROWS]), qs.quantize(seeded(Decides), [ROWS])
+    with pytest.raises(ValueError, match="state_dict: expected the networks, scales, tensors of this model, got "):
+        several.load_state_dict(one.state_dict(), strict=False)
+    with pytest.raises(ValueError, match="state_dict: expected the arrays of this network, got "):
+        one.load_state_dict(several.state_dict(), strict=False)
+    state = {"networks": 3, "scales": {}, "tensors": {}}
+    message = f"state_dict: expected the networks, scales, tensors of this model, got {state}"
+    with pytest.raises(ValueError, match=exactly(message)):
+        several.load_state_dict({"_extra_state": state})
+    state = several.state_dict()["_extra_state"]
+    with pytest.raises(ValueError, match=exactly("state_dict: expected the networks of this model, got 3")):
+        several.load_state_dict({"_extra_state": state | {"networks": {**state["networks"], "layers.0#0": 3}}})
+
+
+class Named(nn.LayerNorm):
+    """Has a state of its own that is no tensor."""
+
+    def get_extra_state(self):
+        return "a name"
+
+    def set_extra_state(self, state):
+        assert state == "a name"
+
+
+class Normed(Decides):
+    """Decides by data, with float32 parts in the networks, and a tensor as an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(normed(), nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), Named(8)))
+        self.shift = torch.ones(8)
+
+    def forward(self, x):
+        return super().forward(x) + self.shift
+
+
+SPOILED = {
+    "codes": (("networks", "layers.1#0", "_extra_state", "layers.1.0.weight"), torch.zeros(3, 3, dtype=torch.int8),
+              "'layers.1.0.weight' is torch.int8[3, 3], expected torch.int8[8, 4]"),
+    "a float part": (("networks", "layers.1#0", "float_parts.layers_1_1.weight"), torch.zeros(3),
+                     "'float_parts.layers_1_1.weight' is torch.float32[3], expected torch.float32[8]"),
+    "a scale": (("scales", "layers.1.0.weight"), torch.zeros(3),
+                "'layers.1.0.weight' is torch.float32[3], expected torch.float32[8]"),
+    "an attribute": (("tensors", "shift"), torch.zeros(8, dtype=torch.int64),
+                     "'shift' is torch.int64[8], expected torch.float32[8]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place, tensor, why", SPOILED.values(), ids=SPOILED)
+def test_of_a_state_that_does_not_fit_nothing_is_taken(place, tensor, why):
+    q = qs.quantize(seeded(Normed), [ROWS])
+    before, state = q(ROWS), copy.deepcopy(q.state_dict())["_extra_state"]
+    state["networks"]["layers.0#0"]["_extra_state"]["layers.0.0.weight"].zero_()
+    *outer, last = place
+    inner = state
+    for name in outer:
+        inner = inner[name]
+    inner[last] = tensor
+    with pytest.raises(ValueError, match=exactly(f"state_dict: {why}")):
+        q.load_state_dict({**q.state_dict(), "_extra_state": state})
+    assert torch.equal(q(ROWS), before) and torch.equal(copy.deepcopy(q)(ROWS), before)
+    q.load_state_dict(qs.quantize(seeded(Normed), [ROWS]).state_dict())
+    assert torch.equal(q(ROWS), before)
+
+
+def test_a_deep_copy_has_what_others_have_put_into_a_network():
+    q = qs.quantize(seeded(normed), [ROWS])
+    plain = q(ROWS)
+    q.shift, q.norm = torch.ones(4), q.float_parts["1"]
+    q.register_buffer("counts", torch.zeros(3))
+    q.register_forward_hook(lambda module, args, output: output + module.shift)
+    twin = copy.deepcopy(q)
+    q.shift.zero_()
+    assert torch.equal(twin(ROWS), plain + 1) and torch.equal(q(ROWS), plain)
+    assert twin.norm is twin.float_parts["1"] is not q.norm and twin.counts is not q.counts
+    assert twin.program is not q.program and twin.compiled is not q.compiled and twin.report == q.report
+
+
+def test_an_input_that_is_given_twice_is_refused_as_the_model_does():
+    q = qs.quantize(seeded(normed), [ROWS])
+    with pytest.raises(TypeError, match=exactly("input: given by its place and by its name")):
+        q(ROWS, input=2 * ROWS)
+    assert torch.equal(q(input=ROWS), q(ROWS))
+
+
+def test_a_model_whose_tensors_are_elsewhere_is_refused_by_name(tmp_path):
+    qs.quantize(seeded(Decides), [ROWS]).save(tmp_path / "q")
+    with torch.device("meta"):
+        elsewhere = Decides()
+    message = "model: expected tensors on the CPU, layers.0.weight is on meta"
+    with pytest.raises(ValueError, match=exactly(message)):
+        qs.load(tmp_path / "q", model=elsewhere)
+
+
+class Scaled(Decides):
+    """Has numbers that its Python reads, and names that a quantized model has, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.stops, self.report = 1.0, "stops", "report"
+        self.register_buffer("shift", torch.zeros(8))
+
+    def forward(self, x):
+        return super().forward(x) * self.scale + self.shift
+
+
+@pytest.mark.parametrize("copied", [lambda q: q, copy.deepcopy])
+def test_what_is_set_on_a_model_is_what_its_python_reads(copied):
+    q = copied(qs.quantize(seeded(Scaled), [ROWS]))
+    before = q(ROWS)
+    q.scale, q.shift = 2.0, torch.ones(8)
+    assert torch.equal(q(ROWS), before * 2 + 1) and (q.scale, q.python.scale) == (2.0, 2.0)
+    assert torch.equal(q.state_dict()["python.shift"], torch.ones(8)) and "shift" not in q.state_dict()
+
+
+def test_what_a_model_does_not_have_is_the_quantized_models_own():
+    q = qs.quantize(seeded(Scaled), [ROWS])
+    q.note, q.report, q.stops = "a note", None, ()
+    assert vars(q)["note"] == "a note" and (q.report, q.stops) == (None, ())
+    assert (q.python.report, q.python.stops) == ("report", "stops") and not hasattr(q.python, "note")
+    with pytest.raises(AttributeError):
+        q.engine = "reference"

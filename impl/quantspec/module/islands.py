@@ -15,7 +15,7 @@ from torch import nn
 from quantspec.capture import calls, copies
 from quantspec.capture.calls import CallPattern, NotPlain, call_of, key_of, left_out
 from quantspec.capture.tracer import Stop, refuse_compiled
-from quantspec.errors import ShapeError, UnsupportedError
+from quantspec.errors import ShapeError, UnsupportedError, shown
 from quantspec.ir.held import Held, changed, codes_shape, held
 from quantspec.ir.program import Program
 from quantspec.storage import file
@@ -26,6 +26,7 @@ from . import coded as coded_weights
 from . import modes, size, summary
 from .module import QuantizedModule
 from .report import Report
+from .state import check_forms, forms, tensors_of
 
 UNSEEN = "it is called with arguments or sizes that did not occur in calibration"
 MOST = 64  # calls that an island remembers
@@ -177,10 +178,9 @@ class QuantizedModel(nn.Module):
         """``networks`` by path and pattern of the call, ``layers``: those in the place of layers, called in any way;
         ``coded``: the weights that are held as codes, which are found where they are not given."""
         super().__init__()
-        self.report = report
+        self.report, self.stops = report, stops
         self.python = model
         self.__dict__["islands"] = attach(model, networks) | place(model, layers)
-        self.stops = stops
         programs = {path: [network.program for network in self.at(path)] for path in self.islands}
         if coded is None:
             coded_weights.keep_codes(model, programs)
@@ -204,6 +204,14 @@ class QuantizedModel(nn.Module):
             if model is None or name.startswith("__"):
                 raise
             return getattr(model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = self.__dict__.get("_modules", {}).get("python")
+        of_model = model is not None and any(name in names for names in own_names(model))
+        if of_model and not hasattr(type(self), name) and not any(name in names for names in own_names(self)):
+            setattr(model, name, value)  # which its Python reads
+        else:
+            super().__setattr__(name, value)
 
     @usual
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -295,11 +303,7 @@ class QuantizedModel(nn.Module):
     @usual
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restores the result of ``get_extra_state``. Raises ValueError for the state of another model."""
-        have = self.get_extra_state()
-        for kind, items in have.items():
-            if set(items) != set(state[kind]):
-                odd = sorted(set(items) ^ set(state[kind]))[0]
-                raise ValueError(f"state_dict: expected the {kind} of this model, but {odd!r} is in only one of them")
+        self.check_state(state)
         before = [array for _, network in self.networks() for array in codes_of(network.program)]
         for path in self.islands:
             for index, network in enumerate(self.at(path)):
@@ -316,6 +320,26 @@ class QuantizedModel(nn.Module):
             elif leaf in vars(module):
                 module.__dict__[leaf] = state["tensors"][name].clone()
         coded_weights.put(self.python, renewed)
+
+    def check_state(self, state: object) -> None:
+        """ValueError for what is no ``get_extra_state`` of a model of this structure, before any of it is taken."""
+        have = self.get_extra_state()
+        if not isinstance(state, Mapping) or have.keys() != state.keys() or not isinstance(state["networks"], Mapping):
+            raise ValueError(f"state_dict: expected the {', '.join(have)} of this model, got {shown(state)}")
+        given, networks = state["networks"], have["networks"]
+        if set(networks) != set(given):
+            odd = sorted(set(networks) ^ set(given), key=str)[0]
+            raise ValueError(f"state_dict: expected the networks of this model, but {odd!r} is in only one of them")
+        if others := [each for each in given.values() if not isinstance(each, Mapping)]:
+            raise ValueError(f"state_dict: expected the networks of this model, got {shown(others[0])}")
+        for path in self.islands:
+            for index, network in enumerate(self.at(path)):
+                all_of_it = given[f"{path}#{index}"]
+                network.check_arrays(all_of_it.get("_extra_state"))
+                parts, own = map(tensors_of, (all_of_it, network.float_parts.state_dict(prefix="float_parts.")))
+                check_forms(parts, forms(own), "float parts of this network")
+        for kind in ("scales", "tensors"):
+            check_forms(state[kind], forms(have[kind]), f"{kind} of this model")
 
     def run_on(self, engine: str) -> "QuantizedModel":
         """The same model with its networks on another engine."""
@@ -382,6 +406,11 @@ class QuantizedModel(nn.Module):
     def resident_nbytes(self) -> int:
         """Bytes that it takes in memory (SIZ-HELD), without what it works in."""
         return self.nbytes + sum(size.held_bytes(network.program) for _, network in self.networks())
+
+
+def own_names(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Where a module has what it holds, by name."""
+    return vars(module), module._parameters, module._buffers, module._modules
 
 
 def codes_of(program: Program) -> list[np.ndarray | Held]:

@@ -99,6 +99,9 @@ def same_modules(own: nn.Module, network: Model) -> None:
         raise ValueError(f"model: expected {len(network.modules)} modules as in the file, got {len(modules)}")
     # What a forward keeps as an attribute may have come or gone since.
     tensors = [(n, tensor) for n, module, leaf, tensor in held(own) if leaf not in vars(module) or n in network.coded]
+    for name, tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise ValueError(f"model: expected tensors on the CPU, {name} is on {tensor.device}")
     have = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors}
     want = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in network.state.items()}
     want |= {name: (torch.float32, tuple(Coded(weight).shape)) for name, weight in network.coded.items()}

@@ -22,6 +22,7 @@ from quantspec.surroundings import usual
 
 from . import size, summary
 from .report import Report
+from .state import Form, check_forms
 
 
 def part_names(paths: Iterable[str]) -> list[str]:
@@ -91,6 +92,8 @@ class QuantizedModule(nn.Module):
         if len(args) == 1 and not kwargs and self.compiled.input_name is not None:
             return self.compiled.single(args[0])
         inputs = self.program.inputs
+        if twice := kwargs.keys() & {*(*inputs, *dict(self.program.fixed))[: len(args)]}:
+            raise TypeError(f"{sorted(twice)[0]}: given by its place and by its name")
         if self.program.fixed or len(args) > len(inputs):
             args, kwargs = self.without_fixed(args, kwargs)
         return self.compiled({**dict(zip(inputs, args, strict=False)), **kwargs})
@@ -169,17 +172,15 @@ class QuantizedModule(nn.Module):
 
         Raises ValueError for other names, shapes or types than this network's.
         """
-        steps = self.program.steps
-        have = {f"{step.name}.{path}": form_of(array) for step in steps for path, array in held_arrays(step)}
-        if set(have) != set(state):
-            odd = sorted(set(have) ^ set(state))[0]
-            raise ValueError(f"state_dict: expected the arrays of this network, but {odd!r} is in only one of them")
-        for name, tensor in state.items():
-            if (tensor.dtype, tuple(tensor.shape)) != have[name]:
-                expected = f"{have[name][0]}{list(have[name][1])}"
-                raise ValueError(f"state_dict: {name!r} is {tensor.dtype}{list(tensor.shape)}, expected {expected}")
+        self.check_arrays(state)
         self.program = with_arrays(self.program, {name: tensor.numpy().copy() for name, tensor in state.items()})
         self.compiled = find_engine(self.asked_engine)(self.program, weights="held")
+
+    def check_arrays(self, state: object) -> None:
+        """ValueError for what is no ``get_extra_state`` of a network of this structure."""
+        steps = self.program.steps
+        have = {f"{step.name}.{path}": form_of(array) for step in steps for path, array in held_arrays(step)}
+        check_forms(state, have, "arrays of this network")
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled network holds memory of this process; it is made again from the Program. Some of torch's functions
@@ -199,10 +200,16 @@ class QuantizedModule(nn.Module):
         self.compiled = find_engine(self.asked_engine)(self.program, weights="held")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModule":
-        return QuantizedModule(self.program, self.asked_engine, self.report)
+        twin = memo[id(self)] = QuantizedModule(self.program, self.asked_engine, self.report)
+        # What others have put into it, such as hooks, may refer to the parts.
+        memo |= {id(own): part for own, part in zip(self.float_parts.modules(), twin.float_parts.modules())}
+        made = "program", "compiled", "report", "asked_engine"
+        others = {name: value for name, value in self.__dict__.items() if name not in made}
+        twin.__dict__ |= copy.deepcopy(others, memo)
+        return twin
 
 
-def form_of(array: np.ndarray | Held) -> tuple[torch.dtype, tuple[int, ...]]:
+def form_of(array: np.ndarray | Held) -> Form:
     """The type and the shape of an array as a tensor."""
     return torch.int8 if isinstance(array, Held) else torch.tensor(array.ravel()[:0]).dtype, array.shape
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,11 +89,17 @@ def recurrent(args: Any, result: Any) -> int:
     return int(x.numel() // x.shape[-1] * sum(weight.numel() for weight in weights))
 
 
-def encoder_layer(args: Any, result: Any) -> int:
-    """torch's own kernel of a whole encoder layer, or of its attention."""
-    x, weights = args[0], [a for a in args if isinstance(a, torch.Tensor) and a.ndim == 2 and a.is_floating_point()]
-    rows, features = x.numel() // x.shape[-1], x.shape[-1]
-    return int(rows * (sum(weight.numel() for weight in weights) + 2 * x.shape[1] * features))
+def encoder_layer(*weights: int) -> Callable[[Any, Any], int]:
+    """torch's own kernel of a whole encoder layer, or of its attention; ``weights``: which of its arguments are such.
+    """
+
+    def count(args: Any, result: Any) -> int:
+        # With a mask of padding torch makes a list of sequences of the batch, which has no shape.
+        sizes = args[0]._nested_tensor_size().tolist() if args[0].is_nested else [args[0].shape[1:]] * len(args[0])
+        own = sum(args[place].numel() for place in weights)
+        return int(sum(length * (own + 2 * length * features) for length, features in sizes))
+
+    return count
 
 
 COUNTS: dict[str, Callable[[Any, Any], int]] = {
@@ -102,7 +107,8 @@ COUNTS: dict[str, Callable[[Any, Any], int]] = {
     "aten::mv": matrices(0), "aten::dot": lambda args, result: int(args[0].numel()),
     "aten::convolution": convolution, "aten::mkldnn_rnn_layer": recurrent,
     "aten::_scaled_dot_product_flash_attention_for_cpu": attention,
-    "aten::_transformer_encoder_layer_fwd": encoder_layer, "aten::_native_multi_head_attention": encoder_layer,
+    "aten::_transformer_encoder_layer_fwd": encoder_layer(3, 5, 14, 16),
+    "aten::_native_multi_head_attention": encoder_layer(5, 7),
 }  # fmt: skip
 
 
