@@ -139,7 +139,7 @@ ROOMS = {
         "chapters/test_06_dynamic_attention.py",
 >>>>>>> 81a0b28 (Networks that stand for parts, or for a whole: a state is checked before any of it is taken, and another kind of one refused as such; deep copies keep hooks and what others put in; what is set on a model is the model's; an input given twice, and a model elsewhere than on the CPU, are refused. Work: torch's kernels of encoders take lists of sequences, and their masks are no weights)
     ),  # fmt: skip
-    "qat": tuple(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)),
+    "qat": (*(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)), "files/test_training_kept.py"),
     "storage": STORING,
 }
 # Decorators that mutmut would leave a function out for, and that may as well be called below it.

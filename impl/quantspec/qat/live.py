@@ -86,3 +86,19 @@ def still(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def bring(source: nn.Module, target: nn.Module) -> None:
+    """Gives a module what a copy of it has as plain attributes: values, tensors, and lists, tuples and dicts of them.
+
+    What has modules in it stays, as each has its own.
+    """
+    for name, value in vars(source).items():
+        if name not in copies.TORCHS and vars(target).get(name, target) is not value and is_plain(value):
+            target.__dict__[name] = value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether something is a value or a tensor, or a list, tuple or dict of such."""
+    values = value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+    return all(type(item) in copies.FIXED or isinstance(item, torch.Tensor) for item in values)

@@ -375,7 +375,11 @@ def sharing(model: nn.Module, paths: Iterable[str]) -> tuple[nn.Module, list[tup
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     memo |= {id(module): module for module in model.modules() if id(module) not in apart}
     twin = copies.tree_copy(model, memo)
-    return twin, [(module, memo[id(module)]) for module in own]
+    pairs = [(module, memo[id(module)]) for module in own]
+    for module, other in pairs:
+        # The same dicts, as a parameter or a buffer may be replaced, by either.
+        other.__dict__ |= {"_parameters": module._parameters, "_buffers": module._buffers}
+    return twin, pairs
 
 
 class Observed:

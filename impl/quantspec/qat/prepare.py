@@ -24,7 +24,7 @@ from quantspec.surroundings import level_of_caller, usual
 
 from . import optimizers
 from .eager import eager
-from .live import still
+from .live import bring, still
 from .network import Network, Training, sharing
 
 NO_DATA = "the model has seen no values; train on a batch or pass calibration batches"
@@ -116,9 +116,17 @@ class QATModule(nn.Module):
         if self.is_whole:
             return self.networks[0](*args, **kwargs)
         assert self.running is not None
+        self.bring(back=False)
+        try:
+            return self.running(*args, **kwargs)
+        finally:
+            self.bring(back=True)
+
+    @eager
+    def bring(self, *, back: bool) -> None:
+        """Gives the copy that runs the modes and plain attributes of the model, or, ``back``, what it has kept."""
         for module, twin in self.twins:
-            twin.training = module.training
-        return self.running(*args, **kwargs)
+            bring(*((twin, module) if back else (module, twin)))
 
     @eager
     @usual
