@@ -6,6 +6,7 @@ LOWERING = "engines.compiled.lowering"
 BATCHING = "engines.compiled.batching"
 FLOAT_RUN = "ir.float_run"
 MODULE = "module.module"
+STATE = "module.state"
 PARALLEL = "engines.compiled.parallel"
 TRAVERSE = "ir.traverse"
 CONVERSION = "ptq.conversion"
@@ -78,25 +79,25 @@ FAULTS = [
         "return y.relu_()",
     ),
     Fault(
-        "state-takes-floats", MODULE, ("STA-COPY",),
+        "state-takes-floats", STATE, ("STA-COPY",),
         "load_state_dict looks at the shapes of codes, and not at their type.",
         "if (tensor.dtype, tuple(tensor.shape)) != have[name]:",
         "if tuple(tensor.shape) != have[name][1]:",
     ),
     Fault(
-        "state-of-any-shape", MODULE, ("STA-COPY",),
+        "state-of-any-shape", STATE, ("STA-COPY",),
         "load_state_dict looks at the types of codes, and not at their shape.",
         "if (tensor.dtype, tuple(tensor.shape)) != have[name]:",
         "if tensor.dtype != have[name][0]:",
     ),
     Fault(
-        "state-with-names-left-out", MODULE, ("STA-COPY",),
+        "state-with-names-left-out", STATE, ("STA-COPY",),
         "A state that lacks arrays is taken, and the network keeps its own.",
         "if set(have) != set(state):",
         "if not set(have) >= set(state):",
     ),
     Fault(
-        "state-with-names-to-spare", MODULE, ("STA-COPY",),
+        "state-with-names-to-spare", STATE, ("STA-COPY",),
         "A state that has more arrays than the network is taken.",
         "if set(have) != set(state):",
         "if not set(have) <= set(state):",
@@ -110,8 +111,8 @@ FAULTS = [
     Fault(
         "engine-of-the-old-state", MODULE, ("STA-COPY",),
         "load_state_dict changes the program, and goes on running what was compiled before.",
-        'self.compiled = find_engine(self.asked_engine)(self.program, weights="held")\n\n    def __getstate__',
-        "\n\n    def __getstate__",
+        'self.compiled = find_engine(self.asked_engine)(self.program, weights="held")\n\n    def check_arrays',
+        "\n\n    def check_arrays",
     ),
     Fault(
         "float-parts-are-the-models", MODULE, ("STA-NO-LEAK", "STA-UNTOUCHED"),
