@@ -38,6 +38,15 @@ def test_calls_are_cut_down_to_fewer_rows():
     assert all(call.arguments[0].size < CODES.size for call in shrink.elementwise(back))
 
 
+def test_a_backend_that_answers_with_nothing_makes_no_choice_that_is_known():
+    """No element of nothing differs: the first of all alternatives was taken for its choice."""
+    place = next(place for place in fingerprint.PLACES if place.name == "symmetric")
+    answers = SimpleNamespace(answer=lambda call: (np.zeros(0, np.float32), np.zeros(0, np.int64)))
+    choice = fingerprint.probe(answers, place)
+    assert (choice.choice, choice.outputs) == ("other", 0)
+    assert choice.counterexample.startswith("qparams(") and " gives nothing, which " in choice.counterexample
+
+
 def test_findings_are_written_with_what_they_have_and_read_as_they_were(tmp_path):
     findings = [
         Finding("BAK-NAN", "quantize", "fails", call=NUMBERS, allowed="3", got="4", shape="neighbouring codes"),

@@ -158,6 +158,14 @@ def test_a_fingerprint_gives_a_call_the_seconds_that_were_asked_for(monkeypatch)
     }
 
 
+def test_a_name_with_spaces_and_bars_is_linked_and_fills_one_cell():
+    """A link ended at the first space, and a cell at the first bar."""
+    page = report_markdown.markdown([made("My kernel|2", "1.0 (beta)")])
+    target = "results/My%20kernel%7C2-1.0%20%28beta%29-cpu/README.md"
+    assert rf"| clause | [My kernel\|2]({target}) |" in page.splitlines()
+    assert f" [add]({target}#bak-place-add) |" in page
+
+
 def test_backends_of_another_set_of_choices_stand_beside_each_other():
     """As where one was recorded before there was a place."""
     choice = {"clause": "DIA-ADD", "operation": "add", "place": "add", "choice": "real or two", "outputs": 9}

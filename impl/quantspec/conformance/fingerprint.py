@@ -173,12 +173,13 @@ def expected(place: Place, rules: Dialect, index: int) -> list[np.ndarray] | Non
 
 
 def matches(place: Place, rules: Dialect, index: int, answer: list[np.ndarray]) -> np.ndarray:
-    """Where the answer to a probe is that of some rules, flat; nowhere when they refuse it."""
+    """Where the answer to a probe is that of some rules, flat; nowhere when they refuse it or give another shape, also
+    where there is nothing in the answer."""
     size = sum(part.size for part in answer)
     model = expected(place, rules, index)
     if model is None or [part.shape for part in model] != [part.shape for part in answer]:
-        return np.zeros(size, bool)
-    return np.concatenate([same(a, b).ravel() for a, b in zip(answer, model)]) if answer else np.zeros(0, bool)
+        return np.zeros(max(size, 1), bool)
+    return np.concatenate([same(a, b).ravel() for a, b in zip(answer, model)])
 
 
 def counterexample(
@@ -191,7 +192,8 @@ def counterexample(
     call = place.probes()[index]
     flat = np.concatenate([part.ravel() for part in answer])
     where = int(np.nonzero(~fitting[best][first[best]])[0][0])
-    return f"{call_text(call)[:400]} gives {number(flat[where])} at element {where}, which {best} does not"
+    gives = f"{number(flat[where])} at element {where}" if flat.size else "nothing"
+    return f"{call_text(call)[:400]} gives {gives}, which {best} does not"
 
 
 def fingerprint(name: str, *, seconds: float = SECONDS) -> list[Choice]:

@@ -3,6 +3,7 @@ with what was found."""
 
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 from quantspec import chapters
 from quantspec.backends import registry
@@ -75,12 +76,17 @@ def markdown(all_results: list[Results]) -> str:
     """``spec/conformance.md``."""
     lines = [INTRODUCTION]
     for family, members in families(all_results).items():
-        heads = [f"[{r.backend}](results/{r.folder}/README.md)" for r in members]
+        heads = [f"[{r.backend}]({target(r)})" for r in members]
         lines += ["", f"## {family}", "", stands_for(members), ""]
         lines += table(["clause", *heads], held(members))
         lines += ["", "Choices:", ""]
         lines += table(["place", *heads], chosen(members))
     return "\n".join(lines) + "\n"
+
+
+def target(results: Results) -> str:
+    """What a link to a backend's own page leads to; a name may have spaces, which no link has."""
+    return f"results/{quote(results.folder, safe='+')}/README.md"
 
 
 def stands_for(members: list[Results]) -> str:
@@ -96,8 +102,9 @@ def stands_for(members: list[Results]) -> str:
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    """The lines of a Markdown table; a bar inside a cell would end it."""
+    lines = [[cell.replace("|", r"\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def held(members: list[Results]) -> Iterable[list[str]]:
@@ -107,9 +114,8 @@ def held(members: list[Results]) -> Iterable[list[str]]:
         cells = []
         for results in members:
             tables = [t for t in results.findings if t["clause"] == clause]
-            page = f"results/{results.folder}/README.md"
             broken = dict.fromkeys(
-                f"[{t['operation']}]({page}#{anchor(t)})" for t in tables if t["outcome"] == "fails"
+                f"[{t['operation']}]({target(results)}#{anchor(t)})" for t in tables if t["outcome"] == "fails"
             )
             cells.append("<br>".join(broken) or ("pass" if any(t["outcome"] == "pass" for t in tables) else "–"))
         if set(cells) != {"–"}:
