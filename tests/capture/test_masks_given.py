@@ -8,6 +8,7 @@ from torch import nn
 import quantspec as qs
 from networks import seeded
 from quantspec.errors import ShapeError
+from quantspec.numerics import accuracy
 from told import exactly
 
 BATCH, LENGTH, KEYS = 2, 3, 5
@@ -44,7 +45,7 @@ def quantized(request, model):
 def test_a_mask_of_another_shape_is_refused(model, quantized, shape):
     with pytest.raises((RuntimeError, AssertionError)):
         model(*given(mask=shape))
-    told = f"attn_mask: expected shape (3, 5) or (4, 3, 5), got {shape}"
+    told = f"attn_mask: expected shape {(4, 3, 5) if len(shape) == 3 else (3, 5)}, got {shape}"
     with pytest.raises(ShapeError, match=exactly(told)):
         quantized(*given(mask=shape))
 
@@ -67,3 +68,25 @@ def test_one_sequence_has_a_mask_of_padding_without_an_axis_of_samples(model, qu
     assert model(*alone).shape == (LENGTH, 8)
     one = given(batch=(1,), padding=(1, KEYS))
     assert torch.equal(quantized(*alone), quantized(*one)[0])
+
+
+class Recorded(Attending):
+    """Symbolic tracing cannot go through it."""
+
+    def forward(self, x, memory, mask, padding):
+        assert x.shape[0] > 0
+        return super().forward(x, memory, mask, padding)
+
+
+@pytest.mark.parametrize("heads", [1, 2 * BATCH])
+def test_masks_tie_a_network_to_no_sizes(heads):
+    """Neither to the batch of the example, nor to one whose masks have as many heads as rows."""
+    model = seeded(Recorded)
+    hidden = (LENGTH, KEYS) if heads == 1 else (heads, LENGTH, KEYS)
+    q = qs.quantize_dynamic(model, example=given(mask=hidden))
+    numbers = torch.Generator().manual_seed(4)
+    for batch, length, keys in [(1, LENGTH, KEYS), (3, 6, 6), (2, 4, 4), (4, KEYS, LENGTH)]:
+        mask = (length, keys) if heads == 1 else (2 * batch, length, keys)
+        x, memory = (torch.randn(batch, n, 8, generator=numbers) for n in (length, keys))
+        masks = torch.zeros(mask, dtype=torch.bool), torch.zeros(batch, keys, dtype=torch.bool)
+        assert accuracy.sqnr(model(x, memory, *masks).detach().numpy(), q(x, memory, *masks).numpy()) > 25

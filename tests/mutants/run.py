@@ -60,15 +60,9 @@ CAPTURING = tuple(
     f"capture/test_{name}.py"
     for name in (
         "forms", "capture", "calls", "arguments", "copies", "written", "writes", "recorded", "recorder", "at_each_call",
-<<<<<<< HEAD
         "state_kept", "first_call", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs",
         "parametrized", "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
-        "questions", "normalized", "choices", "answers",
-=======
-        "state_kept", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs", "parametrized",
-        "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
-        "questions", "normalized", "masks_given",
->>>>>>> ac0002a (Masks of torch.nn's attention have the shapes that torch takes or are refused: one with its axes exchanged was read in another order, one of padding for a single sample was broadcast)
+        "questions", "normalized", "choices", "answers", "masks_given",
     )  # fmt: skip
 )
 STORING = tuple(
@@ -130,14 +124,8 @@ ROOMS = {
     ),  # fmt: skip
     "ptq": (
         "chapters/test_05_static.py", "chapters/test_05_static_networks.py", *QUANTIZING, "capture/test_forms.py",
-<<<<<<< HEAD
         "capture/test_attention_found.py", "capture/test_attention_by_letters.py", "capture/test_steps_made.py",
-        "capture/test_placed.py", "chapters/test_06_dynamic_attention.py",
-=======
-        "capture/test_attention_found.py", "capture/test_steps_made.py", "capture/test_placed.py",
-        "capture/test_work_counted.py",
-        "chapters/test_06_dynamic_attention.py",
->>>>>>> 81a0b28 (Networks that stand for parts, or for a whole: a state is checked before any of it is taken, and another kind of one refused as such; deep copies keep hooks and what others put in; what is set on a model is the model's; an input given twice, and a model elsewhere than on the CPU, are refused. Work: torch's kernels of encoders take lists of sequences, and their masks are no weights)
+        "capture/test_placed.py", "capture/test_work_counted.py", "chapters/test_06_dynamic_attention.py",
     ),  # fmt: skip
     "qat": (*(f"chapters/test_07_qat{of}.py" for of in ("", *OF_QAT)), "files/test_training_kept.py"),
     "storage": STORING,

@@ -200,22 +200,23 @@ def merged(attn_mask: Optional, key_padding_mask: Optional, query: torch.Tensor,
     batch, heads, length, _ = query.shape
     parts: list[torch.Tensor] = []
     if attn_mask is not None:
-        check_mask("attn_mask", attn_mask, (length, keys), (batch * heads, length, keys))
+        check_mask("attn_mask", attn_mask, (batch * heads, length, keys) if attn_mask.dim() == 3 else (length, keys))
         part = floating(attn_mask, query)
         parts.append(part.reshape(batch, heads, length, keys) if part.dim() == 3 else part.reshape(1, 1, length, keys))
     if key_padding_mask is not None:
-        check_mask("key_padding_mask", key_padding_mask, (batch, keys), *[(keys,)] * (batch == 1))
+        of_one = key_padding_mask.dim() == 1 and batch == 1
+        check_mask("key_padding_mask", key_padding_mask, (keys,) if of_one else (batch, keys))
         parts.append(floating(key_padding_mask, query).reshape(-1, 1, 1, keys))
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-def check_mask(name: str, mask: torch.Tensor, *shapes: tuple[int, ...]) -> None:
-    """Raises ShapeError naming a mask unless it has one of the shapes."""
-    if tuple(mask.shape) not in shapes:
-        expected = " or ".join(map(str, shapes))
-        raise ShapeError(f"{name}: expected shape {expected}, got {tuple(mask.shape)}")
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ShapeError naming a mask unless it has that shape. Axes are counted first, as a length that is compared
+    while a model is recorded is a condition of its network."""
+    if mask.dim() != len(shape) or tuple(mask.shape) != shape:
+        raise ShapeError(f"{name}: expected shape {tuple(map(int, shape))}, got {tuple(map(int, mask.shape))}")
 
 
 def floating(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
