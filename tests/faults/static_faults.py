@@ -227,8 +227,7 @@ FAULTS = [
     Fault(
         'masks-forgotten', 'ir.attention', ('STA-ATTENTION',),
         'A key padding mask does not reach the attention.',
-        '    if key_padding_mask is not None:\n        parts.append',
-        '    if False:\n        parts.append',
+        '        parts.append(floating(key_padding_mask, query).reshape(-1, 1, 1, keys))', '        pass',
     ),
     Fault(
         'excluded-only-by-full-path', 'ptq.exclude', ('STA-EXCLUDE',),
