@@ -180,6 +180,7 @@ SPARE = {
     "not abs(number) < 2.0 ** 128": "spares a warning of NumPy's",
     "import_torchvision()": "says which extra is missing",
     "this installation has no function": "only an older torch",
+    "expected tensors on the CPU": "of the model that is given beside a file",
 }
 
 
