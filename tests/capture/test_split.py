@@ -116,3 +116,16 @@ def test_a_loaded_network_says_for_which_sizes_it_has_a_part_that_there_is_not(t
     told = "^batch: the network was captured where .* == 3.* is True .*, and has no Python that decides for others$"
     with pytest.raises(ShapeError, match=told):
         qs.load(tmp_path / "q")(rows[:4])
+
+
+def test_a_part_is_as_long_as_another_value_says_at_each_call():
+    def cut(s, x):
+        y = s.linear(x)
+        part = y.split([x.shape[0], 8 - x.shape[0]], 1)[0]
+        return y * part.shape[1]
+
+    model = seeded(lambda: Apart(cut, lambda y: (y,))).requires_grad_(False)
+    q = qs.quantize_dynamic(model, example=torch.randn(3, 6, generator=torch.Generator().manual_seed(1)))
+    for rows in (2, 5, 7):
+        x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows))
+        assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 30

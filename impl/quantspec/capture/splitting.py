@@ -1,4 +1,5 @@
-"""How many parts a tensor is split into: Python goes through them one by one, and a graph has as many as there were."""
+"""Which lengths layers say, so that they are the same for all inputs; and how many parts a tensor is split into: Python
+goes through them one by one, and a graph has as many as there were."""
 
 import operator
 from typing import Any
@@ -60,7 +61,8 @@ def is_fixed(node: fx.Node, axis: int, axes: int, modules: dict[str, nn.Module])
         return len(node.all_input_nodes) == 1 and is_fixed(args[0], axis, axes, modules)
     if node.target is operator.getitem and type(args[1]) is int and name_of(args[0]) in ("chunk", "split"):
         whole = args[0].args[0] if args[0].args else None
-        return isinstance(whole, fx.Node) and is_fixed(whole, axis, axes, modules)
+        alone = args[0].all_input_nodes == [whole]  # and no length of another value decides where it is cut
+        return alone and isinstance(whole, fx.Node) and is_fixed(whole, axis, axes, modules)
     if node.op != "call_method":
         return False
     numbers = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
