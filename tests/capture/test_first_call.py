@@ -88,21 +88,15 @@ def test_a_table_that_is_made_once_is_a_constant_of_one_network(kind, make):
 
 
 @clause("STA-FIRST-CALL")
-@pytest.mark.parametrize("make", [of_values, of_one_value])
+@pytest.mark.parametrize("make, calls", [
+    (of_values, (OTHERS, ROWS)), (of_one_value, (OTHERS, ROWS)),
+    (of_rows, (ROWS[:3], ROWS[3:])), (of_the_count_of_rows, (ROWS[:3], ROWS[3:])),
+])  # fmt: skip
 @pytest.mark.parametrize("kind", [Caching, Lazy])
-def test_what_is_made_of_values_is_made_of_those_of_the_networks_own_first_call(kind, make):
+def test_what_is_made_of_values_or_for_sizes_is_made_of_those_of_the_networks_own_first_call(kind, make, calls):
     model = seeded(lambda: kind(make))
     for q in ways(model):
-        assert as_without_a_call(model, q, OTHERS, ROWS) > 25
-
-
-@clause("STA-FIRST-CALL")
-@pytest.mark.parametrize("make", [of_rows, of_the_count_of_rows])
-@pytest.mark.parametrize("kind", [Caching, Lazy])
-def test_what_is_made_for_sizes_is_made_for_those_of_the_networks_own_first_call(kind, make):
-    model = seeded(lambda: kind(make))
-    for q in ways(model):
-        assert as_without_a_call(model, q, ROWS[:3], ROWS[3:]) > 25
+        assert as_without_a_call(model, q, *calls) > 25
 
 
 class Grid(nn.Module):

@@ -129,3 +129,13 @@ def test_a_part_is_as_long_as_another_value_says_at_each_call():
     for rows in (2, 5, 7):
         x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows))
         assert accuracy.sqnr(model(x).numpy(), q(x).numpy()) > 30
+
+
+def test_a_value_has_as_many_parts_as_another_value_says_at_each_call():
+    model = seeded(lambda: Apart(lambda s, x: s.linear(x), lambda y: y.chunk(y.shape[0], 1))).requires_grad_(False)
+    example, other = (torch.randn(n, 6, generator=torch.Generator().manual_seed(1)) for n in (4, 2))
+    q = qs.quantize_dynamic(model, example=example)
+    assert accuracy.sqnr(model(example).numpy(), q(example).numpy()) > 20
+    with pytest.warns(UserWarning, match="^module '': it is called with arguments or sizes that did not occur"):
+        got = q(other)
+    assert accuracy.sqnr(model(other).numpy(), got.numpy()) > 20

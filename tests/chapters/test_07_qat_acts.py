@@ -57,12 +57,16 @@ class Blocks(nn.Module):
         return self.c(torch.cat([x, torch.sigmoid(self.depth(self.b(x)))], -1))
 
 
-class Noise(nn.Module):
-    """Noise on activations, by a branch."""
+class Layers(nn.Module):
+    """Two layers, for what is between them."""
 
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 5)
+
+
+class Noise(Layers):
+    """Noise on activations, by a branch."""
 
     def forward(self, x):
         x = F.relu(self.a(x))
@@ -174,12 +178,8 @@ class Connections(nn.Module):
         return self.c(F.linear(torch.relu(self.a(x)), weight, self.b.bias))
 
 
-class Less(nn.Module):
+class Less(Layers):
     """A step that training leaves out, between two layers."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 5)
 
     def forward(self, x):
         x = self.a(x)
@@ -199,12 +199,8 @@ class Twice(nn.Module):
         return self.b(x) + self.c(x * x)
 
 
-class Moved(nn.Module):
+class Moved(Layers):
     """Noise that multiplies and is added."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 5)
 
     def forward(self, x):
         x = self.a(x)
@@ -214,12 +210,8 @@ class Moved(nn.Module):
         return self.b(x)
 
 
-class Limited(nn.Module):
+class Limited(Layers):
     """A limit that training alone gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 5)
 
     def forward(self, x):
         x = self.a(x)

@@ -226,22 +226,22 @@ FAULTS = [
     Fault(
         "kept-whatever-the-values", "capture.kept", ("STA-FIRST-CALL",),
         "What a first call made of its values is taken for a constant.",
-        "(given, values, *others)", "(given, *others)",
+        "chain([values], of_other_sizes(given))", "of_other_sizes(given)",
     ),
     Fault(
         "kept-whatever-the-sizes", "capture.kept", ("STA-FIRST-CALL",),
         "What a first call made for its sizes is taken for a constant.",
-        "(given, values, *others)", "(given, values)",
+        "chain([values], of_other_sizes(given))", "[values]",
     ),
     Fault(
         "kept-where-no-value-differs", "capture.kept", ("STA-FIRST-CALL",),
         "What a first call made of values that are the same in any order is taken for a constant.",
-        "parts.difference(given, values) is None or not", "not",
+        "if parts.difference(given, values) is None:", "if False:",
     ),
     Fault(
         "no-first-call", "capture.kept", ("STA-FIRST-CALL",),
         "A model whose first call makes a table is quantized in parts around that.",
-        "    if parts.expected(model, args, kwargs)[1] is None:", "    if True:",
+        "    if path is None:", "    if True:",
     ),
     Fault(
         "called-before-training", "ptq.captured", ("STA-FIRST-CALL",),

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,28 +18,38 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def called_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
     """A copy of a model of ours that was called once, where no call behind the first changes anything and the first may
     have been one with other values or sizes; otherwise the model itself."""
-    given = args, kwargs
-    if parts.expected(model, args, kwargs)[1] is None:
+    output, path = parts.expected(model, args, kwargs)
+    if path is None:
         return model
+    given = args, kwargs
     values = copies.over_tensors(given, of_other_values)
-    if parts.difference(given, values) is None or not parts.computes(model, *values):
+    if parts.difference(given, values) is None:
         return model
     called = copies.run_copy(model)
     args, kwargs = copies.cloned(given)
     with copies.undisturbed():
         called(*args, **kwargs)
-    others = (other for other in of_other_sizes(given) if parts.computes(model, *other))
-    return called if all(agree(model, called, *each) for each in (given, values, *others)) else model
+    if not gives(called, given, output):
+        return model
+    for other in chain([values], of_other_sizes(given)):
+        try:
+            first, _ = parts.expected(model, *other)
+        except Exception:  # whatever a model raises that does not take them
+            if other is values:
+                return model
+        else:
+            if not gives(called, other, first):
+                return model
+    return called
 
 
-def agree(model: nn.Module, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def gives(called: nn.Module, given: Arguments, first: Any) -> bool:
     """Whether a model that was called before gives what it gives in its first call, and keeps nothing of this one."""
-    expected, _ = parts.expected(model, args, kwargs)
     try:
-        output, path = parts.expected(called, args, kwargs)
+        output, path = parts.expected(called, *given)
     except Exception:  # whatever a model raises that kept what fits its first call
         return False
-    return path is None and parts.difference(expected, output) is None
+    return path is None and parts.difference(first, output) is None
 
 
 def of_other_values(x: torch.Tensor) -> torch.Tensor:

@@ -80,10 +80,10 @@ def as_given(model: nn.Module, batch: Any) -> Any:
     return batch
 
 
-def computes(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> bool:
+def computes(model: nn.Module, args: Sequence[Any]) -> bool:
     """Whether a model of ours computes some arguments."""
     try:
-        expected(model, tuple(args), kwargs or {})
+        expected(model, tuple(args), {})
     except Exception:  # whatever a user's model raises
         return False
     return True

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
-from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
+from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import fx
 
+from .copies import EMPTY
 from .tensor_names import by_place
 
 TYPE_ASKED = "Python asks for the type of a value"
@@ -27,7 +28,6 @@ TOLD_NOTHING = "type", "callable"
 SHOWING = {"print", "debug", "info", "warning", "warn", "_assert"}  # functions of these names only show a text
 BOUND = staticmethod, classmethod, MethodType
 TYPES = {"dtype", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))}
-EMPTY = CellType()  # of a variable that has no value yet
 
 
 class RefusingTracer(fx.Tracer):

@@ -244,8 +244,8 @@ class Recorder(Values, TorchFunctionMode):
             return
         how, axis = split
         axes, size = self.call(lambda: (tensor.ndim, tensor.shape[axis]), (), {})
-        if size and not splitting.is_fixed(self.argument(tensor), axis % axes, axes, self.modules):
-            parts = splitting.count(name, how, self.dimension(tensor, axis, size))
+        parts = splitting.count(name, how, self.dimension(tensor, axis % axes, size)) if size else 0
+        if isinstance(parts, tracked.Tracked):
             tracked.concrete(parts)
 
     def function_node(self, name: str, func: Any, args: Any, kwargs: Any) -> fx.Node:
@@ -265,7 +265,7 @@ class Recorder(Values, TorchFunctionMode):
         in_place = (name.endswith("_") and not name.endswith("__")) or name in AUGMENTED or name == "__setitem__"
         at = INPLACE_AT.get(name, len(args))
         in_place = in_place or kwargs.get("inplace") is True or (at < len(args) and args[at] is True)
-        first = args[0] if args else kwargs.get("input")
+        first = args[0] if args else None
         return first if in_place and isinstance(first, torch.Tensor) else None
 
     def write(self, name: str, func: Any, target: torch.Tensor, args: Any, kwargs: Any) -> Any:

@@ -122,8 +122,8 @@ class Written:
         scores, asking for those of queries and keys; None for another step."""
         if not isinstance(step, Call) or (step.kind, step.target) not in PRODUCTS or step.reason == EXCLUDED:
             return None
-        for weights in step.args[:1] if (step.kind, step.target) != EINSUM else refs((step.args, step.kwargs)):
-            of_values = self.product(step, weights if isinstance(weights, Ref) else Ref(weights))
+        for weights in map(Ref, refs(step.args)) if (step.kind, step.target) == EINSUM else step.args[:1]:
+            of_values = self.product(step, weights)
             if of_values is not None and (found := self.scores(of_values)) is not None:
                 break
         else:
@@ -135,11 +135,12 @@ class Written:
     def asked(self, inner: set[str], of_scores: Product) -> list[Call] | None:
         """What asks for lengths of scores, asking for those that they are from; None where that is not known."""
         found = []
-        for call in [call for name in inner for call in self.sizes.get(name, ())]:
-            source = of_scores.lengths.get(call.args[1]) if isinstance(call.args[1], int) else None
-            if source is None:
-                return None
-            found.append(replace(call, args=source))
+        for name in inner:
+            for call in self.sizes.get(name, ()):
+                source = of_scores.lengths.get(call.args[1]) if isinstance(call.args[1], int) else None
+                if source is None:
+                    return None
+                found.append(replace(call, args=source))
         return found
 
     def scores(self, of_values: Product) -> tuple[set[str], Product, tuple[Any, ...]] | None:
