@@ -90,6 +90,50 @@ def test_recurrent_networks_of_many_steps_and_large_states(kind):
             assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:values are NaN:RuntimeWarning")
+@given(
+    strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh"]), st.integers(1, 70), st.integers(1, 4),
+    st.booleans(), st.booleans(), st.integers(1, 5),
+)  # fmt: skip
+def test_one_sample_whose_outputs_are_whole_panels_gives_the_references_bits(
+    r, kind, inputs, panels, both, reduce_range, steps
+):
+    """The product of the state and the cell behind it are then one kernel, where dot products are long enough."""
+    program = programs.recurrent(r, kind, inputs, 32 * panels, layers=1, both=both, reduce_range=reduce_range)
+    shape = (1, steps) if program.steps[0].batch_first else (steps, 1)
+    x = torch.from_numpy((9 * r.normal(size=(*shape, inputs))).astype(np.float32))
+    engines = Compiled(program), Reference(program)
+    for batch in (x, 1e30 * x, 1e38 * x * 1e3):  # the last is infinite
+        for a, b in zip(*(tensors(engine({"x": batch})) for engine in engines), strict=True):
+            np.testing.assert_array_equal(a, b)  # NaN as well
+
+
+class OfTuple(nn.Module):
+    """Reads parts of what a recurrent layer gives."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.recurrent, self.read = nn.LSTM(6, 5, batch_first=True), read
+
+    def forward(self, x):
+        return self.read(self.recurrent(x))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda y: y[0], lambda y: y[0][:, -1], lambda y: y[1][0], lambda y: y[0][:, -1] + y[1][0][0],
+        lambda y: (y[0], y[0] + 1), lambda y: y, lambda y: (y[0], y[1]), lambda y: (y, y[0] + 1), lambda y: y[-2],
+    ],
+)  # fmt: skip
+def test_outputs_are_given_alone_only_where_nothing_else_of_a_layer_is_read(read):
+    x = inputs(3, (4, 6))
+    q = qs.quantize_dynamic(seeded(lambda: OfTuple(read)), example=x)
+    for batch in (x, x[:1]):
+        found, expected = (tensors(q.run_on(engine)(batch)) for engine in ("compiled", "reference"))
+        assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_the_state_before_the_first_step_is_not_written_to(kind):
     r = np.random.default_rng(0)

@@ -12,12 +12,12 @@ class Product(Record):
     offsets says.
 
     ``bias`` and ``factor`` have an entry for each lane of all blocks. Rows go in chunks, whose inputs stay in the
-    cache; a row's inputs are runs of steps. ``ahead`` and ``advance`` are set while running: where the next panel is
-    to be fetched from, and how far that moves with each half step. ``buffer``: memory for a unit that computes rows
-    in groups (``grouped``), or 0; ``pitch``: bytes from one gathered row to the next there, or 0 where rows are
-    read where they lie. ``apart``: bytes from one row to the next in each sixteen of them, which may all be read, or 0
-    where they lie otherwise; with it runs are of whole tiles of ``tile_steps``, and behind their offsets lie those of
-    all tiles of a row. ``sums``: the sum of each output's weights, int32.
+    cache; a row's inputs are runs of steps. ``ahead`` and ``advance`` are set while running: where the next panel is to
+    be fetched from, and how far that moves with each half step. ``buffer``: memory for a unit that computes rows in
+    groups (``grouped``), or for sums (``recurrent_step``), or 0; ``pitch``: bytes from one gathered row to the next
+    there, or 0 where rows are read where they lie. ``apart``: bytes from one row to the next in each sixteen of them,
+    which may all be read, or 0 where they lie otherwise; with it runs are of whole tiles of ``tile_steps``, and behind
+    their offsets lie those of all tiles of a row. ``sums``: the sum of each output's weights, int32.
     """
 
     x: Address

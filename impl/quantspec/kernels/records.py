@@ -103,7 +103,7 @@ class Nested(Entry, Generic[SomeRecord]):
         return self if record is None else self.kind.on(record.entries[self.index : self.index + self.count])
 
     def __set__(self, record: "Record", value: SomeRecord) -> None:
-        record.entries[self.index : self.index + self.count] = value.entries
+        record.entries[self.index : self.index + self.count] = value.entries[: self.count]
 
 
 @dataclass_transform(kw_only_default=True)

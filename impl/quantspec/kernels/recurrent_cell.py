@@ -1,9 +1,9 @@
 """One step of a recurrent network (DYN-RECURRENT).
 
 Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is a polynomial on
-|r| <= ln(2) / 2, off by less than 2^-56 of r, and a power of two; or, where a table of sixteen roots of two can be
-looked up, on |r| <= ln(2) / 32, which takes half the terms. Sigmoid and tanh come out within a few 2^-53, so that
-another float32 than the nearest is a matter of one in 2^26.
+|r| <= ln(2) / 2, off by less than 2^-54, and a power of two; or, where a table of sixteen roots of two can be looked
+up, on |r| <= ln(2) / 32, which takes half the terms. Sigmoid and tanh come out within a few 2^-53, so that another
+float32 than the nearest is a matter of one in 2^26.
 """
 
 import math
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from llvmlite import ir
+from numpy.polynomial import chebyshev
 
 from . import cpu
-from .emitter import DOUBLES, F64, FLOATS, I8, I64, LANES, NO_LANES, Emitter, Value
+from .emitter import DOUBLES, F64, FLOATS, I8, I64, LANES, NO_LANES, Body, Emitter, Value
 from .frame import slot_addresses
 from .jit import Kernel
 from .records import Address, Instruction, Integer
@@ -39,9 +40,10 @@ class Cell(Instruction):
 
 
 LONGS = ir.VectorType(I64, LANES)
+Fraction64 = tuple[Value | None, Value]  # numerator, None for 1, and denominator, float64 vectors
 LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # Cody and Waite: k * LN2_HIGH is exact for small k
 ROOTS, ROOT_SHIFT = 16, 48  # roots of two in a table, and where four bits of a number are next to an exponent
-TERMS = {1: 14, ROOTS: 7}
+TERMS = {1: 10, ROOTS: 5}
 
 
 def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
@@ -60,14 +62,15 @@ def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
     r = y
     for part in (LN2_HIGH, LN2_LOW):
         r = multiply_add(emit, k, emit.splat(-part / steps, DOUBLES), r)
-    # Neighbours are added in pairs, these in pairs, and so on: as many steps as the number of terms has digits.
-    terms = [emit.splat(1 / math.factorial(n), DOUBLES) for n in range(1, TERMS[steps] + 1)]
-    power_of_r = r
+    # exp(r) - 1 is r, and r^2 times a polynomial. Neighbours are added in pairs, these in pairs, and so on: as many
+    # steps as the number of terms has digits.
+    terms = [emit.splat(term, DOUBLES) for term in terms_of_exp(TERMS[steps], math.log(2) / 2 / steps)]
+    power_of_r, square = r, emit.fmul(r, r)
     while len(terms) > 1:
         odd = terms[-1:] if len(terms) % 2 else []
         terms = [multiply_add(emit, high, power_of_r, low) for low, high in zip(terms[::2], terms[1::2])] + odd
-        power_of_r = emit.fmul(power_of_r, power_of_r)
-    less_one = emit.fmul(terms[0], r)
+        power_of_r = square if power_of_r is r else emit.fmul(power_of_r, power_of_r)
+    less_one = multiply_add(emit, square, terms[0], r)
     if steps == 1:
         # Of a float64's exponent; of its fraction.
         bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))
@@ -81,6 +84,14 @@ def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
         start = emit.fadd(start, rest) if rest is not None and end < 0 else start
         results.append(multiply_add(emit, power, less_one, start))
     return results
+
+
+def terms_of_exp(count: int, most: float) -> list[float]:
+    """The polynomial of so many terms that is near (exp(r) - 1 - r) / r^2 on |r| <= ``most``: of Taylor's terms, as a
+    sum of Chebyshev's polynomials, the first so many."""
+    taylor = [most**n / math.factorial(n + 2) for n in range(2 * count)]
+    near = chebyshev.cheb2poly(chebyshev.poly2cheb(taylor)[:count])
+    return [float(term / most**n) for n, term in enumerate(near)]
 
 
 def is_wide() -> bool:
@@ -139,101 +150,170 @@ def limited(emit: Emitter, x: Value, limit: float) -> Value:
     return emit.fpext(emit.minimum(emit.maximum(x, least), most), DOUBLES)
 
 
-def sigmoid(emit: Emitter, x: Value) -> Value:
+def sigmoid(emit: Emitter, x: Value) -> Fraction64:
     """1 / (1 + exp(-x))."""
     (below,) = exp_and(emit, emit.fneg(limited(emit, x, 150.0)), 1.0)
-    return emit.fptrunc(reciprocal(emit, below), FLOATS)
+    return None, below
 
 
-def tanh(emit: Emitter, x: Value) -> Value:
+def tanh(emit: Emitter, x: Value) -> Fraction64:
     """(exp(2x) - 1) / (exp(2x) + 1)."""
     double = limited(emit, x, 30.0)
     above, below = exp_and(emit, emit.fadd(double, double), -1.0, 1.0)
-    return emit.fptrunc(emit.fmul(above, reciprocal(emit, below)), FLOATS)
+    return above, below
+
+
+def quotient(emit: Emitter, fraction: Fraction64) -> Value:
+    """A fraction as float32."""
+    return over(emit, fraction[0], reciprocal(emit, fraction[1]))
+
+
+def quotients(emit: Emitter, first: Fraction64, second: Fraction64) -> tuple[Value, Value]:
+    """Two fractions as float32, from one reciprocal of both denominators."""
+    (above, below), (other_above, other_below) = first, second
+    both = reciprocal(emit, emit.fmul(below, other_below))
+    return over(emit, above, emit.fmul(both, other_below)), over(emit, other_above, emit.fmul(both, below))
+
+
+def over(emit: Emitter, above: Value | None, inverse: Value) -> Value:
+    """The float32 nearest to a numerator, or 1, times what is one divided by the denominator."""
+    return emit.fptrunc(inverse if above is None else emit.fmul(above, inverse), FLOATS)
 
 
 ROOT_BITS = roots_of_two()
 Gates = list[Value]  # of sixteen outputs, those of the input or of the state
 
 
-def lstm(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
+def lstm(emit: Emitter, x: Gates, h: Gates, c: Value) -> tuple[list[Value], Value]:
     i, f, g, o = (emit.fadd(a, b) for a, b in zip(x, h))
-    c = emit.fadd(emit.fmul(sigmoid(emit, f), c), emit.fmul(sigmoid(emit, i), tanh(emit, g)))
-    return emit.fmul(sigmoid(emit, o), tanh(emit, c)), c
+    i, f = quotients(emit, sigmoid(emit, i), sigmoid(emit, f))
+    g, o = quotients(emit, tanh(emit, g), sigmoid(emit, o))
+    return [o], emit.fadd(emit.fmul(f, c), emit.fmul(i, g))
 
 
-def gru(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
-    r, z = (sigmoid(emit, emit.fadd(x[n], h[n])) for n in (0, 1))
-    n = tanh(emit, emit.fadd(x[2], emit.fmul(r, h[2])))
-    return emit.fadd(n, emit.fmul(z, emit.fsub(before, n))), c
+def lstm_output(emit: Emitter, kept: list[Value], before: Value, c: Value) -> Value:
+    return emit.fmul(kept[0], quotient(emit, tanh(emit, c)))
 
 
-def rnn_tanh(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
-    return tanh(emit, emit.fadd(x[0], h[0])), c
+def gru(emit: Emitter, x: Gates, h: Gates, c: Value) -> tuple[list[Value], Value]:
+    r, z = quotients(emit, *(sigmoid(emit, emit.fadd(x[n], h[n])) for n in (0, 1)))
+    return [z, emit.fadd(x[2], emit.fmul(r, h[2]))], c
 
 
-def rnn_relu(emit: Emitter, x: Gates, h: Gates, before: Value, c: Value) -> tuple[Value, Value]:
-    total = emit.fadd(x[0], h[0])
-    return emit.maximum(total, emit.splat(0.0, FLOATS)), c
+def gru_output(emit: Emitter, kept: list[Value], before: Value, c: Value) -> Value:
+    z, n = kept[0], quotient(emit, tanh(emit, kept[1]))
+    return emit.fadd(n, emit.fmul(z, emit.fsub(before, n)))
+
+
+def rnn(emit: Emitter, x: Gates, h: Gates, c: Value) -> tuple[list[Value], Value]:
+    return [emit.fadd(x[0], h[0])], c
+
+
+def rnn_tanh_output(emit: Emitter, kept: list[Value], before: Value, c: Value) -> Value:
+    return quotient(emit, tanh(emit, kept[0]))
+
+
+def rnn_relu_output(emit: Emitter, kept: list[Value], before: Value, c: Value) -> Value:
+    return emit.maximum(kept[0], emit.splat(0.0, FLOATS))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of network: how many gates it has, and what makes of all gates, the output before and the cell's state
-    the next two.
+    """A kind of network: how many gates it has, what makes of all gates and the cell's state what is kept of them and
+    the next state, and what makes of what was kept, the output before and the next state of the cell the next output.
+
+    These are two loops: a processor looks ahead as far as one function or two, and where every output waits for a
+    function of a function, it would have nothing else to do at the end of each.
     """
 
     gates: int
-    step: Callable[[Emitter, Gates, Gates, Value, Value], tuple[Value, Value]]
+    step: Callable[[Emitter, Gates, Gates, Value], tuple[list[Value], Value]]
+    kept: int
+    output: Callable[[Emitter, list[Value], Value, Value], Value]
 
 
-KINDS = {"lstm": Kind(4, lstm), "gru": Kind(3, gru), "rnn_tanh": Kind(1, rnn_tanh), "rnn_relu": Kind(1, rnn_relu)}
+KINDS = {
+    "lstm": Kind(4, lstm, 1, lstm_output),
+    "gru": Kind(3, gru, 2, gru_output),
+    "rnn_tanh": Kind(1, rnn, 1, rnn_tanh_output),
+    "rnn_relu": Kind(1, rnn, 1, rnn_relu_output),
+}
 
 
-def cell(kind: Kind) -> Callable[[Emitter, Value, Value], Value]:
-    """Writes the kernel for one step of a kind of network: 1 when a gate is no finite number.
+def outputs(
+    kind: Kind, emit: Emitter, op: Value, frame: Value, first: Value, vectors: Value,
+    meanwhile: Callable[[Value], None] | None = None,
+) -> Value:  # fmt: skip
+    """Writes a step of so many ``vectors`` of outputs from the ``first`` one on, of all rows; 1 when a gate is no
+    finite number.
 
-    The inputs' gates and the outputs are the first two slots.
+    The inputs' gates and the outputs are the first two slots. What is kept of the gates takes the place of the state's.
+    ``meanwhile(n)`` writes what else is done with vector n.
     """
+    rows, size, state_gates, h, c = emit.fields(op, Cell.rows, Cell.size, Cell.state_gates, Cell.h, Cell.c)
+    ahead = emit.fields(op, Cell.gates_ahead, Cell.output_ahead)
+    gates, output = (emit.add(slot, more) for slot, more in zip(slot_addresses(emit, frame), ahead))
+    output_pitch = emit.field(op, Cell.output_pitch)
+    zeros = emit.splat(0.0, FLOATS)
+
+    def row(b: Value, carried: list[Value]) -> list[Value]:
+        line = emit.mul(emit.shl(size, I64(2)), b)
+        starts = [emit.add(start, emit.mul(line, I64(kind.gates))) for start in (gates, state_gates)]
+        of_row = emit.add(output, emit.mul(output_pitch, b))
+        of_h, of_c = (emit.add(base, line) for base in (h, c))
+
+        def place(n: Value) -> tuple[Value, Value]:
+            n = emit.add(first, n)
+            return emit.shl(n, I64(6)), emit.mask(emit.sub(size, emit.shl(n, I64(4))))
+
+        def gate(start: Value, index: int, at: Value) -> Value:
+            return emit.add(start, emit.add(emit.mul(size, I64(4 * index)), at))
+
+        def gates_of(n: Value, carried: list[Value]) -> list[Value]:
+            at, mask = place(n)
+
+            def read(address: Value) -> Value:
+                return emit.read_some(address, FLOATS, mask, zeros)
+
+            xs, hs = ([read(gate(start, index, at)) for index in range(kind.gates)] for start in starts)
+            bad = carried[0]
+            for x, state in zip(xs, hs):
+                total = emit.fadd(x, state)
+                nothing = emit.fsub(total, total)  # infinity less itself is NaN
+                bad = emit.or_(bad, emit.fcmp_unordered("uno", nothing, zeros))
+            old = read(emit.add(of_c, at))
+            kept, new = kind.step(emit, xs, hs, old)
+            for index, value in enumerate(kept):
+                emit.write_some(value, gate(starts[1], index, at), mask)
+            if new is not old:
+                emit.write_some(new, emit.add(of_c, at), mask)
+            if meanwhile is not None:
+                meanwhile(n)
+            return [bad]
+
+        def output_of(n: Value, carried: list[Value]) -> list[Value]:
+            at, mask = place(n)
+            places = [gate(starts[1], index, at) for index in range(kind.kept)]
+            places += [emit.add(start, at) for start in (of_h, of_c)]
+            *kept, before, new = (emit.read_some(address, FLOATS, mask, zeros) for address in places)
+            after = kind.output(emit, kept, before, new)
+            for target in (of_h, of_row):
+                emit.write_some(after, emit.add(target, at), mask)
+            return []
+
+        bad = emit.loop(vectors, carried, gates_of)
+        emit.loop(vectors, [], output_of)
+        return bad
+
+    bad = emit.loop(rows, [NO_LANES], row)[0]
+    return emit.zext(emit.any(bad), I64)
+
+
+def cell(kind: Kind) -> Body:
+    """Writes the kernel for one step of a kind of network."""
 
     def write(emit: Emitter, op: Value, frame: Value) -> Value:
-        rows, size, state_gates, h, c = emit.fields(op, Cell.rows, Cell.size, Cell.state_gates, Cell.h, Cell.c)
-        ahead = emit.fields(op, Cell.gates_ahead, Cell.output_ahead)
-        gates, output = (emit.add(slot, more) for slot, more in zip(slot_addresses(emit, frame), ahead))
-        output_pitch = emit.field(op, Cell.output_pitch)
-        zeros = emit.splat(0.0, FLOATS)
-
-        def row(b: Value, carried: list[Value]) -> list[Value]:
-            line = emit.mul(emit.shl(size, I64(2)), b)
-            starts = [emit.add(start, emit.mul(line, I64(kind.gates))) for start in (gates, state_gates)]
-            of_row = emit.add(output, emit.mul(output_pitch, b))
-
-            def block(n: Value, carried: list[Value]) -> list[Value]:
-                at, mask = emit.shl(n, I64(6)), emit.mask(emit.sub(size, emit.shl(n, I64(4))))
-
-                def gate(start: Value, index: int) -> Value:
-                    offset = emit.add(emit.mul(size, I64(4 * index)), at)
-                    return emit.read_some(emit.add(start, offset), FLOATS, mask, zeros)
-
-                def state(base: Value) -> Value:
-                    return emit.add(base, emit.add(line, at))
-
-                xs, hs = ([gate(start, index) for index in range(kind.gates)] for start in starts)
-                bad = carried[0]
-                for a, b in zip(xs, hs):
-                    total = emit.fadd(a, b)
-                    nothing = emit.fsub(total, total)  # infinity less itself is NaN
-                    bad = emit.or_(bad, emit.fcmp_unordered("uno", nothing, zeros))
-                before, old = (emit.read_some(state(base), FLOATS, mask, zeros) for base in (h, c))
-                after, new = kind.step(emit, xs, hs, before, old)
-                for target, value in ((state(h), after), (state(c), new), (emit.add(of_row, at), after)):
-                    emit.write_some(value, target, mask)
-                return [bad]
-
-            return emit.loop(emit.vectors_of(size), carried, block)
-
-        bad = emit.loop(rows, [NO_LANES], row)[0]
-        return emit.zext(emit.any(bad), I64)
+        return outputs(kind, emit, op, frame, I64(0), emit.vectors_of(emit.field(op, Cell.size)))
 
     return write
 

@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, TypeAlias, TypeGuard, TypeVar, cast
 
 import numpy as np
 import torch
@@ -198,7 +198,24 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
             parts.append(segment)
         else:
             parts += (by_itself(step, choices, weights) for step in steps)
-    return with_what_rearranges(parts, program, choices)
+    return with_what_rearranges(with_outputs_taken(parts, program), program, choices)
+
+
+def with_outputs_taken(parts: list[Part], program: Program) -> list[Part]:
+    """The parts, in which recurrent layers of whose tuple only the outputs are read give nothing else."""
+    of, result = readers(program.steps), list(parts)
+    for part in parts:
+        if isinstance(part, CompiledRecurrent) and not part.step.single and part.name not in refs(program.output):
+            reading = of.get(part.name, [])
+            if len(reading) == 1 and is_first_of(reading[0]) and reading[0] in result:
+                part.take_outputs(reading[0].name)
+                result.remove(reading[0])
+    return result
+
+
+def is_first_of(step: object) -> TypeGuard[Call]:
+    """Whether a step takes the first part of a tuple."""
+    return isinstance(step, Call) and step.target == "operator.getitem" and step.args[1:] == (0,)
 
 
 def read_as_they_lie(program: Program) -> set[str]:

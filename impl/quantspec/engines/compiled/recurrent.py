@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from quantspec.engines import reference_dynamic
-from quantspec.engines.tensors import address, array, float_address, new
+from quantspec.engines.tensors import address, array, float_address, maker
 from quantspec.ir.held import codes_shape, held
 from quantspec.ir.program import Cell, LinearDynamic, Recurrent
-from quantspec.kernels import dynamic_gemm, recurrent_cell
+from quantspec.kernels import dynamic_gemm, recurrent_cell, recurrent_step
 from quantspec.kernels.dynamic_gemm import DynamicProduct
 from quantspec.kernels.frame import caller, frame_of
 from quantspec.kernels.gemm import chunk_rows
@@ -36,11 +36,12 @@ CELL = 512  # multiply-accumulates that take as long as what makes an output of 
 class CompiledRecurrent:
     """A recurrent step, whose layers each run in one call.
 
-    ``__call__(x, state)`` as ``reference_dynamic.recurrent``.
+    ``__call__(x, state)`` as ``reference_dynamic.recurrent``, or, where only its outputs are ``taken``, those alone.
     """
 
     def __init__(self, step: Recurrent, choices: Dialect, weights: Copying):
         self.step, self.name, self.choices, self.local = step, step.name, choices, threading.local()
+        self.taken = False
         self.packed = {id(cell): self.pack(cell, weights) for cell in step.cells}
         # What a whole sequence has of features, where all is done by the only cell.
         self.features = codes_shape(step.cells[0], "input_weight")[1] if len(step.cells) == 1 and not step.single else 0
@@ -60,7 +61,12 @@ class CompiledRecurrent:
     def __call__(self, x: torch.Tensor, state: Any) -> Any:
         if state is None and (result := self.from_nothing(x)) is not None:
             return result
-        return reference_dynamic.recurrent(self.step, x, state, self.choices, self.one_way)
+        result = reference_dynamic.recurrent(self.step, x, state, self.choices, self.one_way)
+        return result[0] if self.taken else result
+
+    def take_outputs(self, name: str) -> None:
+        """It gives its outputs alone from now on, by that name."""
+        self.name, self.taken = name, True
 
     def from_nothing(self, x: Any) -> Any:
         """What most are called with, in less time: a batch of whole sequences, by the only cell, from a state of zeros.
@@ -72,12 +78,15 @@ class CompiledRecurrent:
         (first, second, _), cell, by_sample = x.shape, self.step.cells[0], self.step.batch_first
         shape = Shape(second, first, True, False) if by_sample else Shape(first, second, False, False)
         frames = self.frames(cell, shape)
-        outputs = new((shape.steps, shape.batch, frames.size))
-        last = frames.run(start, None, address(outputs))
-        if last is None:
+        outputs = frames.make()
+        if not frames.run(start, None, address(outputs)):
             return None
-        state = last.unsqueeze(1).unbind()
-        return outputs.transpose(0, 1) if by_sample else outputs, state if self.step.kind == "lstm" else state[0]
+        if by_sample:
+            outputs = outputs.transpose(0, 1)
+        if self.taken:
+            return outputs
+        state = frames.last().unsqueeze(1).unbind()
+        return outputs, state if self.step.kind == "lstm" else state[0]
 
     def one_way(
         self, step: Recurrent, part: Cell, x: torch.Tensor, state: list[torch.Tensor] | None, backward: bool,
@@ -99,12 +108,11 @@ class CompiledRecurrent:
             start = int(copied.ctypes.data)
         shape = Shape(count, batch, bool(of_samples), backward)
         frames = self.frames(part, shape)
-        outputs = new((count, batch, size))
+        outputs = frames.make()
         before = None if state is None else [array(value, step.layer) for value in state]
-        last = frames.run(start, before, address(outputs))
-        if last is None:
+        if not frames.run(start, before, address(outputs)):
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
-        return outputs, last.unbind()
+        return outputs, frames.last().unbind()
 
     def frames(self, part: Cell, shape: "Shape") -> "Frames":
         """This thread's frames for inputs of a shape; one shape for each cell is kept."""
@@ -154,13 +162,13 @@ class Frames:
     """What quantizes the inputs of all steps, and what runs the steps, with the memory they work in.
 
     ``key``: for what shape, by how many threads, of which process. ``state``: the states before the first step, and
-    behind the last.
+    behind the last. ``make``: what makes a tensor for the outputs.
     """
 
     def __init__(
         self, key: tuple[Shape, int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int
     ):
-        self.key, (shape, self.threads, _), self.size = key, key, size
+        self.key, (shape, self.threads, _), self.kind, self.size = key, key, step.kind, size
         count, batch = shape.steps, shape.batch
         self.kept: list[np.ndarray] = []
         gates_of_an_output = recurrent_cell.KINDS[step.kind].gates
@@ -168,6 +176,7 @@ class Frames:
         both = aligned(2 * batch * size, np.float32).reshape(2, batch, size)  # kernels pass on a second one in any case
         h, c = (part.ctypes.data for part in both)
         self.state = both if step.kind == "lstm" else both[:1]
+        self.make = maker((count, batch, size))
         at_once, state_gates = shape.at_once(4 * gates), self.keep(aligned(batch * gates, np.float32))
         self.gates, self.gates_of_a_step = self.keep(aligned(at_once * batch * gates, np.float32)), batch * gates
         (quantize, self.product), of_state = (
@@ -180,6 +189,7 @@ class Frames:
         quantize.slot, of_state[0].source, of_state[1].product.y = 0, h, state_gates
         self.of_state = dynamic_gemm.QUANTIZE.bound(of_state[0]), dynamic_gemm.PRODUCT.bound(of_state[1])
         self.codes_apart, self.outputs_apart = shape.inputs_apart(quantize.target_pitch), shape.outputs_apart(4 * size)
+        self.sums = self.keep(aligned(gates_of_an_output * recurrent_step.WIDTH, np.int32))
         self.cell = recurrent_cell.CELLS[step.kind].bound(recurrent_cell.Cell(
             rows=batch, size=size, gates=gates_of_an_output, state_gates=state_gates, h=h, c=c,
             output_pitch=self.outputs_apart[1],
@@ -213,8 +223,9 @@ class Frames:
             cell = self.cell.copy()
             cell.gates_ahead = 4 * self.gates_of_a_step * (steps - 1 - number if shape.backward else number)
             cell.output_ahead = sign * number * self.outputs_apart[0]
-            instructions += [*(instruction.copy() for instruction in self.of_state), cell]
-        give_buffers((each.product for each in instructions if isinstance(each, DynamicProduct)), self.room)
+            instructions += self.step(cell, shape)
+        products = (each.product for each in instructions if isinstance(each, DynamicProduct))
+        give_buffers((product for product in products if not product.buffer), self.room)
         shared = Shared(instructions, self.threads, self.work, slices=slices)
         for frame in shared.frames:
             frame.addresses[0] = self.gates
@@ -223,14 +234,29 @@ class Frames:
         earliest, lowest = (shape.steps - 1 - first, shape.steps - first - steps) if shape.backward else (first, first)
         return Part(shared, earliest * self.outputs_apart[0], lowest * self.codes_apart[0])
 
-    def run(self, x: int, before: list[np.ndarray] | None, outputs: int) -> torch.Tensor | None:
-        """All steps, from where the inputs are, and from the states ``before`` or zeros, to where the outputs go: the
-        states behind the last, [parts, batch, state]. None for what the reference has to say."""
+    def step(self, cell: recurrent_cell.Cell, shape: Shape) -> list[Instruction]:
+        """One step: the product of the state and the cell behind it, or, of one sample, both at once."""
+        quantize, product = (instruction.copy() for instruction in self.of_state)
+        alone = shape.batch == 1 and batching.wanted_threads(self.threads, self.work, batching.PARALLEL_MACS) == 1
+        kernel = recurrent_step.STEPS.get(self.kind)
+        if kernel is None or not alone or self.size % recurrent_step.WIDTH or not recurrent_cell.is_wide():
+            return [quantize, product, cell]
+        both = recurrent_step.Step.on(product.entries)
+        both.cell, both.product.buffer = cell, self.sums
+        return [quantize, kernel.bound(both)]
+
+    def run(self, x: int, before: list[np.ndarray] | None, outputs: int) -> bool:
+        """All steps, from where the inputs are, and from the states ``before`` or zeros, to where the outputs go. False
+        for what the reference has to say."""
         self.state[:] = 0 if before is None else before
         self.input[0] = x
         for addresses, ahead, codes in self.moving:
             addresses[0], addresses[1] = outputs + ahead, codes
-        return None if caller()(self.start, 0, 0) else torch.from_numpy(self.state.copy())
+        return caller()(self.start, 0, 0) == 0
+
+    def last(self) -> torch.Tensor:
+        """The states behind the last step, [parts, batch, state]."""
+        return torch.from_numpy(self.state.copy())
 
     def room(self, nbytes: int) -> int:
         """The address of so many bytes that are the frames' own, as inputs and states have codes at once."""
