@@ -17,6 +17,7 @@ from .product import PANEL, Product, ProductToFloats
 from .quantize import SAFE_SCALES, run_quantize
 from .records import LINE, Address, Float, Grid, Instruction, Integer, Slot
 
+FAR_BYTES = 2**18  # of outputs from which on they are not found near
 GRID_BYTES = 8 * LINE  # of one grid among others: each on a cache line of its own
 NORMAL, MOST, FINITE = 2.0**-126, 2.0**119, 3.4028234663852886e38
 
@@ -167,6 +168,16 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
 
     def write(emit: Emitter, op: Value, row: Value, panel: Value, given: Value | None = None) -> None:
         product = emit.place(op, DynamicProduct.product)
+        pitch, y = emit.field(op, DynamicProduct.y_pitch), emit.field(product, Product.y)
+        target = emit.add(y, emit.mul(panel, I64(4 * LANES * PANEL)))
+        numbers = [emit.add(row, I64(i)) for i in range(rows)]
+
+        def places() -> list[Value]:
+            return [emit.add(target, emit.mul(number, pitch)) for number in numbers]
+
+        many = emit.icmp_signed(">=", emit.mul(emit.field(product, Product.rows), pitch), I64(FAR_BYTES))
+        with emit.if_then(emit.and_(many, emit.not_(emit.flag(op, DynamicProduct.past)))):
+            gemm.fetch(emit, places(), blocks)
         start = [emit.splat(0, INTS)] * (rows * blocks)
         totals = accumulate(emit, product, row, panel, rows, blocks, start, half, given)
         sums = by_lanes(emit, product, Product.sums, panel, blocks, INTS)
@@ -174,9 +185,6 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
         biases = by_lanes(emit, product, Product.bias, panel, blocks, FLOATS)
         mask = last_mask(emit, product, panel, blocks)
         least = emit.splat(emit.select(emit.flag(op, DynamicProduct.relu), F32(0), F32(float("-inf"))))
-        pitch, y = emit.field(op, DynamicProduct.y_pitch), emit.field(product, Product.y)
-        target = emit.add(y, emit.mul(panel, I64(4 * LANES * PANEL)))
-        numbers = [emit.add(row, I64(i)) for i in range(rows)]
 
         def value(i: int, j: int) -> Value:
             grids, stride = emit.fields(op, DynamicProduct.row_grids, DynamicProduct.grid_stride)
@@ -186,8 +194,7 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
             floats = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), emit.fmul(scale, factors[j])), biases[j])
             return emit.select(emit.fcmp_ordered("<", floats, least), least, floats)
 
-        ys = [emit.add(target, emit.mul(number, pitch)) for number in numbers]
-        put_floats(emit, op, ys, value, blocks, mask)
+        put_floats(emit, op, places(), value, blocks, mask)
 
     return write
 

@@ -60,14 +60,17 @@ def float_tile(rows: int, blocks: int, half: bool, *, adds: bool = False) -> Bod
 
     def write(emit: Emitter, op: Value, row: Value, panel: Value, sums: Value | None = None) -> None:
         product = emit.place(op, ProductFloats.product)
+        first, offsets = emit.mul(panel, I64(4 * LANES * PANEL)), emit.field(op, ProductFloats.y_offsets)
+        ys = gemm.addresses(emit, emit.add(emit.field(product, Product.y), first), offsets, row, rows)
+        others = gemm.addresses(emit, emit.add(emit.field(op, ProductSum.b), first), offsets, row, rows) if adds else []
+        with emit.if_then(emit.not_(emit.flag(op, ProductFloats.past))):
+            gemm.fetch(emit, ys, blocks)
+        gemm.fetch(emit, others, blocks)
         starts = gemm.by_lanes(emit, product, Product.bias, panel, blocks, INTS)
         factors = gemm.by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
         biases = gemm.by_lanes(emit, op, ProductFloats.float_bias, panel, blocks, FLOATS)
         totals = gemm.accumulate(emit, product, row, panel, rows, blocks, starts * rows, half, sums)
         to_float, mask = ToFloat(emit, op, ProductFloats.relu), gemm.last_mask(emit, product, panel, blocks)
-        first, offsets = emit.mul(panel, I64(4 * LANES * PANEL)), emit.field(op, ProductFloats.y_offsets)
-        ys = gemm.addresses(emit, emit.add(emit.field(product, Product.y), first), offsets, row, rows)
-        others = gemm.addresses(emit, emit.add(emit.field(op, ProductSum.b), first), offsets, row, rows) if adds else []
         zeros = emit.splat(0.0, FLOATS)
 
         def value(i: int, j: int) -> Value:

@@ -115,6 +115,15 @@ def goes_past(nbytes: int, outputs: int, *, soon: bool) -> bool:
     return nbytes >= (SOON_BYTES if soon else PAST_BYTES) and outputs % (LANES * PANEL) == 0
 
 
+def fetch(emit: Emitter, starts: list[Value], blocks: int) -> None:
+    """Has the floats that a tile writes, or adds to what it writes, come near while its products are summed up. Tiles
+    of few rows are not long enough.
+    """
+    for start in starts if len(starts) >= grouped.AFTER[0] else ():
+        for j in range(blocks):
+            emit.prefetch(emit.add(start, I64(64 * j)), near=True)
+
+
 def put_floats(
     emit: Emitter, op: Value, ys: list[Value], value: Callable[[int, int], Value], blocks: int, mask: Value
 ) -> None:
