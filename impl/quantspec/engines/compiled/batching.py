@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from quantspec.engines.tensors import address, new
+from quantspec.engines.tensors import address, maker
 from quantspec.kernels.frame import Frame, caller
 from quantspec.kernels.sharing import Share
 from quantspec.kernels.team import OpenMP, Team, openmp
@@ -92,7 +92,8 @@ class Batched(Shared):
         if self.parallel:
             self.tasks = [[(self.parallel.plan, (0,) * (len(shapes) + len(self.shapes)))]]
         self.threaded = macs >= 2 * min(THREAD_MACS, PARALLEL_MACS)
-        self.types = [torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :]]
+        types = (torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :])
+        self.makers = [maker(shape, dtype) for shape, dtype in zip(self.shapes, types)]
         self.run, self.direct = caller(), len(shapes) == len(self.shapes) == 1
         starts = [self.chained(task) for task in self.tasks]
         if alone and macs < PATIENT_MACS:
@@ -104,6 +105,9 @@ class Batched(Shared):
         else:
             self.share = shared_out(starts, team, threads, direct=self.direct)
         self.start = self.share.address if self.share else starts[0]
+        # Where each frame has the addresses of inputs and outputs, and how many bytes from the start of each they are.
+        width = len(shapes) + len(self.shapes)
+        self.moving = [(frame.addresses[:width], np.array(offsets, np.int64)) for frame, offsets in self.frames()]
 
     def chained(self, task: list[tuple[Plan, tuple[int, ...]]]) -> int:
         """The address of a task's first frame, of which each leads to the next."""
@@ -138,12 +142,12 @@ class Batched(Shared):
         """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as
         NaN.
         """
-        outputs = [new(shape, dtype) for shape, dtype in zip(self.shapes, self.types)]
+        outputs = [make() for make in self.makers]
         starts = [address(tensor) for tensor in (*inputs, *outputs)]
         if self.direct:
             return None if self.run(self.start, *starts) else outputs
-        for frame, offsets in self.frames():
-            frame.addresses[: len(starts)] = [start + offset for start, offset in zip(starts, offsets)]
+        for addresses, offsets in self.moving:
+            np.add(starts, offsets, out=addresses)
         return None if self.run(self.start, 0, 0) else outputs
 
     def frames(self) -> list[tuple[Frame, tuple[int, ...]]]:

@@ -51,6 +51,7 @@ from .heads import CompiledAttention, with_what_rearranges
 from .holding import Copying, Holding
 from .instructions import EMITTERS, emit_margin
 from .lowering import SelectedStep, flattens, is_sum, lower, readers, turns
+from .normalization import LayerNorm, layer_norm
 from .packing import PackedLayer
 from .planner import Planner
 from .recurrent import CompiledRecurrent
@@ -111,9 +112,11 @@ class Segment:
         """The inputs as contiguous tensors."""
         arrays = ((name, values[name]) for name in self.inputs)
         return [
-            from_array(value) if name in self.imports else contiguous(value, name)
+            from_array(value) if name in self.imports
+            else value if float_address(value)  # what most are, asked in less time
+            else contiguous(value, name)
             for name, value in arrays
-        ]
+        ]  # fmt: skip
 
     @property
     def batched(self) -> dict[tuple[Shape, ...], Batched]:
@@ -159,7 +162,7 @@ def channels_first(y: torch.Tensor) -> torch.Tensor:
 
 
 Alone: TypeAlias = CompiledRecurrent | CompiledEmbedding | CompiledAttention  # a step by itself
-Part: TypeAlias = Segment | Alone | Step
+Part: TypeAlias = Segment | Alone | LayerNorm | Step
 
 
 def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]:
@@ -198,7 +201,8 @@ def parts_of(program: Program, choices: Dialect, weights: Copying) -> list[Part]
             parts.append(segment)
         else:
             parts += (by_itself(step, choices, weights) for step in steps)
-    return with_what_rearranges(with_outputs_taken(parts, program), program, choices)
+    parts = with_what_rearranges(with_outputs_taken(parts, program), program, choices)
+    return [layer_norm(part, program.callables, choices) or part for part in parts]
 
 
 def with_outputs_taken(parts: list[Part], program: Program) -> list[Part]:
@@ -243,7 +247,7 @@ def read_by(part: Part) -> Sequence[str]:
     """The names of the values that a part reads."""
     if isinstance(part, (Segment, CompiledAttention)):
         return part.inputs
-    return reads(part.step if isinstance(part, Alone) else part)
+    return reads(part.step if isinstance(part, Alone | LayerNorm) else part)
 
 
 def made_by(part: Part) -> Sequence[str]:
@@ -312,7 +316,8 @@ class Compiled:
 
     def rest(self) -> Program:
         """The program's steps that have no kernels."""
-        steps = tuple(part for part in self.parts if not isinstance(part, Segment | Alone))
+        named = (part.step if isinstance(part, LayerNorm) else part for part in self.parts)
+        steps = tuple(step for step in named if not isinstance(step, Segment | Alone))
         return replace(self.program, steps=steps)
 
     @property
@@ -344,7 +349,7 @@ class Compiled:
                     self.run_segment(part, values)
                 elif isinstance(part, CompiledRecurrent):
                     values[part.name] = part(values[part.step.x], replace_refs(part.step.state, values.__getitem__))
-                elif isinstance(part, (CompiledEmbedding, CompiledAttention)):
+                elif isinstance(part, (CompiledEmbedding, CompiledAttention, LayerNorm)):
                     values[part.name] = part(values)
                 else:
                     values[part.name] = run_step(part, values, self.program.callables, self.dialect)
