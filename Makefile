@@ -33,7 +33,7 @@ test-dev: .venv/installed ## run the suite with fewer random examples
 
 test-thorough: .venv/installed-mutants ## 20 times the examples; mutants of changes: SINCE=HEAD~1
 	HYPOTHESIS_PROFILE=thorough $(TEST) $(ARGS)
-	$(BIN)/python tests/mutants/run.py --workers $(WORKERS) --since $(or $(SINCE),HEAD~1)
+	PYTHONPATH=tests $(BIN)/python -m mutants --workers $(WORKERS) --since $(or $(SINCE),HEAD~1)
 
 fuzz: .venv/installed ## load damaged and forged files: SECONDS=3600
 	@PYTHONPATH=tests:tests/harness $(BIN)/python -W ignore -m fuzz.fuzz --seconds $(or $(SECONDS),3600) --jobs $(WORKERS) $(ARGS)
@@ -80,8 +80,8 @@ bench: .venv/bench ## speed and memory beside others': ROWS="lstm/*" THREADS="1"
 		--bench-threads '$(or $(THREADS),1 2)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
 		tests/bench/bench_networks.py tests/bench/bench_other.py
 
-mutants: .venv/installed-mutants ## small changes of the code, which the suite must notice
-	@$(BIN)/python tests/mutants/run.py --workers $(WORKERS) $(ARGS)
+mutants: .venv/installed-mutants ## small changes of the code, which the suite must notice; estimated: ARGS="--sample 100"
+	@PYTHONPATH=tests $(BIN)/python -m mutants --workers $(WORKERS) $(ARGS)
 
 lint: .venv/installed ## check style, imports between packages, and types
 	$(BIN)/ruff check .

@@ -3,7 +3,10 @@
 Without arguments the chapter modules are attacked; ``make mutants ARGS="storage"`` attacks a room, and a dotted path
 one module of it. What became of a module is kept under ``build/mutants`` until the module or its tests change, so that
 a run that was cut off goes on where it was; ``--anew`` starts over. ``--since COMMIT`` attacks only the functions that
-are not as they were there, which is what ``make test-thorough`` does.
+are not as they were there, which is what ``make test-thorough`` does. ``--sample N`` tries N
+mutants of each part, which ``--seed S`` draws at random from all of its modules, and estimates the part's score by
+them, as all mutants of the rooms are days of work; it does so for all chapter modules and rooms if none is given. What
+was tried is kept there too, and counts for a larger sample.
 
 mutmut changes one thing at a time in a module (a number, an operator, an argument, a word of a message) and runs the
 tests of the module's own chapter or room on every such mutant. A mutant that no test rejects has found a hole in the
@@ -14,8 +17,8 @@ What is not mutated, by mutmut or because it would not load: constants of a modu
 properties, functions with decorators other than those of ``CALLED``, and the modules of ``AT_IMPORT``.
 """
 
-import argparse
 import ast
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -25,11 +28,10 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +138,7 @@ CALLED = ("usual", "near_names", "contextmanager", "cache")
 AT_IMPORT = ("qat.eager",)
 # The second is what ended the tests' process by a signal, which no run of the suite survives.
 KILLED = "killed", "segfault"
+PAUSE = 20  # seconds between two looks at how far mutmut is
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
@@ -144,7 +147,8 @@ LEAST = 95  # percent of all mutants, the equivalent ones among them
 SETTINGS = """\
 [mutmut]
 source_paths = src
-only_mutate = src/quantspec/{path}.py
+only_mutate =
+    {paths}
 also_copy =
     spec
     conftest.py
@@ -206,21 +210,28 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTEST_ADDOPTS": "",  # no options of another run
+    "PYTHONPATH": "",  # no tests but the copied ones
     "PYTHONUTF8": "1",  # mutmut's names are not ASCII
 }
 
 
-def tests_of(module: str) -> tuple[str, ...]:
-    """The tests that a module is tried on: those of its chapter, or else of its room."""
-    return TESTS.get(module) or ROOMS[module.partition(".")[0]]
+def tests_of(part: str) -> tuple[str, ...]:
+    """The tests that a module or a room is tried on: those of its chapter, or else of the room."""
+    return TESTS.get(part) or ROOMS[part.partition(".")[0]]
 
 
-def settings_of(module: str) -> str:
-    """The settings of mutmut for a module."""
-    tests = "\n    ".join(f"tests/{name}" for name in tests_of(module))
-    text = SETTINGS.format(path=module.replace(".", "/"), tests=tests)
-    left_out = "".join(f"    --deselect\n    tests/{test}\n" for test in LEFT_OUT.get(module, ()))
+def settings_of(part: str) -> str:
+    """The settings of mutmut for a module, or for all modules of a room at once."""
+    paths = "\n    ".join(f"src/quantspec/{path_of(module)}" for module in modules_of(part))
+    tests = "\n    ".join(f"tests/{name}" for name in tests_of(part))
+    text = SETTINGS.format(paths=paths, tests=tests)
+    left_out = "".join(f"    --deselect\n    tests/{test}\n" for test in LEFT_OUT.get(part, ()))
     return text.replace("pytest_add_cli_args_test_selection", f"{left_out}pytest_add_cli_args_test_selection")
+
+
+def path_of(module: str) -> str:
+    """The file of a module within the package."""
+    return f"{module.replace('.', '/')}.py"
 
 
 def modules_of(part: str) -> list[str]:
@@ -347,7 +358,9 @@ def with_signals(mutants: list[Mutant], text: str) -> list[Mutant]:
     """
     codes = json.loads(text)["exit_code_by_key"]
     return [
-        replace(mutant, status="segfault") if mutant.status == "suspicious" and codes[mutant.name] < 0 else mutant
+        replace(mutant, status="segfault")
+        if mutant.status == "suspicious" and codes.get(mutant.name, 0) < 0
+        else mutant
         for mutant in mutants
     ]
 
@@ -361,11 +374,11 @@ def read_change(mutant: Mutant, text: str) -> Change:
     return Change(mutant.module, function, *(without_indentation(side) for side in sides))
 
 
-def state(module: str) -> str:
-    """A digest of a module and of the tests that it is tried on."""
-    paths = [ROOT / "impl" / "quantspec" / f"{module.replace('.', '/')}.py"]
-    paths += [ROOT / "tests" / name for name in tests_of(module)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+def state(part: str) -> str:
+    """A digest of a module, or of those of a room, and of the tests that it is tried on."""
+    paths = [ROOT / "impl" / "quantspec" / path_of(module) for module in modules_of(part)]
+    paths += [ROOT / "tests" / name for name in tests_of(part)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths) + settings_of(part).encode()).hexdigest()
 
 
 def outcome(module: str, workers: int, *, anew: bool) -> list[Mutant]:
@@ -423,12 +436,20 @@ def read_mutant(entry: dict) -> Mutant:
 
 
 def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]:
-    """The mutants of one module, or of the functions ``names`` of it, tried on its tests.
-
-    They are in a folder of their own, where the package is ``src/quantspec``.
-    """
+    """The mutants of one module, or of the functions ``names`` of it, tried on its tests."""
     patterns = [pattern(module, name) for name in names]
     folder = WORK / module
+    prepare(folder, module)
+    print(f"mutating {module}.py ...", flush=True)
+    run_mutmut(folder, workers, patterns)
+    mutants = results(folder, [module])
+    if patterns:
+        mutants = [mutant for mutant in mutants if any(fnmatch.fnmatch(mutant.name, each) for each in patterns)]
+    return with_changes(folder, mutants)
+
+
+def prepare(folder: Path, part: str) -> None:
+    """Makes the folder in which a part is attacked, where the package is ``src/quantspec``."""
     shutil.rmtree(folder, ignore_errors=True)
     unneeded = shutil.ignore_patterns("__pycache__")
     for source, target in (("impl/quantspec", "src/quantspec"), ("tests", "tests"), ("spec", "spec")):
@@ -436,16 +457,27 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
     shutil.copy(ROOT / "pyproject.toml", folder)
     own = (ROOT / "conftest.py").read_text(encoding="utf-8")
     (folder / "conftest.py").write_text(AS_OURS + own + EMPTYING, encoding="utf-8")
-    attacked = folder / "src" / "quantspec" / f"{module.replace('.', '/')}.py"
-    attacked.write_text(with_decorators_called(attacked.read_text(encoding="utf-8")), encoding="utf-8")
-    (folder / "setup.cfg").write_text(settings_of(module), encoding="utf-8")
-    print(f"mutating {module}.py ...", flush=True)
-    run_mutmut(folder, workers, patterns)
-    kept = folder / "mutants" / "src" / "quantspec" / f"{module.replace('.', '/')}.py.meta"
-    results = read_results(mutmut(folder, "results", "--all", "true"))
-    mutants = with_signals(results, kept.read_text(encoding="utf-8"))
-    if patterns:
-        mutants = [mutant for mutant in mutants if any(fnmatch.fnmatch(mutant.name, each) for each in patterns)]
+    for module in modules_of(part):
+        attacked = folder / "src" / "quantspec" / path_of(module)
+        attacked.write_text(with_decorators_called(attacked.read_text(encoding="utf-8")), encoding="utf-8")
+    (folder / "setup.cfg").write_text(settings_of(part), encoding="utf-8")
+
+
+def results(folder: Path, modules: Iterable[str]) -> list[Mutant]:
+    """What has become of the mutants in a folder so far."""
+    mutants = read_results(mutmut(folder, "results", "--all", "true"))
+    for module in modules:
+        mutants = with_signals(mutants, kept_of(folder, module))
+    return mutants
+
+
+def kept_of(folder: Path, module: str) -> str:
+    """What mutmut keeps of a module."""
+    return (folder / "mutants" / "src" / "quantspec" / f"{path_of(module)}.meta").read_text(encoding="utf-8")
+
+
+def with_changes(folder: Path, mutants: Iterable[Mutant]) -> list[Mutant]:
+    """The mutants, and what those change that were not killed."""
     return [mutant if mutant.status in KILLED else with_change(folder, mutant) for mutant in mutants]
 
 
@@ -478,18 +510,25 @@ def with_decorators_called(source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_mutmut(folder: Path, workers: int, patterns: Iterable[str]) -> None:
-    """The run itself.
+def run_mutmut(folder: Path, workers: int, patterns: Iterable[str], watch: Callable[[], None] | None = None) -> None:
+    """The run itself, of all mutants or of those that the patterns name.
 
-    On a terminal mutmut shows its progress; elsewhere its output is kept for the case that it fails. Patterns of which
-    no mutant has a name, such as those of properties, are no failure.
+    On a terminal mutmut shows the progress of a run of all; else its output is kept for the case that it fails, and
+    ``watch`` is called now and then. Patterns of which no mutant has a name, such as those of properties, are no
+    failure.
     """
     log = folder / "mutmut.log"
     with log.open("w", encoding="utf-8") as file:
-        output = None if sys.stdout.isatty() else file
+        output = None if sys.stdout.isatty() and not patterns else file
         command = [executable(), "run", "--max-children", str(workers), *patterns]
         environment = os.environ | ENVIRONMENT
-        process = subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        options = {"cwd": folder, "env": environment, "stdout": output, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, **options) as process:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=PAUSE)
+                if watch:
+                    watch()
     said = log.read_text(encoding="utf-8")
     if process.returncode and "but nothing matches" not in said:
         raise SystemExit(f"{said[-4000:]}\nmutmut failed in {folder}")
@@ -544,42 +583,5 @@ def described(change: Change) -> list[str]:
     return [f"{change.module}.{change.function}", *before, *after]
 
 
-def main() -> int:
-    """The command; the exit code is 1 unless the verdict passes."""
-    parser = argparse.ArgumentParser(description="The mutation score of parts of the package.")
-    names = f"of {', '.join(TESTS)}, which are all if none is given; or one of the rooms {', '.join(ROOMS)}"
-    parser.add_argument("modules", nargs="*", metavar="module", help=names)
-    parser.add_argument("--anew", action="store_true", help="also what has not changed since the last run")
-    since = "only the functions that are not as they were there; of all chapter modules and rooms if none is given"
-    parser.add_argument("--since", metavar="COMMIT", help=since)
-    parser.add_argument("--workers", type=int, default=2, help="how many mutants to try at a time")
-    options = parser.parse_args()
-    parts = options.modules or ([*TESTS, *ROOMS] if options.since else TESTS)
-    try:
-        modules = [module for part in parts for module in modules_of(part)]
-        if options.since:
-            check_commit(options.since)
-    except ValueError as error:
-        parser.error(str(error))
-    reasons = read_equivalents(EQUIVALENT.read_text(encoding="utf-8"))
-    if options.since:
-        changed = {module: names for module in modules if (names := changed_since(options.since, module))}
-        modules = list(changed)
-        listed = [change for change in reasons if change.function in changed.get(change.module, ())]
-        tried = [mutant for module, names in changed.items() for mutant in attack(module, options.workers, names)]
-        if not tried:
-            print(f"mutants: none, as no function that can have any has changed since {options.since}")
-            return 0
-    else:
-        listed = [change for change in reasons if change.module in modules]
-        tried = [mutant for module in modules for mutant in outcome(module, options.workers, anew=options.anew)]
-    reasons = {change: reasons[change] for change in listed}
-    verdict = judge(tried, reasons)
-    print("\n".join(account(verdict, reasons)))
-    Console().print(table(verdict, modules))
-    print(verdict.last_line())
-    return 0 if verdict.passes else 1
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit("the command is `make mutants`, or `PYTHONPATH=tests python -m mutants`")
