@@ -5,6 +5,8 @@ import builtins
 import fnmatch
 import functools
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -166,6 +168,22 @@ def test_caches_are_emptied_before_each_test(monkeypatch):
     first = number()
     hooks["pytest_runtest_setup"]()
     assert number() is not first
+
+
+@pytest.mark.parametrize(("tried", "kept"), [("", ["a2", "b1"]), ("stats", None), ("quantspec.x__mutmut_1", None)])
+def test_without_a_mutant_the_quickest_test_of_each_file_runs(monkeypatch, tried, kept):
+    took = {"a1": 2.0, "a2": 1.0, "b1": 4.0, "b2": 5.0}
+    items = [SimpleNamespace(nodeid=name, path=name[0]) for name in took]
+    monkeypatch.setenv("MUTANT_UNDER_TEST", tried)
+    state = SimpleNamespace(state=lambda: SimpleNamespace(duration_by_test=took))
+    monkeypatch.setitem(sys.modules, "mutmut", SimpleNamespace(state=state))
+    monkeypatch.setitem(sys.modules, "mutmut.state", state)
+    deselected, hooks = [], {}
+    config = SimpleNamespace(hook=SimpleNamespace(pytest_deselected=lambda items: deselected.extend(items)))
+    exec(run.QUICKEST, hooks)
+    hooks["pytest_collection_modifyitems"](config, items)
+    assert [item.nodeid for item in items] == (kept or list(took))
+    assert {item.nodeid for item in (*items, *deselected)} == set(took)
 
 
 def test_tests_that_a_module_breaks_when_it_is_mutated_are_left_out_for_it_alone():

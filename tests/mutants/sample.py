@@ -117,7 +117,7 @@ def attack(part: str, size: int, seed: int, workers: int, *, anew: bool) -> tupl
     """How many mutants a part has, and what became of those drawn.
 
     Its folder keeps what was tried for another sample, or until a run was cut off, unless something has changed since
-    or ``anew``. The tests run once for mutmut's statistics, and once in the process that the mutants are forked off.
+    or ``anew``. The tests run once for mutmut's statistics, as they are.
     """
     folder, modules = run.WORK / "samples" / part, run.modules_of(part)
     stamp, now = folder / "state", run.state(part)
