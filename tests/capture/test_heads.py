@@ -3,6 +3,7 @@ head are. And codes that lie in memory in another order."""
 
 import copy
 import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from torch.nn import functional as F
 from quantspec.capture.attention import attend
 from quantspec.ir import attention
 from quantspec.ir.attention import OURS, TORCHS, WRITTEN
-from quantspec.ir.held import Held, changed, codes_shape, held, hold
+from quantspec.ir.held import Held, changed, codes_shape, held, held_by, hold
 from quantspec.ir.program import Call, Linear, Move, Ref
 from quantspec.numerics.affine import QParams
+from told import exactly
 
 
 def call(target, *args, kind="function", **kwargs):
@@ -129,6 +131,9 @@ def test_values_that_do_not_fit_have_no_heads():
 def test_a_mask_of_one_column_is_that_of_all_keys():
     assert heads(TORCHS, *QKV, attn_mask=values(5, 1)).mask.shape == (5, 6)
     assert heads(TORCHS, *QKV, attn_mask=values(2, 1, 1, 1)).mask.shape == (2, 1, 1, 6)
+    assert heads(TORCHS, *QKV, attn_mask=values(2, 3, 5, 1)).mask.shape == (2, 3, 5, 6)
+    of_one = [x[0, 0] for x in QKV]
+    assert heads(TORCHS, *of_one, attn_mask=values(5, 1)).mask.shape == (5, 6)
 
 
 def test_no_sum_of_codes_leaves_int32():
@@ -216,6 +221,22 @@ def test_held_codes_are_copied_as_they_are_and_pickled_as_an_array():
     assert copy.deepcopy(packed) is packed and packed.resident == 0 and packed.packed is None
     loaded = pickle.loads(pickle.dumps(packed))
     assert isinstance(loaded, np.ndarray) and np.array_equal(loaded, CODES) and loaded.flags.writeable
+
+
+def test_fields_of_codes_are_kept_apart_and_are_not_the_classs():
+    @dataclass
+    class Pair:
+        first: np.ndarray
+        second: np.ndarray
+
+    held_by(first=(Pair,), second=(Pair,))
+    packed = Held((2, 3), CODES.copy)
+    pair = Pair(CODES, packed)
+    assert pair.first is CODES and np.array_equal(pair.second, CODES)
+    assert held(pair, "first") is CODES and held(pair, "second") is packed
+    for name in ("first", "second"):
+        with pytest.raises(AttributeError, match=exactly(name)):
+            getattr(Pair, name)
 
 
 def test_a_step_is_changed_without_unpacking_its_codes():

@@ -93,7 +93,7 @@ ROOMS = {
     "conformance": (
         "chapters/test_11_backends.py", "conformance/test_matrix.py", "conformance/test_by_hand.py",
         "conformance/test_odd_answers.py", "conformance/test_smaller_calls.py", "conformance/test_recorded_names.py",
-        "conformance/test_drawn_alike.py",
+        "conformance/test_drawn_alike.py", "conformance/test_examinations_told.py",
     ),  # fmt: skip
     "engines": tuple(
         f"engines/test_{name}.py"
@@ -107,6 +107,7 @@ ROOMS = {
     "ir": (
         "chapters/test_05_static.py", "chapters/test_05_static_networks.py", "capture/test_forms.py",
         "capture/test_trees.py", "capture/test_moves.py", "capture/test_run_in_float.py", "capture/test_heads.py",
+        "capture/test_masks_given.py",
     ),  # fmt: skip
     "kernels": (
         "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_jit.py", "kernels/test_minmax.py",

@@ -193,7 +193,7 @@ def together(y: torch.Tensor, like: torch.Tensor, batch_first: bool) -> torch.Te
 
 
 def merged(attn_mask: Optional, key_padding_mask: Optional, query: torch.Tensor, keys: int) -> Optional:
-    """Both masks as one that is added to the scores, [batch or 1, heads or 1, length or 1, keys], or None.
+    """Both masks as one that scores are added, [batch or 1, heads or 1, length or 1, keys] or [length, keys], or None.
 
     Raises ShapeError for masks of other shapes, such as one with its axes exchanged, which has as many values.
     """
@@ -202,7 +202,7 @@ def merged(attn_mask: Optional, key_padding_mask: Optional, query: torch.Tensor,
     if attn_mask is not None:
         check_mask("attn_mask", attn_mask, (batch * heads, length, keys) if attn_mask.dim() == 3 else (length, keys))
         part = floating(attn_mask, query)
-        parts.append(part.reshape(batch, heads, length, keys) if part.dim() == 3 else part.reshape(1, 1, length, keys))
+        parts.append(part.reshape(batch, heads, length, keys) if part.dim() == 3 else part)
     if key_padding_mask is not None:
         of_one = key_padding_mask.dim() == 1 and batch == 1
         check_mask("key_padding_mask", key_padding_mask, (keys,) if of_one else (batch, keys))

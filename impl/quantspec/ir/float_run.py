@@ -165,7 +165,7 @@ class FloatLayer(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.from_numpy(node.weight.copy()), requires_grad=False)
         self.bias = None if node.bias is None else nn.Parameter(torch.from_numpy(node.bias.copy()), requires_grad=False)
-        self.node = replace(node, relu=False, weight=node.weight[:0], bias=None)
+        self.node = replace(node, weight=node.weight[:0], bias=None)
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

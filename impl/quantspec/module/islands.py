@@ -269,7 +269,7 @@ class QuantizedModel(nn.Module):
         else:
             file.save(replace(whole.program, fixed=fixed), path, report)
 
-    def stored(self) -> stored.Model:
+    def stored(self) -> "stored.Model":
         """What a file holds of a model of parts."""
         parts = []
         for path, island in self.islands.items():
