@@ -222,7 +222,7 @@ def test_scores_that_are_filled_otherwise_stay_in_float(filled):
     (function("y", "torch.matmul", MASK, Ref("v")),),
     (function("s", "torch.matmul", Ref("q")), WEIGHTS, OUT), (SCORES, WEIGHTS, function("y", "torch.matmul", Ref("w"))),
     (SCORES, WEIGHTS, function("y", "torch.matmul", Ref("w"), Ref("v"), MASK)),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_other_products_stay_in_float(steps):
     assert found(*steps) is None
 
