@@ -1,13 +1,16 @@
 """Parts of the examination by themselves, with answers made by hand."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quantspec.backends.outcome import Hung, Outcome
 from quantspec.conformance import checks, fingerprint, purity, results, run, shape, shrink, stories
-from quantspec.conformance.call import Call, call_text
+from quantspec.conformance.call import Call, call_text, value_text
 from quantspec.conformance.run import Finding
 from quantspec.conformance.session import Session, Undecided, Violation, answer_of
 from quantspec.numerics.affine import QParams
@@ -24,6 +27,29 @@ def test_calls_are_told_in_one_line_and_no_call_in_none():
     assert call_text(Call("qparams", ([1, 2], 0.5), {"symmetric": True})) == (
         "qparams([1, 2], 0x1.0000000000000p-1, symmetric=True)"
     )
+    assert call_text(Call("dequantize", (CODES, np.float32(0.75), np.int32(-3)), {"grid": GRID})) == (
+        "dequantize(uint8[2x2]{1, 2, 3, 4}, 0x1.8000000000000p-1, -3, grid=(0x1.0000000000000p-1, 3, 0..255))"
+    )
+
+
+@given(st.floats(width=32, allow_nan=False))
+def test_floats_are_told_without_loss(value):
+    for kind in (float, np.float32, lambda one: np.array(one, np.float64)):
+        assert float.fromhex(value_text(kind(value))) == value
+    (told,) = re.fullmatch(r"float32\[1\]\{(.*)\}", value_text(np.float32([value]))).groups()
+    assert float.fromhex(told) == value
+
+
+def test_of_a_large_array_the_first_64_elements_are_told():
+    for size, rest in ((64, ""), (65, ", ...")):
+        assert value_text(np.arange(size)) == f"int64[{size}]{{{', '.join(map(str, range(64)))}{rest}}}"
+
+
+def test_purity_of_an_operation_that_is_not_offered_is_not_offered():
+    session = SimpleNamespace(worker=SimpleNamespace(operations=["add"]))
+    assert run.examine_purity(session, "mul") == [
+        Finding("BAK-PURE", "mul", "not offered", reason="mul is not offered")
+    ]
 
 
 def test_what_is_no_number_is_a_difference_of_its_own():

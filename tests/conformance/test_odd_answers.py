@@ -9,7 +9,7 @@ from quantspec.conformance import checks, run, shrink
 from quantspec.conformance.call import Call
 from quantspec.conformance.sampling import sample
 from quantspec.conformance.session import Session, Undecided, Violation, compare
-from quantspec.conformance.smoke import smoke
+from quantspec.conformance.smoke import EASY, smoke
 from quantspec.numerics.affine import QParams
 from told import exactly
 
@@ -59,6 +59,47 @@ def test_what_has_other_parts_than_an_operation_has_is_no_answer_to_any_check(op
         message = f"backend mine: the adapter's {operation} returns {got} where the protocol expects {allowed}"
         with pytest.raises(ValueError, match=exactly(message)):
             smoke("mine", backend)
+
+
+def each(change):
+    """Changes every part of an answer, as an array."""
+
+    def changed(answer):
+        return tuple(map(changed, answer)) if isinstance(answer, tuple) else change(np.asarray(answer))
+
+    return changed
+
+
+def refuses(answer):
+    raise ValueError("not today")
+
+
+def lacks(answer):
+    raise NotOffered("not today")
+
+
+@pytest.mark.parametrize("call", EASY, ids=lambda call: call.operation)
+def test_easy_calls_are_passed_by_what_is_right_within_a_step_or_says_no(call):
+    for change in (each(np.copy), each(lambda part: part + part.dtype.type(1)), refuses, lacks):
+        smoke("mine", Changed(call.operation, change))
+
+
+@pytest.mark.parametrize("call", EASY, ids=lambda call: call.operation)
+def test_easy_calls_show_an_adapter_that_gives_other_numbers_or_another_kind(call):
+    right = getattr(EXACT, call.operation)(*call.arguments, **call.options)
+    part = np.asarray(right[0] if isinstance(right, tuple) else right)
+    kind, about = f"{part.dtype}{list(part.shape)}", part.ravel().tolist()
+    turned = np.float32 if part.dtype.kind in "iu" else np.int32
+    far = (part + 2).ravel().tolist()
+    wrong = {
+        f"returns {far} for an easy call, expected about {about}": lambda x: x + x.dtype.type(2),
+        f"returns {part.dtype}{[1, *part.shape]} where the protocol expects {kind}": lambda x: x[None],
+        f"returns {np.dtype(turned)}{list(part.shape)} where the protocol expects {kind}": lambda x: x.astype(turned),
+    }
+    for told, change in wrong.items():
+        message = f"backend mine: the adapter's {call.operation} {told}"
+        with pytest.raises(ValueError, match=exactly(message)):
+            smoke("mine", Changed(call.operation, each(change)))
 
 
 @pytest.mark.parametrize("operation", ["quantize", "linear", "conv2d", "max_pool2d", "add"])
