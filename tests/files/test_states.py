@@ -1,6 +1,7 @@
 """States of networks that do not fit, and calls of their parts that were not seen."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import quantspec as qs
 from networks import seeded
+from quantspec.ir.held import Held, held
 from quantspec.module import islands, modes
 from told import exactly
 
@@ -230,6 +232,27 @@ def test_a_deep_copy_has_what_others_have_put_into_a_network():
     assert torch.equal(twin(ROWS), plain + 1) and torch.equal(q(ROWS), plain)
     assert twin.norm is twin.float_parts["1"] is not q.norm and twin.counts is not q.counts
     assert twin.program is not q.program and twin.compiled is not q.compiled and twin.report == q.report
+
+
+def unpickled(q):
+    return pickle.loads(pickle.dumps(q))
+
+
+def with_its_own_state(q):
+    q.load_state_dict(q.state_dict())
+    return q
+
+
+@pytest.mark.parametrize("again", [unpickled, copy.deepcopy, with_its_own_state])
+@pytest.mark.parametrize("rows", [ROWS, None])
+def test_a_network_that_comes_again_has_its_weights_in_memory_once(again, rows):
+    """As the engine packed them, with no codes beside that: so many bytes more than codes are what padding takes."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(8, 30), nn.ReLU(), nn.Linear(30, 5)))
+    q = qs.quantize_dynamic(model, example=ROWS) if rows is None else qs.quantize(model, [rows])
+    before = q.run_on("compiled").resident_nbytes
+    twin = again(q)
+    assert twin.resident_nbytes == before > twin.nbytes
+    assert all(isinstance(held(step), Held) for step in twin.program.steps if hasattr(step, "weight"))
 
 
 def test_an_input_that_is_given_twice_is_refused_as_the_model_does():
