@@ -77,6 +77,18 @@ def test_a_part_that_is_given_what_no_graph_holds_runs_in_float():
     assert ((got - model(large)).abs() <= bound * (1 + 2.0**-10)).all()
 
 
+def test_how_a_call_of_a_part_comes_out_is_worked_out_once(monkeypatch):
+    """Its arguments are taken apart when a call of that form comes first, not at each call."""
+    q = qs.quantize(seeded(Notes), [ROWS])
+    first = q(ROWS)
+
+    def again(*_):
+        raise AssertionError("taken apart again")
+
+    monkeypatch.setattr(islands, "call_of", again)
+    assert torch.equal(q(ROWS.clone()), first)
+
+
 def test_a_layer_that_was_given_another_weight_says_so_once():
     q = qs.quantize_dynamic(seeded(Decides))
     q.layers[0].weight = nn.Parameter(torch.zeros(8, 8))
