@@ -21,6 +21,7 @@ from quantspec.engines.compiled import batching, parallel
 from quantspec.engines.compiled.engine import Compiled, Segment
 from quantspec.engines.reference import Reference
 from quantspec.ir.program import Concat, Mul, Program
+from quantspec.kernels import threads as waiting
 from quantspec.kernels.product import Product
 from quantspec.kernels.sharing import Share
 from quantspec.kernels.team import Team
@@ -41,10 +42,12 @@ def whose(request):
 @contextmanager
 def threads(count: int, patient: int = 1):
     """That many threads for any work, which wait for those that sleep from ``patient`` multiply-accumulates on; weights
-    that are wider than rows are cut even where there are few.
+    that are wider than rows are cut even where there are few. Who waits offers his place soon, as other tests run on
+    the same CPUs.
     """
     least = mock.patch.multiple(batching, THREAD_MACS=1, PARALLEL_MACS=1, PATIENT_MACS=patient)
-    with torch_threads(count), least, mock.patch.object(parallel, "EVEN", 0):
+    soon = mock.patch.object(waiting, "SPINS", waiting.HASTY)
+    with torch_threads(count), least, soon, mock.patch.object(parallel, "EVEN", 0):
         yield
 
 

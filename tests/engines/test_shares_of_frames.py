@@ -8,12 +8,14 @@ from test_weight_only import chain
 import programs
 from quantspec.engines.compiled import parallel
 from quantspec.engines.compiled.parallel import Parallel, shares, split
+from quantspec.kernels import threads as waiting
 from quantspec.kernels.dynamic_gemm import DynamicProduct
 from quantspec.kernels.float_output import ProductFloats
 from quantspec.kernels.gemm import TILE_ROWS
 from quantspec.kernels.images import Pool
 from quantspec.kernels.product import PANEL, Product, ProductAdd
 from quantspec.kernels.sharing import BARRIER, Barrier
+from quantspec.kernels.threads import looks
 from quantspec.kernels.weight_only import ProductSums
 
 R = np.random.default_rng(6)
@@ -28,15 +30,29 @@ def test_each_part_of_an_instruction_has_a_barrier_behind_it(threads):
     count, counter = len(plan.instructions), made.counter.ctypes.data
     assert made.counter.dtype == np.int64 and not made.counter.any()
     parts = [split(instruction, threads) for instruction in plan.instructions]
-    of_barriers = BARRIER.bound(Barrier(counter=0, arrived=0, step=0)).entries[0]
+    of_barriers = BARRIER.bound(Barrier(counter=0, arrived=0, step=0, looks=0)).entries[0]
     for thread, frame in enumerate(made.frames):
         assert (frame.slices, frame.slots, bool(frame.release)) == (5, plan.frame.slots, True)
         barriers = [entries for entries in frame.instructions if entries[0] == of_barriers]
         told = [Barrier.on(entries) for entries in barriers]
-        assert [(each.counter, each.arrived, each.step) for each in told] == [
-            (counter, threads * (index + 1), threads * count) for index in range(count)
+        assert [(each.counter, each.arrived, each.step, each.looks) for each in told] == [
+            (counter, threads * (index + 1), threads * count, looks(threads)) for index in range(count)
         ]  # fmt: skip
         assert frame.count - count == sum(len(part) > thread for part in parts)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3])
+def test_threads_offer_their_place_sooner_where_there_are_more_of_them_than_cpus(cpus, monkeypatch):
+    """Whoever is waited for may need the place to arrive."""
+    monkeypatch.setattr(waiting, "LINUX", False)
+    monkeypatch.setattr(waiting.os, "cpu_count", lambda: cpus)
+    assert [looks(threads) < looks(1) for threads in (1, 2, 3, 4)] == [threads > cpus for threads in (1, 2, 3, 4)]
+
+
+@pytest.mark.skipif(not waiting.LINUX, reason="elsewhere it is not known on which CPUs a process may run")
+def test_only_cpus_that_a_process_may_run_on_count(monkeypatch):
+    monkeypatch.setattr(waiting.os, "sched_getaffinity", lambda process: {3, 5})
+    assert looks(2) == looks(1) > looks(3)
 
 
 def test_a_frame_lets_no_other_threads_run_where_the_whole_does_not():

@@ -36,12 +36,13 @@ class ShareOut(Instruction):
 
 class Barrier(Instruction):
     """The address of a counter, which nobody sets back, what it is when all have come, and by how much that grows until
-    the next time.
+    the next time. ``looks``: how many there are before who waits offers his place to others.
     """
 
     counter: Address
     arrived: Integer
     step: Integer
+    looks: Integer
 
 
 def if_free(emit: Emitter, busy: Value, ours: Callable[[], Value], taken: Callable[[], Value]) -> Value:
@@ -122,7 +123,8 @@ def write_barrier(emit: Emitter, op: Value, frame: Value) -> None:
     """Adds one to the counter and waits until all have come."""
     counter, arrived = emit.at(emit.field(op, Barrier.counter), I64), emit.field(op, Barrier.arrived)
     emit.atomic_rmw("add", counter, I64(1), "seq_cst")
-    spin_until(emit, lambda: emit.icmp_signed(">=", emit.load_atomic(counter, "acquire", 8), arrived))
+    looks = emit.field(op, Barrier.looks)
+    spin_until(emit, lambda: emit.icmp_signed(">=", emit.load_atomic(counter, "acquire", 8), arrived), looks)
     emit.put_field(op, Barrier.arrived, emit.add(arrived, emit.field(op, Barrier.step)))
 
 

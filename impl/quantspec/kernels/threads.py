@@ -28,7 +28,8 @@ CPUS = 16  # words of 64 bits for CPUs: 1024 of them
 # the caller while it sleeps, or it would never be up when the next frame comes.
 PATIENCE, LOOKS = 2_000_000, 256  # LOOKS: between two at the clock
 KEEN = 200_000  # nanoseconds from which on it offers its place to others meanwhile
-SPINS = 4096  # looks of who waits before he offers his place to others
+# Looks of who waits before he offers his place to others: powers of two.
+SPINS, HASTY = 4096, 64  # HASTY: where others may need it to arrive at all
 SHARED, LINUX = os.name == "posix", sys.platform == "linux"
 
 
@@ -309,28 +310,35 @@ def run_wait(emit: Emitter, mailbox: Value, apart: Value) -> Value:
             emit.store(run_frame(emit, *emit.fields(mailbox, Mailbox.frame, Mailbox.x, Mailbox.y)), result)
             publish(emit, mailbox, Mailbox.done, number)
         with there:
-            spin_until(emit, lambda: emit.icmp_signed("==", latest(emit, mailbox, Mailbox.done), number))
+            spin_until(emit, lambda: emit.icmp_signed("==", latest(emit, mailbox, Mailbox.done), number), I64(SPINS))
             emit.store(emit.field(mailbox, Mailbox.result), result)
     return emit.load(result)
 
 
-def spin_until(emit: Emitter, reached: Callable[[], Value]) -> None:
-    """Looks whether something is so until it is, offering its place to others now and then."""
-    before = emit.block
+def looks(threads: int) -> int:
+    """How often one of so many threads that wait for each other looks before he offers his place: seldom where each has
+    a CPU, soon where one that is waited for may need his."""
+    cpus = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    return SPINS if threads <= cpus else HASTY
+
+
+def spin_until(emit: Emitter, reached: Callable[[], Value], spins: Value) -> None:
+    """Looks whether something is so until it is, offering its place to others after every ``spins`` looks."""
+    before, last = emit.block, emit.sub(spins, I64(1))
     look, wait, give, done = (emit.append_basic_block(name) for name in ("look", "wait", "give", "done"))
     emit.branch(look)
     emit.position_at_end(look)
-    spins = emit.phi(I64)
-    spins.add_incoming(I64(0), before)
+    looked = emit.phi(I64)
+    looked.add_incoming(I64(0), before)
     emit.cbranch(reached(), done, wait)
     emit.position_at_end(wait)
     pause(emit)
-    more = emit.add(spins, I64(1))
-    spins.add_incoming(more, wait)
-    emit.cbranch(emit.icmp_signed("==", emit.and_(more, I64(SPINS - 1)), I64(0)), give, look)
+    more = emit.add(looked, I64(1))
+    looked.add_incoming(more, wait)
+    emit.cbranch(emit.icmp_signed("==", emit.and_(more, last), I64(0)), give, look)
     emit.position_at_end(give)
     emit.native("sched_yield", I32)
-    spins.add_incoming(more, give)
+    looked.add_incoming(more, give)
     emit.branch(look)
     emit.position_at_end(done)
 

@@ -25,6 +25,7 @@ from quantspec.kernels.records import Instruction
 from quantspec.kernels.recurrent_cell import Cell
 from quantspec.kernels.sharing import BARRIER, Barrier, Share
 from quantspec.kernels.team import OpenMP, Team
+from quantspec.kernels.threads import looks
 from quantspec.kernels.weight_only import ProductSums, Weigh
 
 from .planner import Plan
@@ -38,6 +39,7 @@ class Parallel:
     def __init__(self, plan: Plan, threads: int):
         self.plan, self.counter = plan, aligned(8, np.int64)
         self.kept: list[np.ndarray] = []
+        self.looks = looks(threads)
         parts = [split(instruction, threads) for instruction in plan.instructions]
         self.frames = [self.frame(parts, thread, threads) for thread in range(threads)]
 
@@ -46,7 +48,7 @@ class Parallel:
         instructions: list[Instruction] = []
         for index, part in enumerate(parts):
             arrived, step = threads * (index + 1), threads * len(parts)
-            barrier = Barrier(counter=self.counter.ctypes.data, arrived=arrived, step=step)
+            barrier = Barrier(counter=self.counter.ctypes.data, arrived=arrived, step=step, looks=self.looks)
             instructions += [*part[thread : thread + 1], BARRIER.bound(barrier)]
         products = (part.product for part in instructions if isinstance(part, ProductInstruction))
         give_buffers(products, lambda nbytes: self.keep(workspace("rows", thread, nbytes)))
