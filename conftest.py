@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT / "tests" / "harness"), str(ROOT / "tests")]  # helpers
 
 from quantspec import chapters  # noqa: E402
 
-pytest_plugins = ["traceability", "verdict", "given_backend", "bounded", "counted"]
+pytest_plugins = ["traceability", "verdict", "given_backend", "bounded", "counted", "copied"]
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("dev", max_examples=20, deadline=None, print_blob=True)

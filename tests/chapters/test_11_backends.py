@@ -26,6 +26,7 @@ from quantspec.numerics import integer
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import DIALECTS
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
 spec = chapters.load("backends")
 # A group is a call of its own, so that the clause about groups takes as long as all others together.
 GROUPED = 12

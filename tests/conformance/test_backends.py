@@ -19,6 +19,7 @@ from quantspec.conformance.session import Session, Undecided, Violation, answer_
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import DIALECTS
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
 KNOWN = results.read_known(chapters.directory() / "results")
 PEERS = [name for name in registry.ENTRIES if not name.startswith("quantspec-")]
 CLAUSES = (

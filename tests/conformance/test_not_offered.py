@@ -7,6 +7,7 @@ from quantspec.backends import protocol, registry
 from quantspec.backends.worker import Worker
 from quantspec.numerics.affine import QParams
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
 HALF = np.float32(0.5)
 BYTES, SIGNED = QParams(HALF, np.int32(3), 0, 255), QParams(HALF, np.int32(0), -128, 127)
 NARROW = QParams(HALF, np.int32(0), 0, 127)

@@ -19,6 +19,7 @@ from quantspec.conformance.session import Session, Violation, parts
 from quantspec.conformance.shrink import smaller
 from quantspec.numerics.affine import QParams
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
 # Runs scripts one after the other and says what each printed, and at the end whether one of ours was there.
 DRIVER = """
 import contextlib, io, json, sys
@@ -33,18 +34,22 @@ ANSWERED = 6  # so many calls of each operation
 GRID, W = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127)
 
 
-def printed(scripts: list[str], folder) -> list[list]:
+def printed(scripts: list[str], folder, sources=None) -> list[list]:
     """What each script prints, a value a line, in one process of the environment that they ask for in their first
-    line."""
+    line: a fresh one, or a copy of one of ``sources`` that has imported torch."""
     heads = [script.splitlines()[0] for script in scripts]
     wanted = {line.removeprefix("# run with ") for line in heads if line.startswith("#")}
     assert len(wanted) <= 1
     variables = dict(word.split("=") for word in " ".join(wanted).split())
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"OMP_NUM_THREADS": "1"} | variables
-    command = [sys.executable, "-W", "ignore", "-c", DRIVER]
-    options = {"capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, input=json.dumps(scripts), env=environment, cwd=folder, **options)
+    flags, told, options = ("-W", "ignore"), json.dumps(scripts), {"capture_output": True, "text": True, "timeout": 300}
+    if sources is None:
+        command = [sys.executable, *flags, "-c", DRIVER]
+        done = subprocess.run(command, input=told, env=environment, cwd=folder, **options)
+    else:
+        modules = ("numpy", "torch")
+        done = sources.run(DRIVER, told, environment=environment, folder=folder, options=flags, modules=modules)
     assert done.returncode == 0, done.stderr[-3000:]
     said, ours = json.loads(done.stdout.splitlines()[-1])
     assert ours == []
@@ -100,7 +105,7 @@ def agrees(name: str, call: Call, answer, raw) -> bool:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_script_prints_what_the_adapter_answers(name, tmp_path):
+def test_a_script_prints_what_the_adapter_answers(name, tmp_path, sources):
     answers = []
     with started(name) as worker:
         for operation in worker.operations:
@@ -121,7 +126,7 @@ def test_a_script_prints_what_the_adapter_answers(name, tmp_path):
             # its calls.
             assert answered or why == {"not offered"}, f"{name} answered no call of {operation}: {why}"
         assert answers, f"{name} answered nothing"
-    prints = printed([script for _, _, script in answers], tmp_path)
+    prints = printed([script for _, _, script in answers], tmp_path, sources if hasattr(os, "fork") else None)
     for (call, answer, script), lines in zip(answers, prints, strict=True):
         (raw,) = lines
         why = f"{name} answers {call.operation} with {answer}, and this prints {raw}:\n{script}"
