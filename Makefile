@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 WORKERS ?= 2
-# Two pytest workers on two cores: one thread each, so that they do not fight over them.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Two pytest workers on two cores: one thread each, so that they do not fight over them. Bytecode is written, as tests
+# start hundreds of processes.
+TEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-dev test-thorough coverage fuzz stress errors spec review faults mutants conformance matrix bench lint docs clean
