@@ -1,8 +1,11 @@
 """Everything that Hypothesis draws here, and everything that is enumerated instead of drawn.
 
 Drawn values are float32 in NumPy. Each strategy reaches the places where kernels go wrong: ties and their neighbours,
-ends of ranges, the largest and the smallest numbers, lengths around vector widths.
+ends of ranges, the largest and the smallest numbers, lengths around vector widths. What is drawn again and again is
+made once: Hypothesis examines each new strategy for longer than it draws from it.
 """
+
+from functools import cache
 
 import numpy as np
 from hypothesis import strategies as st
@@ -13,6 +16,11 @@ from quantspec.numerics.affine import QParams
 WIDTHS = [(bits, signed) for bits in range(2, 9) for signed in (False, True)]
 LENGTHS = [0, 1, 2, 3, 15, 16, 17, 63, 64, 65]
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+KINDS_OF_VALUES = st.sampled_from(["tie", "code", "between", "any", "end", "extreme"])
+BESIDE_TIES, BESIDE_CODES = st.sampled_from([0, 0, -1, 1]), st.sampled_from([0, -1, 1])
+FEW = st.sampled_from([0, 1, 1, 2, 3])
+KINDS_OF_RANGES = st.sampled_from(["ordinary", "any", "huge", "one-sided", "symmetric", "point", "tiny"])
+KINDS_OF_LAYOUTS = st.sampled_from(["plain", "fortran", "strided", "backwards", "offset"])
 
 
 def code_ends(bits: int, signed: bool) -> tuple[int, int]:
@@ -32,17 +40,20 @@ def every_zero_point(qmin: int, qmax: int) -> range:
     return range(qmin, qmax + 1)
 
 
+@cache
 def widths() -> st.SearchStrategy[tuple[int, int]]:
     """(qmin, qmax) of 2 to 8 bits, signed and unsigned; 8 bits half of the time."""
     eight_bits = st.sampled_from([(8, False), (8, True)])
     return st.one_of(st.sampled_from(WIDTHS), eight_bits).map(lambda width: code_ends(*width))
 
 
+@cache
 def exponents(low: int, high: int) -> st.SearchStrategy[float]:
     """Powers of two, from 2**low to 2**high."""
     return st.integers(low, high).map(lambda e: 2.0**e)
 
 
+@cache
 def scales(low: float = 2.0**-126, high: float = 2.0**119) -> st.SearchStrategy[np.float32]:
     """Scales that AFF-SCALE admits: powers of two, the ends, ordinary ones, any float32 between."""
     low_exponent, high_exponent = int(np.ceil(np.log2(low))), int(np.floor(np.log2(high)))
@@ -58,6 +69,7 @@ def scales(low: float = 2.0**-126, high: float = 2.0**119) -> st.SearchStrategy[
     ).map(np.float32)
 
 
+@cache
 @st.composite
 def channel_scales(draw, count: int, low: float = 2.0**-126, high: float = 2.0**119) -> np.ndarray:
     """Scales for so many channels, float32 (count,): each for itself, or all alike but one that is wildly different."""
@@ -69,10 +81,11 @@ def channel_scales(draw, count: int, low: float = 2.0**-126, high: float = 2.0**
     return array
 
 
+@cache
 @st.composite
 def shapes(draw, axes: int, longest: int = 65, elements: int = 400) -> tuple[int, ...]:
     """Shapes of so many axes: one may be as long as a vector or its neighbours, the others are 0, 1 or small."""
-    shape = [draw(st.sampled_from([0, 1, 1, 2, 3])) for _ in range(axes)]
+    shape = [draw(FEW) for _ in range(axes)]
     lengths = [n for n in LENGTHS if n <= longest and n * int(np.prod(np.maximum(shape, 1))) <= elements]
     if axes and draw(st.booleans()):
         shape[draw(st.integers(0, axes - 1))] = draw(st.sampled_from(lengths or [1]))
@@ -90,13 +103,13 @@ def shifted(x: float, ulps: int) -> np.float32:
 @st.composite
 def values(draw, scale: float, qmin: int = -128, qmax: int = 255, *, finite: bool = False) -> np.float32:
     """A real value to be quantized with a scale: on and beside ties and codes, ends, huge, subnormal, infinite."""
-    kind = draw(st.sampled_from(["tie", "code", "between", "any", "end", "extreme"]))
+    kind = draw(KINDS_OF_VALUES)
     steps = draw(st.integers(qmin - qmax - 2, qmax - qmin + 2))
     with np.errstate(over="ignore"):
         if kind == "tie":
-            x = shifted((steps + 0.5) * float(scale), draw(st.sampled_from([0, 0, -1, 1])))
+            x = shifted((steps + 0.5) * float(scale), draw(BESIDE_TIES))
         elif kind == "code":
-            x = shifted(steps * float(scale), draw(st.sampled_from([0, -1, 1])))
+            x = shifted(steps * float(scale), draw(BESIDE_CODES))
         elif kind == "between":
             x = np.float32(draw(st.floats(-1.5, 1.5, width=32)) * (qmax - qmin) * float(scale))
         elif kind == "any":
@@ -110,6 +123,7 @@ def values(draw, scale: float, qmin: int = -128, qmax: int = 255, *, finite: boo
     return np.float32(np.clip(x, -FLOAT32_MAX, FLOAT32_MAX)) if finite else x
 
 
+@cache
 @st.composite
 def grids(draw, low: float = 2.0**-126, high: float = 2.0**119) -> QParams:
     """Per-tensor qparams of any width."""
@@ -125,13 +139,14 @@ def arrays_on(draw, grid: QParams, *, finite: bool = False, lengths=None) -> np.
     return np.resize(np.array(few, dtype=np.float32), length)
 
 
+@cache
 @st.composite
 def ranges(draw, widest: float = 2 * FLOAT32_MAX) -> tuple[np.float32, np.float32]:
     """(minimum, maximum): ordinary, one-sided, symmetric, degenerate, tiny, huge.
 
     No range is wider than ``widest``, zero included.
     """
-    kind = draw(st.sampled_from(["ordinary", "any", "huge", "one-sided", "symmetric", "point", "tiny"]))
+    kind = draw(KINDS_OF_RANGES)
     if kind == "any":
         a, b = (draw(st.floats(width=32, allow_nan=False, allow_infinity=False)) for _ in "ab")
     elif kind == "huge":
@@ -155,6 +170,7 @@ def coverable() -> st.SearchStrategy[tuple[np.float32, np.float32]]:
     return ranges(widest=2.0**118)
 
 
+@cache
 def seeds() -> st.SearchStrategy[np.random.Generator]:
     """Generators for bulk data whose single values do not matter."""
     return st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -166,7 +182,7 @@ def layouts(draw, x: np.ndarray) -> np.ndarray:
 
     As it is, in Fortran order, every second element of a larger one, backwards, or off its alignment.
     """
-    kind = draw(st.sampled_from(["plain", "fortran", "strided", "backwards", "offset"]))
+    kind = draw(KINDS_OF_LAYOUTS)
     if kind == "fortran":
         return np.asfortranarray(x)
     if kind == "strided" and x.ndim:

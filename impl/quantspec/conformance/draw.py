@@ -4,6 +4,7 @@ A drawn call is small enough to be shrunk to something that a person reads. Thou
 ``bulk``.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 ORDINARY = (2.0**-12, 2.0)
 
 
+@functools.cache  # as Hypothesis examines each new strategy for longer than it draws from it
 def scales(low: float = ORDINARY[0], high: float = ORDINARY[1]) -> st.SearchStrategy[np.float32]:
     """Ordinary scales: powers of two, whose ties are exact, and float32 of which all digits count."""
     ends = np.log2(low), np.log2(high)
