@@ -436,11 +436,12 @@ def test_away_from_ties_all_dialects_agree(s_x, s_w, coarse, bias_code, zero_poi
 def test_sums_of_whole_and_odd_shares_of_a_step_have_one_code_in_all_dialects(rule, s_x, s_w, coarse):
     # Over an odd number no sum is a tie, nor near one.
     y = QParams(s_x * s_w * coarse, 100, 0, 255)
+    sums = np.arange(-3 * coarse, 3 * coarse + 1)
+    expected = [100 + round(Fraction(int(total), coarse)) for total in sums]
     for bias_code in [*range(-40, 41), -2047, -1000, 1000, 2047]:
-        accumulator = np.arange(-3 * coarse, 3 * coarse + 1) - bias_code
         bias, scales = np.float32([bias_code * s_x * s_w]), (np.float32(s_x), np.float32(s_w))
-        got = REQUANTIZE[rule](accumulator.astype(np.int32)[:, None], bias, *scales, y, 0)[:, 0]
-        assert got.tolist() == [100 + round(Fraction(int(a) + bias_code, coarse)) for a in accumulator]
+        accumulator = (sums - bias_code).astype(np.int32)
+        assert REQUANTIZE[rule](accumulator[:, None], bias, *scales, y, 0)[:, 0].tolist() == expected
 
 
 @clause("DIA-REQUANTIZE")
