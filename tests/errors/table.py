@@ -1,6 +1,7 @@
 """Public functions on hostile inputs: what comes of each call, in a few words."""
 
 import contextlib
+import functools
 import os
 import tempfile
 import traceback
@@ -22,6 +23,12 @@ PACKAGE = str(Path(qs.__file__).parent)
 
 def static() -> Any:
     return qs.quantize(network(), [batch()])
+
+
+@functools.cache
+def read() -> Any:
+    """A network that whoever is called only reads: it is made once."""
+    return static()
 
 
 def calibrated() -> Any:
@@ -66,8 +73,8 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "QuantizedModule(x), dynamic": lambda x: qs.quantize_dynamic(network())(x),
     "QuantizedModule(x), weights only": lambda x: qs.quantize_dynamic(network(), activations=None)(x),
     "QuantizedModule(x), reference": lambda x: static().run_on("reference")(x),
-    "QuantizedModule.run_on(engine)": lambda x: static().run_on(x),
-    "QuantizedModule.save(path)": lambda x: static().save(x),
+    "QuantizedModule.run_on(engine)": lambda x: read().run_on(x),
+    "QuantizedModule.save(path)": lambda x: read().save(x),
     "load(path)": qs.load,
     "load(max_memory=)": lambda x: qs.load(saved(), max_memory=x),
     "load(max_work=)": lambda x: qs.load(saved(), max_work=x),
@@ -76,12 +83,12 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "load(modules=)": lambda x: qs.load(saved(), modules=x),
     "compare(model)": lambda x: qs.compare(x, static(), [batch()]),
     "compare(quantized)": lambda x: qs.compare(network(), x, [batch()]),
-    "compare(data)": lambda x: qs.compare(network(), static(), x),
-    "compare(batches=)": lambda x: qs.compare(network(), static(), [batch()], batches=x),
-    "compare(threshold=)": lambda x: qs.compare(network(), static(), [batch()], threshold=x),
+    "compare(data)": lambda x: qs.compare(network(), read(), x),
+    "compare(batches=)": lambda x: qs.compare(network(), read(), [batch()], batches=x),
+    "compare(threshold=)": lambda x: qs.compare(network(), read(), [batch()], threshold=x),
     "export_onnx(quantized)": lambda x: qs.export_onnx(x, "q.onnx"),
-    "export_onnx(path)": lambda x: qs.export_onnx(static(), x),
-    "export_onnx(example=)": lambda x: qs.export_onnx(static(), example=x),
+    "export_onnx(path)": lambda x: qs.export_onnx(read(), x),
+    "export_onnx(example=)": lambda x: qs.export_onnx(read(), example=x),
     "MinMaxObserver.observe(x)": lambda x: qs.MinMaxObserver().observe(x),
     "MinMaxObserver(axis)": lambda x: qs.MinMaxObserver(axis=x),
     "MovingAverageObserver(axis)": lambda x: qs.MovingAverageObserver(axis=x),
@@ -98,8 +105,16 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
+@functools.cache
+def file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "saved.safetensors")
+        static().save(path)
+        return path.read_bytes()
+
+
 def saved() -> str:
-    static().save("saved.safetensors")
+    Path("saved.safetensors").write_bytes(file())
     return "saved.safetensors"
 
 
