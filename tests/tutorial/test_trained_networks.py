@@ -9,12 +9,12 @@ from quantspec.tutorial import models
 
 @pytest.fixture(scope="module")
 def lenet(dataset):
-    return trained(lambda: models.LeNet(dataset.x_train.shape[-1]), dataset, 3 if dataset.name == "mnist" else 30)
+    return trained(lambda: models.LeNet(dataset.x_train.shape[-1]), dataset, 1 if dataset.name == "mnist" else 30)
 
 
 @pytest.fixture(scope="module")
 def reader(dataset):
-    return trained(lambda: models.RowReader(dataset.x_train.shape[-1]), dataset, 6 if dataset.name == "mnist" else 30)
+    return trained(lambda: models.RowReader(dataset.x_train.shape[-1]), dataset, 3 if dataset.name == "mnist" else 30)
 
 
 def trained(build, dataset, epochs):
