@@ -18,13 +18,34 @@ ALL = faults.load()
 
 def test_a_fault_changes_its_module_in_one_place_to_another_program():
     sources = {fault.path: fault.path.read_text(encoding="utf-8") for fault in ALL}
-    programs = {path: ast.dump(ast.parse(source)) for path, source in sources.items() if path.suffix == ".py"}
+    statements = {path: parts(source) for path, source in sources.items() if path.suffix == ".py"}
     for fault in ALL:
         patched = fault.patched()
         if fault.is_text:
             assert patched != sources[fault.path], fault.name
         else:
-            assert ast.dump(ast.parse(patched)) != programs[fault.path], fault.name
+            assert programs_differ(statements[fault.path], parts(patched)), fault.name
+
+
+def parts(source):
+    """The statements of a module, each behind its text, with that of decorators and comments before it."""
+    tree, lines = ast.parse(source), source.splitlines()
+    ends = [statement.end_lineno for statement in tree.body]
+    return [(lines[before:end], statement) for before, end, statement in zip([0, *ends], ends, tree.body)]
+
+
+def programs_differ(before, after):
+    """Whether two modules are different programs. Only statements whose text differs are looked at, as others are the
+    same."""
+    pairs = [(a, b) for (text, a), (other, b) in zip(before, after) if text != other]
+    return len(before) != len(after) or any(ast.dump(a) != ast.dump(b) for a, b in pairs)
+
+
+def test_a_change_of_comments_and_spaces_alone_makes_no_other_program():
+    source = "import os\n\n\n@os.fspath  # why\ndef f(x):\n    return (x + 1)\n\n\ny = f(2)\n"
+    assert not programs_differ(parts(source), parts(source.replace("# why", "# how").replace("(x + 1)", "x + 1")))
+    for old, new in (("x + 1", "x + 2"), ("@os.fspath", "@os.fsencode"), ("y = f(2)\n", ""), ("y = f(2)", "y = f(3)")):
+        assert programs_differ(parts(source), parts(source.replace(old, new))), new
 
 
 def test_a_fault_says_who_makes_it_and_names_known_clauses_once():
