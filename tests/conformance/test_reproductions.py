@@ -126,7 +126,7 @@ def test_a_script_prints_what_the_adapter_answers(name, tmp_path, sources):
             # its calls.
             assert answered or why == {"not offered"}, f"{name} answered no call of {operation}: {why}"
         assert answers, f"{name} answered nothing"
-    prints = printed([script for _, _, script in answers], tmp_path, sources if hasattr(os, "fork") else None)
+    prints = printed([script for _, _, script in answers], tmp_path, sources)
     for (call, answer, script), lines in zip(answers, prints, strict=True):
         (raw,) = lines
         why = f"{name} answers {call.operation} with {answer}, and this prints {raw}:\n{script}"

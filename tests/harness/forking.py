@@ -162,10 +162,19 @@ class Sources:
         request = {"code": code, "arguments": arguments, "folder": os.path.abspath(folder), "modules": modules}
         return Copy(self.made[key], request, stderr)
 
-    def run(self, code: str, told: str, **options) -> subprocess.CompletedProcess:
-        """What comes of code that reads all it is told before it says anything, as ``subprocess.run`` gives it."""
+    def run(
+        self, code: str, told: str, *, environment: dict[str, str], folder: str = ".", options: tuple[str, ...] = (),
+        modules: tuple[str, ...] = (),
+    ) -> subprocess.CompletedProcess:  # fmt: skip
+        """What comes of code that reads all it is told before it says anything, as ``subprocess.run`` gives it; of a
+        process of its own where none can be copied."""
+        if not hasattr(os, "fork"):
+            command = [sys.executable, *options, "-c", code]
+            captured = {"capture_output": True, "text": True}
+            return subprocess.run(command, input=told, env=environment, cwd=folder, **captured)
         with tempfile.TemporaryFile("w+") as said_aside:
-            copy = self.copy(code, stderr=said_aside.fileno(), **options)
+            how = {"environment": environment, "folder": folder, "options": options, "modules": modules}
+            copy = self.copy(code, stderr=said_aside.fileno(), **how)
             with copy.stdout:
                 with copy.stdin:
                     copy.stdin.write(told.encode())

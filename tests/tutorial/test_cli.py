@@ -138,10 +138,7 @@ def test_the_module_runs_as_a_command(tmp_path):
 EXTRAS = ("hypothesis", "markdown_it", "matplotlib", "onnx", "onnxruntime", "sklearn", "torchvision")
 
 
-def run_without_extras(code: str, folder) -> subprocess.CompletedProcess:
-    """Runs code in a process where no package of an extra can be imported."""
-    blocked = f"import sys\nfor name in {EXTRAS}: sys.modules[name] = None\n"
-    return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, cwd=folder)
+BLOCKED = f"import sys\nfor name in {EXTRAS}: sys.modules[name] = None\n"  # none of them can be imported
 
 
 def test_quantizing_needs_no_extra_and_not_the_compiler_of_torch(tmp_path):
@@ -163,7 +160,7 @@ print(quantspec.compare(model, q, data), quantspec.quantize_dynamic(model, examp
 print(quantspec.quantize_dynamic(Decides().eval(), example=data[0]), quantspec.prepare_qat(model, data))
 assert "torch._dynamo" not in sys.modules  # which takes two seconds to import
 """
-    done = run_without_extras(code, tmp_path)
+    done = subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "output" in done.stdout
 
@@ -177,8 +174,10 @@ assert "torch._dynamo" not in sys.modules  # which takes two seconds to import
         (["conformance"], "conformance"),
     ],
 )
-def test_a_command_without_its_extra_names_it_in_one_sentence(arguments, extra, tmp_path):
-    done = run_without_extras(f"from quantspec import cli; sys.exit(cli.main({arguments}))", tmp_path)
+def test_a_command_without_its_extra_names_it_in_one_sentence(arguments, extra, sources, tmp_path):
+    code = f"{BLOCKED}from quantspec import cli; sys.exit(cli.main({arguments}))"
+    environment, flags = dict(os.environ), ("-W", "ignore")
+    done = sources.run(code, "", environment=environment, folder=str(tmp_path), options=flags, modules=("torch",))
     assert done.returncode == 2 and done.stdout == ""
     assert re.fullmatch(rf"quantspec: .*is not installed: pip install 'quantspec\[{extra}\]'\n", done.stderr)
 
