@@ -277,12 +277,13 @@ def test_memory_that_nobody_wrote_is_told_as_such_and_found_every_time():
 
 @clause("BAK-ANSWER")
 def test_an_installed_backend_that_dies_at_start_up_is_a_failure(monkeypatch, capsys, tmp_path):
-    name = "conformance.broken_backends:DiesWhenMade"
-    monkeypatch.setattr(command, "OWN", ())
-    monkeypatch.setattr(command, "PEERS", (name,))
+    broken = "conformance.broken_backends"
+    monkeypatch.setattr(command, "OWN", (f"{broken}:CannotBeMade",))
+    monkeypatch.setattr(command, "PEERS", (f"{broken}:DiesWhenMade",))
     (tmp_path / "results").mkdir()
     assert cli.main(["conformance", "--write", str(tmp_path)]) == 1
     said = capsys.readouterr().out
+    assert f"{broken}:CannotBeMade: this build lacks it\n" in said
     assert "crashed: SIGILL on start-up" in said and said.endswith(
         "conformance: 0 backends, 0 clauses, 0 divergences, 1 unexplained\n"
     )

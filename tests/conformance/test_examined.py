@@ -1,6 +1,8 @@
 """``quantspec conformance`` and ``fingerprint`` on small backends, from the backend to the page; adapters alone."""
 
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from quantspec.conformance import results
 from quantspec.conformance.smoke import smoke
 
 HERE = "conformance.small_backends"
+pytestmark = pytest.mark.usefixtures("copied_workers")
 
 
 def test_a_sound_backend_is_examined_and_written_down_and_the_next_results_replace_those(tmp_path, capsys):
@@ -73,7 +76,7 @@ def test_an_adapter_that_fails_or_answers_in_another_kind_is_wrong_and_one_that_
 
 def test_a_worker_that_was_stopped_is_one_that_hangs():
     with Worker("conformance.broken_backends:Prints", seconds=0.5) as worker:
-        worker._process._process.send_signal(19)  # SIGSTOP
+        os.kill(worker._process._process.pid, signal.SIGSTOP)
         with pytest.raises(Hung, match="no answer after 0.5 s"):
             worker.quantize(np.zeros(10**6, np.float32), np.float32(1), 0, qmin=0, qmax=255)
 

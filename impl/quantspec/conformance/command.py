@@ -55,6 +55,9 @@ def examine(name: str, examples: int, seconds: float) -> results.Results | Absen
 def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | Absent]:
     """What there is to say about backends, each as soon as it is known, with a progress bar; as many at once as there
     are cores."""
+    if len(names) == 1:  # whose workers are processes enough
+        yield examine(names[0], options.examples, options.seconds)
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     workers = max(1, min(len(names), os.cpu_count() or 1))
     # Spawned, because a copy of a process with torch's threads in it may wait for them forever.
