@@ -76,15 +76,16 @@ def test_ties_and_their_neighbours(rule):
 
 
 @clause("DIA-QUANTIZE")
-@pytest.mark.parametrize("name", NAMES)
 @given(st.data())
-def test_quantize_per_channel_takes_the_dialects_rule_for_channels(name, data):
+def test_quantize_per_channel_takes_the_dialects_rule_for_channels(data):
     scale = np.array([data.draw(ordinary_scales()) for _ in range(3)], np.float32)
     points = np.array([data.draw(st.integers(0, 255)) for _ in range(3)])
     x = np.array([[data.draw(draws.values(float(s))) for _ in range(4)] for s in scale], np.float32)
-    got = dialect(name).quantize(x, scale, points, qmin=0, qmax=255, axis=0)
-    rule = spec.QUANTIZE[spec.choice(name, "quantize_channels")]
-    assert got.tolist() == [[rule(v, s, int(p), 0, 255) for v in row] for row, s, p in zip(x, scale, points)]
+    for name in NAMES:
+        got = dialect(name).quantize(x, scale, points, qmin=0, qmax=255, axis=0)
+        rule = spec.QUANTIZE[spec.choice(name, "quantize_channels")]
+        expected = [[rule(v, s, int(p), 0, 255) for v in row] for row, s, p in zip(x, scale, points)]
+        assert got.tolist() == expected, name
 
 
 @clause("DIA-QUANTIZE")
@@ -100,17 +101,17 @@ def test_nan_and_bad_grids_are_refused_in_every_dialect(name):
 
 
 @clause("DIA-QPARAMS", "DIA-SYMMETRIC")
-@pytest.mark.parametrize("name", NAMES)
 @given(draws.coverable(), draws.widths(), st.booleans())
-def test_qparams_equal_their_definition(name, seen, ends, symmetric):
-    place = spec.SYMMETRIC[spec.choice(name, "symmetric")] if symmetric else spec.QPARAMS[spec.choice(name, "qparams")]
-    scale, zero_point = place(*seen, *ends)
-    if scale < 2.0**-126:  # only `float32-bare` has no floor
-        with pytest.raises(ValueError, match="scale"):
-            dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
-        return
-    got = dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
-    assert (float(got.scale), int(got.zero_point)) == (scale, zero_point)
+def test_qparams_equal_their_definition(seen, ends, symmetric):
+    rules = (spec.SYMMETRIC, "symmetric") if symmetric else (spec.QPARAMS, "qparams")
+    for name in NAMES:
+        scale, zero_point = rules[0][spec.choice(name, rules[1])](*seen, *ends)
+        if scale < 2.0**-126:  # only `float32-bare` has no floor
+            with pytest.raises(ValueError, match="scale"):
+                dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
+            continue
+        got = dialect(name).qparams(*seen, qmin=ends[0], qmax=ends[1], symmetric=symmetric)
+        assert (float(got.scale), int(got.zero_point)) == (scale, zero_point), name
 
 
 @clause("DIA-QPARAMS")
@@ -151,20 +152,20 @@ def test_qparams_per_channel_are_those_of_each_channel(name):
 
 
 @clause("DIA-REDUCED")
-@pytest.mark.parametrize("name", NAMES)
 @given(draws.coverable())
-def test_a_reduced_range_has_the_scale_of_seven_bits(name, seen):
-    rules = dialect(name)
-    scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams")](*seen, 0, 127)
-    if scale < 2.0**-126:  # only `float32-bare` has no floor
-        with pytest.raises(ValueError, match="scale"):
-            rules.activation_qparams(*seen, reduce_range=True)
-        return
-    grid = rules.activation_qparams(*seen, reduce_range=True)
-    assert (float(grid.scale), int(grid.zero_point)) == (scale, zero_point)
-    assert (grid.qmin, grid.qmax) == spec.REDUCED[spec.choice(name, "reduced")]
-    full = rules.activation_qparams(*seen)
-    assert (full.qmin, full.qmax) == (0, 255)
+def test_a_reduced_range_has_the_scale_of_seven_bits(seen):
+    for name in NAMES:
+        rules = dialect(name)
+        scale, zero_point = spec.QPARAMS[spec.choice(name, "qparams")](*seen, 0, 127)
+        if scale < 2.0**-126:  # only `float32-bare` has no floor
+            with pytest.raises(ValueError, match="scale"):
+                rules.activation_qparams(*seen, reduce_range=True)
+            continue
+        grid = rules.activation_qparams(*seen, reduce_range=True)
+        assert (float(grid.scale), int(grid.zero_point)) == (scale, zero_point), name
+        assert (grid.qmin, grid.qmax) == spec.REDUCED[spec.choice(name, "reduced")], name
+        full = rules.activation_qparams(*seen)
+        assert (full.qmin, full.qmax) == (0, 255), name
 
 
 @clause("DIA-ACCUMULATE")
