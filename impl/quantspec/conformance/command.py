@@ -53,21 +53,25 @@ def examine(name: str, examples: int, seconds: float) -> results.Results | Absen
 
 
 def examined(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | Absent]:
-    """What there is to say about backends, each as soon as it is known, with a progress bar; as many at once as there
-    are cores."""
-    if len(names) == 1:  # whose workers are processes enough
+    """What there is to say about backends, each as soon as it is known, with a progress bar."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        yield from bar.track(in_any_order(names, options), total=len(names), description="conformance")
+
+
+def in_any_order(names: list[str], options: argparse.Namespace) -> Iterator[results.Results | Absent]:
+    """The same, as many at once as there are cores. A single one is examined here, as its workers are processes enough.
+    """
+    if len(names) == 1:
         yield examine(names[0], options.examples, options.seconds)
         return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     workers = max(1, min(len(names), os.cpu_count() or 1))
     # Spawned, because a copy of a process with torch's threads in it may wait for them forever.
-    with (
-        Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar,
-        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         # The last of the registry take longest, and are not to be waited for alone.
         futures = [pool.submit(examine, name, options.examples, options.seconds) for name in reversed(names)]
-        for future in bar.track(as_completed(futures), total=len(names), description="conformance"):
+        for future in as_completed(futures):
             yield future.result()
 
 
