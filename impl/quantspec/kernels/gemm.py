@@ -5,11 +5,12 @@ one or more runs of bytes: the row's address is ``X`` plus an entry of a table o
 offset which all rows share. So a convolution reads its windows where they lie, and a linear layer is a convolution of
 one run.
 
-Weights lie as [panel][step][block][output 16][input 4]: a step is four inputs, a panel two blocks of 16 outputs, or
-one in the end. A tile of up to 14 rows by 2 blocks stays in registers over all steps: 28 accumulators, more than the
-latency of the dot product asks for, and a panel that is small enough to stay in the first-level cache while rows
-pass. Tiles of few rows have several sets of accumulators for steps in turn. Accumulators begin with the bias, from
-which input zero point times the sum of weights has been subtracted beforehand.
+Weights lie as [panel][step][block][output 16][input 4]: a step is four inputs, a panel two blocks of 16 outputs, or one
+in the end. A tile of up to 12 rows by 2 blocks stays in registers over all steps: 24 accumulators, more than the
+latency of the dot product asks for, and a panel that is small enough to stay in the first-level cache while rows pass.
+With more there are not registers enough for what makes outputs of them. Tiles of few rows have several sets of
+accumulators for steps in turn. Accumulators begin with the bias, from which input zero point times the sum of weights
+has been subtracted beforehand.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from .jit import Kernel
 from .product import PANEL, Product, ProductAdd, ProductCodes, ProductInstruction, ProductToFloats
 from .records import Clamp, Entry
 
-TILE_ROWS = 1, 2, 4, 8, 10, 14
+TILE_ROWS = 1, 2, 4, 8, 10, 12
 IN_FLIGHT = 8  # accumulators from which on the dot product's latency does not show
 # Tiles of which one often passes all weights, in less time than these take from memory, and how many bytes ahead they
 # are fetched. Tiles of one row or two wait for memory alone, which what a CPU fetches by itself keeps busy.
