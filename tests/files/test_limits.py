@@ -98,6 +98,8 @@ LARGE = {
     "a weight without values": [("tensor linear.weight", torch.zeros(2**40, 0, dtype=torch.int8))],
     "full": function("torch.full", tuple_of(2**20, 2**20), 0.0),
     "zeros": function("torch.zeros", 2**20, 2**20),
+    "ones": function("torch.ones", 2**40),
+    "arange of one number": function("torch.arange", 2**40),
     "new_zeros": [call("odd", "method", "new_zeros", X, 2**20, 2**20)],
     "arange": function("torch.arange", 0, 2**40),
     "linspace": function("torch.linspace", 0, 1, 2**40),
@@ -152,6 +154,20 @@ def test_a_limit_that_the_caller_raises_is_the_limit(tmp_path):
     assert [step.size for step in q.program.steps if step.name == "ada"] == [(2**20, 2**20)]
 
 
+@pytest.mark.parametrize("made", [
+    function("torch.zeros", 1000), function("torch.ones", 10, 100), function("torch.arange", 1000),
+    function("torch.full", tuple_of(1000), 0.0), function("torch.eye", 40, 25),
+    [call("odd", "method", "new_zeros", X, 1000)], [call("odd", "method", "expand", X, 8, 125)],
+], ids=lambda rows: rows[0][1]["target"])  # fmt: skip
+def test_sizes_state_the_values_that_they_multiply_to(made, tmp_path):
+    assert stated(function("torch.eye", 30), tmp_path).shares["step 'odd'"] == (8 * 900, 900)
+    assert stated(made, tmp_path).shares["step 'odd'"] == (8 * 1000, 1000)
+    # And so many has what is computed of each of them.
+    for kind in ("Quantize", "Dequantize", "Relu", "Table"):
+        rows = [*made, ("steps +", {"step": kind, "name": "each", "x": "odd"})]
+        assert stated(rows, tmp_path).shares["step 'each'"] == (8 * 1000, 1000)
+
+
 def test_what_is_not_said_counts_as_one_value(tmp_path):
     usual = stated([], tmp_path)
     for changes in (
@@ -162,6 +178,12 @@ def test_what_is_not_said_counts_as_one_value(tmp_path):
     ):  # fmt: skip
         assert stated(changes, tmp_path).shares["step 'odd'"] == (8, 1)
     assert usual.memory < 2**20
+
+
+def test_padding_of_a_module_that_there_is_not_is_refused_with_the_module(tmp_path):
+    (tmp_path / "q").write_bytes(changed(*every_step.parts(), module("Padded", padding=3)))
+    with pytest.raises(quantspec.FormatError, match="'Padded'"):
+        quantspec.load(tmp_path / "q")
 
 
 @pytest.mark.parametrize("row", [None, 3, [], {}, {"step": "Conv", "padding": {"a": 1}, "weight": []}, {"step": []}])

@@ -11,6 +11,7 @@ import quantspec as qs
 from networks import seeded
 from quantspec.ir.held import Held, held
 from quantspec.module import islands, modes
+from quantspec.module.coded import Parameters
 from told import exactly
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
@@ -75,6 +76,28 @@ def test_a_part_that_is_given_what_no_graph_holds_runs_in_float():
     # sums of nine in float32 miss by 2^-20 of what that is multiplied with, less than a 2^11th of the bound each.
     bound = 2 * large.abs().sum(1, keepdim=True) * model.part.layer.weight.abs().amax(1) / 254
     assert ((got - model(large)).abs() <= bound * (1 + 2.0**-10)).all()
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"prefix": "a"}, {"recurse": False}, {"recurse": False, "prefix": "a"}, {"remove_duplicate": False},
+], ids=str)  # fmt: skip
+def test_parameters_that_are_attributes_now_are_named_as_torch_names_parameters(options):
+    """Those that are shared once or as often as they are held, and those that are gone, or were none, not at all."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8))
+    model.own = nn.Parameter(torch.zeros(3))
+    model[1].weight = model[0].weight
+    del model[2].bias
+    expected = list(model.named_parameters(**options))
+    named = Parameters(model)
+    for module in model.modules():
+        module.named_parameters = Parameters(module)
+        for name, value in list(module._parameters.items()):
+            delattr(module, name)
+            module.__dict__[name] = value
+    del model[2].weight
+    got = list(named(**options))
+    assert [name for name, _ in got] == [name for name, _ in expected if not name.endswith("2.weight")]
+    assert all(value is dict(expected)[name] for name, value in got)
 
 
 def test_how_a_call_of_a_part_comes_out_is_worked_out_once(monkeypatch):
