@@ -7,6 +7,7 @@ from torch import nn
 import quantspec as qs
 from networks import seeded
 from quantspec.qat import optimizers
+from quantspec.qat.network import sharing
 from told import exactly
 
 X = torch.randn(16, 8, generator=torch.Generator().manual_seed(3))
@@ -109,3 +110,24 @@ def test_a_step_that_computes_its_gradients_itself_is_judged_by_them(kind, by_na
     model.zero_grad()
     with pytest.raises(ValueError, match=exactly(optimizers.REPLACED)):
         stepped(early, p, by_name=by_name)
+
+
+class Listed(nn.Module):
+    """Holds tensors in other places than as parameters and buffers, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.register_buffer("mean", torch.zeros(3))
+        self.weights, self.known = [self.first.weight, self.second.bias], {"mean": self.mean}
+
+
+@pytest.mark.parametrize("parts", [["first"], ["first", "second"], [""]])
+def test_the_copy_that_runs_holds_the_models_own_tensors_wherever_it_has_them(parts):
+    model = Listed()
+    twin, pairs = sharing(model, parts)
+    assert twin is not model and all(own is not other for own, other in pairs)
+    assert twin.weights is not model.weights and twin.known is not model.known
+    mine = [*model.weights, *model.known.values(), *model.parameters(), *model.buffers()]
+    theirs = [*twin.weights, *twin.known.values(), *twin.parameters(), *twin.buffers()]
+    assert all(a is b for a, b in zip(mine, theirs, strict=True))
