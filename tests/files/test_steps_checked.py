@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import every_step
 import numpy as np
 import pytest
+from forged import changed
 
+import quantspec
 from quantspec.ir.program import (
     AdaptiveAvgPool,
     Add,
@@ -231,3 +234,11 @@ def test_a_step_that_is_none_is_refused_by_a_whole_sentence(name):
     step, message = REFUSED[name]
     with pytest.raises(ValueError, match=exactly(message)):
         check_step(step, GRIDS)
+
+
+@pytest.mark.parametrize("given", [3, [], "x"], ids=repr)
+def test_defaults_that_are_no_names_and_values_are_refused_as_such(given, tmp_path):
+    path = tmp_path / "q"
+    path.write_bytes(changed(*every_step.parts(), [("defaults", given)]))
+    with pytest.raises(quantspec.FormatError, match=exactly(f"{path}: defaults: expected dict, got {given!r}")):
+        quantspec.load(path)
