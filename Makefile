@@ -81,7 +81,7 @@ bench: .venv/bench ## speed and memory beside others': ROWS="lstm/*" THREADS="1"
 		--bench-threads '$(or $(THREADS),1 2)' $(if $(ROWS),--bench-rows '$(ROWS)') $(if $(JSON),--bench-json '$(JSON)') $(ARGS) \
 		tests/bench/bench_networks.py tests/bench/bench_other.py
 
-mutants: .venv/installed-mutants ## small changes of the code, which the suite must notice; estimated: ARGS="--sample 100"
+mutants: .venv/installed-mutants ## small changes, to be noticed; sampled: ARGS="--sample 100"
 	@PYTHONPATH=tests $(BIN)/python -m mutants --workers $(WORKERS) $(ARGS)
 
 lint: .venv/installed ## check style, imports between packages, and types
