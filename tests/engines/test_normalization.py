@@ -38,6 +38,7 @@ def test_outputs_are_the_references(norm, quantize):
     q = quantize(model, [x]) if quantize is qs.quantize else quantize(model, example=x)
     assert len(called(q)) == 2
     for batch in (x, x[:1], 1e20 * x, x * torch.nan):  # the third has no finite variance
+        # Bit for bit, and NaN where the reference has NaN.
         torch.testing.assert_close(q(batch), q.run_on("reference")(batch), rtol=0, atol=0, equal_nan=True)
 
 

@@ -3,10 +3,10 @@
 Without arguments the chapter modules are attacked; ``make mutants ARGS="storage"`` attacks a room, and a dotted path
 one module of it. What became of a module is kept under ``build/mutants`` until the module or its tests change, so that
 a run that was cut off goes on where it was; ``--anew`` starts over. ``--since COMMIT`` attacks only the functions that
-are not as they were there, which is what ``make test-thorough`` does. ``--sample N`` tries N
-mutants of each part, which ``--seed S`` draws at random from all of its modules, and estimates the part's score by
-them, as all mutants of the rooms are days of work; it does so for all chapter modules and rooms if none is given. What
-was tried is kept there too, and counts for a larger sample.
+are not as they were there, which is what ``make test-thorough`` does. ``--sample N`` tries N mutants of each part,
+which ``--seed S`` draws at random from all of its modules, and estimates the part's score by them, as all mutants of
+the rooms are days of work; it does so for all chapter modules and rooms if none is given. What was tried is kept there
+too, and counts for a larger sample.
 
 mutmut changes one thing at a time in a module (a number, an operator, an argument, a word of a message) and runs the
 tests of the module's own chapter or room on every such mutant. A mutant that no test rejects has found a hole in the

@@ -175,9 +175,10 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
         def places() -> list[Value]:
             return [emit.add(target, emit.mul(number, pitch)) for number in numbers]
 
-        many = emit.icmp_signed(">=", emit.mul(emit.field(product, Product.rows), pitch), I64(FAR_BYTES))
-        with emit.if_then(emit.and_(many, emit.not_(emit.flag(op, DynamicProduct.past)))):
-            gemm.fetch(emit, places(), blocks)
+        if given is None:
+            many = emit.icmp_signed(">=", emit.mul(emit.field(product, Product.rows), pitch), I64(FAR_BYTES))
+            with emit.if_then(emit.and_(many, emit.not_(emit.flag(op, DynamicProduct.past)))):
+                gemm.fetch(emit, places(), blocks)
         start = [emit.splat(0, INTS)] * (rows * blocks)
         totals = accumulate(emit, product, row, panel, rows, blocks, start, half, given)
         sums = by_lanes(emit, product, Product.sums, panel, blocks, INTS)

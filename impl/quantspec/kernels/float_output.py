@@ -63,9 +63,10 @@ def float_tile(rows: int, blocks: int, half: bool, *, adds: bool = False) -> Bod
         first, offsets = emit.mul(panel, I64(4 * LANES * PANEL)), emit.field(op, ProductFloats.y_offsets)
         ys = gemm.addresses(emit, emit.add(emit.field(product, Product.y), first), offsets, row, rows)
         others = gemm.addresses(emit, emit.add(emit.field(op, ProductSum.b), first), offsets, row, rows) if adds else []
-        with emit.if_then(emit.not_(emit.flag(op, ProductFloats.past))):
-            gemm.fetch(emit, ys, blocks)
-        gemm.fetch(emit, others, blocks)
+        if sums is None:
+            with emit.if_then(emit.not_(emit.flag(op, ProductFloats.past))):
+                gemm.fetch(emit, ys, blocks)
+            gemm.fetch(emit, others, blocks)
         starts = gemm.by_lanes(emit, product, Product.bias, panel, blocks, INTS)
         factors = gemm.by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
         biases = gemm.by_lanes(emit, op, ProductFloats.float_bias, panel, blocks, FLOATS)

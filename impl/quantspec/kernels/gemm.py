@@ -117,8 +117,8 @@ def goes_past(nbytes: int, outputs: int, *, soon: bool) -> bool:
 
 
 def fetch(emit: Emitter, starts: list[Value], blocks: int) -> None:
-    """Has the floats that a tile writes, or adds to what it writes, come near while its products are summed up. Tiles
-    of few rows are not long enough.
+    """Has the floats that a tile writes, or adds to what it writes, come near while its products are summed up: there
+    is no time for it where they are already, or rows are few.
     """
     for start in starts if len(starts) >= grouped.AFTER[0] else ():
         for j in range(blocks):

@@ -13,10 +13,10 @@ from .emitter import I32, I64, INTS, LANES, Body, Emitter, Value, function
 from .jit import Kernel
 from .product import PANEL, Product
 from .records import Nested
-from .recurrent_cell import KINDS, Cell, Kind, outputs
+from .recurrent_cell import KINDS, Cell, Kind, is_wide, outputs
 
 FETCHED = 96  # lines for each vector of outputs: as many as come in the time that it takes
-WIDTH = LANES * PANEL  # outputs of a panel, of which a cell has to have a whole number
+WIDTH = LANES * PANEL  # outputs of a panel
 
 
 class Step(DynamicProduct):
@@ -91,3 +91,9 @@ def of_panel(kind: Kind, emit: Emitter, op: Value, frame: Value, panel: Value) -
 
 # Of fewer gates there are not sums enough at once to hide the latency of a dot product.
 STEPS = {name: Kernel(f"{name}_step", Step, step(kind)) for name, kind in KINDS.items() if kind.gates > 2}
+
+
+def kernel_of(kind: str, size: int) -> Kernel[Step] | None:
+    """The kernel for a cell of so many outputs; None where these are no whole panels, or registers too few for the sums
+    of a panel of each gate."""
+    return STEPS.get(kind) if size % WIDTH == 0 and is_wide() else None

@@ -112,11 +112,9 @@ class Segment:
         """The inputs as contiguous tensors."""
         arrays = ((name, values[name]) for name in self.inputs)
         return [
-            from_array(value) if name in self.imports
-            else value if float_address(value)  # what most are, asked in less time
-            else contiguous(value, name)
+            from_array(value) if name in self.imports else contiguous(value, name)
             for name, value in arrays
-        ]  # fmt: skip
+        ]
 
     @property
     def batched(self) -> dict[tuple[Shape, ...], Batched]:
@@ -441,4 +439,6 @@ def array_of_codes(x: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
 
 def contiguous(x: Any, name: str) -> torch.Tensor:
     """An input as a contiguous float32 tensor; TypeError naming it when it is none, or holds what float32 does not."""
+    if float_address(x):  # what most are, asked in less time
+        return cast(torch.Tensor, x)
     return from_array(float32_array(array(x, name), name))

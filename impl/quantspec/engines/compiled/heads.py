@@ -49,7 +49,7 @@ class CompiledAttention:
         ready: Known | None = self.known.get(forms)
         if ready is not None and ready.bound.threads == torch.get_num_threads() and not ready.bound.stale:
             # Most are in one piece, which is asked in less time.
-            starts = [float_address(x) or (rows_address(x) if isinstance(x, torch.Tensor) else 0) for x in given]
+            starts = [float_address(x) or rows_address(x) for x in given]
             if all(starts[number] for number, _ in ready.places):
                 result = ready.make()
                 if ready.bound.run([starts[number] + apart for number, apart in ready.places], address(result)):

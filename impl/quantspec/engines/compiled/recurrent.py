@@ -168,7 +168,7 @@ class Frames:
     def __init__(
         self, key: tuple[Shape, int, int], step: Recurrent, packed: tuple[Packed, Packed], inputs: int, size: int
     ):
-        self.key, (shape, self.threads, _), self.kind, self.size = key, key, step.kind, size
+        self.key, (shape, self.threads, _), self.size = key, key, size
         count, batch = shape.steps, shape.batch
         self.kept: list[np.ndarray] = []
         gates_of_an_output = recurrent_cell.KINDS[step.kind].gates
@@ -189,7 +189,10 @@ class Frames:
         quantize.slot, of_state[0].source, of_state[1].product.y = 0, h, state_gates
         self.of_state = dynamic_gemm.QUANTIZE.bound(of_state[0]), dynamic_gemm.PRODUCT.bound(of_state[1])
         self.codes_apart, self.outputs_apart = shape.inputs_apart(quantize.target_pitch), shape.outputs_apart(4 * size)
-        self.sums = self.keep(aligned(gates_of_an_output * recurrent_step.WIDTH, np.int32))
+        # What has both in one go, of one sample by one thread, and memory for its sums.
+        alone = batch == 1 and batching.wanted_threads(self.threads, self.work, batching.PARALLEL_MACS) == 1
+        self.together = recurrent_step.kernel_of(step.kind, size) if alone else None
+        self.sums = self.keep(aligned(gates_of_an_output * recurrent_step.WIDTH, np.int32)) if self.together else 0
         self.cell = recurrent_cell.CELLS[step.kind].bound(recurrent_cell.Cell(
             rows=batch, size=size, gates=gates_of_an_output, state_gates=state_gates, h=h, c=c,
             output_pitch=self.outputs_apart[1],
@@ -223,7 +226,7 @@ class Frames:
             cell = self.cell.copy()
             cell.gates_ahead = 4 * self.gates_of_a_step * (steps - 1 - number if shape.backward else number)
             cell.output_ahead = sign * number * self.outputs_apart[0]
-            instructions += self.step(cell, shape)
+            instructions += self.step(cell)
         products = (each.product for each in instructions if isinstance(each, DynamicProduct))
         give_buffers((product for product in products if not product.buffer), self.room)
         shared = Shared(instructions, self.threads, self.work, slices=slices)
@@ -234,16 +237,14 @@ class Frames:
         earliest, lowest = (shape.steps - 1 - first, shape.steps - first - steps) if shape.backward else (first, first)
         return Part(shared, earliest * self.outputs_apart[0], lowest * self.codes_apart[0])
 
-    def step(self, cell: recurrent_cell.Cell, shape: Shape) -> list[Instruction]:
-        """One step: the product of the state and the cell behind it, or, of one sample, both at once."""
+    def step(self, cell: recurrent_cell.Cell) -> list[Instruction]:
+        """One step: the product of the state and the cell behind it."""
         quantize, product = (instruction.copy() for instruction in self.of_state)
-        alone = shape.batch == 1 and batching.wanted_threads(self.threads, self.work, batching.PARALLEL_MACS) == 1
-        kernel = recurrent_step.STEPS.get(self.kind)
-        if kernel is None or not alone or self.size % recurrent_step.WIDTH or not recurrent_cell.is_wide():
+        if self.together is None:
             return [quantize, product, cell]
-        both = recurrent_step.Step.on(product.entries)
-        both.cell, both.product.buffer = cell, self.sums
-        return [quantize, kernel.bound(both)]
+        step = recurrent_step.Step.on(product.entries)
+        step.cell, step.product.buffer = cell, self.sums
+        return [quantize, self.together.bound(step)]
 
     def run(self, x: int, before: list[np.ndarray] | None, outputs: int) -> bool:
         """All steps, from where the inputs are, and from the states ``before`` or zeros, to where the outputs go. False
