@@ -56,9 +56,10 @@ def write_bags(index_bytes: int, mode: str) -> Callable[[Emitter, Value, Value],
             def row(i: Value, carried: list[Value]) -> list[Value]:
                 i = emit.add(begin, i)
                 *totals, kept, bad = carried
-                following = emit.smaller(emit.add(i, I64(AHEAD)), emit.sub(total, I64(1)))
+                following = index(emit.smaller(emit.add(i, I64(AHEAD)), emit.sub(total, I64(1))))
                 # Any address will do, also that of an index which is outside.
-                ahead = source(index(following), column)
+                emit.prefetch(emit.add(scales, emit.mul(following, scale_step)))
+                ahead = source(following, column)
                 for line in range(0, LANES * blocks, LINE):
                     emit.prefetch(emit.add(ahead, I64(line)))
                 emit.prefetch(emit.add(ahead, I64(LANES * blocks - 1)))

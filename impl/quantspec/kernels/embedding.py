@@ -55,9 +55,10 @@ def write_rows(index_bytes: int) -> Callable[[Emitter, Value, Value], Value]:
             return emit.add(codes, emit.mul(number, width))
 
         def row(i: Value) -> Value:
-            following = emit.smaller(emit.add(i, I64(AHEAD)), emit.sub(count, I64(1)))
+            following = index(emit.smaller(emit.add(i, I64(AHEAD)), emit.sub(count, I64(1))))
             # Any address will do, also that of an index which is outside.
-            ahead = source(index(following))
+            emit.prefetch(emit.add(scales, emit.mul(following, scale_step)))
+            ahead = source(following)
             emit.prefetch(ahead)
             emit.prefetch(emit.add(ahead, I64(LINE)))
             number = index(i)
