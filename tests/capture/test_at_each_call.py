@@ -47,7 +47,7 @@ class Drawn(nn.Module):
 def test_what_is_drawn_of_parameters_alone_is_drawn_at_each_call(seed):
     model = seeded(Drawn)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         q = qs.quantize(model, [ROWS])
         assert len({float(q(ROWS)[0, 0]) for _ in range(40)}) == 2
 
@@ -73,7 +73,7 @@ def test_what_python_decides_by_a_random_number_is_decided_at_each_call(name, ex
         with copies.random_kept():
             random.seed(seed)
             np.random.seed(seed)
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             q = qs.quantize_dynamic(seeded(Deciding), example=example)
             assert len({float(q(ROWS)[0, 0]) for _ in range(40)}) == 2
 

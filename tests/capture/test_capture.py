@@ -31,7 +31,7 @@ BUILTINS = range, max, min
 
 def built(name: str) -> tuple[nn.Module, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         case = models.CASES[name]
         return case.build(), case.batch()
 

@@ -121,7 +121,7 @@ import random, sys
 import torch
 import quantspec as qs
 sys.stderr.isatty = lambda: True  # so that there is a progress bar
-torch.manual_seed(0)
+torch.default_generator.manual_seed(0)
 state = random.getstate()
 qs.quantize(torch.nn.Sequential(torch.nn.Linear(8, 8)).eval(), [torch.randn(4, 8)])
 assert "rich.progress" in sys.modules and random.getstate() == state

@@ -19,7 +19,7 @@ CHANGING = ("buffer_that_counts",)  # what one call gives is not what the next d
 
 def built(name, seed=0):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return models.CASES[name].build(), models.CASES[name].batch()
 
 

@@ -83,7 +83,7 @@ class OfItsOwnSize(nn.Module):
 
 def seeded(written: Callable[[], Written], rows: bool, channels: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         model = Between(written(), rows, channels).eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -272,7 +272,7 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_with_any_places_is_captured_as_a_layer(name):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
+        torch.default_generator.manual_seed(4)
         model = nn.Sequential(CONVOLUTIONS[name]()).eval()
     prepared = qs.prepare(model)
     with torch.no_grad():
@@ -303,7 +303,7 @@ def test_a_convolution_as_a_function_is_a_layer(places):
             return F.conv2d(x, self.weight, bias=self.bias, **places)
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
+        torch.default_generator.manual_seed(5)
         model = Functional().eval()
     prepared = qs.prepare(model)
     with torch.no_grad():
@@ -377,7 +377,7 @@ RECURRENT: dict[str, Callable[[], nn.Module]] = {
 def test_a_recurrent_network_of_any_kind_is_captured(name):
     x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(7))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(8)
+        torch.default_generator.manual_seed(8)
         model = nn.Sequential(RECURRENT[name]()).eval()
     prepared = qs.prepare(model)
     with torch.no_grad():

@@ -21,7 +21,7 @@ class Attends(nn.Module):
 
     def __init__(self, inputs, mask, sizes):
         super().__init__()
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         self.first, self.attention = nn.Linear(SIZE, SIZE), nn.MultiheadAttention(SIZE, 2, batch_first=True, **sizes)
         self.keys, self.values = nn.Linear(SIZE, sizes.get("kdim", SIZE)), nn.Linear(SIZE, sizes.get("vdim", SIZE))
         if self.attention.in_proj_bias is not None:
@@ -80,7 +80,7 @@ class Resized(nn.Module):
 
     def __init__(self, size):
         super().__init__()
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         self.a, self.b, self.size = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1), size
 
     def forward(self, x, y):
@@ -133,7 +133,7 @@ def refuses(model, y):
 
 
 def made(between):
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     return OfTensors(between).eval().requires_grad_(False), torch.randn(4, SIZE)
 
 
@@ -186,14 +186,14 @@ class WithoutSigns(nn.Module):
 
 
 def test_bits_of_values_as_integers_are_those_of_floats():
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     model, rows = WithoutSigns().eval().requires_grad_(False), torch.randn(ROWS, SIZE)
     for q in (qs.quantize(model, [rows]), qs.quantize_dynamic(model, example=rows)):
         assert accuracy.sqnr(model(rows).numpy(), q(rows).numpy()) > 25
 
 
 def test_a_transformer_takes_all_masks_that_torchs_takes():
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     model = nn.Transformer(SIZE, 2, 1, 1, SIZE, batch_first=True).eval()
     source, target = torch.randn(2, KEYS, SIZE), torch.randn(2, ROWS, SIZE)
     names = {"src_key_padding_mask": KEYS, "tgt_key_padding_mask": ROWS, "memory_key_padding_mask": KEYS}

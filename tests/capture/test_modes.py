@@ -25,7 +25,7 @@ class Calls(nn.Module):
 
     def __init__(self, compute, **layers):
         super().__init__()
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
         for name, layer in layers.items():
             setattr(self, name, layer)

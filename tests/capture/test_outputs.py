@@ -83,7 +83,7 @@ class Gives(nn.Module):
 
 @pytest.fixture(autouse=True)
 def quiet():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -146,7 +146,7 @@ NOT_RECORDED: dict[str, Written] = {
 
 def quantized(written: Written) -> tuple[nn.Module, Any]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         model = Around(Part(written)).eval().requires_grad_(False)
     return model, qs.quantize(model, [ROWS, ROWS.flip(0) * 0.9])
 

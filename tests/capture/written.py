@@ -308,7 +308,7 @@ class Written:
 
         def build() -> nn.Module:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
+                torch.default_generator.manual_seed(self.seed)
                 return names["build"]().eval()
 
         return build

@@ -240,7 +240,7 @@ def test_windows_of_attention_are_in_int8_and_the_stream_around_them_in_float():
     from torchvision.models.swin_transformer import SwinTransformer
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=8).eval()
     x = networks.inputs(4, (3, 18, 16))
     q = qs.quantize(model, [x])

@@ -276,7 +276,7 @@ def made(name):
 
 
 def seeded_call(model, x, seed=5):
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     random.seed(seed)
     return model(x)
 
@@ -344,9 +344,9 @@ def test_a_module_acts_while_it_is_in_training_mode_with_the_rate_that_it_has():
 def test_what_was_dropped_gets_no_gradient():
     model, x = made("dropout")
     p = qs.prepare_qat(model, [x[:1]]).train()
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     p(x[:1]).sum().backward()
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     dropped = F.dropout(torch.ones(1, 32))[0] == 0
     assert 0 < dropped.sum() < 32 and not p.model[0].weight.grad[dropped].any()
     assert p.model[0].weight.grad[~dropped].any(dim=1).sum() > 0

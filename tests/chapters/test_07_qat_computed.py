@@ -245,7 +245,7 @@ def test_what_cannot_be_repeated_is_warned_of_in_the_users_line():
 def test_what_acts_on_parameters_acts_in_training_mode_alone():
     model, x = made("modules, recorded")
     p = qs.prepare_qat(model, [x]).train().freeze()
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     assert not torch.equal(p(x), p(x))
     q = qs.convert(p)
     assert torch.equal(p.eval()(x), q(x)) and torch.equal(q(x), qs.quantize(model, [x])(x))

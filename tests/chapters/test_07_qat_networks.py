@@ -602,7 +602,7 @@ def test_autocast_changes_no_gradient(name, inside):
     model, batches = made(name)
     plain, cast = (qs.prepare_qat(model, batches).train() for _ in range(2))
     for p in (plain, cast):
-        torch.manual_seed(0)  # of what is dropped
+        torch.default_generator.manual_seed(0)  # of what is dropped
         with torch.autocast("cpu", torch.bfloat16, enabled=p is cast):
             loss = p(batches[1]).square().sum()
             if inside:

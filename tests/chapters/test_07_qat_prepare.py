@@ -76,7 +76,7 @@ def prepared(name, *, calibrated=True, **options):
 
 def trained(p, *, steps=2, seed=0):
     """Trains on seeded batches; what the loss became."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     optimizer = torch.optim.Adam(p.parameters(), 1e-2)
     p.train()
     for _ in range(steps):
@@ -153,7 +153,7 @@ def test_the_first_batch_sets_ranges(name):
     model = networks.seeded(MODELS[name]).train()
     found = []
     for averaging in (0.01, 1.0):  # what has no range yet is taken as it is
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         p = qs.prepare_qat(model, averaging=averaging)
         p(X)
         found += [network.ranges for network in p.networks]
@@ -275,7 +275,7 @@ def test_inputs_may_be_given_by_their_names(name):
     found = []
     for args, kwargs in (((X,), {}), ((), {"x" if name == "parts" else "input": X})):
         p = prepared(name, calibrated=False).train()
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         found.append([p(*args, **kwargs), p.eval()(*args, **kwargs)])
     assert all(map(torch.equal, *found))
 

@@ -172,7 +172,7 @@ def test_dropout_between_layers_keeps_the_mean():
             parameter.copy_(torch.ones(400, 1) if name == "weight_ih_l0" else torch.eye(400) * ("ih" in name))
     model, x = Given(layer).eval(), torch.ones(1, 1, 1)
     p = qs.prepare_qat(model, [(x,)]).train()
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     output = p(x)[0].detach().flatten()
     # 300 of 400 are kept, within 3 deviations of 8.7 each; each product puts values off by less than a step of 8 bits.
     kept = output > 0.5
@@ -211,7 +211,7 @@ def test_dropout_between_layers_of_packed_sequences():
     model, packed = Given(layer).eval(), pack_padded_sequence(networks.inputs(5, (3, 4)), torch.tensor([5, 4, 2]))
     p = qs.prepare_qat(model, [(packed,)])
     calm = p(packed)[0].data
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     first, second = (p.train()(packed)[0].data for _ in range(2))
     assert not torch.equal(first, second) and not torch.equal(first, calm)
     assert torch.equal(p.eval()(packed)[0].data, qs.convert(p)(packed)[0].data)

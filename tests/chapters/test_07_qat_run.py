@@ -54,7 +54,7 @@ ROUNDED = {
 def prepared(between, dialect, **options):
     model = Scaled(between)
     x = networks.inputs(4, (3, 6, 6))
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     model(x)
     model.eval()
     return qs.prepare_qat(model, [2 * x], dialect=dialect, **options).train(), x
@@ -244,7 +244,7 @@ def test_what_acts_has_the_models_own_tensors():
     assert p.is_whole and p.networks[0].acting
 
     def called(part):
-        torch.manual_seed(2)
+        torch.default_generator.manual_seed(2)
         return part(x)
 
     outputs = [called(part) for part in (p, model.train())]

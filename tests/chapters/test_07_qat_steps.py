@@ -57,7 +57,7 @@ def made(name):
     """A network, with batches that differ."""
     model = Between(STEPS[name])
     batches = [factor * networks.inputs(4, (3, 5, 7)) for factor in (1, 1.2)]
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model(batches[0])  # says how many channels the last one has
     with torch.no_grad():
         for parameter in model.parameters():

@@ -165,7 +165,7 @@ def test_forged_programs_touch_what_is_theirs(checked, tmp_path):
     path = tmp_path / "forged"
     for number in range(200):
         subject = subjects[number % len(subjects)]
-        path.write_bytes(fuzz.made("forged", number, 2, subject))
+        fuzz.written(path, fuzz.made("forged", number, 2, subject))
         became, found = fuzz.judged("forged", subject, str(path), checked)
         assert not found, number
         loaded += became == "loaded"
@@ -222,7 +222,7 @@ MASKED = Kernel("masked", Reading, write_masked)
 
 @clause("STA-BOUNDS")
 def test_a_row_too_many_is_told(checked):
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     q, x = qs.quantize(nn.Linear(20, 30).eval(), [torch.randn(5, 20)]), torch.randn(5, 20)
     expected = q(x)
     assert not checked.violations

@@ -68,7 +68,7 @@ def flat(value) -> list[torch.Tensor]:
     "net, channels, sizes", [(Squeezed, 3, (16, 33)), (Shuffled, 3, (9, 12)), (TwoOutputs, 1, (6,))]
 )
 def test_networks(net, channels, sizes):
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     model = net().eval()
     quantized = qs.quantize(model, [torch.randn(8, channels, sizes[0], sizes[0])])
     reference, compiled = quantized.run_on("reference"), quantized.run_on("compiled")
@@ -84,7 +84,7 @@ def test_networks(net, channels, sizes):
 
 
 def test_batches_in_slices_and_threads_of_images():
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     quantized = qs.quantize(Squeezed().eval(), [torch.randn(8, 3, 64, 64)])
     compiled, x = quantized.run_on("compiled"), torch.randn(37, 3, 64, 64)
     expected = torch.cat([compiled(image[None]) for image in x])
@@ -95,7 +95,7 @@ def test_batches_in_slices_and_threads_of_images():
 
 
 def test_channels_last_inputs():
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     quantized = qs.quantize(Squeezed().eval(), [torch.randn(8, 3, 16, 16)])
     x = torch.randn(3, 3, 16, 16)
     expected = quantized.run_on("reference")(x)
@@ -103,7 +103,7 @@ def test_channels_last_inputs():
 
 
 def test_copies_and_pickles_compute_the_same_and_it_says_what_it_compiled():
-    torch.manual_seed(4)
+    torch.default_generator.manual_seed(4)
     quantized = qs.quantize(Shuffled().eval(), [torch.randn(8, 3, 12, 12)]).run_on("compiled")
     x = torch.randn(2, 3, 12, 12)
     expected = quantized(x)

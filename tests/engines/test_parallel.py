@@ -234,7 +234,7 @@ def test_nan_is_found():
 
 @clause("STA-THREADS")
 def test_between_torchs_steps_its_threads_are_taken():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 300), nn.Softmax(-1), nn.Linear(300, 64)).eval()
     x = torch.randn(1, 9, 64)
     q = qs.quantize(model, [x])

@@ -102,7 +102,7 @@ def drawn(draw):
     kinds = draw(st.lists(st.sampled_from(["linear", "convolution", *STEPS]), min_size=2, max_size=9))
     for number, kind in enumerate(kinds):
         r = random.Random(f"{seed} {number}")
-        torch.manual_seed(seed + number)
+        torch.default_generator.manual_seed(seed + number)
         try:
             with torch.no_grad():
                 y = Network(steps)(x)

@@ -111,7 +111,7 @@ def outputs(result) -> tuple:
 @pytest.mark.parametrize("written", WRITTEN, ids=lambda written: written.__name__)
 def test_a_value_that_is_read_twice_is_the_same_for_both(written):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         model = Network(written).eval()
     q = qs.quantize(model, [X, 2 * X])
     assert q.engine == "compiled" and len(q.program.layers) >= 1
@@ -154,7 +154,7 @@ def rectified_and_given_out(n: Dynamic, x):
 @pytest.mark.parametrize("written", [rectified, rectified_and_read, rectified_and_given_out], ids=lambda w: w.__name__)
 def test_so_it_is_between_dynamic_layers(written):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
+        torch.default_generator.manual_seed(4)
         model = Dynamic(written).eval()
     q = qs.quantize_dynamic(model, example=ROWS)
     reference = q.run_on("reference")
@@ -171,7 +171,7 @@ def test_so_it_is_between_dynamic_layers(written):
 def test_a_batch_in_slices_on_several_threads_is_its_samples_one_by_one(threads):
     """Many samples of much work: slices of a batch, and shares of the slices."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
+        torch.default_generator.manual_seed(5)
         model = nn.Sequential(
             nn.Conv2d(8, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2),
             nn.Flatten(), nn.Linear(11_552, 9),
@@ -188,7 +188,7 @@ def test_a_batch_in_slices_on_several_threads_is_its_samples_one_by_one(threads)
 def test_a_state_takes_codes_and_no_floats():
     """Codes that went through floats, as a state that somebody averaged, are refused by name."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
+        torch.default_generator.manual_seed(7)
         model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(8))
     q, other = qs.quantize(model, [x]), qs.quantize(model, [3 * x + 1])

@@ -23,7 +23,7 @@ INPUTS = 12
 @pytest.fixture(scope="module")
 def nets():
     """Networks of each kind of step that reads floats, each with its batch."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     mlp = nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     conv = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).eval()
     lstm, rows, images = nn.LSTM(INPUTS, 5, batch_first=True).eval(), torch.randn(6, INPUTS), torch.randn(3, 2, 8, 8)

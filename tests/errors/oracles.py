@@ -39,7 +39,7 @@ def view(result: Any) -> Any:
     if isinstance(result, torch.Tensor):
         return str(result.dtype), tuple(result.shape), repr(result.tolist())
     if isinstance(result, nn.Module):
-        torch.manual_seed(0)  # a lazy model's weights are drawn when it is first run
+        torch.default_generator.manual_seed(0)  # a lazy model's weights are drawn when it is first run
         try:
             return view(result.eval()(batch()).detach())
         except Exception as error:
@@ -74,7 +74,7 @@ def model_of(kind: str) -> nn.Module:
 
 def given(kind: str) -> Any:
     """A model of a kind that is run as it is, drawn as ``view`` draws it."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return INPUTS[kind]()
 
 

@@ -120,14 +120,22 @@ def saved() -> str:
 
 @contextlib.contextmanager
 def elsewhere() -> Iterator[None]:
-    """In a folder of its own."""
+    """In an empty folder, the same until something is written there."""
     before = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            yield
-        finally:
-            os.chdir(before)
+    os.chdir(empty().name)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        if os.listdir(empty().name):
+            empty().cleanup()
+            empty.cache_clear()
+
+
+@functools.cache
+def empty() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes when the process does. To make one for each of thousands of calls takes longer than they."""
+    return tempfile.TemporaryDirectory()
 
 
 def raised_by_us(error: BaseException) -> bool:
@@ -140,7 +148,7 @@ def cell(function: str, kind: str) -> tuple[str, str]:
     """How a call ends, ``result``, ``wrong``, ``error`` or ``raw``; and its result, or the first words of its error."""
     with elsewhere(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)  # from which a lazy model's weights are drawn
+        torch.default_generator.manual_seed(0)  # from which a lazy model's weights are drawn
         given = INPUTS[kind]()
         try:
             result = FUNCTIONS[function](given)

@@ -1,6 +1,7 @@
 """Quantized networks of every kind of step, and the parts of their files."""
 
 import json
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -69,6 +70,14 @@ def resigned(tensors, network, **changes) -> bytes:
     header = {"format": "quantspec", "version": storage_file.VERSION} | content
     header |= {"sha256": storage_file.digest(content, tensors)} | changes
     return safetensors.torch.save(tensors, {"quantspec": json.dumps(header)})
+
+
+def written(path: Path, data: bytes) -> None:
+    """A new file in place of one: one that is emptied and written again may have to reach the disk before it is closed,
+    which takes longer than to read it.
+    """
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
 
 
 def parts(data: bytes):

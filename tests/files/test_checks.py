@@ -21,6 +21,7 @@ import pytest
 import torch
 from every_step import parts
 from forged import GIVEN, MODEL, NETWORK, RAW, changed, forged
+from stored import written
 from test_model_storage import FORGERIES, blocks, whole
 from test_model_storage import forged as forged_model
 from torch import nn
@@ -123,7 +124,7 @@ class File:
 
     def answer(self, path) -> tuple[str, set[tuple[str, int]]]:
         """What loading it says, and the lines that had a part in it."""
-        path.write_bytes(self.data)
+        written(path, self.data)
         try:
             quantspec.load(**({"path": path} | self.options))
         except Exception as error:

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 from damage import RUNNING, changed_bytes, changed_json, changed_tensors
-from stored import NETWORKS, parts, resigned
+from stored import NETWORKS, parts, resigned, written
 from torch import nn
 
 import quantspec
@@ -115,7 +115,7 @@ def test_damage_is_an_error_or_changes_no_bit(name, tmp_path):
     data, expected, path, draw = storage_file.packed(q.program), q(x), tmp_path / "q.safetensors", random.Random(name)
     refused = same = 0
     for _ in range(1000):
-        path.write_bytes(changed_bytes(data, draw))
+        written(path, changed_bytes(data, draw))
         try:
             made = quantspec.load(path)
         except quantspec.FormatError as error:
@@ -144,7 +144,7 @@ def test_a_forged_file_is_an_error_or_a_network(name, tmp_path):
             arrays = changed_tensors(tensors, draw)
         else:
             content = changed_json(network, draw)
-        path.write_bytes(resigned(arrays, content))
+        written(path, resigned(arrays, content))
         try:
             made = quantspec.load(path)
         except quantspec.FormatError as error:

@@ -110,7 +110,7 @@ WRITTEN = {
 @pytest.mark.filterwarnings("ignore:.* of the multiply-accumulates are in int8")
 @pytest.mark.parametrize("name", WRITTEN)
 def test_products_around_a_softmax_that_are_no_attention_stay_as_they_are(name):
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     model, x = Scores(WRITTEN[name]).eval().requires_grad_(False), torch.randn(2, 5, 8)
     q = qs.quantize(model, [x])
     assert not any(type(step).__name__ == "Attention" for step in q.program.steps)

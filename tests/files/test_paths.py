@@ -18,7 +18,7 @@ from quantspec.storage import file
 
 @pytest.fixture(scope="module")
 def network():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return qs.quantize_dynamic(nn.Linear(3, 2).eval())
 
 

@@ -29,7 +29,7 @@ def whole():
 
 def step(p, x):
     """One step of training; gives what the network computed before it."""
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     optimizer = torch.optim.SGD(p.parameters(), 0.1)
     output = p(x)
     output.square().sum().backward()

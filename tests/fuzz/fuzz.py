@@ -34,7 +34,7 @@ import torch  # noqa: E402
 from damage import RUNNING, changed_bytes, changed_json, changed_tensors, larger_numbers  # noqa: E402
 from every_step import parts as every_parts  # noqa: E402
 from every_step import resigned  # noqa: E402
-from stored import NETWORKS  # noqa: E402
+from stored import NETWORKS, written  # noqa: E402
 from test_model_storage import WORDS, blocks, whole  # noqa: E402
 
 import bounds  # noqa: E402
@@ -183,7 +183,7 @@ def child(
     path = os.path.join(folder, f"{os.getpid()}.safetensors")
     for number in numbers:
         subject = found[number % len(found)]
-        Path(path).write_bytes(made(kind, number, seed, subject))
+        written(Path(path), made(kind, number, seed, subject))
         say.send((number, None))
         say.send((number, judged(kind, subject, path, *([checked] if checked else []))))
     os.unlink(path)

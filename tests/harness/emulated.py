@@ -72,7 +72,7 @@ def network_outputs():
     import quantspec
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         tables = nn.Sequential(nn.Linear(37, 50), nn.Sigmoid(), nn.Linear(50, 40), nn.GELU(), nn.Linear(40, 10)).eval()
         lstm, rows, words = nn.LSTM(6, 9).eval(), torch.randn(9, 37), torch.randn(4, 7, 6)
     yield quantspec.quantize(tables, [rows])(rows)

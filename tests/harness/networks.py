@@ -41,7 +41,8 @@ def torch_threads(count: int):
 def seeded(build, seed: int = 0) -> nn.Module:
     """A module with seeded weights, in evaluation mode; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Of the CPU alone: ``torch.manual_seed`` writes the stack down for each other kind of device, for 0.4 ms.
+        torch.default_generator.manual_seed(seed)
         return build().eval()
 
 

@@ -56,7 +56,7 @@ class Subject:
 
 
 def quantized(seed: int) -> quantspec.QuantizedModule:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
     return quantspec.quantize(model, [torch.randn(64, 64)])
 

@@ -19,7 +19,7 @@ def reader(dataset):
 
 def trained(build, dataset, epochs):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = build()
     models.train(model, dataset, seed=0, epochs=epochs, progress=False)
     return model
