@@ -137,7 +137,7 @@ def store(path: Path, content: bytes) -> None:
 class Machine:
     """LLVM's compiler and loader. One per process; everything it loads stays loaded.
 
-    ``emitter``: what writes functions from now on. Only what the usual one writes is stored.
+    ``emitter``: what writes functions from now on. Only what the usual one writes is optimized, and stored.
     """
 
     emitter: type[Emitter] = Emitter
@@ -187,7 +187,7 @@ class Machine:
         function(module, name, arguments, write, public=True)
         parsed = binding.parse_assembly(str(module))
         parsed.verify()
-        options = binding.create_pipeline_tuning_options(speed_level=3)
+        options = binding.create_pipeline_tuning_options(speed_level=3 if self.emitter is Emitter else 0)
         options.loop_vectorization = True
         builder = binding.create_pass_builder(self.machine, options)
         builder.getModulePassManager().run(parsed, builder)
