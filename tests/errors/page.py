@@ -27,6 +27,8 @@ def told(text: str) -> str:
     text = re.sub(r"0x[0-9a-f]+", "0x...", text)
     text = text.replace(f"{PAGE.parents[1]}/", "")
     text = re.sub(r"/tmp/\S+?(?=[:, ']|$)", "...", text)
+    # What torch and Python say of a call that a model made belongs to their versions.
+    text = re.sub(r"(the model raised (?:RuntimeError|TypeError|NotImplementedError)): .*", r"\1: ...", text)
     text = text if len(text) <= WORDS else text[: WORDS - 3].rstrip() + "..."
     return re.sub(r"([|<>*_\[\]`])", r"\\\1", text)
 

@@ -94,6 +94,11 @@ FAULTS = [
         'output_rule="product",\n    requantize_rule="real-product",',
     ),
     Fault(
+        "division-by-the-scale-undone", "numerics.dialects.requantize", ("DIA-REQUANTIZE",),
+        "An output that is divided by its scale is multiplied by the reciprocal.",
+        "value / twice(y.scale)", "value * (ONE / twice(y.scale))",
+    ),
+    Fault(
         "reciprocal-bias-truncated", "numerics.dialects.requantize", ("DIA-EVERYWHERE", "DIA-REQUANTIZE"),
         "A cast without rounding turns a bias of just under a whole number of LSBs into one LSB less.",
         "codes = np.rint((bias * (ONE / unit)).astype(np.float64))",

@@ -33,6 +33,16 @@ def test_selecting_an_engine_is_undone():
     assert torch.backends.quantized.engine == before
 
 
+@pytest.mark.parametrize("spoken", ["onednn", "onednn-divided", "onednn-product"])
+def test_whether_outputs_are_divided_decides_the_dialect_of_onednn(spoken, monkeypatch):
+    def linear(*layer, relu, engine):
+        return DIALECTS[spoken].linear(*layer, relu=relu)
+
+    monkeypatch.setattr(quantized, "linear", linear)
+    in_turn = "onednn-divided" if spoken == "onednn-divided" else "onednn"
+    assert quantized.dialects_here("onednn") == (in_turn, "onednn-product")
+
+
 @pytest.mark.parametrize("engine", OFFERED)
 @pytest.mark.parametrize(("half_a_step", "name"), [(2, "torch-quantize"), (1, "torch-quantize-outside")])
 def test_the_place_of_the_zero_point_decides_the_dialect_of_tensors(engine, half_a_step, name, monkeypatch):

@@ -91,6 +91,7 @@ ONEDNN = replace(
     windows_rule="real-weight-once",
     channels_rule="even",
 )
+ONEDNN_DIVIDED = replace(ONEDNN, name="onednn-divided", requantize_rule="real-in-turn-divided")
 ONEDNN_PRODUCT = replace(
     ONEDNN,
     name="onednn-product",
@@ -187,7 +188,7 @@ OPENVINO = Dialect(
 
 # In the order of the chapter's table.
 NAMED = (
-    EXACT, ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, QNNPACK, QNNPACK_OUTSIDE, PAPER, ONNX_REFERENCE,
+    EXACT, ONNX, FBGEMM, ONEDNN, ONEDNN_DIVIDED, ONEDNN_PRODUCT, QNNPACK, QNNPACK_OUTSIDE, PAPER, ONNX_REFERENCE,
     TORCH_QUANTIZE, TORCH_QUANTIZE_TAIL, TORCH_QUANTIZE_OUTSIDE, TORCH_QUANTIZE_OUTSIDE_TAIL, TORCH_FAKE_QUANTIZE,
     ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, ONEDNN_REFERENCE,
     XNNPACK, TFLITE_REFERENCE, TFLITE_TWO_ROUNDINGS, TFLITE_RUY, OPENVINO,
@@ -195,7 +196,9 @@ NAMED = (
 # What x86 CPUs without dot-product instructions make of a dialect (DIA-ACCUMULATE).
 INT16 = tuple(
     replace(choices, name=f"{choices.name}-int16", accumulate_rule="pairs")
-    for choices in (ONNX, FBGEMM, ONEDNN, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, OPENVINO)
+    for choices in (
+        ONNX, FBGEMM, ONEDNN, ONEDNN_DIVIDED, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, OPENVINO
+    )
 )
 DIALECTS = {choices.name: choices for choices in NAMED + INT16}
 

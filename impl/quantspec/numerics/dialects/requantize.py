@@ -67,6 +67,13 @@ def requantize_real_in_turn(
     return quantize_real(accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias, y, lowest)
 
 
+def requantize_real_in_turn_divided(
+    accumulator: np.ndarray, bias: Float32, s_x: Float32, s_w: Float32, y: QParams, lowest: int
+) -> np.ndarray:
+    value = accumulator.astype(np.float32) * twice(s_x) * twice(s_w) + bias
+    return saturate(np.rint(value / twice(y.scale) + y.zero_point.astype(np.float32)), lowest, y.qmax)
+
+
 def requantize_real_product(
     accumulator: np.ndarray, bias: Float32, s_x: Float32, s_w: Float32, y: QParams, lowest: int
 ) -> np.ndarray:
@@ -116,6 +123,7 @@ REQUANTIZE: dict[str, Requantize] = {
     "integer-bias-reciprocal": requantize_integer_bias_reciprocal,
     "float-bias": requantize_float_bias,
     "real-in-turn": requantize_real_in_turn,
+    "real-in-turn-divided": requantize_real_in_turn_divided,
     "real-product": requantize_real_product,
     "real-weight-once": requantize_real_weight_once,
     "real-weight-once-product": requantize_real_weight_once_product,
