@@ -53,6 +53,29 @@ def test_layers_near_ties_have_torchs_codes(engine, generator, rows, inputs, out
     assert agrees.all(), f"{int((~agrees).sum())} of {agrees.size} codes differ"
 
 
+@clause("DIA-REQUANTIZE", "DIA-EITHER")
+@pytest.mark.parametrize("engine", OFFERED)
+@given(
+    draws.seeds(), st.integers(1, 40), st.integers(1, 800), st.integers(1, 40), st.booleans(), st.booleans(),
+    st.sampled_from([2, 6, 10, 14, 18]),
+)
+def test_layers_within_ulps_of_ties_have_torchs_codes(engine, generator, rows, inputs, outputs, biased, relu, ratio):
+    """Which steps round to float32, and whether an output is divided or multiplied, shows nowhere else."""
+    s_x, s_w = (np.float32(generator.uniform(0.5, 1) * 2.0**exponent) for exponent in (-5, -6))
+    x, w = QParams(s_x, int(generator.integers(128)), 0, 127), QParams(s_w, 0, -128, 127)
+    # Every second accumulator or so is half a step from a code, but for what the scales are rounded by.
+    unit = float(s_x) * float(s_w)
+    y = QParams(np.float32(unit * ratio * (1 + generator.uniform(-2e-7, 2e-7))), int(generator.integers(256)), 0, 255)
+    weight = generator.integers(-3, 4, (outputs, inputs)).astype(np.int8)
+    bias = (generator.integers(-40, 40, outputs) * unit * biased).astype(np.float32)
+    x_q = np.clip(x.zero_point + generator.integers(-3, 4, (rows, inputs)), 0, 127).astype(np.uint8)
+    theirs = quantized.linear(x_q, x, weight, w, bias, y, relu=relu, engine=engine)
+    agrees = np.zeros(theirs.shape, bool)
+    for name in quantized.dialects_here(engine):
+        agrees |= dialect(name).linear(x_q, x, weight, w, bias, y, relu=relu) == theirs
+    assert agrees.all(), f"{int((~agrees).sum())} of {agrees.size} codes differ"
+
+
 @clause("DIA-ACCUMULATE")
 @pytest.mark.parametrize("engine", OFFERED)
 @given(draws.seeds(), st.integers(1, 70), st.integers(1, 20))
