@@ -180,7 +180,10 @@ use_git_change_detection = false
 # they are: a recording looks for the frame that it began in, and checks are taken out of functions by the lines where
 # they stand in a module, in which all of its mutants stand too.
 LEFT_OUT = {
-    "capture.recorder": ("capture/test_capture.py::test_a_loaded_network_says_for_which_sizes_it_was_captured",),
+    "capture.recorder": (
+        "capture/test_capture.py::test_a_loaded_network_says_for_which_sizes_it_was_captured",
+        "capture/test_split.py::test_a_loaded_network_says_for_which_sizes_it_has_a_part_that_there_is_not",
+    ),
     "storage": ("files/test_checks.py::test_with_a_check_taken_out_a_forged_file_is_answered_in_another_way",),
 }
 # In front of the copy of conftest.py: what mutmut puts around each function counts as a file of the package, for the
