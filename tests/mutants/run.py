@@ -64,7 +64,7 @@ CAPTURING = tuple(
         "forms", "capture", "calls", "arguments", "copies", "written", "writes", "recorded", "recorder", "at_each_call",
         "state_kept", "first_call", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs",
         "parametrized", "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
-        "questions", "normalized", "choices", "answers", "masks_given",
+        "questions", "normalized", "choices", "answers", "masks_given", "products_moved",
     )  # fmt: skip
 )
 STORING = tuple(

@@ -133,15 +133,16 @@ def writes(node: fx.Node) -> bool:
 def constant(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     """Whether what a node gives depends on parameters alone."""
     reads = node.all_input_nodes
-    training = node.target is nn.functional.batch_norm and node.kwargs.get("training")
-    if writes(node) or (training and keeps_statistics(node)):
+    if writes(node) or keeps_statistics(node):
         return False
     return bool(reads) and all(read in values for read in reads) and not is_random(node)
 
 
 def keeps_statistics(node: fx.Node) -> bool:
-    """Whether a normalization changes the statistics that it is given."""
-    return len(node.args) > 1 and node.args[1] is not None or node.kwargs.get("running_mean") is not None
+    """Whether a normalization changes the statistics that it is given: torch has these by place and the rest by name,
+    however it was called."""
+    training = node.target is nn.functional.batch_norm and node.kwargs.get("training")
+    return bool(training) and node.args[1] is not None
 
 
 def is_random(node: fx.Node) -> bool:
