@@ -386,7 +386,7 @@ class Recorder(Values, TorchFunctionMode):
         if name == "__len__":
             return tracked.concrete(self.shape(tensor)[0])
         if name == "is_same_size":
-            return self.shape(tensor) == self.shape(args[1] if len(args) > 1 else kwargs["other"])
+            return self.shape(tensor) == self.shape(args[1])  # to which by_place has brought it
         node = self.argument(tensor)
         value = self.call(func, args, kwargs)
         return tracked.number(self, value, lambda: self.add("call_method", "numel", (node,), {}))
