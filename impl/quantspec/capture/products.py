@@ -101,7 +101,7 @@ class Writer:
         if layer is None:
             return None
         if layer.target is F.linear and self.is_bias(summand, layer):
-            layer.args = (*layer.args[:2], self.flat(summand))
+            layer.args = (*layer.args, self.flat(summand))
             return layer
         return self.add(node, torch.add, layer, summand)
 
@@ -237,4 +237,4 @@ def fits(of_x: str, of_weight: str, result: str, weight: torch.Tensor) -> bool:
     if weight.ndim < 2 or len(of_weight) != weight.ndim:
         return False
     x, w, y = map(set, terms)
-    return y <= x | w and x - y <= w and w - y <= x and y >= (x ^ w) and bool(x & w)
+    return x ^ w <= y <= x | w
