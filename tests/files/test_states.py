@@ -11,7 +11,7 @@ import quantspec as qs
 from networks import seeded
 from quantspec.ir.held import Held, held
 from quantspec.module import islands, modes
-from quantspec.module.coded import Parameters
+from quantspec.module.coded import Parameters, put
 from told import exactly
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
@@ -98,6 +98,17 @@ def test_parameters_that_are_attributes_now_are_named_as_torch_names_parameters(
     got = list(named(**options))
     assert [name for name, _ in got] == [name for name, _ in expected if not name.endswith("2.weight")]
     assert all(value is dict(expected)[name] for name, value in got)
+
+
+@pytest.mark.parametrize("prefix", ["", "a.", "a", "a.b", "a.0."])
+def test_a_state_with_parameters_that_are_attributes_now_is_named_and_ordered_as_torchs(prefix):
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Sequential(nn.Linear(8, 8)))
+    model.own = nn.Parameter(torch.zeros(3))
+    expected = model.state_dict(prefix=prefix)
+    put(model, {(id(module), name): value for module in model.modules() for name, value in module._parameters.items()})
+    assert not list(nn.Module.named_parameters(model))
+    got = model.state_dict(prefix=prefix)
+    assert list(got) == list(expected) and all(torch.equal(got[name], value) for name, value in expected.items())
 
 
 def test_how_a_call_of_a_part_comes_out_is_worked_out_once(monkeypatch):

@@ -223,13 +223,13 @@ def state_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return given
     prefix, left = kwargs.get("prefix", ""), dict(given)
     given.clear()
-    for path, inner in module.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False):
-        own, before = inner.__dict__.get("named_parameters"), f"{path}." if path else prefix
+    for path, inner in module.named_modules(remove_duplicate=False):
+        own, before = inner.__dict__.get("named_parameters"), f"{prefix}{path}." if path else prefix
         for name in own.names if isinstance(own, Parameters) else ():
             if (value := getattr(inner, name, None)) is not None:
                 value = value if kwargs.get("keep_vars") else value.detach()
                 given[f"{before}{name}"] = left.pop(f"{before}{name}", value)
-        for name in [name for name in left if name.rpartition(".")[0] == path]:
+        for name in [name for name in left if name.rpartition(".")[0] == before.rpartition(".")[0]]:
             given[name] = left.pop(name)
     given.update(left)
     return given
