@@ -168,6 +168,33 @@ def test_sizes_state_the_values_that_they_multiply_to(made, tmp_path):
         assert stated(rows, tmp_path).shares["step 'each'"] == (8 * 1000, 1000)
 
 
+ODD, MODULE = {"ref": "odd"}, {"kind": "module", "target": "each"}
+FLOAT = MODULE | {"layer": "Linear", "fields": {"x": "odd"}, "state": {"weight": "linear.weight"}}  # [3, 8]
+PADDED = MODULE | {"class": "ZeroPad2d", "arguments": dict_of(padding=tuple_of(20, 30, 40, 50)), "state": {}}
+# What reads 1000 values, and how many it makes of them at least.
+READERS = {
+    "a sum": ({"step": "Add", "name": "each", "a": "odd", "b": "x"}, 1000),
+    "a product": ({"step": "Mul", "name": "each", "a": "x", "b": "odd"}, 1000),
+    "joined codes": ({"step": "Concat", "name": "each", "xs": ["odd", "x", "odd"]}, 2001),
+    "a layer": ({"step": "Linear", "name": "each", "x": "odd", "weight": "linear.weight"}, 125 * 3),
+    "bilinear": ({"step": "Bilinear", "name": "each", "x": "odd", "factors": [2.5, 3.0]}, 6000),
+    "smaller than it was": ({"step": "Bilinear", "name": "each", "x": "odd", "factors": [0.5, 3.0]}, 1),
+    "what keeps values": (call("each", "method", "relu", ODD)[1], 1000),
+    "what may take some": (call("each", "method", "sum", ODD)[1], 1),
+    "joined": (call("each", "function", "torch.cat", [ODD, X, ODD])[1], 2001),
+    "given by name": (call("each", "function", "torch.abs", input=ODD)[1], 1000),
+    "a layer in float": (call("each", "module", "each", ODD)[1], 125 * 3, FLOAT),
+    "a module": (call("each", "module", "each", ODD)[1], (1 + 20 + 30) * (1 + 40 + 50), PADDED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_step_states_the_values_that_it_makes_of_those_that_it_reads(name, tmp_path):
+    row, values, *called = READERS[name]
+    rows = [*function("torch.zeros", 1000), ("steps +", row), *(("callables +", what) for what in called)]
+    assert stated(rows, tmp_path).shares["step 'each'"][0] == 8 * values
+
+
 def test_what_is_not_said_counts_as_one_value(tmp_path):
     usual = stated([], tmp_path)
     for changes in (

@@ -23,9 +23,11 @@ from quantspec.ir.program import (
     MaxPool,
     Mean,
     Move,
+    Mul,
     Quantize,
     Recurrent,
     Ref,
+    Relu,
     Table,
 )
 from quantspec.numerics.affine import QParams
@@ -74,7 +76,8 @@ TAKEN = {
     "recurrent": recurrent, "two layers": replace(recurrent, cells=(cell, later)),
     "two directions": replace(recurrent, cells=(cell, cell, both, both), bidirectional=True),
     "quantize": Quantize("y", "x", GRID), "dequantize": Dequantize("y", "c", GRID),
-    "add": Add("y", "c", "d", GRID, OTHER, GRID, True),
+    "add": Add("y", "c", "d", GRID, OTHER, GRID, True), "mul": Mul("y", "c", "d", GRID, OTHER, GRID),
+    "relu": Relu("y", "c", GRID),
     "dynamic": LinearDynamic("y", "x", "head", CODES, None, CHANNELS, False),
 }  # fmt: skip
 
@@ -234,6 +237,27 @@ def test_a_step_that_is_none_is_refused_by_a_whole_sentence(name):
     step, message = REFUSED[name]
     with pytest.raises(ValueError, match=exactly(message)):
         check_step(step, GRIDS)
+
+
+# Steps that read codes, each with one grid that is not that of the codes.
+ELSEWHERE = {
+    "linear": replace(linear, x_qparams=OTHER), "conv": replace(conv, x_qparams=OTHER),
+    "table": replace(table, x_qparams=OTHER), "relu": replace(TAKEN["relu"], qparams=OTHER),
+    "sum, first": replace(TAKEN["add"], a_qparams=OTHER), "sum, second": replace(TAKEN["add"], b_qparams=GRID),
+    "product, first": replace(TAKEN["mul"], a_qparams=OTHER), "product, second": replace(TAKEN["mul"], b_qparams=GRID),
+    "concat, first": replace(concat, x_qparams=(OTHER, OTHER)),
+    "concat, second": replace(concat, x_qparams=(GRID, GRID)),
+    "average": replace(average, qparams=OTHER), "adaptive": replace(adaptive, qparams=OTHER),
+    "mean": replace(mean, qparams=OTHER), "bilinear": replace(bilinear, qparams=OTHER),
+    "move": replace(move, qparams=OTHER), "dequantize": Dequantize("y", "c", OTHER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_step_that_takes_codes_to_be_on_another_grid_is_refused(name):
+    read = "d" if name.endswith("second") else "c"
+    with pytest.raises(ValueError, match=exactly(f"takes {read!r} to be on another grid than it is")):
+        check_step(ELSEWHERE[name], GRIDS)
 
 
 @pytest.mark.parametrize("given", [3, [], "x"], ids=repr)
