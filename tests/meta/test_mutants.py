@@ -157,6 +157,20 @@ class C:
     assert run.with_decorators_called(source) == expected
 
 
+def test_functions_that_run_at_import_get_a_decorator_that_does_nothing():
+    source = "def a():\n    return 1\n\n\ndef ab():\n    return a()\n"
+    changed = run.left_alone(source, ["a"])
+    assert changed == "@(lambda function: function)\n" + source
+    names = {}
+    exec(changed, names)
+    assert names["ab"]() == 1
+    with pytest.raises(ValueError, match="^expected one function 'b', found 0$"):
+        run.left_alone(source, ["b"])
+    for module, functions in run.SOME_AT_IMPORT.items():
+        text = (run.ROOT / "impl" / "quantspec" / run.path_of(module)).read_text(encoding="utf-8")
+        assert run.left_alone(text, functions).count("@(lambda function: function)") == len(functions)
+
+
 def test_caches_are_emptied_before_each_test(monkeypatch):
     @functools.cache
     def number():

@@ -7,6 +7,7 @@ arguments have no integer form.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeGuard, TypeVar
 
 import numpy as np
@@ -145,39 +146,37 @@ ALONE = {
 NUMBER = (int, float)
 
 
-def elementwise(name: str, module: bool) -> Recognizer:
-    """A recognizer for a function of one value whose other arguments are numbers."""
-
-    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
-        first, *others = [*node.args, *node.kwargs.values()]
-        if not is_value(first) or not constants(others):
+def elementwise(
+    name: str, module: bool, builder: Builder, node: fx.Node, given: dict[str, Any]
+) -> float_graph.Node | None:
+    """A function of one value whose other arguments are numbers."""
+    first, *others = [*node.args, *node.kwargs.values()]
+    if not is_value(first) or not constants(others):
+        return None
+    channels = None
+    if module:
+        what: Any = builder.modules[str(node.target)]
+        if isinstance(what, nn.PReLU) and what.num_parameters != 1:
+            channels = what.num_parameters
+        ceiling = 6.0 if name == "relu6" else what.max_val if name == "hardtanh" and what.min_val == 0 else None
+    else:
+        named = {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
+        ends = dict(zip(("min", "max"), others)) | named
+        if any(not isinstance(v, (*NUMBER, str, bool, type(None))) for v in others):
             return None
-        channels = None
-        if module:
-            what: Any = builder.modules[str(node.target)]
-            if isinstance(what, nn.PReLU) and what.num_parameters != 1:
-                channels = what.num_parameters
-            ceiling = 6.0 if name == "relu6" else what.max_val if name == "hardtanh" and what.min_val == 0 else None
-        else:
-            named = {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
-            ends = dict(zip(("min", "max"), others)) | named
-            if any(not isinstance(v, (*NUMBER, str, bool, type(None))) for v in others):
-                return None
-            largest: Any = ends.get("max")
-            low_zero = name in ("hardtanh", "clamp") and ends.get("min") == 0 and isinstance(largest, NUMBER)
-            ceiling = 6.0 if name == "relu6" else float(largest) if low_zero else None
-        ceiling = ceiling if ceiling is None or ceiling > 0 else None
-        return float_graph.Elementwise(node.name, builder.first(node), name, builder.call(node), ceiling, channels)
-
-    return recognize
+        largest: Any = ends.get("max")
+        low_zero = name in ("hardtanh", "clamp") and ends.get("min") == 0 and isinstance(largest, NUMBER)
+        ceiling = 6.0 if name == "relu6" else float(largest) if low_zero else None
+    ceiling = ceiling if ceiling is None or ceiling > 0 else None
+    return float_graph.Elementwise(node.name, builder.first(node), name, builder.call(node), ceiling, channels)
 
 
 for _name, _targets in ALONE.items():
     for _target in _targets:
         if isinstance(_target, type):
-            MODULES[_target] = elementwise(_name, True)
+            MODULES[_target] = partial(elementwise, _name, True)
         else:
-            FUNCTIONS[_target] = (Signature((), {}), elementwise(_name, False))
+            FUNCTIONS[_target] = (Signature((), {}), partial(elementwise, _name, False))
 
 
 @function(signature("input inplace", inplace=False), torch.relu, F.relu, torch.relu_, F.relu_, "relu", "relu_")
@@ -197,28 +196,25 @@ ARITHMETIC = {
 }
 
 
-def arithmetic(name: str) -> Recognizer:
-    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
-        if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
-            return None
-        left, right = given["input"], given["other"]
-        if is_value(left) and is_value(right):
-            node_class = {"add": float_graph.Add, "mul": float_graph.Mul}.get(name)
-            pair = builder.tree(left).name, builder.tree(right).name
-            return node_class(node.name, *pair, builder.call(node)) if node_class else None
-        value = left if is_value(left) else right
-        number = right if is_value(left) else left
-        if not isinstance(number, NUMBER) or (name == "div" and value is right):
-            return None
-        # A number beside a value of the graph that is a size, and no tensor, is told apart when the graph runs: only
-        # what is in codes becomes a table.
-        return float_graph.Elementwise(node.name, builder.tree(value).name, f"{name} {number:g}", builder.call(node))
-
-    return recognize
+def arithmetic(name: str, builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
+        return None
+    left, right = given["input"], given["other"]
+    if is_value(left) and is_value(right):
+        node_class = {"add": float_graph.Add, "mul": float_graph.Mul}.get(name)
+        pair = builder.tree(left).name, builder.tree(right).name
+        return node_class(node.name, *pair, builder.call(node)) if node_class else None
+    value = left if is_value(left) else right
+    number = right if is_value(left) else left
+    if not isinstance(number, NUMBER) or (name == "div" and value is right):
+        return None
+    # A number beside a value of the graph that is a size, and no tensor, is told apart when the graph runs: only
+    # what is in codes becomes a table.
+    return float_graph.Elementwise(node.name, builder.tree(value).name, f"{name} {number:g}", builder.call(node))
 
 
 for _name, _targets in ARITHMETIC.items():
-    function(signature("input other alpha rounding_mode"), *_targets)(arithmetic(_name))
+    function(signature("input other alpha rounding_mode"), *_targets)(partial(arithmetic, _name))
 
 
 @function(signature("tensors dim", dim=0), torch.cat, torch.concat, torch.concatenate)
@@ -235,47 +231,38 @@ def concat(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_grap
 # --- windows
 
 
-def max_pool(positions: int) -> Recognizer:
-    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
-        if given["return_indices"] or not constants([v for k, v in given.items() if k != "input"]):
-            return None
-        kernel = each(given["kernel_size"], positions)
-        stride = kernel if given["stride"] in (None, [], ()) else each(given["stride"], positions)
-        padding, dilation = each(given["padding"], positions), each(given["dilation"], positions)
-        if kernel is None or stride is None or padding is None or dilation is None:
-            return None
-        places = kernel, stride, padding, dilation, bool(given["ceil_mode"])
-        return float_graph.MaxPool(node.name, builder.first(node), *places, builder.call(node))
-
-    return recognize
+def max_pool(positions: int, builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    if given["return_indices"] or not constants([v for k, v in given.items() if k != "input"]):
+        return None
+    kernel = each(given["kernel_size"], positions)
+    stride = kernel if given["stride"] in (None, [], ()) else each(given["stride"], positions)
+    padding, dilation = each(given["padding"], positions), each(given["dilation"], positions)
+    if kernel is None or stride is None or padding is None or dilation is None:
+        return None
+    places = kernel, stride, padding, dilation, bool(given["ceil_mode"])
+    return float_graph.MaxPool(node.name, builder.first(node), *places, builder.call(node))
 
 
-def avg_pool(positions: int) -> Recognizer:
-    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
-        if given.get("divisor_override") is not None or not constants([v for k, v in given.items() if k != "input"]):
-            return None
-        kernel = each(given["kernel_size"], positions)
-        stride = kernel if given["stride"] in (None, [], ()) else each(given["stride"], positions)
-        padding = each(given["padding"], positions)
-        if kernel is None or stride is None or padding is None:
-            return None
-        places = kernel, stride, padding, bool(given["ceil_mode"]), bool(given["count_include_pad"])
-        return float_graph.AvgPool(node.name, builder.first(node), *places, builder.call(node))
-
-    return recognize
+def avg_pool(positions: int, builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    if given.get("divisor_override") is not None or not constants([v for k, v in given.items() if k != "input"]):
+        return None
+    kernel = each(given["kernel_size"], positions)
+    stride = kernel if given["stride"] in (None, [], ()) else each(given["stride"], positions)
+    padding = each(given["padding"], positions)
+    if kernel is None or stride is None or padding is None:
+        return None
+    places = kernel, stride, padding, bool(given["ceil_mode"]), bool(given["count_include_pad"])
+    return float_graph.AvgPool(node.name, builder.first(node), *places, builder.call(node))
 
 
-def adaptive_pool(positions: int) -> Recognizer:
-    def recognize(builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
-        size = given["output_size"]
-        if not constants(size):
-            return None
-        sizes = (size,) * positions if isinstance(size, int) or size is None else tuple(size)
-        if len(sizes) != positions:
-            return None
-        return float_graph.AdaptiveAvgPool(node.name, builder.first(node), sizes, builder.call(node))
-
-    return recognize
+def adaptive_pool(positions: int, builder: Builder, node: fx.Node, given: dict[str, Any]) -> float_graph.Node | None:
+    size = given["output_size"]
+    if not constants(size):
+        return None
+    sizes = (size,) * positions if isinstance(size, int) or size is None else tuple(size)
+    if len(sizes) != positions:
+        return None
+    return float_graph.AdaptiveAvgPool(node.name, builder.first(node), sizes, builder.call(node))
 
 
 MAX_ARGUMENTS = signature(
@@ -301,9 +288,9 @@ for _n, _max, _avg, _adaptive, _modules in (
     ),
 ):
     for _sign, _functions, _recognizer, _module in (
-        (MAX_ARGUMENTS, _max, max_pool(_n), _modules[0]),
-        (AVG_ARGUMENTS, _avg, avg_pool(_n), _modules[1]),
-        (signature("input output_size"), _adaptive, adaptive_pool(_n), _modules[2]),
+        (MAX_ARGUMENTS, _max, partial(max_pool, _n), _modules[0]),
+        (AVG_ARGUMENTS, _avg, partial(avg_pool, _n), _modules[1]),
+        (signature("input output_size"), _adaptive, partial(adaptive_pool, _n), _modules[2]),
     ):
         function(_sign, *_functions)(_recognizer)
         MODULES[_module] = _recognizer
