@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from networks import seeded
-from quantspec.capture import parts, tracer
+from quantspec.capture import parts, recorder, tracer
+from quantspec.capture.calls import call_of
 from quantspec.ir.float_graph import Linear
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
@@ -88,3 +89,42 @@ def test_a_normalized_weight_is_computed_once_unless_the_call_notes_its_statisti
     called = [node.target for node in graph.nodes if getattr(node, "kind", "") == "function"]
     assert called == (["torch.nn.functional.batch_norm", "torch.nn.functional.linear"] if notes else [])
     assert sum(isinstance(node, Linear) for node in graph.nodes) == (not notes)
+
+
+class OfTable(nn.Module):
+    """A product with what is computed of a parameter and of a table."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.weight, self.factor = nn.Parameter(torch.randn(8, 8)), factor
+        self.register_buffer("table", torch.randn(8, 8))
+
+    def forward(self, x):
+        return x @ self.factor(self)
+
+
+# The factor, and whether its values are computed of the parameter, so that it has eight bits as a layer's weight.
+FACTORS = {
+    "the table in its type": (lambda s: s.table.type_as(s.weight), False),
+    "twice the table in its type": (lambda s: 2 * s.table.type_as(s.weight), False),
+    "the table as that of float64": (lambda s: s.table.double().type_as(s.weight), False),
+    "the table of float64 to it": (lambda s: s.table.double().to(s.weight), False),
+    "the table in its shape": (lambda s: s.table.flatten().view_as(s.weight), False),
+    "the table reshaped": (lambda s: s.table.flatten().reshape_as(s.weight), False),
+    "a row as often as it has rows": (lambda s: s.table[:1].expand_as(s.weight), False),
+    "its values in the table's type": (lambda s: s.weight.double().type_as(s.table), True),
+    "its values to the table": (lambda s: s.weight.double().to(s.table), True),
+    "its values in the table's shape": (lambda s: s.weight.flatten().view_as(s.table), True),
+    "a sum of both": (lambda s: s.table + s.weight, True), "a third of the table": (lambda s: s.table / 3, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["traced", "recorded"])
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_table_that_takes_its_type_or_shape_from_a_parameter_is_none(name, recorded):
+    factor, is_layer = FACTORS[name]
+    model = seeded(lambda: OfTable(factor)).requires_grad_(False)
+    pattern, tensors = call_of(model.forward, (ROWS,), {})
+    graph = recorder.record(model, "", pattern, tensors).graph if recorded else tracer.capture(model)
+    assert parts.graph_differs(graph, (2 * ROWS,), model(2 * ROWS)) is None
+    assert sum(isinstance(node, Linear) for node in graph.nodes) == is_layer

@@ -11,8 +11,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from quantspec.ir.float_graph import Recipe
 
-from . import copies
+from . import aliases, copies
 from .builder import GraphBuilder
+from .tensor_names import LIKE
 
 GROWTH = 2  # a result of more elements than this, for each that it is made of, is not stored in their place
 
@@ -44,7 +45,7 @@ def folded(graph: fx.Graph, model: nn.Module, *, trained: bool = False) -> tuple
                 values[node] = result
                 sizes[node] = max(sum(sizes[read] for read in node.all_input_nodes), 1)
                 if isinstance(result, torch.Tensor) and result.is_floating_point():
-                    learned |= {node} if learned.intersection(node.all_input_nodes) else set()
+                    learned |= {node} if learned.intersection(sources(node)) else set()
     replaced = [
         node for node in graph.nodes
         if node.op != "get_attr" and node in values and any(user not in values for user in node.users)
@@ -75,6 +76,11 @@ def folded(graph: fx.Graph, model: nn.Module, *, trained: bool = False) -> tuple
         if node in values and not node.users:
             graph.erase_node(node)
     return attributes, recipes
+
+
+def sources(node: fx.Node) -> list[fx.Node]:
+    """What the values of a node are computed of: not what it only takes a type or a shape from."""
+    return node.all_input_nodes[:1] if aliases.name_of(node) in LIKE else node.all_input_nodes
 
 
 def recipe(node: fx.Node, graph: fx.Graph, builder: GraphBuilder, value: torch.Tensor) -> Recipe:

@@ -16,6 +16,7 @@ from quantspec.ir.program import Call, Ref
 
 from . import copies, tracked
 from .calls import CONSTANTS
+from .tensor_names import LIKE
 
 
 class Stopped(BaseException):
@@ -89,7 +90,8 @@ class Values:
 
     def making(self, function: Callable[..., Any] | Path, args: Any, kwargs: Any, *more: Any) -> Made:
         """What a function of constants makes, which also reads ``more``."""
-        learned = any(map(self.is_learned, tree_leaves((args, kwargs, more))))
+        like = getattr(function, "__name__", "") in LIKE
+        learned = any(map(self.is_learned, tree_leaves(args[:1] if like else (args, kwargs, more))))
 
         def source(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):

@@ -44,6 +44,8 @@ AUGMENTED = {
     "__iadd__": "add", "__isub__": "sub", "__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow",
     "__idiv__": "div", "__ifloordiv__": "floor_divide",
 }  # fmt: skip
+# What has the values of its first tensor, and of another one the type or the shape.
+LIKE = frozenset("to type_as expand_as view_as reshape_as".split())
 # Where functions that may write in place have the argument that says so.
 INPLACE_AT = {
     "relu": 1, "relu6": 1, "elu": 2, "selu": 1, "celu": 2, "leaky_relu": 2, "silu": 1, "mish": 1, "hardswish": 1,
