@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
+import every_step
 import pytest
 import torch
 from torch import nn
@@ -10,8 +12,9 @@ from torch import nn
 import quantspec as qs
 from networks import seeded
 from quantspec.ir.held import Held, held
+from quantspec.ir.program import Conv
 from quantspec.module import islands, modes
-from quantspec.module.coded import Parameters, put
+from quantspec.module.coded import Parameters, codes_in, put
 from told import exactly
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
@@ -38,6 +41,50 @@ def test_the_state_of_another_model_is_refused_by_what_is_in_only_one_of_them():
     with pytest.raises(ValueError, match="expected the networks of this model, but .layers.2#0. is in only one"):
         small.load_state_dict(large.state_dict())
     small.load_state_dict(small.state_dict())
+
+
+# Changes of a state, and what is said of them.
+STATES = {
+    "no state": (lambda state: 3, "networks, scales, tensors of this model, got 3"),
+    "a network that is none": (
+        lambda state: state | {"networks": {"layers.0#0": 3, "layers.1#0": 4}}, "networks of this model, got 3",
+    ),
+    "more of a network": (
+        lambda state: state | {"networks": {
+            name: network | {"float_parts.more": torch.zeros(1)} for name, network in state["networks"].items()
+        }},
+        "float parts of this network, but 'float_parts.more' is in only one of them",
+    ),
+    "more scales": (
+        lambda state: state | {"scales": state["scales"] | {"more": torch.zeros(1)}},
+        "scales of this model, but 'more' is in only one of them",
+    ),
+    "fewer tensors": (
+        lambda state: state | {"tensors": {}}, "tensors of this model, but 'layers.0.bias' is in only one of them",
+    ),
+    "scales that are no tensors": (lambda state: state | {"scales": [1]}, "scales of this model, got [1]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_a_state_that_is_none_of_a_model_is_refused_by_a_whole_sentence(name):
+    changed, told = STATES[name]
+    q = qs.quantize(seeded(Decides), [ROWS])
+    q.check_state(q.get_extra_state())
+    with pytest.raises(ValueError, match=exactly(f"state_dict: expected the {told}")):
+        q.check_state(changed(q.get_extra_state()))
+
+
+def test_codes_say_in_how_many_groups_a_layer_has_them():
+    program = every_step.program()
+    steps = [replace(step, groups=2) if isinstance(step, Conv) else step for step in program.steps]
+    groups = [(layer, weight.groups) for layer, weight in codes_in(replace(program, steps=tuple(steps)))]
+    assert groups == [("0", 2), *((str(layer), 1) for layer in (1, 2, 3, 4, 5, 6, 6, 6, 6))]
+
+
+def test_a_layer_that_nobody_watches_yet_computes():
+    layer = islands.LayerIsland("layer", nn.ReLU(), nn.Linear(8, 8).forward)
+    assert torch.equal(layer(ROWS), ROWS.relu())
 
 
 def test_weights_that_a_model_keeps_as_codes_say_so():

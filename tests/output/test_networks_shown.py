@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from torch import nn
 
+import quantspec as qs
 from files import every_step
 from quantspec.ir.program import Add, Call, Conv, Linear, LinearDynamic, Recurrent, Ref
 from quantspec.module.summary import Part, kind_of, network_table, row, span
@@ -145,3 +147,22 @@ def test_numbers_of_channels_are_told_by_the_smallest_and_the_largest():
     numbers = np.float32([0.25, 1 / 3, 0.125])
     assert span(numbers, 4) == "0.125 .. 0.3333" and span(numbers, 6) == "0.125 .. 0.333333"
     assert span(np.float32([0.5, 0.5]), 4) == "0.5" and span(np.int32([]), 4) == ""
+
+
+class Decides(nn.Module):
+    """A model that decides by data behind each layer."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(layers))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x) if x.sum() < 1e9 else -x
+        return x
+
+
+@pytest.mark.parametrize(("layers", "count"), [(1, "1 int8 network"), (2, "2 int8 networks")])
+def test_a_model_with_python_says_how_many_networks_it_has(layers, count):
+    q = qs.quantize_dynamic(Decides(layers).eval(), engine="reference")
+    assert q.table().splitlines()[0] == f"Decides: {count} and Python, engine reference"

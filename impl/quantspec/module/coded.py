@@ -79,13 +79,13 @@ def codes_in(program: Program) -> Iterator[tuple[str, CodedWeight]]:
     """The codes of weights in a network, by the layers' paths."""
     for step in program.steps:
         if isinstance(step, Linear | LinearDynamic | LinearWeight | Embedding):
-            yield step.layer, coded_weight(step, "weight", step.w_qparams.scale)
+            yield step.layer, coded_weight(step, "weight", step.w_qparams.scale, 1)
         elif isinstance(step, Conv):
             yield step.layer, coded_weight(step, "weight", step.w_qparams.scale, step.groups)
         elif isinstance(step, Recurrent):
             for cell in step.cells:
-                yield step.layer, coded_weight(cell, "input_weight", cell.input_qparams.scale)
-                yield step.layer, coded_weight(cell, "state_weight", cell.state_qparams.scale)
+                yield step.layer, coded_weight(cell, "input_weight", cell.input_qparams.scale, 1)
+                yield step.layer, coded_weight(cell, "state_weight", cell.state_qparams.scale, 1)
 
 
 def biases_in(program: Program) -> Iterator[tuple[str, np.ndarray]]:
@@ -118,7 +118,7 @@ def keep_biases(model: nn.Module, programs: Mapping[str, Iterable[Program]]) -> 
     return frozenset(name for name, *_ in places)
 
 
-def coded_weight(owner: object, name: str, scale: np.ndarray, groups: int = 1) -> CodedWeight:
+def coded_weight(owner: object, name: str, scale: np.ndarray, groups: int) -> CodedWeight:
     """The codes in a field, as they are held there."""
     return CodedWeight(cast(np.ndarray, held_codes(owner, name)), scale, "same", groups)  # or what stands for them
 
