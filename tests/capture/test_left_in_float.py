@@ -203,3 +203,30 @@ def test_a_transformer_takes_all_masks_that_torchs_takes():
     for given in ({}, ahead, *({name: mask} for name, mask in padding.items()), padding | ahead):
         batch = {"src": source, "tgt": target} | given
         assert parts.graph_differs(graph, batch, model(**batch).detach()) is None, list(given)
+
+
+class Packed(nn.Module):
+    """A recurrent layer on sequences of several lengths, and one behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.GRU(SIZE, SIZE, batch_first=True), nn.Linear(SIZE, 3)
+
+    def forward(self, x, lengths):
+        rows = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.last(nn.utils.rnn.pad_packed_sequence(self.inner(rows)[0], batch_first=True)[0])
+
+
+def test_a_recurrent_layer_of_packed_sequences_is_the_models_own():
+    """Its steps have batches of different sizes."""
+    torch.manual_seed(4)
+    model, x = Packed().eval().requires_grad_(False), torch.randn(3, KEYS, SIZE)
+    lengths = torch.tensor([KEYS - 2, KEYS, KEYS - 1])
+    graph = tracer.capture(model)
+    for given in ((x, lengths), (2 * x[:2], lengths[1:])):
+        assert parts.graph_differs(graph, given, model(*given)) is None
+    assert [node.layer for node in graph.nodes if hasattr(node, "layer")] == ["last"]
+    with pytest.warns(UserWarning, match="float: GRU has no integer form here"):
+        q = qs.quantize(model, [(x, lengths)])
+    assert [layer.layer for layer in q.program.layers] == ["last"]
+    assert accuracy.sqnr(model(x, lengths).numpy(), q(x, lengths).numpy()) > 25
