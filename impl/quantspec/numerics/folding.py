@@ -44,7 +44,7 @@ def fold_batch_norm(
     # Products in float64, a piece at a time, which takes no memory of their size.
     folded = np.empty(np.shape(weight), np.float32)
     factors = np.expand_dims(factor, tuple(range(1, np.ndim(weight))))
-    np.multiply(weight, factors, out=folded, dtype=np.float64, casting="same_kind")
+    np.multiply(weight, factors, out=folded, dtype=np.float64)
     return folded, ((start - np.asarray(mean, np.float64)) * factor + beta).astype(np.float32)
 
 
