@@ -66,7 +66,7 @@ CAPTURING = tuple(
         "state_kept", "first_call", "left_in_float", "seldom_written", "layout", "lists", "modes", "outputs",
         "parametrized", "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
         "questions", "normalized", "choices", "answers", "masks_given", "products_moved",
-        "resized", "acts_noted", "attention_found", "attention_by_letters",
+        "resized", "acts_noted", "operators_recorded", "attention_found", "attention_by_letters",
     )  # fmt: skip
 ) + ("chapters/test_07_qat_computed.py",)  # where recipes of computed weights are followed
 STORING = tuple(
