@@ -101,3 +101,40 @@ def test_parameters_in_torchscript_are_trained_with_the_others(model):
     assert all(parameter.grad is not None for parameter in p.parameters())
     torch.optim.SGD(p.parameters(), 0.1).step()
     assert torch.equal(qs.convert(p.eval())(x()), p(x()))
+
+
+class Leaves(Around):
+    """Has modes of its own, which a part that is frozen has not."""
+
+    def train(self, mode=True):
+        self.training = mode
+        for layer in (self.first, self.last):
+            layer.train(mode)
+        return self
+
+
+@pytest.fixture(params=[Around, Leaves])
+def frozen(request):
+    """A model in evaluation mode, a part of which was frozen afterwards: that has no mode at all."""
+    model = seeded(lambda: request.param(Inner()))
+    model.inner = torch.jit.freeze(torch.jit.script(model.inner.eval()))
+    assert not hasattr(model.inner, "training")
+    return model
+
+
+def test_a_part_without_a_mode_is_in_none_that_would_be_refused(frozen):
+    expected = frozen(x())
+    for q in (qs.quantize(frozen, [x()]), qs.quantize_dynamic(frozen), qs.quantize_dynamic(frozen, example=x())):
+        assert list(q.islands) == ["first", "last"]
+        assert (q(x()) - expected).abs().max() < 0.02
+    with pytest.raises(ValueError, match="^model: it is in training mode; call model.eval"):
+        qs.quantize(frozen.train(), [x()])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_part_without_a_mode_is_trained_around_and_copied(frozen, training):
+    p = qs.prepare_qat(frozen.train(training))
+    twin = copy.deepcopy(p)  # before its first batch, of which it is made anew
+    assert p.training == twin.training == training
+    assert torch.equal(twin.train()(x()), p.train()(x()))
+    assert torch.equal(qs.convert(twin.eval())(x()), p.eval()(x()))

@@ -107,12 +107,12 @@ FAULTS = [
     Fault(
         "only-the-root-is-asked", "capture.tracer", ("FUS-TRAINING", "STA-TRAINING"),
         "model.training is looked at, and a part that was put into training mode by itself is not.",
-        "        if module.training:", "        if module.training and module is model:",
+        'if getattr(module, "training", False):', 'if getattr(module, "training", False) and module is model:',
     ),
     Fault(
         "training-mode-ended-silently", "capture.tracer", ("FUS-TRAINING", "STA-TRAINING"),
         "The model is put into evaluation mode instead of being refused.",
-        "        if module.training:", "        if module.train(False).training:",
+        'if getattr(module, "training", False):', "if module.train(False).training:",
     ),
     Fault(
         "absorbed-relu-lost", 'ptq.fusion', ("FUS-KEEP",),

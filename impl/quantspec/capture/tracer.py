@@ -144,7 +144,7 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     for path, module in model.named_modules():
-        if module.training:
+        if getattr(module, "training", False):  # frozen TorchScript says nothing of it
             raise ValueError(f"model: {path or 'it'} is in training mode; call model.eval() first")
     for path, parameter in model.named_parameters():
         other = parameter.dtype != torch.float32 and is_kind_of_layer(model.get_submodule(path.rpartition(".")[0]))

@@ -258,8 +258,9 @@ def prepare_qat(
         others = f", like {len(hooks) - 1} others" if len(hooks) > 1 else ""
         text = f"prepare_qat: {name} is computed by {what}, whose hook is left out, and trained as a parameter{others}"
         warnings.warn(f"{text}; use torch.nn.utils.parametrizations", stacklevel=level_of_caller())
-    given, in_training = model, isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
+    modes = [getattr(m, "training", False) for m in model.modules()] if isinstance(model, nn.Module) else [False]
+    given, in_training = model, modes[0]
+    if any(modes):
         model = usual(copies.own_copy)(copies.inside(model)).eval()
     again = partial(static.observing, options=options, observer=observer, fuse=fuse, exclude=exclude, acts=True)
     prepared = again(model)
