@@ -7,6 +7,7 @@ import networks
 import quantspec as qs
 from quantspec.engines.reference import Reference
 from quantspec.numerics.dialects.named import dialect
+from told import exactly
 
 
 def test_who_looks_at_codes_is_shown_no_nan():
@@ -26,6 +27,25 @@ def test_a_range_with_nan_or_infinity_makes_no_grid(bad):
     x[1, 2] = bad
     with pytest.raises(ValueError, match="x: expected finite values"):
         dialect("exact").quantize_dynamic(x)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (1e-40, "values from 1e-40 to 1e-40: scale: expected float32 from 2^-126 to 2^119, got {}"),
+        (3e38, "values from 3e+38 to 3e+38: maximum: the range is too wide, its scale {} exceeds 2^119"),
+    ],
+)
+def test_a_range_that_makes_no_grid_names_its_place_in_training_as_in_calibration(value, why):
+    model = networks.seeded(lambda: torch.nn.Sequential(torch.nn.Linear(4, 3)))
+    batch = torch.full((2, 4), value)
+    message = f"input 'input': {why.format(float(batch[0, 0] / 255))}"
+    with pytest.raises(qs.CalibrationError, match=exactly(message)):
+        qs.quantize(model, [batch])
+    trained = qs.prepare_qat(model).train()
+    trained(batch)  # of which the ranges are
+    with pytest.raises(qs.CalibrationError, match=exactly(message)):
+        trained(batch)
 
 
 @pytest.mark.parametrize("value", [1e-40, 3e38])

@@ -181,7 +181,12 @@ class Network(nn.Module):
                 grid = Grid(float(scale), int(self.zero_points[first]), *self.limits)
             else:
                 lows, highs = zip(*(pairs[self.places[member]] for member in group))
-                grid = activation_grid(min(lows), max(highs), self.options)
+                low, high = min(lows), max(highs)
+                try:
+                    grid = activation_grid(low, high, self.options)
+                except ValueError as error:  # values so large or so small that no scale stands for them
+                    place = self.placement.place(group[0])
+                    raise CalibrationError(f"{place}: values from {low:.3g} to {high:.3g}: {error}") from error
             for name in group:
                 grids[name] = grid
         return grids
