@@ -99,6 +99,30 @@ def test_a_model_that_fails_by_itself_fails_with_its_own_error(name):
         qs.quantize(model, [x])
 
 
+class Several(nn.Module):
+    """A layer, and a module that gives several values of a parameter alone."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.layer, self.module = nn.Linear(8, 8), module
+        self.weight = nn.Parameter(torch.linspace(-2, 3, 40).view(5, 8))
+
+    def forward(self, x):
+        return self.layer(x) * self.module(self.weight)[0].mean()
+
+
+SEVERAL = {"LSTM": lambda: nn.LSTM(8, 4), "largest": lambda: nn.MaxPool1d(2, return_indices=True)}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_module_that_gives_several_values_of_parameters_is_trained_with_them(name):
+    model = seeded(lambda: Several(SEVERAL[name]()))
+    assert parts.graph_differs(tracer.capture(model), (ROWS,), model(ROWS)) is None
+    trained = qs.prepare_qat(model, [ROWS]).train()
+    trained(ROWS).sum().backward()
+    assert all(parameter.grad is not None for parameter in trained.parameters())
+
+
 class Merging(nn.Module):
     def __init__(self, merging):
         super().__init__()

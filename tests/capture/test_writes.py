@@ -246,6 +246,29 @@ def test_memory_that_is_filled_is_part_of_a_network(name, recorded):
     assert list(getattr(qs.convert(prepared), "islands", [""])) == [""]
 
 
+IN_MEMORY_OF_ANOTHER = {"read": lambda y: y.new(y) * 2 + y, "written to": lambda y: y.new(y).add_(1) + y}
+
+
+@pytest.mark.parametrize("name", IN_MEMORY_OF_ANOTHER)
+def test_what_new_makes_of_a_tensor_lies_in_the_memory_of_that(name):
+    model = seeded(lambda: Written(IN_MEMORY_OF_ANOTHER[name])).requires_grad_(False)
+    prepared = qs.prepare(model)
+    assert torch.equal(prepared(ROWS), model(ROWS)) and torch.equal(prepared(LARGE), model(LARGE))
+    q = qs.convert(prepared)
+    assert accuracy.sqnr(model(LARGE).numpy(), q(LARGE).numpy()) > 25
+
+
+def test_a_tensor_that_is_made_of_items_has_memory_of_its_own():
+    def write(y):
+        items = torch.as_tensor([y[0, 0], y[0, 1]])
+        return y.add_(1) + items.sum()
+
+    model = seeded(lambda: Written(write)).requires_grad_(False)
+    prepared = qs.prepare(model)
+    assert torch.equal(prepared(ROWS), model(ROWS)) and torch.equal(prepared(LARGE), model(LARGE))
+    assert list(getattr(qs.convert(prepared), "islands", [""])) == [""]
+
+
 BY_NAME = {
     "relu_": lambda act, y: torch.relu_(input=y), "clamp_": lambda act, y: torch.clamp_(max=0.5, input=y),
     "relu": lambda act, y: F.relu(inplace=True, input=y), "sub_": lambda act, y: y.sub_(other=0.5),

@@ -168,6 +168,8 @@ REFUSED = {
     ),
     "a linear layer whose weight is computed": lambda x: F.linear(x[:, :, :8, :8], x[0, 0, :8, :8]),
     "indexing by a tensor": lambda x: x[:, torch.tensor([2, 0])],
+    "to of the type of a value": lambda x: (x * 2).to(x.dtype),
+    "torch.arange of the type of a value": lambda x: x * torch.arange(8, dtype=x.dtype),
     "roll without dims": lambda x: torch.roll(x, 3),
     "unbind of an axis whose length is unknown": lambda x: x.unbind(2)[0],
     "a split of an axis whose length is unknown": lambda x: x.split(3, 2)[0],

@@ -158,6 +158,42 @@ def test_a_state_with_parameters_that_are_attributes_now_is_named_and_ordered_as
     assert list(got) == list(expected) and all(torch.equal(got[name], value) for name, value in expected.items())
 
 
+def test_the_state_of_a_model_in_parts_names_no_parameter_that_is_gone():
+    model = seeded(Decides)
+    q = qs.quantize(model, [ROWS])
+    for _ in range(2):
+        assert list(q.python.state_dict()) == list(model.state_dict())
+        model.layers[1].bias = q.python.layers[1].bias = None
+
+
+def test_values_that_no_float_holds_are_refused_by_parts_and_layers():
+    """Not as a call that has to run in float: the model could not compute with it either."""
+    for q in (qs.quantize(seeded(Decides), [ROWS]), qs.quantize_dynamic(seeded(Decides))):
+        message = "input: expected float32 values, got {} values that float32 cannot hold"
+        for dtype, name in ((torch.complex64, "complex64"), (torch.int32, "int32")):
+            with pytest.raises(TypeError, match=exactly(message.format(name))):
+                q(ROWS.to(dtype))
+
+
+class Slopes(Decides):
+    """Has tensors that are neither parameters nor buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.slopes = torch.randn(8)
+
+    def forward(self, x):
+        return super().forward(x) * self.slopes
+
+
+def test_tensors_that_are_attributes_are_those_of_the_file(tmp_path):
+    q = qs.quantize(seeded(Slopes), [ROWS])
+    q.save(tmp_path / "q")
+    other = seeded(Slopes, seed=1)
+    assert not torch.equal(other.slopes, q.python.slopes)
+    assert torch.equal(qs.load(tmp_path / "q", model=other)(ROWS), q(ROWS))
+
+
 def test_how_a_call_of_a_part_comes_out_is_worked_out_once(monkeypatch):
     """Its arguments are taken apart when a call of that form comes first, not at each call."""
     q = qs.quantize(seeded(Notes), [ROWS])
