@@ -1,5 +1,6 @@
 """Parts of the examination by themselves, with answers made by hand."""
 
+import itertools
 import re
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from quantspec.backends.outcome import Hung, Outcome
 from quantspec.conformance import checks, fingerprint, purity, results, run, shape, shrink, stories
 from quantspec.conformance.call import Call, call_text, value_text
 from quantspec.conformance.run import Finding
-from quantspec.conformance.session import Session, Undecided, Violation, answer_of
+from quantspec.conformance.session import Session, Undecided, Violation, answer_of, reference
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import DIALECTS
 
@@ -158,3 +159,56 @@ def test_a_choice_that_breaks_the_protocol_is_another_one():
     choice = fingerprint.probe(SimpleNamespace(answer=broken), place)
     assert choice.choice == "other" and choice.counterexample == "floats"
     assert not fingerprint.matches(place, DIALECTS["exact"], 0, [np.zeros((3, 5, 7))]).any()
+
+
+def test_a_shorter_story_that_goes_wrong_elsewhere_is_another_one(monkeypatch):
+    """Without its second call, the first goes wrong itself, and without the first, none."""
+    first, second = NUMBERS, Call("dequantize", (CODES, np.float32(0.5), 3))
+
+    def hold(session, story):
+        kept = [call for call in story if call is not JOINED]
+        if kept and kept[0] is first:
+            end = 1 if len(kept) == 1 else len(story)
+            raise purity.Impure(Violation(story[end - 1], "1", "2", how="value"), tuple(story[:end]))
+
+    monkeypatch.setattr(run, "hold", hold)
+    for extra in ([], [JOINED], [JOINED] * 2):
+        story = (*extra, first, *extra, second, JOINED)
+        broken = purity.Impure(Violation(JOINED, "1", "2", how="value"), story)
+        violation, before = run.shortest(None, broken)
+        assert violation.call is JOINED and [call is first for call in before] == [True, False]
+
+
+def test_a_backend_that_gives_each_answer_of_one_of_two_alternatives_makes_a_choice_of_both():
+    place = next(place for place in fingerprint.PLACES if place.name == "symmetric")
+    answers = {id(call): index for index, call in enumerate(place.probes())}
+    rules = dict(fingerprint.alternatives(place))
+    for one, other in itertools.combinations(rules, 2):
+        sides = [reference(rules[name]) for name in (one, other)]
+        session = SimpleNamespace(answer=lambda call, of=sides: answer_of(of[answers[id(call)] % 2], call))
+        choice = fingerprint.probe(session, place)
+        assert choice.choice == f"{one} or {other}" and choice.outputs == 2 * len(answers)
+
+
+def test_an_answer_to_what_every_alternative_refuses_is_none_of_theirs():
+    nothing = Call("quantize", (np.float32([1, 2]), np.float32(0), 3), {"qmin": 0, "qmax": 255})
+    place = fingerprint.Place("refused", "DIA-QUANTIZE", "quantize", ("quantize_rule",), lambda: [nothing])
+    choice = fingerprint.probe(SimpleNamespace(answer=lambda call: np.uint8([0, 255])), place)
+    assert (choice.choice, choice.outputs) == ("other", 2)
+
+
+@pytest.mark.parametrize("lowest", [0, -128])
+def test_a_story_goes_on_with_the_same_layer_on_another_input_grid(lowest):
+    grid = QParams(np.float32(0.5), np.int32(lowest + 3), lowest, lowest + 255)
+    weight, w = np.int8([[1, -2], [3, 4]]), QParams(np.float32(0.25), np.int32(0), -128, 127)
+    codes = (CODES.astype(np.int16) + lowest).astype(np.uint8 if lowest == 0 else np.int8)
+    layer = Call("linear", (codes, grid, weight, w, None, GRID), {"relu": False})
+    told = stories.machine(SimpleNamespace())()
+    told.begin(layer=layer, window=None)
+    for factor, zero_point in itertools.product([0.5, 2.0, 3.0], [0, 3, 128]):
+        told.same_layer_other_input_grid(factor=factor, zero_point=zero_point)
+        call = told.story[-1]
+        other = call.arguments[1]
+        assert (float(other.scale), int(other.zero_point) - lowest) == (0.5 * factor, zero_point)
+        assert (other.qmin, other.qmax) == (grid.qmin, grid.qmax) and call.arguments[2] is weight
+        assert answer_of(reference("exact"), call).shape == (2, 2)

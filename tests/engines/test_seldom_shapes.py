@@ -13,6 +13,7 @@ from networks import seeded
 from quantspec.engines import registry, tensors
 from quantspec.engines.compiled import heads, planner
 from quantspec.ir import program
+from quantspec.ir.held import held
 from quantspec.kernels import histogram, memory
 from quantspec.numerics import bilinear
 from quantspec.numerics.affine import QParams
@@ -142,6 +143,86 @@ def test_a_tensor_that_stands_for_others_has_no_address():
 
     torch.vmap(look)(ROWS)
     assert found == [0] and tensors.rows_address(ROWS) == ROWS.data_ptr()
+
+
+@pytest.mark.filterwarnings("ignore:nothing was quantized")
+def test_keys_that_lie_negated_are_negated_where_others_of_their_form_came_before():
+    """As the imaginary part of a conjugate does: where the numbers lie that it is the negative of."""
+
+    class Attends(nn.Module):
+        def forward(self, query, keys, values):
+            return nn.functional.scaled_dot_product_attention(query, keys, values)
+
+    query, keys, values = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(3))
+    q = qs.quantize_dynamic(seeded(Attends), example=(query, keys, values))
+    plain, negative = (q(query, given, values) for given in (keys, -keys))
+    assert not torch.equal(plain, negative)
+    assert torch.equal(q(query, torch._neg_view(keys), values), negative)
+
+
+class Sums(nn.Module):
+    """A sum, and what its summand is made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x, y):
+        made = self.a(x)
+        return self.b(made) + y, made
+
+
+@pytest.mark.parametrize("width", [12, 1], ids=["rows", "numbers"])
+def test_what_is_given_out_beside_a_sum_stays_where_the_sum_is_computed_by_itself(width):
+    for make in (lambda model: qs.quantize(model, [(ROWS, ROWS)]), qs.quantize_dynamic):
+        q = make(seeded(Sums))
+        for given in ((ROWS, ROWS[:1, :width]), (ROWS, ROWS)):
+            expected, got = (outcome(network, given) for network in (q.run_on("reference"), q))
+            assert len(got) == 2 and all(map(np.array_equal, got, expected))
+
+
+PLACED = {
+    "dilations": [{"padding": 1}, {"padding": 2, "dilation": 2}],
+    "strides of channels": [{"groups": 4, "padding": 1}, {"groups": 4, "padding": 1, "stride": 2}],
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_layers_that_share_a_weight_have_it_packed_in_the_order_of_each(name):
+    first, second = PLACED[name]
+
+    class Shares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(4, 4, 3, **places) for places in (first, second, first))
+            for layer in self.layers[1:]:
+                layer.weight = self.layers[0].weight
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    q = qs.quantize(seeded(Shares), [IMAGES])
+    assert torch.equal(q(IMAGES), q.run_on("reference")(IMAGES))
+
+
+@pytest.mark.parametrize("weights", ["held", "taken"])
+def test_codes_of_a_table_and_a_layer_are_rows_still_once_they_are_packed(weights):
+    """A layer gives up the memory of codes that it packs; a table looks its rows up there."""
+    codes = np.arange(-40, 40, dtype=np.int8).reshape(10, 8)
+    grid = QParams(np.linspace(0.1, 1, 10, dtype=np.float32), np.zeros(10, np.int32), -128, 127, axis=0)
+    steps = (
+        program.Embedding("rows", "x", "table", codes, grid),
+        program.LinearWeight("y", "rows", "layer", codes, None, grid),
+    )
+    network = program.Program("onnx", ("x",), {}, steps, (program.Ref("rows"), program.Ref("y")), {})
+    given = {"x": torch.arange(10)[None]}
+    expected = registry.engine("reference")(network)(given)
+    got = registry.engine("compiled")(network, weights=weights)(given)
+    assert held(steps[0]) is codes
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_weights_of_samples_are_for_sums():

@@ -429,9 +429,7 @@ class Recorder(Values, TorchFunctionMode):
 
     def assert_inputs(self) -> None:
         """Inputs have to have as many axes as they had, where that was asked for, and the types."""
-        first = next((node for node in self.graph.nodes if node.op != "placeholder"), None)
-        if first is None:
-            return
+        first = next(node for node in self.graph.nodes if node.op != "placeholder")
         with self.graph.inserting_before(first):
             for key, node in self.inputs.items():
                 tensor = self.nodes[key][0]

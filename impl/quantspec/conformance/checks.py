@@ -117,7 +117,8 @@ def alone(call: Call) -> Iterator[tuple[Call, Pick]]:
         ends = np.full((1, x.shape[1]), x.min(), np.float32)
         ends[0, -1] = x.max()
         yield call.with_arguments(np.concatenate([x, ends]), *rest), at(...)
-    elif call.operation in ("add", "mul"):
+    else:
+        assert call.operation in ("add", "mul")
         a, b = x, rest[1]
         for i in sorted({0, a.shape[1] - 1}):
             one_channel = call.with_arguments(a[:, i : i + 1], rest[0], b[:, i : i + 1], *rest[2:])
