@@ -127,3 +127,13 @@ def test_the_cases_are_those_that_were_looked_at():
     """A case that a new release adds is of a kind that a clause speaks of, or is named here."""
     assert len(OURS) >= 25 and {CASES[name].model.graph.node[0].op_type for name in OURS} == set(OPERATORS)
     assert all(any(kind in name for kind in OTHER_KINDS) for name in set(CASES) - set(OURS))
+
+
+def test_a_convolution_without_a_bias_is_one_with_zeros():
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    operators = importlib.import_module("quantspec.backends.onnx.runtime").OnnxRuntime()
+    x, y, w = QParams(0.5, 0, 0, 255), QParams(2.0, 128, 0, 255), QParams(0.25, 0, -128, 127)
+    codes = np.arange(32, dtype=np.uint8).reshape(1, 2, 4, 4)
+    weight = np.arange(-12, 12, dtype=np.int8).reshape(3, 2, 2, 2)
+    none, zeros = (operators.conv2d(codes, x, weight, w, bias, y) for bias in (None, np.zeros(3, np.float32)))
+    assert np.array_equal(none, zeros) and len(np.unique(none)) > 5
