@@ -127,6 +127,18 @@ def test_dialects_that_saturate_are_refused():
         torch_matmul.Torch(replace(program, dialect="fbgemm-int16"))
 
 
+@pytest.mark.parametrize("shift", [0, 128])
+def test_products_whose_pairs_saturate_in_16_bits_are_not_exact(shift, monkeypatch):
+    """As instructions of x86 add them, of codes as they are and of codes made unsigned."""
+
+    def saturating(a, b):
+        pairs = ((a.int() + shift)[:, :, None] * b.int()).unflatten(1, (-1, 2)).sum(2)
+        return pairs.clamp(-(2**15), 2**15 - 1).sum(1).int() - shift * b.int().sum(0)
+
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    assert not torch_matmul.is_exact.__wrapped__()
+
+
 SATURATING = """
 import torch, quantspec as qs
 from quantspec.engines import autotune, torch_matmul
