@@ -163,6 +163,7 @@ def test_pooled_averages_are_what_the_dialect_says(name, generator, ends, kernel
     got = operations.avg_pool2d(
         dialect(name), q, grid, kernel=kernel, stride=stride, padding=padding, count_include_pad=include
     )
+    assert got.dtype == grid.dtype
     for channel, i, j in itertools.product(range(2), range(got.shape[2]), range(got.shape[3])):
         top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
         inside = q[0, channel, max(top, 0) : top + kernel[0], max(left, 0) : left + kernel[1]]
@@ -181,6 +182,7 @@ def test_means_are_what_the_dialect_says(name, generator, ends, image, size):
     grid = QParams(generator.choice([0.1, 1, 0.013]), int(generator.integers(ends[0], ends[1] + 1)), *ends)
     q = np.clip(generator.integers(*ends) + generator.integers(-2, 3, (1, 2, *image)), *ends).astype(grid.dtype)
     got = operations.adaptive_avg_pool2d(dialect(name), q, grid, size=size)
+    assert got.dtype == operations.mean(dialect(name), q, grid, (2, 3)).dtype == grid.dtype
     for channel, i, j in itertools.product(range(2), range(size[0]), range(size[1])):
         (top, bottom), (left, right) = (
             (int(np.floor(k * n / parts)), int(np.ceil((k + 1) * n / parts)))
@@ -251,6 +253,7 @@ def test_a_convolution_is_what_the_dialect_says(name):
     for call in itertools.islice(bulk("conv2d", seed=7), 12):
         (x_q, x, w_q, w, bias, y), options = call.arguments, call.options
         got = dialect(name).conv2d(x_q, x, w_q, w, bias, y, **options)
+        assert got.dtype == y.dtype, name
         each = len(w_q) // options["groups"]
         scales, biases = np.broadcast_to(w.scale, len(w_q)), np.zeros(len(w_q)) if bias is None else bias
         for _ in range(25):

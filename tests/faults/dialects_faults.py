@@ -113,7 +113,7 @@ FAULTS = [
         "sum-rounded-term-by-term", "numerics.dialects.operations", ("DIA-ADD",),
         "Each term is multiplied by its ratio and rounded before "
         "the other is added, where one fused instruction does both.",
-        "fma(a_q.astype(np.float32), r_a, fma(b_q.astype(np.float32), r_b, start))",
+        "fma(a_q, r_a, fma(b_q, r_b, start))",
         "a_q.astype(np.float32) * r_a + (b_q.astype(np.float32) * r_b + start)",
     ),
     Fault(

@@ -120,7 +120,11 @@ ROOMS = {
         "output/test_networks_shown.py", "capture/test_files.py", "capture/test_modes.py", "capture/test_first_call.py",
         *STORING[:3],
     ),  # fmt: skip
-    "numerics": ("chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py"),
+    "numerics": (
+        "chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py",
+        "chapters/test_03_integer_windows.py", "chapters/test_06_dynamic_attention.py", "chapters/test_06_dynamic.py",
+        "engines/test_weights_in_parts.py",
+    ),  # fmt: skip
     "onnx_export": tuple(
         f"files/test_onnx_{name}.py"
         for name in (

@@ -73,7 +73,7 @@ def sqnr(reference: ArrayLike, values: ArrayLike) -> float:
 
     Infinite where they are equal. Raises ValueError for other shapes.
     """
-    f, y = np.asarray(reference, np.float64), np.asarray(values, np.float64)
+    f, y = np.asarray(reference, np.float64), np.asarray(values)
     if f.shape != y.shape:
         raise ValueError(f"reference, values: expected one shape, got {f.shape} and {y.shape}")
     return decibels(float((f**2).sum()), float(((f - y) ** 2).sum()))

@@ -30,7 +30,7 @@ def add_real(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParam
 
 
 def dequantize_fused(q: np.ndarray, grid: QParams) -> Float32:
-    return fma(q.astype(np.float32), grid.scale, grid.scale * -grid.zero_point.astype(np.float32))
+    return fma(q, grid.scale, grid.scale * -grid.zero_point.astype(np.float32))
 
 
 def add_real_inside(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QParams) -> np.ndarray:
@@ -52,7 +52,7 @@ def add_ratios(a_q: np.ndarray, a: QParams, b_q: np.ndarray, b: QParams, y: QPar
     r_a, r_b = a.scale / y.scale, b.scale / y.scale
     z_a, z_b, z_y = (g.zero_point.astype(np.float32) for g in (a, b, y))
     start = z_y - fma(r_a, z_a, r_b * z_b)
-    return rint(fma(a_q.astype(np.float32), r_a, fma(b_q.astype(np.float32), r_b, start)))
+    return rint(fma(a_q, r_a, fma(b_q, r_b, start)))
 
 
 def add_fixed(

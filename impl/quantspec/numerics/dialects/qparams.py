@@ -34,7 +34,7 @@ def float64_of_one_range(low: float, high: float, qmin: int, qmax: int) -> Grid:
     low, high, steps = min(low, 0.0), max(high, 0.0), qmax - qmin
     scale = (high - low) / steps
     with np.errstate(divide="ignore", over="ignore"):
-        if np.float32(scale) == 0 or np.isinf(np.float32(1) / np.float32(scale)):
+        if np.isinf(np.float32(1) / np.float32(scale)):
             scale = 0.1
         if scale < SMALL:
             stretch = np.float32(SMALL) / np.float32(scale)
