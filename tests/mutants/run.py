@@ -112,9 +112,17 @@ ROOMS = {
         "capture/test_masks_given.py",
     ),  # fmt: skip
     "kernels": (
-        "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_jit.py", "kernels/test_minmax.py",
-        "kernels/test_training_kernels.py", *RUNNING,
-    ),
+        "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_emitter.py", "kernels/test_jit.py",
+        "kernels/test_minmax.py", "kernels/test_packed.py", "kernels/test_records.py",
+        "kernels/test_training_kernels.py",
+        *(
+            f"engines/test_{name}.py"
+            for name in (
+                "kernel_shapes", "seldom_shapes", "dense_parts", "embedding", "means", "turned", "sums", "magnitudes",
+                "weight_only", "shares_of_frames", "threads", "team", "tiles",
+            )
+        ), *RUNNING, "chapters/test_06_dynamic_attention.py",
+    ),  # fmt: skip
     "module": (
         "chapters/test_05_static.py", "chapters/test_08_size.py", "capture/test_capture.py", "output/test_tables.py",
         "output/test_networks_shown.py", "capture/test_files.py", "capture/test_modes.py", "capture/test_first_call.py",
@@ -155,8 +163,8 @@ PAUSE = 20  # seconds between two looks at how far mutmut is
 LEAST = 95  # percent of all mutants, the equivalent ones among them
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
-# before, and 25 s. What it puts around each function is a caller that is not of the package, so that the tests of whose
-# line a warning names are left out.
+# before and ``added``. What it puts around each function is a caller that is not of the package, so that the tests of
+# whose line a warning names are left out.
 SETTINGS = """\
 [mutmut]
 source_paths = src
@@ -183,17 +191,23 @@ pytest_add_cli_args =
 pytest_add_cli_args_test_selection =
     {tests}
 timeout_multiplier = 5.0
-timeout_constant = 5.0
+timeout_constant = {added}
 track_dependencies = false
 use_git_change_detection = false
 """
 # Tests that fail where a module's functions have a caller of mutmut's, or those of any module of a room, unchanged as
-# they are: a recording looks for the frame that it began in, and checks are taken out of functions by the lines where
-# they stand in a module, in which all of its mutants stand too.
+# they are: a recording looks for the frame that it began in, a warning for the user's line, and checks are taken out of
+# functions by the lines where they stand in a module, in which all of its mutants stand too. Those of kernels pass, but
+# compile them all for minutes in processes that have the package without mutants.
 LEFT_OUT = {
     "capture.recorder": (
         "capture/test_capture.py::test_a_loaded_network_says_for_which_sizes_it_was_captured",
         "capture/test_split.py::test_a_loaded_network_says_for_which_sizes_it_has_a_part_that_there_is_not",
+    ),
+    "engines": ("chapters/test_05_static_nan.py::test_one_row_of_a_thousand_is_nan_and_a_warning_names_the_line",),
+    "kernels": (
+        "kernels/test_jit.py::test_other_cpus_give_the_same_bits",
+        "kernels/test_jit.py::test_stored_kernels_that_are_torn_are_compiled_again",
     ),
     "storage": ("files/test_checks.py::test_with_a_check_taken_out_a_forged_file_is_answered_in_another_way",),
 }
@@ -236,6 +250,24 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 """
+# Behind that where kernels are mutated: a machine, which stays, takes its code as ``machine_code`` says, and stores it
+# in a folder of its own. pytest runs a conftest.py each time that mutmut calls it; the class is the same.
+COMPILING = """
+
+from mutants import machine_code
+from quantspec.kernels import jit
+
+if not hasattr(jit.Machine, "compiling"):
+    state = __import__("mutmut.state", fromlist=["state"]).state
+    folder = ROOT.parent / "kernels"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ["QUANTSPEC_KERNELS"] = str(folder)
+    jit.Machine.compiling = machine_code.Compiling(folder / "parts.json", lambda: state()._stats)
+    jit.Machine.compiling.put_in(jit.Machine)
+    __import__("builtins").caches.remove(jit.machine)
+"""
+# Seconds that a mutant may take besides five times what its tests did, and as often: kernels are compiled.
+ADDED, ADDED_TO_COMPILE = 5.0, 20.0
 # One thread per process, as several run at once and forking a process with threads is not safe.
 ENVIRONMENT = {
     "HYPOTHESIS_PROFILE": "faults",
@@ -257,9 +289,14 @@ def settings_of(part: str) -> str:
     """The settings of mutmut for a module, or for all modules of a room at once."""
     paths = "\n    ".join(f"src/quantspec/{path_of(module)}" for module in modules_of(part))
     tests = "\n    ".join(f"tests/{name}" for name in tests_of(part))
-    text = SETTINGS.format(paths=paths, tests=tests)
+    text = SETTINGS.format(paths=paths, tests=tests, added=ADDED_TO_COMPILE if has_kernels(part) else ADDED)
     left_out = "".join(f"    --deselect\n    tests/{test}\n" for test in left_out_of(part))
     return text.replace("pytest_add_cli_args_test_selection", f"{left_out}pytest_add_cli_args_test_selection")
+
+
+def has_kernels(part: str) -> bool:
+    """Whether a part is the room of kernels, or a module of it."""
+    return part.partition(".")[0] == "kernels"
 
 
 def left_out_of(part: str) -> list[str]:
@@ -496,7 +533,8 @@ def prepare(folder: Path, part: str) -> None:
         shutil.copytree(ROOT / source, folder / target, ignore=unneeded)
     shutil.copy(ROOT / "pyproject.toml", folder)
     own = (ROOT / "conftest.py").read_text(encoding="utf-8")
-    (folder / "conftest.py").write_text(AS_OURS + own + EMPTYING + QUICKEST, encoding="utf-8")
+    compiling = COMPILING if has_kernels(part) else ""
+    (folder / "conftest.py").write_text(AS_OURS + own + EMPTYING + QUICKEST + compiling, encoding="utf-8")
     for module in modules_of(part):
         attacked = folder / "src" / "quantspec" / path_of(module)
         source = with_decorators_called(attacked.read_text(encoding="utf-8"))
