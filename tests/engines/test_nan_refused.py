@@ -1,10 +1,12 @@
-"""Where NaN is refused: whoever looks at codes would be shown what stands in its place, and no range holds it."""
+"""Where NaN is refused: whoever looks at codes would be shown what stands in its place, and no range holds it; and who
+computes what lies beside it."""
 
 import pytest
 import torch
 
 import networks
 import quantspec as qs
+from quantspec.engines.compiled import engine
 from quantspec.engines.reference import Reference
 from quantspec.numerics.dialects.named import dialect
 from told import exactly
@@ -19,6 +21,22 @@ def test_who_looks_at_codes_is_shown_no_nan():
     for network in (q, qs.quantize_dynamic(model), qs.quantize_dynamic(model, example=x)):
         with pytest.raises(ValueError, match="^data: expected numbers, got NaN"):
             qs.compare(model, network, [bad])
+
+
+def test_numbers_beside_nan_are_computed_by_kernels(monkeypatch):
+    model, x = networks.seeded(networks.Perceptron), networks.inputs(6)
+    q, bad = qs.quantize(model, [x]), x.clone()
+    bad[2, 1] = torch.nan
+    with pytest.warns(RuntimeWarning, match="values are NaN"):
+        expected = q.run_on("reference")(bad)
+
+    def reference(step, *_):
+        raise AssertionError(f"{step.name} is left to the reference engine")
+
+    monkeypatch.setattr(engine, "run_step", reference)
+    with pytest.warns(RuntimeWarning, match="values are NaN"):
+        got = q(bad)
+    assert got[2].isnan().all() and torch.equal(got.nan_to_num(), expected.nan_to_num())
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
