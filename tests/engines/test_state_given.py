@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import quantspec as qs
 from networks import inputs, seeded
@@ -94,6 +95,49 @@ def test_inputs_of_too_many_axes_or_too_few_are_refused(build, fits, axes, engin
         told = f"batch: layer {name(q)!r} expects an input of {axes} axes, got shape {shape}"
         with pytest.raises(ShapeError, match=exactly(told)):
             q(torch.zeros(shape))
+
+
+def filled(kind: str, shape: tuple[int, ...], value: float) -> object:
+    """A state that is one value in all places."""
+    parts = [torch.full(shape, value) for _ in range(2 if "lstm" in kind else 1)]
+    return tuple(parts) if len(parts) > 1 else parts[0]
+
+
+OF_EACH_KIND = ["lstm", "gru of two", "both ways, batch first", "gru cell"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("value", [1e-40, 3e38])
+@pytest.mark.parametrize("kind", OF_EACH_KIND)
+def test_a_state_whose_range_makes_no_grid_is_refused_as_such_an_input_is(kind, value, engine):
+    build, x_shape, shape = LAYERS[kind]
+    q, x = qs.quantize_dynamic(seeded(build)).run_on(engine), torch.ones(x_shape)
+    q(x)
+    with pytest.raises(ValueError, match=f"^batch: layer {name(q)!r}: the range of its input makes no grid; "):
+        q(x, filled(kind, shape, value))
+
+
+@pytest.mark.filterwarnings("ignore:values are NaN")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", OF_EACH_KIND)
+def test_a_state_that_is_not_finite_gives_what_the_reference_gives(kind, value):
+    build, x_shape, shape = LAYERS[kind]
+    q, x, given = qs.quantize_dynamic(seeded(build)), torch.ones(x_shape), filled(kind, shape, value)
+    got, expected = (tree_leaves(network(x, given)) for network in (q, q.run_on("reference")))
+    assert any(y.isnan().any() for y in expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert np.array_equal(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ["lstm", "gru of two", "both ways, batch first"])
+def test_no_steps_leave_the_state_as_it_is(kind, engine):
+    build, x_shape, shape = LAYERS[kind]
+    layer, r = seeded(build), np.random.default_rng(6)
+    parts = [torch.from_numpy(r.normal(size=shape).astype(np.float32)) for _ in range(2 if kind == "lstm" else 1)]
+    x = torch.zeros((4, 0, 6) if "first" in kind else (0, 4, 6))
+    outputs, last = qs.quantize_dynamic(layer).run_on(engine)(x, tuple(parts) if kind == "lstm" else parts[0])
+    assert outputs.numel() == 0 and all(map(torch.equal, tree_leaves(last), parts))
 
 
 def test_training_refuses_them_in_the_same_words():
