@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,26 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path):
     environment = os.environ | {"QUANTSPEC_KERNELS": str(tmp_path / "file" / "folder")}
     run = digest_of(environment, "arrays")
     assert run.returncode == 0 and run.stdout.strip() == emulated.digest_of_arrays(), run.stderr
+
+
+PLACES = {
+    "/given": {"QUANTSPEC_KERNELS": "/given", "XDG_CACHE_HOME": "/cache"},
+    "/cache/quantspec/kernels": {"XDG_CACHE_HOME": "/cache"},
+    "/home/.cache/quantspec/kernels": {"QUANTSPEC_KERNELS": "", "XDG_CACHE_HOME": ""},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_kernels_are_stored_where_the_environment_says_or_in_the_users_cache(place, monkeypatch):
+    for name in ("QUANTSPEC_KERNELS", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in PLACES[place].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home"))
+    assert jit.folder() == Path(place)
+    one, other = jit.code_file("one"), jit.code_file("other")
+    assert one.parent == other.parent == Path(place) and one.suffix == other.suffix == ".o"
+    assert one.name.startswith("one-") and other.name.startswith("other-") and one == jit.code_file("one")
 
 
 def kernel_file(folder):
