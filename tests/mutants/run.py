@@ -161,6 +161,8 @@ SOME_AT_IMPORT = {
 KILLED = "killed", "segfault"
 PAUSE = 20  # seconds between two looks at how far mutmut is
 LEAST = 95  # percent of all mutants, the equivalent ones among them
+# A name that no mutant has: mutmut mutates, runs the tests for its statistics, and then finds nothing to try.
+NO_MUTANT = "none"
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
 # before and ``added``. What it puts around each function is a caller that is not of the package, so that the tests of
@@ -226,9 +228,9 @@ def as_ours(code):
 
 trampoline.wrap_in_trampoline.__code__ = as_ours(trampoline.wrap_in_trampoline.__code__)
 """
-# Behind it. A mutant runs in a process that is forked off one in which all tests ran, must not
-# find in a cache what the function gave there, and is tried on the tests that called the function, not on the one that
-# happened to call it first.
+# Behind it. A mutant runs in a process that is forked off one in which tests ran, must not find in a cache what the
+# function gave there, and is tried on the tests that called the function, not on the one that happened to call it
+# first.
 EMPTYING = """
 
 def pytest_runtest_setup():
@@ -236,19 +238,18 @@ def pytest_runtest_setup():
         each.cache_clear()
 """
 # Behind that too. That all tests pass without a mutant was shown when they ran for mutmut's statistics. To show it
-# again before the first mutant costs as much, more than a sample may: the quickest of each file are enough there.
+# again before the first mutant costs as much, more than a sample may; and mutants are forked off the process that does
+# it, so that tests of several threads would have them wait for threads that a fork does not have. The quickest of all
+# is enough there.
 QUICKEST = """
 
 def pytest_collection_modifyitems(config, items):
     if __import__("os").environ.get("MUTANT_UNDER_TEST") != "":
         return
     took = __import__("mutmut.state", fromlist=["state"]).state().duration_by_test
-    quickest = {}
-    for item in sorted(items, key=lambda item: took.get(item.nodeid, 0)):
-        quickest.setdefault(item.path, item)
-    kept = list(quickest.values())
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    _, *others = sorted(items, key=lambda item: took.get(item.nodeid, 0))
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 """
 # Behind that where kernels are mutated: a machine, which stays, takes its code as ``machine_code`` says, and stores it
 # in a folder of its own. pytest runs a conftest.py each time that mutmut calls it; the class is the same.
@@ -518,6 +519,7 @@ def attack(module: str, workers: int, names: Iterable[str] = ()) -> list[Mutant]
     folder = WORK / module
     prepare(folder, module)
     print(f"mutating {module}.py ...", flush=True)
+    run_mutmut(folder, workers, [NO_MUTANT])
     run_mutmut(folder, workers, patterns)
     mutants = results(folder, [module])
     if patterns:

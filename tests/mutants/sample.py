@@ -13,8 +13,6 @@ from rich.table import Table
 from mutants import run
 
 UNTRIED = "not checked"
-# A name that no mutant has: mutmut mutates, runs the tests for its statistics, and then finds nothing to try.
-NO_MUTANT = "none"
 DEVIATES = 1.959963984540054  # of 95 % of a normal distribution, on both sides
 
 
@@ -124,7 +122,7 @@ def attack(part: str, size: int, seed: int, workers: int, *, anew: bool) -> tupl
     if anew or not stamp.exists() or stamp.read_text(encoding="utf-8") != now:
         run.prepare(folder, part)
         print(f"{part}: mutating, and running its tests once ...", flush=True)
-        run.run_mutmut(folder, workers, [NO_MUTANT])
+        run.run_mutmut(folder, workers, [run.NO_MUTANT])
         stamp.write_text(now, encoding="utf-8")
     every = run.results(folder, modules)
     drawn = set(draw([mutant.name for mutant in every], size, seed))
