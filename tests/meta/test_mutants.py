@@ -184,6 +184,14 @@ def test_caches_are_emptied_before_each_test(monkeypatch):
     assert number() is not first
 
 
+def test_tests_in_a_fork_may_start_threads_as_tests_do_elsewhere(monkeypatch):
+    pool, hooks = SimpleNamespace(forked=True), {}
+    monkeypatch.setitem(sys.modules, "quantspec.kernels.threads", SimpleNamespace(pool=pool))
+    exec(run.EMPTYING, hooks)
+    hooks["pytest_runtest_setup"]()
+    assert pool.forked is False
+
+
 @pytest.mark.parametrize(("tried", "kept"), [("", ["a2"]), ("stats", None), ("quantspec.x__mutmut_1", None)])
 def test_without_a_mutant_the_quickest_test_alone_runs(monkeypatch, tried, kept):
     took = {"a1": 2.0, "a2": 1.0, "b1": 4.0, "b2": 5.0}

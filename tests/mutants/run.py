@@ -230,12 +230,14 @@ trampoline.wrap_in_trampoline.__code__ = as_ours(trampoline.wrap_in_trampoline._
 """
 # Behind it. A mutant runs in a process that is forked off one in which tests ran, must not find in a cache what the
 # function gave there, and is tried on the tests that called the function, not on the one that happened to call it
-# first.
+# first. Threads may be started in it, as none were before the fork.
 EMPTYING = """
 
 def pytest_runtest_setup():
     for each in __import__("builtins").__dict__.get("caches", []):
         each.cache_clear()
+    if threads := __import__("sys").modules.get("quantspec.kernels.threads"):
+        threads.pool.forked = False
 """
 # Behind that too. That all tests pass without a mutant was shown when they ran for mutmut's statistics. To show it
 # again before the first mutant costs as much, more than a sample may; and mutants are forked off the process that does
