@@ -200,7 +200,7 @@ use_git_change_detection = false
 # Tests that fail where a module's functions have a caller of mutmut's, or those of any module of a room, unchanged as
 # they are: a recording looks for the frame that it began in, a warning for the user's line, and checks are taken out of
 # functions by the lines where they stand in a module, in which all of its mutants stand too. Those of kernels pass, but
-# compile them all for minutes in processes that have the package without mutants.
+# compile them all for minutes in processes that have the package without mutants, or measure a machine that is busy.
 LEFT_OUT = {
     "capture.recorder": (
         "capture/test_capture.py::test_a_loaded_network_says_for_which_sizes_it_was_captured",
@@ -210,6 +210,7 @@ LEFT_OUT = {
     "kernels": (
         "kernels/test_jit.py::test_other_cpus_give_the_same_bits",
         "kernels/test_jit.py::test_stored_kernels_that_are_torn_are_compiled_again",
+        "engines/test_compiled.py::test_the_peak_is_above_what_a_product_reaches",
     ),
     "storage": ("files/test_checks.py::test_with_a_check_taken_out_a_forged_file_is_answered_in_another_way",),
 }
