@@ -36,8 +36,13 @@ def are_usual() -> bool:
     return (
         torch.get_default_dtype() is FLOAT
         and not torch.is_autocast_enabled("cpu")
-        and torch.get_default_device() == CPU
+        and default_device() == CPU
     )
+
+
+def default_device() -> torch.device:
+    """Where torch makes tensors: ``torch.get_default_device`` does not know of ``with torch.device(...)`` in 2.6."""
+    return torch.empty(0).device
 
 
 @contextlib.contextmanager
@@ -47,7 +52,7 @@ def put_back() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if torch.is_autocast_enabled("cpu"):
             stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.get_default_device() != CPU:
+        if default_device() != CPU:
             stack.enter_context(CPU)  # which has Python look at every operation
         torch.set_default_dtype(FLOAT)
         try:

@@ -236,6 +236,18 @@ FORMS: dict[str, tuple[str, Callable[[], Written], list[str]]] = {
 }  # fmt: skip
 
 
+OF_NUMBERS = "sizes of a parameter", "windows of a size", "joined along an axis that is counted"
+
+
+def takes_numbers_of_a_trace() -> bool:
+    """Whether torch's own functions take what stands for a number in a trace, which those of version 2.6 refuse."""
+    try:
+        torch.fx.symbolic_trace(lambda x: torch.arange(x.size(0)))
+    except TypeError:
+        return False
+    return True
+
+
 @clause("STA-SAME", "FUS-WRITTEN")
 @pytest.mark.parametrize("name", FORMS)
 def test_a_form_becomes_what_it_is_and_computes_the_same(name):
@@ -246,6 +258,8 @@ def test_a_form_becomes_what_it_is_and_computes_the_same(name):
     model = seeded(written, IN[kind], int(channels or 0))
     with torch.no_grad():
         assert parts.difference(model(x.clone()), prepared(x.clone()), parts.FUSED) is None
+        if name in OF_NUMBERS and not takes_numbers_of_a_trace():
+            pytest.skip("functions of this torch take no number that stands for another one: the model is in parts")
         assert prepared.capture.whole_agrees
         q = qs.convert(prepared)
         assert between(q) == expected

@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 import numpy as np
 
 from quantspec.numerics.affine import QParams
+from quantspec.numerics.dialects.named import dialect
 
 OPERATIONS = (
     "quantize", "dequantize", "qparams", "linear", "linear_dynamic", "conv2d", "add", "mul", "concat",
@@ -230,6 +231,18 @@ def sums_exactly(linear: Callable[..., np.ndarray]) -> bool:
     x, w, y = QParams(1, 0, 0, 255), QParams(1, 0, -128, 127), QParams(np.float32(64 * 255 * 127 / 200), 0, 0, 255)
     codes = linear(np.full((1, 64), 255, np.uint8), x, np.full((16, 64), 127, np.int8), w, None, y)
     return bool((codes == 200).all())
+
+
+def rounds_as(linear: Callable[..., np.ndarray], name: str) -> bool:
+    """Whether linear layers (``OffersLinear.linear``) give the codes of a dialect where many outputs are near ties,
+    which tell most steps of oneDNN apart; versions and CPUs differ there (DIA-EITHER)."""
+    x, w, y = (
+        QParams(np.float32(scale), point, qmin, qmin + 255)
+        for scale, point, qmin in ((0.009, 3, 0), (0.023, 0, -128), (0.00621, 128, 0))
+    )
+    x_q, w_q = np.arange(256, dtype=np.uint8)[:, None], np.arange(-127, 128, 2).astype(np.int8)[:, None]
+    layer = x_q, x, w_q, w, None, y
+    return np.array_equal(linear(*layer), dialect(name).linear(*layer))
 
 
 def whole_byte(grid: QParams) -> None:

@@ -180,6 +180,8 @@ def float32_array(x: ArrayLike, name: str = "x") -> Float32:
     if type(x) is np.ndarray and x.dtype == FLOAT32:
         return x
     check_memory(x, name)
+    if hasattr(x, "_is_zerotensor") and x._is_zerotensor():  # NumPy reads it under torch 2.6, wherever that is
+        raise TypeError(f"{name}: expected float32 values, got a {type(x).__name__} without memory")
     try:
         x = np.asarray(x)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:  # a tensor that needs a gradient, say

@@ -8,7 +8,7 @@ import torch
 
 from quantspec.backends import protocol
 from quantspec.backends.cache import Cache
-from quantspec.backends.protocol import NotOffered, Pair, per_tensor, sums_exactly, threads, whole_byte
+from quantspec.backends.protocol import NotOffered, Pair, per_tensor, rounds_as, sums_exactly, threads, whole_byte
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects import named
 
@@ -46,12 +46,14 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
         return product if np.array_equal(codes, named.dialect(product).linear(*layer)) else "onednn-reference"
 
     def _probed(self) -> frozenset[str]:
-        """``onednn-pointwise``, also with the product of the scales where the CPU has AMX, or both with saturating
-        pairs (DIA-ACCUMULATE)."""
+        """``onednn-pointwise``, also with the product of the scales where oneDNN multiplies by it, or both with
+        saturating pairs (DIA-ACCUMULATE)."""
+        product = "onednn-pointwise-product"
         if not sums_exactly(self.linear):
-            return frozenset({"onednn-pointwise-int16", "onednn-pointwise-product-int16"})
-        # oneDNN's kernels for AMX multiply the scales first, for some shapes of windows.
-        products = ["onednn-pointwise-product"] if torch.cpu._is_amx_tile_supported() else []
+            return frozenset({"onednn-pointwise-int16", f"{product}-int16"})
+        # Linear layers do so in torch 2.6; kernels for AMX multiply the scales first for some shapes of windows.
+        multiplies = torch.cpu._is_amx_tile_supported() or rounds_as(self.linear, product)
+        products = [product] if multiplies else []
         return frozenset({"onednn-pointwise", *products})
 
     def keep(self) -> None:

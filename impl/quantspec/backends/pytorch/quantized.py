@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantspec.backends.protocol import sums_exactly
+from quantspec.backends.protocol import rounds_as, sums_exactly
 from quantspec.numerics.affine import QParams
-from quantspec.numerics.dialects.named import dialect
 
 ENGINES = {
     "x86": ("fbgemm",),
@@ -91,23 +90,11 @@ def dialects_here(engine: str) -> tuple[str, ...]:
     """The dialects that an engine may speak on this machine. It is asked, as CPUs differ (DIA-ACCUMULATE)."""
     if engine == "qnnpack" and quantizing_here(engine) == "torch-quantize-outside":
         return ("qnnpack-outside",)  # its dynamic layers quantize as tensors are quantized
-    suffix = "" if sums_exactly(functools.partial(linear, relu=False, engine=engine)) else "-int16"
-    names = ENGINES[engine]
-    if engine == "onednn" and divides():
+    layer = functools.partial(linear, relu=False, engine=engine)
+    suffix, names = "" if sums_exactly(layer) else "-int16", ENGINES[engine]
+    if engine == "onednn" and rounds_as(layer, "onednn-divided"):  # as in torch 2.15
         names = tuple("onednn-divided" if name == "onednn" else name for name in names)
     return tuple(name + suffix for name in names)
-
-
-def divides() -> bool:
-    """Whether oneDNN's linear layers divide by the scale of their output, as in torch 2.15: where outputs are near ties
-    they give the codes of ``onednn-divided``."""
-    x_q, w_q = np.arange(256, dtype=np.uint8)[:, None], np.arange(-127, 128, 2).astype(np.int8)[:, None]
-    x, w, y = (
-        QParams(np.float32(scale), point, qmin, qmin + 255)
-        for scale, point, qmin in ((0.009, 3, 0), (0.023, 0, -128), (0.00621, 128, 0))
-    )
-    codes = linear(x_q, x, w_q, w, None, y, relu=False, engine="onednn")
-    return np.array_equal(codes, dialect("onednn-divided").linear(x_q, x, w_q, w, None, y))
 
 
 def quantizing_here(engine: str) -> str:
