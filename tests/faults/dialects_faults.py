@@ -94,6 +94,12 @@ FAULTS = [
         'output_rule="product",\n    requantize_rule="real-product",',
     ),
     Fault(
+        "averages-of-one-as-others", "numerics.dialects.operations", ("DIA-AVERAGE",),
+        "The zero point of an average is added before rounding, as torch 2.13 does and other versions do not.",
+        "(ONE / positions.astype(np.float32))).astype(np.float64) + grid.zero_point",
+        "(ONE / positions.astype(np.float32)) + grid.zero_point.astype(np.float32))",
+    ),
+    Fault(
         "division-by-the-scale-undone", "numerics.dialects.requantize", ("DIA-REQUANTIZE",),
         "An output that is divided by its scale is multiplied by the reciprocal.",
         "value / twice(y.scale)", "value * (ONE / twice(y.scale))",

@@ -33,6 +33,28 @@ def test_selecting_an_engine_is_undone():
     assert torch.backends.quantized.engine == before
 
 
+@pytest.mark.parametrize("engine", [engine for engine in OFFERED if engine in ("x86", "fbgemm")])
+@pytest.mark.parametrize(("half_a_step", "name"), [(1.0, "fbgemm"), (0.0, "fbgemm-outside")])
+def test_the_place_of_the_zero_point_decides_the_dialect_of_dynamic_layers(engine, half_a_step, name, monkeypatch):
+    monkeypatch.setattr(torch.ops.quantized, "linear_dynamic", lambda *_: torch.tensor([[half_a_step]]))
+    assert [found.removesuffix("-int16") for found in quantized.dialects_here(engine)] == [name]
+
+
+@pytest.mark.parametrize("engine", OFFERED)
+@pytest.mark.parametrize("half_a_step", [1, 2])
+@pytest.mark.parametrize("tensors", ["torch-quantize", "torch-quantize-outside"])
+def test_averages_over_one_channel_may_round_as_tensors_do(engine, half_a_step, tensors, monkeypatch):
+    def average(x, size):
+        return torch._make_per_tensor_quantized_tensor(torch.tensor([half_a_step], dtype=torch.uint8), 1.0, 1)
+
+    monkeypatch.setattr(torch.nn.functional, "avg_pool2d", average)
+    monkeypatch.setattr(quantized, "quantizing_here", lambda _: tensors)
+    found = quantized.dialects_by_operation(engine)
+    outside = tensors == "torch-quantize-outside" and half_a_step == 1
+    places = {place for place, names in found.items() if "torch-quantize-outside-one" in names}
+    assert places == ({"avg_pool2d", "adaptive_avg_pool2d"} if outside else set())
+
+
 @pytest.mark.parametrize("spoken", ["onednn", "onednn-divided", "onednn-product"])
 def test_whether_outputs_are_divided_decides_the_dialect_of_onednn(spoken, monkeypatch):
     def linear(*layer, relu, engine):

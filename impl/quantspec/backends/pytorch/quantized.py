@@ -94,12 +94,24 @@ def dialects_here(engine: str) -> tuple[str, ...]:
     suffix, names = "" if sums_exactly(layer) else "-int16", ENGINES[engine]
     if engine == "onednn" and rounds_as(layer, "onednn-divided"):  # as in torch 2.15
         names = tuple("onednn-divided" if name == "onednn" else name for name in names)
+    if "fbgemm" in names and quantizes_outside(engine):
+        names = ("fbgemm-outside",)
     return tuple(name + suffix for name in names)
 
 
+def quantizes_outside(engine: str) -> bool:
+    """Whether an engine's dynamic layers add the zero point of their input after rounding, as x86 and fbgemm do from
+    torch 2.14 on."""
+    with selected(engine):
+        weight = torch._make_per_tensor_quantized_tensor(torch.tensor([[0, 0, 1]], dtype=torch.int8), 1.0, 0)
+        packed = torch.ops.quantized.linear_prepack(weight, None)
+        half_a_step = torch.tensor([[-1.0, 254.0, 0.5]])  # with the zero point 1
+        return bool(torch.ops.quantized.linear_dynamic(half_a_step, packed, False).item() == 0)
+
+
 def quantizing_here(engine: str) -> str:
-    """The dialect that tensors are quantized in: ``torch-quantize``, or in torch 2.6 to 2.11 the one that adds the zero
-    point after rounding (AFF-ORDER)."""
+    """The dialect that tensors are quantized in: ``torch-quantize`` in torch 2.13, in versions before and after it the
+    one that adds the zero point after rounding (AFF-ORDER)."""
     with selected(engine):
         half_a_step = torch.quantize_per_tensor(torch.tensor([0.5]), 1.0, 1, torch.quint8).int_repr().item()
     return "torch-quantize" if half_a_step == 2 else "torch-quantize-outside"
@@ -114,8 +126,8 @@ def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
     # The last few elements of a tensor take other steps than those that fill a vector; qnnpack has kernels for unsigned
     # codes only.
     own = layers if engine == "qnnpack" else frozenset()
-    averages = tensors | own
-    sums = averages | {tail} | signed_sums_here(engine)
+    averages = tensors | own | averages_of_one_here(engine)
+    sums = tensors | own | {tail} | signed_sums_here(engine)
     # Means of images whose channels are last, as one channel counts, take other steps than those of others.
     means = averages | {tail}
     exact = frozenset({"exact"})
@@ -125,6 +137,18 @@ def dialects_by_operation(engine: str) -> dict[str, frozenset[str]]:
         "mul": tensors, "concat": tensors, "max_pool2d": exact,
         "avg_pool2d": averages, "adaptive_avg_pool2d": means, "fold_batch_norm": tensors,
     }  # fmt: skip
+
+
+def averages_of_one_here(engine: str) -> frozenset[str]:
+    """``torch-quantize-outside-one`` where averages over one channel add the zero point after rounding, as tensors then
+    do; else nothing."""
+    if quantizing_here(engine) == "torch-quantize":
+        return frozenset()
+    with selected(engine):
+        codes = torch.tensor([[[[1, 2], [2, 1]]]], dtype=torch.uint8)
+        half_a_step = torch._make_per_tensor_quantized_tensor(codes, 1.0, 1)
+        average = torch.nn.functional.avg_pool2d(half_a_step, 2).int_repr().item()
+    return frozenset({"torch-quantize-outside-one"}) if average == 1 else frozenset()
 
 
 def signed_sums_here(engine: str) -> frozenset[str]:

@@ -46,6 +46,13 @@ TORCH_QUANTIZE_OUTSIDE = replace(
 TORCH_QUANTIZE_OUTSIDE_TAIL = replace(
     TORCH_QUANTIZE_OUTSIDE, name="torch-quantize-outside-tail", add_rule="real-outside", mean_rule="codes"
 )
+TORCH_QUANTIZE_OUTSIDE_ONE = replace(
+    TORCH_QUANTIZE_OUTSIDE,
+    name="torch-quantize-outside-one",
+    add_rule="real-outside",
+    average_rule="outside",
+    mean_rule="outside",
+)
 TORCH_FAKE_QUANTIZE = Dialect(
     "torch-fake-quantize",
     quantize_rule="reciprocal",
@@ -63,6 +70,13 @@ FBGEMM = replace(
     output_rule="fused",
     requantize_rule="float-bias",
     windows_rule="float-bias",
+)
+FBGEMM_OUTSIDE = replace(
+    FBGEMM,
+    name="fbgemm-outside",
+    quantize_rule="reciprocal",
+    quantize_channels_rule="reciprocal",
+    quantize_dynamic_rule="reciprocal",
 )
 QNNPACK = replace(
     FBGEMM,
@@ -188,8 +202,9 @@ OPENVINO = Dialect(
 
 # In the order of the chapter's table.
 NAMED = (
-    EXACT, ONNX, FBGEMM, ONEDNN, ONEDNN_DIVIDED, ONEDNN_PRODUCT, QNNPACK, QNNPACK_OUTSIDE, PAPER, ONNX_REFERENCE,
-    TORCH_QUANTIZE, TORCH_QUANTIZE_TAIL, TORCH_QUANTIZE_OUTSIDE, TORCH_QUANTIZE_OUTSIDE_TAIL, TORCH_FAKE_QUANTIZE,
+    EXACT, ONNX, FBGEMM, FBGEMM_OUTSIDE, ONEDNN, ONEDNN_DIVIDED, ONEDNN_PRODUCT, QNNPACK, QNNPACK_OUTSIDE, PAPER,
+    ONNX_REFERENCE, TORCH_QUANTIZE, TORCH_QUANTIZE_TAIL, TORCH_QUANTIZE_OUTSIDE, TORCH_QUANTIZE_OUTSIDE_TAIL,
+    TORCH_QUANTIZE_OUTSIDE_ONE, TORCH_FAKE_QUANTIZE,
     ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, ONEDNN_REFERENCE,
     XNNPACK, TFLITE_REFERENCE, TFLITE_TWO_ROUNDINGS, TFLITE_RUY, OPENVINO,
 )  # fmt: skip
@@ -197,7 +212,8 @@ NAMED = (
 INT16 = tuple(
     replace(choices, name=f"{choices.name}-int16", accumulate_rule="pairs")
     for choices in (
-        ONNX, FBGEMM, ONEDNN, ONEDNN_DIVIDED, ONEDNN_PRODUCT, ONEDNN_POINTWISE, ONEDNN_POINTWISE_PRODUCT, OPENVINO
+        ONNX, FBGEMM, FBGEMM_OUTSIDE, ONEDNN, ONEDNN_DIVIDED, ONEDNN_PRODUCT, ONEDNN_POINTWISE,
+        ONEDNN_POINTWISE_PRODUCT, OPENVINO,
     )
 )
 DIALECTS = {choices.name: choices for choices in NAMED + INT16}

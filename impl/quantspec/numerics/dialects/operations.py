@@ -161,6 +161,10 @@ def average_inside(total: Float64, positions: Float64, grid: QParams) -> np.ndar
     return rint(total.astype(np.float32) * (ONE / positions.astype(np.float32)) + grid.zero_point.astype(np.float32))
 
 
+def average_outside(total: Float64, positions: Float64, grid: QParams) -> np.ndarray:
+    return rint(total.astype(np.float32) * (ONE / positions.astype(np.float32))).astype(np.float64) + grid.zero_point
+
+
 def average_codes(total: Float64, positions: Float64, grid: QParams) -> np.ndarray:
     codes = total + positions * grid.zero_point.astype(np.int64)
     return rint(codes.astype(np.float32) * (ONE / positions.astype(np.float32)))
@@ -189,6 +193,7 @@ def average_fixed_two(total: Float64, positions: Float64, grid: QParams) -> np.n
 
 AVERAGE: dict[str, Callable[[Float64, Float64, QParams], np.ndarray]] = {
     "inside": average_inside,
+    "outside": average_outside,
     "codes": average_codes,
     "ratio": average_ratio,
     "codes-away": average_codes_away,
