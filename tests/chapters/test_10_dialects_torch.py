@@ -31,6 +31,15 @@ def test_every_code_of_the_tutorials_network_is_torchs(engine, variant, reduce_r
     assert len(parameters) == (12 if variant == "dynamic" else 24)
 
 
+def check_codes(engine, *layer, relu):
+    """Each of torch's codes of a layer is that of a dialect which the engine speaks here."""
+    theirs = quantized.linear(*layer, relu=relu, engine=engine)
+    agrees = np.zeros(theirs.shape, bool)
+    for name in quantized.dialects_here(engine):
+        agrees |= dialect(name).linear(*layer, relu=relu) == theirs
+    assert agrees.all(), f"{int((~agrees).sum())} of {agrees.size} codes differ"
+
+
 @clause("DIA-REQUANTIZE", "DIA-EITHER")
 @pytest.mark.parametrize("engine", OFFERED)
 @given(
@@ -46,11 +55,7 @@ def test_layers_near_ties_have_torchs_codes(engine, generator, rows, inputs, out
     weight = generator.integers(-9, 10, (outputs, inputs)).astype(np.int8)
     bias = (generator.integers(-40, 40, outputs) * 2.0**-12).astype(np.float32)
     x_q = generator.integers(0, 128, (rows, inputs)).astype(np.uint8)
-    theirs = quantized.linear(x_q, x, weight, w, bias, y, relu=relu, engine=engine)
-    agrees = np.zeros(theirs.shape, bool)
-    for name in quantized.dialects_here(engine):
-        agrees |= dialect(name).linear(x_q, x, weight, w, bias, y, relu=relu) == theirs
-    assert agrees.all(), f"{int((~agrees).sum())} of {agrees.size} codes differ"
+    check_codes(engine, x_q, x, weight, w, bias, y, relu=relu)
 
 
 @clause("DIA-REQUANTIZE", "DIA-EITHER")
@@ -69,11 +74,7 @@ def test_layers_within_ulps_of_ties_have_torchs_codes(engine, generator, rows, i
     weight = generator.integers(-3, 4, (outputs, inputs)).astype(np.int8)
     bias = (generator.integers(-40, 40, outputs) * unit * biased).astype(np.float32)
     x_q = np.clip(x.zero_point + generator.integers(-3, 4, (rows, inputs)), 0, 127).astype(np.uint8)
-    theirs = quantized.linear(x_q, x, weight, w, bias, y, relu=relu, engine=engine)
-    agrees = np.zeros(theirs.shape, bool)
-    for name in quantized.dialects_here(engine):
-        agrees |= dialect(name).linear(x_q, x, weight, w, bias, y, relu=relu) == theirs
-    assert agrees.all(), f"{int((~agrees).sum())} of {agrees.size} codes differ"
+    check_codes(engine, x_q, x, weight, w, bias, y, relu=relu)
 
 
 @clause("DIA-ACCUMULATE")

@@ -131,9 +131,8 @@ FAULTS = [
     Fault(
         "older-qnnpack-as-the-newest", "numerics.dialects.named", ("DIA-NAMED",),
         "The dynamic layers of torch 2.11's qnnpack are given the rule of 2.13.",
-        'name="qnnpack-outside",\n    quantize_rule="reciprocal",\n    quantize_channels_rule="reciprocal",\n'
-        '    quantize_dynamic_rule="reciprocal",',
-        'name="qnnpack-outside",\n    quantize_rule="reciprocal",\n    quantize_channels_rule="reciprocal",',
+        'name="qnnpack-outside", **OUTSIDE)',
+        'name="qnnpack-outside", **OUTSIDE | {"quantize_dynamic_rule": QNNPACK.quantize_dynamic_rule})',
     ),
     Fault(
         "product-by-the-quotient", "numerics.dialects.operations", ("DIA-MUL",),

@@ -36,13 +36,9 @@ TORCH_QUANTIZE = Dialect(
     fold_rule="float32",
 )
 TORCH_QUANTIZE_TAIL = replace(TORCH_QUANTIZE, name="torch-quantize-tail", add_rule="real-inside", mean_rule="codes")
-TORCH_QUANTIZE_OUTSIDE = replace(
-    TORCH_QUANTIZE,
-    name="torch-quantize-outside",
-    quantize_rule="reciprocal",
-    quantize_channels_rule="reciprocal",
-    quantize_dynamic_rule="reciprocal",
-)
+# What adds the zero point after rounding, as most versions of PyTorch do.
+OUTSIDE = dict.fromkeys(("quantize_rule", "quantize_channels_rule", "quantize_dynamic_rule"), "reciprocal")
+TORCH_QUANTIZE_OUTSIDE = replace(TORCH_QUANTIZE, name="torch-quantize-outside", **OUTSIDE)
 TORCH_QUANTIZE_OUTSIDE_TAIL = replace(
     TORCH_QUANTIZE_OUTSIDE, name="torch-quantize-outside-tail", add_rule="real-outside", mean_rule="codes"
 )
@@ -55,13 +51,11 @@ TORCH_QUANTIZE_OUTSIDE_ONE = replace(
 )
 TORCH_FAKE_QUANTIZE = Dialect(
     "torch-fake-quantize",
-    quantize_rule="reciprocal",
-    quantize_channels_rule="reciprocal",
     qparams_rule="float32",
     symmetric_rule="half",
     reduced_rule="container",
     qparams_dynamic_rule="float32",
-    quantize_dynamic_rule="reciprocal",
+    **OUTSIDE,
 )
 FBGEMM = replace(
     TORCH_QUANTIZE,
@@ -71,13 +65,7 @@ FBGEMM = replace(
     requantize_rule="float-bias",
     windows_rule="float-bias",
 )
-FBGEMM_OUTSIDE = replace(
-    FBGEMM,
-    name="fbgemm-outside",
-    quantize_rule="reciprocal",
-    quantize_channels_rule="reciprocal",
-    quantize_dynamic_rule="reciprocal",
-)
+FBGEMM_OUTSIDE = replace(FBGEMM, name="fbgemm-outside", **OUTSIDE)
 QNNPACK = replace(
     FBGEMM,
     name="qnnpack",
@@ -88,13 +76,7 @@ QNNPACK = replace(
     average_rule="ratio",
     mean_rule="ratio",
 )
-QNNPACK_OUTSIDE = replace(
-    QNNPACK,
-    name="qnnpack-outside",
-    quantize_rule="reciprocal",
-    quantize_channels_rule="reciprocal",
-    quantize_dynamic_rule="reciprocal",
-)
+QNNPACK_OUTSIDE = replace(QNNPACK, name="qnnpack-outside", **OUTSIDE)
 ONEDNN = replace(
     TORCH_QUANTIZE,
     name="onednn",
