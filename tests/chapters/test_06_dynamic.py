@@ -383,6 +383,32 @@ def test_each_of_torchs_layers_is_replaced_where_it_is_or_listed_with_the_reason
     assert [network.engine for _, network in exact.networks()] == ["reference"] * 3
 
 
+class Encoder(nn.Module):
+    """Has torch's own encoder, whose fused form reads the weights of layers instead of calling them."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        return self.encoder(x)
+
+
+@clause("DYN-LAYERS")
+@networks.mostly_attention
+@torch.no_grad()
+def test_torchs_own_encoder_calls_the_layers_that_were_replaced():
+    model, x = networks.seeded(Encoder), networks.inputs(2, (5, 8))
+    q, expected = qs.quantize_dynamic(model), x
+    for layer in model.encoder.layers:
+        first, second = qs.quantize_dynamic(layer.linear1), qs.quantize_dynamic(layer.linear2)
+        attended = layer.self_attn(expected, expected, expected, need_weights=False)[0]
+        between = layer.norm1(expected + attended)
+        expected = layer.norm2(between + second(nn.functional.gelu(first(between))))
+    assert torch.equal(q(x), expected)
+
+
 @clause("DYN-LAYERS")
 def test_a_layer_that_cannot_be_taken_is_listed_and_the_next_one_is_taken():
     class Projecting(nn.Module):

@@ -39,7 +39,14 @@ class Coded(torch.Tensor):
     def __init__(self, weight: CodedWeight) -> None:
         super().__init__()
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch's own do
+    @classmethod
+    def __torch_function__(  # type: ignore[override]  # torch gives no types
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        # Nothing else is done here, but that there is one has torch's own encoder layers call their modules: their fused
+        # form would read the weights of these instead, and leave their networks out.
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch gives no types
