@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import rnn
 from torch.utils._pytree import tree_map
 
 import networks
@@ -773,7 +774,7 @@ def test_a_packed_sequence_is_run_step_by_step(kind, engine):
     model = networks.seeded(lambda: kind(4, 5, num_layers=2, bidirectional=True))
     x, given = networks.inputs(6, (3, 4)), networks.inputs(4, (3, 5))
     start = (given, given * 0.5) if kind is nn.LSTM else given
-    pack = nn.utils.rnn.pack_padded_sequence
+    pack = rnn.pack_padded_sequence
     q = qs.quantize_dynamic(model, engine=engine)
     with torch.no_grad():
         # Sequences of one length, and a single one, are what they are unpacked.
@@ -797,7 +798,7 @@ def test_a_packed_sequence_is_run_step_by_step(kind, engine):
 def test_the_states_of_a_step_are_those_of_the_sequences_that_have_it(backward):
     model = networks.seeded(lambda: nn.RNN(4, 5, nonlinearity="relu", bidirectional=True))
     lengths, counts = [4, 2, 1], [3, 2, 1, 1]
-    packed = nn.utils.rnn.pack_padded_sequence(networks.inputs(4, (3, 4)), torch.tensor(lengths))
+    packed = rnn.pack_padded_sequence(networks.inputs(4, (3, 4)), torch.tensor(lengths))
     q = qs.quantize_dynamic(model, dialect="exact")
     cell = q.program.layers[0].cells[backward]
 
@@ -818,7 +819,7 @@ def test_the_states_of_a_step_are_those_of_the_sequences_that_have_it(backward):
 @clause("DYN-PACKED", "DYN-EXAMPLE")
 def test_a_packed_sequence_may_be_the_batch():
     model, x = networks.seeded(lambda: nn.LSTM(4, 5)), networks.inputs(6, (3, 4))
-    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 4, 1]))
+    packed = rnn.pack_padded_sequence(x, torch.tensor([6, 4, 1]))
     expected = model(packed)[0].data.detach()
     for q in (qs.quantize(model, [packed]), qs.quantize_dynamic(model, example=packed), qs.quantize(model, [x])):
         assert accuracy.sqnr(expected.numpy(), q(packed)[0].data.numpy()) > 25
@@ -850,21 +851,68 @@ def test_a_layer_that_cannot_be_read_stays_and_those_behind_it_do_not():
     assert accuracy.sqnr(model(x).detach().numpy(), q(x).numpy()) > 30
 
 
-@clause("DYN-RECURRENT")
-def test_packed_sequences_stay_in_float():
-    class Packed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(4, 5), nn.Linear(5, 2)
+class Classifies(nn.Module):
+    """Packs its sequences itself, and reads the states at their ends."""
 
-        def forward(self, x, lengths):
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
-            return self.head(self.lstm(packed)[1][0])
+    def __init__(self):
+        super().__init__()
+        self.words, self.lstm = nn.Embedding(30, 8, padding_idx=0), nn.LSTM(8, 12, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(24, 3)
 
-    model, x, lengths = networks.seeded(Packed), networks.inputs(6, (3, 4)), torch.tensor([6, 2, 4])
-    with pytest.warns(UserWarning, match="^1 % of .* in int8; the rest: lstm .*LSTM has no integer form here"):
-        q = qs.quantize_dynamic(model, example=(x, lengths))
-    assert [layer.layer for layer in q.program.layers] == ["head"] and "LSTM has no integer form here" in str(q)
+    def forward(self, words, lengths):
+        packed = rnn.pack_padded_sequence(self.words(words), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        _, (h, _) = self.lstm(packed)
+        return self.head(torch.cat((h[-2], h[-1]), 1))
+
+
+class Tags(Classifies):
+    """Reads the outputs of two layers at every place."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.head = nn.GRU(24, 10, batch_first=True), nn.Linear(10, 3)
+
+    def forward(self, words, lengths):
+        packed = rnn.pack_padded_sequence(self.words(words), lengths, batch_first=True, enforce_sorted=False)
+        y, _ = self.second(self.lstm(packed)[0])
+        return self.head(rnn.pad_packed_sequence(y, batch_first=True, total_length=words.shape[1])[0])
+
+
+class Sorts(Classifies):
+    """Puts its sequences in order, and what they give back in theirs."""
+
+    def forward(self, words, lengths):
+        lengths, order = lengths.sort(descending=True)
+        packed = rnn.pack_padded_sequence(self.words(words)[order], lengths.tolist(), batch_first=True)
+        h = self.lstm(packed)[1][0]
+        return self.head(torch.cat((h[-2], h[-1]), 1))[order.argsort()]
+
+
+class PacksNumbers(Classifies):
+    """Packs before the table, and puts what that gives in the place of the numbers."""
+
+    def forward(self, words, lengths):
+        numbers = rnn.pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
+        h = self.lstm(numbers._replace(data=self.words(numbers.data)))[1][0]
+        return self.head(torch.cat((h[-2], h[-1]), 1))
+
+
+@clause("DYN-PACKED")
+@pytest.mark.parametrize("way", ["static", "dynamic", "example", "trained"])
+@pytest.mark.parametrize("kind", [Classifies, Tags, Sorts, PacksNumbers])
+def test_a_model_may_pack_its_sequences_itself(kind, way, tmp_path):
+    model, r = networks.seeded(kind), torch.Generator().manual_seed(1)
+    batches = [(torch.randint(1, 30, (5, 7), generator=r), torch.tensor([3, 7, 1, 4, n])) for n in (2, 5)]
+    q = {
+        "static": lambda: qs.quantize(model, batches), "dynamic": lambda: qs.quantize_dynamic(model),
+        "example": lambda: qs.quantize_dynamic(model, example=batches[0]),
+        "trained": lambda: qs.convert(qs.prepare_qat(model, batches)),
+    }[way]()  # fmt: skip
+    assert q.report.share == 1.0
     with torch.no_grad():
-        assert accuracy.sqnr(model(x, lengths).numpy(), q(x, lengths).numpy()) > 20
-
+        for batch in batches:
+            assert accuracy.sqnr(model(*batch).numpy(), q(*batch).numpy()) > 25
+            assert torch.equal(q.run_on("reference")(*batch), q(*batch))
+        q.save(tmp_path / "network")
+        own = {"model": kind()} if way == "dynamic" else {}
+        assert torch.equal(qs.load(tmp_path / "network", **own)(*batches[1]), q(*batches[1]))

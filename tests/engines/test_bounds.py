@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import bounds
 import programs
@@ -51,6 +52,14 @@ class Tagger(nn.Module):
         return self.tags(self.recurrent(self.words(x))[0])
 
 
+class Packing(Tagger):
+    """The same for sequences of as many words as are above 3."""
+
+    def forward(self, x):
+        packed = pack_padded_sequence(self.words(x), (x > 3).sum(1), batch_first=True, enforce_sorted=False)
+        return self.tags(pad_packed_sequence(self.recurrent(packed)[0], batch_first=True)[0])
+
+
 def mlp():
     return nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3))
 
@@ -81,6 +90,7 @@ NETWORKS = {
     "encoder, by rows": (encoder, SEQUENCES, {"activations": "per_token"}),
     "LSTM": (lambda: Tagger(nn.LSTM), WORDS, {}),
     "GRU": (lambda: Tagger(nn.GRU), WORDS, {}),
+    "packed GRU": (lambda: Packing(nn.GRU), WORDS, {}),
     "bag": (bag, WORDS, {}),
 }
 

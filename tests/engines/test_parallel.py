@@ -199,7 +199,7 @@ def test_recurrent_layers(kind, r, count, steps, samples, inputs, size, both):
             for batch, outputs in zip(batches, expected):
                 found = engine(batch)
                 assert all(torch.equal(a, b) for a, b in zip(tensors(found), tensors(outputs), strict=True))
-    parts = [part for step in engine.parts for frames in step.local.frames.values() for part in frames.parts]
+    parts = [part for step in engine.parts for frames in step.local.frames.values() for part in frames.parts.values()]
     assert all((part.shared.team is None) == (batching.torchs_threads() is None) for part in parts)
 
 

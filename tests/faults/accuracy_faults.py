@@ -56,7 +56,8 @@ FAULTS = [
     Fault(
         "recurrent-layers-not-compared", "comparison.compare", ("ACC-COMPARE",),
         "Only values that are one tensor are put beside each other, and outputs of recurrent layers are not.",
-        " | first_of_recurrent(fused)", "",
+        "        if isinstance(node, float_graph.Recurrent):\n            floats",
+        "        if False:\n            floats",
     ),
     Fault(
         'compared-with-codes', 'comparison.compare', ('ACC-COMPARE',),

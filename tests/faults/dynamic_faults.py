@@ -206,18 +206,35 @@ FAULTS = [
     Fault(
         "state-of-the-call-before", "engines.compiled.recurrent", ("DYN-RECURRENT",),
         "A whole sequence begins from the state that the last one ended with.",
-        "        self.state[:] = 0 if before is None else before\n",
-        "        self.state[:] = self.state if before is None else before\n",
+        "        self.present[:] = 0 if before is None else before\n",
+        "        self.present[:] = self.present if before is None else before\n",
     ),
     Fault(
         "samples-taken-for-steps", "engines.compiled.recurrent", ("DYN-RECURRENT",),
         "Whole sequences are read as if their samples were steps.",
-        "Shape(second, first, True, False) if by_sample", "Shape(first, second, False, False) if by_sample",
+        "Shape(second, first, True) if by_sample", "Shape(first, second, False) if by_sample",
     ),
     Fault(
         "state-is-the-engines-own", "engines.compiled.recurrent", ("DYN-RECURRENT",),
         "The state that is returned is the memory that the next call writes to.",
-        "torch.from_numpy(self.state.copy())", "torch.from_numpy(self.state)",
+        "torch.from_numpy(self.present.copy())", "torch.from_numpy(self.present)",
+    ),
+    Fault(
+        "packed-backwards-in-order", "engines.compiled.recurrent", ("DYN-PACKED",),
+        "Backwards, only steps with as many sequences are run from the last one to the first.",
+        "            self.turns.reverse()\n", "            pass\n",
+    ),
+    Fault(
+        "states-of-sequences-that-ended", "engines.compiled.recurrent", ("DYN-PACKED",),
+        "A step of a packed sequence has the states of all sequences, whose range is another one.",
+        "quantize.count = product.product.rows = cell.rows", "product.product.rows = cell.rows",
+    ),
+    Fault(
+        "fused-encoder-reads-weights", "module.coded", ("DYN-LAYERS",),
+        "Torch's own encoder layers take their fused form, which reads dequantized weights and calls no layer.",
+        "            return func(*args, **(kwargs or {}))\n",
+        "            return func(*args, **(kwargs or {}))\n\n"
+        "    __torch_function__ = torch._C._disabled_torch_function_impl\n",
     ),
     Fault(
         "weights-of-any-axes", "ptq.contraction", ("DYN-ATTENTION-FLOAT",),

@@ -80,7 +80,7 @@ BAD = {
     "another function": (
         Call("y", "function", "os.system", (X,), {}, ""), "a file may not name the function 'os.system'",
     ),
-    "another attribute": (Call("y", "function", GETATTR, (X, "data"), {}, ""), f"{NO_ATTRIBUTE} ('data',)"),
+    "another attribute": (Call("y", "function", GETATTR, (X, "grad"), {}, ""), f"{NO_ATTRIBUTE} ('grad',)"),
     "an attribute of a number": (Call("y", "function", GETATTR, (3, "shape"), {}, ""), f"{NO_ATTRIBUTE} ('shape',)"),
     "a default": (Call("y", "function", GETATTR, (X, "shape", 3), {}, ""), f"{NO_ATTRIBUTE} ('shape', 3)"),
     "an attribute by name": (Call("y", "function", GETATTR, (X, "shape"), {"d": 1}, ""), f"{NO_ATTRIBUTE} ('shape',)"),

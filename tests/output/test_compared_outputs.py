@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import networks
 import quantspec as qs
 from quantspec.comparison.compare import leaves
+from quantspec.numerics import accuracy
 from told import exactly
 
 ROWS = networks.inputs(6, (4,))
@@ -169,7 +170,26 @@ def test_steps_of_packed_sequences_are_work_of_their_layer():
     model, x = networks.seeded(Packs), networks.inputs(5, (3, 4))
     found = qs.compare(model, qs.quantize_dynamic(model), [x])
     (row,) = found.layers
+    assert 30 < row.sqnr < math.inf
     assert row.macs == (5 + 4 + 2) * (4 * 6 * 4 + 4 * 6 * 6) and found.int8_macs == 1.0
+
+
+class LastState(nn.Module):
+    """Reads no output of a recurrent layer, but its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[1][0])
+
+
+def test_a_layer_is_compared_by_its_output_where_only_its_state_is_read():
+    model, x = networks.seeded(LastState), networks.inputs(5, (3, 4))
+    first, _ = qs.compare(model, qs.quantize_dynamic(model, example=x), [x]).layers
+    expected, got = (layer(x)[0].detach().numpy() for layer in (model.gru, qs.quantize_dynamic(model.gru)))
+    assert first.sqnr == accuracy.sqnr(expected, got)
 
 
 class Images(nn.Module):

@@ -126,9 +126,7 @@ def bag(builder: Builder, node: fx.Node, what: nn.EmbeddingBag) -> float_graph.E
     )  # fmt: skip
 
 
-def recurrent(builder: Builder, node: fx.Node, what: nn.RNNBase) -> float_graph.Recurrent | None:
-    if getattr(getattr(node.args[0] if node.args else None, "target", None), "__name__", "").startswith("pack_"):
-        return None  # packed sequences have steps of different batch sizes
+def recurrent(builder: Builder, node: fx.Node, what: nn.RNNBase) -> float_graph.Recurrent:
     kind = {"LSTM": "lstm", "GRU": "gru"}.get(what.mode, what.mode.lower())
     cells = []
     for layer in range(what.num_layers):

@@ -14,8 +14,8 @@ from torch import nn
 from quantspec.capture import calls, copies, kept, parts, tracer
 from quantspec.engines.reference import Reference
 from quantspec.errors import near_names, real_number, whole_number
-from quantspec.ir import float_graph, float_run, rearrange
-from quantspec.ir.program import Call, Conv, Layer, Linear, Ref, Step
+from quantspec.ir import float_graph, float_run
+from quantspec.ir.program import Call, Callables, Conv, Layer, Linear, Step
 from quantspec.module import size
 from quantspec.module.islands import Island, LayerIsland, QuantizedModel
 from quantspec.module.module import QuantizedModule
@@ -26,7 +26,7 @@ from quantspec.ptq.static import Prepared
 from quantspec.ptq.work import PerNode, Products
 from quantspec.surroundings import usual
 
-from .layers import Place, as_quantized, first_of_recurrent, graph_bytes, node_arrays, places_of
+from .layers import Place, as_quantized, graph_bytes, node_arrays, places_of
 from .result import Comparison, LayerRow
 
 PARTED = 20.0  # dB: an error of a tenth
@@ -211,22 +211,28 @@ def see_batch(
         raise ValueError("data: expected numbers, got NaN, with which there is nothing to compare")
     floats: dict[str, torch.Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    outputs_of = {place.name: place.name for place in places} | first_of_recurrent(fused)
+    names = {place.name for place in places}
 
     def see_float(name: str, value: torch.Tensor) -> None:
         shapes[name] = tuple(value.shape)
-        if name in outputs_of:
+        if name in names:
             floats[name] = value.clone()
+
+    def compute(node: float_graph.Node, values: dict[str, Any], callables: Callables) -> Any:
+        value = nodes.compute(node, values, callables)
+        if isinstance(node, float_graph.Recurrent):
+            floats[node.name] = leaves(value)[0].clone()  # its output, which may be packed; a state comes behind it
+        return value
 
     def see_step(step: Step, value: Any) -> None:
         if step.name in floats:
             grid = step.y_qparams if isinstance(step, (Linear, Conv)) else None
-            real = rearrange.as_tensors(value if grid is None else torch.from_numpy(grid.dequantize(value)))
-            if isinstance(real, torch.Tensor) and real.shape == floats[step.name].shape:
-                seen.add(outputs_of[step.name], floats[step.name], real)
+            real = leaves(value if grid is None else torch.from_numpy(grid.dequantize(value)))
+            if real and real[0].shape == floats[step.name].shape:
+                seen.add(step.name, floats[step.name], real[0])
 
     nodes = PerNode()
-    outputs = leaves(float_run.run(fused, batch, see_float, compute=nodes.compute))
+    outputs = leaves(float_run.run(fused, batch, see_float, compute))
     seen.counted_macs += nodes.macs.total()
     steps = {step.name: step for step in reference.program.steps}
     seen.attended_macs += sum(nodes.macs[node.name] for node in fused.nodes if attends(node, steps))
@@ -234,8 +240,6 @@ def see_batch(
     see_outputs(seen, outputs, int8_outputs)
     for place in places:
         recurrent = isinstance(place.layer, float_graph.Recurrent)
-        if recurrent and isinstance(fused.output, Ref) and fused.output.name == place.name:
-            seen.add(place.name, outputs[0], int8_outputs[0])
         # A recurrent layer may be given a packed sequence, which has no shape, and gives several values.
         macs = nodes.macs[place.name] if recurrent else size.macs(place.layer, shapes[place.x], shapes[place.name])
         seen.macs[place.name] += macs

@@ -76,13 +76,6 @@ def left_out(node: Call, fused: float_graph.FloatGraph) -> float_graph.Layer | N
     return replace(called.node, weight=called.weight.numpy(), bias=None if called.bias is None else called.bias.numpy())
 
 
-def first_of_recurrent(fused: float_graph.FloatGraph) -> dict[str, str]:
-    """The values that are outputs of recurrent layers, which give a state beside them: the layers by their names."""
-    layers = {node.name for node in fused.nodes if isinstance(node, float_graph.Recurrent)}
-    moves = (node for node in fused.nodes if isinstance(node, float_graph.Move) and node.x in layers)
-    return {node.name: node.x for node in moves if node.call.args[1:] == (0,)}
-
-
 def node_arrays(node: float_graph.Node) -> list[np.ndarray]:
     """The arrays that a node of a float graph needs stored."""
     parts = [node, *node.cells] if isinstance(node, float_graph.Recurrent) else [node]

@@ -3,7 +3,7 @@ any dialect."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -89,24 +89,36 @@ def rnn_relu(x: torch.Tensor, h: torch.Tensor, state: State) -> State:
 OneWay = Callable[
     [Recurrent, Cell, torch.Tensor, list[torch.Tensor] | None, bool, Dialect], tuple[torch.Tensor, State]
 ]
+PackedWay = Callable[[Recurrent, Cell, torch.Tensor, list[int], State, bool, Dialect], tuple[torch.Tensor, State]]
+
+
+class Ways(NamedTuple):
+    """What runs the steps of one layer in one direction: of ``whole`` sequences as ``one_way`` does, of ``packed`` ones
+    as ``packed_way`` does."""
+
+    whole: OneWay
+    packed: PackedWay
+
+
 Gates = Callable[[torch.Tensor, torch.Tensor, State], State]
 KINDS: dict[str, Gates] = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
 
 
-def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay | None = None) -> Any:
+def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, ways: Ways | None = None) -> Any:
     """What the module would give: (output, state), or the new state of a single step (DYN-RECURRENT).
 
     ``x``: a packed sequence, or float32 [steps, batch, inputs], [batch, steps, inputs] where ``batch_first``, or
-    without batch; a single step's has no axis of steps. ``run`` does what ``one_way`` does. Raises ValueError naming
-    the layer when it does not fit.
+    without batch; a single step's has no axis of steps. ``ways``: what does the steps, where they are not done here.
+    Raises ValueError naming the layer when it does not fit.
     """
+    ways = ways or Ways(one_way, packed_way)
     inputs = codes_shape(step.cells[0], "input_weight")[1]
     is_packed = isinstance(x, PackedSequence) and not step.single
     values = floats(x.data if is_packed else x, step.layer)
     if values.ndim < 1 or values.shape[-1] != inputs or is_packed and values.ndim != 2:
         raise ValueError(f"batch: layer {step.layer!r} expects {inputs} input features, got {tuple(values.shape)}")
     if is_packed:
-        return packed(step, PackedSequence(values, *x[1:]), state, choices)
+        return packed(step, PackedSequence(values, *x[1:]), state, choices, ways.packed)
     values, batched = in_steps(step, values)
     directions = 2 if step.bidirectional else 1
     states = None if state is None else initial(step, state, values.shape[1], batched)
@@ -116,7 +128,7 @@ def recurrent(step: Recurrent, x: Any, state: Any, choices: Dialect, run: OneWay
         for direction in range(directions):
             index = first + direction
             start = None if states is None else [part[index] for part in states]
-            steps, end = (run or one_way)(step, step.cells[index], values, start, direction == 1, choices)
+            steps, end = ways.whole(step, step.cells[index], values, start, direction == 1, choices)
             outputs.append(steps)
             ends.append(end)
         values = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
@@ -148,7 +160,7 @@ def stacked(parts: State) -> torch.Tensor:
     return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
 
 
-def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect) -> Any:
+def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect, way: PackedWay) -> Any:
     """What the module would give for a packed sequence (DYN-PACKED)."""
     counts = x.batch_sizes.tolist()
     states = initial(step, state, counts[0], True)
@@ -160,7 +172,7 @@ def packed(step: Recurrent, x: PackedSequence, state: Any, choices: Dialect) -> 
         outputs = []
         for index in range(first, first + directions):
             start = tuple(part[index] for part in states)
-            output_part, end = packed_way(step, step.cells[index], values, counts, start, index > first, choices)
+            output_part, end = way(step, step.cells[index], values, counts, start, index > first, choices)
             outputs.append(output_part)
             ends.append(end)
         values = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)

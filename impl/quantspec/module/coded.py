@@ -40,11 +40,11 @@ class Coded(torch.Tensor):
         super().__init__()
 
     @classmethod
-    def __torch_function__(  # type: ignore[override]  # torch gives no types
+    def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        # Nothing else is done here, but that there is one has torch's own encoder layers call their modules: their fused
-        # form would read the weights of these instead, and leave their networks out.
+        # Nothing is done here, but as there is one, torch's encoder layers call their modules: their fused form would
+        # read the weights of these instead, and leave their networks out.
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

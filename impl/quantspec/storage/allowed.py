@@ -26,36 +26,36 @@ from quantspec.torchvision_compat import import_torchvision
 
 NAMES = {
     "torch": """
-        _assert _grouped_mm abs absolute acos acosh adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv
-        addr adjoint all amax amin aminmax angle any arange arccos arccosh arcsin arcsinh arctan arctan2 arctanh
-        argmax argmin argsort argwhere as_tensor asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d
-        avg_pool1d baddbmm bartlett_window batch_norm bilinear bitwise_and bitwise_left_shift
-        bitwise_not bitwise_or bitwise_right_shift bitwise_xor blackman_window block_diag bmm broadcast_tensors
-        broadcast_to bucketize cartesian_prod cat cdist ceil celu chain_matmul channel_shuffle chunk clamp
-        clamp_max clamp_min clip column_stack complex concat concatenate conj conj_physical constant_pad_nd
-        conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d copysign corrcoef cos cosh
-        cosine_similarity count_nonzero cov cross cummax cummin cumprod cumsum cumulative_trapezoid deg2rad det
-        diag diag_embed diagflat diagonal diagonal_scatter diff digamma dist div divide dot dropout dsplit
-        dstack einsum eq erf erfc erfinv exp exp2 expand_copy expm1 eye fill fix flatten flip fliplr flipud
-        float_power floor floor_divide fmax fmin fmod frac frobenius_norm full full_like gather gcd ge ger
-        greater greater_equal group_norm gt hamming_window hann_window hardshrink heaviside histc hsplit hstack
-        hypot i0 igamma igammac imag index_add index_copy index_fill index_put index_reduce index_select inner
-        instance_norm inverse isclose isfinite isin isinf isnan isneginf isposinf isreal istft kron kthvalue
-        layer_norm lcm ldexp le lerp less less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp
-        logaddexp2 logcumsumexp logdet logical_and logical_not logical_or logical_xor logit logspace logsumexp
-        lt masked_fill masked_scatter masked_select matmul matrix_exp matrix_power max max_pool1d max_pool2d
-        max_pool3d maximum mean median meshgrid min minimum mm mode moveaxis movedim msort mul multiply mv
-        mvlgamma nan_to_num nanmean nanmedian nanquantile nansum narrow narrow_copy native_group_norm
-        native_layer_norm ne neg negative nextafter nonzero norm not_equal numel ones ones_like outer
-        pairwise_distance pdist permute pinverse pixel_shuffle pixel_unshuffle polar polygamma positive pow
-        prelu prod quantile rad2deg ravel real reciprocal relu remainder renorm repeat_interleave reshape
-        resolve_conj resolve_neg rms_norm roll rot90 round row_stack rsqrt rsub scalar_tensor scatter
-        scatter_add scatter_reduce searchsorted select select_scatter selu sgn sigmoid sign signbit sin sinc
-        sinh slice_scatter slogdet softmax sort split split_with_sizes sqrt square squeeze stack std std_mean
-        stft sub subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split tensordot
-        threshold tile topk trace transpose trapezoid trapz tril triu true_divide trunc unbind unflatten unique
-        unique_consecutive unravel_index unsqueeze var var_mean vdot view_as_complex view_as_real vsplit vstack
-        where xlogy zeros zeros_like
+        _assert _grouped_mm _pack_padded_sequence _pad_packed_sequence abs absolute acos acosh
+        adaptive_avg_pool1d add addbmm addcdiv addcmul addmm addmv addr adjoint all amax amin aminmax angle any
+        arange arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort argwhere as_tensor
+        asin asinh atan atan2 atanh atleast_1d atleast_2d atleast_3d avg_pool1d baddbmm bartlett_window
+        batch_norm bilinear bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift
+        bitwise_xor blackman_window block_diag bmm broadcast_tensors broadcast_to bucketize cartesian_prod cat
+        cdist ceil celu chain_matmul channel_shuffle chunk clamp clamp_max clamp_min clip column_stack complex
+        concat concatenate conj conj_physical constant_pad_nd conv1d conv2d conv3d conv_transpose1d
+        conv_transpose2d conv_transpose3d copysign corrcoef cos cosh cosine_similarity count_nonzero cov cross
+        cummax cummin cumprod cumsum cumulative_trapezoid deg2rad det diag diag_embed diagflat diagonal
+        diagonal_scatter diff digamma dist div divide dot dropout dsplit dstack einsum eq erf erfc erfinv exp
+        exp2 expand_copy expm1 eye fill fix flatten flip fliplr flipud float_power floor floor_divide fmax fmin
+        fmod frac frobenius_norm full full_like gather gcd ge ger greater greater_equal group_norm gt
+        hamming_window hann_window hardshrink heaviside histc hsplit hstack hypot i0 igamma igammac imag
+        index_add index_copy index_fill index_put index_reduce index_select inner instance_norm inverse isclose
+        isfinite isin isinf isnan isneginf isposinf isreal istft kron kthvalue layer_norm lcm ldexp le lerp less
+        less_equal lgamma linspace log log10 log1p log2 log_softmax logaddexp logaddexp2 logcumsumexp logdet
+        logical_and logical_not logical_or logical_xor logit logspace logsumexp lt masked_fill masked_scatter
+        masked_select matmul matrix_exp matrix_power max max_pool1d max_pool2d max_pool3d maximum mean median
+        meshgrid min minimum mm mode moveaxis movedim msort mul multiply mv mvlgamma nan_to_num nanmean
+        nanmedian nanquantile nansum narrow narrow_copy native_group_norm native_layer_norm ne neg negative
+        nextafter nonzero norm not_equal numel ones ones_like outer pairwise_distance pdist permute pinverse
+        pixel_shuffle pixel_unshuffle polar polygamma positive pow prelu prod quantile rad2deg ravel real
+        reciprocal relu remainder renorm repeat_interleave reshape resolve_conj resolve_neg rms_norm roll rot90
+        round row_stack rsqrt rsub scalar_tensor scatter scatter_add scatter_reduce searchsorted select
+        select_scatter selu sgn sigmoid sign signbit sin sinc sinh slice_scatter slogdet softmax sort split
+        split_with_sizes sqrt square squeeze stack std std_mean stft sub subtract sum swapaxes swapdims t take
+        take_along_dim tan tanh tensor tensor_split tensordot threshold tile topk trace transpose trapezoid
+        trapz tril triu true_divide trunc unbind unflatten unique unique_consecutive unravel_index unsqueeze var
+        var_mean vdot view_as_complex view_as_real vsplit vstack where xlogy zeros zeros_like
     """,
     "torch.nn.functional": """
         _threshold adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
@@ -83,6 +83,7 @@ NAMES = {
         digamma entr erf erfc erfinv exp2 expit expm1 gammaln i0 log1p log_ndtr log_softmax logit logsumexp ndtr round
         sinc softmax xlog1py xlogy
     """,
+    "torch.nn.utils.rnn": "PackedSequence pack_padded_sequence pad_packed_sequence",
     "operator": """
         abs add and_ eq floordiv ge getitem gt invert is_ is_not le lt matmul mod mul ne neg not_ or_ pos pow sub
         truediv xor
@@ -101,18 +102,18 @@ NAMES = {
 FUNCTIONS = {place: frozenset(names.split()) for place, names in NAMES.items()}
 PLACES: dict[str, ModuleType] = {
     "torch": torch, "torch.nn.functional": F, "torch.fft": torch.fft, "torch.linalg": torch.linalg,
-    "torch.special": torch.special, "operator": operator, "math": math, "builtins": builtins,
-    "collections": collections, "torch.return_types": torch.return_types,
+    "torch.nn.utils.rnn": torch.nn.utils.rnn, "torch.special": torch.special, "operator": operator, "math": math,
+    "builtins": builtins, "collections": collections, "torch.return_types": torch.return_types,
     "quantspec.capture.attention": attention, "quantspec.capture.writes": writes,
 }  # fmt: skip
 
 METHODS = MOVING | SHAPES | frozenset(
     """
-        abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr adjoint all amax amin aminmax angle
+        _replace abs absolute acos acosh add addbmm addcdiv addcmul addmm addmv addr adjoint all amax amin aminmax angle
         any arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argsort argwhere asin asinh atan
         atan2 atanh baddbmm bfloat16 bitwise_and bitwise_left_shift bitwise_not bitwise_or
         bitwise_right_shift bitwise_xor bmm bool broadcast_to byte ceil char chunk clamp clamp_max clamp_min
-        clip conj conj_physical copysign corrcoef cos cosh count_nonzero cov cross cummax cummin cumprod cumsum
+        clip conj conj_physical copysign corrcoef cos cosh count_nonzero cov cpu cross cummax cummin cumprod cumsum
         deg2rad det diag diag_embed diagflat diagonal diagonal_scatter diff digamma dist div divide dot double
         dsplit eq erf erfc erfinv exp exp2 expm1 fix fliplr flipud float float_power floor floor_divide fmax
         fmin fmod frac gather gcd ge ger greater greater_equal gt half hardshrink heaviside histc hsplit hypot
@@ -126,11 +127,16 @@ METHODS = MOVING | SHAPES | frozenset(
         positive pow prelu prod quantile rad2deg ravel real reciprocal relu remainder renorm resolve_conj
         resolve_neg rot90 round rsqrt scatter scatter_add scatter_reduce select_scatter sgn short sigmoid sign
         signbit sin sinc sinh slice_scatter slogdet softmax sort split_with_sizes sqrt square std stft sub
-        subtract sum sum_to_size swapdims take take_along_dim tan tanh tensor_split tile to topk trace tril triu
+        subtract sum sum_to_size swapdims take take_along_dim tan tanh tensor_split tile to tolist topk trace tril triu
         true_divide trunc type_as unfold unique unique_consecutive var vdot vsplit where xlogy
     """.split()
 )  # fmt: skip
-ATTRIBUTES = frozenset("shape ndim dtype device T mT H mH real imag is_cuda layout values indices".split())
+ATTRIBUTES = frozenset(
+    """
+        shape ndim dtype device T mT H mH real imag is_cuda layout values indices
+        data batch_sizes sorted_indices unsorted_indices
+    """.split()
+)  # fmt: skip
 
 # A line for each class, or for several, with the arguments of the constructor; ``#`` is 1, 2 and 3. ``bias?`` is
 # whether the module has a bias; other arguments are attributes of the same name.

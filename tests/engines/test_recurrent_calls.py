@@ -1,0 +1,74 @@
+"""Compiled recurrent networks give the reference engine's bits call by call, whatever lengths the calls before had:
+what runs one of them is used again for others."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_parallel import threads
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import programs
+import strategies
+from networks import tensors
+from quantspec.engines.compiled import recurrent
+from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.reference import Reference
+from quantspec.ir.program import Program
+
+# Lengths of the sequences of a batch, whether they are packed, and whether samples lie one behind the other.
+lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+calls = st.lists(st.tuples(lengths, st.booleans(), st.booleans()), min_size=2, max_size=6)
+
+
+def batch_of(
+    r: np.random.Generator, program: Program, lengths: list[int], packed: bool, by_sample: bool
+) -> torch.Tensor | PackedSequence:
+    """Inputs of sequences of those lengths; whole ones are as long as the longest."""
+    shape = len(lengths), max(lengths), 5
+    x = torch.from_numpy(r.normal(size=shape if by_sample else (shape[1], shape[0], 5)).astype(np.float32))
+    samples = x if by_sample else x.transpose(0, 1)
+    if packed:
+        return pack_padded_sequence(samples, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
+    return samples if program.steps[0].batch_first else samples.transpose(0, 1)
+
+
+@given(
+    strategies.seeds(), st.sampled_from(["lstm", "gru", "rnn_tanh", "rnn_relu"]), st.sampled_from([7, 32]),
+    st.integers(1, 2), st.booleans(), calls, st.sampled_from([1, 3, 1024]), st.integers(1, 4), st.integers(1, 2),
+)  # fmt: skip
+def test_a_call_depends_on_no_lengths_before(r, kind, size, layers, both, drawn, kept, at_once, count):
+    program = programs.recurrent(r, kind, 5, size, layers=layers, both=both, reduce_range=False)
+    reference = Reference(program)
+    with mock.patch.multiple(recurrent, MOST_KEPT=kept, MOST_STEPS=at_once), threads(count):
+        engine = Compiled(program)
+        for call in drawn:
+            batch = {"x": batch_of(r, program, *call)}
+            found, expected = tensors(engine(batch)), tensors(reference(batch))
+            assert len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("by_sample", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_shorter_sequences_are_run_by_what_ran_longer_ones(both, by_sample):
+    r = np.random.default_rng(0)
+    program = programs.recurrent(r, "lstm", 5, 7, layers=1, both=both, reduce_range=False)
+    with mock.patch.object(recurrent, "MOST_STEPS", 3):
+        engine = Compiled(program)
+        for steps in range(8, 0, -1):
+            batch = {"x": batch_of(r, program, [steps] * 2, packed=False, by_sample=by_sample)}
+            assert all(map(torch.equal, tensors(engine(batch)), tensors(Reference(program)(batch))))
+
+
+def test_what_is_kept_for_other_lengths_is_bounded():
+    r = np.random.default_rng(0)
+    program = programs.recurrent(r, "gru", 5, 7, layers=1, both=False, reduce_range=False)
+    with mock.patch.object(recurrent, "MOST_KEPT", 10):
+        engine = Compiled(program)
+        for steps in range(8, 0, -1):
+            engine({"x": batch_of(r, program, [steps], packed=False, by_sample=False)})
+        (frames,) = engine.parts[0].local.frames.values()
+    assert [part.steps for part in frames.parts.values()] == [4, 3, 2, 1]  # after 8 and 7, and 6 and 5
