@@ -9,6 +9,8 @@ import warnings
 import models
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import networks
@@ -273,3 +275,30 @@ def test_arguments_that_are_others_at_each_call_leave_the_rest_to_be_captured(fo
     before = q(x)
     after = q(x)
     assert not torch.equal(before, after)  # the list is read at each call
+
+
+TENSORS = [torch.zeros(1), torch.zeros(2), torch.zeros(3)]
+PLAIN = st.recursive(
+    st.sampled_from([*TENSORS, 0, 1, 1.0, True, False, None, "a", ...]),
+    lambda inner: st.lists(inner, max_size=2).flatmap(lambda items: st.sampled_from([items, tuple(items)])),
+    max_leaves=3,
+)  # fmt: skip
+
+
+def taking(first, second=1, *others, named=None, **more):
+    """A forward of every kind of argument."""
+
+
+CALLS = st.tuples(st.lists(PLAIN, min_size=1, max_size=3), st.dictionaries(st.sampled_from(["named", "x"]), PLAIN))
+
+
+@given(st.lists(CALLS, min_size=2, max_size=4))
+def test_calls_of_one_key_have_one_pattern_and_its_tensors(drawn):
+    found = {}
+    for args, kwargs in drawn:
+        key, tensors = calls.key_of(tuple(args), kwargs)
+        pattern, expected = calls.call_of(taking, tuple(args), kwargs)
+        assert sorted(map(id, tensors)) == sorted(map(id, expected))
+        assert found.setdefault(key, pattern) == pattern
+        (alike, _), (others, _) = (calls.key_of((*args,), more) for more in (kwargs, {**kwargs, "y": {}}))
+        assert alike == key and others is None

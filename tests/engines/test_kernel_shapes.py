@@ -151,10 +151,8 @@ REFUSED = [
     (
         TO_SIZE, {"x": (2, 4, 0, 5)}, "step 'y': expected positions to interpolate, got (0, 5) to (7, 3)",
     ),
-    (SUM, {"x": (2, 4, 5), "b": (4, 5)}, "step 'y': kernels cannot broadcast shapes (2, 4, 5) and (4, 5)"),
-    (SUM, {"x": (2, 4, 5), "b": (2, 1, 5)}, "step 'y': kernels cannot broadcast shapes (2, 4, 5) and (2, 1, 5)"),
-    (SUM, {"x": (2, 4), "b": (1, 4)}, "step 'y': kernels cannot broadcast shapes (2, 4) and (1, 4)"),
-    (SUM, {"x": (5,), "b": (1,)}, "step 'y': kernels cannot broadcast shapes (5,) and (1,)"),
+    (SUM, {"x": (2, 4, 5), "b": (3, 5)}, "step 'y': kernels cannot broadcast shapes (2, 4, 5) and (3, 5)"),
+    (SUM, {"x": (5,), "b": (4,)}, "step 'y': kernels cannot broadcast shapes (5,) and (4,)"),
     (JOINED, {"x": (2,), "b": (2,)}, "step 'y': kernels join along axis 1 only, got axis 1 of shapes [(2,), (2,)]"),
     (
         replace(JOINED, axis=2), {"x": (2, 3, 4), "b": (2, 3, 4)},

@@ -259,14 +259,18 @@ def test_a_mean_of_rows_is_refused_in_words():
     assert planner_of(programs.between(X, [mean], X)).plan({"x": (2, 4, 6)}).shapes == [(2, 4)]
 
 
-def test_rows_are_not_broadcast():
+def test_what_is_broadcast_has_as_many_axes_and_channels_and_is_gone_over_by_three_loops():
     a, b = rows("a", "x.codes"), rows("b", "z.codes")
     total = Add("y", "a", "b", a.y_qparams, b.y_qparams, X, False)
     program = programs.between(X, [a, b, total], X, inputs=("x", "z"), grids=(X, X))
-    refused(
-        planner_of(program), "step 'y': kernels cannot broadcast what is laid out as rows", x=(2, 3, 12), z=(1, 3, 12),
-    )  # fmt: skip
-    assert planner_of(program).plan({"x": (2, 3, 12), "z": (2, 3, 12)}).shapes == [(2, 3, 12)]
+    for x, z in (((2, 3, 12), (3, 12)), ((2, 3, 12), (12,)), ((2, 1, 3, 1, 12), (1, 3, 1, 2, 12))):
+        refused(planner_of(program), f"step 'y': kernels cannot broadcast rows of shapes {x} and {z}", x=x, z=z)
+    for x, z in (((2, 3, 12), (1, 3, 12)), ((1, 12), (5, 12)), ((2, 1, 1, 4, 12), (1, 3, 2, 4, 12))):
+        assert planner_of(program).plan({"x": x, "z": z}).shapes == [np.broadcast_shapes(x, z)]
+    total = Add("y", "x.codes", "z.codes", X, X, X, False)
+    program = programs.between(X, [total], X, inputs=("x", "z"), grids=(X, X))
+    x, z = (2, 6, 4, 5), (2, 1, 4, 5)
+    refused(planner_of(program), f"step 'y': kernels cannot broadcast images of shapes {x} and {z}", x=x, z=z)
 
 
 def test_rows_are_not_joined_but_where_they_have_two_axes():

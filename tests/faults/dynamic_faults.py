@@ -206,8 +206,7 @@ FAULTS = [
     Fault(
         "state-of-the-call-before", "engines.compiled.recurrent", ("DYN-RECURRENT",),
         "A whole sequence begins from the state that the last one ended with.",
-        "        self.present[:] = 0 if before is None else before\n",
-        "        self.present[:] = self.present if before is None else before\n",
+        "in zip(self.present, before or itertools.repeat(0)):", "in zip(self.present, before or self.present):",
     ),
     Fault(
         "samples-taken-for-steps", "engines.compiled.recurrent", ("DYN-RECURRENT",),

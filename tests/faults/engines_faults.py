@@ -305,7 +305,7 @@ FAULTS = [
     Fault(
         "rows-broadcast-as-images", "engines.compiled.planner", ("STA-RUN",),
         "Rows of one feature are added to others as if their channels were positions.",
-        "if broadcast and not forms[step.name]:", "if broadcast and forms[step.name] is None:",
+        "return a[1] == b[1] if images else", "return a[1] == b[1] if not images else",
     ),
     Fault(
         "sums-of-any-shapes", "engines.compiled.shapes", ("STA-DIRECT",),

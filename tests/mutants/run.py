@@ -76,7 +76,10 @@ STORING = tuple(
         "ways_stored", "json_fields", "called_stored", "names_allowed", "steps_checked", "not_written",
     )  # fmt: skip
 )
-RUNNING = ("engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py")
+RUNNING = (
+    "engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py",
+    "engines/test_recurrent_calls.py", "engines/test_broadcast.py",
+)  # fmt: skip
 OF_QAT = (
     "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks", "_run", "_learned",
     "_calls", "_computed", "_prepare", "_layers", "_shapes",

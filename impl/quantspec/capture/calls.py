@@ -146,19 +146,26 @@ def structure(spec: TreeSpec) -> str:
     return f"{spec.type.__name__}({'' if spec.context is None else spec.context}: {inner})"
 
 
-def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What tells calls of plain arguments apart: equal where ``call_of`` gives equal patterns. None where there are
-    others."""
+def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[torch.Tensor]]:
+    """What tells calls of plain arguments, and of tuples and lists of them, apart: equal where ``call_of`` gives equal
+    patterns; and their tensors, in order. None where there are other arguments."""
     parts: list[Any] = [len(args), *kwargs]
-    for value in (*args, *kwargs.values()):
+    tensors: list[torch.Tensor] = []
+    left = [*args, *kwargs.values()][::-1]
+    while left:
+        value = left.pop()
         kind = type(value)
         if is_tensor(value):
             parts.append(TENSOR)
+            tensors.append(value)
         elif kind in CONSTANTS:
             parts += (kind, value)
+        elif kind in (tuple, list):
+            parts += (kind, len(value))
+            left += value[::-1]
         else:
-            return None
-    return tuple(parts)
+            return None, []
+    return tuple(parts), tensors
 
 
 SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()

@@ -75,10 +75,9 @@ def starts_of(step: Embedding, index: torch.Tensor, offsets: Any) -> np.ndarray:
         raise ValueError(f"{layer} expects {expected}, got indices of shape {shape} {given}")
     if offsets.ndim != 1 or offsets.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{layer} expects offsets of one axis, got {offsets.dtype} of shape {tuple(offsets.shape)}")
-    starts = array(offsets, layer).astype(np.int64)
-    if not step.include_last_offset:
-        starts = np.append(starts, count)
-    if not len(starts) or starts[0] != 0 or starts[-1] > count or (np.diff(starts) < 0).any():
+    starts = np.full(len(offsets) + (not step.include_last_offset), count, np.int64)
+    starts[: len(offsets)] = array(offsets, layer)
+    if not len(starts) or starts[0] != 0 or starts[-1] > count or (starts[1:] < starts[:-1]).any():
         raise ValueError(f"{layer} expects offsets that rise from 0 to {count} at most, got {offsets.tolist()[:8]}")
     return starts
 

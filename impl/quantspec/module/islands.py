@@ -54,8 +54,7 @@ class Island(nn.Module):
 
     def network(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[nn.Module | None, list[torch.Tensor]]:
         """The network for a call, and the tensors that it takes. How calls of plain arguments come out is kept."""
-        given = (*args, *kwargs.values())
-        key = key_of(args, kwargs)
+        key, given = key_of(args, kwargs)
         index, order = self.known.get(key, (-1, ()))
         if index >= 0:
             return self.networks[index], [given[place] for place in order]

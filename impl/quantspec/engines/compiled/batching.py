@@ -28,6 +28,7 @@ PARALLEL_MACS = 1_000_000  # the same where threads wait for each other
 PATIENT_MACS = 20_000_000  # work from which on threads wait for one that sleeps, too
 # Multiply-accumulates of a thread for each byte of large weights, up to which each should read only its part.
 PARALLEL_REUSE = 64
+TORCHS = str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
 
 
 class Shared:
@@ -169,7 +170,7 @@ def torchs_threads() -> OpenMP | None:
     """The threads that torch computes with, which look for work between its steps; None where they cannot be called, or
     this process was forked from one that may have used them, as they are not there any more.
     """
-    return openmp(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if not pool.forked else None
+    return openmp(TORCHS) if not pool.forked else None
 
 
 def wanted_threads(threads: int, macs: int, least: int) -> int:

@@ -81,7 +81,7 @@ class CompiledEmbedding:
 
     def __call__(self, values: dict[str, Any]) -> torch.Tensor:
         x = values[self.step.x]
-        if start := self.start_of_plain(x):
+        if start := self.start_of_plain(x, values):
             shape = tuple(x.shape)
             bound = kept(self.batched, (shape,), lambda threads: Bound(self, shape, threads))
             result = new(bound.shapes[0])
@@ -90,12 +90,13 @@ class CompiledEmbedding:
         # Other indices, and those that the reference refuses in its own words.
         return reference_embedding.embedding(self.step, values, self)
 
-    def start_of_plain(self, x: Any) -> int:
+    def start_of_plain(self, x: Any, values: dict[str, Any]) -> int:
         """Where indices lie that a kernel reads as they are: int64 in one piece, for bags of a size; 0 for others."""
         start, step = float_address(x, torch.int64), self.step
         if not start or step.bag is None:
             return start
-        return start if x.ndim == 2 and step.offsets is None and step.weights is None else 0
+        others = (values[name] for name in (step.offsets, step.weights) if name is not None)
+        return start if x.ndim == 2 and all(value is None for value in others) else 0
 
     def rows(self, step: Embedding, index: np.ndarray) -> torch.Tensor:
         """As ``reference_embedding.Table.rows``."""

@@ -127,8 +127,17 @@ class Segment:
 
         UnsupportedError for shapes that kernels do not take.
         """
+        refused: dict[tuple[Shape, ...], str] = self.local.__dict__.setdefault("refused", {})
+        if shapes in refused:
+            raise UnsupportedError(refused[shapes])
         # A planner holds the plan in the making, so that threads must not share one.
-        return kept(self.batched, shapes, lambda threads: Batched(copy.copy(self.planner), shapes, threads, self.alone))
+        try:
+            return kept(self.batched, shapes, lambda own: Batched(copy.copy(self.planner), shapes, own, self.alone))
+        except UnsupportedError as error:  # planned once: it takes longer than what a small network computes
+            if len(refused) >= SHAPES_KEPT:
+                refused.clear()
+            refused[shapes] = str(error)
+            raise
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""
@@ -299,11 +308,14 @@ class Compiled:
         if measure and torch_matmul.runs(self.dialect):
             self.dialect = torch_matmul.by_torch(self.dialect, program, measure=True)
         self.run, self.local = caller(), threading.local()
-        # With one input, floats or indices, and one output, floats, both in the order of their axes.
+        # With one input, floats or indices, and one output, floats, both in the order of their axes; bags may have no
+        # others where they are rows of indices.
         self.whole: Segment | CompiledEmbedding | None = None
         self.input_name: str | None = None
         self.input_type = torch.int64 if isinstance(whole, CompiledEmbedding) else torch.float32
-        if isinstance(whole, (Segment, CompiledEmbedding)) and len(program.inputs) == 1 and not program.defaults:
+        given = [name for name in program.inputs if name not in program.defaults]
+        others = {} if isinstance(whole, CompiledEmbedding) else program.defaults
+        if isinstance(whole, (Segment, CompiledEmbedding)) and given == list(program.inputs[:1]) and not others:
             one = len(made_by(whole)) == 1 and isinstance(program.output, Ref)
             if one and not (whole.has_codes or whole.images):
                 self.whole, self.input_name = whole, program.inputs[0]
@@ -400,7 +412,11 @@ class Compiled:
     def single(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a program with one input and one output, all of it compiled."""
         by_shape: dict[Any, Any] = self.local.__dict__
-        if start := float_address(x, self.input_type):
+        start = float_address(x, self.input_type)
+        if not start and type(x) is torch.Tensor and x.layout is torch.strided and x.ndim <= 2 and not x.is_nested:
+            x = x.contiguous()  # a column, say of indices; of more axes a result may lie as its input does
+            start = float_address(x, self.input_type)
+        if start:
             ready = by_shape.get(x.shape)
             if ready is not None:
                 frame, make, threads, generation, _ = ready

@@ -49,7 +49,7 @@ from .lowering import (
     Turn,
     add_factors,
 )
-from .planner import Emitters, Planner, layout_of
+from .planner import Emitters, Planner, layout_of, row_loops
 
 
 def grid_record(grid: QParams) -> Grid:
@@ -220,6 +220,9 @@ def operands(
 
     One for each image where an image is more than a plane.
     """
+    shapes = planner.shapes[a], planner.shapes[b]
+    if shapes[0] != shapes[1] and all(planner.values[x].layout == layout_of(planner.shapes[x], False) for x in (a, b)):
+        return [rows_operands(planner, a, b, target)]
     layouts = [planner.values[value].layout for value in (a, b, target)]
     count, depth = max(x.images for x in layouts), max(x.depth for x in layouts)
     height, width = max(x.height for x in layouts), max(x.width for x in layouts)
@@ -248,6 +251,24 @@ def operands(
             target_strides=target_strides,
         ))  # fmt: skip
     return result
+
+
+def rows_operands(planner: Planner, a: str, b: str, target: str) -> images.Operands:
+    """Going over the rows of two values that are broadcast."""
+    loops = row_loops(planner.shapes[a], planner.shapes[b])
+    loops = [(1, 0, 0)] * (3 - len(loops)) + loops
+    outer, middle, inner = (count for count, *_ in loops)
+    rows = (*zip(*loops),)[1:] + ((middle * inner, inner, 1),)
+    layouts = [planner.values[value].layout for value in (a, b, target)]
+    strides = [
+        images.Strides(image=image * x.image, line=line * x.image, position=position * x.image)
+        for x, (image, line, position) in zip(layouts, rows)
+    ]
+    return images.Operands(
+        a=planner.first(a), b=planner.first(b), target=planner.first(target),
+        loops=images.Loops(images=outer, lines=middle, positions=inner, bytes=layouts[0].channels),
+        a_strides=strides[0], b_strides=strides[1], target_strides=strides[2],
+    )  # fmt: skip
 
 
 def emit_add(planner: Planner, step: Add) -> None:

@@ -133,13 +133,21 @@ class Planner:
                 raise UnsupportedError(f"step {step.name!r}: expected an input that is laid out as what it turns")
             if rows_of_images:
                 raise UnsupportedError(f"step {step.name!r}: expected rows, got an input that is laid out as images")
-            broadcast = isinstance(step, (Add, Mul)) and self.shapes[step.a] != self.shapes[step.b]
-            if broadcast and not forms[step.name]:
-                raise UnsupportedError(f"step {step.name!r}: kernels cannot broadcast what is laid out as rows")
+            if isinstance(step, (Add, Mul)) and not self.combine(step, forms[step.name]):
+                kind, a, b = "images" if forms[step.name] else "rows", self.shapes[step.a], self.shapes[step.b]
+                raise UnsupportedError(f"step {step.name!r}: kernels cannot broadcast {kind} of shapes {a} and {b}")
             images_of_rows = isinstance(step, (*WINDOWS, Mean, Concat)) and any(not forms[x] for x in reads(step))
             if images_of_rows and (len(self.shapes[step.name]) > 2 or isinstance(step, Mean)):
                 raise UnsupportedError(f"step {step.name!r}: expected images, got an input that is laid out as rows")
         return forms
+
+    def combine(self, step: Add | Mul, images: bool) -> bool:
+        """Whether kernels go over values of two shapes: of as many axes, as samples are taken to lie along the first
+        one, and of as many channels, and of rows three loops are enough."""
+        a, b = self.shapes[step.a], self.shapes[step.b]
+        if a == b or len(a) != len(b):
+            return a == b
+        return a[1] == b[1] if images else a[-1] == b[-1] and len(row_loops(a, b)) <= 3
 
     def margins(self) -> dict[str, tuple[Margin, int]]:
         """For each value that convolutions read beyond its edges: how far, and the zero point that is there."""
@@ -292,6 +300,21 @@ def merged(holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             result.append((place, length))
     return result
+
+
+def row_loops(a: Shape, b: Shape) -> list[tuple[int, int, int]]:
+    """The loops over the rows of two values of as many axes that are broadcast, from the outermost on: how often each
+    is run, and how many rows either value moves on."""
+    loops: list[tuple[int, int, int]] = []
+    rows_a = rows_b = 1
+    for n_a, n_b in zip(a[-2::-1], b[-2::-1], strict=True):
+        count, apart_a, apart_b = max(n_a, n_b), rows_a * (n_a > 1), rows_b * (n_b > 1)
+        rows_a, rows_b = rows_a * n_a, rows_b * n_b
+        if loops and (apart_a, apart_b) == (loops[0][0] * loops[0][1], loops[0][0] * loops[0][2]):
+            loops[0] = count * loops[0][0], *loops[0][1:]  # goes on where the inner loop ends
+        elif count > 1:
+            loops.insert(0, (count, apart_a, apart_b))
+    return loops
 
 
 def layout_of(shape: Shape, as_images: bool, margin: Margin = NO_MARGIN) -> Layout:

@@ -49,8 +49,9 @@ class CompiledRecurrent:
         self.step, self.name, self.choices, self.local = step, step.name, choices, threading.local()
         self.taken, self.ways = False, reference_dynamic.Ways(self.one_way, self.packed_way)
         self.packed = {id(cell): self.pack(cell, weights) for cell in step.cells}
-        # What a whole sequence has of features, where all is done by the only cell.
-        self.features = codes_shape(step.cells[0], "input_weight")[1] if len(step.cells) == 1 and not step.single else 0
+        # What an input and a state have of features, where all is done by the only cell.
+        inputs, size = (codes_shape(step.cells[0], name)[1] for name in ("input_weight", "state_weight"))
+        self.features, self.size = inputs if len(step.cells) == 1 else 0, size
 
     def pack(self, cell: Cell, weights: Copying) -> tuple[Packed, Packed]:
         """The weights of a cell's inputs and of its state."""
@@ -65,7 +66,7 @@ class CompiledRecurrent:
         return packed[0], packed[1]
 
     def __call__(self, x: torch.Tensor, state: Any) -> Any:
-        if state is None and (result := self.from_nothing(x)) is not None:
+        if (result := self.directly(x, state)) is not None:
             return result
         result = reference_dynamic.recurrent(self.step, x, state, self.choices, self.ways)
         return result[0] if self.taken else result
@@ -74,25 +75,35 @@ class CompiledRecurrent:
         """It gives its outputs alone from now on, by that name."""
         self.name, self.taken = name, True
 
-    def from_nothing(self, x: Any) -> Any:
-        """What most are called with, in less time: a batch of whole sequences, by the only cell, from a state of zeros.
+    def directly(self, x: Any, state: Any) -> Any:
+        """What most are called with, in less time: a batch of whole sequences, or of single steps, by the only cell.
         None for others, and for what the reference has to say."""
         if not (self.features and (start := float_address(x))):
             return None
-        if x.ndim != 3 or x.shape[2] != self.features or not x.numel():
+        step, cell, by_sample = self.step, self.step.cells[0], self.step.batch_first
+        if x.ndim != 3 - step.single or x.shape[-1] != self.features or not x.numel():
             return None
-        (first, second, _), cell, by_sample = x.shape, self.step.cells[0], self.step.batch_first
+        first, second = (1, x.shape[0]) if step.single else x.shape[:2]
         shape = Shape(second, first, True) if by_sample else Shape(first, second, False)
+        before = None
+        if state is not None:
+            parts, count = reference_dynamic.parts_of(step, state), 2 if step.kind == "lstm" else 1
+            expected = (1, shape.batch, self.size)[step.single :]
+            if len(parts) != count or not all(float_address(part) and part.shape == expected for part in parts):
+                return None
+            before = [part.detach().numpy() for part in parts]
         frames = self.frames(cell, shape.batch, shape.steps * shape.batch, False)
         outputs = frames.whole(shape)
-        if not frames.run(start, None, address(outputs)):
+        if not frames.run(start, before, address(outputs)):
             return None
-        if by_sample:
-            outputs = outputs.transpose(0, 1)
+        last = frames.last()
+        if step.single:
+            return tuple(last.unbind()) if step.kind == "lstm" else last[0]
+        outputs = outputs.transpose(0, 1) if by_sample else outputs
         if self.taken:
             return outputs
-        state = frames.last().unsqueeze(1).unbind()
-        return outputs, state if self.step.kind == "lstm" else state[0]
+        after = last.unsqueeze(1).unbind()
+        return outputs, after if step.kind == "lstm" else after[0]
 
     def one_way(
         self, step: Recurrent, part: Cell, x: torch.Tensor, state: list[torch.Tensor] | None, backward: bool,
@@ -338,7 +349,8 @@ class Frames:
     def run(self, x: int, before: list[np.ndarray] | None, outputs: int) -> bool:
         """All steps, from where the inputs are, and from the states ``before`` or zeros, to where the outputs go. False
         for what the reference has to say."""
-        self.present[:] = 0 if before is None else before
+        for part, values in zip(self.present, before or itertools.repeat(0)):
+            part[:] = values
         self.input[0] = x
         for part, slices, ahead, codes in self.turns:
             for entries in part.shared.entries:

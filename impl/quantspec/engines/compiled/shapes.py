@@ -134,9 +134,10 @@ def interpolated(step: Bilinear, shapes: Shapes) -> Shape:
 
 def pair(step: Add | Mul, shapes: Shapes) -> Shape:
     a, b = shapes[step.a], shapes[step.b]
-    if len(a) != len(b) or (a[1:2] != b[1:2]) or (len(a) < 3 and a != b):
-        raise UnsupportedError(f"step {step.name!r}: kernels cannot broadcast shapes {a} and {b}")
-    return tuple(np.broadcast_shapes(a, b))
+    try:
+        return tuple(np.broadcast_shapes(a, b))
+    except ValueError as error:
+        raise UnsupportedError(f"step {step.name!r}: kernels cannot broadcast shapes {a} and {b}") from error
 
 
 def conv_add(step: ConvAdd, shapes: Shapes) -> Shape:
