@@ -250,19 +250,19 @@ def test_shapes_of_other_threads_are_bound_anew_and_the_number_kept_is_bounded()
 
 
 def test_large_weights_are_worth_their_way_from_memory():
-    planner = mock.Mock(inputs=("x",), shapes={"x": (1, 12)}, weight_bytes=100)
+    planner, shapes = mock.Mock(weight_bytes=100), ((7, 3, 4),)
     single = mock.Mock(nbytes=52, macs=50)
     with mock.patch.multiple(batching, SLICE_BYTES=1000, LARGE_WEIGHTS=100, REUSE=3):
-        assert batching.slice_size(planner, single) == 10
+        assert batching.slice_size(planner, single, shapes) == 10
         planner.weight_bytes = 101
-        assert batching.slice_size(planner, single) == 10
+        assert batching.slice_size(planner, single, shapes) == 10
         planner.weight_bytes = 1001
-        assert batching.slice_size(planner, single) == 61
+        assert batching.slice_size(planner, single, shapes) == 61
         single.macs = 0
-        assert batching.slice_size(planner, single) == 3003
+        assert batching.slice_size(planner, single, shapes) == 3003
     with mock.patch.multiple(batching, SLICE_BYTES=1000):
         planner.weight_bytes, single.nbytes = 1, 10**6
-        assert batching.slice_size(planner, single) == 1
+        assert batching.slice_size(planner, single, shapes) == 1
 
 
 def test_threads_of_a_team_are_told_how_many_have_arrived():

@@ -78,7 +78,7 @@ STORING = tuple(
 )
 RUNNING = (
     "engines/test_compiled.py", "engines/test_compiled_networks.py", "engines/test_recurrent.py",
-    "engines/test_recurrent_calls.py", "engines/test_broadcast.py",
+    "engines/test_recurrent_calls.py", "engines/test_broadcast.py", "engines/test_pieces.py",
 )  # fmt: skip
 OF_QAT = (
     "_grids", "_weights", "_steps", "_recurrent", "_networks", "_acts", "_loops", "_ranks", "_run", "_learned",

@@ -47,6 +47,12 @@ class Frame(Record):
     def address(self) -> int:
         return int(self.entries.ctypes.data)
 
+    def again(self) -> "Frame":
+        """The same instructions, with slots and strides of their own."""
+        entries = aligned(len(self.entries), np.int64)
+        entries[:] = self.entries
+        return Frame.on(entries)
+
     @property
     def instructions(self) -> list[np.ndarray]:
         """The entries of each instruction."""

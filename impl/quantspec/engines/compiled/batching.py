@@ -3,6 +3,8 @@ of few samples the instructions are.
 """
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +22,7 @@ from .planner import LONG, Plan, Planner
 from .shapes import Shape
 
 SHAPES_KEPT = 16  # bound shapes that a thread keeps; each has memory of its own
+PLANS_KEPT, SIXTEEN = 128, 16
 SLICE_BYTES = 2**19  # inputs and activations of a slice: they share the second-level cache with weights
 LARGE_WEIGHTS = 2**20  # bytes of weights that no longer do
 REUSE = 256  # multiply-accumulates there should be for each byte of such weights that passes
@@ -47,14 +50,44 @@ Shapes = TypeVar("Shapes", bound=Hashable)
 OfShapes = TypeVar("OfShapes", bound=Shared)
 
 
-def kept(existing: dict[Shapes, OfShapes], shapes: Shapes, make: Callable[[int], OfShapes]) -> OfShapes:
+def kept(
+    existing: dict[Shapes, OfShapes], shapes: Shapes, make: Callable[[int], OfShapes], most: int = SHAPES_KEPT
+) -> OfShapes:
     """What is bound to shapes, made anew where there is none for the threads that torch has now."""
     threads = torch.get_num_threads()
     if shapes not in existing or existing[shapes].threads != threads or existing[shapes].stale:
-        if len(existing) >= SHAPES_KEPT:
+        if len(existing) >= most:
             existing.clear()
         existing[shapes] = make(threads)
     return existing[shapes]
+
+
+class Pieces:
+    """Plans that are used again for other numbers of rows, by a segment of one thread that is given ever new ones.
+
+    Planning takes longer than many networks do, so what is there to be planned is cut into pieces of few sizes: slices,
+    a number of ``SIXTEEN`` rows, and fewer.
+    """
+
+    def __init__(self) -> None:
+        self.plans: dict[tuple[Hashable, ...], Plan] = {}
+
+    def plan(self, planner: Planner, shapes: dict[str, Shape], *, member: int = 0, dry: bool = False) -> Plan:
+        """The plan for these shapes, with a frame of its own."""
+        key = (*shapes.values(), member, dry)
+        if key not in self.plans:
+            if len(self.plans) >= PLANS_KEPT:
+                self.plans.clear()
+            self.plans[key] = planner.plan(shapes, member=member, dry=dry)
+        plan = self.plans[key]
+        return replace(plan, frame=plan.frame.again())
+
+    @staticmethod
+    def cut(count: int, most: int) -> list[tuple[int, int]]:
+        """So many rows as (rows, times), at most about ``most`` of them at a time."""
+        most = max(SIXTEEN, most // SIXTEEN * SIXTEEN)
+        rest = count % most
+        return [(most, count // most), (rest // SIXTEEN * SIXTEEN, 1), (rest % SIXTEEN, 1)]
 
 
 class Batched(Shared):
@@ -62,16 +95,23 @@ class Batched(Shared):
 
     ``start``: the address of the frame that has it all done; ``direct``: whether that takes one input and one output.
     ``threaded``: whether it depends on the threads there are. ``alone``: nobody else's threads are busy in between.
+    ``pieces``: plans of rows to use again, where shapes vary and all that matters of them is how many rows there are.
     """
 
-    def __init__(self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool):
+    def __init__(
+        self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool, pieces: Pieces | None = None
+    ):
         self.threads, self.share, planner.soon = threads, None, not alone
         self.parallel: Parallel | None = None
+        self.pieces, lead = pieces, shapes[0][:-1]
+        if pieces is not None:
+            shapes = tuple((prod(lead), shape[-1]) for shape in shapes)
         team = torchs_threads()
         batch, together = planner.batch(shapes), SHARED and (alone or team is not None)
         if batch:
             # One sample tells the work of all.
-            single = planner.plan({name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}, dry=True)
+            ones = {name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}
+            single = self.plan(planner, ones, dry=True)
             self.shapes, macs = [(batch, *shape[1:]) for shape in single.shapes], single.macs * batch
             wanted = wanted_threads(threads, macs, THREAD_MACS)
             few = planner.weight_bytes > LARGE_WEIGHTS and macs < PARALLEL_REUSE * threads * planner.weight_bytes
@@ -79,7 +119,7 @@ class Batched(Shared):
             if members > 1:
                 self.parallel = Parallel(planner.plan(dict(zip(planner.inputs, shapes))), members)
             else:
-                most = slice_size(planner, single)
+                most = slice_size(planner, single, shapes)
                 parts = shares(batch, min(wanted, batch))
                 self.tasks = [
                     self.slices(planner, shapes, most, macs, member, *part) for member, part in enumerate(parts)
@@ -92,6 +132,8 @@ class Batched(Shared):
             self.tasks = [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
         if self.parallel:
             self.tasks = [[(self.parallel.plan, (0,) * (len(shapes) + len(self.shapes)))]]
+        if pieces is not None:
+            self.shapes = [(*lead, shape[-1]) for shape in self.shapes]
         self.threaded = macs >= 2 * min(THREAD_MACS, PARALLEL_MACS)
         types = (torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :])
         self.makers = [maker(shape, dtype) for shape, dtype in zip(self.shapes, types)]
@@ -126,18 +168,26 @@ class Batched(Shared):
         """Plans of a ``member`` for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes
         from the start of every input and output to its part.
         """
-        count = last - first
+        count, start = last - first, first
         size = -(-count // -(-count // most))
+        cut = [(size, count // size), (count % size, 1)] if self.pieces is None else self.pieces.cut(count, most)
         steps = [nbytes * int(np.prod(shape[1:])) for nbytes, shape in zip(planner.sizes(), (*shapes, *self.shapes))]
         result = []
-        for start, samples, times in ((first, size, count // size), (first + count // size * size, count % size, 1)):
+        for samples, times in cut:
             if samples and times:
                 those = {name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}
-                plan = planner.plan(those, member=member)
+                plan = self.plan(planner, those, member=member)
                 plan.frame.slices, plan.frame.release = times, macs >= LONG
                 plan.frame.strides[: len(steps)] = [samples * step for step in steps]
                 result.append((plan, tuple(start * step for step in steps)))
+                start += samples * times
         return result
+
+    def plan(self, planner: Planner, shapes: dict[str, Shape], *, member: int = 0, dry: bool = False) -> Plan:
+        """The plan for these shapes, that of pieces where there are any."""
+        if self.pieces is not None:
+            return self.pieces.plan(planner, shapes, member=member, dry=dry)
+        return planner.plan(shapes, member=member, dry=dry)
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as
@@ -178,10 +228,10 @@ def wanted_threads(threads: int, macs: int, least: int) -> int:
     return max(1, min(threads, macs // least)) if SHARED else 1
 
 
-def slice_size(planner: Planner, single: Plan) -> int:
-    """Samples of a slice, by the plan of one: as many as the cache holds, but enough for large weights to be worth
-    their way from memory.
+def slice_size(planner: Planner, single: Plan, shapes: tuple[Shape, ...]) -> int:
+    """Samples of a slice, by the plan of one and the shapes of inputs: as many as the cache holds, but enough for large
+    weights to be worth their way from memory.
     """
-    inputs = sum(4 * int(np.prod(shape)) for shape in (planner.shapes[name] for name in planner.inputs))
+    inputs = sum(4 * prod(shape[1:]) for shape in shapes)
     size, weights = max(1, SLICE_BYTES // max(1, single.nbytes + inputs)), planner.weight_bytes
     return max(size, -(-REUSE * weights // max(1, single.macs))) if weights > LARGE_WEIGHTS else size

@@ -44,7 +44,7 @@ from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 
 from . import DIALECT
-from .batching import SHAPES_KEPT, Batched, kept
+from .batching import SHAPES_KEPT, Batched, Pieces, kept
 from .embedding import CompiledEmbedding
 from .forms import run_starts
 from .heads import CompiledAttention, with_what_rearranges
@@ -132,12 +132,20 @@ class Segment:
             raise UnsupportedError(refused[shapes])
         # A planner holds the plan in the making, so that threads must not share one.
         try:
-            return kept(self.batched, shapes, lambda own: Batched(copy.copy(self.planner), shapes, own, self.alone))
+            return kept(self.batched, shapes, functools.partial(self.bound, shapes))
         except UnsupportedError as error:  # planned once: it takes longer than what a small network computes
             if len(refused) >= SHAPES_KEPT:
                 refused.clear()
             refused[shapes] = str(error)
             raise
+
+    def bound(self, shapes: tuple[Shape, ...], threads: int) -> Batched:
+        """The same, made: of pieces that are used again once there were more shapes than are kept."""
+        own = self.local.__dict__
+        own["made"], pieces = own.get("made", 0) + 1, None
+        if own["made"] > SHAPES_KEPT and self.planner.is_by_rows and len({shape[:-1] for shape in shapes}) == 1:
+            pieces = own.setdefault("pieces", Pieces()) if shapes[0][:-1] else None
+        return Batched(copy.copy(self.planner), shapes, threads, self.alone, pieces)
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""

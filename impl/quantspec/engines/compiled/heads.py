@@ -20,6 +20,9 @@ from quantspec.numerics.dialects.dialect import Dialect
 from .attention import Bound, Lying
 from .batching import SHAPES_KEPT, kept
 
+HERE = threading.local()  # what is bound, for this thread: the layers of a network have values that lie alike
+BOUND_KEPT = 64
+
 
 class Known(NamedTuple):
     """For inputs of certain shapes: what is bound to them; for each value of attention which input it lies in, and how
@@ -96,10 +99,10 @@ class CompiledAttention:
         if not all(starts):
             given = [from_array(array(x, self.step.name)) for x in given]
             starts = list(map(address, given))
-        existing: dict[Any, Bound] = self.local.__dict__.setdefault("bound", {})
+        existing: dict[Any, Bound] = HERE.__dict__.setdefault("bound", {})
         lying = tuple(map(Lying.of, given))
         key = lying, factor, heads.causal
-        bound = kept(existing, key, lambda threads: Bound(*key, threads))
+        bound = kept(existing, key, lambda threads: Bound(*key, threads), BOUND_KEPT)
         result = by_place(bound.shape)
         return (result, bound) if bound.run(starts, address(result)) else None
 

@@ -1,5 +1,6 @@
 """From steps and the shapes of their inputs to a frame: which kernel runs on which memory."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,9 @@ from quantspec.ir.program import (
     LinearDynamic,
     Mean,
     Mul,
+    Quantize,
+    Relu,
+    Table,
 )
 from quantspec.ir.traverse import is_direct, reads
 from quantspec.kernels.frame import MOST_SLOTS, Frame, frame_of
@@ -29,7 +33,7 @@ from quantspec.kernels.product import ProductInstruction
 from quantspec.kernels.records import Instruction
 
 from .forms import WINDOWS, Forms
-from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, LinearSum, Lowered, Turn
+from .lowering import ConvAdd, DynamicLinear, Export, FlattenFloats, Import, LinearSum, Lowered, LoweredStep, Turn
 from .packing import PackedLayer, only_product
 from .shapes import Shape, shape_of
 from .transposed import DensePart, dense_parts
@@ -255,6 +259,12 @@ class Planner:
         codes |= {step.name for step in self.steps if isinstance(step, Export)}
         return [1 if name in codes else 4 for name in self.inputs + self.outputs]
 
+    @functools.cached_property
+    def is_by_rows(self) -> bool:
+        """Whether everything is done to each row, along the last axis, by itself, whatever the other axes are."""
+        layers = [step for step in self.steps if isinstance(step, (Linear, LinearSum, DynamicLinear))]
+        return bool(layers) and all(map(is_by_rows, self.steps))
+
     def batch(self, shapes: tuple[Shape, ...]) -> int | None:
         """How many samples can be computed independently of each other; None when the inputs are one."""
         layers = [step.layer for step in self.steps if isinstance(step, DynamicLinear)]
@@ -262,6 +272,17 @@ class Planner:
             return None
         counts = {shape[0] if len(shape) > 1 else None for shape in shapes}
         return counts.pop() if len(counts) == 1 else None
+
+
+def is_by_rows(step: LoweredStep) -> bool:
+    """Whether a step is done to each row, along the last axis, by itself."""
+    if isinstance(step, DynamicLinear):
+        return not isinstance(step.layer, LinearDynamic) or step.layer.rows
+    if isinstance(step, Linear):
+        return not step.flat
+    if isinstance(step, Table):
+        return step.table.ndim == 1
+    return isinstance(step, (Quantize, Dequantize, Import, Export, LinearSum, Relu, Add, Mul))
 
 
 Emitters: TypeAlias = dict[type, Callable[[Planner, Any], None]]  # each takes the steps of its kind only

@@ -1,0 +1,90 @@
+"""Segments that are given ever other numbers of rows run plans of a few sizes again, with the reference's bits."""
+
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_parallel import threads
+
+import programs
+import strategies
+from networks import tensors
+from quantspec.engines.compiled import batching, engine
+from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.compiled.planner import Planner
+from quantspec.engines.reference import Reference
+from quantspec.ir.program import Add, AvgPool, Dequantize, Program, Ref
+
+
+def two_layers(r: np.random.Generator) -> Program:
+    """A layer for each of two inputs, the sum of both, a function of it, and a layer of that; the sum and the last
+    layer are outputs."""
+    x, z, y = programs.grid(r), programs.grid(r), programs.grid(r)
+    a, b = programs.linear(r, "a", "x.codes", x, 12, 20), programs.linear(r, "b", "z.codes", z, 7, 20)
+    total = Add("total", "a", "b", a.y_qparams, b.y_qparams, y, True)
+    table = replace(programs.table(r, y), name="t", x="total")
+    last = programs.linear(r, "last", "t", table.y_qparams, 20, 9)
+    steps = [a, b, total, Dequantize("sum", "total", y), table, last]
+    program = programs.between(x, steps, last.y_qparams, inputs=("x", "z"), grids=(x, z))
+    return replace(program, output=(Ref("sum"), Ref("out")))
+
+
+shapes = st.lists(st.integers(1, 6), min_size=1, max_size=3)
+
+
+@given(strategies.seeds(), st.lists(shapes, min_size=2, max_size=6), st.integers(0, 2), st.integers(1, 3))
+def test_rows_in_any_shape_give_the_references_bits_once_there_were_many(r, drawn, kept, count):
+    program = two_layers(r)
+    reference = Reference(program)
+    with mock.patch.object(engine, "SHAPES_KEPT", kept), mock.patch.object(batching, "SLICE_BYTES", 3000):
+        with threads(count):
+            compiled = Compiled(program)
+            for lead in drawn:
+                batch = {
+                    name: torch.from_numpy(programs.values(r, step.qparams, (*lead, width)))
+                    for name, step, width in zip(program.inputs, program.steps, (12, 7))
+                }
+                found, expected = tensors(compiled(batch)), tensors(reference(batch))
+                assert [y.shape for y in found] == [y.shape for y in expected]
+                assert all(map(torch.equal, found, expected))
+
+
+@given(st.integers(0, 5000), st.integers(1, 300))
+def test_rows_are_cut_into_pieces_of_few_sizes(count, most):
+    pieces = [(rows, times) for rows, times in batching.Pieces.cut(count, most) if rows and times]
+    assert sum(rows * times for rows, times in pieces) == count
+    assert all(rows <= max(16, most) and (rows % 16 == 0 or rows < 16) for rows, _ in pieces)
+    assert len(pieces) <= 3 and len({rows for rows, _ in pieces}) == len(pieces)
+
+
+def planned(program: Program, shapes: list[tuple[int, ...]]) -> list[int]:
+    """How many plans each of these shapes of an input needed."""
+    compiled, counts, plan = Compiled(program), [0], Planner.plan
+
+    def counted(*args, **options):
+        counts[-1] += 1
+        return plan(*args, **options)
+
+    with mock.patch.object(Planner, "plan", counted):
+        for shape in shapes:
+            compiled({"x": torch.zeros(shape)})
+            counts.append(0)
+    return counts[:-1]
+
+
+def test_as_many_rows_in_other_shapes_are_not_planned_again_once_there_were_many():
+    r = np.random.default_rng(0)
+    x = programs.grid(r)
+    layer = programs.linear(r, "a", "x.codes", x, 12, 20)
+    many = [(1, n, 12) for n in range(1, 17)]
+    assert planned(programs.between(x, [layer], layer.y_qparams), [*many, (5, 7, 12), (7, 5, 12), (2, 2, 8, 12)]) == [
+        *[2] * 16, 3, 0, 0,
+    ]  # fmt: skip
+    # What tells more than how many rows there are is planned for each shape: windows, and ranges over all rows.
+    pooled = programs.between(x, [AvgPool("y", "x.codes", x, (2,), (2,), (0,), False, True)], x)
+    assert all(planned(pooled, [(1, 3, n) for n in range(2, 22)]))
+    whole = programs.dynamic_chain(r, [12, 5], rows=False, reduce_range=False)
+    assert all(planned(whole, [(n, 12) for n in range(1, 20)]))
