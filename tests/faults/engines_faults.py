@@ -63,8 +63,7 @@ FAULTS = [
     Fault(
         "last-samples-left-out", BATCHING, ("STA-BATCH-SIZE",),
         "What is left of a batch behind whole slices is not computed.",
-        "(first + count // size * size, count % size, 1)",
-        "(first + count // size * size, 0, 1)",
+        "[(size, count // size), (count % size, 1)]", "[(size, count // size), (0, 1)]",
     ),
     Fault(
         "ceiling-lost-in-float", FLOAT_RUN, ("FUS-CLAMP",),
