@@ -1,4 +1,4 @@
-"""Segments that are given ever other numbers of rows run plans of a few sizes again, with the reference's bits."""
+"""Segments that are given ever other numbers of samples run plans of a few sizes again, with the reference's bits."""
 
 from dataclasses import replace
 from unittest import mock
@@ -16,7 +16,7 @@ from quantspec.engines.compiled import batching, engine
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.compiled.planner import Planner
 from quantspec.engines.reference import Reference
-from quantspec.ir.program import Add, AvgPool, Dequantize, Program, Ref
+from quantspec.ir.program import Add, AvgPool, Dequantize, MaxPool, Program, Ref
 
 
 def two_layers(r: np.random.Generator) -> Program:
@@ -52,11 +52,29 @@ def test_rows_in_any_shape_give_the_references_bits_once_there_were_many(r, draw
                 assert all(map(torch.equal, found, expected))
 
 
+@given(
+    strategies.seeds(), st.lists(st.tuples(st.integers(1, 40), st.integers(5, 6)), min_size=2, max_size=6),
+    st.integers(0, 2), st.integers(1, 3),
+)  # fmt: skip
+def test_as_many_images_as_there_are_give_the_references_bits_once_there_were_many(r, drawn, kept, count):
+    x = programs.grid(r)
+    conv = programs.conv(r, "a", "x.codes", x, 3, 9, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    pool = MaxPool("y", "a", (3, 2), (2, 1), (1, 0), (1, 1), False)
+    program = programs.between(x, [conv, pool], conv.y_qparams)
+    reference = Reference(program)
+    with mock.patch.object(engine, "SHAPES_KEPT", kept), mock.patch.object(batching, "SLICE_BYTES", 5000):
+        with threads(count):
+            compiled = Compiled(program)
+            for samples, side in drawn:
+                batch = {"x": torch.from_numpy(programs.values(r, x, (samples, 3, 5, side)))}
+                assert torch.equal(compiled(batch), reference(batch))
+
+
 @given(st.integers(0, 5000), st.integers(1, 300))
 def test_rows_are_cut_into_pieces_of_few_sizes(count, most):
     pieces = [(rows, times) for rows, times in batching.Pieces.cut(count, most) if rows and times]
     assert sum(rows * times for rows, times in pieces) == count
-    assert all(rows <= max(16, most) and (rows % 16 == 0 or rows < 16) for rows, _ in pieces)
+    assert all(rows <= most and (rows % 16 == 0 or rows < 16) for rows, _ in pieces)
     assert len(pieces) <= 3 and len({rows for rows, _ in pieces}) == len(pieces)
 
 
@@ -75,16 +93,18 @@ def planned(program: Program, shapes: list[tuple[int, ...]]) -> list[int]:
     return counts[:-1]
 
 
-def test_as_many_rows_in_other_shapes_are_not_planned_again_once_there_were_many():
+def test_samples_of_known_pieces_are_not_planned_again_once_there_were_many_shapes():
     r = np.random.default_rng(0)
     x = programs.grid(r)
     layer = programs.linear(r, "a", "x.codes", x, 12, 20)
     many = [(1, n, 12) for n in range(1, 17)]
     assert planned(programs.between(x, [layer], layer.y_qparams), [*many, (5, 7, 12), (7, 5, 12), (2, 2, 8, 12)]) == [
-        *[2] * 16, 3, 0, 0,
+        *[1] * 16, 3, 0, 0,
     ]  # fmt: skip
-    # What tells more than how many rows there are is planned for each shape: windows, and ranges over all rows.
+    # Of images, numbers of samples.
     pooled = programs.between(x, [AvgPool("y", "x.codes", x, (2,), (2,), (0,), False, True)], x)
+    assert planned(pooled, [(n, 3, 8) for n in range(1, 40)]) == [1, *[2] * 15, 3, *[1] * 15, *[0] * 7]
+    # What tells more than how many rows there are is planned for each shape: windows, and ranges over all rows.
     assert all(planned(pooled, [(1, 3, n) for n in range(2, 22)]))
     whole = programs.dynamic_chain(r, [12, 5], rows=False, reduce_range=False)
     assert all(planned(whole, [(n, 12) for n in range(1, 20)]))

@@ -3,6 +3,7 @@ points for convolutions to read.
 """
 
 import ctypes
+import functools
 import mmap
 import threading
 from dataclasses import dataclass
@@ -43,32 +44,32 @@ class Layout:
         """Planes, lines of a plane, positions of a line."""
         return self.depth, self.height, self.width
 
-    @property
+    @functools.cached_property
     def is_row(self) -> bool:
         """Whether there is one position, and nothing around it."""
         return self.counts == (1, 1, 1) and not any(self.margin)
 
-    @property
+    @functools.cached_property
     def pitch(self) -> int:
         """Bytes from one position to the next."""
         return row_pitch(self.channels) if self.is_row else position_pitch(self.channels)
 
-    @property
+    @functools.cached_property
     def line(self) -> int:
         """Bytes from one line of positions to the next."""
         return (self.margin[4] + self.width + self.margin[5]) * self.pitch
 
-    @property
+    @functools.cached_property
     def plane(self) -> int:
         """Bytes from one plane of lines to the next."""
         return (self.margin[2] + self.height + self.margin[3]) * self.line
 
-    @property
+    @functools.cached_property
     def image(self) -> int:
         """Bytes from one image to the next."""
         return (self.margin[0] + self.depth + self.margin[1]) * self.plane
 
-    @property
+    @functools.cached_property
     def first(self) -> int:
         """Where the first position of the first image is."""
         return self.margin[0] * self.plane + self.margin[2] * self.line + self.margin[4] * self.pitch
@@ -105,7 +106,7 @@ def offset_table(distances: np.ndarray) -> np.ndarray:
     """Distances in bytes as the int32 that kernels read. Raises UnsupportedError for one that does not fit."""
     if distances.size and not -LONGEST <= distances.min() <= distances.max() <= LONGEST:
         raise UnsupportedError(f"the kernels reach {LONGEST} bytes from a start, not {np.abs(distances).max()}")
-    return distances.astype(np.int32)
+    return distances.astype(np.int32, order="C")  # as kernels read it, however it was made
 
 
 def position_pitch(channels: int) -> int:

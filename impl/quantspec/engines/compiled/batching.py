@@ -63,14 +63,21 @@ def kept(
 
 
 class Pieces:
-    """Plans that are used again for other numbers of rows, by a segment of one thread that is given ever new ones.
+    """Plans that are used again for other numbers of samples, by a segment of one thread that is given ever new ones.
 
     Planning takes longer than many networks do, so what is there to be planned is cut into pieces of few sizes: slices,
-    a number of ``SIXTEEN`` rows, and fewer.
+    a number of ``SIXTEEN`` samples, and fewer.
     """
 
     def __init__(self) -> None:
         self.plans: dict[tuple[Hashable, ...], Plan] = {}
+        self.sample: tuple[Shape, ...] = ()
+
+    def of(self, sample: tuple[Shape, ...]) -> "Pieces":
+        """Those for inputs whose samples have these shapes, which forget others."""
+        if sample != self.sample:
+            self.plans, self.sample = {}, sample
+        return self
 
     def plan(self, planner: Planner, shapes: dict[str, Shape], *, member: int = 0, dry: bool = False) -> Plan:
         """The plan for these shapes, with a frame of its own."""
@@ -84,8 +91,8 @@ class Pieces:
 
     @staticmethod
     def cut(count: int, most: int) -> list[tuple[int, int]]:
-        """So many rows as (rows, times), at most about ``most`` of them at a time."""
-        most = max(SIXTEEN, most // SIXTEEN * SIXTEEN)
+        """So many samples as (samples, times), at most ``most`` of them at a time."""
+        most = most // SIXTEEN * SIXTEEN or most
         rest = count % most
         return [(most, count // most), (rest // SIXTEEN * SIXTEEN, 1), (rest % SIXTEEN, 1)]
 
@@ -95,29 +102,32 @@ class Batched(Shared):
 
     ``start``: the address of the frame that has it all done; ``direct``: whether that takes one input and one output.
     ``threaded``: whether it depends on the threads there are. ``alone``: nobody else's threads are busy in between.
-    ``pieces``: plans of rows to use again, where shapes vary and all that matters of them is how many rows there are.
+    ``pieces``: plans to use again, where numbers of samples vary; ``by_rows``: samples are rows, along the last axis.
     """
 
     def __init__(
-        self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool, pieces: Pieces | None = None
-    ):
+        self, planner: Planner, shapes: tuple[Shape, ...], threads: int, alone: bool, pieces: Pieces | None = None,
+        *, by_rows: bool = False,
+    ):  # fmt: skip
         self.threads, self.share, planner.soon = threads, None, not alone
         self.parallel: Parallel | None = None
-        self.pieces, lead = pieces, shapes[0][:-1]
-        if pieces is not None:
+        lead = shapes[0][:-1]
+        if by_rows:
             shapes = tuple((prod(lead), shape[-1]) for shape in shapes)
+        self.again, self.pieces = pieces is not None, (pieces or Pieces()).of(tuple(shape[1:] for shape in shapes))
         team = torchs_threads()
         batch, together = planner.batch(shapes), SHARED and (alone or team is not None)
         if batch:
             # One sample tells the work of all.
             ones = {name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}
-            single = self.plan(planner, ones, dry=True)
+            single = self.pieces.plan(planner, ones, dry=batch > 1)
             self.shapes, macs = [(batch, *shape[1:]) for shape in single.shapes], single.macs * batch
             wanted = wanted_threads(threads, macs, THREAD_MACS)
             few = planner.weight_bytes > LARGE_WEIGHTS and macs < PARALLEL_REUSE * threads * planner.weight_bytes
             members = wanted_threads(threads, macs, PARALLEL_MACS) if together and (wanted > batch or few) else 1
             if members > 1:
-                self.parallel = Parallel(planner.plan(dict(zip(planner.inputs, shapes))), members)
+                whole = self.pieces.plan(planner, dict(zip(planner.inputs, shapes)))
+                self.parallel = Parallel(whole, members)
             else:
                 most = slice_size(planner, single, shapes)
                 parts = shares(batch, min(wanted, batch))
@@ -132,7 +142,7 @@ class Batched(Shared):
             self.tasks = [[(plan, (0,) * (len(shapes) + len(self.shapes)))]]
         if self.parallel:
             self.tasks = [[(self.parallel.plan, (0,) * (len(shapes) + len(self.shapes)))]]
-        if pieces is not None:
+        if by_rows:
             self.shapes = [(*lead, shape[-1]) for shape in self.shapes]
         self.threaded = macs >= 2 * min(THREAD_MACS, PARALLEL_MACS)
         types = (torch.uint8 if nbytes == 1 else torch.float32 for nbytes in planner.sizes()[len(shapes) :])
@@ -170,24 +180,19 @@ class Batched(Shared):
         """
         count, start = last - first, first
         size = -(-count // -(-count // most))
-        cut = [(size, count // size), (count % size, 1)] if self.pieces is None else self.pieces.cut(count, most)
+        cut = self.pieces.cut(count, most) if self.again else [(size, count // size), (count % size, 1)]
         steps = [nbytes * int(np.prod(shape[1:])) for nbytes, shape in zip(planner.sizes(), (*shapes, *self.shapes))]
         result = []
         for samples, times in cut:
             if samples and times:
                 those = {name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}
-                plan = self.plan(planner, those, member=member)
+                plan = self.pieces.plan(planner, those, member=member)
                 plan.frame.slices, plan.frame.release = times, macs >= LONG
                 plan.frame.strides[: len(steps)] = [samples * step for step in steps]
                 result.append((plan, tuple(start * step for step in steps)))
                 start += samples * times
         return result
 
-    def plan(self, planner: Planner, shapes: dict[str, Shape], *, member: int = 0, dry: bool = False) -> Plan:
-        """The plan for these shapes, that of pieces where there are any."""
-        if self.pieces is not None:
-            return self.pieces.plan(planner, shapes, member=member, dry=dry)
-        return planner.plan(shapes, member=member, dry=dry)
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as

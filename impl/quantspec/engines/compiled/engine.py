@@ -141,11 +141,12 @@ class Segment:
 
     def bound(self, shapes: tuple[Shape, ...], threads: int) -> Batched:
         """The same, made: of pieces that are used again once there were more shapes than are kept."""
-        own = self.local.__dict__
-        own["made"], pieces = own.get("made", 0) + 1, None
-        if own["made"] > SHAPES_KEPT and self.planner.is_by_rows and len({shape[:-1] for shape in shapes}) == 1:
-            pieces = own.setdefault("pieces", Pieces()) if shapes[0][:-1] else None
-        return Batched(copy.copy(self.planner), shapes, threads, self.alone, pieces)
+        own, planner = self.local.__dict__, copy.copy(self.planner)
+        own["made"] = own.get("made", 0) + 1
+        if own["made"] <= SHAPES_KEPT:
+            return Batched(planner, shapes, threads, self.alone)
+        by_rows = planner.is_by_rows and bool(shapes[0][:-1]) and len({shape[:-1] for shape in shapes}) == 1
+        return Batched(planner, shapes, threads, self.alone, own.setdefault("pieces", Pieces()), by_rows=by_rows)
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""

@@ -1,7 +1,6 @@
 """The instructions of each kind of step: those of layers are in ``layer_instructions``."""
 
-import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -126,22 +125,22 @@ def emit_view(planner: Planner, step: FlattenFloats) -> None:
     """Nothing: floats lie in the same order."""
 
 
-def window_entries(planner: Planner, step: Pool, windows: list[list[int]], factors: ArrayLike) -> images.Windows:
-    """Pooling by a table: for each output position the offsets of the inputs that count."""
+def window_entries(
+    planner: Planner, step: Pool, taps: np.ndarray, counts: np.ndarray, factors: ArrayLike
+) -> images.Windows:
+    """Pooling by a table: for each output position the offsets of the inputs that count, and how many these are."""
     x, y = planner.values[step.x].layout, planner.values[step.name].layout
-    width = max(map(len, windows), default=1)
-    taps = offset_table(np.array([window + [0] * (width - len(window)) for window in windows], np.int64))
     image = Layout(1, y.height, y.width, y.channels, y.margin, y.depth)
     return images.Windows(
-        x=planner.address(step.x), y=planner.address(step.name), images=y.images, rows=len(windows), window=width,
-        channels=y.channels, x_image=x.image, y_image=y.image, taps=planner.keep(taps),
-        counts=planner.keep(np.array([len(window) for window in windows], np.int32)),
+        x=planner.address(step.x), y=planner.address(step.name), images=y.images, rows=len(counts),
+        window=taps.shape[1], channels=y.channels, x_image=x.image, y_image=y.image,
+        taps=planner.keep(offset_table(taps)), counts=planner.keep(counts.astype(np.int32)),
         y_offsets=planner.keep(image.offsets(y.counts)), factors=planner.keep(np.array(factors, np.float32)),
     )  # fmt: skip
 
 
-def inside(step: MaxPool | AvgPool, x: Layout, y: Layout) -> list[list[int]]:
-    """For each window the offsets of its positions that lie in the image, row by row."""
+def inside(step: MaxPool | AvgPool, x: Layout, y: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """For each window the offsets of its positions that lie in the image, row by row, and how many do."""
     missing = 3 - len(step.kernel)
     dilations = step.dilation if isinstance(step, MaxPool) else (1,) * len(step.kernel)
     kernel, stride, dilation = ((1,) * missing + tuple(value) for value in (step.kernel, step.stride, dilations))
@@ -151,30 +150,41 @@ def inside(step: MaxPool | AvgPool, x: Layout, y: Layout) -> list[list[int]]:
         starts = [i * stride[axis] - padding[axis] for i in range(count)]
         seen = [[start + k * dilation[axis] for k in range(kernel[axis])] for start in starts]
         along.append([[position for position in window if 0 <= position < n] for window in seen])
-    return [positions(x, *axes) for axes in itertools.product(*along)]
+    return positions(x, along)
 
 
-def positions(x: Layout, planes: Iterable[int], rows: Iterable[int], columns: Iterable[int]) -> list[int]:
-    """The offsets of positions within an image, by their numbers along each axis."""
-    first, plane, line, pitch = x.first, x.plane, x.line, x.pitch
-    return [first + d * plane + i * line + j * pitch for d in planes for i in rows for j in columns]
+def positions(x: Layout, along: Sequence[Sequence[Sequence[int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """For each window the offsets of its positions within an image, and how many there are. ``along``: for each axis
+    the numbers of the positions that a window has there."""
+    offsets, there = np.array(x.first), np.array(True)
+    for axis, apart in zip(along, (x.plane, x.line, x.pitch)):
+        most = max(map(len, axis), default=0)
+        numbers = np.array([[*own, *[-1] * (most - len(own))] for own in axis], np.int64).reshape(len(axis), most)
+        offsets, there = np.add.outer(offsets, numbers * apart), np.logical_and.outer(there, numbers >= 0)
+    windows = np.prod(offsets.shape[::2])
+    offsets, there = (values.transpose(0, 2, 4, 1, 3, 5).reshape(windows, -1) for values in (offsets, there))
+    counts = there.sum(1)
+    if not there.all():
+        first = np.argsort(~there, axis=1, kind="stable")
+        offsets = np.take_along_axis(np.where(there, offsets, 0), first, 1)[:, : counts.max(initial=0)]
+    return offsets, counts
 
 
 def emit_max(planner: Planner, step: MaxPool) -> None:
-    windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
-    planner.emit(images.MAX, images.Pool(windows=window_entries(planner, step, windows, [0] * len(windows))))
+    taps, counts = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
+    planner.emit(images.MAX, images.Pool(windows=window_entries(planner, step, taps, counts, np.zeros(len(counts)))))
 
 
 def emit_average(planner: Planner, step: AvgPool) -> None:
     shape, grid = planner.shapes[step.x][2:], step.qparams
-    counts = window_counts(
+    divisors = window_counts(
         shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
     ).ravel()
-    if not counts.all():
+    if not divisors.all():
         raise UnsupportedError(f"step {step.name!r}: expected input in each window, got one of padding only")
     windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
     planner.emit(images.AVERAGE, images.AveragePool(
-        windows=window_entries(planner, step, windows, counts), scale=grid.scale, zero=int(grid.zero_point),
+        windows=window_entries(planner, step, *windows, divisors), scale=grid.scale, zero=int(grid.zero_point),
         lowest=grid.qmin,
         highest=grid.qmax,
     ))  # fmt: skip
@@ -182,16 +192,13 @@ def emit_average(planner: Planner, step: AvgPool) -> None:
 
 def emit_adaptive(planner: Planner, step: AdaptiveAvgPool | Mean) -> None:
     x, shape = planner.values[step.x].layout, planner.shapes[step.name]
-    counts = (1, 1, 1) if isinstance(step, Mean) else layout_of(shape, True).counts
-    windows = []
-    for index in itertools.product(*map(range, counts)):
-        places = zip(index, counts, x.counts)
-        windows.append(positions(x, *(range(*part(number, parts, n)) for number, parts, n in places)))
+    parts = (1, 1, 1) if isinstance(step, Mean) else layout_of(shape, True).counts
+    taps, counts = positions(x, [[range(*part(k, m, n)) for k in range(m)] for m, n in zip(parts, x.counts)])
     grid, point = step.qparams, int(step.qparams.zero_point)
     with np.errstate(over="ignore"):
-        factors = [grid.scale / (grid.scale * np.float32(len(window))) for window in windows]
+        factors = grid.scale / (grid.scale * counts.astype(np.float32))
     planner.emit(images.MEAN, images.MeanPool(
-        windows=window_entries(planner, step, windows, factors), zero=point, lowest=grid.qmin - point,
+        windows=window_entries(planner, step, taps, counts, factors), zero=point, lowest=grid.qmin - point,
         highest=grid.qmax - point,
     ))  # fmt: skip
 
