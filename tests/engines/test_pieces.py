@@ -12,7 +12,7 @@ from test_parallel import threads
 import programs
 import strategies
 from networks import tensors
-from quantspec.engines.compiled import batching, engine
+from quantspec.engines.compiled import batching, segment
 from quantspec.engines.compiled.engine import Compiled
 from quantspec.engines.compiled.planner import Planner
 from quantspec.engines.reference import Reference
@@ -39,7 +39,7 @@ shapes = st.lists(st.integers(1, 6), min_size=1, max_size=3)
 def test_rows_in_any_shape_give_the_references_bits_once_there_were_many(r, drawn, kept, count):
     program = two_layers(r)
     reference = Reference(program)
-    with mock.patch.object(engine, "SHAPES_KEPT", kept), mock.patch.object(batching, "SLICE_BYTES", 3000):
+    with mock.patch.object(segment, "SHAPES_KEPT", kept), mock.patch.object(batching, "SLICE_BYTES", 3000):
         with threads(count):
             compiled = Compiled(program)
             for lead in drawn:
@@ -62,7 +62,7 @@ def test_as_many_images_as_there_are_give_the_references_bits_once_there_were_ma
     pool = MaxPool("y", "a", (3, 2), (2, 1), (1, 0), (1, 1), False)
     program = programs.between(x, [conv, pool], conv.y_qparams)
     reference = Reference(program)
-    with mock.patch.object(engine, "SHAPES_KEPT", kept), mock.patch.object(batching, "SLICE_BYTES", 5000):
+    with mock.patch.object(segment, "SHAPES_KEPT", kept), mock.patch.object(batching, "SLICE_BYTES", 5000):
         with threads(count):
             compiled = Compiled(program)
             for samples, side in drawn:

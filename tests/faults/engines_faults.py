@@ -291,7 +291,7 @@ FAULTS = [
         "return {name for name, steps in of.items() if all(map(puts_last, steps))}",
     ),
     Fault(
-        "run-refused-as-a-whole", "engines.compiled.engine", ("STA-RUN",),
+        "run-refused-as-a-whole", "engines.compiled.segment", ("STA-RUN",),
         "All layers around a step that kernels refuse are left to the reference engine.",
         "steps = self.steps if len(self.steps) > 1 else ()", "steps = ()",
     ),
