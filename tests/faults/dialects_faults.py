@@ -185,8 +185,7 @@ FAULTS = [
     Fault(
         "pairs-by-the-first-weight", "numerics.dialects.accumulate", ("DIA-ACCUMULATE",),
         "Of signed inputs only products of 127 are thought to fill a register, so that -128 * -128 twice does not.",
-        "most, least = 128 * (np.abs(w0) + np.abs(w1)), -128 * (np.abs(w0) + np.abs(w1))",
-        "most, least = 127 * (np.maximum(w0, -127) + np.maximum(w1, -127)), -128 * (np.abs(w0) + np.abs(w1))",
+        "most = np.maximum(low * w0,", "most = np.maximum(max(low, -127) * w0,",
     ),
     Fault(
         "two-to-the-31-fits", "numerics.dialects.float32", ("DIA-REQUANTIZE",),

@@ -22,10 +22,9 @@ def accumulate_pairs(
     x, w = (np.pad(q.astype(np.int32), ((0, 0), (0, even - q.shape[1]))) for q in (x_q, w_q))
     w0, w1 = w[:, ::2], w[:, 1::2]
     # Few pairs of weights can saturate at all. The rest of the sum is exact, so only what these lose is subtracted.
-    most = 255 * (np.maximum(w0, 0) + np.maximum(w1, 0))
-    least = 255 * (np.minimum(w0, 0) + np.minimum(w1, 0))
-    if x_q.dtype == np.int8:
-        most, least = 128 * (np.abs(w0) + np.abs(w1)), -128 * (np.abs(w0) + np.abs(w1))
+    low, high = np.iinfo(x_q.dtype).min, np.iinfo(x_q.dtype).max
+    most = np.maximum(low * w0, high * w0) + np.maximum(low * w1, high * w1)
+    least = np.minimum(low * w0, high * w0) + np.minimum(low * w1, high * w1)
     for pair in np.nonzero(((most > highest) | (least < lowest)).any(axis=0))[0]:
         outputs = np.nonzero((most[:, pair] > highest) | (least[:, pair] < lowest))[0]
         sums = np.outer(x[:, 2 * pair], w0[outputs, pair]) + np.outer(x[:, 2 * pair + 1], w1[outputs, pair])
