@@ -129,7 +129,7 @@ ROOMS = {
     "module": (
         "chapters/test_05_static.py", "chapters/test_08_size.py", "capture/test_capture.py", "output/test_tables.py",
         "output/test_networks_shown.py", "capture/test_files.py", "capture/test_modes.py", "capture/test_first_call.py",
-        *STORING[:3],
+        *STORING[:3], "files/test_held_as_codes.py",
     ),  # fmt: skip
     "numerics": (
         "chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import quantspec as qs
@@ -166,3 +167,8 @@ class Decides(nn.Module):
 def test_a_model_with_python_says_how_many_networks_it_has(layers, count):
     q = qs.quantize_dynamic(Decides(layers).eval(), engine="reference")
     assert q.table().splitlines()[0] == f"Decides: {count} and Python, engine reference"
+
+
+def test_a_model_that_decides_itself_is_told_as_the_model_and_a_part_by_its_path():
+    q = qs.quantize(nn.Sequential(Decides(1)).eval(), [torch.ones(2, 4)])
+    assert q.table().splitlines()[-1].strip() == "the model, 0"

@@ -203,7 +203,7 @@ class QuantizedModule(nn.Module):
         twin = memo[id(self)] = QuantizedModule(self.program, self.asked_engine, self.report)
         # What others have put into it, such as hooks, may refer to the parts.
         memo |= {id(own): part for own, part in zip(self.float_parts.modules(), twin.float_parts.modules())}
-        made = "program", "compiled", "report", "asked_engine"
+        made = "program", "compiled", "report"
         others = {name: value for name, value in self.__dict__.items() if name not in made}
         twin.__dict__ |= copy.deepcopy(others, memo)
         return twin
