@@ -218,3 +218,31 @@ def test_what_has_another_form_counts_as_little_and_is_refused_later(row, tmp_pa
     (tmp_path / "q").write_bytes(changed(*every_step.parts(), [("steps +", row)]))
     with pytest.raises(quantspec.FormatError, match="unknown kind|expected the keys"):
         quantspec.load(tmp_path / "q")
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000])
+def test_by_default_a_file_may_state_so_much_and_more_for_each_of_its_bytes(size):
+    for key, most in (("memory", 2**30 + 64 * size), ("work", 2**34 + 4096 * size)):
+        for over in (0, 1):
+            share = (most + over) * (key == "memory"), (most + over) * (key == "work")
+            told = limits.Statement({"a part": share})
+            if not over:
+                told.check(limits.Limits(), size)
+                continue
+            with pytest.raises(limits.TooLarge, match=f"for a part; max_{key} allows {most:,}, "):
+                told.check(limits.Limits(), size)
+
+
+@pytest.mark.parametrize(("shape", "nbytes", "longest"), [((2, 5), 40, 5), ((0, 2**40), 0, 2**40), ((), 4, 0)])
+def test_an_array_states_three_times_its_bytes_and_a_value_for_each_place_of_its_longest_axis(shape, nbytes, longest):
+    shares = limits.stated({}, {"a": (shape, nbytes)}, 7).shares
+    assert shares == {"its header": (64 * 7, 7), "tensor 'a'": (3 * nbytes + 8 * longest, nbytes + longest)}
+
+
+@pytest.mark.parametrize("pair", [[], ["alpha"], ["alpha", 2.0, 1], "ab", 3, None, {"a": 1, "b": 2}, [1, 2]], ids=repr)
+def test_what_is_no_pair_of_a_name_and_a_value_counts_as_nothing_and_is_refused_later(pair, tmp_path):
+    changes = [("steps function kwargs", {"dict": [pair]})]
+    usual = stated([("steps function kwargs", dict_of())], tmp_path)
+    assert stated(changes, tmp_path).shares["step 'function'"] == usual.shares["step 'function'"]
+    with pytest.raises(quantspec.FormatError, match="kwargs"):
+        quantspec.load(tmp_path / "q")
