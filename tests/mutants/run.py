@@ -40,7 +40,8 @@ EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 WORK = ROOT / "build" / "mutants"
 QUANTIZING = (
     "capture/test_capture.py", "capture/test_arguments.py", "capture/test_calls.py", "capture/test_lists.py",
-    "capture/test_scripted.py", "chapters/test_08_size.py", "chapters/test_08_work.py",
+    "capture/test_scripted.py", "capture/test_nothing_quantized.py", "chapters/test_08_size.py",
+    "chapters/test_08_work.py",
 )  # fmt: skip
 TESTS = {
     "numerics.affine": ("chapters/test_01_affine.py",),
