@@ -107,6 +107,7 @@ ROOMS = {
             "kernel_shapes", "known_steps", "passes", "plans", "places", "shares", "shares_of_frames", "dense_parts",
             "orders", "lowering", "tensors", "turned", "sums", "means", "tiles", "weight_only", "embedding", "autotune",
             "torch_matmul", "seldom_shapes", "parallel", "bags_refused", "state_given", "normalization", "nan_refused",
+            "inputs_named",
         )
     ) + RUNNING
     + ("chapters/test_05_static_nan.py", "chapters/test_06_dynamic.py", "chapters/test_06_dynamic_attention.py"),

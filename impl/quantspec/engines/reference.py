@@ -37,7 +37,7 @@ from quantspec.ir.program import (
 )
 from quantspec.ir.traverse import last_reads, refs, replace_refs
 from quantspec.numerics import bilinear, integer, weight_only
-from quantspec.numerics.affine import float32_array
+from quantspec.numerics.affine import Float32, float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, concat, mean, mul
@@ -108,9 +108,14 @@ def attended(step: Attention, values: Values, callables: Callables, choices: Dia
     return call(step, values, callables, choices) if result is None else result
 
 
+def floats_of(step: Quantize | LinearDynamic | LinearWeight, values: Values) -> Float32:
+    """What a step reads. Raises TypeError naming it for what is no dense tensor of values that float32 holds."""
+    return float32_array(array(values[step.x], step.x), step.x)
+
+
 def quantize(step: Quantize, values: Values, callables: Callables, choices: Dialect) -> np.ndarray:
     grid = step.qparams
-    x = values.numbers(step.name, array(values[step.x], step.x))
+    x = values.numbers(step.name, floats_of(step, values))
     return choices.quantize(x, grid.scale, grid.zero_point, qmin=grid.qmin, qmax=grid.qmax)
 
 
@@ -220,7 +225,7 @@ def moved(step: Move, values: Values, callables: Callables, choices: Dialect) ->
 
 
 def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
-    x = array(values[step.x], step.x)
+    x = floats_of(step, values)
     check_fits(step, x.shape)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
     layer = step.weight, step.w_qparams, step.bias
@@ -230,7 +235,7 @@ def linear_dynamic(step: LinearDynamic, values: Values, callables: Callables, ch
 
 
 def linear_weight(step: LinearWeight, values: Values, callables: Callables, choices: Dialect) -> torch.Tensor:
-    x = float32_array(array(values[step.x], step.x), step.x)
+    x = floats_of(step, values)
     check_fits(step, x.shape)
     y = weight_only.linear(x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1]), step.weight, step.w_qparams, step.bias)
     return torch.from_numpy(y.reshape(*x.shape[:-1], codes_shape(step)[0]))

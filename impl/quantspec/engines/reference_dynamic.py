@@ -13,7 +13,7 @@ from quantspec.errors import ShapeError
 from quantspec.ir.held import codes_shape
 from quantspec.ir.program import Cell, Recurrent
 from quantspec.numerics import weight_only
-from quantspec.numerics.affine import QParams, float32_array
+from quantspec.numerics.affine import Float32, QParams, float32_array
 from quantspec.numerics.dialects.dialect import Dialect
 
 from .not_numbers import warn
@@ -23,7 +23,7 @@ State = tuple[torch.Tensor, ...]
 
 
 def linear(
-    choices: Dialect, x: np.ndarray, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, *, reduce_range: bool,
+    choices: Dialect, x: Float32, w_q: np.ndarray, w: QParams, bias: np.ndarray | None, *, reduce_range: bool,
     rows: bool,
 ) -> np.ndarray:  # fmt: skip
     """Float32 output [rows, outputs] of a dynamic linear layer; with ``rows`` each row is quantized by a range of its
@@ -31,7 +31,6 @@ def linear(
 
     Raises as ``Dialect.linear_dynamic`` does.
     """
-    x = float32_array(x)
     finite = np.isfinite(x).all(-1)
     if not finite.all():
         if np.isnan(x).any():
