@@ -13,7 +13,7 @@ from torch import nn
 
 import quantspec as qs
 from networks import seeded
-from quantspec.module.coded import Coded, as_coded, put
+from quantspec.module.coded import Coded, as_coded, put, related
 from quantspec.storage.model import CodedWeight
 from told import exactly
 
@@ -93,3 +93,32 @@ def test_a_copy_of_a_network_runs_what_it_has_itself(engine):
     twin = copy.deepcopy(q)
     assert twin.compiled.program is twin.program is not q.program and twin.report is q.report
     assert twin.engine == q.engine and torch.equal(twin(ROWS), q(ROWS))
+
+
+def test_what_refers_to_a_network_and_is_copied_along_with_it_refers_to_the_copy():
+    q = qs.quantize(seeded(lambda: nn.Sequential(nn.Linear(8, 4))), [ROWS])
+    q.notes = [q]
+    twin, notes = copy.deepcopy((q, q.notes))
+    assert twin.notes is notes is not q.notes and notes[0] is twin is not q
+
+
+def test_only_a_weight_of_float32_is_held_as_codes():
+    codes, scale = np.int8([[1, 2], [3, -7]]), np.float32(0.5)
+    values = torch.from_numpy(codes * scale)
+    assert as_coded(values, CodedWeight(codes, scale)) is not None
+    assert as_coded(values.double(), CodedWeight(codes, scale)) is None
+
+
+@pytest.mark.parametrize(
+    ("layer", "path", "can"),
+    [("a.b", "a.b", True), ("a.b", "a", True), ("a", "a.b", True), ("", "a", True), ("a", "", True), ("a", "b", False),
+     ("a.b", "a.c", False), ("a.b.c", "a", False), ("a", "a.b.c", False)],
+)  # fmt: skip
+def test_a_layer_has_its_weight_from_its_module_or_from_one_directly_in_it_or_around_it(layer, path, can):
+    assert related(layer, path) is can
+
+
+@pytest.mark.filterwarnings("ignore:nothing was quantized")
+def test_a_whole_model_that_stays_in_float_is_a_part_named_model():
+    q = qs.quantize(nn.BatchNorm1d(8).eval(), [ROWS])
+    assert "float_parts.model.running_mean" in q.state_dict()
