@@ -122,3 +122,32 @@ def test_a_layer_has_its_weight_from_its_module_or_from_one_directly_in_it_or_ar
 def test_a_whole_model_that_stays_in_float_is_a_part_named_model():
     q = qs.quantize(nn.BatchNorm1d(8).eval(), [ROWS])
     assert "float_parts.model.running_mean" in q.state_dict()
+
+
+class Wide(nn.Module):
+    """Keeps the values of its layer's bias in float64, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.wide = nn.Parameter(self.layer.bias.detach().double())
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class Decides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = Wide()
+
+    def forward(self, x):
+        y = self.part(x)
+        return y if y.sum() < 1e9 else -y
+
+
+def test_a_parameter_of_another_type_is_no_bias_whatever_its_values_are():
+    q = qs.quantize(seeded(Decides), [ROWS])
+    part = q.python.part
+    assert isinstance(part.wide, nn.Parameter) and part.wide.dtype is torch.float64
+    assert not isinstance(part.layer.bias, nn.Parameter) and torch.equal(part.layer.bias, part.wide.float())
