@@ -87,7 +87,7 @@ def test_a_limit_below_nothing_is_none(argument, limit, tmp_path):
         qs.load(tmp_path / "q", **{argument: limit})
 
 
-@pytest.mark.parametrize("engine", ["compiled", "torch", "reference"])
+@pytest.mark.parametrize("engine", ["compiled", "reference"])
 def test_a_copy_of_a_network_runs_what_it_has_itself(engine):
     q = qs.quantize(seeded(lambda: nn.Sequential(nn.Linear(8, 4), nn.ReLU())), [ROWS], engine=engine)
     twin = copy.deepcopy(q)
