@@ -80,7 +80,7 @@ class Broadcast(nn.Module):
 
 @clause("STA-RUN")
 def test_what_kernels_refuse_leaves_no_layer_to_the_reference():
-    x, other = networks.inputs(4, (6,)), networks.inputs(1, (6,))
+    x, other = networks.inputs(4, (6,)), networks.inputs(1, (6,))[0]  # of another number of axes
     q = qs.quantize(networks.seeded(Broadcast), [(x, other)])
     assert len(q.compiled.parts) == 1
     with left_to_the_reference() as by_reference:
