@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies
-from quantspec.engines.compiled import engine
+from quantspec.engines.compiled import segment
 from quantspec.kernels import copies, images
 from quantspec.kernels.frame import run_alone
 
@@ -81,6 +81,6 @@ def test_images_of_floats_get_the_order_of_their_shape(r, n, channels, height, w
     lying = torch.from_numpy(r.normal(size=(n, height, width, channels)).astype(np.float32))
     given_shape = lying.reshape(n, channels, height, width)
     for many in (0, 2**30):
-        with mock.patch.object(engine, "MANY", many):
-            found = engine.channels_first(given_shape)
+        with mock.patch.object(segment, "MANY", many):
+            found = segment.channels_first(given_shape)
         assert found.is_contiguous() and torch.equal(found, lying.movedim(-1, 1))
