@@ -72,7 +72,7 @@ def test_as_many_images_as_there_are_give_the_references_bits_once_there_were_ma
 
 @given(st.integers(0, 5000), st.integers(1, 300))
 def test_rows_are_cut_into_pieces_of_few_sizes(count, most):
-    pieces = [(rows, times) for rows, times in batching.Pieces.cut(count, most) if rows and times]
+    pieces = [(rows, times) for rows, times in batching.Pieces(again=True).cut(count, most) if rows and times]
     assert sum(rows * times for rows, times in pieces) == count
     assert all(rows <= most and (rows % 16 == 0 or rows < 16) for rows, _ in pieces)
     assert len(pieces) <= 3 and len({rows for rows, _ in pieces}) == len(pieces)

@@ -63,13 +63,15 @@ def kept(
 
 
 class Pieces:
-    """Plans that are used again for other numbers of samples, by a segment of one thread that is given ever new ones.
+    """Plans of numbers of samples, each made once.
 
-    Planning takes longer than many networks do, so what is there to be planned is cut into pieces of few sizes: slices,
-    a number of ``SIXTEEN`` samples, and fewer.
+    ``again``: for other numbers, too, as a segment of one thread needs them that is given ever new ones. Planning takes
+    longer than many networks do, so samples are then cut into pieces of few sizes: slices, a number of ``SIXTEEN``
+    samples, and fewer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, again: bool) -> None:
+        self.again = again
         self.plans: dict[tuple[Hashable, ...], Plan] = {}
         self.sample: tuple[Shape, ...] = ()
 
@@ -89,9 +91,11 @@ class Pieces:
         plan = self.plans[key]
         return replace(plan, frame=plan.frame.again())
 
-    @staticmethod
-    def cut(count: int, most: int) -> list[tuple[int, int]]:
+    def cut(self, count: int, most: int) -> list[tuple[int, int]]:
         """So many samples as (samples, times), at most ``most`` of them at a time."""
+        if not self.again:
+            size = -(-count // -(-count // most))
+            return [(size, count // size), (count % size, 1)]
         most = most // SIXTEEN * SIXTEEN or most
         rest = count % most
         return [(most, count // most), (rest // SIXTEEN * SIXTEEN, 1), (rest % SIXTEEN, 1)]
@@ -114,25 +118,27 @@ class Batched(Shared):
         lead = shapes[0][:-1]
         if by_rows:
             shapes = tuple((prod(lead), shape[-1]) for shape in shapes)
-        self.again, self.pieces = pieces is not None, (pieces or Pieces()).of(tuple(shape[1:] for shape in shapes))
+        # Those of these shapes alone are not kept: a plan without memory to run in has tables of its own.
+        pieces = (pieces or Pieces(again=False)).of(tuple(shape[1:] for shape in shapes))
         team = torchs_threads()
         batch, together = planner.batch(shapes), SHARED and (alone or team is not None)
         if batch:
             # One sample tells the work of all.
             ones = {name: (1, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}
-            single = self.pieces.plan(planner, ones, dry=batch > 1)
+            single = pieces.plan(planner, ones, dry=batch > 1)
             self.shapes, macs = [(batch, *shape[1:]) for shape in single.shapes], single.macs * batch
             wanted = wanted_threads(threads, macs, THREAD_MACS)
             few = planner.weight_bytes > LARGE_WEIGHTS and macs < PARALLEL_REUSE * threads * planner.weight_bytes
             members = wanted_threads(threads, macs, PARALLEL_MACS) if together and (wanted > batch or few) else 1
             if members > 1:
-                whole = self.pieces.plan(planner, dict(zip(planner.inputs, shapes)))
+                whole = pieces.plan(planner, dict(zip(planner.inputs, shapes)))
                 self.parallel = Parallel(whole, members)
             else:
                 most = slice_size(planner, single, shapes)
                 parts = shares(batch, min(wanted, batch))
                 self.tasks = [
-                    self.slices(planner, shapes, most, macs, member, *part) for member, part in enumerate(parts)
+                    self.slices(planner, pieces, shapes, most, macs, member, *part)
+                    for member, part in enumerate(parts)
                 ]
         else:
             plan = planner.plan(dict(zip(planner.inputs, shapes)))
@@ -173,26 +179,23 @@ class Batched(Shared):
         return plans[0].address
 
     def slices(
-        self, planner: Planner, shapes: tuple[Shape, ...], most: int, macs: int, member: int, first: int, last: int
-    ) -> list[tuple[Plan, tuple[int, ...]]]:
+        self, planner: Planner, pieces: Pieces, shapes: tuple[Shape, ...], most: int, macs: int, member: int,
+        first: int, last: int,
+    ) -> list[tuple[Plan, tuple[int, ...]]]:  # fmt: skip
         """Plans of a ``member`` for samples from ``first`` to ``last``, at most ``most`` at a time, each with the bytes
         from the start of every input and output to its part.
         """
-        count, start = last - first, first
-        size = -(-count // -(-count // most))
-        cut = self.pieces.cut(count, most) if self.again else [(size, count // size), (count % size, 1)]
         steps = [nbytes * int(np.prod(shape[1:])) for nbytes, shape in zip(planner.sizes(), (*shapes, *self.shapes))]
-        result = []
-        for samples, times in cut:
+        result, start = [], first
+        for samples, times in pieces.cut(last - first, most):
             if samples and times:
                 those = {name: (samples, *shape[1:]) for name, shape in zip(planner.inputs, shapes)}
-                plan = self.pieces.plan(planner, those, member=member)
+                plan = pieces.plan(planner, those, member=member)
                 plan.frame.slices, plan.frame.release = times, macs >= LONG
                 plan.frame.strides[: len(steps)] = [samples * step for step in steps]
                 result.append((plan, tuple(start * step for step in steps)))
                 start += samples * times
         return result
-
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs for contiguous tensors, float32 or codes; None when the kernels refuse what is in one, such as

@@ -81,7 +81,7 @@ class CompiledEmbedding:
 
     def __call__(self, values: dict[str, Any]) -> torch.Tensor:
         x = values[self.step.x]
-        if start := self.start_of_plain(x, values):
+        if start := self.start_of_plain(values):
             shape = tuple(x.shape)
             bound = kept(self.batched, (shape,), lambda threads: Bound(self, shape, threads))
             result = new(bound.shapes[0])
@@ -90,9 +90,10 @@ class CompiledEmbedding:
         # Other indices, and those that the reference refuses in its own words.
         return reference_embedding.embedding(self.step, values, self)
 
-    def start_of_plain(self, x: Any, values: dict[str, Any]) -> int:
+    def start_of_plain(self, values: dict[str, Any]) -> int:
         """Where indices lie that a kernel reads as they are: int64 in one piece, for bags of a size; 0 for others."""
-        start, step = float_address(x, torch.int64), self.step
+        step, x = self.step, values[self.step.x]
+        start = float_address(x, torch.int64)
         if not start or step.bag is None:
             return start
         others = (values[name] for name in (step.offsets, step.weights) if name is not None)

@@ -227,8 +227,7 @@ def operands(
 
     One for each image where an image is more than a plane.
     """
-    shapes = planner.shapes[a], planner.shapes[b]
-    if shapes[0] != shapes[1] and all(planner.values[x].layout == layout_of(planner.shapes[x], False) for x in (a, b)):
+    if planner.shapes[a] != planner.shapes[b] and not planner.images[target]:
         return [rows_operands(planner, a, b, target)]
     layouts = [planner.values[value].layout for value in (a, b, target)]
     count, depth = max(x.images for x in layouts), max(x.depth for x in layouts)

@@ -96,7 +96,7 @@ class Planner:
         self.kept: list[np.ndarray] = []
         for step in self.steps:
             self.shapes[step.name] = shape_of(step, self.shapes)
-        margins, forms = self.margins(), self.forms()
+        margins, self.images = self.margins(), self.forms()
         for step in self.steps:
             shape = self.shapes[step.name]
             if isinstance(step, FlattenFloats):
@@ -105,7 +105,7 @@ class Planner:
                 self.values[step.name] = Value(shape, Layout(1, 1, 1, 4 * int(np.prod(shape))))
             elif not (isinstance(step, (Dequantize, Export, LinearSum)) or is_direct(step)):
                 margin, zero = margins.get(step.name, (NO_MARGIN, None))
-                self.values[step.name] = Value(shape, layout_of(shape, forms[step.name], margin), None, zero)
+                self.values[step.name] = Value(shape, layout_of(shape, self.images[step.name], margin), None, zero)
         self.nbytes = spare = self.place()
         if self.nbytes > LONGEST:
             needs = f"this shape needs {self.nbytes:,}"

@@ -111,7 +111,7 @@ class CompiledRecurrent:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:  # fmt: skip
         """As ``reference_dynamic.one_way``, which also has the last word on what the kernels do not take."""
         count, batch, _ = x.shape
-        if count * batch == 0 or not self.takes(part, x, state, batch):
+        if count * batch == 0 or not self.takes(x, state, batch):
             return reference_dynamic.one_way(step, part, x, state, backward, choices)
         # Samples may lie in order of the batch, of which torch has a transposed view; anything else is copied.
         start, of_samples = float_address(x), 0
@@ -135,18 +135,17 @@ class CompiledRecurrent:
         batch, start = counts[0], float_address(x)
         # Whoever made the sequence may have named rows that there are not.
         good = start and sum(counts) == len(x) and all(a >= b > 0 for a, b in itertools.pairwise([batch, *counts]))
-        if good and self.takes(part, x, state, batch):
+        if good and self.takes(x, state, batch):
             frames = self.frames(part, batch, len(x), backward)
             outputs, before = frames.packed(counts), [array(value, step.layer) for value in state]
             if frames.run(start, before, address(outputs)):
                 return outputs, frames.last().unbind()
         return reference_dynamic.packed_way(step, part, x, counts, state, backward, choices)
 
-    def takes(self, part: Cell, x: torch.Tensor, state: Sequence[torch.Tensor] | None, batch: int) -> bool:
+    def takes(self, x: torch.Tensor, state: Sequence[torch.Tensor] | None, batch: int) -> bool:
         """Whether inputs, and states of so many samples, are what the kernels read."""
-        size = codes_shape(part, "state_weight")[1]
         of_floats = all(t.dtype == torch.float32 and t.is_cpu for t in (x, *(state or ())))
-        return of_floats and all(t.shape == (batch, size) for t in state or ())
+        return of_floats and all(t.shape == (batch, self.size) for t in state or ())
 
     def frames(self, part: Cell, batch: int, rows: int, backward: bool) -> "Frames":
         """This thread's frames for a cell, with memory for so many samples and rows of inputs."""
@@ -156,8 +155,8 @@ class CompiledRecurrent:
         if frames is None or frames.key != key or batch > frames.batch or rows > frames.rows:
             if frames is not None:  # lengths vary
                 batch, rows = grown(batch, frames.batch), grown(rows, frames.rows)
-            inputs, size = (codes_shape(part, name)[1] for name in ("input_weight", "state_weight"))
-            frames = Frames(key, self.step, self.packed[id(part)], inputs, size, batch, rows, backward)
+            inputs = codes_shape(part, "input_weight")[1]
+            frames = Frames(key, self.step, self.packed[id(part)], inputs, self.size, batch, rows, backward)
             existing[id(part)] = frames
         return frames
 

@@ -110,7 +110,8 @@ class Segment:
         if own["made"] <= SHAPES_KEPT:
             return Batched(planner, shapes, threads, self.alone)
         by_rows = planner.is_by_rows and bool(shapes[0][:-1]) and len({shape[:-1] for shape in shapes}) == 1
-        return Batched(planner, shapes, threads, self.alone, own.setdefault("pieces", Pieces()), by_rows=by_rows)
+        pieces = own.setdefault("pieces", Pieces(again=True))
+        return Batched(planner, shapes, threads, self.alone, pieces, by_rows=by_rows)
 
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The outputs; None when the inputs are not what the kernels compute with, such as NaN."""
