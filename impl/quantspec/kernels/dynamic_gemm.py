@@ -179,23 +179,38 @@ def float_tile(rows: int, blocks: int, half: bool) -> Body:
             many = emit.icmp_signed(">=", emit.mul(emit.field(product, Product.rows), pitch), I64(FAR_BYTES))
             with emit.if_then(emit.and_(many, emit.not_(emit.flag(op, DynamicProduct.past)))):
                 gemm.fetch(emit, places(), blocks)
-        start = [emit.splat(0, INTS)] * (rows * blocks)
-        totals = accumulate(emit, product, row, panel, rows, blocks, start, half, given)
+        grids, stride = emit.fields(op, DynamicProduct.row_grids, DynamicProduct.grid_stride)
         sums = by_lanes(emit, product, Product.sums, panel, blocks, INTS)
         factors = by_lanes(emit, product, Product.factor, panel, blocks, FLOATS)
+        # Of one grid for all rows the zero point can be taken off before.
+        one_grid = emit.icmp_signed("==", stride, I64(0))
+        scale, zero = emit.splat_fields(grids, Grid.scale, Grid.zero)
+        first = emit.select(one_grid, zero, emit.splat(0, INTS))
+        start = [emit.neg(emit.mul(first, total)) for total in sums] * rows
+        totals = accumulate(emit, product, row, panel, rows, blocks, start, half, given)
         biases = by_lanes(emit, product, Product.bias, panel, blocks, FLOATS)
         mask = last_mask(emit, product, panel, blocks)
         least = emit.splat(emit.select(emit.flag(op, DynamicProduct.relu), F32(0), F32(float("-inf"))))
 
-        def value(i: int, j: int) -> Value:
-            grids, stride = emit.fields(op, DynamicProduct.row_grids, DynamicProduct.grid_stride)
+        def made(centred: Value, unit: Value, bias: Value) -> Value:
+            floats = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), unit), bias)
+            return emit.select(emit.fcmp_ordered("<", floats, least), least, floats)
+
+        def on_one_grid(i: int, j: int) -> Value:
+            return made(totals[i * blocks + j], units[j], biases[j])
+
+        def on_its_own(i: int, j: int) -> Value:
             grid = emit.add(grids, emit.mul(numbers[i], stride))
             scale, zero = emit.splat_fields(grid, Grid.scale, Grid.zero)
             centred = emit.sub(totals[i * blocks + j], emit.mul(zero, sums[j]))
-            floats = emit.fadd(emit.fmul(emit.sitofp(centred, FLOATS), emit.fmul(scale, factors[j])), biases[j])
-            return emit.select(emit.fcmp_ordered("<", floats, least), least, floats)
+            return made(centred, emit.fmul(scale, factors[j]), biases[j])
 
-        put_floats(emit, op, places(), value, blocks, mask)
+        with emit.if_else(one_grid) as (same, various):
+            with same:
+                units = [emit.fmul(scale, factor) for factor in factors]
+                put_floats(emit, op, places(), on_one_grid, blocks, mask)
+            with various:
+                put_floats(emit, op, places(), on_its_own, blocks, mask)
 
     return write
 

@@ -1,9 +1,9 @@
 """One step of a recurrent network (DYN-RECURRENT).
 
 Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is a polynomial on
-|r| <= ln(2) / 2, off by less than 2^-54, and a power of two; or, where a table of sixteen roots of two can be looked
-up, on |r| <= ln(2) / 32, which takes half the terms. Sigmoid and tanh come out within a few 2^-53, so that another
-float32 than the nearest is a matter of one in 2^26.
+half a power of two to both sides, off by less than 2^-54, and a power of two; or, where a table of sixteen roots of two
+can be looked up, on half of such a root, which takes half the terms. Sigmoid and tanh come out within a few 2^-53, so
+that another float32 than the nearest is a matter of one in 2^26.
 """
 
 import math
@@ -16,7 +16,7 @@ from llvmlite import ir
 from numpy.polynomial import chebyshev
 
 from . import cpu
-from .emitter import DOUBLES, F64, FLOATS, I8, I64, LANES, NO_LANES, Body, Emitter, Value
+from .emitter import DOUBLES, FLOATS, I64, LANES, NO_LANES, Body, Emitter, Value
 from .frame import slot_addresses
 from .jit import Kernel
 from .records import Address, Instruction, Integer
@@ -41,9 +41,9 @@ class Cell(Instruction):
 
 LONGS = ir.VectorType(I64, LANES)
 Fraction64 = tuple[Value | None, Value]  # numerator, None for 1, and denominator, float64 vectors
-LN2_HIGH, LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10  # Cody and Waite: k * LN2_HIGH is exact for small k
+LOG2_E = 1.4426950408889634  # nearer than most float64 are to what they stand for: by 2^-55.9 of it
 ROOTS, ROOT_SHIFT = 16, 48  # roots of two in a table, and where four bits of a number are next to an exponent
-TERMS = {1: 10, ROOTS: 5}
+TERMS = {1: 11, ROOTS: 6}
 
 
 def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
@@ -53,49 +53,49 @@ def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
     return emit.fadd(emit.fmul(a, b), c)
 
 
-def exp_and(emit: Emitter, y: Value, *ends: float) -> list[Value]:
-    """exp(y) plus each of ``ends``, of float64 vectors, |y| at most 300."""
+def exp(emit: Emitter, y: Value, times: float, end: float) -> Value:
+    """exp(times * y) + end, of float64 vectors that hold float32; ``times`` is a power of two or the negative of one,
+    times * y at most 300 in size."""
     steps = ROOTS if is_wide() else 1  # of a power of two: the more, the fewer terms
-    to_integer = emit.splat(6755399441055744.0, DOUBLES)  # 1.5 * 2^52: adding it rounds to an integer
-    moved = multiply_add(emit, y, emit.splat(steps / math.log(2), DOUBLES), to_integer)
+    scale, to_integer = steps * times * LOG2_E, emit.splat(1.5 * 2.0**52, DOUBLES)  # adding that rounds to an integer
+    moved = multiply_add(emit, y, emit.splat(scale, DOUBLES), to_integer)
     k = emit.fsub(moved, to_integer)
-    r = y
-    for part in (LN2_HIGH, LN2_LOW):
-        r = multiply_add(emit, k, emit.splat(-part / steps, DOUBLES), r)
-    # exp(r) - 1 is r, and r^2 times a polynomial. Neighbours are added in pairs, these in pairs, and so on: as many
-    # steps as the number of terms has digits.
-    terms = [emit.splat(term, DOUBLES) for term in terms_of_exp(TERMS[steps], math.log(2) / 2 / steps)]
-    power_of_r, square = r, emit.fmul(r, r)
-    while len(terms) > 1:
-        odd = terms[-1:] if len(terms) % 2 else []
-        terms = [multiply_add(emit, high, power_of_r, low) for low, high in zip(terms[::2], terms[1::2])] + odd
-        power_of_r = square if power_of_r is r else emit.fmul(power_of_r, power_of_r)
-    less_one = multiply_add(emit, square, terms[0], r)
+    # What of the steps is no integer. Without such an instruction it is exact, too, by products that are.
+    r = emit.fneg(k)
+    for part in (scale,) if cpu.target().has_fma else halves(scale):
+        r = multiply_add(emit, y, emit.splat(part, DOUBLES), r)
+    *terms, near = (emit.splat(term, DOUBLES) for term in terms_of_exp(TERMS[steps], math.log(2) / steps))
+    for term in reversed(terms):
+        near = multiply_add(emit, near, r, term)
     if steps == 1:
         # Of a float64's exponent; of its fraction.
         bias, digits = (ir.Constant(LONGS, [number] * LANES) for number in (1023, 52))
-        power, rest = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES), None
+        power = emit.bitcast(emit.shl(emit.add(emit.bitcast(moved, LONGS), bias), digits), DOUBLES)
     else:
-        power, rest = (powers_of_root(emit, moved, table) for table in ROOT_BITS)
-    results = []
-    for end in ends:
-        start = emit.fadd(power, emit.splat(end, DOUBLES))
-        # What a root of two is rounded by counts where the rest of it is taken away.
-        start = emit.fadd(start, rest) if rest is not None and end < 0 else start
-        results.append(multiply_add(emit, power, less_one, start))
-    return results
+        power = powers_of_root(emit, moved, ROOT_BITS[0])
+    start = emit.fadd(power, emit.splat(end, DOUBLES))
+    if steps > 1 and end < 0:  # what a root of two is rounded by counts where the rest of it is taken away
+        start = emit.fadd(start, powers_of_root(emit, moved, ROOT_BITS[1]))
+    return multiply_add(emit, emit.fmul(power, r), near, start)
 
 
-def terms_of_exp(count: int, most: float) -> list[float]:
-    """The polynomial of so many terms that is near (exp(r) - 1 - r) / r^2 on |r| <= ``most``: of Taylor's terms, as a
-    sum of Chebyshev's polynomials, the first so many."""
-    taylor = [most**n / math.factorial(n + 2) for n in range(2 * count)]
+def halves(number: float) -> tuple[float, float]:
+    """A float64 as the sum of two: a product of the first, which has 29 bits, and a float32 is exact."""
+    size = 2.0 ** (math.frexp(number)[1] - 29)
+    high = round(number / size) * size
+    return high, number - high
+
+
+def terms_of_exp(count: int, step: float) -> list[float]:
+    """The polynomial of so many terms that is near (exp(step * r) - 1) / r on |r| <= 1/2: of Taylor's terms, as a sum
+    of Chebyshev's polynomials, the first so many."""
+    taylor = [step * (step / 2) ** n / math.factorial(n + 1) for n in range(2 * count)]
     near = chebyshev.cheb2poly(chebyshev.poly2cheb(taylor)[:count])
-    return [float(term / most**n) for n, term in enumerate(near)]
+    return [float(term * 2**n) for n, term in enumerate(near)]
 
 
 def is_wide() -> bool:
-    """Whether one instruction looks sixteen float64 up, and another is near the reciprocals of eight."""
+    """Whether one instruction looks eight of sixteen float64 up."""
     return cpu.target().dot_lanes == LANES
 
 
@@ -128,22 +128,6 @@ def powers_of_root(emit: Emitter, moved: Value, table: list[int]) -> Value:
     return emit.bitcast(emit.joined(*found), DOUBLES)
 
 
-def reciprocal(emit: Emitter, x: Value) -> Value:
-    """1 / x of float64 vectors, x from 1 to 2^440, off by little more than half a unit of the last place.
-
-    Where there is an instruction that is off by 2^-14 of it at most, by three terms of the series from there on, whose
-    fourth is 2^-56: dividing takes five times as long.
-    """
-    if not is_wide():
-        return emit.fdiv(emit.splat(1.0, DOUBLES), x)
-    name, eight = "llvm.x86.avx512.rcp14.pd.512", ir.VectorType(F64, LANES // 2)
-    zeros = ir.Constant(eight, [0.0] * 8)
-    near = emit.joined(*(emit.native(name, eight, half, zeros, I8(-1)) for half in emit.parts(x)))
-    off = multiply_add(emit, emit.fneg(x), near, emit.splat(1.0, DOUBLES))
-    series = multiply_add(emit, off, multiply_add(emit, off, off, off), off)
-    return multiply_add(emit, near, series, near)
-
-
 def limited(emit: Emitter, x: Value, limit: float) -> Value:
     """A float32 vector as float64, at most ``limit`` in size."""
     least, most = emit.splat(-limit, FLOATS), emit.splat(limit, FLOATS)
@@ -152,26 +136,25 @@ def limited(emit: Emitter, x: Value, limit: float) -> Value:
 
 def sigmoid(emit: Emitter, x: Value) -> Fraction64:
     """1 / (1 + exp(-x))."""
-    (below,) = exp_and(emit, emit.fneg(limited(emit, x, 150.0)), 1.0)
-    return None, below
+    return None, exp(emit, limited(emit, x, 150.0), -1.0, 1.0)
 
 
 def tanh(emit: Emitter, x: Value) -> Fraction64:
     """(exp(2x) - 1) / (exp(2x) + 1)."""
-    double = limited(emit, x, 30.0)
-    above, below = exp_and(emit, emit.fadd(double, double), -1.0, 1.0)
-    return above, below
+    above = exp(emit, limited(emit, x, 30.0), 2.0, -1.0)
+    return above, emit.fadd(above, emit.splat(2.0, DOUBLES))
 
 
 def quotient(emit: Emitter, fraction: Fraction64) -> Value:
     """A fraction as float32."""
-    return over(emit, fraction[0], reciprocal(emit, fraction[1]))
+    above, below = fraction
+    return emit.fptrunc(emit.fdiv(emit.splat(1.0, DOUBLES) if above is None else above, below), FLOATS)
 
 
 def quotients(emit: Emitter, first: Fraction64, second: Fraction64) -> tuple[Value, Value]:
-    """Two fractions as float32, from one reciprocal of both denominators."""
+    """Two fractions as float32, from one division, which takes as long as ten products."""
     (above, below), (other_above, other_below) = first, second
-    both = reciprocal(emit, emit.fmul(below, other_below))
+    both = emit.fdiv(emit.splat(1.0, DOUBLES), emit.fmul(below, other_below))
     return over(emit, above, emit.fmul(both, other_below)), over(emit, other_above, emit.fmul(both, below))
 
 
@@ -241,11 +224,11 @@ KINDS = {
 
 
 def outputs(
-    kind: Kind, emit: Emitter, op: Value, frame: Value, first: Value, vectors: Value,
+    kind: Kind, emit: Emitter, op: Value, frame: Value, first: Value, vectors: Value, *, ends: bool,
     meanwhile: Callable[[Value], None] | None = None,
 ) -> Value:  # fmt: skip
-    """Writes a step of so many ``vectors`` of outputs from the ``first`` one on, of all rows; 1 when a gate is no
-    finite number.
+    """Writes a step of so many whole ``vectors`` of outputs from the ``first`` one on, of all rows; 1 when a gate is no
+    finite number. ``ends``: the outputs behind them that are no whole vector, too.
 
     The inputs' gates and the outputs are the first two slots. What is kept of the gates takes the place of the state's.
     ``meanwhile(n)`` writes what else is done with vector n.
@@ -262,48 +245,62 @@ def outputs(
         of_row = emit.add(output, emit.mul(output_pitch, b))
         of_h, of_c = (emit.add(base, line) for base in (h, c))
 
-        def place(n: Value) -> tuple[Value, Value]:
-            n = emit.add(first, n)
-            return emit.shl(n, I64(6)), emit.mask(emit.sub(size, emit.shl(n, I64(4))))
-
         def gate(start: Value, index: int, at: Value) -> Value:
             return emit.add(start, emit.add(emit.mul(size, I64(4 * index)), at))
 
-        def gates_of(n: Value, carried: list[Value]) -> list[Value]:
-            at, mask = place(n)
+        def read(address: Value, mask: Value | None) -> Value:
+            return emit.read(address, FLOATS) if mask is None else emit.read_some(address, FLOATS, mask, zeros)
 
-            def read(address: Value) -> Value:
-                return emit.read_some(address, FLOATS, mask, zeros)
+        def write(value: Value, address: Value, mask: Value | None) -> None:
+            if mask is None:
+                emit.write(value, address)
+            else:
+                emit.write_some(value, address, mask)
 
-            xs, hs = ([read(gate(start, index, at)) for index in range(kind.gates)] for start in starts)
-            bad = carried[0]
+        def gates_of(at: Value, mask: Value | None, bad: Value) -> Value:
+            xs, hs = ([read(gate(start, index, at), mask) for index in range(kind.gates)] for start in starts)
             for x, state in zip(xs, hs):
                 total = emit.fadd(x, state)
                 nothing = emit.fsub(total, total)  # infinity less itself is NaN
                 bad = emit.or_(bad, emit.fcmp_unordered("uno", nothing, zeros))
-            old = read(emit.add(of_c, at))
+            old = read(emit.add(of_c, at), mask)
             kept, new = kind.step(emit, xs, hs, old)
             for index, value in enumerate(kept):
-                emit.write_some(value, gate(starts[1], index, at), mask)
+                write(value, gate(starts[1], index, at), mask)
             if new is not old:
-                emit.write_some(new, emit.add(of_c, at), mask)
+                write(new, emit.add(of_c, at), mask)
+            return bad
+
+        def output_of(at: Value, mask: Value | None) -> None:
+            places = [gate(starts[1], index, at) for index in range(kind.kept)]
+            places += [emit.add(start, at) for start in (of_h, of_c)]
+            *kept, before, new = (read(address, mask) for address in places)
+            after = kind.output(emit, kept, before, new)
+            for target in (of_h, of_row):
+                write(after, emit.add(target, at), mask)
+
+        def place(n: Value) -> Value:
+            return emit.shl(emit.add(first, n), I64(6))
+
+        def one(n: Value, carried: list[Value]) -> list[Value]:
+            bad = gates_of(place(n), None, carried[0])
             if meanwhile is not None:
                 meanwhile(n)
             return [bad]
 
-        def output_of(n: Value, carried: list[Value]) -> list[Value]:
-            at, mask = place(n)
-            places = [gate(starts[1], index, at) for index in range(kind.kept)]
-            places += [emit.add(start, at) for start in (of_h, of_c)]
-            *kept, before, new = (emit.read_some(address, FLOATS, mask, zeros) for address in places)
-            after = kind.output(emit, kept, before, new)
-            for target in (of_h, of_row):
-                emit.write_some(after, emit.add(target, at), mask)
-            return []
+        (bad,) = emit.loop(vectors, carried, one)
+        emit.each(vectors, lambda n: output_of(place(n), None))
+        if not ends:
+            return [bad]
+        left = emit.and_(size, I64(LANES - 1))
+        mask = emit.mask(left)
 
-        bad = emit.loop(vectors, carried, gates_of)
-        emit.loop(vectors, [], output_of)
-        return bad
+        def last(n: Value, carried: list[Value]) -> list[Value]:
+            bad = gates_of(place(vectors), mask, carried[0])
+            output_of(place(vectors), mask)
+            return [bad]
+
+        return emit.loop(emit.smaller(left, I64(1)), [bad], last)
 
     bad = emit.loop(rows, [NO_LANES], row)[0]
     return emit.zext(emit.any(bad), I64)
@@ -313,7 +310,8 @@ def cell(kind: Kind) -> Body:
     """Writes the kernel for one step of a kind of network."""
 
     def write(emit: Emitter, op: Value, frame: Value) -> Value:
-        return outputs(kind, emit, op, frame, I64(0), emit.vectors_of(emit.field(op, Cell.size)))
+        vectors = emit.ashr(emit.field(op, Cell.size), I64(4))
+        return outputs(kind, emit, op, frame, I64(0), vectors, ends=True)
 
     return write
 

@@ -86,7 +86,7 @@ def of_panel(kind: Kind, emit: Emitter, op: Value, frame: Value, panel: Value) -
         for line in range(FETCHED):
             emit.prefetch(emit.add(start, I64(64 * line)), near=True)
 
-    return outputs(kind, emit, own, frame, emit.mul(panel, I64(PANEL)), I64(PANEL), fetch)
+    return outputs(kind, emit, own, frame, emit.mul(panel, I64(PANEL)), I64(PANEL), ends=False, meanwhile=fetch)
 
 
 # Of fewer gates there are not sums enough at once to hide the latency of a dot product.
