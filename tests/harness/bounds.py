@@ -24,7 +24,7 @@ from llvmlite import ir
 
 import quantspec
 from quantspec.engines import compiled, tensors
-from quantspec.engines.compiled import attention, parallel, planner, recurrent
+from quantspec.engines.compiled import attention, heads, parallel, planner, recurrent
 from quantspec.kernels import arrays, frame, jit, memory, minmax, threads
 from quantspec.kernels.emitter import I64, Emitter, function
 from quantspec.numerics import observers
@@ -252,7 +252,7 @@ def ended(*_: Any) -> None:
     for cached in PREPARED:
         cached.cache_clear()
     arrays.ready = arrays.Ready()
-    minmax.local = type(minmax.local)()
+    minmax.local, heads.HERE = type(minmax.local)(), type(heads.HERE)()
     threads.pool.forget()
     threads.pool.busy[0] = 0
 
