@@ -258,9 +258,17 @@ ACTING = {
 }  # fmt: skip
 
 
+def writes_what_it_reads():
+    """Whether this torch's normalization of instances writes its statistics in evaluation mode, too."""
+    norm = nn.InstanceNorm2d(3, track_running_stats=True).eval()
+    before = norm.running_mean._version
+    norm(torch.zeros(1, 3, 2, 2))
+    return norm.running_mean._version > before
+
+
 IN_PARTS = {
     "pooled", "heads", "skipping", "masked", "masked, branch", "connections", "less", "limited", "layers left out",
-    "by Python",
+    "by Python", *(["instances"] if writes_what_it_reads() else []),
 }  # fmt: skip
 
 
@@ -300,7 +308,8 @@ def test_what_acts_in_training_mode_acts_as_in_the_model(name, dialect):
             assert decibels(expected, got) > 35, seed
             assert expected.shape != model(x).shape or decibels(expected, model(x)) < 30
         for _, _, network in p.parts():
-            network.ranges *= 4  # they are those of evaluation, which what was scaled up goes beyond
+            # They are those of evaluation, which what was scaled up goes beyond: by two, and by two again.
+            network.ranges *= 8 if name == "pooled" else 4
         q = seeded_call(p, x, seed)
         assert decibels(expected, q.detach()) > 20
         q.sum().backward()

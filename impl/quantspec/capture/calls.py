@@ -2,6 +2,7 @@
 is part of the pattern."""
 
 import inspect
+from collections import namedtuple
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.masked import MaskedTensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, register_pytree_node, tree_flatten, tree_leaves, tree_unflatten
 
 from quantspec.numerics.affine import check_memory
 
@@ -26,6 +27,12 @@ CONSTANTS = (
 
 
 AUTOCAST = "the model calls it under autocast"
+
+# Torch's older versions do not take what is made of a named tuple's class apart.
+if len(tree_leaves(PackedSequence(torch.zeros(1), torch.ones(1, dtype=torch.int64)))) == 1:
+    register_pytree_node(
+        PackedSequence, lambda packed: (list(packed), PackedSequence), lambda leaves, kind: kind(*leaves)
+    )
 
 
 class NotPlain(Exception):
@@ -143,7 +150,8 @@ def structure(spec: TreeSpec) -> str:
         return "*"
     children = spec.children() if hasattr(spec, "children") else spec.children_specs  # torch before 2.10 has these
     inner = ", ".join(map(structure, children))
-    return f"{spec.type.__name__}({'' if spec.context is None else spec.context}: {inner})"
+    kind = namedtuple if spec.type is PackedSequence else spec.type
+    return f"{kind.__name__}({'' if spec.context is None else spec.context}: {inner})"
 
 
 def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[torch.Tensor]]:
