@@ -118,8 +118,8 @@ ROOMS = {
         "capture/test_masks_given.py",
     ),  # fmt: skip
     "kernels": (
-        "kernels/test_arrays.py", "kernels/test_codes_copied.py", "kernels/test_emitter.py", "kernels/test_jit.py",
-        "kernels/test_minmax.py", "kernels/test_packed.py", "kernels/test_records.py",
+        "kernels/test_arrays.py", "kernels/test_cells.py", "kernels/test_codes_copied.py", "kernels/test_emitter.py",
+        "kernels/test_jit.py", "kernels/test_minmax.py", "kernels/test_packed.py", "kernels/test_records.py",
         "kernels/test_training_kernels.py",
         *(
             f"engines/test_{name}.py"

@@ -1,9 +1,9 @@
 """One step of a recurrent network (DYN-RECURRENT).
 
-Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is a polynomial on
-half a power of two to both sides, off by less than 2^-54, and a power of two; or, where a table of sixteen roots of two
-can be looked up, on half of such a root, which takes half the terms. Sigmoid and tanh come out within a few 2^-53, so
-that another float32 than the nearest is a matter of one in 2^26.
+Gates need exp in float64, whose result is rounded to float32 (``reference_dynamic.near``). Here it is the nearest power
+of two, or, where a table of sixteen roots of two can be looked up, of such a root, times a polynomial of what is left,
+half a step at most, which is off by less than 2^-54; in small steps that takes half the terms. Sigmoid and tanh come
+out within a few 2^-53, so that another float32 than the nearest is a matter of one in 2^26.
 """
 
 import math
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from llvmlite import ir
 from numpy.polynomial import chebyshev
@@ -40,10 +41,18 @@ class Cell(Instruction):
 
 
 LONGS = ir.VectorType(I64, LANES)
-Fraction64 = tuple[Value | None, Value]  # numerator, None for 1, and denominator, float64 vectors
 LOG2_E = 1.4426950408889634  # nearer than most float64 are to what they stand for: by 2^-55.9 of it
 ROOTS, ROOT_SHIFT = 16, 48  # roots of two in a table, and where four bits of a number are next to an exponent
 TERMS = {1: 11, ROOTS: 6}
+
+
+class Fraction64(NamedTuple):
+    """A numerator, None for 1, over a denominator, float64 vectors. ``sign``: a float32 vector with the numerator's
+    sign, which that has lost where it is 0."""
+
+    above: Value | None
+    below: Value
+    sign: Value | None = None
 
 
 def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
@@ -60,7 +69,7 @@ def exp(emit: Emitter, y: Value, times: float, end: float) -> Value:
     scale, to_integer = steps * times * LOG2_E, emit.splat(1.5 * 2.0**52, DOUBLES)  # adding that rounds to an integer
     moved = multiply_add(emit, y, emit.splat(scale, DOUBLES), to_integer)
     k = emit.fsub(moved, to_integer)
-    # What of the steps is no integer. Without such an instruction it is exact, too, by products that are.
+    # What of the steps is no integer, rounded once; without that instruction by products that are exact.
     r = emit.fneg(k)
     for part in (scale,) if cpu.target().has_fma else halves(scale):
         r = multiply_add(emit, y, emit.splat(part, DOUBLES), r)
@@ -136,31 +145,35 @@ def limited(emit: Emitter, x: Value, limit: float) -> Value:
 
 def sigmoid(emit: Emitter, x: Value) -> Fraction64:
     """1 / (1 + exp(-x))."""
-    return None, exp(emit, limited(emit, x, 150.0), -1.0, 1.0)
+    return Fraction64(None, exp(emit, limited(emit, x, 150.0), -1.0, 1.0))
 
 
 def tanh(emit: Emitter, x: Value) -> Fraction64:
     """(exp(2x) - 1) / (exp(2x) + 1)."""
     above = exp(emit, limited(emit, x, 30.0), 2.0, -1.0)
-    return above, emit.fadd(above, emit.splat(2.0, DOUBLES))
+    return Fraction64(above, emit.fadd(above, emit.splat(2.0, DOUBLES)), x)
 
 
 def quotient(emit: Emitter, fraction: Fraction64) -> Value:
     """A fraction as float32."""
-    above, below = fraction
-    return emit.fptrunc(emit.fdiv(emit.splat(1.0, DOUBLES) if above is None else above, below), FLOATS)
+    above, below = fraction[:2]
+    exact = emit.fdiv(emit.splat(1.0, DOUBLES) if above is None else above, below)
+    return rounded(emit, exact, fraction)
 
 
-def quotients(emit: Emitter, first: Fraction64, second: Fraction64) -> tuple[Value, Value]:
+def quotients(emit: Emitter, *fractions: Fraction64) -> list[Value]:
     """Two fractions as float32, from one division, which takes as long as ten products."""
-    (above, below), (other_above, other_below) = first, second
-    both = emit.fdiv(emit.splat(1.0, DOUBLES), emit.fmul(below, other_below))
-    return over(emit, above, emit.fmul(both, other_below)), over(emit, other_above, emit.fmul(both, below))
+    first, second = (fraction.below for fraction in fractions)
+    both = emit.fdiv(emit.splat(1.0, DOUBLES), emit.fmul(first, second))
+    inverses = [emit.fmul(both, other) for other in (second, first)]
+    exact = [i if f.above is None else emit.fmul(f.above, i) for f, i in zip(fractions, inverses)]
+    return [rounded(emit, value, fraction) for value, fraction in zip(exact, fractions)]
 
 
-def over(emit: Emitter, above: Value | None, inverse: Value) -> Value:
-    """The float32 nearest to a numerator, or 1, times what is one divided by the denominator."""
-    return emit.fptrunc(inverse if above is None else emit.fmul(above, inverse), FLOATS)
+def rounded(emit: Emitter, value: Value, fraction: Fraction64) -> Value:
+    """A fraction's value as the nearest float32."""
+    near = emit.fptrunc(value, FLOATS)
+    return near if fraction.sign is None else emit.native("llvm.copysign.v16f32", FLOATS, near, fraction.sign)
 
 
 ROOT_BITS = roots_of_two()
