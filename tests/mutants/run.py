@@ -137,7 +137,7 @@ ROOMS = {
     "numerics": (
         "chapters/test_10_dialects.py", "chapters/test_10_dialects_codes.py", "chapters/test_09_accuracy.py",
         "chapters/test_03_integer_windows.py", "chapters/test_06_dynamic_attention.py", "chapters/test_06_dynamic.py",
-        "engines/test_weights_in_parts.py", "engines/test_dialects_used.py",
+        "engines/test_weights_in_parts.py", "engines/test_dialects_used.py", "engines/test_numbers_at_ends.py",
     ),  # fmt: skip
     "onnx_export": tuple(
         f"files/test_onnx_{name}.py"

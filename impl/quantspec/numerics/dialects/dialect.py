@@ -214,7 +214,8 @@ class Dialect:
             grid = affine.qparams(low, high, qmin=0, qmax=127 if reduce_range else 255, symmetric=False)
             scale: Scale = grid.scale
         else:
-            scale, zero_point = QPARAMS[self.qparams_dynamic_rule](low, high, 0, 127 if reduce_range else 255)
+            with np.errstate(over="ignore"):  # a range that is wider than float32 gives no scale
+                scale, zero_point = QPARAMS[self.qparams_dynamic_rule](low, high, 0, 127 if reduce_range else 255)
             grid = QParams(scale, zero_point, 0, 127 if reduce_range else 255)
         grid = self._contained(grid, (0, 255)) if reduce_range else grid
         used = scale if self.quantize_dynamic_rule == "inverted" else grid.scale

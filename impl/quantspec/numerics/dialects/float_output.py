@@ -17,12 +17,11 @@ from .qparams import Scale
 
 def output_exact(accumulator: np.ndarray, bias: Float32, s_x: Scale, s_w: Float32) -> Float32:
     unit = np.float64(np.float32(s_x)) * s_w.astype(np.float64)  # exact: 48 bits
-    with np.errstate(over="ignore"):
-        real = accumulator * unit + bias
-        nearest = real.astype(np.float32)
-        # The float64 value is off by two roundings. Where the float32 depends on them, exact numbers decide.
-        slack = (np.abs(accumulator * unit) + np.abs(real)) * 2.0**-52
-        doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)
+    real = accumulator * unit + bias
+    nearest = real.astype(np.float32)
+    # The float64 value is off by two roundings. Where the float32 depends on them, exact numbers decide.
+    slack = (np.abs(accumulator * unit) + np.abs(real)) * 2.0**-52
+    doubtful = (real - slack).astype(np.float32) != (real + slack).astype(np.float32)
     units, biases = np.broadcast_to(unit, real.shape), np.broadcast_to(bias, real.shape)
     for index in zip(*np.nonzero(doubtful)):
         exact = int(accumulator[index]) * Fraction(float(units[index])) + Fraction(float(biases[index]))

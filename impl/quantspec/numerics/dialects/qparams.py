@@ -52,8 +52,7 @@ def float64_of_one_range(low: float, high: float, qmin: int, qmax: int) -> Grid:
 
 def qparams_float32_bare(low: Float32, high: Float32, qmin: int, qmax: int) -> Grid:
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    with np.errstate(over="ignore"):  # a range wider than float32, which gives no scale
-        scale = (high - low) / np.float32(qmax - qmin)
+    scale = (high - low) / np.float32(qmax - qmin)
     scale = np.where(scale == 0, np.float32(1), scale)
     return scale, np.minimum(np.rint(np.float32(qmin) - low / scale), qmax).astype(np.int32)
 

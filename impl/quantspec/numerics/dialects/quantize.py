@@ -72,6 +72,6 @@ def quantize(
     if np.isnan(x).any():
         raise ValueError(f"x: expected numbers, got {int(np.isnan(x).sum())} NaN")
     given = np.asarray(scale) if rule == "inverted" else along(axis, single, x.shape)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         codes = QUANTIZE[rule](x, given, along(axis, points, x.shape), qmin, qmax)
     return codes.astype(affine.code_dtype(qmin, qmax))
