@@ -9,6 +9,7 @@ from torch import nn
 
 import quantspec as qs
 from evidence import clause
+from told import exactly
 
 X = torch.linspace(-1, 1, 24).reshape(6, 4)
 WAYS = {
@@ -266,3 +267,13 @@ def test_sizes_have_the_methods_of_pythons_numbers(question):
     assert list(q.islands) == [""] and torch.allclose(q(X), model(X).detach(), rtol=0, atol=ANOTHER)
     with pytest.warns(UserWarning, match="this call runs in float"):
         assert q(X[:4]).shape == (3,)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", [(), (True,), (1,)], ids=str)
+def test_a_quantized_model_says_what_can_be_trained_instead(way, mode):
+    q = WAYS[way](Calls(lambda model, x: model.last(model.first(x))).eval(), X)
+    sentence = "mode: a quantized network cannot be trained; train the float model, or the result of prepare_qat"
+    with pytest.raises(ValueError, match=exactly(sentence)):
+        q.train(*mode)
+    assert q.train(False) is q and not any(module.training for module in q.modules())

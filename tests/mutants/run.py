@@ -75,6 +75,7 @@ STORING = tuple(
     for name in (
         "storage", "model_storage", "states", "checks", "limits", "paths", "forged_files", "older_files", "array_files",
         "ways_stored", "json_fields", "called_stored", "names_allowed", "steps_checked", "not_written",
+        "figures_stated",
     )  # fmt: skip
 )
 RUNNING = (

@@ -185,9 +185,9 @@ def as_coded(tensor: torch.Tensor, weight: CodedWeight) -> CodedWeight | None:
         wanted = inverse.numpy().reshape(shape[0], -1)
         codes = weight.codes.reshape(shape[0], -1).astype(np.float32)
         for scale in (weight.scale, nearest_scale(wanted, codes, weight.scale)):
-            steps = np.asarray(scale, np.float32).reshape(-1, 1)
+            steps = scale.reshape(-1, 1)
             if (np.abs(codes * steps - wanted) <= np.abs(steps)).all():
-                return changed(turned, scale=np.asarray(scale, np.float32))
+                return changed(turned, scale=scale)
     return None
 
 

@@ -271,6 +271,6 @@ def resized(scales: list[Any], mode: Any, values: int) -> int:
     """Values that resizing makes of ``values``, by factors for each axis or by one for all."""
     factors = [factor for item in scales for factor in ([item] if type(item) in (int, float) else items(item))]
     times = [int(factor) for factor in factors if type(factor) in (int, float) and 1 <= factor < math.inf]
-    if len(times) == 1:
+    if len(factors) == 1:
         times *= AXES_OF_MODES.get(mode, 2) if type(mode) is str else 2
     return values * math.prod(times)
