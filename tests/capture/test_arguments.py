@@ -9,6 +9,7 @@ from torch import nn
 import networks
 import quantspec as qs
 from evidence import clause
+from told import exactly
 
 
 @pytest.mark.parametrize("call, message", [
@@ -42,6 +43,23 @@ def test_what_stands_for_other_values_is_not_observed(calibrated, change):
         change(prepared)(x)
     prepared(x)
     assert torch.equal(qs.convert(prepared)(x), qs.quantize(model, [x])(x))
+
+
+FORMS = {
+    "nested": lambda x: torch.nested.nested_tensor([x, x[:2]]),
+    "of layout torch.sparse_coo": lambda x: x.to_sparse(), "of layout torch.sparse_csr": lambda x: x.to_sparse_csr(),
+    "on meta": lambda x: x.to("meta"), "masked": lambda x: torch.masked.masked_tensor(x, x > 0),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API", "ignore:Sparse CSR tensor support", "ignore:Sparse invariant")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_tensor_that_is_not_dense_is_refused_by_its_form(form, by_name):
+    prepared, x = qs.prepare(nn.Sequential(nn.Linear(4, 3)).eval()), networks.inputs(3, (4,))
+    given = FORMS[form](x)
+    with pytest.raises(TypeError, match=exactly(f"batch: expected dense tensors on the CPU, got one that is {form}")):
+        prepared(input=given) if by_name else prepared(given)
 
 
 class Refusing(nn.Module):

@@ -9,6 +9,7 @@ from torch import nn
 import quantspec as qs
 from evidence import clause
 from networks import seeded
+from quantspec.capture import kept
 from quantspec.numerics import accuracy
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
@@ -173,3 +174,11 @@ def test_in_training_what_is_gathered_of_parameters_is_gathered_at_the_models_ow
     training(ROWS).sum().backward()
     grads = {name: p.grad for name, p in training.named_parameters() if "table" in name}
     assert grads and all(grad is not None and grad.any() for grad in grads.values())
+
+
+@pytest.mark.parametrize("shape", [(5,), (1,), (2, 3), (1, 4), (3, 1, 2), ()])
+def test_indices_of_other_values_are_the_same_but_for_the_last_of_which_the_first_stands_in_the_place(shape):
+    x = torch.arange(torch.Size(shape).numel()).reshape(shape) ** 2
+    other = kept.of_other_values(x)
+    flat = x.flatten().tolist()
+    assert other.shape == x.shape and other.flatten().tolist() == [flat[0], *flat[-2::-1]]

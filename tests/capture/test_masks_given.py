@@ -7,6 +7,7 @@ from torch import nn
 
 import quantspec as qs
 from networks import seeded
+from quantspec.capture import parts, tracer
 from quantspec.errors import ShapeError
 from quantspec.numerics import accuracy
 from told import exactly
@@ -90,3 +91,52 @@ def test_masks_tie_a_network_to_no_sizes(heads):
         x, memory = (torch.randn(batch, n, 8, generator=numbers) for n in (length, keys))
         masks = torch.zeros(mask, dtype=torch.bool), torch.zeros(batch, keys, dtype=torch.bool)
         assert accuracy.sqnr(model(x, memory, *masks).detach().numpy(), q(x, memory, *masks).numpy()) > 25
+
+
+X, MEMORY = given()[:2]
+SQUARE, CROSS, OTHERS = (LENGTH, LENGTH), (LENGTH, KEYS), (KEYS, KEYS)
+OF_X, OF_MEMORY = (BATCH, LENGTH), (BATCH, KEYS)
+# A module of torch.nn, what it is called with, and the shapes of its masks.
+WHOLE = {
+    "attention": (
+        lambda: nn.MultiheadAttention(8, 2, batch_first=True), {"query": X, "key": MEMORY, "value": MEMORY},
+        {"key_padding_mask": OF_MEMORY, "attn_mask": CROSS},
+    ),
+    "encoder layer": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), {"src": X},
+        {"src_mask": SQUARE, "src_key_padding_mask": OF_X},
+    ),
+    "encoder": (
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        ),
+        {"src": X}, {"mask": SQUARE, "src_key_padding_mask": OF_X},
+    ),
+    "decoder": (
+        lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2),
+        {"tgt": X, "memory": MEMORY},
+        {"tgt_mask": SQUARE, "memory_mask": CROSS, "tgt_key_padding_mask": OF_X,
+         "memory_key_padding_mask": OF_MEMORY},
+    ),
+    "transformer": (
+        lambda: nn.Transformer(8, 2, 1, 1, 16, batch_first=True), {"src": MEMORY, "tgt": X},
+        {"src_mask": OTHERS, "tgt_mask": SQUARE, "memory_mask": CROSS, "src_key_padding_mask": OF_MEMORY,
+         "tgt_key_padding_mask": OF_X, "memory_key_padding_mask": OF_MEMORY},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_each_mask_of_a_module_that_is_the_whole_model_hides_what_it_hides_in_torch(name):
+    build, inputs, masks = WHOLE[name]
+    model = seeded(build).requires_grad_(False)
+    graph, prepared, outputs = tracer.capture(model), qs.prepare(model), []
+    for hidden in (None, *masks):
+        now = inputs | {mask: torch.zeros(shape, dtype=torch.bool) for mask, shape in masks.items()}
+        if hidden is not None:
+            now[hidden][0, 0] = True
+        expected = model(**now)
+        assert parts.difference(expected, prepared(**now)) is None
+        assert parts.graph_differs(graph, tuple(now[name] for name in graph.inputs), expected) is None
+        outputs.append(expected[0] if isinstance(expected, tuple) else expected)
+    assert not any(torch.allclose(output, outputs[0], atol=1e-3) for output in outputs[1:])

@@ -209,3 +209,22 @@ def test_sizes_that_a_model_has_noted_are_plain_numbers_afterwards():
     columns, quarter = noted
     assert [0] * columns == [0] * 8 and len(range(columns)) == 8 and columns == 8 and {columns} == {8}
     assert columns + 1 == 9 and type(columns + 1) is int and quarter == 1.5 and quarter.as_integer_ratio() == (3, 2)
+
+
+class Ignoring(nn.Module):
+    """Takes tensors that it does not read."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, unread, x, more):
+        return self.layer(x)
+
+
+def test_a_tensor_that_is_not_read_is_an_input_all_the_same():
+    model = seeded(Ignoring).requires_grad_(False)
+    pattern, tensors = call_of(model.forward, (ROWS * 2, ROWS, ROWS * 3), {})
+    graph = recorder.record(model, "", pattern, tensors).graph
+    assert list(graph.inputs) == ["unread", "x", "more"]
+    assert parts.graph_differs(graph, (ROWS * 3, ROWS.flip(0), ROWS), model(ROWS, ROWS.flip(0), ROWS)) is None

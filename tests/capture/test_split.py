@@ -51,6 +51,9 @@ BEFORE = {
     "a module": (lambda s, x: s.norm(s.conv(x)), [IMAGES, (7, 3, 9, 10)], {1, -3}),
     "a part": (lambda s, x: s.linear(x).chunk(2, -1)[1], [SEQUENCE, (7, 3, 6)], {2, -1}),
     "a part of rows": (lambda s, x: torch.split(s.linear(x), 2)[0], [SEQUENCE, (7, 3, 6)], set()),
+    "a slice as long as another axis": (
+        lambda s, x: torch.relu(s.linear(x))[:, : x.shape[0]], [ROWS, (7, 6)], set(),
+    ),
     "permute": (lambda s, x: s.conv(x).permute(0, 2, 3, 1), [IMAGES, (7, 3, 9, 10)], {3, -1}),
     "permute, a tuple": (lambda s, x: s.conv(x).permute((-3, 2, 3, 0)), [IMAGES, (7, 3, 9, 10)], {0, -4}),
     "transpose": (lambda s, x: s.linear(x).transpose(1, 2), [SEQUENCE, (7, 3, 6)], {1, -2}),

@@ -68,7 +68,7 @@ class Values:
     def add(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         node = self.graph.create_node(op, target, tuple(args), dict(kwargs))
         path = self.stack[-1]
-        node.meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
+        node.meta["nn_module_stack"] = {path: (path, nn.Module)}
         return node
 
     def know(self, tensor: torch.Tensor, node: fx.Node) -> None:
@@ -153,7 +153,7 @@ class Values:
             if not made:
                 with self.graph.inserting_after(node):
                     made.append(self.graph.call_function(operator.getitem, (node, index)))
-                made[0].meta["nn_module_stack"] = {path: (path, nn.Module)} if path else {}
+                made[0].meta["nn_module_stack"] = {path: (path, nn.Module)}
             return made[0]
 
         return make
