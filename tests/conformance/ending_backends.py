@@ -75,6 +75,8 @@ class Raises(Dequantizes):
         return {} if zero_point == 3 else object()
 
     def quantize(self, x, scale, zero_point, *, qmin, qmax, axis=None):
+        if zero_point == 2:
+            os._exit(0)
         if zero_point:
             x.shape = (1, *x.shape)  # which a caller sees as well as other values
             return x

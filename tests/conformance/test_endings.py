@@ -78,6 +78,14 @@ def test_an_argument_that_is_written_to_is_told_where_the_call_is_refused_and_so
         assert outcome(worker, "dequantize", CODES, 1.0, 0).kind == "refused" and worker.wrote == ""
 
 
+def test_a_call_of_which_no_answer_comes_is_not_told_what_the_one_before_it_wrote_to():
+    with Worker(f"{HERE}:Raises") as worker:
+        assert outcome(worker, "quantize", np.float32([1, 2]), 1.0, 1, qmin=0, qmax=255).kind == "value"
+        assert worker.wrote == "0"
+        assert outcome(worker, "quantize", np.float32([1, 2]), 1.0, 2, qmin=0, qmax=255).kind == "exited"
+        assert worker.wrote == ""
+
+
 @pytest.mark.parametrize(
     ("code", "told"), [(0, "exit code 0"), (3, "exit code 3"), (-11, "SIGSEGV"), (-34, "SIGRTMIN"), (-40, "signal 40")]
 )

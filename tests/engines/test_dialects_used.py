@@ -62,6 +62,17 @@ def test_the_exact_dialect_folds_as_chapter_4_does():
         assert np.array_equal(got, expected) and not np.array_equal(single, expected)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if dialect(name).fold_rule != "exact"])
+def test_parameters_are_folded_as_the_float32_numbers_that_they_are_near(name):
+    numbers = [R.normal(size=(64, 3)), *R.normal(size=(4, 64)), R.uniform(0.01, 4, 64)]
+    wide, single = (
+        operations.fold_batch_norm(dialect(name), *(array.astype(dtype) for array in numbers), 1e-5)
+        for dtype in (np.float64, np.float32)
+    )
+    for got, expected in zip(wide, single):
+        assert got.dtype == np.float32 and np.array_equal(got, expected)
+
+
 @pytest.mark.parametrize(
     ("operation", "scales", "what", "value"),
     [

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantspec.numerics import accuracy, bilinear, weight_only
+from quantspec.numerics import accuracy, affine, bilinear, weight_only
 from quantspec.numerics.affine import QParams
 from quantspec.numerics.attention import attend
 from quantspec.numerics.bags import bags
@@ -27,6 +27,13 @@ def test_rows_of_a_bag_may_be_infinite(mode, weight):
     weights = np.float32([weight, weight])
     found = bags(lambda places: (codes[places], scale[places]), 3, weights, np.array([0, 2]), mode)
     assert found.dtype == np.float32 and np.array_equal(found, [[np.inf, np.nan, -np.inf]], equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_a_bag_of_one_row_is_that_row(mode):
+    codes, scale = np.int8([[3, 0, -7], [5, 2, 1]]), np.float32([0.5, 0.25])
+    found = bags(lambda places: (codes[places], scale[places]), 3, None, np.array([0, 1, 1, 2]), mode)
+    assert found.tolist() == [[1.5, 0, -3.5], [0, 0, 0], [1.25, 0.5, 0.25]]
 
 
 def test_a_sum_of_products_may_be_infinite_or_none():
@@ -102,3 +109,11 @@ def test_positions_that_a_factor_puts_beside_a_tie_are_those_of_its_exact_value(
     exact = max(round(256 * ((i + Fraction(1, 2)) / Fraction(factor) - Fraction(1, 2))), 0)
     before, behind, steps = (along[i] for along in bilinear.places(10**6, 6, factor, False))
     assert (before, behind, steps) == (exact // 256, exact // 256 + 1, exact % 256)
+
+
+@pytest.mark.parametrize(("zero_point", "qmin", "qmax"), [(3, 0, 255), (0, -128, 127), (-128, -128, 127), (9, -8, 7)])
+def test_what_lies_within_a_grid_are_the_values_from_its_first_code_to_its_last(zero_point, qmin, qmax):
+    grid = QParams(0.5, min(zero_point, qmax), qmin, qmax)
+    low, high = affine.dequantize(np.array([qmin, qmax], grid.dtype), grid.scale, grid.zero_point)
+    values = [low - 0.01, low, (low + high) / 2, high, high + 0.01]
+    assert accuracy.inside(values, grid).tolist() == [False, True, True, True, False]

@@ -90,7 +90,7 @@ OF_QAT = (
 ROOMS = {
     "backends": (
         "chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_endings.py",
-        "conformance/test_reproductions.py", "conformance/test_drawn_alike.py",
+        "conformance/test_reproductions.py", "conformance/test_drawn_alike.py", "conformance/test_adapters_here.py",
     ),  # fmt: skip
     "capture": CAPTURING,
     "comparison": (

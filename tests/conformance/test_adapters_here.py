@@ -1,0 +1,78 @@
+"""Adapters to torch's kernels, and quantspec's own backends, in this process: each answers as a dialect that it
+declares."""
+
+import fnmatch
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantspec.backends import protocol, registry
+from quantspec.backends.outcome import outcome
+from quantspec.backends.protocol import NotOffered
+from quantspec.conformance import results
+from quantspec.conformance.draw_bulk import bulk
+from quantspec.conformance.session import parts
+from quantspec.numerics.dialects.named import DIALECTS
+
+OURS = [f"quantspec-{name}" for name in DIALECTS]
+# Without those of another process: what they set is read when torch is loaded.
+TORCHS = [name for name, entry in registry.ENTRIES.items() if name.startswith("torch-") and not entry.environment]
+WITH_RELU = "linear", "linear_dynamic", "conv2d", "add"
+SKIPPED = "not offered", "refused"
+RECORDED = Path(__file__).parents[2] / "spec" / "results"
+
+
+@functools.cache
+def made(name):
+    """A backend; the tests of one that this build of torch, or this CPU, does not have are skipped."""
+    try:
+        return registry.find(name).make()
+    except NotOffered as error:
+        pytest.skip(str(error))
+
+
+def answer(name, call, **options):
+    return outcome(made(name), call.operation, *call.arguments, **call.options | options)
+
+
+@functools.cache
+def diverging(name):
+    """The operations of a backend that are known to follow no dialect on this CPU."""
+    known = [entry for entry in results.read_known(RECORDED) if entry.clause == "BAK-DIALECT"]
+    here = (name, results.cpu())
+    return {e.operation for e in known if all(map(fnmatch.fnmatchcase, here, (e.backend, e.cpu)))}
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_each_number_that_an_adapter_answers_is_that_of_a_dialect_that_it_declares(name):
+    backend, answered = made(name), 0
+    for operation in set(protocol.offers(backend)) - diverging(name):
+        declared = protocol.dialects(backend, operation)
+        for call in bulk(operation, count=1):
+            got = answer(name, call)
+            if got.kind in SKIPPED:
+                continue
+            assert got.kind == "value", (operation, got)
+            answered += 1
+            expected = [parts(answer(f"quantspec-{dialect}", call).value) for dialect in declared]
+            for place, part in enumerate(parts(got.value)):
+                allowed = [of_one[place] for of_one in expected]
+                assert part.dtype == allowed[0].dtype and part.shape == allowed[0].shape, operation
+                assert np.any([part == of_one for of_one in allowed], axis=0).all(), operation
+    assert answered
+
+
+@pytest.mark.parametrize("name", [*OURS, *TORCHS])
+def test_a_relu_is_the_maximum_with_zero(name):
+    for operation in WITH_RELU:
+        if protocol.method(made(name), operation) is None:
+            continue
+        for call in bulk(operation, count=1):
+            plain, got = answer(name, call, relu=False), answer(name, call, relu=True)
+            assert plain.kind == got.kind, operation
+            if plain.kind == "value":
+                zero = np.float32(0) if operation == "linear_dynamic" else call.arguments[-1].zero_point
+                zero = np.asarray(zero).astype(plain.value.dtype)
+                assert np.array_equal(got.value, np.maximum(plain.value, zero)), operation
