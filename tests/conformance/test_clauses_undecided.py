@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from quantspec.conformance import run, shrink
-from quantspec.conformance.call import Call
+from quantspec.backends.outcome import outcome
+from quantspec.backends.reference import ReferenceBackend
+from quantspec.conformance import purity, run, shrink
+from quantspec.conformance.call import Call, call_text
 from quantspec.conformance.checks import Check
 from quantspec.conformance.run import Finding
 from quantspec.conformance.session import Undecided
@@ -68,3 +70,15 @@ def test_a_zero_point_is_tried_at_nought_and_at_one_unless_it_is_one_of_them(ope
         tried = [(float(call.arguments[1]), call.arguments[2]) for call in calls]
         whole = [(1.0, zero_point)] * (scale != 1)
         assert tried == [*whole, *((scale, point) for point in (0, 1) if zero_point > 1)]
+
+
+@pytest.mark.parametrize("operation", ["linear", "linear_dynamic", "conv2d"])
+def test_every_call_of_an_arranged_story_is_one_that_is_answered_and_no_two_are_alike(operation):
+    backend = ReferenceBackend("onnx")
+    for story in purity.arranged(operation):
+        calls = list({id(call): call for call in story}.values())
+        answers = [outcome(backend, call.operation, *call.arguments, **call.options) for call in calls]
+        assert all(answer.kind == "value" for answer in answers)
+        told = [call_text(call) for call in calls]
+        single = all(len(call.arguments[0]) == 1 for call in calls)  # whose first row is all of it
+        assert len(set(told)) == len(told) - single >= 2

@@ -69,6 +69,17 @@ def test_a_cell_opens_what_was_found_and_why():
     assert chapters.clauses()["BAK-PLACE"].sentence in text
 
 
+def test_a_cell_of_what_a_backend_does_not_offer_says_so():
+    mine = made(choices=(CHOICE, CHOICE | {"place": "mul", "choice": "not offered"}))
+    assert report_html.cell(mine, "", "", "add") == ("choice", [CHOICE])
+    for place in ("mul", "concat"):
+        kind, (found,) = report_html.cell(mine, "", "", place)
+        assert kind == found["choice"] == "not offered"
+    assert report_html.cell(mine, "BAK-PLACE", "add", "") == ("fails", [FAILS])
+    assert report_html.cell(mine, "BAK-EMPTY", "add", "") == ("pass", [PASSES])
+    assert report_html.cell(mine, "BAK-EMPTY", "mul", "") == ("not offered", [{"outcome": "not offered"}])
+
+
 def test_markdown_leads_from_a_clause_to_the_call_that_broke_it():
     known = [Known("mine", "BAK-PLACE", "add", ["other codes"], "the tail is scalar code")]
     pages = report_markdown.pages([made()], known)

@@ -159,3 +159,17 @@ def test_factors_of_each_axis_multiply_where_they_make_more(factors, times):
         step("y", "function", interpolate, MANY, kwargs=dict_of(scale_factor=tuple_of(*factors))),
     ):
         assert share(row)[1] == 1000 * times
+
+
+def test_a_convolution_in_float_states_what_one_in_codes_states():
+    fields = {"x": "many", "stride": [2, 1], "dilation": [1, 1], "input_dilation": [1, 2], "padding": [[9, 8], [7, 6]]}
+    state, shapes = {"weight": "w"}, {"w": (8, 3, 2, 5)}
+    row = {"kind": "module", "target": "m", "layer": "Conv", "fields": fields, "state": state}
+    in_float = share(step("y", "module", "m", MANY), shapes, [row])
+    assert in_float[0] == share({"step": "Conv", "weight": "w"} | fields, shapes)[0] == 8 * in_float[1]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "size"])
+def test_sizes_may_stand_in_a_tuple_or_in_a_size(kind):
+    for sizes in ([10, 20], [{kind: [10, 20]}], [{kind: [{kind: [10]}, 20]}]):
+        assert share(step("y", "function", "torch.zeros", *sizes)) == (8 * 200, 200)

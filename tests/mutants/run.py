@@ -163,6 +163,7 @@ AT_IMPORT = ("qat.eager",)
 SOME_AT_IMPORT = {
     "capture.operators": ("signature", "function"),
     "capture.tracked": ("arithmetic", "comparison", "single", "of_number"),
+    "conformance.draw_special": ("everything",),
 }
 # The second is what ended the tests' process by a signal, which no run of the suite survives.
 KILLED = "killed", "segfault"
@@ -172,8 +173,8 @@ LEAST = 95  # percent of all mutants, the equivalent ones among them
 NO_MUTANT = "none"
 
 # mutmut reads setup.cfg, names mutants by paths below src/, and times a mutant out at five times what its tests took
-# before and ``added``. What it puts around each function is a caller that is not of the package, so that the tests of
-# whose line a warning names are left out.
+# before and ``added``; the time that pytest gives one test is too short for some with what mutmut puts around each
+# function. That is a caller that is not of the package, so that the tests of whose line a warning names are left out.
 SETTINGS = """\
 [mutmut]
 source_paths = src
@@ -187,6 +188,8 @@ pytest_add_cli_args =
     no:xdist
     -p
     no:cacheprovider
+    -o
+    timeout=0
     --deselect
     tests/chapters/test_08_work.py::test_below_nine_tenths_quantizing_warns_once
     --deselect
