@@ -13,7 +13,7 @@ from quantspec.numerics.affine import QParams
 from quantspec.numerics.attention import attend
 from quantspec.numerics.bags import bags
 from quantspec.numerics.dialects import operations
-from quantspec.numerics.dialects.float32 import fma, to_int32
+from quantspec.numerics.dialects.float32 import fma, saturate16, to_int32
 from quantspec.numerics.dialects.named import DIALECTS, dialect
 from quantspec.numerics.dialects.quantize import QUANTIZE, quantize
 
@@ -117,3 +117,16 @@ def test_what_lies_within_a_grid_are_the_values_from_its_first_code_to_its_last(
     low, high = affine.dequantize(np.array([qmin, qmax], grid.dtype), grid.scale, grid.zero_point)
     values = [low - 0.01, low, (low + high) / 2, high, high + 0.01]
     assert accuracy.inside(values, grid).tolist() == [False, True, True, True, False]
+
+
+def test_integers_of_16_bits_end_where_theirs_do():
+    values = np.array([-(2**31), -(2**15) - 1, -(2**15), 0, 2**15 - 1, 2**15, 2**31])
+    assert saturate16(values).tolist() == [-(2**15)] * 3 + [0] + [2**15 - 1] * 3
+
+
+@pytest.mark.parametrize(("name", "bits"), [("qnnpack", 21), ("xnnpack", 20)])
+def test_nothing_of_a_grid_as_coarse_as_a_sum_may_have_changes_no_code(name, bits):
+    y, q = QParams(1, 3, 0, 255), np.arange(256, dtype=np.uint8)
+    for power in (0, 1, bits - 1, bits):
+        coarse = QParams(2.0**power, 7, 0, 255)
+        assert np.array_equal(operations.add(dialect(name), np.full_like(q, 7), coarse, q, y, y), q), power
