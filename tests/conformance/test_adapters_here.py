@@ -31,7 +31,7 @@ def made(name):
     try:
         return registry.find(name).make()
     except NotOffered as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # it says what it lacks: nothing is there to be asked
 
 
 def answer(name, call, **options):

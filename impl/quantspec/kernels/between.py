@@ -1,7 +1,6 @@
 """The kernel that gives codes between four neighbours."""
 
 from .emitter import BYTES, F32, FLOATS, I64, INTS, LANES, Emitter, Value
-from .images import write_codes
 from .jit import Kernel
 from .records import Address, Instruction, Integer
 
@@ -74,7 +73,7 @@ def write_bilinear(emit: Emitter, op: Value, frame: Value) -> None:
                         steps = emit.sub(emit.zext(emit.read(emit.add(place, at), BYTES), INTS), zero)
                         total = emit.fadd(total, emit.fmul(emit.sitofp(steps, FLOATS), weight))
                     code = emit.trunc(emit.add(emit.rounded(total), zero), BYTES)
-                    write_codes(emit, code, emit.add(position, at), emit.mask(emit.sub(channels, at)))
+                    emit.write_some(code, emit.add(position, at), emit.mask(emit.sub(channels, at)))
 
                 emit.each(blocks, block)
 

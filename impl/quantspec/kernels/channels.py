@@ -3,7 +3,7 @@
 import numpy as np
 
 from .emitter import BYTES, FLOATS, I8, I64, INTS, Emitter, Value
-from .images import OverBytes, by_sixteen, over_bytes, write_codes
+from .images import OverBytes, by_sixteen, over_bytes
 from .jit import Kernel
 from .records import Address, Clamp, Integer, Nested
 
@@ -60,7 +60,7 @@ def write_two_slopes(emit: Emitter, op: Value, frame: Value) -> None:
             factor = emit.select(emit.icmp_signed("<", steps, none), *factors)
             value = emit.fmul(emit.sitofp(steps, FLOATS), factor)
             code = emit.add(emit.rounded(emit.minimum(emit.maximum(value, lowest), highest)), zero)
-            write_codes(emit, emit.trunc(code, BYTES), emit.add(target, at), mask)
+            emit.write_some(emit.trunc(code, BYTES), emit.add(target, at), mask)
 
         by_sixteen(emit, count, sixteen)
 

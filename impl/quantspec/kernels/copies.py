@@ -6,7 +6,7 @@ from llvmlite import ir
 
 from .emitter import BYTES, FLOATS, I32, I64, LANES, Emitter, Value, Vector
 from .frame import run_alone, slot_or
-from .images import Operands, OverBytes, by_sixteen, over_bytes, write_codes
+from .images import Operands, OverBytes, by_sixteen, over_bytes
 from .jit import Kernel
 from .records import Address, Instruction, Integer, Slot
 
@@ -59,8 +59,8 @@ def write_copy(emit: Emitter, op: Value, frame: Value) -> None:
         def sixteen(at: Value, mask: Value | None) -> None:
             nothing = ir.Constant(BYTES, [0] * LANES)
             source = emit.add(a, at)
-            codes = emit.read(source, BYTES) if mask is None else emit.read_some(source, BYTES, mask, nothing)
-            write_codes(emit, codes, emit.add(target, at), mask)
+            codes = emit.read_some(source, BYTES, mask, nothing)
+            emit.write_some(codes, emit.add(target, at), mask)
 
         by_sixteen(emit, count, sixteen)
 

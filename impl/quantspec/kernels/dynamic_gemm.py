@@ -72,7 +72,7 @@ def run_range(emit: Emitter, op: Value, source: Value, count: Value, grid: Value
     def sixteen(at: Value, mask: Value | None, low: Value, high: Value) -> tuple[Value, Value, Value]:
         address = emit.add(source, emit.shl(at, I64(2)))
         zeros = emit.splat(0.0, FLOATS)
-        x = emit.read(address, FLOATS) if mask is None else emit.read_some(address, FLOATS, mask, zeros)
+        x = emit.read_some(address, FLOATS, mask, zeros)
         # A NaN among the operands is found by the sum below.
         return x, emit.minimum(x, low), emit.maximum(x, high)
 

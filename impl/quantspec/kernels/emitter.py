@@ -280,8 +280,11 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
         """The smaller of two integers."""
         return self.select(self.icmp_signed("<", a, b), a, b)
 
-    def write_some(self, value: Value, address: Value, mask: Value) -> None:
-        """The lanes of ``mask`` to memory."""
+    def write_some(self, value: Value, address: Value, mask: Value | None) -> None:
+        """The lanes of ``mask`` to memory, None for all."""
+        if mask is None:
+            self.write(value, address)
+            return
         suffix = {I8: "v16i8", I32: "v16i32", F32: "v16f32"}[value.type.element]
 
         def masked() -> None:
@@ -305,8 +308,10 @@ class Emitter(ir.IRBuilder):  # type: ignore[misc]  # llvmlite has no types
             with whole:
                 every()
 
-    def read_some(self, address: Value, kind: Vector, mask: Value, other: Value) -> Value:
-        """The lanes of ``mask`` from memory, those of ``other`` elsewhere."""
+    def read_some(self, address: Value, kind: Vector, mask: Value | None, other: Value) -> Value:
+        """The lanes of ``mask`` from memory, None for all; those of ``other`` elsewhere."""
+        if mask is None:
+            return self.read(address, kind)
         suffix = {I8: "v16i8", I32: "v16i32", F32: "v16f32"}[kind.element]
         pointer = self.at(address, kind, mask=mask)
         return self.native(f"llvm.masked.load.{suffix}.p0", kind, pointer, I32(1), mask, other)

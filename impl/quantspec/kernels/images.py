@@ -234,7 +234,7 @@ def write_fill(emit: Emitter, op: Value, frame: Value) -> None:
     zeros = emit.splat(emit.trunc(emit.field(op, Fill.zero), I8))
 
     def put(address: Value, count: Value) -> None:
-        by_sixteen(emit, count, lambda at, mask: write_codes(emit, zeros, emit.add(address, at), mask))
+        by_sixteen(emit, count, lambda at, mask: emit.write_some(zeros, emit.add(address, at), mask))
 
     def image(n: Value) -> None:
         start = emit.add(target, emit.mul(n, size))
@@ -249,14 +249,6 @@ def write_fill(emit: Emitter, op: Value, frame: Value) -> None:
         put(emit.add(first, emit.add(emit.mul(last, line), used)), after)
 
     emit.each(images, image)
-
-
-def write_codes(emit: Emitter, codes: Value, address: Value, mask: Value | None) -> None:
-    """Sixteen bytes to memory, or those in the mask."""
-    if mask is None:
-        emit.write(codes, address)
-    else:
-        emit.write_some(codes, address, mask)
 
 
 # What goes over bytes, of the addresses of both operands and of the target, and how many bytes.
@@ -304,7 +296,7 @@ def combine(emit: Emitter, op: Value, steps: Callable[[Value, Value], Value]) ->
         def sixteen(at: Value, mask: Value | None) -> None:
             codes = [emit.zext(emit.read(emit.add(address, at), BYTES), INTS) for address in (a, b)]
             value = emit.minimum(emit.maximum(steps(*codes), lowest), highest)
-            write_codes(emit, emit.trunc(emit.rounded(value), BYTES), emit.add(target, at), mask)
+            emit.write_some(emit.trunc(emit.rounded(value), BYTES), emit.add(target, at), mask)
 
         by_sixteen(emit, count, sixteen)
 

@@ -168,17 +168,9 @@ def interleave(
         return emit.add(emit.add(lines, emit.mul(c, space)), w)
 
     def write(w: Value, c: Value, codes: Value, mask: Value | None) -> None:
-        put(emit, codes, emit.add(emit.add(goal, emit.mul(w, pitch)), c), mask)
+        emit.write_some(codes, emit.add(emit.add(goal, emit.mul(w, pitch)), c), mask)
 
     in_blocks(emit, spare, (channels, width), line, write)
-
-
-def put(emit: Emitter, value: Value, address: Value, mask: Value | None) -> None:
-    """A vector to memory, or the lanes of a mask."""
-    if mask is None:
-        emit.write(value, address)
-    else:
-        emit.write_some(value, address, mask)
 
 
 def write_dequantize(emit: Emitter, op: Value, frame: Value) -> None:
@@ -210,7 +202,7 @@ def write_dequantize(emit: Emitter, op: Value, frame: Value) -> None:
             def write(c: Value, w: Value, codes: Value, mask: Value | None) -> None:
                 floats = emit.fmul(emit.sitofp(emit.sub(emit.zext(codes, INTS), zero), FLOATS), scale)
                 place = emit.add(emit.add(first, emit.mul(c, channel_step)), w)
-                put(emit, floats, emit.add(target, emit.shl(place, I64(2))), mask)
+                emit.write_some(floats, emit.add(target, emit.shl(place, I64(2))), mask)
 
             with emit.if_else(emit.icmp_signed("==", channels, I64(1))) as (single, several):
                 with single:

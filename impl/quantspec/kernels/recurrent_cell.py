@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
 
 from llvmlite import ir
 from numpy.polynomial import chebyshev
@@ -41,18 +40,10 @@ class Cell(Instruction):
 
 
 LONGS = ir.VectorType(I64, LANES)
+Fraction64 = tuple[Value, Value]  # numerator and denominator, float64 vectors
 LOG2_E = 1.4426950408889634  # nearer than most float64 are to what they stand for: by 2^-55.9 of it
 ROOTS, ROOT_SHIFT = 16, 48  # roots of two in a table, and where four bits of a number are next to an exponent
 TERMS = {1: 11, ROOTS: 6}
-
-
-class Fraction64(NamedTuple):
-    """A numerator, None for 1, over a denominator, float64 vectors. ``sign``: a float32 vector with the numerator's
-    sign, which that has lost where it is 0."""
-
-    above: Value | None
-    below: Value
-    sign: Value | None = None
 
 
 def multiply_add(emit: Emitter, a: Value, b: Value, c: Value) -> Value:
@@ -145,35 +136,27 @@ def limited(emit: Emitter, x: Value, limit: float) -> Value:
 
 def sigmoid(emit: Emitter, x: Value) -> Fraction64:
     """1 / (1 + exp(-x))."""
-    return Fraction64(None, exp(emit, limited(emit, x, 150.0), -1.0, 1.0))
+    return emit.splat(1.0, DOUBLES), exp(emit, limited(emit, x, 150.0), -1.0, 1.0)
 
 
 def tanh(emit: Emitter, x: Value) -> Fraction64:
-    """(exp(2x) - 1) / (exp(2x) + 1)."""
-    above = exp(emit, limited(emit, x, 30.0), 2.0, -1.0)
-    return Fraction64(above, emit.fadd(above, emit.splat(2.0, DOUBLES)), x)
+    """(exp(2x) - 1) / (exp(2x) + 1), of which a numerator that is 0 would lose its sign."""
+    x = limited(emit, x, 30.0)
+    above = emit.native("llvm.copysign.v16f64", DOUBLES, exp(emit, x, 2.0, -1.0), x)
+    return above, emit.fadd(above, emit.splat(2.0, DOUBLES))
 
 
 def quotient(emit: Emitter, fraction: Fraction64) -> Value:
     """A fraction as float32."""
-    above, below = fraction[:2]
-    exact = emit.fdiv(emit.splat(1.0, DOUBLES) if above is None else above, below)
-    return rounded(emit, exact, fraction)
+    return emit.fptrunc(emit.fdiv(*fraction), FLOATS)
 
 
-def quotients(emit: Emitter, *fractions: Fraction64) -> list[Value]:
+def quotients(emit: Emitter, first: Fraction64, second: Fraction64) -> tuple[Value, Value]:
     """Two fractions as float32, from one division, which takes as long as ten products."""
-    first, second = (fraction.below for fraction in fractions)
-    both = emit.fdiv(emit.splat(1.0, DOUBLES), emit.fmul(first, second))
-    inverses = [emit.fmul(both, other) for other in (second, first)]
-    exact = [i if f.above is None else emit.fmul(f.above, i) for f, i in zip(fractions, inverses)]
-    return [rounded(emit, value, fraction) for value, fraction in zip(exact, fractions)]
-
-
-def rounded(emit: Emitter, value: Value, fraction: Fraction64) -> Value:
-    """A fraction's value as the nearest float32."""
-    near = emit.fptrunc(value, FLOATS)
-    return near if fraction.sign is None else emit.native("llvm.copysign.v16f32", FLOATS, near, fraction.sign)
+    (above, below), (other_above, other_below) = first, second
+    both = emit.fdiv(emit.splat(1.0, DOUBLES), emit.fmul(below, other_below))
+    exact = emit.fmul(above, emit.fmul(both, other_below)), emit.fmul(other_above, emit.fmul(both, below))
+    return emit.fptrunc(exact[0], FLOATS), emit.fptrunc(exact[1], FLOATS)
 
 
 ROOT_BITS = roots_of_two()
@@ -262,13 +245,7 @@ def outputs(
             return emit.add(start, emit.add(emit.mul(size, I64(4 * index)), at))
 
         def read(address: Value, mask: Value | None) -> Value:
-            return emit.read(address, FLOATS) if mask is None else emit.read_some(address, FLOATS, mask, zeros)
-
-        def write(value: Value, address: Value, mask: Value | None) -> None:
-            if mask is None:
-                emit.write(value, address)
-            else:
-                emit.write_some(value, address, mask)
+            return emit.read_some(address, FLOATS, mask, zeros)
 
         def gates_of(at: Value, mask: Value | None, bad: Value) -> Value:
             xs, hs = ([read(gate(start, index, at), mask) for index in range(kind.gates)] for start in starts)
@@ -279,9 +256,9 @@ def outputs(
             old = read(emit.add(of_c, at), mask)
             kept, new = kind.step(emit, xs, hs, old)
             for index, value in enumerate(kept):
-                write(value, gate(starts[1], index, at), mask)
+                emit.write_some(value, gate(starts[1], index, at), mask)
             if new is not old:
-                write(new, emit.add(of_c, at), mask)
+                emit.write_some(new, emit.add(of_c, at), mask)
             return bad
 
         def output_of(at: Value, mask: Value | None) -> None:
@@ -290,7 +267,7 @@ def outputs(
             *kept, before, new = (read(address, mask) for address in places)
             after = kind.output(emit, kept, before, new)
             for target in (of_h, of_row):
-                write(after, emit.add(target, at), mask)
+                emit.write_some(after, emit.add(target, at), mask)
 
         def place(n: Value) -> Value:
             return emit.shl(emit.add(first, n), I64(6))
