@@ -1,7 +1,6 @@
 """The command of ``make mutants``, which ``run`` and ``sample`` describe."""
 
 import argparse
-import importlib.util
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -9,22 +8,7 @@ from rich.table import Table
 
 from mutants import run, sample
 
-# Packages without which a room has no tests, and which are installed for other targets than this.
-NEEDED = {"onnx_export": ("onnx", "onnxruntime")}
 WIDE = 120  # columns, of the table of a sample, which is cut in a file otherwise
-
-
-def missing(part: str) -> list[str]:
-    """The packages that a part's tests need and that are not installed."""
-    return [name for name in NEEDED.get(part.partition(".")[0], ()) if importlib.util.find_spec(name) is None]
-
-
-def all_parts() -> list[str]:
-    """The chapter modules and the rooms, but for what cannot be tried here, of which it is said."""
-    parts = [*run.TESTS, *run.ROOMS]
-    for part in filter(missing, parts):
-        print(f"{part} is left out: its tests need {', '.join(missing(part))}", flush=True)
-    return [part for part in parts if not missing(part)]
 
 
 def counted(text: str) -> int:
@@ -41,10 +25,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("modules", nargs="*", metavar="module", help=names)
     parser.add_argument("--anew", action="store_true", help="also what has not changed since the last run")
     some = parser.add_mutually_exclusive_group()
-    every = "of all chapter modules and rooms if none is given"
-    since = f"only the functions that are not as they were there; {every}"
+    otherwise = "of all chapter modules and rooms if none is given"
+    since = f"only the functions that are not as they were there; {otherwise}"
     some.add_argument("--since", metavar="COMMIT", help=since)
-    number = f"only so many mutants of each part, drawn at random; {every}"
+    number = f"only so many mutants of each part, drawn at random; {otherwise}"
     some.add_argument("--sample", metavar="N", type=counted, help=number)
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the sample: another one for each (0)")
     parser.add_argument("--workers", type=int, default=2, help="how many mutants to try at a time")
@@ -52,13 +36,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
         for part in options.modules:
             run.modules_of(part)
-            if needed := missing(part):
-                raise ValueError(f"module: the tests of {part} need {', '.join(needed)}")
         if options.since:
             run.check_commit(options.since)
     except ValueError as error:
         parser.error(str(error))
-    options.parts = options.modules or (all_parts() if options.since or options.sample else list(run.TESTS))
+    every = [*run.TESTS, *(run.ROOMS if options.since or options.sample else ())]
+    options.parts = options.modules or every
     return options
 
 

@@ -91,6 +91,7 @@ ROOMS = {
     "backends": (
         "chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_endings.py",
         "conformance/test_reproductions.py", "conformance/test_drawn_alike.py", "conformance/test_adapters_here.py",
+        "conformance/test_backends.py", "conformance/test_not_offered.py",
     ),  # fmt: skip
     "capture": CAPTURING,
     "comparison": (
@@ -280,8 +281,16 @@ if not hasattr(jit.Machine, "compiling"):
     jit.Machine.compiling.put_in(jit.Machine)
     __import__("builtins").caches.remove(jit.machine)
 """
-# Seconds that a mutant may take besides five times what its tests did, and as often: kernels are compiled.
-ADDED, ADDED_TO_COMPILE = 5.0, 20.0
+# Behind that too: what ``noted`` says.
+NOTED = """
+
+from quantspec.noted import pytest_fixture_setup, pytest_runtest_setup_noted, pytest_runtest_teardown
+from quantspec.noted import pytest_sessionstart
+"""
+# Seconds that a mutant may take besides five times what its tests did, and as often: kernels are compiled, and
+# processes started, which other tests had done for them.
+ADDED = {"kernels": 20.0, "backends": 20.0, "conformance": 20.0}
+OTHERWISE_ADDED = 5.0
 # One thread per process, as several run at once and forking a process with threads is not safe.
 ENVIRONMENT = {
     "HYPOTHESIS_PROFILE": "faults",
@@ -289,7 +298,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTEST_ADDOPTS": "",  # no options of another run
-    "PYTHONPATH": "",  # no tests but the copied ones
     "PYTHONUTF8": "1",  # mutmut's names are not ASCII
 }
 
@@ -303,7 +311,7 @@ def settings_of(part: str) -> str:
     """The settings of mutmut for a module, or for all modules of a room at once."""
     paths = "\n    ".join(f"src/quantspec/{path_of(module)}" for module in modules_of(part))
     tests = "\n    ".join(f"tests/{name}" for name in tests_of(part))
-    text = SETTINGS.format(paths=paths, tests=tests, added=ADDED_TO_COMPILE if has_kernels(part) else ADDED)
+    text = SETTINGS.format(paths=paths, tests=tests, added=ADDED.get(part.partition(".")[0], OTHERWISE_ADDED))
     left_out = "".join(f"    --deselect\n    tests/{test}\n" for test in left_out_of(part))
     return text.replace("pytest_add_cli_args_test_selection", f"{left_out}pytest_add_cli_args_test_selection")
 
@@ -549,12 +557,17 @@ def prepare(folder: Path, part: str) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
     own = (ROOT / "conftest.py").read_text(encoding="utf-8")
     compiling = COMPILING if has_kernels(part) else ""
-    (folder / "conftest.py").write_text(AS_OURS + own + EMPTYING + QUICKEST + compiling, encoding="utf-8")
+    (folder / "conftest.py").write_text(AS_OURS + own + EMPTYING + QUICKEST + compiling + NOTED, encoding="utf-8")
+    package = folder / "src" / "quantspec"
+    shutil.copy(Path(__file__).with_name("noted.py"), package)
+    with (package / "__init__.py").open("a", encoding="utf-8") as file:
+        file.write("\nfrom . import noted as noted\n")
     for module in modules_of(part):
-        attacked = folder / "src" / "quantspec" / path_of(module)
+        attacked = package / path_of(module)
         source = with_decorators_called(attacked.read_text(encoding="utf-8"))
         attacked.write_text(left_alone(source, SOME_AT_IMPORT.get(module, ())), encoding="utf-8")
     (folder / "setup.cfg").write_text(settings_of(part), encoding="utf-8")
+    mutated_of(folder).mkdir(parents=True)  # as Python does not look again where there was no folder when it began
 
 
 def results(folder: Path, modules: Iterable[str]) -> list[Mutant]:
@@ -567,7 +580,7 @@ def results(folder: Path, modules: Iterable[str]) -> list[Mutant]:
 
 def kept_of(folder: Path, module: str) -> str:
     """What mutmut keeps of a module."""
-    return (folder / "mutants" / "src" / "quantspec" / f"{path_of(module)}.meta").read_text(encoding="utf-8")
+    return (mutated_of(folder) / "quantspec" / f"{path_of(module)}.meta").read_text(encoding="utf-8")
 
 
 def with_changes(folder: Path, mutants: Iterable[Mutant]) -> list[Mutant]:
@@ -624,8 +637,7 @@ def run_mutmut(folder: Path, workers: int, patterns: Iterable[str], watch: Calla
     with log.open("w", encoding="utf-8") as file:
         output = None if sys.stdout.isatty() and not patterns else file
         command = [executable(), "run", "--max-children", str(workers), *patterns]
-        environment = os.environ | ENVIRONMENT
-        options = {"cwd": folder, "env": environment, "stdout": output, "stderr": subprocess.STDOUT}
+        options = {"cwd": folder, "env": environment(folder), "stdout": output, "stderr": subprocess.STDOUT}
         with subprocess.Popen(command, **options) as process:
             while process.poll() is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -639,9 +651,19 @@ def run_mutmut(folder: Path, workers: int, patterns: Iterable[str], watch: Calla
 
 def mutmut(folder: Path, *arguments: str) -> str:
     """What mutmut prints."""
-    command, environment = [executable(), *arguments], os.environ | ENVIRONMENT
-    process = subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, encoding="utf-8")
-    return process.stdout
+    options = {"cwd": folder, "env": environment(folder), "check": True, "capture_output": True, "encoding": "utf-8"}
+    return subprocess.run([executable(), *arguments], **options).stdout
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What mutmut runs in. Processes that tests start have the mutated package, too; but kernels that a mutant writes
+    would be stored there as those of none."""
+    return os.environ | ENVIRONMENT | {"PYTHONPATH": "" if has_kernels(folder.name) else str(mutated_of(folder))}
+
+
+def mutated_of(folder: Path) -> Path:
+    """Where mutmut puts the mutated package."""
+    return folder / "mutants" / "src"
 
 
 def executable() -> str:
