@@ -61,8 +61,8 @@ def write_bags(index_bytes: int, mode: str) -> Callable[[Emitter, Value, Value],
                 emit.prefetch(emit.add(scales, emit.mul(following, scale_step)))
                 ahead = source(following, column)
                 for line in range(0, LANES * blocks, LINE):
-                    emit.prefetch(emit.add(ahead, I64(line)))
-                emit.prefetch(emit.add(ahead, I64(LANES * blocks - 1)))
+                    emit.prefetch(emit.add(ahead, I64(line)), near=True)
+                emit.prefetch(emit.add(ahead, I64(LANES * blocks - 1)), near=True)
                 number = index(i)
                 outside = emit.icmp_unsigned(">=", number, height)
                 number, counts = emit.select(outside, I64(0), number), emit.icmp_signed("!=", number, padding)
