@@ -53,13 +53,16 @@ WHY = """\
 ## Where a peer is faster, and why
 
 - **LSTM**: sigmoid and tanh are the float32 nearest to their value (DYN-RECURRENT), so that all backends can give the
-  same bits. That takes float64, and a third of the time of sixteen samples; approximations in float32 take a fraction
-  of it, and differ in the last bits. A table of pieces, float32 in two parts, and a first try with a test of its last
-  bits take as many instructions.
-- **Weights alone, 4 rows**: the inputs keep all their bits and sums are exact (DYN-WEIGHT-ONLY), which takes up to six
-  products of bytes where a peer that rounds inputs to bfloat16 takes two. For one row both wait for the weights.
-- **Transformers**: on the AMD processor products take four fifths of the time, at 84 to 94 % of the peak. The rest is
-  attention, layer normalization by torch, and Python between them, which a peer in C++ has not.
+  same bits. That takes float64, and more than a quarter of the time of sixteen samples; approximations in float32 take
+  a fraction of it, and differ in the last bits. A table of pieces, float32 in two parts, and a first try with a test of
+  its last bits take as many instructions. Where vectors of 64 bytes have units of their own (AMD's family 26), no peer
+  is faster.
+- **Weights alone, 4 rows**: the inputs keep all their bits and sums are exact (DYN-WEIGHT-ONLY), which takes four to
+  six products of bytes. A peer rounds the inputs to bfloat16, of which such a CPU multiplies half as many at a time as of
+  bytes: four products alone, at the peak, take one and a half times as long as all of that peer's layer on AMD's family
+  26. For one row both wait for the weights.
+- **Transformers**: products take 86 % of the time on AMD's family 26 and 90 % on family 25, at 88 and 92 to 98 % of the
+  peak. The rest is attention, layer normalization by torch, and Python between them, which a peer in C++ has not.
 - **Wide layers and ResNets** on many samples: all peers are within a tenth of the peak, and ratios differ by as much
   from run to run.
 - **Two threads** gain little where a call takes less than a tenth of a millisecond, or waits for memory.

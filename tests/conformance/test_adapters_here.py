@@ -14,13 +14,13 @@ from quantspec.conformance import results
 from quantspec.conformance.call import Call
 from quantspec.conformance.draw_bulk import bulk
 from quantspec.conformance.session import parts
+from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import DIALECTS
 
 OURS = [f"quantspec-{name}" for name in DIALECTS]
 # Without those of another process: what they set is read when torch is loaded.
 PEERS = [name for name, entry in registry.ENTRIES.items() if name not in OURS and not entry.environment]
 WITH_RELU = "linear", "linear_dynamic", "conv2d", "add"
-SKIPPED = "not offered", "refused"
 SEVERAL = 6  # of which at least one has a padding that LiteRT's windows can have
 RECORDED = Path(__file__).parents[2] / "spec" / "results"
 
@@ -55,7 +55,7 @@ def test_each_number_that_an_adapter_answers_is_that_of_a_dialect_that_it_declar
         declared = protocol.dialects(backend, operation)
         for call in bulk(operation, count=SEVERAL if operation == "avg_pool2d" else 1):
             got = answer(name, call)
-            if got.kind in SKIPPED:
+            if got.kind == "not offered":
                 continue
             assert got.kind == "value", (operation, got)
             answered.add(operation)
@@ -67,6 +67,27 @@ def test_each_number_that_an_adapter_answers_is_that_of_a_dialect_that_it_declar
     # The kernel for windows takes unsigned codes alone, for which another adapter asks it.
     silent = {"conv2d"} if name.endswith("int8") else set()
     assert set(protocol.offers(backend)) - diverging(name) - answered == silent
+
+
+@pytest.mark.parametrize("name", [name for name in PEERS if name.startswith("litert-")])
+def test_windows_of_litert_are_padded_where_same_is_as_much(name):
+    q, grid = np.arange(-60, 90, dtype=np.int8).reshape(2, 3, 5, 5), QParams(np.float32(0.1), 3, -128, 127)
+    for operation, counts in (("max_pool2d", {}), ("avg_pool2d", {"count_include_pad": False})):
+        for stride, size in (((1, 1), (5, 5)), ((2, 2), (3, 3)), ((2, 1), (3, 5))):
+            call = Call(operation, (q, grid), {"kernel": (3, 3), "stride": stride, "padding": (1, 1), **counts})
+            got = answer(name, call)
+            assert got.kind == "value" and got.value.shape == (2, 3, *size)
+            declared = protocol.dialects(made(name), operation)
+            allowed = [answer(f"quantspec-{dialect}", call).value for dialect in declared]
+            assert np.any([got.value == of_one for of_one in allowed], axis=0).all()
+
+
+def test_onnx_runtime_without_sums_of_32_bits_declares_those_of_16(monkeypatch):
+    made("onnxruntime")
+    from quantspec.backends.onnx import runtime
+
+    monkeypatch.setattr(runtime, "sums_exactly", lambda linear: False)
+    assert runtime.OnnxRuntime().dialect == "onnx-int16" and "onnx-int16" in DIALECTS
 
 
 @pytest.mark.parametrize("ends", [(0, 127), (-64, 63), (0, 255), (-128, 127)])

@@ -10,6 +10,7 @@ import pytest
 
 import quantspec
 from quantspec.backends import protocol, registry, wire
+from quantspec.backends import worker as workers
 from quantspec.backends.outcome import Crashed, Died, Hung, outcome
 from quantspec.backends.worker import Worker
 from quantspec.numerics.affine import QParams
@@ -187,3 +188,18 @@ def test_a_backend_that_closes_its_pipe_and_lives_on_is_ended(start):
     got = quantized(worker)
     assert got.kind == "corrupted" and got.message.startswith("corrupted: the pipe was closed on quantize(")
     assert worker.dequantize(CODES, np.float32(0.5), 1).tolist() == [-0.5, 0, 0.5, 1]
+
+
+def test_the_library_that_checks_memory_lies_beside_the_c_library(tmp_path, monkeypatch):
+    maps, libc, checker = (tmp_path / name for name in ("maps", "libc.so.6", "libc_malloc_debug.so.0"))
+    opened = {"/proc/self/maps": maps}
+    monkeypatch.setattr(workers, "Path", lambda name: opened.get(name) or Path(name))
+    found = workers.checking_library.__wrapped__
+    assert found() is None  # no such file
+    maps.write_text(f"7f00-7f01 r-xp 00000000 fd:01 77 {tmp_path}/libm.so.6\n7f02-7f03 rw-p 00000000 00:00 0\n")
+    assert found() is None
+    with maps.open("a", encoding="utf-8") as file:
+        file.write(f"7f04-7f05 r-xp 00000000 fd:01 78                 {libc}\n")
+    assert found() is None
+    checker.touch()
+    assert found() == str(checker)

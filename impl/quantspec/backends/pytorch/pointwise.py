@@ -35,7 +35,7 @@ class OnednnPointwise(protocol.OffersLinear, protocol.OffersConv2d, protocol.Kee
     def _signed(self) -> str:
         """``onednn-reference``, or ``onednn-pointwise-product`` where oneDNN has a kernel for signed activations, as on
         CPUs with AVX2 and not more: whichever gives the codes of a layer in which the two differ."""
-        x_q, w_q = (np.arange(-128, 128, step, dtype=np.int16).astype(np.int8)[:, None] for step in (1, 17))
+        x_q, w_q = (np.arange(-128, 128, step).astype(np.int8)[:, None] for step in (1, 17))
         x, w, y = (QParams(np.float32(scale), point, -128, 127) for scale, point in ((0.1, 3), (0.03, 0), (0.37, -5)))
         layer = x_q, x, w_q, w, np.linspace(-1, 1, len(w_q), dtype=np.float32), y
         try:
