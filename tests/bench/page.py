@@ -58,9 +58,9 @@ WHY = """\
   its last bits take as many instructions. Where vectors of 64 bytes have units of their own (AMD's family 26), no peer
   is faster.
 - **Weights alone, 4 rows**: the inputs keep all their bits and sums are exact (DYN-WEIGHT-ONLY), which takes four to
-  six products of bytes. A peer rounds the inputs to bfloat16, of which such a CPU multiplies half as many at a time as of
-  bytes: four products alone, at the peak, take one and a half times as long as all of that peer's layer on AMD's family
-  26. For one row both wait for the weights.
+  six products of bytes. A peer rounds the inputs to bfloat16, of which such a CPU multiplies half as many at a time as
+  of bytes: four products alone, at the peak, take one and a half times as long as all of that peer's layer on AMD's
+  family 26. For one row both wait for the weights.
 - **Transformers**: products take 86 % of the time on AMD's family 26 and 90 % on family 25, at 88 and 92 to 98 % of the
   peak. The rest is attention, layer normalization by torch, and Python between them, which a peer in C++ has not.
 - **Wide layers and ResNets** on many samples: all peers are within a tenth of the peak, and ratios differ by as much
