@@ -48,6 +48,11 @@ def diverging(name):
     return {e.operation for e in known if all(map(fnmatch.fnmatchcase, here, (e.backend, e.cpu)))}
 
 
+@pytest.mark.parametrize("name", [*OURS, *PEERS])
+def test_an_adapter_has_the_name_of_its_entry(name):
+    assert made(name).name == name
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_each_number_that_an_adapter_answers_is_that_of_a_dialect_that_it_declares(name):
     backend, answered = made(name), set()

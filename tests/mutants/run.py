@@ -92,7 +92,7 @@ ROOMS = {
         "chapters/test_11_backends.py", "conformance/test_workers.py", "conformance/test_endings.py",
         "conformance/test_reproductions.py", "conformance/test_drawn_alike.py", "conformance/test_adapters_here.py",
         "conformance/test_backends.py", "conformance/test_not_offered.py", "conformance/test_examined.py",
-        "tutorial/test_torch_adapter.py",
+        "tutorial/test_torch_adapter.py", "chapters/test_10_dialects_torch.py",
     ),  # fmt: skip
     "capture": CAPTURING,
     "comparison": (
