@@ -268,6 +268,25 @@ def test_a_convolution_is_what_the_dialect_says(name):
             assert got[image, channel, i, j] == expected
 
 
+@clause("DIA-WINDOWS", "DIA-ACCUMULATE")
+@given(
+    draws.seeds(), st.sampled_from(NAMES), st.integers(1, 5), st.integers(1, 3), st.booleans(),
+    st.tuples(st.integers(0, 1), st.integers(0, 1)),
+)
+def test_where_no_pair_saturates_accumulators_are_chapter_3s(generator, name, inputs, groups, per_channel, padding):
+    x = QParams(np.float32(0.5), int(generator.integers(128)), 0, 255)
+    outputs = 2 * groups
+    points = generator.integers(-128, 128, outputs) if per_channel else np.full(outputs, generator.integers(-128, 128))
+    scale = np.full(outputs, 0.25, np.float32)
+    w = QParams(scale, points, -128, 127, 0) if per_channel else QParams(scale[0], int(points[0]), -128, 127)
+    x_q = generator.integers(0, 128, (1, inputs * groups, 3, 4)).astype(np.uint8)  # no pair reaches 2^15
+    w_q = generator.integers(-128, 128, (outputs, inputs, 2, 3)).astype(np.int8)
+    places = {"stride": (1, 1), "padding": tuple((p, p) for p in padding), "dilation": (1, 1)}
+    places |= {"input_dilation": (1, 1), "groups": groups}
+    got = dialect(name).accumulate_conv(x_q, x, w_q, w, **places)
+    assert got.tolist() == integer.accumulate_conv(x_q, x.zero_point, w_q, w, **places).tolist()
+
+
 @clause("DIA-WINDOWS")
 def test_the_exact_dialects_convolution_is_chapter_3s():
     for signed in (False, True):

@@ -26,14 +26,18 @@ def windows(
     return split.transpose(order).reshape(groups, images * int(np.prod(places)), inputs), (images, *places)
 
 
-def evened(x_q: np.ndarray, w_q: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and weights with one more channel of zeros in each group where their number is odd."""
+def evened(
+    x_q: np.ndarray, w_q: np.ndarray, w_zero_point: np.ndarray, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and weights with one more channel in each group where their number is odd: of code 0 and of weights that
+    stand for 0, by their zero points, one for each output."""
     if w_q.shape[1] % 2 == 0:
         return x_q, w_q
     images, channels, *places = x_q.shape
     nothing = [(0, 0)] * len(places)
     split = np.pad(x_q.reshape(images, groups, channels // groups, *places), [(0, 0), (0, 0), (0, 1), *nothing])
-    return split.reshape(images, channels + groups, *places), np.pad(w_q, [(0, 0), (0, 1), *nothing])
+    zeros = np.broadcast_to(w_zero_point.reshape(-1, 1, *[1] * len(places)), (len(w_q), 1, *w_q.shape[2:]))
+    return split.reshape(images, channels + groups, *places), np.concatenate([w_q, zeros.astype(w_q.dtype)], axis=1)
 
 
 def rows(w_q: np.ndarray) -> np.ndarray:

@@ -156,21 +156,22 @@ class Dialect:
         x_q, w_q = integer.checked_codes(x_q, "x_q"), integer.checked_codes(w_q, "w_q")
         integer.check_channels(x_q, w_q, places["groups"])
         in_pairs, groups = self.channels_rule == "even", places["groups"]
+        points = np.broadcast_to(w.zero_point, len(w_q))
         if in_pairs:
-            x_q, w_q = evened(x_q, w_q, groups)
+            x_q, w_q = evened(x_q, w_q, points, groups)
         outputs, kernel = len(w_q) // groups, (w_q.shape[2:], places["stride"], places["dilation"], groups)
         spread_by = places["input_dilation"], places["padding"]
         outside = 0 if in_pairs else int(x.zero_point)
         patches, shape = windows(integer.spread(x_q, *spread_by, outside), *kernel)
         sums = [
-            self.accumulate(patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), points)
-            for g, points in enumerate(np.broadcast_to(w.zero_point, len(w_q)).reshape(groups, outputs))
+            self.accumulate(patches[g], x.zero_point, rows(w_q[g * outputs : (g + 1) * outputs]), of_group)
+            for g, of_group in enumerate(points.reshape(groups, outputs))
         ]
         if in_pairs:  # what is outside took no part, and must not be compensated for
             added, _ = windows(integer.spread(np.zeros_like(x_q), *spread_by, 1), *kernel)
-            for g, total in enumerate(sums):
+            for g, (total, of_group) in enumerate(zip(sums, points.reshape(groups, outputs))):
                 weight = rows(w_q[g * outputs : (g + 1) * outputs])
-                total += int(x.zero_point) * integer.accumulate(added[g], 0, weight, 0)
+                total += int(x.zero_point) * integer.accumulate(added[g], 0, weight, of_group)
         return np.concatenate(sums, axis=1).reshape(*shape, len(w_q))
 
     def requantize(
