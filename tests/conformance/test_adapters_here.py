@@ -87,6 +87,22 @@ def test_windows_of_litert_are_padded_where_same_is_as_much(name):
             assert np.any([got.value == of_one for of_one in allowed], axis=0).all()
 
 
+def test_litert_has_kernels_of_their_own_for_layers_of_a_channel_each(monkeypatch):
+    made("litert-reference")
+    from quantspec.backends.litert import litert
+
+    write, asked = litert.model, []
+    monkeypatch.setattr(litert, "model", lambda operators, *rest: asked.append(operators) or write(operators, *rest))
+    x, w = (QParams(np.float32(0.1), 0, -128, 127) for _ in range(2))
+    for channels, groups in ((1, 1), (2, 1), (2, 2), (4, 2), (3, 3)):
+        weight = np.ones((channels, channels // groups, 1, 1), np.int8)
+        call = Call("conv2d", (np.ones((1, channels, 2, 2), np.int8), x, weight, w, None, x), {"groups": groups})
+        assert answer("litert-reference", call).kind == "value"
+    names = {litert.OPERATOR.CONV_2D: "dense", litert.OPERATOR.DEPTHWISE_CONV_2D: "depthwise"}
+    found = [[names[operator[0]] for operator in operators] for operators in asked]
+    assert found == [["dense"], ["dense"], ["depthwise"], ["dense"], ["depthwise"]]
+
+
 def test_onnx_runtime_without_sums_of_32_bits_declares_those_of_16(monkeypatch):
     made("onnxruntime")
     from quantspec.backends.onnx import runtime

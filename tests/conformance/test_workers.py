@@ -178,6 +178,7 @@ def test_bytes_that_are_no_frame_are_refused():
         (text, b"ab", "an array of .* is cut off"),
         (text.replace(b"3", b"-3"), b"", "there is no array of .* and shape"),
         (text[:-1], b"abc", "the body of a frame is damaged"),
+        (text.replace(b'"dict"', b'"tict"'), b"abc", "damaged: there is no kind 'tict' of values"),
     ):
         with pytest.raises(wire.Malformed, match=message):
             told(changed, body)

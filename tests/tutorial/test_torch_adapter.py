@@ -1,6 +1,9 @@
 """The adapter of torch's quantized engines: what it offers, which dialect it finds, and that it leaves torch as it was.
 """
 
+from collections import OrderedDict
+
+import numpy as np
 import pytest
 import torch
 
@@ -85,3 +88,32 @@ def test_the_place_of_the_zero_point_decides_the_dialect_of_tensors(engine, half
         layers = "qnnpack" if half_a_step == 2 else "qnnpack-outside"
         assert found["linear_dynamic"] == {layers}
         assert layers in found["avg_pool2d"]
+
+
+@pytest.mark.parametrize("engine", OFFERED)
+def test_a_network_of_torchs_has_the_layers_of_the_model(engine):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        OrderedDict(first=torch.nn.Linear(3, 4), between=torch.nn.ReLU(), last=torch.nn.Linear(4, 2))
+    )
+    batches = [torch.rand(2, 3), torch.rand(5, 3)]
+    choices = {"engine": engine, "fuse": [["first", "between"]], "per_channel": False, "reduce_range": False}
+    static = quantized.static_network(model, batches, batches, **choices)
+    dynamic = quantized.dynamic_network(model, batches, engine=engine)
+    for network in (static, dynamic):
+        assert [layer.name for layer in network.layers] == ["first", "last"]
+        assert [layer.inputs.shape for layer in network.layers] == [(7, 3), (7, 4)]
+        assert [layer.outputs.shape for layer in network.layers] == [(7, 4), (7, 2)]
+        for layer, of_model in zip(network.layers, (model[0], model[2])):
+            assert layer.weight.dtype == np.int8 and layer.weight.shape == tuple(of_model.weight.shape)
+            assert np.abs(layer.weight * layer.w_scale - of_model.weight.detach().numpy()).max() <= layer.w_scale
+            assert layer.w_zero_point == 0 and layer.bias.tolist() == of_model.bias.tolist()
+    first, last = static.layers
+    assert static.input_codes.tolist() == first.inputs.tolist() and last.inputs.tolist() == first.outputs.tolist()
+    for layer, x_scale in ((first, static.input_scale), (last, first.scale)):
+        assert np.abs(layer.bias_codes - layer.bias / (x_scale * layer.w_scale)).max() < 0.5 + 1e-3
+    assert dynamic.input_scale is dynamic.input_zero_point is dynamic.input_codes is None
+    for layer in dynamic.layers:
+        assert layer.bias_codes is layer.scale is layer.zero_point is None
+        assert layer.inputs.dtype == layer.outputs.dtype == np.float32
+    assert dynamic.layers[0].inputs.tolist() == torch.cat(batches).tolist()

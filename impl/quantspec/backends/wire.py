@@ -124,4 +124,6 @@ def decode(value: Any, body: Body) -> Any:
         return tuple(decode(v, body) for v in content)
     if kind == "set":
         return frozenset(decode(v, body) for v in content)
-    return {key: decode(v, body) for key, v in content.items()}
+    if kind == "dict":
+        return {key: decode(v, body) for key, v in content.items()}
+    raise ValueError(f"there is no kind {kind!r} of values")
