@@ -70,7 +70,7 @@ def accumulate(
         def step(w: Value, k: Value, totals: list[Value]) -> list[Value]:
             weights = [emit.read(emit.add(w, I64(64 * j)), kind, 64) for j in range(blocks)]
             for j in range(blocks if rows in FETCHING_ROWS else 0):
-                emit.prefetch(emit.add(w, I64(AHEAD + 64 * j)))
+                emit.prefetch(emit.add(w, I64(AHEAD + 64 * j)), near=True)
             fours = (emit.splat_to(emit.read(emit.add(base, emit.shl(k, I64(2))), I32), kind) for base in bases)
             return [
                 emit.dot(totals[i * blocks + j], four, weights[j])
