@@ -116,6 +116,16 @@ FAULTS = [
         "relu=relu, rule=self.windows_rule)", "relu=relu)",
     ),
     Fault(
+        "outside-less-weights-as-codes", "numerics.dialects.dialect", ("DIA-WINDOWS",),
+        "What lies outside an image is compensated for by the codes of weights, without their zero point.",
+        "integer.accumulate(added[g], 0, weight, of_group)", "integer.accumulate(added[g], 0, weight, 0)",
+    ),
+    Fault(
+        "channel-of-weight-codes-0", "numerics.patches", ("DIA-WINDOWS",),
+        "The weights that make the number of channels even have code 0, which stands for another number than 0.",
+        "np.broadcast_to(w_zero_point.reshape", "np.broadcast_to(0 * w_zero_point.reshape",
+    ),
+    Fault(
         "sum-rounded-term-by-term", "numerics.dialects.operations", ("DIA-ADD",),
         "Each term is multiplied by its ratio and rounded before "
         "the other is added, where one fused instruction does both.",
