@@ -1,5 +1,6 @@
 """The recorded results, what explains them, and the pages that are made of them."""
 
+import html
 import re
 
 import pytest
@@ -67,6 +68,60 @@ def test_a_cell_opens_what_was_found_and_why():
     for said in (*calls, "the tail is scalar code (https://example.org/1)", "real or real-inside"):
         assert said in text
     assert chapters.clauses()["BAK-PLACE"].sentence in text
+
+
+HTML = """
+<div class="matrix" tabindex="0"><table><thead><tr><th>clause</th><th class="first"><span>torch-x86<br>
+<small class="soft">2+&lt;cpu&gt; · cpu</small></span></th><th class="first"><span>quantspec-exact<br>
+<small class="soft">1 · cpu</small></span></th></tr></thead><tbody>
+<tr class="clause"><th><b>BAK-PLACE</b> · {title[BAK-PLACE]}</th><td class="first"></td><td class="first"></td></tr>
+<tr><th>add</th><td class="none first">–</td>
+<td class="fails first"><button popovertarget="d0">differs</button></td></tr>
+<tr class="clause"><th><b>BAK-EMPTY</b> · {title[BAK-EMPTY]}</th><td class="first"></td><td class="first"></td></tr>
+<tr><th>add</th><td class="none first" title="no &quot;add&quot;">–</td><td class="pass first">pass</td></tr>
+<tr class="clause"><th><b>DIA-ADD</b> · {title[DIA-ADD]}</th><td class="first"></td><td class="first"></td></tr>
+<tr><th>add</th><td class="choice first"><button popovertarget="d1">real or real-inside</button></td>
+<td class="choice first"><button popovertarget="d2">one &amp; two</button></td></tr>
+<tr><th>mul_<wbr>q</th><td class="choice first"><button popovertarget="d3">real or real-inside</button></td>
+<td class="none first">–</td></tr></tbody></table></div>
+<div popover id="d0"><button popovertarget="d0" aria-label="close">✕</button>
+<h2>quantspec-exact 1: add, BAK-PLACE</h2><p class="soft">{said[BAK-PLACE]}</p>
+<h3>other codes</h3><p><b>Why:</b> so &lt;it&gt; is (https://example.org/1)</p><p>30 of 1,200 outputs differ.</p>
+<b>before</b><pre>add(&lt;0&gt;)</pre><b>asked</b><pre>add(&lt;1&gt;)</pre><b>allowed</b><pre>1</pre>
+<b>got</b><pre>2 &amp; more</pre><b>to see it without quantspec</b><pre>print(1)</pre>
+<h3>an &lt;end&gt;</h3><p>Beside 4,000 outputs that agree.</p>
+<b>asked</b><pre>add(&lt;1&gt;)</pre><b>allowed</b><pre>1</pre><b>got</b><pre>3</pre></div>
+<div popover id="d1"><button popovertarget="d1" aria-label="close">✕</button>
+<h2>torch-x86 2+&lt;cpu&gt;: add, DIA-ADD</h2><p class="soft">{said[DIA-ADD]}</p>
+<p>Its choice: <b>real or real-inside</b>, by 9 outputs.</p></div>
+<div popover id="d2"><button popovertarget="d2" aria-label="close">✕</button>
+<h2>quantspec-exact 1: add, DIA-ADD</h2><p class="soft">{said[DIA-ADD]}</p>
+<p>Its choice: <b>one &amp; two</b>, by 9 outputs.</p><pre>add(&lt;2&gt;)</pre></div>
+<div popover id="d3"><button popovertarget="d3" aria-label="close">✕</button>
+<h2>torch-x86 2+&lt;cpu&gt;: mul_q, DIA-ADD</h2><p class="soft">{said[DIA-ADD]}</p>
+<p>Its choice: <b>real or real-inside</b>, by 9 outputs.</p></div></body></html>
+"""
+
+
+def test_the_whole_page_of_two_backends():
+    fails = FAILS | {"outputs": 1200, "differ": 30}
+    other = FAILS | {"shape": "an <end>", "reproduce": "", "before": [], "outputs": 4000, "got": "3"}
+    absent = {"clause": "BAK-EMPTY", "operation": "add", "outcome": "not offered", "reason": 'no "add"'}
+    chosen = CHOICE | {"choice": "one & two", "counterexample": "add(<2>)"}
+    ours = Results("quantspec-exact", "1", "cpu", (fails, other, PASSES), (chosen,))
+    theirs = Results("torch-x86", "2+<cpu>", "cpu", (absent,), (CHOICE, CHOICE | {"place": "mul_q"}))
+    known = [Known("quantspec-*", "BAK-PLACE", "add", ["other codes"], "so <it> is", "https://example.org/1")]
+    head, body = report_html.page([ours, theirs], known).split(f"<style>{report_html.STYLE}</style></head><body>")
+    assert head == (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,"><title>quantspec: what backends do</title>'
+    )
+    clauses = chapters.clauses()
+    titles = {id_: html.escape(clause.title) for id_, clause in clauses.items()}
+    sentences = {id_: html.escape(clause.sentence) for id_, clause in clauses.items()}
+    expected = HTML.replace("\n", "").format(title=titles, said=sentences)
+    assert body == f"{report_html.INTRODUCTION}{expected}\n"
 
 
 def test_a_cell_of_what_a_backend_does_not_offer_says_so():
