@@ -103,7 +103,7 @@ ROOMS = {
         "chapters/test_11_backends.py", "conformance/test_matrix.py", "conformance/test_by_hand.py",
         "conformance/test_odd_answers.py", "conformance/test_smaller_calls.py", "conformance/test_recorded_names.py",
         "conformance/test_drawn_alike.py", "conformance/test_examinations_told.py",
-        "conformance/test_clauses_undecided.py",
+        "conformance/test_clauses_undecided.py", "conformance/test_ends_asked.py", "conformance/test_examined.py",
     ),  # fmt: skip
     "engines": tuple(
         f"engines/test_{name}.py"
