@@ -207,6 +207,18 @@ def test_a_call_is_written_down_without_being_made():
     assert isinstance(adapter.kernel, Kernel)
 
 
+def test_a_call_of_which_only_an_attribute_was_asked_and_not_used_is_not_written_down():
+    class Asks:
+        kernel = None
+
+        def quantize(self, x):
+            self.kernel(x, 1).shape  # noqa: B018
+            return self.kernel(x, 2)
+
+    text = reproduce.script(Asks(), "quantize", (7,), {}, attributes={"kernel": "kernel"})
+    assert text == "\nprint(kernel(7, 2).tolist())\n"
+
+
 def test_a_script_ends_where_the_adapter_needs_numbers():
     adapter = Adapter()
     assert adapter.reproduction("dequantize", np.zeros((0, 3), np.int8), 1, 0).splitlines()[-1] == (
