@@ -104,6 +104,7 @@ ROOMS = {
         "conformance/test_odd_answers.py", "conformance/test_smaller_calls.py", "conformance/test_recorded_names.py",
         "conformance/test_drawn_alike.py", "conformance/test_examinations_told.py",
         "conformance/test_clauses_undecided.py", "conformance/test_ends_asked.py", "conformance/test_examined.py",
+        "conformance/test_shape_words.py",
     ),  # fmt: skip
     "engines": tuple(
         f"engines/test_{name}.py"
