@@ -279,7 +279,8 @@ def layers(draw):
     if kind == "linear":
         return kind, lambda: nn.Linear(inputs, outputs), (3, inputs)
     if kind == "lstm":
-        return kind, lambda: nn.LSTM(inputs, outputs), (3, 2, inputs)
+        both = draw(st.booleans())
+        return kind, lambda: nn.LSTM(inputs, outputs, bidirectional=both), (3, 2, inputs)
     if kind == "groups":
         sizes = 2 * inputs, 2 * outputs, size
         return kind, lambda: nn.Conv2d(*sizes, dilation=dilation, groups=2), (2, 2 * inputs, 9, 9)
@@ -324,8 +325,8 @@ def test_a_call_unpacks_nothing(layer):
     model, x = networks.seeded(make), networks.inputs(shape[0], shape[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        q = qs.quantize_dynamic(model) if kind == "lstm" else qs.quantize(model, [x])
-    expected = q(x)
+        q, plain = (qs.quantize_dynamic(model) if kind == "lstm" else qs.quantize(model, [x]) for _ in range(2))
+    expected = plain(x)
     fields = [field for field in code_fields(q.program) if isinstance(held(*field), Held)]
     assert fields
     for field in fields:

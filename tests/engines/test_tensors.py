@@ -201,3 +201,11 @@ def test_addresses_and_tensors_for_machine_code_come_from_one_place():
                 continue
             found = re.findall(pattern, re.sub(r'""".*?"""|#.*', "", path.read_text(encoding="utf-8"), flags=re.S))
             assert not found, f"{path}: {found}"
+
+
+@clause("STA-RUN")
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (2, 3), (2, 1, 4)])
+def test_a_tensor_of_an_array_has_its_axes_and_is_contiguous(shape):
+    array = np.arange(np.prod(shape, dtype=int) * 2, dtype=np.uint8).reshape(*shape, 2)[..., 1]
+    tensor = tensors.from_array(array)
+    assert tuple(tensor.shape) == shape and tensor.is_contiguous() and tensor.numpy().tolist() == array.tolist()

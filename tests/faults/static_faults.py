@@ -359,8 +359,7 @@ FAULTS = [
     Fault(
         "rows-of-images-one-more", "engines.compiled.layer_instructions", ("STA-BOUNDS",),
         "A layer has a row more than there are, whose places lie behind the table of places.",
-        "sums=planner.keep(packed.sums), rows=places,",
-        "sums=planner.keep(packed.sums), rows=places + 1,",
+        "x_offsets=planner.keep(sources.offsets),", "x_offsets=planner.keep(sources.offsets[:-1]),",
     ),
     Fault(
         "outputs-on-the-default-device", "engines.tensors", ("STA-DEFAULTS",),
