@@ -101,7 +101,8 @@ class Writer:
         if layer is None:
             return None
         if layer.target is F.linear and self.is_bias(summand, layer):
-            layer.args = (*layer.args, self.flat(summand))
+            with self.graph.inserting_before(layer):
+                layer.args = (*layer.args, self.flat(summand))
             return layer
         return self.add(node, torch.add, layer, summand)
 
