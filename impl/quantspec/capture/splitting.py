@@ -63,7 +63,7 @@ def is_fixed(node: fx.Node, axis: int, axes: int, modules: dict[str, nn.Module])
         whole = args[0].args[0] if args[0].args else None
         alone = args[0].all_input_nodes == [whole]  # and no length of another value decides where it is cut
         return alone and isinstance(whole, fx.Node) and is_fixed(whole, axis, axes, modules)
-    if node.op != "call_method":
+    if node.op != "call_method" or node.kwargs:
         return False
     numbers = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
     if node.target in ("view", "reshape"):
