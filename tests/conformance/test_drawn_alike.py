@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from quantspec import chapters
 from quantspec.backends import protocol
@@ -12,6 +13,7 @@ from quantspec.backends.pytorch.fake_quantize import TorchDecomposed
 from quantspec.conformance import results
 from quantspec.conformance.draw_bulk import bulk
 from quantspec.conformance.passed_on import checksums
+from quantspec.conformance.sampling import for_all
 from quantspec.numerics.affine import QParams
 
 RECORDED = results.read_all(chapters.directory() / "results")
@@ -57,3 +59,17 @@ def test_an_adapter_passes_on_what_it_passed_on_when_its_results_were_recorded(m
     if not then:
         pytest.skip(f"nothing is recorded of {backend.name} {backend.version}")
     assert checksums(backend) == then[0].passed_on
+
+
+def test_the_first_call_that_raises_is_the_last_one_that_is_drawn():
+    """No smaller ones are looked for: ``shrink`` knows what a call is, Hypothesis does not."""
+    seen = []
+
+    def third(number):
+        seen.append(number)
+        if len(seen) == 3:
+            raise ZeroDivisionError(str(number))
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        for_all(st.integers(0, 10**9), third, examples=9, start=1)
+    assert len(seen) == 3 and str(raised.value) == str(seen[-1])
