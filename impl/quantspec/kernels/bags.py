@@ -11,7 +11,7 @@ from .frame import slot_addresses
 from .jit import Kernel
 from .records import Address, Integer
 
-AHEAD = 16  # rows that are fetched before they are needed, as nobody else can guess them
+AHEAD = 64  # rows that are fetched before they are needed, as nobody else can guess them
 SUM, WEIGHTED, MEAN, MAX = "sum", "weighted", "mean", "max"
 MODES = (SUM, WEIGHTED, MEAN, MAX)
 
