@@ -26,6 +26,7 @@ from quantspec.numerics.affine import QParams
 from quantspec.numerics.dialects.named import dialect
 from quantspec.numerics.dialects.operations import adaptive_avg_pool, add, avg_pool, mean, mul
 from quantspec.ptq import conversion
+from told import exactly
 
 spec = chapters.load("integer")
 EXACT = dialect("exact")
@@ -329,6 +330,20 @@ def test_sums_and_products_broadcast(one, other):
     )
     product = STEPS[Mul](Mul("y", "a", "b", a, b, y), values, {}, EXACT)
     assert product.tolist() == mul(EXACT, wide[0], a, wide[1], b, y).tolist() and len(set(product.ravel().tolist())) > 2
+
+
+@clause("INT-POOL-WINDOWS")
+@pytest.mark.parametrize("shape", [(2, 3, 0, 0), (2, 3, 0, 5), (1, 5, 0)])
+def test_nothing_has_no_largest_code_and_no_average(shape):
+    axes = len(shape) - 2
+    q, places = np.zeros(shape, np.uint8), [(2,) * axes, (1,) * axes, (1,) * axes]
+    for pooled in (
+        lambda: integer.max_pool(q, *places, (1,) * axes, False),
+        lambda: avg_pool(EXACT, q, QParams(1.0, 7, 0, 255), *places, False, True),
+    ):
+        message = f"q: expected positions along each axis that windows lie on, got shape {shape}"
+        with pytest.raises(ValueError, match=exactly(message)):
+            pooled()
 
 
 @clause("INT-POOL-WINDOWS", "INT-MAXPOOL", "INT-AVGPOOL")

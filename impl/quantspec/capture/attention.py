@@ -233,7 +233,8 @@ def window_attention(m: Any, x: Traced) -> Traced:
     bias = m.relative_position_bias_table[m.relative_position_index].reshape(area, area, heads).permute(2, 0, 1)
     scores = torch.matmul(query * (channels // heads) ** -0.5, key.transpose(-2, -1)) + bias
     if any(m.shift_size):
-        scores = scores.reshape(images, -1, heads, area, area) + window_mask((rows, columns), (tall, wide), shifts)
+        windows = scores.reshape(images, rows * columns, heads, area, area)
+        scores = windows + window_mask((rows, columns), (tall, wide), shifts)
         scores = scores.reshape(-1, heads, area, area)
     weights = torch.softmax(scores, -1)
     weights = F.dropout(weights, m.attention_dropout) if m.training and m.attention_dropout else weights

@@ -181,12 +181,13 @@ def split(x: torch.Tensor, heads: int, batch_first: bool) -> torch.Tensor:
         x = x.unsqueeze(0)
     elif not batch_first:
         x = x.transpose(0, 1)
-    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+    # Lengths are said, as -1 is ambiguous where there are no samples.
+    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
 
 def together(y: torch.Tensor, like: torch.Tensor, batch_first: bool) -> torch.Tensor:
     """The opposite of ``split``, in the layout of ``like``."""
-    joined = y.transpose(1, 2).reshape(y.shape[0], y.shape[2], -1)
+    joined = y.transpose(1, 2).reshape(y.shape[0], y.shape[2], y.shape[1] * y.shape[3])
     if like.dim() == 2:
         return joined[0]
     return joined if batch_first else joined.transpose(0, 1)

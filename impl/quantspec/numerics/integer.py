@@ -321,10 +321,10 @@ def max_pool(
 ) -> np.ndarray:
     """The largest code of each window over as many last axes as the kernel has (INT-MAXPOOL, INT-POOL-WINDOWS).
 
-    Raises ValueError for padding beyond half a kernel.
+    Raises ValueError for padding beyond half a kernel, and for images without positions.
     """
     q = checked_codes(q, "q")
-    check_padding(kernel, padding)
+    check_inside(q, kernel, padding)
     # Outside is the smallest code, which never comes out: half a window at least is inside.
     views = windows.views(q, kernel, stride, padding, dilation, ceil_mode, np.iinfo(q.dtype).min)
     largest = next(views).copy()
@@ -333,8 +333,11 @@ def max_pool(
     return largest
 
 
-def check_padding(kernel: Counts, padding: Counts) -> None:
-    """Raises ValueError for padding of more than half a window, in which a window could lie outside as a whole."""
+def check_inside(q: np.ndarray, kernel: Counts, padding: Counts) -> None:
+    """Raises ValueError where a window could lie outside as a whole: for padding of more than half of it, and where
+    there are no positions."""
+    if 0 in q.shape[q.ndim - len(kernel) :]:
+        raise ValueError(f"q: expected positions along each axis that windows lie on, got shape {q.shape}")
     if any(2 * p > k for k, p in zip(kernel, padding)):
         raise ValueError(f"padding: expected at most half the kernel {tuple(kernel)}, got {tuple(padding)}")
 
@@ -365,7 +368,7 @@ def window_sums(
     """The sums of q - zero_point over each window, and how many positions count, integers both (INT-AVGPOOL,
     INT-POOL-WINDOWS)."""
     q = checked_codes(q, "q")
-    check_padding(kernel, padding)
+    check_inside(q, kernel, padding)
     centred = q.astype(np.float64) - grid.zero_point
     views = windows.views(centred, kernel, stride, padding, (1,) * len(kernel), ceil_mode, 0.0)
     total: Float64 = functools.reduce(np.add, views)

@@ -180,8 +180,6 @@ def emit_average(planner: Planner, step: AvgPool) -> None:
     divisors = window_counts(
         shape, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad
     ).ravel()
-    if not divisors.all():
-        raise UnsupportedError(f"step {step.name!r}: expected input in each window, got one of padding only")
     windows = inside(step, planner.values[step.x].layout, planner.values[step.name].layout)
     planner.emit(images.AVERAGE, images.AveragePool(
         windows=window_entries(planner, step, *windows, divisors), scale=grid.scale, zero=int(grid.zero_point),

@@ -99,6 +99,8 @@ class Planner:
         margins, self.images = self.margins(), self.forms()
         for step in self.steps:
             shape = self.shapes[step.name]
+            if self.images[step.name] and 0 in shape[2:]:
+                raise UnsupportedError(f"step {step.name!r}: expected images that have positions, got shape {shape}")
             if isinstance(step, FlattenFloats):
                 self.alias[step.name] = step.x
             elif isinstance(step, DynamicLinear):
