@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+import programs
 import quantspec as qs
 from bench import memory, peers, rows, timing
+from quantspec.backends import registry
+from quantspec.backends.reference import ReferenceBackend
+from quantspec.engines.compiled.engine import Compiled
+from quantspec.engines.reference import Reference
+from quantspec.ir.program import Linear
 from quantspec.kernels import arrays
 from quantspec.numerics import affine
+from quantspec.numerics.affine import QParams
 from quantspec.tutorial import zoo
 from quantspec.tutorial.models import MLP
 
@@ -259,3 +266,23 @@ def test_bandwidth(name, bench):
     sizes = f"{ours / 1e9:.1f} of {copied / 1e9:.1f} GB/s"
     of = f"bytes read and written per second over those of NumPy's copy of the network's size, {sizes}, one thread"
     bench.measure(f"{name} over a copy", ours / copied, "", of=of, least=0.8)
+
+
+@pytest.mark.parametrize("name", ["quantspec", "torch.ao x86", "torch.ao onednn"])
+def test_exactness(name, bench):
+    """One layer on codes of the full range, whose products some add in pairs of 16 bits where the CPU has no dot
+    products of bytes."""
+    r = np.random.default_rng(0)
+    x, w, y = QParams(2.0**-7, 128, 0, 255), QParams(2.0**-10, 0, -128, 127), QParams(2.0**-5, 128, 0, 255)
+    x_q, w_q = r.integers(0, 256, (64, 1024)).astype(np.uint8), r.integers(-128, 128, (1024, 1024)).astype(np.int8)
+    if name == "quantspec":
+        program = programs.between(x, [Linear("y", "x.codes", "y", w_q, None, x, w, y, False)], y)
+        batch = {"x": torch.from_numpy(x.dequantize(x_q))}
+        expected, got = Reference(program)(batch).numpy(), Compiled(program)(batch).numpy()
+    else:
+        backend = registry.find(name.replace("torch.ao ", "torch-")).make()
+        exact = ReferenceBackend("fbgemm")  # how both round what they add
+        expected, got = (each.linear(x_q, x, w_q, w, None, y) for each in (exact, backend))
+    of = f"of {got.size:,} outputs of a layer of 1024 inputs on codes of the full range, those whose sum is not exact"
+    wrong = int((expected != got).sum())
+    bench.measure(f"wrong outputs, {name}", wrong, "", of=of, most=0 if name == "quantspec" else None)

@@ -24,7 +24,7 @@ from torch import nn
 import quantspec as qs
 from quantspec.tutorial import torch_fx
 
-from . import inductor, openvino_peers
+from . import HELD_TO, inductor, openvino_peers
 from .openvino_peers import nncf, openvino
 from .rows import DYNAMIC, STATIC, WEIGHTS_ALONE, Row
 
@@ -213,6 +213,8 @@ class Models:
                     add("torchao pt2e", INT8, lambda: inductor.call(self.model, data, batch, dynamic))
             for name, path in self.onnx.items():
                 kind, label = (FLOAT32, "onnxruntime") if name == FLOAT32 else (INT8, f"onnxruntime {name}")
+                if HELD_TO:
+                    continue
                 add(label, kind, lambda path=path: runtime_call(session(path, len(batch), threads), batch))
             if openvino is not None and FLOAT32 in self.onnx:
                 source = self.onnx[FLOAT32]
@@ -263,6 +265,8 @@ def compiled_call(model: nn.Module, batch: torch.Tensor) -> Callable[[], object]
 def absent() -> tuple[Unavailable, ...]:
     """Peers that this installation cannot run at all."""
     found = []
+    if HELD_TO:
+        found += [Unavailable(name, f"it cannot be held to {HELD_TO}") for name in ("onnxruntime", "torch.compile")]
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         found.append(Unavailable("torch.compile", "there is no C++ compiler"))
     for name, package in (("openvino", openvino), ("openvino NNCF", nncf)):

@@ -36,6 +36,8 @@ def cpu_name() -> str:
     """The CPU's own name, its family and model, and which dot product it has."""
     from quantspec.kernels import cpu
 
+    from . import HELD_TO
+
     fields: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -43,7 +45,9 @@ def cpu_name() -> str:
             fields.setdefault(name.strip(), value.strip())
     name = fields.get("model name", platform.processor() or platform.machine())
     family = f"family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
-    return f"{name}, {family}, dot products of {4 * cpu.target().dot_lanes} bytes"
+    held = f", held to {HELD_TO}" if HELD_TO else ""
+    lanes = cpu.target().dot_lanes
+    return f"{name}, {family}{held}, {f'dot products of {4 * lanes} bytes' if lanes else 'no dot products of bytes'}"
 
 
 def cores() -> int:
@@ -53,7 +57,7 @@ def cores() -> int:
 
 def machine_name(run: dict) -> str:
     """What the files of a run's machine are called: its CPU, with family and model."""
-    cpu, _, _ = run["machine"]["cpu"].partition(", dot products")
+    cpu, _, _ = run["machine"]["cpu"].rpartition(", ")
     return re.sub("[^a-z0-9]+", "-", cpu.replace("(R)", "").lower())
 
 

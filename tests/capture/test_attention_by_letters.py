@@ -80,8 +80,13 @@ def hidden_by_the_lengths_of_scores(q, k, v):
     return torch.einsum("bij,bjd->bid", weights, v[:, 1:])
 
 
+def by_lists(q, k, v):
+    weights = torch.einsum(q, [0, 1, 2], k, [0, 3, 2], [0, 1, 3]).softmax(-1)
+    return torch.einsum(weights, [0, 1, 3], v, [0, 3, 2], [0, 1, 2])
+
+
 FOUND = (
-    hidden_by_the_lengths_of_scores,
+    by_lists, hidden_by_the_lengths_of_scores,
     heads_inside, heads_in_front, of_any_axes, with_a_product, behind_a_product, factors_turned_round, features_first,
     hidden,
 )  # fmt: skip
@@ -137,8 +142,19 @@ def of_the_batch_of_scores(q, k, v):
     return torch.einsum("bij,bjd->bid", scores.softmax(-1), v) / scores.size(0)
 
 
+def of_three_letters_behind_any(q, k, v):
+    q, k, v = (x.unflatten(-1, (2, 8)) for x in (q, k, v))
+    weights = torch.einsum("...ihd,...jhd->...hij", q, k).softmax(-1)
+    return torch.einsum("...hij,...jhd->...ihd", weights, v).flatten(-2)
+
+
+def of_a_letter_in_one_factor(q, k, v):
+    weights = torch.einsum("bidx,bjd->bij", q.unflatten(-1, (4, 4)), k[..., :4]).softmax(-1)
+    return torch.einsum("bij,bjdx->bid", weights, v.unsqueeze(-1))
+
+
 LEFT = (
-    of_a_hidden_rows_length, of_the_batch_of_scores,
+    of_three_letters_behind_any, of_a_letter_in_one_factor, of_a_hidden_rows_length, of_the_batch_of_scores,
     summed_over_queries, weights_of_keys, weights_over_another_axis, summed_over_the_batch, of_three, of_a_diagonal,
     weights_alone,
 )  # fmt: skip

@@ -4,6 +4,7 @@ The oracle is the model itself, which does not fold, in float64."""
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -345,3 +346,28 @@ def test_values_that_several_parameters_have_are_nobodys():
     # A weight in groups is no form of a parameter that cannot be cut into so many.
     model.register_parameter("odd", nn.Parameter(torch.randn(3, 4, 1)))
     assert weights.Sources(model, {}).of(torch.randn(4, 1, 3).numpy(), "last", 2) is None
+
+
+class Twice(nn.Module):
+    """A layer that is called two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.again, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.again(torch.relu(self.again(x)))))
+
+
+@clause("QAT-PARAMETERS")
+def test_a_layer_that_is_called_twice_has_one_weight_when_it_is_converted():
+    model = networks.seeded(Twice)
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    p = qs.prepare_qat(model, [x]).train()
+    with torch.no_grad():
+        p.model.again.weight.mul_(1.5)
+    first, second, last = qs.convert(p).program.layers
+    assert first.weight is second.weight and first.weight is not last.weight
+    rounded = first.w_qparams.dequantize(first.weight) - p.model.again.weight.detach().numpy()
+    half = np.reshape(first.w_qparams.scale, (-1, 1)) / 2
+    assert (np.abs(rounded) <= half * (1 + 2**-20)).all()  # of the weight that it has now

@@ -15,6 +15,7 @@ import quantspec as qs
 from evidence import clause
 from quantspec import chapters
 from quantspec.module.report import Report, Work
+from quantspec.ptq import work
 from quantspec.ptq.work import Products
 
 spec = chapters.load("size")
@@ -220,3 +221,13 @@ def test_what_was_excluded_does_not_count():
     for m, exclude in ((model, "1"), (Keeping(model), "model.1")):
         for q in (qs.quantize(m, [x], exclude=exclude), qs.quantize_dynamic(m, exclude=exclude)):
             assert q.report.share == 1 and q.report.excluded_macs / q.report.macs > 0.98
+
+
+def test_what_a_model_of_parts_raises_while_it_is_counted_is_raised():
+    class Tired(nn.Module):
+        def forward(self, x):
+            raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="^no more$"):
+        work.of_parts(Tired(), {"part": {}}, (torch.zeros(2),), {})
+    assert work.of_parts(Tired(), {}, (torch.zeros(2),), {}) == work.of_parts(nn.Identity(), {}, (torch.zeros(2),), {})

@@ -1,15 +1,19 @@
 """Segments that are given ever other numbers of samples run plans of a few sizes again, with the reference's bits."""
 
+import math
 from dataclasses import replace
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_parallel import threads
 
+import networks
 import programs
+import quantspec as qs
 import strategies
 from networks import tensors
 from quantspec.engines.compiled import batching, segment
@@ -108,3 +112,46 @@ def test_samples_of_known_pieces_are_not_planned_again_once_there_were_many_shap
     assert all(planned(pooled, [(1, 3, n) for n in range(2, 22)]))
     whole = programs.dynamic_chain(r, [12, 5], rows=False, reduce_range=False)
     assert all(planned(whole, [(n, 12) for n in range(1, 20)]))
+
+
+@pytest.mark.parametrize("activations", ["per_token", "per_tensor", None])
+def test_dynamic_layers_take_rows_in_any_shape_once_there_were_many(activations):
+    model, example = networks.seeded(networks.Perceptron), networks.inputs(6)
+    q = qs.quantize_dynamic(model, example=example, activations=activations)
+    compiled, reference = q.run_on("compiled"), q.run_on("reference")
+    with mock.patch.object(segment, "SHAPES_KEPT", 1):
+        for lead in ((3,), (5,), (2, 3), (4,), (3, 1, 2)):
+            x = networks.inputs(math.prod(lead)).reshape(*lead, -1)
+            assert torch.equal(compiled(x), reference(x)), lead
+
+
+def test_plans_of_pieces_that_are_kept_are_bounded():
+    r = np.random.default_rng(0)
+    program = two_layers(r)
+    reference, compiled = Reference(program), Compiled(program)
+    with mock.patch.object(segment, "SHAPES_KEPT", 0), mock.patch.object(batching, "PLANS_KEPT", 3), threads(1):
+        for rows in (1, 5, 9, 3, 17, 1, 12):
+            batch = {
+                name: torch.from_numpy(programs.values(r, step.qparams, (rows, width)))
+                for name, step, width in zip(program.inputs, program.steps, (12, 7))
+            }
+            assert all(map(torch.equal, tensors(compiled(batch)), tensors(reference(batch))))
+            assert 0 < len(compiled.parts[0].local.pieces.plans) <= 3
+
+
+def test_refusals_that_are_kept_are_bounded():
+    r = np.random.default_rng(0)
+    x = programs.grid(r)
+    layer = programs.linear(r, "a", "x.codes", x, 12, 5)
+    program = programs.between(x, [layer], layer.y_qparams)
+    compiled = Compiled(program)
+    with mock.patch.object(segment, "SHAPES_KEPT", 2):
+        for width in (3, 4, 5, 3, 6, 12, 7):
+            try:
+                compiled({"x": torch.zeros(2, width)})
+            except ValueError as error:
+                assert width != 12 and "12 input features" in str(error)
+            else:
+                assert width == 12
+            refused = compiled.parts[0].local.refused
+            assert len(refused) <= 2 and (width == 12 or ((2, width),) in refused)

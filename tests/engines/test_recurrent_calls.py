@@ -94,3 +94,28 @@ def test_single_steps_are_the_references_whatever_they_are_given(kind):
             state = before if before is None or parts == 2 else before[0]
             assert all(map(torch.equal, tensors(q(x, state)), tensors(reference(x, state))))
     assert torch.equal(tensors(q(x[0]))[0], tensors(q(x[:1]))[0][0])
+
+
+@pytest.mark.filterwarnings("ignore:values are NaN")
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("bad", ["NaN", "float64", "fewer rows"])
+def test_packed_sequences_that_kernels_do_not_take_are_the_references(kind, bad):
+    r = np.random.default_rng(0)
+    program = programs.recurrent(r, kind, 5, 7, layers=1, both=False, reduce_range=False)
+    packed = batch_of(r, program, [3, 2, 2], packed=True, by_sample=True)
+    data = packed.data.clone()
+    if bad == "NaN":
+        data[1, 2] = torch.nan
+    given = packed._replace(data={"float64": data.double(), "fewer rows": data[:-1]}.get(bad, data))
+    results = []
+    for engine in (Compiled(program), Reference(program)):
+        try:
+            results.append([y.numpy() for y in tensors(engine({"x": given}))])
+        except (ValueError, TypeError, RuntimeError) as error:
+            results.append(f"{type(error).__name__}: {error}")
+    ours, theirs = results
+    assert type(ours) is type(theirs)
+    if isinstance(ours, str):
+        assert ours == theirs
+    else:
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(ours, theirs, strict=True))

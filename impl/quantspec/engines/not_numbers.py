@@ -101,9 +101,7 @@ def warn() -> None:
 
 
 def blank(value: Any) -> Any:
-    """A mask of codes without NaN, also in a tuple; other values as they are."""
-    if isinstance(value, tuple) and not isinstance(value, torch.Size):
-        return tuple(map(blank, value))
+    """A mask of codes without NaN; other values as they are."""
     return np.zeros(value.shape, np.uint8) if isinstance(value, np.ndarray) else value
 
 

@@ -29,9 +29,7 @@ class Product(NamedTuple):
 def product_of(step: Call, weights: Any = None) -> Product | None:
     """The product of matrices that a call of ``torch.einsum`` is; None where it is none. ``weights``: the factor that
     is [..., rows, summed] as it is; without it, it is the result that is [..., rows, columns] as it is."""
-    if not step.args or not isinstance(step.args[0], str) or step.kwargs:
-        return None
-    equation, *factors = step.args
+    equation, *factors = step.args  # torch writes letters for lists of numbers
     factors = list(factors[0]) if len(factors) == 1 and isinstance(factors[0], (tuple, list)) else factors
     read, _, result = equation.replace(" ", "").partition("->")
     terms = [*read.split(","), result]

@@ -261,14 +261,16 @@ class Converter:
         if name not in self.codes:
             node = self.producers.get(name)
             on_codes = self.has_codes(name) or self.sources[name] != name
-            step = self.code_step(node) if node is not None and on_codes else None
-            step = step or Quantize(f"{name}.codes", self.as_float(name), self.grid(name))
+            if node is not None and on_codes:
+                step = self.code_step(node)
+            else:
+                step = Quantize(f"{name}.codes", self.as_float(name), self.grid(name))
             self.steps.append(step)
             self.codes[name] = step.name
         return self.codes[name]
 
-    def code_step(self, node: float_graph.Node) -> program.Step | None:
-        """The step that computes a node on codes; None for what has no such step."""
+    def code_step(self, node: float_graph.Node) -> program.Step:
+        """The step that computes a node on codes."""
         name, new = node.name, f"{node.name}.codes"
         if isinstance(node, float_graph.Move):
             call = self.renamed_call(node.call, lambda n: self.codes_or_float(n, node.x))
@@ -287,11 +289,10 @@ class Converter:
         if isinstance(node, float_graph.Concat):
             parts = tuple(map(self.as_codes, node.xs)), tuple(map(self.grid, node.xs))
             return program.Concat(new, *parts, self.grid(name), node.axis)
-        if isinstance(node, float_graph.Elementwise):
-            x, y = self.grid(node.x), self.grid(name)
-            codes = table(node, self.callables, x, y, self.dialect)
-            return program.Table(new, self.as_codes(node.x), node.function, codes, x, y)
-        return None
+        assert isinstance(node, float_graph.Elementwise), "layers have been converted when they were met"
+        x, y = self.grid(node.x), self.grid(name)
+        codes = table(node, self.callables, x, y, self.dialect)
+        return program.Table(new, self.as_codes(node.x), node.function, codes, x, y)
 
     def pool(self, node: float_graph.Pool, name: str) -> program.Step:
         """The step that pools codes."""

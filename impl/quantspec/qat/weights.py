@@ -212,8 +212,7 @@ class LayerWeight:
     def added(self, array: np.ndarray, what: str) -> str:
         """The name of a parameter of its own, for what no parameter of the model gives (QAT-COMPUTED)."""
         name = key_of(self.node.name, what)
-        if name not in self.own:
-            self.own[name] = nn.Parameter(torch.from_numpy(array.copy()))
+        self.own[name] = nn.Parameter(torch.from_numpy(array.copy()))
         return name
 
     def value(self, where: "Found | str") -> torch.Tensor:
