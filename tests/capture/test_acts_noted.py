@@ -9,6 +9,7 @@ from networks import seeded
 from quantspec.capture import acting, parts, recorder, tracer
 from quantspec.capture.calls import call_of
 from quantspec.ir import float_run
+from quantspec.ir.program import Call
 from quantspec.ir.traverse import refs
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
@@ -76,6 +77,13 @@ def in_training(graph, x):
         for what in act.callables.values():
             what.train() if isinstance(what, nn.Module) else None
     return float_run.run(graph, (x,), compute=compute)
+
+
+def test_what_acts_is_noted_where_it_is_asked_for_alone():
+    model = seeded(lambda: Acting(ACTS["a module"][0])).requires_grad_(False)
+    pattern, tensors = call_of(model.forward, (ROWS,), {})
+    for graph in (tracer.trace(model).graph, recorder.record(model, "", pattern, tensors).graph):
+        assert not graph.acts and not any(isinstance(node, Call) for node in graph.nodes)
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["traced", "recorded"])

@@ -42,6 +42,13 @@ PRODUCTS = {
     "over all axes, turned": (by_letters("td,dto->o"), (8, 6, 3), ["permute", "flatten", "layer"]),
     "outputs of two axes": (by_letters("td,dhk->thk"), (8, 2, 3), ["layer", "unflatten"]),
     "outputs of two axes, turned": (by_letters("td,hdk->kth"), (2, 8, 3), ["layer", "unflatten", "permute"]),
+    "a weight for each row of each block": (
+        by_letters("...td,tdo->...to"), (6, 8, 3), ["select"] * 6 + ["layer"] * 6 + ["torch.stack"],
+    ),
+    "a weight for each pair of letters": (
+        lambda x, w: torch.einsum("abd,abdo->abo", x.unflatten(0, (2, 3)), w), (2, 3, 8, 3),
+        ["weight", "unflatten", "torch.einsum"],
+    ),
     "a weight for each row": (by_letters("td,tdo->to"), (6, 8, 3), ["select"] * 6 + ["layer"] * 6 + ["torch.stack"]),
 }  # fmt: skip
 

@@ -116,16 +116,12 @@ class Alignment:
                 raise Mismatch
             return value(mine, other)
         if isinstance(mine, dict) and isinstance(other, dict):
-            merged_items = {}
-            for key in dict.fromkeys((*mine, *other)):
-                if key in mine and key in other:
-                    merged_items[key] = self.merged(mine[key], other[key], value, differing)
-                elif any(isinstance(given, fx.Node) for given in (mine.get(key), other.get(key))):
-                    raise Mismatch
-                else:
-                    differing.append(key)
-                    merged_items |= {key: mine[key]} if key in mine else {}
-            return merged_items
+            alone = mine.keys() ^ other.keys()
+            if any(isinstance(given.get(key), fx.Node) for key in alone for given in (mine, other)):
+                raise Mismatch
+            differing += alone
+            both = {key: self.merged(mine[key], other[key], value, differing) for key in mine.keys() & other.keys()}
+            return {key: both.get(key, given) for key, given in mine.items()}
         if isinstance(mine, (tuple, list)) and isinstance(other, (tuple, list)):
             if len(mine) != len(other):
                 raise Mismatch

@@ -214,7 +214,7 @@ class Recorder(Values, TorchFunctionMode):
         if name in RANK:
             self.ranks |= {id(args[0])}
             return self.call(func, args, kwargs)
-        if name in ("size", "numel", "nelement", "__len__", "is_same_size"):
+        if name in ("size", "numel", "__len__", "is_same_size"):
             return self.size(name, func, args, kwargs)
         if writing is not None:
             return self.write(name, func, writing, args, kwargs)
