@@ -145,6 +145,13 @@ def test_a_call_that_writes_beyond_its_memory_is_found_itself():
         assert finding.shape.startswith("crashed: SIGABRT (") and finding.call.options["groups"] > 1
 
 
+@clause("BAK-DIALECT")
+def test_a_call_that_ends_a_new_process_is_no_smaller_one_of_another_kind():
+    """It may be answered by what happens to lie in the memory of one that lives on."""
+    finding = found("DiesOfSmallCalls", "BAK-DIALECT", "linear")
+    assert finding.outcome == "fails" and len(finding.call.arguments[0]) == 2 and "254" in finding.got
+
+
 @clause("BAK-PURE")
 @pytest.mark.parametrize(
     ("name", "operation"),

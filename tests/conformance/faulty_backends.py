@@ -182,6 +182,22 @@ class WritesBeyond(Sound):
         return super().conv2d(x_q, x, w_q, w, bias, y, groups=groups, **options)
 
 
+class DiesOfSmallCalls(Sound):
+    """Saturates one code too low, and a process that has answered nothing does not live to answer fewer than two
+    rows."""
+
+    def __init__(self):
+        super().__init__()
+        self._answered = False
+
+    def linear(self, x_q, x, w_q, w, bias, y, *, relu=False):
+        if len(x_q) < 2 and not self._answered:
+            os.kill(os.getpid(), signal.SIGABRT)
+        self._answered = True
+        codes = super().linear(x_q, x, w_q, w, bias, y, relu=relu)
+        return np.minimum(codes, y.qmax - 1).astype(codes.dtype)
+
+
 class KeepsThePacked(Sound):
     """Packed weights remember their first output scale, in an adapter that packs for every call unless it is told to
     keep them."""

@@ -177,6 +177,9 @@ def failure(check: Check, session: Session, found: Violation, others: set[str]) 
         except Violation as violation:
             if violation.how != found.how or violation.shape in others:
                 return False
+            # What kills a process that has answered nothing may be answered by others, with what lies in their memory.
+            if session.death([call]):
+                return False
             last = violation
             return True
         except (Undecided, ValueError, IndexError):  # cut so far that it is no call any more
