@@ -68,7 +68,7 @@ CAPTURING = tuple(
         "parametrized", "scripted", "files", "training_only", "printed", "surroundings", "split", "types_asked",
         "questions", "normalized", "choices", "answers", "masks_given", "products_moved",
         "resized", "acts_noted", "operators_recorded", "attention_found", "attention_by_letters",
-        "whole_graphs", "told_by_capture", "asked_directly", "asked_of_tensors", "numbers_read",
+        "whole_graphs", "told_by_capture", "asked_directly", "asked_of_tensors", "numbers_read", "nodes_made",
     )  # fmt: skip
 ) + ("chapters/test_07_qat_computed.py",)  # where recipes of computed weights are followed
 STORING = tuple(

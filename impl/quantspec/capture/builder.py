@@ -186,10 +186,8 @@ class GraphBuilder:
         if node.op == "call_module":
             in_place = getattr(self.modules[node.target], "inplace", False) is True
         else:
-            name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-            signed = name.endswith("_") and not name.endswith("__")
-            in_place = signed or node.kwargs.get("inplace") is True
-            in_place = in_place and node.op != "get_attr"
+            name = str(getattr(node.target, "__name__", node.target))
+            in_place = (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
         return given if in_place else None
 
     def path(self, node: fx.Node) -> str:

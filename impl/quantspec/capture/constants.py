@@ -29,7 +29,7 @@ def folded(graph: fx.Graph, model: nn.Module, *, trained: bool = False) -> tuple
     for node in list(graph.nodes):
         if node.op == "get_attr" and node not in written:
             values[node] = operator.attrgetter(node.target)(model)
-            sizes[node] = values[node].numel() if isinstance(values[node], torch.Tensor) else 1
+            sizes[node] = values[node].numel()  # parameters, buffers and other tensors are what torch.fx reads so
             learned |= {node} if isinstance(values[node], nn.Parameter) else set()
         elif (module := called(node, model)) is not None and is_constant_module(node, module, values):
             with torch.no_grad():

@@ -345,7 +345,7 @@ def rest_of(iterator: Iterator[Any]) -> Any:
     if type(iterator).__reduce__ is object.__reduce__:  # it does not say, and may give anything
         return next(UNLIKE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.14 copies some of them no longer
+        warnings.simplefilter("ignore")  # Python 3.14 says that it copies some of them no longer
         return iterator.__reduce__()
 
 

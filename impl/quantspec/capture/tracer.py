@@ -280,7 +280,7 @@ class Tracer(RefusingTracer):
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)  # torch watches the calls of all threads
         if isinstance(m, copies.SCRIPTS):  # which have a forward of their own, too
-            return self.leaf(m, args, kwargs, copies.SCRIPT)
+            self.refuse(copies.SCRIPT)
         if hooked(m):
             return self.leaf(m, args, kwargs, "it has hooks")
         if self.is_whole(m):
