@@ -191,10 +191,12 @@ def function(builder: Builder, node: fx.Node) -> float_graph.Node | None:
         bias = None if c is None else c[rows].detach().numpy().copy()
     else:
         weight, bias = builder.array(w), builder.optional(c)
-    builder.calls[layer] = builder.calls.get(layer, 0) + 1
+    found: float_graph.Node | None = float_graph.Linear(node.name, x, layer, weight, bias)
     if callable(target) and target in FUNCTIONS:
-        return functional_conv(node.name, given, layer, x, weight, bias, FUNCTIONS[target])
-    return float_graph.Linear(node.name, x, layer, weight, bias)
+        found = functional_conv(node.name, given, layer, x, weight, bias, FUNCTIONS[target])
+    if found is not None:
+        builder.calls[layer] = builder.calls.get(layer, 0) + 1
+    return found
 
 
 def arguments(node: fx.Node) -> dict[str, Any] | None:

@@ -141,7 +141,7 @@ ALONE = {
     "prelu": (nn.PReLU,),
     "clamp": (torch.clamp, "clamp", "clamp_", torch.clip, "clip"),
     "neg": (torch.neg, operator.neg, "neg"),
-    "abs": (torch.abs, abs, "abs"),
+    "abs": (torch.abs, operator.abs, "abs"),
 }
 NUMBER = (int, float)
 
@@ -162,7 +162,7 @@ def elementwise(
     else:
         named = {key.removesuffix("_val"): value for key, value in node.kwargs.items()}
         ends = dict(zip(("min", "max"), others)) | named
-        if any(not isinstance(v, (*NUMBER, str, bool, type(None))) for v in others):
+        if any(not isinstance(v, (*NUMBER, str, type(None))) for v in others):
             return None
         largest: Any = ends.get("max")
         low_zero = name in ("hardtanh", "clamp") and ends.get("min") == 0 and isinstance(largest, NUMBER)
