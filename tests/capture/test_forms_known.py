@@ -219,7 +219,7 @@ F.pad(x, (1, 1))
     Move(x='x')
 F.pad(x, (1, 1), "constant", 0)
     Move(x='x')
-F.pad(x, (1, 1), "constant", 1.5)
+F.pad(x, (1, 1), "constant", 1)
     torch.nn.functional.pad
 F.pad(x, (1, 1), "reflect")
     Move(x='x')

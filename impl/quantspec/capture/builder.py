@@ -69,7 +69,7 @@ class GraphBuilder:
         self.calls: dict[str, int] = {}
         self.weights: dict[str, str] = {}  # by layers that are functions
         self.paths: dict[str, str] = {}
-        self.values = Counter[str]()  # how often a name was asked for
+        self.values = Counter[str]()  # the last number of each name
         self.taken: set[str] = set()
 
     def build(self, traced: fx.Graph) -> FloatGraph:
@@ -201,9 +201,9 @@ class GraphBuilder:
         """A name for what a module, or an operation, gives, as a reader would look for it: one that no other value
         has."""
         found = name
-        while found in self.taken or self.values[name] == 0:
-            found = f"{name}_{self.values[name]}" if self.values[name] else name
+        while found in self.taken:
             self.values[name] += 1
+            found = f"{name}_{self.values[name]}"
         self.taken.add(found)
         return found
 

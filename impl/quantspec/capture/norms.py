@@ -30,9 +30,8 @@ def function(builder: Builder, node: fx.Node) -> float_graph.Node | None:
 
 def functional(builder: Builder, node: fx.Node, names: tuple[str, ...]) -> float_graph.BatchNorm | None:
     """``F.batch_norm`` with fixed statistics."""
-    given: dict[str, Any] = {"weight": None, "bias": None, "training": False, "eps": 1e-5}
-    given |= dict(zip(names, node.args)) | dict(node.kwargs)
-    mean, var = (constant(builder, given.get(key)) for key in ("running_mean", "running_var"))
+    given: dict[str, Any] = dict(zip(names, node.args)) | dict(node.kwargs)  # all of them: torch leaves none out
+    mean, var = (constant(builder, given[key]) for key in ("running_mean", "running_var"))
     if given["training"] is not False or mean is None or var is None or not is_value(given["input"]):
         return None
     gamma, beta = (constant(builder, given[key]) for key in ("weight", "bias"))

@@ -151,7 +151,7 @@ def elementwise(
 ) -> float_graph.Node | None:
     """A function of one value whose other arguments are numbers."""
     first, *others = [*node.args, *node.kwargs.values()]
-    if not is_value(first) or not constants(others):
+    if not constants(others):  # among which a value would be if it were not the first
         return None
     channels = None
     if module:
@@ -319,7 +319,7 @@ def move(builder: Builder, node: fx.Node) -> float_graph.Move | float_graph.Shap
     if node.target in MOVES or (node.target is operator.getitem and is_value(node.args[0])):
         return float_graph.Move(node.name, builder.first(node), builder.call(node))
     value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    if node.target is F.pad and value in (None, 0, 0.0):
+    if node.target is F.pad and value in (None, 0):
         return float_graph.Move(node.name, builder.first(node), builder.call(node))
     if node.target is F.interpolate:
         mode = node.kwargs.get("mode", node.args[3] if len(node.args) > 3 else "nearest")

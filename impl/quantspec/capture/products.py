@@ -128,10 +128,8 @@ class Writer:
 
     def contraction(self, node: fx.Node, equation: str, left: Any, right: Any) -> fx.Node | None:
         """A sum of products by the letters of ``torch.einsum``; None where that is no layer."""
-        read, arrow, result = equation.replace(" ", "").partition("->")
-        first, comma, second = read.partition(",")
-        if not arrow or not comma:
-            return None
+        read, _, result = equation.replace(" ", "").partition("->")
+        first, _, second = read.partition(",")
         if (weight := self.parameter(left)) is not None and self.parameter(right) is None:
             x, source, of_x, of_weight = right, left, second, first
         elif (weight := self.parameter(right)) is not None and self.parameter(left) is None:
@@ -238,4 +236,4 @@ def fits(of_x: str, of_weight: str, result: str, weight: torch.Tensor) -> bool:
     if weight.ndim < 2 or len(of_weight) != weight.ndim:
         return False
     x, w, y = map(set, terms)
-    return x ^ w <= y <= x | w
+    return x ^ w <= y
