@@ -30,6 +30,7 @@ class Holding(nn.Module):
         self.register_buffer("buf", torch.empty(1, 4, 1, 1))
         self.register_buffer("vec", torch.empty(4))
         self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.act = nn.Tanh()
         numbered(self)
         self.register_buffer("zero", torch.zeros(1, 4, 1, 1))
 

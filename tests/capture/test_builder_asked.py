@@ -50,8 +50,8 @@ def test_only_what_is_read_or_may_do_more_is_needed():
     def call(name, *read, kind="method"):
         return Call(name, kind, "relu", tuple(map(Ref, read)), {}, "why")
 
-    nodes = [call("a"), call("b", kind="attribute"), call("c", kind="attribute"), Elementwise("d", "c", "elu", call("d")),
-             Elementwise("e", "d", "elu", call("e")), Elementwise("f", "a", "elu", call("f"))]  # fmt: skip
+    nodes = [call("a"), call("b", kind="attribute"), call("c", kind="attribute"),
+             Elementwise("d", "c", "elu", call("d")), Elementwise("e", "d", "elu", call("e")), Elementwise("f", "a", "elu", call("f"))]  # fmt: skip
     assert [node.name for node in builder.needed(nodes, [Ref("e")])] == ["a", "c", "d", "e"]
     assert [node.name for node in builder.needed(nodes, {"x": Ref("f")})] == ["a", "f"]
 
@@ -62,7 +62,8 @@ def test_what_computes_with_sizes_alone_needs_no_reason():
 
     layer = Linear("layer", "size", "layer", np.ones((2, 2), np.float32), None)
     nodes = [Shape("size", "x", call("size", "x")), call("more", "size"), call("none"), call("both", "size", "x"),
-             Elementwise("twice", "more", "mul 2", call("twice", "more")), layer, call("of layer", "layer")]  # fmt: skip
+             Elementwise("twice", "more", "mul 2", call("twice", "more")), layer,
+             call("of layer", "layer")]  # fmt: skip
     found = builder.without_numbers(nodes)
     assert [getattr(node, "reason", "a node") for node in found] == ["a node", "", "why", "why", "", "a node", "why"]
     assert [node.name for node in found] == [node.name for node in nodes] and found[5] is layer
@@ -94,10 +95,12 @@ def test_what_is_gone_in_evaluation():
     function, module = graph.call_function, graph.call_module
     gone = [
         module("drop", (x,)), module("same", (), {"input": x}), function(F.dropout, (x, 0.5, False)),
-        function(F.dropout, (x,), {"training": False}), function(F.feature_alpha_dropout, (), {"input": x, "training": 0}),
+        function(F.dropout, (x,), {"training": False}),
+        function(F.feature_alpha_dropout, (), {"input": x, "training": 0}),
     ]  # fmt: skip
     stay = [module("act", (x,)), module("dropped", (x,)), function(F.dropout, (x,)), function(torch.add, (x, 1)),
-            graph.call_method("dropout", (x,)), function(F.dropout, (x, 0.5, True)), graph.get_attr("weight")]  # fmt: skip
+            graph.call_method("dropout", (x,)), function(F.dropout, (x, 0.5, True)),
+            graph.get_attr("weight")]  # fmt: skip
     assert [*map(made.is_gone, gone)] == [True] * 5 and [*map(made.is_gone, stay)] == [False] * 7
     for node in gone:
         assert made.node(node) is None and made.alias[node.name] == "x"
@@ -108,8 +111,9 @@ def test_what_an_operation_in_place_writes_to():
     graph, x = nodes_of()
     y, made = graph.placeholder("y"), GraphBuilder(Parts().eval())
     function, method, module = graph.call_function, graph.call_method, graph.call_module
-    writing = [module("act", (x,)), module("act", (), {"input": x}), method("add_", (x, y)), function(torch.relu_, (x,)),
-               function(F.relu, (x,), {"inplace": True}), function(F.relu, (), {"input": x, "inplace": True})]  # fmt: skip
+    writing = [module("act", (x,)), module("act", (), {"input": x}), method("add_", (x, y)),
+               function(torch.relu_, (x,)), function(F.relu, (x,), {"inplace": True}),
+               function(F.relu, (), {"input": x, "inplace": True})]  # fmt: skip
     others = [
         module("flat", (x,)), method("add", (x, y)), method("__add__", (x, y)), function(F.relu, (x,), {"inplace": 1}),
         function(torch.relu_, (1, x)), method("add_", ()), graph.get_attr("a_"), function(F.relu, (x,)),

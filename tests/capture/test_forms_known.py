@@ -273,5 +273,5 @@ F.interpolate(x, (3, x.size(3)), mode="bilinear")
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_each_form_becomes_this(name):
+def test_each_form_of_a_layer_becomes_this(name):
     assert all_become(FORMS[name]) == FORMS[name].strip()

@@ -314,6 +314,46 @@ m.conv(x) + F.conv2d(x, m.conv.weight)
     1, 1]:1825, bias=None, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), input_dilation=(1, 1),
     groups=1); Add(a='conv', b='conv2d'); calls {'conv': 2}
 """
+FORMS["constants"] = """
+F.linear(x, m.act(m.w))
+    Linear(x='x', layer='act', weight=float32[4, 4]:84.48, bias=None); calls {'act': 1}
+F.linear(x, m.act(m.vec[None]))
+    Linear(x='x', layer='act', weight=float32[1, 4]:9.245, bias=None); calls {'act': 1}
+F.linear(x, m.conv(m.k)[0, :, :, 0])
+    Linear(x='x', layer='linear', weight=float32[4, 1]:2416, bias=None); calls {'linear': 1}
+F.linear(x, m.w.t().contiguous())
+    Linear(x='x', layer='linear', weight=float32[4, 4]:93, bias=None); calls {'linear': 1}
+F.linear(x, m.w * m.buf.sum())
+    Linear(x='x', layer='linear', weight=float32[4, 4]:4947, bias=None); calls {'linear': 1}
+F.linear(x, torch.zeros_like(m.w))
+    Linear(x='x', layer='linear', weight=float32[4, 4]:0, bias=None); calls {'linear': 1}
+F.linear(x, weight=m.w + 1)
+    Linear(x='x', layer='linear', weight=float32[4, 4]:238, bias=None); calls {'linear': 1}
+x * m.b.expand(3, 4)
+    b held; Move(x='b'); Mul(a='x', b='expand')
+x * m.b.expand(2, 4)
+    expand held; Mul(a='x', b='expand_1')
+x * (m.b.expand(3, 4) + 1).sum(0)
+    sum_1 held; Mul(a='x', b='sum_2')
+x.view(m.w.shape[0], -1)
+    Move(x='x')
+torch.sum(x, dim=m.w.dim())
+    torch.sum
+x.to(m.w.dtype)
+    to
+x * torch.rand_like(m.b)
+    b held; torch.rand_like; Mul(a='x', b='rand_like')
+x * torch.maximum(m.b, m.vec)
+    maximum held; Mul(a='x', b='maximum_1')
+x * m.b.max(0)[0]
+    getitem held; Mul(a='x', b='getitem_1')
+x * m.b.view(3, 3)
+    b held; Move(x='b'); Mul(a='x', b='view')
+x * m.b.max()
+    max_1 held; Mul(a='x', b='max_2')
+x * (m.vec.int() + 1)
+    _tensor_constant0 held; Mul(a='x', b='_tensor_constant0')
+"""
 
 
 @pytest.mark.parametrize("name", FORMS)

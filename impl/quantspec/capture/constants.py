@@ -3,7 +3,7 @@ before it uses them."""
 
 import operator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -115,8 +115,8 @@ def put_in(user: fx.Node, node: fx.Node, value: Any) -> None:
     def replaced(read: fx.Node) -> Any:
         return value if read is node else read
 
-    user.args = cast(tuple[Any, ...], fx.node.map_arg(user.args, replaced))
-    user.kwargs = cast(dict[str, Any], fx.node.map_arg(user.kwargs, replaced))
+    given: Any = fx.node.map_arg((user.args, user.kwargs), replaced)
+    user.args, user.kwargs = given
 
 
 FAILED = object()
@@ -157,8 +157,8 @@ def is_random(node: fx.Node) -> bool:
 
 
 def computed(node: fx.Node, values: dict[fx.Node, Any], model: nn.Module) -> Any:
-    args = cast(tuple[Any, ...], fx.node.map_arg(node.args, values.__getitem__))
-    kwargs = cast(dict[str, Any], fx.node.map_arg(node.kwargs, values.__getitem__))
+    given: Any = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = given
     state = torch.get_rng_state()
     try:
         if (module := called(node, model)) is not None:
