@@ -50,8 +50,10 @@ def test_only_what_is_read_or_may_do_more_is_needed():
     def call(name, *read, kind="method"):
         return Call(name, kind, "relu", tuple(map(Ref, read)), {}, "why")
 
-    nodes = [call("a"), call("b", kind="attribute"), call("c", kind="attribute"),
-             Elementwise("d", "c", "elu", call("d")), Elementwise("e", "d", "elu", call("e")), Elementwise("f", "a", "elu", call("f"))]  # fmt: skip
+    nodes = [
+        call("a"), call("b", kind="attribute"), call("c", kind="attribute"), Elementwise("d", "c", "elu", call("d")),
+        Elementwise("e", "d", "elu", call("e")), Elementwise("f", "a", "elu", call("f")),
+    ]  # fmt: skip
     assert [node.name for node in builder.needed(nodes, [Ref("e")])] == ["a", "c", "d", "e"]
     assert [node.name for node in builder.needed(nodes, {"x": Ref("f")})] == ["a", "f"]
 

@@ -150,7 +150,7 @@ def elementwise(
     name: str, module: bool, builder: Builder, node: fx.Node, given: dict[str, Any]
 ) -> float_graph.Node | None:
     """A function of one value whose other arguments are numbers."""
-    first, *others = [*node.args, *node.kwargs.values()]
+    _, *others = [*node.args, *node.kwargs.values()]
     if not constants(others):  # among which a value would be if it were not the first
         return None
     channels = None
