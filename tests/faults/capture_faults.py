@@ -8,8 +8,8 @@ FAULTS = [
     Fault(
         "two-values-of-a-name", "capture.builder", ("STA-SAME",),
         "A module may have the name of a function that was called before.",
-        "while found in self.taken or self.values[name] == 0:",
-        "while self.values[name] == 0:",
+        "while found in self.taken:",
+        "while False:",
     ),
     Fault(
         "relu-in-place-by-function", OPERATORS, ("FUS-WRITTEN",),
