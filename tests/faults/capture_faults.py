@@ -50,7 +50,7 @@ FAULTS = [
     Fault(
         "padding-with-any-value", OPERATORS, ("STA-SAME",),
         "A padding moves codes, and puts the zero point where another value was asked for.",
-        "if node.target is F.pad and value in (None, 0, 0.0):",
+        "if node.target is F.pad and value in (None, 0):",
         "if node.target is F.pad:",
     ),
     Fault(
