@@ -69,7 +69,7 @@ CAPTURING = tuple(
         "questions", "normalized", "choices", "answers", "masks_given", "products_moved",
         "resized", "acts_noted", "operators_recorded", "attention_found", "attention_by_letters",
         "whole_graphs", "told_by_capture", "asked_directly", "asked_of_tensors", "numbers_read", "nodes_made",
-        "forms_known", "layers_known", "builder_asked", "tracer_asked",
+        "forms_known", "layers_known", "recorded_reads", "builder_asked", "tracer_asked",
     )  # fmt: skip
 ) + ("chapters/test_07_qat_computed.py",)  # where recipes of computed weights are followed
 STORING = tuple(

@@ -55,7 +55,7 @@ def is_fixed(node: fx.Node, axis: int, axes: int, modules: dict[str, nn.Module])
     for positions, kinds in CONVS.items():
         if node.target in kinds or type(module) in kinds:
             return axis == axes - 1 - positions
-    if node.op == "output" or not args or not isinstance(args[0], fx.Node):
+    if not args or not isinstance(args[0], fx.Node):
         return False
     if isinstance(module, KEEPING) or (node.op != "call_module" and name_of(node) in KEPT):
         return len(node.all_input_nodes) == 1 and is_fixed(args[0], axis, axes, modules)
