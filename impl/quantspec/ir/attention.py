@@ -187,7 +187,7 @@ def split(x: torch.Tensor, heads: int, batch_first: bool) -> torch.Tensor:
 
 def together(y: torch.Tensor, like: torch.Tensor, batch_first: bool) -> torch.Tensor:
     """The opposite of ``split``, in the layout of ``like``."""
-    joined = y.transpose(1, 2).reshape(y.shape[0], y.shape[2], like.shape[-1])
+    joined = y.transpose(1, 2).reshape(y.shape[0], y.shape[2], y.shape[1] * y.shape[3])
     if like.dim() == 2:
         return joined[0]
     return joined if batch_first else joined.transpose(0, 1)
