@@ -63,14 +63,13 @@ class Session:
             raise Undecided(str(error)) from None
 
     def death(self, calls: list[Call]) -> str:
-        """How a process that has answered nothing before dies of calls, one after the other, in words; empty when those
-        of both workers live: whether what lies behind a block is seen to be damaged depends on where it lies."""
-        for worker in filter(None, (self.worker, self.more_threads)):
-            try:
-                worker.story([(call.operation, call.arguments, call.options) for call in calls])
-            except Died as error:
-                last = calls[-1]
-                return f"{error.kind}: {error.how} on {described(last.operation, last.arguments, last.options)}"
+        """How a process that has answered nothing before dies of calls, one after the other, in words; empty when it
+        lives."""
+        try:
+            self.worker.story([(call.operation, call.arguments, call.options) for call in calls])
+        except Died as error:
+            last = calls[-1]
+            return f"{error.kind}: {error.how} on {described(last.operation, last.arguments, last.options)}"
         return ""
 
     def alone(self, call: Call) -> Outcome | None:
