@@ -1,9 +1,6 @@
 """Backends in processes of their own: whatever they do, the caller learns it and goes on."""
 
-import ctypes
 import importlib.util
-import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
@@ -207,24 +204,3 @@ def test_the_library_that_checks_memory_lies_beside_the_c_library(tmp_path, monk
     assert found() is None
     checker.touch()
     assert found() == str(checker)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told so")
-def test_workers_have_their_memory_at_the_same_addresses_and_nobody_else_is_told_to():
-    def first_addresses(count):
-        show = [sys.executable, "-c", "print(open('/proc/self/maps').readline().split('-')[0], hash('a'))"]
-        return {subprocess.run(show, check=True, capture_output=True).stdout for _ in range(count)}
-
-    own = ctypes.CDLL(None).personality
-    before = own(workers.ASK)
-    if own(before | workers.NOT_RANDOM) == -1:
-        pytest.skip("the system does not let processes choose")
-    own(before)
-    with Worker("quantspec-exact") as one, Worker("quantspec-exact") as other:
-        maps = [Path(f"/proc/{worker._process._process.pid}/maps").read_text() for worker in (one, other)]
-    assert maps[0].split("-")[0] == maps[1].split("-")[0]
-    with workers.fixed_addresses():
-        assert own(workers.ASK) == before | workers.NOT_RANDOM
-    assert own(workers.ASK) == before
-    if not before & workers.NOT_RANDOM and Path("/proc/sys/kernel/randomize_va_space").read_text().strip() != "0":
-        assert len(first_addresses(4)) > 1

@@ -6,7 +6,6 @@ results to another. A process that dies is started again by the next call.
 """
 
 import contextlib
-import ctypes
 import functools
 import os
 import select
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,7 +27,6 @@ START_SECONDS = 120.0
 # What a worker's new and freed memory is filled with (glibc's malloc.perturb), so that an answer made of memory that
 # nobody wrote is the same in every run, and another one in a worker that is told to fill with ``OTHER``.
 UNWRITTEN, OTHER = 0xA5, 0x3C
-ASK, NOT_RANDOM = 0xFFFFFFFF, 0x0040000  # of Linux's personality(2)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS)
 
 
@@ -38,11 +36,10 @@ class Process:
     def __init__(self, name: str, environment: Mapping[str, str]) -> None:
         self._stderr = tempfile.TemporaryFile()
         command = [sys.executable, "-m", "quantspec.backends.server", name]
-        with fixed_addresses():
-            self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=environment, bufsize=0,
-                start_new_session=True,
-            )  # fmt: skip
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=environment, bufsize=0,
+            start_new_session=True,
+        )  # fmt: skip
         self._input, self._output = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         os.set_blocking(self._input.fileno(), False)  # so that one that does not read is one that hangs
         self.end = weakref.finalize(self, end, self._process, self._input, self._output, self._stderr)
@@ -86,22 +83,6 @@ class Process:
         return said
 
 
-@contextlib.contextmanager
-def fixed_addresses() -> Iterator[None]:
-    """Processes that this thread starts inside have their memory at the same addresses every time, where the system
-    lets them: what a call meets beyond its memory, and what glibc notices of it, is then the same in every run."""
-    if sys.platform != "linux":
-        yield
-        return
-    personality = ctypes.CDLL(None).personality
-    before = personality(ASK)
-    personality(before | NOT_RANDOM)  # refused, or done
-    try:
-        yield
-    finally:
-        personality(before)
-
-
 def end(process: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> None:
     """Ends a worker and its copies: closed pipes ask it to, and a signal makes it."""
     stdin.close()
@@ -137,7 +118,7 @@ class Worker:
         self._environment = {
             **os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **watched_memory(unwritten),
             **registry.find(name).environment, **(environment or {}),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "0",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }  # fmt: skip
         self._process: Process | None = None
         self.starts = 0
