@@ -53,7 +53,7 @@ coverage: .venv/peers ## find lines that no test reaches; writes out/unreached.m
 	@rm -rf out/coverage out/kernels && mkdir -p out && mkdir -m 700 out/coverage out/kernels
 	@status=0; export QUANTSPEC_KERNELS=$(CURDIR)/out/kernels; OMP_NUM_THREADS=1 $(BIN)/python -m coverage run \
 		-m pytest -n $(WORKERS) --dist worksteal -q $(ARGS) || status=$$?; \
-		PYTHONPATH=tests/harness $(BIN)/python tests/harness/unreached.py out/coverage/* && exit $$status
+		PYTHONPATH=tests/harness $(BIN)/python tests/harness/unreached.py out/coverage && exit $$status
 
 review: .venv/installed ## record that a clause's tests were read: CLAUSE=AFF-TIES
 	@$(BIN)/python tests/harness/review.py $(foreach c,$(CLAUSE),'$(c)') $(if $(EXAMPLES),--examples $(EXAMPLES)) $(if $(WITHDRAW),--withdraw '$(WITHDRAW)')

@@ -130,9 +130,31 @@ class Counts(nn.Module):
         return x + self.calls
 
 
+class Keeps(nn.Module):
+    """Keeps the first input that it takes, which has as many rows as are asked for."""
+
+    kept = None
+
+    def __init__(self, rows=None):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x):
+        if self.kept is None:
+            if self.rows not in (None, float(x[0, 0])):
+                raise ValueError("other numbers")
+            self.kept = torch.zeros(1)
+        return x + self.kept
+
+
 def test_a_model_that_keeps_something_of_each_call_is_taken_as_it_is():
     model = Counts()
     assert kept.called_once(model, (ROWS,), {}) is model and model.calls == 0
+    stays = Keeps()
+    called = kept.called_once(stays, (ROWS,), {})
+    assert called is not stays and called.kept is not None and stays.kept is None
+    choosy = Keeps(float(ROWS[0, 0]))
+    assert kept.called_once(choosy, (ROWS,), {}) is choosy  # no other values are taken
 
 
 def test_what_a_model_says_of_its_input_in_our_words_is_raised_as_it_is():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from programs import GRID, OF_WEIGHTS
+from quantspec.engines.compiled.packing import pack_layer, unpack_layer
 from quantspec.engines.compiled.transposed import DensePart, along, dense_parts, is_transposed, triple
 from quantspec.errors import UnsupportedError
 from quantspec.ir.held import codes_shape
@@ -84,3 +85,9 @@ def test_a_convolution_of_too_many_parts_is_refused_in_words():
     message = "layer 'up': expected strides with a product of at most 1024, got (33, 32)"
     with pytest.raises(UnsupportedError, match=exactly(message)):
         dense_parts(conv((1, 1), (33, 32)))
+
+
+@pytest.mark.parametrize(("kernel", "spread"), [((1, 1), (1, 3)), ((2, 2), (3, 3)), ((2, 3), (1, 2)), ((3,), (2,))])
+def test_codes_are_unpacked_from_the_parts_that_have_some(kernel, spread):
+    step = conv(kernel, spread)
+    assert np.array_equal(unpack_layer(step, pack_layer(step)), step.weight)
