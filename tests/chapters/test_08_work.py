@@ -223,6 +223,7 @@ def test_what_was_excluded_does_not_count():
             assert q.report.share == 1 and q.report.excluded_macs / q.report.macs > 0.98
 
 
+@clause("SIZ-REPORT")
 def test_what_a_model_of_parts_raises_while_it_is_counted_is_raised():
     class Tired(nn.Module):
         def forward(self, x):
