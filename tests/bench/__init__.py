@@ -10,8 +10,10 @@ cannot is left out.
 
 import os
 
+from quantspec.backends.registry import NO_VNNI
+
 # How libraries are told to do without what AVX2 has not.
-TOLD = {"avx2": {"ATEN_CPU_CAPABILITY": "avx2", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}}
+TOLD = {"avx2": NO_VNNI | {"ATEN_CPU_CAPABILITY": "avx2"}}
 HELD_TO = os.environ.get("QUANTSPEC_CPU", "")
 if HELD_TO:
     if HELD_TO not in TOLD:

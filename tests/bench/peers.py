@@ -114,7 +114,7 @@ def onnx_models(row: Row, model: nn.Module, folder: Path) -> dict[str, Path]:
     """Files by what they hold: float32, int8 with signed and with unsigned weights; a scale for each channel."""
     batches = calibration(row)
     files = {FLOAT32: exported(model, batches[0], folder)}
-    if row.kind == WEIGHTS_ALONE:
+    if row.kind == WEIGHTS_ALONE or HELD_TO:  # what remains reads the float one
         return files
     source = str(files[FLOAT32])
     for name, weight_type in WEIGHTS.items():
@@ -211,10 +211,8 @@ class Models:
                     sized = replace(self.row, shape=tuple(batch.shape))  # what is exported has one shape
                     data, dynamic = [sized.batch(100 + seed) for seed in range(CALIBRATION)], self.row.kind == DYNAMIC
                     add("torchao pt2e", INT8, lambda: inductor.call(self.model, data, batch, dynamic))
-            for name, path in self.onnx.items():
+            for name, path in () if HELD_TO else self.onnx.items():
                 kind, label = (FLOAT32, "onnxruntime") if name == FLOAT32 else (INT8, f"onnxruntime {name}")
-                if HELD_TO:
-                    continue
                 add(label, kind, lambda path=path: runtime_call(session(path, len(batch), threads), batch))
             if openvino is not None and FLOAT32 in self.onnx:
                 source = self.onnx[FLOAT32]

@@ -6,6 +6,8 @@ import platform
 import re
 from pathlib import Path
 
+from . import HELD_TO
+
 MEASURED = ("peak_gmacs", "load")  # of the machine, and not the same in every run
 # The records of all machines; in it for each the record (.json), its page (.md) and a chart of its rows (.svg).
 FOLDER = "results/performance"
@@ -35,8 +37,6 @@ def record(rows: list[dict], measures: list[dict], unavailable: dict[str, str], 
 def cpu_name() -> str:
     """The CPU's own name, its family and model, and which dot product it has."""
     from quantspec.kernels import cpu
-
-    from . import HELD_TO
 
     fields: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():

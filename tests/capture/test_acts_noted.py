@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from recordings import recorded as recorded_on
 from torch import nn
 from torch.nn import functional as F
 
 from networks import seeded
-from quantspec.capture import acting, parts, recorder, tracer
-from quantspec.capture.calls import call_of
+from quantspec.capture import acting, parts, tracer
 from quantspec.ir import float_run
 from quantspec.ir.program import Call
 from quantspec.ir.traverse import refs
@@ -56,8 +56,7 @@ ACTS = {
 def graph_of(model, recorded):
     if not recorded:
         return tracer.trace(model, acts=True).graph
-    pattern, tensors = call_of(model.forward, (ROWS,), {})
-    return recorder.record(model, "", pattern, tensors, acts=True).graph
+    return recorded_on(model, ROWS, acts=True)
 
 
 def in_training(graph, x):
@@ -81,8 +80,7 @@ def in_training(graph, x):
 
 def test_what_acts_is_noted_where_it_is_asked_for_alone():
     model = seeded(lambda: Acting(ACTS["a module"][0])).requires_grad_(False)
-    pattern, tensors = call_of(model.forward, (ROWS,), {})
-    for graph in (tracer.trace(model).graph, recorder.record(model, "", pattern, tensors).graph):
+    for graph in (tracer.trace(model).graph, recorded_on(model, ROWS)):
         assert not graph.acts and not any(isinstance(node, Call) for node in graph.nodes)
 
 

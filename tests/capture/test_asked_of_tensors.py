@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recordings import Written
 from torch import nn
 
 import quantspec as qs
@@ -12,32 +13,21 @@ from quantspec.ir.float_graph import Shape
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 
 
-class Asks(nn.Module):
-    """A layer, and behind it what is asked of its output."""
-
-    def __init__(self, written):
-        super().__init__()
-        self.layer, self.written = nn.Linear(8, 4), written
-
-    def forward(self, x):
-        return self.written(self.layer(x))
-
-
 @pytest.mark.parametrize(
-    "written",
+    "write",
     [
         lambda y: y * torch.ones(y.shape[-1]),
         lambda y: y.flatten(y.ndim - 1),
         lambda y: y.to(y.dtype),
-        lambda y: y + torch.ones(4, device=y.device),
+        lambda y: y + torch.ones(8, device=y.device),
         lambda y: y.reshape(y.size()),
-        lambda y: y.reshape(y.numel() // 4, 4),
+        lambda y: y.reshape(y.numel() // 8, 8),
         lambda y: y.flatten(y.dim() - 1),
     ],
     ids=["shape", "ndim", "dtype", "device", "size", "numel", "dim"],
 )
-def test_what_is_asked_of_a_value_is_no_value_that_is_computed(written):
-    model = seeded(lambda: Asks(written)).requires_grad_(False)
+def test_what_is_asked_of_a_value_is_no_value_that_is_computed(write):
+    model = seeded(lambda: Written(write)).requires_grad_(False)
     graph = tracer.trace(model).graph
     asked = [node for node in graph.nodes if isinstance(node, Shape)]
     assert [node.x for node in asked] == ["layer"]
@@ -69,8 +59,10 @@ def test_a_computed_constant_that_a_layer_takes_in_is_trained(written):
     p = qs.prepare_qat(model, [x]).train()
     (_, _, network), = p.parts()
     assert len(network.graph.nodes) == 1  # the layer, with the constant in it
-    expected = model(x)
-    p(x).square().sum().backward()
-    expected.square().sum().backward()
+    (layer,) = network.layers.values()
+    weight, bias = layer.folded()
+    nn.functional.conv2d(x, weight, bias).square().sum().backward()  # in float
+    model(x).square().sum().backward()
     found, wanted = p.model.scale.grad, model.scale.grad
-    assert found is not None and torch.allclose(found, wanted, rtol=0.05, atol=0.05 * wanted.abs().max().item())
+    # Sums over 32 positions in float32 of products that are rounded a few times, each time by 2^-24 of what they are.
+    assert found is not None and torch.allclose(found, wanted, rtol=0, atol=32 * 2**-24 * float(wanted.abs().max()))

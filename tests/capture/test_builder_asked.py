@@ -77,6 +77,7 @@ class Parts(nn.Module):
     def __init__(self):
         super().__init__()
         self.drop, self.same, self.act = nn.Dropout(), nn.Identity(), nn.ReLU(inplace=True)
+        self.fresh = nn.ReLU()
         self.flat, self.inner = nn.Flatten(), nn.Sequential(nn.ReLU6(inplace=True), nn.Linear(2, 2))
         self.hooked, self.weight, self.kept = nn.Linear(2, 2), nn.Parameter(torch.ones(2)), [1]
         self.hooked.register_forward_hook(lambda m, x, y: y)
@@ -85,7 +86,7 @@ class Parts(nn.Module):
 
 
 def nodes_of():
-    """A graph, and a call in it for each kind of node."""
+    """A graph, and its input."""
     graph = fx.Graph()
     x = graph.placeholder("x")
     return graph, x
@@ -115,12 +116,16 @@ def test_what_an_operation_in_place_writes_to():
     function, method, module = graph.call_function, graph.call_method, graph.call_module
     writing = [module("act", (x,)), module("act", (), {"input": x}), method("add_", (x, y)),
                function(torch.relu_, (x,)), function(F.relu, (x,), {"inplace": True}),
-               function(F.relu, (), {"input": x, "inplace": True})]  # fmt: skip
+               function(F.relu, (), {"input": x, "inplace": True}), method("add_", (), {"input": x}),
+               function(torch.relu_, (), {"input": x})]  # fmt: skip
     others = [
         module("flat", (x,)), method("add", (x, y)), method("__add__", (x, y)), function(F.relu, (x,), {"inplace": 1}),
         function(torch.relu_, (1, x)), method("add_", ()), graph.get_attr("a_"), function(F.relu, (x,)),
+        method("__getitem__", (x,)), function(torch.relu, (x,)), function(F.relu, (x,), {"inplace": False}),
+        method("add_", (3,)), module("act", (3,)), module("fresh", (x,)), module("fresh", (), {"input": x}),
+        method("add", (), {"input": x}), function(torch.relu, (), {"input": x}),
     ]  # fmt: skip
-    assert [*map(made.target_of, writing)] == [x] * 6 and [*map(made.target_of, others)] == [None] * 8
+    assert [*map(made.target_of, writing)] == [x] * 8 and [*map(made.target_of, others)] == [None] * 17
     assert made.writes(graph) == dict.fromkeys(writing, x)
 
 

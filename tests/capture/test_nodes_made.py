@@ -1,14 +1,12 @@
-"""Single nodes: what is called how, what it writes to, and copies that share nothing."""
+"""Single nodes: what is called how, what is constant, and copies that share nothing."""
 
 import pytest
 import torch
+from recordings import recorded
 from torch import fx, nn
 
-import networks
 from networks import seeded
-from quantspec.capture import attention, copies, recorder, tracer
-from quantspec.capture.builder import GraphBuilder
-from quantspec.capture.calls import call_of
+from quantspec.capture import attention, copies, parts, tracer
 from quantspec.capture.constants import folded
 from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Call, Ref
@@ -54,11 +52,9 @@ def test_a_module_is_given_its_input_by_place():
 @pytest.mark.parametrize("module", [nn.Flatten(), nn.Flatten(0), nn.Dropout(), nn.Identity()], ids=str)
 def test_a_module_that_may_give_its_input_is_recorded_as_one_node(module):
     model = seeded(lambda: Behind(module, lambda module, x: module(x) * 2)).requires_grad_(False)
-    pattern, tensors = call_of(model.forward, (ROWS,), {})
-    graph = recorder.record(model, "", pattern, tensors).graph
+    graph = recorded(model, ROWS)
     assert [node.name for node in graph.nodes][-1] == "mul" and refs(graph.output)
-    kept = networks.tensors(model(ROWS))[0]
-    assert kept.shape == (model(ROWS)).shape
+    assert parts.graph_differs(graph, (2 * ROWS,), model(2 * ROWS)) is None
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated")
@@ -80,27 +76,7 @@ def test_a_range_of_a_length_that_is_traced_is_a_node():
     assert attention.arange(3).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("kind", "target", "named", "writes"),
-    [
-        ("call_method", "add_", {}, True), ("call_method", "add", {}, False), ("call_method", "__getitem__", {}, False),
-        ("call_function", torch.relu_, {}, True), ("call_function", torch.relu, {}, False),
-        ("call_function", nn.functional.relu, {"inplace": True}, True),
-        ("call_function", nn.functional.relu, {"inplace": False}, False),
-        ("call_module", "fresh", {}, False), ("call_module", "over", {}, True),
-    ],
-)  # fmt: skip
-def test_what_an_operation_in_place_writes_to(kind, target, named, writes):
-    model = nn.ModuleDict({"fresh": nn.ReLU(), "over": nn.ReLU(inplace=True)})
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    builder = GraphBuilder(model)
-    assert builder.target_of(graph.create_node(kind, target, (x,), named)) is (x if writes else None)
-    assert builder.target_of(graph.create_node(kind, target, (), {"input": x, **named})) is (x if writes else None)
-    assert builder.target_of(graph.create_node(kind, target, (3,), named)) is None
-
-
-def test_constants_that_are_folded_stay_the_models_own_where_nothing_is_computed():
+def test_constants_are_computed_and_how_is_kept_where_they_are_trained():
     class Computes(nn.Module):
         def __init__(self):
             super().__init__()

@@ -3,11 +3,11 @@ does with arguments by their names and with what a first call keeps."""
 
 import pytest
 import torch
+from recordings import recorded
 from torch import nn
 
 from networks import seeded
-from quantspec.capture import kept, parts, recorder, tensor_names, tracked
-from quantspec.capture.calls import call_of
+from quantspec.capture import kept, parts, tensor_names, tracked
 from quantspec.errors import UnsupportedError
 from quantspec.ir.program import Call
 from told import exactly
@@ -93,8 +93,7 @@ class Asks(nn.Module):
 
 def test_what_a_graph_depends_on_is_required_once():
     model = seeded(Asks).requires_grad_(False)
-    pattern, tensors = call_of(model.forward, (ROWS,), {})
-    graph = recorder.record(model, "", pattern, tensors).graph
+    graph = recorded(model, ROWS)
     asserted = [node.args[1] for node in graph.nodes if isinstance(node, Call) and node.target == "torch._assert"]
     assert sum("> 2) is True" in message for message in asserted) == 1
 
@@ -131,17 +130,17 @@ class Counts(nn.Module):
 
 
 class Keeps(nn.Module):
-    """Keeps the first input that it takes, which has as many rows as are asked for."""
+    """Keeps something of its first call, whose first number has to be the one that is asked for."""
 
     kept = None
 
-    def __init__(self, rows=None):
+    def __init__(self, first=None):
         super().__init__()
-        self.rows = rows
+        self.first = first
 
     def forward(self, x):
         if self.kept is None:
-            if self.rows not in (None, float(x[0, 0])):
+            if self.first not in (None, float(x[0, 0])):
                 raise ValueError("other numbers")
             self.kept = torch.zeros(1)
         return x + self.kept

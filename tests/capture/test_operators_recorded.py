@@ -4,11 +4,11 @@ import operator
 
 import pytest
 import torch
+from recordings import recorded
 from torch import nn
 
 from networks import seeded
-from quantspec.capture import parts, recorder
-from quantspec.capture.calls import call_of
+from quantspec.capture import parts
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 
@@ -45,7 +45,6 @@ WRITTEN = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_an_operator_is_recorded_with_its_sides_as_they_stand(name):
     model = seeded(lambda: Between(WRITTEN[name])).requires_grad_(False)
-    pattern, tensors = call_of(model.forward, (ROWS,), {})
-    graph = recorder.record(model, "", pattern, tensors).graph
+    graph = recorded(model, ROWS)
     for x in (ROWS, 2 * ROWS.flip(0)):
         assert parts.graph_differs(graph, (x,), model(x)) is None

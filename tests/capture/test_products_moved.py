@@ -3,12 +3,12 @@ which weights are computed once."""
 
 import pytest
 import torch
+from recordings import recorded as recorded_on
 from torch import nn
 from torch.nn import functional as F
 
 from networks import seeded
-from quantspec.capture import parts, recorder, tracer
-from quantspec.capture.calls import call_of
+from quantspec.capture import parts, tracer
 from quantspec.ir.float_graph import Linear
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
@@ -131,7 +131,6 @@ FACTORS = {
 def test_a_table_that_takes_its_type_or_shape_from_a_parameter_is_none(name, recorded):
     factor, is_layer = FACTORS[name]
     model = seeded(lambda: OfTable(factor)).requires_grad_(False)
-    pattern, tensors = call_of(model.forward, (ROWS,), {})
-    graph = recorder.record(model, "", pattern, tensors).graph if recorded else tracer.capture(model)
+    graph = recorded_on(model, ROWS) if recorded else tracer.capture(model)
     assert parts.graph_differs(graph, (2 * ROWS,), model(2 * ROWS)) is None
     assert sum(isinstance(node, Linear) for node in graph.nodes) == is_layer

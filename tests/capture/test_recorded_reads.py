@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from recordings import Written, recorded
 from torch import nn
 
 from networks import seeded
-from quantspec.capture import parts, recorder, tracer, writes
-from quantspec.capture.calls import call_of
+from quantspec.capture import parts, tracer, writes
 from quantspec.ir.program import Call
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
@@ -24,22 +24,6 @@ class Both:
     first: torch.Tensor
     second: torch.Tensor | None = None
     made: int = field(default=0, init=False)
-
-
-class Written(nn.Module):
-    """A layer, and behind it what is written."""
-
-    def __init__(self, written):
-        super().__init__()
-        self.layer, self.written = nn.Linear(8, 8), written
-
-    def forward(self, x):
-        return self.written(self.layer(x))
-
-
-def recorded(model, *args):
-    pattern, tensors = call_of(model.forward, args, {})
-    return recorder.record(model, "", pattern, tensors).graph
 
 
 def told(graph):

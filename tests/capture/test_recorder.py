@@ -6,12 +6,12 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from recordings import recorded
 from torch import nn
 from torch.nn import functional as F
 
 from networks import seeded
-from quantspec.capture import parts, recorder
-from quantspec.capture.calls import call_of
+from quantspec.capture import parts
 from quantspec.errors import UnsupportedError
 from quantspec.torchvision_compat import import_torchvision
 
@@ -152,22 +152,17 @@ STOPPED = {
 }
 
 
-def recorded(model):
-    pattern, tensors = call_of(model.forward, (ROWS,), {})
-    return recorder.record(model, "", pattern, tensors).graph
-
-
 @pytest.mark.parametrize("name", RECORDED)
 def test_what_is_recorded_computes_what_ran(name):
     model = seeded(lambda: Written(RECORDED[name])).requires_grad_(False)
-    graph = recorded(model)
+    graph = recorded(model, ROWS)
     for x in (ROWS, ROWS.flip(0) * 3):
         assert parts.graph_differs(graph, (x,), model(x)) is None
 
 
 def test_attention_of_other_sizes_is_written_out():
     model = seeded(OfOtherSizes).requires_grad_(False)
-    graph = recorded(model)
+    graph = recorded(model, ROWS)
     assert parts.graph_differs(graph, (ROWS * 2,), model(ROWS * 2)) is None
     assert not [node for node in graph.nodes if getattr(node, "kind", "") == "module"]
 
@@ -178,14 +173,13 @@ def test_windows_of_images_are_written_out_for_images_of_that_size(shift):
     model = seeded(lambda: nn.Sequential(swin.ShiftedWindowAttention(4, [3, 3], [shift, shift], 2)))
     model.requires_grad_(False)
     x = torch.randn(2, 7, 6, 4, generator=torch.Generator().manual_seed(5))
-    pattern, tensors = call_of(model.forward, (x,), {})
-    graph = recorder.record(model, "", pattern, tensors).graph
+    graph = recorded(model, x)
     assert parts.graph_differs(graph, (x * 2,), model(x * 2)) is None
 
 
 def test_attention_that_is_not_written_out_is_one_node():
     model = seeded(WithMore).requires_grad_(False)
-    graph = recorded(model)
+    graph = recorded(model, ROWS)
     assert parts.graph_differs(graph, (ROWS * 2,), model(ROWS * 2)) is None
     assert [node.target for node in graph.nodes if getattr(node, "kind", "") == "module"] == ["attention"]
 
@@ -194,7 +188,7 @@ def test_attention_that_is_not_written_out_is_one_node():
 def test_what_ends_a_recording_is_told(name):
     write, reason = STOPPED[name]
     with pytest.raises(UnsupportedError, match=reason):
-        recorded(seeded(lambda: Written(write)).requires_grad_(False))
+        recorded(seeded(lambda: Written(write)).requires_grad_(False), ROWS)
 
 
 def test_sizes_that_a_model_has_noted_are_plain_numbers_afterwards():
@@ -205,7 +199,7 @@ def test_sizes_that_a_model_has_noted_are_plain_numbers_afterwards():
         noted.append(x.shape[0] / 4)
         return x
 
-    recorded(seeded(lambda: Written(noting)))
+    recorded(seeded(lambda: Written(noting)), ROWS)
     columns, quarter = noted
     assert [0] * columns == [0] * 8 and len(range(columns)) == 8 and columns == 8 and {columns} == {8}
     assert columns + 1 == 9 and type(columns + 1) is int and quarter == 1.5 and quarter.as_integer_ratio() == (3, 2)
@@ -224,7 +218,6 @@ class Ignoring(nn.Module):
 
 def test_a_tensor_that_is_not_read_is_an_input_all_the_same():
     model = seeded(Ignoring).requires_grad_(False)
-    pattern, tensors = call_of(model.forward, (ROWS * 2, ROWS, ROWS * 3), {})
-    graph = recorder.record(model, "", pattern, tensors).graph
+    graph = recorded(model, ROWS * 2, ROWS, ROWS * 3)
     assert list(graph.inputs) == ["unread", "x", "more"]
     assert parts.graph_differs(graph, (ROWS * 3, ROWS.flip(0), ROWS), model(ROWS, ROWS.flip(0), ROWS)) is None

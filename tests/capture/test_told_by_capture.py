@@ -4,11 +4,12 @@
 import numpy as np
 import pytest
 import torch
+from recordings import recorded
 from torch import nn
 from torch.nn import functional as F
 
 from networks import seeded
-from quantspec.capture import acting, aliases, calls, copies, parts, recorder, tracer
+from quantspec.capture import acting, aliases, calls, copies, parts, tracer
 from quantspec.errors import UnsupportedError
 from told import exactly
 
@@ -125,22 +126,17 @@ RECORDED = {
 }  # fmt: skip
 
 
-def recorded(model, x=ROWS, **how):
-    pattern, tensors = calls.call_of(model.forward, (x,), {})
-    return recorder.record(model, "", pattern, tensors, **how).graph
-
-
 @pytest.mark.parametrize("name", RECORDED)
 def test_what_no_recorded_graph_holds_is_told(name):
     write, told = RECORDED[name]
     with pytest.raises(UnsupportedError) as raised:
-        recorded(seeded(lambda: Written(write)).requires_grad_(False))
+        recorded(seeded(lambda: Written(write)).requires_grad_(False), ROWS)
     assert str(raised.value).partition(" (/")[0] == told
 
 
 def test_a_recording_tells_of_its_input_and_its_default():
     with pytest.raises(UnsupportedError) as raised:
-        recorded(seeded(lambda: ToInput(None)))
+        recorded(seeded(lambda: ToInput(None)), ROWS)
     assert str(raised.value).partition(" (/")[0] == "it writes to an input"
     with pytest.raises(UnsupportedError, match=exactly(f"{BEFORE.replace('Written', 'OfDefault')}the default of 'y' is "
                                                        "a tensor")):
@@ -175,7 +171,7 @@ def test_what_training_does_otherwise_is_told(name):
     evaluation, training, told, told_by_recording = OTHERWISE[name]
     model = seeded(lambda: Other(evaluation, training)).requires_grad_(False)
     for capture, why in ((lambda: tracer.trace(model, acts=True).graph, told),
-                         (lambda: recorded(model, acts=True), told_by_recording)):  # fmt: skip
+                         (lambda: recorded(model, ROWS, acts=True), told_by_recording)):  # fmt: skip
         if why is None:
             assert capture().nodes
             continue

@@ -3,12 +3,12 @@ constants were made."""
 
 import pytest
 import torch
+from recordings import recorded as recorded_on
 from torch import nn
 from torch.nn import functional as F
 
 from graph_text import numbered, text
-from quantspec.capture import recorder, tracer
-from quantspec.capture.calls import call_of
+from quantspec.capture import tracer
 
 
 class Images(nn.Module):
@@ -160,8 +160,7 @@ def graph_of(name):
     model = numbered(build())
     if not recorded:
         return tracer.trace(model, acts=True).graph
-    pattern, tensors = call_of(model.forward, given, {})
-    return recorder.record(model, "", pattern, tensors).graph
+    return recorded_on(model, *given)
 
 
 # The whole of each graph.

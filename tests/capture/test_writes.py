@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from recordings import Written
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,17 +17,6 @@ from quantspec.numerics import accuracy
 
 ROWS = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
 LARGE = 40 * ROWS.flip(0)
-
-
-class Written(nn.Module):
-    """A layer, and what is written to its output."""
-
-    def __init__(self, write):
-        super().__init__()
-        self.layer, self.write = nn.Linear(8, 8), write
-
-    def forward(self, x):
-        return self.write(self.layer(x))
 
 
 def into_columns(y):

@@ -36,6 +36,12 @@ def two_layers(r: np.random.Generator) -> Program:
     return replace(program, output=(Ref("sum"), Ref("out")))
 
 
+def rows_for(program: Program, r: np.random.Generator, *lead: int) -> dict[str, torch.Tensor]:
+    """Values for both inputs of ``two_layers``."""
+    pairs = zip(program.inputs, program.steps, (12, 7))
+    return {name: torch.from_numpy(programs.values(r, step.qparams, (*lead, width))) for name, step, width in pairs}
+
+
 shapes = st.lists(st.integers(1, 6), min_size=1, max_size=3)
 
 
@@ -47,10 +53,7 @@ def test_rows_in_any_shape_give_the_references_bits_once_there_were_many(r, draw
         with threads(count):
             compiled = Compiled(program)
             for lead in drawn:
-                batch = {
-                    name: torch.from_numpy(programs.values(r, step.qparams, (*lead, width)))
-                    for name, step, width in zip(program.inputs, program.steps, (12, 7))
-                }
+                batch = rows_for(program, r, *lead)
                 found, expected = tensors(compiled(batch)), tensors(reference(batch))
                 assert [y.shape for y in found] == [y.shape for y in expected]
                 assert all(map(torch.equal, found, expected))
@@ -131,10 +134,7 @@ def test_plans_of_pieces_that_are_kept_are_bounded():
     reference, compiled = Reference(program), Compiled(program)
     with mock.patch.object(segment, "SHAPES_KEPT", 0), mock.patch.object(batching, "PLANS_KEPT", 3), threads(1):
         for rows in (1, 5, 9, 3, 17, 1, 12):
-            batch = {
-                name: torch.from_numpy(programs.values(r, step.qparams, (rows, width)))
-                for name, step, width in zip(program.inputs, program.steps, (12, 7))
-            }
+            batch = rows_for(program, r, rows)
             assert all(map(torch.equal, tensors(compiled(batch)), tensors(reference(batch))))
             assert 0 < len(compiled.parts[0].local.pieces.plans) <= 3
 

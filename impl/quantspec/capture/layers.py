@@ -191,9 +191,11 @@ def function(builder: Builder, node: fx.Node) -> float_graph.Node | None:
         bias = None if c is None else c[rows].detach().numpy().copy()
     else:
         weight, bias = builder.array(w), builder.optional(c)
-    found: float_graph.Node | None = float_graph.Linear(node.name, x, layer, weight, bias)
+    found: float_graph.Node | None
     if callable(target) and target in FUNCTIONS:
         found = functional_conv(node.name, given, layer, x, weight, bias, FUNCTIONS[target])
+    else:
+        found = float_graph.Linear(node.name, x, layer, weight, bias)
     if found is not None:
         builder.calls[layer] = builder.calls.get(layer, 0) + 1
     return found
